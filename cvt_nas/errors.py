@@ -1,0 +1,53 @@
+"""Errors that a user can fix.
+
+    CvtNasError                 base of everything below; the command line prints it and exits with 2
+    ├── ArchError               an architecture that cannot exist, or an unknown name
+    ├── SpaceFileError          a space file: every problem of the file, each with its line
+    ├── DataError               a data set that is missing, incomplete or does not fit the space
+    ├── ResourceError           more GPUs or CPUs asked for than there are
+    ├── RunFolderError          a run folder that is missing, taken or damaged
+    └── ExportError             an architecture of a run that cannot be exported as asked
+
+What only a programming mistake can cause is an `assert`, not one of these.
+"""
+
+from collections.abc import Sequence
+
+
+class CvtNasError(Exception):
+    """A mistake that the user can fix; the message says where, what came and what would be right."""
+
+
+class ArchError(CvtNasError, ValueError):
+    """An architecture that cannot exist."""
+
+
+class SpaceFileError(CvtNasError, ValueError):
+    """All the problems of one space file.
+
+    Args:
+        problems: One line each, `file:line: key: what came, what would be right`.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[type, tuple[tuple[str, ...]]]:
+        return (type(self), (self.problems,))
+
+
+class DataError(CvtNasError):
+    """A data set that is missing, incomplete, or does not fit the space."""
+
+
+class ResourceError(CvtNasError):
+    """More was asked for than the machine or the cluster has."""
+
+
+class RunFolderError(CvtNasError):
+    """A run folder that is missing, taken or damaged."""
+
+
+class ExportError(CvtNasError):
+    """An architecture of a run that cannot be exported as asked."""

@@ -1,0 +1,271 @@
+"""CvT as a plain torch module, built from an `ArchConfig`.
+
+Tokens travel as `(batch, tokens, channels)`. A feature map is a view of them in torch's channels-last
+layout, so no step between attention and convolution copies memory, and depth-wise convolutions meet
+the layout in which they are fastest.
+
+Source: Wu et al. 2021, arXiv:2103.15808. Names in the state dict are those of the official code.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, load_arch, mlp_width, save_arch
+from cvt_nas.errors import ArchError
+from cvt_nas.results import write_atomically
+
+
+def drop_path(x: Float[Tensor, "batch tokens channels"], rate: float) -> Float[Tensor, "batch tokens channels"]:
+    """Zeroes whole samples of a residual branch with probability `rate`, and scales the others up to match.
+
+    Source: Huang et al. 2016, arXiv:1603.09382.
+    """
+    keep = torch.empty(x.shape[0], 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - rate)
+    return x * keep.div_(1 - rate)
+
+
+class ConvEmbed(nn.Module):
+    """Convolutional token embedding: a strided convolution over the map, then a layer norm over each token."""
+
+    def __init__(self, stage: StageConfig, in_channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(
+            in_channels, stage.embed_dim, stage.patch_kernel, stage.patch_stride, stage.patch_padding
+        )
+        self.norm = nn.LayerNorm(stage.embed_dim)
+
+    def forward(
+        self, images: Float[Tensor, "batch in_channels height width"]
+    ) -> tuple[Float[Tensor, "batch tokens channels"], tuple[int, int]]:
+        maps = self.proj(images)
+        return self.norm(rearrange(maps, "b c h w -> b (h w) c")), (maps.shape[2], maps.shape[3])
+
+
+class ConvProjection(nn.Module):
+    """Depth-wise convolution and batch norm over the tokens' map, before a linear projection."""
+
+    def __init__(self, dim: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, kernel_size, stride, kernel_size // 2, groups=dim, bias=False)
+        self.bn = nn.BatchNorm2d(dim)
+
+    def forward(self, maps: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch tokens channels"]:
+        return rearrange(self.bn(self.conv(maps)), "b c h w -> b (h w) c")
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose queries, keys and values come from the projection of `block`.
+
+    The scale is `embed_dim ** -0.5` as in the official code, not the head width's, so weights keep
+    their meaning when only the number of heads changes.
+    """
+
+    def __init__(self, block: BlockConfig, dim: int, class_token: bool) -> None:
+        super().__init__()
+        self.num_heads = block.num_heads
+        self.scale = dim**-0.5
+        self.class_token = class_token
+        self.projection = block.projection
+        if block.projection == "dw_bn":
+            self.conv_proj_q = ConvProjection(dim, block.kernel_size, stride=1)
+            self.conv_proj_k = ConvProjection(dim, block.kernel_size, block.kv_stride)
+            self.conv_proj_v = ConvProjection(dim, block.kernel_size, block.kv_stride)
+        elif block.projection == "avg":
+            self.pool_kv = nn.AvgPool2d(block.kernel_size, block.kv_stride, block.kernel_size // 2, ceil_mode=True)
+        self.proj_q = nn.Linear(dim, dim)
+        self.proj_k = nn.Linear(dim, dim)
+        self.proj_v = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def _project_maps(
+        self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs of the three linear projections, `(batch, queries or keys, channels)` each."""
+        if self.projection == "linear":
+            return tokens, tokens, tokens
+        maps = rearrange(tokens, "b (h w) c -> b c h w", h=grid[0], w=grid[1])
+        if self.projection == "avg":
+            pooled = rearrange(self.pool_kv(maps), "b c h w -> b (h w) c")
+            return tokens, pooled, pooled
+        return self.conv_proj_q(maps), self.conv_proj_k(maps), self.conv_proj_v(maps)
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, int]
+    ) -> Float[Tensor, "batch tokens channels"]:
+        if self.class_token:  # it has no place on the map, so it passes the projections by
+            cls, on_map = tokens.split([1, grid[0] * grid[1]], dim=1)
+            q, k, v = (torch.cat((cls, x), dim=1) for x in self._project_maps(on_map, grid))
+        else:
+            q, k, v = self._project_maps(tokens, grid)
+        q, k, v = (
+            rearrange(x, "b t (h d) -> b h t d", h=self.num_heads)
+            for x in (self.proj_q(q), self.proj_k(k), self.proj_v(v))
+        )
+        out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return self.proj(rearrange(out, "b h t d -> b t (h d)"))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a QuickGELU, `x * sigmoid(1.702 x)`, between them.
+
+    QuickGELU is `silu(1.702 x) / 1.702`. The two factors are applied to the weights, which are far
+    fewer than the activations: one fused pass over the widest tensor of the network instead of three.
+
+    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, tokens: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch tokens channels"]:
+        hidden = F.silu(F.linear(tokens, 1.702 * self.fc1.weight, 1.702 * self.fc1.bias))
+        return F.linear(hidden, self.fc2.weight / 1.702, self.fc2.bias)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention and MLP, each a residual branch that training may drop."""
+
+    def __init__(self, block: BlockConfig, dim: int, class_token: bool, drop_path_rate: float) -> None:
+        super().__init__()
+        self.drop_path_rate = drop_path_rate
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(block, dim, class_token)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, mlp_width(dim, block.mlp_ratio))
+
+    def _branch(self, x: Tensor) -> Tensor:
+        return drop_path(x, self.drop_path_rate) if self.training and self.drop_path_rate > 0 else x
+
+    def forward(
+        self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, int]
+    ) -> Float[Tensor, "batch tokens channels"]:
+        tokens = tokens + self._branch(self.attn(self.norm1(tokens), grid))
+        return tokens + self._branch(self.mlp(self.norm2(tokens)))
+
+
+class Stage(nn.Module):
+    """A token embedding and its blocks."""
+
+    def __init__(self, stage: StageConfig, in_channels: int, drop_path_rate: float) -> None:
+        super().__init__()
+        self.patch_embed = ConvEmbed(stage, in_channels)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, stage.embed_dim)) if stage.class_token else None
+        last = max(len(stage.blocks) - 1, 1)
+        self.blocks = nn.ModuleList(
+            Block(block, stage.embed_dim, stage.class_token, drop_path_rate * index / last)
+            for index, block in enumerate(stage.blocks)
+        )
+
+    def forward(
+        self, images: Float[Tensor, "batch in_channels height width"]
+    ) -> tuple[Float[Tensor, "batch tokens channels"], tuple[int, int]]:
+        tokens, grid = self.patch_embed(images)
+        if self.cls_token is not None:
+            tokens = torch.cat((self.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
+        for block in self.blocks:
+            tokens = block(tokens, grid)
+        return tokens, grid
+
+
+class CvT(nn.Module):
+    """Convolutional vision transformer.
+
+    Args:
+        arch: What to build. The weights fit images of any size that leaves a token in every stage.
+        drop_path: Rate of each stage's last block; it rises linearly from 0 within the stage. One
+            number holds for every stage.
+
+    Raises:
+        ValueError: `drop_path` has not one rate for each stage.
+    """
+
+    def __init__(self, arch: ArchConfig, *, drop_path: float | Sequence[float] = 0.0) -> None:
+        super().__init__()
+        rates = [drop_path] * len(arch.stages) if isinstance(drop_path, int | float) else list(drop_path)
+        if len(rates) != len(arch.stages):
+            raise ValueError(f"drop_path: got {len(rates)} rates, must be one for each of {len(arch.stages)} stages")
+        self.arch = arch
+        channels = (arch.num_channels, *(stage.embed_dim for stage in arch.stages))
+        for index, stage in enumerate(arch.stages):
+            self.add_module(f"stage{index}", Stage(stage, channels[index], rates[index]))
+        self.norm = nn.LayerNorm(channels[-1])
+        self.head = nn.Linear(channels[-1], arch.num_classes)
+        self.apply(_init_weights)
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits; `images` are normalised as in training."""
+        maps, tokens, last = images, images, len(self.arch.stages) - 1
+        for index in range(last + 1):
+            tokens, grid = self.get_submodule(f"stage{index}")(maps)
+            if index < last:
+                maps = rearrange(tokens, "b (h w) c -> b c h w", h=grid[0], w=grid[1])
+        if self.arch.stages[-1].class_token:
+            return self.head(self.norm(tokens[:, 0]))
+        return self.head(self.norm(tokens).mean(dim=1))
+
+
+def _init_weights(module: nn.Module) -> None:
+    """Truncated normals of deviation 0.02 in linears and the class token; convolutions keep torch's default."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, Stage) and module.cls_token is not None:
+        nn.init.trunc_normal_(module.cls_token, std=0.02)
+
+
+def build_model(arch: ArchConfig, *, drop_path: float | Sequence[float] = 0.0) -> CvT:
+    """A freshly initialised `CvT`; torch's global random state decides the weights."""
+    return CvT(arch, drop_path=drop_path)
+
+
+def save_model(model: CvT, folder: Path) -> None:
+    """Writes `arch.json`, `model.safetensors`, and a probe of what this very model answers.
+
+    The probe is two images of noise and the model's logits for them in fp32, by which an export can
+    prove that it is still the trained model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_arch(model.arch, folder / "arch.json")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(folder / "model.safetensors", lambda path: save_file(state, path))
+    size = model.arch.image_size
+    images = torch.randn(2, model.arch.num_channels, size, size, generator=torch.Generator().manual_seed(0))
+    probe = {"images": images, "logits": probe_logits(model, images)}
+    write_atomically(folder / "probe.safetensors", lambda path: save_file(probe, path))
+
+
+def load_model(folder: str | Path) -> CvT:
+    """The trained network in a folder that `save_model` or an export wrote, on the CPU, in eval mode.
+
+    Raises:
+        ArchError: The folder has no `arch.json`, or its weights are missing or of another network.
+    """
+    folder = Path(folder)
+    model = CvT(load_arch(folder / "arch.json"))
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, RuntimeError) as error:
+        raise ArchError(f"{folder}/model.safetensors: {str(error).splitlines()[0]}") from error
+    return model.eval()
+
+
+@torch.inference_mode()
+def probe_logits(model: CvT, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+    """Logits on the CPU for `images`, computed on the model's device in eval mode and full fp32."""
+    device, training = model.head.weight.device, model.training
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return model.eval()(images.to(device)).cpu()
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        model.train(training)

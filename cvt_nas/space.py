@@ -1,0 +1,372 @@
+"""The set of architectures that a space file spans, its genome, and its exact cost bounds.
+
+A genome is a fixed-length tuple of option indices, one gene for each choice of the file. No gene is
+conditional: where the depth varies, the genes of absent blocks are ignored by `decode`; and two
+genomes that decode to the same `ArchConfig.id` are one architecture.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from cvt_nas.arch import (
+    ArchConfig,
+    BlockConfig,
+    Cost,
+    Projection,
+    StageConfig,
+    block_cost,
+    cost_of,
+    embedding_cost,
+    head_cost,
+)
+from cvt_nas.errors import ArchError
+
+Genome = tuple[int, ...]
+CostMetric = Literal["params", "flops"]
+COST_METRICS: tuple[CostMetric, ...] = ("params", "flops")
+
+BLOCK_CHOICES = ("kv_stride", "kernel_size", "num_heads", "mlp_ratio", "projection")
+STAGE_CHOICES = ("patch_kernel", "patch_stride", "embed_dim", "depth")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageSpace:
+    """Options of one stage; a tuple of one is fixed, a longer one is a choice.
+
+    Args:
+        patch_padding: Padding of the embedding, or None for half of whatever kernel is chosen.
+        per_block: Names of the block choices that each block makes for itself.
+        class_token: Whether the stage ends in a class token.
+    """
+
+    patch_kernel: tuple[int, ...]
+    patch_stride: tuple[int, ...]
+    patch_padding: int | None
+    embed_dim: tuple[int, ...]
+    depth: tuple[int, ...]
+    kv_stride: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    mlp_ratio: tuple[float, ...]
+    projection: tuple[Projection, ...]
+    per_block: frozenset[str] = frozenset()
+    class_token: bool = False
+
+    def padding_of(self, patch_kernel: int) -> int:
+        return patch_kernel // 2 if self.patch_padding is None else self.patch_padding
+
+    def block_of(self, **values: Any) -> BlockConfig:
+        """The block of these values; a linear projection has neither kernel nor stride, so drops them."""
+        if values["projection"] == "linear":
+            values = {**values, "kv_stride": 1, "kernel_size": 1}
+        return BlockConfig(**values)
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Block choices that the stage makes once for all of its blocks."""
+        return tuple(name for name in BLOCK_CHOICES if name not in self.per_block)
+
+    def block_sets(self) -> Iterator[frozenset[BlockConfig]]:
+        """For each combination of the shared choices, the blocks that can stand at any one position."""
+        own = tuple(name for name in BLOCK_CHOICES if name in self.per_block)
+        for shared in itertools.product(*(getattr(self, name) for name in self.shared)):
+            yield frozenset(
+                self.block_of(**dict(zip(self.shared, shared, strict=True)), **dict(zip(own, values, strict=True)))
+                for values in itertools.product(*(getattr(self, name) for name in own))
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gene:
+    """One choice: `name` is `stage0.kv_stride`, or `stage2.block4.kv_stride` where each block chooses."""
+
+    name: str
+    stage: int
+    block: int | None
+    choice: str
+    options: tuple[Any, ...]
+
+    @property
+    def is_ordinal(self) -> bool:
+        return self.choice != "projection"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bound:
+    """An inclusive window for one metric; None leaves that side open."""
+
+    min: int | None = None
+    max: int | None = None
+
+    def violation(self, value: int) -> float:
+        """How far `value` lies outside, as a fraction of the bound that it breaks; 0 inside."""
+        if self.max is not None and value > self.max:
+            return value / max(self.max, 1) - 1
+        if self.min is not None and value < self.min:
+            return 1 - value / self.min
+        return 0.0
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """All the architectures of a space file.
+
+    Args:
+        image_size, num_channels, num_classes: As in `ArchConfig`.
+        stages: First to last.
+        bounds: Windows that a member's exact cost must lie in to be feasible.
+
+    Raises:
+        ArchError: Some combination of choices leaves a stage without tokens, or heads that do not
+            divide the width.
+    """
+
+    image_size: int
+    num_channels: int
+    num_classes: int
+    stages: tuple[StageSpace, ...]
+    bounds: Mapping[CostMetric, Bound]
+
+    def __post_init__(self) -> None:
+        for index, stage in enumerate(self.stages):
+            for dim, heads in itertools.product(stage.embed_dim, stage.num_heads):
+                if dim % heads:
+                    raise ArchError(f"stage {index}: num_heads {heads} does not divide embed_dim {dim}")
+        self._grids()
+
+    def _grids(self) -> tuple[frozenset[int], ...]:
+        """The sides of the token grid that can come out of each stage."""
+        grids, sides = [], frozenset([self.image_size])
+        for index, stage in enumerate(self.stages):
+            after = set()
+            for side, kernel, stride in itertools.product(sides, stage.patch_kernel, stage.patch_stride):
+                grid = (side + 2 * stage.padding_of(kernel) - kernel) // stride + 1
+                if grid < 1:
+                    raise ArchError(
+                        f"stage {index}: patch kernel {kernel}, stride {stride}, padding {stage.padding_of(kernel)} "
+                        f"leaves no token of a grid of {side} x {side}"
+                    )
+                after.add(grid)
+            sides = frozenset(after)
+            grids.append(sides)
+        return tuple(grids)
+
+    @cached_property
+    def genes(self) -> tuple[Gene, ...]:
+        """The choices, in the order of the genome. A fixed value has no gene."""
+        genes = []
+        for index, stage in enumerate(self.stages):
+            for choice in (*STAGE_CHOICES, *BLOCK_CHOICES):
+                options = getattr(stage, choice)
+                if len(options) == 1:
+                    continue
+                blocks = range(max(stage.depth)) if choice in stage.per_block else (None,)
+                for block in blocks:
+                    place = f"stage{index}" if block is None else f"stage{index}.block{block}"
+                    genes.append(
+                        Gene(name=f"{place}.{choice}", stage=index, block=block, choice=choice, options=options)
+                    )
+        return tuple(genes)
+
+    @cached_property
+    def _gene_index(self) -> dict[tuple[int, int | None, str], int]:
+        return {(gene.stage, gene.block, gene.choice): index for index, gene in enumerate(self.genes)}
+
+    def decode(self, genome: Sequence[int]) -> ArchConfig:
+        """The architecture of a genome.
+
+        Raises:
+            ValueError: Wrong length, or an index outside its gene's options.
+        """
+        if len(genome) != len(self.genes):
+            raise ValueError(f"genome of {len(genome)} genes, must have {len(self.genes)}")
+        for index, gene in zip(genome, self.genes, strict=True):
+            if not 0 <= index < len(gene.options):
+                raise ValueError(f"{gene.name}: index {index}, must be 0 to {len(gene.options) - 1}")
+
+        def value(stage: int, choice: str, block: int | None = None) -> Any:
+            options = getattr(self.stages[stage], choice)
+            place = self._gene_index.get((stage, block, choice), self._gene_index.get((stage, None, choice)))
+            return options[0] if place is None else options[genome[place]]
+
+        return ArchConfig(
+            image_size=self.image_size,
+            num_channels=self.num_channels,
+            num_classes=self.num_classes,
+            stages=tuple(
+                StageConfig(
+                    patch_kernel=(kernel := value(index, "patch_kernel")),
+                    patch_stride=value(index, "patch_stride"),
+                    patch_padding=stage.padding_of(kernel),
+                    embed_dim=value(index, "embed_dim"),
+                    blocks=tuple(
+                        stage.block_of(**{choice: value(index, choice, block) for choice in BLOCK_CHOICES})
+                        for block in range(value(index, "depth"))
+                    ),
+                    class_token=stage.class_token,
+                )
+                for index, stage in enumerate(self.stages)
+            ),
+        )
+
+    def encode(self, arch: ArchConfig) -> Genome:
+        """A genome of `arch`: `decode(encode(arch)) == arch`. Genes without effect are 0.
+
+        Raises:
+            ArchError: `arch` lies outside the space; the message names the first value that does.
+        """
+        if len(arch.stages) != len(self.stages):
+            raise ArchError(f"{len(arch.stages)} stages, the space has {len(self.stages)}")
+        genome = []
+        for gene in self.genes:
+            stage = arch.stages[gene.stage]
+            if gene.choice == "depth":
+                wanted: Any = len(stage.blocks)
+            elif gene.choice in STAGE_CHOICES:
+                wanted = getattr(stage, gene.choice)
+            else:
+                blocks = stage.blocks if gene.block is None else stage.blocks[gene.block : gene.block + 1]
+                if gene.choice in ("kv_stride", "kernel_size"):
+                    blocks = tuple(block for block in blocks if block.projection != "linear")
+                wanted = getattr(blocks[0], gene.choice) if blocks else gene.options[0]
+            if wanted not in gene.options:
+                raise ArchError(f"{gene.name}: {wanted} is not one of {', '.join(map(str, gene.options))}")
+            genome.append(gene.options.index(wanted))
+        if self.decode(genome) != arch:
+            raise ArchError("it differs from the space in a value that the space fixes, or sets per stage")
+        return tuple(genome)
+
+    def __contains__(self, arch: ArchConfig) -> bool:
+        try:
+            self.encode(arch)
+        except ArchError:
+            return False
+        return True
+
+    def is_feasible(self, cost: Cost) -> bool:
+        return self.violation(cost) == 0
+
+    def violation(self, cost: Cost) -> float:
+        """Sum over the bounds of how far `cost` lies outside each, as a fraction of the bound."""
+        return sum(bound.violation(getattr(cost, metric)) for metric, bound in self.bounds.items())
+
+    def sample(self, rng: random.Random) -> Genome:
+        """A genome with every gene drawn evenly, feasible or not."""
+        return tuple(rng.randrange(len(gene.options)) for gene in self.genes)
+
+    def sample_feasible(self, rng: random.Random, tries: int = 2_000) -> Genome | None:
+        """A feasible genome: an even draw, mended gene by gene where no draw in a row of 200 is feasible.
+
+        Returns:
+            None where `tries` evaluations of the cost found none.
+        """
+        for _ in range(min(200, tries)):
+            genome = self.sample(rng)
+            if self.is_feasible(cost_of(self.decode(genome))):
+                return genome
+        spent = 200
+        while spent < tries:  # descend on the violation, by one gene at a time, from a new start each time
+            genome = self.sample(rng)
+            best = self.violation(cost_of(self.decode(genome)))
+            improved = True
+            while improved and best > 0:
+                improved = False
+                for position in rng.sample(range(len(genome)), len(genome)):
+                    for option in range(len(self.genes[position].options)):
+                        neighbour = (*genome[:position], option, *genome[position + 1 :])
+                        spent += 1
+                        if (found := self.violation(cost_of(self.decode(neighbour)))) < best:
+                            genome, best, improved = neighbour, found, True
+            if best == 0:
+                return genome
+            spent += 1
+        return None
+
+    @cached_property
+    def size(self) -> int:
+        """Number of distinct architectures, feasible or not."""
+        total = 1
+        for stage in self.stages:
+            widths = len(stage.patch_kernel) * len(stage.patch_stride) * len(stage.embed_dim)
+            total *= widths * sum(_count_block_sequences(stage, depth) for depth in stage.depth)
+        return total
+
+    @cached_property
+    def cost_range(self) -> tuple[Cost, Cost]:
+        """The least and the greatest params and FLOPs over the space, exactly; rarely one network's both."""
+        least, greatest = {}, {}
+        for metric in COST_METRICS:
+            least[metric], greatest[metric] = self._extreme(metric, min), self._extreme(metric, max)
+        return Cost(**least), Cost(**greatest)
+
+    def _extreme(self, metric: CostMetric, pick: Any) -> int:
+        """`pick` of `metric` over the space, by dynamic programming over (width, grid) after each stage."""
+        states = {(self.num_channels, self.image_size): 0}
+        for stage in self.stages:
+            after: dict[tuple[int, int], int] = {}
+            block_sets = list(stage.block_sets())
+            for (channels, side), spent in states.items():
+                for kernel, stride, dim in itertools.product(stage.patch_kernel, stage.patch_stride, stage.embed_dim):
+                    some = StageConfig(
+                        patch_kernel=kernel,
+                        patch_stride=stride,
+                        patch_padding=stage.padding_of(kernel),
+                        embed_dim=dim,
+                        blocks=(BlockConfig(),),
+                        class_token=stage.class_token,
+                    )
+                    grid = some.grid_after(side)
+                    embedding = getattr(embedding_cost(some, in_channels=channels, grid=grid), metric)
+                    blocks = pick(
+                        depth
+                        * pick(
+                            getattr(
+                                block_cost(block, embed_dim=dim, grid=grid, class_token=stage.class_token), metric
+                            )
+                            for block in blocks
+                        )
+                        for depth in stage.depth
+                        for blocks in block_sets
+                    )
+                    total = spent + embedding + blocks
+                    after[dim, grid] = pick(after.get((dim, grid), total), total)
+            states = after
+        last = self.stages[-1]
+        return pick(
+            spent
+            + getattr(
+                head_cost(dim=dim, grid=grid, class_token=last.class_token, num_classes=self.num_classes), metric
+            )
+            for (dim, grid), spent in states.items()
+        )
+
+    def feasible_fraction(self, *, num_samples: int = 2_000, seed: int = 0) -> float:
+        """Share of evenly drawn genomes that meet the bounds; exact where the space has few genomes."""
+        num_genomes = 1
+        for gene in self.genes:
+            num_genomes *= len(gene.options)
+        genomes: Iterator[Genome] | list[Genome]
+        if num_genomes <= num_samples:
+            genomes = list(itertools.product(*(range(len(gene.options)) for gene in self.genes)))
+        else:
+            rng = random.Random(seed)
+            genomes = [self.sample(rng) for _ in range(num_samples)]
+        return sum(self.is_feasible(cost_of(self.decode(genome))) for genome in genomes) / len(genomes)
+
+
+def _count_block_sequences(stage: StageSpace, depth: int) -> int:
+    """Number of distinct sequences of `depth` blocks.
+
+    Sequences with a convolution or pooling somewhere show every shared choice, so the combinations of
+    shared choices do not overlap in them. All-linear sequences hide kernel and stride: counted once.
+    """
+    total, all_linear = 0, set()
+    for blocks in stage.block_sets():
+        linear = frozenset(block for block in blocks if block.projection == "linear")
+        total += len(blocks) ** depth - len(linear) ** depth
+        all_linear.add(linear)
+    return total + sum(len(linear) ** depth for linear in all_linear)
