@@ -12,7 +12,7 @@ _HOME = {
     "cost_of": "arch",
     "build_model": "model",
     "load_model": "model",
-    "search": "search",
+    "search": "race",
 }
 
 __version__ = "0.1.0"

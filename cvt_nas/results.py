@@ -216,6 +216,7 @@ class RunFolder:
     pareto.csv, pareto_flops.html, pareto_params.html
     models/<arch id>/  arch.json, model.safetensors, probe.safetensors of each complete trial
     checkpoints/       of trials in flight
+    errors/            tracebacks of trials that failed
     tune/              Ray Tune's own files, of no use after the run
     """
 
@@ -282,6 +283,10 @@ class RunFolder:
 
     def checkpoint_path(self, number: int) -> Path:
         return self.path / "checkpoints" / f"{number}.pt"
+
+    def error_path(self, number: int) -> Path:
+        """Traceback of a trial that failed."""
+        return self.path / "errors" / f"{number}.txt"
 
     def append(self, result: TrialResult) -> None:
         """Adds a line to the record, on disk when this returns."""

@@ -1,0 +1,153 @@
+"""The search: from an experiment to a run folder with its record, its models and its front."""
+
+import dataclasses
+import hashlib
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from cvt_nas.config import Experiment
+from cvt_nas.errors import RunFolderError
+from cvt_nas.results import RunFolder, TrialResult
+from cvt_nas.race.executor import RaceEvent, asha_of, race
+from cvt_nas.race.resources import Resources, claim_resources
+from cvt_nas.race.study import Study
+from cvt_nas.race.trial import TrialSetup, read_test_split
+
+ProgressFactory = Callable[[RunFolder, Resources, int, float | None], AbstractContextManager[Callable[[RaceEvent], None]]]
+
+
+def search(
+    experiment: Experiment,
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    gpus: int | None = None,
+    gpus_per_trial: float | None = None,
+    cpus: int | None = None,
+    trials: int | None = None,
+    time_budget: float | None = None,
+    seed: int | None = None,
+    address: str | None = None,
+    resume: bool = False,
+    device: Literal["cpu", "cuda"] | None = None,
+    reuse_workers: bool = True,
+    stop: threading.Event | None = None,
+    progress: ProgressFactory | None = None,
+) -> RunFolder:
+    """Runs a search and returns its folder; ends early, in order, where `stop` is set or the time is over.
+
+    Args:
+        out: The run folder, new unless `resume`.
+        data: Folder of the data set, where it needs one.
+        gpus, gpus_per_trial, cpus, address, device: See `claim_resources`.
+        trials: Instead of the file's number.
+        time_budget: Seconds from now.
+        seed: Instead of the file's.
+        resume: Go on with the run in `out`; trials in flight continue from their last epoch.
+        reuse_workers: See `race`.
+        progress: Makes what is called with each event of the race.
+
+    Raises:
+        CvtNasError: Something that can be told before any compute is spent: data, resources, folder.
+    """
+    # absolute, since workers run elsewhere
+    out, data_root = Path(out).absolute(), None if data is None else Path(data).absolute()
+    num_trials = experiment.search.trials if trials is None else trials
+    stop = threading.Event() if stop is None else stop
+    setup = TrialSetup(
+        training=experiment.training,
+        data=experiment.data,
+        data_root=data_root,
+        image_size=experiment.space.image_size,
+        num_channels=experiment.space.num_channels,
+        num_classes=experiment.space.num_classes,
+        run_path=out,
+        device="cpu",
+        num_threads=1,
+    )
+    setup.open_data()
+    run = _resumed(experiment, out, seed) if resume else None
+    seed = run.manifest["seed"] if run else experiment.search.seed if seed is None else seed
+    with claim_resources(
+        gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device
+    ) as resources:
+        setup = dataclasses.replace(setup, device=resources.device, num_threads=resources.num_threads)
+        if run is None:
+            run = RunFolder.create(out, _manifest(experiment, resources, num_trials=num_trials, seed=seed))
+        deadline = None if time_budget is None else time.monotonic() + time_budget
+        timer = threading.Timer(time_budget or 0, stop.set)
+        timer.daemon = True
+        if time_budget is not None:
+            timer.start()
+        study = Study(experiment, run, num_trials=num_trials, seed=seed)
+        asha = None
+        if experiment.search.scheduler == "asha":
+            asha = asha_of(
+                run.results(),
+                max_epochs=experiment.training.epochs,
+                grace_period=experiment.search.grace_period,
+                reduction_factor=experiment.search.reduction_factor,
+            )
+        follow = nullcontext(_ignore) if progress is None else progress(run, resources, num_trials, deadline)
+        with follow as on_event:
+            for event in race(study, asha, setup, resources, stop=stop, reuse_workers=reuse_workers):
+                on_event(event)
+        timer.cancel()
+        if study.is_done:
+            _test_front(run, setup, resources)
+    return run
+
+
+def _ignore(event: RaceEvent) -> None:
+    del event
+
+
+def _test_front(run: RunFolder, setup: TrialSetup, resources: Resources) -> None:
+    """Reads the test split once for each member of the front that it was not read for yet."""
+    known = run.test_accuracies()
+    members: Sequence[TrialResult] = [m for m in run.front().members if m.arch_id not in known]
+    for member, (accuracy, num_images) in zip(members, read_test_split(members, setup, resources), strict=True):
+        run.append_test_accuracy(member.number, member.arch_id, accuracy, num_images)
+
+
+def _resumed(experiment: Experiment, out: Path, seed: int | None) -> RunFolder:
+    """The run in `out`, if it is of the same experiment."""
+    run = RunFolder.open(out)
+    if run.manifest["fingerprint"] != experiment.fingerprint:
+        raise RunFolderError(
+            f"{out} was started from another version of the space file (kept in its manifest.json): results would "
+            f"not compare; only the number of trials can change. Write elsewhere by --out DIR"
+        )
+    if seed is not None and seed != run.manifest["seed"]:
+        raise RunFolderError(f"--seed {seed}: {out} was started with seed {run.manifest['seed']}; leave it out")
+    return run
+
+
+def _manifest(experiment: Experiment, resources: Resources, *, num_trials: int, seed: int) -> dict[str, Any]:
+    packages = ("cvt-nas", "torch", "torchvision", "timm", "ray", "optuna", "fvcore", "numpy")
+    return {
+        "format": 1,
+        "name": experiment.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["cvt-nas", *sys.argv[1:]]) if Path(sys.argv[0]).name == "cvt-nas" else None,
+        "trials": num_trials,
+        "seed": seed,
+        "objectives": list(experiment.objectives),
+        "hypervolume_box": dataclasses.asdict(experiment.box),
+        "epochs": experiment.training.epochs,
+        "dataset": experiment.data.dataset,
+        "resources": dataclasses.asdict(resources),
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+        "platform": platform.platform(),
+        "fingerprint": experiment.fingerprint,
+        "space_file_sha256": hashlib.sha256(experiment.text.encode()).hexdigest(),
+        "space_file": experiment.text,
+    }

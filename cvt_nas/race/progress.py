@@ -1,0 +1,114 @@
+"""Progress of a search: a live panel in a terminal, plain lines elsewhere."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from cvt_nas.results import HypervolumeBox, Metric, ParetoFront, TrialResult
+from cvt_nas.race.executor import EpochDone, RaceEvent, TrialStarted
+
+_LINE_EVERY_SECONDS = 10.0
+
+
+class Progress(Protocol):
+    """Whoever wants to follow a search."""
+
+    def __call__(self, event: RaceEvent) -> None: ...
+
+
+class ConsoleProgress:
+    """Trials done, running and stopped, best accuracy, front, hypervolume, time left.
+
+    Args:
+        results: Of earlier processes, where the run is resumed.
+        deadline: When the time budget ends, on `time.monotonic`'s clock.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        results: Sequence[TrialResult],
+        metrics: Sequence[Metric],
+        box: HypervolumeBox,
+        num_trials: int,
+        num_epochs: int,
+        deadline: float | None,
+    ) -> None:
+        self._console, self._metrics, self._box = console, metrics, box
+        self._results, self._num_trials, self._num_epochs = list(results), num_trials, num_epochs
+        self._num_before = len(self._results)
+        self._running: dict[int, tuple[int, float]] = {}
+        self._started, self._deadline, self._last_line = time.monotonic(), deadline, 0.0
+        self._front = ParetoFront.of(self._results, metrics)
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, get_renderable=self._panel, refresh_per_second=2)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+        else:
+            self._print_line()
+
+    def __call__(self, event: RaceEvent) -> None:
+        if isinstance(event, TrialStarted):
+            self._running[event.number] = (0, 0.0)
+        elif isinstance(event, EpochDone):
+            self._running[event.number] = (event.epoch, event.accuracy)
+        else:
+            self._running.pop(event.number, None)
+            self._results.append(event)
+            self._front = ParetoFront.of(self._results, self._metrics)
+        if self._live is None and time.monotonic() - self._last_line > _LINE_EVERY_SECONDS:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        self._last_line = time.monotonic()
+        self._console.print(", ".join(f"{name} {value}" for name, value in self._figures()), highlight=False)
+
+    def _figures(self) -> list[tuple[str, str]]:
+        statuses = Counter(result.status for result in self._results)
+        lost = statuses["diverged"] + statuses["failed"] + statuses["oom"]
+        best = self._front.best
+        return [
+            ("trials", f"{len(self._results)}/{self._num_trials}"),
+            ("running", str(len(self._running))),
+            ("stopped", str(statuses["stopped"])),
+            *([("lost", str(lost))] if lost else []),
+            ("best", "-" if best is None else f"{best.metric('accuracy'):.4f}"),
+            ("front", str(len(self._front.members))),
+            ("hypervolume", f"{self._front.hypervolume(self._box):.4f}"),
+            ("elapsed", clock(time.monotonic() - self._started)),
+            ("left", self._time_left()),
+        ]
+
+    def _time_left(self) -> str:
+        now, num_done = time.monotonic(), len(self._results) - self._num_before
+        estimates = [] if self._deadline is None else [self._deadline - now]
+        if num_done:
+            estimates.append((now - self._started) / num_done * (self._num_trials - len(self._results)))
+        return clock(max(min(estimates), 0)) if estimates else "-"
+
+    def _panel(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        table.add_row(*(f"[dim]{name}[/] [bold]{value}[/]" for name, value in self._figures()))
+        for number, (epoch, accuracy) in sorted(self._running.items())[:12]:
+            table.add_row(f"[dim]trial {number}[/]", f"epoch {epoch}/{self._num_epochs}", f"{accuracy:.4f}")
+        return table
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03`, or `2:03` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,171 @@
+"""What a search runs on: started, counted, and checked before a trial could wait for it for ever."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from cvt_nas.errors import ResourceError
+
+# Read by Ray when it is imported or started; whoever runs the tool can still override each.
+_RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0, the only way to silence Tune
+    "RAY_memory_monitor_refresh_ms": "0",  # a kill by Ray's memory monitor would abort the whole search
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial without a GPU must not see every GPU
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's snapshots are of no use: the journal is the record
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
+}
+for _name, _value in _RAY_SETTINGS.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402  after its settings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """Slots for trials, and what each slot has.
+
+    Args:
+        num_slots: Trials that run side by side.
+        cpus_per_trial, gpus_per_trial: In Ray's units; fractions share one.
+        device: Where a trial trains.
+        num_nodes: Machines of the cluster.
+    """
+
+    num_slots: int
+    cpus_per_trial: float
+    gpus_per_trial: float
+    device: Literal["cpu", "cuda"]
+    num_nodes: int = 1
+
+    @property
+    def num_threads(self) -> int:
+        """Threads of a trial, so that trials side by side do not fight for cores."""
+        return max(int(self.cpus_per_trial), 1)
+
+    def describe(self) -> str:
+        on = "CPU" if self.gpus_per_trial == 0 else f"GPU{'' if self.gpus_per_trial == 1 else 's'}"
+        each = f"{self.cpus_per_trial:g} CPU" if on == "CPU" else f"{self.gpus_per_trial:g} {on}"
+        return f"{self.num_slots} trials side by side, {each} each"
+
+
+@contextmanager
+def claim_resources(
+    *,
+    gpus: int | None = None,
+    gpus_per_trial: float | None = None,
+    cpus: int | None = None,
+    address: str | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+) -> Iterator[Resources]:
+    """Starts or joins Ray, and divides what there is into slots; ends Ray where it started it.
+
+    Args:
+        gpus: GPUs to use; None for all of them, 0 for the CPU.
+        gpus_per_trial: A fraction below 1, or a whole number; None for 1.
+        cpus: CPUs to use; None for all of them.
+        address: Of a Ray cluster to join; None for this machine alone, on loopback. Where the caller
+            has initialised Ray already, that is what is used.
+        device: Where trials train; None for `cuda` where they have a GPU. `cpu` lets GPUs be logical.
+
+    Raises:
+        ResourceError: There is less than what was asked for, or no node can hold a single trial.
+    """
+    if gpus_per_trial is not None and not (0 < gpus_per_trial < 1 or gpus_per_trial == int(gpus_per_trial) >= 1):
+        raise ResourceError(f"--gpus-per-trial: got {gpus_per_trial:g}, must be a fraction below 1 or a whole number")
+    if gpus == 0 and gpus_per_trial is not None:
+        raise ResourceError(f"--gpus-per-trial: got {gpus_per_trial:g} with --gpus 0; drop one of the two")
+    started = not ray.is_initialized()
+    if started:
+        _start_ray(gpus=gpus, cpus=cpus, address=address, local_device=device)
+    try:
+        yield _divide(gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, device=device)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _start_ray(*, gpus: int | None, cpus: int | None, address: str | None, local_device: str | None) -> None:
+    if address is not None:
+        try:
+            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+        except ConnectionError as error:
+            raise ResourceError(
+                f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]}); "
+                f"where it asks for a token, set RAY_AUTH_MODE=token here"
+            ) from error
+        return
+    there = 0 if local_device == "cpu" else _num_local_gpus()
+    if gpus is not None and gpus > there and local_device != "cpu":
+        raise ResourceError(f"--gpus {gpus}: this machine has {there}")
+    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cpus is not None and cpus > num_cpus:
+        raise ResourceError(f"--cpus {cpus}: this machine has {num_cpus}")
+    ray.init(
+        address="local",
+        num_cpus=num_cpus if cpus is None else cpus,
+        num_gpus=there if gpus is None else gpus,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def _num_local_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _divide(
+    *, gpus: int | None, gpus_per_trial: float | None, cpus: int | None, device: Literal["cpu", "cuda"] | None
+) -> Resources:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    num_cpus = int(sum(node.get("CPU", 0) for node in nodes))
+    if gpus is not None and gpus > num_gpus:
+        raise ResourceError(f"--gpus {gpus}: the cluster has {num_gpus}")
+    if cpus is not None and cpus > num_cpus:
+        raise ResourceError(f"--cpus {cpus}: the cluster has {num_cpus}")
+    use_gpus = num_gpus if gpus is None else gpus
+    use_cpus = num_cpus if cpus is None else cpus
+    if use_gpus == 0:
+        if gpus_per_trial is not None:
+            raise ResourceError(f"--gpus-per-trial {gpus_per_trial:g}: there is no GPU here")
+        if use_cpus < 1:
+            raise ResourceError("the cluster has no CPU for a trial")
+        return Resources(
+            num_slots=use_cpus, cpus_per_trial=1, gpus_per_trial=0, device="cpu", num_nodes=len(nodes)
+        )
+    per_trial = 1.0 if gpus_per_trial is None else gpus_per_trial
+    by_node = [_slots_of(node.get("GPU", 0), per_trial) for node in nodes]
+    if sum(by_node) == 0:
+        most = max(int(node.get("GPU", 0)) for node in nodes)
+        raise ResourceError(f"--gpus-per-trial {per_trial:g}: no node has more than {most}")
+    num_slots = min(sum(by_node), _slots_of(use_gpus, per_trial))
+    if num_slots == 0:
+        raise ResourceError(f"--gpus-per-trial {per_trial:g}: more than the {use_gpus} of --gpus")
+    # the node with the fewest CPUs for its slots decides, so that GPUs and not CPUs are what runs out
+    share = min(node.get("CPU", 0) / slots for node, slots in zip(nodes, by_node, strict=True) if slots)
+    share = min(share, use_cpus / num_slots)
+    if share == 0:
+        raise ResourceError("a node with GPUs has no CPU for its trials")
+    return Resources(
+        num_slots=num_slots,
+        cpus_per_trial=int(share) if share >= 1 else share,
+        gpus_per_trial=per_trial,
+        device=device or "cuda",
+        num_nodes=len(nodes),
+    )
+
+
+def _slots_of(gpus: float, per_trial: float) -> int:
+    """Whole trials that fit: a fraction never spans two GPUs."""
+    if per_trial >= 1:
+        return int(gpus // per_trial)
+    return int(gpus) * int(1 / per_trial + 1e-9)
