@@ -194,6 +194,24 @@ def arch_from_dict(tree: Mapping[str, Any]) -> ArchConfig:
         raise ArchError(f"not an architecture: {error}") from error
 
 
+def describe_stages(arch: ArchConfig) -> tuple[str, ...]:
+    """One line for each stage, for people; a value that differs from block to block is listed by block."""
+    lines = []
+    for index, (stage, grid) in enumerate(zip(arch.stages, arch.grids, strict=True)):
+
+        def each(name: str, blocks: tuple[BlockConfig, ...] = stage.blocks) -> str:
+            values = [getattr(block, name) for block in blocks]
+            shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+            return shown[0] if len(set(shown)) == 1 else "[" + " ".join(shown) + "]"
+
+        lines.append(
+            f"stage {index}: {grid}x{grid} tokens, width {stage.embed_dim}, depth {len(stage.blocks)}, "
+            f"heads {each('num_heads')}, mlp {each('mlp_ratio')}, kernel {each('kernel_size')}, "
+            f"kv stride {each('kv_stride')}, {each('projection')}"
+        )
+    return tuple(lines)
+
+
 def load_arch(name_or_path: str | Path) -> ArchConfig:
     """A published architecture by name, or the one in an `arch.json` (or in a folder that holds one).
 

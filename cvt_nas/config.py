@@ -8,11 +8,16 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import platform
 import random
+import shlex
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -260,6 +265,27 @@ class Experiment:
 
     def anchor_archs(self) -> dict[str, ArchConfig]:
         return {name: self.space.decode(genome) for name, genome in self.anchors.items()}
+
+    def manifest(self, *, seed: int, num_trials: int) -> dict[str, Any]:
+        """What a run folder keeps of how it was made: plain JSON values."""
+        packages = ("cvt-nas", "torch", "torchvision", "timm", "ray", "optuna", "fvcore", "numpy")
+        return {
+            "format": 1,
+            "name": self.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "trials": num_trials,
+            "seed": seed,
+            "objectives": list(self.objectives),
+            "hypervolume_box": dataclasses.asdict(self.box),
+            "epochs": self.training.epochs,
+            "dataset": self.data.dataset,
+            "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+            "platform": platform.platform(),
+            "fingerprint": self.fingerprint,
+            "space_file_sha256": hashlib.sha256(self.text.encode()).hexdigest(),
+            "space_file": self.text,
+        }
 
     @property
     def fingerprint(self) -> str:

@@ -5,9 +5,11 @@ node share one copy. Folders of images stream through a DataLoader. Augmentation
 torchvision's; only the batched shift and mirror of in-memory images is here, since theirs draw once a batch.
 """
 
+import dataclasses
 import functools
 import gzip
 import hashlib
+import json
 import os
 import pickle
 import random
@@ -26,6 +28,7 @@ from torch.nn import functional as F
 
 from cvt_nas.config import AugmentConfig, DataConfig
 from cvt_nas.errors import DataError
+from cvt_nas.results import write_atomically
 
 Split = Literal["train", "search", "test"]
 SPLITS: tuple[Split, ...] = ("train", "search", "test")
@@ -104,6 +107,12 @@ def load_data(
     if len(data.class_names) != num_classes:
         raise DataError(f"{config.dataset} has {len(data.class_names)} classes, space.num_classes is {num_classes}")
     return data
+
+
+def save_preprocessing(data: ImageData, folder: Path) -> None:
+    """Writes `preprocessing.json`: what an image must go through before the model, and the classes' names."""
+    tree = {**dataclasses.asdict(data.preprocessing), "classes": list(data.class_names)}
+    write_atomically(folder / "preprocessing.json", json.dumps(tree, indent=2) + "\n")
 
 
 def seed_all(*seeds: int) -> None:

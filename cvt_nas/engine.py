@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,50 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cvt_nas.arch import ArchConfig, Cost
-from cvt_nas.config import TrainingConfig
-from cvt_nas.data import ImageData, Split, seed_all
-from cvt_nas.model import CvT
+from cvt_nas.config import DataConfig, TrainingConfig
+from cvt_nas.data import ImageData, Split, load_data, save_preprocessing, seed_all
+from cvt_nas.model import CvT, save_model
 from cvt_nas.results import write_atomically
 
 EVAL_BATCH_SIZE = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSetup:
+    """What every worker needs to train any architecture of an experiment.
+
+    Args:
+        data_root: Folder of the data set, absolute, since workers run elsewhere.
+        run_path: The run folder, absolute; every node sees it.
+        device: `cpu` or `cuda`, as it was resolved before the start.
+        num_threads: Of torch in each worker, so that workers side by side do not fight for cores.
+    """
+
+    training: TrainingConfig
+    data: DataConfig
+    data_root: Path | None
+    image_size: int
+    num_channels: int
+    num_classes: int
+    run_path: Path
+    device: str = "cpu"
+    num_threads: int = 1
+
+    @property
+    def torch_device(self) -> torch.device:
+        """On a worker with one device: it is shown only the GPU that is its own."""
+        return torch.device("cuda:0" if self.device == "cuda" else "cpu")
+
+    def open_data(self) -> ImageData:
+        return _open_data(self.data, self.data_root, self.image_size, self.num_channels, self.num_classes)
+
+
+@lru_cache(maxsize=1)
+def _open_data(
+    config: DataConfig, root: Path | None, image_size: int, num_channels: int, num_classes: int
+) -> ImageData:
+    """A worker that goes from trial to trial opens the data set once."""
+    return load_data(config, root=root, image_size=image_size, num_channels=num_channels, num_classes=num_classes)
 
 
 class DivergedError(Exception):
@@ -71,6 +110,7 @@ def fit(
     device: torch.device,
     seed: int,
     checkpoint: Path | None = None,
+    model_folder: Path | None = None,
 ) -> Iterator[Epoch]:
     """Trains `arch` from a fresh initialisation, or on from `checkpoint`, an epoch at a time.
 
@@ -81,6 +121,7 @@ def fit(
         device: Where to train; the current rank's, where there are several.
         seed: Of initialisation, order, augmentation and drop path.
         checkpoint: File that is read if it is there, and replaced after each epoch.
+        model_folder: Gets the trained model, complete before the last epoch is yielded.
 
     Yields:
         One `Epoch` after each; the last one again where the checkpoint is complete already.
@@ -100,6 +141,7 @@ def fit(
     done, curve, train_seconds = state.load(checkpoint, device)
     evaluated: CvT = model if averaged is None else averaged.module
     if done == training.epochs:
+        _keep(evaluated, data, model_folder, rank)
         yield _epoch(done, curve, math.nan, train_seconds, evaluated)
         return
     trained: nn.Module = model
@@ -145,7 +187,54 @@ def fit(
         train_seconds += time.perf_counter() - started
         if checkpoint is not None and rank == 0:
             state.save(checkpoint, curve, train_seconds)
+        if epoch + 1 == training.epochs:
+            _keep(evaluated, data, model_folder, rank)
         yield _epoch(epoch + 1, curve, mean_loss, train_seconds, evaluated)
+
+
+def progress_reports(
+    arch: ArchConfig,
+    setup: TrainingSetup,
+    *,
+    device: torch.device,
+    seed: int,
+    checkpoint: Path,
+    model_folder: Path,
+) -> Iterator[dict[str, Any]]:
+    """`fit`, as plain values that travel between processes: what a worker reports of its training.
+
+    Yields:
+        After each epoch `epoch, accuracy, curve, train_seconds, status`; status is `running`, or in a
+        last report `diverged` or `oom`, then with a `reason`.
+    """
+    torch.set_num_threads(setup.num_threads)
+    report: dict[str, Any] = {"epoch": 0, "accuracy": 0.0, "curve": [], "train_seconds": 0.0, "status": "running"}
+    try:
+        for epoch in fit(
+            arch,
+            setup.training,
+            setup.open_data(),
+            device=device,
+            seed=seed,
+            checkpoint=checkpoint,
+            model_folder=model_folder,
+        ):
+            report |= {"epoch": epoch.number, "accuracy": epoch.accuracy, "train_seconds": epoch.train_seconds}
+            report["curve"] = list(epoch.curve)
+            yield dict(report)
+    except DivergedError as error:
+        yield {**report, "epoch": error.epoch, "curve": list(error.curve), "status": "diverged", "reason": str(error)}
+    except torch.OutOfMemoryError as error:
+        yield {**report, "status": "oom", "reason": str(error).splitlines()[0]}
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _keep(model: CvT, data: ImageData, folder: Path | None, rank: int) -> None:
+    if folder is not None and rank == 0:
+        save_model(model, folder)
+        save_preprocessing(data, folder)
 
 
 def _epoch(number: int, curve: tuple[float, ...], loss: float, train_seconds: float, model: CvT) -> Epoch:

@@ -7,6 +7,7 @@ the layout in which they are fastest.
 Source: Wu et al. 2021, arXiv:2103.15808. Names in the state dict are those of the official code.
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -260,12 +261,11 @@ def load_model(folder: str | Path) -> CvT:
 
 @torch.inference_mode()
 def probe_logits(model: CvT, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-    """Logits on the CPU for `images`, computed on the model's device in eval mode and full fp32."""
-    device, training = model.head.weight.device, model.training
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        return model.eval()(images.to(device)).cpu()
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        model.train(training)
+    """Logits of a copy of `model` on the CPU in fp32 and eval mode, whatever device it was trained on."""
+    return copy.deepcopy(model).cpu().float().eval()(images)
+
+
+def probe_error(model: CvT, folder: Path) -> float:
+    """Greatest difference of `model`'s logits from those that `save_model` recorded in `folder`."""
+    probe = load_file(folder / "probe.safetensors")
+    return float((probe_logits(model, probe["images"]) - probe["logits"]).abs().max())

@@ -6,6 +6,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -315,6 +316,32 @@ class RunFolder:
             what = "no trial" if not found else f"{len(found)} trials"
             raise RunFolderError(f"{self.path}: {what} with an arch id that begins with {arch_id!r}")
         return found[0]
+
+    def pick(self, what: str) -> TrialResult:
+        """A complete trial: `knee`, `best`, the begin of an arch id, or the most accurate under a limit.
+
+        Args:
+            what: Limits are written `flops<4e9` or `params<20e6`.
+
+        Raises:
+            RunFolderError: Nothing of the run is meant by it.
+        """
+        front = self.front()
+        if not front.members:
+            raise RunFolderError(f"{self.path}: no trial reached its last epoch yet")
+        if what in ("knee", "best"):
+            found = front.knee() if what == "knee" else front.best
+            assert found is not None, "a front with members has both"
+            return found
+        limit = re.fullmatch(r"\s*(flops|params)\s*<\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][0-9]+)?)\s*", what)
+        if limit is None:
+            return self.find(what)
+        metric: Metric = "flops" if limit[1] == "flops" else "params"
+        under = [member for member in front.members if member.metric(metric) < float(limit[2])]
+        if not under:
+            least = min(member.metric(metric) for member in front.members)
+            raise RunFolderError(f"{self.path}: nothing on the front has {what}; the least {metric} are {least:_.0f}")
+        return under[0]
 
     def append_test_accuracy(self, number: int, arch_id: str, accuracy: float, num_images: int) -> None:
         """Records the one reading of the test split for one member of the front."""

@@ -1,25 +1,21 @@
 """The search: from an experiment to a run folder with its record, its models and its front."""
 
 import dataclasses
-import hashlib
-import platform
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cvt_nas.config import Experiment
+from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import RunFolderError
 from cvt_nas.results import RunFolder, TrialResult
 from cvt_nas.race.executor import RaceEvent, asha_of, race
 from cvt_nas.race.resources import Resources, claim_resources
 from cvt_nas.race.study import Study
-from cvt_nas.race.trial import TrialSetup, read_test_split
+from cvt_nas.race.trial import read_test_split
 
 ProgressFactory = Callable[[RunFolder, Resources, int, float | None], AbstractContextManager[Callable[[RaceEvent], None]]]
 
@@ -62,7 +58,7 @@ def search(
     out, data_root = Path(out).absolute(), None if data is None else Path(data).absolute()
     num_trials = experiment.search.trials if trials is None else trials
     stop = threading.Event() if stop is None else stop
-    setup = TrialSetup(
+    setup = TrainingSetup(
         training=experiment.training,
         data=experiment.data,
         data_root=data_root,
@@ -70,8 +66,6 @@ def search(
         num_channels=experiment.space.num_channels,
         num_classes=experiment.space.num_classes,
         run_path=out,
-        device="cpu",
-        num_threads=1,
     )
     setup.open_data()
     run = _resumed(experiment, out, seed) if resume else None
@@ -81,7 +75,8 @@ def search(
     ) as resources:
         setup = dataclasses.replace(setup, device=resources.device, num_threads=resources.num_threads)
         if run is None:
-            run = RunFolder.create(out, _manifest(experiment, resources, num_trials=num_trials, seed=seed))
+            manifest = experiment.manifest(seed=seed, num_trials=num_trials)
+            run = RunFolder.create(out, {**manifest, "resources": dataclasses.asdict(resources)})
         deadline = None if time_budget is None else time.monotonic() + time_budget
         timer = threading.Timer(time_budget or 0, stop.set)
         timer.daemon = True
@@ -110,7 +105,7 @@ def _ignore(event: RaceEvent) -> None:
     del event
 
 
-def _test_front(run: RunFolder, setup: TrialSetup, resources: Resources) -> None:
+def _test_front(run: RunFolder, setup: TrainingSetup, resources: Resources) -> None:
     """Reads the test split once for each member of the front that it was not read for yet."""
     known = run.test_accuracies()
     members: Sequence[TrialResult] = [m for m in run.front().members if m.arch_id not in known]
@@ -129,25 +124,3 @@ def _resumed(experiment: Experiment, out: Path, seed: int | None) -> RunFolder:
     if seed is not None and seed != run.manifest["seed"]:
         raise RunFolderError(f"--seed {seed}: {out} was started with seed {run.manifest['seed']}; leave it out")
     return run
-
-
-def _manifest(experiment: Experiment, resources: Resources, *, num_trials: int, seed: int) -> dict[str, Any]:
-    packages = ("cvt-nas", "torch", "torchvision", "timm", "ray", "optuna", "fvcore", "numpy")
-    return {
-        "format": 1,
-        "name": experiment.name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["cvt-nas", *sys.argv[1:]]) if Path(sys.argv[0]).name == "cvt-nas" else None,
-        "trials": num_trials,
-        "seed": seed,
-        "objectives": list(experiment.objectives),
-        "hypervolume_box": dataclasses.asdict(experiment.box),
-        "epochs": experiment.training.epochs,
-        "dataset": experiment.data.dataset,
-        "resources": dataclasses.asdict(resources),
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
-        "platform": platform.platform(),
-        "fingerprint": experiment.fingerprint,
-        "space_file_sha256": hashlib.sha256(experiment.text.encode()).hexdigest(),
-        "space_file": experiment.text,
-    }

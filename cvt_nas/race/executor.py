@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cvt_nas.arch import arch_to_dict
+from cvt_nas.engine import TrainingSetup
 from cvt_nas.results import RunFolder, Status, TrialResult
 from cvt_nas.race.asha import Asha
 from cvt_nas.race.resources import Resources
 from cvt_nas.race.study import Proposal, Study
-from cvt_nas.race.trial import TrialSetup, run_trial
+from cvt_nas.race.trial import WAITING_CPUS, run_trial
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -46,7 +47,7 @@ RaceEvent = TrialStarted | EpochDone | TrialResult
 def race(
     study: Study,
     asha: Asha | None,
-    setup: TrialSetup,
+    setup: TrainingSetup,
     resources: Resources,
     *,
     stop: threading.Event,
@@ -68,8 +69,11 @@ def race(
     searcher = _StudySearcher(study, setup, events)
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(run_trial, setup=setup),
-            {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial},
+            tune.with_parameters(run_trial, setup=setup, resources=resources),
+            # with several GPUs the trial itself only waits for its workers, which claim them one by one
+            {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
+            if resources.num_workers == 1
+            else {"cpu": WAITING_CPUS},
         ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
@@ -128,7 +132,7 @@ class _StopWhenSet(tune.Stopper):
 class _StudySearcher(Searcher):
     """Tune's view of the study: `suggest` asks, `on_trial_complete` tells."""
 
-    def __init__(self, study: Study, setup: TrialSetup, events: queue.Queue[Any]) -> None:
+    def __init__(self, study: Study, setup: TrainingSetup, events: queue.Queue[Any]) -> None:
         super().__init__()  # with no metric: Tune would end the whole search over one report without it
         self._study, self._setup, self._events = study, setup, events
         self._running: dict[str, tuple[Proposal, float]] = {}

@@ -43,9 +43,14 @@ class Resources:
     num_nodes: int = 1
 
     @property
+    def num_workers(self) -> int:
+        """Processes of a trial: with several GPUs, one for each, by DDP."""
+        return max(int(self.gpus_per_trial), 1)
+
+    @property
     def num_threads(self) -> int:
         """Threads of a trial, so that trials side by side do not fight for cores."""
-        return max(int(self.cpus_per_trial), 1)
+        return max(int(self.cpus_per_trial / self.num_workers), 1)
 
     def describe(self) -> str:
         on = "CPU" if self.gpus_per_trial == 0 else f"GPU{'' if self.gpus_per_trial == 1 else 's'}"

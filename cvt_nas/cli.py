@@ -1,0 +1,369 @@
+"""The command line: verbs, nothing else. Torch and ray are imported inside the verb that needs them.
+
+Exit status: 0 done, 1 failed, 2 a mistake of the user's, with its message and no traceback; 130 after Ctrl-C.
+"""
+
+import argparse
+import json
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cvt_nas import __version__
+from cvt_nas.errors import ArchError, CvtNasError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `cvt-nas`; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.verb(options)
+    except CvtNasError as error:
+        print(f"cvt-nas: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cvt-nas", description="Finds CvT architectures on the best trade-off of accuracy against cost."
+    )
+    parser.add_argument("--version", action="version", version=f"cvt-nas {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def add(name: str, verb: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, help=help_text, description=help_text)
+        added.set_defaults(verb=verb)
+        return added
+
+    search = add("search", _search, "search a space, and write the Pareto front to a run folder")
+    search.add_argument("--space", required=True, metavar="FILE", help="the space file")
+    search.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
+    search.add_argument("--gpus-per-trial", type=float, metavar="X", help="a fraction below 1, or a whole number")
+    search.add_argument("--cpus", type=_whole, metavar="N", help="CPUs to use; all of them if absent")
+    search.add_argument("--data", metavar="DIR", help="folder of the data set")
+    search.add_argument("--out", metavar="DIR", help="run folder; results/NAME if absent")
+    search.add_argument("--trials", type=_positive, metavar="N", help="instead of the file's number")
+    search.add_argument("--time-budget", type=_duration, metavar="TIME", help="stop in order after 90s, 30m or 8h")
+    search.add_argument("--seed", type=_whole, metavar="N", help="instead of the file's")
+    search.add_argument("--address", metavar="ADDR", help="Ray cluster to join: auto, or host:port")
+    search.add_argument("--resume", action="store_true", help="go on with the run in the run folder")
+    _add_json(search)
+
+    space = add("space", _space, "size of a space, range of its costs, share that meets the constraints")
+    space.add_argument("file", metavar="FILE")
+    _add_json(space)
+
+    profile = add("profile", _profile, "params and FLOPs of an architecture, per stage and in total")
+    profile.add_argument("arch", metavar="ARCH", help="cvt-13, cvt-21, cvt-w24, an arch.json, or RUN:ID")
+    profile.add_argument("--image-size", type=_positive, metavar="N", help="pixels, instead of its own")
+    _add_json(profile)
+
+    train = add("train", _train, "train one architecture in full")
+    train.add_argument("arch", metavar="ARCH", help="cvt-13, cvt-21, cvt-w24, an arch.json, or RUN:ID")
+    train.add_argument("--space", metavar="FILE", help="space file whose data and training are used; RUN's if absent")
+    train.add_argument("--data", metavar="DIR", help="folder of the data set")
+    train.add_argument("--out", metavar="DIR", help="run folder; results/train-ID if absent")
+    train.add_argument("--epochs", type=_positive, metavar="N", help="instead of the file's number")
+    train.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
+    train.add_argument("--seed", type=_whole, default=0, metavar="N")
+    train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run folder")
+    _add_json(train)
+
+    report = add("report", _report, "rebuild tables and plots from a run folder")
+    report.add_argument("run", metavar="RUN")
+    _add_json(report)
+
+    export = add("export", _export, "write one architecture of a run as a plain model")
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("--pick", default="knee", metavar="WHAT", help='knee, best, an arch id, or "flops<4e9"')
+    export.add_argument("--to", required=True, metavar="DIR", help="a new folder")
+    _add_json(export)
+    return parser
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"\d+", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be a whole number")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if _whole(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be at least 1")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be a time above 0 like 90s, 30m, 8h or 2d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def _search(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from cvt_nas.config import load_experiment
+
+    experiment = load_experiment(options.space)
+    console = Console(stderr=True, soft_wrap=True)
+    for warning in experiment.warnings:
+        console.print(f"warning: {warning}", highlight=False)
+
+    from cvt_nas.race import search
+    from cvt_nas.race.progress import ConsoleProgress
+    from cvt_nas.report import front_table, report_paths, summary, write_report
+
+    def progress(run: Any, resources: Any, num_trials: int, deadline: float | None) -> ConsoleProgress:
+        console.print(f"{experiment.name}: {num_trials} trials, {resources.describe()}; {run.path}", highlight=False)
+        return ConsoleProgress(
+            console,
+            results=run.results(),
+            metrics=run.metrics,
+            box=run.box,
+            num_trials=num_trials,
+            num_epochs=experiment.training.epochs,
+            deadline=deadline,
+        )
+
+    out = Path(options.out or Path("results") / experiment.name)
+    with _orderly_stop(console) as stop:
+        run = search(
+            experiment,
+            out=out,
+            data=options.data,
+            gpus=options.gpus,
+            gpus_per_trial=options.gpus_per_trial,
+            cpus=options.cpus,
+            trials=options.trials,
+            time_budget=options.time_budget,
+            seed=options.seed,
+            address=options.address,
+            resume=options.resume,
+            stop=stop,
+            progress=progress,
+        )
+    write_report(run)
+    num_trials = experiment.search.trials if options.trials is None else options.trials
+    num_done = len(run.results())
+    if options.json:
+        print(json.dumps(summary(run)))
+    else:
+        print_front(run, front_table(run), report_paths(run), out)
+    if num_done < num_trials and (stop.is_set() or options.time_budget):
+        again = f"cvt-nas search --space {options.space} --out {out} --resume"
+        console.print(f"{num_done} of {num_trials} trials are done and kept. Go on with: {again}", highlight=False)
+    return 130 if stop.interrupted else 0
+
+
+def print_front(run: Any, table: Any, paths: Sequence[Path], out: Path) -> None:
+    """The front, where its plots are, and what to do next."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    front = run.front()
+    if not front.members:
+        console.print("No trial reached its last epoch, so there is no front yet.")
+        return
+    console.print(table)
+    console.print(f"hypervolume {front.hypervolume(run.box):.4f} (reference: accuracy 0 at the space's greatest costs)")
+    console.print("plots: " + ", ".join(str(out / path.name) for path in paths if path.suffix == ".html"))
+    console.print(f"next: cvt-nas export {out} --pick knee --to my_model", style="bold")
+
+
+class _orderly_stop:  # noqa: N801  a context manager, read as a verb
+    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C ends the process at once."""
+
+    def __init__(self, console: Any) -> None:
+        self._console, self._event, self.interrupted = console, threading.Event(), False
+
+    def __enter__(self) -> "_orderly_stop":
+        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: object) -> None:
+        del frame
+        if self.interrupted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self._event.set()
+        self._console.print("stopping in order; once more to stop at once", highlight=False)
+
+    def set(self) -> None:
+        self._event.set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+
+def _space(options: argparse.Namespace) -> int:
+    from cvt_nas.config import load_experiment
+    from cvt_nas.report import short
+
+    experiment = load_experiment(options.file)
+    space = experiment.space
+    least, greatest = space.cost_range
+    result = {
+        "name": experiment.name,
+        "size": space.size,
+        "params": {"min": least.params, "max": greatest.params},
+        "flops": {"min": least.flops, "max": greatest.flops},
+        "feasible_fraction": space.feasible_fraction(),
+    }
+    if options.json:
+        print(json.dumps(result))
+        return 0
+    for warning in experiment.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{experiment.name}: {space.size:,} architectures, {len(space.genes)} choices")
+    print(f"params {short(least.params)} to {short(greatest.params)}, FLOPs {short(least.flops)} to "
+          f"{short(greatest.flops)}")  # fmt: skip
+    print(f"{result['feasible_fraction']:.1%} of evenly drawn architectures meet the constraints")
+    return 0
+
+
+def _arch_of(text: str) -> tuple[Any, Any]:
+    """The architecture that ARCH names, and its run's folder where it is RUN:ID."""
+    from cvt_nas.arch import load_arch
+    from cvt_nas.results import RunFolder
+
+    folder, colon, arch_id = text.rpartition(":")
+    if colon and (Path(folder) / "manifest.json").is_file():
+        run = RunFolder.open(Path(folder))
+        return (run.pick(arch_id) if arch_id in ("knee", "best") else run.find(arch_id)).arch, run
+    if colon and not Path(text).exists():
+        raise ArchError(f"{text}: {folder} holds no run")
+    return load_arch(text), None
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from cvt_nas.arch import cost_of, describe_stages, stage_costs
+    from cvt_nas.report import short
+
+    arch, _ = _arch_of(options.arch)
+    if options.image_size is not None:
+        arch = arch.with_image_size(options.image_size)
+    total, stages = cost_of(arch), stage_costs(arch)
+    if options.json:
+        result = {
+            "arch_id": arch.id,
+            "image_size": arch.image_size,
+            "params": total.params,
+            "flops": total.flops,
+            "stages": [
+                {
+                    "params": cost.params,
+                    "flops": cost.flops,
+                    "embed_dim": stage.embed_dim,
+                    "depth": len(stage.blocks),
+                    "grid": grid,
+                }
+                for cost, stage, grid in zip(stages, arch.stages, arch.grids, strict=True)
+            ],
+        }
+        print(json.dumps(result))
+        return 0
+    for cost, line in zip(stages, describe_stages(arch), strict=True):
+        print(f"{short(cost.params):>7} params {short(cost.flops):>7} FLOPs  {line}")
+    print(f"{short(total.params):>7} params {short(total.flops):>7} FLOPs  in total at {arch.image_size} x "
+          f"{arch.image_size}, head included: {total.params:,} and {total.flops:,}")  # fmt: skip
+    print("A multiply-add is one FLOP; attention's products and norms are counted, as fvcore does.")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    import dataclasses
+
+    from cvt_nas.config import load_experiment, parse_experiment
+
+    arch, run = _arch_of(options.arch)
+    if options.space is not None:
+        experiment = load_experiment(options.space)
+    elif run is not None:
+        experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
+    else:
+        raise ArchError(f"{options.arch}: name the file whose data and training are to be used by --space FILE")
+    if options.epochs is not None:
+        training = dataclasses.replace(
+            experiment.training,
+            epochs=options.epochs,
+            warmup_epochs=experiment.training.warmup_epochs * min(options.epochs / experiment.training.epochs, 1),
+        )
+        experiment = dataclasses.replace(experiment, training=training)
+
+    from cvt_nas.report import report_paths, summary, write_report
+    from cvt_nas.train import train
+
+    out = Path(options.out or Path("results") / f"train-{arch.id}")
+    result = train(
+        arch,
+        experiment,
+        out=out,
+        data=options.data,
+        num_workers=options.gpus,
+        seed=options.seed,
+        resume=options.resume,
+        on_report=lambda report: print(
+            f"epoch {report['epoch']}/{experiment.training.epochs}, accuracy {report['accuracy']:.4f}, "
+            f"{report['train_seconds']:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        ),
+    )
+    from cvt_nas.results import RunFolder
+
+    run = RunFolder.open(out)
+    write_report(run)
+    if options.json:
+        print(json.dumps(summary(run)))
+        return 0
+    test = run.test_accuracies()[arch.id]
+    print(f"{arch.id}: accuracy {result.accuracy:.4f} on the search split, {test:.4f} on the test split; {out}")
+    print(f"plots: {', '.join(str(path) for path in report_paths(run) if path.suffix == '.html')}")
+    print(f"next: cvt-nas export {out} --pick best --to my_model")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from cvt_nas.report import front_table, report_paths, summary, write_report
+    from cvt_nas.results import RunFolder
+
+    run = RunFolder.open(Path(options.run))
+    write_report(run)
+    if options.json:
+        print(json.dumps(summary(run)))
+    else:
+        print_front(run, front_table(run), report_paths(run), run.path)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from cvt_nas.export import export
+    from cvt_nas.results import RunFolder
+
+    run, to = RunFolder.open(Path(options.run)), Path(options.to)
+    result = export(run, options.pick, to)
+    if options.json:
+        print(json.dumps({"arch_id": result.arch_id, "to": str(to), "accuracy": result.accuracy,
+                          "params": result.cost.params, "flops": result.cost.flops}))  # fmt: skip
+        return 0
+    print(f"{result.arch_id}: accuracy {result.accuracy:.4f}, {result.cost.params:,} params, {result.cost.flops:,} "
+          f"FLOPs; its logits equal those of the trained model")  # fmt: skip
+    print(f"next: python -c \"import cvt_nas; print(cvt_nas.load_model('{to}'))\"")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

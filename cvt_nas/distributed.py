@@ -1,0 +1,100 @@
+"""One training on several workers, by Ray Train: DDP over NCCL on GPUs, over gloo on CPUs."""
+
+import os
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray  # noqa: E402  after its setting
+from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: E402
+from ray.train.torch import TorchConfig, TorchTrainer, get_device  # noqa: E402
+from ray.util.queue import Empty, Queue  # noqa: E402
+
+from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict  # noqa: E402
+from cvt_nas.engine import TrainingSetup, progress_reports  # noqa: E402
+from cvt_nas.results import RunFolder  # noqa: E402
+
+
+def fit_on_workers(
+    arch: ArchConfig,
+    setup: TrainingSetup,
+    *,
+    number: int,
+    seed: int,
+    num_workers: int,
+    cpus_per_worker: float,
+    use_gpus: bool,
+    max_failures: int = 3,
+) -> Iterator[dict[str, Any]]:
+    """Trains `arch` as `engine.fit` does, on `num_workers` workers that share each batch.
+
+    A worker that dies is replaced, and all of them go on from the last epoch's checkpoint.
+
+    Args:
+        number: Of the trial; names its checkpoint in the run folder.
+        use_gpus: Whether each worker takes a GPU. Where `setup.device` is `cpu`, the GPU is only a slot.
+        max_failures: Deaths of a worker after which the training is given up.
+
+    Yields:
+        The reports of `engine.progress_reports`, by the first worker.
+
+    Raises:
+        ray.train.TrainingFailedError: More workers died than `max_failures`, or the code raised.
+    """
+    reports = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        _train_on_worker,
+        train_loop_config={
+            "arch": arch_to_dict(arch), "setup": setup, "number": number, "seed": seed, "reports": reports
+        },
+        scaling_config=ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=use_gpus,
+            resources_per_worker={"CPU": cpus_per_worker, **({"GPU": 1} if use_gpus else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if setup.device == "cuda" else "gloo"),
+        run_config=RunConfig(
+            name=f"train-{number}",
+            storage_path=str(RunFolder(setup.run_path).tune_path),
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+    )
+    outcome: list[BaseException] = []
+
+    def execute() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # handed to the reader below, which raises it
+            outcome.append(error)
+
+    thread = threading.Thread(target=execute, name="train", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive() or not reports.empty():
+            try:
+                yield reports.get(timeout=0.5)
+            except (Empty, queue.Empty):
+                continue
+        if outcome:
+            raise outcome[0]
+    finally:
+        reports.shutdown(force=True)
+
+
+def _train_on_worker(config: dict[str, Any]) -> None:
+    setup, run = config["setup"], RunFolder(config["setup"].run_path)
+    arch = arch_from_dict(config["arch"])
+    first = ray.train.get_context().get_world_rank() == 0
+    for report in progress_reports(
+        arch,
+        setup,
+        device=get_device() if setup.device == "cuda" else setup.torch_device,
+        seed=config["seed"],
+        checkpoint=run.checkpoint_path(config["number"]),
+        model_folder=run.model_path(arch.id),
+    ):
+        if first:
+            config["reports"].put(report)

@@ -1,0 +1,172 @@
+"""The full training of one architecture, whose result is a run folder like any other."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Literal
+
+from cvt_nas.arch import ArchConfig, cost_of
+from cvt_nas.config import Experiment
+from cvt_nas.engine import TrainingSetup, evaluate, progress_reports
+from cvt_nas.errors import ArchError, ResourceError, RunFolderError
+from cvt_nas.model import load_model
+from cvt_nas.results import RunFolder, Status, TrialResult
+
+
+def train(
+    arch: ArchConfig,
+    experiment: Experiment,
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    num_workers: int | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    on_report: Callable[[dict[str, Any]], None] = lambda report: None,
+) -> TrialResult:
+    """Trains `arch` by the `data` and `training` sections of `experiment`, then reads the test split once.
+
+    Args:
+        out: The run folder, new unless `resume`.
+        num_workers: GPUs, or processes where `device` is `cpu`, that share each batch by DDP; None for
+            every GPU, or one process where there is none.
+        device: None for `cuda` where there is one.
+        resume: Go on from the checkpoint in `out`.
+        on_report: Called with each report of `engine.progress_reports`.
+
+    Raises:
+        CvtNasError: Data, devices or folder are not as they must be.
+        RuntimeError: The training diverged, or ran out of device memory.
+    """
+    out, data_root = Path(out).absolute(), None if data is None else Path(data).absolute()
+    _check_fits(arch, experiment)
+    device, num_workers = _devices(device, num_workers)
+    setup = TrainingSetup(
+        training=experiment.training,
+        data=experiment.data,
+        data_root=data_root,
+        image_size=arch.image_size,
+        num_channels=arch.num_channels,
+        num_classes=arch.num_classes,
+        run_path=out,
+        device=device,
+        num_threads=_cpu_threads(num_workers),
+    )
+    images = setup.open_data()
+    manifest = {
+        **experiment.manifest(seed=seed, num_trials=1),
+        "arch_id": arch.id,
+        "resources": {"num_workers": num_workers, "device": device},
+    }
+    if resume:
+        run = RunFolder.open(out)
+        if (run.manifest.get("arch_id"), run.manifest["fingerprint"]) != (arch.id, experiment.fingerprint):
+            raise RunFolderError(f"{out} holds another run than this training; name another --out")
+    else:
+        run = RunFolder.create(out, manifest)
+    if run.results():
+        return run.results()[0]
+
+    started, report = time.monotonic(), None
+    for report in _reports(arch, setup, run, num_workers, seed):
+        on_report(report)
+    if report is None or report["status"] != "running":
+        raise RuntimeError("the training reported nothing" if report is None else report["reason"])
+    status: Status = "complete"
+    result = TrialResult(
+        number=0,
+        arch=arch,
+        status=status,
+        epochs=report["epoch"],
+        accuracy=report["accuracy"],
+        cost=cost_of(arch),
+        curve=tuple(report["curve"]),
+        seconds=time.monotonic() - started,
+        train_seconds=report["train_seconds"],
+        seed=seed,
+        device=device if num_workers == 1 else f"{num_workers} x {device}",
+    )
+    model = load_model(run.model_path(arch.id)).to(setup.torch_device)
+    accuracy = evaluate(model, images, "test", training=experiment.training, device=setup.torch_device)
+    run.append_test_accuracy(0, arch.id, accuracy, images.num_images("test"))
+    run.append(result)
+    run.checkpoint_path(0).unlink(missing_ok=True)
+    return result
+
+
+def _check_fits(arch: ArchConfig, experiment: Experiment) -> None:
+    for name in ("num_channels", "num_classes"):
+        if getattr(arch, name) != getattr(experiment.space, name):
+            raise ArchError(f"{name}: the architecture has {getattr(arch, name)}, the file {experiment.name} has "
+                            f"{getattr(experiment.space, name)}")  # fmt: skip
+    rates = experiment.training.drop_path
+    if isinstance(rates, list) and len(rates) != len(arch.stages):
+        raise ArchError(f"training.drop_path: {len(rates)} rates for an architecture of {len(arch.stages)} stages")
+
+
+def _devices(
+    device: Literal["cpu", "cuda"] | None, num_workers: int | None
+) -> tuple[Literal["cpu", "cuda"], int]:
+    import torch
+
+    num_gpus = 0 if device == "cpu" else torch.cuda.device_count()
+    if device is None:
+        device = "cuda" if num_gpus and num_workers != 0 else "cpu"
+        if device == "cpu" and num_workers:
+            raise ResourceError(f"--gpus {num_workers}: this machine has {num_gpus}")
+    if device == "cuda" and (num_workers or 1) > num_gpus:
+        raise ResourceError(f"--gpus {num_workers or 1}: this machine has {num_gpus}")
+    return device, num_workers or max(num_gpus, 1)
+
+
+def _cpu_threads(num_workers: int) -> int:
+    import torch
+
+    return max(torch.get_num_threads() // num_workers, 1)
+
+
+def _reports(arch: ArchConfig, setup: TrainingSetup, run: RunFolder, num_workers: int, seed: int) -> Any:
+    if num_workers == 1:
+        yield from progress_reports(
+            arch,
+            setup,
+            device=setup.torch_device,
+            seed=seed,
+            checkpoint=run.checkpoint_path(0),
+            model_folder=run.model_path(arch.id),
+        )
+        return
+    import ray
+
+    from cvt_nas.distributed import fit_on_workers
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(
+            address="local",
+            num_cpus=num_workers * setup.num_threads,
+            num_gpus=num_workers if setup.device == "cuda" else 0,
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )
+    try:
+        with closing(
+            fit_on_workers(
+                arch,
+                setup,
+                number=0,
+                seed=seed,
+                num_workers=num_workers,
+                cpus_per_worker=setup.num_threads,
+                use_gpus=setup.device == "cuda",
+            )
+        ) as reports:
+            yield from reports
+    finally:
+        if started:
+            ray.shutdown()
