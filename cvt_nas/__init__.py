@@ -4,7 +4,13 @@ The names below are the library; each is imported when it is first used, so `imp
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cvt_nas.arch import cost_of, load_arch
+    from cvt_nas.config import load_experiment
+    from cvt_nas.model import build_model, load_model
+    from cvt_nas.race import search
 
 _HOME = {
     "load_experiment": "config",
@@ -16,7 +22,7 @@ _HOME = {
 }
 
 __version__ = "0.1.0"
-__all__ = ["build_model", "cost_of", "load_arch", "load_experiment", "load_model", "search"]  # noqa: F822  lazy
+__all__ = ["build_model", "cost_of", "load_arch", "load_experiment", "load_model", "search"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from cvt_nas import __version__
 from cvt_nas.errors import ArchError, CvtNasError
@@ -135,7 +135,7 @@ def _search(options: argparse.Namespace) -> int:
         )
 
     out = Path(options.out or Path("results") / experiment.name)
-    with _orderly_stop(console) as stop:
+    with _SignalledStop(console) as stop:
         run = search(
             experiment,
             out=out,
@@ -161,7 +161,7 @@ def _search(options: argparse.Namespace) -> int:
     if num_done < num_trials and (stop.is_set() or options.time_budget):
         again = f"cvt-nas search --space {options.space} --out {out} --resume"
         console.print(f"{num_done} of {num_trials} trials are done and kept. Go on with: {again}", highlight=False)
-    return 130 if stop.interrupted else 0
+    return 130 if stop.was_signalled else 0
 
 
 def print_front(run: Any, table: Any, paths: Sequence[Path], out: Path) -> None:
@@ -179,33 +179,28 @@ def print_front(run: Any, table: Any, paths: Sequence[Path], out: Path) -> None:
     console.print(f"next: cvt-nas export {out} --pick knee --to my_model", style="bold")
 
 
-class _orderly_stop:  # noqa: N801  a context manager, read as a verb
-    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C ends the process at once."""
+class _SignalledStop(threading.Event):
+    """An event that Ctrl-C and SIGTERM set, within a `with`; a second Ctrl-C ends the process at once."""
 
     def __init__(self, console: Any) -> None:
-        self._console, self._event, self.interrupted = console, threading.Event(), False
+        super().__init__()
+        self._console, self.was_signalled = console, False
 
-    def __enter__(self) -> "_orderly_stop":
-        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _stop(self, number: int, frame: object) -> None:
+    def _handle(self, number: int, frame: object) -> None:
         del frame
-        if self.interrupted and number == signal.SIGINT:
+        if self.was_signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.interrupted = True
-        self._event.set()
+        self.was_signalled = True
+        self.set()
         self._console.print("stopping in order; once more to stop at once", highlight=False)
-
-    def set(self) -> None:
-        self._event.set()
-
-    def is_set(self) -> bool:
-        return self._event.is_set()
 
 
 def _space(options: argparse.Namespace) -> int:

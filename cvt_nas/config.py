@@ -7,6 +7,7 @@ A scalar is fixed, a list is a choice. All the problems of a file are reported a
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 import platform
 import random
@@ -56,7 +57,7 @@ def _distinct(options: list[T]) -> list[T]:
 
 
 def _rising(options: list[T]) -> list[T]:
-    if any(a >= b for a, b in zip(options, options[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(options)):
         raise ValueError(f"got {options}, must rise: {sorted(set(options))}")
     return options
 
@@ -411,7 +412,8 @@ def _explain(error: ErrorDetails, tree: Any) -> tuple[Key, str]:
     shown = f"got {_show(came)}"
     if kind == "literal_error":
         allowed = [part.strip("' ") for part in context["expected"].replace(" or ", ", ").split(", ")]
-        return key, f"{shown}, must be {_one_of(allowed)}{_did_you_mean(str(came), allowed)}"
+        close = _did_you_mean(str(came), allowed) if len(allowed) > 1 else ""
+        return key, f"{shown}, must be {_one_of(allowed)}{close if 'mean' in close else ''}"
     wanted = {
         "int_type": "a whole number",
         "int_from_float": "a whole number",
@@ -431,14 +433,13 @@ def _explain(error: ErrorDetails, tree: Any) -> tuple[Key, str]:
     return key, f"{shown}, must be {wanted}{_yaml_hint(came)}"
 
 
-def _existing(location: Sequence[str | int], tree: Any, *, keep_last: bool) -> Key:
+def _existing(location: Sequence[Any], tree: Any, *, keep_last: bool) -> Key:
     """The part of pydantic's location that the file has: without union tags and indices of lone scalars."""
     key: list[str | int] = []
     for position, part in enumerate(location):
         last = position == len(location) - 1
-        if isinstance(tree, dict) and part in tree:
-            tree = tree[part]
-        elif isinstance(tree, list) and isinstance(part, int) and part < len(tree):
+        in_list = isinstance(tree, list) and isinstance(part, int) and part < len(tree)
+        if in_list or (isinstance(tree, dict) and part in tree):
             tree = tree[part]
         elif not (last and keep_last):
             continue
@@ -506,13 +507,12 @@ def _build(file: _File, reader: _Reader) -> Experiment:
     """What pydantic cannot check: that the parts fit each other."""
     sections = file.space.stages
     for index, section in enumerate(sections):
-        for dim in section.embed_dim:
-            for heads in section.num_heads:
-                if dim % heads:
-                    reader.add(
-                        ("space", "stages", index, "num_heads"),
-                        f"got {heads}, must divide every embed_dim of the stage; it does not divide {dim}",
-                    )
+        for heads in section.num_heads:
+            if odd := [str(dim) for dim in section.embed_dim if dim % heads]:
+                reader.add(
+                    ("space", "stages", index, "num_heads"),
+                    f"got {heads}, must divide every embed_dim of the stage, does not divide {', '.join(odd)}",
+                )
         for kernel in section.kernel_size:
             if kernel % 2 == 0:
                 reader.add(("space", "stages", index, "kernel_size"), f"got {kernel}, must be odd")
@@ -574,7 +574,7 @@ def _build(file: _File, reader: _Reader) -> Experiment:
             bounds=_bounds_of(file.constraints),
         )
     except ArchError as error:
-        reader.add(("space", "stages"), str(error))
+        reader.add(("space", "stages", *([] if error.stage is None else [error.stage, "patch"])), str(error))
         reader.stop_if_wrong()
         raise
     _check_feasible(space, reader)
@@ -594,8 +594,12 @@ def _build(file: _File, reader: _Reader) -> Experiment:
 
 
 def _bounds_of(constraints: _ConstraintsSection) -> dict[CostMetric, Bound]:
-    bounds = {metric: getattr(constraints, metric) for metric in COST_METRICS}
-    return {m: Bound(min=b.min, max=b.max) for m, b in bounds.items() if (b.min, b.max) != (None, None)}
+    bounds: dict[CostMetric, Bound] = {}
+    for metric in COST_METRICS:
+        section: _BoundSection = getattr(constraints, metric)
+        if (section.min, section.max) != (None, None):
+            bounds[metric] = Bound(min=section.min, max=section.max)
+    return bounds
 
 
 def _check_feasible(space: SearchSpace, reader: _Reader) -> None:
@@ -615,8 +619,10 @@ def _anchors_of(sections: Mapping[str, Mapping[str, Any]], space: SearchSpace, r
     anchors = {}
     for name, section in sections.items():
         num_problems = len(reader.problems)
-        values = {choice: _by_stage(choice, value, ("anchors", name, choice), space, reader)
-                  for choice, value in section.items()}
+        values = {
+            choice: _by_stage(choice, value, ("anchors", name, choice), space, reader)
+            for choice, value in section.items()
+        }
         missing = sorted({gene.choice for gene in space.genes} - values.keys())
         if missing:
             reader.add(("anchors", name), f"lacks {', '.join(missing)}")

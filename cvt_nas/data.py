@@ -56,7 +56,14 @@ class ImageData(Protocol):
     def num_images(self, split: Split) -> int: ...
 
     def train_batches(
-        self, *, batch_size: int, augment: AugmentConfig, device: torch.device, seed: int, epoch: int, rank: int = 0,
+        self,
+        *,
+        batch_size: int,
+        augment: AugmentConfig,
+        device: torch.device,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[Batch]:
         """One epoch of shuffled, augmented batches; a last one that is not full is dropped.
@@ -119,7 +126,7 @@ def seed_all(*seeds: int) -> None:
     """Sets Python's, numpy's and torch's global random states from `seeds`."""
     seed = int.from_bytes(hashlib.sha256(repr(seeds).encode()).digest()[:4], "little")
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  timm draws from the global state
+    np.random.seed(seed)
     torch.manual_seed(seed)
 
 
@@ -185,7 +192,9 @@ def _source_of(dataset: str, root: Path | None) -> tuple[Any, Path | None]:
         for place in places:
             if any(place.glob("train-images-idx3-ubyte*")):
                 return functools.partial(_read_fashion_mnist, place), place
-        where = "install Debian's dataset-fashion-mnist, or give --data DIR" if root is None else "as torchvision lays it"
+        where = (
+            "install Debian's dataset-fashion-mnist, or give --data DIR" if root is None else "as torchvision lays it"
+        )
         raise DataError(f"fashion-mnist: no train-images-idx3-ubyte in {' or '.join(map(str, places))}; {where}")
     name = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[dataset]
     if root is None:
@@ -201,7 +210,7 @@ def _read_digits() -> _Arrays:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    digits = load_digits()
+    digits: Any = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]
     labels = digits.target.astype(np.int64)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
@@ -312,7 +321,14 @@ class _ArrayData:
         return (x - mean) / std
 
     def train_batches(
-        self, *, batch_size: int, augment: AugmentConfig, device: torch.device, seed: int, epoch: int, rank: int = 0,
+        self,
+        *,
+        batch_size: int,
+        augment: AugmentConfig,
+        device: torch.device,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[Batch]:
         order = np.random.default_rng((seed, epoch)).permutation(self._rows["train"])[rank::world_size]
@@ -398,14 +414,18 @@ class _FolderData:
         if root is None:
             raise DataError(f"{config.dataset}: give the folder that holds train/ and val/ by --data DIR")
         if num_channels not in (1, 3):
-            raise DataError(f"{config.dataset}: images are read as grey or colour, space.num_channels is {num_channels}")
+            raise DataError(
+                f"{config.dataset}: images are read as grey or colour, space.num_channels is {num_channels}"
+            )
         self._num_workers = config.num_workers
         loader = functools.partial(_open_image, mode="L" if num_channels == 1 else "RGB")
         try:
             self._folders = {name: ImageFolder(str(root / name), loader=loader) for name in ("train", "val")}
         except (FileNotFoundError, OSError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
-            raise DataError(f"{config.dataset}: {root} must hold train/ and val/, one folder a class: {reason}") from error
+            raise DataError(
+                f"{config.dataset}: {root} must hold train/ and val/, one folder a class: {reason}"
+            ) from error
         if self._folders["train"].classes != self._folders["val"].classes:
             difference = sorted(set(self._folders["train"].classes) ^ set(self._folders["val"].classes))
             raise DataError(f"{config.dataset}: {root}: in only one of train/ and val/: {', '.join(difference[:5])}")
@@ -434,7 +454,14 @@ class _FolderData:
         )
 
     def train_batches(
-        self, *, batch_size: int, augment: AugmentConfig, device: torch.device, seed: int, epoch: int, rank: int = 0,
+        self,
+        *,
+        batch_size: int,
+        augment: AugmentConfig,
+        device: torch.device,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[Batch]:
         from timm.data.transforms_factory import create_transform
@@ -445,7 +472,7 @@ class _FolderData:
             is_training=True,
             scale=(augment.crop_scale, 1.0),
             hflip=0.5 if augment.flip else 0.0,
-            color_jitter=augment.color_jitter or None,
+            color_jitter=augment.color_jitter,
             auto_augment=augment.randaugment,
             re_prob=augment.random_erasing,
             re_mode="pixel",

@@ -1,21 +1,60 @@
-"""One training on several workers, by Ray Train: DDP over NCCL on GPUs, over gloo on CPUs."""
+"""Ray on this machine, and one training on several workers by Ray Train: DDP over NCCL, or gloo on CPUs."""
 
+import logging
 import os
 import queue
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Read by Ray when it is imported or started; whoever runs the tool can still override each.
+for _name, _value in {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0, the only way to silence Tune
+    "RAY_memory_monitor_refresh_ms": "0",  # a kill by Ray's memory monitor would abort the whole search
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial without a GPU must not see every GPU
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's snapshots are of no use: the journal is the record
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
+}.items():
+    os.environ.setdefault(_name, _value)
 
-import ray  # noqa: E402  after its setting
-from ray.train import FailureConfig, RunConfig, ScalingConfig  # noqa: E402
+import ray  # noqa: E402  after its settings
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer, get_device  # noqa: E402
 from ray.util.queue import Empty, Queue  # noqa: E402
 
 from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict  # noqa: E402
 from cvt_nas.engine import TrainingSetup, progress_reports  # noqa: E402
 from cvt_nas.results import RunFolder  # noqa: E402
+
+
+def start_local_ray(*, num_cpus: int, num_gpus: int) -> None:
+    """Starts Ray for this process alone, on loopback: Ray would otherwise bind the machine's outer address."""
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+
+
+@contextmanager
+def local_ray(*, num_cpus: int, num_gpus: int) -> Iterator[None]:
+    """Ray as the caller has it, or else one of its own that ends with the block."""
+    if ray.is_initialized():
+        yield
+        return
+    start_local_ray(num_cpus=num_cpus, num_gpus=num_gpus)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def fit_on_workers(
@@ -48,7 +87,11 @@ def fit_on_workers(
     trainer = TorchTrainer(
         _train_on_worker,
         train_loop_config={
-            "arch": arch_to_dict(arch), "setup": setup, "number": number, "seed": seed, "reports": reports
+            "arch": arch_to_dict(arch),
+            "setup": setup,
+            "number": number,
+            "seed": seed,
+            "reports": reports,
         },
         scaling_config=ScalingConfig(
             num_workers=num_workers,
@@ -87,7 +130,7 @@ def fit_on_workers(
 def _train_on_worker(config: dict[str, Any]) -> None:
     setup, run = config["setup"], RunFolder(config["setup"].run_path)
     arch = arch_from_dict(config["arch"])
-    first = ray.train.get_context().get_world_rank() == 0
+    first = get_context().get_world_rank() == 0
     for report in progress_reports(
         arch,
         setup,

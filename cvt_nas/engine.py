@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -139,7 +139,7 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16" and device.type == "cuda")
     state = _State(model=model, averaged=averaged, optimizer=optimizer, scaler=scaler)
     done, curve, train_seconds = state.load(checkpoint, device)
-    evaluated: CvT = model if averaged is None else averaged.module
+    evaluated = model if averaged is None else cast(CvT, averaged.module)
     if done == training.epochs:
         _keep(evaluated, data, model_folder, rank)
         yield _epoch(done, curve, math.nan, train_seconds, evaluated)
@@ -238,9 +238,7 @@ def _keep(model: CvT, data: ImageData, folder: Path | None, rank: int) -> None:
 
 
 def _epoch(number: int, curve: tuple[float, ...], loss: float, train_seconds: float, model: CvT) -> Epoch:
-    return Epoch(
-        number=number, accuracy=curve[-1], curve=curve, loss=loss, train_seconds=train_seconds, model=model
-    )
+    return Epoch(number=number, accuracy=curve[-1], curve=curve, loss=loss, train_seconds=train_seconds, model=model)
 
 
 @torch.inference_mode()

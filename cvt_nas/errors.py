@@ -19,7 +19,15 @@ class CvtNasError(Exception):
 
 
 class ArchError(CvtNasError, ValueError):
-    """An architecture that cannot exist."""
+    """An architecture that cannot exist.
+
+    Args:
+        stage: Index of the stage where that shows, if it is one.
+    """
+
+    def __init__(self, message: str, stage: int | None = None) -> None:
+        super().__init__(message)
+        self.stage = stage
 
 
 class SpaceFileError(CvtNasError, ValueError):

@@ -78,7 +78,7 @@ A Convolutional vision Transformer (arXiv:2103.15808), found on `{manifest["data
     logits = model(torch.zeros(1, {channels}, {size}, {size}))
 
 Images are resized to {size} x {size}, scaled to [0, 1], then normalised by mean {preprocessing["mean"]} and
-standard deviation {preprocessing["std"]}. Classes, in the order of the logits: {", ".join(preprocessing["classes"][:20])}{
-        ", ..." if len(preprocessing["classes"]) > 20 else ""
-    }.
+standard deviation {preprocessing["std"]}. Classes, in the order of the logits: {
+        ", ".join(preprocessing["classes"][:20])
+    }{", ..." if len(preprocessing["classes"]) > 20 else ""}.
 """

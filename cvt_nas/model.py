@@ -37,9 +37,7 @@ class ConvEmbed(nn.Module):
 
     def __init__(self, stage: StageConfig, in_channels: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(
-            in_channels, stage.embed_dim, stage.patch_kernel, stage.patch_stride, stage.patch_padding
-        )
+        self.proj = nn.Conv2d(in_channels, stage.embed_dim, stage.patch_kernel, stage.patch_stride, stage.patch_padding)
         self.norm = nn.LayerNorm(stage.embed_dim)
 
     def forward(

@@ -45,7 +45,7 @@ def front_frame(run: RunFolder) -> pd.DataFrame:
         }
         for member in run.front().members
     ]
-    columns = "arch_id accuracy params flops test_accuracy number epochs seconds seed arch".split()
+    columns = ["arch_id", "accuracy", "params", "flops", "test_accuracy", "number", "epochs", "seconds", "seed", "arch"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -173,7 +173,8 @@ def _add_points(
 def _hover(result: TrialResult) -> str:
     lines = [
         f"<b>{result.arch_id}</b>, trial {result.number}, {result.status} after {result.epochs} epochs",
-        f"accuracy {result.metric('accuracy'):.4f}, {short(result.cost.params)} params, {short(result.cost.flops)} FLOPs",
+        f"accuracy {result.metric('accuracy'):.4f}, "
+        f"{short(result.cost.params)} params, {short(result.cost.flops)} FLOPs",
         *describe_stages(result.arch),
     ]
     return "<br>".join(lines)

@@ -130,7 +130,7 @@ def is_non_dominated(losses: np.ndarray) -> np.ndarray:
     """
     at_most = (losses[:, None, :] <= losses[None, :, :]).all(axis=2)
     below = (losses[:, None, :] < losses[None, :, :]).any(axis=2)
-    return ~(at_most & below).any(axis=0)
+    return np.asarray(~(at_most & below).any(axis=0))
 
 
 def hypervolume(losses: np.ndarray) -> float:

@@ -147,8 +147,9 @@ class SearchSpace:
                 grid = (side + 2 * stage.padding_of(kernel) - kernel) // stride + 1
                 if grid < 1:
                     raise ArchError(
-                        f"stage {index}: patch kernel {kernel}, stride {stride}, padding {stage.padding_of(kernel)} "
-                        f"leaves no token of a grid of {side} x {side}"
+                        f"kernel {kernel}, stride {stride}, padding {stage.padding_of(kernel)} leave no token of a "
+                        f"grid of {side} x {side} in stage {index}",
+                        stage=index,
                     )
                 after.add(grid)
             sides = frozenset(after)
@@ -324,9 +325,7 @@ class SearchSpace:
                     blocks = pick(
                         depth
                         * pick(
-                            getattr(
-                                block_cost(block, embed_dim=dim, grid=grid, class_token=stage.class_token), metric
-                            )
+                            getattr(block_cost(block, embed_dim=dim, grid=grid, class_token=stage.class_token), metric)
                             for block in blocks
                         )
                         for depth in stage.depth
@@ -338,9 +337,7 @@ class SearchSpace:
         last = self.stages[-1]
         return pick(
             spent
-            + getattr(
-                head_cost(dim=dim, grid=grid, class_token=last.class_token, num_classes=self.num_classes), metric
-            )
+            + getattr(head_cost(dim=dim, grid=grid, class_token=last.class_token, num_classes=self.num_classes), metric)
             for (dim, grid), spent in states.items()
         )
 

@@ -1,9 +1,7 @@
 """The full training of one architecture, whose result is a run folder like any other."""
 
-import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +23,7 @@ def train(
     device: Literal["cpu", "cuda"] | None = None,
     seed: int = 0,
     resume: bool = False,
-    on_report: Callable[[dict[str, Any]], None] = lambda report: None,
+    on_report: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrialResult:
     """Trains `arch` by the `data` and `training` sections of `experiment`, then reads the test split once.
 
@@ -72,7 +70,8 @@ def train(
 
     started, report = time.monotonic(), None
     for report in _reports(arch, setup, run, num_workers, seed):
-        on_report(report)
+        if on_report is not None:
+            on_report(report)
     if report is None or report["status"] != "running":
         raise RuntimeError("the training reported nothing" if report is None else report["reason"])
     status: Status = "complete"
@@ -107,9 +106,7 @@ def _check_fits(arch: ArchConfig, experiment: Experiment) -> None:
         raise ArchError(f"training.drop_path: {len(rates)} rates for an architecture of {len(arch.stages)} stages")
 
 
-def _devices(
-    device: Literal["cpu", "cuda"] | None, num_workers: int | None
-) -> tuple[Literal["cpu", "cuda"], int]:
+def _devices(device: Literal["cpu", "cuda"] | None, num_workers: int | None) -> tuple[Literal["cpu", "cuda"], int]:
     import torch
 
     num_gpus = 0 if device == "cpu" else torch.cuda.device_count()
@@ -139,34 +136,16 @@ def _reports(arch: ArchConfig, setup: TrainingSetup, run: RunFolder, num_workers
             model_folder=run.model_path(arch.id),
         )
         return
-    import ray
+    from cvt_nas.distributed import fit_on_workers, local_ray
 
-    from cvt_nas.distributed import fit_on_workers
-
-    started = not ray.is_initialized()
-    if started:
-        ray.init(
-            address="local",
-            num_cpus=num_workers * setup.num_threads,
-            num_gpus=num_workers if setup.device == "cuda" else 0,
-            include_dashboard=False,
-            logging_level="ERROR",
-            log_to_driver=False,
-            _node_ip_address="127.0.0.1",
+    num_cpus, num_gpus = num_workers * setup.num_threads, num_workers if setup.device == "cuda" else 0
+    with local_ray(num_cpus=num_cpus, num_gpus=num_gpus):
+        yield from fit_on_workers(
+            arch,
+            setup,
+            number=0,
+            seed=seed,
+            num_workers=num_workers,
+            cpus_per_worker=setup.num_threads,
+            use_gpus=setup.device == "cuda",
         )
-    try:
-        with closing(
-            fit_on_workers(
-                arch,
-                setup,
-                number=0,
-                seed=seed,
-                num_workers=num_workers,
-                cpus_per_worker=setup.num_threads,
-                use_gpus=setup.device == "cuda",
-            )
-        ) as reports:
-            yield from reports
-    finally:
-        if started:
-            ray.shutdown()

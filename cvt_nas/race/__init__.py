@@ -8,16 +8,19 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
+import cvt_nas.distributed  # noqa: F401  sets Ray's environment before anything here imports Ray
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import RunFolderError
-from cvt_nas.results import RunFolder, TrialResult
 from cvt_nas.race.executor import RaceEvent, asha_of, race
 from cvt_nas.race.resources import Resources, claim_resources
 from cvt_nas.race.study import Study
 from cvt_nas.race.trial import read_test_split
+from cvt_nas.results import RunFolder, TrialResult
 
-ProgressFactory = Callable[[RunFolder, Resources, int, float | None], AbstractContextManager[Callable[[RaceEvent], None]]]
+ProgressFactory = Callable[
+    [RunFolder, Resources, int, float | None], AbstractContextManager[Callable[[RaceEvent], None]]
+]
 
 
 def search(
@@ -69,7 +72,9 @@ def search(
     )
     setup.open_data()
     run = _resumed(experiment, out, seed) if resume else None
-    seed = run.manifest["seed"] if run else experiment.search.seed if seed is None else seed
+    seed = experiment.search.seed if seed is None else seed
+    if run is not None:
+        seed = int(run.manifest["seed"])
     with claim_resources(
         gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device
     ) as resources:

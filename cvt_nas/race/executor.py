@@ -13,16 +13,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
 from cvt_nas.arch import arch_to_dict
 from cvt_nas.engine import TrainingSetup
-from cvt_nas.results import RunFolder, Status, TrialResult
 from cvt_nas.race.asha import Asha
 from cvt_nas.race.resources import Resources
 from cvt_nas.race.study import Proposal, Study
 from cvt_nas.race.trial import WAITING_CPUS, run_trial
-from ray import tune
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
+from cvt_nas.results import RunFolder, Status, TrialResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,9 +164,7 @@ class _StudySearcher(Searcher):
         self._last[trial_id] = result
         if result["status"] == "running":
             proposal, _ = self._running[trial_id]
-            self._events.put(
-                EpochDone(number=proposal.number, epoch=result["epoch"], accuracy=result["accuracy"])
-            )
+            self._events.put(EpochDone(number=proposal.number, epoch=result["epoch"], accuracy=result["accuracy"]))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         proposal, started = self._running.pop(trial_id)

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from cvt_nas.results import HypervolumeBox, Metric, ParetoFront, TrialResult
 from cvt_nas.race.executor import EpochDone, RaceEvent, TrialStarted
+from cvt_nas.results import HypervolumeBox, Metric, ParetoFront, TrialResult
 
 _LINE_EVERY_SECONDS = 10.0
 

@@ -1,28 +1,16 @@
 """What a search runs on: started, counted, and checked before a trial could wait for it for ever."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import ray
+
+from cvt_nas.distributed import start_local_ray
 from cvt_nas.errors import ResourceError
-
-# Read by Ray when it is imported or started; whoever runs the tool can still override each.
-_RAY_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0, the only way to silence Tune
-    "RAY_memory_monitor_refresh_ms": "0",  # a kill by Ray's memory monitor would abort the whole search
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial without a GPU must not see every GPU
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's snapshots are of no use: the journal is the record
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
-}
-for _name, _value in _RAY_SETTINGS.items():
-    os.environ.setdefault(_name, _value)
-
-import ray  # noqa: E402  after its settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +85,7 @@ def claim_resources(
 def _start_ray(*, gpus: int | None, cpus: int | None, address: str | None, local_device: str | None) -> None:
     if address is not None:
         try:
-            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except ConnectionError as error:
             raise ResourceError(
                 f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]}); "
@@ -110,15 +98,7 @@ def _start_ray(*, gpus: int | None, cpus: int | None, address: str | None, local
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cpus is not None and cpus > num_cpus:
         raise ResourceError(f"--cpus {cpus}: this machine has {num_cpus}")
-    ray.init(
-        address="local",
-        num_cpus=num_cpus if cpus is None else cpus,
-        num_gpus=there if gpus is None else gpus,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-    )
+    start_local_ray(num_cpus=num_cpus if cpus is None else cpus, num_gpus=there if gpus is None else gpus)
 
 
 def _num_local_gpus() -> int:
@@ -144,9 +124,7 @@ def _divide(
             raise ResourceError(f"--gpus-per-trial {gpus_per_trial:g}: there is no GPU here")
         if use_cpus < 1:
             raise ResourceError("the cluster has no CPU for a trial")
-        return Resources(
-            num_slots=use_cpus, cpus_per_trial=1, gpus_per_trial=0, device="cpu", num_nodes=len(nodes)
-        )
+        return Resources(num_slots=use_cpus, cpus_per_trial=1, gpus_per_trial=0, device="cpu", num_nodes=len(nodes))
     per_trial = 1.0 if gpus_per_trial is None else gpus_per_trial
     by_node = [_slots_of(node.get("GPU", 0), per_trial) for node in nodes]
     if sum(by_node) == 0:

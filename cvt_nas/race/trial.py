@@ -12,9 +12,8 @@ from cvt_nas.arch import arch_from_dict, cost_of
 from cvt_nas.distributed import fit_on_workers
 from cvt_nas.engine import TrainingSetup, evaluate, fvcore_cost, progress_reports
 from cvt_nas.model import load_model
-from cvt_nas.results import RunFolder, TrialResult
 from cvt_nas.race.resources import Resources
-
+from cvt_nas.results import RunFolder, TrialResult
 
 WAITING_CPUS = 0.01
 

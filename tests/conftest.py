@@ -1,0 +1,58 @@
+"""What several test files share: one small real search, and paths that no user's data lies in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from cvt_nas.config import Experiment, load_experiment, parse_experiment
+from cvt_nas.results import RunFolder
+
+SPACES = Path(__file__).parent.parent / "search_spaces"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prepared data sets go to a folder of this session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def small_digits(**replaced: str) -> str:
+    """The demo's space file, cut down to seconds; `replaced` maps a line's start to the new line."""
+    lines = {
+        "  epochs:": "  epochs: 3",
+        "  warmup_epochs:": "  warmup_epochs: 1",
+        "search:": "search: {trials: 8, sampler: random, scheduler: asha, grace_period: 1, reduction_factor: 2, seed: 0}",
+        **replaced,
+    }
+    text = (SPACES / "digits.yaml").read_text().splitlines()
+    return "\n".join(next((new for start, new in lines.items() if line.startswith(start)), line) for line in text)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Experiment:
+    return load_experiment(SPACES / "digits.yaml")
+
+
+@pytest.fixture(scope="session")
+def small() -> Experiment:
+    return parse_experiment(small_digits(), "small.yaml")
+
+
+@pytest.fixture(scope="session")
+def finished_run(small: Experiment, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A real search of eight trials, through Ray, with its report written."""
+    from cvt_nas import search
+    from cvt_nas.report import write_report
+
+    run = search(small, out=tmp_path_factory.mktemp("finished") / "run", cpus=2)
+    write_report(run)
+    return run

@@ -1,0 +1,266 @@
+from pathlib import Path
+
+import pytest
+
+from cvt_nas import load_experiment
+from cvt_nas.arch import cost_of
+from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.errors import SpaceFileError
+from conftest import SPACES, small_digits
+
+
+BASE = """\
+format: 1
+name: digits
+space:
+  image_size: 8
+  num_channels: 1
+  num_classes: 10
+  stages:
+    - patch: {kernel: 3, stride: 1, padding: 1}
+      embed_dim: [8, 16, 24]
+      depth: 1
+      num_heads: [1, 2]
+      mlp_ratio: [1.0, 2.0, 4.0]
+      kernel_size: [3, 5]
+      kv_stride: [1, 2]
+    - patch: {kernel: 3, stride: 2, padding: 1}
+      embed_dim: [16, 32, 48]
+      depth: [1, 2]
+      num_heads: [1, 2]
+      mlp_ratio: [1.0, 2.0, 4.0]
+      kernel_size: [3, 5]
+      kv_stride: [1, 2]
+    - patch: {kernel: 3, stride: 2, padding: 1}
+      embed_dim: [32, 64, 96]
+      depth: [1, 2, 3]
+      num_heads: [1, 2, 4]
+      mlp_ratio: [1.0, 2.0, 4.0]
+      kernel_size: 3
+      kv_stride: [1, 2]
+anchors:
+  cvt-like: {embed_dim: [16, 32, 64], depth: [1, 1, 2], num_heads: [1, 2, 4], mlp_ratio: 4.0, kernel_size: 3, kv_stride: 2}
+objectives: {accuracy: maximize, params: minimize, flops: minimize}
+data: {dataset: digits, search_fraction: 0.25}
+training:
+  epochs: 18
+  batch_size: 64
+  lr: 3.0e-3
+  warmup_epochs: 2
+  weight_decay: 0.05
+  label_smoothing: 0.1
+  augment: {crop_padding: 1, mixup: 0.2}
+search: {trials: 32, sampler: tpe, scheduler: asha, grace_period: 2, reduction_factor: 3, seed: 0}
+"""
+
+
+def problems_of(text: str) -> list[str]:
+    with pytest.raises(SpaceFileError) as error:
+        parse_experiment(text, "my.yaml")
+    return list(error.value.problems)
+
+
+def base_with(old: str, new: str, count: int = 1) -> str:
+    assert old in BASE
+    return BASE.replace(old, new, count)
+
+
+@pytest.mark.parametrize("path", sorted(SPACES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_space_file_loads_with_no_warning(path: Path) -> None:
+    experiment = load_experiment(path)
+    assert experiment.name == path.stem
+    assert experiment.warnings == ()
+    assert experiment.anchors
+    for arch in experiment.anchor_archs().values():
+        assert experiment.space.is_feasible(cost_of(arch))
+
+
+# Each case: what is replaced in BASE, by what, and the whole message.
+CASES = {
+    "unknown key": (
+        "  warmup_epochs: 2",
+        "  warmup_epoch: 2",
+        "my.yaml:37: training.warmup_epoch: unknown key; did you mean 'warmup_epochs'?",
+    ),
+    "unknown key, nothing near": (
+        "  warmup_epochs: 2",
+        "  zzz: 2",
+        "my.yaml:37: training.zzz: unknown key; known here: epochs, batch_size, optimizer, lr, min_lr, warmup_epochs, "
+        "warmup_lr, weight_decay, momentum, label_smoothing, drop_path, clip_grad_norm, ema_decay, precision, augment",
+    ),
+    "unknown section": (
+        "data: {dataset",
+        "dada: {}\ndata: {dataset",
+        "my.yaml:32: dada: unknown key; did you mean 'data'?",
+    ),
+    "missing key": ("  epochs: 18\n", "", "my.yaml:33: training.epochs: missing"),
+    "repeated key": (
+        "  epochs: 18\n",
+        "  epochs: 18\n  epochs: 19\n",
+        "my.yaml:35: training.epochs: repeated, stands on line 34 already",
+    ),
+    "a number that YAML reads as text": (
+        "lr: 3.0e-3",
+        "lr: 3e-3",
+        'my.yaml:36: training.lr: got "3e-3", must be a number; YAML reads 3e-3 as text, write 3.0e-3',
+    ),
+    "a word that YAML reads as a truth value": (
+        "depth: 1",
+        "depth: no",
+        "my.yaml:10: space.stages[0].depth: got false, must be a whole number; "
+        "YAML reads yes, no, on and off as true and false",
+    ),
+    "a fraction for a whole number": (
+        "depth: [1, 2]",
+        "depth: [1, 2.5]",
+        "my.yaml:17: space.stages[1].depth[1]: got 2.5, must be a whole number",
+    ),
+    "options that do not rise": (
+        "mlp_ratio: [1.0, 2.0, 4.0]",
+        "mlp_ratio: [2.0, 1.0, 4.0]",
+        "my.yaml:12: space.stages[0].mlp_ratio: got [2.0, 1.0, 4.0], must rise: [1.0, 2.0, 4.0]",
+    ),
+    "no options": ("depth: [1, 2]", "depth: []", "my.yaml:17: space.stages[1].depth: got [], must be at least one"),
+    "too small a number": (
+        "depth: [1, 2]",
+        "depth: [0, 2]",
+        "my.yaml:17: space.stages[1].depth[0]: got 0, must be at least 1",
+    ),
+    "a choice of words": (
+        "sampler: tpe",
+        "sampler: tpee",
+        "my.yaml:41: search.sampler: got \"tpee\", must be one of random, tpe, nsga2; did you mean 'tpe'?",
+    ),
+    "an unknown data set": (
+        "dataset: digits",
+        "dataset: mnist",
+        'my.yaml:32: data.dataset: got "mnist", must be one of digits, fashion-mnist, cifar10, cifar100, imagefolder, '
+        "imagenet",
+    ),
+    "a bound on an unknown metric": (
+        "objectives:",
+        "constraints: {latency: {max: 5}}\nobjectives:",
+        "my.yaml:31: constraints.latency: unknown key; known here: params, flops",
+    ),
+    "an objective in the wrong direction": (
+        "flops: minimize",
+        "flops: maximize",
+        'my.yaml:31: objectives.flops: got "maximize", must be minimize',
+    ),
+    "heads that do not divide": (
+        "num_heads: [1, 2, 4]",
+        "num_heads: [1, 5]",
+        "my.yaml:25: space.stages[2].num_heads: got 5, must divide every embed_dim of the stage, does not divide 32, 64, 96",
+    ),
+    "an even kernel": (
+        "kernel_size: [3, 5]",
+        "kernel_size: [3, 4]",
+        "my.yaml:13: space.stages[0].kernel_size: got 4, must be odd",
+    ),
+    "a stage without tokens": (
+        "patch: {kernel: 3, stride: 2, padding: 1}",
+        "patch: {kernel: 9, stride: 2, padding: 0}",
+        "my.yaml:15: space.stages[1].patch: kernel 9, stride 2, padding 0 leave no token of a grid of 8 x 8 in stage 1",
+    ),
+    "per_block of a fixed value": (
+        "      kernel_size: 3\n",
+        "      kernel_size: 3\n      per_block: [kernel_size]\n",
+        "my.yaml:28: space.stages[2].per_block: got kernel_size, which is fixed in this stage; give it a list",
+    ),
+    "an anchor outside the space": (
+        "embed_dim: [16, 32, 64], depth",
+        "embed_dim: [16, 32, 80], depth",
+        "my.yaml:30: anchors.cvt-like.embed_dim: got 80 for stage 2, must be one of 32, 64, 96",
+    ),
+    "an anchor that lacks a choice": (
+        ", kv_stride: 2}",
+        "}",
+        "my.yaml:30: anchors.cvt-like: lacks kv_stride",
+    ),
+    "an anchor with an unknown choice": (
+        "kv_stride: 2}",
+        "kv_stride: 2, kv_strid: 2}",
+        "my.yaml:30: anchors.cvt-like.kv_strid: unknown key; did you mean 'kv_stride'?",
+    ),
+    "an anchor that breaks a constraint": (
+        "objectives:",
+        "constraints: {params: {max: 100_000}}\nobjectives:",
+        "my.yaml:30: anchors.cvt-like: has 146_122 params, outside constraints.params",
+    ),
+    "constraints that nothing meets": (
+        "objectives:",
+        "constraints: {params: {max: 16_000}}\nobjectives:",
+        "my.yaml:31: constraints.params.max: got 16_000, the space begins at 16_898",
+    ),
+    "constraints that contradict": (
+        "objectives:",
+        "constraints: {params: {min: 9, max: 8}}\nobjectives:",
+        "my.yaml:31: constraints.params: got min 9 above max 8",
+    ),
+    "warm-up as long as the training": (
+        "warmup_epochs: 2",
+        "warmup_epochs: 18",
+        "my.yaml:37: training.warmup_epochs: got 18, must be below epochs, 18",
+    ),
+    "an odd batch for mixup": (
+        "batch_size: 64",
+        "batch_size: 63",
+        "my.yaml:35: training.batch_size: got 63, must be even for mixup and cutmix",
+    ),
+    "weights that are not there": (
+        "search: {",
+        "search: {weights: supernet, ",
+        'my.yaml:41: search.weights: got "supernet", must be scratch',
+    ),
+    "not YAML": ("format: 1", "format: [1", "my.yaml:2: not YAML: expected ',' or ']', but got ':'"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_in_a_file_is_named_with_its_line(case: str) -> None:
+    old, new, message = CASES[case]
+    found = problems_of(base_with(old, new))
+    assert any(problem == message or problem.startswith(message + ";") for problem in found), found
+
+
+def test_all_the_problems_of_a_file_are_listed_at_once_by_line() -> None:
+    text = base_with("lr: 3.0e-3", "lr: 3e-3").replace("sampler: tpe", "sampler: x").replace("format: 1", "format: 2")
+    lines = [int(problem.split(":")[1]) for problem in problems_of(text)]
+    assert lines == [1, 36, 41]
+
+
+def test_a_repeated_key_does_not_hide_the_other_problems() -> None:
+    text = base_with("  epochs: 18\n", "  epochs: 18\n  epochs: 18\n").replace("lr: 3.0e-3", "lr: -1.0")
+    assert problems_of(text) == [
+        "my.yaml:35: training.epochs: repeated, stands on line 34 already",
+        "my.yaml:37: training.lr: got -1.0, must be above 0",
+    ]
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SpaceFileError, match=r"nothing.yaml: cannot be read: No such file or directory"):
+        load_experiment(tmp_path / "nothing.yaml")
+
+
+def test_an_empty_file_says_what_it_must_hold() -> None:
+    assert problems_of("") == ["my.yaml:1: must hold the keys format, name, space, data, training"]
+
+
+def test_settings_without_effect_are_named() -> None:
+    text = base_with("  lr: 3.0e-3", "  lr: 3.0e-3\n  momentum: 0.8")
+    assert parse_experiment(text, "my.yaml").warnings == (
+        "my.yaml:37: training.momentum: has no effect: AdamW has none",
+    )
+
+
+def test_per_block_choices_have_a_gene_for_each_block() -> None:
+    text = base_with("      kernel_size: 3\n", "      kernel_size: 3\n      per_block: [kv_stride]\n")
+    names = [gene.name for gene in parse_experiment(text, "my.yaml").space.genes]
+    assert [name for name in names if "block" in name] == [f"stage2.block{block}.kv_stride" for block in range(3)]
+
+
+def test_the_fingerprint_changes_with_anything_but_the_name_and_the_number_of_trials(small: Experiment) -> None:
+    same = small_digits(**{"name:": "name: other"}).replace("trials: 8", "trials: 9")
+    other = small_digits(**{"  epochs:": "  epochs: 4"})
+    assert parse_experiment(same, "a").fingerprint == small.fingerprint
+    assert parse_experiment(other, "b").fingerprint != small.fingerprint

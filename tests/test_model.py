@@ -1,0 +1,274 @@
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import nn
+
+from cvt_nas import build_model, load_arch, load_model
+from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
+from cvt_nas.errors import ArchError
+from cvt_nas.model import ConvProjection, drop_path, probe_error, save_model
+from strategies import archs
+
+
+def per_stage(
+    *,
+    image_size: int,
+    dims: Sequence[int],
+    depths: Sequence[int],
+    heads: Sequence[int],
+    kernels: Sequence[int],
+    strides: Sequence[int],
+    ratios: Sequence[float],
+    stem: tuple[int, int, int] = (7, 4, 2),
+    num_channels: int = 3,
+) -> ArchConfig:
+    return ArchConfig(
+        image_size=image_size,
+        num_channels=num_channels,
+        num_classes=10,
+        stages=tuple(
+            StageConfig(
+                patch_kernel=stem[0] if index == 0 else 3,
+                patch_stride=stem[1] if index == 0 else 2,
+                patch_padding=stem[2] if index == 0 else 1,
+                embed_dim=dim,
+                blocks=(
+                    BlockConfig(
+                        num_heads=heads[index],
+                        kernel_size=kernels[index],
+                        kv_stride=strides[index],
+                        mlp_ratio=ratios[index],
+                    ),
+                )
+                * depths[index],
+                class_token=index == len(dims) - 1,
+            )
+            for index, dim in enumerate(dims)
+        ),
+    )
+
+
+NON_STANDARD = {
+    "mixed kernels and strides": per_stage(
+        image_size=64, dims=(16, 32, 48), depths=(1, 2, 3), heads=(1, 2, 3), kernels=(5, 3, 3), strides=(4, 2, 1),
+        ratios=(2.0, 3.0, 4.0),
+    ),
+    "small stem, grey, odd grids": per_stage(
+        image_size=27, dims=(8, 24, 40), depths=(2, 2, 3), heads=(2, 3, 5), kernels=(3, 5, 7), strides=(2, 1, 2),
+        ratios=(1.0, 2.0, 1.5), stem=(3, 2, 1), num_channels=1,
+    ),
+    "three strides of three": per_stage(
+        image_size=48, dims=(12, 24, 36), depths=(1, 2, 3), heads=(3, 4, 6), kernels=(7, 5, 3), strides=(3, 3, 3),
+        ratios=(4.0, 1.0, 2.0),
+    ),
+}  # fmt: skip
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+def hugging_face_twin(arch: ArchConfig) -> nn.Module:
+    """transformers' CvT of the same architecture, its GELU swapped for the official QuickGELU."""
+    from transformers import CvtConfig, CvtForImageClassification
+
+    stages, firsts = arch.stages, [stage.blocks[0] for stage in arch.stages]
+    model = CvtForImageClassification(
+        CvtConfig(
+            num_channels=arch.num_channels,
+            num_labels=arch.num_classes,
+            patch_sizes=[stage.patch_kernel for stage in stages],
+            patch_stride=[stage.patch_stride for stage in stages],
+            patch_padding=[stage.patch_padding for stage in stages],
+            embed_dim=[stage.embed_dim for stage in stages],
+            depth=[len(stage.blocks) for stage in stages],
+            num_heads=[block.num_heads for block in firsts],
+            mlp_ratio=[float(block.mlp_ratio) for block in firsts],
+            kernel_qkv=[block.kernel_size for block in firsts],
+            padding_q=[block.kernel_size // 2 for block in firsts],
+            padding_kv=[block.kernel_size // 2 for block in firsts],
+            stride_kv=[block.kv_stride for block in firsts],
+            drop_path_rate=[0.0] * len(stages),
+        )
+    )
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.GELU):
+                setattr(module, name, QuickGELU())
+    return model.eval()
+
+
+def hugging_face_name(name: str) -> str:
+    """The port's name of a tensor of the official state dict."""
+    for ours, theirs in (
+        (".patch_embed.proj.", ".embedding.convolution_embeddings.projection."),
+        (".patch_embed.norm.", ".embedding.convolution_embeddings.normalization."),
+        (".blocks.", ".layers."),
+        *(
+            (f".attn.conv_proj_{short}.{part}.", f".attention.attention.convolution_projection_{long}."
+             f"convolution_projection.{whole}.")
+            for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
+            for part, whole in (("conv", "convolution"), ("bn", "normalization"))
+        ),
+        *(
+            (f".attn.proj_{short}.", f".attention.attention.projection_{long}.")
+            for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
+        ),
+        (".attn.proj.", ".attention.output.dense."),
+        (".mlp.fc1.", ".intermediate.dense."),
+        (".mlp.fc2.", ".output.dense."),
+        (".norm1.", ".layernorm_before."),
+        (".norm2.", ".layernorm_after."),
+    ):  # fmt: skip
+        name = name.replace(ours, theirs)
+    if name.startswith("stage"):
+        return "cvt.encoder.stages." + name.removeprefix("stage")
+    return name.replace("norm.", "layernorm.", 1) if name.startswith("norm.") else name.replace("head.", "classifier.")
+
+
+def randomise(model: nn.Module) -> None:
+    """Norms and their statistics too: at their initial values they would hide mistakes."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+        elif tensor.is_floating_point():
+            tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
+
+
+@pytest.mark.parametrize("name", ["cvt-13", *NON_STANDARD])
+@torch.inference_mode()
+def test_logits_equal_those_of_transformers_on_the_same_weights(name: str) -> None:
+    arch = load_arch(name) if name == "cvt-13" else NON_STANDARD[name]
+    model = build_model(arch).eval()
+    if name != "cvt-13":
+        randomise(model)
+    twin = hugging_face_twin(arch)
+    twin.load_state_dict({hugging_face_name(key): value for key, value in model.state_dict().items()}, strict=True)
+    images = torch.randn(2, arch.num_channels, arch.image_size, arch.image_size)
+    logits = model(images)
+    assert logits.std() > 1e-3
+    torch.testing.assert_close(logits, twin(images).logits, atol=1e-5, rtol=0)
+
+
+def test_the_state_dict_of_cvt_13_has_the_official_names() -> None:
+    # The layout of CvT-13-224x224-IN-1k.pth: 459 tensors.
+    names = set(build_model(load_arch("cvt-13")).state_dict())
+    expected = {"stage2.cls_token", "norm.weight", "norm.bias", "head.weight", "head.bias"}
+    for stage, depth in enumerate((1, 2, 10)):
+        expected |= {f"stage{stage}.patch_embed.{part}.{kind}" for part in ("proj", "norm") for kind in
+                     ("weight", "bias")}  # fmt: skip
+        for block in range(depth):
+            prefix = f"stage{stage}.blocks.{block}"
+            for part in ("norm1", "norm2", "attn.proj_q", "attn.proj_k", "attn.proj_v", "attn.proj", "mlp.fc1", "mlp.fc2"):
+                expected |= {f"{prefix}.{part}.weight", f"{prefix}.{part}.bias"}
+            for projection in "qkv":
+                conv = f"{prefix}.attn.conv_proj_{projection}"
+                expected |= {f"{conv}.conv.weight", f"{conv}.bn.weight", f"{conv}.bn.bias"}
+                expected |= {f"{conv}.bn.{kind}" for kind in ("running_mean", "running_var", "num_batches_tracked")}
+    assert names == expected
+    assert len(names) == 459
+
+
+@settings(max_examples=40, deadline=None)
+@given(archs())
+def test_every_architecture_builds_and_keeps_a_batch_of_one(arch: ArchConfig) -> None:
+    model = build_model(arch).eval()
+    images = torch.randn(3, arch.num_channels, arch.image_size, arch.image_size)
+    with torch.inference_mode():
+        logits = model(images)
+        alone = model(images[:1])
+    assert logits.shape == (3, arch.num_classes)
+    assert alone.shape == (1, arch.num_classes)
+    torch.testing.assert_close(alone, logits[:1], atol=1e-5, rtol=1e-4)
+
+
+def test_weights_fit_images_of_another_size_and_shape() -> None:
+    model = build_model(NON_STANDARD["mixed kernels and strides"]).eval()
+    assert model(torch.randn(2, 3, 96, 80)).shape == (2, 10)
+
+
+def test_the_number_of_heads_changes_the_answer_but_no_weight() -> None:
+    one = per_stage(image_size=32, dims=(16,), depths=(1,), heads=(1,), kernels=(3,), strides=(2,), ratios=(2.0,))
+    four = per_stage(image_size=32, dims=(16,), depths=(1,), heads=(4,), kernels=(3,), strides=(2,), ratios=(2.0,))
+    models = [build_model(arch).eval() for arch in (one, four)]
+    randomise(models[0])
+    models[1].load_state_dict(models[0].state_dict(), strict=True)
+    images = torch.randn(2, 3, 32, 32)
+    assert (models[0](images) - models[1](images)).abs().max() > 1e-4
+
+
+def test_average_pooling_keeps_a_last_window_as_the_official_code_does() -> None:
+    block = BlockConfig(projection="avg", kernel_size=3, kv_stride=2)
+    stage = StageConfig(patch_kernel=1, patch_stride=1, patch_padding=0, embed_dim=4, blocks=(block,))
+    model = build_model(ArchConfig(image_size=14, num_classes=2, stages=(stage,)))
+    pool = model.get_submodule("stage0.blocks.0.attn.pool_kv")
+    assert pool(torch.zeros(1, 4, 14, 14)).shape[-1] == 8  # 7 without ceil_mode
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_map_smaller_than_the_kernel_is_convolved_the_same_in_training(side: int, stride: int) -> None:
+    projection = ConvProjection(6, kernel_size=5, stride=stride)
+    maps = torch.randn(8, 6, side, side)
+    expected = projection.conv(maps)
+    projection.bn = nn.Identity()  # type: ignore[assignment]
+    tokens = projection.train()(maps)
+    torch.testing.assert_close(tokens, expected.flatten(2).transpose(1, 2))
+
+
+def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
+    torch.manual_seed(0)
+    x = drop_path(torch.ones(20_000, 2, 3), 0.25)
+    assert set(x.flatten(1).std(dim=1).tolist()) == {0.0}
+    assert x.mean().item() == pytest.approx(1, abs=0.02)
+    assert (x[:, 0, 0] == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+def test_drop_path_rises_within_each_stage() -> None:
+    model = build_model(load_arch("cvt-13"), drop_path=(0.0, 0.2, 0.1))
+    rates = [[block.drop_path_rate for block in model.get_submodule(f"stage{index}.blocks")] for index in range(3)]
+    assert rates[0] == [0.0]
+    assert rates[1] == [0.0, 0.2]
+    assert rates[2] == pytest.approx([0.1 * index / 9 for index in range(10)])
+    with pytest.raises(ValueError, match="drop_path: got 2 rates, must be one for each of 3 stages"):
+        build_model(load_arch("cvt-13"), drop_path=(0.0, 0.1))
+
+
+def test_initialisation_is_the_official_one() -> None:
+    torch.manual_seed(0)
+    model = build_model(load_arch("cvt-13"))
+    linear = model.get_submodule("stage2.blocks.3.mlp.fc1")
+    assert linear.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not linear.bias.any()
+    assert model.get_parameter("stage2.cls_token").std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_a_saved_model_loads_and_answers_the_same(tmp_path: Path) -> None:
+    model = build_model(NON_STANDARD["small stem, grey, odd grids"])
+    randomise(model)
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path)
+    assert not loaded.training
+    assert loaded.arch == model.arch
+    assert probe_error(loaded, tmp_path) == 0
+    loaded.head.bias.data[0] += 0.5
+    assert probe_error(loaded, tmp_path) == pytest.approx(0.5)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    arch = NON_STANDARD["small stem, grey, odd grids"]
+    save_model(build_model(arch), tmp_path)
+    wider = tmp_path / "wider"
+    save_model(build_model(dataclasses.replace(arch, num_classes=12)), wider)
+    (wider / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
+    with pytest.raises(ArchError, match=r"model.safetensors: Error\(s\) in loading state_dict"):
+        load_model(wider)
+    (wider / "model.safetensors").unlink()
+    with pytest.raises(ArchError, match="No such file"):
+        load_model(wider)

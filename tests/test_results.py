@@ -1,0 +1,203 @@
+import json
+from pathlib import Path
+
+import moocore
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from cvt_nas.arch import Cost, cvt
+from cvt_nas.errors import RunFolderError
+from cvt_nas.results import (
+    HypervolumeBox,
+    ParetoFront,
+    RunFolder,
+    Status,
+    TrialResult,
+    hypervolume,
+    is_non_dominated,
+    write_atomically,
+)
+
+ALL = ("accuracy", "params", "flops")
+MANIFEST = {
+    "name": "made",
+    "epochs": 3,
+    "objectives": list(ALL),
+    "hypervolume_box": {"least": {"params": 0, "flops": 0}, "greatest": {"params": 100, "flops": 100}},
+}
+
+
+def trial(
+    number: int, accuracy: float | None, params: int = 50, flops: int = 50, status: Status = "complete"
+) -> TrialResult:
+    return TrialResult(
+        number=number,
+        arch=cvt(embed_dims=(8 * (number + 1),), depths=(1,), num_heads=(1,)),
+        status=status,
+        epochs=3,
+        accuracy=accuracy,
+        cost=Cost(params=params, flops=flops),
+        curve=() if accuracy is None else (0.1, accuracy),
+        seconds=1.5,
+        train_seconds=1.25,
+        seed=7,
+    )
+
+
+# few values, so that ties and equal points are drawn too
+losses = st.integers(1, 3).flatmap(
+    lambda objectives: st.integers(0, 12).flatmap(
+        lambda points: arrays(float, (points, objectives), elements=st.sampled_from([0.0, 0.2, 0.4, 0.5, 0.9, 1.0, 1.3]))
+    )
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(losses)
+def test_non_dominated_is_what_the_definition_says(points: np.ndarray) -> None:
+    def dominates(a: np.ndarray, b: np.ndarray) -> bool:
+        return bool((a <= b).all() and (a < b).any())
+
+    expected = [not any(dominates(other, point) for other in points) for point in points]
+    assert is_non_dominated(points).tolist() == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(losses)
+def test_hypervolume_equals_moocore_s(points: np.ndarray) -> None:
+    inside = points[(points < 1).all(axis=1)]
+    expected = 0.0
+    if len(inside):
+        expected = (
+            1 - inside.min() if inside.shape[1] == 1 else moocore.hypervolume(inside, ref=np.ones(inside.shape[1]))
+        )
+    assert hypervolume(points) == pytest.approx(expected, abs=1e-12)
+
+
+def test_hypervolume_of_random_fronts_equals_moocore_s() -> None:
+    rng = np.random.default_rng(0)
+    for objectives in (2, 3):
+        points = rng.random((80, objectives))
+        assert hypervolume(points) == pytest.approx(moocore.hypervolume(points, ref=np.ones(objectives)), rel=1e-12)
+
+
+def test_only_complete_trials_compete_and_the_best_comes_first() -> None:
+    results = [trial(0, 0.8, 30, 30), trial(1, 0.99, 1, 1, status="stopped"), trial(2, 0.9, 60, 60), trial(3, 0.7, 40, 40)]
+    front = ParetoFront.of(results, ALL)
+    assert [member.number for member in front.members] == [2, 0]
+    assert front.best is front.members[0]
+
+
+def test_hypervolume_of_a_front_is_measured_from_the_stated_reference() -> None:
+    box = HypervolumeBox(least=Cost(params=0, flops=0), greatest=Cost(params=100, flops=200))
+    front = ParetoFront.of([trial(0, 0.8, 25, 100)], ALL)
+    assert front.hypervolume(box) == pytest.approx(0.8 * 0.75 * 0.5)
+    assert ParetoFront.of([], ALL).hypervolume(box) == 0
+
+
+def test_the_knee_is_the_point_farthest_above_the_chord() -> None:
+    results = [trial(0, 0.5, flops=1), trial(1, 0.85, flops=10), trial(2, 0.88, flops=50), trial(3, 0.9, flops=100)]
+    front = ParetoFront.of(results, ("accuracy", "flops"))
+    knee = front.knee()
+    assert knee is not None
+    assert knee.number == 1
+
+
+def test_an_empty_front_has_neither_best_nor_knee() -> None:
+    front = ParetoFront.of([trial(0, None, status="diverged")], ALL)
+    assert (front.best, front.knee()) == (None, None)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path / "run", MANIFEST)
+
+
+def test_the_record_gives_back_what_was_appended(run: RunFolder) -> None:
+    results = [trial(1, 0.5), trial(0, None, status="diverged")]
+    for result in results:
+        run.append(result)
+    assert run.results() == (results[1], results[0])
+    line = json.loads((run.path / "trials.jsonl").read_text().splitlines()[0])
+    assert list(line) == (
+        "number arch_id arch status epochs accuracy params flops curve seconds train_seconds seed device reason".split()
+    )
+
+
+def test_a_line_torn_by_a_crash_is_left_out_and_does_not_spoil_the_next(run: RunFolder) -> None:
+    run.append(trial(0, 0.5))
+    with (run.path / "trials.jsonl").open("a") as file:
+        file.write('{"number": 1, "arch_')
+    assert [result.number for result in run.results()] == [0]
+    run.append(trial(2, 0.6))
+    assert [result.number for result in run.results()] == [0, 2]
+
+
+def test_a_damaged_line_is_named(run: RunFolder) -> None:
+    run.append(trial(0, 0.5))
+    (run.path / "trials.jsonl").write_text("{}}\n" + (run.path / "trials.jsonl").read_text())
+    with pytest.raises(RunFolderError, match=r"trials.jsonl:1: damaged: Extra data"):
+        run.results()
+
+
+def test_a_run_is_never_overwritten(run: RunFolder) -> None:
+    run.append(trial(0, 0.5))
+    with pytest.raises(RunFolderError) as error:
+        RunFolder.create(run.path, MANIFEST)
+    assert str(error.value) == (
+        f"{run.path} holds a run already, with 1 of its trials done; go on with it by --resume, or write elsewhere by "
+        f"--out DIR"
+    )
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="holds no run: no manifest.json in it"):
+        RunFolder.open(tmp_path)
+
+
+def test_picks(run: RunFolder) -> None:
+    for result in (trial(0, 0.5, 1, 1), trial(1, 0.85, 10, 10), trial(2, 0.9, 100, 100), trial(3, 0.4, 200, 200)):
+        run.append(result)
+    assert run.pick("best").number == 2
+    assert run.pick("knee").number == 1
+    assert run.pick("flops<100").number == 1
+    assert run.pick("params < 1e1").number == 0
+    assert run.pick("params<1_000").number == 2
+    assert run.pick(trial(3, 0.4).arch_id[:6]).number == 3
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("flops<1", "nothing on the front has flops<1; the least flops are 1"),
+        ("zzz", "no trial with an arch id that begins with 'zzz'"),
+        ("", "4 trials with an arch id that begins with ''"),
+    ],
+)
+def test_a_pick_that_means_nothing_says_so(run: RunFolder, what: str, message: str) -> None:
+    for number in range(4):
+        run.append(trial(number, 0.5 + number / 10, number + 1, number + 1))
+    with pytest.raises(RunFolderError, match=message):
+        run.pick(what)
+
+
+def test_a_pick_of_a_run_with_no_complete_trial_says_so(run: RunFolder) -> None:
+    run.append(trial(0, 0.5, status="stopped"))
+    with pytest.raises(RunFolderError, match="no trial reached its last epoch yet"):
+        run.pick("knee")
+
+
+def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def fail(partial: Path) -> None:
+        partial.write_text("half")
+        raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"

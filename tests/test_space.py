@@ -1,0 +1,83 @@
+import itertools
+import random
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from cvt_nas.arch import cost_of, load_arch
+from cvt_nas.config import Experiment, load_experiment
+from cvt_nas.errors import ArchError
+from cvt_nas.space import Bound, Genome, SearchSpace
+from conftest import SPACES
+from strategies import spaces
+
+
+def all_genomes(space: SearchSpace) -> list[Genome]:
+    return list(itertools.product(*(range(len(gene.options)) for gene in space.genes)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(spaces(), st.integers(0, 2**32))
+def test_encode_inverts_decode_and_every_sample_is_a_member(space: SearchSpace, seed: int) -> None:
+    arch = space.decode(space.sample(random.Random(seed)))
+    assert arch in space
+    assert space.decode(space.encode(arch)) == arch
+
+
+@settings(max_examples=40, deadline=None)
+@given(spaces())
+def test_size_counts_each_architecture_once(space: SearchSpace) -> None:
+    genomes = all_genomes(space)
+    assume(len(genomes) <= 3000)
+    assert space.size == len({space.decode(genome).id for genome in genomes})
+
+
+@settings(max_examples=40, deadline=None)
+@given(spaces())
+def test_cost_range_is_what_enumeration_finds(space: SearchSpace) -> None:
+    genomes = all_genomes(space)
+    assume(len(genomes) <= 3000)
+    costs = [cost_of(space.decode(genome)) for genome in genomes]
+    least, greatest = space.cost_range
+    assert (least.params, greatest.params) == (min(c.params for c in costs), max(c.params for c in costs))
+    assert (least.flops, greatest.flops) == (min(c.flops for c in costs), max(c.flops for c in costs))
+
+
+def test_genes_of_absent_blocks_do_not_make_another_architecture() -> None:
+    space = load_experiment(SPACES / "cvt13.yaml").space
+    shallow = [0] * len(space.genes)
+    changed = list(shallow)
+    absent = [index for index, gene in enumerate(space.genes) if gene.block is not None]
+    depth = [index for index, gene in enumerate(space.genes) if gene.choice == "depth"]
+    assert absent, "per-block choices"
+    assert depth, "under a choice of depth"
+    changed[absent[-1]] = 1
+    assert space.decode(shallow).id == space.decode(changed).id
+
+
+def test_a_feasible_sample_is_found_where_few_are(digits: Experiment) -> None:
+    least, _ = digits.space.cost_range
+    space = SearchSpace(
+        image_size=8,
+        num_channels=1,
+        num_classes=10,
+        stages=digits.space.stages,
+        bounds={"params": Bound(max=least.params + 400), "flops": Bound(max=least.flops + 20_000)},
+    )
+    genome = space.sample_feasible(random.Random(0))
+    assert genome is not None
+    assert space.is_feasible(cost_of(space.decode(genome)))
+    assert space.feasible_fraction() < 0.01
+
+
+def test_encode_names_what_lies_outside(digits: Experiment) -> None:
+    with pytest.raises(ArchError, match=r"stage0\.embed_dim: 64 is not one of 8, 16, 24"):
+        digits.space.encode(load_arch("cvt-13"))
+    assert load_arch("cvt-13") not in digits.space
+
+
+def test_cvt_13_is_a_member_of_its_space() -> None:
+    experiment = load_experiment(SPACES / "cvt13.yaml")
+    assert load_arch("cvt-13") in experiment.space
+    assert experiment.anchor_archs()["cvt-13"] == load_arch("cvt-13")
