@@ -425,10 +425,10 @@ def _explain(error: ErrorDetails, tree: Any) -> tuple[Key, str]:
         "dataclass_type": "a section with keys of its own",
         "string_pattern_mismatch": f"text that matches {context.get('pattern')}",
         "too_short": "at least one",
-        "greater_than": f"above {context.get('gt')}",
-        "greater_than_equal": f"at least {context.get('ge')}",
-        "less_than": f"below {context.get('lt')}",
-        "less_than_equal": f"at most {context.get('le')}",
+        "greater_than": f"above {context.get('gt', 0):g}",
+        "greater_than_equal": f"at least {context.get('ge', 0):g}",
+        "less_than": f"below {context.get('lt', 0):g}",
+        "less_than_equal": f"at most {context.get('le', 0):g}",
     }.get(kind, error["msg"])
     return key, f"{shown}, must be {wanted}{_yaml_hint(came)}"
 

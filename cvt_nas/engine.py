@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -111,7 +111,7 @@ def fit(
     seed: int,
     checkpoint: Path | None = None,
     model_folder: Path | None = None,
-) -> Iterator[Epoch]:
+) -> Generator[Epoch, None, None]:
     """Trains `arch` from a fresh initialisation, or on from `checkpoint`, an epoch at a time.
 
     The same seed gives the same weights on the same kind of device, also across a restart.

@@ -30,7 +30,7 @@ def small_digits(**replaced: str) -> str:
     lines = {
         "  epochs:": "  epochs: 3",
         "  warmup_epochs:": "  warmup_epochs: 1",
-        "search:": "search: {trials: 8, sampler: random, scheduler: asha, grace_period: 1, reduction_factor: 2, seed: 0}",
+        "search:": "search: {trials: 8, sampler: random, grace_period: 1, reduction_factor: 2, seed: 0}",
         **replaced,
     }
     text = (SPACES / "digits.yaml").read_text().splitlines()

@@ -97,9 +97,7 @@ def test_stage_costs_leave_only_the_head() -> None:
                 image_size=4,
                 num_classes=2,
                 stages=(
-                    StageConfig(
-                        patch_kernel=7, patch_stride=4, patch_padding=1, embed_dim=8, blocks=(BlockConfig(),)
-                    ),
+                    StageConfig(patch_kernel=7, patch_stride=4, patch_padding=1, embed_dim=8, blocks=(BlockConfig(),)),
                 ),
             ),
             "stage 0: no token is left of a grid of 4 x 4 after patch kernel 7, stride 4, padding 1",

@@ -2,12 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from conftest import SPACES, small_digits
 from cvt_nas import load_experiment
 from cvt_nas.arch import cost_of
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.errors import SpaceFileError
-from conftest import SPACES, small_digits
-
 
 BASE = """\
 format: 1

@@ -50,7 +50,9 @@ def trial(
 # few values, so that ties and equal points are drawn too
 losses = st.integers(1, 3).flatmap(
     lambda objectives: st.integers(0, 12).flatmap(
-        lambda points: arrays(float, (points, objectives), elements=st.sampled_from([0.0, 0.2, 0.4, 0.5, 0.9, 1.0, 1.3]))
+        lambda points: arrays(
+            float, (points, objectives), elements=st.sampled_from([0.0, 0.2, 0.4, 0.5, 0.9, 1.0, 1.3])
+        )
     )
 )
 
@@ -85,7 +87,12 @@ def test_hypervolume_of_random_fronts_equals_moocore_s() -> None:
 
 
 def test_only_complete_trials_compete_and_the_best_comes_first() -> None:
-    results = [trial(0, 0.8, 30, 30), trial(1, 0.99, 1, 1, status="stopped"), trial(2, 0.9, 60, 60), trial(3, 0.7, 40, 40)]
+    results = [
+        trial(0, 0.8, 30, 30),
+        trial(1, 0.99, 1, 1, status="stopped"),
+        trial(2, 0.9, 60, 60),
+        trial(3, 0.7, 40, 40),
+    ]
     front = ParetoFront.of(results, ALL)
     assert [member.number for member in front.members] == [2, 0]
     assert front.best is front.members[0]

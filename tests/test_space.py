@@ -5,11 +5,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from conftest import SPACES
 from cvt_nas.arch import cost_of, load_arch
 from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.errors import ArchError
 from cvt_nas.space import Bound, Genome, SearchSpace
-from conftest import SPACES
 from strategies import spaces
 
 

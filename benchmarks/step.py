@@ -1,0 +1,133 @@
+"""Throughput of a training step and of a forward pass: our CvT against transformers' of the same configuration.
+
+Both run in this process, interleaved, on the same images; what is compared is the ratio of each pair of
+runs. The twin is as transformers ships it (its plain GELU is cheaper than the official QuickGELU). Options
+try what could be faster than the defaults: `--compile`, `--precision bf16`.
+
+    python benchmarks/step.py --pairs 15
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from cvt_nas import load_arch
+from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
+from cvt_nas.model import CvT
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+
+def small(
+    *, image_size: int, num_channels: int, stem: tuple[int, int, int], dims: tuple[int, ...], depths: tuple[int, ...]
+) -> ArchConfig:
+    return ArchConfig(
+        image_size=image_size,
+        num_channels=num_channels,
+        num_classes=10,
+        stages=tuple(
+            StageConfig(
+                patch_kernel=stem[0] if index == 0 else 3,
+                patch_stride=stem[1] if index == 0 else 2,
+                patch_padding=stem[2] if index == 0 else 1,
+                embed_dim=dim,
+                blocks=(BlockConfig(num_heads=dim // 16),) * depth,
+                class_token=index == len(dims) - 1,
+            )
+            for index, (dim, depth) in enumerate(zip(dims, depths, strict=True))
+        ),
+    )
+
+
+CASES: dict[str, tuple[ArchConfig, int]] = {
+    "CvT-13 at 224": (load_arch("cvt-13"), 2),
+    "small, 28 px, stem stride 4": (
+        small(image_size=28, num_channels=1, stem=(7, 4, 2), dims=(16, 48, 96), depths=(1, 2, 3)), 128
+    ),
+    "small, 32 px, stem stride 2": (
+        small(image_size=32, num_channels=3, stem=(3, 2, 1), dims=(32, 64, 128), depths=(1, 2, 4)), 64
+    ),
+}  # fmt: skip
+
+
+def train_step(model: Any, precision: str, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        model.train()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(images)
+        logits = getattr(logits, "logits", logits)
+        loss = F.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def eval_step(model: Any, precision: str, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    @torch.inference_mode()
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        del labels
+        model.eval()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            model(images)
+
+    return step
+
+
+def seconds_of(step: Callable[[torch.Tensor, torch.Tensor], None], *batch: torch.Tensor) -> float:
+    started = time.perf_counter()
+    step(*batch)
+    if batch[0].is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    from test_model import hugging_face_twin
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="compile ours, against ours as it is")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of ours, against ours in fp32")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device, against_ourselves = torch.device(options.device), options.compile or options.precision != "fp32"
+    print(f"torch {torch.__version__}, {options.threads} thread(s), {device}")
+    for name, (arch, batch_size) in CASES.items():
+        ours: Any = CvT(arch).to(device)
+        other = CvT(arch).to(device) if against_ourselves else hugging_face_twin(arch, quick_gelu=False).to(device)
+        if options.compile:
+            ours = torch.compile(ours)
+        images = torch.randn(batch_size, arch.num_channels, arch.image_size, arch.image_size, device=device)
+        labels = torch.randint(0, arch.num_classes, (batch_size,), device=device)
+        for kind, make in (("train", train_step), ("eval", eval_step)):
+            steps = make(ours, options.precision, device), make(other, "fp32", device)
+            started = time.perf_counter()
+            for step in steps * 2:  # warm-up, and compilation
+                seconds_of(step, images, labels)
+            warm_up = time.perf_counter() - started
+            pairs = [[seconds_of(step, images, labels) for step in steps] for _ in range(options.pairs)]
+            ratios = sorted(theirs / our for our, theirs in pairs)
+            our_rate = batch_size / statistics.median(our for our, _ in pairs)
+            quartiles = ratios[len(ratios) // 4], statistics.median(ratios), ratios[-1 - len(ratios) // 4]
+            print(
+                f"{name:28} {kind:5} ours {our_rate:7.1f} images/s; ours / other: "
+                f"{quartiles[1]:.2f} (quartiles {quartiles[0]:.2f} to {quartiles[2]:.2f}); warm-up {warm_up:.1f} s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""The command line, called in this process, on one finished search."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import SPACES, small_digits
+from cvt_nas import load_model
+from cvt_nas.cli import main
+from cvt_nas.model import probe_error
+from cvt_nas.results import RunFolder
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.strip()
+
+
+def test_importing_the_command_line_is_fast_and_loads_no_torch() -> None:
+    code = (
+        "import sys, time; t = time.perf_counter(); import cvt_nas.cli; "
+        "print(time.perf_counter() - t, not {'torch', 'ray', 'optuna', 'pydantic', 'pandas'} & set(sys.modules))"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    seconds, lean = min(run.stdout.split() for run in runs)
+    assert float(seconds) < 0.2
+    assert lean == "True"
+
+
+def test_profile_prints_the_names_that_scripts_rely_on(capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads(printed(capsys, "profile", "cvt-13", "--image-size", "384", "--json"))
+    assert result["image_size"] == 384
+    assert (result["params"], result["flops"]) == (19_997_480, 16_323_590_016)
+    assert [set(stage) >= {"params", "flops"} for stage in result["stages"]] == [True] * 3
+    assert sum(stage["params"] for stage in result["stages"]) < result["params"]
+    assert len(result["arch_id"]) == 10
+
+
+def test_profile_for_people_shows_each_stage_and_the_total(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, "profile", "cvt-13").splitlines()
+    assert "stage 1: 28x28 tokens, width 192, depth 2, heads 3, mlp 4, kernel 3, kv stride 2, dw_bn" in lines[1]
+    assert "19,997,480 and 4,584,569,216" in lines[3]
+
+
+def test_space_prints_size_range_and_share(capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads(printed(capsys, "space", str(SPACES / "cvt13.yaml"), "--json"))
+    assert set(result) == {"name", "size", "params", "flops", "feasible_fraction"}
+    assert result["name"] == "cvt13"
+    assert result["params"]["min"] < 19_997_480 < result["params"]["max"]
+    assert 0.5 < result["feasible_fraction"] < 1
+
+
+def test_report_rebuilds_everything_from_the_record(
+    finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("manifest.json", "trials.jsonl", "test.jsonl"):
+        (copy / name).write_bytes((finished_run.path / name).read_bytes())
+    result = json.loads(printed(capsys, "report", str(copy), "--json"))
+    assert set(result) == {"run", "trials", "statuses", "front", "hypervolume"}
+    assert result["trials"] == 8
+    for name in ("pareto.csv", "pareto_flops.html", "pareto_params.html"):
+        assert (copy / name).read_bytes() == (finished_run.path / name).read_bytes()
+
+
+def test_the_table_of_the_front_begins_with_the_best(finished_run: RunFolder) -> None:
+    with (finished_run.path / "pareto.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:4] == ["arch_id", "accuracy", "params", "flops"]
+    accuracies = [float(row["accuracy"]) for row in rows]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert all(0 < float(row["test_accuracy"]) <= 1 for row in rows)
+    assert [row["arch_id"] for row in rows] == [member.arch_id for member in finished_run.front().members]
+
+
+def test_a_plot_shows_the_architecture_of_each_point(finished_run: RunFolder) -> None:
+    page = (finished_run.path / "pareto_flops.html").read_text()
+    for result in finished_run.results():
+        assert result.arch_id in page
+    assert "kv stride" in page
+    assert 'src="plotly.min.js"' in page
+    assert (finished_run.path / "plotly.min.js").stat().st_size > 1_000_000
+
+
+def test_report_for_people_says_what_to_run_next(finished_run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    output = printed(capsys, "report", str(finished_run.path))
+    assert "best" in output
+    assert output.splitlines()[-1] == f"next: cvt-nas export {finished_run.path} --pick knee --to my_model"
+
+
+@pytest.mark.parametrize("pick", ["knee", "best", "flops<1e12", "params<1e12"])
+def test_an_export_loads_in_one_line_and_answers_as_the_trained_model(
+    finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], pick: str
+) -> None:
+    to = tmp_path / "model"
+    result = json.loads(printed(capsys, "export", str(finished_run.path), "--pick", pick, "--to", str(to), "--json"))
+    model = load_model(to)
+    assert model.arch.id == result["arch_id"]
+    assert probe_error(model, finished_run.model_path(result["arch_id"])) == 0
+    assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    assert {path.name for path in to.iterdir()} == {"arch.json", "model.safetensors", "preprocessing.json", "README.md"}
+    card = (to / "README.md").read_text()
+    assert f"{result['params']:,}" in card
+    assert f"{result['accuracy']:.4f}" in card
+
+
+def test_an_exported_model_reaches_the_accuracy_of_its_record(
+    finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cvt_nas.config import DataConfig, TrainingConfig
+    from cvt_nas.data import load_data
+    from cvt_nas.engine import evaluate
+
+    result = json.loads(
+        printed(capsys, "export", str(finished_run.path), "--pick", "best", "--to", str(tmp_path / "m"), "--json")
+    )
+    data = load_data(
+        DataConfig(dataset="digits", search_fraction=0.25), root=None, image_size=8, num_channels=1, num_classes=10
+    )
+    accuracy = evaluate(
+        load_model(tmp_path / "m"), data, "search", training=TrainingConfig(epochs=1), device=torch.device("cpu")
+    )
+    assert accuracy == pytest.approx(result["accuracy"], abs=1 / 360)
+
+
+def test_an_export_whose_logits_differ_fails_and_leaves_nothing(
+    finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, to = tmp_path / "copy", tmp_path / "model"
+    best = finished_run.pick("best")
+    source = finished_run.model_path(best.arch_id)
+    target = RunFolder(copy).model_path(best.arch_id)
+    target.mkdir(parents=True)
+    for name in ("manifest.json", "trials.jsonl"):
+        (copy / name).write_bytes((finished_run.path / name).read_bytes())
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    weights = load_file(target / "model.safetensors")
+    weights["head.bias"] = weights["head.bias"] + 0.01
+    save_file(weights, target / "model.safetensors")
+    message = refused(capsys, "export", str(copy), "--pick", "best", "--to", str(to))
+    assert f"{best.arch_id}: its logits differ by 0.01 from those of the trained model" in message
+    assert not to.exists()
+
+
+def test_an_export_of_a_stopped_trial_says_how_to_train_it(
+    finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = next(result for result in finished_run.results() if result.status == "stopped")
+    message = refused(capsys, "export", str(finished_run.path), "--pick", stopped.arch_id, "--to", str(tmp_path / "m"))
+    assert message == (
+        f"cvt-nas: {stopped.arch_id}: its training ended as 'stopped' after epoch {stopped.epochs} and left no "
+        f"weights; train it in full: cvt-nas train {finished_run.path}:{stopped.arch_id} --out DIR"
+    )
+
+
+def test_an_export_does_not_write_into_a_folder_that_holds_something(
+    finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").write_text("keep me")
+    message = refused(capsys, "export", str(finished_run.path), "--to", str(tmp_path))
+    assert message == f"cvt-nas: --to {tmp_path}: is not empty; name a new folder"
+
+
+def test_train_trains_one_architecture_of_a_run_in_full_and_its_result_exports(
+    finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = next(result for result in finished_run.results() if result.status == "stopped")
+    out, to = tmp_path / "trained", tmp_path / "model"
+    arch = f"{finished_run.path}:{stopped.arch_id}"
+    result = json.loads(printed(capsys, "train", arch, "--out", str(out), "--epochs", "4", "--gpus", "0", "--json"))
+    assert result["front"][0]["arch_id"] == stopped.arch_id
+    assert RunFolder.open(out).results()[0].epochs == 4
+    printed(capsys, "export", str(out), "--pick", "best", "--to", str(to))
+    assert load_model(to).arch == stopped.arch
+
+
+def test_train_of_a_named_architecture_asks_for_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, "train", "cvt-13") == (
+        "cvt-nas: cvt-13: name the file whose data and training are to be used by --space FILE"
+    )
+
+
+def test_train_refuses_an_architecture_that_the_data_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "train", "cvt-13", "--space", str(SPACES / "digits.yaml"))
+    assert message == "cvt-nas: num_channels: the architecture has 3, the file digits has 1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("profile", "cvt-14"), "cvt-14: neither one of cvt-13, cvt-21, cvt-w24 nor a file arch.json"),
+        (("profile", "nowhere:abc"), "nowhere:abc: nowhere holds no run"),
+        (("report", "nowhere"), "nowhere holds no run: no manifest.json in it"),
+        (("space", "nowhere.yaml"), "nowhere.yaml: cannot be read: No such file or directory"),
+    ],
+)
+def test_a_mistake_exits_with_2_and_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert refused(capsys, *arguments) == f"cvt-nas: {message}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--gpus", "-1"), "argument --gpus: got '-1', must be a whole number"),
+        (("--trials", "0"), "argument --trials: got '0', must be at least 1"),
+        (("--time-budget", "8"), "argument --time-budget: got '8', must be a time above 0 like 90s, 30m, 8h or 2d"),
+    ],
+)
+def test_a_flag_with_a_wrong_value_says_what_would_be_right(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["search", "--space", "x.yaml", *arguments])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_space_file_with_mistakes_lists_them_and_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = tmp_path / "bad.yaml"
+    space.write_text(small_digits(**{"  lr:": "  lr: 3e-3\n  momentun: 0.9"}))
+    lines = refused(capsys, "search", "--space", str(space), "--out", str(tmp_path / "run")).splitlines()
+    assert len(lines) == 2
+    assert all(str(space) in line for line in lines)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,172 @@
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
+from cvt_nas.config import AugmentConfig, DataConfig, Experiment, TrainingConfig
+from cvt_nas.data import ImageData, load_data
+from cvt_nas.engine import DivergedError, Epoch, TrainingSetup, _optimizer_of, fit, learning_rate, progress_reports
+from cvt_nas.model import build_model, load_model
+
+CPU = torch.device("cpu")
+
+
+def tiny_arch(projection: str = "dw_bn") -> ArchConfig:
+    linear = projection == "linear"
+    block = BlockConfig(
+        projection=projection,  # type: ignore[arg-type]
+        kv_stride=1 if linear else 2,
+        kernel_size=1 if linear else 3,
+        num_heads=2,
+        mlp_ratio=2.0,
+    )
+    return ArchConfig(
+        image_size=8,
+        num_channels=1,
+        num_classes=10,
+        stages=tuple(
+            StageConfig(
+                patch_kernel=3, patch_stride=1 + index, patch_padding=1, embed_dim=dim, blocks=(block,),
+                class_token=index == 1,
+            )
+            for index, dim in enumerate((16, 32))
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data(DataConfig(dataset="digits"), root=None, image_size=8, num_channels=1, num_classes=10)
+
+
+def training(**settings: Any) -> TrainingConfig:
+    return TrainingConfig(**{"epochs": 3, "batch_size": 64, "lr": 3e-3, **settings})
+
+
+def train(data: ImageData, settings: TrainingConfig, *, seed: int = 0, **options: Any) -> list[Epoch]:
+    return list(fit(tiny_arch(), settings, data, device=CPU, seed=seed, **options))
+
+
+def weights_of(epoch: Epoch) -> torch.Tensor:
+    return torch.cat([tensor.float().flatten() for tensor in epoch.model.state_dict().values()])
+
+
+def test_training_learns_the_digits(data: ImageData) -> None:
+    epochs = train(data, training(epochs=8, warmup_epochs=1))
+    assert epochs[-1].accuracy > 0.85
+    assert epochs[-1].loss < epochs[0].loss
+    assert epochs[-1].curve == tuple(epoch.accuracy for epoch in epochs)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "sgd", "lr": 0.05},
+        {"precision": "bf16"},
+        {"ema_decay": 0.9},
+        {"clip_grad_norm": 1.0, "label_smoothing": 0.1, "drop_path": [0.0, 0.1]},
+        {"augment": AugmentConfig(crop_padding=1, mixup=0.2, cutmix=1.0, random_erasing=0.25)},
+    ],
+    ids=["sgd", "bf16", "ema", "clip, smoothing and drop path", "augmentation"],
+)
+def test_every_setting_trains(data: ImageData, settings: dict[str, Any]) -> None:
+    epochs = train(data, training(epochs=4, **settings))
+    assert epochs[-1].accuracy > 0.2
+    assert all(math.isfinite(epoch.loss) for epoch in epochs)
+
+
+def test_a_seed_fixes_the_weights(data: ImageData) -> None:
+    settings = training(epochs=1, drop_path=0.2, augment=AugmentConfig(crop_padding=1, mixup=0.5))
+    one, again, other = (weights_of(train(data, settings, seed=seed)[-1]) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.9}, {"optimizer": "sgd"}], ids=["adamw", "ema", "sgd"])
+def test_a_training_that_was_cut_off_ends_as_if_it_was_not(
+    data: ImageData, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    whole = train(data, training(drop_path=0.1, **settings))
+    checkpoint = tmp_path / "checkpoint.pt"
+    cut = fit(tiny_arch(), training(drop_path=0.1, **settings), data, device=CPU, seed=0, checkpoint=checkpoint)
+    next(cut)
+    cut.close()
+    rest = train(data, training(drop_path=0.1, **settings), checkpoint=checkpoint)
+    assert [epoch.number for epoch in rest] == [2, 3]
+    assert rest[-1].curve == whole[-1].curve
+    assert torch.equal(weights_of(rest[-1]), weights_of(whole[-1]))
+    assert [epoch.number for epoch in train(data, training(drop_path=0.1, **settings), checkpoint=checkpoint)] == [3]
+
+
+def test_the_trained_model_is_kept_before_its_last_epoch_is_reported(data: ImageData, tmp_path: Path) -> None:
+    images, expected = torch.randn(4, 1, 8, 8), torch.empty(0)
+    for epoch in fit(tiny_arch(), training(), data, device=CPU, seed=0, model_folder=tmp_path / "model"):
+        assert (tmp_path / "model" / "model.safetensors").exists() == (epoch.number == 3)
+        expected = epoch.model.eval()(images)
+    torch.testing.assert_close(load_model(tmp_path / "model")(images), expected)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_with_its_epoch(data: ImageData) -> None:
+    with pytest.raises(DivergedError) as error:
+        train(data, training(epochs=50, optimizer="sgd", lr=1e6))
+    assert error.value.epoch == len(error.value.curve) + 1
+    assert str(error.value) == f"loss not finite in epoch {error.value.epoch}"
+
+
+class _FullDevice:
+    """A data set whose device has no memory for a batch."""
+
+    def __init__(self, data: ImageData) -> None:
+        self._data = data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._data, name)
+
+    def train_batches(self, **options: Any) -> Iterator[Any]:
+        yield from ()
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+
+def test_running_out_of_device_memory_is_reported_as_such(
+    data: ImageData, small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = TrainingSetup(
+        training=training(), data=small.data, data_root=None, image_size=8, num_channels=1, num_classes=10,
+        run_path=tmp_path,
+    )  # fmt: skip
+    monkeypatch.setattr(TrainingSetup, "open_data", lambda self: _FullDevice(data))
+    reports = list(
+        progress_reports(
+            tiny_arch(), setup, device=CPU, seed=0, checkpoint=tmp_path / "c.pt", model_folder=tmp_path / "m"
+        )
+    )
+    assert reports[-1]["status"] == "oom"
+    assert reports[-1]["reason"] == "CUDA out of memory. Tried to allocate 2 GiB"
+    torch.set_num_threads(2)
+
+
+def test_the_learning_rate_warms_up_linearly_then_falls_by_half_a_cosine() -> None:
+    settings = training(epochs=10, lr=1.0, min_lr=0.1, warmup_epochs=2.0, warmup_lr=0.2)
+    found = [learning_rate(settings, epoch) for epoch in (0, 1, 2, 6, 10, 11)]
+    assert found == pytest.approx([0.2, 0.6, 1.0, 0.55, 0.1, 0.1])
+
+
+def test_weight_decay_spares_norms_biases_and_the_class_token() -> None:
+    model = build_model(tiny_arch())
+    optimizer = _optimizer_of(model, training(weight_decay=0.3), CPU)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        spared = name.endswith((".bias", "cls_token")) or ".bn." in name or "norm" in name
+        assert decay[id(parameter)] == (0.0 if spared else 0.3), name
+
+
+def test_evaluation_is_of_the_averaged_weights_where_ema_is_on(data: ImageData) -> None:
+    settings = training(epochs=1)
+    plain = weights_of(train(data, settings)[-1])
+    averaged = weights_of(train(data, dataclasses.replace(settings, ema_decay=0.99))[-1])
+    assert not torch.allclose(plain, averaged)

@@ -1,0 +1,418 @@
+"""The race, on real Ray: placement, early stopping, divergence, interruption and resumption."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import ray
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from conftest import small_digits
+from cvt_nas import search
+from cvt_nas.arch import cost_of
+from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.distributed import fit_on_workers, start_local_ray
+from cvt_nas.engine import TrainingSetup
+from cvt_nas.errors import DataError, ResourceError, RunFolderError
+from cvt_nas.race.asha import Asha
+from cvt_nas.race.resources import claim_resources
+from cvt_nas.race.study import Proposal, Study
+from cvt_nas.results import RunFolder, TrialResult
+from test_engine import tiny_arch
+
+
+def optuna_trials(run: RunFolder) -> list[FrozenTrial]:
+    storage = JournalStorage(JournalFileBackend(str(run.journal_path)))
+    return optuna.load_study(study_name="cvt-nas", storage=storage).trials
+
+
+@pytest.fixture(scope="class")
+def logical_gpus() -> Iterator[None]:
+    """Eight GPUs that exist only in Ray's books."""
+    start_local_ray(num_cpus=8, num_gpus=8)
+    yield
+    ray.shutdown()
+
+
+# --- asha
+
+
+def test_asha_stops_the_worse_half_at_each_rung_and_decides_nowhere_else() -> None:
+    asha = Asha(max_epochs=8, grace_period=2, reduction_factor=2)
+    assert list(asha.rungs) == [2, 4]
+    assert asha.goes_on(0, 1, 0.0)
+    assert asha.goes_on(0, 2, 0.5)  # the first on a rung has nothing to be compared with
+    assert not asha.goes_on(1, 2, 0.4)
+    assert asha.goes_on(2, 2, 0.6)
+    assert not asha.goes_on(3, 2, 0.4)
+    assert asha.goes_on(4, 2, 0.55)
+    assert asha.goes_on(2, 8, 0.0)
+
+
+def test_asha_keeps_about_one_in_reduction_factor() -> None:
+    asha = Asha(max_epochs=9, grace_period=1, reduction_factor=3)
+    rng = random.Random(0)
+    num_kept = sum(asha.goes_on(number, 1, rng.random()) for number in range(600))
+    assert num_kept == pytest.approx(200, abs=46)  # four standard deviations of a binomial
+
+
+def test_replaying_curves_puts_trials_back_on_their_rungs() -> None:
+    curves = {0: (0.1, 0.2, 0.3, 0.4, 0.5), 1: (0.3, 0.4), 2: (0.2,)}
+    live, replayed = (Asha(max_epochs=6, grace_period=1, reduction_factor=2) for _ in range(2))
+    for number, curve in curves.items():
+        for epoch, accuracy in enumerate(curve, start=1):
+            live.goes_on(number, epoch, accuracy)
+        replayed.replay(number, curve)
+    assert replayed.rungs == live.rungs
+
+
+# --- study
+
+
+def result_of(proposal: Proposal, accuracy: float) -> TrialResult:
+    return TrialResult(
+        number=proposal.number, arch=proposal.arch, status="complete", epochs=3, accuracy=accuracy,
+        cost=proposal.cost, curve=(accuracy,) * 3, seconds=1.0, train_seconds=1.0, seed=proposal.seed,
+    )  # fmt: skip
+
+
+def made_up_accuracy(proposal: Proposal) -> float:
+    return 1 - 1 / (1 + proposal.cost.flops / 1e6)
+
+
+def study_of(text: str, path: Path, num_trials: int) -> tuple[Study, RunFolder]:
+    experiment = parse_experiment(text, "study.yaml")
+    if (path / "manifest.json").exists():
+        run = RunFolder.open(path)
+    else:
+        run = RunFolder.create(path, experiment.manifest(seed=0, num_trials=num_trials))
+    return Study(experiment, run, num_trials=num_trials, seed=0), run
+
+
+SAMPLERS = ("random", "tpe", "nsga2")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_proposals_are_feasible_new_and_begin_with_the_anchors(tmp_path: Path, sampler: str) -> None:
+    text = small_digits().replace("sampler: random", f"sampler: {sampler}")
+    text += "\nconstraints: {params: {max: 150_000}, flops: {max: 1_200_000}}\n"
+    experiment = parse_experiment(text, "constrained.yaml")
+    study, _ = study_of(text, tmp_path / "run", 40)
+    proposals = []
+    while (proposal := study.ask()) is not None:
+        proposals.append(proposal)
+        study.tell(result_of(proposal, made_up_accuracy(proposal)))
+    assert [proposal.number for proposal in proposals] == list(range(40))
+    assert proposals[0].arch == experiment.anchor_archs()["cvt-like"]
+    assert len({proposal.arch.id for proposal in proposals}) == 40
+    assert all(proposal.arch in experiment.space for proposal in proposals)
+    assert all(experiment.space.is_feasible(cost_of(proposal.arch)) for proposal in proposals)
+    assert len({proposal.seed for proposal in proposals}) == 40
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_interrupted_study_proposes_what_an_uninterrupted_one_does(tmp_path: Path, sampler: str) -> None:
+    text = small_digits().replace("sampler: random", f"sampler: {sampler}")
+
+    def run(path: Path, *, reopen: bool) -> list[str]:
+        study, _ = study_of(text, path, 30)
+        ids = []
+        while (proposal := study.ask()) is not None:
+            if reopen and proposal.number in (5, 17, 25):
+                study, _ = study_of(text, path, 30)  # as after a crash: the trial is in flight
+                again = study.ask()
+                assert again == proposal
+            ids.append(proposal.arch.id)
+            study.tell(result_of(proposal, made_up_accuracy(proposal)))
+        return ids
+
+    assert run(tmp_path / "cut", reopen=True) == run(tmp_path / "whole", reopen=False)
+
+
+def test_a_result_that_was_recorded_before_a_crash_is_told_to_optuna_after_it(tmp_path: Path) -> None:
+    study, run = study_of(small_digits(), tmp_path / "run", 5)
+    proposal = study.ask()
+    assert proposal is not None
+    run.append(result_of(proposal, 0.5))  # and killed here
+    study, run = study_of(small_digits(), tmp_path / "run", 5)
+    assert [trial.state for trial in optuna_trials(run)] == [TrialState.COMPLETE]
+    following = study.ask()
+    assert following is not None
+    assert following.number == 1
+    assert len(run.results()) == 1
+
+
+def test_a_space_that_is_used_up_ends_the_study(tmp_path: Path) -> None:
+    text = """
+format: 1
+name: tiny
+space:
+  image_size: 8
+  num_channels: 1
+  num_classes: 10
+  stages:
+    - {patch: {kernel: 3, stride: 2}, embed_dim: [8, 16], depth: [1, 2], num_heads: 1, kv_stride: [1, 2]}
+data: {dataset: digits}
+training: {epochs: 1}
+search: {trials: 100}
+"""
+    study, _ = study_of(text, tmp_path / "run", 100)
+    num_proposed = 0
+    while (proposal := study.ask()) is not None:
+        num_proposed += 1
+        study.tell(result_of(proposal, 0.5))
+    assert num_proposed == 8
+    assert study.is_done
+
+
+# --- resources
+
+
+def test_more_than_there_is_is_refused_before_anything_starts(small: Experiment, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"--cpus 4096: this machine has \d+"):
+        search(small, out=tmp_path / "run", cpus=4096)
+    with pytest.raises(ResourceError, match=r"--gpus 64: this machine has \d+"):
+        search(small, out=tmp_path / "run", gpus=64)
+    assert not (tmp_path / "run").exists()
+    assert not ray.is_initialized()
+
+
+@pytest.mark.usefixtures("logical_gpus")
+class TestWithLogicalGpus:
+    @pytest.mark.parametrize(
+        ("asked", "message"),
+        [
+            ({"gpus": 9}, "--gpus 9: the cluster has 8"),
+            (
+                {"gpus": 8, "gpus_per_trial": 1.5},
+                "--gpus-per-trial: got 1.5, must be a fraction below 1 or a whole number",
+            ),
+            ({"gpus": 2, "gpus_per_trial": 4}, "--gpus-per-trial 4: more than the 2 of --gpus"),
+            ({"gpus_per_trial": 16}, "--gpus-per-trial 16: no node has more than 8"),
+            ({"gpus": 0, "gpus_per_trial": 1}, "--gpus-per-trial: got 1 with --gpus 0; drop one of the two"),
+            ({"cpus": 9}, "--cpus 9: the cluster has 8"),
+        ],
+    )
+    def test_what_a_cluster_cannot_give_is_refused(self, asked: dict[str, Any], message: str) -> None:
+        with pytest.raises(ResourceError, match=message), claim_resources(**asked):
+            pass
+
+    def test_slots_follow_from_gpus_and_share_the_cpus(self) -> None:
+        def slots(**asked: Any) -> tuple[int, float, int]:
+            with claim_resources(**asked) as resources:
+                return resources.num_slots, resources.cpus_per_trial, resources.num_workers
+
+        assert slots() == (8, 1, 1)
+        assert slots(gpus=4) == (4, 1, 1)
+        assert slots(gpus=8, gpus_per_trial=0.25) == (32, 0.25, 1)
+        assert slots(gpus=8, gpus_per_trial=0.3) == (24, 1 / 3, 1)
+        assert slots(gpus=8, gpus_per_trial=2) == (4, 2, 2)
+        assert slots(gpus=0, cpus=3) == (3, 1, 1)
+
+    def test_eight_gpus_run_eight_trials_side_by_side_each_on_its_own(self, tmp_path: Path) -> None:
+        experiment = parse_experiment(
+            small_digits(**{"search:": "search: {trials: 8, sampler: random, scheduler: none}"}), "eight.yaml"
+        )
+        started: list[str] = []
+
+        class Watch:
+            def __enter__(self) -> Any:
+                return lambda event: started.append(type(event).__name__)
+
+            def __exit__(self, *exc_info: object) -> None: ...
+
+        run = search(experiment, out=tmp_path / "run", gpus=8, device="cpu", progress=lambda *_: Watch())
+        assert sorted(result.device for result in run.results()) == [f"gpu {index}" for index in range(8)]
+        assert started[:8] == ["TrialStarted"] * 8
+
+    def test_a_trial_with_two_gpus_trains_on_two_workers(self, tmp_path: Path) -> None:
+        experiment = parse_experiment(
+            small_digits(**{"search:": "search: {trials: 2, sampler: random, scheduler: none}"}), "two.yaml"
+        )
+        run = search(experiment, out=tmp_path / "run", gpus=4, gpus_per_trial=2, device="cpu")
+        assert [(result.status, result.device) for result in run.results()] == [("complete", "2 gpus")] * 2
+        assert all(len(result.curve) == 3 for result in run.results())
+
+
+# --- search
+
+
+def test_a_search_ends_with_every_trial_recorded_as_what_it_was(finished_run: RunFolder) -> None:
+    results, trials = finished_run.results(), optuna_trials(finished_run)
+    assert [result.number for result in results] == list(range(8))
+    assert {result.status for result in results} == {"complete", "stopped"}
+    expected = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
+    for result, trial in zip(results, trials, strict=True):
+        assert trial.state == expected[result.status]
+        assert trial.user_attrs["arch_id"] == result.arch_id
+        assert trial.user_attrs["curve"] == list(result.curve)
+        assert len(result.curve) == result.epochs
+        assert result.epochs == 3 if result.status == "complete" else result.epochs < 3
+        if result.status == "complete":
+            assert trial.values == [result.accuracy, result.cost.params, result.cost.flops]
+    assert len({result.arch_id for result in results}) == 8
+
+
+def test_only_complete_trials_leave_weights_and_none_leaves_a_checkpoint(finished_run: RunFolder) -> None:
+    complete = {result.arch_id for result in finished_run.results() if result.status == "complete"}
+    assert {path.name for path in (finished_run.path / "models").iterdir()} == complete
+    assert not list((finished_run.path / "checkpoints").iterdir())
+    assert not finished_run.tune_path.exists()
+
+
+def test_the_test_split_is_read_once_for_each_member_of_the_front(finished_run: RunFolder) -> None:
+    lines = (finished_run.path / "test.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["arch_id"] for line in lines) == sorted(
+        member.arch_id for member in finished_run.front().members
+    )
+    assert {json.loads(line)["num_images"] for line in lines} == {360}
+
+
+def test_a_run_with_the_same_seed_and_one_worker_is_the_same(small: Experiment, tmp_path: Path) -> None:
+    runs = [search(small, out=tmp_path / name, cpus=1, trials=4) for name in ("one", "two")]
+    for one, two in zip(runs[0].results(), runs[1].results(), strict=True):
+        assert dataclasses.replace(one, seconds=0, train_seconds=0) == dataclasses.replace(
+            two, seconds=0, train_seconds=0
+        )
+
+
+def test_a_trial_that_diverges_ends_as_that_and_the_search_goes_on(tmp_path: Path) -> None:
+    text = small_digits(**{"  lr:": "  lr: 1.0e+9\n  optimizer: sgd"})
+    run = search(parse_experiment(text, "diverging.yaml"), out=tmp_path / "run", cpus=2, trials=3)
+    assert [result.status for result in run.results()] == ["diverged"] * 3
+    assert all("loss not finite in epoch" in str(result.reason) for result in run.results())
+    assert [trial.state for trial in optuna_trials(run)] == [TrialState.FAIL] * 3
+    assert not run.front().members
+
+
+def test_a_trial_that_raises_ends_as_failed_with_its_traceback(tmp_path: Path, small: Experiment) -> None:
+    run_path = tmp_path / "run"
+    blocked = run_path / "checkpoints"
+    run_path.mkdir()
+    blocked.write_text("a file where the checkpoints' folder should be")
+    run = search(small, out=run_path, cpus=1, trials=2)
+    assert [result.status for result in run.results()] == ["failed"] * 2
+    assert "FileExistsError" in str(run.results()[0].reason)
+    assert "Traceback" in run.error_path(0).read_text()
+
+
+def test_a_missing_data_set_costs_no_run_folder(tmp_path: Path) -> None:
+    text = small_digits(**{"data:": "data: {dataset: cifar10}"})
+    with pytest.raises(DataError):
+        search(parse_experiment(text, "cifar.yaml"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_time_budget_ends_the_search_in_order(small: Experiment, tmp_path: Path) -> None:
+    run = search(small, out=tmp_path / "run", cpus=2, trials=500, time_budget=25)
+    assert 0 < len(run.results()) < 500
+
+
+def test_resume_refuses_another_experiment_or_seed(finished_run: RunFolder, small: Experiment) -> None:
+    other = parse_experiment(small_digits(**{"  epochs:": "  epochs: 4"}), "other.yaml")
+    with pytest.raises(RunFolderError, match="was started from another version of the space file"):
+        search(other, out=finished_run.path, resume=True)
+    with pytest.raises(RunFolderError, match="--seed 5: .* was started with seed 0; leave it out"):
+        search(small, out=finished_run.path, resume=True, seed=5)
+    with pytest.raises(RunFolderError, match="holds a run already, with 8 of its trials done"):
+        search(small, out=finished_run.path, cpus=2)
+
+
+# --- interruption, from the command line
+
+
+def start_search(space: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cvt_nas.cli", "search", "--space", str(space), "--out", str(out), "--cpus", "2", *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that a signal to it is not one to us
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+
+
+def wait_for_results(run: Path, num_results: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        record = run / "trials.jsonl"
+        if record.exists() and len(record.read_text().splitlines()) >= num_results:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"no {num_results} results: {process.communicate(timeout=60)}")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_search_keeps_its_results_and_goes_on(tmp_path: Path, how: signal.Signals) -> None:
+    space, out = tmp_path / "small.yaml", tmp_path / "run"
+    space.write_text(small_digits())
+    process = start_search(space, out)
+    wait_for_results(out, 2, process)
+    process.send_signal(how)
+    _, error = process.communicate(timeout=120)
+    kept = RunFolder.open(out).results()
+    assert len(kept) >= 2
+    if how != signal.SIGKILL:
+        assert process.returncode == 130
+        assert (
+            f"of 8 trials are done and kept. Go on with: cvt-nas search --space {space} --out {out} --resume" in error
+        )
+    process = start_search(space, out, "--resume", "--json")
+    output, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error
+    results = RunFolder.open(out).results()
+    assert results[: len(kept)] == kept or {r.number: r for r in results}.items() >= {r.number: r for r in kept}.items()
+    assert [result.number for result in results] == list(range(8))
+    assert json.loads(output)["trials"] == 8
+    assert {trial.state for trial in optuna_trials(RunFolder.open(out))} <= {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+# --- several workers
+
+
+def test_two_workers_train_as_one_with_the_whole_batch(small: Experiment, tmp_path: Path) -> None:
+    # without batch norm, whose statistics are of a worker's share of the batch
+    setup = TrainingSetup(
+        training=small.training, data=small.data, data_root=None, image_size=8, num_channels=1, num_classes=10,
+        run_path=tmp_path / "one",
+    )  # fmt: skip
+    from cvt_nas.engine import progress_reports
+
+    arch = tiny_arch("linear")
+    import torch
+
+    alone = list(
+        progress_reports(
+            arch, setup, device=torch.device("cpu"), seed=0, checkpoint=tmp_path / "c.pt", model_folder=tmp_path / "m"
+        )
+    )
+    start_local_ray(num_cpus=2, num_gpus=0)
+    try:
+        together = list(
+            fit_on_workers(
+                arch, dataclasses.replace(setup, run_path=tmp_path / "two"), number=0, seed=0, num_workers=2,
+                cpus_per_worker=1, use_gpus=False,
+            )
+        )  # fmt: skip
+    finally:
+        ray.shutdown()
+    assert len(together) == len(alone) == 3
+    for one, two in zip(alone, together, strict=True):
+        assert two["accuracy"] == pytest.approx(one["accuracy"], abs=0.02)
+    from cvt_nas import load_model
+
+    weights = [load_model(folder) for folder in (tmp_path / "m", RunFolder(tmp_path / "two").model_path(arch.id))]
+    for one, two in zip(weights[0].parameters(), weights[1].parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=2e-3, rtol=0.05)
