@@ -3,6 +3,7 @@
 import logging
 import os
 import queue
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +19,12 @@ for _name, _value in {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's snapshots are of no use: the journal is the record
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "10",  # an orderly stop does not wait for a long epoch: its checkpoint is enough
 }.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402  after its settings
+from ray._private import ray_constants  # noqa: E402
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer, get_device  # noqa: E402
 from ray.util.queue import Empty, Queue  # noqa: E402
@@ -32,16 +35,32 @@ from cvt_nas.results import RunFolder  # noqa: E402
 
 
 def start_local_ray(*, num_cpus: int, num_gpus: int) -> None:
-    """Starts Ray for this process alone, on loopback: Ray would otherwise bind the machine's outer address."""
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-    )
+    """Starts Ray for this process alone, on loopback.
+
+    Told to use 127.0.0.1, Ray replaces it by the machine's outer address and listens on every interface, except
+    where clusters are switched off, as they are by default on Windows and macOS. So they are, for the start.
+    """
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    was_enabled, before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"  # for this process, and for those of Ray
+    try:
+        connect_ray(
+            address="local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=False, _node_ip_address="127.0.0.1"
+        )
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = was_enabled
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def connect_ray(**options: Any) -> None:
+    """`ray.init`, quiet, and without its handler of SIGTERM, which would take the place of the caller's."""
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

@@ -249,65 +249,6 @@ class TestWithLogicalGpus:
 # --- search
 
 
-def test_a_search_ends_with_every_trial_recorded_as_what_it_was(finished_run: RunFolder) -> None:
-    results, trials = finished_run.results(), optuna_trials(finished_run)
-    assert [result.number for result in results] == list(range(8))
-    assert {result.status for result in results} == {"complete", "stopped"}
-    expected = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
-    for result, trial in zip(results, trials, strict=True):
-        assert trial.state == expected[result.status]
-        assert trial.user_attrs["arch_id"] == result.arch_id
-        assert trial.user_attrs["curve"] == list(result.curve)
-        assert len(result.curve) == result.epochs
-        assert result.epochs == 3 if result.status == "complete" else result.epochs < 3
-        if result.status == "complete":
-            assert trial.values == [result.accuracy, result.cost.params, result.cost.flops]
-    assert len({result.arch_id for result in results}) == 8
-
-
-def test_only_complete_trials_leave_weights_and_none_leaves_a_checkpoint(finished_run: RunFolder) -> None:
-    complete = {result.arch_id for result in finished_run.results() if result.status == "complete"}
-    assert {path.name for path in (finished_run.path / "models").iterdir()} == complete
-    assert not list((finished_run.path / "checkpoints").iterdir())
-    assert not finished_run.tune_path.exists()
-
-
-def test_the_test_split_is_read_once_for_each_member_of_the_front(finished_run: RunFolder) -> None:
-    lines = (finished_run.path / "test.jsonl").read_text().splitlines()
-    assert sorted(json.loads(line)["arch_id"] for line in lines) == sorted(
-        member.arch_id for member in finished_run.front().members
-    )
-    assert {json.loads(line)["num_images"] for line in lines} == {360}
-
-
-def test_a_run_with_the_same_seed_and_one_worker_is_the_same(small: Experiment, tmp_path: Path) -> None:
-    runs = [search(small, out=tmp_path / name, cpus=1, trials=4) for name in ("one", "two")]
-    for one, two in zip(runs[0].results(), runs[1].results(), strict=True):
-        assert dataclasses.replace(one, seconds=0, train_seconds=0) == dataclasses.replace(
-            two, seconds=0, train_seconds=0
-        )
-
-
-def test_a_trial_that_diverges_ends_as_that_and_the_search_goes_on(tmp_path: Path) -> None:
-    text = small_digits(**{"  lr:": "  lr: 1.0e+9\n  optimizer: sgd"})
-    run = search(parse_experiment(text, "diverging.yaml"), out=tmp_path / "run", cpus=2, trials=3)
-    assert [result.status for result in run.results()] == ["diverged"] * 3
-    assert all("loss not finite in epoch" in str(result.reason) for result in run.results())
-    assert [trial.state for trial in optuna_trials(run)] == [TrialState.FAIL] * 3
-    assert not run.front().members
-
-
-def test_a_trial_that_raises_ends_as_failed_with_its_traceback(tmp_path: Path, small: Experiment) -> None:
-    run_path = tmp_path / "run"
-    blocked = run_path / "checkpoints"
-    run_path.mkdir()
-    blocked.write_text("a file where the checkpoints' folder should be")
-    run = search(small, out=run_path, cpus=1, trials=2)
-    assert [result.status for result in run.results()] == ["failed"] * 2
-    assert "FileExistsError" in str(run.results()[0].reason)
-    assert "Traceback" in run.error_path(0).read_text()
-
-
 def test_a_missing_data_set_costs_no_run_folder(tmp_path: Path) -> None:
     text = small_digits(**{"data:": "data: {dataset: cifar10}"})
     with pytest.raises(DataError):
@@ -315,19 +256,81 @@ def test_a_missing_data_set_costs_no_run_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_time_budget_ends_the_search_in_order(small: Experiment, tmp_path: Path) -> None:
-    run = search(small, out=tmp_path / "run", cpus=2, trials=500, time_budget=25)
-    assert 0 < len(run.results()) < 500
+@pytest.fixture(scope="class")
+def two_cpus() -> Iterator[None]:
+    """One Ray for several searches, which use what they find."""
+    start_local_ray(num_cpus=2, num_gpus=0)
+    yield
+    ray.shutdown()
 
 
-def test_resume_refuses_another_experiment_or_seed(finished_run: RunFolder, small: Experiment) -> None:
-    other = parse_experiment(small_digits(**{"  epochs:": "  epochs: 4"}), "other.yaml")
-    with pytest.raises(RunFolderError, match="was started from another version of the space file"):
-        search(other, out=finished_run.path, resume=True)
-    with pytest.raises(RunFolderError, match="--seed 5: .* was started with seed 0; leave it out"):
-        search(small, out=finished_run.path, resume=True, seed=5)
-    with pytest.raises(RunFolderError, match="holds a run already, with 8 of its trials done"):
-        search(small, out=finished_run.path, cpus=2)
+@pytest.mark.usefixtures("two_cpus")
+class TestOnTwoCpus:
+    def test_a_search_ends_with_every_trial_recorded_as_what_it_was(self, finished_run: RunFolder) -> None:
+        results, trials = finished_run.results(), optuna_trials(finished_run)
+        assert [result.number for result in results] == list(range(8))
+        assert {result.status for result in results} == {"complete", "stopped"}
+        expected = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
+        for result, trial in zip(results, trials, strict=True):
+            assert trial.state == expected[result.status]
+            assert trial.user_attrs["arch_id"] == result.arch_id
+            assert trial.user_attrs["curve"] == list(result.curve)
+            assert len(result.curve) == result.epochs
+            assert result.epochs == 3 if result.status == "complete" else result.epochs < 3
+            if result.status == "complete":
+                assert trial.values == [result.accuracy, result.cost.params, result.cost.flops]
+        assert len({result.arch_id for result in results}) == 8
+
+    def test_only_complete_trials_leave_weights_and_none_leaves_a_checkpoint(self, finished_run: RunFolder) -> None:
+        complete = {result.arch_id for result in finished_run.results() if result.status == "complete"}
+        assert {path.name for path in (finished_run.path / "models").iterdir()} == complete
+        assert not list((finished_run.path / "checkpoints").iterdir())
+        assert not finished_run.tune_path.exists()
+
+    def test_the_test_split_is_read_once_for_each_member_of_the_front(self, finished_run: RunFolder) -> None:
+        lines = (finished_run.path / "test.jsonl").read_text().splitlines()
+        assert sorted(json.loads(line)["arch_id"] for line in lines) == sorted(
+            member.arch_id for member in finished_run.front().members
+        )
+        assert {json.loads(line)["num_images"] for line in lines} == {360}
+
+    def test_a_run_with_the_same_seed_and_one_worker_is_the_same(self, small: Experiment, tmp_path: Path) -> None:
+        runs = [search(small, out=tmp_path / name, cpus=1, trials=3) for name in ("one", "two")]
+        for one, two in zip(runs[0].results(), runs[1].results(), strict=True):
+            assert dataclasses.replace(one, seconds=0, train_seconds=0) == dataclasses.replace(
+                two, seconds=0, train_seconds=0
+            )
+
+    def test_a_trial_that_diverges_ends_as_that_and_the_search_goes_on(self, tmp_path: Path) -> None:
+        text = small_digits(**{"  lr:": "  lr: 1.0e+9\n  optimizer: sgd"})
+        run = search(parse_experiment(text, "diverging.yaml"), out=tmp_path / "run", cpus=2, trials=3)
+        assert [result.status for result in run.results()] == ["diverged"] * 3
+        assert all("loss not finite in epoch" in str(result.reason) for result in run.results())
+        assert [trial.state for trial in optuna_trials(run)] == [TrialState.FAIL] * 3
+        assert not run.front().members
+
+    def test_a_trial_that_raises_ends_as_failed_with_its_traceback(self, tmp_path: Path, small: Experiment) -> None:
+        run_path = tmp_path / "run"
+        blocked = run_path / "checkpoints"
+        run_path.mkdir()
+        blocked.write_text("a file where the checkpoints' folder should be")
+        run = search(small, out=run_path, cpus=1, trials=2)
+        assert [result.status for result in run.results()] == ["failed"] * 2
+        assert "FileExistsError" in str(run.results()[0].reason)
+        assert "Traceback" in run.error_path(0).read_text()
+
+    def test_a_time_budget_ends_the_search_in_order(self, small: Experiment, tmp_path: Path) -> None:
+        run = search(small, out=tmp_path / "run", cpus=2, trials=500, time_budget=12)
+        assert 0 < len(run.results()) < 500
+
+    def test_resume_refuses_another_experiment_or_seed(self, finished_run: RunFolder, small: Experiment) -> None:
+        other = parse_experiment(small_digits(**{"  epochs:": "  epochs: 4"}), "other.yaml")
+        with pytest.raises(RunFolderError, match="was started from another version of the space file"):
+            search(other, out=finished_run.path, resume=True)
+        with pytest.raises(RunFolderError, match="--seed 5: .* was started with seed 0; leave it out"):
+            search(small, out=finished_run.path, resume=True, seed=5)
+        with pytest.raises(RunFolderError, match="holds a run already, with 8 of its trials done"):
+            search(small, out=finished_run.path, cpus=2)
 
 
 # --- interruption, from the command line

@@ -1,6 +1,5 @@
 """What a search runs on: started, counted, and checked before a trial could wait for it for ever."""
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from typing import Literal
 
 import ray
 
-from cvt_nas.distributed import start_local_ray
+from cvt_nas.distributed import connect_ray, start_local_ray
 from cvt_nas.errors import ResourceError
 
 
@@ -85,7 +84,7 @@ def claim_resources(
 def _start_ray(*, gpus: int | None, cpus: int | None, address: str | None, local_device: str | None) -> None:
     if address is not None:
         try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            connect_ray(address=address)
         except ConnectionError as error:
             raise ResourceError(
                 f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]}); "
