@@ -150,6 +150,7 @@ def front_figure(run: RunFolder, metric: Metric) -> go.Figure:
         template="plotly_white",
         hoverlabel={"align": "left", "font": {"family": "monospace"}},
         margin={"t": 90},
+        autosize=True,  # the page's whole height
     )
     return figure
 

@@ -1,6 +1,7 @@
 """What a search runs on: started, counted, and checked before a trial could wait for it for ever."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,8 +85,9 @@ def claim_resources(
 def _start_ray(*, gpus: int | None, cpus: int | None, address: str | None, local_device: str | None) -> None:
     if address is not None:
         try:
+            _check_answers(address)
             connect_ray(address=address)
-        except ConnectionError as error:
+        except OSError as error:  # ConnectionError, which Ray raises, is one
             raise ResourceError(
                 f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]}); "
                 f"where it asks for a token, set RAY_AUTH_MODE=token here"
@@ -98,6 +100,13 @@ def _start_ray(*, gpus: int | None, cpus: int | None, address: str | None, local
     if cpus is not None and cpus > num_cpus:
         raise ResourceError(f"--cpus {cpus}: this machine has {num_cpus}")
     start_local_ray(num_cpus=num_cpus if cpus is None else cpus, num_gpus=there if gpus is None else gpus)
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError where nothing listens at `host:port`: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _num_local_gpus() -> int:
