@@ -14,7 +14,7 @@ SPACES = Path(__file__).parent.parent / "search_spaces"
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Prepared data sets go to a folder of this session."""
+    """Prepared data sets go to a folder of this test run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
