@@ -19,40 +19,22 @@ import torch
 from torch.nn import functional as F
 
 from cvt_nas import load_arch
-from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
+from cvt_nas.arch import ArchConfig
 from cvt_nas.model import CvT
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-
-def small(
-    *, image_size: int, num_channels: int, stem: tuple[int, int, int], dims: tuple[int, ...], depths: tuple[int, ...]
-) -> ArchConfig:
-    return ArchConfig(
-        image_size=image_size,
-        num_channels=num_channels,
-        num_classes=10,
-        stages=tuple(
-            StageConfig(
-                patch_kernel=stem[0] if index == 0 else 3,
-                patch_stride=stem[1] if index == 0 else 2,
-                patch_padding=stem[2] if index == 0 else 1,
-                embed_dim=dim,
-                blocks=(BlockConfig(num_heads=dim // 16),) * depth,
-                class_token=index == len(dims) - 1,
-            )
-            for index, (dim, depth) in enumerate(zip(dims, depths, strict=True))
-        ),
-    )
-
+from strategies import per_stage
+from test_model import hugging_face_twin
 
 CASES: dict[str, tuple[ArchConfig, int]] = {
     "CvT-13 at 224": (load_arch("cvt-13"), 2),
     "small, 28 px, stem stride 4": (
-        small(image_size=28, num_channels=1, stem=(7, 4, 2), dims=(16, 48, 96), depths=(1, 2, 3)), 128
+        per_stage(image_size=28, num_channels=1, stem=(7, 4, 2), dims=(16, 48, 96), depths=(1, 2, 3), heads=(1, 3, 6),
+                  kernels=(3,) * 3, strides=(2,) * 3, ratios=(4.0,) * 3), 128
     ),
     "small, 32 px, stem stride 2": (
-        small(image_size=32, num_channels=3, stem=(3, 2, 1), dims=(32, 64, 128), depths=(1, 2, 4)), 64
+        per_stage(image_size=32, stem=(3, 2, 1), dims=(32, 64, 128), depths=(1, 2, 4), heads=(2, 4, 8),
+                  kernels=(3,) * 3, strides=(2,) * 3, ratios=(4.0,) * 3), 64
     ),
 }  # fmt: skip
 
@@ -93,8 +75,6 @@ def seconds_of(step: Callable[[torch.Tensor, torch.Tensor], None], *batch: torch
 
 
 def main() -> None:
-    from test_model import hugging_face_twin
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,5 +1,7 @@
 """What Hypothesis draws: architectures of every kind that can exist, and small spaces of them."""
 
+from collections.abc import Sequence
+
 from hypothesis import strategies as st
 
 from cvt_nas.arch import PROJECTIONS, ArchConfig, BlockConfig, StageConfig
@@ -80,3 +82,42 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
         for index in range(num_stages)
     )
     return SearchSpace(image_size=9, num_channels=1, num_classes=3, stages=stages, bounds={})
+
+
+def per_stage(
+    *,
+    image_size: int,
+    dims: Sequence[int],
+    depths: Sequence[int],
+    heads: Sequence[int],
+    kernels: Sequence[int],
+    strides: Sequence[int],
+    ratios: Sequence[float],
+    stem: tuple[int, int, int] = (7, 4, 2),
+    num_channels: int = 3,
+) -> ArchConfig:
+    """An architecture whose blocks are equal within each stage."""
+    return ArchConfig(
+        image_size=image_size,
+        num_channels=num_channels,
+        num_classes=10,
+        stages=tuple(
+            StageConfig(
+                patch_kernel=stem[0] if index == 0 else 3,
+                patch_stride=stem[1] if index == 0 else 2,
+                patch_padding=stem[2] if index == 0 else 1,
+                embed_dim=dim,
+                blocks=(
+                    BlockConfig(
+                        num_heads=heads[index],
+                        kernel_size=kernels[index],
+                        kv_stride=strides[index],
+                        mlp_ratio=ratios[index],
+                    ),
+                )
+                * depths[index],
+                class_token=index == len(dims) - 1,
+            )
+            for index, dim in enumerate(dims)
+        ),
+    )

@@ -1,5 +1,4 @@
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,46 +10,7 @@ from cvt_nas import build_model, load_arch, load_model
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.errors import ArchError
 from cvt_nas.model import ConvProjection, drop_path, probe_error, save_model
-from strategies import archs
-
-
-def per_stage(
-    *,
-    image_size: int,
-    dims: Sequence[int],
-    depths: Sequence[int],
-    heads: Sequence[int],
-    kernels: Sequence[int],
-    strides: Sequence[int],
-    ratios: Sequence[float],
-    stem: tuple[int, int, int] = (7, 4, 2),
-    num_channels: int = 3,
-) -> ArchConfig:
-    return ArchConfig(
-        image_size=image_size,
-        num_channels=num_channels,
-        num_classes=10,
-        stages=tuple(
-            StageConfig(
-                patch_kernel=stem[0] if index == 0 else 3,
-                patch_stride=stem[1] if index == 0 else 2,
-                patch_padding=stem[2] if index == 0 else 1,
-                embed_dim=dim,
-                blocks=(
-                    BlockConfig(
-                        num_heads=heads[index],
-                        kernel_size=kernels[index],
-                        kv_stride=strides[index],
-                        mlp_ratio=ratios[index],
-                    ),
-                )
-                * depths[index],
-                class_token=index == len(dims) - 1,
-            )
-            for index, dim in enumerate(dims)
-        ),
-    )
-
+from strategies import archs, per_stage
 
 NON_STANDARD = {
     "mixed kernels and strides": per_stage(

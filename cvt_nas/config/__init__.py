@@ -1,0 +1,341 @@
+"""The space file: one YAML file, one experiment, as frozen values.
+
+A scalar is fixed, a list is a choice. All the problems of a file are reported at once, each as
+`file:line: key: what came, what would be right`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import platform
+import random
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from cvt_nas.arch import ArchConfig, cost_of
+from cvt_nas.config.reader import Key, Reader, did_you_mean, dotted, explain, one_of, show
+from cvt_nas.config.sections import (
+    AugmentConfig,
+    BoundSection,
+    ConstraintsSection,
+    DataConfig,
+    SearchConfig,
+    SpaceFile,
+    SpaceSection,
+    TrainingConfig,
+)
+from cvt_nas.errors import ArchError, SpaceFileError
+from cvt_nas.results import HypervolumeBox, Metric
+from cvt_nas.space import (
+    BLOCK_CHOICES,
+    COST_METRICS,
+    STAGE_CHOICES,
+    Bound,
+    CostMetric,
+    Genome,
+    SearchSpace,
+    StageSpace,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "DataConfig",
+    "Experiment",
+    "SearchConfig",
+    "TrainingConfig",
+    "load_experiment",
+    "parse_experiment",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """A space file, read and checked.
+
+    Args:
+        anchors: Architectures evaluated first, by name; all of them inside the space and its bounds.
+        objectives: Accuracy is maximised, costs are minimised.
+        text: The file itself.
+        warnings: Settings of the file that have no effect, one line each.
+    """
+
+    name: str
+    space: SearchSpace
+    anchors: Mapping[str, Genome]
+    objectives: tuple[Metric, ...]
+    data: DataConfig
+    training: TrainingConfig
+    search: SearchConfig
+    text: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def box(self) -> HypervolumeBox:
+        least, greatest = self.space.cost_range
+        return HypervolumeBox(least=least, greatest=greatest)
+
+    def anchor_archs(self) -> dict[str, ArchConfig]:
+        return {name: self.space.decode(genome) for name, genome in self.anchors.items()}
+
+    def manifest(self, *, seed: int, num_trials: int) -> dict[str, Any]:
+        """What a run folder keeps of how it was made: plain JSON values."""
+        packages = ("cvt-nas", "torch", "torchvision", "timm", "ray", "optuna", "fvcore", "numpy")
+        return {
+            "format": 1,
+            "name": self.name,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "trials": num_trials,
+            "seed": seed,
+            "objectives": list(self.objectives),
+            "hypervolume_box": dataclasses.asdict(self.box),
+            "epochs": self.training.epochs,
+            "dataset": self.data.dataset,
+            "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+            "platform": platform.platform(),
+            "fingerprint": self.fingerprint,
+            "space_file_sha256": hashlib.sha256(self.text.encode()).hexdigest(),
+            "space_file": self.text,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that makes two results comparable: the file without its name and its number of trials."""
+        tree = yaml.safe_load(self.text)
+        tree.pop("name")
+        tree.get("search", {}).pop("trials", None)
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Reads and checks a space file.
+
+    Raises:
+        SpaceFileError: The file is missing, not YAML, or wrong; holds every problem found.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
+        raise SpaceFileError([f"{path}: cannot be read: {reason}"]) from error
+    return parse_experiment(text, str(path))
+
+
+def parse_experiment(text: str, where: str) -> Experiment:
+    """`load_experiment` of a text; `where` names it in messages."""
+    reader = Reader(text, where)
+    tree = reader.read()
+    if not isinstance(tree, dict):
+        reader.stop_if_wrong()
+    try:
+        file = _FILE.validate_json(json.dumps(tree))
+    except ValidationError as error:
+        for details in error.errors():
+            reader.add(*explain(details, tree, SpaceFile))
+        reader.stop_if_wrong()
+        raise AssertionError("a failed validation has errors") from error
+    reader.stop_if_wrong()
+    return _build(file, reader)
+
+
+_FILE = TypeAdapter(SpaceFile)
+
+
+def _build(file: SpaceFile, reader: Reader) -> Experiment:
+    """What pydantic cannot check, that the parts fit each other, and the experiment that they make."""
+    objectives: tuple[Metric, ...] = (
+        "accuracy",
+        *(metric for metric in COST_METRICS if getattr(file.objectives, metric) is not None),
+    )
+    if len(objectives) == 1:
+        reader.add(("objectives",), "got accuracy alone, must hold params, flops or both beside it")
+    _check_stages(file.space, reader)
+    _check_training(file.training, len(file.space.stages), reader)
+    for metric in COST_METRICS:
+        bound = getattr(file.constraints, metric)
+        if bound.min is not None and bound.max is not None and bound.min > bound.max:
+            reader.add(("constraints", metric), f"got min {bound.min} above max {bound.max}")
+    reader.stop_if_wrong()
+    space = _space_of(file, reader)
+    _check_feasible(space, reader)
+    anchors = _anchors_of(file.anchors, space, reader)
+    reader.stop_if_wrong()
+    return Experiment(
+        name=file.name,
+        space=space,
+        anchors=anchors,
+        objectives=objectives,
+        data=file.data,
+        training=file.training,
+        search=file.search,
+        text=reader.text,
+        warnings=_without_effect(file, reader),
+    )
+
+
+def _check_stages(space: SpaceSection, reader: Reader) -> None:
+    for index, section in enumerate(space.stages):
+        key: Key = ("space", "stages", index)
+        for heads in section.num_heads:
+            if odd := [str(dim) for dim in section.embed_dim if dim % heads]:
+                reader.add(
+                    (*key, "num_heads"),
+                    f"got {heads}, must divide every embed_dim of the stage, does not divide {', '.join(odd)}",
+                )
+        for kernel in section.kernel_size:
+            if kernel % 2 == 0:
+                reader.add((*key, "kernel_size"), f"got {kernel}, must be odd")
+        if section.class_token and index < len(space.stages) - 1:
+            reader.add((*key, "class_token"), "got true, only the last stage can have a class token")
+        for name in section.per_block:
+            if len(getattr(section, name)) == 1:
+                reader.add((*key, "per_block"), f"got {name}, which is fixed in this stage; give it a list")
+
+
+def _check_training(training: TrainingConfig, num_stages: int, reader: Reader) -> None:
+    rates = training.drop_path
+    if isinstance(rates, list) and len(rates) != num_stages:
+        reader.add(
+            ("training", "drop_path"), f"got {len(rates)} rates, must be one, or one for each of {num_stages} stages"
+        )
+    if (training.augment.mixup or training.augment.cutmix) and training.batch_size % 2:
+        reader.add(("training", "batch_size"), f"got {training.batch_size}, must be even for mixup and cutmix")
+    if training.warmup_epochs >= training.epochs:
+        reader.add(
+            ("training", "warmup_epochs"),
+            f"got {training.warmup_epochs:g}, must be below epochs, {training.epochs}",
+        )
+
+
+def _space_of(file: SpaceFile, reader: Reader) -> SearchSpace:
+    last = len(file.space.stages) - 1
+    try:
+        return SearchSpace(
+            image_size=file.space.image_size,
+            num_channels=file.space.num_channels,
+            num_classes=file.space.num_classes,
+            stages=tuple(
+                StageSpace(
+                    patch_kernel=tuple(section.patch.kernel),
+                    patch_stride=tuple(section.patch.stride),
+                    patch_padding=section.patch.padding,
+                    embed_dim=tuple(section.embed_dim),
+                    depth=tuple(section.depth),
+                    kv_stride=tuple(section.kv_stride),
+                    kernel_size=tuple(section.kernel_size),
+                    num_heads=tuple(section.num_heads),
+                    mlp_ratio=tuple(section.mlp_ratio),
+                    projection=tuple(section.projection),
+                    per_block=frozenset(section.per_block),
+                    class_token=index == last if section.class_token is None else section.class_token,
+                )
+                for index, section in enumerate(file.space.stages)
+            ),
+            bounds=_bounds_of(file.constraints),
+        )
+    except ArchError as error:
+        reader.add(("space", "stages", *([] if error.stage is None else [error.stage, "patch"])), str(error))
+        reader.stop_if_wrong()
+        raise
+
+
+def _bounds_of(constraints: ConstraintsSection) -> dict[CostMetric, Bound]:
+    bounds: dict[CostMetric, Bound] = {}
+    for metric in COST_METRICS:
+        section: BoundSection = getattr(constraints, metric)
+        if (section.min, section.max) != (None, None):
+            bounds[metric] = Bound(min=section.min, max=section.max)
+    return bounds
+
+
+def _check_feasible(space: SearchSpace, reader: Reader) -> None:
+    least, greatest = space.cost_range
+    for metric, bound in space.bounds.items():
+        low, high = getattr(least, metric), getattr(greatest, metric)
+        if bound.max is not None and low > bound.max:
+            reader.add(("constraints", metric, "max"), f"got {bound.max:_}, the space begins at {low:_}")
+        elif bound.min is not None and high < bound.min:
+            reader.add(("constraints", metric, "min"), f"got {bound.min:_}, the space ends at {high:_}")
+    if not reader.problems and space.sample_feasible(random.Random(0), tries=20_000) is None:
+        reader.add(("constraints",), "no architecture among 20,000 that were tried meets them all")
+
+
+def _anchors_of(sections: Mapping[str, Mapping[str, Any]], space: SearchSpace, reader: Reader) -> dict[str, Genome]:
+    """Genomes of the anchors: a scalar for all stages, a list for one value a stage, a list in it for one a block."""
+    anchors = {}
+    for name, section in sections.items():
+        num_problems = len(reader.problems)
+        values = {
+            choice: _by_stage(choice, value, ("anchors", name, choice), space, reader)
+            for choice, value in section.items()
+        }
+        missing = sorted({gene.choice for gene in space.genes} - values.keys())
+        if missing:
+            reader.add(("anchors", name), f"lacks {', '.join(missing)}")
+        if len(reader.problems) > num_problems:
+            continue
+        genome = []
+        for gene in space.genes:
+            blocks = values[gene.choice][gene.stage]
+            # the genes of absent blocks have no effect, so any value will do for them
+            value = blocks[min(gene.block or 0, len(blocks) - 1)]
+            genome.append(gene.options.index(value))
+        cost = cost_of(space.decode(genome))
+        for metric, bound in space.bounds.items():
+            if bound.violation(found := getattr(cost, metric)):
+                reader.add(("anchors", name), f"has {found:_} {metric}, outside constraints.{metric}")
+        anchors[name] = tuple(genome)
+    return anchors
+
+
+def _by_stage(choice: str, value: Any, key: Key, space: SearchSpace, reader: Reader) -> list[list[Any]]:
+    """The values of one choice of an anchor: for each stage, one for each block or one for all."""
+    if choice not in (*STAGE_CHOICES, *BLOCK_CHOICES):
+        reader.add(key, f"unknown key{did_you_mean(choice, (*STAGE_CHOICES, *BLOCK_CHOICES))}")
+        return []
+    stages = value if isinstance(value, list) else [value] * len(space.stages)
+    if len(stages) != len(space.stages):
+        reader.add(key, f"got {len(stages)} values, must be one, or one for each of {len(space.stages)} stages")
+        return []
+    by_stage = []
+    for index, (stage, given) in enumerate(zip(space.stages, stages, strict=True)):
+        blocks = given if isinstance(given, list) else [given]
+        options = getattr(stage, choice)
+        if not blocks or (isinstance(given, list) and choice not in stage.per_block):
+            reader.add(key, f"got a list for stage {index}, must be one value: {choice} is not in its per_block")
+        for block in blocks:
+            if block not in options or isinstance(block, bool):
+                reader.add(key, f"got {show(block)} for stage {index}, must be {one_of([str(o) for o in options])}")
+        by_stage.append(blocks)
+    return by_stage
+
+
+def _without_effect(file: SpaceFile, reader: Reader) -> tuple[str, ...]:
+    """Settings that are written in the file and change nothing."""
+    written = set(reader.lines)
+    from_folder = file.data.dataset in ("imagefolder", "imagenet")
+    found: list[tuple[Key, str]] = []
+
+    def check(key: Key, idle: bool, why: str) -> None:
+        if idle and key in written:
+            found.append((key, why))
+
+    check(("training", "momentum"), file.training.optimizer == "adamw", "AdamW has none")
+    check(("training", "warmup_lr"), file.training.warmup_epochs == 0, "warmup_epochs is 0")
+    check(("training", "augment", "crop_padding"), from_folder, "images of a folder are cropped by crop_scale")
+    check(("training", "augment", "crop_scale"), not from_folder, "in-memory images are cropped by crop_padding")
+    check(("training", "augment", "color_jitter"), not from_folder, "only images of a folder are jittered")
+    check(("data", "num_workers"), not from_folder, "an in-memory set needs no workers")
+    for name in ("grace_period", "reduction_factor"):
+        check(("search", name), file.search.scheduler == "none", "the scheduler is none")
+    return tuple(f"{reader.where}:{reader.lines[key]}: {dotted(key)}: has no effect: {why}" for key, why in found)

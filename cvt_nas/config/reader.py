@@ -1,0 +1,185 @@
+"""YAML with line numbers, and what is wrong with it in words that help."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import yaml
+from pydantic_core import ErrorDetails
+
+from cvt_nas.errors import SpaceFileError
+
+Key = tuple[str | int, ...]
+
+
+class Reader:
+    """YAML with the line of every key, and the problems found so far."""
+
+    def __init__(self, text: str, where: str) -> None:
+        self.text, self.where = text, where
+        self.lines: dict[Key, int] = {(): 1}
+        self.problems: list[tuple[int, str]] = []
+
+    def add(self, key: Key, message: str) -> None:
+        place = key
+        while place not in self.lines:
+            place = place[:-1]
+        line, name = self.lines[place], dotted(key)
+        self.problems.append((line, f"{self.where}:{line}: {name + ': ' if name else ''}{message}"))
+
+    def stop_if_wrong(self) -> None:
+        if self.problems:
+            raise SpaceFileError([message for _, message in sorted(self.problems, key=lambda problem: problem[0])])
+
+    def read(self) -> Any:
+        try:
+            node = yaml.compose(self.text, Loader=yaml.SafeLoader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            self.lines[()] = mark.line + 1 if mark else 1
+            self.add((), f"not YAML: {error.problem}")
+            return None
+        if not isinstance(node, yaml.MappingNode):
+            self.add((), "must hold the keys format, name, space, data, training")
+            return None
+        return self._value(node, ())
+
+    def _value(self, node: yaml.Node, key: Key) -> Any:
+        self.lines.setdefault(key, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            tree = {}
+            for name_node, value_node in node.value:
+                name = name_node.value
+                line = name_node.start_mark.line + 1
+                if name in tree:
+                    first = self.lines[(*key, name)]
+                    self.problems.append(
+                        (line, f"{self.where}:{line}: {dotted((*key, name))}: repeated, stands on line {first} already")
+                    )
+                    continue
+                self.lines[(*key, name)] = line
+                tree[name] = self._value(value_node, (*key, name))
+            return tree
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(item, (*key, index)) for index, item in enumerate(node.value)]
+        value = yaml.SafeLoader("").construct_object(node)
+        if not isinstance(value, str | int | float | bool | None):
+            return str(node.value)  # dates and the like: no key of ours wants one
+        return value
+
+
+def dotted(key: Key) -> str:
+    """`space.stages[0].kv_stride`."""
+    name = ""
+    for part in key:
+        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
+    return name
+
+
+def explain(error: ErrorDetails, tree: Any, schema: Any) -> tuple[Key, str]:
+    """Key and message, in this project's words, of one of pydantic's errors."""
+    key = _existing(error["loc"], tree, keep_last=error["type"] in ("missing", "unexpected_keyword_argument"))
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "missing":
+        return key, "missing"
+    if kind == "unexpected_keyword_argument":
+        return key, f"unknown key{did_you_mean(str(key[-1]), _keys_beside(key, schema))}"
+    if kind == "value_error":
+        return key, str(context["error"])
+    came = _value_at(tree, key) if not isinstance(error["input"], str | int | float | bool | list) else error["input"]
+    shown = f"got {show(came)}"
+    if kind == "literal_error":
+        allowed = [part.strip("' ") for part in context["expected"].replace(" or ", ", ").split(", ")]
+        close = did_you_mean(str(came), allowed) if len(allowed) > 1 else ""
+        return key, f"{shown}, must be {one_of(allowed)}{close if 'mean' in close else ''}"
+    wanted = {
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "string_type": "text",
+        "bool_type": "true or false",
+        "list_type": "a list",
+        "dict_type": "a section with keys of its own",
+        "dataclass_type": "a section with keys of its own",
+        "string_pattern_mismatch": f"text that matches {context.get('pattern')}",
+        "too_short": "at least one",
+        "greater_than": f"above {context.get('gt', 0):g}",
+        "greater_than_equal": f"at least {context.get('ge', 0):g}",
+        "less_than": f"below {context.get('lt', 0):g}",
+        "less_than_equal": f"at most {context.get('le', 0):g}",
+    }.get(kind, error["msg"])
+    return key, f"{shown}, must be {wanted}{_yaml_hint(came)}"
+
+
+def _existing(location: Sequence[Any], tree: Any, *, keep_last: bool) -> Key:
+    """The part of pydantic's location that the file has: without union tags and indices of lone scalars."""
+    key: list[str | int] = []
+    for position, part in enumerate(location):
+        last = position == len(location) - 1
+        in_list = isinstance(tree, list) and isinstance(part, int) and part < len(tree)
+        if in_list or (isinstance(tree, dict) and part in tree):
+            tree = tree[part]
+        elif not (last and keep_last):
+            continue
+        key.append(part)
+    return tuple(key)
+
+
+def _value_at(tree: Any, key: Key) -> Any:
+    for part in key:
+        tree = tree[part]
+    return tree
+
+
+def show(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a section"
+    return "nothing" if value is None else json.dumps(value)
+
+
+def one_of(allowed: Sequence[str]) -> str:
+    return allowed[0] if len(allowed) == 1 else f"one of {', '.join(allowed)}"
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known here: {', '.join(known)}" if known else ""
+
+
+def _yaml_hint(value: Any) -> str:
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return ""
+        mantissa, _, exponent = value.partition("e")
+        written = f"{mantissa}.0e{exponent}" if exponent and "." not in mantissa else str(number)
+        return f"; YAML reads {value} as text, write {written}"
+    if isinstance(value, bool):
+        return "; YAML reads yes, no, on and off as true and false"
+    return ""
+
+
+def _keys_beside(key: Key, schema: Any) -> list[str]:
+    """Names of the keys that may stand where `key` does."""
+    section = schema
+    for part in key[:-1]:
+        if isinstance(part, int):
+            continue
+        section = typing.get_type_hints(section).get(part)
+        section = _section_in(section)
+        if section is None:
+            return []
+    return [f.name for f in dataclasses.fields(section)]
+
+
+def _section_in(hint: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return hint
+    if typing.get_origin(hint) in (list, typing.Union, types.UnionType, Annotated):
+        return next((found for part in typing.get_args(hint) if (found := _section_in(part))), None)
+    return None

@@ -1,0 +1,206 @@
+"""The sections of the space file: what each setting means, its values and its default."""
+
+import itertools
+from dataclasses import field
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
+
+from cvt_nas.arch import Projection
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+T = TypeVar("T", int, float, str)
+
+
+def _as_options(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _distinct(options: list[T]) -> list[T]:
+    if len(set(options)) < len(options):
+        raise ValueError(f"got {options}, must be distinct")
+    return options
+
+
+def _rising(options: list[T]) -> list[T]:
+    if any(a >= b for a, b in itertools.pairwise(options)):
+        raise ValueError(f"got {options}, must rise: {sorted(set(options))}")
+    return options
+
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+IntOptions = Annotated[list[PositiveInt], Field(min_length=1), BeforeValidator(_as_options), AfterValidator(_rising)]
+FloatOptions = Annotated[
+    list[PositiveFloat], Field(min_length=1), BeforeValidator(_as_options), AfterValidator(_rising)
+]
+ProjectionOptions = Annotated[
+    list[Projection], Field(min_length=1), BeforeValidator(_as_options), AfterValidator(_distinct)
+]
+
+
+@validated(config=_STRICT, frozen=True, kw_only=True)
+class PatchSection:
+    kernel: IntOptions
+    stride: IntOptions
+    padding: Annotated[int, Field(ge=0)] | None = None
+
+
+@validated(config=_STRICT, frozen=True, kw_only=True)
+class StageSection:
+    patch: PatchSection
+    embed_dim: IntOptions
+    depth: IntOptions
+    num_heads: IntOptions
+    mlp_ratio: FloatOptions = field(default_factory=lambda: [4.0])
+    kernel_size: IntOptions = field(default_factory=lambda: [3])
+    kv_stride: IntOptions = field(default_factory=lambda: [2])
+    projection: ProjectionOptions = field(default_factory=lambda: ["dw_bn"])
+    per_block: list[Literal["kv_stride", "kernel_size", "num_heads", "mlp_ratio", "projection"]] = field(
+        default_factory=list
+    )
+    class_token: bool | None = None
+
+
+@validated(config=_STRICT, frozen=True, kw_only=True)
+class SpaceSection:
+    image_size: PositiveInt
+    num_channels: PositiveInt = 3
+    num_classes: PositiveInt
+    stages: Annotated[list[StageSection], Field(min_length=1)]
+
+
+@validated(config=_STRICT, frozen=True, kw_only=True)
+class BoundSection:
+    min: PositiveInt | None = None
+    max: PositiveInt | None = None
+
+
+@validated(config=_STRICT, frozen=True, kw_only=True)
+class ConstraintsSection:
+    params: BoundSection = field(default_factory=BoundSection)
+    flops: BoundSection = field(default_factory=BoundSection)
+
+
+@validated(config=_STRICT, frozen=True, kw_only=True)
+class ObjectivesSection:
+    accuracy: Literal["maximize"]
+    params: Literal["minimize"] | None = None
+    flops: Literal["minimize"] | None = None
+
+
+@validated(config=_STRICT, frozen=True, kw_only=True)
+class DataConfig:
+    """Section `data`.
+
+    Args:
+        dataset: `imagefolder` and `imagenet` read `train/` and `val/`, one folder a class.
+        search_fraction: Share of the training data held out to guide the search.
+        split_seed: Seed of that stratified split.
+        num_workers: Processes that decode images of a folder, a trial; in-memory sets need none.
+    """
+
+    dataset: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "imagenet"]
+    search_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    num_workers: Annotated[int, Field(ge=0)] = 2
+
+
+@validated(config=_STRICT, frozen=True, kw_only=True)
+class AugmentConfig:
+    """Section `training.augment`: everything is off unless it is set.
+
+    Args:
+        crop_padding: Pixels of zero padding before a random crop back to size; in-memory sets.
+        crop_scale: Least area of a random resized crop, as a fraction; folders of images.
+        flip: Mirror half of the images.
+        randaugment: timm's notation, for example `rand-m9-mstd0.5-inc1`.
+        color_jitter: Strength, as in timm; folders of images.
+        random_erasing: Probability of replacing a rectangle by noise, pixel by pixel.
+        mixup, cutmix: The alpha of each; where both are set, each batch takes one of them.
+    """
+
+    crop_padding: Annotated[int, Field(ge=0)] = 0
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
+    flip: bool = False
+    randaugment: Annotated[str, Field(pattern="^rand-")] | None = None
+    color_jitter: Annotated[float, Field(ge=0)] = 0.0
+    random_erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+
+
+@validated(config=_STRICT, frozen=True, kw_only=True)
+class TrainingConfig:
+    """Section `training`: how one architecture is trained.
+
+    Args:
+        epochs: Of the full training; only trials that reach it compete for the front.
+        batch_size: Images a step, over all the devices of a trial together.
+        lr, min_lr: Peak and final learning rate of a cosine schedule.
+        warmup_epochs, warmup_lr: Linear warm-up before the peak, and where it starts.
+        weight_decay: Not applied to norms, biases and the class token.
+        momentum: Of SGD.
+        drop_path: Rate of a stage's last block, rising from 0 within the stage; one for all stages
+            or one for each.
+        clip_grad_norm: Greatest norm of the gradient; none where absent.
+        ema_decay: Decay a step of averaged weights, which are then what is evaluated and kept.
+        precision: `bf16` and `fp16` are autocast; fp16 scales its loss.
+    """
+
+    epochs: PositiveInt
+    batch_size: PositiveInt = 128
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: PositiveFloat = 1e-3
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    momentum: Fraction = 0.9
+    label_smoothing: Fraction = 0.0
+    drop_path: Fraction | list[Fraction] = 0.0
+    clip_grad_norm: PositiveFloat | None = None
+    ema_decay: Fraction | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@validated(config=_STRICT, frozen=True, kw_only=True)
+class SearchConfig:
+    """Section `search`.
+
+    Args:
+        trials: Architectures to train, anchors included.
+        sampler: Who proposes them, all by Optuna.
+        scheduler: `asha` stops the least accurate at each rung; `none` trains every trial in full.
+        grace_period: Epochs of the first rung.
+        reduction_factor: One in so many goes on past a rung; rungs are so many times farther apart.
+        weights: `scratch`, every trial from a fresh initialisation.
+        seed: Of proposals and trainings.
+    """
+
+    trials: PositiveInt = 50
+    sampler: Literal["random", "tpe", "nsga2"] = "tpe"
+    scheduler: Literal["asha", "none"] = "asha"
+    grace_period: PositiveInt = 1
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    weights: Literal["scratch"] = "scratch"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+@validated(config=_STRICT, frozen=True, kw_only=True)
+class SpaceFile:
+    format: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    space: SpaceSection
+    data: DataConfig
+    training: TrainingConfig
+    search: SearchConfig = field(default_factory=SearchConfig)
+    objectives: ObjectivesSection = field(
+        default_factory=lambda: ObjectivesSection(accuracy="maximize", params="minimize", flops="minimize")
+    )
+    constraints: ConstraintsSection = field(default_factory=ConstraintsSection)
+    anchors: dict[str, dict[str, Any]] = field(default_factory=dict)
