@@ -140,6 +140,13 @@ def _split_off_search(labels: np.ndarray, config: DataConfig) -> tuple[np.ndarra
         )
     except ValueError as error:
         raise DataError(f"data.search_fraction: {config.search_fraction} of {len(labels)} images: {error}") from error
+    if config.train_fraction < 1:
+        try:
+            train, _ = train_test_split(
+                train, train_size=config.train_fraction, random_state=config.split_seed, stratify=labels[train]
+            )
+        except ValueError as error:
+            raise DataError(f"data.train_fraction: {config.train_fraction} of {len(train)} images: {error}") from error
     return np.sort(train), np.sort(search)
 
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from cvt_nas.arch import ArchConfig, Cost
 from cvt_nas.config import DataConfig, TrainingConfig
@@ -271,10 +271,22 @@ def _autocast(training: TrainingConfig, device: torch.device) -> Any:
 
 
 def _averaged(model: CvT, decay: float | None) -> AveragedModel | None:
-    """Exponential moving average of weights and batch-norm statistics; None where it is off."""
+    """Exponential moving average of weights and batch-norm statistics; None where it is off.
+
+    The decay warms up as (1 + n) / (10 + n), a rule of TensorFlow's ExponentialMovingAverage.
+    """
     if decay is None:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    @torch.no_grad()
+    def average(averaged: Any, current: Any, num_averaged: Any) -> None:
+        if not averaged[0].is_floating_point():  # batch norm's counters
+            torch._foreach_copy_(averaged, current)
+            return
+        num_steps = float(num_averaged)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + num_steps) / (10 + num_steps)))
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
 def _optimizer_of(model: CvT, training: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
@@ -290,14 +302,20 @@ def _optimizer_of(model: CvT, training: TrainingConfig, device: torch.device) ->
 
 
 def learning_rate(training: TrainingConfig, epoch: float) -> float:
-    """Learning rate `epoch` epochs into the training: linear warm-up, then half a cosine from peak to floor.
+    """Learning rate `epoch` epochs into the training: linear warm-up, then the schedule's way to the floor.
 
-    Source: Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts.
+    Sources: Loshchilov and Hutter 2017, arXiv:1608.03983, for `cosine`, without restarts; Haegele et al. 2024,
+    arXiv:2405.18392, for `wsd` and its 1 - sqrt decay.
     """
     if epoch < training.warmup_epochs:
         return training.warmup_lr + (training.lr - training.warmup_lr) * epoch / training.warmup_epochs
-    progress = (epoch - training.warmup_epochs) / (training.epochs - training.warmup_epochs)
-    return training.min_lr + (training.lr - training.min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    if training.schedule == "cosine":
+        progress = (epoch - training.warmup_epochs) / (training.epochs - training.warmup_epochs)
+        share = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    else:
+        length = training.epochs * training.decay_fraction
+        share = 1 - math.sqrt(min(max((epoch - training.epochs) / length + 1, 0.0), 1.0))
+    return training.min_lr + (training.lr - training.min_lr) * share
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, training: TrainingConfig, epoch: float) -> None:

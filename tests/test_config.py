@@ -84,8 +84,8 @@ CASES = {
     "unknown key, nothing near": (
         "  warmup_epochs: 2",
         "  zzz: 2",
-        "my.yaml:37: training.zzz: unknown key; known here: epochs, batch_size, optimizer, lr, min_lr, warmup_epochs, "
-        "warmup_lr, weight_decay, momentum, label_smoothing, drop_path, clip_grad_norm, ema_decay, precision, augment",
+        "my.yaml:37: training.zzz: unknown key; known here: epochs, batch_size, optimizer, lr, min_lr, schedule, "
+        "decay_fraction, warmup_epochs, warmup_lr, weight_decay, momentum, label_smoothing, drop_path, clip_grad_norm, ema_decay, precision, augment",
     ),
     "unknown section": (
         "data: {dataset",

@@ -165,6 +165,20 @@ def test_weight_decay_spares_norms_biases_and_the_class_token() -> None:
         assert decay[id(parameter)] == (0.0 if spared else 0.3), name
 
 
+def test_the_learning_rate_of_wsd_stays_at_its_peak_until_the_decay() -> None:
+    settings = TrainingConfig(
+        epochs=10, lr=0.1, warmup_epochs=2, warmup_lr=0.0, min_lr=0.01, schedule="wsd", decay_fraction=0.4
+    )
+    found = [learning_rate(settings, epoch) for epoch in (0, 1, 2, 6, 7, 10, 11)]
+    assert found == pytest.approx([0.0, 0.05, 0.1, 0.1, 0.055, 0.01, 0.01])
+
+
+def test_the_average_forgets_the_initialisation_within_the_first_steps(data: ImageData) -> None:
+    settings = TrainingConfig(epochs=1, lr=3e-3, batch_size=64)
+    slow = train(data, dataclasses.replace(settings, ema_decay=0.9999))[-1]
+    assert slow.accuracy > 0.3  # 0.1 by guessing; with a constant decay, what is averaged is the initialisation
+
+
 def test_evaluation_is_of_the_averaged_weights_where_ema_is_on(data: ImageData) -> None:
     settings = training(epochs=1)
     plain = weights_of(train(data, settings)[-1])

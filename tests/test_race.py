@@ -35,7 +35,6 @@ from cvt_nas.race.study import Proposal, Study
 from cvt_nas.results import RunFolder, TrialResult
 from test_engine import tiny_arch
 
-
 EPOCH = {"  epochs:": "  epochs: 1", "  warmup_epochs:": "  warmup_epochs: 0"}
 
 

@@ -99,12 +99,14 @@ class DataConfig:
     Args:
         dataset: `imagefolder` and `imagenet` read `train/` and `val/`, one folder a class.
         search_fraction: Share of the training data held out to guide the search.
-        split_seed: Seed of that stratified split.
+        train_fraction: Share of what is left of it that is trained on, stratified: a cheaper, weaker proxy.
+        split_seed: Seed of these splits.
         num_workers: Processes that decode images of a folder, a trial; in-memory sets need none.
     """
 
     dataset: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "imagenet"]
     search_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     split_seed: Annotated[int, Field(ge=0)] = 0
     num_workers: Annotated[int, Field(ge=0)] = 2
 
@@ -140,14 +142,18 @@ class TrainingConfig:
     Args:
         epochs: Of the full training; only trials that reach it compete for the front.
         batch_size: Images a step, over all the devices of a trial together.
-        lr, min_lr: Peak and final learning rate of a cosine schedule.
+        lr, min_lr: Peak and final learning rate.
+        schedule: `cosine` falls from the peak over the whole length; `wsd` (warm-up, stable, decay) keeps the
+            peak until the last epochs, so that a training that is stopped early was never half cooled down.
+        decay_fraction: Of `wsd`: share of the epochs over which the rate falls, as 1 - sqrt(progress).
         warmup_epochs, warmup_lr: Linear warm-up before the peak, and where it starts.
         weight_decay: Not applied to norms, biases and the class token.
         momentum: Of SGD.
         drop_path: Rate of a stage's last block, rising from 0 within the stage; one for all stages
             or one for each.
         clip_grad_norm: Greatest norm of the gradient; none where absent.
-        ema_decay: Decay a step of averaged weights, which are then what is evaluated and kept.
+        ema_decay: Decay a step of averaged weights, which are then what is evaluated and kept; less over the
+            first steps, so that the initialisation is soon forgotten.
         precision: `bf16` and `fp16` are autocast; fp16 scales its loss.
     """
 
@@ -156,6 +162,8 @@ class TrainingConfig:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: PositiveFloat = 1e-3
     min_lr: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
     weight_decay: Annotated[float, Field(ge=0)] = 0.05

@@ -1,0 +1,124 @@
+"""Trains the networks of a space, spread over its FLOPs, into a table that searches can be compared on.
+
+Can be stopped at any moment and started again: what is trained is kept, the rest goes on. Seed 0 of every
+network comes first, then seed 1 of each, in an order that makes a part of the table a fair sample of it.
+`--variant` trains the first of them by another schedule, to compare how well early epochs rank them.
+
+    python benchmarks/cvt_table.py --processes 2
+    python benchmarks/cvt_table.py --variant cosine --networks 32 --seeds 1
+"""
+
+import argparse
+import dataclasses
+import math
+import multiprocessing
+import random
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from cvt_nas.arch import cost_of
+from cvt_nas.config import Experiment, load_experiment
+from cvt_nas.data import ImageData, load_data
+from cvt_nas.engine import fit
+from cvt_nas.results import write_atomically
+from cvt_nas.space import Genome, SearchSpace
+
+TABLES = Path(__file__).parent / "tables"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "wsd, averaged weights": {},
+    "wsd": {"ema_decay": None},
+    "cosine": {"schedule": "cosine", "ema_decay": None},
+    "cosine, averaged weights": {"schedule": "cosine"},
+}
+NUM_BINS = 40
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--space", type=Path, default=TABLES / "cvt_fashion_mnist.yaml")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--networks", type=int, default=320)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--variant", choices=VARIANTS, default="wsd, averaged weights")
+    options = parser.parse_args()
+    experiment = load_experiment(options.space)
+    suffix = "" if not VARIANTS[options.variant] else f".{options.variant.replace(', ', '_').replace(' ', '_')}"
+    path = options.space.with_suffix(f"{suffix}.parquet")
+    rows = pd.read_parquet(path).to_dict("records") if path.exists() else []
+    genomes = spread(experiment.space, options.networks)
+    genes = gene_columns(experiment.space)
+    done = {(tuple(int(row[gene]) for gene in genes), row["seed"]) for row in rows}
+    missing = [(g, seed) for seed in range(options.seeds) for g in genomes if (g, seed) not in done]
+    started = time.monotonic()
+    with multiprocessing.get_context("spawn").Pool(
+        options.processes, open_worker, (options.space, options.data, options.variant)
+    ) as pool:
+        for count, row in enumerate(pool.imap_unordered(train_row, missing), start=1):
+            rows.append(row)
+            table = pd.DataFrame(rows).sort_values(["seed", "flops", *genes], ignore_index=True)
+            write_atomically(path, lambda partial, table=table: table.to_parquet(partial))
+            left = (time.monotonic() - started) / count * (len(missing) - count)
+            print(f"{count}/{len(missing)} trained, left {left / 60:.0f} min", flush=True)
+
+
+def gene_columns(space: SearchSpace) -> list[str]:
+    return [f"{'g' if gene.is_ordinal else 'c'}{index}" for index, gene in enumerate(space.genes)]
+
+
+def spread(space: SearchSpace, number: int, seed: int = 0) -> list[Genome]:
+    """Genomes of distinct networks, as many from each interval of log-FLOPs as there are; in random order."""
+    rng = random.Random(seed)
+    drawn = {space.encode(space.decode(space.sample(rng))) for _ in range(50 * number)}
+    logs = {genome: math.log(cost_of(space.decode(genome)).flops) for genome in drawn}
+    low, high = min(logs.values()), max(logs.values())
+    bins = defaultdict(list)
+    for genome in sorted(drawn):
+        bins[min(int((logs[genome] - low) / (high - low) * NUM_BINS), NUM_BINS - 1)].append(genome)
+    for members in bins.values():
+        rng.shuffle(members)
+    chosen: list[Genome] = []
+    while len(chosen) < number:
+        turn = [members.pop() for _, members in sorted(bins.items()) if members]
+        rng.shuffle(turn)
+        chosen += turn
+    return chosen[:number]
+
+
+experiment: Experiment
+data: ImageData
+
+
+def open_worker(space: Path, root: Path | None, variant: str) -> None:
+    global experiment, data
+    torch.set_num_threads(1)
+    experiment = load_experiment(space)
+    training = dataclasses.replace(experiment.training, **VARIANTS[variant])
+    experiment = dataclasses.replace(experiment, training=training)
+    inside = experiment.space
+    data = load_data(
+        experiment.data, root=root, image_size=inside.image_size, num_channels=inside.num_channels,
+        num_classes=inside.num_classes,
+    )  # fmt: skip
+
+
+def train_row(task: tuple[Genome, int]) -> dict[str, Any]:
+    genome, seed = task
+    arch = experiment.space.decode(genome)
+    cost = cost_of(arch)
+    *_, last = fit(arch, experiment.training, data, device=torch.device("cpu"), seed=seed)
+    return {
+        **dict(zip(gene_columns(experiment.space), genome, strict=True)),
+        "seed": seed, "params": cost.params, "flops": cost.flops,
+        **{f"acc_{epoch}": accuracy for epoch, accuracy in enumerate(last.curve, start=1)},
+        "seconds_per_epoch": last.train_seconds / last.number,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
