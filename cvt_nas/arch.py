@@ -350,15 +350,21 @@ def head_cost(*, dim: int, grid: int, class_token: bool, num_classes: int) -> Co
     )
 
 
+def stage_cost(stage: StageConfig, *, in_channels: int, side: int) -> Cost:
+    """Cost of a stage, its embedding and its blocks, on a map of side `side`."""
+    grid = stage.grid_after(side)
+    cost = embedding_cost(stage, in_channels=in_channels, grid=grid)
+    for block in stage.blocks:
+        cost += block_cost(block, embed_dim=stage.embed_dim, grid=grid, class_token=stage.class_token)
+    return cost
+
+
 def stage_costs(arch: ArchConfig) -> tuple[Cost, ...]:
-    """Cost of each stage: its embedding and its blocks. The head is missing to the total."""
-    costs, in_channels = [], arch.num_channels
-    for stage, grid in zip(arch.stages, arch.grids, strict=True):
-        cost = embedding_cost(stage, in_channels=in_channels, grid=grid)
-        for block in stage.blocks:
-            cost = cost + block_cost(block, embed_dim=stage.embed_dim, grid=grid, class_token=stage.class_token)
-        costs.append(cost)
-        in_channels = stage.embed_dim
+    """Cost of each stage. The head is missing to the total."""
+    costs, in_channels, side = [], arch.num_channels, arch.image_size
+    for stage in arch.stages:
+        costs.append(stage_cost(stage, in_channels=in_channels, side=side))
+        in_channels, side = stage.embed_dim, stage.grid_after(side)
     return tuple(costs)
 
 

@@ -77,6 +77,27 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", metavar="RUN")
     _add_json(report)
 
+    bench = add("bench", _bench, "compare searchers and schedulers on a table instead of training")
+    bench.add_argument("--table", required=True, type=Path, metavar="FILE", help="CSV or parquet")
+    bench.add_argument("--objectives", type=_list, default=["accuracy", "flops"], metavar="LIST")
+    bench.add_argument(
+        "--searcher", type=_list, default=["surrogate", "tpe", "nsga2", "random"], metavar="LIST",
+        help="surrogate, tpe, nsga2, gp, random; optuna-NAME is Optuna's as it ships",
+    )  # fmt: skip
+    bench.add_argument(
+        "--scheduler", type=_list, default=["none"], metavar="LIST",
+        help="pareto-asha, asha, none; pareto-asha:promote pauses and promotes",
+    )  # fmt: skip
+    bench.add_argument("--budget", type=_positive, required=True, metavar="EPOCHS", help="of each search")
+    bench.add_argument("--workers", type=_positive, default=4, metavar="N", help="trials side by side; simulated")
+    bench.add_argument("--seeds", type=_positive, default=10, metavar="N")
+    bench.add_argument("--first-seed", type=_whole, default=0, metavar="N")
+    bench.add_argument("--grace-period", type=_positive, default=1, metavar="EPOCHS", help="of the first rung")
+    bench.add_argument("--reduction-factor", type=_positive, default=3, metavar="N")
+    bench.add_argument("--processes", type=_positive, default=1, metavar="N", help="searches at the same time")
+    bench.add_argument("--plot", type=Path, metavar="FILE", help="HTML page of hypervolume over epochs")
+    _add_json(bench)
+
     export = add("export", _export, "write one architecture of a run as a plain model")
     export.add_argument("run", metavar="RUN")
     export.add_argument("--pick", default="knee", metavar="WHAT", help='knee, best, an arch id, or "flops<4e9"')
@@ -87,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _whole(text: str) -> int:
@@ -341,6 +366,39 @@ def _report(options: argparse.Namespace) -> int:
         print(json.dumps(summary(run)))
     else:
         print_front(run, front_table(run), report_paths(run), run.path)
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from cvt_nas import bench
+
+    metrics = bench.metrics_of(options.objectives)
+    methods = bench.methods_of(options.searcher, options.scheduler)
+    table = bench.load_table(options.table)
+    settings = bench.Settings(
+        metrics=metrics,
+        budget=options.budget,
+        num_workers=options.workers,
+        grace_period=options.grace_period,
+        reduction_factor=options.reduction_factor,
+    )
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    runs = []
+    for run in bench.compare(table, methods, settings, seeds=seeds, processes=options.processes):
+        runs.append(run)
+        method, seed, values, _ = run
+        print(f"seed {seed}, {method}: {values[-1]:.4f}, {len(runs)}/{len(methods) * len(seeds)}", file=sys.stderr)
+    if options.plot is not None:
+        bench.plot(runs, settings, options.plot)
+    summary = bench.summarise(runs, settings)
+    if options.json:
+        print(json.dumps({"table": str(options.table), "objectives": list(metrics), **summary}))
+        return 0
+    print(f"{'hypervolume after a share of the budget, mean of the seeds':40}")
+    print(f"{'':32}" + "".join(f"{float(f):>9.0%}" for f in next(iter(summary["methods"].values()))["hypervolume"]))
+    for name, found in summary["methods"].items():
+        means = [sum(values) / len(values) for values in found["hypervolume"].values()]
+        print(f"{name:32}" + "".join(f"{mean:9.4f}" for mean in means))
     return 0
 
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cvt_nas.arch import ArchConfig, Cost
 from cvt_nas.config import DataConfig, TrainingConfig
@@ -278,13 +278,9 @@ def _averaged(model: CvT, decay: float | None) -> AveragedModel | None:
     if decay is None:
         return None
 
-    @torch.no_grad()
     def average(averaged: Any, current: Any, num_averaged: Any) -> None:
-        if not averaged[0].is_floating_point():  # batch norm's counters
-            torch._foreach_copy_(averaged, current)
-            return
-        num_steps = float(num_averaged)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + num_steps) / (10 + num_steps)))
+        num_steps = int(num_averaged)
+        get_ema_multi_avg_fn(min(decay, (1 + num_steps) / (10 + num_steps)))(averaged, current, num_averaged)
 
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 

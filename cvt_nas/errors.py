@@ -6,6 +6,7 @@
     ├── DataError               a data set that is missing, incomplete or does not fit the space
     ├── ResourceError           more GPUs or CPUs asked for than there are
     ├── RunFolderError          a run folder that is missing, taken or damaged
+    ├── TableError              a table of a benchmark that cannot be read, or makes no sense
     └── ExportError             an architecture of a run that cannot be exported as asked
 
 What only a programming mistake can cause is an `assert`, not one of these.
@@ -55,6 +56,10 @@ class ResourceError(CvtNasError):
 
 class RunFolderError(CvtNasError):
     """A run folder that is missing, taken or damaged."""
+
+
+class TableError(CvtNasError):
+    """A table of a benchmark that cannot be read, or makes no sense."""
 
 
 class ExportError(CvtNasError):

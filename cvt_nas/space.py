@@ -6,11 +6,12 @@ genomes that decode to the same `ArchConfig.id` are one architecture.
 """
 
 import itertools
+import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any, Literal, Protocol
 
 from cvt_nas.arch import (
     ArchConfig,
@@ -19,9 +20,9 @@ from cvt_nas.arch import (
     Projection,
     StageConfig,
     block_cost,
-    cost_of,
     embedding_cost,
     head_cost,
+    stage_cost,
 )
 from cvt_nas.errors import ArchError
 
@@ -31,6 +32,7 @@ COST_METRICS: tuple[CostMetric, ...] = ("params", "flops")
 
 BLOCK_CHOICES = ("kv_stride", "kernel_size", "num_heads", "mlp_ratio", "projection")
 STAGE_CHOICES = ("patch_kernel", "patch_stride", "embed_dim", "depth")
+_MEMO_SIZE = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +113,32 @@ class Bound:
         return 0.0
 
 
+class GenomeSpace(Protocol):
+    """What a sampler needs of a space: a file's, or the rows of a table."""
+
+    @property
+    def genes(self) -> tuple[Gene, ...]: ...
+
+    @property
+    def cost_range(self) -> tuple[Cost, Cost]: ...
+
+    def cost(self, genome: Sequence[int]) -> Cost: ...
+
+    def canonical(self, genome: Sequence[int]) -> Genome:
+        """The genome that stands for the network that `genome` means."""
+        ...
+
+    def arch_id(self, genome: Sequence[int]) -> str: ...
+
+    def is_feasible(self, cost: Cost) -> bool: ...
+
+    def sample_feasible(self, rng: random.Random) -> Genome | None: ...
+
+    def all_genomes(self, limit: int) -> list[Genome] | None:
+        """One genome for each network, feasible or not; None where there are more than `limit` genomes."""
+        ...
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """All the architectures of a space file.
@@ -156,9 +184,13 @@ class SearchSpace:
             grids.append(sides)
         return tuple(grids)
 
-    @cached_property
+    @property
     def genes(self) -> tuple[Gene, ...]:
         """The choices, in the order of the genome. A fixed value has no gene."""
+        return self._genes
+
+    @cached_property
+    def _genes(self) -> tuple[Gene, ...]:
         genes = []
         for index, stage in enumerate(self.stages):
             for choice in (*STAGE_CHOICES, *BLOCK_CHOICES):
@@ -174,8 +206,54 @@ class SearchSpace:
         return tuple(genes)
 
     @cached_property
-    def _gene_index(self) -> dict[tuple[int, int | None, str], int]:
-        return {(gene.stage, gene.block, gene.choice): index for index, gene in enumerate(self.genes)}
+    def _stage_genes(self) -> tuple[tuple[Gene, ...], ...]:
+        return tuple(tuple(gene for gene in self.genes if gene.stage == index) for index in range(len(self.stages)))
+
+    def _parts(self, genome: Sequence[int]) -> Iterator[Genome]:
+        """The genome, cut into one part a stage."""
+        start = 0
+        for genes in self._stage_genes:
+            yield tuple(genome[start : start + len(genes)])
+            start += len(genes)
+
+    @cached_property
+    def _memo(self) -> dict[Any, Any]:
+        return {}
+
+    def _recall(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """What is known of one stage: a search asks for the costs of thousands of genomes that share stages."""
+        if key not in self._memo:
+            if len(self._memo) >= _MEMO_SIZE:
+                self._memo.clear()
+            self._memo[key] = compute()
+        return self._memo[key]
+
+    def _stage_of(self, index: int, part: Genome) -> StageConfig:
+        """Stage `index` of every genome whose genes for it are `part`."""
+        return self._recall(("stage", index, part), lambda: self._build_stage(index, part))
+
+    def _build_stage(self, index: int, part: Genome) -> StageConfig:
+        stage = self.stages[index]
+        chosen = {
+            (gene.block, gene.choice): gene.options[option]
+            for gene, option in zip(self._stage_genes[index], part, strict=True)
+        }
+
+        def value(choice: str, block: int | None = None) -> Any:
+            shared = chosen.get((None, choice), getattr(stage, choice)[0])
+            return chosen.get((block, choice), shared)
+
+        return StageConfig(
+            patch_kernel=(kernel := value("patch_kernel")),
+            patch_stride=value("patch_stride"),
+            patch_padding=stage.padding_of(kernel),
+            embed_dim=value("embed_dim"),
+            blocks=tuple(
+                stage.block_of(**{choice: value(choice, block) for choice in BLOCK_CHOICES})
+                for block in range(value("depth"))
+            ),
+            class_token=stage.class_token,
+        )
 
     def decode(self, genome: Sequence[int]) -> ArchConfig:
         """The architecture of a genome.
@@ -189,30 +267,60 @@ class SearchSpace:
             if not 0 <= index < len(gene.options):
                 raise ValueError(f"{gene.name}: index {index}, must be 0 to {len(gene.options) - 1}")
 
-        def value(stage: int, choice: str, block: int | None = None) -> Any:
-            options = getattr(self.stages[stage], choice)
-            place = self._gene_index.get((stage, block, choice), self._gene_index.get((stage, None, choice)))
-            return options[0] if place is None else options[genome[place]]
-
         return ArchConfig(
             image_size=self.image_size,
             num_channels=self.num_channels,
             num_classes=self.num_classes,
-            stages=tuple(
-                StageConfig(
-                    patch_kernel=(kernel := value(index, "patch_kernel")),
-                    patch_stride=value(index, "patch_stride"),
-                    patch_padding=stage.padding_of(kernel),
-                    embed_dim=value(index, "embed_dim"),
-                    blocks=tuple(
-                        stage.block_of(**{choice: value(index, choice, block) for choice in BLOCK_CHOICES})
-                        for block in range(value(index, "depth"))
-                    ),
-                    class_token=stage.class_token,
-                )
-                for index, stage in enumerate(self.stages)
-            ),
+            stages=tuple(self._stage_of(index, part) for index, part in enumerate(self._parts(genome))),
         )
+
+    def cost(self, genome: Sequence[int]) -> Cost:
+        """`cost_of(decode(genome))`, faster where the stages were met before."""
+        total = Cost(params=0, flops=0)
+        channels, side = self.num_channels, self.image_size
+        for index, part in enumerate(self._parts(genome)):
+            stage = self._stage_of(index, part)
+            key = ("cost", index, part, channels, side)
+            total += self._recall(key, partial(stage_cost, stage, in_channels=channels, side=side))
+            channels, side = stage.embed_dim, stage.grid_after(side)
+        last = self.stages[-1]
+        return total + self._recall(
+            ("head", channels, side),
+            partial(head_cost, dim=channels, grid=side, class_token=last.class_token, num_classes=self.num_classes),
+        )
+
+    def canonical(self, genome: Sequence[int]) -> Genome:
+        """The genome that stands for all that decode to the same network: genes without effect are 0."""
+        return tuple(
+            option
+            for index, part in enumerate(self._parts(genome))
+            for option in self._recall(("canonical", index, part), partial(self._canonical_part, index, part))
+        )
+
+    def _canonical_part(self, index: int, part: Genome) -> Genome:
+        blocks = self._stage_of(index, part).blocks
+
+        def has_effect(gene: Gene) -> bool:
+            if gene.choice in STAGE_CHOICES:
+                return True
+            concerned = blocks if gene.block is None else blocks[gene.block : gene.block + 1]
+            if gene.choice in ("kv_stride", "kernel_size"):
+                return any(block.projection != "linear" for block in concerned)
+            return bool(concerned)
+
+        return tuple(
+            option if has_effect(gene) else 0 for gene, option in zip(self._stage_genes[index], part, strict=True)
+        )
+
+    def arch_id(self, genome: Sequence[int]) -> str:
+        return self.decode(genome).id
+
+    def all_genomes(self, limit: int) -> list[Genome] | None:
+        """One genome for each network, feasible or not; None where there are more than `limit` genomes."""
+        if math.prod(len(gene.options) for gene in self.genes) > limit:
+            return None
+        every = itertools.product(*(range(len(gene.options)) for gene in self.genes))
+        return list(dict.fromkeys(self.canonical(genome) for genome in every))
 
     def encode(self, arch: ArchConfig) -> Genome:
         """A genome of `arch`: `decode(encode(arch)) == arch`. Genes without effect are 0.
@@ -267,12 +375,12 @@ class SearchSpace:
         """
         for _ in range(min(200, tries)):
             genome = self.sample(rng)
-            if self.is_feasible(cost_of(self.decode(genome))):
+            if self.is_feasible(self.cost(genome)):
                 return genome
         spent = 200
         while spent < tries:  # descend on the violation, by one gene at a time, from a new start each time
             genome = self.sample(rng)
-            best = self.violation(cost_of(self.decode(genome)))
+            best = self.violation(self.cost(genome))
             improved = True
             while improved and best > 0:
                 improved = False
@@ -280,7 +388,7 @@ class SearchSpace:
                     for option in range(len(self.genes[position].options)):
                         neighbour = (*genome[:position], option, *genome[position + 1 :])
                         spent += 1
-                        if (found := self.violation(cost_of(self.decode(neighbour)))) < best:
+                        if (found := self.violation(self.cost(neighbour))) < best:
                             genome, best, improved = neighbour, found, True
             if best == 0:
                 return genome
@@ -296,9 +404,13 @@ class SearchSpace:
             total *= widths * sum(_count_block_sequences(stage, depth) for depth in stage.depth)
         return total
 
-    @cached_property
+    @property
     def cost_range(self) -> tuple[Cost, Cost]:
         """The least and the greatest params and FLOPs over the space, exactly; rarely one network's both."""
+        return self._cost_range
+
+    @cached_property
+    def _cost_range(self) -> tuple[Cost, Cost]:
         least, greatest = {}, {}
         for metric in COST_METRICS:
             least[metric], greatest[metric] = self._extreme(metric, min), self._extreme(metric, max)
@@ -343,16 +455,14 @@ class SearchSpace:
 
     def feasible_fraction(self, *, num_samples: int = 2_000, seed: int = 0) -> float:
         """Share of evenly drawn genomes that meet the bounds; exact where the space has few genomes."""
-        num_genomes = 1
-        for gene in self.genes:
-            num_genomes *= len(gene.options)
+        num_genomes = math.prod(len(gene.options) for gene in self.genes)
         genomes: Iterator[Genome] | list[Genome]
         if num_genomes <= num_samples:
             genomes = list(itertools.product(*(range(len(gene.options)) for gene in self.genes)))
         else:
             rng = random.Random(seed)
             genomes = [self.sample(rng) for _ in range(num_samples)]
-        return sum(self.is_feasible(cost_of(self.decode(genome))) for genome in genomes) / len(genomes)
+        return sum(self.is_feasible(self.cost(genome)) for genome in genomes) / len(genomes)
 
 
 def _count_block_sequences(stage: StageSpace, depth: int) -> int:

@@ -128,7 +128,7 @@ CASES = {
     "a choice of words": (
         "sampler: tpe",
         "sampler: tpee",
-        "my.yaml:41: search.sampler: got \"tpee\", must be one of random, tpe, nsga2; did you mean 'tpe'?",
+        "my.yaml:41: search.sampler: got \"tpee\", must be one of surrogate, tpe, nsga2, gp, random; did you mean 'tpe'?",
     ),
     "an unknown data set": (
         "dataset: digits",

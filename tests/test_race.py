@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import ray
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -29,10 +32,13 @@ from cvt_nas.config import AugmentConfig, Experiment, parse_experiment
 from cvt_nas.distributed import fit_on_workers, local_ray, start_local_ray
 from cvt_nas.engine import TrainingSetup, progress_reports
 from cvt_nas.errors import DataError, ResourceError, RunFolderError
-from cvt_nas.race.asha import Asha
+from cvt_nas.race import open_study
+from cvt_nas.race.asha import Asha, Ranking, accuracy_ranks, pareto_ranks
 from cvt_nas.race.resources import claim_resources
+from cvt_nas.race.samplers import SAMPLERS
 from cvt_nas.race.study import Proposal, Study
 from cvt_nas.results import RunFolder, TrialResult
+from cvt_nas.space import Genome
 from test_engine import tiny_arch
 
 EPOCH = {"  epochs:": "  epochs: 1", "  warmup_epochs:": "  warmup_epochs: 0"}
@@ -54,42 +60,114 @@ def logical_gpus() -> Iterator[None]:
 # --- asha
 
 
+def asha(
+    ranking: Ranking = accuracy_ranks, *, max_epochs: int = 8, grace: int = 2, factor: int = 2, **more: Any
+) -> Asha:
+    return Asha(max_epochs=max_epochs, grace_period=grace, reduction_factor=factor, ranking=ranking, **more)
+
+
 def test_asha_stops_the_worse_half_at_each_rung_and_decides_nowhere_else() -> None:
-    asha = Asha(max_epochs=8, grace_period=2, reduction_factor=2)
-    assert list(asha.rungs) == [2, 4]
-    assert asha.goes_on(0, 1, 0.0)
-    assert asha.goes_on(0, 2, 0.5)  # the first on a rung has nothing to be compared with
-    assert not asha.goes_on(1, 2, 0.4)
-    assert asha.goes_on(2, 2, 0.6)
-    assert not asha.goes_on(3, 2, 0.4)
-    assert asha.goes_on(4, 2, 0.55)
-    assert asha.goes_on(2, 8, 0.0)
+    rungs = asha()
+    assert list(rungs.rungs) == [2, 4]
+    assert rungs.decide(0, 1, [1.0]) == "go"
+    assert rungs.decide(0, 2, [0.5]) == "go"  # the first on a rung has nothing to be compared with
+    assert rungs.decide(1, 2, [0.6]) == "stop"
+    assert rungs.decide(2, 2, [0.4]) == "go"
+    assert rungs.decide(3, 2, [0.6]) == "stop"
+    assert rungs.decide(4, 2, [0.45]) == "go"
+    assert rungs.decide(2, 8, [1.0]) == "go"
 
 
 def test_asha_keeps_about_one_in_reduction_factor() -> None:
-    asha = Asha(max_epochs=9, grace_period=1, reduction_factor=3)
-    rng = random.Random(0)
-    num_kept = sum(asha.goes_on(number, 1, rng.random()) for number in range(600))
+    rungs, rng = asha(max_epochs=9, grace=1, factor=3), random.Random(0)
+    num_kept = sum(rungs.decide(number, 1, [rng.random()]) == "go" for number in range(600))
     assert num_kept == pytest.approx(200, abs=46)  # four standard deviations of a binomial
 
 
-def test_replaying_curves_puts_trials_back_on_their_rungs() -> None:
+def test_a_paused_trial_is_promoted_once_it_is_among_the_best() -> None:
+    rungs = asha(max_epochs=9, grace=1, factor=3, mode="promote")
+    assert [rungs.decide(number, 1, [loss]) for number, loss in enumerate([0.5, 0.2])] == ["pause", "pause"]
+    assert rungs.promote() is None
+    assert rungs.decide(2, 1, [0.6]) == "pause"
+    assert [rungs.promote(), rungs.promote()] == [1, None]  # one third of three
+    assert not rungs.is_paused(1)
+    assert rungs.is_paused(0)
+    assert [rungs.decide(number, 1, [0.9]) for number in (3, 4, 5)] == ["pause"] * 3
+    assert [rungs.promote(), rungs.promote()] == [0, None]  # the second of six
+
+
+def test_a_trial_that_is_among_the_best_when_it_arrives_does_not_pause() -> None:
+    rungs = asha(max_epochs=9, grace=1, factor=2, mode="promote")
+    assert [rungs.decide(number, 1, [loss]) for number, loss in enumerate([0.5, 0.2, 0.6])] == ["pause", "go", "pause"]
+
+
+def test_the_cheap_end_survives_a_pareto_rung_and_not_one_of_accuracy_alone() -> None:
+    losses = [(0.1 + 0.05 * index, 1000.0 - 100 * index) for index in range(9)]  # each cheaper and worse than the last
+    losses += [(0.9, 1000.0 + index) for index in range(9)]  # dominated by all of them
+    by_accuracy, together = asha(factor=3), asha(pareto_ranks, factor=3)
+    for number, loss in enumerate(losses):
+        by_accuracy.decide(number, 2, loss)
+        together.decide(number, 2, loss)
+    kept = [number for number in range(18) if pareto_ranks(np.array(losses))[number] < 6]
+    assert {0, 8} <= set(kept)
+    assert set(kept) < set(range(9))
+    assert 8 not in {number for number in range(18) if accuracy_ranks(np.array(losses))[number] < 6}
+
+
+def brute_force_fronts(losses: np.ndarray) -> list[set[int]]:
+    """Fronts by the definition: what nothing left dominates, again and again."""
+    left, fronts = set(range(len(losses))), []
+    while left:
+        front = {
+            i for i in left
+            if not any((losses[j] <= losses[i]).all() and (losses[j] < losses[i]).any() for j in left)
+        }  # fmt: skip
+        fronts.append(front)
+        left -= front
+    return fronts
+
+
+loss_tables = st.lists(st.tuples(*[st.integers(0, 6)] * 3), min_size=1, max_size=25)
+
+
+@given(loss_tables)
+def test_pareto_ranks_go_front_by_front(table: list[tuple[int, ...]]) -> None:
+    losses = np.array(table, dtype=float)
+    ranks, begin = pareto_ranks(losses), 0
+    assert sorted(ranks) == list(range(len(losses)))
+    for front in brute_force_fronts(losses):
+        assert {int(rank) for rank in ranks[sorted(front)]} == set(range(begin, begin + len(front)))
+        begin += len(front)
+
+
+@given(loss_tables, st.randoms())
+def test_the_order_of_arrival_changes_no_rank(table: list[tuple[int, ...]], rng: random.Random) -> None:
+    distinct = sorted(set(table))
+    shuffled = rng.sample(distinct, len(distinct))
+    ranks, again = pareto_ranks(np.array(distinct, dtype=float)), pareto_ranks(np.array(shuffled, dtype=float))
+    assert [int(ranks[distinct.index(row)]) for row in shuffled] == again.tolist()
+
+
+@pytest.mark.parametrize("mode", ["stop", "promote"])
+def test_replaying_curves_puts_trials_back_on_their_rungs(mode: Any) -> None:
     curves = {0: (0.1, 0.2, 0.3, 0.4, 0.5), 1: (0.3, 0.4), 2: (0.2,)}
-    live, replayed = (Asha(max_epochs=6, grace_period=1, reduction_factor=2) for _ in range(2))
+    live, replayed = (asha(max_epochs=6, grace=1, mode=mode) for _ in range(2))
     for number, curve in curves.items():
         for epoch, accuracy in enumerate(curve, start=1):
-            live.goes_on(number, epoch, accuracy)
-        replayed.replay(number, curve)
+            live.decide(number, epoch, [1 - accuracy, 7.0])
+        replayed.replay(number, curve, [7.0], is_paused=live.is_paused(number))
     assert replayed.rungs == live.rungs
+    assert [replayed.is_paused(number) for number in curves] == [live.is_paused(number) for number in curves]
 
 
 # --- study
 
 
-def result_of(proposal: Proposal, accuracy: float) -> TrialResult:
+def result_of(experiment: Experiment, proposal: Proposal, accuracy: float) -> TrialResult:
     return TrialResult(
-        number=proposal.number, arch=proposal.arch, status="complete", epochs=3, accuracy=accuracy,
-        cost=proposal.cost, curve=(accuracy,) * 3, seconds=1.0, train_seconds=1.0, seed=proposal.seed,
+        number=proposal.number, arch=experiment.space.decode(proposal.genome), status="complete", epochs=3,
+        accuracy=accuracy, cost=proposal.cost, curve=(accuracy,) * 3, seconds=1.0, train_seconds=1.0,
+        seed=proposal.seed,
     )  # fmt: skip
 
 
@@ -97,61 +175,64 @@ def made_up_accuracy(proposal: Proposal) -> float:
     return 1 - 1 / (1 + proposal.cost.flops / 1e6)
 
 
-def study_of(text: str, path: Path, num_trials: int) -> tuple[Study, RunFolder]:
-    experiment = parse_experiment(text, "study.yaml")
+def study_of(experiment: Experiment, path: Path, num_trials: int) -> tuple[Study, RunFolder]:
     if (path / "manifest.json").exists():
         run = RunFolder.open(path)
     else:
         run = RunFolder.create(path, experiment.manifest(seed=0, num_trials=num_trials))
-    return Study(experiment, run, num_trials=num_trials, seed=0), run
+    return open_study(experiment, run, num_trials=num_trials, seed=0), run
 
 
-SAMPLERS = ("random", "tpe", "nsga2")
+def with_sampler(sampler: str, more: str = "") -> Experiment:
+    text = small_digits().replace("sampler: random", f"sampler: {sampler}")
+    return parse_experiment(text + more, "study.yaml")
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_proposals_are_feasible_new_and_begin_with_the_anchors(tmp_path: Path, sampler: str) -> None:
-    text = small_digits().replace("sampler: random", f"sampler: {sampler}")
-    text += "\nconstraints: {params: {max: 150_000}, flops: {max: 1_200_000}}\n"
-    experiment = parse_experiment(text, "constrained.yaml")
-    study, _ = study_of(text, tmp_path / "run", 40)
+    experiment = with_sampler(sampler, "\nconstraints: {params: {max: 150_000}, flops: {max: 1_200_000}}\n")
+    num_trials = 14 if sampler == "gp" else 30  # Optuna's is slow
+    study, _ = study_of(experiment, tmp_path / "run", num_trials)
     proposals = []
     while (proposal := study.ask()) is not None:
         proposals.append(proposal)
-        study.tell(result_of(proposal, made_up_accuracy(proposal)))
-    assert [proposal.number for proposal in proposals] == list(range(40))
-    assert proposals[0].arch == experiment.anchor_archs()["cvt-like"]
-    assert len({proposal.arch.id for proposal in proposals}) == 40
-    assert all(proposal.arch in experiment.space for proposal in proposals)
-    assert all(experiment.space.is_feasible(cost_of(proposal.arch)) for proposal in proposals)
-    assert len({proposal.seed for proposal in proposals}) == 40
+        study.tell(result_of(experiment, proposal, made_up_accuracy(proposal)))
+    archs = [experiment.space.decode(proposal.genome) for proposal in proposals]
+    assert [proposal.number for proposal in proposals] == list(range(num_trials))
+    assert archs[0] == experiment.anchor_archs()["cvt-like"]
+    assert len({arch.id for arch in archs}) == num_trials
+    assert all(experiment.space.is_feasible(cost_of(arch)) for arch in archs)
+    assert len({proposal.seed for proposal in proposals}) == num_trials
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ["surrogate", "tpe", "nsga2", "random"])
 def test_an_interrupted_study_proposes_what_an_uninterrupted_one_does(tmp_path: Path, sampler: str) -> None:
-    text = small_digits().replace("sampler: random", f"sampler: {sampler}")
+    experiment = with_sampler(sampler)
 
-    def run(path: Path, *, reopen: bool) -> list[str]:
-        study, _ = study_of(text, path, 30)
-        ids = []
+    def run(path: Path, *, reopen: bool) -> list[Genome]:
+        study, folder = study_of(experiment, path, 24)
+        genomes = []
         while (proposal := study.ask()) is not None:
-            if reopen and proposal.number in (5, 17, 25):
-                study, _ = study_of(text, path, 30)  # as after a crash: the trial is in flight
+            if reopen and proposal.number in (5, 17, 21):
+                study, folder = study_of(experiment, path, 24)  # as after a crash: the trial is in flight
                 again = study.ask()
                 assert again == proposal
-            ids.append(proposal.arch.id)
-            study.tell(result_of(proposal, made_up_accuracy(proposal)))
-        return ids
+            genomes.append(proposal.genome)
+            result = result_of(experiment, proposal, made_up_accuracy(proposal))
+            folder.append(result)
+            study.tell(result)
+        return genomes
 
     assert run(tmp_path / "cut", reopen=True) == run(tmp_path / "whole", reopen=False)
 
 
 def test_a_result_that_was_recorded_before_a_crash_is_told_to_optuna_after_it(tmp_path: Path) -> None:
-    study, run = study_of(small_digits(), tmp_path / "run", 5)
+    experiment = with_sampler("random")
+    study, run = study_of(experiment, tmp_path / "run", 5)
     proposal = study.ask()
     assert proposal is not None
-    run.append(result_of(proposal, 0.5))  # and killed here
-    study, run = study_of(small_digits(), tmp_path / "run", 5)
+    run.append(result_of(experiment, proposal, 0.5))  # and killed here
+    study, run = study_of(experiment, tmp_path / "run", 5)
     assert [trial.state for trial in optuna_trials(run)] == [TrialState.COMPLETE]
     following = study.ask()
     assert following is not None
@@ -159,8 +240,20 @@ def test_a_result_that_was_recorded_before_a_crash_is_told_to_optuna_after_it(tm
     assert len(run.results()) == 1
 
 
-def test_a_space_that_is_used_up_ends_the_study(tmp_path: Path) -> None:
-    text = """
+def test_a_paused_trial_is_known_after_a_crash(tmp_path: Path) -> None:
+    experiment = with_sampler("random")
+    study, _ = study_of(experiment, tmp_path / "run", 5)
+    proposals = [study.ask(), study.ask()]
+    assert proposals[0] is not None
+    study.pause(proposals[0].number, (0.25,), 3.0)  # and killed here, with the second in flight
+    study, _ = study_of(experiment, tmp_path / "run", 5)
+    assert list(study.paused()) == [(proposals[0], (0.25,), 3.0)]
+    assert study.ask() == proposals[1]
+
+
+@pytest.mark.parametrize("sampler", ["random", "surrogate"])
+def test_a_space_that_is_used_up_ends_the_study(tmp_path: Path, sampler: str) -> None:
+    text = f"""
 format: 1
 name: tiny
 space:
@@ -168,17 +261,18 @@ space:
   num_channels: 1
   num_classes: 10
   stages:
-    - {patch: {kernel: 3, stride: 2}, embed_dim: [8, 16], depth: [1, 2], num_heads: 1, kv_stride: [1, 2]}
-data: {dataset: digits}
-training: {epochs: 1}
-search: {trials: 100}
+    - {{patch: {{kernel: 3, stride: 2}}, embed_dim: [8, 16], depth: [1, 2], num_heads: 1, kv_stride: [1, 2, 3]}}
+data: {{dataset: digits}}
+training: {{epochs: 1}}
+search: {{trials: 100, sampler: {sampler}}}
 """
-    study, _ = study_of(text, tmp_path / "run", 100)
+    experiment = parse_experiment(text, "tiny.yaml")
+    study, _ = study_of(experiment, tmp_path / "run", 100)
     num_proposed = 0
     while (proposal := study.ask()) is not None:
         num_proposed += 1
-        study.tell(result_of(proposal, 0.5))
-    assert num_proposed == 8
+        study.tell(result_of(experiment, proposal, made_up_accuracy(proposal)))
+    assert num_proposed == experiment.space.size == 12
     assert study.is_done
 
 

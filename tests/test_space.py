@@ -56,6 +56,26 @@ def test_genes_of_absent_blocks_do_not_make_another_architecture() -> None:
     assert space.decode(shallow).id == space.decode(changed).id
 
 
+@settings(max_examples=60, deadline=None)
+@given(spaces(), st.integers(0, 2**32))
+def test_a_genome_costs_what_its_architecture_does(space: SearchSpace, seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(5):
+        genome = space.sample(rng)
+        assert space.cost(genome) == cost_of(space.decode(genome))
+
+
+@settings(max_examples=40, deadline=None)
+@given(spaces())
+def test_one_canonical_genome_stands_for_each_architecture(space: SearchSpace) -> None:
+    genomes = all_genomes(space)
+    assume(len(genomes) <= 3000)
+    standing = {genome: space.canonical(genome) for genome in genomes}
+    assert all(space.decode(genome) == space.decode(canonical) for genome, canonical in standing.items())
+    assert len(set(standing.values())) == space.size
+    assert sorted(space.all_genomes(limit=3000) or []) == sorted(set(standing.values()))
+
+
 def test_a_feasible_sample_is_found_where_few_are(digits: Experiment) -> None:
     least, _ = digits.space.cost_range
     space = SearchSpace(

@@ -343,6 +343,6 @@ def _without_effect(file: SpaceFile, reader: Reader) -> tuple[str, ...]:
     check(("training", "augment", "crop_scale"), not from_folder, "in-memory images are cropped by crop_padding")
     check(("training", "augment", "color_jitter"), not from_folder, "only images of a folder are jittered")
     check(("data", "num_workers"), not from_folder, "an in-memory set needs no workers")
-    for name in ("grace_period", "reduction_factor"):
+    for name in ("mode", "grace_period", "reduction_factor"):
         check(("search", name), file.search.scheduler == "none", "the scheduler is none")
     return tuple(f"{reader.where}:{reader.lines[key]}: {dotted(key)}: has no effect: {why}" for key, why in found)

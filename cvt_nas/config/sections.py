@@ -182,8 +182,11 @@ class SearchConfig:
 
     Args:
         trials: Architectures to train, anchors included.
-        sampler: Who proposes them, all by Optuna.
-        scheduler: `asha` stops the least accurate at each rung; `none` trains every trial in full.
+        sampler: Who proposes them. `surrogate` models accuracy by a Gaussian process and knows the costs; the
+            others are Optuna's.
+        scheduler: `pareto-asha` stops trials that are weak for what they cost, `asha` the least accurate at
+            each rung; `none` trains every trial in full.
+        mode: At a rung, `stop` decides for good; `promote` lets a trial pause, and go on later.
         grace_period: Epochs of the first rung.
         reduction_factor: One in so many goes on past a rung; rungs are so many times farther apart.
         weights: `scratch`, every trial from a fresh initialisation.
@@ -191,8 +194,9 @@ class SearchConfig:
     """
 
     trials: PositiveInt = 50
-    sampler: Literal["random", "tpe", "nsga2"] = "tpe"
-    scheduler: Literal["asha", "none"] = "asha"
+    sampler: Literal["surrogate", "tpe", "nsga2", "gp", "random"] = "surrogate"
+    scheduler: Literal["pareto-asha", "asha", "none"] = "pareto-asha"
+    mode: Literal["stop", "promote"] = "stop"
     grace_period: PositiveInt = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     weights: Literal["scratch"] = "scratch"

@@ -8,11 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
 import cvt_nas.distributed  # noqa: F401  sets Ray's environment before anything here imports Ray
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import RunFolderError
-from cvt_nas.race.executor import RaceEvent, asha_of, race
+from cvt_nas.race.executor import RaceEvent, race
 from cvt_nas.race.resources import Resources, claim_resources
 from cvt_nas.race.study import Study
 from cvt_nas.race.trial import read_test_split
@@ -87,23 +90,29 @@ def search(
         timer.daemon = True
         if time_budget is not None:
             timer.start()
-        study = Study(experiment, run, num_trials=num_trials, seed=seed)
-        asha = None
-        if experiment.search.scheduler == "asha":
-            asha = asha_of(
-                run.results(),
-                max_epochs=experiment.training.epochs,
-                grace_period=experiment.search.grace_period,
-                reduction_factor=experiment.search.reduction_factor,
-            )
+        study = open_study(experiment, run, num_trials=num_trials, seed=seed)
         follow = nullcontext(_ignore) if progress is None else progress(run, resources, num_trials, deadline)
         with follow as on_event:
-            for event in race(study, asha, setup, resources, stop=stop, reuse_workers=reuse_workers):
+            for event in race(experiment, study, run, setup, resources, stop=stop, reuse_workers=reuse_workers):
                 on_event(event)
         timer.cancel()
         if study.is_done:
             _test_front(run, setup, resources)
     return run
+
+
+def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed: int) -> Study:
+    """The study on a run's journal, which optuna-dashboard can open at the same time."""
+    return Study(
+        experiment.space,
+        metrics=experiment.objectives,
+        sampler=experiment.search.sampler,
+        storage=JournalStorage(JournalFileBackend(str(run.journal_path))),
+        num_trials=num_trials,
+        seed=seed,
+        anchors=experiment.anchors,
+        recorded=run.results(),
+    )
 
 
 def _ignore(event: RaceEvent) -> None:

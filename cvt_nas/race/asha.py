@@ -1,13 +1,24 @@
-"""Asynchronous successive halving, the stopping variant, as a plain value with no Ray in it.
+"""Asynchronous successive halving as a plain value, with no Ray in it.
 
-Rungs stand at `grace_period`, and `reduction_factor` times farther each; at a rung, a trial goes on when
-its accuracy is among the best 1 / `reduction_factor` of those that reached the rung before it.
+Rungs stand at `grace_period`, and `reduction_factor` times farther each. A trial that reaches a rung is
+ranked among those that reached it before; the best 1 / `reduction_factor` go on. What the best are is
+the ranking's to say: by accuracy alone, or by accuracy and cost together.
 
-Source: Li et al. 2020, arXiv:1810.05934.
+Sources: Li et al. 2020, arXiv:1810.05934, for the rungs; Schmucker et al. 2021, arXiv:2106.12639, and
+Salinas et al. 2021, arXiv:2106.05680, for ranking by several objectives.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from cvt_nas.arch import Cost
+from cvt_nas.results import Metric, is_non_dominated
+
+Decision = Literal["go", "stop", "pause"]
+Ranking = Callable[[np.ndarray], np.ndarray]
 
 
 class Asha:
@@ -17,29 +28,120 @@ class Asha:
         max_epochs: Of the full training, where no decision is left to take.
         grace_period: Epochs of the first rung.
         reduction_factor: One in so many goes on.
+        ranking: Ranks from losses, `(trials, objectives)`, the first of them 1 - accuracy; 0 is the best.
+        mode: `stop` ends a trial that is not among the best when it arrives; `promote` lets it pause, and
+            go on if it is among them later.
     """
 
-    def __init__(self, *, max_epochs: int, grace_period: int, reduction_factor: int) -> None:
-        self.reduction_factor = reduction_factor
-        self.rungs: dict[int, dict[int, float]] = {}
+    def __init__(
+        self,
+        *,
+        max_epochs: int,
+        grace_period: int,
+        reduction_factor: int,
+        ranking: Ranking,
+        mode: Literal["stop", "promote"] = "stop",
+    ) -> None:
+        self.reduction_factor, self.ranking, self.mode = reduction_factor, ranking, mode
+        self.rungs: dict[int, dict[int, tuple[float, ...]]] = {}
+        self._waiting: dict[int, set[int]] = {}
         milestone = grace_period
         while milestone < max_epochs:
-            self.rungs[milestone] = {}
+            self.rungs[milestone], self._waiting[milestone] = {}, set()
             milestone *= reduction_factor
 
-    def goes_on(self, number: int, epoch: int, accuracy: float) -> bool:
-        """Records trial `number` where `epoch` is a rung, and decides; True between rungs."""
+    def decide(self, number: int, epoch: int, losses: Sequence[float]) -> Decision:
+        """Records trial `number` where `epoch` is a rung, and decides; `go` between rungs."""
         if epoch not in self.rungs:
-            return True
+            return "go"
         rung = self.rungs[epoch]
-        rung[number] = accuracy
-        if len(rung) < self.reduction_factor:
-            return True  # too few to tell a weak trial from a strong one
-        num_better = sum(other > accuracy for other in rung.values())
-        return num_better < math.ceil(len(rung) / self.reduction_factor)
+        rung[number] = tuple(losses)
+        if self.mode == "promote":
+            self._waiting[epoch].add(number)
+            # a worker is free now: if this trial is to go on at all, it goes on without a pause
+            return "go" if self._promote_from(epoch, only=number) is not None else "pause"
+        # too few to tell a weak trial from a strong one
+        return "go" if len(rung) < self.reduction_factor or number in self._best(epoch, round_up=True) else "stop"
 
-    def replay(self, number: int, curve: Sequence[float]) -> None:
-        """Puts a trial of an earlier process on the rungs that it reached."""
-        for milestone, rung in self.rungs.items():
-            if len(curve) >= milestone:
-                rung[number] = curve[milestone - 1]
+    def promote(self) -> int | None:
+        """A paused trial that is now among the best of its rung, from the highest rung down; it counts as gone on."""
+        for milestone in sorted(self.rungs, reverse=True):
+            if (number := self._promote_from(milestone)) is not None:
+                return number
+        return None
+
+    def is_paused(self, number: int) -> bool:
+        return any(number in waiting for waiting in self._waiting.values())
+
+    def _promote_from(self, milestone: int, only: int | None = None) -> int | None:
+        waiting = self._waiting[milestone]
+        for number in self._best(milestone, round_up=False):
+            if number in waiting and only in (None, number):
+                waiting.remove(number)
+                return number
+        return None
+
+    def _best(self, milestone: int, *, round_up: bool) -> list[int]:
+        """Best first, the trials of a rung that may pass it."""
+        rung = self.rungs[milestone]
+        if not rung:
+            return []
+        numbers = sorted(rung)
+        ranks = self.ranking(np.array([rung[number] for number in numbers], dtype=float))
+        share = len(rung) / self.reduction_factor
+        num_best = math.ceil(share) if round_up else math.floor(share)
+        return [numbers[index] for index in np.argsort(ranks, kind="stable") if ranks[index] < num_best]
+
+    def replay(self, number: int, curve: Sequence[float], costs: Sequence[float], *, is_paused: bool = False) -> None:
+        """Puts a trial of an earlier process on the rungs that it reached; one that is paused waits on the last."""
+        reached = [milestone for milestone in self.rungs if len(curve) >= milestone]
+        for milestone in reached:
+            self.rungs[milestone][number] = (1 - curve[milestone - 1], *costs)
+        if is_paused and reached:
+            self._waiting[reached[-1]].add(number)
+
+
+def losses_of_cost(cost: Cost, metrics: Sequence[Metric]) -> tuple[float, ...]:
+    """The losses after the first: the costs that are objectives."""
+    return tuple(float(getattr(cost, metric)) for metric in metrics if metric != "accuracy")
+
+
+def accuracy_ranks(losses: np.ndarray) -> np.ndarray:
+    """Ranks by the first loss alone; equal ones share the better rank."""
+    first = losses[:, 0]
+    return (first[None, :] < first[:, None]).sum(axis=1)
+
+
+def pareto_ranks(losses: np.ndarray) -> np.ndarray:
+    """Ranks by non-dominated sorting; within a front, by an epsilon-net, so that each part of it survives.
+
+    The net begins with the front's most accurate trial and takes on, again and again, the one farthest
+    from those that it holds, on objectives scaled to [0, 1] over the front. All ranks differ; the order
+    in which trials arrived has no part in them, except between trials that are equal in everything.
+
+    Args:
+        losses: `(trials, objectives)`, smaller is better.
+    """
+    ranks = np.empty(len(losses), dtype=int)
+    left, rank = np.arange(len(losses)), 0
+    while len(left):
+        on_front = is_non_dominated(losses[left])
+        for index in left[on_front][_epsilon_net(losses[left][on_front])]:
+            ranks[index] = rank
+            rank += 1
+        left = left[~on_front]
+    return ranks
+
+
+def _epsilon_net(losses: np.ndarray) -> np.ndarray:
+    order = np.lexsort(losses.T[::-1])  # by the first objective, then by the others
+    spread = np.ptp(losses, axis=0)
+    scaled = ((losses - losses.min(axis=0)) / np.where(spread > 0, spread, 1))[order]
+    chosen, distances = [0], np.linalg.norm(scaled - scaled[0], axis=1)
+    distances[0] = -1
+    while len(chosen) < len(losses):
+        farthest = int(np.argmax(distances))
+        chosen.append(farthest)
+        distances = np.minimum(distances, np.linalg.norm(scaled - scaled[farthest], axis=1))
+        distances[chosen] = -1
+    return order[chosen]

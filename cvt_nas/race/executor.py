@@ -11,20 +11,22 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cvt_nas.arch import arch_to_dict
+from cvt_nas.arch import arch_from_dict, arch_to_dict, cost_of
+from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
-from cvt_nas.race.asha import Asha
+from cvt_nas.race.asha import Asha, accuracy_ranks, losses_of_cost, pareto_ranks
 from cvt_nas.race.resources import Resources
 from cvt_nas.race.study import Proposal, Study
 from cvt_nas.race.trial import WAITING_CPUS, run_trial
-from cvt_nas.results import RunFolder, Status, TrialResult
+from cvt_nas.results import Metric, RunFolder, TrialResult
+from cvt_nas.space import SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,12 +45,20 @@ class EpochDone:
     accuracy: float
 
 
-RaceEvent = TrialStarted | EpochDone | TrialResult
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialPaused:
+    """A trial waits at its rung, and may be promoted later."""
+
+    number: int
+
+
+RaceEvent = TrialStarted | EpochDone | TrialPaused | TrialResult
 
 
 def race(
+    experiment: Experiment,
     study: Study,
-    asha: Asha | None,
+    run: RunFolder,
     setup: TrainingSetup,
     resources: Resources,
     *,
@@ -61,14 +71,14 @@ def race(
     open in the record; the next race on it begins with them.
 
     Args:
-        asha: Who stops weak trials; None trains every trial in full.
         reuse_workers: Whether a worker process outlives its trial; off only to measure what that saves.
 
     Raises:
         ray.exceptions.RayError: Ray itself failed; the record is whole all the same.
     """
     events: queue.Queue[RaceEvent | BaseException | None] = queue.Queue()
-    searcher = _StudySearcher(study, setup, events)
+    asha = asha_of(experiment, study, run.results())
+    searcher = _StudySearcher(study, experiment.space, asha, run, experiment.training.epochs, events)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(run_trial, setup=setup, resources=resources),
@@ -79,14 +89,14 @@ def race(
         ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=FIFOScheduler() if asha is None else _AshaScheduler(asha),
+            scheduler=FIFOScheduler() if asha is None else _AshaScheduler(asha, experiment.objectives),
             num_samples=-1,  # the study counts
             max_concurrent_trials=resources.num_slots,
             reuse_actors=reuse_workers,
         ),
         run_config=tune.RunConfig(
             name="race",
-            storage_path=str(RunFolder(setup.run_path).tune_path),
+            storage_path=str(run.tune_path),
             stop=_StopWhenSet(stop),
             failure_config=tune.FailureConfig(max_failures=0),
             verbose=0,
@@ -113,7 +123,7 @@ def race(
     finally:
         stop.set()
         thread.join(timeout=30)
-        shutil.rmtree(RunFolder(setup.run_path).tune_path, ignore_errors=True)
+        shutil.rmtree(run.tune_path, ignore_errors=True)
 
 
 class _StopWhenSet(tune.Stopper):
@@ -131,14 +141,34 @@ class _StopWhenSet(tune.Stopper):
         return (_StopWhenSet, (None,))
 
 
-class _StudySearcher(Searcher):
-    """Tune's view of the study: `suggest` asks, `on_trial_complete` tells."""
+@dataclass(kw_only=True, slots=True)
+class _InFlight:
+    """A trial that has begun and not ended: on a worker since `started`, or paused.
 
-    def __init__(self, study: Study, setup: TrainingSetup, events: queue.Queue[Any]) -> None:
+    Args:
+        spent: Seconds on workers before `started`.
+        last: Its last report.
+    """
+
+    proposal: Proposal
+    started: float
+    spent: float = 0.0
+    last: dict[str, Any] = field(default_factory=dict)
+
+
+class _StudySearcher(Searcher):
+    """Tune's view of the study and the rungs: `suggest` promotes or asks, `on_trial_complete` tells."""
+
+    def __init__(self, study: Study, space: SearchSpace, asha: Asha | None, run: RunFolder, max_epochs: int,
+                 events: queue.Queue[Any]) -> None:  # fmt: skip
         super().__init__()  # with no metric: Tune would end the whole search over one report without it
-        self._study, self._setup, self._events = study, setup, events
-        self._running: dict[str, tuple[Proposal, float]] = {}
-        self._last: dict[str, dict[str, Any]] = {}
+        self._study, self._space, self._asha, self._run, self._events = study, space, asha, run, events
+        self._max_epochs = max_epochs
+        self._running: dict[str, _InFlight] = {}
+        self._paused: dict[int, _InFlight] = {}
+        for proposal, curve, seconds in study.paused():
+            last = {"status": "running", "epoch": len(curve), "accuracy": curve[-1], "curve": list(curve)}
+            self._paused[proposal.number] = _InFlight(proposal=proposal, started=0.0, spent=seconds, last=last)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -154,70 +184,106 @@ class _StudySearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        proposal = self._study.ask()
-        if proposal is None:
-            return Searcher.FINISHED
-        self._running[trial_id] = (proposal, time.monotonic())
+        promoted = None if self._asha is None else self._asha.promote()
+        if promoted is not None:
+            trial = self._paused.pop(promoted)
+            trial.started = time.monotonic()
+        else:
+            proposal = self._study.ask()
+            if proposal is None:
+                if self._running:
+                    return None  # what they report may promote a paused trial
+                for number in sorted(self._paused):
+                    self._finish(self._paused.pop(number))
+                return Searcher.FINISHED
+            trial = _InFlight(proposal=proposal, started=time.monotonic())
+        self._running[trial_id] = trial
+        proposal = trial.proposal
         self._events.put(TrialStarted(number=proposal.number))
-        return {"number": proposal.number, "arch": arch_to_dict(proposal.arch), "seed": proposal.seed}
+        arch = self._space.decode(proposal.genome)
+        return {"number": proposal.number, "arch": arch_to_dict(arch), "seed": proposal.seed}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._last[trial_id] = result
+        trial = self._running[trial_id]
+        trial.last = result
         if result["status"] == "running":
-            proposal, _ = self._running[trial_id]
-            self._events.put(EpochDone(number=proposal.number, epoch=result["epoch"], accuracy=result["accuracy"]))
+            self._events.put(
+                EpochDone(number=trial.proposal.number, epoch=result["epoch"], accuracy=result["accuracy"])
+            )
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        proposal, started = self._running.pop(trial_id)
-        last = result or self._last.get(trial_id) or {}
-        self._last.pop(trial_id, None)
-        run = RunFolder(self._setup.run_path)
-        epochs = last.get("epoch", 0)
-        status: Status = last.get("status", "running")
-        reason = last.get("reason")
-        if error:
-            log = run.error_path(proposal.number)
+        trial = self._running.pop(trial_id)
+        trial.last = result or trial.last
+        trial.spent += time.monotonic() - trial.started
+        number = trial.proposal.number
+        if not error and self._asha is not None and self._asha.is_paused(number):
+            self._study.pause(number, trial.last["curve"], trial.spent)
+            self._paused[number] = trial
+            self._events.put(TrialPaused(number=number))
+        else:
+            self._finish(trial, failed=error)
+
+    def _finish(self, trial: _InFlight, *, failed: bool = False) -> None:
+        """Records how a trial ended: on disk, then in Optuna's journal."""
+        proposal, last = trial.proposal, trial.last
+        epochs, status, reason = last.get("epoch", 0), last.get("status", "running"), last.get("reason")
+        if failed:
+            log = self._run.error_path(proposal.number)
             status, reason = "failed", log.read_text().splitlines()[-1] if log.exists() else "the worker process died"
         elif status == "running":
-            status = "complete" if epochs == self._setup.training.epochs else "stopped"
-        finished = TrialResult(
+            status = "complete" if epochs == self._max_epochs else "stopped"
+        result = TrialResult(
             number=proposal.number,
-            arch=proposal.arch,
+            arch=self._space.decode(proposal.genome),
             status=status,
             epochs=epochs,
             accuracy=last["accuracy"] if last.get("curve") else None,
             cost=proposal.cost,
             curve=tuple(last.get("curve", ())),
-            seconds=time.monotonic() - started,
+            seconds=trial.spent,
             train_seconds=last.get("train_seconds", 0.0),
             seed=proposal.seed,
             device=last.get("device", "cpu"),
             reason=reason,
         )
-        self._study.tell(finished)
+        self._run.append(result)
+        self._study.tell(result)
         with contextlib.suppress(OSError):  # a checkpoint too many is no reason to end the search
-            run.checkpoint_path(proposal.number).unlink()
-        self._events.put(finished)
+            self._run.checkpoint_path(proposal.number).unlink()
+        self._events.put(result)
 
 
 class _AshaScheduler(FIFOScheduler):
-    """Tune's view of `Asha`."""
+    """Tune's view of the rungs. To Tune, a paused trial has ended; promoted, it is a new one on the old checkpoint."""
 
-    def __init__(self, asha: Asha) -> None:
+    def __init__(self, asha: Asha, metrics: Sequence[Metric]) -> None:
         super().__init__()
-        self._asha = asha
+        self._asha, self._metrics = asha, metrics
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         del tune_controller
         if result["status"] != "running":
             return TrialScheduler.CONTINUE  # it is about to end by itself
-        goes_on = self._asha.goes_on(trial.config["number"], result["epoch"], result["accuracy"])
-        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+        arch = arch_from_dict(trial.config["arch"])
+        losses = (1 - result["accuracy"], *losses_of_cost(cost_of(arch), self._metrics))
+        decision = self._asha.decide(trial.config["number"], result["epoch"], losses)
+        return TrialScheduler.CONTINUE if decision == "go" else TrialScheduler.STOP
 
 
-def asha_of(results: Sequence[TrialResult], *, max_epochs: int, grace_period: int, reduction_factor: int) -> Asha:
-    """The rungs as the trials of earlier processes left them."""
-    asha = Asha(max_epochs=max_epochs, grace_period=grace_period, reduction_factor=reduction_factor)
+def asha_of(experiment: Experiment, study: Study, results: Sequence[TrialResult]) -> Asha | None:
+    """The rungs of the experiment's scheduler, as the trials of earlier processes left them."""
+    settings, metrics = experiment.search, experiment.objectives
+    if settings.scheduler == "none":
+        return None
+    asha = Asha(
+        max_epochs=experiment.training.epochs,
+        grace_period=settings.grace_period,
+        reduction_factor=settings.reduction_factor,
+        ranking=pareto_ranks if settings.scheduler == "pareto-asha" else accuracy_ranks,
+        mode=settings.mode,
+    )
     for result in results:
-        asha.replay(result.number, result.curve)
+        asha.replay(result.number, result.curve, losses_of_cost(result.cost, metrics))
+    for proposal, curve, _ in study.paused():
+        asha.replay(proposal.number, curve, losses_of_cost(proposal.cost, metrics), is_paused=True)
     return asha

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from cvt_nas.race.executor import EpochDone, RaceEvent, TrialStarted
+from cvt_nas.race.executor import EpochDone, RaceEvent, TrialPaused, TrialStarted
 from cvt_nas.results import HypervolumeBox, Metric, ParetoFront, TrialResult
 
 _LINE_EVERY_SECONDS = 10.0
@@ -44,6 +44,7 @@ class ConsoleProgress:
         self._results, self._num_trials, self._num_epochs = list(results), num_trials, num_epochs
         self._num_before = len(self._results)
         self._running: dict[int, tuple[int, float]] = {}
+        self._paused: set[int] = set()
         self._started, self._deadline, self._last_line = time.monotonic(), deadline, 0.0
         self._front = ParetoFront.of(self._results, metrics)
         self._live: Live | None = None
@@ -63,10 +64,15 @@ class ConsoleProgress:
     def __call__(self, event: RaceEvent) -> None:
         if isinstance(event, TrialStarted):
             self._running[event.number] = (0, 0.0)
+            self._paused.discard(event.number)
         elif isinstance(event, EpochDone):
             self._running[event.number] = (event.epoch, event.accuracy)
+        elif isinstance(event, TrialPaused):
+            self._running.pop(event.number, None)
+            self._paused.add(event.number)
         else:
             self._running.pop(event.number, None)
+            self._paused.discard(event.number)
             self._results.append(event)
             self._front = ParetoFront.of(self._results, self._metrics)
         if self._live is None and time.monotonic() - self._last_line > _LINE_EVERY_SECONDS:
@@ -83,6 +89,7 @@ class ConsoleProgress:
         return [
             ("trials", f"{len(self._results)}/{self._num_trials}"),
             ("running", str(len(self._running))),
+            *([("paused", str(len(self._paused)))] if self._paused else []),
             ("stopped", str(statuses["stopped"])),
             *([("lost", str(lost))] if lost else []),
             ("best", "-" if best is None else f"{best.metric('accuracy'):.4f}"),

@@ -1,33 +1,28 @@
-"""The record of a search: what Optuna proposed, and how each trial ended.
+"""What Optuna proposed, and how each trial ended: ask and tell, on a storage that survives a crash."""
 
-Optuna's journal and `trials.jsonl` are the truth; whoever trains only reports to them. A proposal is
-always feasible and new: the sampler is asked again until it is, and then replaced by an even draw.
-"""
-
-import hashlib
-import itertools
-import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from cvt_nas.arch import ArchConfig, Cost, cost_of
-from cvt_nas.config import Experiment
-from cvt_nas.results import RunFolder, TrialResult
-from cvt_nas.space import Genome, SearchSpace
+from cvt_nas.arch import Cost
+from cvt_nas.race.samplers import (
+    SamplerName,
+    UnseenSampler,
+    derive_seed,
+    distributions_of,
+    genome_of,
+    is_whole,
+    params_of,
+)
+from cvt_nas.results import Metric, Status
+from cvt_nas.space import Genome, GenomeSpace
 
 _STUDY_NAME = "cvt-nas"
-_SAMPLER_TRIES = 50
-_RANDOM_TRIES = 2_000
-_ENUMERABLE = 20_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,61 +35,91 @@ class Proposal:
     """
 
     number: int
-    arch: ArchConfig
+    genome: Genome
     cost: Cost
     seed: int
 
 
-class Study:
-    """Ask and tell on a run's journal.
+class Ended(Protocol):
+    """How a trial ended; a `TrialResult` is one."""
 
-    Opening a run that was interrupted settles what its record already holds, and makes `ask` begin
-    with the trials that were in flight.
+    @property
+    def number(self) -> int: ...
+    @property
+    def status(self) -> Status: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def curve(self) -> tuple[float, ...]: ...
+    @property
+    def cost(self) -> Cost: ...
+    @property
+    def reason(self) -> str | None: ...
+
+
+class Study:
+    """Ask and tell.
+
+    Opening the storage of a search that was interrupted settles what its record already holds, and makes
+    `ask` begin with the trials that were in flight.
 
     Args:
+        metrics: The objectives, accuracy first.
+        num_trials: After how many `ask` ends; None where it never does.
         seed: Of proposals and of the trials' trainings.
+        anchors: Proposed first, by name.
+        recorded: The trials that have ended, of which Optuna may not know yet.
     """
 
-    def __init__(self, experiment: Experiment, run: RunFolder, *, num_trials: int, seed: int) -> None:
-        self._space, self._run, self._num_trials, self._seed = experiment.space, run, num_trials, seed
-        self._metrics = experiment.objectives
-        self._seen: set[str] = set()
+    def __init__(
+        self,
+        space: GenomeSpace,
+        *,
+        metrics: Sequence[Metric],
+        sampler: SamplerName,
+        storage: BaseStorage,
+        num_trials: int | None,
+        seed: int,
+        anchors: Mapping[str, Genome] | None = None,
+        recorded: Sequence[Ended] = (),
+    ) -> None:
+        self._space, self._num_trials, self._seed = space, num_trials, seed
+        self._metrics = tuple(metrics)
+        self._seen: set[Genome] = set()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._sampler = _UnseenSampler(experiment, seed, self._seen)
+        self._sampler = UnseenSampler(sampler, space, metrics=metrics, seed=seed, seen=self._seen)
         self._study = optuna.create_study(
             study_name=_STUDY_NAME,
-            storage=JournalStorage(JournalFileBackend(str(run.journal_path))),
+            storage=storage,
             directions=["maximize" if metric == "accuracy" else "minimize" for metric in self._metrics],
             sampler=self._sampler,
             load_if_exists=True,
         )
-        if hasattr(self._study, "set_metric_names"):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                self._study.set_metric_names(list(self._metrics))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.set_metric_names(list(self._metrics))
         self._orphans: list[FrozenTrial] = []
+        self._paused: list[FrozenTrial] = []
         self._exhausted = False
-        self._resume()
-        for name, genome in experiment.anchors.items():
-            self._study.enqueue_trial(
-                _params_of(experiment.space, genome), user_attrs={"anchor": name}, skip_if_exists=True
-            )
+        self._resume({ended.number: ended for ended in recorded})
+        for name, genome in (anchors or {}).items():
+            genome = space.canonical(genome)
+            self._study.enqueue_trial(params_of(space, genome), user_attrs={"anchor": name}, skip_if_exists=True)
 
-    def _resume(self) -> None:
-        recorded = {result.number: result for result in self._run.results()}
+    def _resume(self, recorded: Mapping[int, Ended]) -> None:
         for trial in self._study.get_trials(deepcopy=False):
             if trial.state == TrialState.WAITING:
                 continue
             if trial.state == TrialState.RUNNING:
                 if trial.number in recorded:  # recorded, then killed before Optuna was told
-                    self._tell_optuna(recorded[trial.number])
-                elif _is_whole(trial, self._space):
-                    self._orphans.append(trial)
+                    self.tell(recorded[trial.number])
+                elif is_whole(trial, self._space):
+                    (self._paused if "paused" in trial.user_attrs else self._orphans).append(trial)
                 else:  # killed while Optuna was writing the proposal: nothing was trained
                     self._study.tell(trial.number, state=TrialState.FAIL)
                     continue
-            if _is_whole(trial, self._space):
-                self._seen.add(self._space.decode(_genome_of(self._space, trial.params)).id)
+            if is_whole(trial, self._space):
+                self._seen.add(self._space.canonical(genome_of(self._space, trial.params)))
 
     @property
     def num_asked(self) -> int:
@@ -105,7 +130,7 @@ class Study:
     def is_done(self) -> bool:
         """Whether every trial that was launched has ended, and no further one would be launched."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return not running and (self._exhausted or self.num_asked >= self._num_trials)
+        return not running and (self._exhausted or self._is_full)
 
     def ask(self) -> Proposal | None:
         """The next architecture to train: first those in flight when the run was interrupted, then anchors.
@@ -115,155 +140,62 @@ class Study:
         """
         if self._orphans:
             return self._proposal(self._orphans.pop(0))
-        if self.num_asked >= self._num_trials:
+        if self._is_full:
             return None
         number = len(self._study.get_trials(deepcopy=False, states=None))
         if not self._sampler.prepare(number):
             self._exhausted = True
             return None
-        trial = self._study.ask(_distributions(self._space))
+        trial = self._study.ask(distributions_of(self._space))
         frozen = self._study.get_trials(deepcopy=False)[trial.number]
         proposal = self._proposal(frozen)
-        self._seen.add(proposal.arch.id)
-        trial.set_user_attr("arch_id", proposal.arch.id)
-        trial.set_user_attr("choices", _choices_of(self._space, frozen.params))
+        self._seen.add(self._space.canonical(proposal.genome))
+        trial.set_user_attr("arch_id", self._space.arch_id(proposal.genome))
+        # what the indices mean, for whoever opens the journal in optuna-dashboard
+        trial.set_user_attr("choices", _choices_of(self._space, proposal.genome))
         return proposal
 
+    @property
+    def _is_full(self) -> bool:
+        return self._num_trials is not None and self.num_asked >= self._num_trials
+
+    def pause(self, number: int, curve: Sequence[float], seconds: float) -> None:
+        """Keeps how far trial `number` came, for `paused` after a crash; to Optuna it goes on running."""
+        storage = self._study._storage
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
+        storage.set_trial_user_attr(trial_id, "paused", {"curve": list(curve), "seconds": seconds})
+
+    def paused(self) -> Iterator[tuple[Proposal, tuple[float, ...], float]]:
+        """Trials that were paused when the search was interrupted: proposal, curve, and seconds spent."""
+        for trial in self._paused:
+            state = trial.user_attrs["paused"]
+            yield self._proposal(trial), tuple(state["curve"]), state["seconds"]
+
     def _proposal(self, trial: FrozenTrial) -> Proposal:
-        arch = self._space.decode(_genome_of(self._space, trial.params))
+        genome = genome_of(self._space, trial.params)
         return Proposal(
-            number=trial.number, arch=arch, cost=cost_of(arch), seed=derive_seed(self._seed, trial.number, "training")
+            number=trial.number,
+            genome=genome,
+            cost=self._space.cost(genome),
+            seed=derive_seed(self._seed, trial.number, "training"),
         )
 
-    def tell(self, result: TrialResult) -> None:
-        """Records a trial, on disk when this returns: in `trials.jsonl`, then in Optuna's journal."""
-        self._run.append(result)
-        self._tell_optuna(result)
-
-    def _tell_optuna(self, result: TrialResult) -> None:
-        """Complete trials with their values, stopped ones as pruned, all others as failed."""
+    def tell(self, ended: Ended) -> None:
+        """Tells Optuna how a trial ended: complete with its values, stopped as pruned, all others as failed."""
         storage = self._study._storage
-        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, result.number)
-        attributes = {"status": result.status, "epochs": result.epochs, "curve": list(result.curve)}
-        for name, value in {**attributes, "params": result.cost.params, "flops": result.cost.flops}.items():
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, ended.number)
+        attributes = {"status": ended.status, "epochs": ended.epochs, "curve": list(ended.curve)}
+        for name, value in {**attributes, "params": ended.cost.params, "flops": ended.cost.flops}.items():
             storage.set_trial_user_attr(trial_id, name, value)
-        if result.status == "complete":
-            self._study.tell(result.number, [result.metric(metric) for metric in self._metrics])
-        elif result.status == "stopped":
-            self._study.tell(result.number, state=TrialState.PRUNED)
+        if ended.status == "complete":
+            values = {"accuracy": ended.curve[-1], "params": ended.cost.params, "flops": ended.cost.flops}
+            self._study.tell(ended.number, [values[metric] for metric in self._metrics])
+        elif ended.status == "stopped":
+            self._study.tell(ended.number, state=TrialState.PRUNED)
         else:
-            storage.set_trial_user_attr(trial_id, "reason", result.reason or "")
-            self._study.tell(result.number, state=TrialState.FAIL)
+            storage.set_trial_user_attr(trial_id, "reason", ended.reason or "")
+            self._study.tell(ended.number, state=TrialState.FAIL)
 
 
-def derive_seed(*parts: int | str) -> int:
-    """A seed of 31 bits that is a function of `parts`."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little") >> 1
-
-
-class _UnseenSampler(BaseSampler):
-    """Optuna's own sampler, asked again until it proposes something feasible that was not trained yet.
-
-    Each proposal comes from a sampler made for it alone, seeded by the trial's number: so it is a function
-    of the seed and of the trials told so far, and a resumed search goes on as if never interrupted.
-
-    Args:
-        seen: Ids of the architectures that were proposed; the owner adds to it.
-    """
-
-    def __init__(self, experiment: Experiment, seed: int, seen: set[str]) -> None:
-        self._kind, self._space, self._seed, self._seen = experiment.search.sampler, experiment.space, seed, seen
-        self._distributions = _distributions(experiment.space)
-        self._fallback: Genome | None = None
-        self._inner = self._make(0)
-
-    def _make(self, number: int) -> BaseSampler:
-        seed = derive_seed(self._seed, number, "proposal")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            if self._kind == "random":
-                return RandomSampler(seed)
-            if self._kind == "nsga2":
-                # Optuna's population of 50 makes the first 50 trials random; searches here are short
-                return NSGAIISampler(population_size=20, seed=seed)
-            return TPESampler(n_startup_trials=10, multivariate=True, constant_liar=True, seed=seed)
-
-    def prepare(self, number: int) -> bool:
-        """Readies the sampler of trial `number`; False where nothing feasible and new is left."""
-        self._inner = self._make(number)
-        self._fallback = self._draw_unseen(random.Random(derive_seed(self._seed, number, "fallback")))
-        return self._fallback is not None
-
-    def _is_new(self, genome: Genome) -> bool:
-        arch = self._space.decode(genome)
-        return arch.id not in self._seen and self._space.is_feasible(cost_of(arch))
-
-    def _draw_unseen(self, rng: random.Random) -> Genome | None:
-        for _ in range(_RANDOM_TRIES):
-            genome = self._space.sample_feasible(rng)
-            if genome is not None and self._is_new(genome):
-                return genome
-            if genome is None:
-                break
-        if self._space.size > _ENUMERABLE:
-            return None
-        options = [range(len(gene.options)) for gene in self._space.genes]
-        return next((genome for genome in itertools.product(*options) if self._is_new(genome)), None)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        del study, trial
-        return self._distributions
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        inner_space = self._inner.infer_relative_search_space(study, trial)
-        for _ in range(_SAMPLER_TRIES):
-            params = dict(self._inner.sample_relative(study, trial, inner_space))
-            for name, distribution in search_space.items():
-                if name not in params:
-                    params[name] = self._inner.sample_independent(study, trial, name, distribution)
-            if self._is_new(_genome_of(self._space, params)):
-                return params
-        assert self._fallback is not None, "prepare() comes before ask()"
-        return _params_of(self._space, self._fallback)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self._inner.sample_independent(study, trial, param_name, param_distribution)
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        self._inner.before_trial(study, trial)
-
-    def after_trial(
-        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        self._inner.after_trial(study, trial, state, values)
-
-
-def _distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """Ordinal genes as integers, so that samplers can use their order."""
-    return {
-        gene.name: IntDistribution(0, len(gene.options) - 1)
-        if gene.is_ordinal
-        else CategoricalDistribution(tuple(range(len(gene.options))))
-        for gene in space.genes
-    }
-
-
-def _genome_of(space: SearchSpace, params: Mapping[str, Any]) -> Genome:
-    return tuple(int(params[gene.name]) for gene in space.genes)
-
-
-def _params_of(space: SearchSpace, genome: Genome) -> dict[str, int]:
-    return {gene.name: index for gene, index in zip(space.genes, genome, strict=True)}
-
-
-def _choices_of(space: SearchSpace, params: Mapping[str, Any]) -> dict[str, Any]:
-    """What the indices mean, for whoever opens the journal in optuna-dashboard."""
-    return {gene.name: gene.options[int(params[gene.name])] for gene in space.genes}
-
-
-def _is_whole(trial: FrozenTrial, space: SearchSpace) -> bool:
-    return all(gene.name in trial.params for gene in space.genes)
+def _choices_of(space: GenomeSpace, genome: Genome) -> dict[str, Any]:
+    return {gene.name: gene.options[index] for gene, index in zip(space.genes, genome, strict=True)}

@@ -1,0 +1,413 @@
+"""Bayesian optimisation for what a search of architectures is: accuracy unknown, costs exact.
+
+A Gaussian process models accuracy alone. With costs known, the expected hypervolume improvement of a
+candidate is a closed form: a sum of ordinary expected improvements over the cells of cost space to its
+right, each weighted by the cell's area.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import ndtr
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Hyperparameter, Kernel, WhiteKernel
+
+from cvt_nas.results import is_non_dominated
+from cvt_nas.space import CostMetric, Genome, GenomeSpace
+
+NUM_INITIAL = 10
+REFIT_EVERY = 5
+MAX_FITTED = 150
+MAX_CONDITIONED = 400
+NUM_CANDIDATES = 2_000
+ENUMERABLE = 4_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observation:
+    """What a trial taught so far.
+
+    Args:
+        curve: Accuracy after each epoch; empty for a trial in flight that reported none, and for one that failed.
+        status: `complete`, `stopped`, `running`, or `failed` for whatever ended without an accuracy.
+    """
+
+    genome: Genome
+    curve: tuple[float, ...]
+    status: str
+
+
+class Surrogate:
+    """Proposes the genome that promises the largest front.
+
+    What it proposes is a function of the seed, the trial's number and the observations: nothing else is
+    kept from one call to the next but what can be computed again.
+
+    Args:
+        costs: The costs among the objectives.
+        seed: Of the initial design and of the candidates.
+    """
+
+    def __init__(self, space: GenomeSpace, *, costs: Sequence[CostMetric], seed: int) -> None:
+        self._space, self._costs, self._seed = space, tuple(costs), seed
+        least, greatest = space.cost_range
+        self._low = np.array([getattr(least, metric) for metric in costs], dtype=float)
+        self._span = np.array([getattr(greatest, metric) for metric in costs], dtype=float) - self._low
+        every = space.all_genomes(ENUMERABLE)
+        self._every = None if every is None else [g for g in every if space.is_feasible(space.cost(g))]
+        rng = random.Random(f"{seed} sample")
+        sample = self._every or [g for _ in range(500) if (g := space.sample_feasible(rng)) is not None]
+        self._sample = sorted(sample, key=lambda genome: space.cost(genome).flops)
+        logs = self._log_costs(self._sample)
+        self._log_mean, self._log_sd = logs.mean(axis=0), np.maximum(logs.std(axis=0), 1e-9)
+        self._groups = _groups_of(space)
+        self._fitted: dict[int, np.ndarray] = {}
+        self._table = None if self._every is None else _Candidates.of(self, self._every)
+
+    def propose(self, number: int, observations: Sequence[Observation], seen: set[Genome]) -> Genome | None:
+        """A feasible genome that is not in `seen`; None where none was found.
+
+        Args:
+            number: Of the trial, whose random choices follow from it.
+            observations: Of the trials before it, in the order of their numbers.
+            seen: Canonical genomes.
+        """
+        rng = random.Random(f"{self._seed} {number}")
+        evaluated = [o for o in observations if o.status in ("complete", "stopped", "failed")]
+        if number < NUM_INITIAL or sum(o.status == "complete" for o in evaluated) < 3:
+            return self._initial(number, rng, seen)
+        candidates = self._candidates(observations, rng, seen)
+        if candidates is None:
+            return None
+        model = self._model(evaluated)
+        mean, sd = model.predict(candidates.features)
+        pending = [o.genome for o in observations if o.status == "running"]
+        complete = [o.genome for o in evaluated if o.status == "complete"]
+        if pending:  # as if each had ended at what is expected of it
+            features = self.features(pending)
+            expected, _ = model.predict(features)
+            model = model.conditioned_on(features, expected)
+            mean, sd = model.predict(candidates.features)
+        standing = complete + pending
+        levels, _ = model.predict(self.features(standing))
+        gains = expected_hypervolume_improvement(
+            mean, sd, candidates.costs, front_costs=self.scaled_costs(standing), front_levels=levels
+        )
+        return candidates.genomes[int(np.argmax(gains))]
+
+    def _initial(self, number: int, rng: random.Random, seen: set[Genome]) -> Genome | None:
+        """One at random from each interval of log-FLOPs in turn."""
+        order = list(range(NUM_INITIAL))
+        random.Random(f"{self._seed} order").shuffle(order)
+        logs = np.log([self._space.cost(genome).flops for genome in self._sample])
+        low, high = logs[0], logs[-1]
+        wanted = low + (high - low) * (order[number % NUM_INITIAL] + rng.random()) / NUM_INITIAL
+        for index in np.argsort(np.abs(logs - wanted), kind="stable"):
+            if (genome := self._space.canonical(self._sample[index])) not in seen:
+                return genome
+        return None
+
+    def _candidates(
+        self, observations: Sequence[Observation], rng: random.Random, seen: set[Genome]
+    ) -> "_Candidates | None":
+        if self._table is not None:
+            kept = np.array([genome not in seen for genome in self._table.genomes])
+            return self._table.where(kept) if kept.any() else None
+        genes, space = self._space.genes, self._space
+        known = [o for o in observations if o.curve]
+        losses = np.column_stack([[-o.curve[-1] for o in known], self.scaled_costs([o.genome for o in known])])
+        parents = [o.genome for o, keep in zip(known, is_non_dominated(losses), strict=True) if keep]
+        drawn = [tuple(0 for _ in genes), tuple(len(gene.options) - 1 for gene in genes)]
+        for _ in range(NUM_CANDIDATES):
+            kind = rng.random()
+            if kind < 0.5:
+                child = list(rng.choice(parents))
+                for position in rng.sample(range(len(genes)), min(rng.choice((1, 1, 2, 3)), len(genes))):
+                    child[position] = rng.randrange(len(genes[position].options))
+            elif kind < 0.7:
+                child = [rng.choice(pair) for pair in zip(rng.choice(parents), rng.choice(parents), strict=True)]
+            else:
+                child = [rng.randrange(len(gene.options)) for gene in genes]
+            drawn.append(tuple(child))
+        unique = dict.fromkeys(space.canonical(genome) for genome in drawn)
+        genomes = [g for g in unique if g not in seen and space.is_feasible(space.cost(g))]
+        return _Candidates.of(self, genomes) if genomes else None
+
+    def _model(self, evaluated: Sequence[Observation]) -> "_Posterior":
+        values, noises = final_accuracies(evaluated)
+        values = np.maximum(values, np.median(values) - 2 * (values.max() - np.median(values)))
+        # the hyperparameters are those of the first so many observations, so that a resumed search finds them again
+        num_used = len(evaluated) // REFIT_EVERY * REFIT_EVERY or len(evaluated)
+        features = self.features([o.genome for o in evaluated])
+        if num_used not in self._fitted:
+            chosen = np.arange(num_used)
+            if num_used > MAX_FITTED:
+                rng = np.random.default_rng((self._seed, num_used))
+                chosen = np.sort(rng.choice(num_used, MAX_FITTED, replace=False))
+            self._fitted[num_used] = _fit_hyperparameters(
+                features[chosen], values[chosen], noises[chosen], groups=self._groups
+            )
+        if len(values) > MAX_CONDITIONED:
+            kept = self._most_telling(evaluated, values)
+            features, values, noises = features[kept], values[kept], noises[kept]
+        return _Posterior.of(features, values, noises, self._fitted[num_used], self._groups)
+
+    def _most_telling(self, evaluated: Sequence[Observation], values: np.ndarray) -> np.ndarray:
+        """Half of what the model can hold from near the front, half from everywhere."""
+        losses = np.column_stack([-values, self.scaled_costs([o.genome for o in evaluated])])
+        left, near = np.arange(len(values)), []
+        while len(near) < MAX_CONDITIONED // 2:
+            on_front = is_non_dominated(losses[left])
+            near += left[on_front].tolist()
+            left = left[~on_front]
+        rng = np.random.default_rng((self._seed, len(values)))
+        rest = rng.choice(left, min(MAX_CONDITIONED // 2, len(left)), replace=False)
+        return np.sort(np.concatenate([np.array(near[:MAX_CONDITIONED], dtype=int), rest]))
+
+    def _log_costs(self, genomes: Sequence[Genome]) -> np.ndarray:
+        costs = [self._space.cost(genome) for genome in genomes]
+        return np.log([[cost.params, cost.flops] for cost in costs]).reshape(-1, 2)
+
+    def scaled_costs(self, genomes: Sequence[Genome]) -> np.ndarray:
+        """`(genomes, costs)`, 0 at the space's least and 1 at its greatest."""
+        costs = [self._space.cost(genome) for genome in genomes]
+        values = np.array([[getattr(cost, metric) for metric in self._costs] for cost in costs], dtype=float)
+        return (values.reshape(-1, len(self._costs)) - self._low) / self._span
+
+    def features(self, genomes: Sequence[Genome]) -> np.ndarray:
+        """What the kernel compares, `(genomes, features)`: options on a scale of 1, one-hot where they have no order,
+        then the standardised logarithms of params and FLOPs."""
+        table = np.array(genomes, dtype=int).reshape(-1, len(self._space.genes))
+        columns = []
+        for position, gene in enumerate(self._space.genes):
+            if gene.is_ordinal:
+                columns.append(table[:, [position]] / (len(gene.options) - 1))
+            else:  # so that two different options are at a squared distance of 1
+                columns.append((table[:, [position]] == np.arange(len(gene.options))) / math.sqrt(2))
+        return np.hstack([*columns, (self._log_costs(genomes) - self._log_mean) / self._log_sd])
+
+
+def _groups_of(space: GenomeSpace) -> np.ndarray:
+    """For each feature, the weight that it shares: one a gene, then one for params and one for FLOPs."""
+    widths = [1 if gene.is_ordinal else len(gene.options) for gene in space.genes]
+    return np.repeat(np.arange(len(widths) + 2), [*widths, 1, 1])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Candidates:
+    genomes: list[Genome]
+    features: np.ndarray
+    costs: np.ndarray
+
+    @classmethod
+    def of(cls, surrogate: Surrogate, genomes: list[Genome]) -> "_Candidates":
+        return cls(genomes=genomes, features=surrogate.features(genomes), costs=surrogate.scaled_costs(genomes))
+
+    def where(self, kept: np.ndarray) -> "_Candidates":
+        genomes = [genome for genome, keep in zip(self.genomes, kept, strict=True) if keep]
+        return _Candidates(genomes=genomes, features=self.features[kept], costs=self.costs[kept])
+
+
+def expected_hypervolume_improvement(
+    mean: np.ndarray, sd: np.ndarray, costs: np.ndarray, *, front_costs: np.ndarray, front_levels: np.ndarray
+) -> np.ndarray:
+    """Expected growth of the volume between the front and accuracy 0 at cost 1.
+
+    The accuracy that is reached at each cost so far is a step function; a candidate adds to each of its cells
+    to the right of its own cost the cell's area times what its accuracy exceeds the step.
+
+    Args:
+        mean, sd: Of the candidates' accuracies, Gaussian, `(candidates,)`.
+        costs: Exact, scaled so that the reference is 1, `(candidates, 1 or 2)`.
+        front_costs: Of what was evaluated, `(evaluated, 1 or 2)`.
+        front_levels: Its accuracies, `(evaluated,)`.
+
+    Returns:
+        `(candidates,)`.
+    """
+    if costs.shape[1] == 1:  # one cost is two, of which one is free
+        costs, front_costs = (np.column_stack([c, np.zeros(len(c))]) for c in (costs, front_costs))
+    keep = is_non_dominated(np.column_stack([-front_levels, front_costs])) & (front_costs < 1).all(axis=1)
+    front_costs, front_levels = front_costs[keep], np.maximum(front_levels[keep], 0.0)
+    edges = [np.unique(np.concatenate([[-np.inf], front_costs[:, axis]])) for axis in (0, 1)]
+    reached = np.zeros((len(edges[0]), len(edges[1])))
+    rows, columns = (np.searchsorted(edges[axis], front_costs[:, axis]) for axis in (0, 1))
+    np.maximum.at(reached, (rows, columns), front_levels)
+    reached = np.maximum.accumulate(np.maximum.accumulate(reached, axis=0), axis=1)
+    levels, index = np.unique(reached, return_inverse=True)
+    index = index.reshape(reached.shape)
+    z = (mean[:, None] - levels[None, :]) / sd[:, None]
+    gains = sd[:, None] * (z * ndtr(z) + np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi))
+    lengths = []
+    for axis in (0, 1):
+        upper = np.append(edges[axis][1:], 1.0)
+        lengths.append(np.maximum(upper - np.maximum(edges[axis], costs[:, [axis]]), 0.0))
+    total = np.zeros(len(mean))
+    for row in range(len(edges[0])):
+        concerned = lengths[0][:, row] > 0
+        cells = (lengths[1][concerned] * gains[concerned][:, index[row]]).sum(axis=1)
+        total[concerned] += lengths[0][concerned, row] * cells
+    return total
+
+
+def final_accuracies(evaluated: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy at the full number of epochs, measured or guessed, and the variance of the guess.
+
+    Where a trial was stopped, its last accuracy is carried on by a line fitted to the complete trials between
+    that epoch and the end. That those were chosen by the same accuracy does not bias the line. A failed trial
+    counts as the worst of the others.
+    """
+    complete = [o.curve for o in evaluated if o.status == "complete"]
+    finals = np.array([curve[-1] for curve in complete])
+    scale = max(float(finals.std()), 1e-3)
+    lines: dict[int, tuple[float, float, float, float]] = {}
+    values, noises = np.full(len(evaluated), np.nan), np.zeros(len(evaluated))
+    for index, observation in enumerate(evaluated):
+        if observation.status == "complete":
+            values[index] = observation.curve[-1]
+        elif observation.status == "stopped" and observation.curve:
+            epoch = len(observation.curve)
+            if epoch not in lines:
+                lines[epoch] = _line(np.array([curve[epoch - 1] for curve in complete]), finals, scale)
+            slope, x_mean, y_mean, variance = lines[epoch]
+            values[index] = y_mean + slope * (observation.curve[-1] - x_mean)
+            noises[index] = variance
+    failed = np.isnan(values)
+    values[failed] = np.min(values[~failed])
+    return values, noises
+
+
+def _line(x: np.ndarray, y: np.ndarray, scale: float) -> tuple[float, float, float, float]:
+    """Slope, means and residual variance of a line whose slope is drawn towards 1/2 where there is little to go by."""
+    x_mean, y_mean = float(x.mean()), float(y.mean())
+    prior, strength = 0.5, scale**2
+    slope = (((x - x_mean) * (y - y_mean)).sum() + prior * strength) / (((x - x_mean) ** 2).sum() + strength)
+    residuals = y - y_mean - slope * (x - x_mean)
+    return slope, x_mean, y_mean, float(((residuals**2).sum() + scale**2) / (len(x) + 1))
+
+
+class _ArchKernel(Kernel):
+    """exp(-sum of weighted squared distances), one weight a group of features.
+
+    For a one-hot group this is exp(-weight x [options differ]); for others a squared exponential.
+    """
+
+    def __init__(self, weights: np.ndarray, groups: np.ndarray) -> None:
+        self.weights, self.groups = weights, groups
+
+    @property
+    def hyperparameter_weights(self) -> Hyperparameter:
+        return Hyperparameter("weights", "numeric", (1e-4, 1e3), len(self.weights))
+
+    def __call__(self, X: np.ndarray, Y: np.ndarray | None = None, eval_gradient: bool = False) -> Any:  # noqa: N803
+        scaled = X * np.sqrt(self.weights[self.groups])
+        other = scaled if Y is None else Y * np.sqrt(self.weights[self.groups])
+        squares = (scaled**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)[None, :] - 2 * scaled @ other.T
+        covariance = np.exp(-np.maximum(squares, 0.0))
+        if not eval_gradient:
+            return covariance
+        by_group = []
+        for group in range(len(self.weights)):
+            part = scaled[:, self.groups == group]
+            by_group.append(((part[:, None, :] - part[None, :, :]) ** 2).sum(axis=2))
+        return covariance, -covariance[:, :, None] * np.stack(by_group, axis=2)
+
+    def diag(self, X: np.ndarray) -> Any:  # noqa: N803
+        return np.ones(len(X))
+
+    def is_stationary(self) -> Any:
+        return True
+
+
+# Medians of log-normal priors: weights of genes, of the two costs, and the noise as a share of the variance.
+_PRIOR_GENE, _PRIOR_COST, _PRIOR_NOISE = 1.0, 0.1, 1e-2
+_PRIOR_SD = 1.0
+
+
+def _fit_hyperparameters(
+    features: np.ndarray, values: np.ndarray, noises: np.ndarray, *, groups: np.ndarray
+) -> np.ndarray:
+    """Logarithms of the groups' weights and of the noise, at the maximum of the posterior."""
+    num_groups = int(groups.max()) + 1
+    prior = np.log([*[_PRIOR_GENE] * (num_groups - 2), _PRIOR_COST, _PRIOR_COST, _PRIOR_NOISE])
+    y, scale = _standardised(values)
+
+    def most_probable(negative_log_likelihood: Any, theta: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, float]:
+        def negative_log_posterior(theta: np.ndarray) -> tuple[float, np.ndarray]:
+            value, slope = negative_log_likelihood(theta)
+            away = (theta - prior) / _PRIOR_SD
+            return value + 0.5 * away @ away, slope + away / _PRIOR_SD
+
+        found = minimize(
+            negative_log_posterior, theta, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40}
+        )
+        return found.x, found.fun
+
+    kernel = _ArchKernel(np.exp(prior[:-1]), groups) + WhiteKernel(_PRIOR_NOISE, (1e-5, 1.0))
+    return _regressor(kernel, alpha=noises / scale**2, optimizer=most_probable).fit(features, y).kernel_.theta
+
+
+def _regressor(kernel: Kernel, *, alpha: Any, optimizer: Any) -> Any:
+    return GaussianProcessRegressor(kernel, alpha=alpha, optimizer=optimizer)
+
+
+def _standardised(values: np.ndarray) -> tuple[np.ndarray, float]:
+    scale = max(float(values.std()), 1e-6)
+    return (values - values.mean()) / scale, scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Posterior:
+    """The Gaussian process given its observations; accuracies in their own unit outside, standardised inside."""
+
+    regressor: Any
+    features: np.ndarray
+    y: np.ndarray
+    noises: np.ndarray
+    mean: float
+    scale: float
+    theta: np.ndarray = field(repr=False)
+    groups: np.ndarray = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, features: np.ndarray, values: np.ndarray, noises: np.ndarray, theta: np.ndarray, groups: np.ndarray
+    ) -> "_Posterior":
+        y, scale = _standardised(values)
+        return cls._given(
+            features, y, noises / scale**2 + math.exp(theta[-1]), float(values.mean()), scale, theta, groups
+        )
+
+    @classmethod
+    def _given(
+        cls, features: np.ndarray, y: np.ndarray, noises: np.ndarray, mean: float, scale: float, theta: np.ndarray,
+        groups: np.ndarray,
+    ) -> "_Posterior":  # fmt: skip
+        kernel = _ArchKernel(np.exp(theta[:-1]), groups)
+        regressor = _regressor(kernel, alpha=noises, optimizer=None).fit(features, y)
+        return cls(
+            regressor=regressor, features=features, y=y, noises=noises, mean=mean, scale=scale, theta=theta,
+            groups=groups,
+        )  # fmt: skip
+
+    def conditioned_on(self, features: np.ndarray, values: np.ndarray) -> "_Posterior":
+        noise = np.full(len(values), math.exp(self.theta[-1]))
+        return self._given(
+            np.vstack([self.features, features]),
+            np.append(self.y, (values - self.mean) / self.scale),
+            np.append(self.noises, noise),
+            self.mean,
+            self.scale,
+            self.theta,
+            self.groups,
+        )
+
+    def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the accuracy itself, without the noise of measuring it."""
+        mean, sd = self.regressor.predict(features, return_std=True)
+        return self.mean + self.scale * mean, self.scale * np.maximum(sd, 1e-9)

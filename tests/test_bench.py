@@ -1,0 +1,198 @@
+"""Searches on small tables."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cvt_nas.bench import (
+    Method,
+    Settings,
+    Table,
+    Trace,
+    anytime_hypervolume,
+    load_table,
+    simulate,
+    summarise,
+)
+from cvt_nas.cli import main
+from cvt_nas.errors import TableError
+from cvt_nas.results import hypervolume
+
+METRICS = ("accuracy", "flops")
+
+
+def frame(num_epochs: int = 4, num_seeds: int = 2) -> pd.DataFrame:
+    """A table of 60 networks: larger ones are better, with a gene that costs nothing and helps."""
+    rng, rows = random.Random(0), []
+    for width in range(10):
+        for gift in range(3):
+            for kind in range(2):
+                final = 0.5 + 0.03 * width + 0.05 * gift
+                for seed in range(num_seeds):
+                    noise = rng.gauss(0, 0.005)
+                    curve = {f"acc_{e}": final * (1 - 0.5 / (1 + e)) + noise for e in range(1, num_epochs + 1)}
+                    rows.append({
+                        "g0": width, "g1": gift, "c2": kind, "seed": seed, "params": 1000 * (width + 1) + kind,
+                        "flops": 5000 * (width + 1) + kind, "seconds_per_epoch": 1.0 + width, **curve,
+                    })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def table_file(tmp_path: Path) -> Path:
+    path = tmp_path / "table.csv"
+    frame().to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def table(table_file: Path) -> Table:
+    return load_table(table_file)
+
+
+def method(sampler: str = "random", scheduler: str = "none", **more: Any) -> Method:
+    return Method(sampler=sampler, scheduler=scheduler, **more)
+
+
+def test_a_table_is_a_space_of_its_rows(table: Table) -> None:
+    assert len(table.genomes) == 60
+    assert [gene.is_ordinal for gene in table.genes] == [True, True, False]
+    assert [len(gene.options) for gene in table.genes] == [10, 3, 2]
+    assert table.cost((4, 1, 0)).flops == 25_000
+    assert table.curves[table.rows[4, 1, 0]].shape == (2, 4)
+    assert table.num_epochs == 4
+
+
+def test_a_genome_that_is_no_row_stands_for_the_nearest(tmp_path: Path) -> None:
+    holes = frame()
+    path = tmp_path / "holes.parquet"
+    holes[~((holes["g0"] == 4) & (holes["c2"] == 0))].to_parquet(path)
+    assert load_table(path).canonical((4, 1, 0)) in {(3, 1, 0), (5, 1, 0)}
+    assert load_table(path).canonical((5, 1, 0)) == (5, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.drop(columns="flops"), "lacks the columns flops"),
+        (lambda f: f.drop(columns=["g0", "g1", "c2"]), "needs a column for each gene"),
+        (lambda f: f.drop(columns="acc_2"), "got acc_1, acc_3, acc_4, must be acc_1 to acc_3"),
+        (lambda f: f.assign(acc_1=97.5), r"accuracies must be fractions in \[0, 1\]"),
+        (lambda f: f.assign(acc_1=np.nan), r"accuracies must be fractions in \[0, 1\]"),
+        (lambda f: f.assign(g0="wide"), "invalid literal"),
+        (lambda f: f.assign(params=0), "params and flops above 0"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+    path = tmp_path / "bad.csv"
+    change(frame()).to_csv(path, index=False)
+    with pytest.raises(TableError, match=message):
+        load_table(path)
+
+
+def test_a_table_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="cannot be read"):
+        load_table(tmp_path / "nothing.csv")
+
+
+@pytest.mark.parametrize("scheduler", ["none", "asha", "pareto-asha"])
+@pytest.mark.parametrize("sampler", ["surrogate", "random"])
+def test_a_simulation_spends_its_budget_repeats_itself_and_proposes_nothing_twice(
+    table: Table, sampler: str, scheduler: str
+) -> None:
+    settings = Settings(metrics=METRICS, budget=80)
+    first, second = (simulate(table, method(sampler, scheduler), settings, seed=5) for _ in range(2))
+    assert first.trained == second.trained
+    assert first.num_duplicates == 0
+    assert all(spent <= 80 for spent, _ in first.trained)
+    if scheduler == "none":
+        assert len(first.trained) >= (80 - 4 * 4) / 4
+    else:
+        assert len(first.trained) < first.num_trials
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "pareto-asha"])
+def test_promotion_trains_what_would_have_been_stopped_too_early(table: Table, scheduler: str) -> None:
+    settings = Settings(metrics=METRICS, budget=120)
+    trace = simulate(table, method("random", scheduler, mode="promote"), settings, seed=0)
+    assert trace.trained
+    assert trace.num_duplicates == 0
+
+
+def test_a_space_that_is_used_up_ends_a_simulation(table: Table) -> None:
+    trace = simulate(table, method("random"), Settings(metrics=METRICS, budget=1000), seed=0)
+    assert len(trace.trained) == len(table.genomes)
+
+
+def test_optuna_as_it_ships_repeats_itself_and_ours_does_not(table: Table) -> None:
+    settings = Settings(metrics=METRICS, budget=160)
+    assert simulate(table, method("optuna-random"), settings, seed=0).num_duplicates > 0
+    assert simulate(table, method("random"), settings, seed=0).num_duplicates == 0
+
+
+def test_hypervolume_is_of_the_true_accuracies_and_a_share_of_the_whole_tables(table: Table) -> None:
+    settings = Settings(metrics=METRICS, budget=400)
+    losses = table.losses(METRICS)
+    trace = Trace(
+        trained=((4, 7), (8, 20), *((12 + 4 * row, row) for row in range(60))), num_trials=62, num_duplicates=2,
+        ask_seconds=(),
+    )  # fmt: skip
+    values = anytime_hypervolume(table, trace, settings)
+    assert values[:3].tolist() == [0.0] * 3
+    assert values[3] == pytest.approx(hypervolume(losses[[7]]) / hypervolume(losses))
+    assert values[7] == pytest.approx(hypervolume(losses[[7, 20]]) / hypervolume(losses))
+    assert values[-1] == pytest.approx(1.0)
+    assert (np.diff(values) >= 0).all()
+
+
+def test_a_summary_holds_one_figure_a_seed(table: Table) -> None:
+    settings = Settings(metrics=METRICS, budget=40)
+    runs = []
+    for seed in range(6):
+        for which in (method("surrogate"), method("random")):
+            trace = simulate(table, which, settings, seed=seed)
+            runs.append((which, seed, anytime_hypervolume(table, trace, settings), trace))
+    summary = summarise(runs, settings)["methods"]
+    assert set(summary) == {"surrogate+none", "random+none"}
+    ours = summary["surrogate+none"]
+    assert list(ours["hypervolume"]) == ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"]
+    assert all(len(values) == 6 for values in ours["hypervolume"].values())
+    assert len(ours["epochs_to"]["0.95"]) == len(ours["duplicates"]) == 6
+    assert 0 < ours["p_value_against"]["random+none"] <= 1
+
+
+def test_bench_prints_the_names_that_scripts_rely_on(
+    table_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "plot.html"
+    arguments = ["bench", "--table", str(table_file), "--searcher", "random,tpe", "--scheduler", "pareto-asha:promote",
+                 "--budget", "30", "--seeds", "2", "--plot", str(page), "--json"]  # fmt: skip
+    assert main(arguments) == 0
+    methods = json.loads(capsys.readouterr().out)["methods"]
+    assert set(methods) == {"random+pareto-asha:promote", "tpe+pareto-asha:promote"}
+    assert set(methods["random+pareto-asha:promote"]) >= {"hypervolume", "epochs_to", "duplicates", "ask_ms"}
+    assert "tpe+pareto-asha:promote" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--searcher", "grid"],
+            "--searcher: got grid, must be one of surrogate, tpe, nsga2, gp, random, optuna-random",
+        ),
+        (["--scheduler", "hyperband"], "--scheduler: got hyperband, must be one of pareto-asha, asha, none"),
+        (["--objectives", "accuracy"], "--objectives: got accuracy, must be accuracy and params, flops or both"),
+        (["--objectives", "accuracy,latency"], "--objectives: got latency, must be of accuracy, params, flops"),
+    ],
+)
+def test_a_mistake_of_a_comparison_is_one_line(
+    table_file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["bench", "--table", str(table_file), "--budget", "10", *arguments]) == 2
+    assert message in capsys.readouterr().err
