@@ -35,7 +35,7 @@ from cvt_nas.results import Metric, Status, hypervolume, is_non_dominated
 from cvt_nas.space import COST_METRICS, Gene, Genome
 
 SCHEDULERS = ("pareto-asha", "asha", "none")
-FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.125, 0.2, 0.25, 0.5, 1.0)
 LEVELS = (0.9, 0.95, 0.99)
 _REFERENCE = 1.02  # of the greatest cost in the table
 

@@ -160,7 +160,7 @@ def test_a_summary_holds_one_figure_a_seed(table: Table) -> None:
     summary = summarise(runs, settings)["methods"]
     assert set(summary) == {"surrogate+none", "random+none"}
     ours = summary["surrogate+none"]
-    assert list(ours["hypervolume"]) == ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"]
+    assert list(ours["hypervolume"]) == ["0.01", "0.02", "0.05", "0.1", "0.125", "0.2", "0.25", "0.5", "1"]
     assert all(len(values) == 6 for values in ours["hypervolume"].values())
     assert len(ours["epochs_to"]["0.95"]) == len(ours["duplicates"]) == 6
     assert 0 < ours["p_value_against"]["random+none"] <= 1
