@@ -249,6 +249,10 @@ def test_a_paused_trial_is_known_after_a_crash(tmp_path: Path) -> None:
     study, _ = study_of(experiment, tmp_path / "run", 5)
     assert list(study.paused()) == [(proposals[0], (0.25,), 3.0)]
     assert study.ask() == proposals[1]
+    study.promote(proposals[0].number)  # and killed again, with both in flight
+    study, _ = study_of(experiment, tmp_path / "run", 5)
+    assert list(study.paused()) == []
+    assert [study.ask(), study.ask()] == proposals
 
 
 @pytest.mark.parametrize("sampler", ["random", "surrogate"])

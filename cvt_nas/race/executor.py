@@ -186,6 +186,7 @@ class _StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         promoted = None if self._asha is None else self._asha.promote()
         if promoted is not None:
+            self._study.promote(promoted)
             trial = self._paused.pop(promoted)
             trial.started = time.monotonic()
         else:

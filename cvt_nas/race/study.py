@@ -114,7 +114,7 @@ class Study:
                 if trial.number in recorded:  # recorded, then killed before Optuna was told
                     self.tell(recorded[trial.number])
                 elif is_whole(trial, self._space):
-                    (self._paused if "paused" in trial.user_attrs else self._orphans).append(trial)
+                    (self._paused if trial.user_attrs.get("paused") else self._orphans).append(trial)
                 else:  # killed while Optuna was writing the proposal: nothing was trained
                     self._study.tell(trial.number, state=TrialState.FAIL)
                     continue
@@ -161,9 +161,16 @@ class Study:
 
     def pause(self, number: int, curve: Sequence[float], seconds: float) -> None:
         """Keeps how far trial `number` came, for `paused` after a crash; to Optuna it goes on running."""
+        self._set_paused(number, {"curve": list(curve), "seconds": seconds})
+
+    def promote(self, number: int) -> None:
+        """Marks a paused trial as in flight, so that after a crash `ask` begins with it."""
+        self._set_paused(number, None)
+
+    def _set_paused(self, number: int, state: dict[str, Any] | None) -> None:
         storage = self._study._storage
         trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
-        storage.set_trial_user_attr(trial_id, "paused", {"curve": list(curve), "seconds": seconds})
+        storage.set_trial_user_attr(trial_id, "paused", state)
 
     def paused(self) -> Iterator[tuple[Proposal, tuple[float, ...], float]]:
         """Trials that were paused when the search was interrupted: proposal, curve, and seconds spent."""
