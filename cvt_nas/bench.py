@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import numpy as np
 import optuna
@@ -28,7 +28,7 @@ from scipy.stats import wilcoxon
 
 from cvt_nas.arch import Cost
 from cvt_nas.errors import TableError
-from cvt_nas.race.asha import Asha, accuracy_ranks, losses_of_cost, pareto_ranks
+from cvt_nas.race.asha import Asha, Decision, accuracy_ranks, losses_of_cost, pareto_ranks
 from cvt_nas.race.samplers import SAMPLERS, SamplerName, derive_seed, distributions_of, genome_of
 from cvt_nas.race.study import Ended, Proposal, Study
 from cvt_nas.results import Metric, Status, hypervolume, is_non_dominated
@@ -196,6 +196,18 @@ class Method:
     def __str__(self) -> str:
         return f"{self.sampler}+{self.scheduler}{':promote' if self.mode == 'promote' else ''}"
 
+    def start(self, table: Table, settings: "Settings", *, seed: int) -> "RacedStudy":
+        asha = None
+        if self.scheduler != "none":
+            asha = Asha(
+                max_epochs=table.num_epochs,
+                grace_period=settings.grace_period,
+                reduction_factor=settings.reduction_factor,
+                ranking=pareto_ranks if self.scheduler == "pareto-asha" else accuracy_ranks,
+                mode=self.mode,
+            )
+        return RacedStudy(_study_of(table, self.sampler, settings.metrics, seed), asha, settings.metrics)
+
 
 def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
     """The objectives, accuracy first.
@@ -262,41 +274,56 @@ class Settings:
     reduction_factor: int = 3
 
 
-def simulate(table: Table, method: Method, settings: Settings, *, seed: int) -> Trace:
+class Search(Protocol):
+    """What `simulate` drives: who proposes trials and who stops them, as one."""
+
+    def ask(self) -> Proposal | None:
+        """What a free worker trains next: a new trial, or a paused one, which goes on from where it stood.
+
+        Returns:
+            None where there is nothing to train.
+        """
+        ...
+
+    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
+        """After each epoch of a trial but the last: whether it goes on."""
+        ...
+
+    def tell(self, ended: Outcome) -> None:
+        """A trial was trained in full, or was stopped by `decide`."""
+        ...
+
+
+class SearchMethod(Protocol):
+    """A way to search, whose `str` is its name in a comparison; pickled where searches run in other processes."""
+
+    def start(self, table: Table, settings: Settings, *, seed: int) -> Search: ...
+
+
+def simulate(table: Table, method: SearchMethod, settings: Settings, *, seed: int) -> Trace:
     """One search on the table, until its budget of epochs is spent.
 
     Workers are asynchronous; a trial takes its epochs times its seconds per epoch.
     """
-    metrics = settings.metrics
-    study = _study_of(table, method.sampler, metrics, seed)
-    asha = None
-    if method.scheduler != "none":
-        asha = Asha(
-            max_epochs=table.num_epochs,
-            grace_period=settings.grace_period,
-            reduction_factor=settings.reduction_factor,
-            ranking=pareto_ranks if method.scheduler == "pareto-asha" else accuracy_ranks,
-            mode=method.mode,
-        )
+    search = method.start(table, settings, seed=seed)
     clock = itertools.count()
     events: list[tuple[float, int, Proposal, int]] = []  # when which proposal will have trained how many epochs
-    paused: dict[int, tuple[Proposal, int]] = {}
+    paused: dict[int, int] = {}  # trials, with the epochs that they have trained
     trained, asks, seen = [], [], []
     spent, num_free, now = 0, settings.num_workers, 0.0
     while spent < settings.budget:
         while num_free:
-            number = None if asha is None else asha.promote()
-            if number is not None:
-                proposal, epochs = paused.pop(number)
-            else:
-                started = time.perf_counter()
-                proposal, epochs = study.ask(), 0
-                asks.append(time.perf_counter() - started)
-                if proposal is None:
-                    break
-                seen.append(table.canonical(proposal.genome))
-            step = table.seconds_per_epoch[table.rows[table.canonical(proposal.genome)]]
-            heapq.heappush(events, (now + step, next(clock), proposal, epochs + 1))
+            started = time.perf_counter()
+            proposal = search.ask()
+            seconds = time.perf_counter() - started
+            if proposal is None:
+                break
+            row = table.rows[table.canonical(proposal.genome)]
+            if proposal.number not in paused:
+                asks.append(seconds)
+                seen.append(row)
+            epochs = paused.pop(proposal.number, 0)
+            heapq.heappush(events, (now + table.seconds_per_epoch[row], next(clock), proposal, epochs + 1))
             num_free -= 1
         if not events:
             break
@@ -305,27 +332,49 @@ def simulate(table: Table, method: Method, settings: Settings, *, seed: int) -> 
         row = table.rows[table.canonical(proposal.genome)]
         curves = table.curves[row]
         curve = tuple(curves[proposal.seed % len(curves)][:epochs].tolist())
-        ends: Status | None = None
-        if epochs == table.num_epochs:
-            ends = "complete"
+        is_complete = epochs == table.num_epochs
+        if is_complete:
             trained.append((spent, row))
-        elif asha is not None:
-            decision = asha.decide(proposal.number, epochs, (1 - curve[-1], *losses_of_cost(proposal.cost, metrics)))
-            if decision == "pause":
-                paused[proposal.number] = proposal, epochs
-                study.pause(proposal.number, curve, 0.0)
-                num_free += 1
-                continue
-            ends = "stopped" if decision == "stop" else None
-        if ends is None:
+        decision = "stop" if is_complete else search.decide(proposal, curve)
+        if decision == "go":
             heapq.heappush(events, (now + table.seconds_per_epoch[row], next(clock), proposal, epochs + 1))
             continue
-        study.tell(Outcome(number=proposal.number, status=ends, epochs=epochs, curve=curve, cost=proposal.cost))
         num_free += 1
+        if decision == "pause":
+            paused[proposal.number] = epochs
+            continue
+        status = "complete" if is_complete else "stopped"
+        search.tell(Outcome(number=proposal.number, status=status, epochs=epochs, curve=curve, cost=proposal.cost))
     return Trace(
         trained=tuple(trained), num_trials=len(seen), num_duplicates=len(seen) - len(set(seen)),
         ask_seconds=tuple(asks),
     )  # fmt: skip
+
+
+class RacedStudy:
+    """A study that proposes, and the rungs that stop or pause its trials, if there are any."""
+
+    def __init__(self, study: "Study | PlainStudy", asha: Asha | None, metrics: Sequence[Metric]) -> None:
+        self._study, self._asha, self._metrics = study, asha, metrics
+        self._paused: dict[int, Proposal] = {}
+
+    def ask(self) -> Proposal | None:
+        if self._asha is not None and self._paused and (number := self._asha.promote()) is not None:
+            return self._paused.pop(number)
+        return self._study.ask()
+
+    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
+        if self._asha is None:
+            return "go"
+        losses = (1 - curve[-1], *losses_of_cost(proposal.cost, self._metrics))
+        decision = self._asha.decide(proposal.number, len(curve), losses)
+        if decision == "pause":
+            self._paused[proposal.number] = proposal
+            self._study.pause(proposal.number, curve, 0.0)
+        return decision
+
+    def tell(self, ended: Outcome) -> None:
+        self._study.tell(ended)
 
 
 def _study_of(table: Table, sampler: str, metrics: Sequence[Metric], seed: int) -> "Study | PlainStudy":
@@ -395,11 +444,11 @@ def anytime_hypervolume(table: Table, trace: Trace, settings: Settings) -> np.nd
     return values
 
 
-Run = tuple[Method, int, np.ndarray, Trace]
+Run = tuple[SearchMethod, int, np.ndarray, Trace]
 
 
 def compare(
-    table: Table, methods: Sequence[Method], settings: Settings, *, seeds: Sequence[int], processes: int = 1
+    table: Table, methods: Sequence[SearchMethod], settings: Settings, *, seeds: Sequence[int], processes: int = 1
 ) -> Iterator[Run]:
     """Every method with every seed, seed by seed, so that a comparison that is stopped early is still paired.
 
@@ -420,7 +469,7 @@ def _hold(table: Table, settings: Settings) -> None:
     _held[:] = [table, settings]
 
 
-def _run(task: tuple[Method, int]) -> Run:
+def _run(task: tuple[SearchMethod, int]) -> Run:
     (method, seed), (table, settings) = task, _held
     trace = simulate(table, method, settings, seed=seed)
     return method, seed, anytime_hypervolume(table, trace, settings), trace

@@ -11,6 +11,8 @@ import pytest
 
 from cvt_nas.bench import (
     Method,
+    Outcome,
+    Search,
     Settings,
     Table,
     Trace,
@@ -21,6 +23,8 @@ from cvt_nas.bench import (
 )
 from cvt_nas.cli import main
 from cvt_nas.errors import TableError
+from cvt_nas.race.asha import Decision
+from cvt_nas.race.study import Proposal
 from cvt_nas.results import hypervolume
 
 METRICS = ("accuracy", "flops")
@@ -114,6 +118,47 @@ def test_a_simulation_spends_its_budget_repeats_itself_and_proposes_nothing_twic
         assert len(first.trained) >= (80 - 4 * 4) / 4
     else:
         assert len(first.trained) < first.num_trials
+
+
+class PausesFirst:
+    """Proposes the rows in their order; pauses trial 0 after an epoch, and goes on with it after trial 1."""
+
+    def __init__(self) -> None:
+        self.reports: list[tuple[int, int]] = []
+        self.outcomes: list[Outcome] = []
+
+    def start(self, table: Table, settings: Settings, *, seed: int) -> Search:
+        self.proposals = [
+            Proposal(number=number, genome=genome, cost=table.cost(genome), seed=number)
+            for number, genome in enumerate(table.genomes)
+        ]
+        self.order = [0, 1, 0, 2]
+        return self
+
+    def ask(self) -> Proposal | None:
+        return self.proposals[self.order.pop(0)] if self.order else None
+
+    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
+        self.reports.append((proposal.number, len(curve)))
+        if (proposal.number, len(curve)) == (0, 1):
+            return "pause"
+        return "stop" if proposal.number == 2 else "go"
+
+    def tell(self, ended: Outcome) -> None:
+        self.outcomes.append(ended)
+
+
+def test_a_search_of_ones_own_is_asked_at_a_free_worker_and_told_each_epoch(table: Table) -> None:
+    search = PausesFirst()
+    trace = simulate(table, search, Settings(metrics=METRICS, budget=100, num_workers=1), seed=0)
+    assert search.reports == [(0, 1), (1, 1), (1, 2), (1, 3), (0, 2), (0, 3), (2, 1)]
+    assert [(ended.number, ended.status, ended.epochs) for ended in search.outcomes] == [
+        (1, "complete", 4), (0, "complete", 4), (2, "stopped", 1),
+    ]  # fmt: skip
+    assert all(len(ended.curve) == ended.epochs for ended in search.outcomes)
+    assert trace.trained == ((5, 1), (8, 0))
+    # a trial that goes on is no new one
+    assert (trace.num_trials, len(trace.ask_seconds), trace.num_duplicates) == (3, 3, 0)
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "pareto-asha"])
