@@ -58,6 +58,7 @@ class Table:
     curves: tuple[np.ndarray, ...]
     seconds_per_epoch: np.ndarray
     _nearest: dict[Genome, Genome] = field(default_factory=dict, repr=False)
+    _hypervolumes: dict[tuple[Metric, ...], float] = field(default_factory=dict, repr=False)
 
     @cached_property
     def genomes(self) -> list[Genome]:
@@ -119,6 +120,12 @@ class Table:
             for metric in metrics
         ]
         return np.stack(columns, axis=1)
+
+    def hypervolume(self, metrics: Sequence[Metric]) -> float:
+        """True hypervolume of all the rows; measured once, since thousands of them take seconds."""
+        if tuple(metrics) not in self._hypervolumes:
+            self._hypervolumes[tuple(metrics)] = hypervolume(self.losses(metrics))
+        return self._hypervolumes[tuple(metrics)]
 
 
 def load_table(path: Path) -> Table:
@@ -431,7 +438,7 @@ class PlainStudy:
 def anytime_hypervolume(table: Table, trace: Trace, settings: Settings) -> np.ndarray:
     """After each epoch, `(budget,)`: true hypervolume of what was trained in full, as a share of the whole table's."""
     losses, budget = table.losses(settings.metrics), settings.budget
-    whole = hypervolume(losses)
+    whole = table.hypervolume(settings.metrics)
     values, front = np.zeros(budget), np.empty((0, losses.shape[1]))
     known: set[int] = set()
     for spent, row in trace.trained:
