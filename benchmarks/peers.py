@@ -1,0 +1,289 @@
+"""What people search with today, on the tables, the simulated clock and the budgets of `cvt-nas bench`.
+
+The peers' own searchers and schedulers, called as their controllers call them; no cluster, no backend, no waiting.
+A proposal that is no row of the table stands for the nearest; what was proposed before is trained again, and counted.
+
+- `ray-optuna+asha`, `ray-optuna+fifo`: Ray Tune's `OptunaSearch` with a list of metrics and its default sampler,
+  and `ASHAScheduler` on accuracy, or none. A trial that the scheduler stops is told to Optuna as complete, with the
+  values of its last epoch: so does Tune.
+- `syne-tune-moasha`: `MOASHA`, which proposes at random. In 0.16.0 its rungs take the indices of the sorted trials
+  for their ranks, so that whom they stop depends on more than the losses; `random+pareto-asha` is near to what it
+  means.
+- `syne-tune-morea`: `MultiObjectiveRegularizedEvolution`, random until its population of 100 is full, which takes
+  the same indices for scores; `syne-tune-morea:20` has a population of 20, since searches here are short.
+- `syne-tune-ehvi`: expected hypervolume improvement by Gaussian processes on all objectives. It negates losses and
+  then takes 2 as the reference point, which nothing exceeds; `syne-tune-ehvi:shifted` is told losses less 3, so that
+  its reference point is the one by which searches are judged. Either takes seconds a proposal, and has to be named.
+
+Searchers and schedulers of `cvt-nas bench` can be named as well, and are then compared with the peers, pair by pair.
+
+    pip install syne-tune "botorch<0.18"
+    python benchmarks/peers.py --table benchmarks/tables/nas_bench_201_cifar100.parquet --budget 200 --workers 1 \\
+        --searcher surrogate --scheduler none --json
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+
+from cvt_nas import bench
+from cvt_nas.arch import Cost
+from cvt_nas.bench import Outcome, Search, SearchMethod, Settings, Table
+from cvt_nas.errors import CvtNasError
+from cvt_nas.race.asha import Decision
+from cvt_nas.race.samplers import derive_seed, distributions_of
+from cvt_nas.race.study import Proposal
+from cvt_nas.results import Metric
+
+FAST_PEERS = ("ray-optuna+asha", "ray-optuna+fifo", "syne-tune-moasha", "syne-tune-morea", "syne-tune-morea:20")
+PEERS = (*FAST_PEERS, "syne-tune-ehvi", "syne-tune-ehvi:shifted")
+TIME_ATTR = "training_iteration"
+EHVI_SHIFT = 3.0  # losses in [0, 1] become rewards in [2, 3]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One of `PEERS`."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def start(self, table: Table, settings: Settings, *, seed: int) -> Search:
+        kind, _, variant = self.name.partition(":")
+        if kind.startswith("ray-optuna"):
+            return _ray_tune(table, settings, kind.partition("+")[2], seed)
+        return _syne_tune(table, settings, kind, variant, seed)
+
+
+@dataclass(slots=True)
+class Trial:
+    """What the peers' schedulers read of a trial."""
+
+    trial_id: Any
+    config: dict[str, Any]
+    last_result: dict[str, Any] = field(default_factory=dict)
+
+
+def _proposal(table: Table, number: int, config: Mapping[str, Any], seed: int) -> Proposal:
+    genome = tuple(int(config.get(gene.name, 0)) for gene in table.genes)  # a gene without a choice may be left out
+    training_seed = derive_seed(seed, number, "training")
+    return Proposal(number=number, genome=genome, cost=table.cost(genome), seed=training_seed)
+
+
+class RayTune:
+    """A searcher and a scheduler of Ray Tune, called as its controller calls them.
+
+    Args:
+        searcher: Proposes, and is told only `metrics`.
+    """
+
+    def __init__(self, table: Table, metrics: Sequence[Metric], searcher: Any, scheduler: Any, seed: int) -> None:
+        self._table, self._metrics, self._seed = table, metrics, seed
+        self.searcher, self.scheduler = searcher, scheduler
+        self._trials: list[Trial] = []
+
+    def ask(self) -> Proposal | None:
+        number = len(self._trials)
+        trial = Trial(trial_id=f"{number:05d}", config=self.searcher.suggest(f"{number:05d}"))
+        self._trials.append(trial)
+        self.scheduler.on_trial_add(None, trial)
+        return _proposal(self._table, number, trial.config, self._seed)
+
+    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
+        return "stop" if self._report(self._trials[proposal.number], curve, proposal.cost) == "STOP" else "go"
+
+    def tell(self, ended: Outcome) -> None:
+        trial = self._trials[ended.number]
+        if ended.status == "complete":  # the last epoch is reported as any other; a stopped trial has reported it
+            self._report(trial, ended.curve, ended.cost)
+        self.scheduler.on_trial_complete(None, trial, trial.last_result)
+        self.searcher.on_trial_complete(trial.trial_id, result=trial.last_result)
+
+    def _report(self, trial: Trial, curve: Sequence[float], cost: Cost) -> str:
+        values = {"accuracy": curve[-1], "params": cost.params, "flops": cost.flops}
+        trial.last_result = {TIME_ATTR: len(curve), **{metric: values[metric] for metric in self._metrics}}
+        decision = self.scheduler.on_trial_result(None, trial, trial.last_result)
+        if decision != "STOP":
+            self.searcher.on_trial_result(trial.trial_id, trial.last_result)
+        return decision
+
+
+def _ray_tune(table: Table, settings: Settings, scheduler: str, seed: int) -> RayTune:
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    searcher = OptunaSearch(
+        distributions_of(table),
+        metric=list(settings.metrics),
+        mode=["max" if metric == "accuracy" else "min" for metric in settings.metrics],
+        seed=seed,
+    )
+    if scheduler == "fifo":
+        return RayTune(table, settings.metrics, searcher, FIFOScheduler(), seed)
+    asha = ASHAScheduler(
+        time_attr=TIME_ATTR,
+        metric="accuracy",
+        mode="max",
+        max_t=table.num_epochs,
+        grace_period=settings.grace_period,
+        reduction_factor=settings.reduction_factor,
+    )
+    return RayTune(table, settings.metrics, searcher, asha, seed)
+
+
+class SyneTune:
+    """A scheduler of syne-tune, called as its tuner calls it.
+
+    It minimises every objective, and compares them as they are, so they are told on the scale of the hypervolume:
+    1 - accuracy, and costs as shares of the reference point.
+
+    Args:
+        shift: Taken off every loss.
+    """
+
+    def __init__(self, table: Table, metrics: Sequence[Metric], scheduler: Any, seed: int, shift: float = 0.0) -> None:
+        self._table, self._metrics, self._seed, self._shift = table, metrics, seed, shift
+        self.scheduler = scheduler
+        self._trials: list[Trial] = []
+
+    def ask(self) -> Proposal | None:
+        suggestion = self.scheduler.suggest()
+        if suggestion is None:
+            return None
+        number = len(self._trials)
+        trial = Trial(trial_id=number, config=suggestion.config)
+        self._trials.append(trial)
+        self.scheduler.on_trial_add(trial)
+        return _proposal(self._table, number, trial.config, self._seed)
+
+    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
+        return "stop" if self._report(self._trials[proposal.number], curve, proposal.cost) == "STOP" else "go"
+
+    def tell(self, ended: Outcome) -> None:
+        trial = self._trials[ended.number]
+        if ended.status == "complete" and self._report(trial, ended.curve, ended.cost) != "STOP":
+            self.scheduler.on_trial_complete(trial, trial.last_result)
+        else:  # what the scheduler itself stops, if only because it is at the last epoch, is not told as complete
+            self.scheduler.on_trial_remove(trial)
+
+    def _report(self, trial: Trial, curve: Sequence[float], cost: Cost) -> str:
+        _, greatest = self._table.cost_range
+        losses = {
+            metric: 1 - curve[-1] if metric == "accuracy" else getattr(cost, metric) / getattr(greatest, metric)
+            for metric in self._metrics
+        }
+        shifted = {metric: loss - self._shift for metric, loss in losses.items()}
+        trial.last_result = {TIME_ATTR: len(curve), **shifted}
+        return self.scheduler.on_trial_result(trial, trial.last_result)
+
+
+def _syne_tune(table: Table, settings: Settings, kind: str, variant: str, seed: int) -> SyneTune:
+    from syne_tune.config_space import choice, randint  # pyright: ignore[reportMissingImports]
+
+    np.random.seed(seed)  # what is drawn at random is drawn from the global generator, whatever `random_seed` says
+    space = {
+        gene.name: randint(0, len(gene.options) - 1) if gene.is_ordinal else choice(list(range(len(gene.options))))
+        for gene in table.genes
+        if len(gene.options) > 1
+    }
+    metrics = list(settings.metrics)
+    shift = 0.0
+    if kind == "syne-tune-moasha":
+        from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA  # pyright: ignore[reportMissingImports]
+
+        scheduler = MOASHA(
+            space,
+            metrics=metrics,
+            time_attr=TIME_ATTR,
+            max_t=table.num_epochs,
+            grace_period=settings.grace_period,
+            reduction_factor=settings.reduction_factor,
+            random_seed=seed,
+        )
+    elif kind == "syne-tune-ehvi":
+        # imported here since syne-tune, which does without where it can, would fail only at the first fit
+        import botorch  # noqa: F401 # pyright: ignore[reportMissingImports]
+        import torch
+        from syne_tune.optimizer.baselines import EHVI  # pyright: ignore[reportMissingImports]
+
+        torch.set_num_threads(1)  # the matrices are small: more threads only wait for each other
+        warnings.filterwarnings("ignore", module=r"(botorch|gpytorch|linear_operator)\.")  # some at every fit
+        scheduler, shift = EHVI(space, metrics=metrics, random_seed=seed), EHVI_SHIFT if variant else 0.0
+    else:
+        from syne_tune.optimizer.schedulers.multiobjective import (  # pyright: ignore[reportMissingImports]
+            MultiObjectiveRegularizedEvolution,
+        )
+        from syne_tune.optimizer.schedulers.single_fidelity_scheduler import (  # pyright: ignore[reportMissingImports]
+            SingleFidelityScheduler,
+        )
+
+        population = {"population_size": int(variant)} if variant else {}
+        searcher = MultiObjectiveRegularizedEvolution(space, random_seed=seed, **population)
+        scheduler = SingleFidelityScheduler(space, metrics=metrics, searcher=searcher, random_seed=seed)
+    return SyneTune(table, settings.metrics, scheduler, seed, shift)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, required=True)
+    parser.add_argument("--peers", type=_list, default=list(FAST_PEERS), help="of those above; '' for none")
+    parser.add_argument("--searcher", type=_list, default=[], help="as in cvt-nas bench")
+    parser.add_argument("--scheduler", type=_list, default=["none"], help="as in cvt-nas bench")
+    parser.add_argument("--objectives", type=_list, default=["accuracy", "flops"])
+    parser.add_argument("--budget", type=int, required=True, help="epochs of each search")
+    parser.add_argument("--workers", type=int, default=4, help="trials side by side; simulated")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--grace-period", type=int, default=1)
+    parser.add_argument("--reduction-factor", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=1, help="searches at the same time")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.peers if name not in PEERS]:
+        parser.error(f"--peers: got {', '.join(unknown)}, must be of {', '.join(PEERS)}")
+    try:
+        metrics = bench.metrics_of(options.objectives)
+        ours = bench.methods_of(options.searcher, options.scheduler)
+        table = bench.load_table(options.table)
+    except CvtNasError as error:
+        parser.error(str(error))
+    settings = Settings(
+        metrics=metrics,
+        budget=options.budget,
+        num_workers=options.workers,
+        grace_period=options.grace_period,
+        reduction_factor=options.reduction_factor,
+    )
+    methods: list[SearchMethod] = [*ours, *map(Peer, options.peers)]
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    runs = []
+    for run in bench.compare(table, methods, settings, seeds=seeds, processes=options.processes):
+        runs.append(run)
+        method, seed, values, _ = run
+        print(f"seed {seed}, {method}: {values[-1]:.4f}, {len(runs)}/{len(methods) * len(seeds)}", file=sys.stderr)
+    summary = bench.summarise(runs, settings)
+    if options.json:
+        print(json.dumps({"table": str(options.table), "objectives": list(metrics), **summary}))
+        return
+    for name, found in summary["methods"].items():
+        means = {share: np.mean(values) for share, values in found["hypervolume"].items()}
+        print(f"{name:32}" + "  ".join(f"{float(share):.0%} {mean:.4f}" for share, mean in means.items()))
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Peers on small tables: Ray Tune's own searcher and scheduler, without a cluster."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+import peers
+from cvt_nas.bench import Outcome, Search, Settings, Table, load_table, simulate
+from cvt_nas.race.asha import Decision
+from cvt_nas.race.study import Proposal
+from test_bench import frame
+
+METRICS = ("accuracy", "flops")
+
+
+@pytest.fixture
+def table_file(tmp_path: Path) -> Path:
+    path = tmp_path / "table.csv"
+    frame(num_epochs=9).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def table(table_file: Path) -> Table:
+    return load_table(table_file)
+
+
+class Watched:
+    """A search that was started before, and all that it was told."""
+
+    def __init__(self, search: Search) -> None:
+        self.search, self.outcomes = search, list[Outcome]()
+
+    def start(self, table: Table, settings: Settings, *, seed: int) -> Search:
+        return self
+
+    def ask(self) -> Proposal | None:
+        return self.search.ask()
+
+    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
+        return self.search.decide(proposal, curve)
+
+    def tell(self, ended: Outcome) -> None:
+        self.outcomes.append(ended)
+        self.search.tell(ended)
+
+
+def test_optuna_hears_of_a_stopped_trial_as_complete_with_the_values_of_its_last_epoch(table: Table) -> None:
+    settings = Settings(metrics=METRICS, budget=150)
+    search = peers.Peer("ray-optuna+asha").start(table, settings, seed=0)
+    assert isinstance(search, peers.RayTune)
+    watched = Watched(search)
+    simulate(table, watched, settings, seed=0)
+    told = {trial.number: trial for trial in search.searcher._ot_study.trials if trial.state != TrialState.RUNNING}
+    assert sorted(told) == sorted(ended.number for ended in watched.outcomes)
+    assert all(trial.state == TrialState.COMPLETE for trial in told.values())
+    assert all(told[ended.number].values == [ended.curve[-1], ended.cost.flops] for ended in watched.outcomes)
+    # ASHA's rungs, and nothing between them
+    assert {ended.epochs for ended in watched.outcomes if ended.status == "stopped"} == {1, 3}
+    assert {ended.epochs for ended in watched.outcomes if ended.status == "complete"} == {9}
+
+
+def test_a_search_by_ray_tune_keeps_to_its_budget_and_is_a_function_of_its_seed(table: Table) -> None:
+    settings = Settings(metrics=METRICS, budget=150, num_workers=3)
+    method = peers.Peer("ray-optuna+asha")
+    first, second, other = (simulate(table, method, settings, seed=seed) for seed in (5, 5, 6))
+    assert (first.trained, first.num_trials, first.num_duplicates) == (
+        second.trained, second.num_trials, second.num_duplicates
+    )  # fmt: skip
+    assert first.trained != other.trained
+    assert 0 < len(first.trained) < first.num_trials
+    assert all(spent <= 150 for spent, _ in first.trained)
+
+
+def test_without_a_scheduler_ray_tune_trains_every_trial_in_full(table: Table) -> None:
+    trace = simulate(table, peers.Peer("ray-optuna+fifo"), Settings(metrics=METRICS, budget=90, num_workers=2), seed=0)
+    assert len(trace.trained) >= 9
+    assert trace.num_trials <= len(trace.trained) + 2
+
+
+def test_a_scheduler_of_syne_tune_is_called_as_its_tuner_calls_it(table: Table) -> None:
+    calls: list[tuple[str, int, float]] = []
+
+    class Scheduler:
+        """Stops every other trial after its second epoch, and none at the last."""
+
+        def suggest(self) -> Any:
+            return SimpleNamespace(config={"g0": 9, "g1": 0, "c2": 1})
+
+        def on_trial_add(self, trial: Any) -> None:
+            calls.append(("add", trial.trial_id, 0))
+
+        def on_trial_result(self, trial: Any, result: dict[str, float]) -> str:
+            assert result["flops"] == pytest.approx(50_001 / int(1.02 * 50_001))
+            calls.append(("result", trial.trial_id, result["training_iteration"]))
+            return "STOP" if trial.trial_id % 2 and result["training_iteration"] == 2 else "CONTINUE"
+
+        def on_trial_remove(self, trial: Any) -> None:
+            calls.append(("remove", trial.trial_id, trial.last_result["training_iteration"]))
+
+        def on_trial_complete(self, trial: Any, result: dict[str, float]) -> None:
+            calls.append(("complete", trial.trial_id, result["training_iteration"]))
+
+    watched = Watched(peers.SyneTune(table, METRICS, Scheduler(), seed=0))
+    simulate(table, watched, Settings(metrics=METRICS, budget=11, num_workers=1), seed=0)
+    assert calls[:11] == [("add", 0, 0), *(("result", 0, epoch) for epoch in range(1, 10)), ("complete", 0, 9)]
+    assert calls[11:] == [("add", 1, 0), ("result", 1, 1), ("result", 1, 2), ("remove", 1, 2)]
+
+
+def test_peers_are_compared_with_our_own_methods_pair_by_pair(
+    table_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--table", str(table_file), "--peers", "ray-optuna+asha", "--searcher", "random", "--budget", "60",
+                 "--seeds", "2", "--json"]  # fmt: skip
+    peers.main(arguments)
+    methods = json.loads(capsys.readouterr().out)["methods"]
+    assert set(methods) == {"random+none", "ray-optuna+asha"}
+    assert "random+none" in methods["ray-optuna+asha"]["p_value_against"]
+    assert len(methods["ray-optuna+asha"]["duplicates"]) == 2
+
+
+def test_a_peer_that_is_not_known_is_one_line(table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        peers.main(["--table", str(table_file), "--budget", "10", "--peers", "hyperband"])
+    assert "--peers: got hyperband, must be of ray-optuna+asha, ray-optuna+fifo" in capsys.readouterr().err
