@@ -85,6 +85,7 @@ def fit_on_workers(
     num_workers: int,
     cpus_per_worker: float,
     use_gpus: bool,
+    keep_model: bool = True,
     max_failures: int = 3,
 ) -> Iterator[dict[str, Any]]:
     """Trains `arch` as `engine.fit` does, on `num_workers` workers that share each batch.
@@ -94,6 +95,7 @@ def fit_on_workers(
     Args:
         number: Of the trial; names its checkpoint in the run folder.
         use_gpus: Whether each worker takes a GPU. Where `setup.device` is `cpu`, the GPU is only a slot.
+        keep_model: Whether the trained weights go to the run folder, as the architecture's.
         max_failures: Deaths of a worker after which the training is given up.
 
     Yields:
@@ -110,6 +112,7 @@ def fit_on_workers(
             "setup": setup,
             "number": number,
             "seed": seed,
+            "keep_model": keep_model,
             "reports": reports,
         },
         scaling_config=ScalingConfig(
@@ -156,7 +159,7 @@ def _train_on_worker(config: dict[str, Any]) -> None:
         device=get_device() if setup.device == "cuda" else setup.torch_device,
         seed=config["seed"],
         checkpoint=run.checkpoint_path(config["number"]),
-        model_folder=run.model_path(arch.id),
+        model_folder=run.model_path(arch.id) if config["keep_model"] else None,
     ):
         if first:
             config["reports"].put(report)

@@ -199,7 +199,7 @@ def progress_reports(
     device: torch.device,
     seed: int,
     checkpoint: Path,
-    model_folder: Path,
+    model_folder: Path | None,
 ) -> Iterator[dict[str, Any]]:
     """`fit`, as plain values that travel between processes: what a worker reports of its training.
 

@@ -1,7 +1,8 @@
 """The race: Ray Tune runs the trials that the study proposes, and ASHA stops the weak ones.
 
 Ray only executes. Its searcher and scheduler are thin adapters to `Study` and `Asha`, nothing of Ray's
-own state is kept, and an interrupted race goes on by starting it again on the same run.
+own state is kept, and an interrupted race goes on by starting it again on the same run. What is trained
+again after the race (`cvt_nas.race.confirm`) is launched by the same code.
 """
 
 import contextlib
@@ -10,9 +11,9 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -26,7 +27,6 @@ from cvt_nas.race.resources import Resources
 from cvt_nas.race.study import Proposal, Study
 from cvt_nas.race.trial import WAITING_CPUS, run_trial
 from cvt_nas.results import Metric, RunFolder, TrialResult
-from cvt_nas.space import SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,38 @@ class TrialPaused:
     number: int
 
 
-RaceEvent = TrialStarted | EpochDone | TrialPaused | TrialResult
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfirmationStarted:
+    """The race is over, and the best of it is trained again: what follows is of further trainings.
+
+    Args:
+        num_planned: Further trainings, those of earlier processes included.
+        ended: Those that ended in earlier processes.
+    """
+
+    num_planned: int
+    ended: tuple[TrialResult, ...]
+
+
+RaceEvent = TrialStarted | EpochDone | TrialPaused | TrialResult | ConfirmationStarted
+
+
+class AskTell(Protocol):
+    """Who says what is trained next, and hears how it ended: `Study`, or `Confirmations` after the race."""
+
+    def ask(self) -> Proposal | None:
+        """What to train next; None where nothing is left."""
+        ...
+
+    def tell(self, ended: TrialResult, /) -> None: ...
+
+    def pause(self, number: int, curve: Sequence[float], seconds: float) -> None: ...
+
+    def promote(self, number: int) -> None: ...
+
+    def paused(self) -> Iterator[tuple[Proposal, tuple[float, ...], float]]:
+        """Proposal, curve and seconds spent of what an earlier process paused."""
+        ...
 
 
 def race(
@@ -76,12 +107,39 @@ def race(
     Raises:
         ray.exceptions.RayError: Ray itself failed; the record is whole all the same.
     """
-    events: queue.Queue[RaceEvent | BaseException | None] = queue.Queue()
     asha = asha_of(experiment, study, run.results())
-    searcher = _StudySearcher(study, experiment.space, asha, run, experiment.training.epochs, events)
+    return launch_trials(
+        experiment, study, run, setup, resources, asha=asha, record=run.append, stop=stop, reuse_workers=reuse_workers
+    )
+
+
+def launch_trials(
+    experiment: Experiment,
+    source: AskTell,
+    run: RunFolder,
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    asha: Asha | None,
+    record: Callable[[TrialResult], None],
+    stop: threading.Event,
+    keep_models: bool = True,
+    reuse_workers: bool = True,
+) -> Iterator[RaceEvent]:
+    """`race`, of whatever `source` asks for.
+
+    Args:
+        asha: Stops or pauses trials; None trains each of them in full.
+        record: Keeps a result, before `source` is told of it.
+        stop: Ends the trials in order once it is set; never set by this.
+        keep_models: Whether the weights of a trial that ends complete are kept as its architecture's.
+    """
+    events: queue.Queue[RaceEvent | BaseException | None] = queue.Queue()
+    closing = threading.Event()  # where the reader goes away before the end
+    searcher = _SourceSearcher(source, experiment, asha, run, record, events)
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(run_trial, setup=setup, resources=resources),
+            tune.with_parameters(run_trial, setup=setup, resources=resources, keep_model=keep_models),
             # with several GPUs the trial itself only waits for its workers, which claim them one by one
             {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
             if resources.num_workers == 1
@@ -90,14 +148,14 @@ def race(
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=FIFOScheduler() if asha is None else _AshaScheduler(asha, experiment.objectives),
-            num_samples=-1,  # the study counts
+            num_samples=-1,  # the source counts
             max_concurrent_trials=resources.num_slots,
             reuse_actors=reuse_workers,
         ),
         run_config=tune.RunConfig(
             name="race",
             storage_path=str(run.tune_path),
-            stop=_StopWhenSet(stop),
+            stop=_StopWhenSet(stop, closing),
             failure_config=tune.FailureConfig(max_failures=0),
             verbose=0,
         ),
@@ -121,24 +179,24 @@ def race(
                 raise event
             yield event
     finally:
-        stop.set()
+        closing.set()
         thread.join(timeout=30)
         shutil.rmtree(run.tune_path, ignore_errors=True)
 
 
 class _StopWhenSet(tune.Stopper):
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
+    def __init__(self, *events: threading.Event) -> None:
+        self._events = events
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         del trial_id, result
         return False
 
     def stop_all(self) -> bool:
-        return self._event.is_set()
+        return any(event.is_set() for event in self._events)
 
     def __reduce__(self) -> Any:  # Tune pickles what it is given, for a restore that is never made
-        return (_StopWhenSet, (None,))
+        return (_StopWhenSet, ())
 
 
 @dataclass(kw_only=True, slots=True)
@@ -156,17 +214,17 @@ class _InFlight:
     last: dict[str, Any] = field(default_factory=dict)
 
 
-class _StudySearcher(Searcher):
-    """Tune's view of the study and the rungs: `suggest` promotes or asks, `on_trial_complete` tells."""
+class _SourceSearcher(Searcher):
+    """Tune's view of the source and the rungs: `suggest` promotes or asks, `on_trial_complete` tells."""
 
-    def __init__(self, study: Study, space: SearchSpace, asha: Asha | None, run: RunFolder, max_epochs: int,
-                 events: queue.Queue[Any]) -> None:  # fmt: skip
+    def __init__(self, source: AskTell, experiment: Experiment, asha: Asha | None, run: RunFolder,
+                 record: Callable[[TrialResult], None], events: queue.Queue[Any]) -> None:  # fmt: skip
         super().__init__()  # with no metric: Tune would end the whole search over one report without it
-        self._study, self._space, self._asha, self._run, self._events = study, space, asha, run, events
-        self._max_epochs = max_epochs
+        self._source, self._asha, self._run, self._record, self._events = source, asha, run, record, events
+        self._space, self._max_epochs = experiment.space, experiment.training.epochs
         self._running: dict[str, _InFlight] = {}
         self._paused: dict[int, _InFlight] = {}
-        for proposal, curve, seconds in study.paused():
+        for proposal, curve, seconds in source.paused():
             last = {"status": "running", "epoch": len(curve), "accuracy": curve[-1], "curve": list(curve)}
             self._paused[proposal.number] = _InFlight(proposal=proposal, started=0.0, spent=seconds, last=last)
 
@@ -174,10 +232,10 @@ class _StudySearcher(Searcher):
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the state is the study's."""
+        """Nothing: the state is the source's."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the state is the study's."""
+        """Nothing: the state is the source's."""
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         del metric, mode, config, spec
@@ -186,11 +244,11 @@ class _StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         promoted = None if self._asha is None else self._asha.promote()
         if promoted is not None:
-            self._study.promote(promoted)
+            self._source.promote(promoted)
             trial = self._paused.pop(promoted)
             trial.started = time.monotonic()
         else:
-            proposal = self._study.ask()
+            proposal = self._source.ask()
             if proposal is None:
                 if self._running:
                     return None  # what they report may promote a paused trial
@@ -218,14 +276,14 @@ class _StudySearcher(Searcher):
         trial.spent += time.monotonic() - trial.started
         number = trial.proposal.number
         if not error and self._asha is not None and self._asha.is_paused(number):
-            self._study.pause(number, trial.last["curve"], trial.spent)
+            self._source.pause(number, trial.last["curve"], trial.spent)
             self._paused[number] = trial
             self._events.put(TrialPaused(number=number))
         else:
             self._finish(trial, failed=error)
 
     def _finish(self, trial: _InFlight, *, failed: bool = False) -> None:
-        """Records how a trial ended: on disk, then in Optuna's journal."""
+        """Records how a trial ended: on disk, then by telling the source."""
         proposal, last = trial.proposal, trial.last
         epochs, status, reason = last.get("epoch", 0), last.get("status", "running"), last.get("reason")
         if failed:
@@ -247,8 +305,8 @@ class _StudySearcher(Searcher):
             device=last.get("device", "cpu"),
             reason=reason,
         )
-        self._run.append(result)
-        self._study.tell(result)
+        self._record(result)
+        self._source.tell(result)
         with contextlib.suppress(OSError):  # a checkpoint too many is no reason to end the search
             self._run.checkpoint_path(proposal.number).unlink()
         self._events.put(result)

@@ -18,8 +18,12 @@ from cvt_nas.results import RunFolder, TrialResult
 WAITING_CPUS = 0.01
 
 
-def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resources) -> None:
-    """Trains the architecture of `config`, here or on workers of its own, and passes each report on to Tune."""
+def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resources, keep_model: bool = True) -> None:
+    """Trains the architecture of `config`, here or on workers of its own, and passes each report on to Tune.
+
+    Args:
+        keep_model: Whether the trained weights go to the run folder, as the architecture's.
+    """
     run, number = RunFolder(setup.run_path), config["number"]
     arch, device = arch_from_dict(config["arch"]), _device()
     try:
@@ -30,7 +34,7 @@ def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resour
                 device=setup.torch_device,
                 seed=config["seed"],
                 checkpoint=run.checkpoint_path(number),
-                model_folder=run.model_path(arch.id),
+                model_folder=run.model_path(arch.id) if keep_model else None,
             )
         else:
             device = f"{resources.num_workers} gpus"
@@ -42,6 +46,7 @@ def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resour
                 num_workers=resources.num_workers,
                 cpus_per_worker=(resources.cpus_per_trial - WAITING_CPUS) / resources.num_workers,
                 use_gpus=True,
+                keep_model=keep_model,
             )
         for report in reports:
             tune.report({**report, "device": device})
