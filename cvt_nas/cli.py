@@ -145,7 +145,7 @@ def _search(options: argparse.Namespace) -> int:
 
     from cvt_nas.race import search
     from cvt_nas.race.progress import ConsoleProgress
-    from cvt_nas.report import front_table, report_paths, summary, write_report
+    from cvt_nas.report import confirmation_line, front_table, report_paths, summary, write_report
 
     def progress(run: Any, resources: Any, num_trials: int, deadline: float | None) -> ConsoleProgress:
         console.print(f"{experiment.name}: {num_trials} trials, {resources.describe()}; {run.path}", highlight=False)
@@ -182,14 +182,18 @@ def _search(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(summary(run)))
     else:
-        print_front(run, front_table(run), report_paths(run), out)
-    if num_done < num_trials and (stop.is_set() or options.time_budget):
+        print_front(run, front_table(run), report_paths(run), out, confirmation_line(run))
+    plan, num_left = run.confirm_plan(), len(run.unconfirmed())
+    if stop.is_set() and (num_left or num_done < num_trials):
+        done = f"{num_done} of {num_trials} trials"
+        if plan is not None and num_left:  # the race is over
+            done = f"{num_done} trials and {len(plan.numbers) - num_left} of {len(plan.numbers)} further trainings"
         again = f"cvt-nas search --space {options.space} --out {out} --resume"
-        console.print(f"{num_done} of {num_trials} trials are done and kept. Go on with: {again}", highlight=False)
+        console.print(f"{done} are done and kept. Go on with: {again}", highlight=False)
     return 130 if stop.was_signalled else 0
 
 
-def print_front(run: Any, table: Any, paths: Sequence[Path], out: Path) -> None:
+def print_front(run: Any, table: Any, paths: Sequence[Path], out: Path, note: str | None) -> None:
     """The front, where its plots are, and what to do next."""
     from rich.console import Console
 
@@ -199,6 +203,8 @@ def print_front(run: Any, table: Any, paths: Sequence[Path], out: Path) -> None:
         console.print("No trial reached its last epoch, so there is no front yet.")
         return
     console.print(table)
+    if note is not None:
+        console.print(note, highlight=False)
     console.print(f"hypervolume {front.hypervolume(run.box):.4f} (reference: accuracy 0 at the space's greatest costs)")
     console.print("plots: " + ", ".join(str(out / path.name) for path in paths if path.suffix == ".html"))
     console.print(f"next: cvt-nas export {out} --pick knee --to my_model", style="bold")
@@ -357,7 +363,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from cvt_nas.report import front_table, report_paths, summary, write_report
+    from cvt_nas.report import confirmation_line, front_table, report_paths, summary, write_report
     from cvt_nas.results import RunFolder
 
     run = RunFolder.open(Path(options.run))
@@ -365,7 +371,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(summary(run)))
     else:
-        print_front(run, front_table(run), report_paths(run), run.path)
+        print_front(run, front_table(run), report_paths(run), run.path, confirmation_line(run))
     return 0
 
 
@@ -404,16 +410,20 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from cvt_nas.export import export
+    from cvt_nas.report import accuracy_text
     from cvt_nas.results import RunFolder
 
     run, to = RunFolder.open(Path(options.run)), Path(options.to)
     result = export(run, options.pick, to)
+    found = result.confirmation
     if options.json:
+        more = {} if found is None else {"own_accuracy": result.own_accuracy, **found.to_json()}
         print(json.dumps({"arch_id": result.arch_id, "to": str(to), "accuracy": result.accuracy,
-                          "params": result.cost.params, "flops": result.cost.flops}))  # fmt: skip
+                          "params": result.cost.params, "flops": result.cost.flops, **more}))  # fmt: skip
         return 0
-    print(f"{result.arch_id}: accuracy {result.accuracy:.4f}, {result.cost.params:,} params, {result.cost.flops:,} "
-          f"FLOPs; its logits equal those of the trained model")  # fmt: skip
+    own = "" if found is None else f" ({result.own_accuracy:.4f} of these weights)"
+    print(f"{result.arch_id}: accuracy {accuracy_text(result)}{own}, {result.cost.params:,} params, "
+          f"{result.cost.flops:,} FLOPs; its logits equal those of the trained model")  # fmt: skip
     print(f"next: python -c \"import cvt_nas; print(cvt_nas.load_model('{to}'))\"")
     return 0
 

@@ -57,13 +57,23 @@ def _model_card(run: RunFolder, result: TrialResult, folder: Path) -> str:
     preprocessing = json.loads((folder / "preprocessing.json").read_text())
     size, channels = result.arch.image_size, result.arch.num_channels
     test_line = "not read for this model" if test is None else f"{test:.4f}"
+    accuracy_lines = f"| accuracy on the search split, which guided the search | {result.own_accuracy:.4f} |"
+    if (found := result.confirmation) is not None:
+        spread = f", standard deviation {found.sd:.4f}" if found.sd is not None else ""
+        lost = f"; {found.num_lost} more ended without one" if found.num_lost else ""
+        accuracy_lines = (
+            f"| accuracy on the search split of this architecture, mean over {len(found.accuracies)} further "
+            f"trainings{lost} | {found.mean:.4f}{spread} |\n"
+            f"| accuracy of these weights on the search split, for which they were selected | "
+            f"{result.own_accuracy:.4f} |"
+        )
     return f"""# CvT {result.arch_id}
 
 A Convolutional vision Transformer (arXiv:2103.15808), found on `{manifest["dataset"]}` by cvt-nas.
 
 | | |
 |---|---|
-| accuracy on the search split, which guided the search | {result.metric("accuracy"):.4f} |
+{accuracy_lines}
 | accuracy on the test split | {test_line} |
 | parameters | {result.cost.params:,} |
 | FLOPs of one image at {size} x {size} (a multiply-add is one, by fvcore's convention) | {result.cost.flops:,} |

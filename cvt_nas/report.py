@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -16,6 +17,7 @@ from cvt_nas.results import Metric, ParetoFront, RunFolder, TrialResult, write_a
 
 _AXES = {"flops": "FLOPs of one image (multiply-adds)", "params": "Parameters"}
 _FRONT_COLOUR, _TRIAL_COLOUR, _MARK_COLOUR = "#0b6e4f", "#7a8a99", "#d1495b"
+_CONFIRMED_COLOUR = "#6fa88f"
 
 
 def write_report(run: RunFolder) -> None:
@@ -28,8 +30,12 @@ def write_report(run: RunFolder) -> None:
 
 
 def front_frame(run: RunFolder) -> pd.DataFrame:
-    """The front, best accuracy first: `arch_id, accuracy, params, flops, test_accuracy, number, ...`."""
-    tested = run.test_accuracies()
+    """The front, best accuracy first: `arch_id, accuracy, params, flops, test_accuracy, number, ...`.
+
+    Where the front is confirmed, accuracy is a mean over further trainings, and `accuracy_sd, seeds, seeds_lost,
+    membership` follow; see `Confirmation`.
+    """
+    tested, members = run.test_accuracies(), run.front().members
     rows = [
         {
             "arch_id": member.arch_id,
@@ -42,15 +48,24 @@ def front_frame(run: RunFolder) -> pd.DataFrame:
             "seconds": round(member.seconds, 1),
             "seed": member.seed,
             "arch": " | ".join(describe_stages(member.arch)),
+            **_confirmation_of(member),
         }
-        for member in run.front().members
+        for member in members
     ]
     columns = ["arch_id", "accuracy", "params", "flops", "test_accuracy", "number", "epochs", "seconds", "seed", "arch"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*columns, *(_confirmation_of(members[0]) if members else ())])
+
+
+def _confirmation_of(result: TrialResult) -> dict[str, float | None]:
+    return {} if result.confirmation is None else result.confirmation.to_json()
 
 
 def summary(run: RunFolder) -> dict[str, object]:
-    """What `search --json` prints: `run, trials, statuses, front, hypervolume`."""
+    """What `search --json` prints: `run, trials, statuses, front, hypervolume`.
+
+    Where there is a plan of further trainings, `confirmation` too: how many are `planned` and have `ended`, and all
+    the architectures that are `confirmed`, those off the front included, which may be on it by chance alone.
+    """
     results, front = run.results(), run.front()
     tested = run.test_accuracies()
     return {
@@ -65,33 +80,87 @@ def summary(run: RunFolder) -> dict[str, object]:
                 "test_accuracy": tested.get(member.arch_id),
                 "params": member.cost.params,
                 "flops": member.cost.flops,
+                **_confirmation_of(member),
             }
             for member in front.members
         ],
         "hypervolume": front.hypervolume(run.box),
+        **_confirmation_summary(run),
     }
+
+
+def _confirmation_summary(run: RunFolder) -> dict[str, object]:
+    plan = run.confirm_plan()
+    if plan is None:
+        return {}
+    confirmed = [
+        {
+            "arch_id": result.arch_id,
+            "accuracy": result.accuracy,
+            "own_accuracy": result.own_accuracy,
+            **_confirmation_of(result),
+        }
+        for result in run.confirmed()
+    ]
+    num_planned = len(plan.numbers)
+    ended = num_planned - len(run.unconfirmed())
+    return {"confirmation": {"planned": num_planned, "ended": ended, "confirmed": confirmed}}
+
+
+def confirmation_line(run: RunFolder) -> str | None:
+    """What the accuracies of the front are, where a plan of further trainings says that they should be means."""
+    plan = run.confirm_plan()
+    if plan is None or not plan.numbers:
+        return None
+    ended = [result for result in run.confirmations() if result.number in plan.numbers]
+    num_lost = sum(result.status != "complete" for result in ended)
+    done = f"{len(ended)} of {len(plan.numbers)} further trainings have ended"
+    lost = f", {num_lost} of them without an accuracy" if num_lost else ""
+    if not run.confirmed():
+        return f"not confirmed: {done}{lost}; accuracy is of the race's one training, which was selected for being high"
+    return (
+        f"confirmed by {plan.seeds} further seeds each: {done}{lost}; accuracy is their mean ± standard deviation, "
+        f"without the race's own; 'front' is the share of bootstrap resamples with the architecture on it; 'test' is "
+        f"of the race's weights, which are what is exported"
+    )
 
 
 def front_table(run: RunFolder) -> Table:
     """The front for a terminal, knee and best marked."""
     front, tested = run.front(), run.test_accuracies()
     table = Table(title=f"Pareto front of {run.manifest['name']}: {' / '.join(front.metrics)}", title_justify="left")
-    for name, justify in (("arch", "left"), ("accuracy", "right"), ("test", "right"), ("params", "right"),
+    confirmed = any(member.confirmation is not None for member in front.members)
+    more = [("front", "right")] if confirmed else []  # with it, 80 characters still hold the whole table
+    for name, justify in (("arch", "left"), ("accuracy", "right"), *more, ("test", "right"), ("params", "right"),
                           ("FLOPs", "right"), ("", "left")):  # fmt: skip
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     knee = front.knee()
     for member in front.members:
         marks = [name for name, marked in (("best", front.best), ("knee", knee)) if marked is member]
+        if member.confirmation is not None and member.confirmation.num_lost:
+            marks.append(f"{member.confirmation.num_lost} lost")
         test = tested.get(member.arch_id)
         table.add_row(
             member.arch_id,
-            f"{member.metric('accuracy'):.4f}",
+            accuracy_text(member),
+            *([_membership_text(member)] if confirmed else []),
             "-" if test is None else f"{test:.4f}",
             short(member.cost.params),
             short(member.cost.flops),
             ", ".join(marks),
         )
     return table
+
+
+def accuracy_text(result: TrialResult) -> str:
+    """`0.9050`, or where it is confirmed by more than one seed `0.9050 ± 0.0012`."""
+    sd = None if result.confirmation is None else result.confirmation.sd
+    return f"{result.metric('accuracy'):.4f}" + ("" if sd is None else f" ± {sd:.4f}")
+
+
+def _membership_text(result: TrialResult) -> str:
+    membership = None if result.confirmation is None else result.confirmation.membership
+    return "-" if membership is None else f"{membership:.0%}"
 
 
 def short(value: float) -> str:
@@ -103,17 +172,29 @@ def short(value: float) -> str:
 
 
 def front_figure(run: RunFolder, metric: Metric) -> go.Figure:
-    """Accuracy against one cost: the front as steps, other complete trials, stopped ones faint."""
-    results = run.results()
+    """Accuracy against one cost: the front as steps, other complete trials, stopped ones faint.
+
+    What is confirmed stands at its mean, with its standard deviation as error bar; what the race made of it stays.
+    """
+    results, confirmed = run.results(), run.confirmed()
     complete = [result for result in results if result.status == "complete"]
     stopped = [result for result in results if result.status == "stopped" and result.accuracy is not None]
-    front = ParetoFront.of(complete, ("accuracy", metric))
+    front = ParetoFront.of(confirmed or complete, ("accuracy", metric))
     steps = sorted(front.members, key=lambda member: member.metric(metric))
     figure = go.Figure()
     epochs = run.manifest["epochs"]
     _add_points(figure, stopped, metric, name=f"stopped before epoch {epochs}", colour=_TRIAL_COLOUR, opacity=0.3)
     rest = [result for result in complete if result not in front.members]
-    _add_points(figure, rest, metric, name=f"complete, {epochs} epochs", colour=_TRIAL_COLOUR, opacity=0.95)
+    _add_points(
+        figure, rest, metric, name=f"complete, {epochs} epochs{', one training' if confirmed else ''}",
+        colour=_TRIAL_COLOUR, opacity=0.5 if confirmed else 0.95,
+    )  # fmt: skip
+    off_front = [result for result in confirmed if result not in front.members]
+    if off_front:
+        _add_points(
+            figure, off_front, metric, name="further trainings, off the front", colour=_CONFIRMED_COLOUR, opacity=0.95,
+            error_y=_error_bars(off_front, _CONFIRMED_COLOUR),
+        )  # fmt: skip
     figure.add_trace(
         go.Scatter(
             x=[member.metric(metric) for member in steps],
@@ -121,9 +202,10 @@ def front_figure(run: RunFolder, metric: Metric) -> go.Figure:
             mode="lines+markers",
             line={"shape": "hv", "color": _FRONT_COLOUR, "width": 2},
             marker={"size": 11, "color": _FRONT_COLOUR},
-            name="Pareto front",
+            name="Pareto front of further trainings, mean ± standard deviation" if confirmed else "Pareto front",
             text=[_hover(member) for member in steps],
             hovertemplate="%{text}<extra></extra>",
+            **({"error_y": _error_bars(steps, _FRONT_COLOUR)} if confirmed else {}),
         )
     )
     for name, member, symbol in (("knee", front.knee(), "diamond-open"), ("best", front.best, "circle-open")):
@@ -155,9 +237,15 @@ def front_figure(run: RunFolder, metric: Metric) -> go.Figure:
     return figure
 
 
+def _error_bars(results: Sequence[TrialResult], colour: str) -> dict[str, Any]:
+    sds = [None if result.confirmation is None else result.confirmation.sd for result in results]
+    return {"type": "data", "array": sds, "color": colour, "thickness": 1.5, "width": 4}
+
+
 def _add_points(
-    figure: go.Figure, results: Sequence[TrialResult], metric: Metric, *, name: str, colour: str, opacity: float
-) -> None:
+    figure: go.Figure, results: Sequence[TrialResult], metric: Metric, *, name: str, colour: str, opacity: float,
+    **more: Any,
+) -> None:  # fmt: skip
     figure.add_trace(
         go.Scatter(
             x=[result.metric(metric) for result in results],
@@ -167,6 +255,7 @@ def _add_points(
             name=name,
             text=[_hover(result) for result in results],
             hovertemplate="%{text}<extra></extra>",
+            **more,
         )
     )
 
@@ -174,11 +263,22 @@ def _add_points(
 def _hover(result: TrialResult) -> str:
     lines = [
         f"<b>{result.arch_id}</b>, trial {result.number}, {result.status} after {result.epochs} epochs",
-        f"accuracy {result.metric('accuracy'):.4f}, "
-        f"{short(result.cost.params)} params, {short(result.cost.flops)} FLOPs",
+        f"accuracy {accuracy_text(result)}, {short(result.cost.params)} params, {short(result.cost.flops)} FLOPs",
+        *_hover_confirmation(result),
         *describe_stages(result.arch),
     ]
     return "<br>".join(lines)
+
+
+def _hover_confirmation(result: TrialResult) -> list[str]:
+    found = result.confirmation
+    if found is None:
+        return []
+    lost = f", {found.num_lost} lost" if found.num_lost else ""
+    lines = [f"further trainings: {len(found.accuracies)}{lost}; {result.own_accuracy:.4f} in the race"]
+    if found.membership is not None:
+        lines.append(f"on the front of {found.membership:.0%} of resamples, over all objectives")
+    return lines
 
 
 def _page(run: RunFolder, figure: go.Figure, metric: Metric) -> str:

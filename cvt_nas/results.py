@@ -1,4 +1,4 @@
-"""What a search produced: trial results, the Pareto front, its hypervolume, and the run folder.
+"""What a search produced: trial results, their confirmation, the Pareto front, its hypervolume, the run folder.
 
 `RunFolder` is the only code that knows file names under `results/`.
 """
@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +21,77 @@ from cvt_nas.errors import RunFolderError
 Metric = Literal["accuracy", "params", "flops"]
 Status = Literal["complete", "stopped", "diverged", "failed", "oom"]
 
+# A million trials would take longer than anyone waits, and in decimals the two parts can be read off.
+_ROUND = 1_000_000
+
+
+# Of means, so that equal ones are equal, whatever they are sums of.
+_DIGITS = 12
+
+
+def further_number(trial: int, round_: int) -> int:
+    """Number of the further training of `trial` in round 1, 2, ...: 2_000_037 is the second one of trial 37.
+
+    A function of the two alone, so that neither more trials nor more rounds change what is on disk.
+    """
+    assert 0 <= trial < _ROUND
+    assert round_ >= 1
+    return round_ * _ROUND + trial
+
+
+def round_and_trial(number: int) -> tuple[int, int]:
+    """The two parts of `further_number`; round 0 is the race itself."""
+    return divmod(number, _ROUND)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confirmation:
+    """What further trainings of one architecture reached, with seeds that had no part in its selection.
+
+    Args:
+        accuracies: Of those that reached the last epoch, in rising order; at least one.
+        num_lost: Further trainings that diverged, failed or ran out of memory. They have no accuracy that compares,
+            so that the mean is of an architecture's trainings that end well; how many do not stands beside it.
+        membership: Share of bootstrap resamples in which the architecture is on the front; None with one seed, whose
+            resamples are all the same.
+    """
+
+    accuracies: tuple[float, ...]
+    num_lost: int = 0
+    membership: float | None = None
+
+    @property
+    def mean(self) -> float:
+        return round(statistics.fmean(self.accuracies), _DIGITS)
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation over seeds, with n - 1 degrees of freedom; None with one seed."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+    def to_json(self) -> dict[str, float | None]:
+        """Plain values, in the names that scripts rely on."""
+        return {
+            "accuracy_sd": self.sd,
+            "seeds": len(self.accuracies),
+            "seeds_lost": self.num_lost,
+            "membership": self.membership,
+        }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialResult:
     """One trial as it ended.
 
     Args:
-        number: Number of the trial in the run and in Optuna's study, from 0.
+        number: Number of the trial in the run and in Optuna's study, from 0; of a further training, see
+            `further_number`.
         arch: What was trained.
         status: `complete` reached the full number of epochs; `stopped` was ended by the scheduler;
             `diverged` met a loss that is not finite; `oom` ran out of device memory; `failed` raised.
         epochs: Epochs that were trained.
-        accuracy: Fraction of the search split after the last of them; None where there was none.
+        accuracy: Fraction of the search split after the last of them; None where there was none. Where there is a
+            `confirmation`, its mean, which is what competes; the trial's own is `own_accuracy`.
         cost: Exact params and FLOPs.
         curve: Accuracy on the search split after each epoch.
         seconds: From the proposal to the result, worker start and data included.
@@ -39,6 +99,7 @@ class TrialResult:
         seed: Seed of this trial's training.
         device: Where it ran, `cpu` or the index of the GPU on its node.
         reason: Why it ended, where it did not end well.
+        confirmation: Of its architecture, where `RunFolder.confirmed` made this; never in the record.
     """
 
     number: int
@@ -53,10 +114,16 @@ class TrialResult:
     seed: int
     device: str = "cpu"
     reason: str | None = None
+    confirmation: Confirmation | None = None
 
     @property
     def arch_id(self) -> str:
         return self.arch.id
+
+    @property
+    def own_accuracy(self) -> float | None:
+        """Accuracy of this one training, and so of the weights that it left."""
+        return self.accuracy if self.confirmation is None else self.curve[-1]
 
     def metric(self, name: Metric) -> float:
         value = self.accuracy if name == "accuracy" else getattr(self.cost, name)
@@ -157,6 +224,84 @@ def hypervolume(losses: np.ndarray) -> float:
     )
 
 
+def losses_of(results: Sequence[TrialResult], metrics: Sequence[Metric]) -> np.ndarray:
+    """`(results, metrics)`, smaller is better: costs as they are, accuracy negated."""
+    rows = [[(-1 if m == "accuracy" else 1) * result.metric(m) for m in metrics] for result in results]
+    return np.array(rows, dtype=float).reshape(len(results), len(metrics))
+
+
+def confirm(trials: Iterable[TrialResult], further: Iterable[TrialResult]) -> list[TrialResult]:
+    """The trials whose architectures were trained again, each with its `Confirmation` and its mean as accuracy.
+
+    The trial's own accuracy is no part of the mean. It was selected for being high, so it is biased upwards, and a
+    mean that held it would keep one part in so many of that bias; the further seeds had no part in the selection.
+    A front of means selects once more, among few, so its members' means are optimistic still, by far less.
+
+    Args:
+        trials: Of the race.
+        further: Trainings of their architectures, of any status.
+
+    Returns:
+        In the order of `trials`; those without a further training that reached the last epoch are left out.
+    """
+    by_arch: dict[str, list[TrialResult]] = {}
+    for result in further:
+        by_arch.setdefault(result.arch_id, []).append(result)
+    confirmed = []
+    for trial in trials:
+        trainings = by_arch.get(trial.arch_id, [])
+        accuracies = sorted(result.metric("accuracy") for result in trainings if result.status == "complete")
+        if trial.status == "complete" and accuracies:
+            confirmation = Confirmation(accuracies=tuple(accuracies), num_lost=len(trainings) - len(accuracies))
+            confirmed.append(dataclasses.replace(trial, accuracy=confirmation.mean, confirmation=confirmation))
+    return confirmed
+
+
+def with_memberships(
+    confirmed: Sequence[TrialResult], metrics: Sequence[Metric], *, num_resamples: int = 1_000, seed: int = 0
+) -> tuple[TrialResult, ...]:
+    """`confirmed`, each with the share of bootstrap resamples in which it is on the front of means.
+
+    A resample draws, for every architecture, as many of its seeds as it has, with replacement. With few seeds the
+    share is too sure of itself: n seeds spread too little in it by a factor of sqrt(1 - 1/n). In made-up races with
+    three seeds, one in nine to one in six of those with a share of 0 was truly on the front; with five, one in
+    fourteen or fewer (benchmarks/confirmation.py, which compares other ways to resample).
+
+    Args:
+        confirmed: What `confirm` returns; its order has no part in the shares.
+        metrics: The objectives.
+
+    Returns:
+        In the order of `confirmed`. The share is None for an architecture with one seed, whose own luck no resample
+        shows; the others compete with it as it stands.
+
+    Source: Efron 1979, doi:10.1214/aos/1176344552, for the bootstrap.
+    """
+    rng = np.random.default_rng(seed)
+    ordered = sorted(confirmed, key=lambda result: result.arch_id)
+    losses, on_front = losses_of(ordered, metrics), np.zeros(len(ordered), dtype=int)
+    column = list(metrics).index("accuracy")
+    draws = np.zeros((num_resamples, len(ordered)))
+    for index, result in enumerate(ordered):
+        assert result.confirmation is not None, "only what was trained again has seeds to resample"
+        accuracies = np.array(result.confirmation.accuracies)
+        chosen = rng.integers(len(accuracies), size=(num_resamples, len(accuracies)))
+        draws[:, index] = accuracies[chosen].mean(axis=1)
+    draws = draws.round(_DIGITS)
+    for draw in draws:
+        losses[:, column] = -draw
+        on_front += is_non_dominated(losses)
+    shares = {result.arch_id: int(count) / num_resamples for result, count in zip(ordered, on_front, strict=True)}
+    return tuple(_with_membership(result, shares[result.arch_id]) for result in confirmed)
+
+
+def _with_membership(result: TrialResult, share: float) -> TrialResult:
+    found = result.confirmation
+    assert found is not None
+    membership = None if found.sd is None else share
+    return dataclasses.replace(result, confirmation=dataclasses.replace(found, membership=membership))
+
+
 @dataclass(frozen=True)
 class ParetoFront:
     """The complete trials that no other complete trial dominates, most accurate first.
@@ -173,10 +318,8 @@ class ParetoFront:
     def of(cls, results: Iterable[TrialResult], metrics: Sequence[Metric]) -> Self:
         """The front of `results`. Stopped trials do not compete: their accuracy is not of the full training."""
         complete = [result for result in results if result.status == "complete"]
-        losses = np.array(
-            [[(-1 if m == "accuracy" else 1) * result.metric(m) for m in metrics] for result in complete], dtype=float
-        ).reshape(len(complete), len(metrics))
-        on_front = [result for result, keep in zip(complete, is_non_dominated(losses), strict=True) if keep]
+        keeps = is_non_dominated(losses_of(complete, metrics))
+        on_front = [result for result, keep in zip(complete, keeps, strict=True) if keep]
         on_front.sort(key=lambda result: (-result.metric("accuracy"), result.cost.flops, result.number))
         return cls(members=tuple(on_front), metrics=tuple(metrics))
 
@@ -207,11 +350,33 @@ class ParetoFront:
         return front[int(np.argmax(y - x))]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfirmPlan:
+    """Which trials' architectures are trained again, and how often each.
+
+    Args:
+        top: As the space file has it.
+        seeds: Rounds; each trains every member once.
+        members: Numbers of the trials, the first to be trained first.
+    """
+
+    top: Literal["front"] | int
+    seeds: int
+    members: tuple[int, ...]
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of all the further trainings, round by round, so that a race that is cut short here is cut evenly."""
+        return [further_number(member, index + 1) for index in range(self.seeds) for member in self.members]
+
+
 class RunFolder:
     """One run on disk: the record, and what is made from it.
 
     manifest.json      what was run: file, versions, devices, seeds, command line; written once
     trials.jsonl       one `TrialResult` a line, append-only, flushed: the record
+    confirm.json       which architectures are trained again, once the race is over; see `ConfirmPlan`
+    confirm.jsonl      one `TrialResult` a line, of those further trainings, append-only, flushed
     test.jsonl         accuracy on the test split of the front's members, read once at the end
     study.journal      Optuna's storage
     pareto.csv, pareto_flops.html, pareto_params.html
@@ -302,23 +467,64 @@ class RunFolder:
         results = [TrialResult.from_json(tree) for tree in _read_lines(self.path / "trials.jsonl")]
         return tuple(sorted(results, key=lambda result: result.number))
 
+    def append_confirmation(self, result: TrialResult) -> None:
+        """Adds a further training to its record, on disk when this returns."""
+        _append_line(self.path / "confirm.jsonl", result.to_json())
+
+    def confirmations(self) -> tuple[TrialResult, ...]:
+        """The further trainings that ended, however they did, round by round. Raises as `results` does."""
+        further = [TrialResult.from_json(tree) for tree in _read_lines(self.path / "confirm.jsonl")]
+        return tuple(sorted(further, key=lambda result: result.number))
+
+    def write_confirm_plan(self, plan: ConfirmPlan) -> None:
+        write_atomically(self.path / "confirm.json", json.dumps(dataclasses.asdict(plan)) + "\n")
+
+    def confirm_plan(self) -> ConfirmPlan | None:
+        """None before the race is over, and where nothing is trained again."""
+        path = self.path / "confirm.json"
+        if not path.exists():
+            return None
+        tree = json.loads(path.read_text())
+        return ConfirmPlan(top=tree["top"], seeds=tree["seeds"], members=tuple(tree["members"]))
+
+    def unconfirmed(self) -> list[int]:
+        """Numbers of the planned further trainings that have not ended."""
+        plan = self.confirm_plan()
+        ended = {result.number for result in self.confirmations()}
+        return [] if plan is None else [number for number in plan.numbers if number not in ended]
+
+    def confirmed(self) -> tuple[TrialResult, ...]:
+        """The trials whose architectures were trained again; see `confirm`.
+
+        Empty until the first round is over: a front of those that happened to be first would be none of the search.
+        """
+        plan, further = self.confirm_plan(), self.confirmations()
+        if plan is not None and not set(plan.members) <= {round_and_trial(result.number)[1] for result in further}:
+            return ()
+        return with_memberships(confirm(self.results(), further), self.metrics)
+
     def front(self) -> ParetoFront:
-        return ParetoFront.of(self.results(), self.metrics)
+        """Of the trials that are confirmed, by means over their further trainings; of all trials where none is.
+
+        One training of a trial that was not confirmed is no match for a mean: it may be the luckiest of many.
+        """
+        return ParetoFront.of(self.confirmed() or self.results(), self.metrics)
 
     def find(self, arch_id: str) -> TrialResult:
-        """The result of the architecture whose id is, or alone begins with, `arch_id`.
+        """The result of the architecture whose id is, or alone begins with, `arch_id`; confirmed where it was.
 
         Raises:
             RunFolderError: None, or several.
         """
-        found = [result for result in self.results() if result.arch_id.startswith(arch_id)]
+        results = {result.number: result for result in (*self.results(), *self.confirmed())}
+        found = [result for result in results.values() if result.arch_id.startswith(arch_id)]
         if len(found) != 1:
             what = "no trial" if not found else f"{len(found)} trials"
             raise RunFolderError(f"{self.path}: {what} with an arch id that begins with {arch_id!r}")
         return found[0]
 
     def pick(self, what: str) -> TrialResult:
-        """A complete trial: `knee`, `best`, the begin of an arch id, or the most accurate under a limit.
+        """A trial of the front: `knee`, `best`, or the most accurate under a limit; any by the begin of its arch id.
 
         Args:
             what: Limits are written `flops<4e9` or `params<20e6`.

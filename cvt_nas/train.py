@@ -61,7 +61,7 @@ def train(
     }
     if resume:
         run = RunFolder.open(out)
-        if (run.manifest.get("arch_id"), run.manifest["fingerprint"]) != (arch.id, experiment.fingerprint):
+        if run.manifest.get("arch_id") != arch.id or not experiment.compares_with(run.manifest):
             raise RunFolderError(f"{out} holds another run than this training; name another --out")
     else:
         run = RunFolder.create(out, manifest)

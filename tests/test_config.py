@@ -211,6 +211,36 @@ CASES = {
         "search: {weights: supernet, ",
         'my.yaml:41: search.weights: got "supernet", must be scratch',
     ),
+    "a word for top that is none": (
+        "search: {",
+        "search: {confirm: {top: knee, seeds: 3}, ",
+        'my.yaml:41: search.confirm.top: got "knee", must be front, or a whole number of at least 1',
+    ),
+    "no architectures to confirm": (
+        "search: {",
+        "search: {confirm: {top: 0}, ",
+        "my.yaml:41: search.confirm.top: got 0, must be front, or a whole number of at least 1",
+    ),
+    "a truth value for top": (
+        "search: {",
+        "search: {confirm: {top: yes}, ",
+        "my.yaml:41: search.confirm.top: got true, must be front, or a whole number of at least 1",
+    ),
+    "no seeds to confirm with": (
+        "search: {",
+        "search: {confirm: {top: 5, seeds: 0}, ",
+        "my.yaml:41: search.confirm.seeds: got 0, must be at least 1",
+    ),
+    "an unknown key of confirm": (
+        "search: {trials: 32,",
+        "search:\n  confirm:\n    top: front\n    seed: 3\n  trials: 32\n#",
+        "my.yaml:44: search.confirm.seed: unknown key; did you mean 'seeds'?",
+    ),
+    "confirm as a number": (
+        "search: {",
+        "search: {confirm: 3, ",
+        "my.yaml:41: search.confirm: got 3, must be a section with keys of its own",
+    ),
     "not YAML": ("format: 1", "format: [1", "my.yaml:2: not YAML: expected ',' or ']', but got ':'"),
 }
 
@@ -263,3 +293,30 @@ def test_the_fingerprint_changes_with_anything_but_the_name_and_the_number_of_tr
     other = small_digits(**{"  epochs:": "  epochs: 4"})
     assert parse_experiment(same, "a").fingerprint == small.fingerprint
     assert parse_experiment(other, "b").fingerprint != small.fingerprint
+
+
+SEARCHES = ["", "search: {}", "search: {trials: 9}", "search: {confirm: {seeds: 2}}", "search: {confirm: {top: 4}}"]
+
+
+@pytest.mark.parametrize("first", SEARCHES)
+@pytest.mark.parametrize("then", SEARCHES)
+def test_a_run_can_go_on_with_other_trials_and_another_confirmation(first: str, then: str) -> None:
+    begun, resumed = (parse_experiment(small_digits(**{"search:": line}), "my.yaml") for line in (first, then))
+    manifest = begun.manifest(seed=0, num_trials=9)
+    assert resumed.compares_with(manifest)
+    assert resumed.compares_with({**manifest, "fingerprint": "of an older version"})
+
+
+def test_a_run_cannot_go_on_with_another_sampler() -> None:
+    begun, resumed = (
+        parse_experiment(small_digits(**{"search:": f"search: {{sampler: {name}, confirm: {{}}}}"}), "my.yaml")
+        for name in ("tpe", "random")
+    )
+    assert not resumed.compares_with(begun.manifest(seed=0, num_trials=9))
+
+
+def test_confirm_takes_the_front_and_three_seeds_unless_told_otherwise() -> None:
+    confirm = parse_experiment(base_with("search: {", "search: {confirm: {}, "), "my.yaml").search.confirm
+    assert confirm is not None
+    assert (confirm.top, confirm.seeds) == ("front", 3)
+    assert parse_experiment(BASE, "my.yaml").search.confirm is None

@@ -26,6 +26,7 @@ from cvt_nas.config.reader import Key, Reader, did_you_mean, dotted, explain, on
 from cvt_nas.config.sections import (
     AugmentConfig,
     BoundSection,
+    ConfirmConfig,
     ConstraintsSection,
     DataConfig,
     SearchConfig,
@@ -48,6 +49,7 @@ from cvt_nas.space import (
 
 __all__ = [
     "AugmentConfig",
+    "ConfirmConfig",
     "DataConfig",
     "Experiment",
     "SearchConfig",
@@ -109,11 +111,26 @@ class Experiment:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that makes two results comparable: the file without its name and its number of trials."""
-        tree = yaml.safe_load(self.text)
-        tree.pop("name")
-        tree.get("search", {}).pop("trials", None)
-        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+        """Hash of all that makes two results comparable: the file without its name, its number of trials, and what
+        is trained again when they are over."""
+        return _fingerprint_of(self.text)
+
+    def compares_with(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether the run of `manifest` is of this experiment, so that it can go on with this file.
+
+        By the file that the manifest holds, not by its fingerprint, which an earlier version of this tool may have
+        made in another way.
+        """
+        return self.fingerprint == _fingerprint_of(manifest["space_file"])
+
+
+def _fingerprint_of(text: str) -> str:
+    tree = yaml.safe_load(text)
+    tree.pop("name")
+    search = tree.setdefault("search", {})  # a section that only holds what is left out is as good as none
+    for name in ("trials", "confirm"):
+        search.pop(name, None)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_experiment(path: str | Path) -> Experiment:

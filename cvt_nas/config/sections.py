@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
 from cvt_nas.arch import Projection
+from cvt_nas.config.reader import show
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -28,6 +29,12 @@ def _rising(options: list[T]) -> list[T]:
     if any(a >= b for a, b in itertools.pairwise(options)):
         raise ValueError(f"got {options}, must rise: {sorted(set(options))}")
     return options
+
+
+def _front_or_count(value: Any) -> Any:
+    if value == "front" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError(f"got {show(value)}, must be front, or a whole number of at least 1")
 
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -177,6 +184,24 @@ class TrainingConfig:
 
 
 @validated(config=_STRICT, frozen=True, kw_only=True)
+class ConfirmConfig:
+    """Section `search.confirm`: after the race, its best architectures are trained again, with further seeds.
+
+    What won the race was partly lucky, and its accuracy is too high for that. The further trainings had no part
+    in the selection: their mean is unbiased, and the front is drawn by it.
+
+    Args:
+        top: Which architectures: `front`, the members of the race's front, or the first so many trials by
+            non-dominated sorting. Only they compete from then on; a number above the front's size gives those
+            a chance that were unlucky.
+        seeds: Further trainings of each. With one there is no standard deviation, and no probability of membership.
+    """
+
+    top: Annotated[Literal["front"] | int, BeforeValidator(_front_or_count)] = "front"
+    seeds: PositiveInt = 3
+
+
+@validated(config=_STRICT, frozen=True, kw_only=True)
 class SearchConfig:
     """Section `search`.
 
@@ -191,6 +216,7 @@ class SearchConfig:
         reduction_factor: One in so many goes on past a rung; rungs are so many times farther apart.
         weights: `scratch`, every trial from a fresh initialisation.
         seed: Of proposals and trainings.
+        confirm: Further trainings of the best, after the race; none where absent.
     """
 
     trials: PositiveInt = 50
@@ -201,6 +227,7 @@ class SearchConfig:
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     weights: Literal["scratch"] = "scratch"
     seed: Annotated[int, Field(ge=0)] = 0
+    confirm: ConfirmConfig | None = None
 
 
 @validated(config=_STRICT, frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import cvt_nas.distributed  # noqa: F401  sets Ray's environment before anything
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import RunFolderError
+from cvt_nas.race.confirm import confirm_front
 from cvt_nas.race.executor import RaceEvent, race
 from cvt_nas.race.resources import Resources, claim_resources
 from cvt_nas.race.study import Study
@@ -45,6 +46,9 @@ def search(
     progress: ProgressFactory | None = None,
 ) -> RunFolder:
     """Runs a search and returns its folder; ends early, in order, where `stop` is set or the time is over.
+
+    Once the race is over, what `search.confirm` chooses is trained again, and once that is over, the test split is
+    read for the members of the front. A resumed run may have another `search.confirm` than it began with.
 
     Args:
         out: The run folder, new unless `resume`.
@@ -95,8 +99,15 @@ def search(
         with follow as on_event:
             for event in race(experiment, study, run, setup, resources, stop=stop, reuse_workers=reuse_workers):
                 on_event(event)
+            is_done = study.is_done
+            if is_done and experiment.search.confirm is not None:
+                for event in confirm_front(
+                    experiment, run, setup, resources, seed=seed, stop=stop, reuse_workers=reuse_workers
+                ):
+                    on_event(event)
+                is_done = not run.unconfirmed()
         timer.cancel()
-        if study.is_done:
+        if is_done:
             _test_front(run, setup, resources)
     return run
 
@@ -120,7 +131,7 @@ def _ignore(event: RaceEvent) -> None:
 
 
 def _test_front(run: RunFolder, setup: TrainingSetup, resources: Resources) -> None:
-    """Reads the test split once for each member of the front that it was not read for yet."""
+    """Reads the test split once for each member of the front that it was not read for yet, with the race's weights."""
     known = run.test_accuracies()
     members: Sequence[TrialResult] = [m for m in run.front().members if m.arch_id not in known]
     for member, (accuracy, num_images) in zip(members, read_test_split(members, setup, resources), strict=True):
@@ -130,10 +141,10 @@ def _test_front(run: RunFolder, setup: TrainingSetup, resources: Resources) -> N
 def _resumed(experiment: Experiment, out: Path, seed: int | None) -> RunFolder:
     """The run in `out`, if it is of the same experiment."""
     run = RunFolder.open(out)
-    if run.manifest["fingerprint"] != experiment.fingerprint:
+    if not experiment.compares_with(run.manifest):
         raise RunFolderError(
             f"{out} was started from another version of the space file (kept in its manifest.json): results would "
-            f"not compare; only the number of trials can change. Write elsewhere by --out DIR"
+            f"not compare; only the number of trials and search.confirm can change. Write elsewhere by --out DIR"
         )
     if seed is not None and seed != run.manifest["seed"]:
         raise RunFolderError(f"--seed {seed}: {out} was started with seed {run.manifest['seed']}; leave it out")

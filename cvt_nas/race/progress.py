@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from cvt_nas.race.executor import EpochDone, RaceEvent, TrialPaused, TrialStarted
-from cvt_nas.results import HypervolumeBox, Metric, ParetoFront, TrialResult
+from cvt_nas.race.executor import ConfirmationStarted, EpochDone, RaceEvent, TrialPaused, TrialStarted
+from cvt_nas.results import HypervolumeBox, Metric, ParetoFront, TrialResult, round_and_trial
 
 _LINE_EVERY_SECONDS = 10.0
 
@@ -22,7 +22,7 @@ class Progress(Protocol):
 
 
 class ConsoleProgress:
-    """Trials done, running and stopped, best accuracy, front, hypervolume, time left.
+    """Trials done, running and stopped, best accuracy, front, hypervolume, time left; then further trainings done.
 
     Args:
         results: Of earlier processes, where the run is resumed.
@@ -42,10 +42,12 @@ class ConsoleProgress:
     ) -> None:
         self._console, self._metrics, self._box = console, metrics, box
         self._results, self._num_trials, self._num_epochs = list(results), num_trials, num_epochs
+        self._further: list[TrialResult] | None = None
         self._num_before = len(self._results)
         self._running: dict[int, tuple[int, float]] = {}
         self._paused: set[int] = set()
         self._started, self._deadline, self._last_line = time.monotonic(), deadline, 0.0
+        self._phase_started = self._started
         self._front = ParetoFront.of(self._results, metrics)
         self._live: Live | None = None
 
@@ -70,6 +72,13 @@ class ConsoleProgress:
         elif isinstance(event, TrialPaused):
             self._running.pop(event.number, None)
             self._paused.add(event.number)
+        elif isinstance(event, ConfirmationStarted):
+            self._running.clear()  # what a signal left in flight
+            self._further, self._num_trials = list(event.ended), event.num_planned
+            self._num_before, self._phase_started = len(event.ended), time.monotonic()
+        elif self._further is not None:
+            self._running.pop(event.number, None)
+            self._further.append(event)
         else:
             self._running.pop(event.number, None)
             self._paused.discard(event.number)
@@ -83,9 +92,19 @@ class ConsoleProgress:
         self._console.print(", ".join(f"{name} {value}" for name, value in self._figures()), highlight=False)
 
     def _figures(self) -> list[tuple[str, str]]:
-        statuses = Counter(result.status for result in self._results)
+        ended = self._results if self._further is None else self._further
+        statuses = Counter(result.status for result in ended)
         lost = statuses["diverged"] + statuses["failed"] + statuses["oom"]
         best = self._front.best
+        if self._further is not None:
+            return [
+                ("trials", str(len(self._results))),
+                ("further trainings of the best", f"{len(ended)}/{self._num_trials}"),
+                ("running", str(len(self._running))),
+                *([("lost", str(lost))] if lost else []),
+                ("elapsed", clock(time.monotonic() - self._started)),
+                ("left", self._time_left(len(ended))),
+            ]
         return [
             ("trials", f"{len(self._results)}/{self._num_trials}"),
             ("running", str(len(self._running))),
@@ -96,21 +115,23 @@ class ConsoleProgress:
             ("front", str(len(self._front.members))),
             ("hypervolume", f"{self._front.hypervolume(self._box):.4f}"),
             ("elapsed", clock(time.monotonic() - self._started)),
-            ("left", self._time_left()),
+            ("left", self._time_left(len(ended))),
         ]
 
-    def _time_left(self) -> str:
-        now, num_done = time.monotonic(), len(self._results) - self._num_before
+    def _time_left(self, num_ended: int) -> str:
+        now, num_done = time.monotonic(), num_ended - self._num_before
         estimates = [] if self._deadline is None else [self._deadline - now]
         if num_done:
-            estimates.append((now - self._started) / num_done * (self._num_trials - len(self._results)))
+            estimates.append((now - self._phase_started) / num_done * (self._num_trials - num_ended))
         return clock(max(min(estimates), 0)) if estimates else "-"
 
     def _panel(self) -> Table:
         table = Table.grid(padding=(0, 2))
         table.add_row(*(f"[dim]{name}[/] [bold]{value}[/]" for name, value in self._figures()))
         for number, (epoch, accuracy) in sorted(self._running.items())[:12]:
-            table.add_row(f"[dim]trial {number}[/]", f"epoch {epoch}/{self._num_epochs}", f"{accuracy:.4f}")
+            round_, trial = round_and_trial(number)
+            name = f"trial {trial} again, {round_}" if round_ else f"trial {trial}"
+            table.add_row(f"[dim]{name}[/]", f"epoch {epoch}/{self._num_epochs}", f"{accuracy:.4f}")
         return table
 
 
