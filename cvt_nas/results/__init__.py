@@ -1,0 +1,36 @@
+"""What a search produced: trials, their front, its confirmation, how far its rungs can be trusted, and the folder.
+
+`RunFolder` is the only code that knows file names under `results/`.
+"""
+
+from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
+from cvt_nas.results.files import write_atomically
+from cvt_nas.results.folder import RunFolder
+from cvt_nas.results.pareto import HypervolumeBox, ParetoFront, hypervolume, is_non_dominated, losses_of
+from cvt_nas.results.trial import (
+    Confirmation,
+    Metric,
+    Status,
+    TrialResult,
+    further_number,
+    round_and_trial,
+)
+
+__all__ = [
+    "ConfirmPlan",
+    "Confirmation",
+    "HypervolumeBox",
+    "Metric",
+    "ParetoFront",
+    "RunFolder",
+    "Status",
+    "TrialResult",
+    "confirm",
+    "further_number",
+    "hypervolume",
+    "is_non_dominated",
+    "losses_of",
+    "round_and_trial",
+    "with_memberships",
+    "write_atomically",
+]

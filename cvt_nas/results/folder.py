@@ -1,0 +1,206 @@
+"""`RunFolder`, the only code that knows file names under `results/`."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from cvt_nas.arch import Cost
+from cvt_nas.errors import RunFolderError
+from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
+from cvt_nas.results.files import append_line, read_lines, write_atomically
+from cvt_nas.results.pareto import HypervolumeBox, ParetoFront
+from cvt_nas.results.trial import Metric, TrialResult, round_and_trial
+
+
+class RunFolder:
+    """One run on disk: the record, and what is made from it.
+
+    manifest.json      what was run: file, versions, devices, seeds, command line; written once
+    trials.jsonl       one `TrialResult` a line, append-only, flushed: the record
+    confirm.json       which architectures are trained again, once the race is over; see `ConfirmPlan`
+    confirm.jsonl      one `TrialResult` a line, of those further trainings, append-only, flushed
+    test.jsonl         accuracy on the test split of the front's members, read once at the end
+    study.journal      Optuna's storage
+    pareto.csv, pareto_flops.html, pareto_params.html
+    models/<arch id>/  arch.json, model.safetensors, probe.safetensors of each complete trial
+    checkpoints/       of trials in flight
+    errors/            tracebacks of trials that failed
+    tune/              Ray Tune's own files, of no use after the run
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, manifest: Mapping[str, Any]) -> Self:
+        """A new run at `path`.
+
+        Raises:
+            RunFolderError: `path` holds a run already, or cannot be written.
+        """
+        if (path / "manifest.json").exists():
+            num_done = len(cls(path).results())
+            raise RunFolderError(
+                f"{path} holds a run already, with {num_done} of its trials done; "
+                f"go on with it by --resume, or write elsewhere by --out DIR"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            write_atomically(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The run at `path`.
+
+        Raises:
+            RunFolderError: There is none.
+        """
+        if not (path / "manifest.json").is_file():
+            raise RunFolderError(f"{path} holds no run: no manifest.json in it")
+        return cls(path)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / "manifest.json").read_text())
+        except json.JSONDecodeError as error:
+            raise RunFolderError(f"{self.path}/manifest.json:{error.lineno}: not JSON: {error.msg}") from error
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return tuple(self.manifest["objectives"])
+
+    @property
+    def box(self) -> HypervolumeBox:
+        tree = self.manifest["hypervolume_box"]
+        return HypervolumeBox(least=Cost(**tree["least"]), greatest=Cost(**tree["greatest"]))
+
+    @property
+    def journal_path(self) -> Path:
+        return self.path / "study.journal"
+
+    @property
+    def tune_path(self) -> Path:
+        return self.path / "tune"
+
+    def model_path(self, arch_id: str) -> Path:
+        return self.path / "models" / arch_id
+
+    def checkpoint_path(self, number: int) -> Path:
+        return self.path / "checkpoints" / f"{number}.pt"
+
+    def error_path(self, number: int) -> Path:
+        """Traceback of a trial that failed."""
+        return self.path / "errors" / f"{number}.txt"
+
+    def append(self, result: TrialResult) -> None:
+        """Adds a line to the record, on disk when this returns."""
+        append_line(self.path / "trials.jsonl", result.to_json())
+
+    def results(self) -> tuple[TrialResult, ...]:
+        """The record, in order of trial number. A last line torn by a crash is left out.
+
+        Raises:
+            RunFolderError: Another line is damaged.
+        """
+        results = [TrialResult.from_json(tree) for tree in read_lines(self.path / "trials.jsonl")]
+        return tuple(sorted(results, key=lambda result: result.number))
+
+    def append_confirmation(self, result: TrialResult) -> None:
+        """Adds a further training to its record, on disk when this returns."""
+        append_line(self.path / "confirm.jsonl", result.to_json())
+
+    def confirmations(self) -> tuple[TrialResult, ...]:
+        """The further trainings that ended, however they did, round by round. Raises as `results` does."""
+        further = [TrialResult.from_json(tree) for tree in read_lines(self.path / "confirm.jsonl")]
+        return tuple(sorted(further, key=lambda result: result.number))
+
+    def write_confirm_plan(self, plan: ConfirmPlan) -> None:
+        write_atomically(self.path / "confirm.json", json.dumps(dataclasses.asdict(plan)) + "\n")
+
+    def confirm_plan(self) -> ConfirmPlan | None:
+        """None before the race is over, and where nothing is trained again."""
+        path = self.path / "confirm.json"
+        if not path.exists():
+            return None
+        tree = json.loads(path.read_text())
+        return ConfirmPlan(top=tree["top"], seeds=tree["seeds"], members=tuple(tree["members"]))
+
+    def unconfirmed(self) -> list[int]:
+        """Numbers of the planned further trainings that have not ended."""
+        plan = self.confirm_plan()
+        ended = {result.number for result in self.confirmations()}
+        return [] if plan is None else [number for number in plan.numbers if number not in ended]
+
+    def confirmed(self) -> tuple[TrialResult, ...]:
+        """The trials whose architectures were trained again; see `confirm`.
+
+        Empty until the first round is over: a front of those that happened to be first would be none of the search.
+        """
+        plan, further = self.confirm_plan(), self.confirmations()
+        if plan is not None and not set(plan.members) <= {round_and_trial(result.number)[1] for result in further}:
+            return ()
+        return with_memberships(confirm(self.results(), further), self.metrics)
+
+    def front(self) -> ParetoFront:
+        """Of the trials that are confirmed, by means over their further trainings; of all trials where none is.
+
+        One training of a trial that was not confirmed is no match for a mean: it may be the luckiest of many.
+        """
+        return ParetoFront.of(self.confirmed() or self.results(), self.metrics)
+
+    def find(self, arch_id: str) -> TrialResult:
+        """The result of the architecture whose id is, or alone begins with, `arch_id`; confirmed where it was.
+
+        Raises:
+            RunFolderError: None, or several.
+        """
+        results = {result.number: result for result in (*self.results(), *self.confirmed())}
+        found = [result for result in results.values() if result.arch_id.startswith(arch_id)]
+        if len(found) != 1:
+            what = "no trial" if not found else f"{len(found)} trials"
+            raise RunFolderError(f"{self.path}: {what} with an arch id that begins with {arch_id!r}")
+        return found[0]
+
+    def pick(self, what: str) -> TrialResult:
+        """A trial of the front: `knee`, `best`, or the most accurate under a limit; any by the begin of its arch id.
+
+        Args:
+            what: Limits are written `flops<4e9` or `params<20e6`.
+
+        Raises:
+            RunFolderError: Nothing of the run is meant by it.
+        """
+        front = self.front()
+        if not front.members:
+            raise RunFolderError(f"{self.path}: no trial reached its last epoch yet")
+        if what in ("knee", "best"):
+            found = front.knee() if what == "knee" else front.best
+            assert found is not None, "a front with members has both"
+            return found
+        limit = re.fullmatch(r"\s*(flops|params)\s*<\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][0-9]+)?)\s*", what)
+        if limit is None:
+            return self.find(what)
+        metric: Metric = "flops" if limit[1] == "flops" else "params"
+        under = [member for member in front.members if member.metric(metric) < float(limit[2])]
+        if not under:
+            least = min(member.metric(metric) for member in front.members)
+            raise RunFolderError(f"{self.path}: nothing on the front has {what}; the least {metric} are {least:_.0f}")
+        return under[0]
+
+    def append_test_accuracy(self, number: int, arch_id: str, accuracy: float, num_images: int) -> None:
+        """Records the one reading of the test split for one member of the front."""
+        append_line(
+            self.path / "test.jsonl",
+            {"number": number, "arch_id": arch_id, "test_accuracy": accuracy, "num_images": num_images},
+        )
+
+    def test_accuracies(self) -> dict[str, float]:
+        """Accuracy on the test split by arch id."""
+        return {tree["arch_id"]: tree["test_accuracy"] for tree in read_lines(self.path / "test.jsonl")}

@@ -1,0 +1,126 @@
+"""What dominates what: non-dominated sets, hypervolume, and the front of a search."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from cvt_nas.arch import Cost
+from cvt_nas.results.trial import Metric, TrialResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HypervolumeBox:
+    """The fixed box in which hypervolume is measured, so that runs of one space compare.
+
+    The reference point is accuracy 0 at the space's greatest params and FLOPs; the ideal one is
+    accuracy 1 at its least. Each axis is scaled to [0, 1] between them, linearly.
+    """
+
+    least: Cost
+    greatest: Cost
+
+    def normalise(self, results: Sequence[TrialResult], metrics: Sequence[Metric]) -> np.ndarray:
+        """Losses in [0, 1], `(results, metrics)`, smaller is better; the reference point is all ones."""
+        columns = []
+        for metric in metrics:
+            values = np.array([result.metric(metric) for result in results], dtype=float)
+            if metric == "accuracy":
+                columns.append(1 - values)
+            else:
+                low, high = getattr(self.least, metric), getattr(self.greatest, metric)
+                columns.append((values - low) / max(high - low, 1))
+        return np.stack(columns, axis=1) if results else np.empty((0, len(metrics)))
+
+
+def is_non_dominated(losses: np.ndarray) -> np.ndarray:
+    """Which rows no other row dominates: at least as small everywhere and smaller somewhere.
+
+    Args:
+        losses: `(points, objectives)`, smaller is better.
+
+    Returns:
+        Booleans, `(points,)`. Equal rows do not dominate each other.
+    """
+    at_most = (losses[:, None, :] <= losses[None, :, :]).all(axis=2)
+    below = (losses[:, None, :] < losses[None, :, :]).any(axis=2)
+    return np.asarray(~(at_most & below).any(axis=0))
+
+
+def hypervolume(losses: np.ndarray) -> float:
+    """Volume between the points and the reference point (1, ..., 1) that some point dominates.
+
+    Sweeps the last objective, and measures in each slab the volume of the points below it in one
+    dimension fewer; exact, and fast enough for the few hundred points and three objectives of a front.
+
+    Args:
+        losses: `(points, objectives)`, smaller is better; points beyond the reference add nothing.
+    """
+    losses = losses[(losses < 1).all(axis=1)]
+    if len(losses) == 0:
+        return 0.0
+    losses = losses[is_non_dominated(losses)]
+    if losses.shape[1] == 1:
+        return float(1 - losses.min())
+    losses = losses[np.argsort(losses[:, -1], kind="stable")]
+    upper = np.append(losses[1:, -1], 1.0)
+    return sum(
+        (upper[index] - losses[index, -1]) * hypervolume(losses[: index + 1, :-1])
+        for index in range(len(losses))
+        if upper[index] > losses[index, -1]
+    )
+
+
+def losses_of(results: Sequence[TrialResult], metrics: Sequence[Metric]) -> np.ndarray:
+    """`(results, metrics)`, smaller is better: costs as they are, accuracy negated."""
+    rows = [[(-1 if m == "accuracy" else 1) * result.metric(m) for m in metrics] for result in results]
+    return np.array(rows, dtype=float).reshape(len(results), len(metrics))
+
+
+@dataclass(frozen=True)
+class ParetoFront:
+    """The complete trials that no other complete trial dominates, most accurate first.
+
+    Args:
+        members: One result for each architecture.
+        metrics: The objectives: accuracy is maximised, params and FLOPs are minimised.
+    """
+
+    members: tuple[TrialResult, ...]
+    metrics: tuple[Metric, ...]
+
+    @classmethod
+    def of(cls, results: Iterable[TrialResult], metrics: Sequence[Metric]) -> Self:
+        """The front of `results`. Stopped trials do not compete: their accuracy is not of the full training."""
+        complete = [result for result in results if result.status == "complete"]
+        keeps = is_non_dominated(losses_of(complete, metrics))
+        on_front = [result for result, keep in zip(complete, keeps, strict=True) if keep]
+        on_front.sort(key=lambda result: (-result.metric("accuracy"), result.cost.flops, result.number))
+        return cls(members=tuple(on_front), metrics=tuple(metrics))
+
+    def hypervolume(self, box: HypervolumeBox) -> float:
+        """In [0, 1]; see `HypervolumeBox` for the reference point."""
+        return hypervolume(box.normalise(self.members, self.metrics))
+
+    @property
+    def best(self) -> TrialResult | None:
+        """The most accurate member; the cheapest of several."""
+        return self.members[0] if self.members else None
+
+    def knee(self) -> TrialResult | None:
+        """The member farthest above the straight line between the cheapest and the most accurate one.
+
+        Measured on accuracy against the logarithm of FLOPs (or of params where FLOPs are no
+        objective), both scaled to [0, 1].
+
+        Source: the chord criterion of Das 1999, doi:10.1007/BF01195985, in two dimensions.
+        """
+        cost: Metric = "flops" if "flops" in self.metrics else "params"
+        front = ParetoFront.of(self.members, ("accuracy", cost)).members
+        if len(front) < 3:
+            return front[0] if front else None
+        x = np.log([result.metric(cost) for result in front])
+        y = np.array([result.metric("accuracy") for result in front])
+        x, y = (x - x.min()) / np.ptp(x), (y - y.min()) / np.ptp(y)
+        return front[int(np.argmax(y - x))]

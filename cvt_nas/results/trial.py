@@ -1,0 +1,152 @@
+"""One trial as it ended, and what further trainings of its architecture reached."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
+
+Metric = Literal["accuracy", "params", "flops"]
+Status = Literal["complete", "stopped", "diverged", "failed", "oom"]
+
+# A million trials would take longer than anyone waits, and in decimals the two parts can be read off.
+_ROUND = 1_000_000
+
+
+# Of means, so that equal ones are equal, whatever they are sums of.
+DIGITS = 12
+
+
+def further_number(trial: int, round_: int) -> int:
+    """Number of the further training of `trial` in round 1, 2, ...: 2_000_037 is the second one of trial 37.
+
+    A function of the two alone, so that neither more trials nor more rounds change what is on disk.
+    """
+    assert 0 <= trial < _ROUND
+    assert round_ >= 1
+    return round_ * _ROUND + trial
+
+
+def round_and_trial(number: int) -> tuple[int, int]:
+    """The two parts of `further_number`; round 0 is the race itself."""
+    return divmod(number, _ROUND)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confirmation:
+    """What further trainings of one architecture reached, with seeds that had no part in its selection.
+
+    Args:
+        accuracies: Of those that reached the last epoch, in rising order; at least one.
+        num_lost: Further trainings that diverged, failed or ran out of memory. They have no accuracy that compares,
+            so that the mean is of an architecture's trainings that end well; how many do not stands beside it.
+        membership: Share of bootstrap resamples in which the architecture is on the front; None with one seed, whose
+            resamples are all the same.
+    """
+
+    accuracies: tuple[float, ...]
+    num_lost: int = 0
+    membership: float | None = None
+
+    @property
+    def mean(self) -> float:
+        return round(statistics.fmean(self.accuracies), DIGITS)
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation over seeds, with n - 1 degrees of freedom; None with one seed."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+    def to_json(self) -> dict[str, float | None]:
+        """Plain values, in the names that scripts rely on."""
+        return {
+            "accuracy_sd": self.sd,
+            "seeds": len(self.accuracies),
+            "seeds_lost": self.num_lost,
+            "membership": self.membership,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialResult:
+    """One trial as it ended.
+
+    Args:
+        number: Number of the trial in the run and in Optuna's study, from 0; of a further training, see
+            `further_number`.
+        arch: What was trained.
+        status: `complete` reached the full number of epochs; `stopped` was ended by the scheduler;
+            `diverged` met a loss that is not finite; `oom` ran out of device memory; `failed` raised.
+        epochs: Epochs that were trained.
+        accuracy: Fraction of the search split after the last of them; None where there was none. Where there is a
+            `confirmation`, its mean, which is what competes; the trial's own is `own_accuracy`.
+        cost: Exact params and FLOPs.
+        curve: Accuracy on the search split after each epoch.
+        seconds: From the proposal to the result, worker start and data included.
+        train_seconds: The part of `seconds` spent in epochs, their evaluation included.
+        seed: Seed of this trial's training.
+        device: Where it ran, `cpu` or the index of the GPU on its node.
+        reason: Why it ended, where it did not end well.
+        confirmation: Of its architecture, where `RunFolder.confirmed` made this; never in the record.
+    """
+
+    number: int
+    arch: ArchConfig
+    status: Status
+    epochs: int
+    accuracy: float | None
+    cost: Cost
+    curve: tuple[float, ...]
+    seconds: float
+    train_seconds: float
+    seed: int
+    device: str = "cpu"
+    reason: str | None = None
+    confirmation: Confirmation | None = None
+
+    @property
+    def arch_id(self) -> str:
+        return self.arch.id
+
+    @property
+    def own_accuracy(self) -> float | None:
+        """Accuracy of this one training, and so of the weights that it left."""
+        return self.accuracy if self.confirmation is None else self.curve[-1]
+
+    def metric(self, name: Metric) -> float:
+        value = self.accuracy if name == "accuracy" else getattr(self.cost, name)
+        assert value is not None, "only finished trials have an accuracy"
+        return value
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, in the names that scripts rely on."""
+        return {
+            "number": self.number,
+            "arch_id": self.arch_id,
+            "arch": arch_to_dict(self.arch),
+            "status": self.status,
+            "epochs": self.epochs,
+            "accuracy": self.accuracy,
+            "params": self.cost.params,
+            "flops": self.cost.flops,
+            "curve": list(self.curve),
+            "seconds": round(self.seconds, 3),
+            "train_seconds": round(self.train_seconds, 3),
+            "seed": self.seed,
+            "device": self.device,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        values = {field.name: tree[field.name] for field in dataclasses.fields(cls) if field.name in tree}
+        return cls(
+            **{
+                **values,
+                "arch": arch_from_dict(tree["arch"]),
+                "cost": Cost(params=tree["params"], flops=tree["flops"]),
+                "curve": tuple(tree["curve"]),
+            }
+        )
