@@ -145,7 +145,7 @@ def _search(options: argparse.Namespace) -> int:
 
     from cvt_nas.race import search
     from cvt_nas.race.progress import ConsoleProgress
-    from cvt_nas.report import confirmation_line, front_table, report_paths, summary, write_report
+    from cvt_nas.report import confirmation_lines, front_table, rank_lines, report_paths, summary, write_report
 
     def progress(run: Any, resources: Any, num_trials: int, deadline: float | None) -> ConsoleProgress:
         console.print(f"{experiment.name}: {num_trials} trials, {resources.describe()}; {run.path}", highlight=False)
@@ -182,7 +182,7 @@ def _search(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(summary(run)))
     else:
-        print_front(run, front_table(run), report_paths(run), out, confirmation_line(run))
+        print_front(run, front_table(run), report_paths(run), out, [*confirmation_lines(run), *rank_lines(run)])
     plan, num_left = run.confirm_plan(), len(run.unconfirmed())
     if stop.is_set() and (num_left or num_done < num_trials):
         done = f"{num_done} of {num_trials} trials"
@@ -193,7 +193,7 @@ def _search(options: argparse.Namespace) -> int:
     return 130 if stop.was_signalled else 0
 
 
-def print_front(run: Any, table: Any, paths: Sequence[Path], out: Path, note: str | None) -> None:
+def print_front(run: Any, table: Any, paths: Sequence[Path], out: Path, notes: Sequence[str]) -> None:
     """The front, where its plots are, and what to do next."""
     from rich.console import Console
 
@@ -203,7 +203,7 @@ def print_front(run: Any, table: Any, paths: Sequence[Path], out: Path, note: st
         console.print("No trial reached its last epoch, so there is no front yet.")
         return
     console.print(table)
-    if note is not None:
+    for note in notes:
         console.print(note, highlight=False)
     console.print(f"hypervolume {front.hypervolume(run.box):.4f} (reference: accuracy 0 at the space's greatest costs)")
     console.print("plots: " + ", ".join(str(out / path.name) for path in paths if path.suffix == ".html"))
@@ -363,7 +363,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from cvt_nas.report import confirmation_line, front_table, report_paths, summary, write_report
+    from cvt_nas.report import confirmation_lines, front_table, rank_lines, report_paths, summary, write_report
     from cvt_nas.results import RunFolder
 
     run = RunFolder.open(Path(options.run))
@@ -371,7 +371,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(summary(run)))
     else:
-        print_front(run, front_table(run), report_paths(run), run.path, confirmation_line(run))
+        print_front(run, front_table(run), report_paths(run), run.path, [*confirmation_lines(run), *rank_lines(run)])
     return 0
 
 

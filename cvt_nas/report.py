@@ -1,5 +1,6 @@
 """Tables and plots of a run, all of them made from its record alone."""
 
+import dataclasses
 import html
 import json
 from collections import Counter
@@ -13,7 +14,15 @@ from plotly.offline import get_plotlyjs, get_plotlyjs_version
 from rich.table import Table
 
 from cvt_nas.arch import describe_stages
-from cvt_nas.results import Metric, ParetoFront, RunFolder, TrialResult, write_atomically
+from cvt_nas.results import (
+    Metric,
+    ParetoFront,
+    RankCorrelation,
+    RunFolder,
+    TrialResult,
+    rank_correlations,
+    write_atomically,
+)
 
 _AXES = {"flops": "FLOPs of one image (multiply-adds)", "params": "Parameters"}
 _FRONT_COLOUR, _TRIAL_COLOUR, _MARK_COLOUR = "#0b6e4f", "#7a8a99", "#d1495b"
@@ -21,8 +30,9 @@ _CONFIRMED_COLOUR = "#6fa88f"
 
 
 def write_report(run: RunFolder) -> None:
-    """Writes `pareto.csv`, and a plot of accuracy against each cost that is an objective."""
+    """Writes `pareto.csv`, `ranks.csv`, and a plot of accuracy against each cost that is an objective."""
     write_atomically(run.path / "pareto.csv", front_frame(run).to_csv(index=False))
+    write_atomically(run.path / "ranks.csv", ranks_frame(run).to_csv(index=False))
     write_atomically(run.path / "plotly.min.js", get_plotlyjs())
     for metric in run.metrics:
         if metric != "accuracy":
@@ -60,8 +70,60 @@ def _confirmation_of(result: TrialResult) -> dict[str, float | None]:
     return {} if result.confirmation is None else result.confirmation.to_json()
 
 
+def ranks_frame(run: RunFolder) -> pd.DataFrame:
+    """How each epoch before the last one ranked the trials, see `RankCorrelation`; `rung` where trials are stopped."""
+    rungs = _rungs_of(run)
+    rows = [
+        {**dataclasses.asdict(found), "rung": found.epoch in rungs}
+        for found in rank_correlations(run.results(), range(1, run.manifest["epochs"]))
+    ]
+    return pd.DataFrame(rows, columns=[*(field.name for field in dataclasses.fields(RankCorrelation)), "rung"])
+
+
+def _rungs_of(run: RunFolder) -> list[int]:
+    return run.manifest.get("rungs", [])  # which runs of earlier versions lack
+
+
+def rank_lines(run: RunFolder) -> list[str]:
+    """How well each rung ranked the trials, and a warning where it decided at random or against large networks."""
+    rungs, results = _rungs_of(run), run.results()
+    lines = []
+    for found in rank_correlations(results, rungs):
+        lines.append(
+            f"rung at epoch {found.epoch}: its ranks of the {found.num_trials} complete trials have Kendall's tau "
+            f"{found.tau:.2f} with those of the end (p {_p_text(found.p_value)})"
+        )
+        faults = []
+        if found.is_random:
+            faults.append("cannot be told from random ones")
+        if found.curves_cross:
+            faults.append(
+                f"underrate large networks, which overtake small ones later (tau {found.overtaking:.2f} of FLOPs with "
+                f"ranks gained, p {_p_text(found.overtaking_p_value)})"
+            )
+        if faults:
+            lines.append(
+                f"warning: the ranks after epoch {found.epoch} {' and '.join(faults)}; a scheduler that goes by them "
+                f"stops the wrong trials. Better: search.{_better_than(run, found.epoch)}"
+            )
+    return lines
+
+
+def _better_than(run: RunFolder, epoch: int) -> str:
+    """What would be better than to decide after `epoch`."""
+    later = range(epoch + 1, run.manifest["epochs"])
+    for found in rank_correlations(run.results(), later):
+        if not (found.is_random or found.curves_cross):
+            return f"grace_period: {found.epoch}, or search.scheduler: none"
+    return "scheduler: none"
+
+
+def _p_text(p_value: float) -> str:
+    return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
+
+
 def summary(run: RunFolder) -> dict[str, object]:
-    """What `search --json` prints: `run, trials, statuses, front, hypervolume`.
+    """What `search --json` prints: `run, trials, statuses, front, hypervolume, rungs`.
 
     Where there is a plan of further trainings, `confirmation` too: how many are `planned` and have `ended`, and all
     the architectures that are `confirmed`, those off the front included, which may be on it by chance alone.
@@ -85,6 +147,7 @@ def summary(run: RunFolder) -> dict[str, object]:
             for member in front.members
         ],
         "hypervolume": front.hypervolume(run.box),
+        "rungs": [dataclasses.asdict(found) for found in rank_correlations(results, _rungs_of(run))],
         **_confirmation_summary(run),
     }
 
@@ -107,22 +170,24 @@ def _confirmation_summary(run: RunFolder) -> dict[str, object]:
     return {"confirmation": {"planned": num_planned, "ended": ended, "confirmed": confirmed}}
 
 
-def confirmation_line(run: RunFolder) -> str | None:
+def confirmation_lines(run: RunFolder) -> list[str]:
     """What the accuracies of the front are, where a plan of further trainings says that they should be means."""
     plan = run.confirm_plan()
     if plan is None or not plan.numbers:
-        return None
+        return []
     ended = [result for result in run.confirmations() if result.number in plan.numbers]
     num_lost = sum(result.status != "complete" for result in ended)
     done = f"{len(ended)} of {len(plan.numbers)} further trainings have ended"
     lost = f", {num_lost} of them without an accuracy" if num_lost else ""
     if not run.confirmed():
-        return f"not confirmed: {done}{lost}; accuracy is of the race's one training, which was selected for being high"
-    return (
+        return [
+            f"not confirmed: {done}{lost}; accuracy is of the race's one training, which was selected for being high"
+        ]
+    return [
         f"confirmed by {plan.seeds} further seeds each: {done}{lost}; accuracy is their mean ± standard deviation, "
         f"without the race's own; 'front' is the share of bootstrap resamples with the architecture on it; 'test' is "
         f"of the race's weights, which are what is exported"
-    )
+    ]
 
 
 def front_table(run: RunFolder) -> Table:

@@ -34,7 +34,7 @@ from cvt_nas.race.confirm import Confirmations, plan_of
 from cvt_nas.race.executor import ConfirmationStarted, EpochDone, TrialStarted
 from cvt_nas.race.progress import ConsoleProgress
 from cvt_nas.race.samplers import derive_seed
-from cvt_nas.report import confirmation_line, front_figure, front_frame, front_table, summary, write_report
+from cvt_nas.report import confirmation_lines, front_figure, front_frame, front_table, summary, write_report
 from cvt_nas.results import (
     ConfirmPlan,
     ParetoFront,
@@ -323,10 +323,10 @@ def test_a_confirmation_of_which_nothing_is_left_leaves_the_race_s_front(run: Ru
     for result in run.results()[:3]:
         run.append_confirmation(again(result, 1, None, "failed"))
     assert run.front() == before
-    assert confirmation_line(run) == (
+    assert confirmation_lines(run) == [
         "not confirmed: 3 of 3 further trainings have ended, 3 of them without an accuracy; accuracy is of the race's "
         "one training, which was selected for being high"
-    )
+    ]
 
 
 OLD_COLUMNS = "arch_id accuracy params flops test_accuracy number epochs seconds seed arch".split()
@@ -335,12 +335,12 @@ NEW_COLUMNS = ["accuracy_sd", "seeds", "seeds_lost", "membership"]
 
 def test_a_run_without_confirmations_looks_as_it_always_did(run: RunFolder) -> None:
     assert list(front_frame(run).columns) == OLD_COLUMNS
-    assert set(summary(run)) == {"run", "trials", "statuses", "front", "hypervolume"}
+    assert set(summary(run)) == {"run", "trials", "statuses", "front", "hypervolume", "rungs"}
     assert set(summary(run)["front"][0]) == {"arch_id", "number", "accuracy", "test_accuracy", "params", "flops"}  # type: ignore[index]
     assert [column.header for column in front_table(run).columns] == ["arch", "accuracy", "test", "params", "FLOPs", ""]
     assert [trace.name for trace in traces(run)][:3] == ["stopped before epoch 3", "complete, 3 epochs", "Pareto front"]
     assert all(trace.error_y.array is None for trace in traces(run))
-    assert confirmation_line(run) is None
+    assert confirmation_lines(run) == []
 
 
 def traces(run: RunFolder) -> Sequence[Any]:
@@ -383,11 +383,11 @@ def test_the_table_for_a_terminal_shows_means_with_their_spread(run: RunFolder) 
     text = Console(width=80, file=io.StringIO(), record=True)
     text.print(table)
     assert "…" not in text.export_text(), "it fits 80 columns"
-    assert confirmation_line(run) == (
+    assert confirmation_lines(run) == [
         "confirmed by 2 further seeds each: 6 of 6 further trainings have ended, 1 of them without an accuracy; "
         "accuracy is their mean ± standard deviation, without the race's own; 'front' is the share of bootstrap "
         "resamples with the architecture on it; 'test' is of the race's weights, which are what is exported"
-    )
+    ]
 
 
 def test_a_plot_of_a_confirmed_front_has_error_bars_where_there_is_a_spread(run: RunFolder) -> None:

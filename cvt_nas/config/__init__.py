@@ -35,7 +35,7 @@ from cvt_nas.config.sections import (
     TrainingConfig,
 )
 from cvt_nas.errors import ArchError, SpaceFileError
-from cvt_nas.results import HypervolumeBox, Metric
+from cvt_nas.results import HypervolumeBox, Metric, rung_epochs
 from cvt_nas.space import (
     BLOCK_CHOICES,
     COST_METRICS,
@@ -85,6 +85,14 @@ class Experiment:
         least, greatest = self.space.cost_range
         return HypervolumeBox(least=least, greatest=greatest)
 
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs after which the scheduler decides, or would if there were one."""
+        search = self.search
+        return rung_epochs(
+            self.training.epochs, grace_period=search.grace_period, reduction_factor=search.reduction_factor
+        )
+
     def anchor_archs(self) -> dict[str, ArchConfig]:
         return {name: self.space.decode(genome) for name, genome in self.anchors.items()}
 
@@ -101,6 +109,7 @@ class Experiment:
             "objectives": list(self.objectives),
             "hypervolume_box": dataclasses.asdict(self.box),
             "epochs": self.training.epochs,
+            "rungs": list(self.rungs),
             "dataset": self.data.dataset,
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
             "platform": platform.platform(),

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from cvt_nas.arch import Cost
-from cvt_nas.results import Metric, is_non_dominated
+from cvt_nas.results import Metric, is_non_dominated, rung_epochs
 
 Decision = Literal["go", "stop", "pause"]
 Ranking = Callable[[np.ndarray], np.ndarray]
@@ -43,12 +43,9 @@ class Asha:
         mode: Literal["stop", "promote"] = "stop",
     ) -> None:
         self.reduction_factor, self.ranking, self.mode = reduction_factor, ranking, mode
-        self.rungs: dict[int, dict[int, tuple[float, ...]]] = {}
-        self._waiting: dict[int, set[int]] = {}
-        milestone = grace_period
-        while milestone < max_epochs:
-            self.rungs[milestone], self._waiting[milestone] = {}, set()
-            milestone *= reduction_factor
+        milestones = rung_epochs(max_epochs, grace_period=grace_period, reduction_factor=reduction_factor)
+        self.rungs: dict[int, dict[int, tuple[float, ...]]] = {milestone: {} for milestone in milestones}
+        self._waiting: dict[int, set[int]] = {milestone: set() for milestone in milestones}
 
     def decide(self, number: int, epoch: int, losses: Sequence[float]) -> Decision:
         """Records trial `number` where `epoch` is a rung, and decides; `go` between rungs."""

@@ -7,6 +7,7 @@ from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
 from cvt_nas.results.files import write_atomically
 from cvt_nas.results.folder import RunFolder
 from cvt_nas.results.pareto import HypervolumeBox, ParetoFront, hypervolume, is_non_dominated, losses_of
+from cvt_nas.results.rungs import RankCorrelation, rank_correlations, rung_epochs
 from cvt_nas.results.trial import (
     Confirmation,
     Metric,
@@ -22,6 +23,7 @@ __all__ = [
     "HypervolumeBox",
     "Metric",
     "ParetoFront",
+    "RankCorrelation",
     "RunFolder",
     "Status",
     "TrialResult",
@@ -30,7 +32,9 @@ __all__ = [
     "hypervolume",
     "is_non_dominated",
     "losses_of",
+    "rank_correlations",
     "round_and_trial",
+    "rung_epochs",
     "with_memberships",
     "write_atomically",
 ]

@@ -24,7 +24,7 @@ class RunFolder:
     confirm.jsonl      one `TrialResult` a line, of those further trainings, append-only, flushed
     test.jsonl         accuracy on the test split of the front's members, read once at the end
     study.journal      Optuna's storage
-    pareto.csv, pareto_flops.html, pareto_params.html
+    pareto.csv, pareto_flops.html, pareto_params.html, ranks.csv
     models/<arch id>/  arch.json, model.safetensors, probe.safetensors of each complete trial
     checkpoints/       of trials in flight
     errors/            tracebacks of trials that failed

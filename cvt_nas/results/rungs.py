@@ -1,0 +1,95 @@
+"""How far the rungs of a search can be trusted: whether early accuracies rank trials as late ones do."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cvt_nas.results.trial import TrialResult
+
+MIN_TRIALS = 9  # with fewer, even a tau of a half is within chance
+_SIGNIFICANT = 0.05
+
+
+def rung_epochs(max_epochs: int, *, grace_period: int, reduction_factor: int) -> tuple[int, ...]:
+    """Epochs after which successive halving decides: `grace_period`, then `reduction_factor` times farther each."""
+    epochs, epoch = [], grace_period
+    while epoch < max_epochs:
+        epochs.append(epoch)
+        epoch *= reduction_factor
+    return tuple(epochs)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankCorrelation:
+    """How the accuracies after one epoch rank the trials that were trained to the end, against their last ones.
+
+    Those trials were selected, by ranks after this very epoch if it is a rung, which makes `tau` smaller than it is
+    among all architectures; only `scheduler: none` measures it without selection.
+
+    Args:
+        epoch: The early one.
+        num_trials: Complete trials.
+        tau: Kendall's, of accuracy after `epoch` with accuracy at the end.
+        p_value: Of a `tau` so high, if the one had nothing to do with the other.
+        overtaking: Kendall's tau of FLOPs with the ranks that a trial gained after `epoch`: high where large networks
+            learn slower, so that their curves cross those of small ones.
+        overtaking_p_value: Of an `overtaking` so high by chance.
+
+    Source: Kendall 1938, doi:10.1093/biomet/30.1-2.81.
+    """
+
+    epoch: int
+    num_trials: int
+    tau: float
+    p_value: float
+    overtaking: float
+    overtaking_p_value: float
+
+    @property
+    def is_random(self) -> bool:
+        """Whether ranks after this epoch cannot be told from random ones."""
+        return self.p_value >= _SIGNIFICANT
+
+    @property
+    def curves_cross(self) -> bool:
+        """Whether large networks overtake small ones after this epoch, more than chance would have it."""
+        return self.overtaking_p_value < _SIGNIFICANT
+
+
+def rank_correlations(results: Iterable[TrialResult], epochs: Sequence[int]) -> tuple[RankCorrelation, ...]:
+    """Of each of `epochs`, among the complete trials of `results`.
+
+    Returns:
+        Nothing where fewer than `MIN_TRIALS` are complete.
+    """
+    from scipy.stats import kendalltau, rankdata  # half a second, which workers need not wait
+
+    complete = [result for result in results if result.status == "complete"]
+    if len(complete) < MIN_TRIALS:
+        return ()
+    flops = np.array([result.cost.flops for result in complete])
+    last = np.array([result.curve[-1] for result in complete])
+
+    def tau(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+        """With its one-sided p-value; nothing where all the values of one are equal."""
+        found: Any = kendalltau(ours, theirs, alternative="greater")
+        return (0.0, 1.0) if np.isnan(found.statistic) else (float(found.statistic), float(found.pvalue))
+
+    correlations = []
+    for epoch in epochs:
+        early = np.array([result.curve[epoch - 1] for result in complete])
+        value, p_value = tau(early, last)
+        overtaking, overtaking_p_value = tau(flops, rankdata(last) - rankdata(early))
+        correlations.append(
+            RankCorrelation(
+                epoch=epoch,
+                num_trials=len(complete),
+                tau=value,
+                p_value=p_value,
+                overtaking=overtaking,
+                overtaking_p_value=overtaking_p_value,
+            )
+        )
+    return tuple(correlations)
