@@ -8,9 +8,9 @@ genomes that decode to the same `ArchConfig.id` are one architecture.
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from cvt_nas.arch import (
@@ -113,6 +113,65 @@ class Bound:
         return 0.0
 
 
+class _StageReader:
+    """Reads a stage's part of a genome; where each value stands is looked up once, blocks are built once.
+
+    Args:
+        genes: The stage's own.
+    """
+
+    def __init__(self, stage: StageSpace, genes: tuple[Gene, ...]) -> None:
+        self.genes, self._stage = genes, stage
+        places = {(gene.block, gene.choice): place for place, gene in enumerate(genes)}
+        self._places = {choice: places.get((None, choice)) for choice in STAGE_CHOICES}
+        self._block_places = [
+            [places.get((block, choice), places.get((None, choice))) for choice in BLOCK_CHOICES]
+            for block in range(max(stage.depth))
+        ]
+        self._blocks: dict[Genome, BlockConfig] = {}
+        self._has_linear = "linear" in stage.projection
+        self._present = {
+            depth: tuple(gene.block is None or gene.block < depth for gene in genes) for depth in stage.depth
+        }
+
+    def _value(self, choice: str, part: Genome) -> Any:
+        place = self._places[choice]
+        return getattr(self._stage, choice)[0 if place is None else part[place]]
+
+    def _block_of(self, block: int, part: Genome) -> BlockConfig:
+        options = tuple([0 if place is None else part[place] for place in self._block_places[block]])
+        if options not in self._blocks:
+            values = zip(BLOCK_CHOICES, options, strict=True)
+            self._blocks[options] = self._stage.block_of(**{name: getattr(self._stage, name)[i] for name, i in values})
+        return self._blocks[options]
+
+    def stage_of(self, part: Genome) -> StageConfig:
+        kernel = self._value("patch_kernel", part)
+        return StageConfig(
+            patch_kernel=kernel,
+            patch_stride=self._value("patch_stride", part),
+            patch_padding=self._stage.padding_of(kernel),
+            embed_dim=self._value("embed_dim", part),
+            blocks=tuple([self._block_of(block, part) for block in range(self._value("depth", part))]),
+            class_token=self._stage.class_token,
+        )
+
+    def canonical(self, part: Genome) -> Genome:
+        """`part` with 0 for the genes that have no effect: of blocks that are absent, and of what linear ignores."""
+        depth = self._value("depth", part)
+        effects = self._present[depth]
+        if self._has_linear:
+            is_linear = [self._block_of(block, part).projection == "linear" for block in range(depth)]
+            effects = tuple(
+                present and not (gene.choice in ("kv_stride", "kernel_size") and self._is_ignored(gene, is_linear))
+                for gene, present in zip(self.genes, effects, strict=True)
+            )
+        return tuple([option if effect else 0 for option, effect in zip(part, effects, strict=True)])
+
+    def _is_ignored(self, gene: Gene, is_linear: Sequence[bool]) -> bool:
+        return all(is_linear if gene.block is None else is_linear[gene.block : gene.block + 1])
+
+
 class GenomeSpace(Protocol):
     """What a sampler needs of a space: a file's, or the rows of a table."""
 
@@ -206,54 +265,37 @@ class SearchSpace:
         return tuple(genes)
 
     @cached_property
-    def _stage_genes(self) -> tuple[tuple[Gene, ...], ...]:
-        return tuple(tuple(gene for gene in self.genes if gene.stage == index) for index in range(len(self.stages)))
+    def _readers(self) -> tuple["_StageReader", ...]:
+        return tuple(
+            _StageReader(stage, tuple(gene for gene in self.genes if gene.stage == index))
+            for index, stage in enumerate(self.stages)
+        )
 
-    def _parts(self, genome: Sequence[int]) -> Iterator[Genome]:
+    @cached_property
+    def _slices(self) -> tuple[slice, ...]:
+        ends = list(itertools.accumulate(len(reader.genes) for reader in self._readers))
+        return tuple(itertools.starmap(slice, zip([0, *ends], ends, strict=False)))
+
+    def _parts(self, genome: Sequence[int]) -> list[Genome]:
         """The genome, cut into one part a stage."""
-        start = 0
-        for genes in self._stage_genes:
-            yield tuple(genome[start : start + len(genes)])
-            start += len(genes)
+        genome = tuple(genome)
+        return [genome[part] for part in self._slices]
 
     @cached_property
     def _memo(self) -> dict[Any, Any]:
+        """Stages, and their costs: a search asks for those of thousands of genomes that share stages."""
         return {}
 
-    def _recall(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """What is known of one stage: a search asks for the costs of thousands of genomes that share stages."""
-        if key not in self._memo:
-            if len(self._memo) >= _MEMO_SIZE:
-                self._memo.clear()
-            self._memo[key] = compute()
-        return self._memo[key]
+    def _remember(self, key: Any, value: Any) -> Any:
+        if len(self._memo) >= _MEMO_SIZE:
+            self._memo.clear()
+        self._memo[key] = value
+        return value
 
     def _stage_of(self, index: int, part: Genome) -> StageConfig:
         """Stage `index` of every genome whose genes for it are `part`."""
-        return self._recall(("stage", index, part), lambda: self._build_stage(index, part))
-
-    def _build_stage(self, index: int, part: Genome) -> StageConfig:
-        stage = self.stages[index]
-        chosen = {
-            (gene.block, gene.choice): gene.options[option]
-            for gene, option in zip(self._stage_genes[index], part, strict=True)
-        }
-
-        def value(choice: str, block: int | None = None) -> Any:
-            shared = chosen.get((None, choice), getattr(stage, choice)[0])
-            return chosen.get((block, choice), shared)
-
-        return StageConfig(
-            patch_kernel=(kernel := value("patch_kernel")),
-            patch_stride=value("patch_stride"),
-            patch_padding=stage.padding_of(kernel),
-            embed_dim=value("embed_dim"),
-            blocks=tuple(
-                stage.block_of(**{choice: value(choice, block) for choice in BLOCK_CHOICES})
-                for block in range(value("depth"))
-            ),
-            class_token=stage.class_token,
-        )
+        key = (index, part)
+        return self._memo.get(key) or self._remember(key, self._readers[index].stage_of(part))
 
     def decode(self, genome: Sequence[int]) -> ArchConfig:
         """The architecture of a genome.
@@ -276,40 +318,31 @@ class SearchSpace:
 
     def cost(self, genome: Sequence[int]) -> Cost:
         """`cost_of(decode(genome))`, faster where the stages were met before."""
-        total = Cost(params=0, flops=0)
+        params = flops = 0
         channels, side = self.num_channels, self.image_size
         for index, part in enumerate(self._parts(genome)):
-            stage = self._stage_of(index, part)
-            key = ("cost", index, part, channels, side)
-            total += self._recall(key, partial(stage_cost, stage, in_channels=channels, side=side))
-            channels, side = stage.embed_dim, stage.grid_after(side)
-        last = self.stages[-1]
-        return total + self._recall(
-            ("head", channels, side),
-            partial(head_cost, dim=channels, grid=side, class_token=last.class_token, num_classes=self.num_classes),
+            key = (index, part, channels, side)
+            cost, channels, side = self._memo.get(key) or self._remember(key, self._enter_stage(*key))
+            params, flops = params + cost.params, flops + cost.flops
+        key = (channels, side)
+        head = self._memo.get(key) or self._remember(
+            key,
+            head_cost(dim=channels, grid=side, class_token=self.stages[-1].class_token, num_classes=self.num_classes),
         )
+        return Cost(params=params + head.params, flops=flops + head.flops)
+
+    def _enter_stage(self, index: int, part: Genome, channels: int, side: int) -> tuple[Cost, int, int]:
+        """Cost of a stage on `channels` x `side` x `side`, and the channels and side of what it puts out."""
+        stage = self._stage_of(index, part)
+        cost = stage_cost(stage, in_channels=channels, side=side)
+        return cost, stage.embed_dim, stage.grid_after(side)
 
     def canonical(self, genome: Sequence[int]) -> Genome:
         """The genome that stands for all that decode to the same network: genes without effect are 0."""
         return tuple(
             option
-            for index, part in enumerate(self._parts(genome))
-            for option in self._recall(("canonical", index, part), partial(self._canonical_part, index, part))
-        )
-
-    def _canonical_part(self, index: int, part: Genome) -> Genome:
-        blocks = self._stage_of(index, part).blocks
-
-        def has_effect(gene: Gene) -> bool:
-            if gene.choice in STAGE_CHOICES:
-                return True
-            concerned = blocks if gene.block is None else blocks[gene.block : gene.block + 1]
-            if gene.choice in ("kv_stride", "kernel_size"):
-                return any(block.projection != "linear" for block in concerned)
-            return bool(concerned)
-
-        return tuple(
-            option if has_effect(gene) else 0 for gene, option in zip(self._stage_genes[index], part, strict=True)
+            for reader, part in zip(self._readers, self._parts(genome), strict=True)
+            for option in reader.canonical(part)
         )
 
     def arch_id(self, genome: Sequence[int]) -> str:

@@ -1,6 +1,5 @@
-"""Who proposes the next architecture: always one that is feasible and new.
+"""Optuna's samplers, made to propose only what is feasible and new: they are asked again until they do.
 
-Optuna's own samplers are asked again until they propose such a one; `surrogate` proposes nothing else.
 Each proposal is a function of the seed and of the trials told so far, so that a resumed search goes on as
 if it had never been interrupted.
 """
@@ -13,12 +12,11 @@ from typing import Any, Literal, get_args
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from cvt_nas.race.surrogate import Observation, Surrogate
-from cvt_nas.results import Metric
-from cvt_nas.space import COST_METRICS, Genome, GenomeSpace
+from cvt_nas.race.surrogate import Observation
+from cvt_nas.space import Genome, GenomeSpace
 
 SamplerName = Literal["surrogate", "tpe", "nsga2", "gp", "random"]
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
@@ -33,19 +31,17 @@ class UnseenSampler(BaseSampler):
     """A sampler for Optuna's study, whose proposals are feasible and new.
 
     Args:
+        kind: One of Optuna's.
         seen: Canonical genomes that were proposed; the owner adds to it.
     """
 
     def __init__(
-        self, kind: SamplerName, space: GenomeSpace, *, metrics: Sequence[Metric], seed: int, seen: set[Genome]
+        self, kind: Literal["tpe", "nsga2", "gp"], space: GenomeSpace, *, seed: int, seen: set[Genome]
     ) -> None:
         self._kind, self._space, self._seed, self._seen = kind, space, seed, seen
         self._distributions = distributions_of(space)
         self._fallback: Genome | None = None
-        self._inner: BaseSampler = RandomSampler(seed)
-        self._surrogate = None
-        if kind == "surrogate":
-            self._surrogate = Surrogate(space, costs=[m for m in COST_METRICS if m in metrics], seed=seed)
+        self._inner: BaseSampler = self._make(0)
 
     def _make(self, number: int) -> BaseSampler:
         seed = derive_seed(self._seed, number, "proposal")
@@ -56,28 +52,15 @@ class UnseenSampler(BaseSampler):
             if self._kind == "nsga2":
                 # Optuna's population of 50 makes the first 50 trials random; searches here are short
                 return NSGAIISampler(population_size=20, seed=seed)
-            if self._kind == "gp":
-                return GPSampler(seed=seed, n_startup_trials=10, deterministic_objective=False)
-            return RandomSampler(seed)
+            return GPSampler(seed=seed, n_startup_trials=10, deterministic_objective=False)
 
     def prepare(self, number: int) -> bool:
         """Readies the proposal of trial `number`; False where nothing feasible and new is left."""
-        if self._surrogate is None:
-            self._inner = self._make(number)
-        self._fallback = self._draw_unseen(random.Random(derive_seed(self._seed, number, "fallback")))
+        self._inner = self._make(number)
+        self._fallback = draw_unseen(
+            self._space, self._seen, random.Random(derive_seed(self._seed, number, "fallback"))
+        )
         return self._fallback is not None
-
-    def _is_new(self, genome: Genome) -> bool:
-        return self._space.canonical(genome) not in self._seen and self._space.is_feasible(self._space.cost(genome))
-
-    def _draw_unseen(self, rng: random.Random) -> Genome | None:
-        for _ in range(_RANDOM_TRIES):
-            genome = self._space.sample_feasible(rng)
-            if genome is None:
-                break
-            if self._is_new(genome):
-                return self._space.canonical(genome)
-        return next((genome for genome in self._space.all_genomes(_ENUMERABLE) or () if self._is_new(genome)), None)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         del study, trial
@@ -87,21 +70,15 @@ class UnseenSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         assert self._fallback is not None, "prepare() comes before ask()"
-        genome = None
-        if self._surrogate is not None:
-            observations = observations_of(study.get_trials(deepcopy=False), self._space, before=trial.number)
-            genome = self._surrogate.propose(trial.number, observations, self._seen)
-        else:
-            inner_space = self._inner.infer_relative_search_space(study, trial)
-            for _ in range(_GP_TRIES if self._kind == "gp" else _SAMPLER_TRIES):
-                params = dict(self._inner.sample_relative(study, trial, inner_space))
-                for name, distribution in search_space.items():
-                    if name not in params:
-                        params[name] = self._inner.sample_independent(study, trial, name, distribution)
-                if self._is_new(drawn := genome_of(self._space, params)):
-                    genome = self._space.canonical(drawn)
-                    break
-        return params_of(self._space, self._fallback if genome is None else genome)
+        inner_space = self._inner.infer_relative_search_space(study, trial)
+        for _ in range(_GP_TRIES if self._kind == "gp" else _SAMPLER_TRIES):
+            params = dict(self._inner.sample_relative(study, trial, inner_space))
+            for name, distribution in search_space.items():
+                if name not in params:
+                    params[name] = self._inner.sample_independent(study, trial, name, distribution)
+            if is_new(genome := genome_of(self._space, params), self._space, self._seen):
+                return params_of(self._space, self._space.canonical(genome))
+        return params_of(self._space, self._fallback)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -117,18 +94,30 @@ class UnseenSampler(BaseSampler):
         self._inner.after_trial(study, trial, state, values)
 
 
-def observations_of(trials: Sequence[FrozenTrial], space: GenomeSpace, *, before: int) -> list[Observation]:
-    """What Optuna's trials teach a surrogate, in the order of their numbers."""
+def is_new(genome: Genome, space: GenomeSpace, seen: set[Genome]) -> bool:
+    """Whether `genome` is feasible and, in its canonical form, not in `seen`."""
+    return space.canonical(genome) not in seen and space.is_feasible(space.cost(genome))
+
+
+def draw_unseen(space: GenomeSpace, seen: set[Genome], rng: random.Random) -> Genome | None:
+    """A random genome that `is_new`, canonical; None where none is found: none is left, or next to none."""
+    for _ in range(_RANDOM_TRIES):
+        genome = space.sample_feasible(rng)
+        if genome is None:
+            break
+        if is_new(genome, space, seen):
+            return space.canonical(genome)
+    return next((genome for genome in space.all_genomes(_ENUMERABLE) or () if is_new(genome, space, seen)), None)
+
+
+def observation_of(trial: FrozenTrial, space: GenomeSpace) -> Observation:
+    """What a trial of Optuna's teaches a surrogate."""
     status = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped", TrialState.RUNNING: "running"}
-    return [
-        Observation(
-            genome=genome_of(space, trial.params),
-            curve=tuple(trial.user_attrs.get("curve", ())),
-            status=status.get(trial.state, "failed"),
-        )
-        for trial in trials[:before]
-        if trial.state != TrialState.WAITING and is_whole(trial, space)
-    ]
+    return Observation(
+        genome=genome_of(space, trial.params),
+        curve=tuple(trial.user_attrs.get("curve", ())),
+        status=status.get(trial.state, "failed"),
+    )
 
 
 def derive_seed(*parts: int | str) -> int:

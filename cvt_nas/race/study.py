@@ -1,11 +1,14 @@
 """What Optuna proposed, and how each trial ended: ask and tell, on a storage that survives a crash."""
 
+import dataclasses
+import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import optuna
+from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -15,12 +18,15 @@ from cvt_nas.race.samplers import (
     UnseenSampler,
     derive_seed,
     distributions_of,
+    draw_unseen,
     genome_of,
     is_whole,
+    observation_of,
     params_of,
 )
+from cvt_nas.race.surrogate import Observation, Surrogate
 from cvt_nas.results import Metric, Status
-from cvt_nas.space import Genome, GenomeSpace
+from cvt_nas.space import COST_METRICS, Genome, GenomeSpace
 
 _STUDY_NAME = "cvt-nas"
 
@@ -86,13 +92,18 @@ class Study:
         self._space, self._num_trials, self._seed = space, num_trials, seed
         self._metrics = tuple(metrics)
         self._seen: set[Genome] = set()
+        self._ended: dict[int, Observation] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._sampler = UnseenSampler(sampler, space, metrics=metrics, seed=seed, seen=self._seen)
+        self._surrogate = self._optuna_sampler = None
+        if sampler == "surrogate":
+            self._surrogate = Surrogate(space, costs=[m for m in COST_METRICS if m in metrics], seed=seed)
+        elif sampler != "random":
+            self._optuna_sampler = UnseenSampler(sampler, space, seed=seed, seen=self._seen)
         self._study = optuna.create_study(
             study_name=_STUDY_NAME,
             storage=storage,
             directions=["maximize" if metric == "accuracy" else "minimize" for metric in self._metrics],
-            sampler=self._sampler,
+            sampler=self._optuna_sampler or RandomSampler(seed),  # the latter is never asked
             load_if_exists=True,
         )
         with warnings.catch_warnings():
@@ -102,14 +113,11 @@ class Study:
         self._paused: list[FrozenTrial] = []
         self._exhausted = False
         self._resume({ended.number: ended for ended in recorded})
-        for name, genome in (anchors or {}).items():
-            genome = space.canonical(genome)
-            self._study.enqueue_trial(params_of(space, genome), user_attrs={"anchor": name}, skip_if_exists=True)
+        named = {name: space.canonical(genome) for name, genome in (anchors or {}).items()}
+        self._anchors = {name: genome for name, genome in named.items() if genome not in self._seen}
 
     def _resume(self, recorded: Mapping[int, Ended]) -> None:
         for trial in self._study.get_trials(deepcopy=False):
-            if trial.state == TrialState.WAITING:
-                continue
             if trial.state == TrialState.RUNNING:
                 if trial.number in recorded:  # recorded, then killed before Optuna was told
                     self.tell(recorded[trial.number])
@@ -142,18 +150,69 @@ class Study:
             return self._proposal(self._orphans.pop(0))
         if self._is_full:
             return None
-        number = len(self._study.get_trials(deepcopy=False, states=None))
-        if not self._sampler.prepare(number):
+        number = len(self._study.get_trials(deepcopy=False))
+        trial = (
+            self._propose(number) if self._optuna_sampler is None else self._ask_optuna(self._optuna_sampler, number)
+        )
+        if trial is None:
             self._exhausted = True
             return None
-        trial = self._study.ask(distributions_of(self._space))
-        frozen = self._study.get_trials(deepcopy=False)[trial.number]
-        proposal = self._proposal(frozen)
+        proposal = self._proposal(trial)
         self._seen.add(self._space.canonical(proposal.genome))
-        trial.set_user_attr("arch_id", self._space.arch_id(proposal.genome))
-        # what the indices mean, for whoever opens the journal in optuna-dashboard
-        trial.set_user_attr("choices", _choices_of(self._space, proposal.genome))
+        self._anchors = {name: genome for name, genome in self._anchors.items() if genome not in self._seen}
         return proposal
+
+    def _propose(self, number: int) -> FrozenTrial | None:
+        for name, genome in self._anchors.items():
+            return self._begin(genome, anchor=name)
+        genome = None
+        if self._surrogate is not None:
+            genome = self._surrogate.propose(number, self._observations(), self._seen)
+        if genome is None:
+            genome = draw_unseen(self._space, self._seen, random.Random(derive_seed(self._seed, number, "proposal")))
+        return None if genome is None else self._begin(genome)
+
+    def _observations(self) -> list[Observation]:
+        """Of the trials, in the order of their numbers; one that has ended is read once."""
+        observations = []
+        for trial in self._study.get_trials(deepcopy=False):
+            observation = self._ended.get(trial.number)
+            if observation is None and is_whole(trial, self._space):
+                observation = observation_of(trial, self._space)
+                if trial.state.is_finished():
+                    self._ended[trial.number] = observation
+            if observation is not None:
+                observations.append(observation)
+        return observations
+
+    def _ask_optuna(self, sampler: UnseenSampler, number: int) -> FrozenTrial | None:
+        for name, genome in self._anchors.items():
+            self._study.enqueue_trial(params_of(self._space, genome), user_attrs={"anchor": name})
+            break
+        if not sampler.prepare(number):
+            return None
+        trial = self._study.ask(distributions_of(self._space))
+        for name, value in self._attributes_of(genome_of(self._space, trial.params)).items():
+            trial.set_user_attr(name, value)
+        return self._study.get_trials(deepcopy=False)[trial.number]
+
+    def _begin(self, genome: Genome, **attributes: Any) -> FrozenTrial:
+        """A running trial of `genome`, written at once: `Study.ask` would wait for the disk gene by gene."""
+        trial = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=params_of(self._space, genome),
+            distributions=distributions_of(self._space),
+            user_attrs={**self._attributes_of(genome), **attributes},
+        )
+        trial_id = self._study._storage.create_new_trial(self._study._study_id, template_trial=trial)
+        return self._study._storage.get_trial(trial_id)
+
+    def _attributes_of(self, genome: Genome) -> dict[str, Any]:
+        """What the indices mean, for whoever opens the journal in optuna-dashboard."""
+        genes = zip(self._space.genes, genome, strict=True)
+        choices = {gene.name: gene.options[index] for gene, index in genes}
+        cost = dataclasses.asdict(self._space.cost(genome))
+        return {"arch_id": self._space.arch_id(genome), "choices": choices, **cost}
 
     @property
     def _is_full(self) -> bool:
@@ -192,7 +251,7 @@ class Study:
         storage = self._study._storage
         trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, ended.number)
         attributes = {"status": ended.status, "epochs": ended.epochs, "curve": list(ended.curve)}
-        for name, value in {**attributes, "params": ended.cost.params, "flops": ended.cost.flops}.items():
+        for name, value in attributes.items():
             storage.set_trial_user_attr(trial_id, name, value)
         if ended.status == "complete":
             values = {"accuracy": ended.curve[-1], "params": ended.cost.params, "flops": ended.cost.flops}
@@ -202,7 +261,3 @@ class Study:
         else:
             storage.set_trial_user_attr(trial_id, "reason", ended.reason or "")
             self._study.tell(ended.number, state=TrialState.FAIL)
-
-
-def _choices_of(space: GenomeSpace, genome: Genome) -> dict[str, Any]:
-    return {gene.name: gene.options[index] for gene, index in zip(space.genes, genome, strict=True)}

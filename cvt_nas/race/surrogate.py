@@ -7,7 +7,7 @@ right, each weighted by the cell's area.
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from scipy.special import ndtr
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Hyperparameter, Kernel, WhiteKernel
 
+from cvt_nas.arch import Cost
 from cvt_nas.results import is_non_dominated
 from cvt_nas.space import CostMetric, Genome, GenomeSpace
 
@@ -56,6 +57,7 @@ class Surrogate:
     def __init__(self, space: GenomeSpace, *, costs: Sequence[CostMetric], seed: int) -> None:
         self._space, self._costs, self._seed = space, tuple(costs), seed
         least, greatest = space.cost_range
+        self._known_costs: dict[Genome, Cost] = {}
         self._low = np.array([getattr(least, metric) for metric in costs], dtype=float)
         self._span = np.array([getattr(greatest, metric) for metric in costs], dtype=float) - self._low
         every = space.all_genomes(ENUMERABLE)
@@ -63,11 +65,11 @@ class Surrogate:
         rng = random.Random(f"{seed} sample")
         sample = self._every or [g for _ in range(500) if (g := space.sample_feasible(rng)) is not None]
         self._sample = sorted(sample, key=lambda genome: space.cost(genome).flops)
-        logs = self._log_costs(self._sample)
+        logs = self._log_costs(self._costs_of(self._sample))
         self._log_mean, self._log_sd = logs.mean(axis=0), np.maximum(logs.std(axis=0), 1e-9)
         self._groups = _groups_of(space)
         self._fitted: dict[int, np.ndarray] = {}
-        self._table = None if self._every is None else _Candidates.of(self, self._every)
+        self._table = None if self._every is None else _Candidates.of(self, {g: space.cost(g) for g in self._every})
 
     def propose(self, number: int, observations: Sequence[Observation], seen: set[Genome]) -> Genome | None:
         """A feasible genome that is not in `seen`; None where none was found.
@@ -77,66 +79,57 @@ class Surrogate:
             observations: Of the trials before it, in the order of their numbers.
             seen: Canonical genomes.
         """
-        rng = random.Random(f"{self._seed} {number}")
         evaluated = [o for o in observations if o.status in ("complete", "stopped", "failed")]
         if number < NUM_INITIAL or sum(o.status == "complete" for o in evaluated) < 3:
-            return self._initial(number, rng, seen)
-        candidates = self._candidates(observations, rng, seen)
+            return self._initial(number, seen)
+        candidates = self._candidates(observations, np.random.default_rng((self._seed, number)), seen)
         if candidates is None:
             return None
         model = self._model(evaluated)
-        mean, sd = model.predict(candidates.features)
         pending = [o.genome for o in observations if o.status == "running"]
         complete = [o.genome for o in evaluated if o.status == "complete"]
         if pending:  # as if each had ended at what is expected of it
             features = self.features(pending)
-            expected, _ = model.predict(features)
-            model = model.conditioned_on(features, expected)
-            mean, sd = model.predict(candidates.features)
+            model = model.conditioned_on(features, model.expect(features))
         standing = complete + pending
-        levels, _ = model.predict(self.features(standing))
+        mean, sd = model.predict(candidates.features)
         gains = expected_hypervolume_improvement(
-            mean, sd, candidates.costs, front_costs=self.scaled_costs(standing), front_levels=levels
+            mean,
+            sd,
+            candidates.costs,
+            front_costs=self.scaled_costs(standing),
+            front_levels=model.expect(self.features(standing)),
         )
         return candidates.genomes[int(np.argmax(gains))]
 
-    def _initial(self, number: int, rng: random.Random, seen: set[Genome]) -> Genome | None:
+    def _initial(self, number: int, seen: set[Genome]) -> Genome | None:
         """One at random from each interval of log-FLOPs in turn."""
         order = list(range(NUM_INITIAL))
         random.Random(f"{self._seed} order").shuffle(order)
         logs = np.log([self._space.cost(genome).flops for genome in self._sample])
         low, high = logs[0], logs[-1]
-        wanted = low + (high - low) * (order[number % NUM_INITIAL] + rng.random()) / NUM_INITIAL
+        within = random.Random(f"{self._seed} {number}").random()
+        wanted = low + (high - low) * (order[number % NUM_INITIAL] + within) / NUM_INITIAL
         for index in np.argsort(np.abs(logs - wanted), kind="stable"):
             if (genome := self._space.canonical(self._sample[index])) not in seen:
                 return genome
         return None
 
     def _candidates(
-        self, observations: Sequence[Observation], rng: random.Random, seen: set[Genome]
+        self, observations: Sequence[Observation], rng: np.random.Generator, seen: set[Genome]
     ) -> "_Candidates | None":
         if self._table is not None:
             kept = np.array([genome not in seen for genome in self._table.genomes])
             return self._table.where(kept) if kept.any() else None
-        genes, space = self._space.genes, self._space
+        space = self._space
         known = [o for o in observations if o.curve]
         losses = np.column_stack([[-o.curve[-1] for o in known], self.scaled_costs([o.genome for o in known])])
-        parents = [o.genome for o, keep in zip(known, is_non_dominated(losses), strict=True) if keep]
-        drawn = [tuple(0 for _ in genes), tuple(len(gene.options) - 1 for gene in genes)]
-        for _ in range(NUM_CANDIDATES):
-            kind = rng.random()
-            if kind < 0.5:
-                child = list(rng.choice(parents))
-                for position in rng.sample(range(len(genes)), min(rng.choice((1, 1, 2, 3)), len(genes))):
-                    child[position] = rng.randrange(len(genes[position].options))
-            elif kind < 0.7:
-                child = [rng.choice(pair) for pair in zip(rng.choice(parents), rng.choice(parents), strict=True)]
-            else:
-                child = [rng.randrange(len(gene.options)) for gene in genes]
-            drawn.append(tuple(child))
-        unique = dict.fromkeys(space.canonical(genome) for genome in drawn)
-        genomes = [g for g in unique if g not in seen and space.is_feasible(space.cost(g))]
-        return _Candidates.of(self, genomes) if genomes else None
+        parents = np.array([o.genome for o, keep in zip(known, is_non_dominated(losses), strict=True) if keep])
+        drawn = _draw_candidates(parents, np.array([len(gene.options) for gene in space.genes]), rng)
+        unique = dict.fromkeys(space.canonical(genome) for genome in map(tuple, drawn.tolist()))
+        costs = {genome: space.cost(genome) for genome in unique if genome not in seen}
+        costs = {genome: cost for genome, cost in costs.items() if space.is_feasible(cost)}
+        return _Candidates.of(self, costs) if costs else None
 
     def _model(self, evaluated: Sequence[Observation]) -> "_Posterior":
         values, noises = final_accuracies(evaluated)
@@ -169,19 +162,34 @@ class Surrogate:
         rest = rng.choice(left, min(MAX_CONDITIONED // 2, len(left)), replace=False)
         return np.sort(np.concatenate([np.array(near[:MAX_CONDITIONED], dtype=int), rest]))
 
-    def _log_costs(self, genomes: Sequence[Genome]) -> np.ndarray:
-        costs = [self._space.cost(genome) for genome in genomes]
+    def _log_costs(self, costs: Sequence[Cost]) -> np.ndarray:
         return np.log([[cost.params, cost.flops] for cost in costs]).reshape(-1, 2)
 
-    def scaled_costs(self, genomes: Sequence[Genome]) -> np.ndarray:
-        """`(genomes, costs)`, 0 at the space's least and 1 at its greatest."""
-        costs = [self._space.cost(genome) for genome in genomes]
+    def _costs_of(self, genomes: Sequence[Genome]) -> list[Cost]:
+        """Kept, since those that were evaluated are asked for again at every proposal."""
+        for genome in genomes:
+            if genome not in self._known_costs:
+                self._known_costs[genome] = self._space.cost(genome)
+        return [self._known_costs[genome] for genome in genomes]
+
+    def scaled_costs(self, genomes: Sequence[Genome], costs: Sequence[Cost] | None = None) -> np.ndarray:
+        """`(genomes, costs)`, 0 at the space's least and 1 at its greatest.
+
+        Args:
+            costs: Of the genomes, where they are known already.
+        """
+        costs = self._costs_of(genomes) if costs is None else costs
         values = np.array([[getattr(cost, metric) for metric in self._costs] for cost in costs], dtype=float)
         return (values.reshape(-1, len(self._costs)) - self._low) / self._span
 
-    def features(self, genomes: Sequence[Genome]) -> np.ndarray:
+    def features(self, genomes: Sequence[Genome], costs: Sequence[Cost] | None = None) -> np.ndarray:
         """What the kernel compares, `(genomes, features)`: options on a scale of 1, one-hot where they have no order,
-        then the standardised logarithms of params and FLOPs."""
+        then the standardised logarithms of params and FLOPs.
+
+        Args:
+            costs: Of the genomes, where they are known already.
+        """
+        costs = self._costs_of(genomes) if costs is None else costs
         table = np.array(genomes, dtype=int).reshape(-1, len(self._space.genes))
         columns = []
         for position, gene in enumerate(self._space.genes):
@@ -189,13 +197,33 @@ class Surrogate:
                 columns.append(table[:, [position]] / (len(gene.options) - 1))
             else:  # so that two different options are at a squared distance of 1
                 columns.append((table[:, [position]] == np.arange(len(gene.options))) / math.sqrt(2))
-        return np.hstack([*columns, (self._log_costs(genomes) - self._log_mean) / self._log_sd])
+        return np.hstack([*columns, (self._log_costs(costs) - self._log_mean) / self._log_sd])
 
 
 def _groups_of(space: GenomeSpace) -> np.ndarray:
     """For each feature, the weight that it shares: one a gene, then one for params and one for FLOPs."""
     widths = [1 if gene.is_ordinal else len(gene.options) for gene in space.genes]
     return np.repeat(np.arange(len(widths) + 2), [*widths, 1, 1])
+
+
+def _draw_candidates(parents: np.ndarray, num_options: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Genomes `(NUM_CANDIDATES + 2, genes)`: half are parents with one to three genes drawn anew, a fifth crossovers
+    of two, the rest random; then the smallest and the largest.
+
+    Args:
+        parents: Genomes of the front, `(parents, genes)`.
+        num_options: Of each gene, `(genes,)`.
+    """
+    num_genes = len(num_options)
+    shape = (NUM_CANDIDATES, num_genes)
+    drawn = rng.integers(num_options, size=shape)
+    one, other = (parents[rng.integers(len(parents), size=NUM_CANDIDATES)] for _ in range(2))
+    num_mutations = rng.choice((1, 1, 2, 3), size=(NUM_CANDIDATES, 1))
+    mutated = np.where(rng.random(shape).argsort(axis=1).argsort(axis=1) < num_mutations, drawn, one)
+    crossed = np.where(rng.random(shape) < 0.5, one, other)
+    kind = rng.random((NUM_CANDIDATES, 1))
+    children = np.where(kind < 0.5, mutated, np.where(kind < 0.7, crossed, drawn))
+    return np.vstack([children, np.zeros((1, num_genes), dtype=int), num_options - 1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,8 +233,13 @@ class _Candidates:
     costs: np.ndarray
 
     @classmethod
-    def of(cls, surrogate: Surrogate, genomes: list[Genome]) -> "_Candidates":
-        return cls(genomes=genomes, features=surrogate.features(genomes), costs=surrogate.scaled_costs(genomes))
+    def of(cls, surrogate: Surrogate, costs: Mapping[Genome, Cost]) -> "_Candidates":
+        genomes, values = list(costs), list(costs.values())
+        return cls(
+            genomes=genomes,
+            features=surrogate.features(genomes, values),
+            costs=surrogate.scaled_costs(genomes, values),
+        )
 
     def where(self, kept: np.ndarray) -> "_Candidates":
         genomes = [genome for genome, keep in zip(self.genomes, kept, strict=True) if keep]
@@ -406,6 +439,10 @@ class _Posterior:
             self.theta,
             self.groups,
         )
+
+    def expect(self, features: np.ndarray) -> np.ndarray:
+        """Mean of the accuracy."""
+        return self.mean + self.scale * self.regressor.predict(features)
 
     def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the accuracy itself, without the noise of measuring it."""

@@ -43,9 +43,15 @@ def is_non_dominated(losses: np.ndarray) -> np.ndarray:
     Returns:
         Booleans, `(points,)`. Equal rows do not dominate each other.
     """
-    at_most = (losses[:, None, :] <= losses[None, :, :]).all(axis=2)
-    below = (losses[:, None, :] < losses[None, :, :]).any(axis=2)
-    return np.asarray(~(at_most & below).any(axis=0))
+    losses = np.asarray(losses)
+    kept = np.zeros(len(losses), dtype=bool)
+    left = np.lexsort(losses.T[::-1]) if len(losses) else np.empty(0, dtype=int)
+    while len(left):  # whatever dominates a row comes before it in this order, so the first of those left is kept
+        first, left = left[0], left[1:]
+        kept[first] = True
+        rest = losses[left]
+        left = left[(rest < losses[first]).any(axis=1) | (rest == losses[first]).all(axis=1)]
+    return kept
 
 
 def hypervolume(losses: np.ndarray) -> float:
