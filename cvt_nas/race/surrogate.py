@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import ndtr
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import Hyperparameter, Kernel, WhiteKernel
+from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 
 from cvt_nas.arch import Cost
 from cvt_nas.results import is_non_dominated
@@ -67,7 +67,7 @@ class Surrogate:
         self._sample = sorted(sample, key=lambda genome: space.cost(genome).flops)
         logs = self._log_costs(self._costs_of(self._sample))
         self._log_mean, self._log_sd = logs.mean(axis=0), np.maximum(logs.std(axis=0), 1e-9)
-        self._groups = _groups_of(space)
+        self._prior = _prior_of(space)
         self._fitted: dict[int, np.ndarray] = {}
         self._table = None if self._every is None else _Candidates.of(self, {g: space.cost(g) for g in self._every})
 
@@ -143,12 +143,12 @@ class Surrogate:
                 rng = np.random.default_rng((self._seed, num_used))
                 chosen = np.sort(rng.choice(num_used, MAX_FITTED, replace=False))
             self._fitted[num_used] = _fit_hyperparameters(
-                features[chosen], values[chosen], noises[chosen], groups=self._groups
+                features[chosen], values[chosen], noises[chosen], prior=self._prior
             )
         if len(values) > MAX_CONDITIONED:
             kept = self._most_telling(evaluated, values)
             features, values, noises = features[kept], values[kept], noises[kept]
-        return _Posterior.of(features, values, noises, self._fitted[num_used], self._groups)
+        return _Posterior.of(features, values, noises, self._fitted[num_used])
 
     def _most_telling(self, evaluated: Sequence[Observation], values: np.ndarray) -> np.ndarray:
         """Half of what the model can hold from near the front, half from everywhere."""
@@ -200,10 +200,15 @@ class Surrogate:
         return np.hstack([*columns, (self._log_costs(costs) - self._log_mean) / self._log_sd])
 
 
-def _groups_of(space: GenomeSpace) -> np.ndarray:
-    """For each feature, the weight that it shares: one a gene, then one for params and one for FLOPs."""
-    widths = [1 if gene.is_ordinal else len(gene.options) for gene in space.genes]
-    return np.repeat(np.arange(len(widths) + 2), [*widths, 1, 1])
+def _prior_of(space: GenomeSpace) -> np.ndarray:
+    """Logarithms of the medians, before anything is seen, of each feature's length scale and of the noise.
+
+    Each option of a categorical gene has a length scale of its own: one of them may stand far from all the others.
+    """
+    lengths = []
+    for gene in space.genes:
+        lengths += [_ORDINAL_LENGTH] if gene.is_ordinal else [_OPTION_LENGTH] * len(gene.options)
+    return np.log([*lengths, _COST_LENGTH, _COST_LENGTH, _NOISE])
 
 
 def _draw_candidates(parents: np.ndarray, num_options: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -324,68 +329,40 @@ def _line(x: np.ndarray, y: np.ndarray, scale: float) -> tuple[float, float, flo
     return slope, x_mean, y_mean, float(((residuals**2).sum() + scale**2) / (len(x) + 1))
 
 
-class _ArchKernel(Kernel):
-    """exp(-sum of weighted squared distances), one weight a group of features.
-
-    For a one-hot group this is exp(-weight x [options differ]); for others a squared exponential.
-    """
-
-    def __init__(self, weights: np.ndarray, groups: np.ndarray) -> None:
-        self.weights, self.groups = weights, groups
-
-    @property
-    def hyperparameter_weights(self) -> Hyperparameter:
-        return Hyperparameter("weights", "numeric", (1e-4, 1e3), len(self.weights))
-
-    def __call__(self, X: np.ndarray, Y: np.ndarray | None = None, eval_gradient: bool = False) -> Any:  # noqa: N803
-        scaled = X * np.sqrt(self.weights[self.groups])
-        other = scaled if Y is None else Y * np.sqrt(self.weights[self.groups])
-        squares = (scaled**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)[None, :] - 2 * scaled @ other.T
-        covariance = np.exp(-np.maximum(squares, 0.0))
-        if not eval_gradient:
-            return covariance
-        by_group = []
-        for group in range(len(self.weights)):
-            part = scaled[:, self.groups == group]
-            by_group.append(((part[:, None, :] - part[None, :, :]) ** 2).sum(axis=2))
-        return covariance, -covariance[:, :, None] * np.stack(by_group, axis=2)
-
-    def diag(self, X: np.ndarray) -> Any:  # noqa: N803
-        return np.ones(len(X))
-
-    def is_stationary(self) -> Any:
-        return True
-
-
-# Medians of log-normal priors: weights of genes, of the two costs, and the noise as a share of the variance.
-_PRIOR_GENE, _PRIOR_COST, _PRIOR_NOISE = 1.0, 0.1, 1e-2
-_PRIOR_SD = 1.0
+# Medians of log-normal priors: length scales of features in [0, 1], of standardised logarithms of costs, and the noise
+# as a share of the variance; then standard deviations of their logarithms.
+_ORDINAL_LENGTH, _OPTION_LENGTH, _COST_LENGTH, _NOISE = 0.7, 2.2, 2.2, 1e-2
+_LENGTH_SD, _NOISE_SD = 0.5, 1.0
 
 
 def _fit_hyperparameters(
-    features: np.ndarray, values: np.ndarray, noises: np.ndarray, *, groups: np.ndarray
+    features: np.ndarray, values: np.ndarray, noises: np.ndarray, *, prior: np.ndarray
 ) -> np.ndarray:
-    """Logarithms of the groups' weights and of the noise, at the maximum of the posterior."""
-    num_groups = int(groups.max()) + 1
-    prior = np.log([*[_PRIOR_GENE] * (num_groups - 2), _PRIOR_COST, _PRIOR_COST, _PRIOR_NOISE])
+    """Logarithms of the length scales and of the noise, at the maximum of the posterior."""
     y, scale = _standardised(values)
+    sds = np.array([*[_LENGTH_SD] * (len(prior) - 1), _NOISE_SD])
 
     def most_probable(negative_log_likelihood: Any, theta: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, float]:
         def negative_log_posterior(theta: np.ndarray) -> tuple[float, np.ndarray]:
             value, slope = negative_log_likelihood(theta)
-            away = (theta - prior) / _PRIOR_SD
-            return value + 0.5 * away @ away, slope + away / _PRIOR_SD
+            away = (theta - prior) / sds
+            return value + 0.5 * away @ away, slope + away / sds
 
         found = minimize(
             negative_log_posterior, theta, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40}
         )
         return found.x, found.fun
 
-    kernel = _ArchKernel(np.exp(prior[:-1]), groups) + WhiteKernel(_PRIOR_NOISE, (1e-5, 1.0))
+    kernel = _rbf(prior[:-1]) + WhiteKernel(_NOISE, (1e-5, 1.0))
     return _regressor(kernel, alpha=noises / scale**2, optimizer=most_probable).fit(features, y).kernel_.theta
 
 
-def _regressor(kernel: Kernel, *, alpha: Any, optimizer: Any) -> Any:
+def _rbf(log_lengths: np.ndarray) -> Any:
+    lengths: Any = np.exp(log_lengths)  # which the stubs take for one number
+    return RBF(lengths, (1e-2, 1e2))
+
+
+def _regressor(kernel: Any, *, alpha: Any, optimizer: Any) -> Any:
     return GaussianProcessRegressor(kernel, alpha=alpha, optimizer=optimizer)
 
 
@@ -405,28 +382,18 @@ class _Posterior:
     mean: float
     scale: float
     theta: np.ndarray = field(repr=False)
-    groups: np.ndarray = field(repr=False)
 
     @classmethod
-    def of(
-        cls, features: np.ndarray, values: np.ndarray, noises: np.ndarray, theta: np.ndarray, groups: np.ndarray
-    ) -> "_Posterior":
+    def of(cls, features: np.ndarray, values: np.ndarray, noises: np.ndarray, theta: np.ndarray) -> "_Posterior":
         y, scale = _standardised(values)
-        return cls._given(
-            features, y, noises / scale**2 + math.exp(theta[-1]), float(values.mean()), scale, theta, groups
-        )
+        return cls._given(features, y, noises / scale**2 + math.exp(theta[-1]), float(values.mean()), scale, theta)
 
     @classmethod
     def _given(
-        cls, features: np.ndarray, y: np.ndarray, noises: np.ndarray, mean: float, scale: float, theta: np.ndarray,
-        groups: np.ndarray,
-    ) -> "_Posterior":  # fmt: skip
-        kernel = _ArchKernel(np.exp(theta[:-1]), groups)
-        regressor = _regressor(kernel, alpha=noises, optimizer=None).fit(features, y)
-        return cls(
-            regressor=regressor, features=features, y=y, noises=noises, mean=mean, scale=scale, theta=theta,
-            groups=groups,
-        )  # fmt: skip
+        cls, features: np.ndarray, y: np.ndarray, noises: np.ndarray, mean: float, scale: float, theta: np.ndarray
+    ) -> "_Posterior":
+        regressor = _regressor(_rbf(theta[:-1]), alpha=noises, optimizer=None).fit(features, y)
+        return cls(regressor=regressor, features=features, y=y, noises=noises, mean=mean, scale=scale, theta=theta)
 
     def conditioned_on(self, features: np.ndarray, values: np.ndarray) -> "_Posterior":
         noise = np.full(len(values), math.exp(self.theta[-1]))
@@ -437,7 +404,6 @@ class _Posterior:
             self.mean,
             self.scale,
             self.theta,
-            self.groups,
         )
 
     def expect(self, features: np.ndarray) -> np.ndarray:
