@@ -71,7 +71,7 @@ def test_report_rebuilds_everything_from_the_record(
     for name in ("manifest.json", "trials.jsonl", "test.jsonl"):
         (copy / name).write_bytes((finished_run.path / name).read_bytes())
     result = json.loads(printed(capsys, "report", str(copy), "--json"))
-    assert set(result) == {"run", "trials", "statuses", "front", "hypervolume"}
+    assert set(result) == {"run", "trials", "statuses", "front", "hypervolume", "rungs"}
     assert result["trials"] == 8
     for name in ("pareto.csv", "pareto_flops.html", "pareto_params.html"):
         assert (copy / name).read_bytes() == (finished_run.path / name).read_bytes()
@@ -110,7 +110,7 @@ def test_an_export_loads_in_one_line_and_answers_as_the_trained_model(
     result = json.loads(printed(capsys, "export", str(finished_run.path), "--pick", pick, "--to", str(to), "--json"))
     model = load_model(to)
     assert model.arch.id == result["arch_id"]
-    assert probe_error(model, finished_run.model_path(result["arch_id"])) == 0
+    assert probe_error(model, finished_run.model_path(result["arch_id"])) < 1e-5, "not 0: threads sum in another order"
     assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
     assert {path.name for path in to.iterdir()} == {"arch.json", "model.safetensors", "preprocessing.json", "README.md"}
     card = (to / "README.md").read_text()
