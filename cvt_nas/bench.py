@@ -30,7 +30,7 @@ from cvt_nas.arch import Cost
 from cvt_nas.errors import TableError
 from cvt_nas.race.asha import Asha, Decision, accuracy_ranks, losses_of_cost, pareto_ranks
 from cvt_nas.race.samplers import SAMPLERS, SamplerName, derive_seed, distributions_of, genome_of
-from cvt_nas.race.study import Ended, Proposal, Study
+from cvt_nas.race.study import Ended, Paused, Proposal, Study
 from cvt_nas.results import Metric, Status, hypervolume, is_non_dominated
 from cvt_nas.space import COST_METRICS, Gene, Genome
 
@@ -377,7 +377,7 @@ class RacedStudy:
         decision = self._asha.decide(proposal.number, len(curve), losses)
         if decision == "pause":
             self._paused[proposal.number] = proposal
-            self._study.pause(proposal.number, curve, 0.0)
+            self._study.pause(Paused(proposal=proposal, curve=curve, seconds=0.0, train_seconds=0.0))
         return decision
 
     def tell(self, ended: Outcome) -> None:
@@ -424,7 +424,7 @@ class PlainStudy:
         seed = derive_seed(self._seed, trial.number, "training")
         return Proposal(number=trial.number, genome=genome, cost=self._table.cost(genome), seed=seed)
 
-    def pause(self, number: int, curve: Sequence[float], seconds: float) -> None:
+    def pause(self, trial: Paused) -> None:
         """Nothing: to Optuna it goes on running."""
 
     def tell(self, ended: Ended) -> None:

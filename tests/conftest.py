@@ -1,7 +1,8 @@
 """What several test files share: one small real search, and paths that no user's data lies in."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,21 @@ def small_digits(**replaced: str) -> str:
     }
     text = (SPACES / "digits.yaml").read_text().splitlines()
     return "\n".join(next((new for start, new in lines.items() if line.startswith(start)), line) for line in text)
+
+
+class Watch:
+    """Follows a search, and calls `react` with each event."""
+
+    def __init__(self, react: Callable[[Any], None]) -> None:
+        self._react = react
+
+    def __call__(self, *about: Any) -> "Watch":
+        return self
+
+    def __enter__(self) -> Callable[[Any], None]:
+        return self._react
+
+    def __exit__(self, *exc_info: object) -> None: ...
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import random
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 from rich.console import Console
 
-from conftest import small_digits
+from conftest import Watch, small_digits
 from cvt_nas import load_model, search
 from cvt_nas.cli import main
 from cvt_nas.config import ConfirmConfig, Experiment, parse_experiment
@@ -470,21 +470,6 @@ def test_a_search_that_is_stopped_while_it_confirms_says_how_to_go_on(
 # --- through Ray
 
 
-class _Watch:
-    """Follows a search, and calls `react` with each event."""
-
-    def __init__(self, react: Callable[[Any], None]) -> None:
-        self._react = react
-
-    def __call__(self, *about: Any) -> "_Watch":
-        return self
-
-    def __enter__(self) -> Callable[[Any], None]:
-        return self._react
-
-    def __exit__(self, *exc_info: object) -> None: ...
-
-
 def model_files(run: RunFolder) -> dict[str, tuple[int, int]]:
     return {
         str(path): (path.stat().st_mtime_ns, path.stat().st_size)
@@ -526,7 +511,7 @@ def test_a_confirmation_is_added_to_a_finished_run_is_interrupted_and_goes_on(
                 cut.append(event.number)
                 stop.set()
 
-    run = search(confirming, out=run.path, cpus=2, resume=True, stop=stop, progress=_Watch(until_the_second_round))
+    run = search(confirming, out=run.path, cpus=2, resume=True, stop=stop, progress=Watch(until_the_second_round))
     kept = run.confirmations()
     assert kept
     assert run.unconfirmed()
@@ -537,7 +522,7 @@ def test_a_confirmation_is_added_to_a_finished_run_is_interrupted_and_goes_on(
             epochs[event.number, event.epoch] += 1
 
     calm = threading.Event()
-    run = search(confirming, out=run.path, cpus=2, resume=True, stop=calm, progress=_Watch(count))
+    run = search(confirming, out=run.path, cpus=2, resume=True, stop=calm, progress=Watch(count))
     assert not calm.is_set(), "a search that ends by itself stops nobody"
     further, plan = run.confirmations(), run.confirm_plan()
     assert plan is not None

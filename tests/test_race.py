@@ -7,7 +7,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 
-from conftest import small_digits
+from conftest import Watch, small_digits
 from cvt_nas import load_model, search
 from cvt_nas.arch import cost_of
 from cvt_nas.config import AugmentConfig, Experiment, parse_experiment
@@ -34,9 +36,10 @@ from cvt_nas.engine import TrainingSetup, progress_reports
 from cvt_nas.errors import DataError, ResourceError, RunFolderError
 from cvt_nas.race import open_study
 from cvt_nas.race.asha import Asha, Ranking, accuracy_ranks, pareto_ranks
+from cvt_nas.race.executor import EpochDone, TrialPaused, TrialStarted
 from cvt_nas.race.resources import claim_resources
 from cvt_nas.race.samplers import SAMPLERS
-from cvt_nas.race.study import Proposal, Study
+from cvt_nas.race.study import Paused, Proposal, Study
 from cvt_nas.results import RunFolder, TrialResult
 from cvt_nas.space import Genome
 from test_engine import tiny_arch
@@ -86,19 +89,20 @@ def test_asha_keeps_about_one_in_reduction_factor() -> None:
 
 def test_a_paused_trial_is_promoted_once_it_is_among_the_best() -> None:
     rungs = asha(max_epochs=9, grace=1, factor=3, mode="promote")
-    assert [rungs.decide(number, 1, [loss]) for number, loss in enumerate([0.5, 0.2])] == ["pause", "pause"]
-    assert rungs.promote() is None
-    assert rungs.decide(2, 1, [0.6]) == "pause"
-    assert [rungs.promote(), rungs.promote()] == [1, None]  # one third of three
-    assert not rungs.is_paused(1)
-    assert rungs.is_paused(0)
+    assert [rungs.decide(number, 1, [loss]) for number, loss in enumerate([0.5, 0.2, 0.6])] == ["go", "go", "pause"]
+    assert rungs.is_paused(2)
     assert [rungs.decide(number, 1, [0.9]) for number in (3, 4, 5)] == ["pause"] * 3
-    assert [rungs.promote(), rungs.promote()] == [0, None]  # the second of six
+    assert rungs.promote() is None  # two of six have gone on
+    assert rungs.decide(6, 1, [0.9]) == "pause"
+    assert [rungs.promote(), rungs.promote()] == [2, None]  # the third of seven
+    assert not rungs.is_paused(2)
+    assert rungs.is_paused(6)
 
 
 def test_a_trial_that_is_among_the_best_when_it_arrives_does_not_pause() -> None:
     rungs = asha(max_epochs=9, grace=1, factor=2, mode="promote")
-    assert [rungs.decide(number, 1, [loss]) for number, loss in enumerate([0.5, 0.2, 0.6])] == ["pause", "go", "pause"]
+    decisions = [rungs.decide(number, 1, [loss]) for number, loss in enumerate([0.5, 0.2, 0.6, 0.3])]
+    assert decisions == ["go", "go", "pause", "go"]
 
 
 def test_the_cheap_end_survives_a_pareto_rung_and_not_one_of_accuracy_alone() -> None:
@@ -253,9 +257,10 @@ def test_a_paused_trial_is_known_after_a_crash(tmp_path: Path) -> None:
     study, _ = study_of(experiment, tmp_path / "run", 5)
     proposals = [study.ask(), study.ask()]
     assert proposals[0] is not None
-    study.pause(proposals[0].number, (0.25,), 3.0)  # and killed here, with the second in flight
+    paused = Paused(proposal=proposals[0], curve=(0.25,), seconds=3.0, train_seconds=2.0)
+    study.pause(paused)  # and killed here, with the second in flight
     study, _ = study_of(experiment, tmp_path / "run", 5)
-    assert list(study.paused()) == [(proposals[0], (0.25,), 3.0)]
+    assert list(study.paused()) == [paused]
     assert study.ask() == proposals[1]
     study.promote(proposals[0].number)  # and killed again, with both in flight
     study, _ = study_of(experiment, tmp_path / "run", 5)
@@ -338,14 +343,8 @@ class TestWithLogicalGpus:
             small_digits(**EPOCH, **{"search:": "search: {trials: 8, sampler: random, scheduler: none}"}), "eight.yaml"
         )
         started: list[str] = []
-
-        class Watch:
-            def __enter__(self) -> Any:
-                return lambda event: started.append(type(event).__name__)
-
-            def __exit__(self, *exc_info: object) -> None: ...
-
-        run = search(experiment, out=tmp_path / "run", gpus=8, device="cpu", progress=lambda *_: Watch())
+        watch = Watch(lambda event: started.append(type(event).__name__))
+        run = search(experiment, out=tmp_path / "run", gpus=8, device="cpu", progress=watch)
         assert sorted(result.device for result in run.results()) == [f"gpu {index}" for index in range(8)]
         assert started[:8] == ["TrialStarted"] * 8
 
@@ -439,6 +438,37 @@ class TestOnTwoCpus:
         assert not run.test_accuracies(), "the test split is for the front of a finished search"
         states = [trial.state for trial in optuna_trials(run)]
         assert TrialState.RUNNING in states, "trials in flight stay open for --resume"
+
+    def test_paused_trials_are_promoted_from_their_checkpoints_across_an_interruption(self, tmp_path: Path) -> None:
+        line = "search: {trials: 12, sampler: random, mode: promote, grace_period: 1, reduction_factor: 2, seed: 0}"
+        experiment = parse_experiment(small_digits(**{"search:": line}), "promote.yaml")
+        stop, paused, promoted, epochs = threading.Event(), set[int](), set[int](), Counter[tuple[int, int]]()
+
+        def follow(event: Any) -> None:
+            if isinstance(event, TrialPaused):
+                paused.add(event.number)
+                if len(paused) == 3:
+                    stop.set()
+            if isinstance(event, TrialStarted) and event.number in paused:
+                promoted.add(event.number)
+            if isinstance(event, EpochDone):
+                epochs[event.number, event.epoch] += 1
+
+        run = search(experiment, out=tmp_path / "run", cpus=2, stop=stop, progress=Watch(follow))
+        ended = {result.number for result in run.results()}
+        in_flight = {trial.number for trial in optuna_trials(run) if trial.state == TrialState.RUNNING}
+        assert paused - ended <= in_flight, "what is paused stays open"
+        run = search(experiment, out=run.path, cpus=2, resume=True, progress=Watch(follow))
+        results = run.results()
+        assert [result.number for result in results] == list(range(12))
+        assert {result.status for result in results} == {"complete", "stopped"}
+        assert promoted, "one of twelve went on after a pause"
+        assert all(results[number].epochs > 1 for number in promoted)
+        trained_once = {number for number in range(12) if number not in in_flight or number in paused}
+        assert all(count == 1 for (number, _), count in epochs.items() if number in trained_once)
+        assert all(result.train_seconds > 0 for result in results)
+        assert not list((run.path / "checkpoints").iterdir())
+        assert run.test_accuracies().keys() == {member.arch_id for member in run.front().members}
 
     def test_resume_refuses_another_experiment_or_seed(self, finished_run: RunFolder, small: Experiment) -> None:
         other = parse_experiment(small_digits(**{"  epochs:": "  epochs: 4"}), "other.yaml")

@@ -58,7 +58,7 @@ class Asha:
             # a worker is free now: if this trial is to go on at all, it goes on without a pause
             return "go" if self._promote_from(epoch, only=number) is not None else "pause"
         # too few to tell a weak trial from a strong one
-        return "go" if len(rung) < self.reduction_factor or number in self._best(epoch, round_up=True) else "stop"
+        return "go" if len(rung) < self.reduction_factor or number in self._best(epoch) else "stop"
 
     def promote(self) -> int | None:
         """A paused trial that is now among the best of its rung, from the highest rung down; it counts as gone on."""
@@ -72,21 +72,21 @@ class Asha:
 
     def _promote_from(self, milestone: int, only: int | None = None) -> int | None:
         waiting = self._waiting[milestone]
-        for number in self._best(milestone, round_up=False):
+        for number in self._best(milestone):
             if number in waiting and only in (None, number):
                 waiting.remove(number)
                 return number
         return None
 
-    def _best(self, milestone: int, *, round_up: bool) -> list[int]:
+    def _best(self, milestone: int) -> list[int]:
         """Best first, the trials of a rung that may pass it."""
         rung = self.rungs[milestone]
         if not rung:
             return []
         numbers = sorted(rung)
         ranks = self.ranking(np.array([rung[number] for number in numbers], dtype=float))
-        share = len(rung) / self.reduction_factor
-        num_best = math.ceil(share) if round_up else math.floor(share)
+        # rounded up, so that the first to arrive goes on: with nothing trained in full there is no front, and no lesson
+        num_best = math.ceil(len(rung) / self.reduction_factor)
         return [numbers[index] for index in np.argsort(ranks, kind="stable") if ranks[index] < num_best]
 
     def replay(self, number: int, curve: Sequence[float], costs: Sequence[float], *, is_paused: bool = False) -> None:

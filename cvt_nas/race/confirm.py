@@ -12,7 +12,7 @@ from cvt_nas.race.asha import pareto_ranks
 from cvt_nas.race.executor import ConfirmationStarted, RaceEvent, launch_trials
 from cvt_nas.race.resources import Resources
 from cvt_nas.race.samplers import derive_seed
-from cvt_nas.race.study import Proposal
+from cvt_nas.race.study import Paused, Proposal
 from cvt_nas.results import (
     ConfirmPlan,
     Metric,
@@ -72,13 +72,13 @@ class Confirmations:
     def tell(self, ended: TrialResult) -> None:
         """Nothing: the record holds it."""
 
-    def pause(self, number: int, curve: Sequence[float], seconds: float) -> None:
-        raise AssertionError(f"without a scheduler nothing pauses: {number}, {curve}, {seconds}")
+    def pause(self, trial: Paused) -> None:
+        raise AssertionError(f"without a scheduler nothing pauses: {trial}")
 
     def promote(self, number: int) -> None:
         raise AssertionError(f"without a scheduler nothing pauses: {number}")
 
-    def paused(self) -> Iterator[tuple[Proposal, tuple[float, ...], float]]:
+    def paused(self) -> Iterator[Paused]:
         return iter(())
 
 

@@ -24,7 +24,7 @@ from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.race.asha import Asha, accuracy_ranks, losses_of_cost, pareto_ranks
 from cvt_nas.race.resources import Resources
-from cvt_nas.race.study import Proposal, Study
+from cvt_nas.race.study import Paused, Proposal, Study
 from cvt_nas.race.trial import WAITING_CPUS, run_trial
 from cvt_nas.results import Metric, RunFolder, TrialResult
 
@@ -77,12 +77,12 @@ class AskTell(Protocol):
 
     def tell(self, ended: TrialResult, /) -> None: ...
 
-    def pause(self, number: int, curve: Sequence[float], seconds: float) -> None: ...
+    def pause(self, trial: Paused, /) -> None: ...
 
     def promote(self, number: int) -> None: ...
 
-    def paused(self) -> Iterator[tuple[Proposal, tuple[float, ...], float]]:
-        """Proposal, curve and seconds spent of what an earlier process paused."""
+    def paused(self) -> Iterator[Paused]:
+        """What an earlier process paused."""
         ...
 
 
@@ -224,9 +224,16 @@ class _SourceSearcher(Searcher):
         self._space, self._max_epochs = experiment.space, experiment.training.epochs
         self._running: dict[str, _InFlight] = {}
         self._paused: dict[int, _InFlight] = {}
-        for proposal, curve, seconds in source.paused():
-            last = {"status": "running", "epoch": len(curve), "accuracy": curve[-1], "curve": list(curve)}
-            self._paused[proposal.number] = _InFlight(proposal=proposal, started=0.0, spent=seconds, last=last)
+        for trial in source.paused():
+            last = {
+                "status": "running",
+                "epoch": len(trial.curve),
+                "accuracy": trial.curve[-1],
+                "curve": list(trial.curve),
+                "train_seconds": trial.train_seconds,
+            }
+            proposal = trial.proposal
+            self._paused[proposal.number] = _InFlight(proposal=proposal, started=0.0, spent=trial.seconds, last=last)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -276,7 +283,14 @@ class _SourceSearcher(Searcher):
         trial.spent += time.monotonic() - trial.started
         number = trial.proposal.number
         if not error and self._asha is not None and self._asha.is_paused(number):
-            self._source.pause(number, trial.last["curve"], trial.spent)
+            self._source.pause(
+                Paused(
+                    proposal=trial.proposal,
+                    curve=tuple(trial.last["curve"]),
+                    seconds=trial.spent,
+                    train_seconds=trial.last["train_seconds"],
+                )
+            )
             self._paused[number] = trial
             self._events.put(TrialPaused(number=number))
         else:
@@ -343,6 +357,7 @@ def asha_of(experiment: Experiment, study: Study, results: Sequence[TrialResult]
     )
     for result in results:
         asha.replay(result.number, result.curve, losses_of_cost(result.cost, metrics))
-    for proposal, curve, _ in study.paused():
-        asha.replay(proposal.number, curve, losses_of_cost(proposal.cost, metrics), is_paused=True)
+    for trial in study.paused():
+        costs = losses_of_cost(trial.proposal.cost, metrics)
+        asha.replay(trial.proposal.number, trial.curve, costs, is_paused=True)
     return asha

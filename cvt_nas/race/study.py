@@ -46,6 +46,20 @@ class Proposal:
     seed: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Paused:
+    """How far a trial came that waits at its rung.
+
+    Args:
+        seconds: Spent on it, and `train_seconds` of them in epochs.
+    """
+
+    proposal: Proposal
+    curve: tuple[float, ...]
+    seconds: float
+    train_seconds: float
+
+
 class Ended(Protocol):
     """How a trial ended; a `TrialResult` is one."""
 
@@ -218,9 +232,10 @@ class Study:
     def _is_full(self) -> bool:
         return self._num_trials is not None and self.num_asked >= self._num_trials
 
-    def pause(self, number: int, curve: Sequence[float], seconds: float) -> None:
-        """Keeps how far trial `number` came, for `paused` after a crash; to Optuna it goes on running."""
-        self._set_paused(number, {"curve": list(curve), "seconds": seconds})
+    def pause(self, trial: Paused) -> None:
+        """Keeps how far a trial came, for `paused` after a crash; to Optuna it goes on running."""
+        state = {"curve": list(trial.curve), "seconds": trial.seconds, "train_seconds": trial.train_seconds}
+        self._set_paused(trial.proposal.number, state)
 
     def promote(self, number: int) -> None:
         """Marks a paused trial as in flight, so that after a crash `ask` begins with it."""
@@ -231,11 +246,16 @@ class Study:
         trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
         storage.set_trial_user_attr(trial_id, "paused", state)
 
-    def paused(self) -> Iterator[tuple[Proposal, tuple[float, ...], float]]:
-        """Trials that were paused when the search was interrupted: proposal, curve, and seconds spent."""
+    def paused(self) -> Iterator[Paused]:
+        """Trials that were paused when the search was interrupted."""
         for trial in self._paused:
             state = trial.user_attrs["paused"]
-            yield self._proposal(trial), tuple(state["curve"]), state["seconds"]
+            yield Paused(
+                proposal=self._proposal(trial),
+                curve=tuple(state["curve"]),
+                seconds=state["seconds"],
+                train_seconds=state["train_seconds"],
+            )
 
     def _proposal(self, trial: FrozenTrial) -> Proposal:
         genome = genome_of(self._space, trial.params)
