@@ -27,6 +27,9 @@ REFIT_EVERY = 5
 MAX_FITTED = 150
 MAX_CONDITIONED = 400
 NUM_CANDIDATES = 2_000
+# The process trusts its length scales, which are estimates. On NAS-Bench-201, what it had not seen lay 1.2 to 2.1 of its
+# standard deviations away, and one search in ten never tried the operation that it had written off; so, none of 25 did.
+_OVERCONFIDENCE = 1.5
 ENUMERABLE = 4_000
 
 
@@ -94,6 +97,7 @@ class Surrogate:
             model = model.conditioned_on(features, model.expect(features))
         standing = complete + pending
         mean, sd = model.predict(candidates.features)
+        sd = _OVERCONFIDENCE * sd
         gains = expected_hypervolume_improvement(
             mean,
             sd,
