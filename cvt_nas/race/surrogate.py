@@ -27,8 +27,9 @@ REFIT_EVERY = 5
 MAX_FITTED = 150
 MAX_CONDITIONED = 400
 NUM_CANDIDATES = 2_000
-# The process trusts its length scales, which are estimates. On NAS-Bench-201, what it had not seen lay 1.2 to 2.1 of its
-# standard deviations away, and one search in ten never tried the operation that it had written off; so, none of 25 did.
+# Standard deviations are stretched by this. The process trusts its length scales, which are estimates: on
+# NAS-Bench-201, what it had not seen lay up to 2.1 of its standard deviations away, and one search in ten never tried
+# the operation that it had written off.
 _OVERCONFIDENCE = 1.5
 ENUMERABLE = 4_000
 
