@@ -26,7 +26,7 @@ NUM_INITIAL = 10
 REFIT_EVERY = 5
 MAX_FITTED = 150
 MAX_CONDITIONED = 400
-NUM_CANDIDATES = 2_000
+NUM_CANDIDATES = 1_500
 # Standard deviations are stretched by this. The process trusts its length scales, which are estimates: on
 # NAS-Bench-201, what it had not seen lay up to 2.1 of its standard deviations away, and one search in ten never tried
 # the operation that it had written off.
