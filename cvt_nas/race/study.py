@@ -177,7 +177,8 @@ class Study:
         return proposal
 
     def _propose(self, number: int) -> FrozenTrial | None:
-        for name, genome in self._anchors.items():
+        if self._anchors:
+            name, genome = next(iter(self._anchors.items()))
             return self._begin(genome, anchor=name)
         genome = None
         if self._surrogate is not None:
@@ -200,9 +201,10 @@ class Study:
         return observations
 
     def _ask_optuna(self, sampler: UnseenSampler, number: int) -> FrozenTrial | None:
-        for name, genome in self._anchors.items():
-            self._study.enqueue_trial(params_of(self._space, genome), user_attrs={"anchor": name})
-            break
+        if self._anchors:
+            name, genome = next(iter(self._anchors.items()))
+            # one that was enqueued before a crash is still waiting
+            self._study.enqueue_trial(params_of(self._space, genome), user_attrs={"anchor": name}, skip_if_exists=True)
         if not sampler.prepare(number):
             return None
         trial = self._study.ask(distributions_of(self._space))
