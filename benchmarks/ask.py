@@ -13,13 +13,12 @@ import math
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from cvt_nas.arch import Cost
+from cvt_nas.bench import Outcome
 from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.race.samplers import SAMPLERS, SamplerName
 from cvt_nas.race.study import Proposal, Study
@@ -29,19 +28,7 @@ NUM_EPOCHS = 9
 NUM_IN_FLIGHT = 4
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MadeUp:
-    """A trial that ended."""
-
-    number: int
-    status: Status
-    epochs: int
-    curve: tuple[float, ...]
-    cost: Cost
-    reason: None = None
-
-
-def made_up(proposal: Proposal, experiment: Experiment) -> MadeUp:
+def made_up(proposal: Proposal, experiment: Experiment) -> Outcome:
     """Better with FLOPs, and by a tenth of a point or two at random; a third of the trials complete."""
     draw = int(hashlib.sha256(repr(proposal.genome).encode()).hexdigest(), 16)
     least, greatest = experiment.space.cost_range
@@ -50,7 +37,7 @@ def made_up(proposal: Proposal, experiment: Experiment) -> MadeUp:
     epochs = (NUM_EPOCHS, 1, 3)[draw % 3]
     curve = tuple(final * (1 - 0.3 / epoch) for epoch in range(1, epochs + 1))
     status: Status = "complete" if epochs == NUM_EPOCHS else "stopped"
-    return MadeUp(number=proposal.number, status=status, epochs=epochs, curve=curve, cost=proposal.cost)
+    return Outcome(number=proposal.number, status=status, epochs=epochs, curve=curve, cost=proposal.cost)
 
 
 def main() -> None:

@@ -104,7 +104,7 @@ def rank_lines(run: RunFolder) -> list[str]:
         if faults:
             lines.append(
                 f"warning: the ranks after epoch {found.epoch} {' and '.join(faults)}; a scheduler that goes by them "
-                f"stops the wrong trials. Better: search.{_better_than(run, found.epoch)}"
+                f"may stop the wrong trials. Better: search.{_better_than(run, found.epoch)}"
             )
     return lines
 

@@ -207,8 +207,8 @@ class SearchConfig:
 
     Args:
         trials: Architectures to train, anchors included.
-        sampler: Who proposes them. `surrogate` models accuracy by a Gaussian process and knows the costs; the
-            others are Optuna's.
+        sampler: Who proposes them. `surrogate` models accuracy by a Gaussian process and knows the costs;
+            `tpe`, `nsga2` and `gp` are Optuna's; `random` draws evenly.
         scheduler: `pareto-asha` stops trials that are weak for what they cost, `asha` the least accurate at
             each rung; `none` trains every trial in full.
         mode: At a rung, `stop` decides for good; `promote` lets a trial pause, and go on later.

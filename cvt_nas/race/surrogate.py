@@ -245,7 +245,7 @@ def _prior_of(space: GenomeSpace) -> np.ndarray:
 
 def _draw_candidates(parents: np.ndarray, num_options: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Genomes `(NUM_CANDIDATES + 2, genes)`: half are parents with one to three genes drawn anew, a fifth crossovers
-    of two, the rest random; then the smallest and the largest.
+    of two, the rest random; then the first option of every gene, and the last.
 
     Args:
         parents: Genomes of the front, `(parents, genes)`.
