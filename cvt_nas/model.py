@@ -8,7 +8,7 @@ Source: Wu et al. 2021, arXiv:2103.15808. Names in the state dict are those of t
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -174,12 +174,22 @@ class Stage(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch in_channels height width"]
     ) -> tuple[Float[Tensor, "batch tokens channels"], tuple[int, int]]:
-        tokens, grid = self.patch_embed(images)
-        if self.cls_token is not None:
-            tokens = torch.cat((self.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
-        for block in self.blocks:
-            tokens = block(tokens, grid)
-        return tokens, grid
+        return forward_stage(self.patch_embed, self.cls_token, self.blocks, images)
+
+
+def forward_stage(
+    patch_embed: Callable[[Tensor], tuple[Tensor, tuple[int, int]]],
+    cls_token: Float[Tensor, "1 1 channels"] | None,
+    blocks: Iterable[Callable[[Tensor, tuple[int, int]], Tensor]],
+    images: Float[Tensor, "batch in_channels height width"],
+) -> tuple[Float[Tensor, "batch tokens channels"], tuple[int, int]]:
+    """Tokens of a stage, class token first, and the grid of the others; by parts that have their weights anywhere."""
+    tokens, grid = patch_embed(images)
+    if cls_token is not None:
+        tokens = torch.cat((cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
+    for block in blocks:
+        tokens = block(tokens, grid)
+    return tokens, grid
 
 
 class CvT(nn.Module):
@@ -209,14 +219,29 @@ class CvT(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits; `images` are normalised as in training."""
-        maps, tokens, last = images, images, len(self.arch.stages) - 1
-        for index in range(last + 1):
-            tokens, grid = self.get_submodule(f"stage{index}")(maps)
-            if index < last:
-                maps = rearrange(tokens, "b (h w) c -> b c h w", h=grid[0], w=grid[1])
-        if self.arch.stages[-1].class_token:
-            return self.head(self.norm(tokens[:, 0]))
-        return self.head(self.norm(tokens).mean(dim=1))
+        stages = [self.get_submodule(f"stage{index}") for index in range(len(self.arch.stages))]
+        return forward_stages(self.arch, stages, self.norm, self.head, images)
+
+
+def forward_stages(
+    arch: ArchConfig,
+    stages: Sequence[Callable[[Tensor], tuple[Tensor, tuple[int, int]]]],
+    norm: Callable[[Tensor], Tensor],
+    head: Callable[[Tensor], Tensor],
+    images: Float[Tensor, "batch channels height width"],
+) -> Float[Tensor, "batch classes"]:
+    """Logits by `stages` of the shape of `arch`, by parts that have their weights anywhere.
+
+    The head sees the class token, or the mean of the last stage's tokens where there is none.
+    """
+    maps, tokens, last = images, images, len(stages) - 1
+    for index, stage in enumerate(stages):
+        tokens, grid = stage(maps)
+        if index < last:
+            maps = rearrange(tokens, "b (h w) c -> b c h w", h=grid[0], w=grid[1])
+    if arch.stages[-1].class_token:
+        return head(norm(tokens[:, 0]))
+    return head(norm(tokens).mean(dim=1))
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -428,6 +428,24 @@ class SearchSpace:
             spent += 1
         return None
 
+    @property
+    def largest(self) -> ArchConfig:
+        """The widest and deepest, with the least strides, feasible or not: it has every weight that any member has."""
+        return self.decode(self._extreme_genome(-1))
+
+    @property
+    def smallest(self) -> ArchConfig:
+        """The narrowest and shallowest, with the greatest strides, feasible or not."""
+        return self.decode(self._extreme_genome(0))
+
+    def _extreme_genome(self, end: int) -> Genome:
+        """Every gene at its greatest option (`end` is -1), or at its least (0), as network size goes."""
+        genome = []
+        for gene in self.genes:
+            options = sorted(range(len(gene.options)), key=lambda index, gene=gene: _size_of(gene, index))
+            genome.append(options[end])
+        return tuple(genome)
+
     @cached_property
     def size(self) -> int:
         """Number of distinct architectures, feasible or not."""
@@ -496,6 +514,13 @@ class SearchSpace:
             rng = random.Random(seed)
             genomes = [self.sample(rng) for _ in range(num_samples)]
         return sum(self.is_feasible(self.cost(genome)) for genome in genomes) / len(genomes)
+
+
+def _size_of(gene: Gene, index: int) -> float:
+    """Grows with what option `index` of a gene adds to a network."""
+    if gene.choice == "projection":
+        return ("linear", "avg", "dw_bn").index(gene.options[index])  # only dw_bn has weights
+    return -index if gene.choice in ("kv_stride", "patch_stride") else index
 
 
 def _count_block_sequences(stage: StageSpace, depth: int) -> int:

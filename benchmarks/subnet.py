@@ -1,0 +1,72 @@
+"""What a forward pass, and one with its backward pass, cost in a supernet, over the same subnet extracted from it.
+
+Both run in this process, interleaved, on the same images; what is compared is the ratio of each pair of runs. `cold`
+is the first pass of each of the random subnets, in a supernet that has seen none of their stages.
+
+    OMP_NUM_THREADS=1 python benchmarks/subnet.py --space benchmarks/tables/cvt_fashion_mnist.yaml --batch 128
+    OMP_NUM_THREADS=1 python benchmarks/subnet.py --space search_spaces/cvt13.yaml --batch 2 --pairs 3
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from cvt_nas.config import load_experiment
+from cvt_nas.supernet import Supernet, extract
+
+
+def seconds_of(forward: Callable[[], torch.Tensor], *, backward: bool) -> float:
+    started = time.perf_counter()
+    with torch.set_grad_enabled(backward):
+        logits = forward()
+        if backward:
+            logits.sum().backward()
+    if logits.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--space", type=Path, required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--subnets", type=int, default=4, help="random ones, beside the largest and the smallest")
+    parser.add_argument("--pairs", type=int, default=15, help="of runs, of each subnet")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    space, device, rng = load_experiment(options.space).space, torch.device(options.device), random.Random(0)
+    supernet = Supernet(space).to(device)
+    images = torch.randn(options.batch, space.num_channels, space.image_size, space.image_size, device=device)
+    random_ones = [space.decode(space.sample(rng)) for _ in range(options.subnets)]
+    cold = []
+    for arch in random_ones:
+        model = extract(Supernet(space).to(device), arch).train()
+        seconds_of(lambda model=model: model(images), backward=True)
+        first = seconds_of(lambda arch=arch: supernet(images, arch), backward=True)
+        cold.append(first / seconds_of(lambda model=model: model(images), backward=True))
+    print(f"cold, forward and backward: {statistics.median(cold):.2f} ({min(cold):.2f} to {max(cold):.2f})", flush=True)
+    named = {"largest": space.largest, "smallest": space.smallest}
+    named |= {f"random {index}": arch for index, arch in enumerate(random_ones)}
+    for name, arch in named.items():
+        for kind, backward in (("forward", False), ("forward and backward", True)):
+            model = extract(supernet, arch).train(backward)
+            ratios = []
+            for _ in range(options.pairs + 2):
+                supernet.train(backward).zero_grad()
+                model.zero_grad()
+                ours = seconds_of(lambda arch=arch: supernet(images, arch), backward=backward)
+                ratios.append(ours / seconds_of(lambda model=model: model(images), backward=backward))
+            ratios = sorted(ratios[2:])  # the first two warm up
+            low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+            print(
+                f"{name:10} {kind:20}: {statistics.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f})", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()

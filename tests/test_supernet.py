@@ -1,0 +1,189 @@
+import copy
+import dataclasses
+import itertools
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cvt_nas.arch import ArchConfig
+from cvt_nas.errors import ArchError
+from cvt_nas.model import CvT
+from cvt_nas.space import SearchSpace, StageSpace
+from cvt_nas.supernet import Supernet, extract
+from strategies import spaces
+
+STAGE = StageSpace(
+    patch_kernel=(3, 5), patch_stride=(2,), patch_padding=None, embed_dim=(8, 16), depth=(1, 2), kv_stride=(1, 2),
+    kernel_size=(1, 3, 5), num_heads=(1, 2), mlp_ratio=(1.0, 2.0), projection=("dw_bn", "avg"),
+    per_block=frozenset({"kv_stride", "kernel_size"}),
+)  # fmt: skip
+SPACE = SearchSpace(
+    image_size=16, num_channels=1, num_classes=3, bounds={},
+    stages=(STAGE, dataclasses.replace(STAGE, class_token=True)),
+)  # fmt: skip
+
+
+def randomised(supernet: Supernet) -> Supernet:
+    """Norms, their statistics and the kernel maps too: at their initial values they would hide mistakes."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in supernet.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+        elif tensor.is_floating_point():
+            tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
+    return supernet
+
+
+def images_for(arch: ArchConfig, number: int = 3) -> torch.Tensor:
+    return torch.randn(number, arch.num_channels, arch.image_size, arch.image_size)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    spaces(), st.randoms(use_true_random=False), st.booleans(), st.sets(st.sampled_from(["kv_stride", "kernel_size"]))
+)
+def test_a_subnet_is_its_extracted_model_to_the_last_bit(
+    space: SearchSpace, rng: random.Random, kernel_maps: bool, own_norms: set
+) -> None:
+    supernet = randomised(Supernet(space, kernel_maps=kernel_maps, own_norms=own_norms)).eval()
+    for genome in [space.sample(rng) for _ in range(4)]:
+        arch = space.decode(genome)
+        images = images_for(arch)
+        with torch.inference_mode():
+            assert torch.equal(supernet(images, arch), extract(supernet, arch)(images))
+    for arch in (space.largest, space.smallest):
+        assert arch in space
+        assert extract(supernet, arch).arch == arch
+
+
+@pytest.mark.parametrize("own_norms", [(), ("kv_stride", "kernel_size")])
+def test_gradients_of_a_subnet_are_those_of_its_model_where_it_is_and_nothing_elsewhere(own_norms: tuple) -> None:
+    supernet = randomised(Supernet(SPACE, own_norms=own_norms)).train()
+    arch = SPACE.smallest
+    model, images = extract(supernet, arch), images_for(arch, 8)
+    supernet(images, arch).square().sum().backward()
+    model(images).square().sum().backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    grads = copy.deepcopy(supernet)
+    for parameter, source in zip(grads.parameters(), supernet.parameters(), strict=True):
+        parameter.data = torch.zeros_like(parameter) if source.grad is None else source.grad
+    cut = grads.state_of(arch)
+    for name, grad in expected.items():
+        assert grad is not None
+        torch.testing.assert_close(cut[name], grad, atol=1e-5, rtol=1e-5)
+    inside = sum(float(grad.abs().sum()) for grad in expected.values() if grad is not None)
+    everywhere = sum(float(p.grad.abs().sum()) for p in supernet.parameters() if p.grad is not None)
+    assert everywhere == pytest.approx(inside, rel=1e-4)
+
+
+def test_a_pass_leaves_nothing_behind() -> None:
+    supernet = randomised(Supernet(SPACE)).train()
+    before = copy.deepcopy(supernet.state_dict())
+    archs = [SPACE.decode(SPACE.sample(random.Random(seed))) for seed in range(6)]
+    images = images_for(archs[0], 4)
+    first = [supernet(images, arch) for arch in archs]
+    assert all(torch.equal(before[name], tensor) for name, tensor in supernet.state_dict().items())
+    again = [supernet(images, arch) for arch in reversed(archs)]
+    assert all(torch.equal(a, b) for a, b in zip(first, reversed(again), strict=True))
+
+
+def test_subnets_share_what_they_have_in_common() -> None:
+    supernet = randomised(Supernet(SPACE))
+    small, large = supernet.state_of(SPACE.smallest), supernet.state_of(SPACE.largest)
+    assert torch.equal(small["stage1.blocks.0.mlp.fc2.weight"], large["stage1.blocks.0.mlp.fc2.weight"][:8, :8])
+    assert torch.equal(
+        small["stage0.patch_embed.proj.weight"], large["stage0.patch_embed.proj.weight"][:8, :, 1:4, 1:4]
+    )
+    # of 5 x 5, and avg has none
+    genome = {gene.name: 0 for gene in SPACE.genes} | {"stage0.block0.kernel_size": 1}
+    middle = supernet.state_of(SPACE.decode(tuple(genome.values())))
+    ours, theirs = (
+        middle["stage0.blocks.0.attn.conv_proj_v.conv.weight"],
+        large["stage0.blocks.0.attn.conv_proj_v.conv.weight"],
+    )
+    assert torch.equal(ours, theirs[:8, :, 1:4, 1:4])
+
+
+def test_kernel_maps_begin_as_the_identity_and_are_learned() -> None:
+    torch.manual_seed(0)
+    plain = Supernet(SPACE)
+    mapped = Supernet(SPACE, kernel_maps=True)
+    mapped.load_state_dict(plain.state_dict(), strict=False)
+    genome = {gene.name: 0 for gene in SPACE.genes}
+    arch = SPACE.decode(tuple(genome.values()))
+    images = images_for(arch)
+    torch.testing.assert_close(plain(images, arch), mapped(images, arch))
+    mapped(images, arch).square().sum().backward()
+    ours = [p.grad for name, p in mapped.kernel_maps.items() if name.endswith("k1")]
+    assert len(ours) == 2 * 2 * 3
+    assert any(grad is not None and grad.abs().sum() > 0 for grad in ours)
+
+
+def test_norms_of_their_own_are_told_apart_by_stride_and_kernel() -> None:
+    supernet = randomised(Supernet(SPACE, own_norms=("kv_stride", "kernel_size")))
+    genome = {gene.name: 0 for gene in SPACE.genes}
+    names = ["stage0.block0.kv_stride", "stage0.block0.kernel_size"]
+    seen = {}
+    for values in itertools.product((0, 1), (0, 1, 2)):
+        arch = SPACE.decode(tuple((genome | dict(zip(names, values, strict=True))).values()))
+        state = supernet.state_of(arch)
+        seen[values] = [state[f"stage0.blocks.0.attn.conv_proj_{p}.bn.weight"] for p in "qk"]
+    assert len({tuple(k.tolist()) for _, k in seen.values()}) == 6
+    assert len({tuple(q.tolist()) for q, _ in seen.values()}) == 3  # queries have no stride
+
+
+def test_drop_path_is_of_the_largest_alone_unless_told() -> None:
+    torch.manual_seed(0)
+    images = images_for(SPACE.largest, 64)
+    for on_all in (False, True):
+        supernet = randomised(Supernet(SPACE, drop_path=0.9, drop_path_on_all=on_all)).train()
+        genome = tuple(len(gene.options) - 1 if gene.choice == "depth" else 0 for gene in SPACE.genes)
+        for arch, is_dropped in ((SPACE.largest, True), (SPACE.decode(genome), on_all)):
+            first, second = supernet(images, arch), supernet(images, arch)
+            assert torch.equal(first, second) is not is_dropped
+
+
+def test_what_is_inserted_is_extracted_again() -> None:
+    torch.manual_seed(0)
+    supernet = randomised(Supernet(SPACE))
+    genome = {gene.name: 0 for gene in SPACE.genes}
+    arch = SPACE.decode(tuple(genome.values()))
+    model = CvT(arch).eval()
+    supernet.insert(model)
+    extracted = extract(supernet.eval(), arch)
+    images = images_for(arch)
+    with torch.inference_mode():
+        assert torch.equal(extracted(images), model(images))
+        # the same network with larger kernels answers alike, since what surrounds the old one is zero
+        wider = SPACE.decode(tuple((genome | {"stage0.block0.kernel_size": 2, "stage1.patch_kernel": 1}).values()))
+        torch.testing.assert_close(supernet(images, wider), model(images), atol=1e-5, rtol=1e-5)
+
+
+def test_what_the_supernet_lacks_is_named() -> None:
+    narrow = SearchSpace(
+        image_size=16, num_channels=1, num_classes=3, bounds={},
+        stages=(dataclasses.replace(STAGE, embed_dim=(8,)), SPACE.stages[1]),
+    )  # fmt: skip
+    supernet = Supernet(narrow)
+    with pytest.raises(
+        ArchError,
+        match=r"stage0\.patch_embed\.proj\.weight: the subnet needs \(16, 1, 5, 5\), the supernet has \(8, 1, 5, 5\)",
+    ):
+        supernet(images_for(SPACE.largest), SPACE.largest)
+
+
+def test_a_copy_cuts_from_its_own_weights() -> None:
+    supernet = randomised(Supernet(SPACE))
+    images = images_for(SPACE.smallest)
+    before = supernet(images, SPACE.smallest)
+    twin = copy.deepcopy(supernet)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert torch.equal(supernet(images, SPACE.smallest), before)
+    assert not twin(images, SPACE.smallest).any()
+    assert isinstance(twin.shared.norm, nn.LayerNorm)
