@@ -63,17 +63,19 @@ class ImageData(Protocol):
         device: torch.device,
         seed: int,
         epoch: int,
+        first: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[Batch]:
         """One epoch of shuffled, augmented batches; a last one that is not full is dropped.
 
-        Python's, numpy's and torch's global random states are set from `seed`, `epoch` and `rank`, so an
-        epoch is the same whether or not the process restarted before it.
+        Before each batch, Python's, numpy's and torch's global random states are set from `seed`, `epoch`, its number
+        and `rank`, so it is the same whether or not the process restarted before it, and so is what is drawn after it.
 
         Args:
             batch_size: Images a batch on this rank.
             epoch: From 0.
+            first: Number of the batch to begin with.
 
         Yields:
             Images, `(batch, channels, height, width)`, and targets: class indices `(batch,)`, or
@@ -82,9 +84,20 @@ class ImageData(Protocol):
         ...
 
     def eval_batches(
-        self, split: Split, *, batch_size: int, device: torch.device, rank: int = 0, world_size: int = 1
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        device: torch.device,
+        limit: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> Iterator[Batch]:
-        """Every image of this rank's share of `split` once, without augmentation; targets are class indices."""
+        """Every image of this rank's share of `split` once, without augmentation; targets are class indices.
+
+        Args:
+            limit: Of the split, so many images alone: spread over it evenly, since folders are sorted by class.
+        """
         ...
 
 
@@ -335,15 +348,16 @@ class _ArrayData:
         device: torch.device,
         seed: int,
         epoch: int,
+        first: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[Batch]:
         order = np.random.default_rng((seed, epoch)).permutation(self._rows["train"])[rank::world_size]
         num_batches = max(self.num_images("train") // (world_size * batch_size), 1)
-        seed_all(seed, epoch, rank)
         erase, mix = _erasing_of(augment, device), _mixing_of(augment, len(self.class_names))
         policy = _randaugment_of(augment, self._images["train"].shape[1])
-        for index in range(num_batches):
+        for index in range(first, num_batches):
+            seed_all(seed, epoch, index, rank)
             images, labels = self._batch("train", order[index * batch_size : (index + 1) * batch_size])
             if policy is not None:
                 images = torch.stack([policy(image) for image in images])
@@ -352,12 +366,26 @@ class _ArrayData:
             yield mix(x, targets)
 
     def eval_batches(
-        self, split: Split, *, batch_size: int, device: torch.device, rank: int = 0, world_size: int = 1
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        device: torch.device,
+        limit: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> Iterator[Batch]:
-        rows = self._rows[split][rank::world_size]
+        rows = _spread(self._rows[split], limit)[rank::world_size]
         for start in range(0, len(rows), batch_size):
             images, labels = self._batch(split, rows[start : start + batch_size])
             yield self._to_input(images, device), _to_device(labels, device)
+
+
+def _spread(rows: np.ndarray, number: int | None) -> np.ndarray:
+    """`number` of `rows` at equal distances; all of them where it is absent, or more than there are."""
+    if number is None or number >= len(rows):
+        return rows
+    return rows[np.arange(number) * len(rows) // number]
 
 
 def _to_device(x: Tensor, device: torch.device) -> Tensor:
@@ -448,16 +476,18 @@ class _FolderData:
     def num_images(self, split: Split) -> int:
         return len(self._rows[split])
 
-    def _loader(self, split: Split, rows: np.ndarray, transform: Any, batch_size: int, device: torch.device) -> Any:
+    def _loader(
+        self, split: Split, rows: np.ndarray, transform: Any, batch_size: int, device: torch.device,
+        seeds: tuple[int, ...] | None = None,
+    ) -> Any:  # fmt: skip
         from torch.utils.data import DataLoader
 
-        images = _Images(self._folders["val" if split == "test" else "train"], rows, transform)
+        images = _Images(self._folders["val" if split == "test" else "train"], rows, transform, seeds)
         return DataLoader(
             images,
             batch_size=batch_size,
             num_workers=self._num_workers,
             pin_memory=device.type == "cuda",
-            drop_last=split == "train" and len(rows) >= batch_size,
         )
 
     def train_batches(
@@ -468,6 +498,7 @@ class _FolderData:
         device: torch.device,
         seed: int,
         epoch: int,
+        first: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[Batch]:
@@ -488,15 +519,26 @@ class _FolderData:
             std=pre.std,
         )
         order = np.random.default_rng((seed, epoch)).permutation(self._rows["train"])[rank::world_size]
-        seed_all(seed, epoch, rank)
         mix = _mixing_of(augment, len(self.class_names))
         usable = order[: self.num_images("train") // world_size]  # the same number of steps on every rank
-        for images, labels in self._loader("train", usable, transform, batch_size, device):
+        if len(usable) >= batch_size:
+            usable = usable[: len(usable) // batch_size * batch_size]
+        rows = usable[first * batch_size :]
+        loader = self._loader("train", rows, transform, batch_size, device, seeds=(seed, epoch))
+        for index, (images, labels) in enumerate(loader, start=first):
+            seed_all(seed, epoch, index, rank)
             x, targets = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             yield mix(x.contiguous(memory_format=torch.channels_last), targets)
 
     def eval_batches(
-        self, split: Split, *, batch_size: int, device: torch.device, rank: int = 0, world_size: int = 1
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        device: torch.device,
+        limit: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> Iterator[Batch]:
         from timm.data.transforms_factory import create_transform
 
@@ -510,7 +552,7 @@ class _FolderData:
             mean=pre.mean,
             std=pre.std,
         )
-        rows = self._rows[split][rank::world_size]
+        rows = _spread(self._rows[split], limit)[rank::world_size]
         for images, labels in self._loader(split, rows, transform, batch_size, device):
             x = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             yield x, labels.to(device, non_blocking=True)
@@ -524,14 +566,17 @@ def _open_image(path: str, mode: str) -> Any:
 
 
 class _Images(torch.utils.data.Dataset):
-    """The images at `rows` of a folder, transformed."""
+    """The images at `rows` of a folder, transformed; at random by `seeds` and the row, whichever process does it."""
 
-    def __init__(self, folder: Any, rows: np.ndarray, transform: Any) -> None:
-        self.folder, self.rows, self.transform = folder, rows, transform
+    def __init__(self, folder: Any, rows: np.ndarray, transform: Any, seeds: tuple[int, ...] | None) -> None:
+        self.folder, self.rows, self.transform, self.seeds = folder, rows, transform, seeds
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.folder.samples[self.rows[index]]
+        row = int(self.rows[index])
+        if self.seeds is not None:
+            seed_all(*self.seeds, row)
+        path, label = self.folder.samples[row]
         return self.transform(self.folder.loader(path)), label

@@ -5,8 +5,9 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 # Read by Ray when it is imported or started; whoever runs the tool can still override each.
@@ -30,8 +31,10 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device  # noqa: E402
 from ray.util.queue import Empty, Queue  # noqa: E402
 
 from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict  # noqa: E402
-from cvt_nas.engine import TrainingSetup, progress_reports  # noqa: E402
+from cvt_nas.config import SupernetConfig  # noqa: E402
+from cvt_nas.engine import TrainingSetup, progress_reports, supernet_reports  # noqa: E402
 from cvt_nas.results import RunFolder  # noqa: E402
+from cvt_nas.space import SearchSpace  # noqa: E402
 
 
 def start_local_ray(*, num_cpus: int, num_gpus: int) -> None:
@@ -104,17 +107,73 @@ def fit_on_workers(
     Raises:
         ray.train.TrainingFailedError: More workers died than `max_failures`, or the code raised.
     """
+    return _reports_of_workers(
+        _train_on_worker,
+        {"arch": arch_to_dict(arch), "setup": setup, "number": number, "seed": seed, "keep_model": keep_model},
+        name=f"train-{number}",
+        setup=setup,
+        num_workers=num_workers,
+        cpus_per_worker=cpus_per_worker,
+        use_gpus=use_gpus,
+        max_failures=max_failures,
+    )
+
+
+def train_supernet_on_workers(
+    space: SearchSpace,
+    config: SupernetConfig,
+    setup: TrainingSetup,
+    *,
+    seed: int,
+    num_workers: int,
+    cpus_per_worker: float,
+    use_gpus: bool,
+    initial: Path | None = None,
+    max_failures: int = 3,
+) -> Iterator[dict[str, Any]]:
+    """Trains the shared weights of `space` as `engine.train_supernet` does, on workers that share each batch.
+
+    A worker that dies is replaced, and all of them go on from the last checkpoint in the run folder. Where that holds a
+    request to stop (`RunFolder.stop_supernet`), they write a checkpoint and end.
+
+    Args:
+        initial: Folder of a model to begin with.
+        use_gpus, max_failures: As in `fit_on_workers`.
+
+    Yields:
+        The reports of `engine.supernet_reports`, by the first worker.
+
+    Raises:
+        ray.train.TrainingFailedError: More workers died than `max_failures`, or the code raised.
+    """
+    return _reports_of_workers(
+        _train_supernet_on_worker,
+        {"space": space, "config": config, "setup": setup, "seed": seed, "initial": initial},
+        name="supernet",
+        setup=setup,
+        num_workers=num_workers,
+        cpus_per_worker=cpus_per_worker,
+        use_gpus=use_gpus,
+        max_failures=max_failures,
+    )
+
+
+def _reports_of_workers(
+    train: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    *,
+    name: str,
+    setup: TrainingSetup,
+    num_workers: int,
+    cpus_per_worker: float,
+    use_gpus: bool,
+    max_failures: int,
+) -> Iterator[dict[str, Any]]:
+    """What the first of the workers that run `train` puts into the queue `reports` of its config."""
     reports = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
-        _train_on_worker,
-        train_loop_config={
-            "arch": arch_to_dict(arch),
-            "setup": setup,
-            "number": number,
-            "seed": seed,
-            "keep_model": keep_model,
-            "reports": reports,
-        },
+        train,
+        train_loop_config={**config, "reports": reports},
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             use_gpu=use_gpus,
@@ -122,7 +181,7 @@ def fit_on_workers(
         ),
         torch_config=TorchConfig(backend="nccl" if setup.device == "cuda" else "gloo"),
         run_config=RunConfig(
-            name=f"train-{number}",
+            name=name,
             storage_path=str(RunFolder(setup.run_path).tune_path),
             failure_config=FailureConfig(max_failures=max_failures),
         ),
@@ -135,7 +194,7 @@ def fit_on_workers(
         except BaseException as error:  # handed to the reader below, which raises it
             outcome.append(error)
 
-    thread = threading.Thread(target=execute, name="train", daemon=True)
+    thread = threading.Thread(target=execute, name=name, daemon=True)
     thread.start()
     try:
         while thread.is_alive() or not reports.empty():
@@ -160,6 +219,21 @@ def _train_on_worker(config: dict[str, Any]) -> None:
         seed=config["seed"],
         checkpoint=run.checkpoint_path(config["number"]),
         model_folder=run.model_path(arch.id) if config["keep_model"] else None,
+    ):
+        if first:
+            config["reports"].put(report)
+
+
+def _train_supernet_on_worker(config: dict[str, Any]) -> None:
+    setup = config["setup"]
+    first = get_context().get_world_rank() == 0
+    for report in supernet_reports(
+        config["space"],
+        config["config"],
+        setup,
+        device=get_device() if setup.device == "cuda" else setup.torch_device,
+        seed=config["seed"],
+        initial=config["initial"],
     ):
         if first:
             config["reports"].put(report)

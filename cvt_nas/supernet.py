@@ -14,12 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.errors import ArchError
-from cvt_nas.model import Block, ConvEmbed, CvT, forward_stage, forward_stages
+from cvt_nas.model import Block, ConvEmbed, ConvProjection, CvT, forward_stage, forward_stages
 from cvt_nas.space import SearchSpace
 
 NormChoice = Literal["kv_stride", "kernel_size"]
@@ -43,6 +45,7 @@ class Supernet(nn.Module):
             and size, at first the identity (Cai et al. 2020, arXiv:1908.09791, section 3.3).
         own_norms: Choices of a block whose options have batch norms of their own, as widths have in Yu et al. 2019,
             arXiv:1812.08928.
+        sync_batch_norm: Whether the statistics of a batch are over all the ranks of the process group.
 
     Raises:
         ValueError: `drop_path` has not one rate for each stage.
@@ -56,12 +59,14 @@ class Supernet(nn.Module):
         drop_path_on_all: bool = False,
         kernel_maps: bool = False,
         own_norms: Collection[NormChoice] = (),
+        sync_batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.largest = space.largest
         self.shared = CvT(self.largest, drop_path=drop_path)
         self._drop_path = [drop_path] * len(space.stages) if isinstance(drop_path, int | float) else list(drop_path)
         self._drop_path_on_all, self._own_norms = drop_path_on_all, frozenset(own_norms)
+        self._sync_batch_norm = sync_batch_norm
         self.kernel_maps, self.norms = nn.ParameterDict(), nn.ModuleDict()
         for name, module in list(self.shared.named_modules()):
             if (place := _PROJECTION.fullmatch(name)) is None:
@@ -161,8 +166,11 @@ class Supernet(nn.Module):
         key = (name, *arguments)
         if key not in self._hollows:
             with torch.device("meta"):
-                module = make(*arguments).train(self.training)
-            self._hollows[key] = _Hollow(module, name, block, self._cut_of)
+                module = make(*arguments)
+                for part in list(module.modules()) if self._sync_batch_norm else ():
+                    if isinstance(part, ConvProjection):
+                        part.bn = _SyncedBatchNorm(part.bn.num_features)
+            self._hollows[key] = _Hollow(module.train(self.training), name, block, self._cut_of)
         return self._hollows[key]
 
     def _cut_of(self, name: str, shape: torch.Size, block: BlockConfig | None) -> "_Cut":
@@ -204,6 +212,20 @@ def extract(supernet: Supernet, arch: ArchConfig) -> CvT:
         model = CvT(arch)
     model.load_state_dict(supernet.state_of(arch))
     return model.train(supernet.training)
+
+
+class _SyncedBatchNorm(nn.BatchNorm2d):
+    """Batch norm whose statistics in training are of all ranks' images; torch's own is for GPUs alone."""
+
+    def forward(self, input: Float[Tensor, "batch channels height width"]) -> Tensor:  # noqa: A002  torch's name
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(input)
+        values = input.float()
+        moments = torch.stack([values.mean((0, 2, 3)), values.square().mean((0, 2, 3))])
+        mean, square = all_reduce(moments).div(dist.get_world_size()).unbind()
+        scale = self.weight * torch.rsqrt(square - mean.square() + self.eps)
+        shift = self.bias - mean * scale
+        return (values * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
 
 
 class _Cut:

@@ -287,3 +287,27 @@ def test_a_folder_without_val_or_with_other_classes_is_one_line(image_folder: Pa
     (image_folder / "val").rename(image_folder / "elsewhere")
     with pytest.raises(DataError, match=r"must hold train/ and val/, one folder a class: .*No such file or directory"):
         load_data(config, root=image_folder, image_size=32, num_channels=3, num_classes=2)
+
+
+def test_an_epoch_can_begin_at_any_batch(image_folder: Path) -> None:
+    config = DataConfig(dataset="imagefolder", search_fraction=0.25, num_workers=2)
+    folder = load_data(config, root=image_folder, image_size=32, num_channels=3, num_classes=2)
+    in_memory = AugmentConfig(crop_padding=1, flip=True, random_erasing=0.5, mixup=0.8)
+    streamed = AugmentConfig(crop_scale=0.3, flip=True, randaugment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
+
+    for data, augment, batch_size in ((digits_data(), in_memory, 256), (folder, streamed, 8)):
+
+        def batches(
+            first: int, data: ImageData = data, augment: AugmentConfig = augment, size: int = batch_size
+        ) -> list:
+            found = data.train_batches(batch_size=size, augment=augment, device=CPU, seed=0, epoch=1, first=first)
+            return [(images, targets, torch.rand(1)) for images, targets in found]  # what is drawn after it, too
+
+        whole = batches(0)
+        assert len(whole) >= 3
+        for first in range(len(whole) + 1):
+            rest = batches(first)
+            assert len(rest) == len(whole) - first
+            assert all(
+                torch.equal(a, b) for x, y in zip(whole[first:], rest, strict=True) for a, b in zip(x, y, strict=True)
+            )

@@ -10,7 +10,8 @@ import torch
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.config import AugmentConfig, DataConfig, Experiment, TrainingConfig
 from cvt_nas.data import ImageData, load_data
-from cvt_nas.engine import DivergedError, Epoch, TrainingSetup, _optimizer_of, fit, learning_rate, progress_reports
+from cvt_nas.engine import DivergedError, Epoch, TrainingSetup, fit, learning_rate, progress_reports
+from cvt_nas.engine.optimization import optimizer_of
 from cvt_nas.model import build_model, load_model
 
 CPU = torch.device("cpu")
@@ -158,7 +159,7 @@ def test_the_learning_rate_warms_up_linearly_then_falls_by_half_a_cosine() -> No
 
 def test_weight_decay_spares_norms_biases_and_the_class_token() -> None:
     model = build_model(tiny_arch())
-    optimizer = _optimizer_of(model, training(weight_decay=0.3), CPU)
+    optimizer = optimizer_of(model, training(weight_decay=0.3), CPU)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         spared = name.endswith((".bias", "cls_token")) or ".bn." in name or "norm" in name

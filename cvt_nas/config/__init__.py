@@ -32,6 +32,7 @@ from cvt_nas.config.sections import (
     SearchConfig,
     SpaceFile,
     SpaceSection,
+    SupernetConfig,
     TrainingConfig,
 )
 from cvt_nas.errors import ArchError, SpaceFileError
@@ -53,6 +54,7 @@ __all__ = [
     "DataConfig",
     "Experiment",
     "SearchConfig",
+    "SupernetConfig",
     "TrainingConfig",
     "load_experiment",
     "parse_experiment",

@@ -184,6 +184,46 @@ class TrainingConfig:
 
 
 @validated(config=_STRICT, frozen=True, kw_only=True)
+class SupernetConfig(TrainingConfig):
+    """Section `supernet`: how the shared weights are trained. All the settings of `training`, and these.
+
+    A step trains several subnets on the same images. With the sandwich rule (Yu and Huang 2019, arXiv:1903.05134)
+    these are the largest, the smallest and some at random.
+
+    Args:
+        sandwich: Whether each step has the largest and the smallest.
+        num_random: Random subnets a step.
+        sampling: Random subnets are drawn evenly over the choices by `uniform`, over log-FLOPs by `flops`, and over
+            log-FLOPs but the most promising of several each time by `front` (Wang et al. 2021, arXiv:2011.09011).
+        distillation: What the others learn: from the labels where `none`, else from the largest's answers to the same
+            images, by `kl`, or by `alpha`, of two alpha-divergences the greater (Wang et al. 2021, arXiv:2102.07954).
+        project_gradients: Whether the largest's gradient gives way, tensor by tensor, where it is against that of the
+            others (Gong et al. 2022, NASViT).
+        drop_path_on_all: Whether `drop_path` is for all; else for the largest alone.
+        kernel_maps, own_norms: See `Supernet`.
+        opening: Epoch at which a choice is opened; until then, every subnet has its largest option.
+        sync_batch_norm: Whether the statistics of a batch are those of all its ranks together.
+        calibration_images: Training images on which the batch norms of a subnet are measured before it is judged.
+    """
+
+    sandwich: bool = True
+    num_random: Annotated[int, Field(ge=0)] = 2
+    sampling: Literal["uniform", "flops", "front"] = "uniform"
+    distillation: Literal["none", "kl", "alpha"] = "kl"
+    project_gradients: bool = False
+    drop_path_on_all: bool = False
+    kernel_maps: bool = False
+    own_norms: list[Literal["kv_stride", "kernel_size"]] = field(default_factory=list)
+    opening: dict[
+        Literal["patch_kernel", "patch_stride", "embed_dim", "depth", "kv_stride", "kernel_size", "num_heads",
+                "mlp_ratio", "projection"],
+        Annotated[float, Field(ge=0)],
+    ] = field(default_factory=dict)  # fmt: skip
+    sync_batch_norm: bool = False
+    calibration_images: PositiveInt = 2048
+
+
+@validated(config=_STRICT, frozen=True, kw_only=True)
 class ConfirmConfig:
     """Section `search.confirm`: after the race, its best architectures are trained again, with further seeds.
 

@@ -26,6 +26,7 @@ class RunFolder:
     study.journal      Optuna's storage
     pareto.csv, pareto_flops.html, pareto_params.html, ranks.csv
     models/<arch id>/  arch.json, model.safetensors, probe.safetensors of each complete trial
+    supernet/          checkpoint.pt, then weights.safetensors; `stop` while its training is asked to end
     checkpoints/       of trials in flight
     errors/            tracebacks of trials that failed
     tune/              Ray Tune's own files, of no use after the run
@@ -88,6 +89,22 @@ class RunFolder:
     @property
     def tune_path(self) -> Path:
         return self.path / "tune"
+
+    @property
+    def supernet_path(self) -> Path:
+        return self.path / "supernet"
+
+    def stop_supernet(self, asked: bool = True) -> None:
+        """Asks the workers that train the supernet, on whatever node, to write a checkpoint and end; or no longer."""
+        flag = self.supernet_path / "stop"
+        if asked:
+            flag.parent.mkdir(parents=True, exist_ok=True)
+            flag.touch()
+        else:
+            flag.unlink(missing_ok=True)
+
+    def is_supernet_stopped(self) -> bool:
+        return (self.supernet_path / "stop").exists()
 
     def model_path(self, arch_id: str) -> Path:
         return self.path / "models" / arch_id

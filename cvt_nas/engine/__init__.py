@@ -1,0 +1,28 @@
+"""Everything that runs batches through a network: training, evaluation, counting.
+
+One code path for the CPU, one GPU and several: where a process group is initialised, `fit` trains by
+DDP and `batch_size` is divided among the ranks. The device is an argument, never a guess.
+"""
+
+from cvt_nas.engine.evaluation import evaluate, fvcore_cost, recalibrate_batch_norm
+from cvt_nas.engine.optimization import DivergedError, learning_rate
+from cvt_nas.engine.setup import TrainingSetup
+from cvt_nas.engine.supernet import Inheritance, SupernetEpoch, open_supernet, supernet_reports, train_supernet
+from cvt_nas.engine.training import Epoch, fit, progress_reports
+
+__all__ = [
+    "DivergedError",
+    "Epoch",
+    "Inheritance",
+    "SupernetEpoch",
+    "TrainingSetup",
+    "evaluate",
+    "fit",
+    "fvcore_cost",
+    "learning_rate",
+    "open_supernet",
+    "progress_reports",
+    "recalibrate_batch_norm",
+    "supernet_reports",
+    "train_supernet",
+]

@@ -1,0 +1,122 @@
+"""Accuracy, batch-norm statistics and FLOPs of a network: what is measured without training it."""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cvt_nas.arch import Cost
+from cvt_nas.config import TrainingConfig
+from cvt_nas.data import ImageData, Split
+from cvt_nas.model import CvT
+
+EVAL_BATCH_SIZE = 256
+
+
+@torch.inference_mode()
+def evaluate(
+    model: CvT,
+    data: ImageData,
+    split: Split,
+    *,
+    training: TrainingConfig,
+    device: torch.device,
+    limit: int | None = None,
+) -> float:
+    """Fraction of `split` that `model` classifies right, over all ranks together. Leaves it in eval mode.
+
+    Args:
+        limit: Of so many of its images alone, the same each time; all where absent.
+    """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    model.eval()
+    num_right = torch.zeros((), device=device)
+    batches = data.eval_batches(
+        split, batch_size=EVAL_BATCH_SIZE, device=device, limit=limit, rank=rank, world_size=world_size
+    )
+    for images, labels in batches:
+        with autocast(training, device):
+            logits = model(images)
+        num_right += (logits.argmax(dim=1) == labels).sum()
+    if world_size > 1:
+        dist.all_reduce(num_right)
+    return num_right.item() / min(data.num_images(split), limit or math.inf)
+
+
+@torch.inference_mode()
+def recalibrate_batch_norm(
+    model: nn.Module, batches: Iterable[Float[Tensor, "batch channels height width"]], training: TrainingConfig
+) -> int:
+    """Replaces the statistics of batch norm by their plain average over `batches`.
+
+    A subnet inherits none that are of itself, so its accuracy means nothing before.
+
+    Args:
+        model: Changed in place: running means and variances, never a weight. Left in eval mode.
+        batches: Training images, normalised as in training, on the model's device.
+        training: Says in which precision.
+
+    Returns:
+        Number of images seen.
+
+    Raises:
+        ValueError: `batches` is empty, which would leave mean 0 and variance 1.
+
+    Source: Yu and Huang 2019, arXiv:1903.05134.
+    """
+    model.eval()  # all but the batch norms: no path is dropped
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+        norm.train()
+    num_images = 0
+    for images in batches:
+        with autocast(training, images.device):
+            model(images)
+        num_images += len(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+    if num_images == 0:
+        raise ValueError("no images to measure the statistics of batch norm on")
+    return num_images
+
+
+def autocast(training: TrainingConfig, device: torch.device) -> Any:
+    if training.precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if training.precision == "bf16" else torch.float16)
+
+
+def fvcore_cost(model: CvT) -> Cost:
+    """Params and FLOPs as fvcore counts them on the built model, attention's products included.
+
+    Slow (it traces the network); `cvt_nas.arch.cost_of` is the closed form that must equal it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from fvcore.nn import FlopCountAnalysis
+
+        size = model.arch.image_size
+        images = torch.zeros(1, model.arch.num_channels, size, size, device=model.head.weight.device)
+        training = model.training
+        analysis = FlopCountAnalysis(model.eval(), images)
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        flops = int(analysis.total())
+        model.train(training)
+    return Cost(params=sum(p.numel() for p in model.parameters()), flops=flops)
+
+
+def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:  # noqa: ARG001  fvcore's signature
+    """Queries x keys x width, for each of the two products."""
+    (batch, heads, queries, width), (_, _, keys, _) = inputs[0].type().sizes(), inputs[1].type().sizes()
+    return 2 * batch * heads * queries * keys * width

@@ -1,0 +1,122 @@
+"""What every training shares: optimizer, learning rate, averaged weights, and the ranks that it runs on."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cvt_nas.config import TrainingConfig
+from cvt_nas.results import write_atomically
+
+
+class DivergedError(Exception):
+    """The loss is no longer finite.
+
+    Args:
+        epoch: From 1.
+        curve: Accuracy after each epoch before it.
+    """
+
+    def __init__(self, epoch: int, curve: tuple[float, ...]) -> None:
+        super().__init__(f"loss not finite in epoch {epoch}")
+        self.epoch, self.curve = epoch, curve
+
+
+def optimizer_of(model: nn.Module, training: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+    """Weight decay on matrices and kernels only: not on norms, biases, the class token, and maps near the identity."""
+
+    def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim > 1 and not name.endswith("cls_token") and not name.startswith("kernel_maps.")
+
+    named = list(model.named_parameters())
+    decayed = [parameter for name, parameter in named if is_decayed(name, parameter)]
+    plain = [parameter for name, parameter in named if not is_decayed(name, parameter)]
+    groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    fused = device.type in ("cuda", "cpu")
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=training.lr, fused=fused)
+    return torch.optim.SGD(groups, lr=training.lr, momentum=training.momentum, fused=fused)
+
+
+def learning_rate(training: TrainingConfig, epoch: float) -> float:
+    """Learning rate `epoch` epochs into the training: linear warm-up, then the schedule's way to the floor.
+
+    Sources: Loshchilov and Hutter 2017, arXiv:1608.03983, for `cosine`, without restarts; Haegele et al. 2024,
+    arXiv:2405.18392, for `wsd` and its 1 - sqrt decay.
+    """
+    if epoch < training.warmup_epochs:
+        return training.warmup_lr + (training.lr - training.warmup_lr) * epoch / training.warmup_epochs
+    if training.schedule == "cosine":
+        progress = (epoch - training.warmup_epochs) / (training.epochs - training.warmup_epochs)
+        share = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    else:
+        length = training.epochs * training.decay_fraction
+        share = 1 - math.sqrt(min(max((epoch - training.epochs) / length + 1, 0.0), 1.0))
+    return training.min_lr + (training.lr - training.min_lr) * share
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, training: TrainingConfig, epoch: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(training, epoch)
+
+
+def averaged_model(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """Exponential moving average of weights and batch-norm statistics; None where it is off.
+
+    The decay warms up as (1 + n) / (10 + n), a rule of TensorFlow's ExponentialMovingAverage.
+    """
+    if decay is None:
+        return None
+
+    def average(averaged: Any, current: Any, num_averaged: Any) -> None:
+        num_steps = int(num_averaged)
+        get_ema_multi_avg_fn(min(decay, (1 + num_steps) / (10 + num_steps)))(averaged, current, num_averaged)
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+def mean_over_ranks(value: torch.Tensor) -> float:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(value)
+        value = value / dist.get_world_size()
+    return value.item()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingState:
+    """All that a training needs to go on after a restart; random states follow from its seed and where it is."""
+
+    model: nn.Module
+    averaged: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+    def save(self, path: Path, **progress: Any) -> None:
+        """Replaces `path`; `progress` holds numbers, texts, tensors and lists of them."""
+        state = {
+            "model": self.model.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            **progress,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda partial: torch.save(state, partial))
+
+    def load(self, path: Path | None, device: torch.device) -> dict[str, Any] | None:
+        """The progress that was saved with the state; None, and nothing done, where there is no file."""
+        if path is None or not path.exists():
+            return None
+        state = torch.load(path, map_location=device, weights_only=True)
+        self.model.load_state_dict(state.pop("model"))
+        averaged = state.pop("averaged")
+        if self.averaged is not None:
+            self.averaged.load_state_dict(averaged)
+        self.optimizer.load_state_dict(state.pop("optimizer"))
+        self.scaler.load_state_dict(state.pop("scaler"))
+        return state

@@ -1,0 +1,48 @@
+"""What a worker needs to know before it can train anything."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from cvt_nas.config import DataConfig, TrainingConfig
+from cvt_nas.data import ImageData, load_data
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSetup:
+    """What every worker needs to train any architecture of an experiment.
+
+    Args:
+        data_root: Folder of the data set, absolute, since workers run elsewhere.
+        run_path: The run folder, absolute; every node sees it.
+        device: `cpu` or `cuda`, as it was resolved before the start.
+        num_threads: Of torch in each worker, so that workers side by side do not fight for cores.
+    """
+
+    training: TrainingConfig
+    data: DataConfig
+    data_root: Path | None
+    image_size: int
+    num_channels: int
+    num_classes: int
+    run_path: Path
+    device: str = "cpu"
+    num_threads: int = 1
+
+    @property
+    def torch_device(self) -> torch.device:
+        """On a worker with one device: it is shown only the GPU that is its own."""
+        return torch.device("cuda:0" if self.device == "cuda" else "cpu")
+
+    def open_data(self) -> ImageData:
+        return _open_data(self.data, self.data_root, self.image_size, self.num_channels, self.num_classes)
+
+
+@lru_cache(maxsize=1)
+def _open_data(
+    config: DataConfig, root: Path | None, image_size: int, num_channels: int, num_classes: int
+) -> ImageData:
+    """A worker that goes from trial to trial opens the data set once."""
+    return load_data(config, root=root, image_size=image_size, num_channels=num_channels, num_classes=num_classes)

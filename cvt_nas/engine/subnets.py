@@ -1,0 +1,114 @@
+"""Which subnets a step trains: a function of the seed, the epoch and the step, so the same on every rank."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+
+from cvt_nas.arch import ArchConfig
+from cvt_nas.config import SupernetConfig
+from cvt_nas.space import Genome, SearchSpace
+
+Kind = Literal["largest", "smallest", "random"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_NUM_STRATA, _POOL_SIZE, _NUM_CANDIDATES = 10, 2_000, 4
+_KEPT, _RIDGE = 0.9, 1.0  # of what was learned, an epoch later; prior precision of each effect
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subnet:
+    kind: Kind
+    genome: Genome
+    arch: ArchConfig
+
+
+class SubnetSampler:
+    """Draws the subnets of each step, by the `sandwich`, `num_random`, `sampling` and `opening` of `config`.
+
+    Random ones are feasible. The largest and the smallest need not be: they hold the range open.
+    """
+
+    def __init__(self, space: SearchSpace, config: SupernetConfig, *, seed: int) -> None:
+        self._space, self._config, self._seed = space, config, seed
+        self._largest = space.encode(space.largest)
+        self._smallest = space.encode(space.smallest)
+        self._strata: tuple[Any, list[list[Genome]]] = (None, [])
+        size = 1 + sum(len(gene.options) for gene in space.genes)
+        self._precision, self._target = _RIDGE * np.eye(size), np.zeros(size)
+
+    def draw(self, epoch: int, step: int) -> list[Subnet]:
+        """The largest first, whose answers the others learn."""
+        rng = random.Random(f"{self._seed} {epoch} {step}")
+        chosen: list[tuple[Kind, Genome]] = [
+            ("random", self._random(epoch, rng)) for _ in range(self._config.num_random)
+        ]
+        if self._config.sandwich:
+            chosen = [("largest", self._largest), *chosen, ("smallest", self._opened(self._smallest, epoch))]
+        return [Subnet(kind=kind, genome=genome, arch=self._space.decode(genome)) for kind, genome in chosen]
+
+    def learn(self, genomes: Sequence[Sequence[int]], log_losses: Sequence[float]) -> None:
+        """Updates, for `sampling: front`, the effect of each option on the loss; older epochs count for less."""
+        if self._config.sampling != "front" or not genomes:
+            return
+        features = np.stack([self._features(genome) for genome in genomes])
+        prior = _RIDGE * np.eye(len(self._target))
+        self._precision = prior + _KEPT * (self._precision - prior) + features.T @ features
+        self._target = _KEPT * self._target + features.T @ np.array(log_losses)
+
+    def to_plain(self) -> dict[str, Any]:
+        return {"precision": self._precision.tolist(), "target": self._target.tolist()}
+
+    def load_plain(self, tree: dict[str, Any]) -> None:
+        self._precision, self._target = np.array(tree["precision"]), np.array(tree["target"])
+
+    def _opened(self, genome: Genome, epoch: int) -> Genome:
+        """`genome`, with the largest option of each choice that is not open yet."""
+        opening = cast(dict[str, float], self._config.opening)
+        return tuple(
+            greatest if epoch < opening.get(gene.choice, 0) else option
+            for gene, option, greatest in zip(self._space.genes, genome, self._largest, strict=True)
+        )
+
+    def _random(self, epoch: int, rng: random.Random) -> Genome:
+        if self._config.sampling == "uniform":
+            return self._feasible(epoch, rng)
+        stratum = rng.choice(self._strata_of(epoch))
+        if self._config.sampling == "flops":
+            return rng.choice(stratum)
+        candidates = [rng.choice(stratum) for _ in range(_NUM_CANDIDATES)]
+        effects = np.linalg.solve(self._precision, self._target)
+        return min(candidates, key=lambda genome: float(self._features(genome) @ effects))
+
+    def _feasible(self, epoch: int, rng: random.Random, tries: int = 100) -> Genome:
+        for _ in range(tries):
+            genome = self._opened(self._space.sample(rng), epoch)
+            if self._space.is_feasible(self._space.cost(genome)):
+                return genome
+        # while choices are closed, nothing may be; where little is, it is found another way
+        return self._opened(self._space.sample_feasible(rng) or self._smallest, epoch)
+
+    def _strata_of(self, epoch: int) -> list[list[Genome]]:
+        """Random genomes, by intervals of log-FLOPs of equal width; those of an epoch, since pools are finite."""
+        if self._strata[0] != epoch:
+            rng = random.Random(f"{self._seed} {epoch} pool")
+            pool = sorted({self._feasible(epoch, rng) for _ in range(_POOL_SIZE)})
+            logs = [math.log(self._space.cost(genome).flops) for genome in pool]
+            low, span = min(logs), max(max(logs) - min(logs), 1e-9)
+            strata: list[list[Genome]] = [[] for _ in range(_NUM_STRATA)]
+            for genome, value in zip(pool, logs, strict=True):
+                strata[min(int((value - low) / span * _NUM_STRATA), _NUM_STRATA - 1)].append(genome)
+            self._strata = epoch, [stratum for stratum in strata if stratum]
+        return self._strata[1]
+
+    def _features(self, genome: Sequence[int]) -> np.ndarray:
+        """A one, and one of each gene's options."""
+        found = np.zeros(len(self._target))
+        found[0], start = 1, 1
+        for gene, option in zip(self._space.genes, genome, strict=True):
+            found[start + option] = 1
+            start += len(gene.options)
+        return found

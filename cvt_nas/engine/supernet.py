@@ -1,0 +1,444 @@
+"""The shared weights of a space, trained at every size at once, and what a subnet inherits of them.
+
+Where a process group is initialised, all ranks train the same subnets, each on its share of the batch. The gradients
+are averaged once a step, after all its subnets, which DDP cannot do where each pass uses other weights.
+"""
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cvt_nas.arch import ArchConfig
+from cvt_nas.config import SupernetConfig
+from cvt_nas.data import ImageData, seed_all
+from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, evaluate, recalibrate_batch_norm
+from cvt_nas.engine.optimization import (
+    DivergedError,
+    TrainingState,
+    averaged_model,
+    optimizer_of,
+    set_learning_rate,
+)
+from cvt_nas.engine.setup import TrainingSetup
+from cvt_nas.engine.subnets import KINDS, Subnet, SubnetSampler
+from cvt_nas.errors import ArchError
+from cvt_nas.model import CvT, load_model
+from cvt_nas.results import RunFolder, write_atomically
+from cvt_nas.space import SearchSpace
+from cvt_nas.supernet import Supernet, extract
+
+_MAX_RATIO = 5.0  # of probabilities, in an alpha-divergence: what the paper clips at
+_STEPS_BETWEEN_CHECKS = 20  # of whether all losses are finite: a GPU stands still while one is read
+_MAX_ROLLBACKS = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SupernetEpoch:
+    """State after one epoch.
+
+    Args:
+        number: From 1.
+        losses: Means over the epoch, of the `largest`, the `smallest` and the `random` subnets of each step; without
+            those that a step has none of.
+        num_rollbacks: Times that the training went back to a checkpoint, since a loss was not finite.
+        seconds: Of all epochs so far.
+        supernet: The averaged weights where EMA is on. Valid until the next epoch.
+    """
+
+    number: int
+    losses: dict[str, float]
+    num_rollbacks: int
+    seconds: float
+    supernet: Supernet
+
+
+def train_supernet(
+    space: SearchSpace,
+    config: SupernetConfig,
+    data: ImageData,
+    *,
+    device: torch.device,
+    seed: int,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 600.0,
+    initial: CvT | None = None,
+    stop: Callable[[], bool] = bool,
+) -> Generator[SupernetEpoch, None, None]:
+    """Trains the shared weights of `space`, from a fresh initialisation or on from `checkpoint`, an epoch at a time.
+
+    The same seed gives the same weights on the same kind of device, also across a restart, at whichever step. A loss
+    that is not finite takes the weights back to the last checkpoint, from where they go on with later images.
+
+    Args:
+        config: Section `supernet` of the space file.
+        device: Where to train; the current rank's, where there are several.
+        seed: Of initialisation, images, augmentation, drop path and subnets.
+        checkpoint: File that is read if it is there, and replaced after each epoch and every `checkpoint_seconds`.
+        initial: A network to begin with: the subnet of its architecture gets its weights.
+        stop: Asked after each step, or every 20 where there are several ranks; where it says so, the checkpoint is
+            written, and the training ends there.
+
+    Yields:
+        One `SupernetEpoch` after each; the last one again where the checkpoint is complete already.
+
+    Raises:
+        ArchError: `initial` has a weight that the supernet has not.
+        DivergedError: There is no checkpoint to go back to, or it went back three times already.
+    """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    seed_all(seed)
+    supernet = _supernet_of(space, config)
+    if initial is not None:
+        supernet.insert(initial)
+    supernet = supernet.to(device)
+    averaged = averaged_model(supernet, config.ema_decay)
+    state = TrainingState(
+        model=supernet,
+        averaged=averaged,
+        optimizer=optimizer_of(supernet, config, device),
+        scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and device.type == "cuda"),
+    )
+    sampler = SubnetSampler(space, config, seed=seed)
+    progress = _Progress.from_plain(state.load(checkpoint, device), sampler, device)
+    evaluated = supernet if averaged is None else cast(Supernet, averaged.module)
+    if progress.epoch == config.epochs:
+        yield progress.epoch_done(evaluated)
+        return
+    batch_size = max(config.batch_size // world_size, 1)
+    num_steps = max(data.num_images("train") // (batch_size * world_size), 1)
+    started, last_saved = time.perf_counter() - progress.seconds, time.perf_counter()
+
+    def save() -> None:
+        nonlocal last_saved
+        last_saved = time.perf_counter()
+        progress.seconds = last_saved - started
+        if checkpoint is not None and rank == 0:
+            state.save(checkpoint, **progress.to_plain(sampler))
+
+    if checkpoint is not None and not checkpoint.exists():
+        save()
+    while progress.epoch < config.epochs:
+        supernet.train()
+        for images, targets in data.train_batches(
+            batch_size=batch_size,
+            augment=config.augment,
+            device=device,
+            seed=seed,
+            epoch=progress.epoch,
+            first=progress.step,
+            rank=rank,
+            world_size=world_size,
+        ):
+            set_learning_rate(state.optimizer, config, progress.epoch + progress.step / num_steps)
+            subnets = sampler.draw(progress.epoch, progress.step)
+            progress.add(subnets, _step(state, subnets, images, targets, config))
+            progress.step += 1
+            is_last = progress.step == num_steps
+            is_check = is_last or progress.step % _STEPS_BETWEEN_CHECKS == 0
+            is_stopped = stop() if is_check or world_size == 1 else False
+            if is_check or is_stopped:
+                asked = torch.tensor([float(is_stopped)], device=device)
+                *sums, share = _mean_of(torch.cat([progress.loss_sums, asked]))
+                is_stopped = share > 0  # on all ranks, or they would wait for each other
+                if not all(map(math.isfinite, sums)):
+                    if checkpoint is None or progress.num_rollbacks == _MAX_ROLLBACKS:
+                        raise DivergedError(progress.epoch + 1, ())
+                    state.load(checkpoint, device)
+                    progress.rolled_back()
+                    save()
+                elif is_stopped or (not is_last and time.perf_counter() - last_saved > checkpoint_seconds):
+                    save()
+            if is_stopped:
+                return
+        sampler.learn(*progress.end_epoch())
+        save()
+        yield progress.epoch_done(evaluated)
+
+
+def _step(
+    state: TrainingState,
+    subnets: Sequence[Subnet],
+    images: Float[Tensor, "batch channels height width"],
+    targets: Tensor,
+    config: SupernetConfig,
+) -> list[Float[Tensor, ""]]:
+    """One step of the optimizer on the mean loss of `subnets`; their losses, detached, on this rank's images."""
+    supernet = cast(Supernet, state.model)
+    state.optimizer.zero_grad(set_to_none=True)
+    losses, teacher = [], None
+    of_largest: dict[nn.Parameter, Tensor] = {}
+    for subnet in subnets:
+        with autocast(config, images.device):
+            logits = supernet(images, subnet.arch)
+        logits = logits.float()
+        if teacher is None or config.distillation == "none":
+            loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+        elif config.distillation == "kl":
+            loss = F.kl_div(logits.log_softmax(dim=1), teacher.softmax(dim=1), reduction="batchmean")
+        else:
+            loss = alpha_divergence(logits, teacher)
+        state.scaler.scale(loss / len(subnets)).backward()
+        losses.append(loss.detach())
+        if subnet.kind == "largest":
+            teacher = logits.detach()
+            if config.project_gradients:
+                of_largest = {p: p.grad for p in supernet.parameters() if p.grad is not None}
+                state.optimizer.zero_grad(set_to_none=True)
+    for parameter, gradient in of_largest.items():
+        give_way(gradient, parameter.grad)
+        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    _average_over_ranks([p.grad for p in supernet.parameters() if p.grad is not None])
+    if config.clip_grad_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(supernet.parameters(), config.clip_grad_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.averaged is not None:
+        state.averaged.update_parameters(supernet)
+    return losses
+
+
+def alpha_divergence(
+    logits: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"]
+) -> Float[Tensor, ""]:
+    """For each image the greater of two divergences of the teacher's p from q: alpha = -1 and alpha = 1.
+
+    `E_q[(p / q) ** alpha - 1] / (alpha (alpha - 1))`, which punishes a q that covers too much where alpha is -1, and
+    one that covers too little where it is 1, then being the Kullback-Leibler divergence. Its gradient is
+    `-E_q[(p / q) ** alpha / alpha * grad log q]`; the power is clipped, since it knows no bounds.
+
+    Source: Wang et al. 2021, arXiv:2102.07954, section 4.
+    """
+    log_q, log_p = logits.log_softmax(dim=1), teacher.log_softmax(dim=1)
+    q = log_q.detach().exp()
+    forward = (log_p - log_q.detach()).exp().clamp(max=_MAX_RATIO)
+    backward = (log_q.detach() - log_p).exp().clamp(max=_MAX_RATIO)
+    values = torch.stack([(q * torch.xlogy(forward, forward)).sum(dim=1), (q * (backward - 1)).sum(dim=1) / 2])
+    gradients = torch.stack([-(q * forward * log_q).sum(dim=1), (q * backward * log_q).sum(dim=1)])
+    chosen = values.argmax(dim=0, keepdim=True)
+    value, gradient = (found.gather(0, chosen).mean() for found in (values, gradients))
+    return value + gradient - gradient.detach()
+
+
+def give_way(gradient: Tensor, other: Tensor | None) -> None:
+    """Takes from `gradient`, in place, what is against `other`; nothing where they agree.
+
+    Source: Gong et al. 2022, "NASViT", openreview.net/forum?id=Qaw16njk6L.
+    """
+    if other is None:
+        return
+    along, norm = (gradient * other).sum(), other.square().sum()
+    gradient.sub_(other * torch.where(along < 0, along / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0))
+
+
+def _mean_of(values: Float[Tensor, " number"]) -> list[float]:
+    """Over all ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+        values = values / dist.get_world_size()
+    return values.tolist()
+
+
+def _average_over_ranks(gradients: Sequence[Tensor]) -> None:
+    """In place, in one message; the ranks train the same subnets, so they have gradients of the same weights."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+@dataclass(kw_only=True, slots=True)
+class _Progress:
+    """Where a training is, and the losses of its epoch so far.
+
+    Args:
+        epoch, step: The next one, from 0.
+        loss_sums, counts: Of each of `KINDS`.
+        trained: Random subnets of the epoch with the log of their loss over the largest's, for the sampler to learn.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    num_rollbacks: int = 0
+    seconds: float = 0.0
+    loss_sums: Tensor = field(default_factory=lambda: torch.zeros(len(KINDS)))
+    counts: list[int] = field(default_factory=lambda: [0] * len(KINDS))
+    genomes: list[list[int]] = field(default_factory=list)
+    log_losses: list[Tensor] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_plain(cls, tree: dict[str, Any] | None, sampler: SubnetSampler, device: torch.device) -> "_Progress":
+        if tree is None:
+            return cls(loss_sums=torch.zeros(len(KINDS), device=device))
+        sampler.load_plain(tree.pop("sampler"))
+        tree["log_losses"] = list(tree["log_losses"].unbind())
+        return cls(**tree)
+
+    def to_plain(self, sampler: SubnetSampler) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "num_rollbacks": self.num_rollbacks,
+            "seconds": self.seconds,
+            "loss_sums": self.loss_sums,
+            "counts": self.counts,
+            "genomes": self.genomes,
+            "log_losses": torch.stack(self.log_losses) if self.log_losses else torch.zeros(0),
+            "losses": self.losses,
+            "sampler": sampler.to_plain(),
+        }
+
+    def add(self, subnets: Sequence[Subnet], losses: Sequence[Tensor]) -> None:
+        for subnet, loss in zip(subnets, losses, strict=True):
+            kind = KINDS.index(subnet.kind)
+            self.loss_sums[kind] += loss
+            self.counts[kind] += 1
+            if subnet.kind == "random" and subnets[0].kind == "largest":
+                self.genomes.append(list(subnet.genome))
+                self.log_losses.append((loss / losses[0]).log())
+
+    def rolled_back(self) -> None:
+        self.num_rollbacks += 1
+        self._forget_losses()
+
+    def _forget_losses(self) -> None:
+        self.loss_sums = torch.zeros_like(self.loss_sums)
+        self.counts, self.genomes, self.log_losses = [0] * len(KINDS), [], []
+
+    def end_epoch(self) -> tuple[list[list[int]], list[float]]:
+        """Goes to the next epoch; what the random subnets of this one were, and lost."""
+        sums = _mean_of(self.loss_sums)
+        self.losses = {
+            kind: total / count for kind, total, count in zip(KINDS, sums, self.counts, strict=True) if count
+        }
+        trained = self.genomes, _mean_of(torch.stack(self.log_losses)) if self.log_losses else []
+        self.epoch, self.step = self.epoch + 1, 0
+        self._forget_losses()
+        return trained
+
+    def epoch_done(self, supernet: Supernet) -> SupernetEpoch:
+        return SupernetEpoch(
+            number=self.epoch,
+            losses=self.losses,
+            num_rollbacks=self.num_rollbacks,
+            seconds=self.seconds,
+            supernet=supernet,
+        )
+
+
+def supernet_reports(
+    space: SearchSpace,
+    config: SupernetConfig,
+    setup: TrainingSetup,
+    *,
+    device: torch.device,
+    seed: int,
+    initial: Path | None = None,
+) -> Iterator[dict[str, Any]]:
+    """`train_supernet` in the run folder of `setup`, as plain values that travel between processes.
+
+    Its weights are in the folder before the last report is yielded.
+
+    Args:
+        initial: Folder of a model to begin with.
+
+    Yields:
+        After each epoch `epoch, losses, num_rollbacks, seconds, status`; status is `running`, or in a last report
+        `diverged` or `oom`, then with a `reason`.
+    """
+    torch.set_num_threads(setup.num_threads)
+    run = RunFolder(setup.run_path)
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    report: dict[str, Any] = {"epoch": 0, "losses": {}, "num_rollbacks": 0, "seconds": 0.0, "status": "running"}
+    try:
+        for epoch in train_supernet(
+            space,
+            config,
+            setup.open_data(),
+            device=device,
+            seed=seed,
+            checkpoint=run.supernet_path / "checkpoint.pt",
+            initial=None if initial is None else load_model(initial),
+            stop=run.is_supernet_stopped,
+        ):
+            report |= {"epoch": epoch.number, "losses": epoch.losses, "num_rollbacks": epoch.num_rollbacks}
+            report["seconds"] = epoch.seconds
+            if epoch.number == config.epochs and rank == 0:
+                save_supernet(epoch.supernet, run.supernet_path / "weights.safetensors")
+            yield dict(report)
+    except DivergedError as error:
+        yield {**report, "status": "diverged", "reason": str(error)}
+    except torch.OutOfMemoryError as error:
+        yield {**report, "status": "oom", "reason": str(error).splitlines()[0]}
+
+
+def open_supernet(space: SearchSpace, config: SupernetConfig, path: Path) -> Supernet:
+    """The supernet whose weights `save_supernet` wrote, on the CPU.
+
+    Raises:
+        ArchError: The file is missing, or of another space.
+    """
+    supernet = _supernet_of(space, config)
+    try:
+        supernet.load_state_dict(load_file(path))
+    except (OSError, RuntimeError) as error:
+        raise ArchError(f"{path}: {str(error).splitlines()[0]}") from error
+    return supernet.eval()
+
+
+def save_supernet(supernet: Supernet, path: Path) -> None:
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in supernet.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda partial: save_file(state, partial))
+
+
+def _supernet_of(space: SearchSpace, config: SupernetConfig) -> Supernet:
+    return Supernet(
+        space,
+        drop_path=config.drop_path,
+        drop_path_on_all=config.drop_path_on_all,
+        kernel_maps=config.kernel_maps,
+        own_norms=config.own_norms,
+        sync_batch_norm=config.sync_batch_norm,
+    )
+
+
+class Inheritance:
+    """Accuracies of subnets as they inherit their weights.
+
+    Args:
+        supernet: On `device`; not changed.
+        config: Section `supernet` of the space file.
+    """
+
+    def __init__(self, supernet: Supernet, config: SupernetConfig, data: ImageData, device: torch.device) -> None:
+        self._supernet, self._config, self._data, self._device = supernet, config, data, device
+        batches = data.eval_batches("train", batch_size=EVAL_BATCH_SIZE, device=device, limit=config.calibration_images)
+        self._calibration = [images for images, _ in batches]
+
+    def model(self, arch: ArchConfig) -> CvT:
+        """The subnet as a plain model, its batch norms measured on training images, in eval mode."""
+        model = extract(self._supernet, arch)
+        recalibrate_batch_norm(model, self._calibration, self._config)
+        return model
+
+    def accuracy(self, arch: ArchConfig, *, limit: int | None = None) -> float:
+        """On the search split, or `limit` of its images."""
+        return evaluate(self.model(arch), self._data, "search", training=self._config, device=self._device, limit=limit)

@@ -1,0 +1,191 @@
+"""One architecture, trained from a fresh initialisation or on from a checkpoint."""
+
+import math
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from cvt_nas.arch import ArchConfig
+from cvt_nas.config import TrainingConfig
+from cvt_nas.data import ImageData, save_preprocessing, seed_all
+from cvt_nas.engine.evaluation import autocast, evaluate
+from cvt_nas.engine.optimization import (
+    DivergedError,
+    TrainingState,
+    averaged_model,
+    mean_over_ranks,
+    optimizer_of,
+    set_learning_rate,
+)
+from cvt_nas.engine.setup import TrainingSetup
+from cvt_nas.model import CvT, save_model
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Epoch:
+    """State after one epoch.
+
+    Args:
+        number: From 1.
+        accuracy: On the search split, a fraction.
+        curve: `accuracy` of every epoch so far.
+        loss: Mean over the epoch's training batches.
+        train_seconds: Of all epochs so far, their evaluation included.
+        model: What was evaluated: the averaged weights where EMA is on. Valid until the next epoch.
+    """
+
+    number: int
+    accuracy: float
+    curve: tuple[float, ...]
+    loss: float
+    train_seconds: float
+    model: CvT
+
+
+def fit(
+    arch: ArchConfig,
+    training: TrainingConfig,
+    data: ImageData,
+    *,
+    device: torch.device,
+    seed: int,
+    checkpoint: Path | None = None,
+    model_folder: Path | None = None,
+) -> Generator[Epoch, None, None]:
+    """Trains `arch` from a fresh initialisation, or on from `checkpoint`, an epoch at a time.
+
+    The same seed gives the same weights on the same kind of device, also across a restart.
+
+    Args:
+        training: Section `training` of the space file.
+        device: Where to train; the current rank's, where there are several.
+        seed: Of initialisation, order, augmentation and drop path.
+        checkpoint: File that is read if it is there, and replaced after each epoch.
+        model_folder: Gets the trained model, complete before the last epoch is yielded.
+
+    Yields:
+        One `Epoch` after each; the last one again where the checkpoint is complete already.
+
+    Raises:
+        DivergedError: A loss is not finite.
+    """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    seed_all(seed)
+    model = CvT(arch, drop_path=training.drop_path).to(device)
+    averaged = averaged_model(model, training.ema_decay)
+    optimizer = optimizer_of(model, training, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16" and device.type == "cuda")
+    state = TrainingState(model=model, averaged=averaged, optimizer=optimizer, scaler=scaler)
+    kept = state.load(checkpoint, device)
+    curve, train_seconds = (tuple(kept["curve"]), kept["train_seconds"]) if kept else ((), 0.0)
+    done = len(curve)
+    evaluated = model if averaged is None else cast(CvT, averaged.module)
+    if done == training.epochs:
+        _keep(evaluated, data, model_folder, rank)
+        yield _epoch(done, curve, math.nan, train_seconds, evaluated)
+        return
+    trained: nn.Module = model
+    if world_size > 1:
+        trained = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+    batch_size = max(training.batch_size // world_size, 1)
+    num_steps = max(data.num_images("train") // (batch_size * world_size), 1)
+    for epoch in range(done, training.epochs):
+        started = time.perf_counter()
+        trained.train()
+        # summed on the device and read once an epoch: reading it each step would stall a GPU
+        loss_sum = torch.zeros((), device=device)
+        batches = data.train_batches(
+            batch_size=batch_size,
+            augment=training.augment,
+            device=device,
+            seed=seed,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+        )
+        for step, (images, targets) in enumerate(batches):
+            set_learning_rate(optimizer, training, epoch + step / num_steps)
+            with autocast(training, device):
+                logits = trained(images)
+            loss = F.cross_entropy(logits.float(), targets, label_smoothing=training.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            if training.clip_grad_norm is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), training.clip_grad_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            if averaged is not None:
+                averaged.update_parameters(model)
+            loss_sum += loss.detach()
+        mean_loss = mean_over_ranks(loss_sum) / num_steps
+        if not math.isfinite(mean_loss):
+            raise DivergedError(epoch + 1, curve)
+        accuracy = evaluate(evaluated, data, "search", training=training, device=device)
+        curve = (*curve, accuracy)
+        train_seconds += time.perf_counter() - started
+        if checkpoint is not None and rank == 0:
+            state.save(checkpoint, curve=list(curve), train_seconds=train_seconds)
+        if epoch + 1 == training.epochs:
+            _keep(evaluated, data, model_folder, rank)
+        yield _epoch(epoch + 1, curve, mean_loss, train_seconds, evaluated)
+
+
+def progress_reports(
+    arch: ArchConfig,
+    setup: TrainingSetup,
+    *,
+    device: torch.device,
+    seed: int,
+    checkpoint: Path,
+    model_folder: Path | None,
+) -> Iterator[dict[str, Any]]:
+    """`fit`, as plain values that travel between processes: what a worker reports of its training.
+
+    Yields:
+        After each epoch `epoch, accuracy, curve, train_seconds, status`; status is `running`, or in a
+        last report `diverged` or `oom`, then with a `reason`.
+    """
+    torch.set_num_threads(setup.num_threads)
+    report: dict[str, Any] = {"epoch": 0, "accuracy": 0.0, "curve": [], "train_seconds": 0.0, "status": "running"}
+    try:
+        for epoch in fit(
+            arch,
+            setup.training,
+            setup.open_data(),
+            device=device,
+            seed=seed,
+            checkpoint=checkpoint,
+            model_folder=model_folder,
+        ):
+            report |= {"epoch": epoch.number, "accuracy": epoch.accuracy, "train_seconds": epoch.train_seconds}
+            report["curve"] = list(epoch.curve)
+            yield dict(report)
+    except DivergedError as error:
+        yield {**report, "epoch": error.epoch, "curve": list(error.curve), "status": "diverged", "reason": str(error)}
+    except torch.OutOfMemoryError as error:
+        yield {**report, "status": "oom", "reason": str(error).splitlines()[0]}
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _keep(model: CvT, data: ImageData, folder: Path | None, rank: int) -> None:
+    if folder is not None and rank == 0:
+        save_model(model, folder)
+        save_preprocessing(data, folder)
+
+
+def _epoch(number: int, curve: tuple[float, ...], loss: float, train_seconds: float, model: CvT) -> Epoch:
+    return Epoch(number=number, accuracy=curve[-1], curve=curve, loss=loss, train_seconds=train_seconds, model=model)

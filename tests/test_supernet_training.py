@@ -1,0 +1,368 @@
+import contextlib
+import dataclasses
+import math
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cvt_nas.arch import cost_of
+from cvt_nas.config import AugmentConfig, DataConfig, SupernetConfig
+from cvt_nas.data import ImageData, load_data
+from cvt_nas.engine import (
+    DivergedError,
+    Inheritance,
+    TrainingSetup,
+    evaluate,
+    open_supernet,
+    recalibrate_batch_norm,
+    supernet_reports,
+    train_supernet,
+)
+from cvt_nas.engine.subnets import SubnetSampler
+from cvt_nas.engine.supernet import alpha_divergence, give_way
+from cvt_nas.model import CvT
+from cvt_nas.results import RunFolder
+from cvt_nas.space import Bound, SearchSpace, StageSpace
+from cvt_nas.supernet import Supernet, extract
+
+CPU = torch.device("cpu")
+STAGE = StageSpace(
+    patch_kernel=(3,), patch_stride=(1,), patch_padding=None, embed_dim=(8, 16), depth=(1, 2), kv_stride=(1, 2),
+    kernel_size=(1, 3), num_heads=(1, 2), mlp_ratio=(1.0, 2.0), projection=("dw_bn",),
+)  # fmt: skip
+SPACE = SearchSpace(
+    image_size=8, num_channels=1, num_classes=10, bounds={},
+    stages=(STAGE, dataclasses.replace(STAGE, patch_stride=(2,), class_token=True)),
+)  # fmt: skip
+
+
+def config(**values: Any) -> SupernetConfig:
+    return SupernetConfig(**{"epochs": 2, "batch_size": 128, "lr": 3e-3, "ema_decay": 0.9} | values)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load_data(DataConfig(dataset="digits"), root=None, image_size=8, num_channels=1, num_classes=10)
+
+
+def state_after(data: ImageData, settings: SupernetConfig, **options: Any) -> dict[str, Tensor]:
+    *_, last = train_supernet(SPACE, settings, data, device=CPU, seed=0, **options)
+    return {name: tensor.clone() for name, tensor in last.supernet.state_dict().items()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- which subnets --------------------------------------------------------------------------------------------------
+
+
+def test_a_step_trains_the_largest_first_then_random_ones_then_the_smallest() -> None:
+    sampler = SubnetSampler(SPACE, config(num_random=3), seed=0)
+    subnets = sampler.draw(0, 5)
+    assert [subnet.kind for subnet in subnets] == ["largest", "random", "random", "random", "smallest"]
+    assert (subnets[0].arch, subnets[-1].arch) == (SPACE.largest, SPACE.smallest)
+    assert [s.genome for s in sampler.draw(0, 5)] == [s.genome for s in subnets]
+    assert [s.genome for s in sampler.draw(0, 6)] != [s.genome for s in subnets]
+    without = SubnetSampler(SPACE, config(sandwich=False, num_random=2), seed=0).draw(0, 0)
+    assert [subnet.kind for subnet in without] == ["random", "random"]
+
+
+def test_a_choice_that_is_not_open_yet_has_its_largest_option() -> None:
+    sampler = SubnetSampler(SPACE, config(opening={"depth": 2, "kv_stride": 1}), seed=0)
+    for epoch, closed in ((0, {"depth", "kv_stride"}), (1, {"depth"}), (2, set())):
+        seen = [s.arch for step in range(40) for s in sampler.draw(epoch, step)]
+        assert ({len(arch.stages[0].blocks) for arch in seen} == {2}) == ("depth" in closed)
+        assert ({arch.stages[0].blocks[0].kv_stride for arch in seen} == {1}) == ("kv_stride" in closed)
+
+
+def test_sampling_by_flops_is_even_over_their_logarithm_where_uniform_is_not() -> None:
+    def shares(sampling: str) -> np.ndarray:
+        sampler = SubnetSampler(SPACE, config(sampling=sampling, sandwich=False, num_random=1), seed=0)
+        drawn = [math.log(cost_of(sampler.draw(0, step)[0].arch).flops) for step in range(600)]
+        low, high = (math.log(cost_of(arch).flops) for arch in (SPACE.smallest, SPACE.largest))
+        return np.histogram(drawn, bins=5, range=(low, high))[0] / 600
+
+    assert shares("flops").min() > 0.12
+    assert shares("uniform").min() < 0.1
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "flops", "front"])
+def test_random_subnets_meet_the_constraints(sampling: str) -> None:
+    costs = [cost_of(SPACE.decode(SPACE.sample(random.Random(seed)))).flops for seed in range(50)]
+    bound = int(np.quantile(costs, 0.1))
+    space = dataclasses.replace(SPACE, bounds={"flops": Bound(max=bound)})
+    sampler = SubnetSampler(space, config(sampling=sampling, num_random=4), seed=0)
+    drawn = [s for step in range(20) for s in sampler.draw(0, step) if s.kind == "random"]
+    assert all(cost_of(subnet.arch).flops <= bound for subnet in drawn)
+
+
+def test_sampling_towards_the_front_prefers_options_that_lost_less() -> None:
+    sampler = SubnetSampler(SPACE, config(sampling="front", sandwich=False, num_random=1), seed=0)
+    heads = [gene.name for gene in SPACE.genes].index("stage0.num_heads")  # cost nothing, so every stratum has both
+
+    def share() -> float:
+        return float(np.mean([sampler.draw(0, step)[0].genome[heads] for step in range(200)]))
+
+    before = share()
+    rng = random.Random(0)
+    genomes = [SPACE.sample(rng) for _ in range(300)]
+    sampler.learn(genomes, [-0.5 * genome[heads] + 0.1 * rng.gauss(0, 1) for genome in genomes])
+    assert share() > before + 0.25
+    again = SubnetSampler(SPACE, config(sampling="front", sandwich=False, num_random=1), seed=0)
+    again.load_plain(sampler.to_plain())
+    assert [again.draw(0, step) for step in range(20)] == [sampler.draw(0, step) for step in range(20)]
+
+
+# --- what they learn ------------------------------------------------------------------------------------------------
+
+
+def test_the_alpha_divergence_is_the_greater_of_two_with_their_gradients() -> None:
+    torch.manual_seed(0)
+    logits, teacher = torch.randn(64, 5, requires_grad=True), torch.randn(64, 5)
+    p, q = teacher.softmax(1), logits.softmax(1)
+    ratio = p / q
+    within = ((ratio < 5) & (1 / ratio < 5)).all(dim=1)
+    assert 5 < within.sum() < 60
+    kl, reverse = (p * ratio.log()).sum(1), ((q * (1 / ratio - 1)).sum(1)) / 2
+    expected = torch.maximum(kl, reverse)[within].mean()
+    (wanted,) = torch.autograd.grad(expected, logits, retain_graph=True)
+    chosen = logits[within]
+    found = alpha_divergence(chosen, teacher[within])
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found, logits)
+    torch.testing.assert_close(gradient, wanted, atol=1e-6, rtol=1e-4)
+    assert (kl > reverse)[within].any()
+    assert (kl < reverse)[within].any()
+    far = alpha_divergence(torch.tensor([[60.0, -60.0]], requires_grad=True), torch.tensor([[-60.0, 60.0]]))
+    assert torch.isfinite(far)
+
+
+def test_a_gradient_gives_way_only_where_it_is_against_the_other() -> None:
+    against, other = torch.tensor([1.0, -2.0]), torch.tensor([0.0, 1.0])
+    give_way(against, other)
+    assert against.tolist() == [1, 0]
+    with_it = torch.tensor([1.0, 2.0])
+    give_way(with_it, other)
+    assert with_it.tolist() == [1, 2]
+    give_way(with_it, torch.zeros(2))
+    give_way(with_it, None)
+    assert with_it.tolist() == [1, 2]
+
+
+def test_every_ingredient_changes_what_is_trained(digits: ImageData) -> None:
+    settings = config(epochs=1, drop_path=0.3, label_smoothing=0.1)
+    plain = state_after(digits, settings)
+    assert equal(plain, state_after(digits, settings))
+    for switch in (
+        {"sandwich": False, "distillation": "none"}, {"num_random": 1}, {"sampling": "flops"}, {"distillation": "none"},
+        {"distillation": "alpha"}, {"project_gradients": True}, {"drop_path_on_all": True}, {"kernel_maps": True},
+        {"own_norms": ["kv_stride"]}, {"opening": {"depth": 1}}, {"ema_decay": None}, {"clip_grad_norm": 0.1},
+    ):  # fmt: skip
+        assert not equal(plain, state_after(digits, dataclasses.replace(settings, **switch))), switch
+
+
+# --- to the step ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [1, 8, 9, 12])
+def test_a_training_that_was_stopped_at_any_step_ends_with_the_same_weights(
+    digits: ImageData, tmp_path: Path, at: int
+) -> None:
+    settings = config(sampling="front", drop_path=0.2, augment=AugmentConfig(crop_padding=1, mixup=0.2))
+    whole = state_after(digits, settings, checkpoint=tmp_path / "whole.pt")
+    steps = iter(range(1, 100))
+    options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": tmp_path / "stopped.pt"}
+    stopped = list(train_supernet(SPACE, settings, digits, stop=lambda: next(steps) == at, **options))
+    assert len(stopped) == (at > 8)  # steps of an epoch
+    *_, last = train_supernet(SPACE, settings, digits, **options)
+    assert equal(whole, dict(last.supernet.state_dict()))
+    (again,) = train_supernet(SPACE, settings, digits, **options)
+    assert (again.number, again.losses) == (2, last.losses)
+    assert equal(whole, dict(again.supernet.state_dict()))
+
+
+class Poisoned:
+    """`data`, but some of its training batches are not numbers."""
+
+    def __init__(self, data: ImageData, bad: set[tuple[int, int]]) -> None:
+        self._data, self._bad = data, bad
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._data, name)
+
+    def train_batches(self, *, epoch: int, first: int = 0, **options: Any) -> Iterator[Any]:
+        batches = self._data.train_batches(epoch=epoch, first=first, **options)
+        for step, (images, targets) in enumerate(batches, start=first):
+            yield (images * math.nan if (epoch, step) in self._bad else images), targets
+
+
+def test_a_loss_that_is_not_finite_takes_the_training_back_and_on_with_other_images(
+    digits: ImageData, tmp_path: Path
+) -> None:
+    data = cast(ImageData, Poisoned(digits, {(1, 3)}))
+    epochs = train_supernet(SPACE, config(epochs=3), data, device=CPU, seed=0, checkpoint=tmp_path / "it.pt")
+    first = next(epochs)
+    after_one = {name: tensor.clone() for name, tensor in first.supernet.state_dict().items()}
+    second = next(epochs)
+    assert (second.num_rollbacks, second.losses) == (1, {})
+    assert equal(after_one, dict(second.supernet.state_dict()))
+    third = next(epochs)
+    assert (third.num_rollbacks, third.number) == (1, 3)
+    assert third.losses["largest"] < first.losses["largest"]
+    assert all(torch.isfinite(tensor).all() for tensor in third.supernet.state_dict().values())
+
+
+def test_a_training_that_diverges_again_and_again_ends_with_an_error(digits: ImageData, tmp_path: Path) -> None:
+    data = cast(ImageData, Poisoned(digits, {(epoch, 0) for epoch in range(9)}))
+    options: dict[str, Any] = {"device": CPU, "seed": 0}
+    with pytest.raises(DivergedError, match="loss not finite in epoch 4"):
+        list(train_supernet(SPACE, config(epochs=9), data, checkpoint=tmp_path / "it.pt", **options))
+    with pytest.raises(DivergedError, match="loss not finite in epoch 1"):
+        list(train_supernet(SPACE, config(epochs=9), data, **options))
+
+
+# --- what is inherited ----------------------------------------------------------------------------------------------
+
+
+def test_subnets_inherit_accuracy_once_their_batch_norms_are_measured(digits: ImageData) -> None:
+    settings = config(epochs=12, batch_size=64, lr=5e-3)
+    *_, last = train_supernet(SPACE, settings, digits, device=CPU, seed=0)
+    before = {name: tensor.clone() for name, tensor in last.supernet.state_dict().items()}
+    inheritance = Inheritance(last.supernet, settings, digits, CPU)
+    rng = random.Random(0)
+    for arch in (SPACE.largest, SPACE.smallest, *(SPACE.decode(SPACE.sample(rng)) for _ in range(4))):
+        unmeasured = extract(last.supernet, arch)
+        accuracy = inheritance.accuracy(arch)
+        assert accuracy > 0.6, arch
+        assert accuracy > evaluate(unmeasured, digits, "search", training=settings, device=CPU) + 0.1
+    assert equal(before, dict(last.supernet.state_dict()))  # never written back
+    part = inheritance.accuracy(SPACE.largest, limit=100)
+    assert part == pytest.approx(round(part * 100) / 100)
+
+
+def test_statistics_are_the_plain_average_over_the_batches_and_drop_path_is_off() -> None:
+    torch.manual_seed(0)
+    model = CvT(SPACE.largest, drop_path=0.9)
+    batches = [torch.randn(16, 1, 8, 8) for _ in range(3)]
+    seen: list[Tensor] = []
+    norm = model.get_submodule("stage0.blocks.1.attn.conv_proj_k.bn")
+    hook = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    assert recalibrate_batch_norm(model, batches, config()) == 48
+    hook.remove()
+    torch.testing.assert_close(norm.running_mean, torch.stack([maps.mean((0, 2, 3)) for maps in seen]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([maps.var((0, 2, 3)) for maps in seen]).mean(0))
+    assert not model.training
+    assert norm.momentum == 0.1
+    again = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    recalibrate_batch_norm(model, batches, config())
+    assert equal(again, dict(model.state_dict()))
+    with pytest.raises(ValueError, match="no images"):
+        recalibrate_batch_norm(model, [], config())
+
+
+def test_a_training_begins_with_the_weights_of_a_model_where_it_has_them(digits: ImageData, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    genome = {gene.name: 0 for gene in SPACE.genes}
+    model = CvT(SPACE.decode(tuple(genome.values())))
+    options: dict[str, Any] = {"device": CPU, "seed": 0, "initial": model, "stop": lambda: True}
+    assert not list(train_supernet(SPACE, config(lr=1e-9), digits, checkpoint=tmp_path / "it.pt", **options))
+    supernet = Supernet(SPACE)
+    supernet.load_state_dict(torch.load(tmp_path / "it.pt", weights_only=True)["model"])
+    for name, tensor in extract(supernet, model.arch).named_parameters():
+        torch.testing.assert_close(tensor, model.state_dict()[name], atol=1e-6, rtol=0)
+
+
+# --- on several workers ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    from cvt_nas.distributed import local_ray
+
+    with local_ray(num_cpus=2, num_gpus=0):
+        yield
+
+
+def setup_for(path: Path, settings: SupernetConfig) -> TrainingSetup:
+    return TrainingSetup(
+        training=settings, data=DataConfig(dataset="digits"), data_root=None, image_size=8, num_channels=1,
+        num_classes=10, run_path=path,
+    )  # fmt: skip
+
+
+def on_workers(path: Path, settings: SupernetConfig, num_workers: int) -> Iterator[dict[str, Any]]:
+    from cvt_nas.distributed import train_supernet_on_workers
+
+    return train_supernet_on_workers(
+        SPACE, settings, setup_for(path, settings), seed=0, num_workers=num_workers, cpus_per_worker=1, use_gpus=False
+    )
+
+
+@pytest.mark.usefixtures("ray")
+def test_two_workers_train_as_one_with_the_doubled_batch(tmp_path: Path) -> None:
+    settings = config(epochs=2, sync_batch_norm=True, clip_grad_norm=1.0, distillation="alpha")
+    together = list(on_workers(tmp_path / "two", settings, 2))
+    alone = list(supernet_reports(SPACE, settings, setup_for(tmp_path / "one", settings), device=CPU, seed=0))
+    assert [report["epoch"] for report in together] == [1, 2]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-3)
+    two, one = (
+        open_supernet(SPACE, settings, tmp_path / name / "supernet/weights.safetensors") for name in ("two", "one")
+    )
+    for (name, ours), (_, theirs) in zip(two.named_parameters(), one.named_parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0, msg=name)
+
+
+def own_processes(name: str) -> list[int]:
+    """Those that this one started, directly or not, with `name` in their command line."""
+    parents, found = {}, []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            pid = int(path.name)
+            parents[pid] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if name in (path / "cmdline").read_text():
+                found.append(pid)
+
+    def is_own(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and is_own(parents[pid]))
+
+    return [pid for pid in found if is_own(pid) and pid != os.getpid()]
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_killed_worker_is_replaced_and_the_training_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
+    settings = config(epochs=3, batch_size=64)
+    seen = []
+    for report in on_workers(tmp_path / "killed", settings, 2):
+        seen.append(report["epoch"])
+        if len(seen) == 1:
+            workers = own_processes("TrainWorker")
+            assert len(workers) == 2
+            os.kill(workers[0], signal.SIGKILL)
+    assert seen[-1] == 3
+    undisturbed = list(on_workers(tmp_path / "undisturbed", settings, 2))[-1]
+    weights = [open_supernet(SPACE, settings, tmp_path / name / "supernet/weights.safetensors").state_dict()
+               for name in ("killed", "undisturbed")]  # fmt: skip
+    assert undisturbed["epoch"] == 3
+    assert equal(*weights)
+
+
+@pytest.mark.usefixtures("ray")
+def test_workers_that_are_asked_to_stop_leave_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    settings, run, last = config(epochs=40), RunFolder(tmp_path), 0
+    for report in on_workers(tmp_path, settings, 2):
+        run.stop_supernet()
+        last = report["epoch"]
+    assert last < 40
+    run.stop_supernet(asked=False)
+    settings = dataclasses.replace(settings, epochs=last + 2)
+    assert [report["epoch"] for report in on_workers(tmp_path, settings, 2)][-1] == last + 2
