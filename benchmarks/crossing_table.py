@@ -7,7 +7,7 @@ networks are the best. Two seeds, Gaussian noise of 0.3 points.
 
     python benchmarks/crossing_table.py --slowness 1.0
     cvt-nas bench --table benchmarks/tables/crossing.parquet --searcher surrogate,random \\
-        --scheduler pareto-asha,pareto-asha:promote,asha,none --budget 960 --seeds 10
+        --scheduler pareto-asha,pareto-asha:stop,asha:stop,none --budget 960 --seeds 10
 """
 
 import argparse

@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wsd": {"ema_decay": None},
     "cosine": {"schedule": "cosine", "ema_decay": None},
     "cosine, averaged weights": {"schedule": "cosine"},
+    "cosine to each rung": {"schedule": "cosine", "restarts": [1, 3], "ema_decay": None},
 }
 NUM_NETWORKS, NUM_BINS = 300, 40
 

@@ -194,14 +194,14 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """A sampler and a scheduler, written `surrogate+pareto-asha`, or `surrogate+pareto-asha:promote`."""
+    """A sampler and a scheduler, written `surrogate+pareto-asha`, or `surrogate+pareto-asha:stop`."""
 
     sampler: str
     scheduler: str
-    mode: Literal["stop", "promote"] = "stop"
+    mode: Literal["stop", "promote"] = "promote"
 
     def __str__(self) -> str:
-        return f"{self.sampler}+{self.scheduler}{':promote' if self.mode == 'promote' else ''}"
+        return f"{self.sampler}+{self.scheduler}{':stop' if self.mode == 'stop' else ''}"
 
     def start(self, table: Table, settings: "Settings", *, seed: int) -> "RacedStudy":
         asha = None
@@ -231,7 +231,7 @@ def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
 
 
 def methods_of(samplers: Sequence[str], schedulers: Sequence[str]) -> list[Method]:
-    """Every sampler with every scheduler, a scheduler with `:promote` where trials pause.
+    """Every sampler with every scheduler, a scheduler with `:stop` where a rung decides for good.
 
     Raises:
         TableError: A name is unknown.
@@ -242,9 +242,9 @@ def methods_of(samplers: Sequence[str], schedulers: Sequence[str]) -> list[Metho
         if sampler not in (*SAMPLERS, *PLAIN_SAMPLERS):
             raise TableError(f"--searcher: got {sampler}, must be one of {', '.join((*SAMPLERS, *PLAIN_SAMPLERS))}")
         if name not in SCHEDULERS or mode not in ("", "stop", "promote") or (mode and name == "none"):
-            raise TableError(f"--scheduler: got {scheduler}, must be one of {', '.join(SCHEDULERS)}, or asha:promote, "
-                             f"pareto-asha:promote")  # fmt: skip
-        methods.append(Method(sampler=sampler, scheduler=name, mode="promote" if mode == "promote" else "stop"))
+            raise TableError(f"--scheduler: got {scheduler}, must be one of {', '.join(SCHEDULERS)}, or asha:stop, "
+                             f"pareto-asha:stop")  # fmt: skip
+        methods.append(Method(sampler=sampler, scheduler=name, mode="stop" if mode == "stop" else "promote"))
     return methods
 
 

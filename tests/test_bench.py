@@ -215,13 +215,13 @@ def test_bench_prints_the_names_that_scripts_rely_on(
     table_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "plot.html"
-    arguments = ["bench", "--table", str(table_file), "--searcher", "random,tpe", "--scheduler", "pareto-asha:promote",
+    arguments = ["bench", "--table", str(table_file), "--searcher", "random,tpe", "--scheduler", "pareto-asha:stop",
                  "--budget", "30", "--seeds", "2", "--plot", str(page), "--json"]  # fmt: skip
     assert main(arguments) == 0
     methods = json.loads(capsys.readouterr().out)["methods"]
-    assert set(methods) == {"random+pareto-asha:promote", "tpe+pareto-asha:promote"}
-    assert set(methods["random+pareto-asha:promote"]) >= {"hypervolume", "epochs_to", "duplicates", "ask_ms"}
-    assert "tpe+pareto-asha:promote" in page.read_text()
+    assert set(methods) == {"random+pareto-asha:stop", "tpe+pareto-asha:stop"}
+    assert set(methods["random+pareto-asha:stop"]) >= {"hypervolume", "epochs_to", "duplicates", "ask_ms"}
+    assert "tpe+pareto-asha:stop" in page.read_text()
 
 
 @pytest.mark.parametrize(

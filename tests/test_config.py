@@ -85,7 +85,12 @@ CASES = {
         "  warmup_epochs: 2",
         "  zzz: 2",
         "my.yaml:37: training.zzz: unknown key; known here: epochs, batch_size, optimizer, lr, min_lr, schedule, "
-        "decay_fraction, warmup_epochs, warmup_lr, weight_decay, momentum, label_smoothing, drop_path, clip_grad_norm, ema_decay, precision, augment",
+        "restarts, decay_fraction, warmup_epochs, warmup_lr, weight_decay, momentum, label_smoothing, drop_path, clip_grad_norm, ema_decay, precision, augment",
+    ),
+    "restarts outside the training": (
+        "  warmup_epochs: 2",
+        "  warmup_epochs: 2\n  restarts: [6, 18]",
+        "my.yaml:38: training.restarts: got [6, 18], must lie between warmup_epochs, 2, and epochs, 18",
     ),
     "unknown section": (
         "data: {dataset",

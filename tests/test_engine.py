@@ -157,6 +157,12 @@ def test_the_learning_rate_warms_up_linearly_then_falls_by_half_a_cosine() -> No
     assert found == pytest.approx([0.2, 0.6, 1.0, 0.55, 0.1, 0.1])
 
 
+def test_the_learning_rate_begins_at_its_peak_again_after_each_restart() -> None:
+    settings = training(epochs=9, lr=1.0, warmup_epochs=1.0, warmup_lr=0.0, restarts=[3, 5])
+    found = [learning_rate(settings, epoch) for epoch in (0, 1, 2, 2.999, 3, 4, 5, 7, 9)]
+    assert found == pytest.approx([0, 1, 0.5, 0, 1, 0.5, 1, 0.5, 0], abs=1e-5)
+
+
 def test_weight_decay_spares_norms_biases_and_the_class_token() -> None:
     model = build_model(tiny_arch())
     optimizer = optimizer_of(model, training(weight_decay=0.3), CPU)

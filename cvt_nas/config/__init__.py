@@ -243,6 +243,15 @@ def _check_training(training: TrainingConfig, num_stages: int, reader: Reader) -
             ("training", "warmup_epochs"),
             f"got {training.warmup_epochs:g}, must be below epochs, {training.epochs}",
         )
+    elif (
+        training.restarts
+        and not training.warmup_epochs < training.restarts[0] <= training.restarts[-1] < training.epochs
+    ):
+        reader.add(
+            ("training", "restarts"),
+            f"got {training.restarts}, must lie between warmup_epochs, {training.warmup_epochs:g}, and epochs, "
+            f"{training.epochs}",
+        )
     elif training.schedule == "wsd" and training.warmup_epochs > training.epochs * (1 - training.decay_fraction):
         reader.add(
             ("training", "warmup_epochs"),
@@ -366,6 +375,7 @@ def _without_effect(file: SpaceFile, reader: Reader) -> tuple[str, ...]:
 
     check(("training", "momentum"), file.training.optimizer == "adamw", "AdamW has none")
     check(("training", "warmup_lr"), file.training.warmup_epochs == 0, "warmup_epochs is 0")
+    check(("training", "restarts"), file.training.schedule == "wsd", "the schedule is wsd")
     check(("training", "decay_fraction"), file.training.schedule == "cosine", "the schedule is cosine")
     check(("training", "augment", "crop_padding"), from_folder, "images of a folder are cropped by crop_scale")
     check(("training", "augment", "crop_scale"), not from_folder, "in-memory images are cropped by crop_padding")

@@ -152,6 +152,7 @@ class TrainingConfig:
         lr, min_lr: Peak and final learning rate.
         schedule: `cosine` falls from the peak over the whole length; `wsd` (warm-up, stable, decay) keeps the
             peak until the last epochs, so that a training that is stopped early was never half cooled down.
+        restarts: Of `cosine`: epochs after which it begins at the peak again.
         decay_fraction: Of `wsd`: share of the epochs over which the rate falls, as 1 - sqrt(progress).
         warmup_epochs, warmup_lr: Linear warm-up before the peak, and where it starts.
         weight_decay: Not applied to norms, biases and the class token.
@@ -170,6 +171,7 @@ class TrainingConfig:
     lr: PositiveFloat = 1e-3
     min_lr: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["cosine", "wsd"] = "cosine"
+    restarts: Annotated[list[PositiveInt], AfterValidator(_rising)] = field(default_factory=list)
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
@@ -251,7 +253,7 @@ class SearchConfig:
             `tpe`, `nsga2` and `gp` are Optuna's; `random` draws evenly.
         scheduler: `pareto-asha` stops trials that are weak for what they cost, `asha` the least accurate at
             each rung; `none` trains every trial in full.
-        mode: At a rung, `stop` decides for good; `promote` lets a trial pause, and go on later.
+        mode: At a rung, `promote` lets a trial pause, and go on once it is among the best; `stop` decides for good.
         grace_period: Epochs of the first rung.
         reduction_factor: One in so many goes on past a rung; rungs are so many times farther apart.
         weights: `scratch`, every trial from a fresh initialisation.
@@ -262,7 +264,7 @@ class SearchConfig:
     trials: PositiveInt = 50
     sampler: Literal["surrogate", "tpe", "nsga2", "gp", "random"] = "surrogate"
     scheduler: Literal["pareto-asha", "asha", "none"] = "pareto-asha"
-    mode: Literal["stop", "promote"] = "stop"
+    mode: Literal["stop", "promote"] = "promote"
     grace_period: PositiveInt = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     weights: Literal["scratch"] = "scratch"

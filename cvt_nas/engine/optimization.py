@@ -46,14 +46,16 @@ def optimizer_of(model: nn.Module, training: TrainingConfig, device: torch.devic
 def learning_rate(training: TrainingConfig, epoch: float) -> float:
     """Learning rate `epoch` epochs into the training: linear warm-up, then the schedule's way to the floor.
 
-    Sources: Loshchilov and Hutter 2017, arXiv:1608.03983, for `cosine`, without restarts; Haegele et al. 2024,
+    Sources: Loshchilov and Hutter 2017, arXiv:1608.03983, for `cosine` and its restarts; Haegele et al. 2024,
     arXiv:2405.18392, for `wsd` and its 1 - sqrt decay.
     """
     if epoch < training.warmup_epochs:
         return training.warmup_lr + (training.lr - training.warmup_lr) * epoch / training.warmup_epochs
     if training.schedule == "cosine":
-        progress = (epoch - training.warmup_epochs) / (training.epochs - training.warmup_epochs)
-        share = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+        begins = [training.warmup_epochs, *training.restarts]
+        begin = max(at for at in begins if at <= epoch)
+        end = min((at for at in training.restarts if at > epoch), default=training.epochs)
+        share = (1 + math.cos(math.pi * min((epoch - begin) / (end - begin), 1.0))) / 2
     else:
         length = training.epochs * training.decay_fraction
         share = 1 - math.sqrt(min(max((epoch - training.epochs) / length + 1, 0.0), 1.0))
