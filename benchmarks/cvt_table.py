@@ -10,11 +10,8 @@ network comes first, then seed 1 of each, in an order that makes a part of the t
 
 import argparse
 import dataclasses
-import math
 import multiprocessing
-import random
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +23,17 @@ from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import fit
 from cvt_nas.results import write_atomically
-from cvt_nas.space import Genome, SearchSpace
+from cvt_nas.space import Genome, SearchSpace, spread_over_flops
 
 TABLES = Path(__file__).parent / "tables"
 VARIANTS: dict[str, dict[str, Any]] = {
     "wsd, averaged weights": {},
-    "wsd": {"ema_decay": None},
-    "cosine": {"schedule": "cosine", "ema_decay": None},
+    "wsd": {"ema_decay": 0.0},
+    "cosine": {"schedule": "cosine", "ema_decay": 0.0},
     "cosine, averaged weights": {"schedule": "cosine"},
-    "cosine to each rung": {"schedule": "cosine", "restarts": [1, 3], "ema_decay": None},
+    "cosine to each rung": {"schedule": "cosine", "restarts": [1, 3], "ema_decay": 0.0},
 }
-NUM_NETWORKS, NUM_BINS = 300, 40
+NUM_NETWORKS = 300
 
 
 def main() -> None:
@@ -52,7 +49,7 @@ def main() -> None:
     suffix = "" if not VARIANTS[options.variant] else f".{options.variant.replace(', ', '_').replace(' ', '_')}"
     path = options.space.with_suffix(f"{suffix}.parquet")
     rows = pd.read_parquet(path).to_dict("records") if path.exists() else []
-    genomes = spread(experiment.space, NUM_NETWORKS)[: options.networks]
+    genomes = spread_over_flops(experiment.space, NUM_NETWORKS)[: options.networks]
     genes = gene_columns(experiment.space)
     done = {(tuple(int(row[gene]) for gene in genes), row["seed"]) for row in rows}
     missing = [(g, seed) for seed in range(options.seeds) for g in genomes if (g, seed) not in done]
@@ -70,25 +67,6 @@ def main() -> None:
 
 def gene_columns(space: SearchSpace) -> list[str]:
     return [f"{'g' if gene.is_ordinal else 'c'}{index}" for index, gene in enumerate(space.genes)]
-
-
-def spread(space: SearchSpace, number: int, seed: int = 0) -> list[Genome]:
-    """Genomes of distinct networks, as many from each interval of log-FLOPs as there are; in random order."""
-    rng = random.Random(seed)
-    drawn = {space.encode(space.decode(space.sample(rng))) for _ in range(50 * number)}
-    logs = {genome: math.log(cost_of(space.decode(genome)).flops) for genome in drawn}
-    low, high = min(logs.values()), max(logs.values())
-    bins = defaultdict(list)
-    for genome in sorted(drawn):
-        bins[min(int((logs[genome] - low) / (high - low) * NUM_BINS), NUM_BINS - 1)].append(genome)
-    for members in bins.values():
-        rng.shuffle(members)
-    chosen: list[Genome] = []
-    while len(chosen) < number:
-        turn = [members.pop() for _, members in sorted(bins.items()) if members]
-        rng.shuffle(turn)
-        chosen += turn
-    return chosen[:number]
 
 
 experiment: Experiment

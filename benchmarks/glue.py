@@ -30,7 +30,7 @@ def train(config: dict[str, int], space: Path, models: Path) -> None:
     torch.set_num_threads(1)
     experiment = load_experiment(space)
     inside = experiment.space
-    training = dataclasses.replace(experiment.training, schedule="cosine", ema_decay=None)
+    training = dataclasses.replace(experiment.training, schedule="cosine", ema_decay=0.0)
     data = load_data(
         experiment.data, root=None, image_size=inside.image_size, num_channels=inside.num_channels,
         num_classes=inside.num_classes,

@@ -2,10 +2,10 @@
 
 Each of them trains for so many seconds, by the same code, on as many workers; `defaults` is the space file as it is,
 `tpe+asha` the same file with Optuna's TPE, ASHA on accuracy alone and a cosine schedule, `glue` is glue.py. What is
-trained in full by then makes the front; its members are judged on the test split, which no search reads. Runs that are
-there already are not run again, so that this can be stopped and continued; nothing else should run beside it.
+trained in full by then makes the front; its members are judged on the test split, which no search reads. What is in the
+tables already is not run again, so that this can be stopped and continued. Nothing else should run beside it.
 
-    OMP_NUM_THREADS=1 python benchmarks/searches.py --space search_spaces/fashion_mnist.yaml --seconds 600 \\
+    OMP_NUM_THREADS=1 python benchmarks/searches.py --space search_spaces/fashion_mnist.yaml \\
         --to results/fashion_mnist_compared
 """
 
@@ -13,7 +13,6 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,44 +30,38 @@ from cvt_nas.results import RunFolder, hypervolume, is_non_dominated
 METHODS = {"defaults": "#0072B2", "tpe+asha": "#E69F00", "glue": "#D55E00"}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """One search of a method: where its models lie, and its complete trials."""
-
-    method: str
-    seed: int
-    num_trials: int
-    models: Path
-    complete: pd.DataFrame
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", type=Path, required=True)
-    parser.add_argument("--seconds", type=int, default=600, help="of each search")
+    parser.add_argument("--seconds", type=int, default=900, help="of each search")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--cpus", type=int, default=2)
-    parser.add_argument("--runs", type=Path, default=Path("results/searches"), help="where the runs are kept")
-    parser.add_argument("--to", type=Path, required=True, help="folder of the fronts, as a table and as a figure")
+    parser.add_argument("--runs", type=Path, default=Path("results/searches"), help="where the searches' runs go")
+    parser.add_argument("--to", type=Path, required=True, help="folder of the tables and the figure")
     options = parser.parse_args()
     experiment = load_experiment(options.space)
-    options.runs.mkdir(parents=True, exist_ok=True)
-    runs = []
+    for folder in (options.runs, options.to):
+        folder.mkdir(parents=True, exist_ok=True)
+    runs_path, fronts_path = options.to / "runs.csv", options.to / "fronts.csv"
+    runs = pd.read_csv(runs_path) if runs_path.exists() else pd.DataFrame(columns=["method", "seed"])
+    fronts = pd.read_csv(fronts_path) if fronts_path.exists() else pd.DataFrame()
+    done = set(zip(runs["method"], runs["seed"], strict=True))
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for method in METHODS:
+            if (method, seed) in done:
+                continue
             folder = options.runs / f"{method}-{seed}"
-            if not (folder / "done").exists():
-                print(f"{folder.name}: {options.seconds} s", flush=True)
-                command = _command(method, options.space, folder, options.runs, options.seconds, seed, options.cpus)
-                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-                (folder / "done").touch()
-            runs.append(_read(method, seed, folder, experiment))
-    front = pd.concat([_judged(run, experiment) for run in runs], ignore_index=True)
-    options.to.mkdir(parents=True, exist_ok=True)
-    front.to_csv(options.to / "fronts.csv", index=False)
-    _figure(front).write_html(options.to / "fronts.html", include_plotlyjs="cdn")
-    print(_summary(runs, front, experiment).to_string(index=False))
+            print(f"{folder.name}: {options.seconds} s", flush=True)
+            command = _command(method, options.space, folder, options.runs, options.seconds, seed, options.cpus)
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            front, run = _read(method, seed, folder, experiment)
+            fronts = pd.concat([fronts, front], ignore_index=True)
+            runs = pd.concat([runs, pd.DataFrame([{**run, "seconds": options.seconds}])], ignore_index=True)
+            fronts.to_csv(fronts_path, index=False)
+            runs.to_csv(runs_path, index=False)
+    _figure(fronts).write_html(options.to / "fronts.html", include_plotlyjs="cdn")
+    print(runs.sort_values(by=["method", "seed"]).to_string(index=False))
 
 
 def _command(method: str, space: Path, folder: Path, runs: Path, seconds: int, seed: int, cpus: int) -> list[str]:
@@ -79,25 +72,35 @@ def _command(method: str, space: Path, folder: Path, runs: Path, seconds: int, s
     if method == "tpe+asha":
         tree = yaml.safe_load(space.read_text())
         tree["search"] |= {"sampler": "tpe", "scheduler": "asha", "mode": "stop"}
-        tree["training"] |= {"schedule": "cosine", "ema_decay": None}
+        tree["training"] |= {"schedule": "cosine", "ema_decay": 0.0}
         space = runs / "tpe+asha.yaml"
         space.write_text(yaml.safe_dump(tree))
     program = [sys.executable, "-m", "cvt_nas.cli", "search", "--space", str(space)]
     return [*program, "--time-budget", f"{seconds}s", "--trials", "10000", *limits]
 
 
-def _read(method: str, seed: int, folder: Path, experiment: Experiment) -> Run:
+def _read(method: str, seed: int, folder: Path, experiment: Experiment) -> tuple[pd.DataFrame, dict[str, object]]:
+    """The front by accuracy on the search split, each member with its accuracy on the test split; and the run."""
     if method == "glue":
         trials = json.loads((folder / "trials.json").read_text())
-        num_trials = len(trials)
         complete = [trial for trial in trials if trial["training_iteration"] == experiment.training.epochs]
     else:
-        results = RunFolder.open(folder).results()
-        num_trials = len(results)
-        complete = [result.to_json() for result in results if result.status == "complete"]
-    columns = ["arch_id", "accuracy", "params", "flops"]
-    frame = pd.DataFrame(complete, columns=columns)
-    return Run(method=method, seed=seed, num_trials=num_trials, models=folder / "models", complete=frame)
+        trials = RunFolder.open(folder).results()
+        complete = [result.to_json() for result in trials if result.status == "complete"]
+    every = pd.DataFrame(complete, columns=["arch_id", "accuracy", "params", "flops"])
+    front = every.loc[is_non_dominated(_losses(every, "accuracy", experiment))].sort_values(by="flops")
+    data, device = _data_of(experiment), torch.device("cpu")
+    front["test_accuracy"] = [
+        evaluate(load_model(folder / "models" / arch_id), data, "test", training=experiment.training, device=device)
+        for arch_id in front["arch_id"]
+    ]
+    front.insert(0, "method", method)
+    front.insert(1, "seed", seed)
+    return front, {
+        "method": method, "seed": seed, "trials": len(trials), "complete": len(every), "front": len(front),
+        "best": front["test_accuracy"].max(),
+        "hypervolume": hypervolume(_losses(front, "test_accuracy", experiment)),
+    }  # fmt: skip
 
 
 def _losses(frame: pd.DataFrame, accuracy: str, experiment: Experiment) -> np.ndarray:
@@ -110,39 +113,12 @@ def _losses(frame: pd.DataFrame, accuracy: str, experiment: Experiment) -> np.nd
     return np.stack([1 - frame[accuracy], *costs], axis=1).astype(float)
 
 
-def _judged(run: Run, experiment: Experiment) -> pd.DataFrame:
-    """The front by accuracy on the search split, with the accuracy of each member on the test split."""
-    kept = run.complete.loc[is_non_dominated(_losses(run.complete, "accuracy", experiment))].copy()
-    data, device = _data_of(experiment), torch.device("cpu")
-    kept["test_accuracy"] = [
-        evaluate(load_model(run.models / arch_id), data, "test", training=experiment.training, device=device)
-        for arch_id in kept["arch_id"]
-    ]
-    kept.insert(0, "method", run.method)
-    kept.insert(1, "seed", run.seed)
-    return kept.sort_values(by="flops")
-
-
 def _data_of(experiment: Experiment) -> ImageData:
     inside = experiment.space
     return load_data(
         experiment.data, root=None, image_size=inside.image_size, num_channels=inside.num_channels,
         num_classes=inside.num_classes,
     )  # fmt: skip
-
-
-def _summary(runs: list[Run], front: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
-    rows = []
-    for run in runs:
-        members = front.loc[(front["method"] == run.method) & (front["seed"] == run.seed)]
-        rows.append(
-            {
-                "method": run.method, "seed": run.seed, "trials": run.num_trials, "complete": len(run.complete),
-                "front": len(members), "best": members["test_accuracy"].max(),
-                "hypervolume": hypervolume(_losses(members, "test_accuracy", experiment)),
-            }
-        )  # fmt: skip
-    return pd.DataFrame(rows).sort_values(["method", "seed"])
 
 
 def _figure(front: pd.DataFrame) -> go.Figure:

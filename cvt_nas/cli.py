@@ -50,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--time-budget", type=_duration, metavar="TIME", help="stop in order after 90s, 30m or 8h")
     search.add_argument("--seed", type=_whole, metavar="N", help="instead of the file's")
     search.add_argument("--address", metavar="ADDR", help="Ray cluster to join: auto, or host:port")
+    search.add_argument(
+        "--warm-start",
+        metavar="PATH",
+        help="weights that the supernet begins with: a model's folder, or an official .pth",
+    )
     search.add_argument("--resume", action="store_true", help="go on with the run in the run folder")
     _add_json(search)
 
@@ -72,6 +77,28 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=_whole, default=0, metavar="N")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run folder")
     _add_json(train)
+
+    query = add("query", _query, "search a trained supernet again under new limits, without training anything")
+    query.add_argument("run", metavar="RUN")
+    query.add_argument("--max-params", type=float, metavar="N", help="for example 15e6")
+    query.add_argument("--max-flops", type=float, metavar="N", help="for example 3e9")
+    query.add_argument("--max-latency-ms", "--latency", type=float, metavar="MS", help="of one image, on this machine")
+    query.add_argument("--top", type=_positive, default=5, metavar="N", help="architectures to show")
+    query.add_argument("--data", metavar="DIR", help="folder of the data set")
+    query.add_argument("--to", type=Path, metavar="DIR", help="a new folder, for the first as a model")
+    _add_json(query)
+
+    supernet = add("supernet", _supernet, "judge the supernet of a run")
+    supernet.add_argument("what", choices=["evaluate"], help="train architectures by themselves, and compare ranks")
+    supernet.add_argument("run", metavar="RUN")
+    supernet.add_argument("--archs", type=_positive, default=40, metavar="N", help="spread over log-FLOPs")
+    supernet.add_argument("--seeds", type=_positive, default=2, metavar="N", help="trainings of each")
+    supernet.add_argument("--epochs", type=_positive, metavar="N", help="of each training, instead of the file's")
+    supernet.add_argument("--data", metavar="DIR", help="folder of the data set")
+    supernet.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
+    supernet.add_argument("--cpus", type=_whole, metavar="N", help="CPUs to use; all of them if absent")
+    supernet.add_argument("--address", metavar="ADDR", help="Ray cluster to join: auto, or host:port")
+    _add_json(supernet)
 
     report = add("report", _report, "rebuild tables and plots from a run folder")
     report.add_argument("run", metavar="RUN")
@@ -172,6 +199,7 @@ def _search(options: argparse.Namespace) -> int:
             time_budget=options.time_budget,
             seed=options.seed,
             address=options.address,
+            warm_start=options.warm_start,
             resume=options.resume,
             stop=stop,
             progress=progress,
@@ -359,6 +387,83 @@ def _train(options: argparse.Namespace) -> int:
     print(f"{arch.id}: accuracy {result.accuracy:.4f} on the search split, {test:.4f} on the test split; {out}")
     print(f"plots: {', '.join(str(path) for path in report_paths(run) if path.suffix == '.html')}")
     print(f"next: cvt-nas export {out} --pick best --to my_model")
+    return 0
+
+
+def _query(options: argparse.Namespace) -> int:
+    from cvt_nas.arch import describe_stages
+    from cvt_nas.race.query import query
+    from cvt_nas.report import short
+    from cvt_nas.results import RunFolder
+
+    answers = query(
+        RunFolder.open(Path(options.run)),
+        max_params=None if options.max_params is None else int(options.max_params),
+        max_flops=None if options.max_flops is None else int(options.max_flops),
+        max_latency_ms=options.max_latency_ms,
+        number=options.top,
+        data=options.data,
+        to=options.to,
+    )
+    if options.json:
+        print(json.dumps([
+            {"arch_id": answer.arch.id, "accuracy": answer.accuracy, "params": answer.cost.params,
+             "flops": answer.cost.flops, "latency_ms": answer.latency_ms}
+            for answer in answers
+        ]))  # fmt: skip
+        return 0
+    for answer in answers:
+        latency = "" if answer.latency_ms is None else f", {answer.latency_ms:.2f} ms"
+        print(f"{answer.arch.id}  {answer.accuracy:.4f} inherited, {short(answer.cost.params)} params, "
+              f"{short(answer.cost.flops)} FLOPs{latency}")  # fmt: skip
+        print("    " + "\n    ".join(describe_stages(answer.arch)))
+    if options.to is not None:
+        print(f"{answers[0].arch.id} is in {options.to}, with the weights that it inherits")
+    return 0
+
+
+def _supernet(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from cvt_nas.race.progress import ConsoleProgress
+    from cvt_nas.race.quality import evaluate_supernet
+    from cvt_nas.report import quality_lines
+    from cvt_nas.results import RunFolder
+
+    run, console = RunFolder.open(Path(options.run)), Console(stderr=True, soft_wrap=True)
+
+    def progress(alone: Any, resources: Any, num_trials: int, deadline: float | None) -> ConsoleProgress:
+        console.print(f"{num_trials} trainings, {resources.describe()}; {alone.path}", highlight=False)
+        return ConsoleProgress(
+            console,
+            results=alone.results(),
+            metrics=alone.metrics,
+            box=alone.box,
+            num_trials=num_trials,
+            num_epochs=alone.manifest["epochs"],
+            deadline=deadline,
+        )
+
+    with _SignalledStop(console) as stop:
+        quality = evaluate_supernet(
+            run,
+            num_archs=options.archs,
+            num_seeds=options.seeds,
+            epochs=options.epochs,
+            data=options.data,
+            gpus=options.gpus,
+            cpus=options.cpus,
+            address=options.address,
+            stop=stop,
+            progress=progress,
+        )
+    if quality is None:
+        console.print("what is trained is kept; the same command goes on", highlight=False)
+        return 130
+    if options.json:
+        print(json.dumps(quality.to_json()))
+    else:
+        print("\n".join(quality_lines(quality)))
     return 0
 
 

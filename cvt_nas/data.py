@@ -89,14 +89,14 @@ class ImageData(Protocol):
         *,
         batch_size: int,
         device: torch.device,
-        limit: int | None = None,
+        shuffled: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[Batch]:
         """Every image of this rank's share of `split` once, without augmentation; targets are class indices.
 
         Args:
-            limit: Of the split, so many images alone: spread over it evenly, since folders are sorted by class.
+            shuffled: In an order that is random, and the same each time, so that the first images are a fair sample.
         """
         ...
 
@@ -371,21 +371,18 @@ class _ArrayData:
         *,
         batch_size: int,
         device: torch.device,
-        limit: int | None = None,
+        shuffled: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[Batch]:
-        rows = _spread(self._rows[split], limit)[rank::world_size]
+        rows = _in_order(self._rows[split], shuffled)[rank::world_size]
         for start in range(0, len(rows), batch_size):
             images, labels = self._batch(split, rows[start : start + batch_size])
             yield self._to_input(images, device), _to_device(labels, device)
 
 
-def _spread(rows: np.ndarray, number: int | None) -> np.ndarray:
-    """`number` of `rows` at equal distances; all of them where it is absent, or more than there are."""
-    if number is None or number >= len(rows):
-        return rows
-    return rows[np.arange(number) * len(rows) // number]
+def _in_order(rows: np.ndarray, shuffled: bool) -> np.ndarray:
+    return np.random.default_rng(0).permutation(rows) if shuffled else rows
 
 
 def _to_device(x: Tensor, device: torch.device) -> Tensor:
@@ -536,7 +533,7 @@ class _FolderData:
         *,
         batch_size: int,
         device: torch.device,
-        limit: int | None = None,
+        shuffled: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[Batch]:
@@ -552,7 +549,7 @@ class _FolderData:
             mean=pre.mean,
             std=pre.std,
         )
-        rows = _spread(self._rows[split], limit)[rank::world_size]
+        rows = _in_order(self._rows[split], shuffled)[rank::world_size]
         for images, labels in self._loader(split, rows, transform, batch_size, device):
             x = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             yield x, labels.to(device, non_blocking=True)

@@ -31,10 +31,8 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device  # noqa: E402
 from ray.util.queue import Empty, Queue  # noqa: E402
 
 from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict  # noqa: E402
-from cvt_nas.config import SupernetConfig  # noqa: E402
 from cvt_nas.engine import TrainingSetup, progress_reports, supernet_reports  # noqa: E402
 from cvt_nas.results import RunFolder  # noqa: E402
-from cvt_nas.space import SearchSpace  # noqa: E402
 
 
 def start_local_ray(*, num_cpus: int, num_gpus: int) -> None:
@@ -120,8 +118,6 @@ def fit_on_workers(
 
 
 def train_supernet_on_workers(
-    space: SearchSpace,
-    config: SupernetConfig,
     setup: TrainingSetup,
     *,
     seed: int,
@@ -131,13 +127,13 @@ def train_supernet_on_workers(
     initial: Path | None = None,
     max_failures: int = 3,
 ) -> Iterator[dict[str, Any]]:
-    """Trains the shared weights of `space` as `engine.train_supernet` does, on workers that share each batch.
+    """Trains the supernet of `setup.shared` as `engine.train_supernet` does, on workers that share each batch.
 
     A worker that dies is replaced, and all of them go on from the last checkpoint in the run folder. Where that holds a
     request to stop (`RunFolder.stop_supernet`), they write a checkpoint and end.
 
     Args:
-        initial: Folder of a model to begin with.
+        initial: Weights to begin with; see `model.read_weights`.
         use_gpus, max_failures: As in `fit_on_workers`.
 
     Yields:
@@ -148,7 +144,7 @@ def train_supernet_on_workers(
     """
     return _reports_of_workers(
         _train_supernet_on_worker,
-        {"space": space, "config": config, "setup": setup, "seed": seed, "initial": initial},
+        {"setup": setup, "seed": seed, "initial": initial},
         name="supernet",
         setup=setup,
         num_workers=num_workers,
@@ -228,8 +224,6 @@ def _train_supernet_on_worker(config: dict[str, Any]) -> None:
     setup = config["setup"]
     first = get_context().get_world_rank() == 0
     for report in supernet_reports(
-        config["space"],
-        config["config"],
         setup,
         device=get_device() if setup.device == "cuda" else setup.torch_device,
         seed=config["seed"],

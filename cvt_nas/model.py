@@ -8,12 +8,15 @@ Source: Wu et al. 2021, arXiv:2103.15808. Names in the state dict are those of t
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -287,6 +290,65 @@ def load_model(folder: str | Path) -> CvT:
     except (OSError, RuntimeError) as error:
         raise ArchError(f"{folder}/model.safetensors: {str(error).splitlines()[0]}") from error
     return model.eval()
+
+
+def read_weights(path: str | Path) -> CvT:
+    """A network with the weights at `path`: a folder as `load_model` takes, or a state dict with the official names.
+
+    Of a state dict alone, the strides and the numbers of heads, which no weight tells, are those of CvT-13's stages or
+    1: what is read is meant to lend its weights, not to run.
+
+    Args:
+        path: A folder, or a file of `torch.save`, as the official ones are, or of safetensors.
+
+    Raises:
+        ArchError: It cannot be read, or is no CvT.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return load_model(path)
+    try:
+        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (OSError, RuntimeError, LookupError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        # of what is no file of weights, torch's reader says whatever comes first
+        raise ArchError(f"{path}: cannot be read: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    for name in ("model", "state_dict"):  # in which training scripts wrap it
+        state = state.get(name, state) if isinstance(state, dict) else {}
+    try:
+        model = CvT(_arch_of_state(state))
+        model.load_state_dict(state)
+    except (KeyError, RuntimeError) as error:
+        raise ArchError(f"{path}: is no state dict of a CvT: {str(error).splitlines()[0]}") from error
+    return model
+
+
+def _arch_of_state(state: Mapping[str, Tensor]) -> ArchConfig:
+    """The architecture of a state dict, as far as the shapes of weights show it."""
+    stages = []
+    while f"stage{len(stages)}.patch_embed.proj.weight" in state:
+        name = f"stage{len(stages)}"
+        width, _, side, _ = state[f"{name}.patch_embed.proj.weight"].shape
+        blocks = []
+        while (mlp := f"{name}.blocks.{len(blocks)}.mlp.fc1.weight") in state:
+            kernel = state.get(f"{name}.blocks.{len(blocks)}.attn.conv_proj_q.conv.weight")
+            ratio = state[mlp].shape[0] / width
+            blocks.append(
+                BlockConfig(projection="linear", kernel_size=1, kv_stride=1, mlp_ratio=ratio)
+                if kernel is None
+                else BlockConfig(kernel_size=kernel.shape[-1], mlp_ratio=ratio)
+            )
+        stages.append(
+            StageConfig(
+                patch_kernel=side,
+                patch_stride=2 if stages else 4,
+                patch_padding=side // 2,
+                embed_dim=width,
+                blocks=tuple(blocks),
+                class_token=f"{name}.cls_token" in state,
+            )
+        )
+    channels, classes = state["stage0.patch_embed.proj.weight"].shape[1], len(state["head.weight"])
+    return ArchConfig(image_size=224, num_channels=channels, num_classes=classes, stages=tuple(stages))
 
 
 @torch.inference_mode()

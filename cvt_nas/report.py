@@ -19,6 +19,8 @@ from cvt_nas.results import (
     ParetoFront,
     RankCorrelation,
     RunFolder,
+    SupernetQuality,
+    Tau,
     TrialResult,
     rank_correlations,
     write_atomically,
@@ -106,6 +108,37 @@ def rank_lines(run: RunFolder) -> list[str]:
                 f"warning: the ranks after epoch {found.epoch} {' and '.join(faults)}; a scheduler that goes by them "
                 f"may stop the wrong trials. Better: search.{_better_than(run, found.epoch)}"
             )
+    return lines
+
+
+def quality_lines(quality: SupernetQuality) -> list[str]:
+    """How a supernet ranks, beside params and FLOPs as rankers, and whether it can be trusted to."""
+
+    def text(tau: Tau) -> str:
+        return f"{tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f})"
+
+    lines = [
+        f"{quality.num_archs} architectures, evenly over log-FLOPs, each trained with {quality.num_seeds} seeds; "
+        f"Kendall's tau-b with the mean of these, 95 % bootstrap intervals"
+    ]
+    for name, found in quality.rankers.items():
+        regret = ", ".join(f"{value:.4f}" for value in found.regret_at.values())
+        lines.append(
+            f"{name:9}: overall {text(found.overall)}, within FLOPs bins {text(found.within_bins)}, top third "
+            f"{text(found.top_third)}; precision at 10 % {found.precision_at_10:.2f}, regret at 1, 5, 10 {regret}"
+        )
+    if quality.ceiling is not None:
+        lines.append(f"noise ceiling, one seed against another: {text(quality.ceiling)}")
+    lines.append(
+        f"mean accuracy inherited {quality.inherited:.4f}, stand-alone {quality.standalone:.4f}, gap "
+        f"{quality.standalone - quality.inherited:.4f}"
+    )
+    faults = quality.faults
+    lines.append(
+        "this supernet cannot be trusted to rank: " + "; ".join(faults)
+        if faults
+        else "this supernet can be trusted to rank"
+    )
     return lines
 
 

@@ -516,6 +516,29 @@ class SearchSpace:
         return sum(self.is_feasible(self.cost(genome)) for genome in genomes) / len(genomes)
 
 
+def spread_over_flops(space: SearchSpace, number: int, *, seed: int = 0, num_bins: int = 40) -> list[Genome]:
+    """Genomes of distinct feasible networks, as many from each interval of log-FLOPs as there are; in random order.
+
+    Fewer than `number` where the space seems to have no more.
+    """
+    rng = random.Random(seed)
+    drawn = {space.encode(space.decode(space.sample(rng))) for _ in range(50 * number)}
+    logs = {genome: math.log(cost.flops) for genome in drawn if space.is_feasible(cost := space.cost(genome))}
+    low, high = min(logs.values()), max(logs.values())
+    bins: dict[int, list[Genome]] = {}
+    for genome in sorted(logs):
+        at = min(int((logs[genome] - low) / max(high - low, 1e-9) * num_bins), num_bins - 1)
+        bins.setdefault(at, []).append(genome)
+    for members in bins.values():
+        rng.shuffle(members)
+    chosen: list[Genome] = []
+    while len(chosen) < number and any(bins.values()):
+        turn = [members.pop() for _, members in sorted(bins.items()) if members]
+        rng.shuffle(turn)
+        chosen += turn
+    return chosen[:number]
+
+
 def _size_of(gene: Gene, index: int) -> float:
     """Grows with what option `index` of a gene adds to a network."""
     if gene.choice == "projection":

@@ -116,14 +116,16 @@ class Supernet(nn.Module):
         """Puts the weights of `model` where the subnet of its architecture has them: the inverse of `extract`.
 
         What lies around a kernel is set to zero, so that subnets with a larger one answer as `model` does, too. What
-        lies beyond its channels and blocks stays as it is.
+        lies beyond its channels and blocks stays as it is, and so does the head where `model` has other classes.
 
         Raises:
             ArchError: It has a weight that has no place here.
         """
-        state = model.state_dict()
-        for name, cut in self._hollow_model(model.arch).cuts():
-            cut.put(state[name])
+        classes, state = self.largest.num_classes, model.state_dict()
+        arch = replace(model.arch, num_classes=classes)
+        for name, cut in self._hollow_model(arch).cuts():
+            if not (name.startswith("head.") and model.arch.num_classes != classes):
+                cut.put(state[name])
 
     def _hollow_model(self, arch: ArchConfig) -> "_HollowModel":
         if arch in self._hollow_models:

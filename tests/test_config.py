@@ -214,7 +214,7 @@ CASES = {
     "weights that are not there": (
         "search: {",
         "search: {weights: supernet, ",
-        'my.yaml:41: search.weights: got "supernet", must be scratch',
+        "my.yaml:41: search.weights: got supernet, needs a section supernet, which says how it is trained",
     ),
     "a word for top that is none": (
         "search: {",

@@ -30,8 +30,8 @@ from cvt_nas.cli import main
 from cvt_nas.config import ConfirmConfig, Experiment, parse_experiment
 from cvt_nas.distributed import _train_on_worker, start_local_ray
 from cvt_nas.export import export
-from cvt_nas.race.confirm import Confirmations, plan_of
-from cvt_nas.race.executor import ConfirmationStarted, EpochDone, TrialStarted
+from cvt_nas.race.confirm import further_training, plan_of
+from cvt_nas.race.events import ConfirmationStarted, EpochDone, TrialStarted
 from cvt_nas.race.progress import ConsoleProgress
 from cvt_nas.race.samplers import derive_seed
 from cvt_nas.report import confirmation_lines, front_figure, front_frame, front_table, summary, write_report
@@ -256,9 +256,11 @@ def test_every_further_training_has_a_seed_of_its_own_that_depends_on_nothing_el
     }
 
     def seeds(numbers: Sequence[int]) -> dict[int, int]:
-        source, found = Confirmations(numbers, trials, small.space, seed=0), {}
-        while (proposal := source.ask()) is not None:
-            assert small.space.decode(proposal.genome) == trials[round_and_trial(proposal.number)[1]].arch
+        found = {}
+        for number in numbers:
+            again = trials[round_and_trial(number)[1]]
+            proposal = further_training(again, number, small.space, seed=0)
+            assert small.space.decode(proposal.genome) == again.arch
             found[proposal.number] = proposal.seed
         return found
 

@@ -88,7 +88,7 @@ def test_a_seed_fixes_the_weights(data: ImageData) -> None:
     assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.9}, {"optimizer": "sgd"}], ids=["adamw", "ema", "sgd"])
+@pytest.mark.parametrize("settings", [{}, {"ema_decay": 0.0}, {"optimizer": "sgd"}], ids=["adamw", "no ema", "sgd"])
 def test_a_training_that_was_cut_off_ends_as_if_it_was_not(
     data: ImageData, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
@@ -152,13 +152,13 @@ def test_running_out_of_device_memory_is_reported_as_such(
 
 
 def test_the_learning_rate_warms_up_linearly_then_falls_by_half_a_cosine() -> None:
-    settings = training(epochs=10, lr=1.0, min_lr=0.1, warmup_epochs=2.0, warmup_lr=0.2)
+    settings = training(epochs=10, lr=1.0, min_lr=0.1, schedule="cosine", warmup_epochs=2.0, warmup_lr=0.2)
     found = [learning_rate(settings, epoch) for epoch in (0, 1, 2, 6, 10, 11)]
     assert found == pytest.approx([0.2, 0.6, 1.0, 0.55, 0.1, 0.1])
 
 
 def test_the_learning_rate_begins_at_its_peak_again_after_each_restart() -> None:
-    settings = training(epochs=9, lr=1.0, warmup_epochs=1.0, warmup_lr=0.0, restarts=[3, 5])
+    settings = training(epochs=9, lr=1.0, schedule="cosine", warmup_epochs=1.0, warmup_lr=0.0, restarts=[3, 5])
     found = [learning_rate(settings, epoch) for epoch in (0, 1, 2, 2.999, 3, 4, 5, 7, 9)]
     assert found == pytest.approx([0, 1, 0.5, 0, 1, 0.5, 1, 0.5, 0], abs=1e-5)
 
@@ -187,7 +187,7 @@ def test_the_average_forgets_the_initialisation_within_the_first_steps(data: Ima
 
 
 def test_evaluation_is_of_the_averaged_weights_where_ema_is_on(data: ImageData) -> None:
-    settings = training(epochs=1)
+    settings = training(epochs=1, ema_decay=0.0)
     plain = weights_of(train(data, settings)[-1])
     averaged = weights_of(train(data, dataclasses.replace(settings, ema_decay=0.99))[-1])
     assert not torch.allclose(plain, averaged)

@@ -9,7 +9,7 @@ from torch import nn
 from cvt_nas import build_model, load_arch, load_model
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.errors import ArchError
-from cvt_nas.model import ConvProjection, drop_path, probe_error, save_model
+from cvt_nas.model import ConvProjection, drop_path, probe_error, read_weights, save_model
 from strategies import archs, per_stage
 
 NON_STANDARD = {
@@ -244,3 +244,34 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     (wider / "model.safetensors").unlink()
     with pytest.raises(ArchError, match="No such file"):
         load_model(wider)
+
+
+@pytest.mark.parametrize("wrapped", ["plain", "model", "safetensors", "folder"])
+def test_weights_are_read_from_whatever_holds_them(tmp_path: Path, wrapped: str) -> None:
+    from safetensors.torch import save_file
+
+    arch = NON_STANDARD["mixed kernels and strides"]
+    model = build_model(arch)
+    state, path = model.state_dict(), tmp_path / "weights.pth"
+    if wrapped == "safetensors":
+        path = path.with_suffix(".safetensors")
+        save_file(state, path)
+    elif wrapped == "folder":
+        save_model(model, path)
+    else:
+        torch.save(state if wrapped == "plain" else {"model": state, "epoch": 3}, path)
+    found = read_weights(path)
+    assert all(torch.equal(tensor, found.state_dict()[name]) for name, tensor in state.items())
+    assert [len(stage.blocks) for stage in found.arch.stages] == [1, 2, 3]
+
+
+def test_what_is_no_cvt_lends_no_weights(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    with pytest.raises(ArchError, match="cannot be read: No such file|cannot be read: .*No such file"):
+        read_weights(path)
+    path.write_text("hello")
+    with pytest.raises(ArchError, match="cannot be read"):
+        read_weights(path)
+    torch.save({"fc.weight": torch.zeros(2, 2)}, path)
+    with pytest.raises(ArchError, match="is no state dict of a CvT"):
+        read_weights(path)

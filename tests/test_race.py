@@ -36,7 +36,7 @@ from cvt_nas.engine import TrainingSetup, progress_reports
 from cvt_nas.errors import DataError, ResourceError, RunFolderError
 from cvt_nas.race import open_study
 from cvt_nas.race.asha import Asha, Ranking, accuracy_ranks, pareto_ranks
-from cvt_nas.race.executor import EpochDone, TrialPaused, TrialStarted
+from cvt_nas.race.events import EpochDone, TrialPaused, TrialStarted
 from cvt_nas.race.resources import claim_resources
 from cvt_nas.race.samplers import SAMPLERS
 from cvt_nas.race.study import Paused, Proposal, Study

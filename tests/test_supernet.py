@@ -163,6 +163,16 @@ def test_what_is_inserted_is_extracted_again() -> None:
         torch.testing.assert_close(supernet(images, wider), model(images), atol=1e-5, rtol=1e-5)
 
 
+def test_a_model_with_other_classes_lends_all_but_its_head() -> None:
+    torch.manual_seed(0)
+    supernet = randomised(Supernet(SPACE))
+    head = supernet.shared.head.weight.clone()
+    model = CvT(dataclasses.replace(SPACE.smallest, num_classes=7))
+    supernet.insert(model)
+    assert torch.equal(supernet.shared.head.weight, head)
+    assert torch.equal(supernet.state_of(SPACE.smallest)["norm.weight"], model.norm.weight)
+
+
 def test_what_the_supernet_lacks_is_named() -> None:
     narrow = SearchSpace(
         image_size=16, num_channels=1, num_classes=3, bounds={},

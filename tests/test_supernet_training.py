@@ -19,6 +19,7 @@ from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import (
     DivergedError,
     Inheritance,
+    SharedWeights,
     TrainingSetup,
     evaluate,
     open_supernet,
@@ -165,7 +166,7 @@ def test_every_ingredient_changes_what_is_trained(digits: ImageData) -> None:
     for switch in (
         {"sandwich": False, "distillation": "none"}, {"num_random": 1}, {"sampling": "flops"}, {"distillation": "none"},
         {"distillation": "alpha"}, {"project_gradients": True}, {"drop_path_on_all": True}, {"kernel_maps": True},
-        {"own_norms": ["kv_stride"]}, {"opening": {"depth": 1}}, {"ema_decay": None}, {"clip_grad_norm": 0.1},
+        {"own_norms": ["kv_stride"]}, {"opening": {"depth": 1}}, {"ema_decay": 0.0}, {"clip_grad_norm": 0.1},
     ):  # fmt: skip
         assert not equal(plain, state_after(digits, dataclasses.replace(settings, **switch))), switch
 
@@ -241,12 +242,14 @@ def test_subnets_inherit_accuracy_once_their_batch_norms_are_measured(digits: Im
     rng = random.Random(0)
     for arch in (SPACE.largest, SPACE.smallest, *(SPACE.decode(SPACE.sample(rng)) for _ in range(4))):
         unmeasured = extract(last.supernet, arch)
-        accuracy = inheritance.accuracy(arch)
+        accuracy, num_images = inheritance.accuracy(arch)
+        assert num_images == digits.num_images("search")
         assert accuracy > 0.55, arch
         assert accuracy > evaluate(unmeasured, digits, "search", training=settings, device=CPU) + 0.1
     assert equal(before, dict(last.supernet.state_dict()))  # never written back
-    part = inheritance.accuracy(SPACE.largest, limit=100)
-    assert part == pytest.approx(round(part * 100) / 100)
+    accuracy, num_images = inheritance.accuracy(SPACE.smallest, bar=0.99, num_screening_images=100)
+    assert (num_images, accuracy < 0.95) == (256, True)  # a batch, and out of reach
+    assert inheritance.accuracy(SPACE.largest, bar=0.8)[1] == digits.num_images("search")
 
 
 def test_statistics_are_the_plain_average_over_the_batches_and_drop_path_is_off() -> None:
@@ -295,7 +298,7 @@ def ray() -> Iterator[None]:
 def setup_for(path: Path, settings: SupernetConfig) -> TrainingSetup:
     return TrainingSetup(
         training=settings, data=DataConfig(dataset="digits"), data_root=None, image_size=8, num_channels=1,
-        num_classes=10, run_path=path,
+        num_classes=10, run_path=path, shared=SharedWeights(space=SPACE, config=settings),
     )  # fmt: skip
 
 
@@ -303,7 +306,7 @@ def on_workers(path: Path, settings: SupernetConfig, num_workers: int) -> Iterat
     from cvt_nas.distributed import train_supernet_on_workers
 
     return train_supernet_on_workers(
-        SPACE, settings, setup_for(path, settings), seed=0, num_workers=num_workers, cpus_per_worker=1, use_gpus=False
+        setup_for(path, settings), seed=0, num_workers=num_workers, cpus_per_worker=1, use_gpus=False
     )
 
 
@@ -311,12 +314,13 @@ def on_workers(path: Path, settings: SupernetConfig, num_workers: int) -> Iterat
 def test_two_workers_train_as_one_with_the_doubled_batch(tmp_path: Path) -> None:
     settings = config(epochs=2, sync_batch_norm=True, clip_grad_norm=1.0, distillation="alpha")
     together = list(on_workers(tmp_path / "two", settings, 2))
-    alone = list(supernet_reports(SPACE, settings, setup_for(tmp_path / "one", settings), device=CPU, seed=0))
+    alone = list(supernet_reports(setup_for(tmp_path / "one", settings), device=CPU, seed=0))
     assert [report["epoch"] for report in together] == [1, 2]
     for ours, theirs in zip(together, alone, strict=True):
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-3)
     two, one = (
-        open_supernet(SPACE, settings, tmp_path / name / "supernet/weights.safetensors") for name in ("two", "one")
+        open_supernet(SharedWeights(space=SPACE, config=settings), tmp_path / name / "supernet/weights.safetensors")
+        for name in ("two", "one")
     )
     for (name, ours), (_, theirs) in zip(two.named_parameters(), one.named_parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0, msg=name)
@@ -350,8 +354,11 @@ def test_a_killed_worker_is_replaced_and_the_training_goes_on_from_the_checkpoin
             os.kill(workers[0], signal.SIGKILL)
     assert seen[-1] == 3
     undisturbed = list(on_workers(tmp_path / "undisturbed", settings, 2))[-1]
-    weights = [open_supernet(SPACE, settings, tmp_path / name / "supernet/weights.safetensors").state_dict()
-               for name in ("killed", "undisturbed")]  # fmt: skip
+    shared = SharedWeights(space=SPACE, config=settings)
+    weights = [
+        dict(open_supernet(shared, tmp_path / name / "supernet/weights.safetensors").state_dict())
+        for name in ("killed", "undisturbed")
+    ]
     assert undisturbed["epoch"] == 3
     assert equal(*weights)
 

@@ -78,6 +78,7 @@ class Experiment:
     objectives: tuple[Metric, ...]
     data: DataConfig
     training: TrainingConfig
+    supernet: SupernetConfig | None
     search: SearchConfig
     text: str
     warnings: tuple[str, ...] = ()
@@ -139,7 +140,7 @@ def _fingerprint_of(text: str) -> str:
     tree = yaml.safe_load(text)
     tree.pop("name")
     search = tree.setdefault("search", {})  # a section that only holds what is left out is as good as none
-    for name in ("trials", "confirm"):
+    for name in ("trials", "candidates", "confirm"):
         search.pop(name, None)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -188,7 +189,8 @@ def _build(file: SpaceFile, reader: Reader) -> Experiment:
     if len(objectives) == 1:
         reader.add(("objectives",), "got accuracy alone, must hold params, flops or both beside it")
     _check_stages(file.space, reader)
-    _check_training(file.training, len(file.space.stages), reader)
+    _check_training(file.training, "training", len(file.space.stages), reader)
+    _check_supernet(file, reader)
     for metric in COST_METRICS:
         bound = getattr(file.constraints, metric)
         if bound.min is not None and bound.max is not None and bound.min > bound.max:
@@ -205,6 +207,7 @@ def _build(file: SpaceFile, reader: Reader) -> Experiment:
         objectives=objectives,
         data=file.data,
         training=file.training,
+        supernet=file.supernet,
         search=file.search,
         text=reader.text,
         warnings=_without_effect(file, reader),
@@ -230,33 +233,61 @@ def _check_stages(space: SpaceSection, reader: Reader) -> None:
                 reader.add((*key, "per_block"), f"got {name}, which is fixed in this stage; give it a list")
 
 
-def _check_training(training: TrainingConfig, num_stages: int, reader: Reader) -> None:
+def _check_training(training: TrainingConfig, section: str, num_stages: int, reader: Reader) -> None:
     rates = training.drop_path
     if isinstance(rates, list) and len(rates) != num_stages:
         reader.add(
-            ("training", "drop_path"), f"got {len(rates)} rates, must be one, or one for each of {num_stages} stages"
+            (section, "drop_path"), f"got {len(rates)} rates, must be one, or one for each of {num_stages} stages"
         )
     if (training.augment.mixup or training.augment.cutmix) and training.batch_size % 2:
-        reader.add(("training", "batch_size"), f"got {training.batch_size}, must be even for mixup and cutmix")
+        reader.add((section, "batch_size"), f"got {training.batch_size}, must be even for mixup and cutmix")
+    if training.epochs == 0:
+        return
     if training.warmup_epochs >= training.epochs:
         reader.add(
-            ("training", "warmup_epochs"),
+            (section, "warmup_epochs"),
             f"got {training.warmup_epochs:g}, must be below epochs, {training.epochs}",
         )
-    elif (
-        training.restarts
-        and not training.warmup_epochs < training.restarts[0] <= training.restarts[-1] < training.epochs
+    elif training.restarts and not (
+        training.warmup_epochs < training.restarts[0] <= training.restarts[-1] < training.epochs
     ):
         reader.add(
-            ("training", "restarts"),
+            (section, "restarts"),
             f"got {training.restarts}, must lie between warmup_epochs, {training.warmup_epochs:g}, and epochs, "
             f"{training.epochs}",
         )
     elif training.schedule == "wsd" and training.warmup_epochs > training.epochs * (1 - training.decay_fraction):
         reader.add(
-            ("training", "warmup_epochs"),
+            (section, "warmup_epochs"),
             f"got {training.warmup_epochs:g}, must end before decay_fraction begins the decay, at "
             f"{training.epochs * (1 - training.decay_fraction):g}",
+        )
+
+
+def _check_supernet(file: SpaceFile, reader: Reader) -> None:
+    supernet = file.supernet
+    if file.training.epochs == 0 and file.search.weights == "scratch":
+        reader.add(("training", "epochs"), "got 0, must be at least 1 where search.weights is scratch")
+    if file.training.epochs == 0 and file.search.confirm is not None:
+        reader.add(("search", "confirm"), "trains the best again, which training.epochs 0 leaves nothing of")
+    if supernet is None:
+        if file.search.weights == "supernet":
+            reader.add(("search", "weights"), "got supernet, needs a section supernet, which says how it is trained")
+        return
+    _check_training(supernet, "supernet", len(file.space.stages), reader)
+    if supernet.epochs == 0:
+        reader.add(("supernet", "epochs"), "got 0, must be at least 1")
+    if not supernet.sandwich and supernet.num_random == 0:
+        reader.add(("supernet", "num_random"), "got 0 without sandwich, which leaves a step no subnet")
+    if not supernet.sandwich and supernet.distillation != "none":
+        reader.add(("supernet", "distillation"), f"got {supernet.distillation}, needs the largest subnet of sandwich")
+    for choice, epoch in supernet.opening.items():
+        if epoch >= supernet.epochs:
+            reader.add(("supernet", "opening", choice), f"got {epoch:g}, must be below epochs, {supernet.epochs}")
+    if file.search.weights == "supernet" and file.search.candidates < file.search.trials:
+        reader.add(
+            ("search", "candidates"),
+            f"got {file.search.candidates}, must be at least trials, {file.search.trials}",
         )
 
 
@@ -381,6 +412,14 @@ def _without_effect(file: SpaceFile, reader: Reader) -> tuple[str, ...]:
     check(("training", "augment", "crop_scale"), not from_folder, "in-memory images are cropped by crop_padding")
     check(("training", "augment", "color_jitter"), not from_folder, "only images of a folder are jittered")
     check(("data", "num_workers"), not from_folder, "an in-memory set needs no workers")
+    if file.search.weights == "scratch":
+        check(("supernet",), True, "search.weights is scratch")
+        check(("search", "candidates"), True, "search.weights is scratch")
+    if file.supernet is not None:
+        idle = file.supernet
+        check(("supernet", "momentum"), idle.optimizer == "adamw", "AdamW has none")
+        check(("supernet", "drop_path_on_all"), idle.drop_path == 0, "drop_path is 0")
+        check(("supernet", "project_gradients"), not idle.sandwich, "without sandwich there is no largest subnet")
     for name in ("mode", "grace_period", "reduction_factor"):
         check(("search", name), file.search.scheduler == "none", "the scheduler is none")
     return tuple(f"{reader.where}:{reader.lines[key]}: {dotted(key)}: has no effect: {why}" for key, why in found)

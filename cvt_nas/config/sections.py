@@ -147,11 +147,12 @@ class TrainingConfig:
     """Section `training`: how one architecture is trained.
 
     Args:
-        epochs: Of the full training; only trials that reach it compete for the front.
+        epochs: Of the full training; only trials that reach it compete for the front. 0 where the accuracy that is
+            inherited from a supernet is all that is asked for.
         batch_size: Images a step, over all the devices of a trial together.
         lr, min_lr: Peak and final learning rate.
-        schedule: `cosine` falls from the peak over the whole length; `wsd` (warm-up, stable, decay) keeps the
-            peak until the last epochs, so that a training that is stopped early was never half cooled down.
+        schedule: `wsd` (warm-up, stable, decay) keeps the peak until the last epochs, so that a training that is
+            stopped early was never half cooled down; `cosine` falls from the peak over the whole length.
         restarts: Of `cosine`: epochs after which it begins at the peak again.
         decay_fraction: Of `wsd`: share of the epochs over which the rate falls, as 1 - sqrt(progress).
         warmup_epochs, warmup_lr: Linear warm-up before the peak, and where it starts.
@@ -160,17 +161,17 @@ class TrainingConfig:
         drop_path: Rate of a stage's last block, rising from 0 within the stage; one for all stages
             or one for each.
         clip_grad_norm: Greatest norm of the gradient; none where absent.
-        ema_decay: Decay a step of averaged weights, which are then what is evaluated and kept; less over the
-            first steps, so that the initialisation is soon forgotten.
+        ema_decay: Decay a step of averaged weights, which are then what is evaluated and kept; less over the first
+            steps, so that the initialisation is soon forgotten. Averaged over about an epoch where absent; 0 is off.
         precision: `bf16` and `fp16` are autocast; fp16 scales its loss.
     """
 
-    epochs: PositiveInt
+    epochs: Annotated[int, Field(ge=0)]
     batch_size: PositiveInt = 128
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: PositiveFloat = 1e-3
     min_lr: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["cosine", "wsd"] = "cosine"
+    schedule: Literal["wsd", "cosine"] = "wsd"
     restarts: Annotated[list[PositiveInt], AfterValidator(_rising)] = field(default_factory=list)
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
@@ -256,7 +257,9 @@ class SearchConfig:
         mode: At a rung, `promote` lets a trial pause, and go on once it is among the best; `stop` decides for good.
         grace_period: Epochs of the first rung.
         reduction_factor: One in so many goes on past a rung; rungs are so many times farther apart.
-        weights: `scratch`, every trial from a fresh initialisation.
+        weights: `scratch`, every trial from a fresh initialisation; `supernet`, from the weights that it inherits.
+        candidates: Of `supernet`: architectures ranked by the accuracy that they inherit. The best `trials` of them
+            are then trained on, in their order.
         seed: Of proposals and trainings.
         confirm: Further trainings of the best, after the race; none where absent.
     """
@@ -267,7 +270,8 @@ class SearchConfig:
     mode: Literal["stop", "promote"] = "promote"
     grace_period: PositiveInt = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    weights: Literal["scratch"] = "scratch"
+    weights: Literal["scratch", "supernet"] = "scratch"
+    candidates: PositiveInt = 1000
     seed: Annotated[int, Field(ge=0)] = 0
     confirm: ConfirmConfig | None = None
 
@@ -279,6 +283,7 @@ class SpaceFile:
     space: SpaceSection
     data: DataConfig
     training: TrainingConfig
+    supernet: SupernetConfig | None = None
     search: SearchConfig = field(default_factory=SearchConfig)
     objectives: ObjectivesSection = field(
         default_factory=lambda: ObjectivesSection(accuracy="maximize", params="minimize", flops="minimize")

@@ -6,20 +6,29 @@ DDP and `batch_size` is divided among the ranks. The device is an argument, neve
 
 from cvt_nas.engine.evaluation import evaluate, fvcore_cost, recalibrate_batch_norm
 from cvt_nas.engine.optimization import DivergedError, learning_rate
-from cvt_nas.engine.setup import TrainingSetup
-from cvt_nas.engine.supernet import Inheritance, SupernetEpoch, open_supernet, supernet_reports, train_supernet
+from cvt_nas.engine.setup import SharedWeights, TrainingSetup
+from cvt_nas.engine.supernet import (
+    Inheritance,
+    SupernetEpoch,
+    open_inheritance,
+    open_supernet,
+    supernet_reports,
+    train_supernet,
+)
 from cvt_nas.engine.training import Epoch, fit, progress_reports
 
 __all__ = [
     "DivergedError",
     "Epoch",
     "Inheritance",
+    "SharedWeights",
     "SupernetEpoch",
     "TrainingSetup",
     "evaluate",
     "fit",
     "fvcore_cost",
     "learning_rate",
+    "open_inheritance",
     "open_supernet",
     "progress_reports",
     "recalibrate_batch_norm",

@@ -1,14 +1,13 @@
 """Accuracy, batch-norm statistics and FLOPs of a network: what is measured without training it."""
 
 import contextlib
-import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cvt_nas.arch import Cost
@@ -20,33 +19,29 @@ EVAL_BATCH_SIZE = 256
 
 
 @torch.inference_mode()
-def evaluate(
-    model: CvT,
-    data: ImageData,
-    split: Split,
-    *,
-    training: TrainingConfig,
-    device: torch.device,
-    limit: int | None = None,
-) -> float:
-    """Fraction of `split` that `model` classifies right, over all ranks together. Leaves it in eval mode.
-
-    Args:
-        limit: Of so many of its images alone, the same each time; all where absent.
-    """
+def evaluate(model: CvT, data: ImageData, split: Split, *, training: TrainingConfig, device: torch.device) -> float:
+    """Fraction of `split` that `model` classifies right, over all ranks together. Leaves it in eval mode."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     model.eval()
     num_right = torch.zeros((), device=device)
-    batches = data.eval_batches(
-        split, batch_size=EVAL_BATCH_SIZE, device=device, limit=limit, rank=rank, world_size=world_size
-    )
+    batches = data.eval_batches(split, batch_size=EVAL_BATCH_SIZE, device=device, rank=rank, world_size=world_size)
     for images, labels in batches:
-        with autocast(training, device):
-            logits = model(images)
-        num_right += (logits.argmax(dim=1) == labels).sum()
+        num_right += count_right(model, images, labels, training)
     if world_size > 1:
         dist.all_reduce(num_right)
-    return num_right.item() / min(data.num_images(split), limit or math.inf)
+    return num_right.item() / data.num_images(split)
+
+
+def count_right(
+    model: CvT,
+    images: Float[Tensor, "batch channels height width"],
+    labels: Int[Tensor, " batch"],
+    training: TrainingConfig,
+) -> Int[Tensor, ""]:
+    """How many of a batch `model` classifies right, on its device; in the precision of `training`."""
+    with autocast(training, images.device):
+        logits = model(images)
+    return (logits.argmax(dim=1) == labels).sum()
 
 
 @torch.inference_mode()

@@ -67,12 +67,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, training: TrainingConfig
         group["lr"] = learning_rate(training, epoch)
 
 
-def averaged_model(model: nn.Module, decay: float | None) -> AveragedModel | None:
+def averaged_model(model: nn.Module, training: TrainingConfig, *, num_steps: int) -> AveragedModel | None:
     """Exponential moving average of weights and batch-norm statistics; None where it is off.
 
     The decay warms up as (1 + n) / (10 + n), a rule of TensorFlow's ExponentialMovingAverage.
+
+    Args:
+        num_steps: Of an epoch.
     """
-    if decay is None:
+    decay = 1 - 1 / num_steps if training.ema_decay is None else training.ema_decay
+    if decay == 0:
         return None
 
     def average(averaged: Any, current: Any, num_averaged: Any) -> None:

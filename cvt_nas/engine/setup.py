@@ -6,8 +6,17 @@ from pathlib import Path
 
 import torch
 
-from cvt_nas.config import DataConfig, TrainingConfig
+from cvt_nas.config import DataConfig, SupernetConfig, TrainingConfig
 from cvt_nas.data import ImageData, load_data
+from cvt_nas.space import SearchSpace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharedWeights:
+    """The supernet of a run: of which space, and how it is trained."""
+
+    space: SearchSpace
+    config: SupernetConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +28,7 @@ class TrainingSetup:
         run_path: The run folder, absolute; every node sees it.
         device: `cpu` or `cuda`, as it was resolved before the start.
         num_threads: Of torch in each worker, so that workers side by side do not fight for cores.
+        shared: Where trials begin with the weights that they inherit.
     """
 
     training: TrainingConfig
@@ -30,6 +40,7 @@ class TrainingSetup:
     run_path: Path
     device: str = "cpu"
     num_threads: int = 1
+    shared: SharedWeights | None = None
 
     @property
     def torch_device(self) -> torch.device:

@@ -4,6 +4,7 @@ Where a process group is initialised, all ranks train the same subnets, each on 
 are averaged once a step, after all its subnets, which DDP cannot do where each pass uses other weights.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -20,8 +21,8 @@ from torch.nn import functional as F
 
 from cvt_nas.arch import ArchConfig
 from cvt_nas.config import SupernetConfig
-from cvt_nas.data import ImageData, seed_all
-from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, evaluate, recalibrate_batch_norm
+from cvt_nas.data import Batch, ImageData, Split, seed_all
+from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, count_right, recalibrate_batch_norm
 from cvt_nas.engine.optimization import (
     DivergedError,
     TrainingState,
@@ -29,10 +30,10 @@ from cvt_nas.engine.optimization import (
     optimizer_of,
     set_learning_rate,
 )
-from cvt_nas.engine.setup import TrainingSetup
+from cvt_nas.engine.setup import SharedWeights, TrainingSetup
 from cvt_nas.engine.subnets import KINDS, Subnet, SubnetSampler
 from cvt_nas.errors import ArchError
-from cvt_nas.model import CvT, load_model
+from cvt_nas.model import CvT, read_weights
 from cvt_nas.results import RunFolder, write_atomically
 from cvt_nas.space import SearchSpace
 from cvt_nas.supernet import Supernet, extract
@@ -40,6 +41,7 @@ from cvt_nas.supernet import Supernet, extract
 _MAX_RATIO = 5.0  # of probabilities, in an alpha-divergence: what the paper clips at
 _STEPS_BETWEEN_CHECKS = 20  # of whether all losses are finite: a GPU stands still while one is read
 _MAX_ROLLBACKS = 3
+_MAX_KEPT_BYTES = 2**30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +105,9 @@ def train_supernet(
     if initial is not None:
         supernet.insert(initial)
     supernet = supernet.to(device)
-    averaged = averaged_model(supernet, config.ema_decay)
+    batch_size = max(config.batch_size // world_size, 1)
+    num_steps = max(data.num_images("train") // (batch_size * world_size), 1)
+    averaged = averaged_model(supernet, config, num_steps=num_steps)
     state = TrainingState(
         model=supernet,
         averaged=averaged,
@@ -116,8 +120,6 @@ def train_supernet(
     if progress.epoch == config.epochs:
         yield progress.epoch_done(evaluated)
         return
-    batch_size = max(config.batch_size // world_size, 1)
-    num_steps = max(data.num_images("train") // (batch_size * world_size), 1)
     started, last_saved = time.perf_counter() - progress.seconds, time.perf_counter()
 
     def save() -> None:
@@ -344,44 +346,40 @@ class _Progress:
 
 
 def supernet_reports(
-    space: SearchSpace,
-    config: SupernetConfig,
-    setup: TrainingSetup,
-    *,
-    device: torch.device,
-    seed: int,
-    initial: Path | None = None,
+    setup: TrainingSetup, *, device: torch.device, seed: int, initial: Path | None = None
 ) -> Iterator[dict[str, Any]]:
-    """`train_supernet` in the run folder of `setup`, as plain values that travel between processes.
+    """`train_supernet` of `setup.shared`, as plain values that travel between processes.
 
     Its weights are in the folder before the last report is yielded.
 
     Args:
-        initial: Folder of a model to begin with.
+        initial: Weights to begin with; see `model.read_weights`.
 
     Yields:
         After each epoch `epoch, losses, num_rollbacks, seconds, status`; status is `running`, or in a last report
         `diverged` or `oom`, then with a `reason`.
     """
+    shared = setup.shared
+    assert shared is not None, "the caller knows that there is a supernet"
     torch.set_num_threads(setup.num_threads)
     run = RunFolder(setup.run_path)
     rank = dist.get_rank() if dist.is_initialized() else 0
     report: dict[str, Any] = {"epoch": 0, "losses": {}, "num_rollbacks": 0, "seconds": 0.0, "status": "running"}
     try:
         for epoch in train_supernet(
-            space,
-            config,
+            shared.space,
+            shared.config,
             setup.open_data(),
             device=device,
             seed=seed,
             checkpoint=run.supernet_path / "checkpoint.pt",
-            initial=None if initial is None else load_model(initial),
+            initial=None if initial is None else read_weights(initial),
             stop=run.is_supernet_stopped,
         ):
             report |= {"epoch": epoch.number, "losses": epoch.losses, "num_rollbacks": epoch.num_rollbacks}
             report["seconds"] = epoch.seconds
-            if epoch.number == config.epochs and rank == 0:
-                save_supernet(epoch.supernet, run.supernet_path / "weights.safetensors")
+            if epoch.number == shared.config.epochs and rank == 0:
+                save_supernet(epoch.supernet, run.supernet_weights_path)
             yield dict(report)
     except DivergedError as error:
         yield {**report, "status": "diverged", "reason": str(error)}
@@ -389,13 +387,13 @@ def supernet_reports(
         yield {**report, "status": "oom", "reason": str(error).splitlines()[0]}
 
 
-def open_supernet(space: SearchSpace, config: SupernetConfig, path: Path) -> Supernet:
+def open_supernet(shared: SharedWeights, path: Path) -> Supernet:
     """The supernet whose weights `save_supernet` wrote, on the CPU.
 
     Raises:
         ArchError: The file is missing, or of another space.
     """
-    supernet = _supernet_of(space, config)
+    supernet = _supernet_of(shared.space, shared.config)
     try:
         supernet.load_state_dict(load_file(path))
     except (OSError, RuntimeError) as error:
@@ -421,7 +419,7 @@ def _supernet_of(space: SearchSpace, config: SupernetConfig) -> Supernet:
 
 
 class Inheritance:
-    """Accuracies of subnets as they inherit their weights.
+    """Accuracies of subnets on the search split, with the weights that they inherit.
 
     Args:
         supernet: On `device`; not changed.
@@ -430,8 +428,14 @@ class Inheritance:
 
     def __init__(self, supernet: Supernet, config: SupernetConfig, data: ImageData, device: torch.device) -> None:
         self._supernet, self._config, self._data, self._device = supernet, config, data, device
-        batches = data.eval_batches("train", batch_size=EVAL_BATCH_SIZE, device=device, limit=config.calibration_images)
-        self._calibration = [images for images, _ in batches]
+        num_batches = math.ceil(config.calibration_images / EVAL_BATCH_SIZE)
+        self._calibration = [images for images, _ in itertools.islice(self._batches("train"), num_batches)]
+        self._search: list[Batch] | None = None
+        if data.num_images("search") * self._calibration[0][0].nbytes <= _MAX_KEPT_BYTES:
+            self._search = list(self._batches("search"))  # as the network sees them, once and for all subnets
+
+    def _batches(self, split: Split) -> Iterator[Batch]:
+        return self._data.eval_batches(split, batch_size=EVAL_BATCH_SIZE, device=self._device, shuffled=True)
 
     def model(self, arch: ArchConfig) -> CvT:
         """The subnet as a plain model, its batch norms measured on training images, in eval mode."""
@@ -439,6 +443,42 @@ class Inheritance:
         recalibrate_batch_norm(model, self._calibration, self._config)
         return model
 
-    def accuracy(self, arch: ArchConfig, *, limit: int | None = None) -> float:
-        """On the search split, or `limit` of its images."""
-        return evaluate(self.model(arch), self._data, "search", training=self._config, device=self._device, limit=limit)
+    @torch.inference_mode()
+    def accuracy(
+        self, arch: ArchConfig, *, bar: float | None = None, num_screening_images: int = 0
+    ) -> tuple[float, int]:
+        """Fraction that is right of the images that were looked at, and their number.
+
+        Args:
+            bar: Where it cannot be reached any more, by three standard errors, the rest is not looked at.
+            num_screening_images: Before so many, the same for all subnets, nothing is concluded.
+        """
+        model = self.model(arch)
+        num_right, num_images = torch.zeros((), device=self._device), 0
+        for images, labels in self._search or self._batches("search"):
+            num_right += count_right(model, images, labels, self._config)
+            num_images += len(images)
+            if bar is not None and num_images >= num_screening_images:
+                share = num_right.item() / num_images
+                if share + 3 * math.sqrt(max(share * (1 - share), 1 / num_images) / num_images) < bar:
+                    break
+        return num_right.item() / num_images, num_images
+
+
+def open_inheritance(setup: TrainingSetup) -> Inheritance:
+    """What the trials of `setup` inherit. A worker that goes from trial to trial opens it once.
+
+    Raises:
+        ArchError: The run folder has no weights of a supernet, or those of another space.
+    """
+    path = RunFolder(setup.run_path).supernet_weights_path
+    if path not in _OPEN:
+        assert setup.shared is not None, "the caller knows that there is a supernet"
+        device = setup.torch_device
+        supernet = open_supernet(setup.shared, path).to(device)
+        _OPEN.clear()
+        _OPEN[path] = Inheritance(supernet, setup.shared.config, setup.open_data(), device)
+    return _OPEN[path]
+
+
+_OPEN: dict[Path, Inheritance] = {}

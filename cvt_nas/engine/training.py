@@ -26,6 +26,7 @@ from cvt_nas.engine.optimization import (
     set_learning_rate,
 )
 from cvt_nas.engine.setup import TrainingSetup
+from cvt_nas.engine.supernet import open_inheritance
 from cvt_nas.model import CvT, save_model
 
 
@@ -59,8 +60,9 @@ def fit(
     seed: int,
     checkpoint: Path | None = None,
     model_folder: Path | None = None,
+    initial: CvT | None = None,
 ) -> Generator[Epoch, None, None]:
-    """Trains `arch` from a fresh initialisation, or on from `checkpoint`, an epoch at a time.
+    """Trains `arch` from the start, or on from `checkpoint`, an epoch at a time.
 
     The same seed gives the same weights on the same kind of device, also across a restart.
 
@@ -70,6 +72,7 @@ def fit(
         seed: Of initialisation, order, augmentation and drop path.
         checkpoint: File that is read if it is there, and replaced after each epoch.
         model_folder: Gets the trained model, complete before the last epoch is yielded.
+        initial: Whose weights it begins with, instead of a fresh initialisation.
 
     Yields:
         One `Epoch` after each; the last one again where the checkpoint is complete already.
@@ -82,7 +85,11 @@ def fit(
         torch.set_float32_matmul_precision("high")
     seed_all(seed)
     model = CvT(arch, drop_path=training.drop_path).to(device)
-    averaged = averaged_model(model, training.ema_decay)
+    if initial is not None:
+        model.load_state_dict(initial.state_dict())
+    batch_size = max(training.batch_size // world_size, 1)
+    num_steps = max(data.num_images("train") // (batch_size * world_size), 1)
+    averaged = averaged_model(model, training, num_steps=num_steps)
     optimizer = optimizer_of(model, training, device)
     scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16" and device.type == "cuda")
     state = TrainingState(model=model, averaged=averaged, optimizer=optimizer, scaler=scaler)
@@ -98,8 +105,6 @@ def fit(
     if world_size > 1:
         trained = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
-    batch_size = max(training.batch_size // world_size, 1)
-    num_steps = max(data.num_images("train") // (batch_size * world_size), 1)
     for epoch in range(done, training.epochs):
         started = time.perf_counter()
         trained.train()
@@ -160,6 +165,9 @@ def progress_reports(
     torch.set_num_threads(setup.num_threads)
     report: dict[str, Any] = {"epoch": 0, "accuracy": 0.0, "curve": [], "train_seconds": 0.0, "status": "running"}
     try:
+        initial = None
+        if setup.shared is not None and not checkpoint.exists():
+            initial = open_inheritance(setup).model(arch)
         for epoch in fit(
             arch,
             setup.training,
@@ -168,6 +176,7 @@ def progress_reports(
             seed=seed,
             checkpoint=checkpoint,
             model_folder=model_folder,
+            initial=initial,
         ):
             report |= {"epoch": epoch.number, "accuracy": epoch.accuracy, "train_seconds": epoch.train_seconds}
             report["curve"] = list(epoch.curve)

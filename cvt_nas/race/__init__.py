@@ -13,14 +13,18 @@ from optuna.storages.journal import JournalFileBackend
 
 import cvt_nas.distributed  # noqa: F401  sets Ray's environment before anything here imports Ray
 from cvt_nas.config import Experiment
-from cvt_nas.engine import TrainingSetup
-from cvt_nas.errors import RunFolderError
+from cvt_nas.engine import SharedWeights, TrainingSetup
+from cvt_nas.errors import ArchError, RunFolderError
+from cvt_nas.model import read_weights
 from cvt_nas.race.confirm import confirm_front
-from cvt_nas.race.executor import RaceEvent, race
+from cvt_nas.race.events import RaceEvent
+from cvt_nas.race.executor import race
+from cvt_nas.race.inherit import heirs, rank_candidates, record_as_trials, train_shared_weights
 from cvt_nas.race.resources import Resources, claim_resources
 from cvt_nas.race.study import Study
 from cvt_nas.race.trial import read_test_split
 from cvt_nas.results import RunFolder, TrialResult
+from cvt_nas.supernet import Supernet
 
 ProgressFactory = Callable[
     [RunFolder, Resources, int, float | None], AbstractContextManager[Callable[[RaceEvent], None]]
@@ -39,6 +43,7 @@ def search(
     time_budget: float | None = None,
     seed: int | None = None,
     address: str | None = None,
+    warm_start: str | Path | None = None,
     resume: bool = False,
     device: Literal["cpu", "cuda"] | None = None,
     reuse_workers: bool = True,
@@ -57,6 +62,7 @@ def search(
         trials: Instead of the file's number.
         time_budget: Seconds from now.
         seed: Instead of the file's.
+        warm_start: Weights that the supernet begins with; see `model.read_weights`.
         resume: Go on with the run in `out`; trials in flight continue from their last epoch.
         reuse_workers: See `race`.
         progress: Makes what is called with each event of the race.
@@ -76,8 +82,14 @@ def search(
         num_channels=experiment.space.num_channels,
         num_classes=experiment.space.num_classes,
         run_path=out,
+        shared=SharedWeights(space=experiment.space, config=experiment.supernet)
+        if experiment.search.weights == "supernet" and experiment.supernet is not None
+        else None,
     )
     setup.open_data()
+    initial = None if warm_start is None else Path(warm_start).absolute()
+    if initial is not None:
+        _check_lends_weights(initial, setup)
     run = _resumed(experiment, out, seed) if resume else None
     seed = experiment.search.seed if seed is None else seed
     if run is not None:
@@ -94,18 +106,29 @@ def search(
         timer.daemon = True
         if time_budget is not None:
             timer.start()
-        study = open_study(experiment, run, num_trials=num_trials, seed=seed)
         follow = nullcontext(_ignore) if progress is None else progress(run, resources, num_trials, deadline)
         with follow as on_event:
-            for event in race(experiment, study, run, setup, resources, stop=stop, reuse_workers=reuse_workers):
-                on_event(event)
-            is_done = study.is_done
-            if is_done and experiment.search.confirm is not None:
-                for event in confirm_front(
-                    experiment, run, setup, resources, seed=seed, stop=stop, reuse_workers=reuse_workers
-                ):
+            is_done = True
+            if setup.shared is not None:
+                for event in train_shared_weights(run, setup, resources, seed=seed, stop=stop, initial=initial):
                     on_event(event)
-                is_done = not run.unconfirmed()
+                if not stop.is_set():
+                    for event in rank_candidates(experiment, run, setup, resources, seed=seed, stop=stop):
+                        on_event(event)
+                is_done = not stop.is_set() or len(run.candidates()) == experiment.search.candidates
+            if is_done and experiment.training.epochs == 0:
+                record_as_trials(run, setup, resources)
+            elif is_done:
+                study = open_study(experiment, run, num_trials=num_trials, seed=seed)
+                for event in race(experiment, study, run, setup, resources, stop=stop, reuse_workers=reuse_workers):
+                    on_event(event)
+                is_done = study.is_done
+                if is_done and experiment.search.confirm is not None:
+                    for event in confirm_front(
+                        experiment, run, setup, resources, seed=seed, stop=stop, reuse_workers=reuse_workers
+                    ):
+                        on_event(event)
+                    is_done = not run.unconfirmed()
         timer.cancel()
         if is_done:
             _test_front(run, setup, resources)
@@ -113,7 +136,14 @@ def search(
 
 
 def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed: int) -> Study:
-    """The study on a run's journal, which optuna-dashboard can open at the same time."""
+    """The study on a run's journal, which optuna-dashboard can open at the same time.
+
+    Of a run with candidates, its trials are the anchors and the best of these.
+    """
+    first = dict(experiment.anchors)
+    if candidates := run.candidates():
+        first |= heirs(experiment, candidates, num_trials)
+        num_trials = min(num_trials, len(set(first.values())))
     return Study(
         experiment.space,
         metrics=experiment.objectives,
@@ -121,9 +151,16 @@ def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed:
         storage=JournalStorage(JournalFileBackend(str(run.journal_path))),
         num_trials=num_trials,
         seed=seed,
-        anchors=experiment.anchors,
+        anchors=first,
         recorded=run.results(),
     )
+
+
+def _check_lends_weights(initial: Path, setup: TrainingSetup) -> None:
+    """Before any compute is spent: whether the weights at `initial` have a place in the supernet."""
+    if setup.shared is None:
+        raise ArchError(f"--warm-start {initial}: is for search.weights: supernet")
+    Supernet(setup.shared.space).insert(read_weights(initial))
 
 
 def _ignore(event: RaceEvent) -> None:

@@ -1,7 +1,6 @@
 """After the race: its best architectures are trained again, with seeds that had no part in their selection."""
 
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,10 +8,11 @@ import numpy as np
 from cvt_nas.config import ConfirmConfig, Experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.race.asha import pareto_ranks
-from cvt_nas.race.executor import ConfirmationStarted, RaceEvent, launch_trials
+from cvt_nas.race.events import ConfirmationStarted, RaceEvent
+from cvt_nas.race.executor import Plan, launch_trials
 from cvt_nas.race.resources import Resources
 from cvt_nas.race.samplers import derive_seed
-from cvt_nas.race.study import Paused, Proposal
+from cvt_nas.race.study import Proposal
 from cvt_nas.results import (
     ConfirmPlan,
     Metric,
@@ -41,45 +41,15 @@ def plan_of(results: Sequence[TrialResult], metrics: Sequence[Metric], settings:
     return ConfirmPlan(top=settings.top, seeds=settings.seeds, members=tuple(result.number for result in chosen))
 
 
-class Confirmations:
-    """The further trainings of a plan that have not ended, asked for in its order.
-
-    Nobody learns from them: Optuna is not told, so that a race goes on later as if there had been none. One that
-    was in flight when the search was interrupted is asked for again, and goes on from the checkpoint of its number.
-
-    Args:
-        numbers: Of the further trainings.
-        trials: The race's, by number.
-        seed: Of the run. Each training has a seed of its own, a function of this and of its number's two parts.
-    """
-
-    def __init__(self, numbers: Sequence[int], trials: dict[int, TrialResult], space: SearchSpace, seed: int) -> None:
-        self._left, self._trials, self._space, self._seed = deque(numbers), trials, space, seed
-
-    def ask(self) -> Proposal | None:
-        if not self._left:
-            return None
-        number = self._left.popleft()
-        round_, trial_number = round_and_trial(number)
-        trial = self._trials[trial_number]
-        return Proposal(
-            number=number,
-            genome=self._space.encode(trial.arch),
-            cost=trial.cost,
-            seed=derive_seed(self._seed, trial_number, "confirmation", round_),
-        )
-
-    def tell(self, ended: TrialResult) -> None:
-        """Nothing: the record holds it."""
-
-    def pause(self, trial: Paused) -> None:
-        raise AssertionError(f"without a scheduler nothing pauses: {trial}")
-
-    def promote(self, number: int) -> None:
-        raise AssertionError(f"without a scheduler nothing pauses: {number}")
-
-    def paused(self) -> Iterator[Paused]:
-        return iter(())
+def further_training(trial: TrialResult, number: int, space: SearchSpace, *, seed: int) -> Proposal:
+    """Further training `number` of `trial`; its seed is a function of the run's and of the number's two parts."""
+    round_, _ = round_and_trial(number)
+    return Proposal(
+        number=number,
+        genome=space.encode(trial.arch),
+        cost=trial.cost,
+        seed=derive_seed(seed, trial.number, "confirmation", round_),
+    )
 
 
 def confirm_front(
@@ -113,7 +83,10 @@ def confirm_front(
     yield ConfirmationStarted(num_planned=len(numbers), ended=ended)
     if not left or stop.is_set():
         return
-    source = Confirmations(left, {trial.number: trial for trial in trials}, experiment.space, seed)
+    by_number = {trial.number: trial for trial in trials}
+    source = Plan(
+        further_training(by_number[round_and_trial(number)[1]], number, experiment.space, seed=seed) for number in left
+    )
     yield from launch_trials(
         experiment, source, run, setup, resources, asha=None, record=run.append_confirmation, stop=stop,
         keep_models=False, reuse_workers=reuse_workers,

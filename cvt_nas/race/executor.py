@@ -11,7 +11,8 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,53 +24,15 @@ from cvt_nas.arch import arch_from_dict, arch_to_dict, cost_of
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.race.asha import Asha, accuracy_ranks, losses_of_cost, pareto_ranks
+from cvt_nas.race.events import EpochDone, RaceEvent, TrialPaused, TrialStarted
 from cvt_nas.race.resources import Resources
 from cvt_nas.race.study import Paused, Proposal, Study
 from cvt_nas.race.trial import WAITING_CPUS, run_trial
 from cvt_nas.results import Metric, RunFolder, TrialResult
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrialStarted:
-    """A trial was handed to a worker."""
-
-    number: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EpochDone:
-    """A trial finished an epoch and reported it."""
-
-    number: int
-    epoch: int
-    accuracy: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrialPaused:
-    """A trial waits at its rung, and may be promoted later."""
-
-    number: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConfirmationStarted:
-    """The race is over, and the best of it is trained again: what follows is of further trainings.
-
-    Args:
-        num_planned: Further trainings, those of earlier processes included.
-        ended: Those that ended in earlier processes.
-    """
-
-    num_planned: int
-    ended: tuple[TrialResult, ...]
-
-
-RaceEvent = TrialStarted | EpochDone | TrialPaused | TrialResult | ConfirmationStarted
-
-
 class AskTell(Protocol):
-    """Who says what is trained next, and hears how it ended: `Study`, or `Confirmations` after the race."""
+    """Who says what is trained next, and hears how it ended: `Study`, or a `Plan`."""
 
     def ask(self) -> Proposal | None:
         """What to train next; None where nothing is left."""
@@ -84,6 +47,31 @@ class AskTell(Protocol):
     def paused(self) -> Iterator[Paused]:
         """What an earlier process paused."""
         ...
+
+
+class Plan:
+    """Trainings that are fixed beforehand, asked for in their order; nobody learns from them.
+
+    One that was in flight when the process ended is in the plan of the next one, and goes on from its checkpoint.
+    """
+
+    def __init__(self, proposals: Iterable[Proposal]) -> None:
+        self._left = deque(proposals)
+
+    def ask(self) -> Proposal | None:
+        return self._left.popleft() if self._left else None
+
+    def tell(self, ended: TrialResult) -> None:
+        """Nothing: the record holds it."""
+
+    def pause(self, trial: Paused) -> None:
+        raise AssertionError(f"without a scheduler nothing pauses: {trial}")
+
+    def promote(self, number: int) -> None:
+        raise AssertionError(f"without a scheduler nothing pauses: {number}")
+
+    def paused(self) -> Iterator[Paused]:
+        return iter(())
 
 
 def race(
@@ -224,6 +212,7 @@ class _SourceSearcher(Searcher):
         self._space, self._max_epochs = experiment.space, experiment.training.epochs
         self._running: dict[str, _InFlight] = {}
         self._paused: dict[int, _InFlight] = {}
+        self._inherited = {candidate.arch.id: candidate.accuracy for candidate in run.candidates()}
         for trial in source.paused():
             last = {
                 "status": "running",
@@ -305,9 +294,10 @@ class _SourceSearcher(Searcher):
             status, reason = "failed", log.read_text().splitlines()[-1] if log.exists() else "the worker process died"
         elif status == "running":
             status = "complete" if epochs == self._max_epochs else "stopped"
+        arch = self._space.decode(proposal.genome)
         result = TrialResult(
             number=proposal.number,
-            arch=self._space.decode(proposal.genome),
+            arch=arch,
             status=status,
             epochs=epochs,
             accuracy=last["accuracy"] if last.get("curve") else None,
@@ -318,6 +308,7 @@ class _SourceSearcher(Searcher):
             seed=proposal.seed,
             device=last.get("device", "cpu"),
             reason=reason,
+            inherited=self._inherited.get(arch.id),
         )
         self._record(result)
         self._source.tell(result)

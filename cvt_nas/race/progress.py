@@ -9,8 +9,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from cvt_nas.race.executor import ConfirmationStarted, EpochDone, RaceEvent, TrialPaused, TrialStarted
-from cvt_nas.results import HypervolumeBox, Metric, ParetoFront, TrialResult, round_and_trial
+from cvt_nas.race.events import (
+    ConfirmationStarted,
+    EpochDone,
+    RaceEvent,
+    RankingStarted,
+    SupernetEpochDone,
+    TrialPaused,
+    TrialStarted,
+)
+from cvt_nas.results import Candidate, HypervolumeBox, Metric, ParetoFront, TrialResult, round_and_trial
 
 _LINE_EVERY_SECONDS = 10.0
 
@@ -22,7 +30,8 @@ class Progress(Protocol):
 
 
 class ConsoleProgress:
-    """Trials done, running and stopped, best accuracy, front, hypervolume, time left; then further trainings done.
+    """Epochs of the supernet and candidates, where there is one; then trials done, running and stopped, best accuracy,
+    front, hypervolume, time left; then further trainings done.
 
     Args:
         results: Of earlier processes, where the run is resumed.
@@ -43,6 +52,8 @@ class ConsoleProgress:
         self._console, self._metrics, self._box = console, metrics, box
         self._results, self._num_trials, self._num_epochs = list(results), num_trials, num_epochs
         self._further: list[TrialResult] | None = None
+        self._supernet: SupernetEpochDone | None = None
+        self._candidates: list[Candidate] | None = None
         self._num_before = len(self._results)
         self._running: dict[int, tuple[int, float]] = {}
         self._paused: set[int] = set()
@@ -64,7 +75,19 @@ class ConsoleProgress:
             self._print_line()
 
     def __call__(self, event: RaceEvent) -> None:
-        if isinstance(event, TrialStarted):
+        if isinstance(event, SupernetEpochDone):
+            self._supernet = event
+        elif isinstance(event, RankingStarted):
+            self._supernet, self._candidates = None, list(event.ended)
+            self._num_candidates, self._num_before = event.num_planned, len(event.ended)
+            self._phase_started = time.monotonic()
+        elif isinstance(event, Candidate):
+            assert self._candidates is not None, "the ranking was announced"
+            self._candidates.append(event)
+        elif isinstance(event, TrialStarted):
+            if self._candidates is not None:
+                self._candidates, self._num_before = None, len(self._results)
+                self._phase_started = time.monotonic()
             self._running[event.number] = (0, 0.0)
             self._paused.discard(event.number)
         elif isinstance(event, EpochDone):
@@ -96,6 +119,22 @@ class ConsoleProgress:
         statuses = Counter(result.status for result in ended)
         lost = statuses["diverged"] + statuses["failed"] + statuses["oom"]
         best = self._front.best
+        if self._supernet is not None:
+            done, planned = self._supernet.epoch, self._supernet.num_epochs
+            return [
+                ("supernet, epochs", f"{done}/{planned}"),
+                *((f"loss of the {kind}", f"{loss:.4f}") for kind, loss in self._supernet.losses.items()),
+                ("elapsed", clock(time.monotonic() - self._started)),
+                ("left", self._time_left(done, planned)),
+            ]
+        if self._candidates is not None:
+            whole = max((candidate.accuracy for candidate in self._candidates), default=None)
+            return [
+                ("candidates", f"{len(self._candidates)}/{self._num_candidates}"),
+                ("best inherited", "-" if whole is None else f"{whole:.4f}"),
+                ("elapsed", clock(time.monotonic() - self._started)),
+                ("left", self._time_left(len(self._candidates), self._num_candidates)),
+            ]
         if self._further is not None:
             return [
                 ("trials", str(len(self._results))),
@@ -103,7 +142,7 @@ class ConsoleProgress:
                 ("running", str(len(self._running))),
                 *([("lost", str(lost))] if lost else []),
                 ("elapsed", clock(time.monotonic() - self._started)),
-                ("left", self._time_left(len(ended))),
+                ("left", self._time_left(len(ended), self._num_trials)),
             ]
         return [
             ("trials", f"{len(self._results)}/{self._num_trials}"),
@@ -115,14 +154,14 @@ class ConsoleProgress:
             ("front", str(len(self._front.members))),
             ("hypervolume", f"{self._front.hypervolume(self._box):.4f}"),
             ("elapsed", clock(time.monotonic() - self._started)),
-            ("left", self._time_left(len(ended))),
+            ("left", self._time_left(len(ended) + len(self._paused), self._num_trials)),  # most paused ones are over
         ]
 
-    def _time_left(self, num_ended: int) -> str:
+    def _time_left(self, num_ended: int, num_planned: int) -> str:
         now, num_done = time.monotonic(), num_ended - self._num_before
         estimates = [] if self._deadline is None else [self._deadline - now]
         if num_done:
-            estimates.append((now - self._phase_started) / num_done * (self._num_trials - num_ended))
+            estimates.append((now - self._phase_started) / num_done * (num_planned - num_ended))
         return clock(max(min(estimates), 0)) if estimates else "-"
 
     def _panel(self) -> Table:

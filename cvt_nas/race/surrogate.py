@@ -108,6 +108,22 @@ class Surrogate:
         )
         return candidates.genomes[int(np.argmax(gains))]
 
+    def most_accurate(self, observations: Sequence[Observation], number: int) -> list[Genome]:
+        """Feasible genomes, evaluated or not, by the accuracy that is expected of them; the best `number`.
+
+        Empty where none was found.
+        """
+        rng = np.random.default_rng(self._seed)
+        drawn = self._candidates(observations, rng, set())
+        known = {self._space.canonical(o.genome): self._space.cost(o.genome) for o in observations}
+        known = {genome: cost for genome, cost in known.items() if self._space.is_feasible(cost)}
+        costs = {**({} if drawn is None else {g: self._space.cost(g) for g in drawn.genomes}), **known}
+        if not costs:
+            return []
+        candidates = _Candidates.of(self, costs)
+        expected = self._model(observations).expect(candidates.features)
+        return [candidates.genomes[index] for index in np.argsort(-expected, kind="stable")[:number]]
+
     def _initial(self, number: int, seen: set[Genome]) -> Genome | None:
         """The cheapest, then one at random from each interval of log-FLOPs in turn.
 

@@ -3,10 +3,12 @@
 `RunFolder` is the only code that knows file names under `results/`.
 """
 
+from cvt_nas.results.candidate import Candidate
 from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
 from cvt_nas.results.files import write_atomically
 from cvt_nas.results.folder import RunFolder
 from cvt_nas.results.pareto import HypervolumeBox, ParetoFront, hypervolume, is_non_dominated, losses_of
+from cvt_nas.results.quality import RankingQuality, SupernetQuality, Tau, judge_supernet
 from cvt_nas.results.rungs import RankCorrelation, rank_correlations, rung_epochs
 from cvt_nas.results.trial import (
     Confirmation,
@@ -18,19 +20,24 @@ from cvt_nas.results.trial import (
 )
 
 __all__ = [
+    "Candidate",
     "ConfirmPlan",
     "Confirmation",
     "HypervolumeBox",
     "Metric",
     "ParetoFront",
     "RankCorrelation",
+    "RankingQuality",
     "RunFolder",
     "Status",
+    "SupernetQuality",
+    "Tau",
     "TrialResult",
     "confirm",
     "further_number",
     "hypervolume",
     "is_non_dominated",
+    "judge_supernet",
     "losses_of",
     "rank_correlations",
     "round_and_trial",

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from cvt_nas.arch import Cost
 from cvt_nas.errors import RunFolderError
+from cvt_nas.results.candidate import Candidate
 from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
 from cvt_nas.results.files import append_line, read_lines, write_atomically
 from cvt_nas.results.pareto import HypervolumeBox, ParetoFront
@@ -26,7 +27,9 @@ class RunFolder:
     study.journal      Optuna's storage
     pareto.csv, pareto_flops.html, pareto_params.html, ranks.csv
     models/<arch id>/  arch.json, model.safetensors, probe.safetensors of each complete trial
-    supernet/          checkpoint.pt, then weights.safetensors; `stop` while its training is asked to end
+    supernet/          checkpoint.pt, then weights.safetensors; `stop` while its training is asked to end; quality.json
+    standalone/        a run of its own: trainings that the supernet is judged by
+    candidates.jsonl   one `Candidate` a line, append-only, flushed; candidates.journal is Optuna's storage of them
     checkpoints/       of trials in flight
     errors/            tracebacks of trials that failed
     tune/              Ray Tune's own files, of no use after the run
@@ -105,6 +108,34 @@ class RunFolder:
 
     def is_supernet_stopped(self) -> bool:
         return (self.supernet_path / "stop").exists()
+
+    @property
+    def supernet_weights_path(self) -> Path:
+        return self.supernet_path / "weights.safetensors"
+
+    @property
+    def quality_path(self) -> Path:
+        """How well the supernet ranks: `SupernetQuality.to_json`."""
+        return self.supernet_path / "quality.json"
+
+    @property
+    def standalone_path(self) -> Path:
+        return self.path / "standalone"
+
+    @property
+    def candidates_journal_path(self) -> Path:
+        return self.path / "candidates.journal"
+
+    def append_candidate(self, candidate: Candidate) -> None:
+        """Adds a line to the record of candidates, on disk when this returns."""
+        append_line(self.path / "candidates.jsonl", candidate.to_json())
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every one that was ranked, in the order in which they ended; once each."""
+        found = {}
+        for tree in read_lines(self.path / "candidates.jsonl"):
+            found.setdefault(tree["number"], Candidate.from_json(tree))
+        return tuple(found.values())
 
     def model_path(self, arch_id: str) -> Path:
         return self.path / "models" / arch_id

@@ -70,7 +70,7 @@ def rank_correlations(results: Iterable[TrialResult], epochs: Sequence[int]) -> 
     if len(complete) < MIN_TRIALS:
         return ()
     flops = np.array([result.cost.flops for result in complete])
-    last = np.array([result.curve[-1] for result in complete])
+    last = np.array([result.own_accuracy for result in complete], dtype=float)
 
     def tau(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
         """With its one-sided p-value; nothing where all the values of one are equal."""

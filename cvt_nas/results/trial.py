@@ -89,6 +89,8 @@ class TrialResult:
         seed: Seed of this trial's training.
         device: Where it ran, `cpu` or the index of the GPU on its node.
         reason: Why it ended, where it did not end well.
+        inherited: Accuracy with the weights that it inherited from a supernet, before any training of its own; None
+            where it began with a fresh initialisation.
         confirmation: Of its architecture, where `RunFolder.confirmed` made this; never in the record.
     """
 
@@ -104,6 +106,7 @@ class TrialResult:
     seed: int
     device: str = "cpu"
     reason: str | None = None
+    inherited: float | None = None
     confirmation: Confirmation | None = None
 
     @property
@@ -137,6 +140,7 @@ class TrialResult:
             "seed": self.seed,
             "device": self.device,
             "reason": self.reason,
+            **({} if self.inherited is None else {"inherited": self.inherited}),
         }
 
     @classmethod

@@ -1,0 +1,79 @@
+"""What happens in a search, as it is told to whoever follows it."""
+
+from dataclasses import dataclass
+
+from cvt_nas.results import Candidate, TrialResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialStarted:
+    """A trial was handed to a worker."""
+
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochDone:
+    """A trial finished an epoch and reported it."""
+
+    number: int
+    epoch: int
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialPaused:
+    """A trial waits at its rung, and may be promoted later."""
+
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfirmationStarted:
+    """The race is over, and the best of it is trained again: what follows is of further trainings.
+
+    Args:
+        num_planned: Further trainings, those of earlier processes included.
+        ended: Those that ended in earlier processes.
+    """
+
+    num_planned: int
+    ended: tuple[TrialResult, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SupernetEpochDone:
+    """The shared weights were trained for another epoch.
+
+    Args:
+        losses: See `engine.SupernetEpoch`.
+    """
+
+    epoch: int
+    num_epochs: int
+    losses: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankingStarted:
+    """The shared weights are trained; what follows, until a trial starts, are candidates.
+
+    Args:
+        num_planned: Candidates, those of earlier processes included.
+        ended: Those that earlier processes ranked.
+    """
+
+    num_planned: int
+    ended: tuple[Candidate, ...]
+
+
+RaceEvent = (
+    SupernetEpochDone
+    | RankingStarted
+    | Candidate
+    | TrialStarted
+    | EpochDone
+    | TrialPaused
+    | TrialResult
+    | ConfirmationStarted
+)

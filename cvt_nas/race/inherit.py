@@ -1,0 +1,297 @@
+"""Before a race with `weights: supernet`: the supernet is trained, and candidates are ranked by what they inherit.
+
+Ranking takes seconds an architecture, too little to begin a trial for: a worker holds the supernet and the images as
+long as there are candidates, and has its next one before it is done with the last.
+"""
+
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import ray
+import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
+from cvt_nas.config import Experiment
+from cvt_nas.data import save_preprocessing
+from cvt_nas.distributed import train_supernet_on_workers
+from cvt_nas.engine import TrainingSetup, open_inheritance
+from cvt_nas.model import save_model
+from cvt_nas.race.asha import pareto_ranks
+from cvt_nas.race.events import RankingStarted, SupernetEpochDone
+from cvt_nas.race.resources import Resources
+from cvt_nas.race.samplers import derive_seed
+from cvt_nas.race.study import Study
+from cvt_nas.results import Candidate, Metric, RunFolder, TrialResult
+from cvt_nas.space import Genome
+
+NUM_SCREENING_IMAGES = 2_048
+_IN_HAND = 2  # candidates of a worker, so that it does not wait for the next one's proposal
+_MAX_RESTARTS = 3  # of a worker
+
+
+def train_shared_weights(
+    run: RunFolder,
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    seed: int,
+    stop: threading.Event,
+    initial: Path | None = None,
+) -> Iterator[SupernetEpochDone]:
+    """Trains the supernet of `setup.shared` on all the devices, until its weights are in the run folder.
+
+    Where `stop` is set, the workers write a checkpoint, from which the next call goes on.
+
+    Args:
+        initial: Weights to begin with; see `model.read_weights`.
+
+    Raises:
+        RuntimeError: It diverged, or ran out of device memory.
+        ray.train.TrainingFailedError: Workers died again and again, or the code raised.
+    """
+    assert setup.shared is not None, "the caller knows that there is a supernet"
+    if run.supernet_weights_path.exists():
+        return
+    run.stop_supernet(asked=False)
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.5):
+            if stop.is_set():
+                run.stop_supernet()
+                return
+
+    threading.Thread(target=watch, name="watch", daemon=True).start()
+    try:
+        for report in train_supernet_on_workers(
+            setup,
+            seed=derive_seed(seed, 0, "supernet"),
+            num_workers=resources.num_slots * resources.num_workers,
+            cpus_per_worker=resources.cpus_per_trial / resources.num_workers,
+            use_gpus=resources.gpus_per_trial > 0,
+            initial=initial,
+        ):
+            if report["status"] != "running":
+                raise RuntimeError(f"the training of the supernet ended: {report['reason']}")
+            yield SupernetEpochDone(
+                epoch=report["epoch"], num_epochs=setup.shared.config.epochs, losses=report["losses"]
+            )
+    finally:
+        is_over.set()
+
+
+class _Judge:
+    """A worker that measures what subnets inherit."""
+
+    def __init__(self, setup: TrainingSetup) -> None:
+        torch.set_num_threads(setup.num_threads)
+        self._inheritance, self._data = open_inheritance(setup), setup.open_data()
+        self._run = RunFolder(setup.run_path)
+
+    def judge(self, arch: dict[str, Any], bar: float | None) -> tuple[float, int, float]:
+        """Accuracy, the number of images that it is of, and seconds; see `Inheritance.accuracy`."""
+        started = time.perf_counter()
+        accuracy, num_images = self._inheritance.accuracy(
+            arch_from_dict(arch), bar=bar, num_screening_images=NUM_SCREENING_IMAGES
+        )
+        return accuracy, num_images, time.perf_counter() - started
+
+    def save(self, arch: dict[str, Any]) -> None:
+        """Keeps the weights of a subnet as its architecture's."""
+        model = self._inheritance.model(arch_from_dict(arch))
+        folder = self._run.model_path(model.arch.id)
+        save_model(model, folder)
+        save_preprocessing(self._data, folder)
+
+
+def rank_candidates(
+    experiment: Experiment,
+    run: RunFolder,
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    seed: int,
+    stop: threading.Event,
+) -> Iterator[RankingStarted | Candidate]:
+    """Proposes `search.candidates` architectures and measures what they inherit, until all are, or `stop` is set.
+
+    Every one is in the run's record before it is yielded.
+
+    Raises:
+        ray.exceptions.RayError: Workers died again and again, or the code raised.
+    """
+    num_planned, ended = experiment.search.candidates, run.candidates()
+    yield RankingStarted(num_planned=num_planned, ended=ended)
+    study = Study(
+        experiment.space,
+        metrics=experiment.objectives,
+        sampler=experiment.search.sampler,
+        storage=JournalStorage(JournalFileBackend(str(run.candidates_journal_path))),
+        num_trials=num_planned,
+        seed=derive_seed(seed, 0, "candidates"),
+        anchors=experiment.anchors,
+        recorded=ended,
+    )
+    if study.is_done:
+        return
+    bars = _Bars(ended)
+    with _Judges(setup, resources) as judges:
+        while True:
+            while judges.num_free and not stop.is_set() and (proposal := study.ask()) is not None:
+                # of those before it that are surely judged by now, so that an interruption changes nothing
+                bar = bars.below(proposal.cost, before=proposal.number - judges.num_in_hand_at_most + 1)
+                judges.submit(proposal, experiment.space.decode(proposal.genome), bar)
+            judged = judges.next()
+            if judged is None:
+                return
+            proposal, accuracy, num_images, seconds = judged
+            candidate = Candidate(
+                number=proposal.number,
+                arch=experiment.space.decode(proposal.genome),
+                cost=proposal.cost,
+                accuracy=accuracy,
+                num_images=num_images,
+                seconds=seconds,
+            )
+            run.append_candidate(candidate)
+            study.tell(candidate)
+            bars.add(candidate)
+            yield candidate
+
+
+class _Judges:
+    """The workers, one for each device. One that dies is started again by Ray, and what it had in hand with it."""
+
+    def __init__(self, setup: TrainingSetup, resources: Resources) -> None:
+        self._in_hand: dict[Any, tuple[int, Any]] = {}
+        worker: Any = ray.remote(_Judge).options(
+            num_cpus=resources.cpus_per_trial / resources.num_workers,
+            num_gpus=resources.gpus_per_trial / resources.num_workers,
+            max_restarts=_MAX_RESTARTS,
+            max_task_retries=_MAX_RESTARTS,
+        )
+        self._workers: list[Any] = [worker.remote(setup) for _ in range(resources.num_slots * resources.num_workers)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for worker in self._workers:  # whose devices the trials wait for
+            ray.kill(worker)
+
+    @property
+    def num_in_hand_at_most(self) -> int:
+        return _IN_HAND * len(self._workers)
+
+    @property
+    def num_free(self) -> int:
+        """How many more they would take."""
+        return self.num_in_hand_at_most - len(self._in_hand)
+
+    def submit(self, token: Any, arch: ArchConfig, bar: float | None = None) -> None:
+        """Gives it to the worker that has the least in hand; `next` returns `token` with the result."""
+        load = Counter(index for index, _ in self._in_hand.values())
+        index = min(range(len(self._workers)), key=lambda index: load[index])
+        self._in_hand[self._workers[index].judge.remote(arch_to_dict(arch), bar)] = index, token
+
+    def next(self) -> tuple[Any, float, int, float] | None:
+        """The next that is done: its token, accuracy, images and seconds; None where nothing is in hand."""
+        if not self._in_hand:
+            return None
+        (done, *_), _ = ray.wait(list(self._in_hand), num_returns=1)
+        _, token = self._in_hand.pop(done)
+        return token, *ray.get(done)
+
+    def save(self, archs: Sequence[ArchConfig]) -> None:
+        """Keeps the weights of these subnets as their architectures'."""
+        turns = zip(itertools.cycle(self._workers), archs, strict=False)
+        ray.get([worker.save.remote(arch_to_dict(arch)) for worker, arch in turns])
+
+
+def inherited_accuracies(archs: Sequence[ArchConfig], setup: TrainingSetup, resources: Resources) -> list[float]:
+    """Of each, on the whole search split."""
+    found, left = [0.0] * len(archs), iter(enumerate(archs))
+    with _Judges(setup, resources) as judges:
+        while True:
+            for index, arch in itertools.islice(left, judges.num_free):
+                judges.submit(index, arch)
+            judged = judges.next()
+            if judged is None:
+                return found
+            index, found[index], _, _ = judged
+
+
+def heirs(experiment: Experiment, candidates: Sequence[Candidate], number: int) -> dict[str, Genome]:
+    """The best of the candidates by accuracy and cost together, best first, named for the journal."""
+    whole = _measured_whole(candidates)
+    losses = np.array([[_loss_of(candidate, metric) for metric in experiment.objectives] for candidate in whole])
+    order = np.argsort(pareto_ranks(losses)) if whole else []
+    return {f"candidate {whole[index].number}": experiment.space.encode(whole[index].arch) for index in order[:number]}
+
+
+def record_as_trials(run: RunFolder, setup: TrainingSetup, resources: Resources) -> None:
+    """Where nothing is trained on: the candidates are the trials, and the front's members keep their weights.
+
+    Of a candidate that was out of reach after part of the images, the trial counts as stopped.
+    """
+    candidates, known = run.candidates(), {result.number for result in run.results()}
+    whole = {candidate.number for candidate in _measured_whole(candidates)}
+    for candidate in candidates:
+        if candidate.number not in known:
+            run.append(
+                TrialResult(
+                    number=candidate.number,
+                    arch=candidate.arch,
+                    status="complete" if candidate.number in whole else "stopped",
+                    epochs=0,
+                    accuracy=candidate.accuracy,
+                    cost=candidate.cost,
+                    curve=(),
+                    seconds=candidate.seconds,
+                    train_seconds=0.0,
+                    seed=0,
+                    device=resources.device,
+                    inherited=candidate.accuracy,
+                )
+            )
+    members = [member.arch for member in run.front().members if not run.model_path(member.arch_id).exists()]
+    if members:
+        with _Judges(setup, resources) as judges:
+            judges.save(members)
+
+
+def _loss_of(candidate: Candidate, metric: Metric) -> float:
+    return 1 - candidate.accuracy if metric == "accuracy" else float(getattr(candidate.cost, metric))
+
+
+def _measured_whole(candidates: Sequence[Candidate]) -> list[Candidate]:
+    most = max((candidate.num_images for candidate in candidates), default=0)
+    return [candidate for candidate in candidates if candidate.num_images == most]
+
+
+class _Bars:
+    """What a candidate has to beat: the best accuracy, on all the images, at no more params and FLOPs."""
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self._known = _measured_whole(candidates)
+
+    def add(self, candidate: Candidate) -> None:
+        if not self._known or candidate.num_images >= self._known[0].num_images:
+            self._known.append(candidate)
+
+    def below(self, cost: Cost, *, before: int) -> float | None:
+        """Of the candidates with numbers below `before`; None where none of them costs so little."""
+        found = [
+            known.accuracy
+            for known in self._known
+            if known.number < before and known.cost.params <= cost.params and known.cost.flops <= cost.flops
+        ]
+        return max(found, default=None)

@@ -1,0 +1,145 @@
+"""A trained supernet, searched again under new limits: in seconds, since nothing is trained."""
+
+import dataclasses
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cvt_nas.arch import ArchConfig, Cost
+from cvt_nas.config import parse_experiment
+from cvt_nas.data import save_preprocessing
+from cvt_nas.engine import Inheritance, SharedWeights, TrainingSetup, open_inheritance
+from cvt_nas.errors import RunFolderError
+from cvt_nas.model import CvT, save_model
+from cvt_nas.race.surrogate import Observation, Surrogate
+from cvt_nas.results import RunFolder
+from cvt_nas.space import Bound, CostMetric, SearchSpace
+
+_MAX_TIMED = 50  # architectures, by what is expected of them, of which so many may be too slow
+_NUM_RUNS = 15
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """An architecture within the limits.
+
+    Args:
+        accuracy: On the search split, with the inherited weights.
+        latency_ms: Median of a batch of one on the device of the query; None where it was not asked for.
+    """
+
+    arch: ArchConfig
+    cost: Cost
+    accuracy: float
+    latency_ms: float | None
+
+
+def query(
+    run: RunFolder,
+    *,
+    max_params: int | None = None,
+    max_flops: int | None = None,
+    max_latency_ms: float | None = None,
+    number: int = 5,
+    data: str | Path | None = None,
+    device: torch.device | None = None,
+    to: Path | None = None,
+) -> list[Answer]:
+    """The architectures of most inherited accuracy within the limits, as far as a model of the candidates tells.
+
+    It chooses among thousands; those that it chooses are measured on the search split.
+
+    Args:
+        run: With a trained supernet, and candidates that were ranked by it.
+        number: Of architectures.
+        data: Folder of the data set, where it needs one.
+        device: Where they are measured; a GPU where there is one.
+        to: A new folder for the weights of the first.
+
+    Returns:
+        The most accurate first.
+
+    Raises:
+        RunFolderError: The run has no trained supernet or too few candidates, or nothing was found within the limits.
+        CvtNasError: The data are not as they must be.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
+    candidates = run.candidates()
+    if experiment.supernet is None or not run.supernet_weights_path.exists() or len(candidates) < 3:
+        raise RunFolderError(f"{run.path}: has no trained supernet with ranked candidates to search again")
+    space = _limited(experiment.space, {"params": max_params, "flops": max_flops})
+    observations = [
+        Observation(genome=space.encode(candidate.arch), curve=candidate.curve, status=candidate.status)
+        for candidate in candidates
+    ]
+    promising: list[ArchConfig] = []
+    if space.sample_feasible(random.Random(0), tries=20_000) is not None:
+        surrogate = Surrogate(space, costs=["params", "flops"], seed=int(run.manifest["seed"]))
+        genomes = surrogate.most_accurate(observations, number if max_latency_ms is None else _MAX_TIMED)
+        promising = [space.decode(genome) for genome in genomes]
+    setup = TrainingSetup(
+        training=experiment.supernet,
+        data=experiment.data,
+        data_root=None if data is None else Path(data).absolute(),
+        image_size=space.image_size,
+        num_channels=space.num_channels,
+        num_classes=space.num_classes,
+        run_path=run.path,
+        device=device.type,
+        num_threads=torch.get_num_threads(),
+        shared=SharedWeights(space=experiment.space, config=experiment.supernet),
+    )
+    inheritance, answers = open_inheritance(setup), []
+    for arch in promising:
+        latency = None if max_latency_ms is None else latency_ms(inheritance.model(arch), device)
+        if latency is not None and max_latency_ms is not None and latency > max_latency_ms:
+            continue
+        accuracy, _ = inheritance.accuracy(arch)
+        cost = space.cost(space.encode(arch))
+        answers.append(Answer(arch=arch, cost=cost, accuracy=accuracy, latency_ms=latency))
+        if len(answers) == number:
+            break
+    if not answers:
+        limits = {"params": max_params, "flops": max_flops, "latency_ms": max_latency_ms}
+        said = ", ".join(f"{name} up to {limit:g}" for name, limit in limits.items() if limit is not None)
+        raise RunFolderError(f"{run.path}: nothing in the space was found with {said or 'any cost'}")
+    answers.sort(key=lambda answer: -answer.accuracy)
+    if to is not None:
+        _write(answers[0].arch, inheritance, setup, to)
+    return answers
+
+
+def latency_ms(model: CvT, device: torch.device) -> float:
+    """Median time of a forward pass of one image, in milliseconds, after a few that warm up."""
+    size = model.arch.image_size
+    images = torch.randn(1, model.arch.num_channels, size, size, device=device)
+    times = []
+    with torch.inference_mode():
+        for _ in range(_NUM_RUNS + 5):
+            started = time.perf_counter()
+            model(images)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+    return 1e3 * sorted(times[5:])[_NUM_RUNS // 2]
+
+
+def _limited(space: SearchSpace, limits: dict[CostMetric, int | None]) -> SearchSpace:
+    """`space` within the tighter of its own bounds and these."""
+    bounds = dict(space.bounds)
+    for metric, limit in limits.items():
+        if limit is not None:
+            own = bounds.get(metric, Bound())
+            bounds[metric] = Bound(min=own.min, max=limit if own.max is None else min(limit, own.max))
+    return dataclasses.replace(space, bounds=bounds)
+
+
+def _write(arch: ArchConfig, inheritance: Inheritance, setup: TrainingSetup, to: Path) -> None:
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RunFolderError(f"--to {to}: is not empty; name a new folder")
+    save_model(inheritance.model(arch), to)
+    save_preprocessing(setup.open_data(), to)

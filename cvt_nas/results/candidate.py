@@ -1,0 +1,68 @@
+"""An architecture as it was ranked before the race, by the accuracy that it inherits from the supernet."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
+from cvt_nas.results.trial import Status
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One of them.
+
+    Args:
+        number: In the order of proposals, from 0; no trial's.
+        accuracy: Fraction of `num_images` of the search split, with the inherited weights.
+        num_images: Fewer than all where it was out of reach of the front already.
+        seconds: Extraction, batch norm and evaluation.
+    """
+
+    number: int
+    arch: ArchConfig
+    cost: Cost
+    accuracy: float
+    num_images: int
+    seconds: float
+
+    # What a study reads of a trial that ended.
+
+    @property
+    def status(self) -> Status:
+        return "complete"
+
+    @property
+    def epochs(self) -> int:
+        return 0
+
+    @property
+    def curve(self) -> tuple[float, ...]:
+        return (self.accuracy,)
+
+    @property
+    def reason(self) -> str | None:
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "arch_id": self.arch.id,
+            "arch": arch_to_dict(self.arch),
+            "accuracy": self.accuracy,
+            "num_images": self.num_images,
+            "params": self.cost.params,
+            "flops": self.cost.flops,
+            "seconds": round(self.seconds, 3),
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        return cls(
+            number=tree["number"],
+            arch=arch_from_dict(tree["arch"]),
+            cost=Cost(params=tree["params"], flops=tree["flops"]),
+            accuracy=tree["accuracy"],
+            num_images=tree["num_images"],
+            seconds=tree["seconds"],
+        )

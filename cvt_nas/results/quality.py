@@ -1,0 +1,151 @@
+"""Whether a supernet ranks architectures as their own training does."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+NUM_FLOPS_BINS = 4
+NUM_RESAMPLES = 1_000
+MIN_WITHIN_BINS, MIN_OF_CEILING = 0.5, 0.8
+_REGRETS_AT = (1, 5, 10)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tau:
+    """Kendall's tau-b, with the middle 95 % of its bootstrap resamples over architectures.
+
+    Source: Kendall 1945, doi:10.1093/biomet/33.3.239, for ties.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankingQuality:
+    """How one score ranks architectures, against their accuracy after a training of their own.
+
+    Args:
+        overall: Over all of them. That large networks beat small ones is most of it, and no news.
+        within_bins: The mean over intervals of FLOPs that hold as many architectures each.
+        top_third: Among those whose own accuracy is in the upper third.
+        precision_at_10: Of the tenth that scores best, the share that is among the truly best tenth.
+        regret_at: By how much the best of the k that score best is behind the best of all, in accuracy.
+    """
+
+    overall: Tau
+    within_bins: Tau
+    top_third: Tau
+    precision_at_10: float
+    regret_at: Mapping[int, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SupernetQuality:
+    """A supernet, judged.
+
+    Args:
+        num_archs: Architectures, evenly over log-FLOPs.
+        num_seeds: Trainings of each; the truth is their mean.
+        rankers: The inherited accuracy, and what it must beat: params and FLOPs.
+        ceiling: Tau of one seed's accuracies with another's, which no ranker can be expected to pass; None of one.
+        inherited, standalone: Mean accuracies.
+    """
+
+    num_archs: int
+    num_seeds: int
+    rankers: Mapping[str, RankingQuality]
+    ceiling: Tau | None
+    inherited: float
+    standalone: float
+
+    @property
+    def faults(self) -> list[str]:
+        """Why it cannot be trusted to rank; nothing where it can."""
+        ours, found = self.rankers["inherited"], []
+        if ours.within_bins.value < MIN_WITHIN_BINS:
+            found.append(f"tau within FLOPs bins is {ours.within_bins.value:.2f}, below {MIN_WITHIN_BINS}")
+        if self.ceiling is not None and ours.overall.value < MIN_OF_CEILING * self.ceiling.value:
+            found.append(
+                f"tau is {ours.overall.value:.2f}, below {MIN_OF_CEILING} of the noise ceiling {self.ceiling.value:.2f}"
+            )
+        for name in ("params", "flops"):
+            for part in ("overall", "within_bins", "top_third"):
+                mine, theirs = getattr(ours, part).value, getattr(self.rankers[name], part).value
+                if mine <= theirs:
+                    found.append(f"{part.replace('_', ' ')} it ranks no better than {name}: {mine:.2f} to {theirs:.2f}")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "gap": self.standalone - self.inherited, "trusted": not self.faults}
+
+
+def judge_supernet(
+    inherited: Sequence[float], standalone: np.ndarray, params: Sequence[int], flops: Sequence[int]
+) -> SupernetQuality:
+    """Compares rankings.
+
+    Args:
+        inherited: Accuracy of each architecture with the supernet's weights.
+        standalone: After its own training, `(archs, seeds)`.
+    """
+    truth, costs = standalone.mean(axis=1), np.array(flops)
+    scores = {"inherited": np.array(inherited), "params": np.array(params), "flops": costs}
+    return SupernetQuality(
+        num_archs=len(truth),
+        num_seeds=standalone.shape[1],
+        rankers={name: _quality(score, truth, costs) for name, score in scores.items()},
+        ceiling=_tau(_overall, standalone[:, 0], standalone[:, 1], costs) if standalone.shape[1] > 1 else None,
+        inherited=float(np.mean(inherited)),
+        standalone=float(truth.mean()),
+    )
+
+
+def _quality(score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> RankingQuality:
+    best_first = np.argsort(-score, kind="stable")
+    tenth = max(round(len(truth) / 10), 1)
+    truly_best = set(np.argsort(-truth, kind="stable")[:tenth])
+    return RankingQuality(
+        overall=_tau(_overall, score, truth, flops),
+        within_bins=_tau(_within_bins, score, truth, flops),
+        top_third=_tau(_top_third, score, truth, flops),
+        precision_at_10=len(truly_best & set(best_first[:tenth])) / tenth,
+        regret_at={k: float(truth.max() - truth[best_first[:k]].max()) for k in _REGRETS_AT},
+    )
+
+
+def _overall(score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> float:
+    del flops
+    return _kendall(score, truth)
+
+
+def _within_bins(score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> float:
+    bins = np.array_split(np.argsort(flops, kind="stable"), NUM_FLOPS_BINS)
+    return float(np.mean([_kendall(score[members], truth[members]) for members in bins]))
+
+
+def _top_third(score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> float:
+    del flops
+    members = np.argsort(-truth, kind="stable")[: math.ceil(len(truth) / 3)]
+    return _kendall(score[members], truth[members])
+
+
+def _kendall(score: np.ndarray, truth: np.ndarray) -> float:
+    from scipy.stats import kendalltau  # half a second, which workers need not wait
+
+    found: Any = kendalltau(score, truth)
+    return 0.0 if np.isnan(found.statistic) else float(found.statistic)  # where all are equal
+
+
+def _tau(measure: Any, score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> Tau:
+    rng = np.random.default_rng(0)
+    resamples = [
+        measure(score[drawn], truth[drawn], flops[drawn])
+        for drawn in rng.integers(0, len(truth), (NUM_RESAMPLES, len(truth)))
+    ]
+    low, high = np.percentile(resamples, [2.5, 97.5])
+    return Tau(value=measure(score, truth, flops), low=float(low), high=float(high))

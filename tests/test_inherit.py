@@ -1,0 +1,244 @@
+"""Searches that begin with a supernet, through Ray, on digits."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import Watch, small_digits
+from cvt_nas import load_model, search
+from cvt_nas.arch import Cost
+from cvt_nas.cli import main
+from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.data import load_data
+from cvt_nas.distributed import local_ray
+from cvt_nas.engine import evaluate
+from cvt_nas.errors import RunFolderError, SpaceFileError
+from cvt_nas.race.inherit import _Bars, heirs
+from cvt_nas.race.quality import evaluate_supernet
+from cvt_nas.race.query import query
+from cvt_nas.results import Candidate, RunFolder, judge_supernet
+
+SUPERNET = "supernet: {epochs: 3, batch_size: 64, lr: 5.0e-3, ema_decay: 0.9, sampling: flops}"
+
+
+def with_supernet(epochs: int = 2, **search_settings: Any) -> Experiment:
+    settings = {"trials": 3, "candidates": 10, "sampler": "random", "scheduler": "none", "seed": 0} | search_settings
+    settings["weights"] = "supernet"
+    line = f"{SUPERNET}\nsearch: {json.dumps(settings)}"
+    text = small_digits(
+        **{"search:": line, "  epochs:": f"  epochs: {epochs}", "  warmup_epochs:": "  warmup_epochs: 0"}
+    )
+    return parse_experiment(text, "supernet.yaml")
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    with local_ray(num_cpus=2, num_gpus=0):
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_shot(ray: None, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A search with no training after the supernet's."""
+    return search(with_supernet(epochs=0), out=tmp_path_factory.mktemp("one-shot") / "run", cpus=2)
+
+
+@pytest.fixture(scope="module")
+def inherited(ray: None, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A search whose best candidates are trained on."""
+    return search(with_supernet(), out=tmp_path_factory.mktemp("inherited") / "run", cpus=2)
+
+
+def test_candidates_are_ranked_and_the_best_trained_on_from_what_they_inherit(inherited: RunFolder) -> None:
+    candidates, trials = inherited.candidates(), inherited.results()
+    assert len({candidate.arch.id for candidate in candidates}) == 10
+    assert len(trials) == 3
+    by_arch = {candidate.arch.id: candidate for candidate in candidates}
+    assert all(trial.inherited == by_arch[trial.arch_id].accuracy for trial in trials)
+    assert trials[0].arch == with_supernet().anchor_archs()["cvt-like"]
+    expected = list(heirs(with_supernet(), candidates, 3).values())
+    space = with_supernet().space
+    assert [space.encode(trial.arch) for trial in trials[1:]] == [
+        g for g in expected if g != space.encode(trials[0].arch)
+    ][:2]
+    # an epoch on top of what is inherited; from a fresh initialisation it gives .47 on average
+    assert all(trial.curve[0] > 0.55 for trial in trials)
+    assert inherited.test_accuracies().keys() == {member.arch_id for member in inherited.front().members}
+
+
+def test_without_training_the_candidates_are_the_trials(one_shot: RunFolder) -> None:
+    trials = one_shot.results()
+    assert [trial.epochs for trial in trials] == [0] * 10
+    assert {trial.status for trial in trials} <= {"complete", "stopped"}
+    assert one_shot.test_accuracies().keys() == {member.arch_id for member in one_shot.front().members}
+    experiment = with_supernet(epochs=0)
+    data = load_data(experiment.data, root=None, image_size=8, num_channels=1, num_classes=10)
+    for member in one_shot.front().members:
+        model = load_model(one_shot.model_path(member.arch_id))
+        found = evaluate(model, data, "search", training=experiment.training, device=torch.device("cpu"))
+        assert found == pytest.approx(member.accuracy, abs=0.003)
+
+
+def test_the_verbs_read_a_run_without_epochs(
+    one_shot: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["report", str(one_shot.path)]) == 0
+    assert main(["export", str(one_shot.path), "--pick", "best", "--to", str(tmp_path / "model")]) == 0
+    best = one_shot.front().best
+    assert best is not None
+    assert load_model(tmp_path / "model").arch.id == best.arch_id
+    assert best.arch_id in capsys.readouterr().out
+
+
+def interrupted_at(event_name: str, count: int) -> tuple[threading.Event, Callable[[Any], None]]:
+    stop, seen = threading.Event(), []
+
+    def react(event: Any) -> None:
+        if type(event).__name__ == event_name:
+            seen.append(event)
+            if len(seen) == count:
+                stop.set()
+
+    return stop, react
+
+
+def test_a_search_that_is_interrupted_again_and_again_ends_as_one_that_was_not(ray: None, tmp_path: Path) -> None:
+    experiment, path = with_supernet(), tmp_path / "run"
+    whole = search(experiment, out=tmp_path / "whole", cpus=1)
+    for number, (event_name, count) in enumerate((("SupernetEpochDone", 1), ("Candidate", 3))):
+        stop, react = interrupted_at(event_name, count)
+        run = search(experiment, out=path, cpus=1, resume=number > 0, stop=stop, progress=Watch(react))
+        assert stop.is_set()
+        assert len(run.results()) < 3
+    run = search(experiment, out=path, cpus=1, resume=True)
+    assert [c.to_json() | {"seconds": 0} for c in run.candidates()] == [
+        c.to_json() | {"seconds": 0} for c in whole.candidates()
+    ]
+    assert [(t.arch_id, t.curve, t.inherited) for t in run.results()] == [
+        (t.arch_id, t.curve, t.inherited) for t in whole.results()
+    ]
+
+
+def test_a_query_finds_more_under_new_limits_without_training(inherited: RunFolder, tmp_path: Path) -> None:
+    costs = sorted(candidate.cost.flops for candidate in inherited.candidates())
+    limit = costs[len(costs) // 2]
+    answers = query(inherited, max_flops=limit, max_params=40_000, number=3, to=tmp_path / "model")
+    assert 1 <= len(answers) <= 3
+    assert all(answer.cost.flops <= limit and answer.cost.params <= 40_000 for answer in answers)
+    assert [answer.accuracy for answer in answers] == sorted((a.accuracy for a in answers), reverse=True)
+    assert load_model(tmp_path / "model").arch == answers[0].arch
+    timed = query(inherited, max_latency_ms=1e4, number=2)
+    assert all(answer.latency_ms is not None and answer.latency_ms < 1e4 for answer in timed)
+    with pytest.raises(RunFolderError, match=r"nothing in the space was found with params up to 10"):
+        query(inherited, max_params=10)
+    with pytest.raises(RunFolderError, match="is not empty"):
+        query(inherited, number=1, to=tmp_path / "model")
+
+
+def test_a_query_of_a_run_without_a_supernet_is_refused(finished_run: RunFolder) -> None:
+    with pytest.raises(RunFolderError, match="has no trained supernet"):
+        query(finished_run)
+    with pytest.raises(RunFolderError, match="has no trained supernet"):
+        evaluate_supernet(finished_run)
+
+
+def test_a_supernet_is_judged_by_architectures_trained_by_themselves(
+    inherited: RunFolder, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["supernet", "evaluate", str(inherited.path), "--seeds", "2", "--epochs", "1", "--cpus", "2", "--json"]
+    assert main([*arguments, "--archs", "8"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads(inherited.quality_path.read_text())
+    assert (found["num_archs"], found["num_seeds"]) == (8, 2)
+    assert set(found["rankers"]) == {"inherited", "params", "flops"}
+    assert found["gap"] == pytest.approx(found["standalone"] - found["inherited"])
+    alone = RunFolder.open(inherited.standalone_path)
+    assert len(alone.results()) == 16
+    first = {result.number: result.to_json() for result in alone.results()}
+    assert main([*arguments, "--archs", "9"]) == 0
+    results = {result.number: result.to_json() for result in alone.results()}
+    assert len(results) == 18
+    assert results == results | first
+    with pytest.raises(RunFolderError, match="holds trainings of 1 epochs"):
+        evaluate_supernet(inherited, epochs=2)
+
+
+# --- without Ray ----------------------------------------------------------------------------------------------------
+
+
+def candidate(number: int, accuracy: float, params: int, flops: int, num_images: int = 100) -> Candidate:
+    space = with_supernet().space
+    genome, left = list(space.encode(space.smallest)), number
+    for position in range(len(genome)):  # a network of its own for each number
+        left, genome[position] = divmod(left, len(space.genes[position].options))
+    cost = Cost(params=params, flops=flops)
+    return Candidate(number=number, arch=space.decode(tuple(genome)), cost=cost, accuracy=accuracy,
+                     num_images=num_images, seconds=1.0)  # fmt: skip
+
+
+def test_what_a_candidate_has_to_beat_is_what_costs_no_more() -> None:
+    bars = _Bars([candidate(0, 0.8, 10, 10), candidate(1, 0.99, 5, 5, num_images=50)])
+    assert bars.below(Cost(params=9, flops=20), before=9) is None
+    assert bars.below(Cost(params=10, flops=10), before=9) == 0.8
+    bars.add(candidate(2, 0.9, 20, 8))
+    assert bars.below(Cost(params=20, flops=10), before=9) == 0.9
+    assert bars.below(Cost(params=19, flops=10), before=9) == 0.8
+    assert bars.below(Cost(params=20, flops=10), before=2) == 0.8
+
+
+def test_heirs_are_the_best_for_their_cost_and_never_one_that_was_given_up() -> None:
+    experiment = with_supernet()
+    some = [
+        candidate(0, 0.8, 10, 10),
+        candidate(1, 0.7, 30, 30),
+        candidate(2, 0.9, 40, 40),
+        candidate(3, 0.95, 1, 1, 50),
+    ]
+    found = heirs(experiment, some, 2)
+    assert list(found.values()) == [experiment.space.encode(some[index].arch) for index in (2, 0)]
+    assert len(heirs(experiment, some, 9)) == 3
+    assert heirs(experiment, [], 3) == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"candidates": 2}, "search.candidates: got 2, must be at least trials, 3"),
+        (
+            {"confirm": {"seeds": 2}, "epochs": 0},
+            "search.confirm: trains the best again, which training.epochs 0 leaves nothing of",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpaceFileError, match=message):
+        with_supernet(**settings)
+
+
+def test_a_perfect_ranker_is_trusted_and_one_by_size_is_not() -> None:
+    rng = np.random.default_rng(0)
+    flops = np.sort(rng.uniform(1, 10, 40))
+    truth = 0.5 + 0.02 * flops + 0.05 * rng.normal(size=40)
+    standalone = truth[:, None] + 0.005 * rng.normal(size=(40, 2))
+    params = [int(1e5 * value) for value in flops]
+    good = judge_supernet((truth - 0.02).tolist(), standalone, params, [int(1e6 * value) for value in flops])
+    assert good.faults == []
+    ours = good.rankers["inherited"]
+    assert ours.overall.value > 0.9
+    assert ours.overall.low <= ours.overall.value <= ours.overall.high
+    assert ours.precision_at_10 >= 0.75
+    assert ours.regret_at[10] == 0
+    assert good.to_json()["gap"] == pytest.approx(0.02, abs=0.003)
+    assert good.ceiling is not None
+    assert good.ceiling.value > 0.85
+    by_size = judge_supernet(flops.tolist(), standalone, params, [int(1e6 * value) for value in flops])
+    assert any("within FLOPs bins" in fault for fault in by_size.faults)
+    assert any("no better than flops" in fault for fault in by_size.faults)
+    alone = judge_supernet(truth.tolist(), standalone[:, :1], params, [int(1e6 * value) for value in flops])
+    assert alone.ceiling is None
