@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cvt_nas.config import SupernetConfig, load_experiment
+from cvt_nas.config import AugmentConfig, SupernetConfig, load_experiment
 from cvt_nas.data import load_data
 from cvt_nas.engine import Inheritance, train_supernet
 from cvt_nas.results import judge_supernet
@@ -26,7 +26,7 @@ TABLES = Path(__file__).parent / "tables"
 TABLE, ROWS = TABLES / "cvt_fashion_mnist.parquet", TABLES / "supernets.csv"
 BASE: dict[str, Any] = {
     "epochs": 20, "batch_size": 128, "lr": 2.0e-3, "schedule": "wsd", "warmup_epochs": 0.5, "weight_decay": 0.05,
-    "ema_decay": 0.99, "augment": {"flip": True}, "num_random": 2, "distillation": "kl",
+    "ema_decay": 0.99, "augment": AugmentConfig(flip=True), "num_random": 2, "distillation": "kl",
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
@@ -97,13 +97,14 @@ def judged(task: tuple[str, int, int]) -> dict[str, Any]:
     inheritance, started = Inheritance(last.supernet, config, data, device), time.process_time()
     archs = [space.decode(tuple(genome)) for genome in chosen[genes].to_numpy(dtype=int).tolist()]
     inherited = [inheritance.accuracy(arch)[0] for arch in archs]
+    seconds_an_arch = (time.process_time() - started) / len(archs)
     quality = judge_supernet(
         inherited, chosen[["acc_8"]].to_numpy(), chosen["params"].tolist(), chosen["flops"].tolist()
     )
     ours = quality.rankers["inherited"]
     return {
         "variant": variant, "seed": seed, "archs": len(archs), "seconds": round(seconds, 1),
-        "seconds_an_arch": round((time.process_time() - started) / len(archs), 3),
+        "seconds_an_arch": round(seconds_an_arch, 3),
         **{f"loss_{kind}": round(loss, 4) for kind, loss in last.losses.items()},
         "tau": ours.overall.value, "tau_low": ours.overall.low, "tau_high": ours.overall.high,
         "within_bins": ours.within_bins.value, "top_third": ours.top_third.value,

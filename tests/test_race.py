@@ -440,7 +440,7 @@ class TestOnTwoCpus:
         assert TrialState.RUNNING in states, "trials in flight stay open for --resume"
 
     def test_paused_trials_are_promoted_from_their_checkpoints_across_an_interruption(self, tmp_path: Path) -> None:
-        line = "search: {trials: 12, sampler: random, mode: promote, grace_period: 1, reduction_factor: 2, seed: 0}"
+        line = "search: {trials: 16, sampler: random, mode: promote, grace_period: 1, reduction_factor: 2, seed: 1}"
         experiment = parse_experiment(small_digits(**{"search:": line}), "promote.yaml")
         stop, paused, promoted, epochs = threading.Event(), set[int](), set[int](), Counter[tuple[int, int]]()
 
@@ -460,9 +460,9 @@ class TestOnTwoCpus:
         assert paused - ended <= in_flight, "what is paused stays open"
         run = search(experiment, out=run.path, cpus=2, resume=True, progress=Watch(follow))
         results = run.results()
-        assert [result.number for result in results] == list(range(12))
+        assert [result.number for result in results] == list(range(16))
         assert {result.status for result in results} == {"complete", "stopped"}
-        assert promoted, "one of twelve went on after a pause"
+        assert promoted, "one of sixteen went on after a pause"
         assert all(results[number].epochs > 1 for number in promoted)
         trained_once = {number for number in range(12) if number not in in_flight or number in paused}
         assert all(count == 1 for (number, _), count in epochs.items() if number in trained_once)
