@@ -225,7 +225,7 @@ class _SyncedBatchNorm(nn.BatchNorm2d):
         values = input.float()
         moments = torch.stack([values.mean((0, 2, 3)), values.square().mean((0, 2, 3))])
         mean, square = all_reduce(moments).div(dist.get_world_size()).unbind()
-        scale = self.weight * torch.rsqrt(square - mean.square() + self.eps)
+        scale = self.weight * torch.rsqrt((square - mean.square()).clamp(min=0) + self.eps)
         shift = self.bias - mean * scale
         return (values * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
 

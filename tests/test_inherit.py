@@ -19,9 +19,10 @@ from cvt_nas.data import load_data
 from cvt_nas.distributed import local_ray
 from cvt_nas.engine import evaluate
 from cvt_nas.errors import RunFolderError, SpaceFileError
-from cvt_nas.race.inherit import _Bars, heirs
+from cvt_nas.race.inherit import _Bars, heirs, num_supernet_workers
 from cvt_nas.race.quality import evaluate_supernet
 from cvt_nas.race.query import query
+from cvt_nas.race.resources import Resources
 from cvt_nas.results import Candidate, RunFolder, judge_supernet
 
 SUPERNET = "supernet: {epochs: 3, batch_size: 64, lr: 5.0e-3, ema_decay: 0.9, sampling: flops}"
@@ -242,3 +243,9 @@ def test_a_perfect_ranker_is_trusted_and_one_by_size_is_not() -> None:
     assert any("no better than flops" in fault for fault in by_size.faults)
     alone = judge_supernet(truth.tolist(), standalone[:, :1], params, [int(1e6 * value) for value in flops])
     assert alone.ceiling is None
+
+
+@pytest.mark.parametrize(("slots", "gpus", "workers"), [(16, 0.5, 8), (24, 0.3, 8), (8, 1, 8), (2, 3, 6), (2, 0, 2)])
+def test_a_supernet_is_trained_by_one_worker_a_gpu(slots: int, gpus: float, workers: int) -> None:
+    resources = Resources(num_slots=slots, cpus_per_trial=1, gpus_per_trial=gpus, device="cpu")
+    assert num_supernet_workers(resources) == workers

@@ -41,6 +41,7 @@ from cvt_nas.supernet import Supernet, extract
 _MAX_RATIO = 5.0  # of probabilities, in an alpha-divergence: what the paper clips at
 _STEPS_BETWEEN_CHECKS = 20  # of whether all losses are finite: a GPU stands still while one is read
 _MAX_ROLLBACKS = 3
+_LEAST_RATIO = 1e-6
 _MAX_KEPT_BYTES = 2**30
 
 
@@ -198,10 +199,10 @@ def _step(
             if config.project_gradients:
                 of_largest = {p: p.grad for p in supernet.parameters() if p.grad is not None}
                 state.optimizer.zero_grad(set_to_none=True)
-    for parameter, gradient in of_largest.items():
+    _average_over_ranks([*of_largest.values(), *(p.grad for p in supernet.parameters() if p.grad is not None)])
+    for parameter, gradient in of_largest.items():  # of all ranks' images, so that two ranks are one with both batches
         give_way(gradient, parameter.grad)
         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-    _average_over_ranks([p.grad for p in supernet.parameters() if p.grad is not None])
     if config.clip_grad_norm is not None:
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(supernet.parameters(), config.clip_grad_norm)
@@ -314,7 +315,8 @@ class _Progress:
             self.counts[kind] += 1
             if subnet.kind == "random" and subnets[0].kind == "largest":
                 self.genomes.append(list(subnet.genome))
-                self.log_losses.append((loss / losses[0]).log())
+                # clamped: a subnet that happens to be the largest loses nothing
+                self.log_losses.append((loss / losses[0]).clamp(min=_LEAST_RATIO).log())
 
     def rolled_back(self) -> None:
         self.num_rollbacks += 1

@@ -5,6 +5,7 @@ long as there are candidates, and has its next one before it is done with the la
 """
 
 import itertools
+import math
 import threading
 import time
 from collections import Counter
@@ -70,12 +71,13 @@ def train_shared_weights(
                 return
 
     threading.Thread(target=watch, name="watch", daemon=True).start()
+    num_workers = num_supernet_workers(resources)
     try:
         for report in train_supernet_on_workers(
             setup,
             seed=derive_seed(seed, 0, "supernet"),
-            num_workers=resources.num_slots * resources.num_workers,
-            cpus_per_worker=resources.cpus_per_trial / resources.num_workers,
+            num_workers=num_workers,
+            cpus_per_worker=resources.cpus_per_trial * resources.num_slots / num_workers,
             use_gpus=resources.gpus_per_trial > 0,
             initial=initial,
         ):
@@ -86,6 +88,13 @@ def train_shared_weights(
             )
     finally:
         is_over.set()
+
+
+def num_supernet_workers(resources: Resources) -> int:
+    """One for each GPU, however many trials share it, or else for each slot."""
+    if resources.gpus_per_trial == 0:
+        return resources.num_slots
+    return math.ceil(round(resources.num_slots * resources.gpus_per_trial, 6))
 
 
 class _Judge:
@@ -262,7 +271,8 @@ def record_as_trials(run: RunFolder, setup: TrainingSetup, resources: Resources)
                     inherited=candidate.accuracy,
                 )
             )
-    members = [member.arch for member in run.front().members if not run.model_path(member.arch_id).exists()]
+    # the preprocessing is what a worker writes last: without it, it was killed at it
+    members = [m.arch for m in run.front().members if not (run.model_path(m.arch_id) / "preprocessing.json").exists()]
     if members:
         with _Judges(setup, resources) as judges:
             judges.save(members)

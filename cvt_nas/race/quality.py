@@ -28,6 +28,8 @@ from cvt_nas.results import (
 )
 from cvt_nas.space import Genome, spread_over_flops
 
+_MAX_ARCHS = 500
+
 
 def evaluate_supernet(
     run: RunFolder,
@@ -61,14 +63,17 @@ def evaluate_supernet(
 
     Raises:
         RunFolderError: The run has no trained supernet, its file no epochs to train for, or the folder trainings of
-            another length; or fewer than eight architectures were left of those that diverged.
+            another length; more than 500 architectures are asked for, or fewer than eight were left of those that
+            diverged.
         CvtNasError: Data or resources are not as they must be.
     """
     stop = threading.Event() if stop is None else stop
     experiment = _standalone(parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json"), run, epochs)
     seed = int(run.manifest["seed"])
-    # the first of many, so that more of them are these and others
-    genomes = spread_over_flops(experiment.space, max(num_archs, 200), seed=derive_seed(seed, 0, "quality"))[:num_archs]
+    if num_archs > _MAX_ARCHS:
+        raise RunFolderError(f"{num_archs} architectures: must be at most {_MAX_ARCHS}")
+    # the first of a fixed number, so that more of them are these and others
+    genomes = spread_over_flops(experiment.space, _MAX_ARCHS, seed=derive_seed(seed, 0, "quality"))[:num_archs]
     inside = experiment.space
     setup = TrainingSetup(
         training=experiment.training,
