@@ -353,7 +353,8 @@ def _train(options: argparse.Namespace) -> int:
         training = dataclasses.replace(
             experiment.training,
             epochs=options.epochs,
-            warmup_epochs=experiment.training.warmup_epochs * min(options.epochs / experiment.training.epochs, 1),
+            warmup_epochs=experiment.training.warmup_epochs
+            * min(options.epochs / max(experiment.training.epochs, 1), 1),
         )
         experiment = dataclasses.replace(experiment, training=training)
 

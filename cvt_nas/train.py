@@ -97,6 +97,8 @@ def train(
 
 
 def _check_fits(arch: ArchConfig, experiment: Experiment) -> None:
+    if experiment.training.epochs == 0:
+        raise ArchError("training.epochs: got 0, which only a supernet's subnets do with; give --epochs N")
     for name in ("num_channels", "num_classes"):
         if getattr(arch, name) != getattr(experiment.space, name):
             raise ArchError(f"{name}: the architecture has {getattr(arch, name)}, the file {experiment.name} has "

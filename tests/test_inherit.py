@@ -97,6 +97,17 @@ def test_the_verbs_read_a_run_without_epochs(
     assert best.arch_id in capsys.readouterr().out
 
 
+def test_an_architecture_of_a_run_without_epochs_is_trained_by_epochs_that_are_named(
+    one_shot: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    best = one_shot.front().best
+    assert best is not None
+    arguments = ["train", f"{one_shot.path}:{best.arch_id}", "--out", str(tmp_path / "run"), "--gpus", "0"]
+    assert main(arguments) == 2
+    assert "give --epochs N" in capsys.readouterr().err
+    assert main([*arguments, "--epochs", "1"]) == 0
+
+
 def interrupted_at(event_name: str, count: int) -> tuple[threading.Event, Callable[[Any], None]]:
     stop, seen = threading.Event(), []
 
