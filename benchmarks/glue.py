@@ -10,7 +10,6 @@ space file's with a cosine schedule and no averaged weights; the scheduler has t
 import argparse
 import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,6 @@ def main() -> None:
     options = parser.parse_args()
     experiment = load_experiment(options.space)
     out = options.out.absolute()
-    started = time.monotonic()
     with local_ray(num_cpus=options.cpus, num_gpus=0):
         tuner = tune.Tuner(
             tune.with_parameters(train, space=options.space.absolute(), models=out / "models"),
@@ -68,7 +66,7 @@ def main() -> None:
                     reduction_factor=experiment.search.reduction_factor,
                 ),
                 num_samples=-1,
-                time_budget_s=options.seconds - (time.monotonic() - started),
+                time_budget_s=options.seconds,  # from here, Ray being started, as the tool counts its own
             ),
             run_config=tune.RunConfig(storage_path=str(out), name="tune"),
         )

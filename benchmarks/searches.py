@@ -11,6 +11,7 @@ tables already is not run again, so that this can be stopped and continued. Noth
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,7 @@ def main() -> None:
                 continue
             folder = options.runs / f"{method}-{seed}"
             print(f"{folder.name}: {options.seconds} s", flush=True)
+            shutil.rmtree(folder, ignore_errors=True)  # what an interruption left: its time cannot be made up
             command = _command(method, options.space, folder, options.runs, options.seconds, seed, options.cpus)
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             front, run = _read(method, seed, folder, experiment)

@@ -20,7 +20,7 @@ import torch
 from cvt_nas.config import AugmentConfig, SupernetConfig, load_experiment
 from cvt_nas.data import load_data
 from cvt_nas.engine import Inheritance, train_supernet
-from cvt_nas.results import judge_supernet
+from cvt_nas.results import judge_supernet, write_atomically
 
 TABLES = Path(__file__).parent / "tables"
 TABLE, ROWS = TABLES / "cvt_fashion_mnist.parquet", TABLES / "supernets.csv"
@@ -60,19 +60,19 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
-    rows = pd.read_csv(ROWS) if ROWS.exists() else pd.DataFrame(columns=["variant", "seed"])
-    done = set(zip(rows["variant"], rows["seed"], strict=True))
+    rows = pd.read_csv(ROWS) if ROWS.exists() else pd.DataFrame(columns=["variant", "seed", "archs"])
+    done = set(zip(rows["variant"], rows["seed"], rows["archs"], strict=True))
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     missing = [
         (variant, seed, options.archs)
         for seed in seeds
         for variant in options.variant or VARIANTS
-        if (variant, seed) not in done
+        if (variant, seed, options.archs) not in done
     ]
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for row in pool.imap_unordered(judged, missing):
             rows = pd.concat([rows, pd.DataFrame([row])], ignore_index=True)
-            rows.to_csv(ROWS, index=False)
+            write_atomically(ROWS, rows.to_csv(index=False))
             print({name: row[name] for name in ("variant", "seed", "tau", "within_bins", "gap", "seconds")}, flush=True)
 
 

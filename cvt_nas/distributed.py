@@ -229,5 +229,5 @@ def _train_supernet_on_worker(config: dict[str, Any]) -> None:
         seed=config["seed"],
         initial=config["initial"],
     ):
-        if first:
+        if first or report["status"] == "oom":  # which need not happen to the first
             config["reports"].put(report)

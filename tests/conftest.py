@@ -1,5 +1,7 @@
 """What several test files share: one small real search, and paths that no user's data lies in."""
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads() -> None:
-    torch.set_num_threads(2)
+def one_thread() -> None:
+    torch.set_num_threads(1)  # the networks are small: more threads only wait for each other
 
 
 def small_digits(**replaced: str) -> str:
@@ -51,6 +53,22 @@ class Watch:
         return self._react
 
     def __exit__(self, *exc_info: object) -> None: ...
+
+
+def own_processes(name: str) -> list[int]:
+    """Those that this one started, directly or not, with `name` in their command line."""
+    parents, found = {}, []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            pid = int(path.name)
+            parents[pid] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if name in (path / "cmdline").read_text():
+                found.append(pid)
+
+    def is_own(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and is_own(parents[pid]))
+
+    return [pid for pid in found if is_own(pid) and pid != os.getpid()]
 
 
 @pytest.fixture(scope="session")

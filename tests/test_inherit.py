@@ -1,6 +1,8 @@
 """Searches that begin with a supernet, through Ray, on digits."""
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import Watch, small_digits
+from conftest import Watch, own_processes, small_digits
 from cvt_nas import load_model, search
 from cvt_nas.arch import Cost
 from cvt_nas.cli import main
@@ -18,10 +20,10 @@ from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.data import load_data
 from cvt_nas.distributed import local_ray
 from cvt_nas.engine import evaluate
-from cvt_nas.errors import RunFolderError, SpaceFileError
-from cvt_nas.race.inherit import _Bars, heirs, num_supernet_workers
+from cvt_nas.errors import CvtNasError, RunFolderError, SpaceFileError
+from cvt_nas.race.inherit import _Bars, heirs, supernet_workers
 from cvt_nas.race.quality import evaluate_supernet
-from cvt_nas.race.query import query
+from cvt_nas.race.query import latency_ms, query
 from cvt_nas.race.resources import Resources
 from cvt_nas.results import Candidate, RunFolder, judge_supernet
 
@@ -40,20 +42,21 @@ def with_supernet(epochs: int = 2, **search_settings: Any) -> Experiment:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
-    with local_ray(num_cpus=2, num_gpus=0):
+    with local_ray(num_cpus=2, num_gpus=1):  # a logical one
         yield
 
 
 @pytest.fixture(scope="module")
 def one_shot(ray: None, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A search with no training after the supernet's."""
-    return search(with_supernet(epochs=0), out=tmp_path_factory.mktemp("one-shot") / "run", cpus=2)
+    return search(with_supernet(epochs=0), out=tmp_path_factory.mktemp("one-shot") / "run", gpus=0)
 
 
 @pytest.fixture(scope="module")
 def inherited(ray: None, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A search whose best candidates are trained on."""
-    return search(with_supernet(), out=tmp_path_factory.mktemp("inherited") / "run", cpus=2)
+    """A search whose best candidates are trained on, two sharing a GPU, of which one supernet is trained."""
+    out = tmp_path_factory.mktemp("inherited") / "run"
+    return search(with_supernet(), out=out, gpus=1, gpus_per_trial=0.5, device="cpu")
 
 
 def test_candidates_are_ranked_and_the_best_trained_on_from_what_they_inherit(inherited: RunFolder) -> None:
@@ -122,19 +125,49 @@ def interrupted_at(event_name: str, count: int) -> tuple[threading.Event, Callab
 
 def test_a_search_that_is_interrupted_again_and_again_ends_as_one_that_was_not(ray: None, tmp_path: Path) -> None:
     experiment, path = with_supernet(), tmp_path / "run"
-    whole = search(experiment, out=tmp_path / "whole", cpus=1)
+    whole = search(experiment, out=tmp_path / "whole", cpus=1, gpus=0)
     for number, (event_name, count) in enumerate((("SupernetEpochDone", 1), ("Candidate", 3))):
         stop, react = interrupted_at(event_name, count)
-        run = search(experiment, out=path, cpus=1, resume=number > 0, stop=stop, progress=Watch(react))
+        run = search(experiment, out=path, cpus=1, gpus=0, resume=number > 0, stop=stop, progress=Watch(react))
         assert stop.is_set()
         assert len(run.results()) < 3
-    run = search(experiment, out=path, cpus=1, resume=True)
+    run = search(experiment, out=path, cpus=1, gpus=0, resume=True)
     assert [c.to_json() | {"seconds": 0} for c in run.candidates()] == [
         c.to_json() | {"seconds": 0} for c in whole.candidates()
     ]
     assert [(t.arch_id, t.curve, t.inherited) for t in run.results()] == [
         (t.arch_id, t.curve, t.inherited) for t in whole.results()
     ]
+
+
+def test_a_ranking_that_is_cut_short_or_loses_a_worker_gives_a_front_and_goes_on(
+    one_shot: RunFolder, ray: None, tmp_path: Path
+) -> None:
+    experiment, path, best = with_supernet(epochs=0), tmp_path / "run", one_shot.front().best
+    assert best is not None
+    stop, react = interrupted_at("Candidate", 3)
+    warm = one_shot.model_path(best.arch_id)
+    run = search(experiment, out=path, gpus=0, stop=stop, progress=Watch(react), warm_start=warm)
+    first = run.results()
+    assert 3 <= len(first) < 10
+    assert run.front().best is not None
+    assert run.manifest["warm_start"] == str(warm)
+    assert not run.test_accuracies()
+
+    def kill(event: Any) -> None:
+        if isinstance(event, Candidate) and event.number == len(first):
+            os.kill(own_processes("_Judge")[0], signal.SIGKILL)
+
+    run = search(experiment, out=path, gpus=0, resume=True, progress=Watch(kill))
+    assert sorted(result.number for result in run.results()) == list(range(10))
+    assert run.results()[: len(first)] == first
+    assert run.test_accuracies().keys() == {member.arch_id for member in run.front().members}
+
+
+def test_more_trials_than_candidates_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CvtNasError, match=r"20 trials: more than the 10 of search.candidates"):
+        search(with_supernet(), out=tmp_path / "run", trials=20)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_query_finds_more_under_new_limits_without_training(inherited: RunFolder, tmp_path: Path) -> None:
@@ -145,9 +178,13 @@ def test_a_query_finds_more_under_new_limits_without_training(inherited: RunFold
     assert all(answer.cost.flops <= limit and answer.cost.params <= 40_000 for answer in answers)
     assert [answer.accuracy for answer in answers] == sorted((a.accuracy for a in answers), reverse=True)
     assert load_model(tmp_path / "model").arch == answers[0].arch
-    timed = query(inherited, max_latency_ms=1e4, number=2)
-    assert all(answer.latency_ms is not None and answer.latency_ms < 1e4 for answer in timed)
-    with pytest.raises(RunFolderError, match=r"nothing in the space was found with params up to 10"):
+    space = with_supernet().space
+    fast, slow = (latency_ms(arch, torch.device("cpu")) for arch in (space.smallest, space.largest))
+    timed = query(inherited, max_latency_ms=(fast + slow) / 2, number=2)
+    assert all(answer.latency_ms is not None and answer.latency_ms <= (fast + slow) / 2 for answer in timed)
+    with pytest.raises(RunFolderError, match=r"nothing in the space was found with latency_ms up to 1e-06"):
+        query(inherited, max_latency_ms=1e-6)
+    with pytest.raises(RunFolderError, match=r"--max-params 10: the space has nothing below"):
         query(inherited, max_params=10)
     with pytest.raises(RunFolderError, match="is not empty"):
         query(inherited, number=1, to=tmp_path / "model")
@@ -163,7 +200,7 @@ def test_a_query_of_a_run_without_a_supernet_is_refused(finished_run: RunFolder)
 def test_a_supernet_is_judged_by_architectures_trained_by_themselves(
     inherited: RunFolder, capsys: pytest.CaptureFixture
 ) -> None:
-    arguments = ["supernet", "evaluate", str(inherited.path), "--seeds", "2", "--epochs", "1", "--cpus", "2", "--json"]
+    arguments = ["supernet", "evaluate", str(inherited.path), "--seeds", "2", "--epochs", "1", "--gpus", "0", "--json"]
     assert main([*arguments, "--archs", "8"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads(inherited.quality_path.read_text())
@@ -204,7 +241,7 @@ def test_what_a_candidate_has_to_beat_is_what_costs_no_more() -> None:
     assert bars.below(Cost(params=20, flops=10), before=2) == 0.8
 
 
-def test_heirs_are_the_best_for_their_cost_and_never_one_that_was_given_up() -> None:
+def test_heirs_are_the_best_for_their_cost_and_last_those_that_were_given_up() -> None:
     experiment = with_supernet()
     some = [
         candidate(0, 0.8, 10, 10),
@@ -214,7 +251,7 @@ def test_heirs_are_the_best_for_their_cost_and_never_one_that_was_given_up() -> 
     ]
     found = heirs(experiment, some, 2)
     assert list(found.values()) == [experiment.space.encode(some[index].arch) for index in (2, 0)]
-    assert len(heirs(experiment, some, 9)) == 3
+    assert list(heirs(experiment, some, 9)) == ["candidate 2", "candidate 0", "candidate 1", "candidate 3"]
     assert heirs(experiment, [], 3) == {}
 
 
@@ -256,7 +293,15 @@ def test_a_perfect_ranker_is_trusted_and_one_by_size_is_not() -> None:
     assert alone.ceiling is None
 
 
-@pytest.mark.parametrize(("slots", "gpus", "workers"), [(16, 0.5, 8), (24, 0.3, 8), (8, 1, 8), (2, 3, 6), (2, 0, 2)])
-def test_a_supernet_is_trained_by_one_worker_a_gpu(slots: int, gpus: float, workers: int) -> None:
-    resources = Resources(num_slots=slots, cpus_per_trial=1, gpus_per_trial=gpus, device="cpu")
-    assert num_supernet_workers(resources) == workers
+@pytest.mark.parametrize(
+    ("slots", "gpus", "nodes", "workers", "cpus"),
+    [
+        (16, 0.5, 1, 8, 2), (24, 0.3, 1, 8, 3), (8, 1, 2, 8, 1), (2, 3, 1, 6, 1 / 3),
+        (2, 0, 1, 2, 1), (64, 0, 1, 4, 16), (64, 0, 4, 4, 1),
+    ],
+)  # fmt: skip
+def test_a_supernet_is_trained_by_one_worker_a_gpu_or_as_many_as_have_images(
+    slots: int, gpus: float, nodes: int, workers: int, cpus: float
+) -> None:
+    resources = Resources(num_slots=slots, cpus_per_trial=1, gpus_per_trial=gpus, device="cpu", num_nodes=nodes)
+    assert supernet_workers(resources, batch_size=128) == (workers, pytest.approx(cpus))

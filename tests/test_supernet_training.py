@@ -1,5 +1,5 @@
-import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import random
@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import own_processes
 from cvt_nas.arch import cost_of
 from cvt_nas.config import AugmentConfig, DataConfig, SupernetConfig
 from cvt_nas.data import ImageData, load_data
@@ -27,8 +28,9 @@ from cvt_nas.engine import (
     supernet_reports,
     train_supernet,
 )
+from cvt_nas.engine.optimization import TrainingState
 from cvt_nas.engine.subnets import SubnetSampler
-from cvt_nas.engine.supernet import alpha_divergence, give_way
+from cvt_nas.engine.supernet import _step, alpha_divergence, give_way
 from cvt_nas.model import CvT
 from cvt_nas.results import RunFolder
 from cvt_nas.space import Bound, SearchSpace, StageSpace
@@ -169,6 +171,11 @@ def test_every_ingredient_changes_what_is_trained(digits: ImageData) -> None:
         {"own_norms": ["kv_stride"]}, {"opening": {"depth": 1}}, {"ema_decay": 0.0}, {"clip_grad_norm": 0.1},
     ):  # fmt: skip
         assert not equal(plain, state_after(digits, dataclasses.replace(settings, **switch))), switch
+    by_flops, to_front = (
+        state_after(digits, dataclasses.replace(settings, sampling=sampling, epochs=2))
+        for sampling in ("flops", "front")
+    )
+    assert not equal(by_flops, to_front)  # once there is an epoch to learn from
 
 
 # --- to the step ----------------------------------------------------------------------------------------------------
@@ -220,6 +227,25 @@ def test_a_loss_that_is_not_finite_takes_the_training_back_and_on_with_other_ima
     assert (third.num_rollbacks, third.number) == (1, 3)
     assert third.losses["largest"] < first.losses["largest"]
     assert all(torch.isfinite(tensor).all() for tensor in third.supernet.state_dict().values())
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(
+    digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an epoch's last step the loss is fine, and the update breaks a weight."""
+    steps = itertools.count(1)
+
+    def broken_once(state: TrainingState, *arguments: Any) -> list[Tensor]:
+        losses = _step(state, *arguments)
+        if next(steps) == 8:
+            next(state.model.parameters()).data.fill_(math.inf)
+        return losses
+
+    monkeypatch.setattr("cvt_nas.engine.supernet._step", broken_once)
+    options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": tmp_path / "it.pt"}
+    epochs = list(train_supernet(SPACE, config(epochs=3), digits, **options))
+    assert [epoch.num_rollbacks for epoch in epochs] == [1, 1, 1]
+    assert all(torch.isfinite(tensor).all() for tensor in epochs[-1].supernet.state_dict().values())
 
 
 def test_a_training_that_diverges_again_and_again_ends_with_an_error(digits: ImageData, tmp_path: Path) -> None:
@@ -316,6 +342,7 @@ def test_two_workers_train_as_one_with_the_doubled_batch(tmp_path: Path) -> None
     together = list(on_workers(tmp_path / "two", settings, 2))
     alone = list(supernet_reports(setup_for(tmp_path / "one", settings), device=CPU, seed=0))
     assert [report["epoch"] for report in together] == [1, 2]
+    assert [path.name for path in (tmp_path / "two/supernet").iterdir()] == ["weights.safetensors"]
     for ours, theirs in zip(together, alone, strict=True):
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-3)
     two, one = (
@@ -324,22 +351,6 @@ def test_two_workers_train_as_one_with_the_doubled_batch(tmp_path: Path) -> None
     )
     for (name, ours), (_, theirs) in zip(two.named_parameters(), one.named_parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0, msg=name)
-
-
-def own_processes(name: str) -> list[int]:
-    """Those that this one started, directly or not, with `name` in their command line."""
-    parents, found = {}, []
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            pid = int(path.name)
-            parents[pid] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if name in (path / "cmdline").read_text():
-                found.append(pid)
-
-    def is_own(pid: int) -> bool:
-        return pid == os.getpid() or (pid in parents and is_own(parents[pid]))
-
-    return [pid for pid in found if is_own(pid) and pid != os.getpid()]
 
 
 @pytest.mark.usefixtures("ray")

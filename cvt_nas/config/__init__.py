@@ -404,20 +404,22 @@ def _without_effect(file: SpaceFile, reader: Reader) -> tuple[str, ...]:
         if idle and key in written:
             found.append((key, why))
 
-    check(("training", "momentum"), file.training.optimizer == "adamw", "AdamW has none")
-    check(("training", "warmup_lr"), file.training.warmup_epochs == 0, "warmup_epochs is 0")
-    check(("training", "restarts"), file.training.schedule == "wsd", "the schedule is wsd")
-    check(("training", "decay_fraction"), file.training.schedule == "cosine", "the schedule is cosine")
-    check(("training", "augment", "crop_padding"), from_folder, "images of a folder are cropped by crop_scale")
-    check(("training", "augment", "crop_scale"), not from_folder, "in-memory images are cropped by crop_padding")
-    check(("training", "augment", "color_jitter"), not from_folder, "only images of a folder are jittered")
+    for name, section in (("training", file.training), ("supernet", file.supernet)):
+        if section is None:
+            continue
+        check((name, "momentum"), section.optimizer == "adamw", "AdamW has none")
+        check((name, "warmup_lr"), section.warmup_epochs == 0, "warmup_epochs is 0")
+        check((name, "restarts"), section.schedule == "wsd", "the schedule is wsd")
+        check((name, "decay_fraction"), section.schedule == "cosine", "the schedule is cosine")
+        check((name, "augment", "crop_padding"), from_folder, "images of a folder are cropped by crop_scale")
+        check((name, "augment", "crop_scale"), not from_folder, "in-memory images are cropped by crop_padding")
+        check((name, "augment", "color_jitter"), not from_folder, "only images of a folder are jittered")
     check(("data", "num_workers"), not from_folder, "an in-memory set needs no workers")
     if file.search.weights == "scratch":
         check(("supernet",), True, "search.weights is scratch")
         check(("search", "candidates"), True, "search.weights is scratch")
     if file.supernet is not None:
         idle = file.supernet
-        check(("supernet", "momentum"), idle.optimizer == "adamw", "AdamW has none")
         check(("supernet", "drop_path_on_all"), idle.drop_path == 0, "drop_path is 0")
         check(("supernet", "project_gradients"), not idle.sandwich, "without sandwich there is no largest subnet")
     for name in ("mode", "grace_period", "reduction_factor"):

@@ -62,6 +62,12 @@ def learning_rate(training: TrainingConfig, epoch: float) -> float:
     return training.min_lr + (training.lr - training.min_lr) * share
 
 
+def batch_size_of_rank(training: TrainingConfig, world_size: int) -> int:
+    """Images a step of each of `world_size` ranks; mixup and cutmix need an even number."""
+    share = max(training.batch_size // world_size, 1)
+    return max(share - share % 2, 2) if training.augment.mixup or training.augment.cutmix else share
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, training: TrainingConfig, epoch: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(training, epoch)

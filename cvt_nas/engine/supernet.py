@@ -7,7 +7,7 @@ are averaged once a step, after all its subnets, which DDP cannot do where each 
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ from cvt_nas.engine.optimization import (
     DivergedError,
     TrainingState,
     averaged_model,
+    batch_size_of_rank,
     optimizer_of,
     set_learning_rate,
 )
@@ -39,7 +40,7 @@ from cvt_nas.space import SearchSpace
 from cvt_nas.supernet import Supernet, extract
 
 _MAX_RATIO = 5.0  # of probabilities, in an alpha-divergence: what the paper clips at
-_STEPS_BETWEEN_CHECKS = 20  # of whether all losses are finite: a GPU stands still while one is read
+_STEPS_BETWEEN_CHECKS = 20  # of whether all losses and weights are finite: a GPU stands still while one is read
 _MAX_ROLLBACKS = 3
 _LEAST_RATIO = 1e-6
 _MAX_KEPT_BYTES = 2**30
@@ -53,7 +54,7 @@ class SupernetEpoch:
         number: From 1.
         losses: Means over the epoch, of the `largest`, the `smallest` and the `random` subnets of each step; without
             those that a step has none of.
-        num_rollbacks: Times that the training went back to a checkpoint, since a loss was not finite.
+        num_rollbacks: Times that the training went back to a checkpoint, since a loss or a weight was not finite.
         seconds: Of all epochs so far.
         supernet: The averaged weights where EMA is on. Valid until the next epoch.
     """
@@ -79,8 +80,9 @@ def train_supernet(
 ) -> Generator[SupernetEpoch, None, None]:
     """Trains the shared weights of `space`, from a fresh initialisation or on from `checkpoint`, an epoch at a time.
 
-    The same seed gives the same weights on the same kind of device, also across a restart, at whichever step. A loss
-    that is not finite takes the weights back to the last checkpoint, from where they go on with later images.
+    The same seed gives the same weights on as many devices of the same kind, also across a restart, at whichever step.
+    A loss or a weight that is not finite takes the weights back to the last checkpoint, from where they go on with
+    later images.
 
     Args:
         config: Section `supernet` of the space file.
@@ -106,7 +108,7 @@ def train_supernet(
     if initial is not None:
         supernet.insert(initial)
     supernet = supernet.to(device)
-    batch_size = max(config.batch_size // world_size, 1)
+    batch_size = batch_size_of_rank(config, world_size)
     num_steps = max(data.num_images("train") // (batch_size * world_size), 1)
     averaged = averaged_model(supernet, config, num_steps=num_steps)
     state = TrainingState(
@@ -153,9 +155,10 @@ def train_supernet(
             is_stopped = stop() if is_check or world_size == 1 else False
             if is_check or is_stopped:
                 asked = torch.tensor([float(is_stopped)], device=device)
-                *sums, share = _mean_of(torch.cat([progress.loss_sums, asked]))
+                norm = nn.utils.get_total_norm(supernet.parameters())[None].detach()  # of what is about to be saved
+                *numbers, share = _mean_of(torch.cat([progress.loss_sums, norm, asked]))
                 is_stopped = share > 0  # on all ranks, or they would wait for each other
-                if not all(map(math.isfinite, sums)):
+                if not all(map(math.isfinite, numbers)):
                     if checkpoint is None or progress.num_rollbacks == _MAX_ROLLBACKS:
                         raise DivergedError(progress.epoch + 1, ())
                     state.load(checkpoint, device)
@@ -352,7 +355,7 @@ def supernet_reports(
 ) -> Iterator[dict[str, Any]]:
     """`train_supernet` of `setup.shared`, as plain values that travel between processes.
 
-    Its weights are in the folder before the last report is yielded.
+    Its weights are in the folder, and its checkpoint is not any more, before the last report is yielded.
 
     Args:
         initial: Weights to begin with; see `model.read_weights`.
@@ -365,7 +368,8 @@ def supernet_reports(
     assert shared is not None, "the caller knows that there is a supernet"
     torch.set_num_threads(setup.num_threads)
     run = RunFolder(setup.run_path)
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    checkpoint = run.supernet_path / "checkpoint.pt"
     report: dict[str, Any] = {"epoch": 0, "losses": {}, "num_rollbacks": 0, "seconds": 0.0, "status": "running"}
     try:
         for epoch in train_supernet(
@@ -374,7 +378,7 @@ def supernet_reports(
             setup.open_data(),
             device=device,
             seed=seed,
-            checkpoint=run.supernet_path / "checkpoint.pt",
+            checkpoint=checkpoint,
             initial=None if initial is None else read_weights(initial),
             stop=run.is_supernet_stopped,
         ):
@@ -382,11 +386,14 @@ def supernet_reports(
             report["seconds"] = epoch.seconds
             if epoch.number == shared.config.epochs and rank == 0:
                 save_supernet(epoch.supernet, run.supernet_weights_path)
+                checkpoint.unlink(missing_ok=True)
             yield dict(report)
     except DivergedError as error:
         yield {**report, "status": "diverged", "reason": str(error)}
     except torch.OutOfMemoryError as error:
         yield {**report, "status": "oom", "reason": str(error).splitlines()[0]}
+        if world_size > 1:
+            raise  # the other ranks wait for this one, until it dies
 
 
 def open_supernet(shared: SharedWeights, path: Path) -> Supernet:
@@ -433,11 +440,16 @@ class Inheritance:
         num_batches = math.ceil(config.calibration_images / EVAL_BATCH_SIZE)
         self._calibration = [images for images, _ in itertools.islice(self._batches("train"), num_batches)]
         self._search: list[Batch] | None = None
-        if data.num_images("search") * self._calibration[0][0].nbytes <= _MAX_KEPT_BYTES:
-            self._search = list(self._batches("search"))  # as the network sees them, once and for all subnets
 
     def _batches(self, split: Split) -> Iterator[Batch]:
         return self._data.eval_batches(split, batch_size=EVAL_BATCH_SIZE, device=self._device, shuffled=True)
+
+    def _search_batches(self) -> Iterable[Batch]:
+        """As the networks see them; kept for all subnets where they are not too large, once one asks."""
+        first, *_ = self._calibration
+        if self._search is None and self._data.num_images("search") * first[0].nbytes <= _MAX_KEPT_BYTES:
+            self._search = list(self._batches("search"))
+        return self._search or self._batches("search")
 
     def model(self, arch: ArchConfig) -> CvT:
         """The subnet as a plain model, its batch norms measured on training images, in eval mode."""
@@ -457,7 +469,7 @@ class Inheritance:
         """
         model = self.model(arch)
         num_right, num_images = torch.zeros((), device=self._device), 0
-        for images, labels in self._search or self._batches("search"):
+        for images, labels in self._search_batches():
             num_right += count_right(model, images, labels, self._config)
             num_images += len(images)
             if bar is not None and num_images >= num_screening_images:
@@ -467,20 +479,19 @@ class Inheritance:
         return num_right.item() / num_images, num_images
 
 
-def open_inheritance(setup: TrainingSetup) -> Inheritance:
-    """What the trials of `setup` inherit. A worker that goes from trial to trial opens it once.
+def open_inheritance(setup: TrainingSetup, device: torch.device) -> Inheritance:
+    """What the trials of `setup` inherit, on `device`. A worker that goes from trial to trial opens it once.
 
     Raises:
         ArchError: The run folder has no weights of a supernet, or those of another space.
     """
     path = RunFolder(setup.run_path).supernet_weights_path
-    if path not in _OPEN:
+    if (path, device) not in _OPEN:
         assert setup.shared is not None, "the caller knows that there is a supernet"
-        device = setup.torch_device
         supernet = open_supernet(setup.shared, path).to(device)
         _OPEN.clear()
-        _OPEN[path] = Inheritance(supernet, setup.shared.config, setup.open_data(), device)
-    return _OPEN[path]
+        _OPEN[path, device] = Inheritance(supernet, setup.shared.config, setup.open_data(), device)
+    return _OPEN[path, device]
 
 
-_OPEN: dict[Path, Inheritance] = {}
+_OPEN: dict[tuple[Path, torch.device], Inheritance] = {}

@@ -21,6 +21,7 @@ from cvt_nas.engine.optimization import (
     DivergedError,
     TrainingState,
     averaged_model,
+    batch_size_of_rank,
     mean_over_ranks,
     optimizer_of,
     set_learning_rate,
@@ -87,7 +88,7 @@ def fit(
     model = CvT(arch, drop_path=training.drop_path).to(device)
     if initial is not None:
         model.load_state_dict(initial.state_dict())
-    batch_size = max(training.batch_size // world_size, 1)
+    batch_size = batch_size_of_rank(training, world_size)
     num_steps = max(data.num_images("train") // (batch_size * world_size), 1)
     averaged = averaged_model(model, training, num_steps=num_steps)
     optimizer = optimizer_of(model, training, device)
@@ -167,7 +168,7 @@ def progress_reports(
     try:
         initial = None
         if setup.shared is not None and not checkpoint.exists():
-            initial = open_inheritance(setup).model(arch)
+            initial = open_inheritance(setup, device).model(arch)
         for epoch in fit(
             arch,
             setup.training,

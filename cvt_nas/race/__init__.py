@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 import cvt_nas.distributed  # noqa: F401  sets Ray's environment before anything here imports Ray
 from cvt_nas.config import Experiment
 from cvt_nas.engine import SharedWeights, TrainingSetup
-from cvt_nas.errors import ArchError, RunFolderError
+from cvt_nas.errors import ArchError, CvtNasError, RunFolderError
 from cvt_nas.model import read_weights
 from cvt_nas.race.confirm import confirm_front
 from cvt_nas.race.events import RaceEvent
@@ -87,19 +87,23 @@ def search(
         else None,
     )
     setup.open_data()
-    initial = None if warm_start is None else Path(warm_start).absolute()
-    if initial is not None:
-        _check_lends_weights(initial, setup)
+    if setup.shared is not None and num_trials > experiment.search.candidates and experiment.training.epochs > 0:
+        raise CvtNasError(f"{num_trials} trials: more than the {experiment.search.candidates} of search.candidates")
     run = _resumed(experiment, out, seed) if resume else None
     seed = experiment.search.seed if seed is None else seed
     if run is not None:
         seed = int(run.manifest["seed"])
+        warm_start = warm_start or run.manifest.get("warm_start")
+    initial = None if warm_start is None else Path(warm_start).absolute()
+    if initial is not None and (run is None or not run.supernet_weights_path.exists()):
+        _check_lends_weights(initial, setup)
     with claim_resources(
         gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device
     ) as resources:
         setup = dataclasses.replace(setup, device=resources.device, num_threads=resources.num_threads)
         if run is None:
             manifest = experiment.manifest(seed=seed, num_trials=num_trials)
+            manifest["warm_start"] = None if initial is None else str(initial)
             run = RunFolder.create(out, {**manifest, "resources": dataclasses.asdict(resources)})
         deadline = None if time_budget is None else time.monotonic() + time_budget
         timer = threading.Timer(time_budget or 0, stop.set)
@@ -116,8 +120,8 @@ def search(
                     for event in rank_candidates(experiment, run, setup, resources, seed=seed, stop=stop):
                         on_event(event)
                 is_done = not stop.is_set() or len(run.candidates()) == experiment.search.candidates
-            if is_done and experiment.training.epochs == 0:
-                record_as_trials(run, setup, resources)
+            if experiment.training.epochs == 0:
+                record_as_trials(run, setup, resources)  # as far as the time went
             elif is_done:
                 study = open_study(experiment, run, num_trials=num_trials, seed=seed)
                 for event in race(experiment, study, run, setup, resources, stop=stop, reuse_workers=reuse_workers):
@@ -181,7 +185,8 @@ def _resumed(experiment: Experiment, out: Path, seed: int | None) -> RunFolder:
     if not experiment.compares_with(run.manifest):
         raise RunFolderError(
             f"{out} was started from another version of the space file (kept in its manifest.json): results would "
-            f"not compare; only the number of trials and search.confirm can change. Write elsewhere by --out DIR"
+            f"not compare; only search.trials, search.candidates and search.confirm can change. Write elsewhere by "
+            f"--out DIR"
         )
     if seed is not None and seed != run.manifest["seed"]:
         raise RunFolderError(f"--seed {seed}: {out} was started with seed {run.manifest['seed']}; leave it out")

@@ -4,6 +4,7 @@ Ranking takes seconds an architecture, too little to begin a trial for: a worker
 long as there are candidates, and has its next one before it is done with the last.
 """
 
+import dataclasses
 import itertools
 import math
 import threading
@@ -36,6 +37,7 @@ from cvt_nas.space import Genome
 NUM_SCREENING_IMAGES = 2_048
 _IN_HAND = 2  # candidates of a worker, so that it does not wait for the next one's proposal
 _MAX_RESTARTS = 3  # of a worker
+_LEAST_SHARE = 32  # images of a batch, on which batch norm still has something to go by
 
 
 def train_shared_weights(
@@ -71,13 +73,13 @@ def train_shared_weights(
                 return
 
     threading.Thread(target=watch, name="watch", daemon=True).start()
-    num_workers = num_supernet_workers(resources)
+    num_workers, cpus_per_worker = supernet_workers(resources, batch_size=setup.shared.config.batch_size)
     try:
         for report in train_supernet_on_workers(
-            setup,
+            dataclasses.replace(setup, num_threads=max(int(cpus_per_worker), 1)),
             seed=derive_seed(seed, 0, "supernet"),
             num_workers=num_workers,
-            cpus_per_worker=resources.cpus_per_trial * resources.num_slots / num_workers,
+            cpus_per_worker=cpus_per_worker,
             use_gpus=resources.gpus_per_trial > 0,
             initial=initial,
         ):
@@ -90,11 +92,15 @@ def train_shared_weights(
         is_over.set()
 
 
-def num_supernet_workers(resources: Resources) -> int:
-    """One for each GPU, however many trials share it, or else for each slot."""
-    if resources.gpus_per_trial == 0:
-        return resources.num_slots
-    return math.ceil(round(resources.num_slots * resources.gpus_per_trial, 6))
+def supernet_workers(resources: Resources, *, batch_size: int) -> tuple[int, float]:
+    """How many, and CPUs of each: one for each GPU, however many trials share it, or as the batch has images for."""
+    num_cpus = resources.num_slots * resources.cpus_per_trial
+    if resources.gpus_per_trial > 0:
+        num_workers = math.ceil(round(resources.num_slots * resources.gpus_per_trial, 6))
+        return num_workers, num_cpus / num_workers
+    num_workers = min(resources.num_slots, max(batch_size // _LEAST_SHARE, 1))
+    # of several nodes it is not known whether one has more than a trial's
+    return num_workers, num_cpus / num_workers if resources.num_nodes == 1 else resources.cpus_per_trial
 
 
 class _Judge:
@@ -102,7 +108,7 @@ class _Judge:
 
     def __init__(self, setup: TrainingSetup) -> None:
         torch.set_num_threads(setup.num_threads)
-        self._inheritance, self._data = open_inheritance(setup), setup.open_data()
+        self._inheritance, self._data = open_inheritance(setup, setup.torch_device), setup.open_data()
         self._run = RunFolder(setup.run_path)
 
     def judge(self, arch: dict[str, Any], bar: float | None) -> tuple[float, int, float]:
@@ -239,11 +245,17 @@ def inherited_accuracies(archs: Sequence[ArchConfig], setup: TrainingSetup, reso
 
 
 def heirs(experiment: Experiment, candidates: Sequence[Candidate], number: int) -> dict[str, Genome]:
-    """The best of the candidates by accuracy and cost together, best first, named for the journal."""
+    """The best of the candidates by accuracy and cost together, best first, named for the journal.
+
+    Those that were out of reach after part of the images come last.
+    """
     whole = _measured_whole(candidates)
-    losses = np.array([[_loss_of(candidate, metric) for metric in experiment.objectives] for candidate in whole])
-    order = np.argsort(pareto_ranks(losses)) if whole else []
-    return {f"candidate {whole[index].number}": experiment.space.encode(whole[index].arch) for index in order[:number]}
+    numbers = {candidate.number for candidate in whole}
+    chosen: list[Candidate] = []
+    for group in (whole, [candidate for candidate in candidates if candidate.number not in numbers]):
+        losses = np.array([[_loss_of(candidate, metric) for metric in experiment.objectives] for candidate in group])
+        chosen += [group[index] for index in (np.argsort(pareto_ranks(losses)) if group else [])]
+    return {f"candidate {found.number}": experiment.space.encode(found.arch) for found in chosen[:number]}
 
 
 def record_as_trials(run: RunFolder, setup: TrainingSetup, resources: Resources) -> None:

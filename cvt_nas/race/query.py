@@ -3,12 +3,14 @@
 import dataclasses
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from cvt_nas.arch import ArchConfig, Cost
+from cvt_nas.arch import ArchConfig, Cost, cost_of
 from cvt_nas.config import parse_experiment
 from cvt_nas.data import save_preprocessing
 from cvt_nas.engine import Inheritance, SharedWeights, TrainingSetup, open_inheritance
@@ -18,7 +20,8 @@ from cvt_nas.race.surrogate import Observation, Surrogate
 from cvt_nas.results import RunFolder
 from cvt_nas.space import Bound, CostMetric, SearchSpace
 
-_MAX_TIMED = 50  # architectures, by what is expected of them, of which so many may be too slow
+_MAX_PROMISING = 2_000  # architectures that latency chooses among
+_NUM_TIMED, _MAX_TIMED = 24, 50  # to tell the others' latency by; of those that are likely to be fast enough
 _NUM_RUNS = 15
 
 
@@ -66,7 +69,10 @@ def query(
         RunFolderError: The run has no trained supernet or too few candidates, or nothing was found within the limits.
         CvtNasError: The data are not as they must be.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if to is not None and to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RunFolderError(f"--to {to}: is not empty; name a new folder")
+    if device is None:
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
     candidates = run.candidates()
     if experiment.supernet is None or not run.supernet_weights_path.exists() or len(candidates) < 3:
@@ -79,8 +85,10 @@ def query(
     promising: list[ArchConfig] = []
     if space.sample_feasible(random.Random(0), tries=20_000) is not None:
         surrogate = Surrogate(space, costs=["params", "flops"], seed=int(run.manifest["seed"]))
-        genomes = surrogate.most_accurate(observations, number if max_latency_ms is None else _MAX_TIMED)
+        genomes = surrogate.most_accurate(observations, number if max_latency_ms is None else _MAX_PROMISING)
         promising = [space.decode(genome) for genome in genomes]
+    if max_latency_ms is not None and promising:
+        promising = _likely_fast(promising, max_latency_ms, device)
     setup = TrainingSetup(
         training=experiment.supernet,
         data=experiment.data,
@@ -93,9 +101,9 @@ def query(
         num_threads=torch.get_num_threads(),
         shared=SharedWeights(space=experiment.space, config=experiment.supernet),
     )
-    inheritance, answers = open_inheritance(setup), []
+    inheritance, answers = open_inheritance(setup, device), []
     for arch in promising:
-        latency = None if max_latency_ms is None else latency_ms(inheritance.model(arch), device)
+        latency = None if max_latency_ms is None else latency_ms(arch, device)
         if latency is not None and max_latency_ms is not None and latency > max_latency_ms:
             continue
         accuracy, _ = inheritance.accuracy(arch)
@@ -113,10 +121,10 @@ def query(
     return answers
 
 
-def latency_ms(model: CvT, device: torch.device) -> float:
+def latency_ms(arch: ArchConfig, device: torch.device) -> float:
     """Median time of a forward pass of one image, in milliseconds, after a few that warm up."""
-    size = model.arch.image_size
-    images = torch.randn(1, model.arch.num_channels, size, size, device=device)
+    model = CvT(arch).to(device).eval()
+    images = torch.randn(1, arch.num_channels, arch.image_size, arch.image_size, device=device)
     times = []
     with torch.inference_mode():
         for _ in range(_NUM_RUNS + 5):
@@ -128,18 +136,36 @@ def latency_ms(model: CvT, device: torch.device) -> float:
     return 1e3 * sorted(times[5:])[_NUM_RUNS // 2]
 
 
+def _likely_fast(archs: Sequence[ArchConfig], limit: float, device: torch.device) -> list[ArchConfig]:
+    """Those of `archs`, in their order, whose latency is likely to be within `limit`: by a line through some timed."""
+    features = np.array(
+        [[1, cost.flops, cost.params, sum(len(stage.blocks) for stage in arch.stages)]
+         for arch in archs for cost in [cost_of(arch)]], dtype=float
+    )  # fmt: skip
+    features /= features.max(axis=0)
+    by_flops = np.argsort(features[:, 1], kind="stable")
+    timed = by_flops[np.unique(np.linspace(0, len(archs) - 1, _NUM_TIMED).astype(int))]
+    times = np.array([latency_ms(archs[index], device) for index in timed])
+    line, *_ = np.linalg.lstsq(features[timed], times, rcond=None)
+    margin = np.abs(features[timed] @ line - times).mean()
+    likely = np.flatnonzero(features @ line <= limit + margin)
+    return [archs[index] for index in likely[:_MAX_TIMED]]
+
+
 def _limited(space: SearchSpace, limits: dict[CostMetric, int | None]) -> SearchSpace:
     """`space` within the tighter of its own bounds and these."""
-    bounds = dict(space.bounds)
+    bounds, (least, _) = dict(space.bounds), space.cost_range
     for metric, limit in limits.items():
         if limit is not None:
+            if limit < getattr(least, metric):
+                raise RunFolderError(
+                    f"--max-{metric} {limit:g}: the space has nothing below {getattr(least, metric):g}"
+                )
             own = bounds.get(metric, Bound())
             bounds[metric] = Bound(min=own.min, max=limit if own.max is None else min(limit, own.max))
     return dataclasses.replace(space, bounds=bounds)
 
 
 def _write(arch: ArchConfig, inheritance: Inheritance, setup: TrainingSetup, to: Path) -> None:
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise RunFolderError(f"--to {to}: is not empty; name a new folder")
     save_model(inheritance.model(arch), to)
     save_preprocessing(setup.open_data(), to)
