@@ -1,7 +1,8 @@
 """Whole searches at equal time on the same cores: this tool, its first version's settings, and the script of today.
 
 Each of them trains for so many seconds, by the same code, on as many workers; `defaults` is the space file as it is,
-`tpe+asha` the same file with Optuna's TPE, ASHA on accuracy alone and a cosine schedule, `glue` is glue.py. What is
+`tpe+asha` the same file with Optuna's TPE, ASHA on accuracy alone and a cosine schedule, `glue` is glue.py, `supernet`
+trains a supernet first, and has a quarter of the time (`--share`). What is
 trained in full by then makes the front; its members are judged on the test split, which no search reads. What is in the
 tables already is not run again, so that this can be stopped and continued. Nothing else should run beside it.
 
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,13 +30,28 @@ from cvt_nas.engine import evaluate
 from cvt_nas.model import load_model
 from cvt_nas.results import RunFolder, hypervolume, is_non_dominated
 
-METHODS = {"defaults": "#0072B2", "tpe+asha": "#E69F00", "glue": "#D55E00"}
+METHODS = {"defaults": "#0072B2", "tpe+asha": "#E69F00", "glue": "#D55E00", "supernet": "#009E73"}
+COMPARED = ("defaults", "tpe+asha", "glue")
+FIRST_VERSION: dict[str, dict[str, Any]] = {
+    "search": {"sampler": "tpe", "scheduler": "asha", "mode": "stop"},
+    "training": {"schedule": "cosine", "ema_decay": 0.0},
+}
+SUPERNET: dict[str, dict[str, Any]] = {
+    "supernet": {
+        "epochs": 10, "batch_size": 128, "lr": 2.0e-3, "warmup_epochs": 0.5, "ema_decay": 0.99, "num_random": 2,
+        "distillation": "kl", "augment": {"flip": True},
+    },
+    "search": {"weights": "supernet", "candidates": 150, "trials": 40, "scheduler": "none"},
+    "training": {"epochs": 3, "warmup_epochs": 0},
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", type=Path, required=True)
     parser.add_argument("--seconds", type=int, default=900, help="of each search")
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(COMPARED))
+    parser.add_argument("--share", type=float, default=0.25, help="of the seconds, for supernet")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--cpus", type=int, default=2)
@@ -49,17 +66,18 @@ def main() -> None:
     fronts = pd.read_csv(fronts_path) if fronts_path.exists() else pd.DataFrame()
     done = set(zip(runs["method"], runs["seed"], strict=True))
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        for method in METHODS:
+        for method in options.methods:
             if (method, seed) in done:
                 continue
             folder = options.runs / f"{method}-{seed}"
-            print(f"{folder.name}: {options.seconds} s", flush=True)
+            seconds = round(options.seconds * (options.share if method == "supernet" else 1))
+            print(f"{folder.name}: {seconds} s", flush=True)
             shutil.rmtree(folder, ignore_errors=True)  # what an interruption left: its time cannot be made up
-            command = _command(method, options.space, folder, options.runs, options.seconds, seed, options.cpus)
+            command = _command(method, options.space, folder, options.runs, seconds, seed, options.cpus)
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             front, run = _read(method, seed, folder, experiment)
             fronts = pd.concat([fronts, front], ignore_index=True)
-            runs = pd.concat([runs, pd.DataFrame([{**run, "seconds": options.seconds}])], ignore_index=True)
+            runs = pd.concat([runs, pd.DataFrame([{**run, "seconds": seconds}])], ignore_index=True)
             fronts.to_csv(fronts_path, index=False)
             runs.to_csv(runs_path, index=False)
     _figure(fronts).write_html(options.to / "fronts.html", include_plotlyjs="cdn")
@@ -71,14 +89,15 @@ def _command(method: str, space: Path, folder: Path, runs: Path, seconds: int, s
     if method == "glue":
         glue = Path(__file__).parent / "glue.py"
         return [sys.executable, str(glue), "--space", str(space), "--seconds", str(seconds), *limits]
-    if method == "tpe+asha":
+    if method != "defaults":
         tree = yaml.safe_load(space.read_text())
-        tree["search"] |= {"sampler": "tpe", "scheduler": "asha", "mode": "stop"}
-        tree["training"] |= {"schedule": "cosine", "ema_decay": 0.0}
-        space = runs / "tpe+asha.yaml"
+        for section, settings in (SUPERNET if method == "supernet" else FIRST_VERSION).items():
+            tree[section] = tree.get(section, {}) | settings
+        space = runs / f"{method}.yaml"
         space.write_text(yaml.safe_dump(tree))
     program = [sys.executable, "-m", "cvt_nas.cli", "search", "--space", str(space)]
-    return [*program, "--time-budget", f"{seconds}s", "--trials", "10000", *limits]
+    trials = [] if method == "supernet" else ["--trials", "10000"]
+    return [*program, "--time-budget", f"{seconds}s", *trials, *limits]
 
 
 def _read(method: str, seed: int, folder: Path, experiment: Experiment) -> tuple[pd.DataFrame, dict[str, object]]:
