@@ -60,7 +60,7 @@ def main() -> None:
         for count, row in enumerate(pool.imap_unordered(train_row, missing), start=1):
             rows.append(row)
             table = pd.DataFrame(rows).sort_values(["seed", "flops", *genes], ignore_index=True)
-            write_atomically(path, lambda partial, table=table: table.to_parquet(partial))
+            write_atomically(path, lambda file, table=table: table.to_parquet(file))
             left = (time.monotonic() - started) / count * (len(missing) - count)
             print(f"{count}/{len(missing)} trained, left {left / 60:.0f} min", flush=True)
 

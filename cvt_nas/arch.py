@@ -24,6 +24,16 @@ _LAYER_NORM_FLOPS = 5
 _BATCH_NORM_FLOPS = 2
 
 
+_GREATEST = 2**20  # of any size: more is a mistake, or meant to exhaust the machine
+
+
+def _check_whole(config: Any, *names: str, least: int = 1) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if type(value) is not int or not least <= value <= _GREATEST:
+            raise ArchError(f"{name}: got {value!r}, must be a whole number of at least {least}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockConfig:
     """One transformer block.
@@ -44,12 +54,10 @@ class BlockConfig:
     projection: Projection = "dw_bn"
 
     def __post_init__(self) -> None:
-        for name in ("kv_stride", "kernel_size", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ArchError(f"{name}: got {getattr(self, name)}, must be at least 1")
+        _check_whole(self, "kv_stride", "kernel_size", "num_heads")
         if self.kernel_size % 2 == 0:
             raise ArchError(f"kernel_size: got {self.kernel_size}, must be odd to keep the grid of the queries")
-        if self.mlp_ratio <= 0:
+        if not 0 < self.mlp_ratio <= _GREATEST:
             raise ArchError(f"mlp_ratio: got {self.mlp_ratio}, must be above 0")
         if self.projection not in PROJECTIONS:
             raise ArchError(f"projection: got {self.projection!r}, must be one of {', '.join(PROJECTIONS)}")
@@ -79,11 +87,10 @@ class StageConfig:
     class_token: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("patch_kernel", "patch_stride", "embed_dim"):
-            if getattr(self, name) < 1:
-                raise ArchError(f"{name}: got {getattr(self, name)}, must be at least 1")
-        if self.patch_padding < 0:
-            raise ArchError(f"patch_padding: got {self.patch_padding}, must be at least 0")
+        _check_whole(self, "patch_kernel", "patch_stride", "embed_dim")
+        _check_whole(self, "patch_padding", least=0)
+        if not isinstance(self.class_token, bool):
+            raise ArchError(f"class_token: got {self.class_token!r}, must be true or false")
         if not self.blocks:
             raise ArchError("blocks: got none, a stage needs at least one")
         for block in self.blocks:
@@ -116,9 +123,7 @@ class ArchConfig:
     stages: tuple[StageConfig, ...]
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "num_channels", "num_classes"):
-            if getattr(self, name) < 1:
-                raise ArchError(f"{name}: got {getattr(self, name)}, must be at least 1")
+        _check_whole(self, "image_size", "num_channels", "num_classes")
         if not self.stages:
             raise ArchError("stages: got none, must be at least one")
         if any(stage.class_token for stage in self.stages[:-1]):
@@ -190,7 +195,9 @@ def arch_from_dict(tree: Mapping[str, Any]) -> ArchConfig:
             for stage in tree["stages"]
         )
         return ArchConfig(**{**tree, "stages": stages})
-    except (KeyError, TypeError) as error:
+    except ArchError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ArchError(f"not an architecture: {error}") from error
 
 

@@ -30,7 +30,7 @@ from cvt_nas.arch import Cost
 from cvt_nas.errors import TableError
 from cvt_nas.race.asha import Asha, Decision, accuracy_ranks, losses_of_cost, pareto_ranks
 from cvt_nas.race.samplers import SAMPLERS, SamplerName, derive_seed, distributions_of, genome_of
-from cvt_nas.race.study import Ended, Paused, Proposal, Study
+from cvt_nas.race.study import Ended, PartialTrial, Proposal, Study
 from cvt_nas.results import Metric, Status, hypervolume, is_non_dominated
 from cvt_nas.space import COST_METRICS, Gene, Genome
 
@@ -363,11 +363,13 @@ class RacedStudy:
 
     def __init__(self, study: "Study | PlainStudy", asha: Asha | None, metrics: Sequence[Metric]) -> None:
         self._study, self._asha, self._metrics = study, asha, metrics
-        self._paused: dict[int, Proposal] = {}
+        self._paused: dict[int, PartialTrial] = {}
 
     def ask(self) -> Proposal | None:
         if self._asha is not None and self._paused and (number := self._asha.promote()) is not None:
-            return self._paused.pop(number)
+            trial = self._paused.pop(number)
+            self._study.promote(trial)
+            return trial.proposal
         return self._study.ask()
 
     def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
@@ -376,8 +378,9 @@ class RacedStudy:
         losses = (1 - curve[-1], *losses_of_cost(proposal.cost, self._metrics))
         decision = self._asha.decide(proposal.number, len(curve), losses)
         if decision == "pause":
-            self._paused[proposal.number] = proposal
-            self._study.pause(Paused(proposal=proposal, curve=curve, seconds=0.0, train_seconds=0.0))
+            trial = PartialTrial(proposal=proposal, curve=curve, seconds=0.0, train_seconds=0.0)
+            self._paused[proposal.number] = trial
+            self._study.pause(trial)
         return decision
 
     def tell(self, ended: Outcome) -> None:
@@ -424,8 +427,11 @@ class PlainStudy:
         seed = derive_seed(self._seed, trial.number, "training")
         return Proposal(number=trial.number, genome=genome, cost=self._table.cost(genome), seed=seed)
 
-    def pause(self, trial: Paused) -> None:
+    def pause(self, trial: PartialTrial) -> None:
         """Nothing: to Optuna it goes on running."""
+
+    def promote(self, trial: PartialTrial) -> None:
+        """Nothing, as for `pause`."""
 
     def tell(self, ended: Ended) -> None:
         if ended.status == "complete":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from cvt_nas import __version__
-from cvt_nas.errors import ArchError, CvtNasError
+from cvt_nas.errors import ArchError, CvtNasError, StorageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.verb(options)
-    except CvtNasError as error:
+    except (CvtNasError, StorageError) as error:
         print(f"cvt-nas: {error}", file=sys.stderr)
         return 2
 
@@ -45,11 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--gpus-per-trial", type=float, metavar="X", help="a fraction below 1, or a whole number")
     search.add_argument("--cpus", type=_whole, metavar="N", help="CPUs to use; all of them if absent")
     search.add_argument("--data", metavar="DIR", help="folder of the data set")
-    search.add_argument("--out", metavar="DIR", help="run folder; results/NAME if absent")
+    search.add_argument("--out", metavar="DIR", help="run folder, or its URL; results/NAME if absent")
     search.add_argument("--trials", type=_positive, metavar="N", help="instead of the file's number")
-    search.add_argument("--time-budget", type=_duration, metavar="TIME", help="stop in order after 90s, 30m or 8h")
+    search.add_argument(
+        "--time-budget", type=_duration, metavar="TIME", help="stop in order after 90s, 30m or 8h in all"
+    )
     search.add_argument("--seed", type=_whole, metavar="N", help="instead of the file's")
-    search.add_argument("--address", metavar="ADDR", help="Ray cluster to join: auto, or host:port")
+    search.add_argument("--address", metavar="ADDR", help="Ray cluster: auto, host:port, or ray://host:port")
     search.add_argument(
         "--warm-start",
         metavar="PATH",
@@ -175,7 +177,7 @@ def _search(options: argparse.Namespace) -> int:
     from cvt_nas.report import confirmation_lines, front_table, rank_lines, report_paths, summary, write_report
 
     def progress(run: Any, resources: Any, num_trials: int, deadline: float | None) -> ConsoleProgress:
-        console.print(f"{experiment.name}: {num_trials} trials, {resources.describe()}; {run.path}", highlight=False)
+        console.print(f"{experiment.name}: {num_trials} trials, {resources.describe()}; {run.place}", highlight=False)
         return ConsoleProgress(
             console,
             results=run.results(),
@@ -186,7 +188,7 @@ def _search(options: argparse.Namespace) -> int:
             deadline=deadline,
         )
 
-    out = Path(options.out or Path("results") / experiment.name)
+    out = options.out or f"results/{experiment.name}"
     with _SignalledStop(console) as stop:
         run = search(
             experiment,
@@ -217,11 +219,13 @@ def _search(options: argparse.Namespace) -> int:
         if plan is not None and num_left:  # the race is over
             done = f"{num_done} trials and {len(plan.numbers) - num_left} of {len(plan.numbers)} further trainings"
         again = f"cvt-nas search --space {options.space} --out {out} --resume"
+        if run.manifest.get("time_budget") or options.time_budget:
+            again += " --time-budget TIME, which counts from the search's beginning"
         console.print(f"{done} are done and kept. Go on with: {again}", highlight=False)
     return 130 if stop.was_signalled else 0
 
 
-def print_front(run: Any, table: Any, paths: Sequence[Path], out: Path, notes: Sequence[str]) -> None:
+def print_front(run: Any, table: Any, paths: Sequence[Path], out: str, notes: Sequence[str]) -> None:
     """The front, where its plots are, and what to do next."""
     from rich.console import Console
 
@@ -234,7 +238,7 @@ def print_front(run: Any, table: Any, paths: Sequence[Path], out: Path, notes: S
     for note in notes:
         console.print(note, highlight=False)
     console.print(f"hypervolume {front.hypervolume(run.box):.4f} (reference: accuracy 0 at the space's greatest costs)")
-    console.print("plots: " + ", ".join(str(out / path.name) for path in paths if path.suffix == ".html"))
+    console.print("plots: " + ", ".join(f"{out}/{path.name}" for path in paths if path.suffix == ".html"))
     console.print(f"next: cvt-nas export {out} --pick knee --to my_model", style="bold")
 
 
@@ -291,11 +295,11 @@ def _space(options: argparse.Namespace) -> int:
 def _arch_of(text: str) -> tuple[Any, Any]:
     """The architecture that ARCH names, and its run's folder where it is RUN:ID."""
     from cvt_nas.arch import load_arch
-    from cvt_nas.results import RunFolder
+    from cvt_nas.results import RunFolder, is_url
 
     folder, colon, arch_id = text.rpartition(":")
-    if colon and (Path(folder) / "manifest.json").is_file():
-        run = RunFolder.open(Path(folder))
+    if colon and (is_url(folder) or (Path(folder) / "manifest.json").is_file()):
+        run = RunFolder.open(folder)
         return (run.pick(arch_id) if arch_id in ("knee", "best") else run.find(arch_id)).arch, run
     if colon and not Path(text).exists():
         raise ArchError(f"{text}: {folder} holds no run")
@@ -350,13 +354,7 @@ def _train(options: argparse.Namespace) -> int:
     else:
         raise ArchError(f"{options.arch}: name the file whose data and training are to be used by --space FILE")
     if options.epochs is not None:
-        training = dataclasses.replace(
-            experiment.training,
-            epochs=options.epochs,
-            warmup_epochs=experiment.training.warmup_epochs
-            * min(options.epochs / max(experiment.training.epochs, 1), 1),
-        )
-        experiment = dataclasses.replace(experiment, training=training)
+        experiment = dataclasses.replace(experiment, training=experiment.training.lasting(options.epochs))
 
     from cvt_nas.report import report_paths, summary, write_report
     from cvt_nas.train import train
@@ -398,7 +396,7 @@ def _query(options: argparse.Namespace) -> int:
     from cvt_nas.results import RunFolder
 
     answers = query(
-        RunFolder.open(Path(options.run)),
+        RunFolder.open(options.run),
         max_params=None if options.max_params is None else int(options.max_params),
         max_flops=None if options.max_flops is None else int(options.max_flops),
         max_latency_ms=options.max_latency_ms,
@@ -431,7 +429,7 @@ def _supernet(options: argparse.Namespace) -> int:
     from cvt_nas.report import quality_lines
     from cvt_nas.results import RunFolder
 
-    run, console = RunFolder.open(Path(options.run)), Console(stderr=True, soft_wrap=True)
+    run, console = RunFolder.open(options.run), Console(stderr=True, soft_wrap=True)
 
     def progress(alone: Any, resources: Any, num_trials: int, deadline: float | None) -> ConsoleProgress:
         console.print(f"{num_trials} trainings, {resources.describe()}; {alone.path}", highlight=False)
@@ -472,12 +470,12 @@ def _report(options: argparse.Namespace) -> int:
     from cvt_nas.report import confirmation_lines, front_table, rank_lines, report_paths, summary, write_report
     from cvt_nas.results import RunFolder
 
-    run = RunFolder.open(Path(options.run))
+    run = RunFolder.open(options.run)
     write_report(run)
     if options.json:
         print(json.dumps(summary(run)))
     else:
-        print_front(run, front_table(run), report_paths(run), run.path, [*confirmation_lines(run), *rank_lines(run)])
+        print_front(run, front_table(run), report_paths(run), options.run, [*confirmation_lines(run), *rank_lines(run)])
     return 0
 
 
@@ -519,7 +517,7 @@ def _export(options: argparse.Namespace) -> int:
     from cvt_nas.report import accuracy_text
     from cvt_nas.results import RunFolder
 
-    run, to = RunFolder.open(Path(options.run)), Path(options.to)
+    run, to = RunFolder.open(options.run), Path(options.to)
     result = export(run, options.pick, to)
     found = result.confirmation
     if options.json:

@@ -32,7 +32,6 @@ from ray.util.queue import Empty, Queue  # noqa: E402
 
 from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict  # noqa: E402
 from cvt_nas.engine import TrainingSetup, progress_reports, supernet_reports  # noqa: E402
-from cvt_nas.results import RunFolder  # noqa: E402
 
 
 def start_local_ray(*, num_cpus: int, num_gpus: int) -> None:
@@ -87,6 +86,8 @@ def fit_on_workers(
     cpus_per_worker: float,
     use_gpus: bool,
     keep_model: bool = True,
+    num_known: int = 0,
+    num_parts: int = 1,
     max_failures: int = 3,
 ) -> Iterator[dict[str, Any]]:
     """Trains `arch` as `engine.fit` does, on `num_workers` workers that share each batch.
@@ -97,6 +98,7 @@ def fit_on_workers(
         number: Of the trial; names its checkpoint in the run folder.
         use_gpus: Whether each worker takes a GPU. Where `setup.device` is `cpu`, the GPU is only a slot.
         keep_model: Whether the trained weights go to the run folder, as the architecture's.
+        num_known, num_parts: See `engine.progress_reports`.
         max_failures: Deaths of a worker after which the training is given up.
 
     Yields:
@@ -107,7 +109,15 @@ def fit_on_workers(
     """
     return _reports_of_workers(
         _train_on_worker,
-        {"arch": arch_to_dict(arch), "setup": setup, "number": number, "seed": seed, "keep_model": keep_model},
+        {
+            "arch": arch_to_dict(arch),
+            "setup": setup,
+            "number": number,
+            "seed": seed,
+            "keep_model": keep_model,
+            "num_known": num_known,
+            "num_parts": num_parts,
+        },
         name=f"train-{number}",
         setup=setup,
         num_workers=num_workers,
@@ -178,7 +188,7 @@ def _reports_of_workers(
         torch_config=TorchConfig(backend="nccl" if setup.device == "cuda" else "gloo"),
         run_config=RunConfig(
             name=name,
-            storage_path=str(RunFolder(setup.run_path).tune_path),
+            **setup.run.ray_storage(),
             failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
@@ -205,7 +215,7 @@ def _reports_of_workers(
 
 
 def _train_on_worker(config: dict[str, Any]) -> None:
-    setup, run = config["setup"], RunFolder(config["setup"].run_path)
+    setup, run = config["setup"], config["setup"].run
     arch = arch_from_dict(config["arch"])
     first = get_context().get_world_rank() == 0
     for report in progress_reports(
@@ -215,6 +225,8 @@ def _train_on_worker(config: dict[str, Any]) -> None:
         seed=config["seed"],
         checkpoint=run.checkpoint_path(config["number"]),
         model_folder=run.model_path(arch.id) if config["keep_model"] else None,
+        num_known=config["num_known"],
+        num_parts=config["num_parts"],
     ):
         if first:
             config["reports"].put(report)

@@ -64,3 +64,11 @@ class TableError(CvtNasError):
 
 class ExportError(CvtNasError):
     """An architecture of a run that cannot be exported as asked."""
+
+
+class SearchFailedError(CvtNasError):
+    """A search in which nothing works."""
+
+
+class StorageError(OSError):
+    """Nothing can be written: the disk is full or read-only, or it or a store has been away for too long."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from cvt_nas.arch import describe_stages
 from cvt_nas.errors import ExportError
 from cvt_nas.model import load_model, probe_error
-from cvt_nas.results import RunFolder, TrialResult
+from cvt_nas.results import RunFolder, TrialResult, fetch
 
 LOGIT_TOLERANCE = 1e-5
 
@@ -30,6 +30,8 @@ def export(run: RunFolder, pick: str, to: Path) -> TrialResult:
     """
     result = run.pick(pick)
     source = run.model_path(result.arch_id)
+    if not source.exists():
+        fetch(source)
     if not (source / "model.safetensors").is_file():
         why = (
             f"its weights are not in {source.parent}"
@@ -37,7 +39,7 @@ def export(run: RunFolder, pick: str, to: Path) -> TrialResult:
             else f"its training ended as '{result.status}' after epoch {result.epochs} and left no weights"
         )
         raise ExportError(
-            f"{result.arch_id}: {why}; train it in full: cvt-nas train {run.path}:{result.arch_id} --out DIR"
+            f"{result.arch_id}: {why}; train it in full: cvt-nas train {run.place}:{result.arch_id} --out DIR"
         )
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ExportError(f"--to {to}: is not empty; name a new folder")

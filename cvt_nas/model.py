@@ -8,6 +8,7 @@ Source: Wu et al. 2021, arXiv:2103.15808. Names in the state dict are those of t
 """
 
 import copy
+import json
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +18,14 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, load_arch, mlp_width, save_arch
+from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, arch_to_dict, cost_of, load_arch, mlp_width
 from cvt_nas.errors import ArchError
-from cvt_nas.results import write_atomically
+from cvt_nas.results import fetch, write_atomically
 
 
 def drop_path(x: Float[Tensor, "batch tokens channels"], rate: float) -> Float[Tensor, "batch tokens channels"]:
@@ -268,13 +270,13 @@ def save_model(model: CvT, folder: Path) -> None:
     prove that it is still the trained model.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_arch(model.arch, folder / "arch.json")
+    write_atomically(folder / "arch.json", json.dumps(arch_to_dict(model.arch), indent=2) + "\n")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / "model.safetensors", lambda path: save_file(state, path))
+    write_atomically(folder / "model.safetensors", lambda file: file.write(safetensors_of(state)))
     size = model.arch.image_size
     images = torch.randn(2, model.arch.num_channels, size, size, generator=torch.Generator().manual_seed(0))
     probe = {"images": images, "logits": probe_logits(model, images)}
-    write_atomically(folder / "probe.safetensors", lambda path: save_file(probe, path))
+    write_atomically(folder / "probe.safetensors", lambda file: file.write(safetensors_of(probe)))
 
 
 def load_model(folder: str | Path) -> CvT:
@@ -284,10 +286,16 @@ def load_model(folder: str | Path) -> CvT:
         ArchError: The folder has no `arch.json`, or its weights are missing or of another network.
     """
     folder = Path(folder)
-    model = CvT(load_arch(folder / "arch.json"))
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        fetch(folder)
+    arch = load_arch(folder / "arch.json")
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, RuntimeError) as error:
+        if 2 * cost_of(arch).params > weights.stat().st_size:  # before any memory is taken for it
+            raise ArchError(f"{weights}: too small for the network of {folder}/arch.json")
+        model = CvT(arch)
+        model.load_state_dict(load_file(weights))
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise ArchError(f"{folder}/model.safetensors: {str(error).splitlines()[0]}") from error
     return model.eval()
 

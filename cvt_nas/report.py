@@ -164,7 +164,7 @@ def summary(run: RunFolder) -> dict[str, object]:
     results, front = run.results(), run.front()
     tested = run.test_accuracies()
     return {
-        "run": str(run.path),
+        "run": run.place,
         "trials": len(results),
         "statuses": dict(Counter(result.status for result in results)),
         "front": [
@@ -382,7 +382,7 @@ def _hover_confirmation(result: TrialResult) -> list[str]:
 def _page(run: RunFolder, figure: go.Figure, metric: Metric) -> str:
     """A page that shows `figure` by the plotly.js beside it, or by plotly's own server where that is missing."""
     title = html.escape(f"{run.manifest['name']}: accuracy against {metric}")
-    spec = json.dumps(json.loads(str(figure.to_json()))).replace("</", "<\\/")
+    spec = json.dumps(json.loads(str(figure.to_json()))).replace("<", "\\u003c")  # no text ends the script
     online = f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
     return f"""<!doctype html>
 <html lang="en">

@@ -472,7 +472,8 @@ class SearchSpace:
         states = {(self.num_channels, self.image_size): 0}
         for stage in self.stages:
             after: dict[tuple[int, int], int] = {}
-            block_sets = list(stage.block_sets())
+            choices = {block for blocks in stage.block_sets() for block in blocks}
+            depth, of_blocks = pick(stage.depth), dict[tuple[int, int], int]()
             for (channels, side), spent in states.items():
                 for kernel, stride, dim in itertools.product(stage.patch_kernel, stage.patch_stride, stage.embed_dim):
                     some = StageConfig(
@@ -485,16 +486,12 @@ class SearchSpace:
                     )
                     grid = some.grid_after(side)
                     embedding = getattr(embedding_cost(some, in_channels=channels, grid=grid), metric)
-                    blocks = pick(
-                        depth
-                        * pick(
+                    if (dim, grid) not in of_blocks:
+                        of_blocks[dim, grid] = depth * pick(
                             getattr(block_cost(block, embed_dim=dim, grid=grid, class_token=stage.class_token), metric)
-                            for block in blocks
+                            for block in choices
                         )
-                        for depth in stage.depth
-                        for blocks in block_sets
-                    )
-                    total = spent + embedding + blocks
+                    total = spent + embedding + of_blocks[dim, grid]
                     after[dim, grid] = pick(after.get((dim, grid), total), total)
             states = after
         last = self.stages[-1]

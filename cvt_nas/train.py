@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from cvt_nas.arch import ArchConfig, cost_of
 from cvt_nas.config import Experiment
-from cvt_nas.engine import TrainingSetup, evaluate, progress_reports
+from cvt_nas.data import ImageData
+from cvt_nas.engine import TrainingSetup, drop_checkpoints, evaluate, progress_reports
 from cvt_nas.errors import ArchError, ResourceError, RunFolderError
 from cvt_nas.model import load_model
 from cvt_nas.results import RunFolder, Status, TrialResult
@@ -39,19 +40,17 @@ def train(
         CvtNasError: Data, devices or folder are not as they must be.
         RuntimeError: The training diverged, or ran out of device memory.
     """
-    out, data_root = Path(out).absolute(), None if data is None else Path(data).absolute()
+    out = Path(out).absolute()
     _check_fits(arch, experiment)
     device, num_workers = _devices(device, num_workers)
-    setup = TrainingSetup(
-        training=experiment.training,
-        data=experiment.data,
-        data_root=data_root,
-        image_size=arch.image_size,
-        num_channels=arch.num_channels,
-        num_classes=arch.num_classes,
+    setup = TrainingSetup.of(
+        experiment,
         run_path=out,
+        data=data,
+        image_size=arch.image_size,
         device=device,
         num_threads=_cpu_threads(num_workers),
+        shared=None,
     )
     images = setup.open_data()
     manifest = {
@@ -65,9 +64,26 @@ def train(
             raise RunFolderError(f"{out} holds another run than this training; name another --out")
     else:
         run = RunFolder.create(out, manifest)
+    with run.locked():
+        return _train_once(
+            arch, experiment, run, setup, images, num_workers=num_workers, seed=seed, on_report=on_report
+        )
+
+
+def _train_once(
+    arch: ArchConfig,
+    experiment: Experiment,
+    run: RunFolder,
+    setup: TrainingSetup,
+    images: ImageData,
+    *,
+    num_workers: int,
+    seed: int,
+    on_report: Callable[[dict[str, Any]], None] | None,
+) -> TrialResult:
+    """The one trial of `run`; what it was, where it has ended."""
     if run.results():
         return run.results()[0]
-
     started, report = time.monotonic(), None
     for report in _reports(arch, setup, run, num_workers, seed):
         if on_report is not None:
@@ -86,13 +102,13 @@ def train(
         seconds=time.monotonic() - started,
         train_seconds=report["train_seconds"],
         seed=seed,
-        device=device if num_workers == 1 else f"{num_workers} x {device}",
+        device=setup.device if num_workers == 1 else f"{num_workers} x {setup.device}",
     )
     model = load_model(run.model_path(arch.id)).to(setup.torch_device)
     accuracy = evaluate(model, images, "test", training=experiment.training, device=setup.torch_device)
     run.append_test_accuracy(0, arch.id, accuracy, images.num_images("test"))
     run.append(result)
-    run.checkpoint_path(0).unlink(missing_ok=True)
+    drop_checkpoints(run.checkpoint_path(0))
     return result
 
 

@@ -83,7 +83,7 @@ def test_stage_costs_leave_only_the_head() -> None:
     ("make", "message"),
     [
         (lambda: BlockConfig(kernel_size=4), "kernel_size: got 4, must be odd to keep the grid of the queries"),
-        (lambda: BlockConfig(kv_stride=0), "kv_stride: got 0, must be at least 1"),
+        (lambda: BlockConfig(kv_stride=0), "kv_stride: got 0, must be a whole number of at least 1"),
         (
             lambda: BlockConfig(projection="linear"),
             "projection 'linear' has neither kernel nor stride: got kernel_size 3 and kv_stride 2, must be 1 and 1",

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
+from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, arch_to_dict
 from cvt_nas.config import AugmentConfig, DataConfig, Experiment, TrainingConfig
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import DivergedError, Epoch, TrainingSetup, fit, learning_rate, progress_reports
-from cvt_nas.engine.optimization import optimizer_of
-from cvt_nas.model import build_model, load_model
+from cvt_nas.engine.optimization import optimizer_of, read_checkpoint
+from cvt_nas.model import CvT, build_model, load_model
+from cvt_nas.race.resources import Resources
+from cvt_nas.race.trial import run_trial
 
 CPU = torch.device("cpu")
 
@@ -98,10 +100,48 @@ def test_a_training_that_was_cut_off_ends_as_if_it_was_not(
     next(cut)
     cut.close()
     rest = train(data, training(drop_path=0.1, **settings), checkpoint=checkpoint)
-    assert [epoch.number for epoch in rest] == [2, 3]
+    assert [epoch.number for epoch in rest] == [1, 2, 3]
     assert rest[-1].curve == whole[-1].curve
     assert torch.equal(weights_of(rest[-1]), weights_of(whole[-1]))
     assert [epoch.number for epoch in train(data, training(drop_path=0.1, **settings), checkpoint=checkpoint)] == [3]
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how_many", [1, 2])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(data: ImageData, tmp_path: Path, how_many: int) -> None:
+    whole, checkpoint = train(data, training()), tmp_path / "checkpoint.pt"
+    cut = fit(tiny_arch(), training(), data, device=CPU, seed=0, checkpoint=checkpoint)
+    assert [next(cut).number for _ in range(2)] == [1, 2]
+    cut.close()
+    for path in (checkpoint, tmp_path / "checkpoint.before.pt")[:how_many]:
+        damage(path)
+    rest = train(data, training(), checkpoint=checkpoint)
+    assert [epoch.number for epoch in rest] == [1, 2, 3]  # the first again from its checkpoint, or trained again
+    assert math.isnan(rest[0].loss) == (how_many == 1)
+    assert torch.equal(weights_of(rest[-1]), weights_of(whole[-1]))
+    assert rest[-1].curve == whole[-1].curve
+
+
+def test_a_checkpoint_that_is_cut_short_is_none(tmp_path: Path) -> None:
+    for number, content in enumerate((b"", b"not a zip", bytes(1000))):
+        path = tmp_path / f"{number}.pt"
+        path.write_bytes(content)
+        assert read_checkpoint(path, CPU) is None
+        assert not path.exists()
+
+
+def test_a_batch_in_two_parts_teaches_what_it_does_as_one(data: ImageData) -> None:
+    arch, settings = tiny_arch("linear"), training(epochs=2, optimizer="sgd", lr=0.05, batch_size=65)
+    one, two = (
+        list(fit(arch, settings, data, device=CPU, seed=0, num_parts=number_of_parts))[-1] for number_of_parts in (1, 2)
+    )
+    torch.testing.assert_close(weights_of(one), weights_of(two), atol=1e-4, rtol=0)
+    assert one.loss == pytest.approx(two.loss, rel=1e-4)
 
 
 def test_the_trained_model_is_kept_before_its_last_epoch_is_reported(data: ImageData, tmp_path: Path) -> None:
@@ -136,19 +176,75 @@ class _FullDevice:
 def test_running_out_of_device_memory_is_reported_as_such(
     data: ImageData, small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setup = TrainingSetup(
-        training=training(), data=small.data, data_root=None, image_size=8, num_channels=1, num_classes=10,
-        run_path=tmp_path,
-    )  # fmt: skip
     monkeypatch.setattr(TrainingSetup, "open_data", lambda self: _FullDevice(data))
     reports = list(
         progress_reports(
-            tiny_arch(), setup, device=CPU, seed=0, checkpoint=tmp_path / "c.pt", model_folder=tmp_path / "m"
+            tiny_arch(),
+            setup_for(small, tmp_path),
+            device=CPU,
+            seed=0,
+            checkpoint=tmp_path / "c.pt",
+            model_folder=tmp_path / "m",
         )
     )
     assert reports[-1]["status"] == "oom"
     assert reports[-1]["reason"] == "CUDA out of memory. Tried to allocate 2 GiB"
-    torch.set_num_threads(2)
+
+
+def setup_for(small: Experiment, path: Path) -> TrainingSetup:
+    return TrainingSetup(
+        training=training(), data=small.data, data_root=None, image_size=8, num_channels=1, num_classes=10,
+        run_path=path,
+    )  # fmt: skip
+
+
+def test_epochs_that_the_reader_knows_are_not_reported_again(small: Experiment, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": tmp_path / "c.pt", "model_folder": None}
+    first = progress_reports(tiny_arch(), setup_for(small, tmp_path), **options)
+    assert [next(first)["epoch"], next(first)["epoch"]] == [1, 2]
+    first.close()  # type: ignore[attr-defined]
+    second = progress_reports(tiny_arch(), setup_for(small, tmp_path), num_known=1, **options)
+    assert next(second)["epoch"] == 2  # in the checkpoint, but nobody heard of it
+    second.close()  # type: ignore[attr-defined]
+    assert [r["epoch"] for r in progress_reports(tiny_arch(), setup_for(small, tmp_path), num_known=2, **options)] == [
+        3
+    ]
+    again = progress_reports(tiny_arch(), setup_for(small, tmp_path), num_known=3, **options)
+    assert [report["epoch"] for report in again] == [3]  # or its end would never be heard of
+
+
+class _SmallDevice:
+    """A network's forward pass, on a device that has memory for 40 images."""
+
+    def __init__(self, forward: Any) -> None:
+        self._forward, self.sizes = forward, list[int]()
+
+    def __call__(self, model: CvT, images: torch.Tensor) -> torch.Tensor:
+        if model.training:
+            self.sizes.append(len(images))
+            if len(images) > 40:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return self._forward(model, images)
+
+
+def test_where_memory_runs_out_a_trial_goes_on_with_batches_in_two_parts(
+    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[dict[str, Any]] = []
+    device = _SmallDevice(CvT.forward)
+    monkeypatch.setattr(CvT, "forward", lambda model, images: device(model, images))
+    monkeypatch.setattr("cvt_nas.race.trial.tune.report", reports.append)
+    monkeypatch.setattr("cvt_nas.race.trial._device", lambda: "cpu")
+    resources = Resources(num_slots=1, cpus_per_trial=1, gpus_per_trial=0, device="cpu")
+    config = {"number": 0, "arch": arch_to_dict(tiny_arch()), "seed": 0, "num_known": 0}
+    run_trial(config, setup_for(small, tmp_path), resources)
+    assert [(report["epoch"], report["status"]) for report in reports] == [(n, "running") for n in (1, 2, 3)]
+    assert "batches in two parts" in reports[-1]["reason"]
+    assert device.sizes[0] == 64
+    assert set(device.sizes[1:]) == {32}
+    setup = dataclasses.replace(setup_for(small, tmp_path), training=training(batch_size=128))
+    run_trial({**config, "number": 1}, setup, resources)
+    assert (reports[-1]["epoch"], reports[-1]["status"]) == (0, "oom")
 
 
 def test_the_learning_rate_warms_up_linearly_then_falls_by_half_a_cosine() -> None:

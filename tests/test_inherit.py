@@ -123,6 +123,7 @@ def interrupted_at(event_name: str, count: int) -> tuple[threading.Event, Callab
     return stop, react
 
 
+@pytest.mark.slow
 def test_a_search_that_is_interrupted_again_and_again_ends_as_one_that_was_not(ray: None, tmp_path: Path) -> None:
     experiment, path = with_supernet(), tmp_path / "run"
     whole = search(experiment, out=tmp_path / "whole", cpus=1, gpus=0)

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -39,7 +40,7 @@ from cvt_nas.race.asha import Asha, Ranking, accuracy_ranks, pareto_ranks
 from cvt_nas.race.events import EpochDone, TrialPaused, TrialStarted
 from cvt_nas.race.resources import claim_resources
 from cvt_nas.race.samplers import SAMPLERS
-from cvt_nas.race.study import Paused, Proposal, Study
+from cvt_nas.race.study import PartialTrial, Proposal, Study
 from cvt_nas.results import RunFolder, TrialResult
 from cvt_nas.space import Genome
 from test_engine import tiny_arch
@@ -257,15 +258,20 @@ def test_a_paused_trial_is_known_after_a_crash(tmp_path: Path) -> None:
     study, _ = study_of(experiment, tmp_path / "run", 5)
     proposals = [study.ask(), study.ask()]
     assert proposals[0] is not None
-    paused = Paused(proposal=proposals[0], curve=(0.25,), seconds=3.0, train_seconds=2.0)
-    study.pause(paused)  # and killed here, with the second in flight
+    assert proposals[1] is not None
+    paused = PartialTrial(proposal=proposals[0], curve=(0.25,), seconds=3.0, train_seconds=2.0)
+    running = dataclasses.replace(paused, proposal=proposals[1])
+    study.pause(paused)
+    study.report(running)  # and killed here
     study, _ = study_of(experiment, tmp_path / "run", 5)
     assert list(study.paused()) == [paused]
-    assert study.ask() == proposals[1]
-    study.promote(proposals[0].number)  # and killed again, with both in flight
+    assert list(study.interrupted()) == [running]
+    study.promote(paused)  # and killed again, with both in flight
     study, _ = study_of(experiment, tmp_path / "run", 5)
     assert list(study.paused()) == []
-    assert [study.ask(), study.ask()] == proposals
+    assert list(study.interrupted()) == [paused, running]
+    study, _ = study_of(experiment, tmp_path / "run", 5)
+    assert [study.ask(), study.ask()] == proposals  # where nobody takes them over
 
 
 @pytest.mark.usefixtures("fast_disk")
@@ -506,9 +512,9 @@ def wait_for_results(run: Path, num_results: int, process: subprocess.Popen[str]
 
 def test_a_search_that_is_interrupted_again_and_again_keeps_its_results_and_goes_on(tmp_path: Path) -> None:
     space, out = tmp_path / "small.yaml", tmp_path / "run"
-    space.write_text(small_digits(**{"search:": "search: {trials: 10, sampler: random, grace_period: 1}"}))
+    space.write_text(small_digits(**{"search:": "search: {trials: 10, sampler: random, scheduler: none}"}))
     kept: tuple[TrialResult, ...] = ()
-    for how in (signal.SIGINT, signal.SIGKILL, signal.SIGTERM):
+    for how in (signal.SIGINT, signal.SIGTERM):
         process = start_search(space, out, *(["--resume"] if kept else []))
         wait_for_results(out, len(kept) + 2, process)
         process.send_signal(how)
@@ -586,3 +592,40 @@ def test_two_workers_train_as_one_with_the_whole_batch(small: Experiment, tmp_pa
     one, two = load_model(tmp_path / "one"), load_model(RunFolder(setup.run_path).model_path(arch.id))
     for ours, theirs in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("kind", [pytest.param("", marks=pytest.mark.slow), "ray://"], ids=["address", "client"])
+def test_the_command_searches_on_a_head_that_ray_start_started(tmp_path: Path, kind: str) -> None:
+    space, out = tmp_path / "small.yaml", tmp_path / "run"
+    space.write_text(small_digits(**{"search:": "search: {trials: 2, sampler: random, scheduler: none}"}))
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        port, client_port = one.getsockname()[1], two.getsockname()[1]
+    environment = {**os.environ, ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0", "PYTHONWARNINGS": "ignore"}
+    head = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
+         f"--ray-client-server-port={client_port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false",
+         "--disable-usage-stats"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
+    )  # fmt: skip
+    address = f"ray://127.0.0.1:{client_port}" if kind else f"127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not answers(int(address.rpartition(":")[2])):
+            time.sleep(0.2)
+        found = subprocess.run(
+            [sys.executable, "-m", "cvt_nas.cli", "search", "--space", str(space), "--out", str(out),
+             "--address", address],
+            capture_output=True, text=True, env=environment, timeout=240, check=False,
+        )  # fmt: skip
+    finally:
+        head.terminate()
+        head.wait(30)
+    assert found.returncode == 0, found.stderr
+    assert [result.status for result in RunFolder.open(out).results()] == ["complete"] * 2
+    assert "Pareto front" in found.stdout
+    assert "trials 2/2" in found.stderr
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as asked:
+        return asked.connect_ex(("127.0.0.1", port)) == 0

@@ -1,15 +1,21 @@
 import json
+import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import moocore
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cvt_nas.arch import Cost, cvt
-from cvt_nas.errors import RunFolderError
+from cvt_nas.errors import RunFolderError, StorageError
 from cvt_nas.results import (
     HypervolumeBox,
     ParetoFront,
@@ -18,8 +24,11 @@ from cvt_nas.results import (
     TrialResult,
     hypervolume,
     is_non_dominated,
+    patiently,
+    repair_last_line,
     write_atomically,
 )
+from cvt_nas.results.files import append_line, read_lines
 
 ALL = ("accuracy", "params", "flops")
 MANIFEST = {
@@ -201,10 +210,80 @@ def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, "old")
 
-    def fail(partial: Path) -> None:
-        partial.write_text("half")
+    def fail(file: BinaryIO) -> None:
+        file.write(b"half")
         raise RuntimeError("crash")
 
     with pytest.raises(RuntimeError, match="crash"):
         write_atomically(path, fail)
     assert path.read_text() == "old"
+
+
+# --- a disk that is torn, full, away, or somebody else's
+
+
+def test_a_torn_last_line_is_cut_off_wherever_it_begins(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    for whole in (b"", b"{}\n", b"{}\n" * 5000):
+        for torn in (b"", b"x", b"x" * 4095, b"x" * 4096, b"x" * 9000):
+            path.write_bytes(whole + torn)
+            repair_last_line(path)
+            assert path.read_bytes() == whole
+    repair_last_line(tmp_path / "not there")
+
+
+def test_what_is_written_while_the_disk_is_away_waits_for_it(tmp_path: Path) -> None:
+    run, away = tmp_path / "run", tmp_path / "away"
+    run.mkdir()
+    append_line(run / "record.jsonl", {"number": 0})
+    run.rename(away)
+    timer = threading.Timer(0.5, lambda: away.rename(run))
+    timer.start()
+    append_line(run / "record.jsonl", {"number": 1})
+    timer.join()
+    assert read_lines(run / "record.jsonl") == [{"number": 0}, {"number": 1}]
+    with pytest.raises(StorageError):
+        patiently((away / "gone").stat, seconds=0.2)
+
+
+@pytest.mark.parametrize("content", ["text", lambda file: torch.save({"a": torch.ones(9999)}, file)])
+def test_a_full_disk_is_named_whoever_writes_to_it(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "file"
+    (tmp_path / f".file.{os.getpid()}.partial").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="No space left on device"):
+        write_atomically(path, content)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "record.jsonl").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="No space left on device"):
+        append_line(tmp_path / "record.jsonl", {"number": 0})
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from cvt_nas.results import RunFolder
+with RunFolder(Path(sys.argv[1])).locked():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_that_somebody_works_on_is_refused_until_he_ends_however_he_does(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, MANIFEST)
+    code = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(code, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunFolderError, match=rf"process {holder.pid} on \S+ is at work on it"), run.locked():
+            pass
+        holder.kill()
+    (tmp_path / "trials.jsonl").write_text('{"number": 0')
+    (tmp_path / "study.journal").write_text('{"op_code": 0}\n{"op_')
+    (tmp_path / "study.journal.lock").symlink_to("study.journal")
+    (tmp_path / ".pareto.csv.1.partial").write_text("half")
+    with run.locked():
+        assert (tmp_path / "trials.jsonl").read_text() == ""
+        assert (tmp_path / "study.journal").read_text() == '{"op_code": 0}\n'
+        assert not {".pareto.csv.1.partial", "study.journal.lock"} & {path.name for path in tmp_path.iterdir()}
+    with run.locked():  # and given back
+        pass

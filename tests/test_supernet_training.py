@@ -340,6 +340,7 @@ def on_workers(path: Path, settings: SupernetConfig, num_workers: int) -> Iterat
 def test_two_workers_train_as_one_with_the_doubled_batch(tmp_path: Path) -> None:
     settings = config(epochs=2, sync_batch_norm=True, clip_grad_norm=1.0, distillation="alpha")
     together = list(on_workers(tmp_path / "two", settings, 2))
+    (tmp_path / "one").mkdir()
     alone = list(supernet_reports(setup_for(tmp_path / "one", settings), device=CPU, seed=0))
     assert [report["epoch"] for report in together] == [1, 2]
     assert [path.name for path in (tmp_path / "two/supernet").iterdir()] == ["weights.safetensors"]
@@ -374,6 +375,7 @@ def test_a_killed_worker_is_replaced_and_the_training_goes_on_from_the_checkpoin
     assert equal(*weights)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_workers_that_are_asked_to_stop_leave_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     settings, run, last = config(epochs=40), RunFolder(tmp_path), 0

@@ -7,6 +7,7 @@ A scalar is fixed, a list is a choice. All the problems of a file are reported a
 import dataclasses
 import hashlib
 import json
+import math
 import platform
 import random
 import shlex
@@ -22,7 +23,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from cvt_nas.arch import ArchConfig, cost_of
-from cvt_nas.config.reader import Key, Reader, did_you_mean, dotted, explain, one_of, show
+from cvt_nas.config.reader import MAX_LENGTH, Key, Reader, did_you_mean, dotted, explain, one_of, show
 from cvt_nas.config.sections import (
     AugmentConfig,
     BoundSection,
@@ -140,7 +141,7 @@ def _fingerprint_of(text: str) -> str:
     tree = yaml.safe_load(text)
     tree.pop("name")
     search = tree.setdefault("search", {})  # a section that only holds what is left out is as good as none
-    for name in ("trials", "candidates", "confirm"):
+    for name in ("trials", "candidates", "confirm", "max_failures", "trial_timeout"):
         search.pop(name, None)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -153,6 +154,8 @@ def load_experiment(path: str | Path) -> Experiment:
     """
     path = Path(path)
     try:
+        if path.stat().st_size > 4 * MAX_LENGTH:  # a character has four bytes at most
+            raise SpaceFileError([f"{path}: too long for a space file: {path.stat().st_size:,} bytes"])
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
@@ -178,6 +181,7 @@ def parse_experiment(text: str, where: str) -> Experiment:
 
 
 _FILE = TypeAdapter(SpaceFile)
+_MAX_COMBINATIONS = 2**11  # within a stage: costs are exact, so all of them are gone through
 
 
 def _build(file: SpaceFile, reader: Reader) -> Experiment:
@@ -226,6 +230,10 @@ def _check_stages(space: SpaceSection, reader: Reader) -> None:
         for kernel in section.kernel_size:
             if kernel % 2 == 0:
                 reader.add((*key, "kernel_size"), f"got {kernel}, must be odd")
+        for choices in (BLOCK_CHOICES, ("embed_dim", "depth")):
+            number = math.prod(len(getattr(section, choice)) for choice in choices)
+            if number > _MAX_COMBINATIONS:
+                reader.add(key, f"{number:,} combinations of {', '.join(choices)}, must be at most {_MAX_COMBINATIONS}")
         if section.class_token and index < len(space.stages) - 1:
             reader.add((*key, "class_token"), "got true, only the last stage can have a class token")
         for name in section.per_block:

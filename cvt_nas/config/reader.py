@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -14,6 +15,14 @@ from pydantic_core import ErrorDetails
 from cvt_nas.errors import SpaceFileError
 
 Key = tuple[str | int, ...]
+MAX_LENGTH = 2**20
+_MAX_VALUES = 20_000
+_MAX_WHOLE = 10**18
+_MAX_SHOWN = 100  # characters of a wrong value
+
+
+class _TooManyValuesError(Exception):
+    pass
 
 
 class Reader:
@@ -23,6 +32,7 @@ class Reader:
         self.text, self.where = text, where
         self.lines: dict[Key, int] = {(): 1}
         self.problems: list[tuple[int, str]] = []
+        self._num_values = 0
 
     def add(self, key: Key, message: str) -> None:
         place = key
@@ -36,25 +46,41 @@ class Reader:
             raise SpaceFileError([message for _, message in sorted(self.problems, key=lambda problem: problem[0])])
 
     def read(self) -> Any:
+        """The file's tree; None, with the problem noted, where it is none."""
         try:
+            if len(self.text) > MAX_LENGTH:
+                self.add((), f"too long for a space file: {len(self.text):,} characters, at most {MAX_LENGTH:,}")
+                return None
             node = yaml.compose(self.text, Loader=yaml.SafeLoader)
+            if not isinstance(node, yaml.MappingNode):
+                self.add((), "must hold the keys format, name, space, data, training")
+                return None
+            return self._value(node, ())
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             self.lines[()] = mark.line + 1 if mark else 1
             self.add((), f"not YAML: {error.problem}")
-            return None
-        if not isinstance(node, yaml.MappingNode):
-            self.add((), "must hold the keys format, name, space, data, training")
-            return None
-        return self._value(node, ())
+        except yaml.YAMLError as error:
+            self.add((), f"not YAML: {str(error).splitlines()[0]}")
+        except RecursionError:
+            self.add((), "nested too deeply")
+        except _TooManyValuesError:
+            self.add((), f"more than {_MAX_VALUES:,} values, counting what aliases repeat")
+        return None
 
     def _value(self, node: yaml.Node, key: Key) -> Any:
+        self._num_values += 1
+        if self._num_values > _MAX_VALUES:
+            raise _TooManyValuesError
         self.lines.setdefault(key, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             tree = {}
             for name_node, value_node in node.value:
                 name = name_node.value
                 line = name_node.start_mark.line + 1
+                if not isinstance(name_node, yaml.ScalarNode):
+                    self.problems.append((line, f"{self.where}:{line}: {dotted(key) or 'file'}: a key must be text"))
+                    continue
                 if name in tree:
                     first = self.lines[(*key, name)]
                     self.problems.append(
@@ -66,9 +92,21 @@ class Reader:
             return tree
         if isinstance(node, yaml.SequenceNode):
             return [self._value(item, (*key, index)) for index, item in enumerate(node.value)]
-        value = yaml.SafeLoader("").construct_object(node)
+        try:
+            value = yaml.SafeLoader("").construct_object(node)
+        except ValueError:  # of what looks like a number or a date, and is none
+            value = str(node.value)
+        if isinstance(value, float) and not math.isfinite(value):
+            self.add(key, f"got {value}, must be a finite number")
+            return 0.0
+        if isinstance(value, int) and abs(value) > _MAX_WHOLE:
+            self.add(key, f"got a number of {len(str(node.value))} digits, must be at most {_MAX_WHOLE:.0e}")
+            return 1
         if not isinstance(value, str | int | float | bool | None):
             return str(node.value)  # dates and the like: no key of ours wants one
+        if isinstance(value, str) and not value.isprintable():
+            self.add(key, f"got {show(value)}, must be text without control characters")
+            return ""
         return value
 
 
@@ -107,6 +145,7 @@ def explain(error: ErrorDetails, tree: Any, schema: Any) -> tuple[Key, str]:
         "dataclass_type": "a section with keys of its own",
         "string_pattern_mismatch": f"text that matches {context.get('pattern')}",
         "too_short": "at least one",
+        "too_long": f"a list of at most {context.get('max_length')}",
         "greater_than": f"above {context.get('gt', 0):g}",
         "greater_than_equal": f"at least {context.get('ge', 0):g}",
         "less_than": f"below {context.get('lt', 0):g}",
@@ -138,7 +177,8 @@ def _value_at(tree: Any, key: Key) -> Any:
 def show(value: Any) -> str:
     if isinstance(value, dict):
         return "a section"
-    return "nothing" if value is None else json.dumps(value)
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]} ..."
 
 
 def one_of(allowed: Sequence[str]) -> str:

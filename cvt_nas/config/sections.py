@@ -1,8 +1,8 @@
 """The sections of the space file: what each setting means, its values and its default."""
 
 import itertools
-from dataclasses import field
-from typing import Annotated, Any, Literal, TypeVar
+from dataclasses import field, replace
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
@@ -40,10 +40,14 @@ def _front_or_count(value: Any) -> Any:
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-IntOptions = Annotated[list[PositiveInt], Field(min_length=1), BeforeValidator(_as_options), AfterValidator(_rising)]
-FloatOptions = Annotated[
-    list[PositiveFloat], Field(min_length=1), BeforeValidator(_as_options), AfterValidator(_rising)
-]
+# limits that no network comes near, so that a space file cannot ask for more than a machine has
+Size = Annotated[int, Field(ge=1, le=2**16)]
+Depth = Annotated[int, Field(ge=1, le=2**8)]
+Ratio = Annotated[float, Field(gt=0, le=2**6)]
+_FEW = Field(min_length=1, max_length=2**4)
+IntOptions = Annotated[list[Size], _FEW, BeforeValidator(_as_options), AfterValidator(_rising)]
+DepthOptions = Annotated[list[Depth], _FEW, BeforeValidator(_as_options), AfterValidator(_rising)]
+FloatOptions = Annotated[list[Ratio], _FEW, BeforeValidator(_as_options), AfterValidator(_rising)]
 ProjectionOptions = Annotated[
     list[Projection], Field(min_length=1), BeforeValidator(_as_options), AfterValidator(_distinct)
 ]
@@ -53,14 +57,14 @@ ProjectionOptions = Annotated[
 class PatchSection:
     kernel: IntOptions
     stride: IntOptions
-    padding: Annotated[int, Field(ge=0)] | None = None
+    padding: Annotated[int, Field(ge=0, le=2**16)] | None = None
 
 
 @validated(config=_STRICT, frozen=True, kw_only=True)
 class StageSection:
     patch: PatchSection
     embed_dim: IntOptions
-    depth: IntOptions
+    depth: DepthOptions
     num_heads: IntOptions
     mlp_ratio: FloatOptions = field(default_factory=lambda: [4.0])
     kernel_size: IntOptions = field(default_factory=lambda: [3])
@@ -74,10 +78,10 @@ class StageSection:
 
 @validated(config=_STRICT, frozen=True, kw_only=True)
 class SpaceSection:
-    image_size: PositiveInt
-    num_channels: PositiveInt = 3
-    num_classes: PositiveInt
-    stages: Annotated[list[StageSection], Field(min_length=1)]
+    image_size: Size
+    num_channels: Size = 3
+    num_classes: Annotated[int, Field(ge=1, le=2**20)]
+    stages: Annotated[list[StageSection], _FEW]
 
 
 @validated(config=_STRICT, frozen=True, kw_only=True)
@@ -185,6 +189,12 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
+    def lasting(self, epochs: int) -> Self:
+        """The same for another number of epochs; where it is smaller, warm-up and restarts come sooner."""
+        share = min(epochs / max(self.epochs, 1), 1)
+        restarts = sorted({round(epoch * share) for epoch in self.restarts} - {0, epochs})
+        return replace(self, epochs=epochs, warmup_epochs=self.warmup_epochs * share, restarts=restarts)
+
 
 @validated(config=_STRICT, frozen=True, kw_only=True)
 class SupernetConfig(TrainingConfig):
@@ -262,6 +272,9 @@ class SearchConfig:
             are then trained on, in their order.
         seed: Of proposals and trainings.
         confirm: Further trainings of the best, after the race; none where absent.
+        max_failures: Times that a trial whose worker died, with its node or alone, begins again on its checkpoint.
+        trial_timeout: Seconds without a report after which a trial counts as hung, and its worker is killed; none
+            where absent. A report comes once an epoch.
     """
 
     trials: PositiveInt = 50
@@ -274,6 +287,8 @@ class SearchConfig:
     candidates: PositiveInt = 1000
     seed: Annotated[int, Field(ge=0)] = 0
     confirm: ConfirmConfig | None = None
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    trial_timeout: PositiveFloat | None = None
 
 
 @validated(config=_STRICT, frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ DDP and `batch_size` is divided among the ranks. The device is an argument, neve
 """
 
 from cvt_nas.engine.evaluation import evaluate, fvcore_cost, recalibrate_batch_norm
-from cvt_nas.engine.optimization import DivergedError, learning_rate
+from cvt_nas.engine.optimization import DivergedError, drop_checkpoints, learning_rate
 from cvt_nas.engine.setup import SharedWeights, TrainingSetup
 from cvt_nas.engine.supernet import (
     Inheritance,
@@ -24,6 +24,7 @@ __all__ = [
     "SharedWeights",
     "SupernetEpoch",
     "TrainingSetup",
+    "drop_checkpoints",
     "evaluate",
     "fit",
     "fvcore_cost",

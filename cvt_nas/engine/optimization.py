@@ -1,9 +1,11 @@
 """What every training shares: optimizer, learning rate, averaged weights, and the ranks that it runs on."""
 
 import math
+import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
@@ -11,7 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cvt_nas.config import TrainingConfig
-from cvt_nas.results import write_atomically
+from cvt_nas.results import delete, fetch, patiently, write_atomically
 
 
 class DivergedError(Exception):
@@ -25,6 +27,11 @@ class DivergedError(Exception):
     def __init__(self, epoch: int, curve: tuple[float, ...]) -> None:
         super().__init__(f"loss not finite in epoch {epoch}")
         self.epoch, self.curve = epoch, curve
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether `error` says that a device, or the machine, has no memory left; the latter has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def optimizer_of(model: nn.Module, training: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
@@ -109,7 +116,11 @@ class TrainingState:
     scaler: torch.amp.GradScaler
 
     def save(self, path: Path, **progress: Any) -> None:
-        """Replaces `path`; `progress` holds numbers, texts, tensors and lists of them."""
+        """Writes `path`, and keeps what was there as the one before.
+
+        Args:
+            progress: Numbers, texts, tensors, and lists of them.
+        """
         state = {
             "model": self.model.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
@@ -117,14 +128,18 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             **progress,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda partial: torch.save(state, partial))
+        patiently(path.parent.parent.stat)  # where a disk is not mounted, nothing takes its place
+        path.parent.mkdir(exist_ok=True)
 
-    def load(self, path: Path | None, device: torch.device) -> dict[str, Any] | None:
-        """The progress that was saved with the state; None, and nothing done, where there is no file."""
-        if path is None or not path.exists():
-            return None
-        state = torch.load(path, map_location=device, weights_only=True)
+        def write(file: BinaryIO) -> None:
+            torch.save(state, file)
+            if path.exists():
+                path.replace(checkpoint_before(path))
+
+        write_atomically(path, write)
+
+    def load(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Takes over what `save` wrote; the progress that was saved with it."""
         self.model.load_state_dict(state.pop("model"))
         averaged = state.pop("averaged")
         if self.averaged is not None:
@@ -132,3 +147,39 @@ class TrainingState:
         self.optimizer.load_state_dict(state.pop("optimizer"))
         self.scaler.load_state_dict(state.pop("scaler"))
         return state
+
+
+def checkpoint_before(path: Path) -> Path:
+    """Where the checkpoint goes that `path` takes the place of."""
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def drop_checkpoints(path: Path) -> None:
+    """Deletes the checkpoint at `path` and the one before it, as far as they are there."""
+    delete(path)
+    checkpoint_before(path).unlink(missing_ok=True)  # which is on this machine alone
+
+
+def read_checkpoint(path: Path | None, device: torch.device) -> dict[str, Any] | None:
+    """What `TrainingState.save` wrote, for its `load`; one that is damaged is deleted, and the one before it read.
+
+    None where there is neither.
+    """
+    if path is None:
+        return None
+    fetch(path)
+    return _read_whole(path, device) or _read_whole(checkpoint_before(path), device)
+
+
+def _read_whole(path: Path, device: torch.device) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load compares no checksum
+            damaged = archive.testzip()
+        if damaged is None:
+            return torch.load(path, map_location=device, weights_only=True)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, pickle.UnpicklingError):
+        pass
+    path.unlink()  # or it would soon be the one before
+    return None

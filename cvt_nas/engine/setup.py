@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 
-from cvt_nas.config import DataConfig, SupernetConfig, TrainingConfig
+from cvt_nas.config import DataConfig, Experiment, SupernetConfig, TrainingConfig
 from cvt_nas.data import ImageData, load_data
+from cvt_nas.results import RunFolder
 from cvt_nas.space import SearchSpace
 
 
@@ -26,6 +28,7 @@ class TrainingSetup:
     Args:
         data_root: Folder of the data set, absolute, since workers run elsewhere.
         run_path: The run folder, absolute; every node sees it.
+        run_url: Where it is copied to; then each node has a folder of its own instead.
         device: `cpu` or `cuda`, as it was resolved before the start.
         num_threads: Of torch in each worker, so that workers side by side do not fight for cores.
         shared: Where trials begin with the weights that they inherit.
@@ -38,9 +41,39 @@ class TrainingSetup:
     num_channels: int
     num_classes: int
     run_path: Path
+    run_url: str | None = None
     device: str = "cpu"
     num_threads: int = 1
     shared: SharedWeights | None = None
+
+    @classmethod
+    def of(cls, experiment: Experiment, *, run_path: Path, data: str | Path | None, **settings: Any) -> Self:
+        """For any architecture in the space of `experiment`; with a supernet where its file searches with one.
+
+        Args:
+            data: Folder of the data set, where it needs one.
+            settings: Of the other fields, or instead of those of the experiment.
+        """
+        space, supernet = experiment.space, experiment.supernet
+        shared = None
+        if supernet is not None and experiment.search.weights == "supernet":
+            shared = SharedWeights(space=space, config=supernet)
+        fields: dict[str, Any] = {
+            "training": experiment.training,
+            "data": experiment.data,
+            "data_root": None if data is None else Path(data).absolute(),
+            "image_size": space.image_size,
+            "num_channels": space.num_channels,
+            "num_classes": space.num_classes,
+            "run_path": run_path,
+            "shared": shared,
+        }
+        return cls(**{**fields, **settings})
+
+    @property
+    def run(self) -> RunFolder:
+        """The run folder, as this machine has it."""
+        return RunFolder(self.run_path) if self.run_url is None else RunFolder.at(self.run_url)
 
     @property
     def torch_device(self) -> torch.device:

@@ -15,7 +15,8 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,14 +29,17 @@ from cvt_nas.engine.optimization import (
     TrainingState,
     averaged_model,
     batch_size_of_rank,
+    drop_checkpoints,
+    is_out_of_memory,
     optimizer_of,
+    read_checkpoint,
     set_learning_rate,
 )
 from cvt_nas.engine.setup import SharedWeights, TrainingSetup
 from cvt_nas.engine.subnets import KINDS, Subnet, SubnetSampler
 from cvt_nas.errors import ArchError
 from cvt_nas.model import CvT, read_weights
-from cvt_nas.results import RunFolder, write_atomically
+from cvt_nas.results import fetch, write_atomically
 from cvt_nas.space import SearchSpace
 from cvt_nas.supernet import Supernet, extract
 
@@ -118,7 +122,8 @@ def train_supernet(
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and device.type == "cuda"),
     )
     sampler = SubnetSampler(space, config, seed=seed)
-    progress = _Progress.from_plain(state.load(checkpoint, device), sampler, device)
+    saved = read_checkpoint(checkpoint, device)
+    progress = _Progress.from_plain(None if saved is None else state.load(saved), sampler, device)
     evaluated = supernet if averaged is None else cast(Supernet, averaged.module)
     if progress.epoch == config.epochs:
         yield progress.epoch_done(evaluated)
@@ -159,10 +164,13 @@ def train_supernet(
                 *numbers, share = _mean_of(torch.cat([progress.loss_sums, norm, asked]))
                 is_stopped = share > 0  # on all ranks, or they would wait for each other
                 if not all(map(math.isfinite, numbers)):
-                    if checkpoint is None or progress.num_rollbacks == _MAX_ROLLBACKS:
+                    good = read_checkpoint(checkpoint, device)
+                    if good is None or progress.num_rollbacks == _MAX_ROLLBACKS:
                         raise DivergedError(progress.epoch + 1, ())
-                    state.load(checkpoint, device)
+                    state.load(good)
                     progress.rolled_back()
+                    if world_size > 1:
+                        dist.barrier()  # all have read it before it is replaced
                     save()
                 elif is_stopped or (not is_last and time.perf_counter() - last_saved > checkpoint_seconds):
                     save()
@@ -367,7 +375,7 @@ def supernet_reports(
     shared = setup.shared
     assert shared is not None, "the caller knows that there is a supernet"
     torch.set_num_threads(setup.num_threads)
-    run = RunFolder(setup.run_path)
+    run = setup.run
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     checkpoint = run.supernet_path / "checkpoint.pt"
     report: dict[str, Any] = {"epoch": 0, "losses": {}, "num_rollbacks": 0, "seconds": 0.0, "status": "running"}
@@ -386,11 +394,13 @@ def supernet_reports(
             report["seconds"] = epoch.seconds
             if epoch.number == shared.config.epochs and rank == 0:
                 save_supernet(epoch.supernet, run.supernet_weights_path)
-                checkpoint.unlink(missing_ok=True)
+                drop_checkpoints(checkpoint)
             yield dict(report)
     except DivergedError as error:
         yield {**report, "status": "diverged", "reason": str(error)}
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         yield {**report, "status": "oom", "reason": str(error).splitlines()[0]}
         if world_size > 1:
             raise  # the other ranks wait for this one, until it dies
@@ -403,6 +413,8 @@ def open_supernet(shared: SharedWeights, path: Path) -> Supernet:
         ArchError: The file is missing, or of another space.
     """
     supernet = _supernet_of(shared.space, shared.config)
+    if not path.exists():
+        fetch(path)
     try:
         supernet.load_state_dict(load_file(path))
     except (OSError, RuntimeError) as error:
@@ -413,7 +425,7 @@ def open_supernet(shared: SharedWeights, path: Path) -> Supernet:
 def save_supernet(supernet: Supernet, path: Path) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in supernet.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda partial: save_file(state, partial))
+    write_atomically(path, lambda file: file.write(safetensors_of(state)))
 
 
 def _supernet_of(space: SearchSpace, config: SupernetConfig) -> Supernet:
@@ -485,7 +497,7 @@ def open_inheritance(setup: TrainingSetup, device: torch.device) -> Inheritance:
     Raises:
         ArchError: The run folder has no weights of a supernet, or those of another space.
     """
-    path = RunFolder(setup.run_path).supernet_weights_path
+    path = setup.run.supernet_weights_path
     if (path, device) not in _OPEN:
         assert setup.shared is not None, "the caller knows that there is a supernet"
         supernet = open_supernet(setup.shared, path).to(device)

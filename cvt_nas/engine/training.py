@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,13 +22,17 @@ from cvt_nas.engine.optimization import (
     TrainingState,
     averaged_model,
     batch_size_of_rank,
+    is_out_of_memory,
     mean_over_ranks,
     optimizer_of,
+    read_checkpoint,
     set_learning_rate,
 )
 from cvt_nas.engine.setup import TrainingSetup
 from cvt_nas.engine.supernet import open_inheritance
+from cvt_nas.errors import StorageError
 from cvt_nas.model import CvT, save_model
+from cvt_nas.results import patiently
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +65,8 @@ def fit(
     seed: int,
     checkpoint: Path | None = None,
     model_folder: Path | None = None,
-    initial: CvT | None = None,
+    initial: Callable[[], CvT] | None = None,
+    num_parts: int = 1,
 ) -> Generator[Epoch, None, None]:
     """Trains `arch` from the start, or on from `checkpoint`, an epoch at a time.
 
@@ -73,10 +78,11 @@ def fit(
         seed: Of initialisation, order, augmentation and drop path.
         checkpoint: File that is read if it is there, and replaced after each epoch.
         model_folder: Gets the trained model, complete before the last epoch is yielded.
-        initial: Whose weights it begins with, instead of a fresh initialisation.
+        initial: Whose weights it begins with where there is no checkpoint, instead of a fresh initialisation.
+        num_parts: Parts of a batch that go through the network one after the other, to take less memory.
 
     Yields:
-        One `Epoch` after each; the last one again where the checkpoint is complete already.
+        One `Epoch` after each; before them again the one that the checkpoint is of, where there is one.
 
     Raises:
         DivergedError: A loss is not finite.
@@ -86,22 +92,25 @@ def fit(
         torch.set_float32_matmul_precision("high")
     seed_all(seed)
     model = CvT(arch, drop_path=training.drop_path).to(device)
-    if initial is not None:
-        model.load_state_dict(initial.state_dict())
+    saved = read_checkpoint(checkpoint, device)
+    if saved is not None and saved.pop("arch_id", None) != arch.id:  # of a trial that the record has forgotten
+        saved = None
+    if saved is None and initial is not None:
+        model.load_state_dict(initial().state_dict())
     batch_size = batch_size_of_rank(training, world_size)
     num_steps = max(data.num_images("train") // (batch_size * world_size), 1)
     averaged = averaged_model(model, training, num_steps=num_steps)
     optimizer = optimizer_of(model, training, device)
     scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16" and device.type == "cuda")
     state = TrainingState(model=model, averaged=averaged, optimizer=optimizer, scaler=scaler)
-    kept = state.load(checkpoint, device)
+    kept = None if saved is None else state.load(saved)
     curve, train_seconds = (tuple(kept["curve"]), kept["train_seconds"]) if kept else ((), 0.0)
     done = len(curve)
     evaluated = model if averaged is None else cast(CvT, averaged.module)
-    if done == training.epochs:
-        _keep(evaluated, data, model_folder, rank)
+    if done:
+        if done == training.epochs:
+            _keep(evaluated, data, model_folder, rank)
         yield _epoch(done, curve, math.nan, train_seconds, evaluated)
-        return
     trained: nn.Module = model
     if world_size > 1:
         trained = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
@@ -122,11 +131,14 @@ def fit(
         )
         for step, (images, targets) in enumerate(batches):
             set_learning_rate(optimizer, training, epoch + step / num_steps)
-            with autocast(training, device):
-                logits = trained(images)
-            loss = F.cross_entropy(logits.float(), targets, label_smoothing=training.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
+            for some, their_targets in zip(images.chunk(num_parts), targets.chunk(num_parts), strict=True):
+                with autocast(training, device):
+                    logits = trained(some)
+                loss = F.cross_entropy(logits.float(), their_targets, label_smoothing=training.label_smoothing)
+                loss = loss * (len(some) / len(images))
+                scaler.scale(loss).backward()
+                loss_sum += loss.detach()
             if training.clip_grad_norm is not None:
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(model.parameters(), training.clip_grad_norm)
@@ -134,7 +146,6 @@ def fit(
             scaler.update()
             if averaged is not None:
                 averaged.update_parameters(model)
-            loss_sum += loss.detach()
         mean_loss = mean_over_ranks(loss_sum) / num_steps
         if not math.isfinite(mean_loss):
             raise DivergedError(epoch + 1, curve)
@@ -142,7 +153,7 @@ def fit(
         curve = (*curve, accuracy)
         train_seconds += time.perf_counter() - started
         if checkpoint is not None and rank == 0:
-            state.save(checkpoint, curve=list(curve), train_seconds=train_seconds)
+            state.save(checkpoint, arch_id=arch.id, curve=list(curve), train_seconds=train_seconds)
         if epoch + 1 == training.epochs:
             _keep(evaluated, data, model_folder, rank)
         yield _epoch(epoch + 1, curve, mean_loss, train_seconds, evaluated)
@@ -156,19 +167,22 @@ def progress_reports(
     seed: int,
     checkpoint: Path,
     model_folder: Path | None,
+    num_known: int = 0,
+    num_parts: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """`fit`, as plain values that travel between processes: what a worker reports of its training.
 
+    Args:
+        num_known: Epochs that the reader knows already, from before an interruption, and is not told again.
+        num_parts: See `fit`.
+
     Yields:
         After each epoch `epoch, accuracy, curve, train_seconds, status`; status is `running`, or in a
-        last report `diverged` or `oom`, then with a `reason`.
+        last report `diverged`, `oom` or, where nothing more can be written, `storage`, then with a `reason`.
     """
     torch.set_num_threads(setup.num_threads)
     report: dict[str, Any] = {"epoch": 0, "accuracy": 0.0, "curve": [], "train_seconds": 0.0, "status": "running"}
     try:
-        initial = None
-        if setup.shared is not None and not checkpoint.exists():
-            initial = open_inheritance(setup, device).model(arch)
         for epoch in fit(
             arch,
             setup.training,
@@ -177,15 +191,22 @@ def progress_reports(
             seed=seed,
             checkpoint=checkpoint,
             model_folder=model_folder,
-            initial=initial,
+            initial=None if setup.shared is None else lambda: open_inheritance(setup, device).model(arch),
+            num_parts=num_parts,
         ):
+            if epoch.number <= num_known < setup.training.epochs:
+                continue
             report |= {"epoch": epoch.number, "accuracy": epoch.accuracy, "train_seconds": epoch.train_seconds}
             report["curve"] = list(epoch.curve)
             yield dict(report)
     except DivergedError as error:
         yield {**report, "epoch": error.epoch, "curve": list(error.curve), "status": "diverged", "reason": str(error)}
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         yield {**report, "status": "oom", "reason": str(error).splitlines()[0]}
+    except StorageError as error:
+        yield {**report, "status": "storage", "reason": f"{error.strerror}: {error.filename}"}
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -193,6 +214,7 @@ def progress_reports(
 
 def _keep(model: CvT, data: ImageData, folder: Path | None, rank: int) -> None:
     if folder is not None and rank == 0:
+        patiently(folder.parent.parent.stat)  # where a disk is not mounted, nothing takes its place
         save_model(model, folder)
         save_preprocessing(data, folder)
 

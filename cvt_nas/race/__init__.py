@@ -2,24 +2,24 @@
 
 import dataclasses
 import threading
-import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Literal
 
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-
 import cvt_nas.distributed  # noqa: F401  sets Ray's environment before anything here imports Ray
 from cvt_nas.config import Experiment
-from cvt_nas.engine import SharedWeights, TrainingSetup
-from cvt_nas.errors import ArchError, CvtNasError, RunFolderError
+from cvt_nas.engine import TrainingSetup
+from cvt_nas.errors import ArchError, CvtNasError, RunFolderError, StorageError
 from cvt_nas.model import read_weights
+from cvt_nas.race.budget import TimeBudget
+from cvt_nas.race.client import search_through_client
 from cvt_nas.race.confirm import confirm_front
+from cvt_nas.race.disk import check_disk
 from cvt_nas.race.events import RaceEvent
 from cvt_nas.race.executor import race
 from cvt_nas.race.inherit import heirs, rank_candidates, record_as_trials, train_shared_weights
+from cvt_nas.race.journal import open_journal
 from cvt_nas.race.resources import Resources, claim_resources
 from cvt_nas.race.study import Study
 from cvt_nas.race.trial import read_test_split
@@ -56,11 +56,11 @@ def search(
     read for the members of the front. A resumed run may have another `search.confirm` than it began with.
 
     Args:
-        out: The run folder, new unless `resume`.
+        out: The run folder, new unless `resume`: a path, or a URL that fsspec knows.
         data: Folder of the data set, where it needs one.
         gpus, gpus_per_trial, cpus, address, device: See `claim_resources`.
         trials: Instead of the file's number.
-        time_budget: Seconds from now.
+        time_budget: Seconds, over all the processes that work on the run; a resumed one keeps what it had.
         seed: Instead of the file's.
         warm_start: Weights that the supernet begins with; see `model.read_weights`.
         resume: Go on with the run in `out`; trials in flight continue from their last epoch.
@@ -68,75 +68,105 @@ def search(
         progress: Makes what is called with each event of the race.
 
     Raises:
-        CvtNasError: Something that can be told before any compute is spent: data, resources, folder.
+        CvtNasError: Something that can be told before any compute is spent: data, resources, folder. Or the first
+            trials all failed, or nothing can be written any more; the record is whole all the same.
     """
-    # absolute, since workers run elsewhere
-    out, data_root = Path(out).absolute(), None if data is None else Path(data).absolute()
-    num_trials = experiment.search.trials if trials is None else trials
     stop = threading.Event() if stop is None else stop
-    setup = TrainingSetup(
-        training=experiment.training,
-        data=experiment.data,
-        data_root=data_root,
-        image_size=experiment.space.image_size,
-        num_channels=experiment.space.num_channels,
-        num_classes=experiment.space.num_classes,
-        run_path=out,
-        shared=SharedWeights(space=experiment.space, config=experiment.supernet)
-        if experiment.search.weights == "supernet" and experiment.supernet is not None
-        else None,
-    )
+    if address is not None and address.startswith("ray://"):
+        return search_through_client(
+            experiment, address=address, out=out, stop=stop, progress=progress, data=data, gpus=gpus,
+            gpus_per_trial=gpus_per_trial, cpus=cpus, trials=trials, time_budget=time_budget, seed=seed,
+            warm_start=warm_start, resume=resume, device=device, reuse_workers=reuse_workers,
+        )  # fmt: skip
+    num_trials = experiment.search.trials if trials is None else trials
+    place = RunFolder.at(out)
+    setup = TrainingSetup.of(experiment, run_path=place.path, run_url=place.url, data=data)
     setup.open_data()
     if setup.shared is not None and num_trials > experiment.search.candidates and experiment.training.epochs > 0:
         raise CvtNasError(f"{num_trials} trials: more than the {experiment.search.candidates} of search.candidates")
-    run = _resumed(experiment, out, seed) if resume else None
-    seed = experiment.search.seed if seed is None else seed
-    if run is not None:
-        seed = int(run.manifest["seed"])
-        warm_start = warm_start or run.manifest.get("warm_start")
-    initial = None if warm_start is None else Path(warm_start).absolute()
-    if initial is not None and (run is None or not run.supernet_weights_path.exists()):
-        _check_lends_weights(initial, setup)
-    with claim_resources(
-        gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device
-    ) as resources:
+    with ExitStack() as stack:
+        run = None
+        if resume:
+            run = RunFolder.open(out)
+            stack.enter_context(run.locked())
+            _check_resumes(run, experiment, seed)
+            seed = int(run.manifest["seed"])
+            warm_start = warm_start or run.manifest.get("warm_start")
+            time_budget = time_budget or run.manifest.get("time_budget")
+        seed = experiment.search.seed if seed is None else seed
+        initial = None if warm_start is None else Path(warm_start).absolute()
+        if initial is not None and (run is None or not run.supernet_weights_path.exists()):
+            _check_lends_weights(initial, setup)
+        budget = TimeBudget(time_budget, run)
+        resources = stack.enter_context(
+            claim_resources(gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device)
+        )
         setup = dataclasses.replace(setup, device=resources.device, num_threads=resources.num_threads)
+        check_disk(experiment, place.path, num_trials=num_trials, num_slots=resources.num_slots)
         if run is None:
-            manifest = experiment.manifest(seed=seed, num_trials=num_trials)
-            manifest["warm_start"] = None if initial is None else str(initial)
-            run = RunFolder.create(out, {**manifest, "resources": dataclasses.asdict(resources)})
-        deadline = None if time_budget is None else time.monotonic() + time_budget
-        timer = threading.Timer(time_budget or 0, stop.set)
-        timer.daemon = True
-        if time_budget is not None:
-            timer.start()
-        follow = nullcontext(_ignore) if progress is None else progress(run, resources, num_trials, deadline)
-        with follow as on_event:
-            is_done = True
-            if setup.shared is not None:
-                for event in train_shared_weights(run, setup, resources, seed=seed, stop=stop, initial=initial):
-                    on_event(event)
-                if not stop.is_set():
-                    for event in rank_candidates(experiment, run, setup, resources, seed=seed, stop=stop):
-                        on_event(event)
-                is_done = not stop.is_set() or len(run.candidates()) == experiment.search.candidates
-            if experiment.training.epochs == 0:
-                record_as_trials(run, setup, resources)  # as far as the time went
-            elif is_done:
-                study = open_study(experiment, run, num_trials=num_trials, seed=seed)
-                for event in race(experiment, study, run, setup, resources, stop=stop, reuse_workers=reuse_workers):
-                    on_event(event)
-                is_done = study.is_done
-                if is_done and experiment.search.confirm is not None:
-                    for event in confirm_front(
-                        experiment, run, setup, resources, seed=seed, stop=stop, reuse_workers=reuse_workers
-                    ):
-                        on_event(event)
-                    is_done = not run.unconfirmed()
-        timer.cancel()
-        if is_done:
-            _test_front(run, setup, resources)
+            manifest = {
+                **experiment.manifest(seed=seed, num_trials=num_trials),
+                "warm_start": None if initial is None else str(initial),
+                "time_budget": time_budget,
+                "resources": dataclasses.asdict(resources),
+            }
+            run = RunFolder.create(out, manifest)
+            stack.enter_context(run.locked())
+        stack.enter_context(budget.running(run, stop))
+        on_event = _ignore
+        if progress is not None:
+            on_event = stack.enter_context(progress(run, resources, num_trials, budget.deadline))
+        try:
+            _execute(
+                experiment, run, setup, resources, num_trials=num_trials, seed=seed, initial=initial, stop=stop,
+                reuse_workers=reuse_workers, on_event=on_event,
+            )  # fmt: skip
+        except StorageError as error:
+            raise RunFolderError(
+                f"{out}: nothing can be written any more: {error}; what was done is kept, and goes on by --resume"
+            ) from error
     return run
+
+
+def _execute(
+    experiment: Experiment,
+    run: RunFolder,
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    num_trials: int,
+    seed: int,
+    initial: Path | None,
+    stop: threading.Event,
+    reuse_workers: bool,
+    on_event: Callable[[RaceEvent], None],
+) -> None:
+    """Whatever of the search is not done yet, part by part, until `stop` is set."""
+    if setup.shared is not None:
+        for event in train_shared_weights(run, setup, resources, seed=seed, stop=stop, initial=initial):
+            on_event(event)
+        if not stop.is_set():
+            for event in rank_candidates(experiment, run, setup, resources, seed=seed, stop=stop):
+                on_event(event)
+        is_ranked = not stop.is_set() or len(run.candidates()) == experiment.search.candidates
+        if experiment.training.epochs == 0:
+            record_as_trials(run, setup, resources)  # as far as the time went
+        if not is_ranked:
+            return
+    if experiment.training.epochs > 0:
+        study = open_study(experiment, run, num_trials=num_trials, seed=seed)
+        for event in race(experiment, study, run, setup, resources, stop=stop, reuse_workers=reuse_workers):
+            on_event(event)
+        if not study.is_done:
+            return
+        if experiment.search.confirm is not None:
+            for event in confirm_front(
+                experiment, run, setup, resources, seed=seed, stop=stop, reuse_workers=reuse_workers
+            ):
+                on_event(event)
+            if run.unconfirmed():
+                return
+    _test_front(run, setup, resources)
 
 
 def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed: int) -> Study:
@@ -152,7 +182,7 @@ def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed:
         experiment.space,
         metrics=experiment.objectives,
         sampler=experiment.search.sampler,
-        storage=JournalStorage(JournalFileBackend(str(run.journal_path))),
+        storage=open_journal(run.journal_path),
         num_trials=num_trials,
         seed=seed,
         anchors=first,
@@ -179,15 +209,12 @@ def _test_front(run: RunFolder, setup: TrainingSetup, resources: Resources) -> N
         run.append_test_accuracy(member.number, member.arch_id, accuracy, num_images)
 
 
-def _resumed(experiment: Experiment, out: Path, seed: int | None) -> RunFolder:
-    """The run in `out`, if it is of the same experiment."""
-    run = RunFolder.open(out)
+def _check_resumes(run: RunFolder, experiment: Experiment, seed: int | None) -> None:
     if not experiment.compares_with(run.manifest):
         raise RunFolderError(
-            f"{out} was started from another version of the space file (kept in its manifest.json): results would "
-            f"not compare; only search.trials, search.candidates and search.confirm can change. Write elsewhere by "
-            f"--out DIR"
+            f"{run.path} was started from another version of the space file (kept in its manifest.json): results would "
+            f"not compare; only the number of trials or candidates, search.confirm, max_failures and trial_timeout can "
+            f"change. Write elsewhere by --out DIR"
         )
     if seed is not None and seed != run.manifest["seed"]:
-        raise RunFolderError(f"--seed {seed}: {out} was started with seed {run.manifest['seed']}; leave it out")
-    return run
+        raise RunFolderError(f"--seed {seed}: {run.path} was started with seed {run.manifest['seed']}; leave it out")

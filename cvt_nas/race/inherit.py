@@ -17,8 +17,6 @@ from typing import Any, Self
 import numpy as np
 import ray
 import torch
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
 from cvt_nas.config import Experiment
@@ -28,10 +26,11 @@ from cvt_nas.engine import TrainingSetup, open_inheritance
 from cvt_nas.model import save_model
 from cvt_nas.race.asha import pareto_ranks
 from cvt_nas.race.events import RankingStarted, SupernetEpochDone
+from cvt_nas.race.journal import open_journal
 from cvt_nas.race.resources import Resources
 from cvt_nas.race.samplers import derive_seed
 from cvt_nas.race.study import Study
-from cvt_nas.results import Candidate, Metric, RunFolder, TrialResult
+from cvt_nas.results import Candidate, Metric, RunFolder, TrialResult, exists
 from cvt_nas.space import Genome
 
 NUM_SCREENING_IMAGES = 2_048
@@ -109,7 +108,7 @@ class _Judge:
     def __init__(self, setup: TrainingSetup) -> None:
         torch.set_num_threads(setup.num_threads)
         self._inheritance, self._data = open_inheritance(setup, setup.torch_device), setup.open_data()
-        self._run = RunFolder(setup.run_path)
+        self._run = setup.run
 
     def judge(self, arch: dict[str, Any], bar: float | None) -> tuple[float, int, float]:
         """Accuracy, the number of images that it is of, and seconds; see `Inheritance.accuracy`."""
@@ -149,7 +148,7 @@ def rank_candidates(
         experiment.space,
         metrics=experiment.objectives,
         sampler=experiment.search.sampler,
-        storage=JournalStorage(JournalFileBackend(str(run.candidates_journal_path))),
+        storage=open_journal(run.candidates_journal_path),
         num_trials=num_planned,
         seed=derive_seed(seed, 0, "candidates"),
         anchors=experiment.anchors,
@@ -284,7 +283,7 @@ def record_as_trials(run: RunFolder, setup: TrainingSetup, resources: Resources)
                 )
             )
     # the preprocessing is what a worker writes last: without it, it was killed at it
-    members = [m.arch for m in run.front().members if not (run.model_path(m.arch_id) / "preprocessing.json").exists()]
+    members = [m.arch for m in run.front().members if not exists(run.model_path(m.arch_id) / "preprocessing.json")]
     if members:
         with _Judges(setup, resources) as judges:
             judges.save(members)

@@ -11,7 +11,7 @@ import numpy as np
 
 import cvt_nas.distributed  # noqa: F401  sets Ray's environment before anything here imports Ray
 from cvt_nas.config import Experiment, parse_experiment
-from cvt_nas.engine import SharedWeights, TrainingSetup
+from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import RunFolderError
 from cvt_nas.race.executor import Plan, launch_trials
 from cvt_nas.race.inherit import inherited_accuracies
@@ -21,6 +21,7 @@ from cvt_nas.race.study import Proposal
 from cvt_nas.results import (
     RunFolder,
     SupernetQuality,
+    fetch,
     further_number,
     judge_supernet,
     round_and_trial,
@@ -74,24 +75,22 @@ def evaluate_supernet(
         raise RunFolderError(f"{num_archs} architectures: must be at most {_MAX_ARCHS}")
     # the first of a fixed number, so that more of them are these and others
     genomes = spread_over_flops(experiment.space, _MAX_ARCHS, seed=derive_seed(seed, 0, "quality"))[:num_archs]
-    inside = experiment.space
-    setup = TrainingSetup(
-        training=experiment.training,
-        data=experiment.data,
-        data_root=None if data is None else Path(data).absolute(),
-        image_size=inside.image_size,
-        num_channels=inside.num_channels,
-        num_classes=inside.num_classes,
-        run_path=run.standalone_path,
-    )
+    of_supernet = TrainingSetup.of(experiment, run_path=run.path, run_url=run.url, data=data)
+    url = None if run.url is None else f"{run.url}/{run.standalone_path.name}"
+    setup = dataclasses.replace(of_supernet, run_path=run.standalone_path, run_url=url, shared=None)
     setup.open_data()
     alone = _open_standalone(run, experiment, seed=seed, num_trainings=len(genomes) * num_seeds)
-    done = {result.number for result in alone.results()}
-    left = [p for p in _proposals(genomes, experiment, seed=seed, num_seeds=num_seeds) if p.number not in done]
-    with claim_resources(
-        gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device
-    ) as resources:
-        setup = dataclasses.replace(setup, device=resources.device, num_threads=resources.num_threads)
+    with (
+        alone.locked(),
+        claim_resources(
+            gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device
+        ) as resources,
+    ):
+        # what failed, and not by its own fault, is tried again
+        done = {result.number for result in alone.results() if result.status in ("complete", "diverged")}
+        left = [p for p in _proposals(genomes, experiment, seed=seed, num_seeds=num_seeds) if p.number not in done]
+        granted: dict[str, Any] = {"device": resources.device, "num_threads": resources.num_threads}
+        setup, of_supernet = (dataclasses.replace(each, **granted) for each in (setup, of_supernet))
         follow = nullcontext(_ignore) if progress is None else progress(alone, resources, len(left) + len(done), None)
         with follow as on_event:
             for event in launch_trials(
@@ -111,10 +110,7 @@ def evaluate_supernet(
             raise RunFolderError(f"{alone.path}: {len(whole)} architectures were trained in full, too few to judge by")
         archs = [experiment.space.decode(genomes[index]) for index in whole]
         costs = [experiment.space.cost(genomes[index]) for index in whole]
-        assert experiment.supernet is not None, "a run with a trained supernet has the section"
-        shared = SharedWeights(space=experiment.space, config=experiment.supernet)
-        setup = dataclasses.replace(setup, training=experiment.supernet, run_path=run.path, shared=shared)
-        inherited = inherited_accuracies(archs, setup, resources)
+        inherited = inherited_accuracies(archs, of_supernet, resources)
     quality = judge_supernet(
         inherited,
         np.array([[found[index][round_] for round_ in range(1, num_seeds + 1)] for index in whole]),
@@ -131,12 +127,13 @@ def _standalone(experiment: Experiment, run: RunFolder, epochs: int | None) -> E
     num_epochs = experiment.training.epochs if epochs is None else epochs
     if num_epochs == 0:
         raise RunFolderError(f"{run.path}: its training.epochs are 0; say how long to train each by --epochs N")
-    training = dataclasses.replace(experiment.training, epochs=num_epochs)
-    return dataclasses.replace(experiment, training=training)
+    return dataclasses.replace(experiment, training=experiment.training.lasting(num_epochs))
 
 
 def _open_standalone(run: RunFolder, experiment: Experiment, *, seed: int, num_trainings: int) -> RunFolder:
     path = run.standalone_path
+    if not path.exists():
+        fetch(path)
     if not (path / "manifest.json").exists():
         return RunFolder.create(path, experiment.manifest(seed=seed, num_trials=num_trainings))
     alone = RunFolder.open(path)

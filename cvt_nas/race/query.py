@@ -13,7 +13,7 @@ import torch
 from cvt_nas.arch import ArchConfig, Cost, cost_of
 from cvt_nas.config import parse_experiment
 from cvt_nas.data import save_preprocessing
-from cvt_nas.engine import Inheritance, SharedWeights, TrainingSetup, open_inheritance
+from cvt_nas.engine import Inheritance, TrainingSetup, open_inheritance
 from cvt_nas.errors import RunFolderError
 from cvt_nas.model import CvT, save_model
 from cvt_nas.race.surrogate import Observation, Surrogate
@@ -89,17 +89,13 @@ def query(
         promising = [space.decode(genome) for genome in genomes]
     if max_latency_ms is not None and promising:
         promising = _likely_fast(promising, max_latency_ms, device)
-    setup = TrainingSetup(
-        training=experiment.supernet,
-        data=experiment.data,
-        data_root=None if data is None else Path(data).absolute(),
-        image_size=space.image_size,
-        num_channels=space.num_channels,
-        num_classes=space.num_classes,
+    setup = TrainingSetup.of(
+        experiment,
         run_path=run.path,
+        run_url=run.url,
+        data=data,
         device=device.type,
         num_threads=torch.get_num_threads(),
-        shared=SharedWeights(space=experiment.space, config=experiment.supernet),
     )
     inheritance, answers = open_inheritance(setup, device), []
     for arch in promising:

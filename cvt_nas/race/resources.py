@@ -5,10 +5,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import ray
 
+import cvt_nas
 from cvt_nas.distributed import connect_ray, start_local_ray
 from cvt_nas.errors import ResourceError
 
@@ -84,14 +86,7 @@ def claim_resources(
 
 def _start_ray(*, gpus: int | None, cpus: int | None, address: str | None, local_device: str | None) -> None:
     if address is not None:
-        try:
-            _check_answers(address)
-            connect_ray(address=address)
-        except OSError as error:  # ConnectionError, which Ray raises, is one
-            raise ResourceError(
-                f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]}); "
-                f"where it asks for a token, set RAY_AUTH_MODE=token here"
-            ) from error
+        join_cluster(address)
         return
     there = 0 if local_device == "cpu" else _num_local_gpus()
     if gpus is not None and gpus > there and local_device != "cpu":
@@ -100,6 +95,24 @@ def _start_ray(*, gpus: int | None, cpus: int | None, address: str | None, local
     if cpus is not None and cpus > num_cpus:
         raise ResourceError(f"--cpus {cpus}: this machine has {num_cpus}")
     start_local_ray(num_cpus=num_cpus if cpus is None else cpus, num_gpus=there if gpus is None else gpus)
+
+
+def join_cluster(address: str) -> None:
+    """Joins a cluster; the code of this very version goes along, whatever its nodes have installed.
+
+    Raises:
+        ResourceError: None answers.
+    """
+    try:
+        _check_answers(address)
+        connect_ray(address=address, runtime_env={"py_modules": [str(Path(cvt_nas.__file__).parent)]})
+    except OSError as error:  # ConnectionError, which Ray raises, is one
+        raise ResourceError(
+            f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]}); "
+            f"where it asks for a token, set RAY_AUTH_MODE=token here"
+        ) from error
+    except ImportError as error:
+        raise ResourceError(f"--address {address}: Ray's client needs pip install 'ray[client]'") from error
 
 
 def _check_answers(address: str) -> None:

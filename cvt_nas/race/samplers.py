@@ -113,9 +113,9 @@ def draw_unseen(space: GenomeSpace, seen: set[Genome], rng: random.Random) -> Ge
 def observation_of(trial: FrozenTrial, space: GenomeSpace) -> Observation:
     """What a trial of Optuna's teaches a surrogate; one that is paused teaches what a stopped one does."""
     status = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped", TrialState.RUNNING: "running"}
-    genome, paused = genome_of(space, trial.params), trial.user_attrs.get("paused")
-    if trial.state == TrialState.RUNNING and paused:
-        return Observation(genome=genome, curve=tuple(paused["curve"]), status="stopped")
+    genome, progress = genome_of(space, trial.params), trial.user_attrs.get("progress", {})
+    if trial.state == TrialState.RUNNING and progress.get("is_paused"):
+        return Observation(genome=genome, curve=tuple(progress["curve"]), status="stopped")
     return Observation(
         genome=genome, curve=tuple(trial.user_attrs.get("curve", ())), status=status.get(trial.state, "failed")
     )

@@ -47,8 +47,8 @@ class Proposal:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Paused:
-    """How far a trial came that waits at its rung.
+class PartialTrial:
+    """How far a trial came that has not ended.
 
     Args:
         seconds: Spent on it, and `train_seconds` of them in epochs.
@@ -136,7 +136,8 @@ class Study:
                 if trial.number in recorded:  # recorded, then killed before Optuna was told
                     self.tell(recorded[trial.number])
                 elif is_whole(trial, self._space):
-                    (self._paused if trial.user_attrs.get("paused") else self._orphans).append(trial)
+                    is_paused = trial.user_attrs.get("progress", {}).get("is_paused")
+                    (self._paused if is_paused else self._orphans).append(trial)
                 else:  # killed while Optuna was writing the proposal: nothing was trained
                     self._study.tell(trial.number, state=TrialState.FAIL)
                     continue
@@ -155,7 +156,8 @@ class Study:
         return not running and (self._exhausted or self._is_full)
 
     def ask(self) -> Proposal | None:
-        """The next architecture to train: first those in flight when the run was interrupted, then anchors.
+        """The next architecture to train: first those in flight when the run was interrupted, if `interrupted` did not
+        hand them over, then anchors.
 
         Returns:
             None where the number of trials is reached, or the space holds nothing feasible that is new.
@@ -234,30 +236,41 @@ class Study:
     def _is_full(self) -> bool:
         return self._num_trials is not None and self.num_asked >= self._num_trials
 
-    def pause(self, trial: Paused) -> None:
+    def report(self, trial: PartialTrial) -> None:
+        """Keeps how far a trial in flight came, for `interrupted` after a crash."""
+        self._keep(trial, is_paused=False)
+
+    def pause(self, trial: PartialTrial) -> None:
         """Keeps how far a trial came, for `paused` after a crash; to Optuna it goes on running."""
-        state = {"curve": list(trial.curve), "seconds": trial.seconds, "train_seconds": trial.train_seconds}
-        self._set_paused(trial.proposal.number, state)
+        self._keep(trial, is_paused=True)
 
-    def promote(self, number: int) -> None:
-        """Marks a paused trial as in flight, so that after a crash `ask` begins with it."""
-        self._set_paused(number, None)
+    def promote(self, trial: PartialTrial) -> None:
+        """Marks a paused trial as in flight."""
+        self._keep(trial, is_paused=False)
 
-    def _set_paused(self, number: int, state: dict[str, Any] | None) -> None:
+    def _keep(self, trial: PartialTrial, *, is_paused: bool) -> None:
         storage = self._study._storage
-        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
-        storage.set_trial_user_attr(trial_id, "paused", state)
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, trial.proposal.number)
+        state = {"curve": list(trial.curve), "seconds": trial.seconds, "train_seconds": trial.train_seconds}
+        storage.set_trial_user_attr(trial_id, "progress", {**state, "is_paused": is_paused})
 
-    def paused(self) -> Iterator[Paused]:
+    def paused(self) -> Iterator[PartialTrial]:
         """Trials that were paused when the search was interrupted."""
-        for trial in self._paused:
-            state = trial.user_attrs["paused"]
-            yield Paused(
-                proposal=self._proposal(trial),
-                curve=tuple(state["curve"]),
-                seconds=state["seconds"],
-                train_seconds=state["train_seconds"],
-            )
+        return map(self._partial, self._paused)
+
+    def interrupted(self) -> Iterator[PartialTrial]:
+        """Hands over the trials that were in flight when the search was interrupted; `ask` begins with the others."""
+        while self._orphans:
+            yield self._partial(self._orphans.pop(0))
+
+    def _partial(self, trial: FrozenTrial) -> PartialTrial:
+        state = trial.user_attrs.get("progress", {"curve": (), "seconds": 0.0, "train_seconds": 0.0})
+        return PartialTrial(
+            proposal=self._proposal(trial),
+            curve=tuple(state["curve"]),
+            seconds=state["seconds"],
+            train_seconds=state["train_seconds"],
+        )
 
     def _proposal(self, trial: FrozenTrial) -> Proposal:
         genome = genome_of(self._space, trial.params)

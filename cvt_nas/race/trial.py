@@ -1,7 +1,7 @@
 """One trial, as it runs on a worker: train, report each epoch, keep the weights of a full training."""
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -13,7 +13,7 @@ from cvt_nas.distributed import fit_on_workers
 from cvt_nas.engine import TrainingSetup, evaluate, fvcore_cost, progress_reports
 from cvt_nas.model import load_model
 from cvt_nas.race.resources import Resources
-from cvt_nas.results import RunFolder, TrialResult
+from cvt_nas.results import TrialResult, write_atomically
 
 WAITING_CPUS = 0.01
 
@@ -21,39 +21,60 @@ WAITING_CPUS = 0.01
 def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resources, keep_model: bool = True) -> None:
     """Trains the architecture of `config`, here or on workers of its own, and passes each report on to Tune.
 
+    Where the device's memory does not suffice, it goes on from its checkpoint with each batch in two parts.
+
     Args:
         keep_model: Whether the trained weights go to the run folder, as the architecture's.
     """
-    run, number = RunFolder(setup.run_path), config["number"]
-    arch, device = arch_from_dict(config["arch"]), _device()
-    try:
+    run, number = setup.run, config["number"]
+    arch = arch_from_dict(config["arch"])
+    device = _device() if resources.num_workers == 1 else f"{resources.num_workers} gpus"
+
+    def reports(num_parts: int) -> Iterator[dict[str, Any]]:
         if resources.num_workers == 1:
-            reports = progress_reports(
+            return progress_reports(
                 arch,
                 setup,
                 device=setup.torch_device,
                 seed=config["seed"],
                 checkpoint=run.checkpoint_path(number),
                 model_folder=run.model_path(arch.id) if keep_model else None,
+                num_known=num_known,
+                num_parts=num_parts,
             )
-        else:
-            device = f"{resources.num_workers} gpus"
-            reports = fit_on_workers(
-                arch,
-                setup,
-                number=number,
-                seed=config["seed"],
-                num_workers=resources.num_workers,
-                cpus_per_worker=(resources.cpus_per_trial - WAITING_CPUS) / resources.num_workers,
-                use_gpus=True,
-                keep_model=keep_model,
-            )
-        for report in reports:
-            tune.report({**report, "device": device})
+        return fit_on_workers(
+            arch,
+            setup,
+            number=number,
+            seed=config["seed"],
+            num_workers=resources.num_workers,
+            cpus_per_worker=(resources.cpus_per_trial - WAITING_CPUS) / resources.num_workers,
+            use_gpus=True,
+            keep_model=keep_model,
+            num_known=num_known,
+            num_parts=num_parts,
+        )
+
+    num_known = config["num_known"]
+    try:
+        for num_parts in (1, 2):
+            status = "running"
+            for report in reports(num_parts):
+                status = report["status"]
+                if status == "oom" and num_parts == 1:
+                    break
+                if num_parts == 2:
+                    report["reason"] = (
+                        report.get("reason") or "device memory ran out: trained with batches in two parts"
+                    )
+                num_known = report["epoch"]
+                tune.report({**report, "device": device})
+            if status != "oom":
+                break
     except Exception:
         log = run.error_path(number)
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(traceback.format_exc())
+        write_atomically(log, traceback.format_exc())
         raise
 
 
@@ -72,7 +93,7 @@ def read_test_split(
 def _test_accuracy(arch_id: str, setup: TrainingSetup) -> tuple[float, int]:
     torch.set_num_threads(setup.num_threads)
     device = setup.torch_device
-    model = load_model(RunFolder(setup.run_path).model_path(arch_id)).to(device)
+    model = load_model(setup.run.model_path(arch_id)).to(device)
     assert fvcore_cost(model) == cost_of(model.arch), f"closed form and fvcore disagree on {arch_id}"
     data = setup.open_data()
     accuracy = evaluate(model, data, "test", training=setup.training, device=device)

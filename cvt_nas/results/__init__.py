@@ -5,8 +5,9 @@
 
 from cvt_nas.results.candidate import Candidate
 from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
-from cvt_nas.results.files import write_atomically
+from cvt_nas.results.files import delete, exists, fetch, patiently, repair_last_line, write_atomically
 from cvt_nas.results.folder import RunFolder
+from cvt_nas.results.mirror import add_mirror, is_url, mirror_of
 from cvt_nas.results.pareto import HypervolumeBox, ParetoFront, hypervolume, is_non_dominated, losses_of
 from cvt_nas.results.quality import RankingQuality, SupernetQuality, Tau, judge_supernet
 from cvt_nas.results.rungs import RankCorrelation, rank_correlations, rung_epochs
@@ -33,13 +34,21 @@ __all__ = [
     "SupernetQuality",
     "Tau",
     "TrialResult",
+    "add_mirror",
     "confirm",
+    "delete",
+    "exists",
+    "fetch",
     "further_number",
     "hypervolume",
     "is_non_dominated",
+    "is_url",
     "judge_supernet",
     "losses_of",
+    "mirror_of",
+    "patiently",
     "rank_correlations",
+    "repair_last_line",
     "round_and_trial",
     "rung_epochs",
     "with_memberships",

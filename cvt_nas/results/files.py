@@ -1,45 +1,152 @@
 """Files that a crash leaves whole: written at once, or line by line."""
 
+import contextlib
+import errno
+import io
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar, cast
 
-from cvt_nas.errors import RunFolderError
+from cvt_nas.errors import RunFolderError, StorageError
+from cvt_nas.results.mirror import mirror_of
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_AWAY = {errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.EREMOTEIO}
+T = TypeVar("T")
+_PARTIAL = ".partial"
+_BLOCK = 4096
 
 
-def write_atomically(path: Path, content: str | Callable[[Path], None]) -> None:
+def patiently(action: Callable[[], T], *, seconds: float = 60.0) -> T:
+    """`action`, again and again while the file system that it writes to is away, as one on a network may be.
+
+    Raises:
+        StorageError: It did not come back within `seconds`; or it is full or read-only, which does not pass by itself.
+    """
+    deadline, pause = time.monotonic() + seconds, 0.1
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in _NO_ROOM | _AWAY:
+                raise
+            if error.errno in _NO_ROOM or time.monotonic() > deadline:
+                raise StorageError(error.errno, error.strerror, error.filename) from error
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
+
+
+def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -> None:
     """Writes a file so that a crash leaves the old one or the new one, never a part.
 
     Args:
         path: Where to; its folder exists.
-        content: The text, or a function that writes the file at the path it is given.
+        content: The text, or a function that writes the file to what it is given.
+
+    Raises:
+        StorageError: See `patiently`.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    if isinstance(content, str):
-        partial.write_text(content)
-    else:
-        content(partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    patiently(lambda: _write_atomically(path, content))
+    if (copy := mirror_of(path)) is not None:
+        copy.push(path)
+
+
+def _write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+    try:
+        with _File(partial, "wb") as file:
+            try:
+                if isinstance(content, str):
+                    file.write(content.encode())
+                else:
+                    content(cast(BinaryIO, file))
+                os.fsync(file.fileno())
+            except Exception:
+                if file.error is not None:
+                    raise file.error  # noqa: B904  the cause, and not what a library made of it
+                raise
+        partial.replace(path)
+    except BaseException:  # half a file would keep a full disk full
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+class _File(io.FileIO):
+    """A file that remembers why it could not be written, since not every library that writes to it does."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view, done = memoryview(data).cast("B"), 0
+        while done < len(view):
+            try:
+                done += super().write(view[done:]) or 0
+            except OSError as error:
+                error.filename, self.error = self.name, error
+                raise
+        return done
+
+
+def remove_partials(folder: Path) -> None:
+    """Deletes what processes that were killed left half written; none may be at work in `folder` or below."""
+    for partial in folder.rglob(f".*{_PARTIAL}"):
+        partial.unlink(missing_ok=True)
 
 
 def append_line(path: Path, tree: Mapping[str, Any]) -> None:
-    with path.open("ab+") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size and _last_byte(file) != b"\n":  # a line torn by a crash: what follows must not join it
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(tree).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """On disk when it returns. Where it raises, as `patiently` does, nothing was added that `read_lines` would read."""
+
+    def append() -> None:
+        repair_last_line(path)
+        with path.open("ab") as file:
+            file.write(json.dumps(tree).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    patiently(append)
+    if (copy := mirror_of(path)) is not None:
+        copy.push_late()  # of what it is about, so that it is never ahead
+        copy.push(path)
 
 
-def _last_byte(file: Any) -> bytes:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1)
+def fetch(path: Path) -> None:
+    """Brings a file or folder here, as another machine may have written it; see `add_mirror`."""
+    if (copy := mirror_of(path)) is not None:
+        copy.pull(path)
+
+
+def exists(path: Path) -> bool:
+    """Whether a file is here, or where another machine may have written it."""
+    return path.exists() or ((copy := mirror_of(path)) is not None and copy.exists(path))
+
+
+def delete(path: Path) -> None:
+    """A file, if it is there, here and elsewhere."""
+    path.unlink(missing_ok=True)
+    if (copy := mirror_of(path)) is not None:
+        copy.delete(path)
+
+
+def repair_last_line(path: Path) -> None:
+    """Cuts off a last line that was torn by a crash or a full disk, which what follows would join."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        whole = end
+        while whole and (at := max(whole - _BLOCK, 0)) is not None:
+            file.seek(at)
+            newline = file.read(whole - at).rfind(b"\n")
+            if newline >= 0:
+                whole = at + newline + 1
+                break
+            whole = at
+        if whole < end:
+            file.truncate(whole)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -50,6 +157,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             trees.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise RunFolderError(f"{path}:{number}: damaged: {error.msg}") from error
+        except ValueError as error:
+            raise RunFolderError(f"{path}:{number}: damaged: {error}") from error
     return trees

@@ -1,19 +1,39 @@
 """`RunFolder`, the only code that knows file names under `results/`."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import re
-from collections.abc import Mapping
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+from filelock import FileLock, Timeout
 
 from cvt_nas.arch import Cost
-from cvt_nas.errors import RunFolderError
+from cvt_nas.errors import RunFolderError, StorageError
 from cvt_nas.results.candidate import Candidate
 from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
-from cvt_nas.results.files import append_line, read_lines, write_atomically
+from cvt_nas.results.files import (
+    append_line,
+    delete,
+    exists,
+    read_lines,
+    remove_partials,
+    repair_last_line,
+    write_atomically,
+)
+from cvt_nas.results.mirror import add_mirror, is_url, local_folder, mirror_of
 from cvt_nas.results.pareto import HypervolumeBox, ParetoFront
 from cvt_nas.results.trial import Metric, TrialResult, round_and_trial
+
+T = TypeVar("T")
+_SECONDS_BETWEEN_LOOKS, _SECONDS_TO_SHOW_LIFE = 5.0, 15.0
 
 
 class RunFolder:
@@ -33,48 +53,145 @@ class RunFolder:
     checkpoints/       of trials in flight
     errors/            tracebacks of trials that failed
     tune/              Ray Tune's own files, of no use after the run
+    lock, holder.json  who is at work on the run; clock.json holds the seconds that were spent on it
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._looked = 0.0
 
     @classmethod
-    def create(cls, path: Path, manifest: Mapping[str, Any]) -> Self:
-        """A new run at `path`.
+    def at(cls, place: str | Path) -> Self:
+        """The folder at a path; or this machine's own for a URL, with the records that are there, and mirrored there.
 
         Raises:
-            RunFolderError: `path` holds a run already, or cannot be written.
+            StorageError: There is no such store, or it does not answer.
         """
-        if (path / "manifest.json").exists():
-            num_done = len(cls(path).results())
-            raise RunFolderError(
-                f"{path} holds a run already, with {num_done} of its trials done; "
-                f"go on with it by --resume, or write elsewhere by --out DIR"
-            )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            write_atomically(path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-        except OSError as error:
-            raise RunFolderError(f"{path}: cannot be written: {error.strerror}") from error
-        return cls(path)
+        if not is_url(place):
+            return cls(Path(place).absolute())
+        run = cls(local_folder(str(place)))
+        if mirror_of(run.path) is None:
+            add_mirror(run.path, str(place)).pull_records()
+        return run
+
+    @property
+    def url(self) -> str | None:
+        """Where it is mirrored to."""
+        copy = mirror_of(self.path)
+        return None if copy is None else copy.url
+
+    @property
+    def place(self) -> str:
+        """What a user knows it by: its URL, or else its path."""
+        return self.url or str(self.path)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """The run at `path`.
+    def create(cls, place: str | Path, manifest: Mapping[str, Any]) -> Self:
+        """A new run at a path or URL.
+
+        Raises:
+            RunFolderError: `place` holds a run already, or cannot be written.
+        """
+        try:
+            run = cls.at(place)
+            if (run.path / "manifest.json").exists():
+                raise RunFolderError(
+                    f"{place} holds a run already, with {len(run.results())} of its trials done; "
+                    f"go on with it by --resume, or write elsewhere by --out DIR"
+                )
+            run.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(run.path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        except OSError as error:
+            raise RunFolderError(f"{place}: cannot be written: {error.strerror or error}") from error
+        return run
+
+    @classmethod
+    def open(cls, place: str | Path) -> Self:
+        """The run at a path or URL.
 
         Raises:
             RunFolderError: There is none.
         """
-        if not (path / "manifest.json").is_file():
-            raise RunFolderError(f"{path} holds no run: no manifest.json in it")
-        return cls(path)
+        try:
+            run = cls.at(place)
+        except StorageError as error:
+            raise RunFolderError(f"{place}: cannot be read: {error.strerror or error}") from error
+        if not (run.path / "manifest.json").is_file():
+            raise RunFolderError(f"{place} holds no run: no manifest.json in it")
+        return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps all others from working on the run, and mends what a process that was killed left torn.
+
+        The system gives the lock back when a process ends, however it does.
+
+        Raises:
+            RunFolderError: Somebody is at work on it.
+        """
+        lock = FileLock(self.path / "lock", timeout=0)
+        holder = self.path / "holder.json"
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunFolderError(f"{self.path}: {_described(holder)} is at work on it; wait for its end") from error
+        except OSError as error:
+            raise RunFolderError(f"{self.path}: cannot be written: {error.strerror}") from error
+        try:
+            self._check_holder_elsewhere(holder)
+            write_atomically(holder, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
+            self._mend()
+            yield
+            if (copy := mirror_of(self.path)) is not None:
+                copy.push_late()
+        finally:
+            with contextlib.suppress(StorageError):
+                delete(holder)
+            lock.release()
+
+    def _check_holder_elsewhere(self, holder: Path) -> None:
+        """Of a run at a URL, no lock tells whether a holder on another machine is alive; his clock does."""
+        copy = mirror_of(self.path)
+        if copy is None or (told := copy.read(holder)) is None or json.loads(told)["host"] == socket.gethostname():
+            return
+        clock, deadline = self.path / "clock.json", time.monotonic() + _SECONDS_TO_SHOW_LIFE
+        before = copy.read(clock)
+        while time.monotonic() < deadline:
+            if copy.read(clock) != before:
+                holder.write_bytes(told)
+                raise RunFolderError(f"{self.place}: {_described(holder)} is at work on it; wait for its end")
+            time.sleep(1)
+
+    def _mend(self) -> None:
+        remove_partials(self.path)
+        for path in (*self.path.glob("*.jsonl"), *self.path.glob("*.journal")):
+            repair_last_line(path)
+        for lock in self.path.glob("*.journal.lock"):  # Optuna's own, which it would wait half a minute for
+            lock.unlink(missing_ok=True)
+
+    @property
+    def seconds_spent(self) -> float:
+        """By all the processes that worked on the run so far, to within a few seconds."""
+        path = self.path / "clock.json"
+        return json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+
+    def write_seconds_spent(self, seconds: float) -> None:
+        write_atomically(self.path / "clock.json", json.dumps({"seconds": round(seconds, 1)}) + "\n")
 
     @property
     def manifest(self) -> dict[str, Any]:
+        path = self.path / "manifest.json"
         try:
-            return json.loads((self.path / "manifest.json").read_text())
+            tree = json.loads(path.read_text())
         except json.JSONDecodeError as error:
-            raise RunFolderError(f"{self.path}/manifest.json:{error.lineno}: not JSON: {error.msg}") from error
+            raise RunFolderError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunFolderError(f"{path}: cannot be read: {error}") from error
+        if not isinstance(tree, dict):
+            raise RunFolderError(f"{path}: got a {type(tree).__name__}, must be an object")
+        manifest = _Manifest(tree)
+        manifest.path = path
+        return manifest
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -102,12 +219,26 @@ class RunFolder:
         flag = self.supernet_path / "stop"
         if asked:
             flag.parent.mkdir(parents=True, exist_ok=True)
-            flag.touch()
+            write_atomically(flag, "")
         else:
-            flag.unlink(missing_ok=True)
+            delete(flag)
 
     def is_supernet_stopped(self) -> bool:
-        return (self.supernet_path / "stop").exists()
+        now = time.monotonic()
+        if mirror_of(self.path) is None or now - self._looked < _SECONDS_BETWEEN_LOOKS:
+            return (self.supernet_path / "stop").exists()
+        self._looked = now
+        return exists(self.supernet_path / "stop")
+
+    def ray_storage(self) -> dict[str, Any]:
+        """Settings of Ray's `RunConfig` by which all nodes find its own files."""
+        copy = mirror_of(self.path)
+        return {"storage_path": str(self.tune_path)} if copy is None else copy.as_ray_storage(self.tune_path)
+
+    def drop_ray_files(self) -> None:
+        shutil.rmtree(self.tune_path, ignore_errors=True)
+        if (copy := mirror_of(self.path)) is not None:
+            copy.delete(self.tune_path)
 
     @property
     def supernet_weights_path(self) -> Path:
@@ -133,8 +264,8 @@ class RunFolder:
     def candidates(self) -> tuple[Candidate, ...]:
         """Every one that was ranked, in the order in which they ended; once each."""
         found = {}
-        for tree in read_lines(self.path / "candidates.jsonl"):
-            found.setdefault(tree["number"], Candidate.from_json(tree))
+        for candidate in _read(self.path / "candidates.jsonl", Candidate.from_json):
+            found.setdefault(candidate.number, candidate)
         return tuple(found.values())
 
     def model_path(self, arch_id: str) -> Path:
@@ -157,7 +288,7 @@ class RunFolder:
         Raises:
             RunFolderError: Another line is damaged.
         """
-        results = [TrialResult.from_json(tree) for tree in read_lines(self.path / "trials.jsonl")]
+        results = _read(self.path / "trials.jsonl", TrialResult.from_json)
         return tuple(sorted(results, key=lambda result: result.number))
 
     def append_confirmation(self, result: TrialResult) -> None:
@@ -166,7 +297,7 @@ class RunFolder:
 
     def confirmations(self) -> tuple[TrialResult, ...]:
         """The further trainings that ended, however they did, round by round. Raises as `results` does."""
-        further = [TrialResult.from_json(tree) for tree in read_lines(self.path / "confirm.jsonl")]
+        further = _read(self.path / "confirm.jsonl", TrialResult.from_json)
         return tuple(sorted(further, key=lambda result: result.number))
 
     def write_confirm_plan(self, plan: ConfirmPlan) -> None:
@@ -251,4 +382,30 @@ class RunFolder:
 
     def test_accuracies(self) -> dict[str, float]:
         """Accuracy on the test split by arch id."""
-        return {tree["arch_id"]: tree["test_accuracy"] for tree in read_lines(self.path / "test.jsonl")}
+        return dict(_read(self.path / "test.jsonl", lambda tree: (tree["arch_id"], tree["test_accuracy"])))
+
+
+class _Manifest(dict[str, Any]):
+    path: Path
+
+    def __missing__(self, key: str) -> Any:
+        raise RunFolderError(f"{self.path}: lacks {key}")
+
+
+def _read(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> list[T]:
+    """Every line of a record; it may be one that somebody sent."""
+    found = []
+    for number, tree in enumerate(read_lines(path), start=1):
+        try:
+            found.append(parse(tree))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunFolderError(f"{path}:{number}: is no line of such a record: {error!r}") from error
+    return found
+
+
+def _described(holder: Path) -> str:
+    try:
+        tree = json.loads(holder.read_text())
+        return f"process {tree['pid']} on {tree['host']}"
+    except (OSError, ValueError, KeyError):  # it is only just beginning
+        return "another process"

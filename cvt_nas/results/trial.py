@@ -88,7 +88,7 @@ class TrialResult:
         train_seconds: The part of `seconds` spent in epochs, their evaluation included.
         seed: Seed of this trial's training.
         device: Where it ran, `cpu` or the index of the GPU on its node.
-        reason: Why it ended, where it did not end well.
+        reason: Why it ended, where it did not end well; or what had to be done about it so that it did.
         inherited: Accuracy with the weights that it inherited from a supernet, before any training of its own; None
             where it began with a fresh initialisation.
         confirmation: Of its architecture, where `RunFolder.confirmed` made this; never in the record.

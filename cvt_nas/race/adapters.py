@@ -1,0 +1,321 @@
+"""Ray Tune's view of a search: its searcher, its scheduler and its callbacks, as thin adapters to `AskTell` and `Asha`.
+
+Nothing of Ray's own state is kept.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from cvt_nas.arch import arch_from_dict, arch_to_dict, cost_of
+from cvt_nas.config import Experiment
+from cvt_nas.engine import drop_checkpoints
+from cvt_nas.errors import SearchFailedError, StorageError
+from cvt_nas.race.asha import Asha, Decision, losses_of_cost
+from cvt_nas.race.events import EpochDone, TrialPaused, TrialStarted
+from cvt_nas.race.study import PartialTrial, Proposal
+from cvt_nas.results import Metric, RunFolder, TrialResult, delete, exists, fetch
+
+_MAX_SAME_FAILURES = 3  # of the first trials, before the others are spared
+
+
+class AskTell(Protocol):
+    """Who says what is trained next, and hears how it ended: `Study`, or a `Plan`."""
+
+    def ask(self) -> Proposal | None:
+        """What to train next; None where nothing is left."""
+        ...
+
+    def tell(self, ended: TrialResult, /) -> None: ...
+
+    def report(self, trial: PartialTrial, /) -> None: ...
+
+    def pause(self, trial: PartialTrial, /) -> None: ...
+
+    def promote(self, trial: PartialTrial, /) -> None: ...
+
+    def paused(self) -> Iterator[PartialTrial]:
+        """What an earlier process paused."""
+        ...
+
+    def interrupted(self) -> Iterator[PartialTrial]:
+        """What was in flight when an earlier process ended, taken out of what `ask` gives."""
+        ...
+
+
+class StopWhenSet(tune.Stopper):
+    def __init__(self, *events: threading.Event) -> None:
+        self._events = events
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        del trial_id, result
+        return False
+
+    def stop_all(self) -> bool:
+        return any(event.is_set() for event in self._events)
+
+    def __reduce__(self) -> Any:  # Tune pickles what it is given, for a restore that is never made
+        return (StopWhenSet, ())
+
+
+class Watchdog(tune.Callback):
+    """Kills the worker of a trial that has reported nothing for `timeout` seconds; the searcher tries it again."""
+
+    def __init__(self, searcher: "SourceSearcher", timeout: float) -> None:
+        self._searcher, self._timeout = searcher, timeout
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        del iteration, info
+        for trial in trials:
+            actor = trial.temporary_state.ray_actor
+            if self._searcher.is_silent(trial.trial_id, self._timeout, is_waiting=actor is None) and actor is not None:
+                ray.kill(actor)
+
+    def __reduce__(self) -> Any:  # as for StopWhenSet
+        return (tune.Callback, ())
+
+
+@dataclass(kw_only=True, slots=True)
+class _InFlight:
+    """A trial that has begun and not ended: on a worker since `started`, paused, or about to be tried again.
+
+    Args:
+        spent: Seconds on workers before `started`.
+        last: Its last report.
+        heard: When it last reported, or began.
+        num_deaths: Workers that it lost.
+        fate: How it lost the last of them.
+    """
+
+    proposal: Proposal
+    started: float = 0.0
+    spent: float = 0.0
+    last: dict[str, Any] = field(default_factory=dict)
+    heard: float = 0.0
+    num_deaths: int = 0
+    fate: str = ""
+
+    @classmethod
+    def of(cls, trial: PartialTrial) -> "_InFlight":
+        """One of an earlier process."""
+        last = {
+            "status": "running",
+            "epoch": len(trial.curve),
+            "accuracy": trial.curve[-1] if trial.curve else None,
+            "curve": list(trial.curve),
+            "train_seconds": trial.train_seconds,
+        }
+        return cls(proposal=trial.proposal, spent=trial.seconds, last=last)
+
+    def partial(self) -> PartialTrial:
+        return PartialTrial(
+            proposal=self.proposal,
+            curve=tuple(self.last.get("curve", ())),
+            seconds=self.spent + (time.monotonic() - self.started if self.started else 0.0),
+            train_seconds=self.last.get("train_seconds", 0.0),
+        )
+
+
+class SourceSearcher(Searcher):
+    """Tune's view of the source and the rungs: `suggest` promotes or asks, `on_trial_complete` tells.
+
+    A trial whose worker dies, with its node or alone, begins again on its checkpoint, as a new one of Tune's. One that
+    raises does not: it would again.
+    """
+
+    def __init__(self, source: AskTell, experiment: Experiment, asha: Asha | None, run: RunFolder,
+                 record: Callable[[TrialResult], None], events: queue.Queue[Any]) -> None:  # fmt: skip
+        super().__init__()  # with no metric: Tune would end the whole search over one report without it
+        self._source, self._asha, self._run, self._record, self._events = source, asha, run, record, events
+        self._space, self._max_epochs = experiment.space, experiment.training.epochs
+        self._max_failures = experiment.search.max_failures
+        self._metrics = experiment.objectives
+        self._running: dict[str, _InFlight] = {}
+        self._again: deque[_InFlight] = deque()
+        self._paused = {trial.proposal.number: _InFlight.of(trial) for trial in source.paused()}
+        self._inherited = {candidate.arch.id: candidate.accuracy for candidate in run.candidates()}
+        self._failures: list[str] | None = [] if not run.results() else None
+        for trial in source.interrupted():
+            self._take_up(trial)
+
+    def _take_up(self, trial: PartialTrial) -> None:
+        """Of a trial that was in flight: whether its last report was still to be judged is not known, so it is."""
+        decision: Decision = "go"
+        if self._asha is not None and trial.curve:
+            number, costs = trial.proposal.number, losses_of_cost(trial.proposal.cost, self._metrics)
+            self._asha.replay(number, trial.curve[:-1], costs)
+            decision = self._asha.decide(number, len(trial.curve), (1 - trial.curve[-1], *costs))
+        if decision == "pause":
+            self._source.pause(trial)
+            self._paused[trial.proposal.number] = _InFlight.of(trial)
+        elif decision == "stop":
+            self._finish(_InFlight.of(trial))
+        else:
+            self._again.append(_InFlight.of(trial))
+
+    def is_silent(self, trial_id: str, timeout: float, *, is_waiting: bool) -> bool:
+        """Whether a trial that is not waiting for a worker has reported nothing for `timeout` seconds; noted then."""
+        trial, now = self._running.get(trial_id), time.monotonic()
+        if trial is None:
+            return False
+        is_silent = not is_waiting and now - trial.heard > timeout
+        if is_silent:
+            trial.fate = f"no report within {timeout:g} s"
+        if is_silent or is_waiting:
+            trial.heard = now
+        return is_silent
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the state is the source's."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the state is the source's."""
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+        del metric, mode, config, spec
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        trial = self._next()
+        if trial is None:
+            if self._running:
+                return None  # what they report may promote a paused trial
+            for number in sorted(self._paused):
+                self._finish(self._paused.pop(number))
+            return Searcher.FINISHED
+        trial.started = trial.heard = time.monotonic()
+        self._running[trial_id] = trial
+        proposal = trial.proposal
+        delete(self._run.error_path(proposal.number))
+        self._events.put(TrialStarted(number=proposal.number))
+        return {
+            "number": proposal.number,
+            "arch": arch_to_dict(self._space.decode(proposal.genome)),
+            "seed": proposal.seed,
+            "num_known": trial.last.get("epoch", 0),
+        }
+
+    def _next(self) -> _InFlight | None:
+        if self._again:
+            return self._again.popleft()
+        promoted = None if self._asha is None else self._asha.promote()
+        if promoted is not None:
+            trial = self._paused.pop(promoted)
+            self._source.promote(trial.partial())
+            return trial
+        proposal = self._source.ask()
+        return None if proposal is None else _InFlight(proposal=proposal)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        trial = self._running[trial_id]
+        trial.last, trial.heard = result, time.monotonic()
+        if result["status"] == "running":
+            self._source.report(trial.partial())
+            self._events.put(
+                EpochDone(number=trial.proposal.number, epoch=result["epoch"], accuracy=result["accuracy"])
+            )
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        trial = self._running.pop(trial_id)
+        trial.last = result or trial.last
+        trial.spent += time.monotonic() - trial.started
+        trial.started = 0.0
+        number = trial.proposal.number
+        if trial.last.get("status") == "storage":  # it stays in flight: with room, it goes on
+            self._events.put(StorageError(trial.last["reason"]))
+            return
+        if error and not exists(self._run.error_path(number)):
+            trial.num_deaths += 1
+            if trial.num_deaths <= self._max_failures:
+                self._again.append(trial)
+                return
+        if not error and self._asha is not None and self._asha.is_paused(number):
+            self._source.pause(trial.partial())
+            self._paused[number] = trial
+            self._events.put(TrialPaused(number=number))
+        else:
+            self._finish(trial, failed=error)
+
+    def _finish(self, trial: _InFlight, *, failed: bool = False) -> None:
+        """Records how a trial ended: on disk, then by telling the source."""
+        proposal, last = trial.proposal, trial.last
+        epochs, status, reason = last.get("epoch", 0), last.get("status", "running"), last.get("reason")
+        if failed:
+            status, reason = "failed", self._why_failed(trial)
+        elif status == "running":
+            status = "complete" if epochs == self._max_epochs else "stopped"
+        arch = self._space.decode(proposal.genome)
+        result = TrialResult(
+            number=proposal.number,
+            arch=arch,
+            status=status,
+            epochs=epochs,
+            accuracy=last["accuracy"] if last.get("curve") else None,
+            cost=proposal.cost,
+            curve=tuple(last.get("curve", ())),
+            seconds=trial.spent,
+            train_seconds=last.get("train_seconds", 0.0),
+            seed=proposal.seed,
+            device=last.get("device", "cpu"),
+            reason=reason,
+            inherited=self._inherited.get(arch.id),
+        )
+        self._record(result)
+        self._source.tell(result)
+        with contextlib.suppress(OSError):  # a checkpoint too many is no reason to end the search
+            drop_checkpoints(self._run.checkpoint_path(proposal.number))
+        self._events.put(result)
+        self._count_failure(result)
+
+    def _why_failed(self, trial: _InFlight) -> str:
+        log = self._run.error_path(trial.proposal.number)
+        if exists(log):
+            fetch(log)
+            return log.read_text().splitlines()[-1]
+        times = "" if trial.num_deaths == 1 else f", {trial.num_deaths} times"
+        return (trial.fate or "the worker process died") + times
+
+    def _count_failure(self, result: TrialResult) -> None:
+        """Ends the search where the first trials of a run all failed, for the same reason."""
+        if self._failures is None:
+            return
+        if result.status != "failed":
+            self._failures = None
+            return
+        self._failures.append(result.reason or "")
+        if len(self._failures) == _MAX_SAME_FAILURES and len(set(self._failures)) == 1:
+            log = self._run.error_path(result.number)
+            where = f"; {log} has the traceback" if log.exists() else ""
+            self._events.put(
+                SearchFailedError(f"the first {_MAX_SAME_FAILURES} trials all failed: {result.reason}{where}")
+            )
+
+
+class AshaScheduler(FIFOScheduler):
+    """Tune's view of the rungs. To Tune, a paused trial has ended; promoted, it is a new one on the old checkpoint."""
+
+    def __init__(self, asha: Asha, metrics: Sequence[Metric]) -> None:
+        super().__init__()
+        self._asha, self._metrics = asha, metrics
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        del tune_controller
+        if result["status"] != "running":
+            return TrialScheduler.CONTINUE  # it is about to end by itself
+        arch = arch_from_dict(trial.config["arch"])
+        losses = (1 - result["accuracy"], *losses_of_cost(cost_of(arch), self._metrics))
+        decision = self._asha.decide(trial.config["number"], result["epoch"], losses)
+        return TrialScheduler.CONTINUE if decision == "go" else TrialScheduler.STOP

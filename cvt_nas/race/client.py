@@ -1,0 +1,98 @@
+"""A search on a cluster that this machine is no part of: it runs on the cluster, and is followed from here."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from ray.util.queue import Empty, Queue
+
+from cvt_nas.config import Experiment
+from cvt_nas.race.events import RaceEvent
+from cvt_nas.race.resources import join_cluster
+from cvt_nas.results import RunFolder, fetch, is_url
+
+_HEAD = {"node:__internal_head__": 0.001}  # the node that outlives the others
+
+
+def search_through_client(
+    experiment: Experiment, *, address: str, out: str | Path, stop: threading.Event, progress: Any, **options: Any
+) -> RunFolder:
+    """`search` as a task on the cluster whose Ray client listens at `address`, as `ray://host:10001`.
+
+    The paths among `options`, and `out`, are those of the cluster; `out` must be one here as well, or a URL.
+    """
+    out = str(out) if is_url(out) else str(Path(out).absolute())
+    join_cluster(address)
+    try:
+        events, actor = Queue(actor_options={"num_cpus": 0}), cast(Any, ray.remote(_Flag))
+        flag = actor.options(num_cpus=0).remote()
+        task: Any = ray.remote(_search).options(num_cpus=0, max_retries=0, resources=_HEAD)
+        done = task.remote(experiment, {**options, "out": out}, events, flag)
+        with ExitStack() as stack:
+            on_event: Callable[[RaceEvent], None] = _ignore
+            while True:
+                if stop.is_set():
+                    ray.get(flag.set.remote())
+                try:
+                    event = events.get(timeout=0.5)
+                except (Empty, queue.Empty):
+                    if ray.wait([done], timeout=0)[0]:
+                        break
+                    continue
+                if not isinstance(event, tuple):
+                    on_event(event)
+                elif progress is not None:
+                    resources, num_trials, left = event
+                    deadline = None if left is None else time.monotonic() + left
+                    on_event = stack.enter_context(progress(RunFolder.open(out), resources, num_trials, deadline))
+            ray.get(done)
+    finally:
+        ray.shutdown()
+    run = RunFolder.open(out)
+    for name in ("trials.jsonl", "candidates.jsonl", "confirm.json", "confirm.jsonl", "test.jsonl"):
+        fetch(run.path / name)
+    return run
+
+
+class _Flag:
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+
+def _search(experiment: Experiment, options: dict[str, Any], events: Queue, flag: Any) -> None:
+    from cvt_nas.race import search  # which imports this
+
+    stop, is_over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(1.0):
+            if ray.get(flag.is_set.remote()):
+                stop.set()
+                return
+
+    @contextmanager
+    def forward(run: RunFolder, resources: Any, num_trials: int, deadline: float | None) -> Any:
+        del run
+        events.put((resources, num_trials, None if deadline is None else deadline - time.monotonic()))
+        yield events.put
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        search(experiment, stop=stop, progress=forward, **options)
+    finally:
+        is_over.set()
+
+
+def _ignore(event: RaceEvent) -> None:
+    del event
