@@ -510,6 +510,7 @@ def wait_for_results(run: Path, num_results: int, process: subprocess.Popen[str]
     pytest.fail(f"no {num_results} results: {process.communicate(timeout=60)}")
 
 
+@pytest.mark.slow  # a drill does more of it
 def test_a_search_that_is_interrupted_again_and_again_keeps_its_results_and_goes_on(tmp_path: Path) -> None:
     space, out = tmp_path / "small.yaml", tmp_path / "run"
     space.write_text(small_digits(**{"search:": "search: {trials: 10, sampler: random, scheduler: none}"}))

@@ -354,6 +354,7 @@ def test_two_workers_train_as_one_with_the_doubled_batch(tmp_path: Path) -> None
         torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_a_killed_worker_is_replaced_and_the_training_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     settings = config(epochs=3, batch_size=64)
