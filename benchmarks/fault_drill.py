@@ -33,6 +33,7 @@ import pandas as pd
 KINDS = ("driver", "worker", "ray", "sigterm", "hang", "full disk", "torn record", "torn journal", "damaged", "node")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 DISK_MIB = 64
+WORKER = "ray::ImplicitFunc"  # of a trial
 TIMEOUT = 180.0  # of a search that does nothing any more
 SPACE = """
 format: 1
@@ -259,11 +260,11 @@ def one_round(
 
 def _break(search: Search, kind: str, rng: random.Random, disk: Path | None) -> Fault:
     """Makes a fault, waits until the search has ended by it if it does, resumes it, and waits until it works again."""
-    at, started = search.num_epochs, time.monotonic()
+    at, started, workers = search.num_epochs, time.monotonic(), _below(search.pid, WORKER)
     if kind == "worker":
-        _signal(search.pid, "ray::ImplicitFunc", signal.SIGKILL)
+        _signal(search.pid, WORKER, signal.SIGKILL)
     elif kind == "hang":
-        _signal(search.pid, "ray::ImplicitFunc", signal.SIGSTOP)
+        _signal(search.pid, WORKER, signal.SIGSTOP)
     elif kind == "ray":
         _signal(search.pid, "raylet/raylet", signal.SIGKILL)
         search.wait()
@@ -289,8 +290,11 @@ def _break(search: Search, kind: str, rng: random.Random, disk: Path | None) -> 
                     file.write('{"number": 3, "arch_')
     is_over = search.status is not None
     if is_over:
-        at, started = search.num_epochs, time.monotonic()
+        started = time.monotonic()
         search.start()
+        while any(map(_is_alive, workers)):  # one that outlives its driver by an epoch
+            time.sleep(0.02)
+        at = search.num_epochs
     works = search.wait_for_epoch(at)
     return Fault(kind=kind, is_over=is_over, seconds_to_work=time.monotonic() - started if works else None)
 
@@ -368,11 +372,25 @@ def _small_disk(path: Path) -> Iterator[Path | None]:
 
 
 def _signal(driver: int, name: str, number: int) -> None:
-    """To every process below `driver` that has `name` in its command line."""
+    for pid in _below(driver, name):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            os.kill(pid, number)
+
+
+def _below(driver: int, name: str) -> list[int]:
+    """Every process below `driver` that has `name` in its command line."""
+    found = []
     for pid in _descendants(driver):
         with contextlib.suppress(OSError):
             if name in Path(f"/proc/{pid}/cmdline").read_text():
-                os.kill(pid, number)
+                found.append(pid)
+    return found
+
+
+def _is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 def _descendants(of: int) -> list[int]:

@@ -95,7 +95,7 @@ def search(
             time_budget = time_budget or run.manifest.get("time_budget")
         seed = experiment.search.seed if seed is None else seed
         initial = None if warm_start is None else Path(warm_start).absolute()
-        if initial is not None and (run is None or not run.supernet_weights_path.exists()):
+        if initial is not None and (run is None or not run.has_supernet):
             _check_lends_weights(initial, setup)
         budget = TimeBudget(time_budget, run)
         resources = stack.enter_context(

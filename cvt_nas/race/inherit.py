@@ -60,7 +60,7 @@ def train_shared_weights(
         ray.train.TrainingFailedError: Workers died again and again, or the code raised.
     """
     assert setup.shared is not None, "the caller knows that there is a supernet"
-    if run.supernet_weights_path.exists():
+    if run.has_supernet:
         return
     run.stop_supernet(asked=False)
     is_over = threading.Event()

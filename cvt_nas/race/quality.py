@@ -122,7 +122,7 @@ def evaluate_supernet(
 
 
 def _standalone(experiment: Experiment, run: RunFolder, epochs: int | None) -> Experiment:
-    if not run.supernet_weights_path.exists():
+    if not run.has_supernet:
         raise RunFolderError(f"{run.path}: has no trained supernet; it needs search.weights: supernet")
     num_epochs = experiment.training.epochs if epochs is None else epochs
     if num_epochs == 0:

@@ -75,7 +75,7 @@ def query(
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
     candidates = run.candidates()
-    if experiment.supernet is None or not run.supernet_weights_path.exists() or len(candidates) < 3:
+    if experiment.supernet is None or not run.has_supernet or len(candidates) < 3:
         raise RunFolderError(f"{run.path}: has no trained supernet with ranked candidates to search again")
     space = _limited(experiment.space, {"params": max_params, "flops": max_flops})
     observations = [

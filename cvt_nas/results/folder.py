@@ -245,6 +245,11 @@ class RunFolder:
         return self.supernet_path / "weights.safetensors"
 
     @property
+    def has_supernet(self) -> bool:
+        """Whether its supernet is trained, on whatever machine."""
+        return exists(self.supernet_weights_path)
+
+    @property
     def quality_path(self) -> Path:
         """How well the supernet ranks: `SupernetQuality.to_json`."""
         return self.supernet_path / "quality.json"
