@@ -87,6 +87,6 @@ def finished_run(small: Experiment, tmp_path_factory: pytest.TempPathFactory) ->
     from cvt_nas import search
     from cvt_nas.report import write_report
 
-    run = search(small, out=tmp_path_factory.mktemp("finished") / "run", cpus=2)
+    run = search(small, out=tmp_path_factory.mktemp("finished") / "run", cpus=2, gpus=0)
     write_report(run)
     return run
