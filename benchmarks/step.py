@@ -2,9 +2,11 @@
 
 Both run in this process, interleaved, on the same images; what is compared is the ratio of each pair of
 runs. The twin is as transformers ships it (its plain GELU is cheaper than the official QuickGELU). Options
-try what could be faster than the defaults: `--compile`, `--precision bf16`.
+try what could be faster than the defaults: `--compile`, `--precision bf16`; `--any-order` shows what it costs that
+sums on a GPU are always in the same order.
 
     python benchmarks/step.py --pairs 15
+    python benchmarks/step.py --device cuda --batch 128 --precision bf16 --any-order
 """
 
 import argparse
@@ -20,6 +22,7 @@ from torch.nn import functional as F
 
 from cvt_nas import load_arch
 from cvt_nas.arch import ArchConfig
+from cvt_nas.engine import prepare_device
 from cvt_nas.model import CvT
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -39,10 +42,13 @@ CASES: dict[str, tuple[ArchConfig, int]] = {
 }  # fmt: skip
 
 
-def train_step(model: Any, precision: str, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
+def train_step(
+    model: Any, precision: str, device: torch.device, *, in_order: bool
+) -> Callable[[torch.Tensor, torch.Tensor], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        torch.use_deterministic_algorithms(in_order, warn_only=True)
         model.train()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = model(images)
@@ -55,10 +61,13 @@ def train_step(model: Any, precision: str, device: torch.device) -> Callable[[to
     return step
 
 
-def eval_step(model: Any, precision: str, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
+def eval_step(
+    model: Any, precision: str, device: torch.device, *, in_order: bool
+) -> Callable[[torch.Tensor, torch.Tensor], None]:
     @torch.inference_mode()
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:
         del labels
+        torch.use_deterministic_algorithms(in_order, warn_only=True)
         model.eval()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             model(images)
@@ -81,11 +90,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="compile ours, against ours as it is")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of ours, against ours in fp32")
+    parser.add_argument("--any-order", action="store_true", help="ours as it is, against ours in any order")
+    parser.add_argument("--batch", type=int, help="images; by the case where absent")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    device, against_ourselves = torch.device(options.device), options.compile or options.precision != "fp32"
+    device, any_order = torch.device(options.device), options.any_order
+    against_ourselves = options.compile or options.precision != "fp32" or any_order
+    prepare_device(device)
     print(f"torch {torch.__version__}, {options.threads} thread(s), {device}")
-    for name, (arch, batch_size) in CASES.items():
+    for name, (arch, usual) in CASES.items():
+        batch_size = options.batch or usual
         ours: Any = CvT(arch).to(device)
         other = CvT(arch).to(device) if against_ourselves else hugging_face_twin(arch, quick_gelu=False).to(device)
         if options.compile:
@@ -93,7 +107,11 @@ def main() -> None:
         images = torch.randn(batch_size, arch.num_channels, arch.image_size, arch.image_size, device=device)
         labels = torch.randint(0, arch.num_classes, (batch_size,), device=device)
         for kind, make in (("train", train_step), ("eval", eval_step)):
-            steps = make(ours, options.precision, device), make(other, "fp32", device)
+            in_order = torch.are_deterministic_algorithms_enabled()
+            steps = (
+                make(ours, options.precision, device, in_order=in_order),
+                make(other, options.precision if any_order else "fp32", device, in_order=in_order and not any_order),
+            )
             started = time.perf_counter()
             for step in steps * 2:  # warm-up, and compilation
                 seconds_of(step, images, labels)

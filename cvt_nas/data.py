@@ -335,7 +335,7 @@ class _ArrayData:
         if x.shape[-1] != size or x.shape[-2] != size:
             x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
         mean, std = (
-            torch.tensor(values, device=device).view(1, -1, 1, 1)
+            _to_device(torch.tensor(values).view(1, -1, 1, 1), device)
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
         return (x - mean) / std

@@ -10,7 +10,7 @@ import torch
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, arch_to_dict
 from cvt_nas.config import AugmentConfig, DataConfig, Experiment, TrainingConfig
 from cvt_nas.data import ImageData, load_data
-from cvt_nas.engine import DivergedError, Epoch, TrainingSetup, fit, learning_rate, progress_reports
+from cvt_nas.engine import DivergedError, Epoch, TrainingSetup, evaluate, fit, learning_rate, progress_reports
 from cvt_nas.engine.optimization import optimizer_of, read_checkpoint
 from cvt_nas.model import CvT, build_model, load_model
 from cvt_nas.race.resources import Resources
@@ -245,6 +245,23 @@ def test_where_memory_runs_out_a_trial_goes_on_with_batches_in_two_parts(
     setup = dataclasses.replace(setup_for(small, tmp_path), training=training(batch_size=128))
     run_trial({**config, "number": 1}, setup, resources)
     assert (reports[-1]["epoch"], reports[-1]["status"]) == (0, "oom")
+
+
+def test_an_evaluation_that_runs_out_of_memory_goes_on_with_halves(
+    data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sizes, forward = CvT(tiny_arch()).eval(), list[int](), CvT.forward
+    whole = evaluate(model, data, "search", training=training(), device=CPU)
+
+    def on_a_small_device(model: CvT, images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(model, images)
+
+    monkeypatch.setattr(CvT, "forward", on_a_small_device)
+    assert evaluate(model, data, "search", training=training(), device=CPU) == whole
+    assert sizes[:4] == [256, 128, 64, 64]
 
 
 def test_the_learning_rate_warms_up_linearly_then_falls_by_half_a_cosine() -> None:

@@ -30,7 +30,7 @@ from cvt_nas.engine import (
 )
 from cvt_nas.engine.optimization import TrainingState
 from cvt_nas.engine.subnets import SubnetSampler
-from cvt_nas.engine.supernet import _step, alpha_divergence, give_way
+from cvt_nas.engine.supernet import _loss_of, _step, alpha_divergence, give_way
 from cvt_nas.model import CvT
 from cvt_nas.results import RunFolder
 from cvt_nas.space import Bound, SearchSpace, StageSpace
@@ -161,14 +161,33 @@ def test_a_gradient_gives_way_only_where_it_is_against_the_other() -> None:
     assert with_it.tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("distillation", ["kl", "alpha"])
+def test_a_loss_is_of_the_labels_and_of_the_teacher_by_their_shares(distillation: str) -> None:
+    logits, teacher = torch.randn(2, 6, 10, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(6)
+
+    def loss(weight: float) -> float:
+        return float(_loss_of(logits, targets, teacher, config(distillation=distillation, distillation_weight=weight)))
+
+    labels = float(_loss_of(logits, targets, None, config(distillation=distillation)))
+    assert labels == float(torch.nn.functional.cross_entropy(logits, targets))
+    assert loss(0.25) == pytest.approx(0.75 * labels + 0.25 * loss(1.0))
+    assert loss(1.0) == pytest.approx(
+        float(alpha_divergence(logits, teacher))
+        if distillation == "alpha"
+        else float((teacher.softmax(1) * (teacher.log_softmax(1) - logits.log_softmax(1))).sum(1).mean())
+    )
+
+
 def test_every_ingredient_changes_what_is_trained(digits: ImageData) -> None:
     settings = config(epochs=1, drop_path=0.3, label_smoothing=0.1)
     plain = state_after(digits, settings)
     assert equal(plain, state_after(digits, settings))
     for switch in (
         {"sandwich": False, "distillation": "none"}, {"num_random": 1}, {"sampling": "flops"}, {"distillation": "none"},
-        {"distillation": "alpha"}, {"project_gradients": True}, {"drop_path_on_all": True}, {"kernel_maps": True},
-        {"own_norms": ["kv_stride"]}, {"opening": {"depth": 1}}, {"ema_decay": 0.0}, {"clip_grad_norm": 0.1},
+        {"distillation": "alpha"}, {"distillation_weight": 0.5}, {"project_gradients": True}, {"clip_grad_norm": 0.1},
+        {"drop_path_on_all": True}, {"kernel_maps": True}, {"own_norms": ["kv_stride"]}, {"opening": {"depth": 1}},
+        {"ema_decay": 0.0},
     ):  # fmt: skip
         assert not equal(plain, state_after(digits, dataclasses.replace(settings, **switch))), switch
     by_flops, to_front = (

@@ -210,6 +210,7 @@ class SupernetConfig(TrainingConfig):
             log-FLOPs but the most promising of several each time by `front` (Wang et al. 2021, arXiv:2011.09011).
         distillation: What the others learn: from the labels where `none`, else from the largest's answers to the same
             images, by `kl`, or by `alpha`, of two alpha-divergences the greater (Wang et al. 2021, arXiv:2102.07954).
+        distillation_weight: Share of that in their loss; the rest is of the labels.
         project_gradients: Whether the largest's gradient gives way, tensor by tensor, where it is against that of the
             others (Gong et al. 2022, NASViT).
         drop_path_on_all: Whether `drop_path` is for all; else for the largest alone.
@@ -223,6 +224,7 @@ class SupernetConfig(TrainingConfig):
     num_random: Annotated[int, Field(ge=0)] = 2
     sampling: Literal["uniform", "flops", "front"] = "uniform"
     distillation: Literal["none", "kl", "alpha"] = "kl"
+    distillation_weight: Annotated[float, Field(gt=0, le=1)] = 1.0
     project_gradients: bool = False
     drop_path_on_all: bool = False
     kernel_maps: bool = False

@@ -5,7 +5,7 @@ DDP and `batch_size` is divided among the ranks. The device is an argument, neve
 """
 
 from cvt_nas.engine.evaluation import evaluate, fvcore_cost, recalibrate_batch_norm
-from cvt_nas.engine.optimization import DivergedError, drop_checkpoints, learning_rate
+from cvt_nas.engine.optimization import DivergedError, drop_checkpoints, learning_rate, prepare_device
 from cvt_nas.engine.setup import SharedWeights, TrainingSetup
 from cvt_nas.engine.supernet import (
     Inheritance,
@@ -31,6 +31,7 @@ __all__ = [
     "learning_rate",
     "open_inheritance",
     "open_supernet",
+    "prepare_device",
     "progress_reports",
     "recalibrate_batch_norm",
     "supernet_reports",

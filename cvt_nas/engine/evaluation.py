@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cvt_nas.arch import Cost
 from cvt_nas.config import TrainingConfig
 from cvt_nas.data import ImageData, Split
+from cvt_nas.engine.optimization import is_out_of_memory
 from cvt_nas.model import CvT
 
 EVAL_BATCH_SIZE = 256
@@ -38,10 +39,21 @@ def count_right(
     labels: Int[Tensor, " batch"],
     training: TrainingConfig,
 ) -> Int[Tensor, ""]:
-    """How many of a batch `model` classifies right, on its device; in the precision of `training`."""
-    with autocast(training, images.device):
-        logits = model(images)
-    return (logits.argmax(dim=1) == labels).sum()
+    """How many of a batch `model` classifies right, on its device; in the precision of `training`.
+
+    Where the device's memory does not suffice, the halves of the batch are looked at one after the other.
+    """
+    try:
+        with autocast(training, images.device):
+            logits = model(images)
+        return (logits.argmax(dim=1) == labels).sum()
+    except RuntimeError as error:
+        if len(images) == 1 or not is_out_of_memory(error):
+            raise
+    # only here, since an exception holds on to the tensors of the pass that failed
+    halves = zip(images.chunk(2), labels.chunk(2), strict=True)
+    first, second = (count_right(model, *half, training) for half in halves)
+    return first + second
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """What every training shares: optimizer, learning rate, averaged weights, and the ranks that it runs on."""
 
 import math
+import os
 import pickle
 import zipfile
 from dataclasses import dataclass
@@ -27,6 +28,20 @@ class DivergedError(Exception):
     def __init__(self, epoch: int, curve: tuple[float, ...]) -> None:
         super().__init__(f"loss not finite in epoch {epoch}")
         self.epoch, self.curve = epoch, curve
+
+
+def prepare_device(device: torch.device) -> None:
+    """Lets a GPU multiply in TF32, and makes it add in the same order each time, so that a seed fixes the weights.
+
+    Convolutions and attention would otherwise add up their gradients in whichever order threads end; attention in fp32
+    to very many keys still does, since it has no other way.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # a safeguard that costs a pass over each tensor
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -89,14 +104,27 @@ def averaged_model(model: nn.Module, training: TrainingConfig, *, num_steps: int
         num_steps: Of an epoch.
     """
     decay = 1 - 1 / num_steps if training.ema_decay is None else training.ema_decay
-    if decay == 0:
-        return None
+    return None if decay == 0 else _WeightAverage(model, decay)
 
-    def average(averaged: Any, current: Any, num_averaged: Any) -> None:
-        num_steps = int(num_averaged)
-        get_ema_multi_avg_fn(min(decay, (1 + num_steps) / (10 + num_steps)))(averaged, current, num_averaged)
 
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+class _WeightAverage(AveragedModel):
+    """An `AveragedModel` that counts its updates on the CPU: to read the count a GPU would stand still, each step."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
+        self.n_averaged = self.n_averaged.cpu()
+        self._decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        number = int(self.n_averaged)
+        decay = min(self._decay, (1 + number) / (10 + number)) if number else 0.0
+        averaged, current = (
+            [tensor for tensor in (*of.parameters(), *of.buffers()) if tensor.is_floating_point()]
+            for of in (self.module, model)
+        )
+        get_ema_multi_avg_fn(decay)(averaged, current, self.n_averaged)
+        self.n_averaged += 1
 
 
 def mean_over_ranks(value: torch.Tensor) -> float:

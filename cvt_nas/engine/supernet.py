@@ -32,6 +32,7 @@ from cvt_nas.engine.optimization import (
     drop_checkpoints,
     is_out_of_memory,
     optimizer_of,
+    prepare_device,
     read_checkpoint,
     set_learning_rate,
 )
@@ -105,8 +106,7 @@ def train_supernet(
         DivergedError: There is no checkpoint to go back to, or it went back three times already.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
+    prepare_device(device)
     seed_all(seed)
     supernet = _supernet_of(space, config)
     if initial is not None:
@@ -197,12 +197,7 @@ def _step(
         with autocast(config, images.device):
             logits = supernet(images, subnet.arch)
         logits = logits.float()
-        if teacher is None or config.distillation == "none":
-            loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
-        elif config.distillation == "kl":
-            loss = F.kl_div(logits.log_softmax(dim=1), teacher.softmax(dim=1), reduction="batchmean")
-        else:
-            loss = alpha_divergence(logits, teacher)
+        loss = _loss_of(logits, targets, teacher, config)
         state.scaler.scale(loss / len(subnets)).backward()
         losses.append(loss.detach())
         if subnet.kind == "largest":
@@ -222,6 +217,23 @@ def _step(
     if state.averaged is not None:
         state.averaged.update_parameters(supernet)
     return losses
+
+
+def _loss_of(
+    logits: Float[Tensor, "batch classes"],
+    targets: Tensor,
+    teacher: Float[Tensor, "batch classes"] | None,
+    config: SupernetConfig,
+) -> Float[Tensor, ""]:
+    weight = 0.0 if teacher is None or config.distillation == "none" else config.distillation_weight
+    loss = logits.new_zeros(())
+    if weight < 1:
+        loss = (1 - weight) * F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+    if teacher is None or weight == 0:
+        return loss
+    if config.distillation == "alpha":
+        return loss + weight * alpha_divergence(logits, teacher)
+    return loss + weight * F.kl_div(logits.log_softmax(dim=1), teacher.softmax(dim=1), reduction="batchmean")
 
 
 def alpha_divergence(

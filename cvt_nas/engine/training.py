@@ -25,6 +25,7 @@ from cvt_nas.engine.optimization import (
     is_out_of_memory,
     mean_over_ranks,
     optimizer_of,
+    prepare_device,
     read_checkpoint,
     set_learning_rate,
 )
@@ -88,8 +89,7 @@ def fit(
         DivergedError: A loss is not finite.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
+    prepare_device(device)
     seed_all(seed)
     model = CvT(arch, drop_path=training.drop_path).to(device)
     saved = read_checkpoint(checkpoint, device)

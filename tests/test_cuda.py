@@ -1,0 +1,186 @@
+"""On a real GPU, what neither the CPU nor a logical GPU can show. Run with -m gpu."""
+
+import dataclasses
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cvt_nas import load_model, search
+from cvt_nas.arch import arch_to_dict
+from cvt_nas.config import AugmentConfig, DataConfig, Experiment
+from cvt_nas.data import ImageData, load_data
+from cvt_nas.distributed import fit_on_workers, local_ray
+from cvt_nas.engine import Inheritance, TrainingSetup, fit, train_supernet
+from cvt_nas.model import CvT
+from cvt_nas.race.resources import Resources
+from cvt_nas.race.trial import run_trial
+from cvt_nas.results import RunFolder
+from cvt_nas.supernet import extract
+from test_engine import tiny_arch, training, weights_of
+from test_inherit import with_supernet
+from test_supernet_training import SPACE, config
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda:0")
+AUGMENTED = AugmentConfig(flip=True, crop_padding=1, mixup=0.2, random_erasing=0.25)
+
+
+@pytest.fixture(scope="module")
+def digits_data() -> ImageData:
+    return load_data(DataConfig(dataset="digits"), root=None, image_size=8, num_channels=1, num_classes=10)
+
+
+def test_a_network_answers_as_on_the_cpu() -> None:
+    torch.manual_seed(0)
+    model, images = CvT(tiny_arch()).eval(), torch.randn(64, 1, 8, 8)
+    with torch.inference_mode():
+        expected = model(images)
+        found = model.to(CUDA)(images.to(CUDA)).cpu()
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)  # TF32 has ten bits
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_training_learns_in_every_precision(digits_data: ImageData, precision: str) -> None:
+    settings = training(epochs=10, warmup_epochs=1, precision=precision, clip_grad_norm=1.0)
+    *_, last = fit(tiny_arch(), settings, digits_data, device=CUDA, seed=0)
+    assert last.accuracy > 0.85
+    assert {weight.dtype for weight in last.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_training_that_was_cut_off_ends_as_if_it_was_not(
+    digits_data: ImageData, tmp_path: Path, precision: str
+) -> None:
+    def rest(checkpoint: Path | None = None) -> Iterator[Any]:
+        settings = training(precision=precision, drop_path=0.1, augment=AUGMENTED)
+        return fit(tiny_arch(), settings, digits_data, device=CUDA, seed=0, checkpoint=checkpoint)
+
+    *_, whole = rest()
+    cut = rest(tmp_path / "checkpoint.pt")
+    next(cut)
+    cut.close()  # type: ignore[attr-defined]
+    *_, last = rest(tmp_path / "checkpoint.pt")
+    assert last.curve == whole.curve
+    assert torch.equal(weights_of(last), weights_of(whole))
+
+
+def num_syncs(run: Callable[[], Any]) -> int:
+    """Times that the host waits for the GPU."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        run()
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_step_of_a_training_waits_for_the_gpu(digits_data: ImageData, precision: str) -> None:
+    def syncs(batch_size: int) -> int:
+        settings = training(epochs=1, batch_size=batch_size, precision=precision, drop_path=0.1, augment=AUGMENTED)
+        return num_syncs(lambda: list(fit(tiny_arch(), settings, digits_data, device=CUDA, seed=0)))
+
+    syncs(16)  # what is done once
+    assert 0 < syncs(16) <= syncs(256) + 2
+
+
+def test_few_steps_of_a_supernet_wait_for_the_gpu(digits_data: ImageData) -> None:
+    def syncs(batch_size: int) -> int:
+        settings = config(epochs=1, batch_size=batch_size, distillation="alpha", clip_grad_norm=1.0)
+        return num_syncs(lambda: list(train_supernet(SPACE, settings, digits_data, device=CUDA, seed=0)))
+
+    syncs(16)
+    num_steps = digits_data.num_images("train") // 16
+    assert 0 < syncs(16) <= syncs(256) + num_steps / 10  # every twentieth looks whether all is finite
+
+
+@pytest.fixture
+def memory_for() -> Iterator[Callable[[int], None]]:
+    """Allows this process no more of the GPU's memory than so many bytes."""
+
+    def allow(size: int) -> None:
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(size / torch.cuda.mem_get_info()[1])
+
+    yield allow
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_where_memory_runs_out_a_trial_goes_on_with_batches_in_two_parts(
+    small: Experiment, tmp_path: Path, memory_for: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr("cvt_nas.race.trial.tune.report", reports.append)
+    monkeypatch.setattr("cvt_nas.race.trial._device", lambda: "gpu 0")
+    setup = TrainingSetup.of(
+        small, run_path=tmp_path, data=None, device="cuda", training=training(epochs=2, batch_size=1024)
+    )
+    resources = Resources(num_slots=1, cpus_per_trial=1, gpus_per_trial=1, device="cuda")
+
+    def reserved(number: int, batch_size: int) -> int:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        settings = dataclasses.replace(setup, training=training(epochs=1, batch_size=batch_size))
+        run_trial(trial(number), settings, resources)
+        assert reports[-1]["status"] == "running"
+        return torch.cuda.max_memory_reserved()
+
+    def trial(number: int) -> dict[str, Any]:
+        return {"number": number, "arch": arch_to_dict(small.space.largest), "seed": 0, "num_known": 0}
+
+    whole, half = reserved(0, 1024), reserved(1, 512)
+    assert half < 0.8 * whole
+    reports.clear()
+    memory_for((whole + half) // 2)
+    run_trial(trial(2), setup, resources)
+    assert [(report["epoch"], report["status"]) for report in reports] == [(1, "running"), (2, "running")]
+    assert "batches in two parts" in reports[-1]["reason"]
+    memory_for(half // 3)
+    run_trial(trial(3), setup, resources)
+    assert (reports[-1]["epoch"], reports[-1]["status"]) == (0, "oom")
+    assert "out of memory" in reports[-1]["reason"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_supernet_learns_and_a_subnet_equals_what_is_extracted(digits_data: ImageData, precision: str) -> None:
+    settings = config(epochs=10, lr=3e-3, precision=precision, distillation="alpha")
+    *_, last = train_supernet(SPACE, settings, digits_data, device=CUDA, seed=0)
+    inheritance = Inheritance(last.supernet, settings, digits_data, CUDA)
+    assert min(inheritance.accuracy(arch)[0] for arch in (SPACE.largest, SPACE.smallest)) > 0.2  # chance is 0.1
+    arch, images = SPACE.decode(SPACE.sample(random.Random(0))), torch.randn(8, 1, 8, 8, device=CUDA)
+    supernet = last.supernet.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(extract(supernet, arch).eval()(images), supernet(images, arch), rtol=0, atol=0)
+
+
+def test_trials_share_a_gpu_and_their_models_load_anywhere(small: Experiment, tmp_path: Path) -> None:
+    run = search(small, out=tmp_path / "run", gpus=1, gpus_per_trial=0.5)
+    trials = run.results()
+    assert len(trials) == 8
+    assert {trial.device for trial in trials} == {"gpu 0"}
+    complete = [trial for trial in trials if trial.status == "complete"]
+    model = load_model(run.model_path(complete[0].arch_id))
+    assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_a_run_with_a_supernet_trains_ranks_and_races_on_the_gpu(tmp_path: Path) -> None:
+    run = search(with_supernet(), out=tmp_path / "run", gpus=1)
+    assert run.has_supernet
+    assert {trial.device for trial in run.results()} == {"gpu 0"}
+
+
+def test_workers_of_a_training_share_their_work_by_nccl(small: Experiment, tmp_path: Path) -> None:
+    """One worker only, where there is one GPU: that is a process group all the same."""
+    num_workers = torch.cuda.device_count()
+    run = RunFolder(tmp_path)
+    setup = TrainingSetup.of(small, run_path=run.path, data=None, device="cuda", training=training(epochs=2))
+    with local_ray(num_cpus=num_workers, num_gpus=num_workers):
+        *_, last = fit_on_workers(
+            tiny_arch(), setup, number=0, seed=0, num_workers=num_workers, cpus_per_worker=1, use_gpus=True
+        )
+    assert (last["epoch"], last["status"]) == (2, "running")
