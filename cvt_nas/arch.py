@@ -17,6 +17,7 @@ from cvt_nas.errors import ArchError
 
 Projection = Literal["dw_bn", "avg", "linear"]
 PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
+Activation = Literal["quick_gelu", "gelu"]
 
 # fvcore's handles count a layer norm with weights as 5 operations an element, and a batch norm in
 # eval mode as 2 (one multiply, one add).
@@ -45,6 +46,7 @@ class BlockConfig:
         mlp_ratio: Hidden width of the MLP as a multiple of `embed_dim`.
         projection: `dw_bn` depth-wise convolution and batch norm before each linear (CvT, figure 3b
             and 3c of the paper), `avg` average pooling of keys and values, `linear` none (figure 3a).
+        activation: Of the MLP: `quick_gelu` as in the official code, `gelu` as in transformers' port of it.
     """
 
     kv_stride: int = 2
@@ -52,6 +54,7 @@ class BlockConfig:
     num_heads: int = 1
     mlp_ratio: float = 4.0
     projection: Projection = "dw_bn"
+    activation: Activation = "quick_gelu"
 
     def __post_init__(self) -> None:
         _check_whole(self, "kv_stride", "kernel_size", "num_heads")
@@ -61,6 +64,8 @@ class BlockConfig:
             raise ArchError(f"mlp_ratio: got {self.mlp_ratio}, must be above 0")
         if self.projection not in PROJECTIONS:
             raise ArchError(f"projection: got {self.projection!r}, must be one of {', '.join(PROJECTIONS)}")
+        if self.activation not in get_args(Activation):
+            raise ArchError(f"activation: got {self.activation!r}, must be one of {', '.join(get_args(Activation))}")
         if self.projection == "linear" and (self.kv_stride, self.kernel_size) != (1, 1):
             raise ArchError(
                 f"projection 'linear' has neither kernel nor stride: got kernel_size {self.kernel_size} and "
@@ -173,6 +178,8 @@ def arch_to_dict(arch: ArchConfig) -> dict[str, Any]:
     for stage in tree["stages"]:
         for block in stage["blocks"]:
             block["mlp_ratio"] = float(block["mlp_ratio"])
+            if block["activation"] == "quick_gelu":  # left out, so that networks keep the ids they had without it
+                del block["activation"]
     return json.loads(json.dumps(tree))
 
 
@@ -215,6 +222,7 @@ def describe_stages(arch: ArchConfig) -> tuple[str, ...]:
             f"stage {index}: {grid}x{grid} tokens, width {stage.embed_dim}, depth {len(stage.blocks)}, "
             f"heads {each('num_heads')}, mlp {each('mlp_ratio')}, kernel {each('kernel_size')}, "
             f"kv stride {each('kv_stride')}, {each('projection')}"
+            + (f", {each('activation')}" if any(block.activation != "quick_gelu" for block in stage.blocks) else "")
         )
     return tuple(lines)
 

@@ -131,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", metavar="RUN")
     export.add_argument("--pick", default="knee", metavar="WHAT", help='knee, best, an arch id, or "flops<4e9"')
     export.add_argument("--to", required=True, metavar="DIR", help="a new folder")
+    export.add_argument("--format", choices=["torch", "hf", "onnx", "pt2"], default="torch",
+                        help="for cvt_nas.load_model, transformers, onnxruntime, torch.export.load")  # fmt: skip
     _add_json(export)
     return parser
 
@@ -518,7 +520,7 @@ def _export(options: argparse.Namespace) -> int:
     from cvt_nas.results import RunFolder
 
     run, to = RunFolder.open(options.run), Path(options.to)
-    result = export(run, options.pick, to)
+    result = export(run, options.pick, to, format=options.format)
     found = result.confirmation
     if options.json:
         more = {} if found is None else {"own_accuracy": result.own_accuracy, **found.to_json()}
@@ -528,7 +530,7 @@ def _export(options: argparse.Namespace) -> int:
     own = "" if found is None else f" ({result.own_accuracy:.4f} of these weights)"
     print(f"{result.arch_id}: accuracy {accuracy_text(result)}{own}, {result.cost.params:,} params, "
           f"{result.cost.flops:,} FLOPs; its logits equal those of the trained model")  # fmt: skip
-    print(f"next: python -c \"import cvt_nas; print(cvt_nas.load_model('{to}'))\"")
+    print(f"next: see {to / 'README.md'}, which shows how to load it")
     return 0
 
 

@@ -40,11 +40,17 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
-    """What turns an image of `[0, 1]` values into the model's input: resize to `image_size`, then normalise."""
+    """What turns an image of `[0, 1]` values into the model's input: resize to `image_size`, then normalise.
+
+    Args:
+        crop_pct: Where it is below 1, the shorter side becomes `image_size / crop_pct`, and the centre is taken.
+    """
 
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    crop_pct: float = 1.0
 
 
 class ImageData(Protocol):
@@ -468,6 +474,8 @@ class _FolderData:
             image_size=image_size,
             mean=IMAGENET_MEAN if num_channels == 3 else (0.449,),
             std=IMAGENET_STD if num_channels == 3 else (0.226,),
+            interpolation="bicubic",
+            crop_pct=0.875 if image_size < 384 else 1.0,  # at 384 the published models see the whole image, squashed
         )
 
     def num_images(self, split: Split) -> int:
@@ -511,7 +519,7 @@ class _FolderData:
             auto_augment=augment.randaugment,
             re_prob=augment.random_erasing,
             re_mode="pixel",
-            interpolation="bicubic",
+            interpolation=pre.interpolation,
             mean=pre.mean,
             std=pre.std,
         )
@@ -540,12 +548,11 @@ class _FolderData:
         from timm.data.transforms_factory import create_transform
 
         pre = self.preprocessing
-        large = pre.image_size >= 384  # at 384 the published models see the whole image, squashed
         transform = create_transform(
             pre.image_size,
-            interpolation="bicubic",
-            crop_pct=1.0 if large else 0.875,
-            crop_mode="squash" if large else "center",
+            interpolation=pre.interpolation,
+            crop_pct=pre.crop_pct,
+            crop_mode="squash" if pre.crop_pct == 1 else "center",
             mean=pre.mean,
             std=pre.std,
         )

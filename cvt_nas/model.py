@@ -23,7 +23,7 @@ from safetensors.torch import save as safetensors_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, arch_to_dict, cost_of, load_arch, mlp_width
+from cvt_nas.arch import Activation, ArchConfig, BlockConfig, StageConfig, arch_to_dict, cost_of, load_arch, mlp_width
 from cvt_nas.errors import ArchError
 from cvt_nas.results import fetch, write_atomically
 
@@ -124,20 +124,23 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a QuickGELU, `x * sigmoid(1.702 x)`, between them.
+    """Two linear layers with an activation between them.
 
-    QuickGELU is `silu(1.702 x) / 1.702`. The two factors are applied to the weights, which are far
-    fewer than the activations: one fused pass over the widest tensor of the network instead of three.
+    QuickGELU is `x * sigmoid(1.702 x)`, which is `silu(1.702 x) / 1.702`. The two factors are applied to the weights,
+    which are far fewer than the activations: one fused pass over the widest tensor of the network instead of three.
 
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
     """
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, activation: Activation) -> None:
         super().__init__()
+        self.activation = activation
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, tokens: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch tokens channels"]:
+        if self.activation == "gelu":
+            return self.fc2(F.gelu(self.fc1(tokens)))
         hidden = F.silu(F.linear(tokens, 1.702 * self.fc1.weight, 1.702 * self.fc1.bias))
         return F.linear(hidden, self.fc2.weight / 1.702, self.fc2.bias)
 
@@ -151,7 +154,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attn = Attention(block, dim, class_token)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, mlp_width(dim, block.mlp_ratio))
+        self.mlp = Mlp(dim, mlp_width(dim, block.mlp_ratio), block.activation)
 
     def _branch(self, x: Tensor) -> Tensor:
         return drop_path(x, self.drop_path_rate) if self.training and self.drop_path_rate > 0 else x
@@ -269,14 +272,19 @@ def save_model(model: CvT, folder: Path) -> None:
     The probe is two images of noise and the model's logits for them in fp32, by which an export can
     prove that it is still the trained model.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "arch.json", json.dumps(arch_to_dict(model.arch), indent=2) + "\n")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / "model.safetensors", lambda file: file.write(safetensors_of(state)))
+    write_weights(model, folder)
     size = model.arch.image_size
     images = torch.randn(2, model.arch.num_channels, size, size, generator=torch.Generator().manual_seed(0))
     probe = {"images": images, "logits": probe_logits(model, images)}
     write_atomically(folder / "probe.safetensors", lambda file: file.write(safetensors_of(probe)))
+
+
+def write_weights(model: CvT, folder: Path) -> None:
+    """Writes `arch.json` and `model.safetensors`, all that `load_model` needs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "arch.json", json.dumps(arch_to_dict(model.arch), indent=2) + "\n")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(folder / "model.safetensors", lambda file: file.write(safetensors_of(state)))
 
 
 def load_model(folder: str | Path) -> CvT:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from cvt_nas.arch import (
+    Activation,
     ArchConfig,
     BlockConfig,
     Cost,
@@ -43,6 +44,7 @@ class StageSpace:
         patch_padding: Padding of the embedding, or None for half of whatever kernel is chosen.
         per_block: Names of the block choices that each block makes for itself.
         class_token: Whether the stage ends in a class token.
+        activation: Of its MLPs.
     """
 
     patch_kernel: tuple[int, ...]
@@ -57,6 +59,7 @@ class StageSpace:
     projection: tuple[Projection, ...]
     per_block: frozenset[str] = frozenset()
     class_token: bool = False
+    activation: Activation = "quick_gelu"
 
     def padding_of(self, patch_kernel: int) -> int:
         return patch_kernel // 2 if self.patch_padding is None else self.patch_padding
@@ -65,7 +68,7 @@ class StageSpace:
         """The block of these values; a linear projection has neither kernel nor stride, so drops them."""
         if values["projection"] == "linear":
             values = {**values, "kv_stride": 1, "kernel_size": 1}
-        return BlockConfig(**values)
+        return BlockConfig(**values, activation=self.activation)
 
     @property
     def shared(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from cvt_nas.arch import PROJECTIONS, ArchConfig, BlockConfig, StageConfig
+from cvt_nas.arch import PROJECTIONS, Activation, ArchConfig, BlockConfig, StageConfig
 from cvt_nas.errors import ArchError
 from cvt_nas.space import BLOCK_CHOICES, SearchSpace, StageSpace
 
@@ -95,6 +95,7 @@ def per_stage(
     ratios: Sequence[float],
     stem: tuple[int, int, int] = (7, 4, 2),
     num_channels: int = 3,
+    activation: Activation = "quick_gelu",
 ) -> ArchConfig:
     """An architecture whose blocks are equal within each stage."""
     return ArchConfig(
@@ -113,6 +114,7 @@ def per_stage(
                         kernel_size=kernels[index],
                         kv_stride=strides[index],
                         mlp_ratio=ratios[index],
+                        activation=activation,
                     ),
                 )
                 * depths[index],

@@ -9,6 +9,7 @@ from torch import nn
 from cvt_nas import build_model, load_arch, load_model
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.errors import ArchError
+from cvt_nas.export.hugging_face import config_of, hugging_face_name
 from cvt_nas.model import ConvProjection, drop_path, probe_error, read_weights, save_model
 from strategies import archs, per_stage
 
@@ -37,58 +38,12 @@ def hugging_face_twin(arch: ArchConfig, *, quick_gelu: bool = True) -> nn.Module
     """transformers' CvT of the same architecture, its GELU swapped for the official QuickGELU unless told not to."""
     from transformers import CvtConfig, CvtForImageClassification
 
-    stages, firsts = arch.stages, [stage.blocks[0] for stage in arch.stages]
-    model = CvtForImageClassification(
-        CvtConfig(
-            num_channels=arch.num_channels,
-            num_labels=arch.num_classes,  # type: ignore[call-arg]
-            patch_sizes=[stage.patch_kernel for stage in stages],
-            patch_stride=[stage.patch_stride for stage in stages],
-            patch_padding=[stage.patch_padding for stage in stages],
-            embed_dim=[stage.embed_dim for stage in stages],
-            depth=[len(stage.blocks) for stage in stages],
-            num_heads=[block.num_heads for block in firsts],
-            mlp_ratio=[float(block.mlp_ratio) for block in firsts],
-            kernel_qkv=[block.kernel_size for block in firsts],
-            padding_q=[block.kernel_size // 2 for block in firsts],
-            padding_kv=[block.kernel_size // 2 for block in firsts],
-            stride_kv=[block.kv_stride for block in firsts],
-            drop_path_rate=[0.0] * len(stages),
-        )
-    )
+    model = CvtForImageClassification(CvtConfig(num_labels=arch.num_classes, **config_of(arch)))  # type: ignore[call-arg]
     for module in list(model.modules()):
         for name, child in module.named_children():
             if quick_gelu and isinstance(child, nn.GELU):
                 setattr(module, name, QuickGELU())
     return model.eval()
-
-
-def hugging_face_name(name: str) -> str:
-    """The port's name of a tensor of the official state dict."""
-    for ours, theirs in (
-        (".patch_embed.proj.", ".embedding.convolution_embeddings.projection."),
-        (".patch_embed.norm.", ".embedding.convolution_embeddings.normalization."),
-        (".blocks.", ".layers."),
-        *(
-            (f".attn.conv_proj_{short}.{part}.", f".attention.attention.convolution_projection_{long}."
-             f"convolution_projection.{whole}.")
-            for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
-            for part, whole in (("conv", "convolution"), ("bn", "normalization"))
-        ),
-        *(
-            (f".attn.proj_{short}.", f".attention.attention.projection_{long}.")
-            for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
-        ),
-        (".attn.proj.", ".attention.output.dense."),
-        (".mlp.fc1.", ".intermediate.dense."),
-        (".mlp.fc2.", ".output.dense."),
-        (".norm1.", ".layernorm_before."),
-        (".norm2.", ".layernorm_after."),
-    ):  # fmt: skip
-        name = name.replace(ours, theirs)
-    if name.startswith("stage"):
-        return "cvt.encoder.stages." + name.removeprefix("stage")
-    return name.replace("norm.", "layernorm.", 1) if name.startswith("norm.") else name.replace("head.", "classifier.")
 
 
 def randomise(model: nn.Module) -> None:

@@ -320,6 +320,7 @@ def _space_of(file: SpaceFile, reader: Reader) -> SearchSpace:
                     projection=tuple(section.projection),
                     per_block=frozenset(section.per_block),
                     class_token=index == last if section.class_token is None else section.class_token,
+                    activation=file.space.activation,
                 )
                 for index, section in enumerate(file.space.stages)
             ),

@@ -78,9 +78,20 @@ class StageSection:
 
 @validated(config=_STRICT, frozen=True, kw_only=True)
 class SpaceSection:
+    """Section `space`.
+
+    Args:
+        image_size: Side of the images, in pixels.
+        num_channels: 1 for grey images, 3 for colour.
+        activation: Of all MLPs: `quick_gelu` as in the official CvT, or `gelu` as in transformers' port, so that what
+            is found can be exported to it.
+        stages: First to last; a scalar is fixed, a list is a choice.
+    """
+
     image_size: Size
     num_channels: Size = 3
     num_classes: Annotated[int, Field(ge=1, le=2**20)]
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     stages: Annotated[list[StageSection], _FEW]
 
 

@@ -1,0 +1,63 @@
+"""The model card: a model's figures with their split and seeds, how to load it, and how it was made."""
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cvt_nas.arch import describe_stages
+from cvt_nas.results import RunFolder, TrialResult
+
+
+def model_card(
+    run: RunFolder, result: TrialResult, folder: Path, *, preprocessing: Mapping[str, Any], usage: str
+) -> str:
+    """Markdown.
+
+    Args:
+        usage: Lines of Python that load it; see `Format`.
+    """
+    manifest, test = run.manifest, run.test_accuracies().get(result.arch_id)
+    size, channels = result.arch.image_size, result.arch.num_channels
+    resized = f"resized to {size} x {size}"
+    if (crop_pct := preprocessing.get("crop_pct", 1.0)) < 1:
+        resized = f"resized to {round(size / crop_pct)} pixels on their shorter side and cropped to {size} x {size}"
+    test_line = "not read for this model" if test is None else f"{test:.4f}"
+    accuracy_lines = f"| accuracy on the search split, which guided the search | {result.own_accuracy:.4f} |"
+    if (found := result.confirmation) is not None:
+        spread = f", standard deviation {found.sd:.4f}" if found.sd is not None else ""
+        lost = f"; {found.num_lost} more ended without one" if found.num_lost else ""
+        accuracy_lines = (
+            f"| accuracy on the search split of this architecture, mean over {len(found.accuracies)} further "
+            f"trainings{lost} | {found.mean:.4f}{spread} |\n"
+            f"| accuracy of these weights on the search split, for which they were selected | "
+            f"{result.own_accuracy:.4f} |"
+        )
+    return f"""# CvT {result.arch_id}
+
+A Convolutional vision Transformer (arXiv:2103.15808), found on `{manifest["dataset"]}` by cvt-nas.
+
+| | |
+|---|---|
+{accuracy_lines}
+| accuracy on the test split | {test_line} |
+| parameters | {result.cost.params:,} |
+| FLOPs of one image at {size} x {size} (a multiply-add is one, by fvcore's convention) | {result.cost.flops:,} |
+| epochs, seed | {result.epochs}, {result.seed} |
+| made with | {", ".join(f"{name} {version}" for name, version in manifest["versions"].items())} |
+
+    {(chr(10) + "    ").join(describe_stages(result.arch))}
+
+## Use
+
+{textwrap.indent(usage.format(folder=folder.name, channels=channels, size=size), "    ")}
+
+Images are {resized}, scaled to [0, 1], then normalised by mean {preprocessing["mean"]} and
+standard deviation {preprocessing["std"]}. Classes, in the order of the logits: {
+        ", ".join(preprocessing["classes"][:20])
+    }{", ..." if len(preprocessing["classes"]) > 20 else ""}.
+
+## The file that it was found with
+
+{textwrap.indent(manifest["space_file"], "    ")}
+"""

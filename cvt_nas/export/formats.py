@@ -1,0 +1,142 @@
+"""What a network is written as, and how each of these is loaded again by the tools that it is for."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cvt_nas.arch import arch_to_dict
+from cvt_nas.export.hugging_face import load_hugging_face, misfits, write_hugging_face
+from cvt_nas.model import CvT, load_model, write_weights
+
+Logits = Callable[[Float[Tensor, "batch channels height width"]], Float[Tensor, "batch classes"]]
+OPSET = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Format:
+    """One of `FORMATS`.
+
+    Args:
+        write: Writes a network in eval mode, and what `preprocessing.json` holds, to a folder.
+        load: The network in such a folder, by nothing but the tools that it is for.
+        misfits: Why a network cannot be written so, a line each.
+        needs: Packages without which it cannot be written and checked, and the extra that installs them.
+        tolerance: Greatest difference of a logit, relative to the greatest logit where that is above 1.
+        usage: Lines of Python that load it; `{folder}`, `{channels}` and `{size}` are filled in.
+    """
+
+    write: Callable[[CvT, Path, Mapping[str, Any]], None]
+    load: Callable[[Path], Logits]
+    misfits: Callable[[CvT], list[str]] = lambda model: []  # noqa: ARG005
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+    tolerance: float = 1e-4
+    usage: str
+
+    @property
+    def missing(self) -> list[str]:
+        """Of `needs`, what is not installed."""
+        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+
+
+def _write_torch(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
+    write_weights(model, folder)
+    _write_preprocessing(folder, preprocessing)
+
+
+def _write_onnx(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
+    _write_arch(model, folder)
+    _write_preprocessing(folder, preprocessing)
+    program = torch.onnx.export(
+        model, (_example(model),), dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["logits"],
+        dynamic_shapes={"images": {0: _batch()}}, verbose=False,
+    )  # fmt: skip
+    assert program is not None, "dynamo gives a program"
+    program.save(folder / "model.onnx")
+
+
+def _load_onnx(folder: Path) -> Logits:
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def _write_program(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
+    _write_arch(model, folder)
+    _write_preprocessing(folder, preprocessing)
+    program = torch.export.export(model, (_example(model),), dynamic_shapes={"images": {0: _batch()}})
+    torch.export.save(program, os.fspath(folder / "model.pt2"))
+
+
+def _load_program(folder: Path) -> Logits:
+    return torch.export.load(folder / "model.pt2").module()
+
+
+def _example(model: CvT) -> Tensor:
+    """Two images: of one, the number would become a constant."""
+    size = model.arch.image_size
+    return torch.zeros(2, model.arch.num_channels, size, size)
+
+
+def _batch() -> Any:
+    return torch.export.Dim("batch", min=1, max=2**16)
+
+
+def _write_arch(model: CvT, folder: Path) -> None:
+    (folder / "arch.json").write_text(json.dumps(arch_to_dict(model.arch), indent=2) + "\n")
+
+
+def _write_preprocessing(folder: Path, preprocessing: Mapping[str, Any]) -> None:
+    (folder / "preprocessing.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
+
+
+FORMATS: dict[str, Format] = {
+    "torch": Format(
+        write=_write_torch,
+        load=load_model,
+        tolerance=1e-5,
+        usage="""import cvt_nas, torch
+model = cvt_nas.load_model("{folder}")  # a torch.nn.Module in eval mode
+logits = model(torch.zeros(1, {channels}, {size}, {size}))""",
+    ),
+    "hf": Format(
+        write=write_hugging_face,
+        load=load_hugging_face,
+        misfits=misfits,
+        needs=("transformers",),
+        extra="hf",
+        usage="""import torch
+from transformers import AutoImageProcessor, CvtForImageClassification
+model = CvtForImageClassification.from_pretrained("{folder}").eval()
+processor = AutoImageProcessor.from_pretrained("{folder}")
+logits = model(torch.zeros(1, {channels}, {size}, {size})).logits""",
+    ),
+    "onnx": Format(
+        write=_write_onnx,
+        load=_load_onnx,
+        needs=("onnx", "onnxscript", "onnxruntime"),
+        extra="onnx",
+        usage="""import numpy, onnxruntime  # opset """
+        + str(OPSET)
+        + """, any number of images
+session = onnxruntime.InferenceSession("{folder}/model.onnx")
+images = numpy.zeros((1, {channels}, {size}, {size}), dtype=numpy.float32)
+(logits,) = session.run(["logits"], {{"images": images}})""",
+    ),
+    "pt2": Format(
+        write=_write_program,
+        load=_load_program,
+        usage="""import torch  # any number of images
+model = torch.export.load("{folder}/model.pt2").module()
+logits = model(torch.zeros(1, {channels}, {size}, {size}))""",
+    ),
+}

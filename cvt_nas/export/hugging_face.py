@@ -1,0 +1,150 @@
+"""A network as transformers' `CvtForImageClassification`, where that class can be it exactly.
+
+That port has no setting for QuickGELU, for blocks that differ within a stage, or for projections other than `dw_bn`
+(its code for them fails), and its rates of drop path have a place for a stage only where it is deep enough. What it
+cannot be is refused, since it would load without a word and answer something else.
+
+Source: transformers 5.24, models/cvt.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cvt_nas.arch import ArchConfig
+from cvt_nas.model import CvT
+from cvt_nas.space import BLOCK_CHOICES
+
+_RESAMPLING = {"bilinear": 2, "bicubic": 3}  # of Pillow
+_NAMES = (
+    (".patch_embed.proj.", ".embedding.convolution_embeddings.projection."),
+    (".patch_embed.norm.", ".embedding.convolution_embeddings.normalization."),
+    (".blocks.", ".layers."),
+    *(
+        (f".attn.conv_proj_{short}.{part}.", f".attention.attention.convolution_projection_{long}."
+         f"convolution_projection.{whole}.")
+        for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
+        for part, whole in (("conv", "convolution"), ("bn", "normalization"))
+    ),
+    *(
+        (f".attn.proj_{short}.", f".attention.attention.projection_{long}.")
+        for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
+    ),
+    (".attn.proj.", ".attention.output.dense."),
+    (".mlp.fc1.", ".intermediate.dense."),
+    (".mlp.fc2.", ".output.dense."),
+    (".norm1.", ".layernorm_before."),
+    (".norm2.", ".layernorm_after."),
+)  # fmt: skip
+
+
+def hugging_face_name(name: str) -> str:
+    """The port's name of a tensor of the official state dict."""
+    for ours, theirs in _NAMES:
+        name = name.replace(ours, theirs)
+    if name.startswith("stage"):
+        return "cvt.encoder.stages." + name.removeprefix("stage")
+    return name.replace("norm.", "layernorm.", 1) if name.startswith("norm.") else name.replace("head.", "classifier.")
+
+
+def misfits(model: CvT) -> list[str]:
+    """Why the port cannot be `model`, a line each; empty where it can."""
+    found = []
+    for index, stage in enumerate(model.arch.stages):
+        first = stage.blocks[0]
+        found += [
+            f"stage {index}: its blocks differ in {name}"
+            for name in BLOCK_CHOICES
+            if len({getattr(block, name) for block in stage.blocks}) > 1
+        ]
+        if first.projection != "dw_bn":
+            found.append(f"stage {index}: projection {first.projection}, it has dw_bn alone")
+        if len(stage.blocks) <= index:
+            found.append(f"stage {index}: depth {len(stage.blocks)}, it needs more than {index}")
+    if any(block.activation != "gelu" for stage in model.arch.stages for block in stage.blocks):
+        found.append(
+            "activation quick_gelu, it has gelu alone (a space file with `activation: gelu` finds such networks)"
+        )
+    return found
+
+
+def config_of(arch: ArchConfig) -> dict[str, Any]:
+    """The port's settings for a network without `misfits`."""
+    stages, firsts = arch.stages, [stage.blocks[0] for stage in arch.stages]
+    return {
+        "num_channels": arch.num_channels,
+        "patch_sizes": [stage.patch_kernel for stage in stages],
+        "patch_stride": [stage.patch_stride for stage in stages],
+        "patch_padding": [stage.patch_padding for stage in stages],
+        "embed_dim": [stage.embed_dim for stage in stages],
+        "depth": [len(stage.blocks) for stage in stages],
+        "num_heads": [block.num_heads for block in firsts],
+        "mlp_ratio": [float(block.mlp_ratio) for block in firsts],
+        "kernel_qkv": [block.kernel_size for block in firsts],
+        "padding_q": [block.kernel_size // 2 for block in firsts],
+        "padding_kv": [block.kernel_size // 2 for block in firsts],
+        "stride_q": [1] * len(stages),
+        "stride_kv": [block.kv_stride for block in firsts],
+        "qkv_projection_method": ["dw_bn"] * len(stages),
+        "qkv_bias": [True] * len(stages),
+        "cls_token": [stage.class_token for stage in stages],
+        **{f"{kind}_rate": [0.0] * len(stages) for kind in ("attention_drop", "drop", "drop_path")},
+    }
+
+
+def write_hugging_face(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
+    """Writes `config.json`, `model.safetensors` and `preprocessor_config.json`."""
+    labels = dict(enumerate(preprocessing["classes"]))
+    config = {
+        "architectures": ["CvtForImageClassification"],
+        "model_type": "cvt",
+        "dtype": "float32",
+        **config_of(model.arch),
+        "id2label": labels,
+        "label2id": {label: index for index, label in labels.items()},
+    }
+    _write_json(folder / "config.json", config)
+    state = {hugging_face_name(name): tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_json(folder / "preprocessor_config.json", _image_processor(preprocessing))
+
+
+def _image_processor(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """ConvNeXt's processor scales to a larger size and crops the centre, ViT's scales to the size itself."""
+    size, crop_pct = preprocessing["image_size"], preprocessing.get("crop_pct", 1.0)
+    cropped = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": size}, "crop_pct": crop_pct}
+    whole = {"image_processor_type": "ViTImageProcessor", "size": {"height": size, "width": size}}
+    return {
+        **(whole if crop_pct == 1 else cropped),
+        "do_resize": True,
+        "resample": _RESAMPLING[preprocessing.get("interpolation", "bilinear")],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing["mean"]),
+        "image_std": list(preprocessing["std"]),
+    }
+
+
+def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(tree, indent=2) + "\n")
+
+
+def load_hugging_face(folder: Path) -> Any:
+    """The logits of the port, as it loads the folder by itself."""
+    from transformers import CvtForImageClassification
+
+    model, report = CvtForImageClassification.from_pretrained(folder, output_loading_info=True)
+    if unused := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[kind]]:
+        raise RuntimeError(f"weights without a counterpart: {', '.join(map(str, unused))}")
+
+    @torch.inference_mode()
+    def logits(images: Tensor) -> Tensor:
+        return model.eval()(images).logits
+
+    return logits

@@ -1,0 +1,199 @@
+"""Every format, loaded again by the tools that it is for."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import small_digits
+from cvt_nas.arch import ArchConfig, BlockConfig, arch_from_dict, arch_to_dict, cost_of, load_arch
+from cvt_nas.cli import main
+from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.errors import ExportError
+from cvt_nas.export import FORMATS, Format, export
+from cvt_nas.export.hugging_face import misfits
+from cvt_nas.model import CvT, load_model, save_model
+from cvt_nas.results import RunFolder, TrialResult
+from strategies import per_stage
+from test_model import randomise
+
+GELU = per_stage(
+    image_size=32, num_channels=1, dims=(16, 32, 48), depths=(1, 2, 3), heads=(1, 2, 3), kernels=(3, 5, 3),
+    strides=(2, 1, 2), ratios=(2.0, 1.0, 3.0), activation="gelu",
+)  # fmt: skip
+CLASSES = [f"class {index}" for index in range(10)]
+
+
+def run_of(arch: ArchConfig, experiment: Experiment, folder: Path, **preprocessing: Any) -> RunFolder:
+    """A run whose only trial is `arch`, with random weights."""
+    run = RunFolder.create(folder, experiment.manifest(seed=0, num_trials=1))
+    torch.manual_seed(0)
+    model = CvT(arch).eval()
+    randomise(model)
+    save_model(model, run.model_path(arch.id))
+    tree = {"image_size": arch.image_size, "mean": [0.3], "std": [0.4], "classes": CLASSES, **preprocessing}
+    (run.model_path(arch.id) / "preprocessing.json").write_text(json.dumps(tree))
+    run.append(
+        TrialResult(
+            number=0,
+            arch=arch,
+            status="complete",
+            epochs=3,
+            accuracy=0.5,
+            cost=cost_of(arch),
+            curve=(0.1, 0.2, 0.5),
+            seconds=1.0,
+            train_seconds=1.0,
+            seed=0,
+            device="cpu",
+        )
+    )
+    return run
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "torch"])
+def test_what_is_exported_answers_as_the_trained_model_for_any_number_of_images(
+    small: Experiment, tmp_path: Path, name: str
+) -> None:
+    run, to = run_of(GELU, small, tmp_path / "run"), tmp_path / "model"
+    assert export(run, "best", to, format=name).arch_id == GELU.id
+    model, logits_of = load_model(run.model_path(GELU.id)), FORMATS[name].load(to)
+    for num_images in (1, 5):
+        images = torch.randn(num_images, 1, 32, 32)
+        with torch.inference_mode():
+            torch.testing.assert_close(logits_of(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["hf", "onnx", "pt2"])
+def test_the_lines_of_the_model_card_run(
+    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    export(run_of(GELU, small, tmp_path / "run"), "best", tmp_path / "model", format=name)
+    card = (tmp_path / "model" / "README.md").read_text()
+    lines = card.partition("## Use\n")[2].partition("\nImages are")[0]
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec("\n".join(line[4:] for line in lines.splitlines()), found)
+    assert np.shape(found["logits"].detach() if name != "onnx" else found["logits"]) == (1, 10)
+    assert small.text.splitlines()[0] in card
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "crop"), [({}, False), ({"crop_pct": 0.875, "interpolation": "bicubic"}, True)]
+)
+def test_the_image_processor_prepares_an_image_as_training_did(
+    small: Experiment, tmp_path: Path, preprocessing: dict[str, Any], crop: bool
+) -> None:
+    from timm.data.transforms_factory import create_transform
+    from transformers import AutoImageProcessor
+
+    export(run_of(GELU, small, tmp_path / "run", **preprocessing), "best", tmp_path / "model", format="hf")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70), dtype=np.uint8), mode="L")
+    found = AutoImageProcessor.from_pretrained(tmp_path / "model")(image, return_tensors="pt")["pixel_values"]
+    expected: Any = create_transform(
+        32,
+        interpolation=preprocessing.get("interpolation", "bilinear"),
+        crop_pct=preprocessing.get("crop_pct", 1.0),
+        crop_mode="center" if crop else "squash",
+        mean=(0.3,),
+        std=(0.4,),
+    )
+    torch.testing.assert_close(found[0], expected(image), rtol=0, atol=0.02)  # two roundings to 8 bits
+
+
+def test_labels_travel_to_transformers(small: Experiment, tmp_path: Path) -> None:
+    export(run_of(GELU, small, tmp_path / "run"), "best", tmp_path / "model", format="hf")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["id2label"] == {str(index): label for index, label in enumerate(CLASSES)}
+    assert config["label2id"]["class 3"] == 3
+
+
+def varied(**changes: Any) -> ArchConfig:
+    """`GELU` with another last block of its second stage."""
+    stage = GELU.stages[1]
+    blocks = (*stage.blocks[:-1], dataclasses.replace(stage.blocks[-1], **changes))
+    return dataclasses.replace(
+        GELU, stages=(GELU.stages[0], dataclasses.replace(stage, blocks=blocks), *GELU.stages[2:])
+    )
+
+
+@pytest.mark.parametrize(
+    ("arch", "reason"),
+    [
+        (varied(kv_stride=2), "stage 1: its blocks differ in kv_stride"),
+        (varied(mlp_ratio=2.0), "stage 1: its blocks differ in mlp_ratio"),
+        (varied(activation="quick_gelu"), "activation quick_gelu"),
+        (load_arch("cvt-13"), "activation quick_gelu"),
+        (
+            dataclasses.replace(
+                GELU,
+                stages=(
+                    dataclasses.replace(
+                        GELU.stages[0], blocks=(BlockConfig(projection="avg", activation="gelu", num_heads=1),)
+                    ),
+                    dataclasses.replace(GELU.stages[1], blocks=GELU.stages[1].blocks[:1]),
+                    GELU.stages[2],
+                ),
+            ),
+            "stage 0: projection avg, it has dw_bn alone; stage 1: depth 1, it needs more than 1",
+        ),
+    ],
+    ids=["strides", "ratios", "one activation", "cvt-13", "projection and depth"],
+)
+def test_what_transformers_cannot_be_is_refused_with_the_reason(arch: ArchConfig, reason: str) -> None:
+    assert reason in "; ".join(misfits(CvT(arch)))
+
+
+def test_a_refusal_names_the_formats_that_can(
+    small: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(dataclasses.replace(load_arch("cvt-13"), image_size=32, num_classes=10), small, tmp_path / "run")
+    arguments = ["export", str(run.path), "--pick", "best", "--to", str(tmp_path / "model"), "--format", "hf"]
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "cannot be this network: activation quick_gelu" in message
+    assert "--format torch, onnx and pt2 can" in message
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_mismatch_fails_says_by_how_much_and_deletes_nothing(
+    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_a_little_wrong(model: CvT, folder: Path, preprocessing: Any) -> None:
+        with torch.no_grad():
+            model.head.bias += 0.01
+        FORMATS["torch"].write(model, folder, preprocessing)
+        with torch.no_grad():
+            model.head.bias -= 0.01
+
+    wrong = Format(write=write_a_little_wrong, load=load_model, usage="")
+    run = run_of(GELU, small, tmp_path / "run")
+    monkeypatch.setattr("cvt_nas.export.FORMATS", {"torch": wrong})
+    with pytest.raises(ExportError, match=r"loaded again, its logits differ by 0\.01 from those of the trained model"):
+        export(run, "best", tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(GELU, small, tmp_path / "run")
+    monkeypatch.setitem(FORMATS, "onnx", dataclasses.replace(FORMATS["onnx"], needs=("onnx", "no_such_package")))
+    with pytest.raises(ExportError, match=r"needs no_such_package: pip install 'cvt-nas\[onnx\]'"):
+        export(run, "best", tmp_path / "model", format="onnx")
+
+
+def test_a_space_file_says_the_activation_and_ids_of_other_networks_stay(small: Experiment) -> None:
+    gelu = parse_experiment(small_digits(**{"  num_classes:": "  num_classes: 10\n  activation: gelu"}), "gelu.yaml")
+    blocks = [block for stage in gelu.space.largest.stages for block in stage.blocks]
+    assert {block.activation for block in blocks} == {"gelu"}
+    assert gelu.space.largest.id != small.space.largest.id
+    assert arch_from_dict(arch_to_dict(gelu.space.largest)) == gelu.space.largest
+    assert gelu.space.encode(gelu.space.largest)
+    assert "activation" not in json.dumps(arch_to_dict(small.space.largest))
+    assert cost_of(gelu.space.largest) == cost_of(small.space.largest)
