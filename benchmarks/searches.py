@@ -30,7 +30,12 @@ from cvt_nas.engine import evaluate
 from cvt_nas.model import load_model
 from cvt_nas.results import RunFolder, hypervolume, is_non_dominated
 
-METHODS = {"defaults": "#0072B2", "tpe+asha": "#E69F00", "glue": "#D55E00", "supernet": "#009E73"}
+METHODS = {  # the colours are told apart by the colour-blind, too
+    "defaults": ("this tool", "#0072B2"),
+    "tpe+asha": ("TPE, ASHA on accuracy", "#E69F00"),
+    "glue": ("Ray Tune, OptunaSearch, ASHA", "#D55E00"),
+    "supernet": ("this tool, supernet first", "#009E73"),
+}
 COMPARED = ("defaults", "tpe+asha", "glue")
 FIRST_VERSION: dict[str, dict[str, Any]] = {
     "search": {"sampler": "tpe", "scheduler": "asha", "mode": "stop"},
@@ -38,11 +43,11 @@ FIRST_VERSION: dict[str, dict[str, Any]] = {
 }
 SUPERNET: dict[str, dict[str, Any]] = {
     "supernet": {
-        "epochs": 10, "batch_size": 128, "lr": 2.0e-3, "warmup_epochs": 0.5, "ema_decay": 0.99, "num_random": 2,
-        "distillation": "kl", "augment": {"flip": True},
+        "epochs": 2, "batch_size": 128, "lr": 2.0e-3, "warmup_epochs": 0.5, "num_random": 2,
+        "distillation": "kl", "distillation_weight": 0.5, "augment": {"flip": True},
     },
-    "search": {"weights": "supernet", "candidates": 150, "trials": 40, "scheduler": "none"},
-    "training": {"epochs": 3, "warmup_epochs": 0},
+    "search": {"weights": "supernet", "candidates": 60, "trials": 12},
+    "training": {"epochs": 2, "lr": 1.0e-3, "warmup_epochs": 0},
 }  # fmt: skip
 
 
@@ -144,20 +149,25 @@ def _data_of(experiment: Experiment) -> ImageData:
 
 def _figure(front: pd.DataFrame) -> go.Figure:
     figure = go.Figure()
-    for method, color in METHODS.items():
+    for method, (name, color) in METHODS.items():
         for seed, members in front.loc[front["method"] == method].groupby("seed"):
             # of the members, only what no cheaper one beats on the test split belongs on this plane's line
             accuracies = members["test_accuracy"].to_numpy()
             line = members.loc[accuracies == np.maximum.accumulate(accuracies)]
             figure.add_scatter(
-                x=line["flops"] / 1e6, y=line["test_accuracy"], mode="lines+markers", name=method,
-                legendgroup=method, showlegend=bool(seed == front["seed"].min()),
-                line={"color": color, "shape": "hv"}, text=line["arch_id"],
+                x=line["flops"] / 1e6, y=line["test_accuracy"], mode="lines+markers", name=name,
+                legendgroup=method, showlegend=bool(seed == front["seed"].min()), text=line["arch_id"],
+                line={"color": color, "shape": "hv", "width": 1.5},
+                marker={"size": 9, "symbol": ("circle", "square", "diamond")[int(seed) % 3]},
             )  # fmt: skip
     figure.update_layout(
-        template="plotly_white", xaxis={"title": "M FLOPs", "type": "log"}, yaxis={"title": "accuracy, test split"},
-        title=f"Fronts of {front['seed'].nunique()} seeds each",
-    )  # fmt: skip
+        template="plotly_white",
+        title=f"Fashion-MNIST: fronts of searches with {front['seed'].nunique()} seeds, a symbol each",
+        xaxis={"title": "FLOPs, millions (log scale)", "type": "log", "tickvals": [0.3, 0.5, 1, 2, 3, 5]},
+        yaxis={"title": "accuracy on the test split", "tickformat": ".3f"},
+        legend={"x": 0.99, "xanchor": "right", "y": 0.02, "yanchor": "bottom"},
+        margin={"l": 80, "r": 30, "t": 60, "b": 60},
+    )
     return figure
 
 

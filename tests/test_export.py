@@ -179,6 +179,12 @@ def test_a_mismatch_fails_says_by_how_much_and_deletes_nothing(
     assert (tmp_path / "model" / "model.safetensors").exists()
 
 
+def test_a_place_that_cannot_be_written_is_named(small: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ExportError, match="file/model: cannot be written: Not a directory"):
+        export(run_of(GELU, small, tmp_path / "run"), "best", tmp_path / "file" / "model")
+
+
 def test_a_package_that_is_missing_is_named_with_its_extra(
     small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,8 +37,8 @@ def export(run: RunFolder, pick: str, to: Path, *, format: str = "torch") -> Tri
         The trial whose model it is.
 
     Raises:
-        ExportError: `to` is not empty, the trial has no weights, the format cannot hold the network or needs a
-            package, or the logits differ.
+        ExportError: `to` is not empty or cannot be written, the trial has no weights, the format cannot hold the
+            network or needs a package, or the logits differ.
         RunFolderError: `pick` means nothing in this run.
     """
     chosen, result = FORMATS[format], run.pick(pick)
@@ -59,10 +59,13 @@ def export(run: RunFolder, pick: str, to: Path, *, format: str = "torch") -> Tri
             f"--format torch, onnx and pt2 can"
         )
     preprocessing = json.loads((source / "preprocessing.json").read_text())
-    to.mkdir(parents=True, exist_ok=True)
-    chosen.write(model, to, preprocessing)
-    card = model_card(run, result, to, preprocessing=preprocessing, usage=chosen.usage)
-    (to / "README.md").write_text(card)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        chosen.write(model, to, preprocessing)
+        card = model_card(run, result, to, preprocessing=preprocessing, usage=chosen.usage)
+        (to / "README.md").write_text(card)
+    except OSError as error:
+        raise ExportError(f"--to {to}: cannot be written: {error.strerror or error}") from error
     error, largest = _difference(model, to, format)
     if not error <= chosen.tolerance * max(largest, 1.0):
         raise ExportError(

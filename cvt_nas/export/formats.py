@@ -125,12 +125,10 @@ logits = model(torch.zeros(1, {channels}, {size}, {size})).logits""",
         load=_load_onnx,
         needs=("onnx", "onnxscript", "onnxruntime"),
         extra="onnx",
-        usage="""import numpy, onnxruntime  # opset """
-        + str(OPSET)
-        + """, any number of images
-session = onnxruntime.InferenceSession("{folder}/model.onnx")
-images = numpy.zeros((1, {channels}, {size}, {size}), dtype=numpy.float32)
-(logits,) = session.run(["logits"], {{"images": images}})""",
+        usage=f"""import numpy, onnxruntime  # opset {OPSET}, any number of images
+session = onnxruntime.InferenceSession("{{folder}}/model.onnx")
+images = numpy.zeros((1, {{channels}}, {{size}}, {{size}}), dtype=numpy.float32)
+(logits,) = session.run(["logits"], {{{{"images": images}}}})""",
     ),
     "pt2": Format(
         write=_write_program,
