@@ -166,10 +166,10 @@ def test_a_mismatch_fails_says_by_how_much_and_deletes_nothing(
 ) -> None:
     def write_a_little_wrong(model: CvT, folder: Path, preprocessing: Any) -> None:
         with torch.no_grad():
-            model.head.bias += 0.01
+            model.head.bias.add_(0.01)
         FORMATS["torch"].write(model, folder, preprocessing)
         with torch.no_grad():
-            model.head.bias -= 0.01
+            model.head.bias.sub_(0.01)
 
     wrong = Format(write=write_a_little_wrong, load=load_model, usage="")
     run = run_of(GELU, small, tmp_path / "run")

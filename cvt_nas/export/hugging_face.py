@@ -139,7 +139,8 @@ def load_hugging_face(folder: Path) -> Any:
     """The logits of the port, as it loads the folder by itself."""
     from transformers import CvtForImageClassification
 
-    model, report = CvtForImageClassification.from_pretrained(folder, output_loading_info=True)
+    loaded: Any = CvtForImageClassification.from_pretrained(folder, output_loading_info=True)
+    model, report = loaded
     if unused := [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[kind]]:
         raise RuntimeError(f"weights without a counterpart: {', '.join(map(str, unused))}")
 
