@@ -104,6 +104,7 @@ class TestOnTwoCpus:
             search(experiment_with(**(IN_FULL | {"trials": 20})), out=tmp_path / "run", cpus=2)
         assert 3 <= len(RunFolder.open(tmp_path / "run").results()) < 20
 
+    @pytest.mark.slow
     def test_a_time_budget_counts_what_was_spent_before(self, tmp_path: Path) -> None:
         experiment, run = experiment_with(**(IN_FULL | {"trials": 500})), RunFolder(tmp_path / "run")
         stop = threading.Event()

@@ -141,6 +141,7 @@ def test_a_search_that_is_interrupted_again_and_again_ends_as_one_that_was_not(r
     ]
 
 
+@pytest.mark.slow
 def test_a_ranking_that_is_cut_short_or_loses_a_worker_gives_a_front_and_goes_on(
     one_shot: RunFolder, ray: None, tmp_path: Path
 ) -> None:
