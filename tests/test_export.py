@@ -185,6 +185,13 @@ def test_a_place_that_cannot_be_written_is_named(small: Experiment, tmp_path: Pa
         export(run_of(GELU, small, tmp_path / "run"), "best", tmp_path / "file" / "model")
 
 
+def test_the_command_line_offers_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "run", "--to", "there", "--format", "none"])
+    message = capsys.readouterr().err.replace("'", "")  # which newer versions of Python leave out
+    assert message.rstrip().endswith(f"(choose from {', '.join(FORMATS)})")
+
+
 def test_a_package_that_is_missing_is_named_with_its_extra(
     small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

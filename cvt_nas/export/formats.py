@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cvt_nas.arch import arch_to_dict
+from cvt_nas.arch import save_arch
 from cvt_nas.export.hugging_face import load_hugging_face, misfits, write_hugging_face
 from cvt_nas.model import CvT, load_model, write_weights
 
@@ -53,7 +53,7 @@ def _write_torch(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> 
 
 
 def _write_onnx(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
-    _write_arch(model, folder)
+    save_arch(model.arch, folder / "arch.json")
     _write_preprocessing(folder, preprocessing)
     program = torch.onnx.export(
         model, (_example(model),), dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["logits"],
@@ -71,7 +71,7 @@ def _load_onnx(folder: Path) -> Logits:
 
 
 def _write_program(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
-    _write_arch(model, folder)
+    save_arch(model.arch, folder / "arch.json")
     _write_preprocessing(folder, preprocessing)
     program = torch.export.export(model, (_example(model),), dynamic_shapes={"images": {0: _batch()}})
     torch.export.save(program, os.fspath(folder / "model.pt2"))
@@ -89,10 +89,6 @@ def _example(model: CvT) -> Tensor:
 
 def _batch() -> Any:
     return torch.export.Dim("batch", min=1, max=2**16)
-
-
-def _write_arch(model: CvT, folder: Path) -> None:
-    (folder / "arch.json").write_text(json.dumps(arch_to_dict(model.arch), indent=2) + "\n")
 
 
 def _write_preprocessing(folder: Path, preprocessing: Mapping[str, Any]) -> None:
