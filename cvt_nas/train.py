@@ -1,5 +1,6 @@
 """The full training of one architecture, whose result is a run folder like any other."""
 
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ from cvt_nas.arch import ArchConfig, cost_of
 from cvt_nas.config import Experiment
 from cvt_nas.data import ImageData
 from cvt_nas.engine import TrainingSetup, drop_checkpoints, evaluate, progress_reports
+from cvt_nas.engine.optimization import checkpoint_before
 from cvt_nas.errors import ArchError, ResourceError, RunFolderError
-from cvt_nas.model import load_model
+from cvt_nas.model import CvT, initialise, load_model, weights_file
 from cvt_nas.results import RunFolder, Status, TrialResult
 
 
@@ -23,8 +25,10 @@ def train(
     num_workers: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     seed: int = 0,
+    init: str | Path | None = None,
     resume: bool = False,
     on_report: Callable[[dict[str, Any]], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> TrialResult:
     """Trains `arch` by the `data` and `training` sections of `experiment`, then reads the test split once.
 
@@ -33,16 +37,20 @@ def train(
         num_workers: GPUs, or processes where `device` is `cpu`, that share each batch by DDP; None for
             every GPU, or one process where there is none.
         device: None for `cuda` where there is one.
-        resume: Go on from the checkpoint in `out`.
+        init: Weights to begin with instead of a fresh initialisation; see `model.initialise`.
+        resume: Go on from the checkpoint in `out`; with the weights that it began with, where there is none yet.
         on_report: Called with each report of `engine.progress_reports`.
+        on_note: Called with each of the notes of `model.initialise`, before anything is trained.
 
     Raises:
-        CvtNasError: Data, devices or folder are not as they must be.
+        CvtNasError: Data, devices, folder or weights are not as they must be.
         RuntimeError: The training diverged, or ran out of device memory.
     """
     out = Path(out).absolute()
     _check_fits(arch, experiment)
     device, num_workers = _devices(device, num_workers)
+    begun = _open_begun(arch, experiment, out, init) if resume else None
+    begins = _check_init(arch, init) if begun is None else begun.manifest.get("init")
     setup = TrainingSetup.of(
         experiment,
         run_path=out,
@@ -51,19 +59,19 @@ def train(
         device=device,
         num_threads=_cpu_threads(num_workers),
         shared=None,
+        init=None if begins is None else Path(begins["path"]),
     )
     images = setup.open_data()
     manifest = {
         **experiment.manifest(seed=seed, num_trials=1),
         "arch_id": arch.id,
         "resources": {"num_workers": num_workers, "device": device},
+        **({} if begins is None else {"init": begins}),
     }
-    if resume:
-        run = RunFolder.open(out)
-        if run.manifest.get("arch_id") != arch.id or not experiment.compares_with(run.manifest):
-            raise RunFolderError(f"{out} holds another run than this training; name another --out")
-    else:
-        run = RunFolder.create(out, manifest)
+    run = RunFolder.create(out, manifest) if begun is None else begun
+    if on_note is not None:
+        for note in (begins or {}).get("notes", []):
+            on_note(note)
     with run.locked():
         return _train_once(
             arch, experiment, run, setup, images, num_workers=num_workers, seed=seed, on_report=on_report
@@ -122,6 +130,31 @@ def _check_fits(arch: ArchConfig, experiment: Experiment) -> None:
     rates = experiment.training.drop_path
     if isinstance(rates, list) and len(rates) != len(arch.stages):
         raise ArchError(f"training.drop_path: {len(rates)} rates for an architecture of {len(arch.stages)} stages")
+
+
+def _open_begun(arch: ArchConfig, experiment: Experiment, out: Path, init: str | Path | None) -> RunFolder:
+    run = RunFolder.open(out)
+    if run.manifest.get("arch_id") != arch.id or not experiment.compares_with(run.manifest):
+        raise RunFolderError(f"{out} holds another run than this training; name another --out")
+    kept, checkpoint = run.manifest.get("init"), run.checkpoint_path(0)
+    path = None if kept is None else kept["path"]
+    if init is not None and str(Path(init).absolute()) != path:
+        raise RunFolderError(f"--init {init}: {out} began with {path or 'a fresh initialisation'}; leave it out")
+    is_trained = run.results() or checkpoint.exists() or checkpoint_before(checkpoint).exists()
+    if kept is not None and not is_trained and _check_init(arch, path) != kept:
+        raise RunFolderError(f"{path}: is not what {out} began with any more; name another --out")
+    return run
+
+
+def _check_init(arch: ArchConfig, init: str | Path | None) -> dict[str, Any] | None:
+    """Before any compute is spent: whether the weights at `init` fit `arch`; what the manifest keeps of them."""
+    if init is None:
+        return None
+    path = Path(init).absolute()
+    notes = initialise(CvT(arch), path)
+    with weights_file(path).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"path": str(path), "sha256": digest, "notes": list(notes)}
 
 
 def _devices(device: Literal["cpu", "cuda"] | None, num_workers: int | None) -> tuple[Literal["cpu", "cuda"], int]:

@@ -9,8 +9,8 @@ from torch import nn
 from cvt_nas import build_model, load_arch, load_model
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.errors import ArchError
-from cvt_nas.export.hugging_face import config_of, hugging_face_name
-from cvt_nas.model import ConvProjection, drop_path, probe_error, read_weights, save_model
+from cvt_nas.export.hugging_face import config_of
+from cvt_nas.model import ConvProjection, drop_path, hugging_face_name, probe_error, read_weights, save_model
 from strategies import archs, per_stage
 
 NON_STANDARD = {

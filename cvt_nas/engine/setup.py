@@ -32,6 +32,7 @@ class TrainingSetup:
         device: `cpu` or `cuda`, as it was resolved before the start.
         num_threads: Of torch in each worker, so that workers side by side do not fight for cores.
         shared: Where trials begin with the weights that they inherit.
+        init: Or with these, where it is one architecture that is trained; see `model.initialise`.
     """
 
     training: TrainingConfig
@@ -45,6 +46,7 @@ class TrainingSetup:
     device: str = "cpu"
     num_threads: int = 1
     shared: SharedWeights | None = None
+    init: Path | None = None
 
     @classmethod
     def of(cls, experiment: Experiment, *, run_path: Path, data: str | Path | None, **settings: Any) -> Self:

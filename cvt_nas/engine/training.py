@@ -32,7 +32,7 @@ from cvt_nas.engine.optimization import (
 from cvt_nas.engine.setup import TrainingSetup
 from cvt_nas.engine.supernet import open_inheritance
 from cvt_nas.errors import StorageError
-from cvt_nas.model import CvT, save_model
+from cvt_nas.model import CvT, initialise, save_model
 from cvt_nas.results import patiently
 
 
@@ -191,7 +191,7 @@ def progress_reports(
             seed=seed,
             checkpoint=checkpoint,
             model_folder=model_folder,
-            initial=None if setup.shared is None else lambda: open_inheritance(setup, device).model(arch),
+            initial=_initial(arch, setup, device),
             num_parts=num_parts,
         ):
             if epoch.number <= num_known < setup.training.epochs:
@@ -200,7 +200,8 @@ def progress_reports(
             report["curve"] = list(epoch.curve)
             yield dict(report)
     except DivergedError as error:
-        yield {**report, "epoch": error.epoch, "curve": list(error.curve), "status": "diverged", "reason": str(error)}
+        known = {"epoch": error.epoch, "curve": list(error.curve), "accuracy": error.curve[-1] if error.curve else 0.0}
+        yield {**report, **known, "status": "diverged", "reason": str(error)}
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -210,6 +211,21 @@ def progress_reports(
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _initial(arch: ArchConfig, setup: TrainingSetup, device: torch.device) -> Callable[[], CvT] | None:
+    """Whose weights a training begins with; None for a fresh initialisation."""
+    init = setup.init
+
+    def initialised() -> CvT:
+        assert init is not None
+        model = CvT(arch)
+        initialise(model, init)
+        return model
+
+    if init is not None:
+        return initialised
+    return None if setup.shared is None else lambda: open_inheritance(setup, device).model(arch)
 
 
 def _keep(model: CvT, data: ImageData, folder: Path | None, rank: int) -> None:

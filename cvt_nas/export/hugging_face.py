@@ -17,39 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cvt_nas.arch import ArchConfig
-from cvt_nas.model import CvT
+from cvt_nas.model import CvT, hugging_face_name
 from cvt_nas.space import BLOCK_CHOICES
 
 _RESAMPLING = {"bilinear": 2, "bicubic": 3}  # of Pillow
-_NAMES = (
-    (".patch_embed.proj.", ".embedding.convolution_embeddings.projection."),
-    (".patch_embed.norm.", ".embedding.convolution_embeddings.normalization."),
-    (".blocks.", ".layers."),
-    *(
-        (f".attn.conv_proj_{short}.{part}.", f".attention.attention.convolution_projection_{long}."
-         f"convolution_projection.{whole}.")
-        for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
-        for part, whole in (("conv", "convolution"), ("bn", "normalization"))
-    ),
-    *(
-        (f".attn.proj_{short}.", f".attention.attention.projection_{long}.")
-        for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
-    ),
-    (".attn.proj.", ".attention.output.dense."),
-    (".mlp.fc1.", ".intermediate.dense."),
-    (".mlp.fc2.", ".output.dense."),
-    (".norm1.", ".layernorm_before."),
-    (".norm2.", ".layernorm_after."),
-)  # fmt: skip
-
-
-def hugging_face_name(name: str) -> str:
-    """The port's name of a tensor of the official state dict."""
-    for ours, theirs in _NAMES:
-        name = name.replace(ours, theirs)
-    if name.startswith("stage"):
-        return "cvt.encoder.stages." + name.removeprefix("stage")
-    return name.replace("norm.", "layernorm.", 1) if name.startswith("norm.") else name.replace("head.", "classifier.")
 
 
 def misfits(model: CvT) -> list[str]:

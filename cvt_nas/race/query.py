@@ -2,7 +2,6 @@
 
 import dataclasses
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from cvt_nas.arch import ArchConfig, Cost, cost_of
 from cvt_nas.config import parse_experiment
 from cvt_nas.data import save_preprocessing
 from cvt_nas.engine import Inheritance, TrainingSetup, open_inheritance
+from cvt_nas.engine.latency import measure_latency
 from cvt_nas.errors import RunFolderError
 from cvt_nas.model import CvT, save_model
 from cvt_nas.race.surrogate import Observation, Surrogate
@@ -22,7 +22,7 @@ from cvt_nas.space import Bound, CostMetric, SearchSpace
 
 _MAX_PROMISING = 2_000  # architectures that latency chooses among
 _NUM_TIMED, _MAX_TIMED = 24, 50  # to tell the others' latency by; of those that are likely to be fast enough
-_NUM_RUNS = 15
+_MAX_RUNS, _MAX_SECONDS = 15, 2.0  # of each that is timed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,18 +118,8 @@ def query(
 
 
 def latency_ms(arch: ArchConfig, device: torch.device) -> float:
-    """Median time of a forward pass of one image, in milliseconds, after a few that warm up."""
-    model = CvT(arch).to(device).eval()
-    images = torch.randn(1, arch.num_channels, arch.image_size, arch.image_size, device=device)
-    times = []
-    with torch.inference_mode():
-        for _ in range(_NUM_RUNS + 5):
-            started = time.perf_counter()
-            model(images)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - started)
-    return 1e3 * sorted(times[5:])[_NUM_RUNS // 2]
+    """Median time of a forward pass of one image, in milliseconds."""
+    return measure_latency(CvT(arch), device=device, max_seconds=_MAX_SECONDS, max_runs=_MAX_RUNS).median_ms
 
 
 def _likely_fast(archs: Sequence[ArchConfig], limit: float, device: torch.device) -> list[ArchConfig]:

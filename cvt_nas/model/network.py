@@ -7,25 +7,15 @@ the layout in which they are fastest.
 Source: Wu et al. 2021, arXiv:2103.15808. Names in the state dict are those of the official code.
 """
 
-import copy
-import json
-import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as safetensors_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cvt_nas.arch import Activation, ArchConfig, BlockConfig, StageConfig, arch_to_dict, cost_of, load_arch, mlp_width
-from cvt_nas.errors import ArchError
-from cvt_nas.results import fetch, write_atomically
+from cvt_nas.arch import Activation, ArchConfig, BlockConfig, StageConfig, mlp_width
 
 
 def drop_path(x: Float[Tensor, "batch tokens channels"], rate: float) -> Float[Tensor, "batch tokens channels"]:
@@ -264,116 +254,3 @@ def _init_weights(module: nn.Module) -> None:
 def build_model(arch: ArchConfig, *, drop_path: float | Sequence[float] = 0.0) -> CvT:
     """A freshly initialised `CvT`; torch's global random state decides the weights."""
     return CvT(arch, drop_path=drop_path)
-
-
-def save_model(model: CvT, folder: Path) -> None:
-    """Writes `arch.json`, `model.safetensors`, and a probe of what this very model answers.
-
-    The probe is two images of noise and the model's logits for them in fp32, by which an export can
-    prove that it is still the trained model.
-    """
-    write_weights(model, folder)
-    size = model.arch.image_size
-    images = torch.randn(2, model.arch.num_channels, size, size, generator=torch.Generator().manual_seed(0))
-    probe = {"images": images, "logits": probe_logits(model, images)}
-    write_atomically(folder / "probe.safetensors", lambda file: file.write(safetensors_of(probe)))
-
-
-def write_weights(model: CvT, folder: Path) -> None:
-    """Writes `arch.json` and `model.safetensors`, all that `load_model` needs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "arch.json", json.dumps(arch_to_dict(model.arch), indent=2) + "\n")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / "model.safetensors", lambda file: file.write(safetensors_of(state)))
-
-
-def load_model(folder: str | Path) -> CvT:
-    """The trained network in a folder that `save_model` or an export wrote, on the CPU, in eval mode.
-
-    Raises:
-        ArchError: The folder has no `arch.json`, or its weights are missing or of another network.
-    """
-    folder = Path(folder)
-    weights = folder / "model.safetensors"
-    if not weights.exists():
-        fetch(folder)
-    arch = load_arch(folder / "arch.json")
-    try:
-        if 2 * cost_of(arch).params > weights.stat().st_size:  # before any memory is taken for it
-            raise ArchError(f"{weights}: too small for the network of {folder}/arch.json")
-        model = CvT(arch)
-        model.load_state_dict(load_file(weights))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ArchError(f"{folder}/model.safetensors: {str(error).splitlines()[0]}") from error
-    return model.eval()
-
-
-def read_weights(path: str | Path) -> CvT:
-    """A network with the weights at `path`: a folder as `load_model` takes, or a state dict with the official names.
-
-    Of a state dict alone, the strides and the numbers of heads, which no weight tells, are those of CvT-13's stages or
-    1: what is read is meant to lend its weights, not to run.
-
-    Args:
-        path: A folder, or a file of `torch.save`, as the official ones are, or of safetensors.
-
-    Raises:
-        ArchError: It cannot be read, or is no CvT.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return load_model(path)
-    try:
-        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, RuntimeError, LookupError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        # of what is no file of weights, torch's reader says whatever comes first
-        raise ArchError(f"{path}: cannot be read: {str(error).splitlines()[0] if str(error) else error!r}") from error
-    for name in ("model", "state_dict"):  # in which training scripts wrap it
-        state = state.get(name, state) if isinstance(state, dict) else {}
-    try:
-        model = CvT(_arch_of_state(state))
-        model.load_state_dict(state)
-    except (KeyError, RuntimeError) as error:
-        raise ArchError(f"{path}: is no state dict of a CvT: {str(error).splitlines()[0]}") from error
-    return model
-
-
-def _arch_of_state(state: Mapping[str, Tensor]) -> ArchConfig:
-    """The architecture of a state dict, as far as the shapes of weights show it."""
-    stages = []
-    while f"stage{len(stages)}.patch_embed.proj.weight" in state:
-        name = f"stage{len(stages)}"
-        width, _, side, _ = state[f"{name}.patch_embed.proj.weight"].shape
-        blocks = []
-        while (mlp := f"{name}.blocks.{len(blocks)}.mlp.fc1.weight") in state:
-            kernel = state.get(f"{name}.blocks.{len(blocks)}.attn.conv_proj_q.conv.weight")
-            ratio = state[mlp].shape[0] / width
-            blocks.append(
-                BlockConfig(projection="linear", kernel_size=1, kv_stride=1, mlp_ratio=ratio)
-                if kernel is None
-                else BlockConfig(kernel_size=kernel.shape[-1], mlp_ratio=ratio)
-            )
-        stages.append(
-            StageConfig(
-                patch_kernel=side,
-                patch_stride=2 if stages else 4,
-                patch_padding=side // 2,
-                embed_dim=width,
-                blocks=tuple(blocks),
-                class_token=f"{name}.cls_token" in state,
-            )
-        )
-    channels, classes = state["stage0.patch_embed.proj.weight"].shape[1], len(state["head.weight"])
-    return ArchConfig(image_size=224, num_channels=channels, num_classes=classes, stages=tuple(stages))
-
-
-@torch.inference_mode()
-def probe_logits(model: CvT, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-    """Logits of a copy of `model` on the CPU in fp32 and eval mode, whatever device it was trained on."""
-    return copy.deepcopy(model).cpu().float().eval()(images)
-
-
-def probe_error(model: CvT, folder: Path) -> float:
-    """Greatest difference of `model`'s logits from those that `save_model` recorded in `folder`."""
-    probe = load_file(folder / "probe.safetensors")
-    return float((probe_logits(model, probe["images"]) - probe["logits"]).abs().max())

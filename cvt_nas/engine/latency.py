@@ -1,0 +1,154 @@
+"""How long a forward pass takes, measured."""
+
+import copy
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cvt_nas.engine.optimization import is_out_of_memory
+from cvt_nas.errors import ResourceError
+from cvt_nas.model import CvT
+
+_MIN_RUNS, _MIN_WARMUPS = 5, 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latency:
+    """Time of a forward pass, in fp32, of images that are on the device already.
+
+    Args:
+        batch_size: Images in a pass.
+        median_ms, p10_ms, p90_ms: What a half, a tenth and nine tenths of the runs took at most.
+        device: Name of the processor.
+        num_threads: Of the runtime on the CPU, even where that only feeds a GPU.
+        num_runs: That were timed, after those that warm up.
+        runtime: What ran the network, with its version.
+    """
+
+    batch_size: int
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    device: str
+    num_threads: int
+    num_runs: int
+    runtime: str
+
+    @property
+    def images_per_second(self) -> float:
+        """By the median."""
+        return 1e3 * self.batch_size / self.median_ms
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "images_per_second": self.images_per_second}
+
+
+def measure_latency(
+    model: CvT, *, device: torch.device, batch_size: int = 1, max_seconds: float = 5.0, max_runs: int = 300
+) -> Latency:
+    """Times forward passes of a copy of `model` in eval mode, one after the other.
+
+    The images are of noise, in the channels-last layout of every evaluation. Torch's settings, such as TF32 and the
+    number of threads, are those of the process.
+
+    Args:
+        model: On any device; not changed.
+        max_seconds, max_runs: Whichever is reached first ends it; five runs are timed in any case.
+
+    Raises:
+        ResourceError: The device is not there, or has too little memory.
+    """
+    check_device(device)
+    size = model.arch.image_size
+    try:
+        copied = copy.deepcopy(model).to(device).eval()
+        images = torch.randn(batch_size, model.arch.num_channels, size, size, device=device)
+        images = images.contiguous(memory_format=torch.channels_last)
+
+        def run() -> None:
+            copied(images)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        with torch.inference_mode():
+            seconds = time_runs(run, max_seconds=max_seconds, max_runs=max_runs)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(f"a batch of {batch_size}: does not fit in the memory of {device_name(device)}") from error
+    return latency_of(
+        seconds,
+        batch_size=batch_size,
+        device=device,
+        num_threads=torch.get_num_threads(),
+        runtime=f"torch {torch.__version__}",
+    )
+
+
+def time_runs(run: Callable[[], object], *, max_seconds: float, max_runs: int) -> list[float]:
+    """Seconds of each call of `run`, after others that warm up for up to a tenth of the time or a third of the runs."""
+    times: list[float] = []
+    for seconds, fewest, most in (
+        (max_seconds / 10, _MIN_WARMUPS, max_runs // 3),
+        (max_seconds, _MIN_RUNS, max_runs),
+    ):
+        times, end = [], time.perf_counter() + seconds
+        while len(times) < fewest or (len(times) < most and time.perf_counter() < end):
+            started = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - started)
+    return times
+
+
+def latency_of(
+    seconds: Sequence[float], *, batch_size: int, device: torch.device, num_threads: int, runtime: str
+) -> Latency:
+    """What was measured, from the times of its runs."""
+    low, median, high = (float(ms) for ms in np.percentile(1e3 * np.asarray(seconds), [10, 50, 90]))
+    return Latency(
+        batch_size=batch_size,
+        median_ms=median,
+        p10_ms=low,
+        p90_ms=high,
+        device=device_name(device),
+        num_threads=num_threads,
+        num_runs=len(seconds),
+        runtime=runtime,
+    )
+
+
+def latency_line(latency: Latency) -> str:
+    """For people."""
+    return (
+        f"{latency.median_ms:.3g} ms a batch of {latency.batch_size}, median of {latency.num_runs} runs "
+        f"(p10 {latency.p10_ms:.3g}, p90 {latency.p90_ms:.3g}), {latency.images_per_second:.4g} images a second; "
+        f"{latency.runtime}, fp32, {latency.device}, threads: {latency.num_threads}"
+    )
+
+
+def check_device(device: torch.device) -> None:
+    """Whether `device` is there.
+
+    Raises:
+        ResourceError: It is a GPU, and there is none that torch can use.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("cuda: this machine has no GPU that torch can use")
+
+
+def device_name(device: torch.device) -> str:
+    """Of the processor, as its maker calls it, where the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

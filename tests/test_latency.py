@@ -1,0 +1,136 @@
+"""Latency, measured in torch and in onnxruntime."""
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cvt_nas.arch import ArchConfig
+from cvt_nas.engine.latency import Latency, device_name, latency_line, latency_of, measure_latency, time_runs
+from cvt_nas.errors import ExportError, ResourceError
+from cvt_nas.export import FORMATS
+from cvt_nas.export.latency import measure_onnx_latency, profile_latency
+from cvt_nas.model import CvT, build_model
+from strategies import per_stage
+
+CPU = torch.device("cpu")
+
+
+def arch_of(width: int, depth: int = 1) -> ArchConfig:
+    return per_stage(
+        image_size=32, dims=(width,), depths=(depth,), heads=(1,), kernels=(3,), strides=(2,), ratios=(4.0,)
+    )
+
+
+@pytest.mark.parametrize("measure", [measure_latency, measure_onnx_latency])
+def test_a_latency_says_how_long_how_often_and_where(measure) -> None:
+    found: Latency = measure(build_model(arch_of(16)), device=CPU, batch_size=3, max_runs=20)
+    assert 0 < found.p10_ms <= found.median_ms <= found.p90_ms
+    assert found.images_per_second == pytest.approx(3000 / found.median_ms)
+    assert (found.batch_size, found.num_runs, found.num_threads) == (3, 20, torch.get_num_threads())
+    assert found.device == device_name(CPU)
+    assert found.runtime.startswith("torch 2" if measure is measure_latency else "onnxruntime 1")
+    tree = json.loads(json.dumps(found.to_json()))
+    assert tree.pop("images_per_second") == found.images_per_second
+    assert Latency(**tree) == found
+
+
+def test_a_network_of_a_hundred_times_the_flops_takes_longer() -> None:
+    small, large = (measure_latency(build_model(arch_of(*size)), device=CPU, max_runs=15) for size in ((8, 1), (64, 4)))
+    assert large.p10_ms > small.median_ms
+
+
+def test_a_measured_model_is_as_it_was() -> None:
+    model = build_model(arch_of(8)).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    measure_latency(model, device=CPU, max_runs=5)
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_images_are_given_as_in_an_evaluation() -> None:
+    class Watched(CvT):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert images.is_contiguous(memory_format=torch.channels_last)
+            assert torch.is_inference_mode_enabled()
+            assert not self.training
+            return super().forward(images)
+
+    measure_latency(Watched(arch_of(8)), device=CPU, batch_size=2, max_runs=5)
+
+
+@pytest.mark.parametrize(("max_seconds", "max_runs", "num_runs"), [(0.0, 100, 5), (60.0, 7, 7), (60.0, 1, 5)])
+def test_runs_end_by_time_or_number_but_not_before_five(max_seconds: float, max_runs: int, num_runs: int) -> None:
+    calls = []
+    times = time_runs(lambda: calls.append(None), max_seconds=max_seconds, max_runs=max_runs)
+    assert len(times) == num_runs
+    assert len(calls) == num_runs + 3, "which warm up"
+
+
+def test_the_spread_is_that_of_the_runs() -> None:
+    found = latency_of(
+        [0.001 * ms for ms in range(1, 12)], batch_size=4, device=CPU, num_threads=2, runtime="torch 2.8.0"
+    )
+    assert (found.p10_ms, found.median_ms, found.p90_ms) == pytest.approx((2, 6, 10))
+    line = latency_line(dataclasses.replace(found, device="a CPU"))
+    assert line == (
+        "6 ms a batch of 4, median of 11 runs (p10 2, p90 10), 666.7 images a second; torch 2.8.0, fp32, a CPU, "
+        "threads: 2"
+    )
+
+
+@pytest.mark.parametrize("onnx", [False, True])
+def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch, onnx: bool) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ResourceError, match="^cuda: this machine has no GPU that torch can use$"):
+        profile_latency(arch_of(8), device="cuda", onnx=onnx)
+
+
+def test_an_onnxruntime_without_the_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    message = "^--onnx: this onnxruntime cannot use cuda: pip install onnxruntime-gpu$"
+    with pytest.raises(ResourceError, match=message):
+        profile_latency(arch_of(8), device="cuda", onnx=True)
+    # and one that has it, but cannot load its libraries
+    monkeypatch.setitem(FORMATS, "onnx", dataclasses.replace(FORMATS["onnx"], write=lambda *arguments: None))
+    fallen_back = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *arguments, **options: fallen_back)
+    with pytest.raises(ResourceError, match=message):
+        profile_latency(arch_of(8), device="cuda", onnx=True)
+
+
+def test_a_package_that_onnx_needs_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMATS, "onnx", dataclasses.replace(FORMATS["onnx"], needs=("onnx", "no_such_package")))
+    with pytest.raises(ExportError, match=r"^--onnx: needs no_such_package: pip install 'cvt-nas\[onnx\]'$"):
+        profile_latency(arch_of(8), device="cpu", onnx=True)
+
+
+def test_a_batch_beyond_the_memory_is_said() -> None:
+    with pytest.raises(ResourceError, match=r"^a batch of 10000000000000: does not fit in the memory of "):
+        profile_latency(arch_of(8), device="cpu", batch_size=10**13)
+
+
+def test_a_processor_has_a_name_where_the_system_tells_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert device_name(CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("onnx", [False, True])
+def test_a_gpu_is_measured_after_its_work_is_done(onnx: bool) -> None:
+    if onnx and "CUDAExecutionProvider" not in pytest.importorskip("onnxruntime").get_available_providers():
+        pytest.skip("onnxruntime without CUDA")
+    arch = per_stage(
+        image_size=224, dims=(256,), depths=(4,), heads=(4,), kernels=(3,), strides=(1,), ratios=(4.0,)
+    )  # fmt: skip
+    one, many = (profile_latency(arch, device="cuda", onnx=onnx, batch_size=size) for size in (1, 64))
+    assert one.device == torch.cuda.get_device_name(0)
+    assert many.median_ms > 4 * one.median_ms, "a launch alone would take as long for many as for one"
