@@ -16,6 +16,7 @@ from cvt_nas.cli import main
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.errors import ExportError
 from cvt_nas.export import FORMATS, Format, export
+from cvt_nas.export.hub import FILES
 from cvt_nas.export.hugging_face import misfits
 from cvt_nas.model import CvT, load_model, save_model
 from cvt_nas.results import RunFolder, TrialResult
@@ -62,6 +63,7 @@ def test_what_is_exported_answers_as_the_trained_model_for_any_number_of_images(
 ) -> None:
     run, to = run_of(GELU, small, tmp_path / "run"), tmp_path / "model"
     assert export(run, "best", to, format=name).arch_id == GELU.id
+    assert {path.name for path in to.iterdir()} <= set(FILES), "what `push` uploads"
     model, logits_of = load_model(run.model_path(GELU.id)), FORMATS[name].load(to)
     for num_images in (1, 5):
         images = torch.randn(num_images, 1, 32, 32)
@@ -69,7 +71,7 @@ def test_what_is_exported_answers_as_the_trained_model_for_any_number_of_images(
             torch.testing.assert_close(logits_of(images), model(images), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["hf", "onnx", "pt2"])
+@pytest.mark.parametrize("name", ["hf", "timm", "onnx", "pt2"])
 def test_the_lines_of_the_model_card_run(
     small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -157,7 +159,7 @@ def test_a_refusal_names_the_formats_that_can(
     assert main(arguments) == 2
     message = capsys.readouterr().err
     assert "cannot be this network: activation quick_gelu" in message
-    assert "--format torch, onnx and pt2 can" in message
+    assert "--format torch, timm, onnx and pt2 can" in message
     assert not (tmp_path / "model").exists()
 
 

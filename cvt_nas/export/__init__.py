@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from cvt_nas.errors import ExportError
 from cvt_nas.export.card import model_card
 from cvt_nas.export.formats import FORMATS, Format
+from cvt_nas.export.hub import check_repo_id, push
 from cvt_nas.model import CvT, load_model, probe_error, probe_logits
 from cvt_nas.results import RunFolder, TrialResult, fetch
 
-__all__ = ["FORMATS", "Format", "export"]
+__all__ = ["FORMATS", "Format", "check_repo_id", "export", "push"]
 
 LOGIT_TOLERANCE = 1e-5
 _NUM_IMAGES = 3  # another number than the exporters are shown
@@ -56,7 +57,7 @@ def export(run: RunFolder, pick: str, to: Path, *, format: str = "torch") -> Tri
     if reasons := chosen.misfits(model):
         raise ExportError(
             f"{result.arch_id}: --format {format} cannot be this network: {'; '.join(reasons)}. "
-            f"--format torch, onnx and pt2 can"
+            f"--format torch, timm, onnx and pt2 can"
         )
     preprocessing = json.loads((source / "preprocessing.json").read_text())
     try:

@@ -12,7 +12,7 @@ from cvt_nas.results import RunFolder, TrialResult
 def model_card(
     run: RunFolder, result: TrialResult, folder: Path, *, preprocessing: Mapping[str, Any], usage: str
 ) -> str:
-    """Markdown.
+    """Markdown, below the lines by which the Hugging Face Hub files it.
 
     Args:
         usage: Lines of Python that load it; see `Format`.
@@ -33,7 +33,11 @@ def model_card(
             f"| accuracy of these weights on the search split, for which they were selected | "
             f"{result.own_accuracy:.4f} |"
         )
-    return f"""# CvT {result.arch_id}
+    return f"""---
+pipeline_tag: image-classification
+tags: [cvt, neural-architecture-search]
+---
+# CvT {result.arch_id}
 
 A Convolutional vision Transformer (arXiv:2103.15808), found on `{manifest["dataset"]}` by cvt-nas.
 

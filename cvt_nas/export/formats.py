@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cvt_nas.arch import save_arch
+from cvt_nas.arch import arch_to_dict, save_arch
 from cvt_nas.export.hugging_face import load_hugging_face, misfits, write_hugging_face
 from cvt_nas.model import CvT, load_model, write_weights
 
@@ -50,6 +50,32 @@ class Format:
 def _write_torch(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
     write_weights(model, folder)
     _write_preprocessing(folder, preprocessing)
+
+
+def _write_timm(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
+    """Also `config.json` as timm's Hub format has it, which names the entry point and its arguments."""
+    from cvt_nas.timm import facts_of, preprocessing_facts
+
+    _write_torch(model, folder, preprocessing)
+    names = ("mean", "std", "interpolation", "crop_pct")
+    seen = {name: preprocessing[name] for name in names if name in preprocessing}
+    config = {
+        "architecture": "cvt_nas",
+        "num_classes": model.arch.num_classes,
+        "num_features": model.arch.stages[-1].embed_dim,
+        "label_names": preprocessing["classes"],
+        "model_args": {"arch": arch_to_dict(model.arch)},
+        "pretrained_cfg": {**facts_of(model.arch), **preprocessing_facts(**seen)},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _load_timm(folder: Path) -> Logits:
+    import timm
+
+    import cvt_nas.timm  # noqa: F401  # timm knows the entry point by it
+
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
 def _write_onnx(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
@@ -115,6 +141,14 @@ from transformers import AutoImageProcessor, CvtForImageClassification
 model = CvtForImageClassification.from_pretrained("{folder}").eval()
 processor = AutoImageProcessor.from_pretrained("{folder}")
 logits = model(torch.zeros(1, {channels}, {size}, {size})).logits""",
+    ),
+    "timm": Format(
+        write=_write_timm,
+        load=_load_timm,
+        usage="""import timm, torch
+import cvt_nas.timm  # by it timm knows the architecture
+model = timm.create_model("local-dir:{folder}", pretrained=True).eval()  # or "hf-hub:USER/NAME", once it is there
+logits = model(torch.zeros(1, {channels}, {size}, {size}))""",
     ),
     "onnx": Format(
         write=_write_onnx,
