@@ -13,6 +13,8 @@ from cvt_nas.config import Experiment, load_experiment, parse_experiment
 from cvt_nas.results import RunFolder
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before a test imports MLflow
+os.environ["RAY_AUTH_MODE"] = "disabled"  # or a token of the user's, where there is one, would switch it on
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -438,9 +438,9 @@ def test_the_progress_line_counts_further_trainings_apart_from_the_race_s_trials
     first = run.results()[0]
     with follow:
         follow(ConfirmationStarted(num_planned=6, ended=(again(first, 1, 0.9),)))
-        follow(TrialStarted(number=2_000_000))
+        follow(TrialStarted(number=2_000_000, arch=first.arch, seed=1))
         follow(again(first, 2, None, "diverged"))
-        follow(TrialStarted(number=2_000_001))
+        follow(TrialStarted(number=2_000_001, arch=first.arch, seed=1))
     assert "trials 4, further trainings of the best 2/6, running 1, lost 1" in text.getvalue()
     follow(EpochDone(number=2_000_001, epoch=1, accuracy=0.5))
     panel = Console(file=io.StringIO(), width=200, record=True)

@@ -16,7 +16,7 @@ from cvt_nas.race.budget import TimeBudget
 from cvt_nas.race.client import search_through_client
 from cvt_nas.race.confirm import confirm_front
 from cvt_nas.race.disk import check_disk
-from cvt_nas.race.events import RaceEvent
+from cvt_nas.race.events import Follower, following
 from cvt_nas.race.executor import race
 from cvt_nas.race.inherit import heirs, rank_candidates, record_as_trials, train_shared_weights
 from cvt_nas.race.journal import open_journal
@@ -26,9 +26,7 @@ from cvt_nas.race.trial import read_test_split
 from cvt_nas.results import RunFolder, TrialResult
 from cvt_nas.supernet import Supernet
 
-ProgressFactory = Callable[
-    [RunFolder, Resources, int, float | None], AbstractContextManager[Callable[[RaceEvent], None]]
-]
+ProgressFactory = Callable[[RunFolder, Resources, int, float | None], AbstractContextManager[Follower]]
 
 
 def search(
@@ -49,6 +47,7 @@ def search(
     reuse_workers: bool = True,
     stop: threading.Event | None = None,
     progress: ProgressFactory | None = None,
+    callbacks: Sequence[Follower] = (),
 ) -> RunFolder:
     """Runs a search and returns its folder; ends early, in order, where `stop` is set or the time is over.
 
@@ -65,7 +64,9 @@ def search(
         warm_start: Weights that the supernet begins with; see `model.read_weights`.
         resume: Go on with the run in `out`; trials in flight continue from their last epoch.
         reuse_workers: See `race`.
-        progress: Makes what is called with each event of the race.
+        progress: Makes what is called with each event of the race (`cvt_nas.race.events`).
+        callbacks: Called with each event as well, one after the other and in this process, also where the search runs
+            on another machine; what one raises ends the search.
 
     Raises:
         CvtNasError: Something that can be told before any compute is spent: data, resources, folder. Or the first
@@ -74,8 +75,8 @@ def search(
     stop = threading.Event() if stop is None else stop
     if address is not None and address.startswith("ray://"):
         return search_through_client(
-            experiment, address=address, out=out, stop=stop, progress=progress, data=data, gpus=gpus,
-            gpus_per_trial=gpus_per_trial, cpus=cpus, trials=trials, time_budget=time_budget, seed=seed,
+            experiment, address=address, out=out, stop=stop, progress=progress, callbacks=callbacks, data=data,
+            gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, trials=trials, time_budget=time_budget, seed=seed,
             warm_start=warm_start, resume=resume, device=device, reuse_workers=reuse_workers,
         )  # fmt: skip
     num_trials = experiment.search.trials if trials is None else trials
@@ -113,9 +114,10 @@ def search(
             run = RunFolder.create(out, manifest)
             stack.enter_context(run.locked())
         stack.enter_context(budget.running(run, stop))
-        on_event = _ignore
+        on_event = following(*callbacks)
         if progress is not None:
-            on_event = stack.enter_context(progress(run, resources, num_trials, budget.deadline))
+            follower = stack.enter_context(progress(run, resources, num_trials, budget.deadline))
+            on_event = following(follower, *callbacks)
         try:
             _execute(
                 experiment, run, setup, resources, num_trials=num_trials, seed=seed, initial=initial, stop=stop,
@@ -139,7 +141,7 @@ def _execute(
     initial: Path | None,
     stop: threading.Event,
     reuse_workers: bool,
-    on_event: Callable[[RaceEvent], None],
+    on_event: Follower,
 ) -> None:
     """Whatever of the search is not done yet, part by part, until `stop` is set."""
     if setup.shared is not None:
@@ -195,10 +197,6 @@ def _check_lends_weights(initial: Path, setup: TrainingSetup) -> None:
     if setup.shared is None:
         raise ArchError(f"--warm-start {initial}: is for search.weights: supernet")
     Supernet(setup.shared.space).insert(read_weights(initial))
-
-
-def _ignore(event: RaceEvent) -> None:
-    del event
 
 
 def _test_front(run: RunFolder, setup: TrainingSetup, resources: Resources) -> None:

@@ -200,10 +200,11 @@ class SourceSearcher(Searcher):
         self._running[trial_id] = trial
         proposal = trial.proposal
         delete(self._run.error_path(proposal.number))
-        self._events.put(TrialStarted(number=proposal.number))
+        arch = self._space.decode(proposal.genome)
+        self._events.put(TrialStarted(number=proposal.number, arch=arch, seed=proposal.seed))
         return {
             "number": proposal.number,
-            "arch": arch_to_dict(self._space.decode(proposal.genome)),
+            "arch": arch_to_dict(arch),
             "seed": proposal.seed,
             "num_known": trial.last.get("epoch", 0),
         }
@@ -221,15 +222,20 @@ class SourceSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         trial = self._running[trial_id]
+        self._tell_epoch(trial, result)
         trial.last, trial.heard = result, time.monotonic()
         if result["status"] == "running":
             self._source.report(trial.partial())
+
+    def _tell_epoch(self, trial: _InFlight, result: dict[str, Any]) -> None:
+        if result.get("status") == "running" and result["epoch"] > trial.last.get("epoch", 0):
             self._events.put(
                 EpochDone(number=trial.proposal.number, epoch=result["epoch"], accuracy=result["accuracy"])
             )
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._running.pop(trial_id)
+        self._tell_epoch(trial, result or {})  # Tune tells nothing more of one that ends at a rung
         trial.last = result or trial.last
         trial.spent += time.monotonic() - trial.started
         trial.started = 0.0
@@ -272,6 +278,7 @@ class SourceSearcher(Searcher):
             device=last.get("device", "cpu"),
             reason=reason,
             inherited=self._inherited.get(arch.id),
+            spent=self._run.seconds_spent,
         )
         self._record(result)
         self._source.tell(result)

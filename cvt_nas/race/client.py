@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ import ray
 from ray.util.queue import Empty, Queue
 
 from cvt_nas.config import Experiment
-from cvt_nas.race.events import RaceEvent
+from cvt_nas.race.events import Follower, following
 from cvt_nas.race.resources import join_cluster
 from cvt_nas.results import RunFolder, fetch, is_url
 
@@ -20,7 +20,14 @@ _HEAD = {"node:__internal_head__": 0.001}  # the node that outlives the others
 
 
 def search_through_client(
-    experiment: Experiment, *, address: str, out: str | Path, stop: threading.Event, progress: Any, **options: Any
+    experiment: Experiment,
+    *,
+    address: str,
+    out: str | Path,
+    stop: threading.Event,
+    progress: Any,
+    callbacks: Sequence[Follower],
+    **options: Any,
 ) -> RunFolder:
     """`search` as a task on the cluster whose Ray client listens at `address`, as `ray://host:10001`.
 
@@ -34,7 +41,7 @@ def search_through_client(
         task: Any = ray.remote(_search).options(num_cpus=0, max_retries=0, resources=_HEAD)
         done = task.remote(experiment, {**options, "out": out}, events, flag)
         with ExitStack() as stack:
-            on_event: Callable[[RaceEvent], None] = _ignore
+            on_event = following(*callbacks)
             while True:
                 if stop.is_set():
                     ray.get(flag.set.remote())
@@ -49,7 +56,8 @@ def search_through_client(
                 elif progress is not None:
                     resources, num_trials, left = event
                     deadline = None if left is None else time.monotonic() + left
-                    on_event = stack.enter_context(progress(RunFolder.open(out), resources, num_trials, deadline))
+                    follower = stack.enter_context(progress(RunFolder.open(out), resources, num_trials, deadline))
+                    on_event = following(follower, *callbacks)
             ray.get(done)
     finally:
         ray.shutdown()
@@ -92,7 +100,3 @@ def _search(experiment: Experiment, options: dict[str, Any], events: Queue, flag
         search(experiment, stop=stop, progress=forward, **options)
     finally:
         is_over.set()
-
-
-def _ignore(event: RaceEvent) -> None:
-    del event

@@ -1,20 +1,29 @@
 """What happens in a search, as it is told to whoever follows it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from cvt_nas.arch import ArchConfig
 from cvt_nas.results import Candidate, TrialResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialStarted:
-    """A trial was handed to a worker."""
+    """A trial was handed to a worker; again after each pause, and each death of its worker.
+
+    Args:
+        arch: What is trained.
+        seed: Of its training.
+    """
 
     number: int
+    arch: ArchConfig
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochDone:
-    """A trial finished an epoch and reported it."""
+    """A trial finished an epoch and reported it; told once, whatever becomes of its worker."""
 
     number: int
     epoch: int
@@ -77,3 +86,14 @@ RaceEvent = (
     | TrialResult
     | ConfirmationStarted
 )
+Follower = Callable[[RaceEvent], None]
+
+
+def following(*followers: Follower) -> Follower:
+    """All of them as one, told in this order."""
+
+    def tell(event: RaceEvent) -> None:
+        for follower in followers:
+            follower(event)
+
+    return tell
