@@ -7,26 +7,80 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cvt_nas.arch import cost_of, load_arch
-    from cvt_nas.config import load_experiment
+    from cvt_nas.arch import ArchConfig, Cost, cost_of, load_arch
+    from cvt_nas.config import Experiment, load_experiment
+    from cvt_nas.engine.latency import measure_latency
+    from cvt_nas.errors import CvtNasError
+    from cvt_nas.export import export as export_model
     from cvt_nas.model import build_model, load_model
     from cvt_nas.race import search
+    from cvt_nas.race.quality import evaluate_supernet
+    from cvt_nas.race.query import query
+    from cvt_nas.report import Comparison, front_frame, trials_frame, write_report
+    from cvt_nas.results import ParetoFront, RunFolder, TrialResult
+    from cvt_nas.space import SearchSpace
+    from cvt_nas.train import train as train_model
 
-_HOME = {
-    "load_experiment": "config",
-    "load_arch": "arch",
-    "cost_of": "arch",
-    "build_model": "model",
-    "load_model": "model",
-    "search": "race",
+_HOME = {  # of each name its module, and there its name
+    "ArchConfig": ("arch", "ArchConfig"),
+    "Comparison": ("report", "Comparison"),
+    "Cost": ("arch", "Cost"),
+    "CvtNasError": ("errors", "CvtNasError"),
+    "Experiment": ("config", "Experiment"),
+    "ParetoFront": ("results", "ParetoFront"),
+    "RunFolder": ("results", "RunFolder"),
+    "SearchSpace": ("space", "SearchSpace"),
+    "TrialResult": ("results", "TrialResult"),
+    "build_model": ("model", "build_model"),
+    "cost_of": ("arch", "cost_of"),
+    "evaluate_supernet": ("race.quality", "evaluate_supernet"),
+    "export_model": ("export", "export"),
+    "front_frame": ("report", "front_frame"),
+    "load_arch": ("arch", "load_arch"),
+    "load_experiment": ("config", "load_experiment"),
+    "load_model": ("model", "load_model"),
+    "measure_latency": ("engine.latency", "measure_latency"),
+    "query": ("race.query", "query"),
+    "search": ("race", "search"),
+    "train_model": ("train", "train"),
+    "trials_frame": ("report", "trials_frame"),
+    "write_report": ("report", "write_report"),
 }
 
 __version__ = "0.1.0"
-__all__ = ["build_model", "cost_of", "load_arch", "load_experiment", "load_model", "search"]
+__all__ = [
+    "ArchConfig",
+    "Comparison",
+    "Cost",
+    "CvtNasError",
+    "Experiment",
+    "ParetoFront",
+    "RunFolder",
+    "SearchSpace",
+    "TrialResult",
+    "build_model",
+    "cost_of",
+    "evaluate_supernet",
+    "export_model",
+    "front_frame",
+    "load_arch",
+    "load_experiment",
+    "load_model",
+    "measure_latency",
+    "query",
+    "search",
+    "train_model",
+    "trials_frame",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'cvt_nas' has no attribute {name!r}")
-    module = importlib.import_module(f"cvt_nas.{_HOME[name]}")
-    return getattr(module, name)
+    module, there = _HOME[name]
+    return getattr(importlib.import_module(f"cvt_nas.{module}"), there)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,15 +6,17 @@ Exit status: 0 done, 1 failed, 2 a mistake of the user's, with its message and n
 import argparse
 import json
 import re
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from cvt_nas import __version__
-from cvt_nas.errors import ArchError, CvtNasError, StorageError
+from cvt_nas.errors import ArchError, CvtNasError, ExportError, StorageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,8 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--warm-start",
         metavar="PATH",
-        help="weights that the supernet begins with: a model's folder, or an official .pth",
+        help="weights that the supernet begins with: an official .pth, a folder of transformers' CvT, or a model's",
     )
+    search.add_argument("--tensorboard", action="store_true", help="track each trial in the run folder's tensorboard/")
+    search.add_argument("--mlflow", metavar="URI", help="track each trial as a run of this MLflow tracking server")
+    search.add_argument("--wandb", metavar="PROJECT", help="track each trial as a run of this Weights & Biases project")
     search.add_argument("--resume", action="store_true", help="go on with the run in the run folder")
     _add_json(search)
 
@@ -67,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     profile = add("profile", _profile, "params and FLOPs of an architecture, per stage and in total")
     profile.add_argument("arch", metavar="ARCH", help="cvt-13, cvt-21, cvt-w24, an arch.json, or RUN:ID")
     profile.add_argument("--image-size", type=_positive, metavar="N", help="pixels, instead of its own")
+    profile.add_argument("--latency", choices=["cpu", "cuda"], help="time forward passes there, too")
+    profile.add_argument("--onnx", action="store_true", help="with --latency: of the ONNX export, in onnxruntime")
+    profile.add_argument("--batch", type=_positive, metavar="N", help="with --latency: images in a pass, 1 if absent")
     _add_json(profile)
 
     train = add("train", _train, "train one architecture in full")
@@ -77,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--epochs", type=_positive, metavar="N", help="instead of the file's number")
     train.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
     train.add_argument("--seed", type=_whole, default=0, metavar="N")
+    train.add_argument(
+        "--init",
+        metavar="PATH",
+        help="weights to begin with: an official .pth, a folder of transformers' CvT, or a model's folder",
+    )
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run folder")
     _add_json(train)
 
@@ -102,9 +115,17 @@ def _parser() -> argparse.ArgumentParser:
     supernet.add_argument("--address", metavar="ADDR", help="Ray cluster to join: auto, or host:port")
     _add_json(supernet)
 
-    report = add("report", _report, "rebuild tables and plots from a run folder")
+    report = add("report", _report, "rebuild the page, tables and plots of a run folder")
     report.add_argument("run", metavar="RUN")
+    report.add_argument("--static", choices=["png", "svg", "pdf"], help="the figures as files for papers, too")
+    report.add_argument("--watch", nargs="?", type=_positive, const=10, metavar="SECONDS",
+                        help="rebuild as results arrive, until the search is over")  # fmt: skip
     _add_json(report)
+
+    compare = add("compare", _compare, "fronts of several runs overlaid, hypervolume side by side")
+    compare.add_argument("runs", nargs="+", metavar="RUN")
+    compare.add_argument("--to", type=Path, default=Path("compare.html"), metavar="FILE", help="the page; compare.html")
+    _add_json(compare)
 
     bench = add("bench", _bench, "compare searchers and schedulers on a table instead of training")
     bench.add_argument("--table", required=True, type=Path, metavar="FILE", help="CSV or parquet")
@@ -131,8 +152,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", metavar="RUN")
     export.add_argument("--pick", default="knee", metavar="WHAT", help='knee, best, an arch id, or "flops<4e9"')
     export.add_argument("--to", required=True, metavar="DIR", help="a new folder")
-    export.add_argument("--format", choices=["torch", "hf", "onnx", "pt2"], default="torch",
-                        help="for cvt_nas.load_model, transformers, onnxruntime, torch.export.load")  # fmt: skip
+    export.add_argument("--format", choices=["torch", "hf", "timm", "onnx", "pt2"], default="torch",
+                        help="for cvt_nas.load_model, transformers, timm, onnxruntime, torch.export.load")  # fmt: skip
+    export.add_argument("--push", metavar="USER/NAME", help="upload it to the Hugging Face Hub, too")
+    export.add_argument("--private", action="store_true", help="with --push: for nobody else to see")
     _add_json(export)
     return parser
 
@@ -175,12 +198,21 @@ def _search(options: argparse.Namespace) -> int:
         console.print(f"warning: {warning}", highlight=False)
 
     from cvt_nas.race import search
+    from cvt_nas.race.events import following
     from cvt_nas.race.progress import ConsoleProgress
+    from cvt_nas.race.trackers import check_trackers, trackers
     from cvt_nas.report import confirmation_lines, front_table, rank_lines, report_paths, summary, write_report
 
-    def progress(run: Any, resources: Any, num_trials: int, deadline: float | None) -> ConsoleProgress:
+    tracked = {"tensorboard": options.tensorboard, "mlflow": options.mlflow, "wandb": options.wandb}
+    check_trackers(**tracked)
+
+    def warn(message: str) -> None:
+        console.print(f"warning: {message}", highlight=False, markup=False)
+
+    @contextmanager
+    def progress(run: Any, resources: Any, num_trials: int, deadline: float | None) -> Iterator[Any]:
         console.print(f"{experiment.name}: {num_trials} trials, {resources.describe()}; {run.place}", highlight=False)
-        return ConsoleProgress(
+        shown = ConsoleProgress(
             console,
             results=run.results(),
             metrics=run.metrics,
@@ -189,6 +221,8 @@ def _search(options: argparse.Namespace) -> int:
             num_epochs=experiment.training.epochs,
             deadline=deadline,
         )
+        with trackers(run, **tracked, warn=warn) as track, shown:
+            yield following(shown, track)
 
     out = options.out or f"results/{experiment.name}"
     with _SignalledStop(console) as stop:
@@ -221,6 +255,11 @@ def _search(options: argparse.Namespace) -> int:
         if plan is not None and num_left:  # the race is over
             done = f"{num_done} trials and {len(plan.numbers) - num_left} of {len(plan.numbers)} further trainings"
         again = f"cvt-nas search --space {options.space} --out {out} --resume"
+        again += "".join(
+            f" --{name}" + ("" if value is True else f" {shlex.quote(value)}")
+            for name, value in tracked.items()
+            if value
+        )
         if run.manifest.get("time_budget") or options.time_budget:
             again += " --time-budget TIME, which counts from the search's beginning"
         console.print(f"{done} are done and kept. Go on with: {again}", highlight=False)
@@ -316,6 +355,7 @@ def _profile(options: argparse.Namespace) -> int:
     if options.image_size is not None:
         arch = arch.with_image_size(options.image_size)
     total, stages = cost_of(arch), stage_costs(arch)
+    latency = _latency(arch, options)
     if options.json:
         result = {
             "arch_id": arch.id,
@@ -332,6 +372,7 @@ def _profile(options: argparse.Namespace) -> int:
                 }
                 for cost, stage, grid in zip(stages, arch.stages, arch.grids, strict=True)
             ],
+            **({} if latency is None else {"latency": latency.to_json()}),
         }
         print(json.dumps(result))
         return 0
@@ -340,7 +381,22 @@ def _profile(options: argparse.Namespace) -> int:
     print(f"{short(total.params):>7} params {short(total.flops):>7} FLOPs  in total at {arch.image_size} x "
           f"{arch.image_size}, head included: {total.params:,} and {total.flops:,}")  # fmt: skip
     print("A multiply-add is one FLOP; attention's products and norms are counted, as fvcore does.")
+    if latency is not None:
+        from cvt_nas.engine.latency import latency_line
+
+        print(latency_line(latency))
     return 0
+
+
+def _latency(arch: Any, options: argparse.Namespace) -> Any:
+    """What `--latency` asks for; None where it is not given."""
+    if options.latency is None:
+        if options.onnx or options.batch is not None:
+            raise ArchError("--onnx, --batch: say how latency is measured; give --latency cpu or cuda with them")
+        return None
+    from cvt_nas.export.latency import profile_latency
+
+    return profile_latency(arch, device=options.latency, onnx=options.onnx, batch_size=options.batch or 1)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -369,7 +425,9 @@ def _train(options: argparse.Namespace) -> int:
         data=options.data,
         num_workers=options.gpus,
         seed=options.seed,
+        init=options.init,
         resume=options.resume,
+        on_note=lambda note: print(f"note: {note}", file=sys.stderr, flush=True),
         on_report=lambda report: print(
             f"epoch {report['epoch']}/{experiment.training.epochs}, accuracy {report['accuracy']:.4f}, "
             f"{report['train_seconds']:.0f} s",
@@ -469,15 +527,58 @@ def _supernet(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from cvt_nas.report import confirmation_lines, front_table, rank_lines, report_paths, summary, write_report
+    from rich.console import Console
+
+    from cvt_nas.report import (
+        confirmation_lines,
+        front_table,
+        rank_lines,
+        report_paths,
+        summary,
+        watch,
+        write_pictures,
+        write_report,
+    )
     from cvt_nas.results import RunFolder
 
-    run = RunFolder.open(options.run)
-    write_report(run)
+    run, console = RunFolder.open(options.run), Console(stderr=True, soft_wrap=True)
+    if options.watch is None:
+        write_report(run)
+    else:
+        if not run.is_at_work():
+            console.print(f"no search is at work on {run.place}", highlight=False)
+        with _SignalledStop(console) as stop:
+            for num_trials in watch(run, seconds=options.watch, stop=stop):
+                console.print(f"{num_trials} trials: {run.path / 'report.html'}", highlight=False)
+    pictures = [] if options.static is None else write_pictures(run, options.static)
     if options.json:
         print(json.dumps(summary(run)))
     else:
         print_front(run, front_table(run), report_paths(run), options.run, [*confirmation_lines(run), *rank_lines(run)])
+    for picture in pictures:
+        console.print(f"picture: {picture}", highlight=False)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from cvt_nas.report import Comparison, compare_page
+    from cvt_nas.results import RunFolder, write_atomically
+
+    comparison = Comparison.of([RunFolder.open(place) for place in options.runs])
+    options.to.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.to.absolute(), compare_page(comparison))
+    found = comparison.summary()
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    for run in found["runs"]:
+        best = "no front" if run["best"] is None else f"best {run['best']:.4f}"
+        print(f"{run['run']}: hypervolume {run['hypervolume']:.4f}, {best}, {run['complete']} of {run['trials']} "
+              f"trials complete, {run['hours']:.2f} hours of training")  # fmt: skip
+    for group in found["groups"]:
+        if group["sd"] is not None:
+            print(f"{group['group']}, {group['runs']} runs: {group['mean']:.4f} ± {group['sd']:.4f}")
+    print(f"page: {options.to}")
     return 0
 
 
@@ -515,21 +616,29 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from cvt_nas.export import export
+    from cvt_nas.export import check_repo_id, export, push
     from cvt_nas.report import accuracy_text
     from cvt_nas.results import RunFolder
 
+    if options.push is not None:
+        check_repo_id(options.push)
+    elif options.private:
+        raise ExportError("--private: is of what is uploaded; give --push USER/NAME with it")
     run, to = RunFolder.open(options.run), Path(options.to)
     result = export(run, options.pick, to, format=options.format)
+    url = None if options.push is None else push(to, options.push, private=options.private)
     found = result.confirmation
     if options.json:
         more = {} if found is None else {"own_accuracy": result.own_accuracy, **found.to_json()}
+        more |= {} if url is None else {"url": url}
         print(json.dumps({"arch_id": result.arch_id, "to": str(to), "accuracy": result.accuracy,
                           "params": result.cost.params, "flops": result.cost.flops, **more}))  # fmt: skip
         return 0
     own = "" if found is None else f" ({result.own_accuracy:.4f} of these weights)"
     print(f"{result.arch_id}: accuracy {accuracy_text(result)}{own}, {result.cost.params:,} params, "
           f"{result.cost.flops:,} FLOPs; its logits equal those of the trained model")  # fmt: skip
+    if url is not None:
+        print(f"uploaded: {url}")
     print(f"next: see {to / 'README.md'}, which shows how to load it")
     return 0
 

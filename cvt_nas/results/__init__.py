@@ -8,7 +8,14 @@ from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
 from cvt_nas.results.files import delete, exists, fetch, patiently, repair_last_line, write_atomically
 from cvt_nas.results.folder import RunFolder
 from cvt_nas.results.mirror import add_mirror, is_url, mirror_of
-from cvt_nas.results.pareto import HypervolumeBox, ParetoFront, hypervolume, is_non_dominated, losses_of
+from cvt_nas.results.pareto import (
+    HypervolumeBox,
+    ParetoFront,
+    distances_to_front,
+    hypervolume,
+    is_non_dominated,
+    losses_of,
+)
 from cvt_nas.results.quality import RankingQuality, SupernetQuality, Tau, judge_supernet
 from cvt_nas.results.rungs import RankCorrelation, rank_correlations, rung_epochs
 from cvt_nas.results.trial import (
@@ -37,6 +44,7 @@ __all__ = [
     "add_mirror",
     "confirm",
     "delete",
+    "distances_to_front",
     "exists",
     "fetch",
     "further_number",

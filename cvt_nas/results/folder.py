@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from filelock import FileLock, Timeout
+from pydantic import JsonValue, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from cvt_nas.arch import Cost
 from cvt_nas.errors import RunFolderError, StorageError
@@ -45,7 +47,7 @@ class RunFolder:
     confirm.jsonl      one `TrialResult` a line, of those further trainings, append-only, flushed
     test.jsonl         accuracy on the test split of the front's members, read once at the end
     study.journal      Optuna's storage
-    pareto.csv, pareto_flops.html, pareto_params.html, ranks.csv
+    report.html        the page of the run, which needs nothing beside it; pareto.csv, ranks.csv, pareto_flops.html, ...
     models/<arch id>/  arch.json, model.safetensors, probe.safetensors of each complete trial
     supernet/          checkpoint.pt, then weights.safetensors; `stop` while its training is asked to end; quality.json
     standalone/        a run of its own: trainings that the supernet is judged by
@@ -53,12 +55,14 @@ class RunFolder:
     checkpoints/       of trials in flight
     errors/            tracebacks of trials that failed
     tune/              Ray Tune's own files, of no use after the run
+    tensorboard/       <number>-<arch id>/ of each trial, where the search is tracked so; wandb/ is W&B's own
     lock, holder.json  who is at work on the run; clock.json holds the seconds that were spent on it
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._looked = 0.0
+        self._records: dict[Path, tuple[tuple[int, int], list[Any]]] = {}
 
     @classmethod
     def at(cls, place: str | Path) -> Self:
@@ -162,6 +166,23 @@ class RunFolder:
                 raise RunFolderError(f"{self.place}: {_described(holder)} is at work on it; wait for its end")
             time.sleep(1)
 
+    def is_at_work(self) -> bool:
+        """Whether a process works on the run, as far as it can be told from here: one that died elsewhere seems to."""
+        holder, copy = self.path / "holder.json", mirror_of(self.path)
+        told = copy.read(holder) if copy is not None else holder.read_bytes() if holder.exists() else None
+        if told is None:
+            return False
+        try:
+            tree = json.loads(told)
+            return tree["host"] != socket.gethostname() or _is_alive(int(tree["pid"]))
+        except (ValueError, KeyError, TypeError):  # it is only just beginning
+            return True
+
+    def refresh(self) -> None:
+        """Fetches what the record at a URL has become since."""
+        if (copy := mirror_of(self.path)) is not None:
+            copy.pull_records()
+
     def _mend(self) -> None:
         remove_partials(self.path)
         for path in (*self.path.glob("*.jsonl"), *self.path.glob("*.journal")):
@@ -182,13 +203,20 @@ class RunFolder:
     def manifest(self) -> dict[str, Any]:
         path = self.path / "manifest.json"
         try:
-            tree = json.loads(path.read_text())
+            text = path.read_text()
+            tree = json.loads(text)
         except json.JSONDecodeError as error:
             raise RunFolderError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
         except (OSError, UnicodeDecodeError) as error:
             raise RunFolderError(f"{path}: cannot be read: {error}") from error
         if not isinstance(tree, dict):
             raise RunFolderError(f"{path}: got a {type(tree).__name__}, must be an object")
+        try:
+            _FIELDS.validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise RunFolderError(f"{path}: {where}: {first['msg']}") from error
         manifest = _Manifest(tree)
         manifest.path = path
         return manifest
@@ -196,6 +224,11 @@ class RunFolder:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         return tuple(self.manifest["objectives"])
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs after which the scheduler decided; none of a run of an earlier version."""
+        return tuple(self.manifest.get("rungs", ()))
 
     @property
     def box(self) -> HypervolumeBox:
@@ -209,6 +242,10 @@ class RunFolder:
     @property
     def tune_path(self) -> Path:
         return self.path / "tune"
+
+    @property
+    def tensorboard_path(self) -> Path:
+        return self.path / "tensorboard"
 
     @property
     def supernet_path(self) -> Path:
@@ -269,7 +306,7 @@ class RunFolder:
     def candidates(self) -> tuple[Candidate, ...]:
         """Every one that was ranked, in the order in which they ended; once each."""
         found = {}
-        for candidate in _read(self.path / "candidates.jsonl", Candidate.from_json):
+        for candidate in self._read("candidates.jsonl", Candidate.from_json):
             found.setdefault(candidate.number, candidate)
         return tuple(found.values())
 
@@ -293,8 +330,11 @@ class RunFolder:
         Raises:
             RunFolderError: Another line is damaged.
         """
-        results = _read(self.path / "trials.jsonl", TrialResult.from_json)
-        return tuple(sorted(results, key=lambda result: result.number))
+        return tuple(sorted(self.ended(), key=lambda result: result.number))
+
+    def ended(self) -> tuple[TrialResult, ...]:
+        """`results`, in the order in which they ended."""
+        return tuple(self._read("trials.jsonl", TrialResult.from_json))
 
     def append_confirmation(self, result: TrialResult) -> None:
         """Adds a further training to its record, on disk when this returns."""
@@ -302,7 +342,7 @@ class RunFolder:
 
     def confirmations(self) -> tuple[TrialResult, ...]:
         """The further trainings that ended, however they did, round by round. Raises as `results` does."""
-        further = _read(self.path / "confirm.jsonl", TrialResult.from_json)
+        further = self._read("confirm.jsonl", TrialResult.from_json)
         return tuple(sorted(further, key=lambda result: result.number))
 
     def write_confirm_plan(self, plan: ConfirmPlan) -> None:
@@ -387,7 +427,39 @@ class RunFolder:
 
     def test_accuracies(self) -> dict[str, float]:
         """Accuracy on the test split by arch id."""
-        return dict(_read(self.path / "test.jsonl", lambda tree: (tree["arch_id"], tree["test_accuracy"])))
+        return dict(self._read("test.jsonl", lambda tree: (tree["arch_id"], tree["test_accuracy"])))
+
+    def _read(self, name: str, parse: Callable[[Mapping[str, Any]], T]) -> list[T]:
+        """Every line of a record, which may be one that somebody sent; anew only where it has grown since."""
+        path = self.path / name
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return []
+        mark = (status.st_size, status.st_mtime_ns)
+        if path not in self._records or self._records[path][0] != mark:
+            self._records[path] = (mark, _parsed(path, parse))
+        return self._records[path][1]
+
+
+class _Fields(TypedDict, total=False):
+    """What of a manifest is read; others may come with a later version."""
+
+    name: str
+    trials: int
+    seed: int
+    epochs: int
+    objectives: list[Metric]
+    rungs: list[int]
+    hypervolume_box: HypervolumeBox
+    dataset: str
+    fingerprint: str
+    space_file: str
+    versions: dict[str, str]
+    resources: dict[str, JsonValue]
+
+
+_FIELDS = TypeAdapter(_Fields)
 
 
 class _Manifest(dict[str, Any]):
@@ -397,8 +469,7 @@ class _Manifest(dict[str, Any]):
         raise RunFolderError(f"{self.path}: lacks {key}")
 
 
-def _read(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> list[T]:
-    """Every line of a record; it may be one that somebody sent."""
+def _parsed(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> list[T]:
     found = []
     for number, tree in enumerate(read_lines(path), start=1):
         try:
@@ -406,6 +477,16 @@ def _read(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> list[T]:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunFolderError(f"{path}:{number}: is no line of such a record: {error!r}") from error
     return found
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is somebody else's
+        pass
+    return True
 
 
 def _described(holder: Path) -> str:

@@ -78,6 +78,21 @@ def hypervolume(losses: np.ndarray) -> float:
     )
 
 
+def distances_to_front(losses: np.ndarray) -> np.ndarray:
+    """By how much each point must improve, in every objective at once, so that no other dominates it: 0 on the front.
+
+    Args:
+        losses: `(points, objectives)`, smaller is better, scaled so that they compare.
+
+    Returns:
+        `(points,)`.
+
+    Source: the additive epsilon indicator of Zitzler et al. 2003, doi:10.1109/TEVC.2003.810758, of one point.
+    """
+    front = losses[is_non_dominated(losses)]
+    return np.array([(point - front).min(axis=1).max() for point in losses]).clip(min=0.0)
+
+
 def losses_of(results: Sequence[TrialResult], metrics: Sequence[Metric]) -> np.ndarray:
     """`(results, metrics)`, smaller is better: costs as they are, accuracy negated."""
     rows = [[(-1 if m == "accuracy" else 1) * result.metric(m) for m in metrics] for result in results]

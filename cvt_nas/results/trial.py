@@ -91,6 +91,8 @@ class TrialResult:
         reason: Why it ended, where it did not end well; or what had to be done about it so that it did.
         inherited: Accuracy with the weights that it inherited from a supernet, before any training of its own; None
             where it began with a fresh initialisation.
+        spent: Seconds that had been spent on the run when it ended, by all the processes that worked on it, to within a
+            few; None in records of earlier versions.
         confirmation: Of its architecture, where `RunFolder.confirmed` made this; never in the record.
     """
 
@@ -107,6 +109,7 @@ class TrialResult:
     device: str = "cpu"
     reason: str | None = None
     inherited: float | None = None
+    spent: float | None = None
     confirmation: Confirmation | None = None
 
     @property
@@ -141,6 +144,7 @@ class TrialResult:
             "device": self.device,
             "reason": self.reason,
             **({} if self.inherited is None else {"inherited": self.inherited}),
+            **({} if self.spent is None else {"spent": round(self.spent, 1)}),
         }
 
     @classmethod

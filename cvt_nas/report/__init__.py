@@ -1,0 +1,31 @@
+"""What runs found, for people: a page, plots, tables and lines, all of them made from the records alone."""
+
+from cvt_nas.report.compare import Comparison, compare_page
+from cvt_nas.report.figures import front_figure
+from cvt_nas.report.pictures import write_pictures
+from cvt_nas.report.run_page import run_page
+from cvt_nas.report.tables import front_frame, ranks_frame, summary, trials_frame
+from cvt_nas.report.text import accuracy_text, confirmation_lines, front_table, quality_lines, rank_lines, short
+from cvt_nas.report.watch import watch
+from cvt_nas.report.write import report_paths, write_report
+
+__all__ = [
+    "Comparison",
+    "accuracy_text",
+    "compare_page",
+    "confirmation_lines",
+    "front_figure",
+    "front_frame",
+    "front_table",
+    "quality_lines",
+    "rank_lines",
+    "ranks_frame",
+    "report_paths",
+    "run_page",
+    "short",
+    "summary",
+    "trials_frame",
+    "watch",
+    "write_pictures",
+    "write_report",
+]

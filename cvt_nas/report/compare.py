@@ -1,0 +1,284 @@
+"""Several runs side by side: fronts overlaid, and hypervolume from one reference point, over trials and over compute.
+
+Runs that differ in their seed alone are repeats of one another, and are shown as one, with their spread.
+"""
+
+import dataclasses
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from cvt_nas.arch import Cost
+from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.errors import RunFolderError, SpaceFileError
+from cvt_nas.report.figures import AXES, log_ticks
+from cvt_nas.report.page import figure_html, html_page, table_html
+from cvt_nas.report.tables import growth_frame
+from cvt_nas.results import HypervolumeBox, Metric, ParetoFront, RunFolder
+from cvt_nas.space import COST_METRICS, CostMetric
+
+# Okabe and Ito's colours, told apart also by the colour-blind; grey for black, which a dark page swallows
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#999933")
+_SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon")
+_DASHES = ("solid", "dash", "dot", "dashdot")
+_NUM_STEPS = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Runs that are repeats of one another.
+
+    Args:
+        name: Of the space file, and what tells it from another group of that name.
+        runs: At least one, by seed.
+    """
+
+    name: str
+    runs: tuple[RunFolder, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """What runs have in common, and how they differ.
+
+    Args:
+        metrics: The objectives that all of them have.
+        box: From the least of all their spaces' costs to the greatest, so that hypervolumes compare.
+    """
+
+    groups: tuple[Group, ...]
+    metrics: tuple[Metric, ...]
+    box: HypervolumeBox
+
+    @classmethod
+    def of(cls, runs: Sequence[RunFolder]) -> "Comparison":
+        """Raises:
+        RunFolderError: They are of different data, or have no cost in common.
+        """
+        manifests = [run.manifest for run in runs]
+        if len(found := sorted({str(manifest["dataset"]) for manifest in manifests})) > 1:
+            raise RunFolderError(f"runs on {' and '.join(found)} do not compare: name runs on the same data")
+        metrics: list[Metric] = [metric for metric in runs[0].metrics if all(metric in run.metrics for run in runs)]
+        if len(metrics) < 2:
+            raise RunFolderError("the runs have no cost in common among their objectives")
+        boxes = [run.box for run in runs]
+        least, greatest = (
+            Cost(**{m: pick(getattr(getattr(box, end), m) for box in boxes) for m in COST_METRICS})
+            for end, pick in (("least", min), ("greatest", max))
+        )
+        return cls(groups=_groups(runs), metrics=tuple(metrics), box=HypervolumeBox(least=least, greatest=greatest))
+
+    def growth(self, run: RunFolder) -> pd.DataFrame:
+        return growth_frame(run.ended(), self.metrics, self.box)
+
+    def front(self, run: RunFolder) -> ParetoFront:
+        return ParetoFront.of(run.confirmed() or run.results(), self.metrics)
+
+    def frame(self) -> pd.DataFrame:
+        """A row a run: `group, run, seed, trials, complete, hours, front, best, hypervolume`.
+
+        `hours` are of training, all workers together. Where a front is confirmed, its hypervolume is of means, and so
+        below that of accuracies which were selected for being high.
+        """
+        rows = [
+            {
+                "group": group.name,
+                "run": run.place,
+                "seed": run.manifest["seed"],
+                "trials": len(run.results()),
+                "complete": sum(result.status == "complete" for result in run.results()),
+                "hours": sum(result.train_seconds for result in run.results()) / 3600,
+                "front": len(front.members),
+                "best": None if front.best is None else front.best.accuracy,
+                "hypervolume": front.hypervolume(self.box),
+            }
+            for group in self.groups
+            for run in group.runs
+            for front in [self.front(run)]
+        ]
+        return pd.DataFrame(rows)
+
+    def summary(self) -> dict[str, Any]:
+        """What `compare --json` prints: `metrics, box, runs, groups`; a group's spread is over its runs."""
+        frame = self.frame()
+        groups = []
+        for group in self.groups:
+            values = frame.loc[frame["group"] == group.name, "hypervolume"]
+            sd = float(values.std()) if len(values) > 1 else None
+            groups.append({"group": group.name, "runs": len(values), "mean": float(values.mean()), "sd": sd})
+        return {
+            "metrics": list(self.metrics),
+            "box": dataclasses.asdict(self.box),
+            "runs": frame.to_dict("records"),
+            "groups": groups,
+        }
+
+
+def _groups(runs: Sequence[RunFolder]) -> tuple[Group, ...]:
+    alike: list[tuple[Any, list[RunFolder]]] = []
+    for run in runs:
+        settings = _settings_of(run)
+        members = next((members for known, members in alike if known == settings), None)
+        if members is None:
+            alike.append((settings, [run]))
+        else:
+            members.append(run)
+    names = [members[0].manifest["name"] for _, members in alike]
+    if len(set(names)) < len(names):
+        names = [f"{name}: {_search_of(settings)}" for name, (settings, _) in zip(names, alike, strict=True)]
+    names = [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names, start=1)]
+    return tuple(
+        Group(name=name, runs=tuple(sorted(members, key=lambda run: run.manifest["seed"])))
+        for name, (_, members) in zip(names, alike, strict=True)
+    )
+
+
+def _settings_of(run: RunFolder) -> Experiment | str:
+    """All that makes a run what it is, less its seed and its length; the file's hash, where it cannot be read here."""
+    try:
+        experiment = parse_experiment(run.manifest["space_file"], str(run.path / "manifest.json"))
+    except SpaceFileError:
+        return run.manifest["fingerprint"]
+    search = dataclasses.replace(experiment.search, seed=0, trials=1)
+    return dataclasses.replace(experiment, name="", text="", warnings=(), search=search)
+
+
+def _search_of(settings: Experiment | str) -> str:
+    if isinstance(settings, str):
+        return settings[:6]
+    search = settings.search
+    return ", ".join([search.sampler, search.scheduler, *(["supernet"] if search.weights == "supernet" else [])])
+
+
+def compare_page(comparison: Comparison) -> str:
+    """The comparison as a page of its own; see `html_page`."""
+    costs: list[CostMetric] = [metric for metric in COST_METRICS if metric in comparison.metrics]
+    figures = {f"front-{metric}": _fronts_figure(comparison, metric) for metric in costs}
+    figures |= {
+        "over-trials": _growth_figure(comparison, "ended", "Trials that ended", 1.0),
+        "over-compute": _growth_figure(comparison, "train_seconds", "Hours of training, all workers", 3600.0),
+    }
+    found = comparison.summary()
+    rows = [
+        (row["group"], row["run"], row["seed"], row["trials"], row["complete"], f"{row['hours']:.3f}", row["front"],
+         "-" if row["best"] is None else f"{row['best']:.4f}", f"{row['hypervolume']:.4f}")
+        for row in found["runs"]
+    ]  # fmt: skip
+    groups = [
+        f"<div><dt>{html.escape(group['group'])}</dt><dd>{_spread(group)}<small>hypervolume, "
+        f"{group['runs']} run{'s' if group['runs'] > 1 else ''}</small></dd></div>"
+        for group in found["groups"]
+    ]
+    fronts = "".join(figure_html(f"front-{m}", f"fronts of all runs, accuracy against {m}") for m in costs)
+    names = ("group", "run", "seed", "trials", "complete", "hours of training", "front", "best", "hypervolume")
+    body = (
+        f'<dl class="cards">{"".join(groups)}</dl>'
+        f'<section><h2>Pareto fronts</h2><div class="pair">{fronts}</div></section>'
+        f"<section><h2>Hypervolume</h2><p>From accuracy 0 at the greatest costs of all the spaces; the mean over runs "
+        f'that differ in their seed alone, with the least and the greatest of them as a band.</p><div class="pair">'
+        f"{figure_html('over-trials', 'hypervolume over trials')}"
+        f"{figure_html('over-compute', 'hypervolume over compute')}</div></section>"
+        + table_html("Runs", names, rows, prose=(0, 1)).replace("<details>", "<details open>")
+    )
+    return html_page(
+        title="Searches compared",
+        head=f'<p class="muted">{html.escape(str(comparison.groups[0].runs[0].manifest["dataset"]))}; objectives '
+        f"{', '.join(comparison.metrics)}; accuracy is of the search split</p>",
+        body=body,
+        figures=figures,
+        data={},
+        refresh=None,
+    )
+
+
+def _spread(group: Mapping[str, Any]) -> str:
+    return f"{group['mean']:.4f}" + ("" if group["sd"] is None else f" ± {group['sd']:.4f}")
+
+
+def _fronts_figure(comparison: Comparison, metric: CostMetric) -> go.Figure:
+    figure = go.Figure()
+    for index, group in enumerate(comparison.groups):
+        for run in group.runs:
+            plane = ParetoFront.of(comparison.front(run).members, ("accuracy", metric)).members
+            steps = sorted(plane, key=lambda member: member.metric(metric))
+            figure.add_trace(
+                go.Scatter(
+                    x=[member.metric(metric) for member in steps],
+                    y=[member.accuracy for member in steps],
+                    mode="lines+markers",
+                    line={
+                        "shape": "hv",
+                        "width": 1.5,
+                        "color": _COLOURS[index % len(_COLOURS)],
+                        "dash": _DASHES[index % len(_DASHES)],
+                    },
+                    marker={"size": 8, "symbol": _SYMBOLS[index % len(_SYMBOLS)]},
+                    name=group.name,
+                    legendgroup=group.name,
+                    showlegend=run is group.runs[0],
+                    text=[f"{member.arch_id}, trial {member.number}<br>{run.place}" for member in steps],
+                    hovertemplate="%{text}<br>%{x}: %{y:.4f}<extra></extra>",
+                )
+            )
+    figure.update_layout(
+        template="plotly_white",
+        xaxis={"title": AXES[metric], "type": "log", **log_ticks(figure)},
+        yaxis={"title": "Accuracy on the search split", "tickformat": ".1%"},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+    )
+    return figure
+
+
+def _growth_figure(comparison: Comparison, over: str, title: str, unit: float) -> go.Figure:
+    """Means as far as every run of a group goes, so that none is one of fewer runs than another."""
+    figure = go.Figure()
+    for index, group in enumerate(comparison.groups):
+        growths = [comparison.growth(run) for run in group.runs]
+        end = min(growth[over].iloc[-1] for growth in growths)
+        grid = np.unique(np.linspace(0, end, _NUM_STEPS) if over != "ended" else np.arange(end + 1))
+        values = np.stack([
+            growth["hypervolume"].to_numpy()[np.searchsorted(growth[over].to_numpy(), grid, side="right") - 1]
+            for growth in growths
+        ])  # fmt: skip
+        colour, x = _COLOURS[index % len(_COLOURS)], (grid / unit).round(5).tolist()
+        same: dict[str, Any] = {"mode": "lines", "legendgroup": group.name}
+        if len(growths) > 1:
+            for edge, fill in ((values.min(axis=0), None), (values.max(axis=0), "tonexty")):
+                figure.add_trace(
+                    go.Scatter(
+                        x=x,
+                        y=edge.round(6).tolist(),
+                        fill=fill,
+                        fillcolor=_faint(colour),
+                        hoverinfo="skip",
+                        line={"width": 0, "shape": "hv"},
+                        showlegend=False,
+                        **same,
+                    )
+                )
+        figure.add_trace(
+            go.Scatter(
+                x=x,
+                y=values.mean(axis=0).round(6).tolist(),
+                name=group.name,
+                **same,
+                line={"color": colour, "shape": "hv", "width": 2, "dash": _DASHES[index % len(_DASHES)]},
+            )
+        )
+    figure.update_layout(
+        template="plotly_white",
+        xaxis={"title": title, "rangemode": "tozero"},
+        yaxis={"title": "Hypervolume"},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+    )
+    return figure
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.18)"

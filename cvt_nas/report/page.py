@@ -1,0 +1,116 @@
+"""One self-contained page of HTML: plotly, the figures, the data and the style are in it, and it asks for nothing."""
+
+import base64
+import gzip
+import hashlib
+import html
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+
+def html_page(
+    *, title: str, head: str, body: str, figures: Mapping[str, go.Figure], data: Mapping[str, Any], refresh: int | None
+) -> str:
+    """The page.
+
+    No script but those below is run, whatever the text of a file became: their hashes are in the page's policy, which
+    forbids all requests too.
+
+    Args:
+        title: Plain text.
+        head, body: HTML of the header and of the main part; whatever came from a file is escaped in it. A figure goes
+            where an element has its name as `data-figure`.
+        data: What page.js reads: `{}`, or `trials` and what belongs to them.
+        refresh: Seconds after which the page loads itself again; None for never.
+    """
+    scripts = [get_plotlyjs(), _text("page.js")]
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    policy = (
+        f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
+        f"script-src {hashes} 'unsafe-eval'"  # plotly compiles the drawing of parallel coordinates
+    )
+    trees = {name: json.loads(str(figure.to_json())) for name, figure in figures.items()}
+    for tree in trees.values():
+        tree["layout"].pop("template", None)  # a style of white paper, 7 kB each
+    again = "" if refresh is None else f'<meta http-equiv="refresh" content="{refresh}">\n'
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+{again}<title>{html.escape(title)}</title>
+<style>
+{_text("page.css")}</style>
+</head>
+<body>
+<a class="skip" href="#main">to the content</a>
+<header>
+<div class="bar"><h1>{html.escape(title)}</h1><button type="button" id="theme">light / dark</button></div>
+{head}
+</header>
+<main id="main">
+{body}
+</main>
+<script type="application/gzip" id="data">{packed(data)}</script>
+<script type="application/gzip" id="figures">{packed(trees)}</script>
+<script>{scripts[0]}</script>
+<script>{scripts[1]}</script>
+</body>
+</html>
+"""
+
+
+def _text(name: str) -> str:
+    return resources.files("cvt_nas.report").joinpath(name).read_text()
+
+
+def packed(tree: Any) -> str:
+    """JSON, compressed to about a quarter, in letters none of which ends a script."""
+    text = json.dumps(tree, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def figure_html(name: str, label: str, *, selects: str | None = None, style: str = "", caption: str = "") -> str:
+    """Where a figure goes.
+
+    Args:
+        label: What it shows, for a screen reader.
+        selects: The cost on its x axis, where a click on a point is to select a trial.
+        caption: HTML.
+    """
+    chosen = "" if selects is None else f' data-selects="{selects}"'
+    under = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return (
+        f'<figure><div class="plot {style}" data-figure="{name}"{chosen} role="img" aria-label="{html.escape(label)}">'
+        f"</div>{under}</figure>"
+    )
+
+
+def table_html(
+    caption: str, names: Sequence[str], rows: Sequence[Sequence[object]], *, prose: Sequence[int] = ()
+) -> str:
+    """A table that opens on demand; `prose` are the columns of words."""
+    kinds = ["prose" if index in prose else "" for index in range(len(names))]
+    head = "".join(
+        f'<th scope="col"{_class(k, "text")}>{html.escape(n)}</th>' for n, k in zip(names, kinds, strict=True)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{_class(k, 'prose')}>{html.escape(str(v))}</td>" for v, k in zip(row, kinds, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<details><summary>{html.escape(caption)}, as a table</summary><div class="scroll"><table><caption>'
+        f"{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
+    )
+
+
+def _class(kind: str, name: str) -> str:
+    return f' class="{name}"' if kind else ""

@@ -1,0 +1,51 @@
+"""Published ImageNet models, to look at a run's front beside."""
+
+import csv
+from dataclasses import dataclass
+from importlib import resources
+
+from cvt_nas.results import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedModel:
+    """One row of `published_models.csv`.
+
+    Args:
+        pretraining: `ImageNet-1k`, or `ImageNet-22k` and then fine-tuned on the former.
+        image_size: Pixels, of the figures.
+        params, flops: As published, so rounded; flops is None where none are. A multiply-add is one FLOP.
+        accuracy: Top-1 on ImageNet's validation images, a fraction.
+        source: The paper and table.
+    """
+
+    name: str
+    family: str
+    pretraining: str
+    image_size: int
+    params: float
+    flops: float | None
+    accuracy: float
+    source: str
+
+
+def published_beside(run: RunFolder) -> tuple[PublishedModel, ...]:
+    """Those that a run's accuracies compare with; none of another data set."""
+    return published_models() if run.manifest.get("dataset") == "imagenet" else ()
+
+
+def published_models() -> tuple[PublishedModel, ...]:
+    text = resources.files("cvt_nas.report").joinpath("published_models.csv").read_text()
+    return tuple(
+        PublishedModel(
+            name=row["model"],
+            family=row["family"],
+            pretraining=row["pretraining"],
+            image_size=int(row["image_size"]),
+            params=float(row["params_m"]) * 1e6,
+            flops=float(row["flops_g"]) * 1e9 if row["flops_g"] else None,
+            accuracy=float(row["imagenet_top1"]) / 100,
+            source=row["source"],
+        )
+        for row in csv.DictReader(text.splitlines())
+    )

@@ -1,0 +1,299 @@
+"""The page of one run."""
+
+import html
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from cvt_nas.arch import ArchConfig, StageConfig, stage_costs
+from cvt_nas.report.figures import (
+    choices_figure,
+    curves_figure,
+    front_figure,
+    growth_figure,
+    importance_figure,
+    label_of,
+    thinned,
+)
+from cvt_nas.report.page import figure_html, html_page, table_html
+from cvt_nas.report.published import published_beside
+from cvt_nas.report.tables import MIN_TRIALS, choices_frame, growth_frame, importance_frame
+from cvt_nas.report.text import accuracy_text, confirmation_lines, rank_lines, short
+from cvt_nas.results import RunFolder, TrialResult
+from cvt_nas.space import COST_METRICS
+
+
+def run_page(run: RunFolder, *, refresh: int | None = None) -> str:
+    """Everything that a run's record tells, as HTML; see `html_page`."""
+    results, manifest = run.results(), run.manifest
+    published = published_beside(run)
+    choices = choices_frame(run)
+    growth = growth_frame(run.ended(), run.metrics, run.box)
+    importances = importance_frame(run, choices)
+    figures = {
+        f"front-{metric}": front_figure(run, metric, published=published, describes=False) for metric in COST_METRICS
+    }
+    figures |= {"growth": growth_figure(growth), "curves": curves_figure(run)}
+    complete = [result for result in results if result.status == "complete"]
+    if len(choices.columns) and len(complete) > 1:
+        figures["choices"] = choices_figure(choices.loc[[result.number for result in complete]], complete)
+    if len(importances):
+        figures["importance"] = importance_figure(importances.head(_MAX_BARS))
+    sections = [
+        _at_a_glance(run, results),
+        _fronts(run, bool(published)),
+        _choices(choices, importances, drawn="choices" in figures),
+        _progress(run, growth),
+        _trials(results, bool(len(choices.columns))),
+        _what_was_run(run),
+    ]
+    head = (
+        f'<p class="muted">{html.escape(str(manifest.get("dataset", "")))}, started '
+        f"{html.escape(str(manifest.get('created', 'at an unknown time')))}; accuracy is of the search split, which no "
+        f'training sees, unless it is called test</p>\n<nav aria-label="sections">'
+        + " ".join(f'<a href="#{name}">{text}</a>' for name, text in _SECTIONS)
+        + "</nav>"
+    )
+    return html_page(
+        title=f"{manifest['name']}: architecture search",
+        head=head,
+        body="\n".join(sections),
+        figures=figures,
+        data=_data(run, results, choices),
+        refresh=refresh,
+    )
+
+
+_MAX_BARS = 20
+_SECTIONS = (
+    ("fronts", "Fronts"),
+    ("choices", "Choices"),
+    ("progress", "Progress"),
+    ("trials", "Trials"),
+    ("about", "What was run"),
+)
+
+
+def _data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFrame) -> dict[str, Any]:
+    front, tested = run.front(), run.test_accuracies()
+    knee, best = front.knee(), front.best
+    confirmed = {result.number: result for result in run.confirmed()}
+    members = {member.number for member in front.members}
+    trials = []
+    for recorded in results:
+        result = confirmed.get(recorded.number, recorded)
+        tags = [name for name, marked in (("best", best), ("knee", knee)) if marked and marked.number == result.number]
+        if result.number in members and not tags:
+            tags = ["front"]
+        trials.append({
+            "number": result.number,
+            "arch_id": result.arch_id,
+            "status": result.status,
+            "epochs": result.epochs,
+            "accuracy": result.accuracy,
+            "sd": None if result.confirmation is None else result.confirmation.sd,
+            "test": tested.get(result.arch_id),
+            "params": result.cost.params,
+            "flops": result.cost.flops,
+            "seconds": round(result.seconds, 1),
+            "seed": result.seed,
+            "reason": result.reason,
+            "front": result.number in members,
+            "tags": tags,
+            "curve": list(zip(*thinned(result.curve), strict=True)),  # epochs, accuracies
+            "stages": _stages(result.arch),
+            "choices": choices.loc[result.number].tolist() if len(choices.columns) else [],
+        })  # fmt: skip
+    first = knee or best
+    return {
+        "name": run.manifest["name"],
+        "place": run.place,
+        "rungs": run.rungs,
+        "first": first.number if first else (results[0].number if results else None),
+        "choices": {"names": list(choices.columns), "labels": [label_of(str(name)) for name in choices.columns]},
+        "trials": trials,
+    }
+
+
+def _stages(arch: ArchConfig) -> list[list[Any]]:
+    """Of each stage what page.js names in `stagesOf`, in its order; without names, since 2,000 trials have many."""
+
+    def blocks_of(stage: StageConfig) -> list[list[Any]]:
+        return [
+            [len(list(alike)), block.num_heads, block.mlp_ratio, block.kernel_size, block.kv_stride, block.projection]
+            for block, alike in itertools.groupby(stage.blocks)
+        ]
+
+    return [
+        [
+            grid, stage.embed_dim, stage.patch_kernel, stage.patch_stride, int(stage.class_token), cost.params,
+            cost.flops, blocks_of(stage),
+        ]
+        for stage, grid, cost in zip(arch.stages, arch.grids, stage_costs(arch), strict=True)
+    ]  # fmt: skip
+
+
+def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
+    front, statuses = run.front(), Counter(result.status for result in results)
+    best, knee, tested = front.best, front.knee(), run.test_accuracies()
+    lost = sum(statuses[status] for status in ("diverged", "failed", "oom"))
+    spent = run.seconds_spent or sum(result.train_seconds for result in results)
+    cards = [
+        ("Trials", str(len(results)), f"of {run.manifest['trials']} planned" if "trials" in run.manifest else ""),
+        ("Stopped early", str(statuses["stopped"]), f"{lost} lost" if lost else ""),
+        ("Hours", f"{spent / 3600:.2f}", "" if run.seconds_spent else "of training, all workers together"),
+        ("Hypervolume", f"{front.hypervolume(run.box):.4f}", "from accuracy 0 at the greatest costs"),
+        ("On the front", str(len(front.members)), ""),
+    ]
+    for name, member in (("Best", best), ("Knee", knee)):
+        if member is not None:
+            test = tested.get(member.arch_id)
+            more = f"{short(member.cost.params)} params, {short(member.cost.flops)} FLOPs"
+            cards.append((name, accuracy_text(member), more + ("" if test is None else f"; test {test:.4f}")))
+    parts = [f"<div><dt>{n}</dt><dd>{html.escape(v)}<small>{html.escape(m)}</small></dd></div>" for n, v, m in cards]
+    notes = [*confirmation_lines(run), *(line for line in rank_lines(run) if line.startswith("warning: "))]
+    if not front.members:
+        notes.append("no trial has reached its last epoch yet, so there is no front")
+    return f'<dl class="cards">{"".join(parts)}</dl>' + "".join(
+        f'<p class="warning">{html.escape(note)}</p>' for note in notes
+    )
+
+
+def _fronts(run: RunFolder, is_published: bool) -> str:
+    front, tested = run.front(), run.test_accuracies()
+    rows = [
+        (m.number, m.arch_id, accuracy_text(m), f"{tested[m.arch_id]:.4f}" if m.arch_id in tested else "-",
+         f"{m.cost.params:,}", f"{m.cost.flops:,}")
+        for m in front.members
+    ]  # fmt: skip
+    switch = (
+        '<p><label><input type="checkbox" id="published" checked> published models (their accuracy is of the '
+        "validation images of ImageNet: x trained on ImageNet-1k, + on ImageNet-22k first)</label></p>"
+        if is_published
+        else ""
+    )
+    plots = "".join(
+        figure_html(f"front-{metric}", f"accuracy against {metric} of every trial, and the Pareto front; in the table "
+                    f"below", selects=metric)
+        for metric in COST_METRICS
+    )  # fmt: skip
+    table = table_html(
+        "Pareto front", ("trial", "architecture", "accuracy", "test", "params", "FLOPs"), rows, prose=(1,)
+    )
+    return (
+        f'<section id="fronts"><h2>Pareto fronts</h2><p>Only trials that reached the last epoch compete. Select a '
+        f"point, or a row of the trials' table, to see its architecture.</p>{switch}"
+        f'<div class="pair">{plots}</div>{table}<div class="arch" id="arch" aria-live="polite"></div></section>'
+    )
+
+
+def _choices(choices: pd.DataFrame, importances: pd.DataFrame, *, drawn: bool) -> str:
+    parts = ['<section id="choices"><h2>Choices</h2>']
+    if drawn:
+        width = 90 * (len(choices.columns) + 3)
+        plot = figure_html(
+            "choices", "the choices, costs and accuracy of every complete trial, as lines; in the table of trials below"
+        )
+        parts.append(
+            "<p>A line is a complete trial. Drag along an axis to keep only those that pass there; the values are "
+            "columns of the table of trials, too.</p>"
+            f'<div class="wide"><div style="min-width: {width}px">{plot}</div></div>'
+        )
+    parts.append("<h3>Which choices matter</h3>")
+    if len(importances):
+        rows = [
+            (label_of(row["choice"]), f"{row['accuracy']:.1%}", f"{row['distance']:.1%}")
+            for row in importances.to_dict("records")
+        ]
+        parts += [
+            "<p>By Optuna's fANOVA over the complete trials: how much of the variance a choice explains, as a share of "
+            "what all of them do. The distance to the front is in all objectives at once.</p>",
+            figure_html("importance", "importance of choices; in the table below", style="free"),
+            table_html("Importance of choices", ("choice", "accuracy", "distance to the front"), rows, prose=(0,)),
+        ]
+    else:
+        parts.append(f"<p>Told from {MIN_TRIALS} complete trials of a space of choices on.</p>")
+    return "".join([*parts, "</section>"])
+
+
+def _progress(run: RunFolder, growth: pd.DataFrame) -> str:
+    steps = growth.loc[growth["hypervolume"].diff().fillna(1) > 0]
+    rows = [
+        (row["ended"], f"{row['train_seconds'] / 3600:.3f}", f"{row['hypervolume']:.4f}")
+        for row in steps.to_dict("records")
+    ]
+    members, epochs = run.front().members, [*run.rungs, run.manifest["epochs"]]
+    curves = [
+        (m.number, m.arch_id, *(f"{m.curve[epoch - 1]:.4f}" if 0 < epoch <= len(m.curve) else "-" for epoch in epochs))
+        for m in members
+    ]
+    return (
+        '<section id="progress"><h2>How the search went</h2><h3>Hypervolume</h3>'
+        + figure_html("growth", "hypervolume over trials and over time; in the table below", style="low")
+        + table_html("Growth of the hypervolume", ("trials", "hours of training", "hypervolume"), rows)
+        + "<h3>Learning curves</h3>"
+        + figure_html("curves", "accuracy after each epoch of every trial; of the front in the table below")
+        + table_html("Learning curves of the front", ("trial", "architecture", *(f"epoch {e}" for e in epochs)), curves,
+                     prose=(1,))
+        + "".join(f"<p>{html.escape(line)}</p>" for line in rank_lines(run) if not line.startswith("warning: "))
+        + "</section>"
+    )  # fmt: skip
+
+
+def _trials(results: Sequence[TrialResult], has_choices: bool) -> str:
+    options = "".join(f"<option>{status}</option>" for status in sorted({result.status for result in results}))
+    more = (
+        '<label class="check"><input type="checkbox" id="show-choices"> choices as columns</label>'
+        if has_choices
+        else ""
+    )
+    return f"""<section id="trials"><h2>All trials</h2>
+<div class="filters">
+<label>trial, id or reason <input type="text" id="filter-text" autocomplete="off"></label>
+<label>status <select id="filter-status"><option value="">any</option>{options}</select></label>
+<label>accuracy from, % <input type="text" id="filter-accuracy" inputmode="decimal" autocomplete="off"></label>
+<label>params up to <input type="text" id="filter-params" placeholder="20M" autocomplete="off"></label>
+<label>FLOPs up to <input type="text" id="filter-flops" placeholder="4.5G" autocomplete="off"></label>
+<label class="check"><input type="checkbox" id="filter-front"> on the front</label>
+{more}
+<button type="button" id="download">download as CSV</button>
+</div>
+<div class="scroll"><table><caption>Trials; sort by the name of a column</caption>
+<thead><tr id="heads"></tr></thead><tbody id="rows"></tbody></table></div>
+<p class="bar"><span id="found" role="status"></span><span><button type="button" id="back">back</button>
+<button type="button" id="on">on</button></span></p></section>"""
+
+
+def _what_was_run(run: RunFolder) -> str:
+    manifest = run.manifest
+    versions = manifest.get("versions", {})
+    resources = manifest.get("resources", {})
+    failed = [result for result in run.results() if result.reason]
+    facts = [
+        ("command", manifest.get("command")),
+        ("seed", manifest.get("seed")),
+        ("objectives", ", ".join(run.metrics)),
+        ("epochs", manifest.get("epochs")),
+        ("devices", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in resources.items())),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("platform", manifest.get("platform")),
+        ("space file, SHA-256", manifest.get("space_file_sha256")),
+        ("run folder", run.place),
+    ]
+    rows = "".join(
+        f'<tr><th scope="row" class="text">{name}</th><td class="prose">{html.escape(str(value))}</td></tr>'
+        for name, value in facts
+        if value not in (None, "")
+    )
+    ends = table_html(
+        "Trials with a reason", ("trial", "status", "reason"), [(r.number, r.status, r.reason) for r in failed],
+        prose=(1, 2),
+    ) if failed else ""  # fmt: skip
+    return (
+        f'<section id="about"><h2>What was run</h2><div class="scroll"><table>{rows}</table></div>{ends}'
+        f"<details><summary>The space file</summary><pre>{html.escape(str(manifest.get('space_file', '')))}</pre>"
+        f"</details></section>"
+    )

@@ -1,0 +1,227 @@
+"""A run as tables: what its files hold, what `--json` prints, and what its figures are drawn from."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cvt_nas.arch import describe_stages
+from cvt_nas.config import parse_experiment
+from cvt_nas.errors import ArchError, SpaceFileError
+from cvt_nas.results import (
+    HypervolumeBox,
+    Metric,
+    RankCorrelation,
+    RunFolder,
+    TrialResult,
+    distances_to_front,
+    hypervolume,
+    is_non_dominated,
+    losses_of,
+    rank_correlations,
+)
+
+
+def front_frame(run: RunFolder) -> pd.DataFrame:
+    """The front, best accuracy first: `arch_id, accuracy, params, flops, test_accuracy, number, ...`.
+
+    Where the front is confirmed, accuracy is a mean over further trainings, and `accuracy_sd, seeds, seeds_lost,
+    membership` follow; see `Confirmation`.
+    """
+    tested, members = run.test_accuracies(), run.front().members
+    rows = [
+        {
+            "arch_id": member.arch_id,
+            "accuracy": member.accuracy,
+            "params": member.cost.params,
+            "flops": member.cost.flops,
+            "test_accuracy": tested.get(member.arch_id),
+            "number": member.number,
+            "epochs": member.epochs,
+            "seconds": round(member.seconds, 1),
+            "seed": member.seed,
+            "arch": " | ".join(describe_stages(member.arch)),
+            **_confirmation_of(member),
+        }
+        for member in members
+    ]
+    columns = ["arch_id", "accuracy", "params", "flops", "test_accuracy", "number", "epochs", "seconds", "seed", "arch"]
+    return pd.DataFrame(rows, columns=[*columns, *(_confirmation_of(members[0]) if members else ())])
+
+
+def trials_frame(run: RunFolder) -> pd.DataFrame:
+    """Every trial of the race, by number: `arch_id, status, epochs, accuracy, params, flops, on_front, ...`, and its
+    choices, a column each."""
+    on_front = {member.number for member in run.front().members}
+    rows = [
+        {
+            "arch_id": result.arch_id,
+            "status": result.status,
+            "epochs": result.epochs,
+            "accuracy": result.accuracy,
+            "params": result.cost.params,
+            "flops": result.cost.flops,
+            "on_front": result.number in on_front,
+            "seconds": result.seconds,
+            "seed": result.seed,
+            "reason": result.reason,
+        }
+        for result in run.results()
+    ]
+    index = pd.Index([result.number for result in run.results()], name="number")
+    return pd.DataFrame(rows, index=index).join(choices_frame(run))
+
+
+def _confirmation_of(result: TrialResult) -> dict[str, float | None]:
+    return {} if result.confirmation is None else result.confirmation.to_json()
+
+
+def ranks_frame(run: RunFolder) -> pd.DataFrame:
+    """How each epoch before the last one ranked the trials, see `RankCorrelation`; `rung` where trials are stopped."""
+    rungs = run.rungs
+    rows = [
+        {**dataclasses.asdict(found), "rung": found.epoch in rungs}
+        for found in rank_correlations(run.results(), range(1, run.manifest["epochs"]))
+    ]
+    return pd.DataFrame(rows, columns=[*(field.name for field in dataclasses.fields(RankCorrelation)), "rung"])
+
+
+def summary(run: RunFolder) -> dict[str, object]:
+    """What `search --json` prints: `run, trials, statuses, front, hypervolume, rungs`.
+
+    Where there is a plan of further trainings, `confirmation` too: how many are `planned` and have `ended`, and all
+    the architectures that are `confirmed`, those off the front included, which may be on it by chance alone.
+    """
+    results, front = run.results(), run.front()
+    tested = run.test_accuracies()
+    return {
+        "run": run.place,
+        "trials": len(results),
+        "statuses": dict(Counter(result.status for result in results)),
+        "front": [
+            {
+                "arch_id": member.arch_id,
+                "number": member.number,
+                "accuracy": member.accuracy,
+                "test_accuracy": tested.get(member.arch_id),
+                "params": member.cost.params,
+                "flops": member.cost.flops,
+                **_confirmation_of(member),
+            }
+            for member in front.members
+        ],
+        "hypervolume": front.hypervolume(run.box),
+        "rungs": [dataclasses.asdict(found) for found in rank_correlations(results, run.rungs)],
+        **_confirmation_summary(run),
+    }
+
+
+def _confirmation_summary(run: RunFolder) -> dict[str, object]:
+    plan = run.confirm_plan()
+    if plan is None:
+        return {}
+    confirmed = [
+        {
+            "arch_id": result.arch_id,
+            "accuracy": result.accuracy,
+            "own_accuracy": result.own_accuracy,
+            **_confirmation_of(result),
+        }
+        for result in run.confirmed()
+    ]
+    num_planned = len(plan.numbers)
+    ended = num_planned - len(run.unconfirmed())
+    return {"confirmation": {"planned": num_planned, "ended": ended, "confirmed": confirmed}}
+
+
+def growth_frame(ended: Sequence[TrialResult], metrics: Sequence[Metric], box: HypervolumeBox) -> pd.DataFrame:
+    """Hypervolume as trials ended: `ended, spent, train_seconds, hypervolume`, a row before the first and for each.
+
+    Args:
+        ended: In the order in which they ended. `train_seconds` sums theirs, all workers together, so it compares
+            between machines with more and fewer of them; `spent` is of the clock, and missing in older records.
+    """
+    rows: list[tuple[int, float | None, float, float]] = [(0, 0.0, 0.0, 0.0)]
+    front, volume, seconds = np.empty((0, len(metrics))), 0.0, 0.0
+    for index, result in enumerate(ended, start=1):
+        seconds += result.train_seconds
+        if result.status == "complete":
+            point = box.normalise([result], metrics)
+            if not (front <= point).all(axis=1).any():
+                front = np.concatenate([front, point])
+                front = front[is_non_dominated(front)]
+                volume = hypervolume(front)
+        rows.append((index, result.spent, seconds, volume))
+    return pd.DataFrame(rows, columns=["ended", "spent", "train_seconds", "hypervolume"])
+
+
+def choices_frame(run: RunFolder) -> pd.DataFrame:
+    """What each trial chose, where not all chose alike: a row a trial, by number, a column a gene of the space.
+
+    Without columns where the run's architectures are of no space of choices, as those of a single training.
+    """
+    results = run.results()
+    try:
+        space = parse_experiment(run.manifest["space_file"], str(run.path / "manifest.json")).space
+        values = [
+            [gene.options[index] for gene, index in zip(space.genes, space.encode(result.arch), strict=True)]
+            for result in results
+        ]
+    except (ArchError, SpaceFileError):  # another version's file, or an architecture from elsewhere
+        return pd.DataFrame(index=[result.number for result in results])
+    frame = pd.DataFrame(
+        values, index=[result.number for result in results], columns=[gene.name for gene in space.genes], dtype=object
+    )
+    return frame.loc[:, [frame[name].nunique() > 1 for name in frame.columns]]
+
+
+MIN_TRIALS = 10  # complete ones, below which a forest explains nothing
+_MAX_TRIALS, _NUM_TREES = 256, 32  # the forest's time grows with the square of its leaves
+
+
+def importance_frame(run: RunFolder, choices: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Which choices matter: `choice, accuracy, distance`, each a share of what all explain; the weightiest first.
+
+    By Optuna's fANOVA, over the complete trials, or 256 of them, evenly over their order. The distance to the front is
+    in all objectives at once, costs on a logarithmic scale: see `distances_to_front`. Empty below `MIN_TRIALS`.
+
+    Source: Hutter et al. 2014, An efficient approach for assessing hyperparameter importance.
+    """
+    complete = [result for result in run.results() if result.status == "complete"]
+    complete = complete[:: math.ceil(len(complete) / _MAX_TRIALS) or 1]
+    rows = choices.loc[[result.number for result in complete]]
+    rows = rows.loc[:, [rows[name].nunique() > 1 for name in rows.columns]]
+    if len(complete) < MIN_TRIALS or rows.shape[1] == 0:
+        return pd.DataFrame(columns=["choice", "accuracy", "distance"])
+    losses = losses_of(complete, run.metrics)
+    losses[:, 1:] = np.log(losses[:, 1:])
+    losses = (losses - losses.min(axis=0)) / np.maximum(np.ptp(losses, axis=0), 1e-12)
+    targets = {"accuracy": -losses[:, 0], "distance": distances_to_front(losses)}
+    shares = {name: _importances(rows, values, seed) for name, values in targets.items()}
+    frame = pd.DataFrame({"choice": rows.columns, **{k: [v[name] for name in rows.columns] for k, v in shares.items()}})
+    order = frame[["accuracy", "distance"]].max(axis=1).sort_values(ascending=False, kind="stable").index
+    return frame.loc[order].reset_index(drop=True)
+
+
+def _importances(choices: pd.DataFrame, values: np.ndarray, seed: int) -> dict[str, float]:
+    """Of each column for `values`, in sum 1; all 0 where the values are all alike."""
+    if np.ptp(values) == 0:
+        return dict.fromkeys(map(str, choices.columns), 0.0)
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    distributions: dict[str, Any] = {
+        str(name): optuna.distributions.CategoricalDistribution(sorted(set(choices[name]), key=str))
+        for name in choices.columns
+    }
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    study.add_trials([
+        optuna.create_trial(params=dict(zip(distributions, row, strict=True)), distributions=distributions, value=value)
+        for row, value in zip(choices.itertuples(index=False), values.tolist(), strict=True)
+    ])  # fmt: skip
+    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_NUM_TREES, seed=seed)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)

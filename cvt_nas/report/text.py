@@ -1,0 +1,140 @@
+"""What the command line says about a run, in lines and in a table."""
+
+from rich.table import Table
+
+from cvt_nas.results import RunFolder, SupernetQuality, Tau, TrialResult, rank_correlations
+
+
+def front_table(run: RunFolder) -> Table:
+    """The front for a terminal, knee and best marked."""
+    front, tested = run.front(), run.test_accuracies()
+    table = Table(title=f"Pareto front of {run.manifest['name']}: {' / '.join(front.metrics)}", title_justify="left")
+    confirmed = any(member.confirmation is not None for member in front.members)
+    more = [("front", "right")] if confirmed else []  # with it, 80 characters still hold the whole table
+    for name, justify in (("arch", "left"), ("accuracy", "right"), *more, ("test", "right"), ("params", "right"),
+                          ("FLOPs", "right"), ("", "left")):  # fmt: skip
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    knee = front.knee()
+    for member in front.members:
+        marks = [name for name, marked in (("best", front.best), ("knee", knee)) if marked is member]
+        if member.confirmation is not None and member.confirmation.num_lost:
+            marks.append(f"{member.confirmation.num_lost} lost")
+        test = tested.get(member.arch_id)
+        table.add_row(
+            member.arch_id,
+            accuracy_text(member),
+            *([_membership_text(member)] if confirmed else []),
+            "-" if test is None else f"{test:.4f}",
+            short(member.cost.params),
+            short(member.cost.flops),
+            ", ".join(marks),
+        )
+    return table
+
+
+def rank_lines(run: RunFolder) -> list[str]:
+    """How well each rung ranked the trials, and a warning where it decided at random or against large networks."""
+    rungs, results = run.rungs, run.results()
+    lines = []
+    for found in rank_correlations(results, rungs):
+        lines.append(
+            f"rung at epoch {found.epoch}: its ranks of the {found.num_trials} complete trials have Kendall's tau "
+            f"{found.tau:.2f} with those of the end (p {_p_text(found.p_value)})"
+        )
+        faults = []
+        if found.is_random:
+            faults.append("cannot be told from random ones")
+        if found.curves_cross:
+            faults.append(
+                f"underrate large networks, which overtake small ones later (tau {found.overtaking:.2f} of FLOPs with "
+                f"ranks gained, p {_p_text(found.overtaking_p_value)})"
+            )
+        if faults:
+            lines.append(
+                f"warning: the ranks after epoch {found.epoch} {' and '.join(faults)}; a scheduler that goes by them "
+                f"may stop the wrong trials. Better: search.{_better_than(run, found.epoch)}"
+            )
+    return lines
+
+
+def _better_than(run: RunFolder, epoch: int) -> str:
+    """What would be better than to decide after `epoch`."""
+    later = range(epoch + 1, run.manifest["epochs"])
+    for found in rank_correlations(run.results(), later):
+        if not (found.is_random or found.curves_cross):
+            return f"grace_period: {found.epoch}, or search.scheduler: none"
+    return "scheduler: none"
+
+
+def _p_text(p_value: float) -> str:
+    return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
+
+
+def quality_lines(quality: SupernetQuality) -> list[str]:
+    """How a supernet ranks, beside params and FLOPs as rankers, and whether it can be trusted to."""
+
+    def text(tau: Tau) -> str:
+        return f"{tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f})"
+
+    lines = [
+        f"{quality.num_archs} architectures, evenly over log-FLOPs, each trained with {quality.num_seeds} seeds; "
+        f"Kendall's tau-b with the mean of these, 95 % bootstrap intervals"
+    ]
+    for name, found in quality.rankers.items():
+        regret = ", ".join(f"{value:.4f}" for value in found.regret_at.values())
+        lines.append(
+            f"{name:9}: overall {text(found.overall)}, within FLOPs bins {text(found.within_bins)}, top third "
+            f"{text(found.top_third)}; precision at 10 % {found.precision_at_10:.2f}, regret at 1, 5, 10 {regret}"
+        )
+    if quality.ceiling is not None:
+        lines.append(f"noise ceiling, one seed against another: {text(quality.ceiling)}")
+    lines.append(
+        f"mean accuracy inherited {quality.inherited:.4f}, stand-alone {quality.standalone:.4f}, gap "
+        f"{quality.standalone - quality.inherited:.4f}"
+    )
+    faults = quality.faults
+    lines.append(
+        "this supernet cannot be trusted to rank: " + "; ".join(faults)
+        if faults
+        else "this supernet can be trusted to rank"
+    )
+    return lines
+
+
+def confirmation_lines(run: RunFolder) -> list[str]:
+    """What the accuracies of the front are, where a plan of further trainings says that they should be means."""
+    plan = run.confirm_plan()
+    if plan is None or not plan.numbers:
+        return []
+    ended = [result for result in run.confirmations() if result.number in plan.numbers]
+    num_lost = sum(result.status != "complete" for result in ended)
+    done = f"{len(ended)} of {len(plan.numbers)} further trainings have ended"
+    lost = f", {num_lost} of them without an accuracy" if num_lost else ""
+    if not run.confirmed():
+        return [
+            f"not confirmed: {done}{lost}; accuracy is of the race's one training, which was selected for being high"
+        ]
+    return [
+        f"confirmed by {plan.seeds} further seeds each: {done}{lost}; accuracy is their mean ± standard deviation, "
+        f"without the race's own; 'front' is the share of bootstrap resamples with the architecture on it; 'test' is "
+        f"of the race's weights, which are what is exported"
+    ]
+
+
+def accuracy_text(result: TrialResult) -> str:
+    """`0.9050`, or where it is confirmed by more than one seed `0.9050 ± 0.0012`."""
+    sd = None if result.confirmation is None else result.confirmation.sd
+    return f"{result.metric('accuracy'):.4f}" + ("" if sd is None else f" ± {sd:.4f}")
+
+
+def _membership_text(result: TrialResult) -> str:
+    membership = None if result.confirmation is None else result.confirmation.membership
+    return "-" if membership is None else f"{membership:.0%}"
+
+
+def short(value: float) -> str:
+    """`4.58G`, `20.0M`, `16.9k`."""
+    for factor, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{suffix}"
+    return f"{value:g}"
