@@ -291,20 +291,35 @@ NAMED_ARCHS: dict[str, ArchConfig] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What a network costs, exactly.
+    """What a network costs: params and FLOPs exactly.
 
     Args:
         params: Learnable parameters.
         flops: Operations of one image's forward pass in eval mode, by fvcore's convention: one
             multiply-add is one; attention's two products, layer norm (5 an element) and batch norm
             (2) are counted; softmax, activations, additions and pooling are not.
+        latency_us: Microseconds of one image's forward pass, as a `LatencyTable` predicts them; 0 without one.
     """
 
     params: int
     flops: int
+    latency_us: int = 0
+
+    @property
+    def latency_ms(self) -> float:
+        return self.latency_us / 1000
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(params=self.params + other.params, flops=self.flops + other.flops)
+        return Cost(
+            params=self.params + other.params,
+            flops=self.flops + other.flops,
+            latency_us=self.latency_us + other.latency_us,
+        )
+
+    def to_json(self) -> dict[str, int]:
+        """The arguments; latency only where it is known."""
+        known = {"latency_us": self.latency_us} if self.latency_us else {}
+        return {"params": self.params, "flops": self.flops, **known}
 
 
 def kv_grid(grid: int, block: BlockConfig) -> int:

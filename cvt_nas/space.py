@@ -9,7 +9,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -23,13 +23,14 @@ from cvt_nas.arch import (
     block_cost,
     embedding_cost,
     head_cost,
-    stage_cost,
 )
 from cvt_nas.errors import ArchError
+from cvt_nas.latency import LatencyTable
 
 Genome = tuple[int, ...]
-CostMetric = Literal["params", "flops"]
-COST_METRICS: tuple[CostMetric, ...] = ("params", "flops")
+CostMetric = Literal["params", "flops", "latency_ms"]
+COST_METRICS: tuple[CostMetric, ...] = ("params", "flops")  # which are exact, and always known
+ALL_COST_METRICS: tuple[CostMetric, ...] = (*COST_METRICS, "latency_ms")
 
 BLOCK_CHOICES = ("kv_stride", "kernel_size", "num_heads", "mlp_ratio", "projection")
 STAGE_CHOICES = ("patch_kernel", "patch_stride", "embed_dim", "depth")
@@ -104,13 +105,13 @@ class Gene:
 class Bound:
     """An inclusive window for one metric; None leaves that side open."""
 
-    min: int | None = None
-    max: int | None = None
+    min: float | None = None
+    max: float | None = None
 
-    def violation(self, value: int) -> float:
+    def violation(self, value: float) -> float:
         """How far `value` lies outside, as a fraction of the bound that it breaks; 0 inside."""
         if self.max is not None and value > self.max:
-            return value / max(self.max, 1) - 1
+            return value / self.max - 1
         if self.min is not None and value < self.min:
             return 1 - value / self.min
         return 0.0
@@ -201,6 +202,21 @@ class GenomeSpace(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """What the networks of a space are made of.
+
+    Args:
+        embeddings: Stages of any blocks, the channels and the side of the map that they take.
+        blocks: Each with its width, the side of its grid, and whether there is a class token.
+        heads: Width and side of the grid.
+    """
+
+    embeddings: tuple[tuple[StageConfig, int, int], ...]
+    blocks: tuple[tuple[BlockConfig, int, int, bool], ...]
+    heads: tuple[tuple[int, int], ...]
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """All the architectures of a space file.
@@ -208,7 +224,8 @@ class SearchSpace:
     Args:
         image_size, num_channels, num_classes: As in `ArchConfig`.
         stages: First to last.
-        bounds: Windows that a member's exact cost must lie in to be feasible.
+        bounds: Windows that a member's cost must lie in to be feasible; that of latency holds once there is a table.
+        latency: What its parts take on some device.
 
     Raises:
         ArchError: Some combination of choices leaves a stage without tokens, or heads that do not
@@ -220,6 +237,7 @@ class SearchSpace:
     num_classes: int
     stages: tuple[StageSpace, ...]
     bounds: Mapping[CostMetric, Bound]
+    latency: LatencyTable | None = None
 
     def __post_init__(self) -> None:
         for index, stage in enumerate(self.stages):
@@ -320,25 +338,41 @@ class SearchSpace:
         )
 
     def cost(self, genome: Sequence[int]) -> Cost:
-        """`cost_of(decode(genome))`, faster where the stages were met before."""
-        params = flops = 0
+        """`cost_of(decode(genome))`, faster where the stages were met before; with latency, where there is a table."""
+        params = flops = latency = 0
         channels, side = self.num_channels, self.image_size
         for index, part in enumerate(self._parts(genome)):
             key = (index, part, channels, side)
             cost, channels, side = self._memo.get(key) or self._remember(key, self._enter_stage(*key))
-            params, flops = params + cost.params, flops + cost.flops
+            params, flops, latency = params + cost.params, flops + cost.flops, latency + cost.latency_us
         key = (channels, side)
-        head = self._memo.get(key) or self._remember(
-            key,
-            head_cost(dim=channels, grid=side, class_token=self.stages[-1].class_token, num_classes=self.num_classes),
-        )
-        return Cost(params=params + head.params, flops=flops + head.flops)
+        head = self._memo.get(key) or self._remember(key, self._head_cost(channels, side))
+        return Cost(params=params + head.params, flops=flops + head.flops, latency_us=latency + head.latency_us)
+
+    def _embedding_cost(self, stage: StageConfig, in_channels: int, grid: int) -> Cost:
+        cost = embedding_cost(stage, in_channels=in_channels, grid=grid)
+        if self.latency is None:
+            return cost
+        return replace(cost, latency_us=self.latency.embedding(stage, in_channels=in_channels, grid=grid))
+
+    def _block_cost(self, block: BlockConfig, embed_dim: int, grid: int, class_token: bool) -> Cost:
+        cost = block_cost(block, embed_dim=embed_dim, grid=grid, class_token=class_token)
+        if self.latency is None:
+            return cost
+        time = self.latency.block(block, embed_dim=embed_dim, grid=grid, class_token=class_token)
+        return replace(cost, latency_us=time)
+
+    def _head_cost(self, dim: int, grid: int) -> Cost:
+        token = self.stages[-1].class_token
+        cost = head_cost(dim=dim, grid=grid, class_token=token, num_classes=self.num_classes)
+        return cost if self.latency is None else replace(cost, latency_us=self.latency.head(dim=dim, grid=grid))
 
     def _enter_stage(self, index: int, part: Genome, channels: int, side: int) -> tuple[Cost, int, int]:
         """Cost of a stage on `channels` x `side` x `side`, and the channels and side of what it puts out."""
         stage = self._stage_of(index, part)
-        cost = stage_cost(stage, in_channels=channels, side=side)
-        return cost, stage.embed_dim, stage.grid_after(side)
+        dim, grid = stage.embed_dim, stage.grid_after(side)
+        blocks = (self._block_cost(block, dim, grid, stage.class_token) for block in stage.blocks)
+        return sum(blocks, start=self._embedding_cost(stage, channels, grid)), dim, grid
 
     def canonical(self, genome: Sequence[int]) -> Genome:
         """The genome that stands for all that decode to the same network: genes without effect are 0."""
@@ -397,7 +431,11 @@ class SearchSpace:
 
     def violation(self, cost: Cost) -> float:
         """Sum over the bounds of how far `cost` lies outside each, as a fraction of the bound."""
-        return sum(bound.violation(getattr(cost, metric)) for metric, bound in self.bounds.items())
+        return sum(
+            bound.violation(getattr(cost, metric))
+            for metric, bound in self.bounds.items()
+            if metric != "latency_ms" or self.latency is not None
+        )
 
     def sample(self, rng: random.Random) -> Genome:
         """A genome with every gene drawn evenly, feasible or not."""
@@ -460,49 +498,62 @@ class SearchSpace:
 
     @property
     def cost_range(self) -> tuple[Cost, Cost]:
-        """The least and the greatest params and FLOPs over the space, exactly; rarely one network's both."""
+        """The least and the greatest of each cost over the space, exactly; rarely of one network."""
         return self._cost_range
 
     @cached_property
     def _cost_range(self) -> tuple[Cost, Cost]:
         least, greatest = {}, {}
-        for metric in COST_METRICS:
-            least[metric], greatest[metric] = self._extreme(metric, min), self._extreme(metric, max)
+        for name in (*COST_METRICS, *(["latency_us"] if self.latency is not None else [])):
+            least[name], greatest[name] = self._extreme(name, min), self._extreme(name, max)
         return Cost(**least), Cost(**greatest)
 
-    def _extreme(self, metric: CostMetric, pick: Any) -> int:
-        """`pick` of `metric` over the space, by dynamic programming over (width, grid) after each stage."""
+    def _embeddings(self, stage: StageSpace) -> Iterator[StageConfig]:
+        """Each embedding that a stage may have, with some block."""
+        for kernel, stride, dim in itertools.product(stage.patch_kernel, stage.patch_stride, stage.embed_dim):
+            yield StageConfig(
+                patch_kernel=kernel,
+                patch_stride=stride,
+                patch_padding=stage.padding_of(kernel),
+                embed_dim=dim,
+                blocks=(BlockConfig(),),
+                class_token=stage.class_token,
+            )
+
+    def parts(self) -> "Parts":
+        """All that its networks are made of."""
+        embeddings, blocks = dict[Any, None](), dict[Any, None]()
+        states = {(self.num_channels, self.image_size): None}
+        for stage in self.stages:
+            after: dict[tuple[int, int], None] = {}
+            choices = {block: None for blocks in stage.block_sets() for block in sorted(blocks, key=repr)}
+            for (channels, side), some in itertools.product(states, self._embeddings(stage)):
+                grid = some.grid_after(side)
+                embeddings[some, channels, side] = None
+                blocks |= dict.fromkeys((block, some.embed_dim, grid, stage.class_token) for block in choices)
+                after[some.embed_dim, grid] = None
+            states = after
+        return Parts(embeddings=tuple(embeddings), blocks=tuple(blocks), heads=tuple(states))
+
+    def _extreme(self, name: str, pick: Any) -> int:
+        """`pick` of the cost `name` over the space, by dynamic programming over (width, grid) after each stage."""
         states = {(self.num_channels, self.image_size): 0}
         for stage in self.stages:
             after: dict[tuple[int, int], int] = {}
             choices = {block for blocks in stage.block_sets() for block in blocks}
             depth, of_blocks = pick(stage.depth), dict[tuple[int, int], int]()
             for (channels, side), spent in states.items():
-                for kernel, stride, dim in itertools.product(stage.patch_kernel, stage.patch_stride, stage.embed_dim):
-                    some = StageConfig(
-                        patch_kernel=kernel,
-                        patch_stride=stride,
-                        patch_padding=stage.padding_of(kernel),
-                        embed_dim=dim,
-                        blocks=(BlockConfig(),),
-                        class_token=stage.class_token,
-                    )
-                    grid = some.grid_after(side)
-                    embedding = getattr(embedding_cost(some, in_channels=channels, grid=grid), metric)
+                for some in self._embeddings(stage):
+                    dim, grid = some.embed_dim, some.grid_after(side)
+                    embedding = getattr(self._embedding_cost(some, channels, grid), name)
                     if (dim, grid) not in of_blocks:
                         of_blocks[dim, grid] = depth * pick(
-                            getattr(block_cost(block, embed_dim=dim, grid=grid, class_token=stage.class_token), metric)
-                            for block in choices
+                            getattr(self._block_cost(block, dim, grid, stage.class_token), name) for block in choices
                         )
                     total = spent + embedding + of_blocks[dim, grid]
                     after[dim, grid] = pick(after.get((dim, grid), total), total)
             states = after
-        last = self.stages[-1]
-        return pick(
-            spent
-            + getattr(head_cost(dim=dim, grid=grid, class_token=last.class_token, num_classes=self.num_classes), metric)
-            for (dim, grid), spent in states.items()
-        )
+        return pick(spent + getattr(self._head_cost(dim, grid), name) for (dim, grid), spent in states.items())
 
     def feasible_fraction(self, *, num_samples: int = 2_000, seed: int = 0) -> float:
         """Share of evenly drawn genomes that meet the bounds; exact where the space has few genomes."""

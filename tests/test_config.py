@@ -144,7 +144,7 @@ CASES = {
     "a bound on an unknown metric": (
         "objectives:",
         "constraints: {latency: {max: 5}}\nobjectives:",
-        "my.yaml:31: constraints.latency: unknown key; known here: params, flops",
+        "my.yaml:31: constraints.latency: unknown key; did you mean 'latency_ms'?",
     ),
     "an objective in the wrong direction": (
         "flops: minimize",

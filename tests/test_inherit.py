@@ -199,6 +199,7 @@ def test_a_query_of_a_run_without_a_supernet_is_refused(finished_run: RunFolder)
         evaluate_supernet(finished_run)
 
 
+@pytest.mark.slow
 def test_a_supernet_is_judged_by_architectures_trained_by_themselves(
     inherited: RunFolder, capsys: pytest.CaptureFixture
 ) -> None:

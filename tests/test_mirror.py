@@ -137,6 +137,7 @@ def test_a_run_that_another_machine_works_on_is_refused_while_it_shows_life(
     assert not (there / "holder.json").exists()
 
 
+@pytest.mark.slow
 def test_a_search_at_a_url_goes_on_and_is_read_on_another_machine(
     s3: str, tmp_path: Path, machines: Any, capsys: pytest.CaptureFixture
 ) -> None:

@@ -346,6 +346,7 @@ class TestWithLogicalGpus:
         assert slots(gpus=8, gpus_per_trial=2) == (4, 2, 2)
         assert slots(gpus=0, cpus=3) == (3, 1, 1)
 
+    @pytest.mark.slow
     def test_eight_gpus_run_eight_trials_side_by_side_each_on_its_own(self, tmp_path: Path) -> None:
         experiment = parse_experiment(
             small_digits(**EPOCH, **{"search:": "search: {trials: 8, sampler: random, scheduler: none}"}), "eight.yaml"

@@ -248,6 +248,8 @@ def test_a_click_on_a_point_shows_its_architecture(made_up: RunFolder, page: Pag
             assert f"{grid} \N{MULTIPLICATION SIGN} {grid} tokens" in shown
             assert f"width {stage.embed_dim}, depth {len(stage.blocks)}" in shown
         assert page.locator("#arch .plot .main-svg").count() > 0  # its learning curve
+        framed = page.evaluate("document.querySelector('[data-figure=front-flops]').layout.annotations[0]")
+        assert (10 ** framed["x"], framed["y"]) == pytest.approx((member.cost.flops, member.accuracy))
     assert page.evaluate("location.hash") == f"#trial={best.number}"
     page.reload()  # as a watched page does
     page.wait_for_selector(f"#arch h3:has-text('{best.arch_id}')")

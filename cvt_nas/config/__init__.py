@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -37,8 +37,10 @@ from cvt_nas.config.sections import (
     TrainingConfig,
 )
 from cvt_nas.errors import ArchError, SpaceFileError
+from cvt_nas.latency import LatencyTable
 from cvt_nas.results import HypervolumeBox, Metric, rung_epochs
 from cvt_nas.space import (
+    ALL_COST_METRICS,
     BLOCK_CHOICES,
     COST_METRICS,
     STAGE_CHOICES,
@@ -97,6 +99,27 @@ class Experiment:
             self.training.epochs, grace_period=search.grace_period, reduction_factor=search.reduction_factor
         )
 
+    @property
+    def goes_by_latency(self) -> bool:
+        """Whether a search needs a `LatencyTable`."""
+        return "latency_ms" in self.objectives or "latency_ms" in self.space.bounds
+
+    def with_latency(self, table: LatencyTable) -> Self:
+        """The same, with latency among the costs. Anchors that it puts outside the constraints are left out.
+
+        Raises:
+            SpaceFileError: Nothing is as fast as the constraints ask.
+        """
+        space = dataclasses.replace(self.space, latency=table)
+        if space.sample_feasible(random.Random(0), tries=20_000) is None:
+            least, bound = space.cost_range[0].latency_ms, space.bounds["latency_ms"].max
+            raise SpaceFileError([
+                f"constraints.latency_ms.max: got {bound:g}, no architecture meets it and the other constraints; the "
+                f"space begins at {least:.3g} on {table.device}"
+            ])  # fmt: skip
+        anchors = {name: genome for name, genome in self.anchors.items() if space.is_feasible(space.cost(genome))}
+        return dataclasses.replace(self, space=space, anchors=anchors)
+
     def anchor_archs(self) -> dict[str, ArchConfig]:
         return {name: self.space.decode(genome) for name, genome in self.anchors.items()}
 
@@ -111,7 +134,7 @@ class Experiment:
             "trials": num_trials,
             "seed": seed,
             "objectives": list(self.objectives),
-            "hypervolume_box": dataclasses.asdict(self.box),
+            "hypervolume_box": self.box.to_json(),
             "epochs": self.training.epochs,
             "rungs": list(self.rungs),
             "dataset": self.data.dataset,
@@ -120,6 +143,7 @@ class Experiment:
             "fingerprint": self.fingerprint,
             "space_file_sha256": hashlib.sha256(self.text.encode()).hexdigest(),
             "space_file": self.text,
+            **({} if self.space.latency is None else {"latency_table": self.space.latency.to_json()}),
         }
 
     @property
@@ -188,10 +212,11 @@ def _build(file: SpaceFile, reader: Reader) -> Experiment:
     """What pydantic cannot check, that the parts fit each other, and the experiment that they make."""
     objectives: tuple[Metric, ...] = (
         "accuracy",
-        *(metric for metric in COST_METRICS if getattr(file.objectives, metric) is not None),
+        *(metric for metric in ALL_COST_METRICS if getattr(file.objectives, metric) is not None),
     )
-    if len(objectives) == 1:
-        reader.add(("objectives",), "got accuracy alone, must hold params, flops or both beside it")
+    if not 2 <= len(objectives) <= 3:
+        told = "accuracy alone" if len(objectives) == 1 else "three costs"
+        reader.add(("objectives",), f"got {told}, must hold one or two of params, flops, latency_ms beside accuracy")
     _check_stages(file.space, reader)
     _check_training(file.training, "training", len(file.space.stages), reader)
     _check_supernet(file, reader)
@@ -338,12 +363,16 @@ def _bounds_of(constraints: ConstraintsSection) -> dict[CostMetric, Bound]:
         section: BoundSection = getattr(constraints, metric)
         if (section.min, section.max) != (None, None):
             bounds[metric] = Bound(min=section.min, max=section.max)
+    if constraints.latency_ms.max is not None:
+        bounds["latency_ms"] = Bound(max=constraints.latency_ms.max)
     return bounds
 
 
 def _check_feasible(space: SearchSpace, reader: Reader) -> None:
     least, greatest = space.cost_range
     for metric, bound in space.bounds.items():
+        if metric == "latency_ms":  # nothing is known of it yet
+            continue
         low, high = getattr(least, metric), getattr(greatest, metric)
         if bound.max is not None and low > bound.max:
             reader.add(("constraints", metric, "max"), f"got {bound.max:_}, the space begins at {low:_}")

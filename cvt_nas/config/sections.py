@@ -102,9 +102,15 @@ class BoundSection:
 
 
 @validated(config=_STRICT, frozen=True, kw_only=True)
+class LatencyBoundSection:
+    max: Annotated[float, Field(gt=0)] | None = None
+
+
+@validated(config=_STRICT, frozen=True, kw_only=True)
 class ConstraintsSection:
     params: BoundSection = field(default_factory=BoundSection)
     flops: BoundSection = field(default_factory=BoundSection)
+    latency_ms: LatencyBoundSection = field(default_factory=LatencyBoundSection)
 
 
 @validated(config=_STRICT, frozen=True, kw_only=True)
@@ -112,6 +118,7 @@ class ObjectivesSection:
     accuracy: Literal["maximize"]
     params: Literal["minimize"] | None = None
     flops: Literal["minimize"] | None = None
+    latency_ms: Literal["minimize"] | None = None
 
 
 @validated(config=_STRICT, frozen=True, kw_only=True)

@@ -1,7 +1,9 @@
 """How long a forward pass takes, measured."""
 
 import copy
+import dataclasses
 import platform
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,12 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from cvt_nas.engine.optimization import is_out_of_memory
 from cvt_nas.errors import ResourceError
-from cvt_nas.model import CvT
+from cvt_nas.latency import LatencyTable, block_key, embedding_key, head_key
+from cvt_nas.model import Block, ConvEmbed, CvT
+from cvt_nas.space import SearchSpace
 
 _MIN_RUNS, _MIN_WARMUPS = 5, 3
+_MAX_PARTS, _PART_SECONDS, _PART_RUNS = 3_000, 0.1, 50  # of a table
+_NUM_FITTED, _NUM_JUDGED, _WHOLE_SECONDS = 12, 8, 0.5  # whole networks, and the time of each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +96,76 @@ def measure_latency(
         num_threads=torch.get_num_threads(),
         runtime=f"torch {torch.__version__}",
     )
+
+
+def measure_table(space: SearchSpace, *, device: torch.device, seed: int = 0) -> LatencyTable:
+    """Times all the parts of a space's networks, and some whole ones, by which it scales the times of the parts.
+
+    A part alone pays for its start and its end, which in a network overlap with others, so sums alone would be too
+    great; a line through the whole networks mends that.
+
+    Args:
+        seed: Of the whole networks, which are drawn evenly.
+
+    Raises:
+        ResourceError: The space has too many parts, or the device is not there.
+    """
+    check_device(device)
+    parts = space.parts()
+    num_parts = len(parts.embeddings) + len(parts.blocks) + len(parts.heads)
+    if num_parts > _MAX_PARTS:
+        raise ResourceError(f"latency: the space has {num_parts:,} parts to time, at most {_MAX_PARTS:,} can be")
+    times: dict[str, float] = {}
+    for stage, channels, side in parts.embeddings:
+        images = torch.randn(1, channels, side, side).contiguous(memory_format=torch.channels_last)
+        key = embedding_key(stage, in_channels=channels, grid=stage.grid_after(side))
+        times[key] = _part_us(ConvEmbed(stage, channels), (images,), device)
+    for block, dim, grid, token in parts.blocks:
+        tokens = torch.randn(1, grid**2 + token, dim)
+        key = block_key(block, embed_dim=dim, grid=grid, class_token=token)
+        times[key] = _part_us(Block(block, dim, token, 0.0), (tokens, (grid, grid)), device)
+    for dim, grid in parts.heads:
+        token = space.stages[-1].class_token
+        head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, space.num_classes))
+        times[head_key(dim=dim, grid=grid)] = _part_us(head, (torch.randn(1, 1 if token else grid**2, dim),), device)
+    plain = LatencyTable(parts={key: round(us) for key, us in times.items()}, constant_us=0, device="", error=0.0)
+    sums_us, wholes_us = _whole_networks(dataclasses.replace(space, latency=plain), device, seed)
+    scale, constant = np.polyfit(sums_us[:_NUM_FITTED], wholes_us[:_NUM_FITTED], 1)
+    if scale <= 0:  # where the networks are all alike, and their times noise
+        scale, constant = float(wholes_us.mean() / sums_us.mean()), 0.0
+    told, judged = scale * sums_us[_NUM_FITTED:] + constant, wholes_us[_NUM_FITTED:]
+    return LatencyTable(
+        parts={key: round(scale * us) for key, us in times.items()},
+        constant_us=round(constant),
+        device=f"{device_name(device)}, torch {torch.__version__}, threads: {torch.get_num_threads()}",
+        error=float(np.median(np.abs(told / judged - 1))),
+    )
+
+
+def _part_us(part: nn.Module, inputs: tuple[Any, ...], device: torch.device) -> float:
+    """Median microseconds of a forward pass."""
+    part = part.to(device).eval()
+    inputs = tuple(value.to(device) if isinstance(value, torch.Tensor) else value for value in inputs)
+
+    def run() -> None:
+        part(*inputs)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    with torch.inference_mode():
+        return 1e6 * float(np.median(time_runs(run, max_seconds=_PART_SECONDS, max_runs=_PART_RUNS)))
+
+
+def _whole_networks(space: SearchSpace, device: torch.device, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of parts and times of whole networks, both in microseconds; feasible ones, as far as params and FLOPs go."""
+    rng, sums, wholes = random.Random(f"{seed} latency"), list[int](), list[float]()
+    free = dataclasses.replace(space, bounds={m: bound for m, bound in space.bounds.items() if m != "latency_ms"})
+    for _ in range(_NUM_FITTED + _NUM_JUDGED):
+        genome = free.sample_feasible(rng) or free.sample(rng)
+        sums.append(free.cost(genome).latency_us)
+        model = CvT(free.decode(genome))
+        wholes.append(1e3 * measure_latency(model, device=device, max_seconds=_WHOLE_SECONDS, max_runs=100).median_ms)
+    return np.array(sums, dtype=float), np.array(wholes)
 
 
 def time_runs(run: Callable[[], object], *, max_seconds: float, max_runs: int) -> list[float]:

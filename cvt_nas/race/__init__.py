@@ -20,6 +20,7 @@ from cvt_nas.race.events import Follower, following
 from cvt_nas.race.executor import race
 from cvt_nas.race.inherit import heirs, rank_candidates, record_as_trials, train_shared_weights
 from cvt_nas.race.journal import open_journal
+from cvt_nas.race.latency import measure_front, with_latency
 from cvt_nas.race.resources import Resources, claim_resources
 from cvt_nas.race.study import Study
 from cvt_nas.race.trial import read_test_split
@@ -103,6 +104,8 @@ def search(
             claim_resources(gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device)
         )
         setup = dataclasses.replace(setup, device=resources.device, num_threads=resources.num_threads)
+        if experiment.goes_by_latency:
+            experiment = with_latency(experiment, run, setup, resources, seed=seed)
         check_disk(experiment, place.path, num_trials=num_trials, num_slots=resources.num_slots)
         if run is None:
             manifest = {
@@ -205,6 +208,8 @@ def _test_front(run: RunFolder, setup: TrainingSetup, resources: Resources) -> N
     members: Sequence[TrialResult] = [m for m in run.front().members if m.arch_id not in known]
     for member, (accuracy, num_images) in zip(members, read_test_split(members, setup, resources), strict=True):
         run.append_test_accuracy(member.number, member.arch_id, accuracy, num_images)
+    if "latency_table" in run.manifest:
+        measure_front(run, setup, resources)
 
 
 def _check_resumes(run: RunFolder, experiment: Experiment, seed: int | None) -> None:

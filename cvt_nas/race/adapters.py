@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,14 +17,14 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cvt_nas.arch import arch_from_dict, arch_to_dict, cost_of
+from cvt_nas.arch import arch_to_dict
 from cvt_nas.config import Experiment
 from cvt_nas.engine import drop_checkpoints
 from cvt_nas.errors import SearchFailedError, StorageError
 from cvt_nas.race.asha import Asha, Decision, losses_of_cost
 from cvt_nas.race.events import EpochDone, TrialPaused, TrialStarted
 from cvt_nas.race.study import PartialTrial, Proposal
-from cvt_nas.results import Metric, RunFolder, TrialResult, delete, exists, fetch
+from cvt_nas.results import RunFolder, TrialResult, delete, exists, fetch
 
 _MAX_SAME_FAILURES = 3  # of the first trials, before the others are spared
 
@@ -207,6 +207,7 @@ class SourceSearcher(Searcher):
             "arch": arch_to_dict(arch),
             "seed": proposal.seed,
             "num_known": trial.last.get("epoch", 0),
+            "costs": losses_of_cost(proposal.cost, self._metrics),
         }
 
     def _next(self) -> _InFlight | None:
@@ -314,15 +315,14 @@ class SourceSearcher(Searcher):
 class AshaScheduler(FIFOScheduler):
     """Tune's view of the rungs. To Tune, a paused trial has ended; promoted, it is a new one on the old checkpoint."""
 
-    def __init__(self, asha: Asha, metrics: Sequence[Metric]) -> None:
+    def __init__(self, asha: Asha) -> None:
         super().__init__()
-        self._asha, self._metrics = asha, metrics
+        self._asha = asha
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         del tune_controller
         if result["status"] != "running":
             return TrialScheduler.CONTINUE  # it is about to end by itself
-        arch = arch_from_dict(trial.config["arch"])
-        losses = (1 - result["accuracy"], *losses_of_cost(cost_of(arch), self._metrics))
+        losses = (1 - result["accuracy"], *trial.config["costs"])
         decision = self._asha.decide(trial.config["number"], result["epoch"], losses)
         return TrialScheduler.CONTINUE if decision == "go" else TrialScheduler.STOP

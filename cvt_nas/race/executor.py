@@ -119,7 +119,7 @@ def launch_trials(
         ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=FIFOScheduler() if asha is None else AshaScheduler(asha, experiment.objectives),
+            scheduler=FIFOScheduler() if asha is None else AshaScheduler(asha),
             num_samples=-1,  # the source counts
             max_concurrent_trials=resources.num_slots,
             reuse_actors=reuse_workers,

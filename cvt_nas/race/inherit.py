@@ -313,6 +313,9 @@ class _Bars:
         found = [
             known.accuracy
             for known in self._known
-            if known.number < before and known.cost.params <= cost.params and known.cost.flops <= cost.flops
+            if known.number < before
+            and known.cost.params <= cost.params
+            and known.cost.flops <= cost.flops
+            and known.cost.latency_us <= cost.latency_us
         ]
         return max(found, default=None)

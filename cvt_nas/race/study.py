@@ -1,6 +1,5 @@
 """What Optuna proposed, and how each trial ended: ask and tell, on a storage that survives a crash."""
 
-import dataclasses
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from cvt_nas.race.samplers import (
 )
 from cvt_nas.race.surrogate import Observation, Surrogate
 from cvt_nas.results import Metric, Status
-from cvt_nas.space import COST_METRICS, Genome, GenomeSpace
+from cvt_nas.space import ALL_COST_METRICS, Genome, GenomeSpace
 
 _STUDY_NAME = "cvt-nas"
 
@@ -110,7 +109,7 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._surrogate = self._optuna_sampler = None
         if sampler == "surrogate":
-            self._surrogate = Surrogate(space, costs=[m for m in COST_METRICS if m in metrics], seed=seed)
+            self._surrogate = Surrogate(space, costs=[m for m in ALL_COST_METRICS if m in metrics], seed=seed)
         elif sampler != "random":
             self._optuna_sampler = UnseenSampler(sampler, space, seed=seed, seen=self._seen)
         self._study = optuna.create_study(
@@ -229,7 +228,7 @@ class Study:
         """What the indices mean, for whoever opens the journal in optuna-dashboard."""
         genes = zip(self._space.genes, genome, strict=True)
         choices = {gene.name: gene.options[index] for gene, index in genes}
-        cost = dataclasses.asdict(self._space.cost(genome))
+        cost = self._space.cost(genome).to_json()
         return {"arch_id": self._space.arch_id(genome), "choices": choices, **cost}
 
     @property
@@ -289,8 +288,8 @@ class Study:
         for name, value in attributes.items():
             storage.set_trial_user_attr(trial_id, name, value)
         if ended.status == "complete":
-            values = {"accuracy": ended.curve[-1], "params": ended.cost.params, "flops": ended.cost.flops}
-            self._study.tell(ended.number, [values[metric] for metric in self._metrics])
+            costs = [getattr(ended.cost, metric) for metric in self._metrics[1:]]
+            self._study.tell(ended.number, [ended.curve[-1], *costs])
         elif ended.status == "stopped":
             self._study.tell(ended.number, state=TrialState.PRUNED)
         else:

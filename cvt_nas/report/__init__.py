@@ -5,7 +5,15 @@ from cvt_nas.report.figures import front_figure
 from cvt_nas.report.pictures import write_pictures
 from cvt_nas.report.run_page import run_page
 from cvt_nas.report.tables import front_frame, ranks_frame, summary, trials_frame
-from cvt_nas.report.text import accuracy_text, confirmation_lines, front_table, quality_lines, rank_lines, short
+from cvt_nas.report.text import (
+    accuracy_text,
+    confirmation_lines,
+    front_table,
+    latency_lines,
+    quality_lines,
+    rank_lines,
+    short,
+)
 from cvt_nas.report.watch import watch
 from cvt_nas.report.write import report_paths, write_report
 
@@ -17,6 +25,7 @@ __all__ = [
     "front_figure",
     "front_frame",
     "front_table",
+    "latency_lines",
     "quality_lines",
     "rank_lines",
     "ranks_frame",

@@ -6,7 +6,7 @@ Runs that differ in their seed alone are repeats of one another, and are shown a
 import dataclasses
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ import plotly.graph_objects as go
 from cvt_nas.arch import Cost
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.errors import RunFolderError, SpaceFileError
-from cvt_nas.report.figures import AXES, log_ticks
+from cvt_nas.report.figures import AXES, NAMES, log_ticks
 from cvt_nas.report.page import figure_html, html_page, table_html
 from cvt_nas.report.tables import growth_frame
 from cvt_nas.results import HypervolumeBox, Metric, ParetoFront, RunFolder
-from cvt_nas.space import COST_METRICS, CostMetric
+from cvt_nas.space import ALL_COST_METRICS, CostMetric
 
 # Okabe and Ito's colours, told apart also by the colour-blind; grey for black, which a dark page swallows
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#999933")
@@ -68,7 +68,9 @@ class Comparison:
             raise RunFolderError("the runs have no cost in common among their objectives")
         boxes = [run.box for run in runs]
         least, greatest = (
-            Cost(**{m: pick(getattr(getattr(box, end), m) for box in boxes) for m in COST_METRICS})
+            Cost(
+                **{field.name: pick(getattr(getattr(box, end), field.name) for box in boxes) for field in fields(Cost)}
+            )
             for end, pick in (("least", min), ("greatest", max))
         )
         return cls(groups=_groups(runs), metrics=tuple(metrics), box=HypervolumeBox(least=least, greatest=greatest))
@@ -113,7 +115,7 @@ class Comparison:
             groups.append({"group": group.name, "runs": len(values), "mean": float(values.mean()), "sd": sd})
         return {
             "metrics": list(self.metrics),
-            "box": dataclasses.asdict(self.box),
+            "box": self.box.to_json(),
             "runs": frame.to_dict("records"),
             "groups": groups,
         }
@@ -141,7 +143,7 @@ def _groups(runs: Sequence[RunFolder]) -> tuple[Group, ...]:
 def _settings_of(run: RunFolder) -> Experiment | str:
     """All that makes a run what it is, less its seed and its length; the file's hash, where it cannot be read here."""
     try:
-        experiment = parse_experiment(run.manifest["space_file"], str(run.path / "manifest.json"))
+        experiment = parse_experiment(run.manifest.get("space_file", ""), str(run.path / "manifest.json"))
     except SpaceFileError:
         return run.manifest["fingerprint"]
     search = dataclasses.replace(experiment.search, seed=0, trials=1)
@@ -157,7 +159,7 @@ def _search_of(settings: Experiment | str) -> str:
 
 def compare_page(comparison: Comparison) -> str:
     """The comparison as a page of its own; see `html_page`."""
-    costs: list[CostMetric] = [metric for metric in COST_METRICS if metric in comparison.metrics]
+    costs: list[CostMetric] = [metric for metric in ALL_COST_METRICS if metric in comparison.metrics]
     figures = {f"front-{metric}": _fronts_figure(comparison, metric) for metric in costs}
     figures |= {
         "over-trials": _growth_figure(comparison, "ended", "Trials that ended", 1.0),
@@ -174,7 +176,7 @@ def compare_page(comparison: Comparison) -> str:
         f"{group['runs']} run{'s' if group['runs'] > 1 else ''}</small></dd></div>"
         for group in found["groups"]
     ]
-    fronts = "".join(figure_html(f"front-{m}", f"fronts of all runs, accuracy against {m}") for m in costs)
+    fronts = "".join(figure_html(f"front-{m}", f"fronts of all runs, accuracy against {NAMES[m]}") for m in costs)
     names = ("group", "run", "seed", "trials", "complete", "hours of training", "front", "best", "hypervolume")
     body = (
         f'<dl class="cards">{"".join(groups)}</dl>'

@@ -18,7 +18,12 @@ from cvt_nas.report.text import accuracy_text, short
 from cvt_nas.results import Metric, ParetoFront, RunFolder, TrialResult
 from cvt_nas.space import CostMetric
 
-AXES = {"flops": "FLOPs of one image (multiply-adds)", "params": "Parameters"}
+AXES: dict[CostMetric, str] = {
+    "flops": "FLOPs of one image (multiply-adds)",
+    "params": "Parameters",
+    "latency_ms": "Latency of one image, as predicted (ms)",
+}
+NAMES: dict[CostMetric, str] = {"flops": "FLOPs", "params": "parameters", "latency_ms": "latency"}
 _FRONT_COLOUR, _TRIAL_COLOUR, _MARK_COLOUR = "#0f8a63", "#7a8a99", "#d1495b"
 _CONFIRMED_COLOUR, _PUBLISHED_COLOUR, _OTHER_COLOUR = "#6fa88f", "#9467bd", "#c77c11"
 
@@ -87,7 +92,7 @@ def front_figure(
             )
         )
     figure.update_layout(
-        title=f"{run.manifest['name']}: accuracy against {'FLOPs' if metric == 'flops' else 'parameters'}",
+        title=f"{run.manifest['name']}: accuracy against {NAMES[metric]}",
         xaxis={"title": AXES[metric], "type": "log", **log_ticks(figure)},
         yaxis={"title": "Accuracy on the search split", "tickformat": ".1%"},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
@@ -144,7 +149,7 @@ def _add_points(
 
 
 def _add_published(figure: go.Figure, published: Sequence[PublishedModel], metric: CostMetric) -> None:
-    shown = [(model, cost) for model in published if (cost := getattr(model, metric)) is not None]
+    shown = [(model, cost) for model in published if (cost := getattr(model, metric, None)) is not None]
     if shown:
         figure.add_trace(
             go.Scatter(
@@ -293,11 +298,12 @@ def choices_figure(choices: pd.DataFrame, results: Sequence[TrialResult]) -> go.
             "tickvals": list(range(len(options))),
             "ticktext": [f"{option:g}" if isinstance(option, float) else str(option) for option in options],
         })  # fmt: skip
-    for metric in ("params", "flops"):
+    metrics: list[CostMetric] = ["params", "flops", *(["latency_ms"] if results[0].cost.latency_us else [])]
+    for metric in metrics:
         values = np.log10([result.metric(metric) for result in results])
         ticks = np.linspace(values.min(), values.max(), 5)
         dimensions.append({
-            "label": "params" if metric == "params" else "FLOPs", "values": values.round(4).tolist(),
+            "label": NAMES[metric], "values": values.round(4).tolist(),
             "tickvals": ticks.tolist(), "ticktext": [short(10**tick) for tick in ticks],
         })  # fmt: skip
     dimensions.append({"label": "accuracy", "values": [round(value, 4) for value in accuracies]})

@@ -116,13 +116,13 @@
   };
   const percent = (value, digits = 2) => (value === null || value === undefined ? "–" : (100 * value).toFixed(digits) + " %");
 
-  function mark(plot) { // a ring of fixed size, which is drawn without drawing the points again
+  function mark(plot) { // by an empty note, which is drawn without drawing the points again
     const trial = byNumber.get(selected);
-    const ring = !trial || trial.accuracy === null ? [] : [{
-      type: "circle", xsizemode: "pixel", ysizemode: "pixel", xanchor: trial[plot.dataset.selects], yanchor: trial.accuracy,
-      x0: -9, x1: 9, y0: -9, y1: 9, line: { width: 3, color: colour("--text") },
+    const frame = !trial || trial.accuracy === null ? [] : [{
+      x: Math.log10(trial[plot.dataset.selects]), y: trial.accuracy, text: "", showarrow: false, width: 16, height: 16,
+      borderwidth: 3, borderpad: 0, bordercolor: colour("--text"),
     }];
-    Plotly.relayout(plot, { shapes: ring });
+    Plotly.relayout(plot, { annotations: frame });
   }
 
   const SVG = "http://www.w3.org/2000/svg";
@@ -206,6 +206,8 @@
       `accuracy ${percent(trial.accuracy)}` + (trial.sd === null ? "" : ` ± ${percent(trial.sd)}`),
       trial.test === null ? null : `test ${percent(trial.test)}`,
       `${trial.params.toLocaleString("en")} params`, `${trial.flops.toLocaleString("en")} FLOPs`,
+      trial.latency_ms === null ? null : `${trial.latency_ms.toPrecision(3)} ms predicted`
+        + (trial.measured_ms === null ? "" : `, ${trial.measured_ms.toPrecision(3)} measured`),
       `${trial.status} after ${trial.epochs} epochs`, `seed ${trial.seed}`, trial.reason,
     ].filter((text) => text !== null);
     byId("arch").replaceChildren(
@@ -235,6 +237,10 @@
     { name: "test", title: "test", show: (value) => percent(value) },
     { name: "params", title: "params", show: short },
     { name: "flops", title: "FLOPs", show: short },
+    ...(data.costs.includes("latency_ms") ? [
+      { name: "latency_ms", title: "ms, predicted", show: (value) => value.toPrecision(3) },
+      { name: "measured_ms", title: "ms, measured", show: (value) => value.toPrecision(3) },
+    ] : []),
     { name: "seconds", title: "seconds", show: (value) => value.toFixed(0) },
   ];
   const choiceColumns = data.choices.names.map((name, index) => ({ name, title: data.choices.labels[index], choice: index }));

@@ -9,9 +9,8 @@ import plotly.io
 from cvt_nas.errors import ExportError
 from cvt_nas.report.figures import curves_figure, front_figure, growth_figure, importance_figure
 from cvt_nas.report.published import published_beside
-from cvt_nas.report.tables import choices_frame, growth_frame, importance_frame
+from cvt_nas.report.tables import choices_frame, costs_of, growth_frame, importance_frame
 from cvt_nas.results import RunFolder
-from cvt_nas.space import COST_METRICS
 
 _WIDTH, _HEIGHT, _SCALE = 900, 600, 2  # of a bitmap, twice as many pixels
 
@@ -29,7 +28,7 @@ def write_pictures(run: RunFolder, format: str) -> list[Path]:  # noqa: A002
         ExportError: Kaleido or a Chrome is missing, or a file cannot be written.
     """
     figures: dict[str, go.Figure] = {
-        f"pareto_{metric}": front_figure(run, metric, published=published_beside(run)) for metric in COST_METRICS
+        f"pareto_{metric}": front_figure(run, metric, published=published_beside(run)) for metric in costs_of(run)
     }
     figures["hypervolume"] = growth_figure(growth_frame(run.ended(), run.metrics, run.box))
     figures["learning_curves"] = curves_figure(run)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from cvt_nas.arch import ArchConfig, StageConfig, stage_costs
 from cvt_nas.report.figures import (
+    NAMES,
     choices_figure,
     curves_figure,
     front_figure,
@@ -20,10 +21,9 @@ from cvt_nas.report.figures import (
 )
 from cvt_nas.report.page import figure_html, html_page, table_html
 from cvt_nas.report.published import published_beside
-from cvt_nas.report.tables import MIN_TRIALS, choices_frame, growth_frame, importance_frame
-from cvt_nas.report.text import accuracy_text, confirmation_lines, rank_lines, short
+from cvt_nas.report.tables import MIN_TRIALS, choices_frame, costs_of, growth_frame, importance_frame
+from cvt_nas.report.text import accuracy_text, confirmation_lines, latency_lines, rank_lines, short
 from cvt_nas.results import RunFolder, TrialResult
-from cvt_nas.space import COST_METRICS
 
 
 def run_page(run: RunFolder, *, refresh: int | None = None) -> str:
@@ -34,7 +34,7 @@ def run_page(run: RunFolder, *, refresh: int | None = None) -> str:
     growth = growth_frame(run.ended(), run.metrics, run.box)
     importances = importance_frame(run, choices)
     figures = {
-        f"front-{metric}": front_figure(run, metric, published=published, describes=False) for metric in COST_METRICS
+        f"front-{metric}": front_figure(run, metric, published=published, describes=False) for metric in costs_of(run)
     }
     figures |= {"growth": growth_figure(growth), "curves": curves_figure(run)}
     complete = [result for result in results if result.status == "complete"]
@@ -80,6 +80,7 @@ _SECTIONS = (
 def _data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFrame) -> dict[str, Any]:
     front, tested = run.front(), run.test_accuracies()
     knee, best = front.knee(), front.best
+    measured = run.latencies()
     confirmed = {result.number: result for result in run.confirmed()}
     members = {member.number for member in front.members}
     trials = []
@@ -98,6 +99,8 @@ def _data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFrame)
             "test": tested.get(result.arch_id),
             "params": result.cost.params,
             "flops": result.cost.flops,
+            "latency_ms": result.cost.latency_ms or None,
+            "measured_ms": measured.get(result.arch_id),
             "seconds": round(result.seconds, 1),
             "seed": result.seed,
             "reason": result.reason,
@@ -112,6 +115,7 @@ def _data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFrame)
         "name": run.manifest["name"],
         "place": run.place,
         "rungs": run.rungs,
+        "costs": costs_of(run),
         "first": first.number if first else (results[0].number if results else None),
         "choices": {"names": list(choices.columns), "labels": [label_of(str(name)) for name in choices.columns]},
         "trials": trials,
@@ -155,11 +159,11 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
             cards.append((name, accuracy_text(member), more + ("" if test is None else f"; test {test:.4f}")))
     parts = [f"<div><dt>{n}</dt><dd>{html.escape(v)}<small>{html.escape(m)}</small></dd></div>" for n, v, m in cards]
     notes = [*confirmation_lines(run), *(line for line in rank_lines(run) if line.startswith("warning: "))]
+    told = "".join(f"<p>{html.escape(line)}</p>" for line in latency_lines(run))
     if not front.members:
         notes.append("no trial has reached its last epoch yet, so there is no front")
-    return f'<dl class="cards">{"".join(parts)}</dl>' + "".join(
-        f'<p class="warning">{html.escape(note)}</p>' for note in notes
-    )
+    warnings = "".join(f'<p class="warning">{html.escape(note)}</p>' for note in notes)
+    return f'<dl class="cards">{"".join(parts)}</dl>{told}{warnings}'
 
 
 def _fronts(run: RunFolder, is_published: bool) -> str:
@@ -176,9 +180,11 @@ def _fronts(run: RunFolder, is_published: bool) -> str:
         else ""
     )
     plots = "".join(
-        figure_html(f"front-{metric}", f"accuracy against {metric} of every trial, and the Pareto front; in the table "
-                    f"below", selects=metric)
-        for metric in COST_METRICS
+        figure_html(
+            f"front-{metric}", f"accuracy against {NAMES[metric]} of every trial, and the front; in the table below",
+            selects=metric,
+        )
+        for metric in costs_of(run)
     )  # fmt: skip
     table = table_html(
         "Pareto front", ("trial", "architecture", "accuracy", "test", "params", "FLOPs"), rows, prose=(1,)

@@ -24,12 +24,26 @@ from cvt_nas.results import (
     losses_of,
     rank_correlations,
 )
+from cvt_nas.space import COST_METRICS, CostMetric
+
+
+def costs_of(run: RunFolder) -> tuple[CostMetric, ...]:
+    """The costs that are known of its architectures: latency only where the search went by it."""
+    return (*COST_METRICS, *(("latency_ms",) if "latency_table" in run.manifest else ()))
+
+
+def _latency_of(run: RunFolder, result: TrialResult) -> dict[str, float | None]:
+    """As the search predicted it, and as it was measured; nothing where the search did not go by it."""
+    if "latency_ms" not in costs_of(run):
+        return {}
+    return {"latency_ms": result.cost.latency_ms, "measured_ms": run.latencies().get(result.arch_id)}
 
 
 def front_frame(run: RunFolder) -> pd.DataFrame:
     """The front, best accuracy first: `arch_id, accuracy, params, flops, test_accuracy, number, ...`.
 
-    Where the front is confirmed, accuracy is a mean over further trainings, and `accuracy_sd, seeds, seeds_lost,
+    Where the search went by latency, what it predicted and what was measured follow: `latency_ms, measured_ms`. Where
+    the front is confirmed, accuracy is a mean over further trainings, and `accuracy_sd, seeds, seeds_lost,
     membership` follow; see `Confirmation`.
     """
     tested, members = run.test_accuracies(), run.front().members
@@ -45,12 +59,14 @@ def front_frame(run: RunFolder) -> pd.DataFrame:
             "seconds": round(member.seconds, 1),
             "seed": member.seed,
             "arch": " | ".join(describe_stages(member.arch)),
+            **_latency_of(run, member),
             **_confirmation_of(member),
         }
         for member in members
     ]
     columns = ["arch_id", "accuracy", "params", "flops", "test_accuracy", "number", "epochs", "seconds", "seed", "arch"]
-    return pd.DataFrame(rows, columns=[*columns, *(_confirmation_of(members[0]) if members else ())])
+    more = {**_latency_of(run, members[0]), **_confirmation_of(members[0])} if members else ()
+    return pd.DataFrame(rows, columns=[*columns, *more])
 
 
 def trials_frame(run: RunFolder) -> pd.DataFrame:
@@ -65,6 +81,7 @@ def trials_frame(run: RunFolder) -> pd.DataFrame:
             "accuracy": result.accuracy,
             "params": result.cost.params,
             "flops": result.cost.flops,
+            **_latency_of(run, result),
             "on_front": result.number in on_front,
             "seconds": result.seconds,
             "seed": result.seed,
@@ -110,6 +127,7 @@ def summary(run: RunFolder) -> dict[str, object]:
                 "test_accuracy": tested.get(member.arch_id),
                 "params": member.cost.params,
                 "flops": member.cost.flops,
+                **_latency_of(run, member),
                 **_confirmation_of(member),
             }
             for member in front.members
@@ -166,7 +184,7 @@ def choices_frame(run: RunFolder) -> pd.DataFrame:
     """
     results = run.results()
     try:
-        space = parse_experiment(run.manifest["space_file"], str(run.path / "manifest.json")).space
+        space = parse_experiment(run.manifest.get("space_file", ""), str(run.path / "manifest.json")).space
         values = [
             [gene.options[index] for gene, index in zip(space.genes, space.encode(result.arch), strict=True)]
             for result in results

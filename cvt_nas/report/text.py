@@ -1,7 +1,10 @@
 """What the command line says about a run, in lines and in a table."""
 
+from collections.abc import Mapping
+
 from rich.table import Table
 
+from cvt_nas.latency import LatencyTable
 from cvt_nas.results import RunFolder, SupernetQuality, Tau, TrialResult, rank_correlations
 
 
@@ -11,8 +14,10 @@ def front_table(run: RunFolder) -> Table:
     table = Table(title=f"Pareto front of {run.manifest['name']}: {' / '.join(front.metrics)}", title_justify="left")
     confirmed = any(member.confirmation is not None for member in front.members)
     more = [("front", "right")] if confirmed else []  # with it, 80 characters still hold the whole table
+    has_latency, measured = "latency_table" in run.manifest, run.latencies()
+    timed = [("ms", "right")] if has_latency else []
     for name, justify in (("arch", "left"), ("accuracy", "right"), *more, ("test", "right"), ("params", "right"),
-                          ("FLOPs", "right"), ("", "left")):  # fmt: skip
+                          ("FLOPs", "right"), *timed, ("", "left")):  # fmt: skip
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     knee = front.knee()
     for member in front.members:
@@ -27,6 +32,7 @@ def front_table(run: RunFolder) -> Table:
             "-" if test is None else f"{test:.4f}",
             short(member.cost.params),
             short(member.cost.flops),
+            *([latency_text(member, measured)] if has_latency else []),
             ", ".join(marks),
         )
     return table
@@ -130,6 +136,23 @@ def accuracy_text(result: TrialResult) -> str:
 def _membership_text(result: TrialResult) -> str:
     membership = None if result.confirmation is None else result.confirmation.membership
     return "-" if membership is None else f"{membership:.0%}"
+
+
+def latency_lines(run: RunFolder) -> list[str]:
+    """What the latencies of a run are, where it went by them."""
+    if "latency_table" not in run.manifest:
+        return []
+    table = LatencyTable.from_json(run.manifest["latency_table"])
+    return [
+        f"latency: predicted from {len(table.parts)} parts that were timed on {table.device}; whole networks were off "
+        f"by {table.error:.0%} (median). The front's members are timed whole in the end, one image at a time"
+    ]
+
+
+def latency_text(result: TrialResult, measured: Mapping[str, float]) -> str:
+    """Milliseconds, as measured; or as predicted, then with a mark: `~1.25`."""
+    found = measured.get(result.arch_id)
+    return f"~{result.cost.latency_ms:.3g}" if found is None else f"{found:.3g}"
 
 
 def short(value: float) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
-from cvt_nas.results.trial import Status
+from cvt_nas.results.trial import Status, cost_from_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +53,7 @@ class Candidate:
             "num_images": self.num_images,
             "params": self.cost.params,
             "flops": self.cost.flops,
+            **({"latency_ms": self.cost.latency_ms} if self.cost.latency_us else {}),
             "seconds": round(self.seconds, 3),
         }
 
@@ -61,7 +62,7 @@ class Candidate:
         return cls(
             number=tree["number"],
             arch=arch_from_dict(tree["arch"]),
-            cost=Cost(params=tree["params"], flops=tree["flops"]),
+            cost=cost_from_json(tree),
             accuracy=tree["accuracy"],
             num_images=tree["num_images"],
             seconds=tree["seconds"],

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from filelock import FileLock, Timeout
 from pydantic import JsonValue, TypeAdapter, ValidationError
@@ -46,6 +46,7 @@ class RunFolder:
     confirm.json       which architectures are trained again, once the race is over; see `ConfirmPlan`
     confirm.jsonl      one `TrialResult` a line, of those further trainings, append-only, flushed
     test.jsonl         accuracy on the test split of the front's members, read once at the end
+    latency.jsonl      latency of the front's members, measured, where the search went by what was predicted of it
     study.journal      Optuna's storage
     report.html        the page of the run, which needs nothing beside it; pareto.csv, ranks.csv, pareto_flops.html, ...
     models/<arch id>/  arch.json, model.safetensors, probe.safetensors of each complete trial
@@ -396,7 +397,7 @@ class RunFolder:
         """A trial of the front: `knee`, `best`, or the most accurate under a limit; any by the begin of its arch id.
 
         Args:
-            what: Limits are written `flops<4e9` or `params<20e6`.
+            what: Limits are written `flops<4e9`, `params<20e6`, or where the search went by latency `latency_ms<2`.
 
         Raises:
             RunFolderError: Nothing of the run is meant by it.
@@ -408,14 +409,16 @@ class RunFolder:
             found = front.knee() if what == "knee" else front.best
             assert found is not None, "a front with members has both"
             return found
-        limit = re.fullmatch(r"\s*(flops|params)\s*<\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][0-9]+)?)\s*", what)
+        limit = re.fullmatch(r"\s*(flops|params|latency_ms)\s*<\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][0-9]+)?)\s*", what)
         if limit is None:
             return self.find(what)
-        metric: Metric = "flops" if limit[1] == "flops" else "params"
+        metric = cast(Metric, limit[1])
+        if metric == "latency_ms" and metric not in self.metrics:
+            raise RunFolderError(f"{self.path}: the search did not go by latency")
         under = [member for member in front.members if member.metric(metric) < float(limit[2])]
         if not under:
             least = min(member.metric(metric) for member in front.members)
-            raise RunFolderError(f"{self.path}: nothing on the front has {what}; the least {metric} are {least:_.0f}")
+            raise RunFolderError(f"{self.path}: nothing on the front has {what}; the least {metric} are {least:_.10g}")
         return under[0]
 
     def append_test_accuracy(self, number: int, arch_id: str, accuracy: float, num_images: int) -> None:
@@ -424,6 +427,14 @@ class RunFolder:
             self.path / "test.jsonl",
             {"number": number, "arch_id": arch_id, "test_accuracy": accuracy, "num_images": num_images},
         )
+
+    def append_latency(self, arch_id: str, latency: Mapping[str, Any]) -> None:
+        """Records what was measured of one member of the front; see `engine.Latency`."""
+        append_line(self.path / "latency.jsonl", {"arch_id": arch_id, **latency})
+
+    def latencies(self) -> dict[str, float]:
+        """Milliseconds of one image's forward pass, measured, by arch id; the last of several measurements."""
+        return dict(self._read("latency.jsonl", lambda tree: (tree["arch_id"], float(tree["median_ms"]))))
 
     def test_accuracies(self) -> dict[str, float]:
         """Accuracy on the test split by arch id."""
@@ -457,6 +468,7 @@ class _Fields(TypedDict, total=False):
     space_file: str
     versions: dict[str, str]
     resources: dict[str, JsonValue]
+    latency_table: dict[str, JsonValue]
 
 
 _FIELDS = TypeAdapter(_Fields)

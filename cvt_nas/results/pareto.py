@@ -14,12 +14,15 @@ from cvt_nas.results.trial import Metric, TrialResult
 class HypervolumeBox:
     """The fixed box in which hypervolume is measured, so that runs of one space compare.
 
-    The reference point is accuracy 0 at the space's greatest params and FLOPs; the ideal one is
-    accuracy 1 at its least. Each axis is scaled to [0, 1] between them, linearly.
+    The reference point is accuracy 0 at the space's greatest costs; the ideal one is accuracy 1 at its least. Each
+    axis is scaled to [0, 1] between them, linearly.
     """
 
     least: Cost
     greatest: Cost
+
+    def to_json(self) -> dict[str, dict[str, int]]:
+        return {"least": self.least.to_json(), "greatest": self.greatest.to_json()}
 
     def normalise(self, results: Sequence[TrialResult], metrics: Sequence[Metric]) -> np.ndarray:
         """Losses in [0, 1], `(results, metrics)`, smaller is better; the reference point is all ones."""
@@ -30,7 +33,7 @@ class HypervolumeBox:
                 columns.append(1 - values)
             else:
                 low, high = getattr(self.least, metric), getattr(self.greatest, metric)
-                columns.append((values - low) / max(high - low, 1))
+                columns.append((values - low) / ((high - low) or 1))
         return np.stack(columns, axis=1) if results else np.empty((0, len(metrics)))
 
 
@@ -132,12 +135,13 @@ class ParetoFront:
     def knee(self) -> TrialResult | None:
         """The member farthest above the straight line between the cheapest and the most accurate one.
 
-        Measured on accuracy against the logarithm of FLOPs (or of params where FLOPs are no
+        Measured on accuracy against the logarithm of FLOPs (or of params, or else of latency, where FLOPs are no
         objective), both scaled to [0, 1].
 
         Source: the chord criterion of Das 1999, doi:10.1007/BF01195985, in two dimensions.
         """
-        cost: Metric = "flops" if "flops" in self.metrics else "params"
+        costs: list[Metric] = [metric for metric in ("flops", "params", "latency_ms") if metric in self.metrics]
+        cost = costs[0]
         front = ParetoFront.of(self.members, ("accuracy", cost)).members
         if len(front) < 3:
             return front[0] if front else None

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
 
-Metric = Literal["accuracy", "params", "flops"]
+Metric = Literal["accuracy", "params", "flops", "latency_ms"]
 Status = Literal["complete", "stopped", "diverged", "failed", "oom"]
 
 # A million trials would take longer than anyone waits, and in decimals the two parts can be read off.
@@ -17,6 +17,12 @@ _ROUND = 1_000_000
 
 # Of means, so that equal ones are equal, whatever they are sums of.
 DIGITS = 12
+
+
+def cost_from_json(tree: Mapping[str, Any]) -> Cost:
+    """Of a line of a record."""
+    latency_us = round(1000 * tree.get("latency_ms", 0))
+    return Cost(params=tree["params"], flops=tree["flops"], latency_us=latency_us)
 
 
 def further_number(trial: int, round_: int) -> int:
@@ -82,7 +88,7 @@ class TrialResult:
         epochs: Epochs that were trained.
         accuracy: Fraction of the search split after the last of them; None where there was none. Where there is a
             `confirmation`, its mean, which is what competes; the trial's own is `own_accuracy`.
-        cost: Exact params and FLOPs.
+        cost: Exact params and FLOPs; latency as it was predicted, where the search went by it.
         curve: Accuracy on the search split after each epoch.
         seconds: From the proposal to the result, worker start and data included.
         train_seconds: The part of `seconds` spent in epochs, their evaluation included.
@@ -137,6 +143,7 @@ class TrialResult:
             "accuracy": self.accuracy,
             "params": self.cost.params,
             "flops": self.cost.flops,
+            **({"latency_ms": self.cost.latency_ms} if self.cost.latency_us else {}),
             "curve": list(self.curve),
             "seconds": round(self.seconds, 3),
             "train_seconds": round(self.train_seconds, 3),
@@ -154,7 +161,7 @@ class TrialResult:
             **{
                 **values,
                 "arch": arch_from_dict(tree["arch"]),
-                "cost": Cost(params=tree["params"], flops=tree["flops"]),
+                "cost": cost_from_json(tree),
                 "curve": tuple(tree["curve"]),
             }
         )

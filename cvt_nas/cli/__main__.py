@@ -1,0 +1,7 @@
+"""`python -m cvt_nas.cli`."""
+
+import sys
+
+from cvt_nas.cli import main
+
+sys.exit(main())

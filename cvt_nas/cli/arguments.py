@@ -1,0 +1,169 @@
+"""The arguments of each verb."""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from cvt_nas import __version__
+from cvt_nas.cli import searching, verbs
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cvt-nas", description="Finds CvT architectures on the best trade-off of accuracy against cost."
+    )
+    parser.add_argument("--version", action="version", version=f"cvt-nas {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="VERB")
+
+    def add(name: str, verb: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+        added = subparsers.add_parser(name, help=help_text, description=help_text)
+        added.set_defaults(verb=verb)
+        return added
+
+    search = add("search", searching.search, "search a space, and write the Pareto front to a run folder")
+    search.add_argument("--space", required=True, metavar="FILE", help="the space file")
+    search.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
+    search.add_argument("--gpus-per-trial", type=float, metavar="X", help="a fraction below 1, or a whole number")
+    search.add_argument("--cpus", type=_whole, metavar="N", help="CPUs to use; all of them if absent")
+    search.add_argument("--data", metavar="DIR", help="folder of the data set")
+    search.add_argument("--out", metavar="DIR", help="run folder, or its URL; results/NAME if absent")
+    search.add_argument("--trials", type=_positive, metavar="N", help="instead of the file's number")
+    search.add_argument(
+        "--time-budget", type=_duration, metavar="TIME", help="stop in order after 90s, 30m or 8h in all"
+    )
+    search.add_argument("--seed", type=_whole, metavar="N", help="instead of the file's")
+    search.add_argument("--address", metavar="ADDR", help="Ray cluster: auto, host:port, or ray://host:port")
+    search.add_argument(
+        "--warm-start",
+        metavar="PATH",
+        help="weights that the supernet begins with: an official .pth, a folder of transformers' CvT, or a model's",
+    )
+    search.add_argument("--tensorboard", action="store_true", help="track each trial in the run folder's tensorboard/")
+    search.add_argument("--mlflow", metavar="URI", help="track each trial as a run of this MLflow tracking server")
+    search.add_argument("--wandb", metavar="PROJECT", help="track each trial as a run of this Weights & Biases project")
+    search.add_argument("--resume", action="store_true", help="go on with the run in the run folder")
+    _add_json(search)
+
+    space = add("space", verbs.space, "size of a space, range of its costs, share that meets the constraints")
+    space.add_argument("file", metavar="FILE")
+    _add_json(space)
+
+    profile = add("profile", verbs.profile, "params and FLOPs of an architecture, per stage and in total")
+    profile.add_argument("arch", metavar="ARCH", help="cvt-13, cvt-21, cvt-w24, an arch.json, or RUN:ID")
+    profile.add_argument("--image-size", type=_positive, metavar="N", help="pixels, instead of its own")
+    profile.add_argument("--latency", choices=["cpu", "cuda"], help="time forward passes there, too")
+    profile.add_argument("--onnx", action="store_true", help="with --latency: of the ONNX export, in onnxruntime")
+    profile.add_argument("--batch", type=_positive, metavar="N", help="with --latency: images in a pass, 1 if absent")
+    _add_json(profile)
+
+    train = add("train", verbs.train, "train one architecture in full")
+    train.add_argument("arch", metavar="ARCH", help="cvt-13, cvt-21, cvt-w24, an arch.json, or RUN:ID")
+    train.add_argument("--space", metavar="FILE", help="space file whose data and training are used; RUN's if absent")
+    train.add_argument("--data", metavar="DIR", help="folder of the data set")
+    train.add_argument("--out", metavar="DIR", help="run folder; results/train-ID if absent")
+    train.add_argument("--epochs", type=_positive, metavar="N", help="instead of the file's number")
+    train.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
+    train.add_argument("--seed", type=_whole, default=0, metavar="N")
+    train.add_argument(
+        "--init",
+        metavar="PATH",
+        help="weights to begin with: an official .pth, a folder of transformers' CvT, or a model's folder",
+    )
+    train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run folder")
+    _add_json(train)
+
+    query = add("query", verbs.query, "search a trained supernet again under new limits, without training anything")
+    query.add_argument("run", metavar="RUN")
+    query.add_argument("--max-params", type=float, metavar="N", help="for example 15e6")
+    query.add_argument("--max-flops", type=float, metavar="N", help="for example 3e9")
+    query.add_argument("--max-latency-ms", "--latency", type=float, metavar="MS", help="of one image, on this machine")
+    query.add_argument("--top", type=_positive, default=5, metavar="N", help="architectures to show")
+    query.add_argument("--data", metavar="DIR", help="folder of the data set")
+    query.add_argument("--to", type=Path, metavar="DIR", help="a new folder, for the first as a model")
+    _add_json(query)
+
+    supernet = add("supernet", searching.supernet, "judge the supernet of a run")
+    supernet.add_argument("what", choices=["evaluate"], help="train architectures by themselves, and compare ranks")
+    supernet.add_argument("run", metavar="RUN")
+    supernet.add_argument("--archs", type=_positive, default=40, metavar="N", help="spread over log-FLOPs")
+    supernet.add_argument("--seeds", type=_positive, default=2, metavar="N", help="trainings of each")
+    supernet.add_argument("--epochs", type=_positive, metavar="N", help="of each training, instead of the file's")
+    supernet.add_argument("--data", metavar="DIR", help="folder of the data set")
+    supernet.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
+    supernet.add_argument("--cpus", type=_whole, metavar="N", help="CPUs to use; all of them if absent")
+    supernet.add_argument("--address", metavar="ADDR", help="Ray cluster to join: auto, or host:port")
+    _add_json(supernet)
+
+    report = add("report", verbs.report, "rebuild the page, tables and plots of a run folder")
+    report.add_argument("run", metavar="RUN")
+    report.add_argument("--static", choices=["png", "svg", "pdf"], help="the figures as files for papers, too")
+    report.add_argument("--watch", nargs="?", type=_positive, const=10, metavar="SECONDS",
+                        help="rebuild as results arrive, until the search is over")  # fmt: skip
+    _add_json(report)
+
+    compare = add("compare", verbs.compare, "fronts of several runs overlaid, hypervolume side by side")
+    compare.add_argument("runs", nargs="+", metavar="RUN")
+    compare.add_argument(
+        "--to", type=Path, default=Path("results/compare.html"), metavar="FILE", help="the page; results/compare.html"
+    )
+    _add_json(compare)
+
+    bench = add("bench", verbs.bench, "compare searchers and schedulers on a table instead of training")
+    bench.add_argument("--table", required=True, type=Path, metavar="FILE", help="CSV or parquet")
+    bench.add_argument("--objectives", type=_list, default=["accuracy", "flops"], metavar="LIST")
+    bench.add_argument(
+        "--searcher", type=_list, default=["surrogate", "tpe", "nsga2", "random"], metavar="LIST",
+        help="surrogate, tpe, nsga2, gp, random; optuna-NAME is Optuna's as it ships",
+    )  # fmt: skip
+    bench.add_argument(
+        "--scheduler", type=_list, default=["none"], metavar="LIST",
+        help="pareto-asha, asha, none; pareto-asha:stop decides for good at a rung",
+    )  # fmt: skip
+    bench.add_argument("--budget", type=_positive, required=True, metavar="EPOCHS", help="of each search")
+    bench.add_argument("--workers", type=_positive, default=4, metavar="N", help="trials side by side; simulated")
+    bench.add_argument("--seeds", type=_positive, default=10, metavar="N")
+    bench.add_argument("--first-seed", type=_whole, default=0, metavar="N")
+    bench.add_argument("--grace-period", type=_positive, default=1, metavar="EPOCHS", help="of the first rung")
+    bench.add_argument("--reduction-factor", type=_positive, default=3, metavar="N")
+    bench.add_argument("--processes", type=_positive, default=1, metavar="N", help="searches at the same time")
+    bench.add_argument("--plot", type=Path, metavar="FILE", help="HTML page of hypervolume over epochs")
+    _add_json(bench)
+
+    export = add("export", verbs.export, "write one architecture of a run as a plain model")
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("--pick", default="knee", metavar="WHAT", help='knee, best, an arch id, or "flops<4e9"')
+    export.add_argument("--to", required=True, metavar="DIR", help="a new folder")
+    export.add_argument("--format", choices=["torch", "hf", "timm", "onnx", "pt2"], default="torch",
+                        help="for cvt_nas.load_model, transformers, timm, onnxruntime, torch.export.load")  # fmt: skip
+    export.add_argument("--push", metavar="USER/NAME", help="upload it to the Hugging Face Hub, too")
+    export.add_argument("--private", action="store_true", help="with --push: for nobody else to see")
+    _add_json(export)
+    return parser
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"\d+", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be a whole number")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if _whole(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be at least 1")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be a time above 0 like 90s, 30m, 8h or 2d")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]

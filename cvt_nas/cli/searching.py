@@ -1,0 +1,174 @@
+"""The verbs that run a search, or what is like one: `search` and `supernet evaluate`."""
+
+import argparse
+import json
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+from cvt_nas.cli.output import print_front
+
+
+def search(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from cvt_nas.config import load_experiment
+
+    experiment = load_experiment(options.space)
+    console = Console(stderr=True, soft_wrap=True)
+    for warning in experiment.warnings:
+        console.print(f"warning: {warning}", highlight=False)
+
+    from cvt_nas.race import search as run_search
+    from cvt_nas.race.events import following
+    from cvt_nas.race.progress import ConsoleProgress
+    from cvt_nas.race.trackers import check_trackers, trackers
+    from cvt_nas.report import (
+        confirmation_lines,
+        front_table,
+        latency_lines,
+        rank_lines,
+        report_paths,
+        summary,
+        write_report,
+    )
+
+    tracked = {"tensorboard": options.tensorboard, "mlflow": options.mlflow, "wandb": options.wandb}
+    check_trackers(**tracked)
+
+    def warn(message: str) -> None:
+        console.print(f"warning: {message}", highlight=False, markup=False)
+
+    @contextmanager
+    def progress(run: Any, resources: Any, num_trials: int, deadline: float | None) -> Iterator[Any]:
+        console.print(f"{experiment.name}: {num_trials} trials, {resources.describe()}; {run.place}", highlight=False)
+        shown = ConsoleProgress(
+            console,
+            results=run.results(),
+            metrics=run.metrics,
+            box=run.box,
+            num_trials=num_trials,
+            num_epochs=experiment.training.epochs,
+            deadline=deadline,
+        )
+        with trackers(run, **tracked, warn=warn) as track, shown:
+            yield following(shown, track)
+
+    out = options.out or f"results/{experiment.name}"
+    with SignalledStop(console) as stop:
+        run = run_search(
+            experiment,
+            out=out,
+            data=options.data,
+            gpus=options.gpus,
+            gpus_per_trial=options.gpus_per_trial,
+            cpus=options.cpus,
+            trials=options.trials,
+            time_budget=options.time_budget,
+            seed=options.seed,
+            address=options.address,
+            warm_start=options.warm_start,
+            resume=options.resume,
+            stop=stop,
+            progress=progress,
+        )
+    write_report(run)
+    num_trials = experiment.search.trials if options.trials is None else options.trials
+    num_done = len(run.results())
+    if options.json:
+        print(json.dumps(summary(run)))
+    else:
+        print_front(
+            run,
+            front_table(run),
+            report_paths(run),
+            out,
+            [*latency_lines(run), *confirmation_lines(run), *rank_lines(run)],
+        )
+    plan, num_left = run.confirm_plan(), len(run.unconfirmed())
+    if stop.is_set() and (num_left or num_done < num_trials):
+        done = f"{num_done} of {num_trials} trials"
+        if plan is not None and num_left:  # the race is over
+            done = f"{num_done} trials and {len(plan.numbers) - num_left} of {len(plan.numbers)} further trainings"
+        again = f"cvt-nas search --space {options.space} --out {out} --resume"
+        again += "".join(
+            f" --{name}" + ("" if value is True else f" {shlex.quote(value)}")
+            for name, value in tracked.items()
+            if value
+        )
+        if run.manifest.get("time_budget") or options.time_budget:
+            again += " --time-budget TIME, which counts from the search's beginning"
+        console.print(f"{done} are done and kept. Go on with: {again}", highlight=False)
+    return 130 if stop.was_signalled else 0
+
+
+def supernet(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from cvt_nas.race.progress import ConsoleProgress
+    from cvt_nas.race.quality import evaluate_supernet
+    from cvt_nas.report import quality_lines
+    from cvt_nas.results import RunFolder
+
+    run, console = RunFolder.open(options.run), Console(stderr=True, soft_wrap=True)
+
+    def progress(alone: Any, resources: Any, num_trials: int, deadline: float | None) -> ConsoleProgress:
+        console.print(f"{num_trials} trainings, {resources.describe()}; {alone.path}", highlight=False)
+        return ConsoleProgress(
+            console,
+            results=alone.results(),
+            metrics=alone.metrics,
+            box=alone.box,
+            num_trials=num_trials,
+            num_epochs=alone.manifest["epochs"],
+            deadline=deadline,
+        )
+
+    with SignalledStop(console) as stop:
+        quality = evaluate_supernet(
+            run,
+            num_archs=options.archs,
+            num_seeds=options.seeds,
+            epochs=options.epochs,
+            data=options.data,
+            gpus=options.gpus,
+            cpus=options.cpus,
+            address=options.address,
+            stop=stop,
+            progress=progress,
+        )
+    if quality is None:
+        console.print("what is trained is kept; the same command goes on", highlight=False)
+        return 130
+    if options.json:
+        print(json.dumps(quality.to_json()))
+    else:
+        print("\n".join(quality_lines(quality)))
+    return 0
+
+
+class SignalledStop(threading.Event):
+    """An event that Ctrl-C and SIGTERM set, within a `with`; a second Ctrl-C ends the process at once."""
+
+    def __init__(self, console: Any) -> None:
+        super().__init__()
+        self._console, self.was_signalled = console, False
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        del frame
+        if self.was_signalled and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.was_signalled = True
+        self.set()
+        self._console.print("stopping in order; once more to stop at once", highlight=False)

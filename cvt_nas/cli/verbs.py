@@ -1,0 +1,309 @@
+"""The verbs that end by themselves. Torch and ray are imported inside the verb that needs them."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from cvt_nas.cli.output import print_front
+from cvt_nas.cli.searching import SignalledStop
+from cvt_nas.errors import ArchError, ExportError
+
+
+def space(options: argparse.Namespace) -> int:
+    from cvt_nas.config import load_experiment
+    from cvt_nas.report import short
+
+    experiment = load_experiment(options.file)
+    space = experiment.space
+    least, greatest = space.cost_range
+    result = {
+        "name": experiment.name,
+        "size": space.size,
+        "params": {"min": least.params, "max": greatest.params},
+        "flops": {"min": least.flops, "max": greatest.flops},
+        "feasible_fraction": space.feasible_fraction(),
+    }
+    if options.json:
+        print(json.dumps(result))
+        return 0
+    for warning in experiment.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{experiment.name}: {space.size:,} architectures, {len(space.genes)} choices")
+    print(f"params {short(least.params)} to {short(greatest.params)}, FLOPs {short(least.flops)} to "
+          f"{short(greatest.flops)}")  # fmt: skip
+    print(f"{result['feasible_fraction']:.1%} of evenly drawn architectures meet the constraints")
+    return 0
+
+
+def _arch_of(text: str) -> tuple[Any, Any]:
+    """The architecture that ARCH names, and its run's folder where it is RUN:ID."""
+    from cvt_nas.arch import load_arch
+    from cvt_nas.results import RunFolder, is_url
+
+    folder, colon, arch_id = text.rpartition(":")
+    if colon and (is_url(folder) or (Path(folder) / "manifest.json").is_file()):
+        run = RunFolder.open(folder)
+        return (run.pick(arch_id) if arch_id in ("knee", "best") else run.find(arch_id)).arch, run
+    if colon and not Path(text).exists():
+        raise ArchError(f"{text}: {folder} holds no run")
+    return load_arch(text), None
+
+
+def profile(options: argparse.Namespace) -> int:
+    from cvt_nas.arch import cost_of, describe_stages, stage_costs
+    from cvt_nas.report import short
+
+    arch, _ = _arch_of(options.arch)
+    if options.image_size is not None:
+        arch = arch.with_image_size(options.image_size)
+    total, stages = cost_of(arch), stage_costs(arch)
+    latency = _latency(arch, options)
+    if options.json:
+        result = {
+            "arch_id": arch.id,
+            "image_size": arch.image_size,
+            "params": total.params,
+            "flops": total.flops,
+            "stages": [
+                {
+                    "params": cost.params,
+                    "flops": cost.flops,
+                    "embed_dim": stage.embed_dim,
+                    "depth": len(stage.blocks),
+                    "grid": grid,
+                }
+                for cost, stage, grid in zip(stages, arch.stages, arch.grids, strict=True)
+            ],
+            **({} if latency is None else {"latency": latency.to_json()}),
+        }
+        print(json.dumps(result))
+        return 0
+    for cost, line in zip(stages, describe_stages(arch), strict=True):
+        print(f"{short(cost.params):>7} params {short(cost.flops):>7} FLOPs  {line}")
+    print(f"{short(total.params):>7} params {short(total.flops):>7} FLOPs  in total at {arch.image_size} x "
+          f"{arch.image_size}, head included: {total.params:,} and {total.flops:,}")  # fmt: skip
+    print("A multiply-add is one FLOP; attention's products and norms are counted, as fvcore does.")
+    if latency is not None:
+        from cvt_nas.engine.latency import latency_line
+
+        print(latency_line(latency))
+    return 0
+
+
+def _latency(arch: Any, options: argparse.Namespace) -> Any:
+    """What `--latency` asks for; None where it is not given."""
+    if options.latency is None:
+        if options.onnx or options.batch is not None:
+            raise ArchError("--onnx, --batch: say how latency is measured; give --latency cpu or cuda with them")
+        return None
+    from cvt_nas.export.latency import profile_latency
+
+    return profile_latency(arch, device=options.latency, onnx=options.onnx, batch_size=options.batch or 1)
+
+
+def train(options: argparse.Namespace) -> int:
+    import dataclasses
+
+    from cvt_nas.config import load_experiment, parse_experiment
+
+    arch, run = _arch_of(options.arch)
+    if options.space is not None:
+        experiment = load_experiment(options.space)
+    elif run is not None:
+        experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
+    else:
+        raise ArchError(f"{options.arch}: name the file whose data and training are to be used by --space FILE")
+    if options.epochs is not None:
+        experiment = dataclasses.replace(experiment, training=experiment.training.lasting(options.epochs))
+
+    from cvt_nas.report import report_paths, summary, write_report
+    from cvt_nas.train import train
+
+    out = Path(options.out or Path("results") / f"train-{arch.id}")
+    result = train(
+        arch,
+        experiment,
+        out=out,
+        data=options.data,
+        num_workers=options.gpus,
+        seed=options.seed,
+        init=options.init,
+        resume=options.resume,
+        on_note=lambda note: print(f"note: {note}", file=sys.stderr, flush=True),
+        on_report=lambda report: print(
+            f"epoch {report['epoch']}/{experiment.training.epochs}, accuracy {report['accuracy']:.4f}, "
+            f"{report['train_seconds']:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        ),
+    )
+    from cvt_nas.results import RunFolder
+
+    run = RunFolder.open(out)
+    write_report(run)
+    if options.json:
+        print(json.dumps(summary(run)))
+        return 0
+    test = run.test_accuracies()[arch.id]
+    print(f"{arch.id}: accuracy {result.accuracy:.4f} on the search split, {test:.4f} on the test split; {out}")
+    print(f"plots: {', '.join(str(path) for path in report_paths(run) if path.suffix == '.html')}")
+    print(f"next: cvt-nas export {out} --pick best --to my_model")
+    return 0
+
+
+def query(options: argparse.Namespace) -> int:
+    from cvt_nas.arch import describe_stages
+    from cvt_nas.race.query import query
+    from cvt_nas.report import short
+    from cvt_nas.results import RunFolder
+
+    answers = query(
+        RunFolder.open(options.run),
+        max_params=None if options.max_params is None else int(options.max_params),
+        max_flops=None if options.max_flops is None else int(options.max_flops),
+        max_latency_ms=options.max_latency_ms,
+        number=options.top,
+        data=options.data,
+        to=options.to,
+    )
+    if options.json:
+        print(json.dumps([
+            {"arch_id": answer.arch.id, "accuracy": answer.accuracy, "params": answer.cost.params,
+             "flops": answer.cost.flops, "latency_ms": answer.latency_ms}
+            for answer in answers
+        ]))  # fmt: skip
+        return 0
+    for answer in answers:
+        latency = "" if answer.latency_ms is None else f", {answer.latency_ms:.2f} ms"
+        print(f"{answer.arch.id}  {answer.accuracy:.4f} inherited, {short(answer.cost.params)} params, "
+              f"{short(answer.cost.flops)} FLOPs{latency}")  # fmt: skip
+        print("    " + "\n    ".join(describe_stages(answer.arch)))
+    if options.to is not None:
+        print(f"{answers[0].arch.id} is in {options.to}, with the weights that it inherits")
+    return 0
+
+
+def report(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from cvt_nas.report import (
+        confirmation_lines,
+        front_table,
+        latency_lines,
+        rank_lines,
+        report_paths,
+        summary,
+        watch,
+        write_pictures,
+        write_report,
+    )
+    from cvt_nas.results import RunFolder
+
+    run, console = RunFolder.open(options.run), Console(stderr=True, soft_wrap=True)
+    if options.watch is None:
+        write_report(run)
+    else:
+        if not run.is_at_work():
+            console.print(f"no search is at work on {run.place}", highlight=False)
+        with SignalledStop(console) as stop:
+            for num_trials in watch(run, seconds=options.watch, stop=stop):
+                console.print(f"{num_trials} trials: {run.path / 'report.html'}", highlight=False)
+    pictures = [] if options.static is None else write_pictures(run, options.static)
+    if options.json:
+        print(json.dumps(summary(run)))
+    else:
+        print_front(
+            run,
+            front_table(run),
+            report_paths(run),
+            options.run,
+            [*latency_lines(run), *confirmation_lines(run), *rank_lines(run)],
+        )
+    for picture in pictures:
+        console.print(f"picture: {picture}", highlight=False)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    from cvt_nas.report import Comparison, compare_page
+    from cvt_nas.results import RunFolder, write_atomically
+
+    comparison = Comparison.of([RunFolder.open(place) for place in options.runs])
+    options.to.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.to.absolute(), compare_page(comparison))
+    found = comparison.summary()
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    for run in found["runs"]:
+        best = "no front" if run["best"] is None else f"best {run['best']:.4f}"
+        print(f"{run['run']}: hypervolume {run['hypervolume']:.4f}, {best}, {run['complete']} of {run['trials']} "
+              f"trials complete, {run['hours']:.2f} hours of training")  # fmt: skip
+    for group in found["groups"]:
+        if group["sd"] is not None:
+            print(f"{group['group']}, {group['runs']} runs: {group['mean']:.4f} ± {group['sd']:.4f}")
+    print(f"page: {options.to}")
+    return 0
+
+
+def bench(options: argparse.Namespace) -> int:
+    from cvt_nas import bench
+
+    metrics = bench.metrics_of(options.objectives)
+    methods = bench.methods_of(options.searcher, options.scheduler)
+    table = bench.load_table(options.table)
+    settings = bench.Settings(
+        metrics=metrics,
+        budget=options.budget,
+        num_workers=options.workers,
+        grace_period=options.grace_period,
+        reduction_factor=options.reduction_factor,
+    )
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    runs = []
+    for run in bench.compare(table, methods, settings, seeds=seeds, processes=options.processes):
+        runs.append(run)
+        method, seed, values, _ = run
+        print(f"seed {seed}, {method}: {values[-1]:.4f}, {len(runs)}/{len(methods) * len(seeds)}", file=sys.stderr)
+    if options.plot is not None:
+        bench.plot(runs, settings, options.plot)
+    summary = bench.summarise(runs, settings)
+    if options.json:
+        print(json.dumps({"table": str(options.table), "objectives": list(metrics), **summary}))
+        return 0
+    print(f"{'hypervolume after a share of the budget, mean of the seeds':40}")
+    print(f"{'':32}" + "".join(f"{float(f):>9.0%}" for f in next(iter(summary["methods"].values()))["hypervolume"]))
+    for name, found in summary["methods"].items():
+        means = [sum(values) / len(values) for values in found["hypervolume"].values()]
+        print(f"{name:32}" + "".join(f"{mean:9.4f}" for mean in means))
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    from cvt_nas.export import check_repo_id, export, push
+    from cvt_nas.report import accuracy_text
+    from cvt_nas.results import RunFolder
+
+    if options.push is not None:
+        check_repo_id(options.push)
+    elif options.private:
+        raise ExportError("--private: is of what is uploaded; give --push USER/NAME with it")
+    run, to = RunFolder.open(options.run), Path(options.to)
+    result = export(run, options.pick, to, format=options.format)
+    url = None if options.push is None else push(to, options.push, private=options.private)
+    found = result.confirmation
+    if options.json:
+        more = {} if found is None else {"own_accuracy": result.own_accuracy, **found.to_json()}
+        more |= {} if url is None else {"url": url}
+        print(json.dumps({"arch_id": result.arch_id, "to": str(to), "accuracy": result.accuracy,
+                          "params": result.cost.params, "flops": result.cost.flops, **more}))  # fmt: skip
+        return 0
+    own = "" if found is None else f" ({result.own_accuracy:.4f} of these weights)"
+    print(f"{result.arch_id}: accuracy {accuracy_text(result)}{own}, {result.cost.params:,} params, "
+          f"{result.cost.flops:,} FLOPs; its logits equal those of the trained model")  # fmt: skip
+    if url is not None:
+        print(f"uploaded: {url}")
+    print(f"next: see {to / 'README.md'}, which shows how to load it")
+    return 0

@@ -1,0 +1,74 @@
+"""A table of what the parts of networks take on one device, by which the time of any network of a space is a sum."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from cvt_nas.arch import BlockConfig, StageConfig
+from cvt_nas.errors import RunFolderError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatencyTable:
+    """Times of one image through each part, of which a network's is the sum.
+
+    Args:
+        parts: Microseconds, by the keys below; scaled so that sums agree with whole networks that were timed.
+        constant_us: What a network takes beside its parts.
+        device: Name of the processor, and what ran on it.
+        error: Of whole networks that had no part in the scaling, the median of how far their sums are off, as a
+            fraction of their time.
+
+    Source: Cai et al. 2019, arXiv:1812.00332, section 3.3, whose table holds operations.
+    """
+
+    parts: Mapping[str, int]
+    constant_us: int
+    device: str
+    error: float
+
+    def embedding(self, stage: StageConfig, *, in_channels: int, grid: int) -> int:
+        return self.parts[embedding_key(stage, in_channels=in_channels, grid=grid)]
+
+    def block(self, block: BlockConfig, *, embed_dim: int, grid: int, class_token: bool) -> int:
+        return self.parts[block_key(block, embed_dim=embed_dim, grid=grid, class_token=class_token)]
+
+    def head(self, *, dim: int, grid: int) -> int:
+        """With the constant, which is of a network as its one head is."""
+        return self.parts[head_key(dim=dim, grid=grid)] + self.constant_us
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: Any) -> "LatencyTable":
+        """Raises:
+        RunFolderError: It is none.
+        """
+        try:
+            return _ADAPTER.validate_python(tree)
+        except ValidationError as error:
+            raise RunFolderError(f"latency_table: is none: {error.errors()[0]['msg']}") from error
+
+
+_ADAPTER = TypeAdapter(LatencyTable)
+
+
+def embedding_key(stage: StageConfig, *, in_channels: int, grid: int) -> str:
+    return (
+        f"embedding {in_channels} to {stage.embed_dim} channels, kernel {stage.patch_kernel}, stride "
+        f"{stage.patch_stride}, padding {stage.patch_padding}, grid {grid}"
+    )
+
+
+def block_key(block: BlockConfig, *, embed_dim: int, grid: int, class_token: bool) -> str:
+    return (
+        f"block of {embed_dim} channels, heads {block.num_heads}, mlp {block.mlp_ratio:g}, kernel {block.kernel_size}, "
+        f"kv stride {block.kv_stride}, {block.projection}, {block.activation}, grid {grid}, class token {class_token}"
+    )
+
+
+def head_key(*, dim: int, grid: int) -> str:
+    return f"head of {dim} channels, grid {grid}"

@@ -1,0 +1,230 @@
+"""Latency as a cost of the search: the table of parts, the space that goes by it, and a real search."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import kendalltau
+
+from cvt_nas import search
+from cvt_nas.arch import ArchConfig, cost_of
+from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.engine.latency import measure_latency, measure_table
+from cvt_nas.errors import RunFolderError, SpaceFileError
+from cvt_nas.latency import LatencyTable, block_key, embedding_key, head_key
+from cvt_nas.model import CvT
+from cvt_nas.report import front_frame, front_table, write_report
+from cvt_nas.results import ParetoFront, RunFolder, TrialResult
+from cvt_nas.space import SearchSpace
+
+SPACE = """
+format: 1
+name: timed
+space:
+  image_size: 32
+  num_classes: 10
+  stages:
+    - {patch: {kernel: [3, 7], stride: 4, padding: 3}, embed_dim: [16, 64], depth: [1, 2], num_heads: [1, 2],
+       mlp_ratio: [1.0, 4.0], kernel_size: 3, kv_stride: [1, 2], per_block: [kv_stride]}
+    - {patch: {kernel: 3, stride: 2}, embed_dim: [32, 128], depth: [1, 4], num_heads: 2, mlp_ratio: 2.0,
+       kernel_size: 3, kv_stride: 2, projection: [dw_bn, linear]}
+objectives: {accuracy: maximize, latency_ms: minimize}
+data: {dataset: cifar10}
+training: {epochs: 2}
+"""
+
+
+DIGITS = """
+format: 1
+name: digits-timed
+space:
+  image_size: 8
+  num_channels: 1
+  num_classes: 10
+  stages:
+    - {patch: {kernel: 3, stride: 1, padding: 1}, embed_dim: [8, 32], depth: 1, num_heads: 1, mlp_ratio: [1.0, 2.0],
+       kernel_size: 3, kv_stride: 1}
+    - {patch: {kernel: 3, stride: 2, padding: 1}, embed_dim: 32, depth: [1, 3], num_heads: 1, mlp_ratio: 2.0,
+       kernel_size: 3, kv_stride: [1, 2]}
+objectives: {accuracy: maximize, latency_ms: minimize}
+data: {dataset: digits, search_fraction: 0.25}
+training: {epochs: 1, warmup_epochs: 0, lr: 3.0e-3}
+search: {trials: 4, sampler: surrogate, scheduler: none, seed: 0}
+"""
+
+
+@pytest.fixture(scope="module")
+def timed() -> Experiment:
+    return parse_experiment(SPACE, "timed.yaml")
+
+
+def made_up_table(space: SearchSpace) -> LatencyTable:
+    """Times that no two parts share."""
+    parts = space.parts()
+    keys = [embedding_key(s, in_channels=c, grid=s.grid_after(side)) for s, c, side in parts.embeddings]
+    keys += [block_key(b, embed_dim=d, grid=g, class_token=t) for b, d, g, t in parts.blocks]
+    keys += [head_key(dim=d, grid=g) for d, g in parts.heads]
+    assert len(keys) == len(set(keys))
+    rng = random.Random(0)
+    return LatencyTable(parts={k: rng.randrange(100, 9_000) for k in keys}, constant_us=77, device="made up", error=0.0)
+
+
+def sum_of_parts(arch: ArchConfig, table: LatencyTable) -> int:
+    total, channels = table.constant_us, arch.num_channels
+    for stage, grid in zip(arch.stages, arch.grids, strict=True):
+        total += table.parts[embedding_key(stage, in_channels=channels, grid=grid)]
+        for block in stage.blocks:
+            key = block_key(block, embed_dim=stage.embed_dim, grid=grid, class_token=stage.class_token)
+            total += table.parts[key]
+        channels = stage.embed_dim
+    return total + table.parts[head_key(dim=channels, grid=arch.grids[-1])]
+
+
+@given(st.integers(0, 2**32))
+def test_the_latency_of_a_network_is_the_sum_of_its_parts_and_its_other_costs_are_as_ever(seed: int) -> None:
+    space = parse_experiment(SPACE, "timed.yaml").space
+    table = made_up_table(space)
+    told = parse_experiment(SPACE, "timed.yaml").with_latency(table).space
+    genome = space.sample(random.Random(seed))
+    arch, cost = space.decode(genome), told.cost(genome)
+    assert cost.latency_us == sum_of_parts(arch, table)
+    assert (cost.params, cost.flops) == (cost_of(arch).params, cost_of(arch).flops)
+    least, greatest = told.cost_range
+    assert least.latency_us <= cost.latency_us <= greatest.latency_us
+
+
+def test_the_range_of_latency_is_exact(timed: Experiment) -> None:
+    space = timed.with_latency(made_up_table(timed.space)).space
+    genomes = itertools.product(*(range(len(gene.options)) for gene in space.genes))
+    every = [space.cost(genome).latency_us for genome in genomes]
+    least, greatest = space.cost_range
+    assert (least.latency_us, greatest.latency_us) == (min(every), max(every))
+
+
+def test_a_table_survives_its_file_and_nothing_else_becomes_one(timed: Experiment) -> None:
+    table = made_up_table(timed.space)
+    assert LatencyTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+    for tree in ([], {}, {**table.to_json(), "parts": {"block": "slow"}}):
+        with pytest.raises(RunFolderError, match="latency_table: is none"):
+            LatencyTable.from_json(tree)
+
+
+def test_a_measured_table_ranks_networks_that_had_no_part_in_it(timed: Experiment) -> None:
+    torch.manual_seed(0)
+    device = torch.device("cpu")
+    space = timed.with_latency(measure_table(timed.space, device=device)).space
+    assert space.latency is not None
+    assert space.latency.error < 0.5
+    rng = random.Random(1)
+    genomes = [space.sample(rng) for _ in range(16)]
+    measured = [
+        measure_latency(CvT(space.decode(genome)), device=device, max_seconds=0.4, max_runs=60).median_ms
+        for genome in genomes
+    ]
+    predicted = [space.cost(genome).latency_ms for genome in genomes]
+    found: Any = kendalltau(predicted, measured)
+    assert found.statistic > 0.5
+    assert np.median(np.abs(np.array(predicted) / measured - 1)) < 0.5
+
+
+def test_constraints_on_latency_hold_once_there_is_a_table(timed: Experiment) -> None:
+    table = made_up_table(timed.space)
+    limit = timed.with_latency(table).space.cost_range[0].latency_ms * 1.5
+    text = SPACE + f"constraints: {{latency_ms: {{max: {limit}}}}}\n"
+    bounded = parse_experiment(text, "timed.yaml")
+    assert bounded.goes_by_latency
+    space = bounded.with_latency(table).space
+    genome = space.sample_feasible(random.Random(0))
+    assert genome is not None
+    assert space.cost(genome).latency_ms <= limit
+    too_slow = parse_experiment(text.replace(str(limit), "0.001"), "timed.yaml")
+    with pytest.raises(
+        SpaceFileError, match="latency_ms.max: got 0.001, no architecture meets it .* begins at .* made up"
+    ):
+        too_slow.with_latency(table)
+
+
+def test_anchors_that_are_too_slow_are_left_out(timed: Experiment) -> None:
+    anchors = """anchors:
+  slow: {patch_kernel: [7, 3], embed_dim: [64, 128], depth: [2, 4], num_heads: [2, 2], mlp_ratio: [4.0, 2.0],
+         kv_stride: [1, 2], projection: [dw_bn, dw_bn]}
+"""
+    table = made_up_table(timed.space)
+    free = parse_experiment(SPACE + anchors, "timed.yaml").with_latency(table)
+    took = free.space.cost(free.anchors["slow"]).latency_ms
+    bounded = parse_experiment(SPACE + anchors + f"constraints: {{latency_ms: {{max: {took - 0.01}}}}}\n", "timed.yaml")
+    assert bounded.with_latency(table).anchors == {}
+
+
+@pytest.mark.parametrize(
+    ("objectives", "message"),
+    [
+        (
+            "{accuracy: maximize, params: minimize, flops: minimize, latency_ms: minimize}",
+            "got three costs, must hold one",
+        ),
+        ("{accuracy: maximize}", "got accuracy alone, must hold one or two of params, flops, latency_ms"),
+    ],
+)
+def test_one_or_two_costs_are_objectives(objectives: str, message: str) -> None:
+    line = "objectives: {accuracy: maximize, latency_ms: minimize}"
+    with pytest.raises(SpaceFileError, match=message):
+        parse_experiment(SPACE.replace(line, f"objectives: {objectives}"), "timed.yaml")
+
+
+def test_a_front_by_latency_alone_has_a_knee(timed: Experiment) -> None:
+    space = timed.with_latency(made_up_table(timed.space)).space
+    results = []
+    for number in range(12):
+        genome = space.sample(random.Random(number))
+        results.append(
+            TrialResult(
+                number=number, arch=space.decode(genome), status="complete", epochs=2, accuracy=0.5 + number / 100,
+                cost=space.cost(genome), curve=(0.4, 0.5 + number / 100), seconds=1.0, train_seconds=1.0, seed=0,
+            )
+        )  # fmt: skip
+    front = ParetoFront.of(results, timed.objectives)
+    assert front.knee() in front.members
+    for result in results:
+        assert TrialResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
+def test_a_search_goes_by_latency_measures_its_front_and_keeps_its_table(tmp_path: Path) -> None:
+    experiment = parse_experiment(DIGITS, "digits.yaml")
+    run = search(experiment, out=tmp_path / "run", trials=2, cpus=2, gpus=0)
+    table = run.manifest["latency_table"]
+    assert table["device"]
+    run = search(experiment, out=tmp_path / "run", trials=4, cpus=2, gpus=0, resume=True)
+    assert run.manifest["latency_table"] == table
+    space = experiment.with_latency(LatencyTable.from_json(table)).space
+    results = run.results()
+    assert [result.number for result in results] == [0, 1, 2, 3]
+    for result in results:
+        assert result.cost == space.cost(space.encode(result.arch))
+        assert result.cost.latency_us > 0
+    assert run.box.greatest.latency_us == space.cost_range[1].latency_us
+    members = run.front().members
+    assert run.latencies().keys() >= {member.arch_id for member in members}
+    frame = front_frame(run)
+    assert frame["latency_ms"].tolist() == [member.cost.latency_ms for member in members]
+    assert all(ms > 0 for ms in frame["measured_ms"])
+    assert "ms" in [column.header for column in front_table(run).columns]
+    limit = members[0].cost.latency_ms + 0.001
+    assert run.pick(f"latency_ms<{limit}") == members[0]
+    write_report(RunFolder.open(run.path))
+    assert (run.path / "pareto_latency_ms.html").exists()
+    assert not (run.path / "pareto_flops.html").exists()
+
+
+def test_what_no_network_is_fast_enough_for_costs_no_run_folder(tmp_path: Path) -> None:
+    text = DIGITS + "constraints: {latency_ms: {max: 1.0e-6}}\n"
+    with pytest.raises(SpaceFileError, match="no architecture meets it"):
+        search(parse_experiment(text, "digits.yaml"), out=tmp_path / "run", cpus=2, gpus=0)
+    assert not (tmp_path / "run").exists()
