@@ -314,7 +314,7 @@ def test_the_keyboard_alone_finds_a_trial(made_up: RunFolder, page: Page) -> Non
 def test_every_plot_is_named_and_every_text_stands_out(made_up: RunFolder, page: Page) -> None:
     open_page(page, made_up.path / "report.html")
     labels = page.locator("[data-figure]").evaluate_all("plots => plots.map(plot => plot.getAttribute('aria-label'))")
-    assert len(labels) == 6
+    assert len(labels) == 8
     assert all(labels)
     assert page.locator("details table").count() >= 4
     assert page.locator("input:not([type=checkbox]), select").evaluate_all(
@@ -460,7 +460,14 @@ def test_a_search_that_was_killed_is_watched_no_longer(digits: Experiment, tmp_p
 def test_pictures_for_papers_are_drawn(made_up: RunFolder, capsys: pytest.CaptureFixture[str], ending: str) -> None:
     assert main(["report", str(made_up.path), "--static", ending]) == 0
     start = {"png": b"\x89PNG", "svg": b"<svg", "pdf": b"%PDF"}[ending]
-    names = ("pareto_flops", "pareto_params", "hypervolume", "learning_curves", "importance")
+    names = (
+        "pareto_flops",
+        "pareto_params",
+        "hypervolume",
+        "hypervolume_over_compute",
+        "learning_curves",
+        "importance",
+    )
     for name in names:
         assert (made_up.path / f"{name}.{ending}").read_bytes().startswith(start)
     assert capsys.readouterr().err.count("picture: ") == len(names)

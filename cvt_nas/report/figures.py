@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from cvt_nas.arch import describe_stages
 from cvt_nas.report.published import PublishedModel
@@ -194,30 +193,35 @@ def _hover_confirmation(result: TrialResult) -> list[str]:
     return lines
 
 
-def growth_figure(growth: pd.DataFrame) -> go.Figure:
-    """Hypervolume over trials, over the compute that they took and, where known, over time; see `growth_frame`."""
+GROWTH_AXES = {
+    "ended": "Trials that ended",
+    "train_seconds": "{} of training, all workers together",
+    "spent": "{} since the search began",
+}
+
+
+def growth_figure(growth: pd.DataFrame, over: str) -> go.Figure:
+    """Hypervolume over one of `GROWTH_AXES`; see `growth_frame`."""
     changes = growth["hypervolume"].diff().fillna(1) != 0
     growth = growth.loc[changes | (growth.index == len(growth) - 1)]  # the line is one of steps
-    axes = [("ended", "Trials that ended", 1.0), ("train_seconds", "Hours of training, all workers", 3600.0)]
-    if not growth["spent"].hasnans:
-        axes.append(("spent", "Hours since the search began", 3600.0))
-    figure = make_subplots(rows=1, cols=len(axes), shared_yaxes=True, horizontal_spacing=0.04)
-    for column, (name, title, unit) in enumerate(axes, start=1):
-        figure.add_trace(
-            go.Scatter(
-                x=(growth[name] / unit).round(4).tolist(),
-                y=growth["hypervolume"].round(6).tolist(),
-                mode="lines",
-                line={"shape": "hv", "color": _FRONT_COLOUR, "width": 2},
-                showlegend=False,
-                hovertemplate="%{x}: %{y:.4f}<extra></extra>",
-            ),
-            row=1,
-            col=column,
+    greatest = float(growth[over].max())
+    unit, name = (1.0, "") if over == "ended" else (3600.0, "Hours") if greatest >= 3600 else (60.0, "Minutes")
+    figure = go.Figure(
+        go.Scatter(
+            x=(growth[over] / unit).round(4).tolist(),
+            y=growth["hypervolume"].round(6).tolist(),
+            mode="lines",
+            line={"shape": "hv", "color": _FRONT_COLOUR, "width": 2},
+            hovertemplate="%{x}: %{y:.4f}<extra></extra>",
         )
-        figure.update_xaxes(title=title, rangemode="tozero", row=1, col=column)
-    figure.update_yaxes(title="Hypervolume", row=1, col=1)
-    figure.update_layout(template="plotly_white", margin={"t": 30}, autosize=True)
+    )
+    figure.update_layout(
+        template="plotly_white",
+        xaxis={"title": GROWTH_AXES[over].format(name), "rangemode": "tozero"},
+        yaxis={"title": "Hypervolume"},
+        margin={"t": 20},
+        autosize=True,
+    )
     return figure
 
 

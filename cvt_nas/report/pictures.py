@@ -30,7 +30,9 @@ def write_pictures(run: RunFolder, format: str) -> list[Path]:  # noqa: A002
     figures: dict[str, go.Figure] = {
         f"pareto_{metric}": front_figure(run, metric, published=published_beside(run)) for metric in costs_of(run)
     }
-    figures["hypervolume"] = growth_figure(growth_frame(run.ended(), run.metrics, run.box))
+    growth = growth_frame(run.ended(), run.metrics, run.box)
+    figures["hypervolume"] = growth_figure(growth, "ended")
+    figures["hypervolume_over_compute"] = growth_figure(growth, "train_seconds")
     figures["learning_curves"] = curves_figure(run)
     importances = importance_frame(run, choices_frame(run))
     if len(importances):

@@ -10,6 +10,7 @@ import pandas as pd
 
 from cvt_nas.arch import ArchConfig, StageConfig, stage_costs
 from cvt_nas.report.figures import (
+    GROWTH_AXES,
     NAMES,
     choices_figure,
     curves_figure,
@@ -36,7 +37,9 @@ def run_page(run: RunFolder, *, refresh: int | None = None) -> str:
     figures = {
         f"front-{metric}": front_figure(run, metric, published=published, describes=False) for metric in costs_of(run)
     }
-    figures |= {"growth": growth_figure(growth), "curves": curves_figure(run)}
+    axes = [over for over in GROWTH_AXES if not growth[over].hasnans]  # older records do not tell when trials ended
+    figures |= {f"growth-{over}": growth_figure(growth, over) for over in axes}
+    figures["curves"] = curves_figure(run)
     complete = [result for result in results if result.status == "complete"]
     if len(choices.columns) and len(complete) > 1:
         figures["choices"] = choices_figure(choices.loc[[result.number for result in complete]], complete)
@@ -46,7 +49,7 @@ def run_page(run: RunFolder, *, refresh: int | None = None) -> str:
         _at_a_glance(run, results),
         _fronts(run, bool(published)),
         _choices(choices, importances, drawn="choices" in figures),
-        _progress(run, growth),
+        _progress(run, growth, axes),
         _trials(results, bool(len(choices.columns))),
         _what_was_run(run),
     ]
@@ -148,7 +151,7 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
     cards = [
         ("Trials", str(len(results)), f"of {run.manifest['trials']} planned" if "trials" in run.manifest else ""),
         ("Stopped early", str(statuses["stopped"]), f"{lost} lost" if lost else ""),
-        ("Hours", f"{spent / 3600:.2f}", "" if run.seconds_spent else "of training, all workers together"),
+        ("Time", _time(spent), "" if run.seconds_spent else "of training, all workers together"),
         ("Hypervolume", f"{front.hypervolume(run.box):.4f}", "from accuracy 0 at the greatest costs"),
         ("On the front", str(len(front.members)), ""),
     ]
@@ -164,6 +167,13 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
         notes.append("no trial has reached its last epoch yet, so there is no front")
     warnings = "".join(f'<p class="warning">{html.escape(note)}</p>' for note in notes)
     return f'<dl class="cards">{"".join(parts)}</dl>{told}{warnings}'
+
+
+def _time(seconds: float) -> str:
+    for factor, unit in ((3600, "h"), (60, "min")):
+        if seconds >= factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _fronts(run: RunFolder, is_published: bool) -> str:
@@ -225,12 +235,16 @@ def _choices(choices: pd.DataFrame, importances: pd.DataFrame, *, drawn: bool) -
     return "".join([*parts, "</section>"])
 
 
-def _progress(run: RunFolder, growth: pd.DataFrame) -> str:
+def _progress(run: RunFolder, growth: pd.DataFrame, axes: Sequence[str]) -> str:
     steps = growth.loc[growth["hypervolume"].diff().fillna(1) > 0]
     rows = [
         (row["ended"], f"{row['train_seconds'] / 3600:.3f}", f"{row['hypervolume']:.4f}")
         for row in steps.to_dict("records")
     ]
+    plots = "".join(
+        figure_html(f"growth-{over}", f"hypervolume over {over.replace('_', ' ')}; in the table below", style="low")
+        for over in axes
+    )
     members, epochs = run.front().members, [*run.rungs, run.manifest["epochs"]]
     curves = [
         (m.number, m.arch_id, *(f"{m.curve[epoch - 1]:.4f}" if 0 < epoch <= len(m.curve) else "-" for epoch in epochs))
@@ -238,7 +252,7 @@ def _progress(run: RunFolder, growth: pd.DataFrame) -> str:
     ]
     return (
         '<section id="progress"><h2>How the search went</h2><h3>Hypervolume</h3>'
-        + figure_html("growth", "hypervolume over trials and over time; in the table below", style="low")
+        + f'<div class="three">{plots}</div>'
         + table_html("Growth of the hypervolume", ("trials", "hours of training", "hypervolume"), rows)
         + "<h3>Learning curves</h3>"
         + figure_html("curves", "accuracy after each epoch of every trial; of the front in the table below")
