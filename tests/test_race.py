@@ -241,6 +241,41 @@ def test_an_interrupted_study_proposes_what_an_uninterrupted_one_does(tmp_path: 
     assert run(tmp_path / "cut", reopen=True) == run(tmp_path / "whole", reopen=False)
 
 
+@pytest.mark.usefixtures("fast_disk")
+def test_a_study_whose_trials_pause_proposes_the_same_wherever_it_is_interrupted(tmp_path: Path) -> None:
+    experiment = with_sampler("surrogate")
+
+    def curve_of(proposal: Proposal) -> tuple[float, ...]:
+        """Its end has little to do with its beginning, so that what is trained on tells something new."""
+        rng = random.Random(f"{proposal.genome}")
+        return (0.3 + 0.3 * rng.random(), 0.6, 0.6 + 0.3 * rng.random())
+
+    def partial(proposal: Proposal) -> PartialTrial:
+        return PartialTrial(proposal=proposal, curve=curve_of(proposal)[:1], seconds=1.0, train_seconds=1.0)
+
+    def run(path: Path, *, reopen: bool) -> list[Genome]:
+        study, folder = study_of(experiment, path, 60)
+        genomes, waiting = list[Genome](), list[Proposal]()
+        while (proposal := study.ask()) is not None:
+            genomes.append(proposal.genome)
+            study.pause(partial(proposal))
+            waiting.append(proposal)
+            if proposal.number >= 2 and proposal.number % 3 != 1:  # one of those that wait goes on, and ends
+                promoted = max(waiting, key=lambda waits: curve_of(waits)[0])
+                waiting.remove(promoted)
+                study.promote(partial(promoted))
+                result = dataclasses.replace(
+                    result_of(experiment, promoted, curve_of(promoted)[-1]), curve=curve_of(promoted)
+                )
+                folder.append(result)
+                study.tell(result)
+            if reopen:
+                study, folder = study_of(experiment, path, 60)
+        return genomes
+
+    assert run(tmp_path / "cut", reopen=True) == run(tmp_path / "whole", reopen=False)
+
+
 def test_a_result_that_was_recorded_before_a_crash_is_told_to_optuna_after_it(tmp_path: Path) -> None:
     experiment = with_sampler("random")
     study, run = study_of(experiment, tmp_path / "run", 5)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import optuna
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
@@ -28,6 +29,7 @@ from cvt_nas.results import Metric, Status
 from cvt_nas.space import ALL_COST_METRICS, Genome, GenomeSpace
 
 _STUDY_NAME = "cvt-nas"
+_FITTED = "hyperparameters"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +124,9 @@ class Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.set_metric_names(list(self._metrics))
+        if self._surrogate is not None:
+            kept = self._study.user_attrs.get(_FITTED, {})
+            self._surrogate.fitted |= {int(number): np.array(values) for number, values in kept.items()}
         self._orphans: list[FrozenTrial] = []
         self._paused: list[FrozenTrial] = []
         self._exhausted = False
@@ -183,10 +188,18 @@ class Study:
             return self._begin(genome, anchor=name)
         genome = None
         if self._surrogate is not None:
-            genome = self._surrogate.propose(number, self._observations(), self._seen)
+            genome = self._ask_surrogate(self._surrogate, number)
         if genome is None:
             genome = draw_unseen(self._space, self._seen, random.Random(derive_seed(self._seed, number, "proposal")))
         return None if genome is None else self._begin(genome)
+
+    def _ask_surrogate(self, surrogate: Surrogate, number: int) -> Genome | None:
+        num_fitted = len(surrogate.fitted)
+        genome = surrogate.propose(number, self._observations(), self._seen)
+        if len(surrogate.fitted) > num_fitted:  # before the proposal, or a crash would part them
+            latest = sorted(surrogate.fitted)[-2:]  # a trial that is promoted counts no more, until it has ended
+            self._study.set_user_attr(_FITTED, {str(used): surrogate.fitted[used].tolist() for used in latest})
+        return genome
 
     def _observations(self) -> list[Observation]:
         """Of the trials, in the order of their numbers; one that has ended is read once."""

@@ -51,8 +51,12 @@ class Observation:
 class Surrogate:
     """Proposes the genome that promises the largest front.
 
-    What it proposes is a function of the seed, the trial's number and the observations: nothing else is
+    What it proposes is a function of the seed, the trial's number, the observations and `fitted`: nothing else is
     kept from one call to the next but what can be computed again.
+
+    Attributes:
+        fitted: Hyperparameters by the number of observations that they were fitted to, for whoever goes on later: the
+            same number tells more by then, since what was paused may have been trained on.
 
     Args:
         costs: The costs among the objectives.
@@ -73,7 +77,7 @@ class Surrogate:
         logs = self._log_costs(self._costs_of(self._sample))
         self._log_mean, self._log_sd = logs.mean(axis=0), np.maximum(logs.std(axis=0), 1e-9)
         self._prior = _prior_of(space)
-        self._fitted: dict[int, np.ndarray] = {}
+        self.fitted: dict[int, np.ndarray] = {}
         self._table = None if self._every is None else _Candidates.of(self, {g: space.cost(g) for g in self._every})
 
     def propose(self, number: int, observations: Sequence[Observation], seen: set[Genome]) -> Genome | None:
@@ -182,21 +186,20 @@ class Surrogate:
     def _model(self, evaluated: Sequence[Observation]) -> "_Posterior":
         values, noises = final_accuracies(evaluated)
         values = np.maximum(values, np.median(values) - 2 * (values.max() - np.median(values)))
-        # the hyperparameters are those of the first so many observations, so that a resumed search finds them again
         num_used = len(evaluated) // REFIT_EVERY * REFIT_EVERY or len(evaluated)
         features = self.features([o.genome for o in evaluated])
-        if num_used not in self._fitted:
+        if num_used not in self.fitted:
             chosen = np.arange(num_used)
             if num_used > MAX_FITTED:
                 rng = np.random.default_rng((self._seed, num_used))
                 chosen = np.sort(rng.choice(num_used, MAX_FITTED, replace=False))
-            self._fitted[num_used] = _fit_hyperparameters(
+            self.fitted[num_used] = _fit_hyperparameters(
                 features[chosen], values[chosen], noises[chosen], prior=self._prior
             )
         if len(values) > MAX_CONDITIONED:
             kept = self._most_telling(evaluated, values)
             features, values, noises = features[kept], values[kept], noises[kept]
-        return _Posterior.of(features, values, noises, self._fitted[num_used])
+        return _Posterior.of(features, values, noises, self.fitted[num_used])
 
     def _most_telling(self, evaluated: Sequence[Observation], values: np.ndarray) -> np.ndarray:
         """Half of what the model can hold from near the front, half from everywhere."""
