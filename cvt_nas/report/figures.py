@@ -204,7 +204,7 @@ def growth_figure(growth: pd.DataFrame, over: str) -> go.Figure:
     """Hypervolume over one of `GROWTH_AXES`; see `growth_frame`."""
     changes = growth["hypervolume"].diff().fillna(1) != 0
     growth = growth.loc[changes | (growth.index == len(growth) - 1)]  # the line is one of steps
-    greatest = float(growth[over].max())
+    greatest = float(growth[over].to_numpy().max())
     unit, name = (1.0, "") if over == "ended" else (3600.0, "Hours") if greatest >= 3600 else (60.0, "Minutes")
     figure = go.Figure(
         go.Scatter(
