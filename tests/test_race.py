@@ -392,6 +392,7 @@ class TestWithLogicalGpus:
         assert sorted(result.device for result in run.results()) == [f"gpu {index}" for index in range(8)]
         assert started[:8] == ["TrialStarted"] * 8
 
+    @pytest.mark.slow
     def test_a_trial_with_two_gpus_trains_on_two_workers(self, tmp_path: Path) -> None:
         experiment = parse_experiment(
             small_digits(**{"search:": "search: {trials: 1, sampler: random, scheduler: none}"}), "two.yaml"
@@ -607,6 +608,7 @@ def test_an_address_where_no_cluster_answers_is_one_line(small: Experiment, tmp_
 # --- several workers
 
 
+@pytest.mark.slow
 def test_two_workers_train_as_one_with_the_whole_batch(small: Experiment, tmp_path: Path) -> None:
     # without augmentation, which each worker draws for itself, and without batch norm, whose statistics are of a
     # worker's share of the batch
@@ -676,6 +678,7 @@ def test_the_command_searches_on_a_head_that_ray_start_started(tmp_path: Path) -
     assert "trials 2/2" in error
 
 
+@pytest.mark.slow
 def test_a_search_through_ray_s_client_stops_in_order_and_goes_on(tmp_path: Path) -> None:
     space, out = tmp_path / "small.yaml", tmp_path / "run"
     space.write_text(small_digits(**{"search:": "search: {trials: 5, sampler: random, scheduler: none}"}))

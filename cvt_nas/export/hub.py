@@ -59,6 +59,7 @@ def check_repo_id(repo_id: str) -> None:
         ExportError: It is not USER/NAME, or there is no huggingface_hub.
     """
     try:
+        import huggingface_hub  # noqa: F401
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id
     except ImportError as error:
