@@ -124,7 +124,8 @@ class Comparison:
 def _groups(runs: Sequence[RunFolder]) -> tuple[Group, ...]:
     alike: list[tuple[Any, list[RunFolder]]] = []
     for run in runs:
-        settings = _settings_of(run)
+        # a training of one architecture has a search's file, and is no search
+        settings = (_settings_of(run), run.manifest.get("arch_id"), run.manifest["epochs"])
         members = next((members for known, members in alike if known == settings), None)
         if members is None:
             alike.append((settings, [run]))
@@ -132,7 +133,10 @@ def _groups(runs: Sequence[RunFolder]) -> tuple[Group, ...]:
             members.append(run)
     names = [members[0].manifest["name"] for _, members in alike]
     if len(set(names)) < len(names):
-        names = [f"{name}: {_search_of(settings)}" for name, (settings, _) in zip(names, alike, strict=True)]
+        names = [
+            f"{name}: {_search_of(settings) if arch_id is None else f'training of {arch_id}'}"
+            for name, ((settings, arch_id, _), _) in zip(names, alike, strict=True)
+        ]
     names = [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names, start=1)]
     return tuple(
         Group(name=name, runs=tuple(sorted(members, key=lambda run: run.manifest["seed"])))
