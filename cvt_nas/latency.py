@@ -11,6 +11,21 @@ from cvt_nas.errors import RunFolderError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """What the networks of a space are made of.
+
+    Args:
+        embeddings: Stages of any blocks, the channels and the side of the map that they take.
+        blocks: Each with its width, the side of its grid, and whether there is a class token.
+        heads: Width and side of the grid.
+    """
+
+    embeddings: tuple[tuple[StageConfig, int, int], ...]
+    blocks: tuple[tuple[BlockConfig, int, int, bool], ...]
+    heads: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LatencyTable:
     """Times of one image through each part, of which a network's is the sum.
 

@@ -25,7 +25,7 @@ from cvt_nas.arch import (
     head_cost,
 )
 from cvt_nas.errors import ArchError
-from cvt_nas.latency import LatencyTable
+from cvt_nas.latency import LatencyTable, Parts
 
 Genome = tuple[int, ...]
 CostMetric = Literal["params", "flops", "latency_ms"]
@@ -200,21 +200,6 @@ class GenomeSpace(Protocol):
     def all_genomes(self, limit: int) -> list[Genome] | None:
         """One genome for each network, feasible or not; None where there are more than `limit` genomes."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Parts:
-    """What the networks of a space are made of.
-
-    Args:
-        embeddings: Stages of any blocks, the channels and the side of the map that they take.
-        blocks: Each with its width, the side of its grid, and whether there is a class token.
-        heads: Width and side of the grid.
-    """
-
-    embeddings: tuple[tuple[StageConfig, int, int], ...]
-    blocks: tuple[tuple[BlockConfig, int, int, bool], ...]
-    heads: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -520,7 +505,7 @@ class SearchSpace:
                 class_token=stage.class_token,
             )
 
-    def parts(self) -> "Parts":
+    def parts(self) -> Parts:
         """All that its networks are made of."""
         embeddings, blocks = dict[Any, None](), dict[Any, None]()
         states = {(self.num_channels, self.image_size): None}

@@ -26,15 +26,7 @@ def search(options: argparse.Namespace) -> int:
     from cvt_nas.race.events import following
     from cvt_nas.race.progress import ConsoleProgress
     from cvt_nas.race.trackers import check_trackers, trackers
-    from cvt_nas.report import (
-        confirmation_lines,
-        front_table,
-        latency_lines,
-        rank_lines,
-        report_paths,
-        summary,
-        write_report,
-    )
+    from cvt_nas.report import summary, write_report
 
     tracked = {"tensorboard": options.tensorboard, "mlflow": options.mlflow, "wandb": options.wandb}
     check_trackers(**tracked)
@@ -45,15 +37,7 @@ def search(options: argparse.Namespace) -> int:
     @contextmanager
     def progress(run: Any, resources: Any, num_trials: int, deadline: float | None) -> Iterator[Any]:
         console.print(f"{experiment.name}: {num_trials} trials, {resources.describe()}; {run.place}", highlight=False)
-        shown = ConsoleProgress(
-            console,
-            results=run.results(),
-            metrics=run.metrics,
-            box=run.box,
-            num_trials=num_trials,
-            num_epochs=experiment.training.epochs,
-            deadline=deadline,
-        )
+        shown = ConsoleProgress.of(run, console, num_trials=num_trials, deadline=deadline)
         with trackers(run, **tracked, warn=warn) as track, shown:
             yield following(shown, track)
 
@@ -81,13 +65,7 @@ def search(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(summary(run)))
     else:
-        print_front(
-            run,
-            front_table(run),
-            report_paths(run),
-            out,
-            [*latency_lines(run), *confirmation_lines(run), *rank_lines(run)],
-        )
+        print_front(run, out)
     plan, num_left = run.confirm_plan(), len(run.unconfirmed())
     if stop.is_set() and (num_left or num_done < num_trials):
         done = f"{num_done} of {num_trials} trials"
@@ -117,15 +95,7 @@ def supernet(options: argparse.Namespace) -> int:
 
     def progress(alone: Any, resources: Any, num_trials: int, deadline: float | None) -> ConsoleProgress:
         console.print(f"{num_trials} trainings, {resources.describe()}; {alone.path}", highlight=False)
-        return ConsoleProgress(
-            console,
-            results=alone.results(),
-            metrics=alone.metrics,
-            box=alone.box,
-            num_trials=num_trials,
-            num_epochs=alone.manifest["epochs"],
-            deadline=deadline,
-        )
+        return ConsoleProgress.of(alone, console, num_trials=num_trials, deadline=deadline)
 
     with SignalledStop(console) as stop:
         quality = evaluate_supernet(

@@ -188,17 +188,7 @@ def query(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from cvt_nas.report import (
-        confirmation_lines,
-        front_table,
-        latency_lines,
-        rank_lines,
-        report_paths,
-        summary,
-        watch,
-        write_pictures,
-        write_report,
-    )
+    from cvt_nas.report import summary, watch, write_pictures, write_report
     from cvt_nas.results import RunFolder
 
     run, console = RunFolder.open(options.run), Console(stderr=True, soft_wrap=True)
@@ -214,13 +204,7 @@ def report(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(summary(run)))
     else:
-        print_front(
-            run,
-            front_table(run),
-            report_paths(run),
-            options.run,
-            [*latency_lines(run), *confirmation_lines(run), *rank_lines(run)],
-        )
+        print_front(run, options.run)
     for picture in pictures:
         console.print(f"picture: {picture}", highlight=False)
     return 0

@@ -93,7 +93,6 @@ def measure_latency(
         seconds,
         batch_size=batch_size,
         device=device,
-        num_threads=torch.get_num_threads(),
         runtime=f"torch {torch.__version__}",
     )
 
@@ -183,10 +182,8 @@ def time_runs(run: Callable[[], object], *, max_seconds: float, max_runs: int) -
     return times
 
 
-def latency_of(
-    seconds: Sequence[float], *, batch_size: int, device: torch.device, num_threads: int, runtime: str
-) -> Latency:
-    """What was measured, from the times of its runs."""
+def latency_of(seconds: Sequence[float], *, batch_size: int, device: torch.device, runtime: str) -> Latency:
+    """What was measured, from the times of its runs, by a runtime with as many threads as torch has."""
     low, median, high = (float(ms) for ms in np.percentile(1e3 * np.asarray(seconds), [10, 50, 90]))
     return Latency(
         batch_size=batch_size,
@@ -194,7 +191,7 @@ def latency_of(
         p10_ms=low,
         p90_ms=high,
         device=device_name(device),
-        num_threads=num_threads,
+        num_threads=torch.get_num_threads(),
         num_runs=len(seconds),
         runtime=runtime,
     )

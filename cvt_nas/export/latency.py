@@ -64,6 +64,5 @@ def measure_onnx_latency(
         seconds,
         batch_size=batch_size,
         device=device,
-        num_threads=torch.get_num_threads(),
         runtime=f"onnxruntime {onnxruntime.__version__}",
     )

@@ -104,9 +104,11 @@ def search(
             claim_resources(gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device)
         )
         setup = dataclasses.replace(setup, device=resources.device, num_threads=resources.num_threads)
+        check_disk(experiment, place.path, num_trials=num_trials, num_slots=resources.num_slots)
+        if run is None:
+            place.check_new()
         if experiment.goes_by_latency:
             experiment = with_latency(experiment, run, setup, resources, seed=seed)
-        check_disk(experiment, place.path, num_trials=num_trials, num_slots=resources.num_slots)
         if run is None:
             manifest = {
                 **experiment.manifest(seed=seed, num_trials=num_trials),

@@ -18,7 +18,7 @@ from cvt_nas.race.events import (
     TrialPaused,
     TrialStarted,
 )
-from cvt_nas.results import Candidate, HypervolumeBox, Metric, ParetoFront, TrialResult, round_and_trial
+from cvt_nas.results import Candidate, HypervolumeBox, Metric, ParetoFront, RunFolder, TrialResult, round_and_trial
 
 _LINE_EVERY_SECONDS = 10.0
 
@@ -61,6 +61,14 @@ class ConsoleProgress:
         self._phase_started = self._started
         self._front = ParetoFront.of(self._results, metrics)
         self._live: Live | None = None
+
+    @classmethod
+    def of(cls, run: RunFolder, console: Console, *, num_trials: int, deadline: float | None) -> Self:
+        """Of the trials of `run`."""
+        return cls(
+            console, results=run.results(), metrics=run.metrics, box=run.box, num_trials=num_trials,
+            num_epochs=run.manifest["epochs"], deadline=deadline,
+        )  # fmt: skip
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:

@@ -99,16 +99,22 @@ class RunFolder:
         """
         try:
             run = cls.at(place)
-            if (run.path / "manifest.json").exists():
-                raise RunFolderError(
-                    f"{place} holds a run already, with {len(run.results())} of its trials done; "
-                    f"go on with it by --resume, or write elsewhere by --out DIR"
-                )
+            run.check_new()
             run.path.mkdir(parents=True, exist_ok=True)
             write_atomically(run.path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
         except OSError as error:
             raise RunFolderError(f"{place}: cannot be written: {error.strerror or error}") from error
         return run
+
+    def check_new(self) -> None:
+        """Raises:
+        RunFolderError: There is a run in it already.
+        """
+        if (self.path / "manifest.json").exists():
+            raise RunFolderError(
+                f"{self.place} holds a run already, with {len(self.results())} of its trials done; "
+                f"go on with it by --resume, or write elsewhere by --out DIR"
+            )
 
     @classmethod
     def open(cls, place: str | Path) -> Self:
