@@ -82,6 +82,7 @@ class StageConfig:
         embed_dim: Width of the stage's tokens.
         blocks: Its transformer blocks, first to last.
         class_token: Whether a class token joins the tokens; the last stage only.
+        pos_embed: Whether a learned vector is added to each token at its place on the map.
     """
 
     patch_kernel: int
@@ -90,12 +91,14 @@ class StageConfig:
     embed_dim: int
     blocks: tuple[BlockConfig, ...]
     class_token: bool = False
+    pos_embed: bool = False
 
     def __post_init__(self) -> None:
         _check_whole(self, "patch_kernel", "patch_stride", "embed_dim")
         _check_whole(self, "patch_padding", least=0)
-        if not isinstance(self.class_token, bool):
-            raise ArchError(f"class_token: got {self.class_token!r}, must be true or false")
+        for name in ("class_token", "pos_embed"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArchError(f"{name}: got {getattr(self, name)!r}, must be true or false")
         if not self.blocks:
             raise ArchError("blocks: got none, a stage needs at least one")
         for block in self.blocks:
@@ -176,9 +179,11 @@ def arch_to_dict(arch: ArchConfig) -> dict[str, Any]:
     """`arch` as plain JSON values; `arch_from_dict` is the inverse."""
     tree = dataclasses.asdict(arch)
     for stage in tree["stages"]:
+        if not stage["pos_embed"]:  # left out, as is the usual activation: networks keep the ids they had without it
+            del stage["pos_embed"]
         for block in stage["blocks"]:
             block["mlp_ratio"] = float(block["mlp_ratio"])
-            if block["activation"] == "quick_gelu":  # left out, so that networks keep the ids they had without it
+            if block["activation"] == "quick_gelu":
                 del block["activation"]
     return json.loads(json.dumps(tree))
 
@@ -223,6 +228,7 @@ def describe_stages(arch: ArchConfig) -> tuple[str, ...]:
             f"heads {each('num_heads')}, mlp {each('mlp_ratio')}, kernel {each('kernel_size')}, "
             f"kv stride {each('kv_stride')}, {each('projection')}"
             + (f", {each('activation')}" if any(block.activation != "quick_gelu" for block in stage.blocks) else "")
+            + (", position embedding" if stage.pos_embed else "")
         )
     return tuple(lines)
 
@@ -259,6 +265,9 @@ def cvt(
     embed_dims: tuple[int, ...],
     depths: tuple[int, ...],
     num_heads: tuple[int, ...],
+    stem_kernel: int = 7,
+    stem_padding: int = 2,  # 2 in the official files, not 7 // 2
+    class_token: bool = True,
     kv_stride: int = 2,
     image_size: int = 224,
     num_classes: int = 1000,
@@ -269,12 +278,12 @@ def cvt(
         num_classes=num_classes,
         stages=tuple(
             StageConfig(
-                patch_kernel=7 if index == 0 else 3,
+                patch_kernel=stem_kernel if index == 0 else 3,
                 patch_stride=4 if index == 0 else 2,
-                patch_padding=2 if index == 0 else 1,  # 2 in the official files, not 7 // 2
+                patch_padding=stem_padding if index == 0 else 1,
                 embed_dim=dim,
                 blocks=(BlockConfig(num_heads=heads, kv_stride=kv_stride),) * depth,
-                class_token=index == len(embed_dims) - 1,
+                class_token=class_token and index == len(embed_dims) - 1,
             )
             for index, (dim, depth, heads) in enumerate(zip(embed_dims, depths, num_heads, strict=True))
         ),
@@ -286,6 +295,17 @@ NAMED_ARCHS: dict[str, ArchConfig] = {
     "cvt-13": cvt(embed_dims=(64, 192, 384), depths=(1, 2, 10), num_heads=(1, 3, 6)),
     "cvt-21": cvt(embed_dims=(64, 192, 384), depths=(1, 4, 16), num_heads=(1, 3, 6)),
     "cvt-w24": cvt(embed_dims=(192, 768, 1024), depths=(2, 2, 20), num_heads=(3, 12, 16), image_size=384),
+    # model/vit/cvt.py of github.com/pprp/PyTorch-CIFAR-Model-Hub: CvT-13 with another stem kernel and no class token
+    "cvt-13-cifar": cvt(
+        embed_dims=(64, 192, 384),
+        depths=(1, 2, 10),
+        num_heads=(1, 3, 6),
+        stem_kernel=3,
+        stem_padding=1,
+        class_token=False,
+        image_size=32,
+        num_classes=10,
+    ),
 }
 
 
@@ -344,7 +364,7 @@ def block_cost(block: BlockConfig, *, embed_dim: int, grid: int, class_token: bo
     queries, keys = queries_map + class_token, kv_map + class_token
 
     linears = dim * dim * (2 * queries + 2 * keys) + 2 * queries * dim * hidden
-    attention = 2 * queries * keys * dim
+    attention = _attention_flops(block, embed_dim=dim, grid=grid, class_token=class_token)
     norms = 2 * _LAYER_NORM_FLOPS * queries * dim
     params = 4 * (dim * dim + dim) + 2 * dim * hidden + hidden + dim + 4 * dim
     convolutions = 0
@@ -356,17 +376,22 @@ def block_cost(block: BlockConfig, *, embed_dim: int, grid: int, class_token: bo
     return Cost(params=params, flops=linears + attention + norms + convolutions)
 
 
+def _attention_flops(block: BlockConfig, *, embed_dim: int, grid: int, class_token: bool) -> int:
+    """Of the products of queries with keys, and of what comes of them with values."""
+    return 2 * (grid**2 + class_token) * (kv_grid(grid, block) ** 2 + class_token) * embed_dim
+
+
 def mlp_width(embed_dim: int, mlp_ratio: float) -> int:
     """Hidden width of a block's MLP, rounded down as in the official code."""
     return int(embed_dim * mlp_ratio)
 
 
 def embedding_cost(stage: StageConfig, *, in_channels: int, grid: int) -> Cost:
-    """Cost of a stage's convolutional token embedding, with its layer norm and the class token's parameter."""
+    """Cost of a stage's convolutional token embedding, with its layer norm, and what is learned beside it."""
     dim = stage.embed_dim
     weights = dim * in_channels * stage.patch_kernel**2
     return Cost(
-        params=weights + dim + 2 * dim + dim * stage.class_token,
+        params=weights + dim + 2 * dim + dim * stage.class_token + dim * grid**2 * stage.pos_embed,
         flops=weights * grid**2 + _LAYER_NORM_FLOPS * dim * grid**2,
     )
 
@@ -405,3 +430,12 @@ def cost_of(arch: ArchConfig) -> Cost:
         dim=last.embed_dim, grid=arch.grids[-1], class_token=last.class_token, num_classes=arch.num_classes
     )
     return sum(stage_costs(arch), start=head)
+
+
+def attention_flops(arch: ArchConfig) -> int:
+    """FLOPs of attention's two products in all blocks: `cost_of` counts them, and many a paper does not."""
+    return sum(
+        _attention_flops(block, embed_dim=stage.embed_dim, grid=grid, class_token=stage.class_token)
+        for stage, grid in zip(arch.stages, arch.grids, strict=True)
+        for block in stage.blocks
+    )

@@ -75,6 +75,7 @@ def embedding_key(stage: StageConfig, *, in_channels: int, grid: int) -> str:
     return (
         f"embedding {in_channels} to {stage.embed_dim} channels, kernel {stage.patch_kernel}, stride "
         f"{stage.patch_stride}, padding {stage.patch_padding}, grid {grid}"
+        + (", position embedding" if stage.pos_embed else "")
     )
 
 

@@ -46,6 +46,7 @@ class StageSpace:
         per_block: Names of the block choices that each block makes for itself.
         class_token: Whether the stage ends in a class token.
         activation: Of its MLPs.
+        pos_embed: Whether it has a position embedding.
     """
 
     patch_kernel: tuple[int, ...]
@@ -61,6 +62,7 @@ class StageSpace:
     per_block: frozenset[str] = frozenset()
     class_token: bool = False
     activation: Activation = "quick_gelu"
+    pos_embed: bool = False
 
     def padding_of(self, patch_kernel: int) -> int:
         return patch_kernel // 2 if self.patch_padding is None else self.patch_padding
@@ -158,6 +160,7 @@ class _StageReader:
             embed_dim=self._value("embed_dim", part),
             blocks=tuple([self._block_of(block, part) for block in range(self._value("depth", part))]),
             class_token=self._stage.class_token,
+            pos_embed=self._stage.pos_embed,
         )
 
     def canonical(self, part: Genome) -> Genome:
@@ -493,6 +496,15 @@ class SearchSpace:
             least[name], greatest[name] = self._extreme(name, min), self._extreme(name, max)
         return Cost(**least), Cost(**greatest)
 
+    @property
+    def greatest_grids(self) -> tuple[int, ...]:
+        """Side of the greatest token grid that a member has in each stage; not always that of the largest one."""
+        greatest, sides = [], {self.image_size}
+        for stage in self.stages:
+            sides = {some.grid_after(side) for side in sides for some in self._embeddings(stage)}
+            greatest.append(max(sides))
+        return tuple(greatest)
+
     def _embeddings(self, stage: StageSpace) -> Iterator[StageConfig]:
         """Each embedding that a stage may have, with some block."""
         for kernel, stride, dim in itertools.product(stage.patch_kernel, stage.patch_stride, stage.embed_dim):
@@ -503,6 +515,7 @@ class SearchSpace:
                 embed_dim=dim,
                 blocks=(BlockConfig(),),
                 class_token=stage.class_token,
+                pos_embed=stage.pos_embed,
             )
 
     def parts(self) -> Parts:

@@ -1,8 +1,8 @@
 """One set of weights for every architecture of a space.
 
 A subnet's weights are cuts of the supernet's: the first channels, hidden units and blocks, and the centre of each
-kernel. Strides and the number of heads have no weights. The forward pass of a subnet is that of the plain `CvT`, with
-the cuts in place of its own weights, so that the two cannot differ.
+kernel and grid of positions. Strides and the number of heads have no weights. The forward pass of a subnet is that of
+the plain `CvT`, with the cuts in place of its own weights, so that the two cannot differ.
 
 Sources: Yu et al. 2020, arXiv:2003.11142, one set of weights that is trained at every size at once; Chen et al. 2021,
 arXiv:2107.00651, shared so between transformers.
@@ -21,7 +21,7 @@ from torch.distributed.nn.functional import all_reduce
 
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.errors import ArchError
-from cvt_nas.model import Block, ConvEmbed, ConvProjection, CvT, forward_stage, forward_stages
+from cvt_nas.model import Block, ConvEmbed, ConvProjection, CvT, forward_stage, forward_stages, resized_positions
 from cvt_nas.space import SearchSpace
 
 NormChoice = Literal["kv_stride", "kernel_size"]
@@ -64,6 +64,10 @@ class Supernet(nn.Module):
         super().__init__()
         self.largest = space.largest
         self.shared = CvT(self.largest, drop_path=drop_path)
+        for index, side in enumerate(space.greatest_grids):
+            embedding: Any = self.shared.get_submodule(f"stage{index}.patch_embed")
+            if embedding.pos_embed is not None:
+                embedding.pos_embed = nn.Parameter(resized_positions(embedding.pos_embed.detach(), (side, side)))
         self._drop_path = [drop_path] * len(space.stages) if isinstance(drop_path, int | float) else list(drop_path)
         self._drop_path_on_all, self._own_norms = drop_path_on_all, frozenset(own_norms)
         self._sync_batch_norm = sync_batch_norm
@@ -138,19 +142,21 @@ class Supernet(nn.Module):
         channels = (arch.num_channels, *(stage.embed_dim for stage in arch.stages))
         self._hollow_models[arch] = _HollowModel(
             stages=[
-                self._hollow_stage(index, stage, channels[index], rates[index])
-                for index, stage in enumerate(arch.stages)
+                self._hollow_stage(index, stage, channels[index], grid, rates[index])
+                for index, (stage, grid) in enumerate(zip(arch.stages, arch.grids, strict=True))
             ],
             norm=self._hollow("norm", None, nn.LayerNorm, channels[-1]),
             head=self._hollow("head", None, nn.Linear, channels[-1], arch.num_classes),
         )
         return self._hollow_models[arch]
 
-    def _hollow_stage(self, index: int, stage: StageConfig, in_channels: int, drop_path: float) -> "_HollowStage":
+    def _hollow_stage(
+        self, index: int, stage: StageConfig, in_channels: int, grid: int, drop_path: float
+    ) -> "_HollowStage":
         name, width, last = f"stage{index}", stage.embed_dim, max(len(stage.blocks) - 1, 1)
         embedding = replace(stage, blocks=(BlockConfig(),))  # in which the blocks have no part
         token = f"{name}.cls_token"
-        patch_embed = self._hollow(f"{name}.patch_embed", None, ConvEmbed, embedding, in_channels)
+        patch_embed = self._hollow(f"{name}.patch_embed", None, ConvEmbed, embedding, in_channels, grid)
         blocks = []
         for number, block in enumerate(stage.blocks):
             arguments = (block, width, stage.class_token, drop_path * number / last)
@@ -345,7 +351,7 @@ class _HollowModel:
 
 
 def _index_of(shape: torch.Size, whole: torch.Size) -> tuple[slice, ...] | None:
-    """First channels, and the centre of a kernel; None where nothing is cut off."""
+    """First channels, and the centre of a kernel or a grid of positions; None where nothing is cut off."""
     if shape == whole:
         return None
     starts = [(outer - inner) // 2 if axis >= 2 and len(shape) == 4 else 0

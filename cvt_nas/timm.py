@@ -110,7 +110,7 @@ class TimmCvT(CvT):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters without weight decay, beside the vectors that timm leaves out by itself."""
-        return {name for name, _ in self.named_parameters() if name.endswith("cls_token")}
+        return {name for name, _ in self.named_parameters() if name.endswith(("cls_token", "pos_embed"))}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Which parameters make a layer, for learning rates that fall from layer to layer."""

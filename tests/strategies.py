@@ -37,6 +37,7 @@ def archs(draw: st.DrawFn) -> ArchConfig:
                 embed_dim=embed_dim,
                 blocks=tuple(draw(st.lists(blocks(embed_dim), min_size=1, max_size=3))),
                 class_token=index == num_stages - 1 and draw(st.booleans()),
+                pos_embed=draw(st.booleans()),
             )
         )
     sizes = []
@@ -78,6 +79,7 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
             projection=draw(_options(["dw_bn", "linear"])),
             per_block=frozenset(draw(st.lists(st.sampled_from(BLOCK_CHOICES), max_size=1, unique=True))),
             class_token=index == num_stages - 1,
+            pos_embed=draw(st.booleans()),
         )
         for index in range(num_stages)
     )

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given, settings
 
 from cvt_nas import cost_of, load_arch
-from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, arch_from_dict, arch_to_dict, cvt, save_arch, stage_costs
+from cvt_nas.arch import (
+    ArchConfig,
+    BlockConfig,
+    StageConfig,
+    arch_from_dict,
+    arch_to_dict,
+    attention_flops,
+    cvt,
+    save_arch,
+    stage_costs,
+)
 from cvt_nas.engine import fvcore_cost
 from cvt_nas.errors import ArchError
 from cvt_nas.model import build_model
@@ -34,6 +44,21 @@ def test_cost_equals_the_official_model(name: str, image_size: int, params: int,
 def test_cvt_13_with_kv_stride_1_costs_what_fvcore_counts_on_the_official_model() -> None:
     arch = cvt(embed_dims=(64, 192, 384), depths=(1, 2, 10), num_heads=(1, 3, 6), kv_stride=1)
     assert round(cost_of(arch).flops / 1e9, 3) == 6.665
+
+
+def test_attention_is_what_fvcore_counts_of_it_on_the_official_model() -> None:
+    assert attention_flops(load_arch("cvt-13")) == 508_365_824
+
+
+def test_cvt_13_for_cifar_differs_from_cvt_13_by_its_stem_class_token_and_head() -> None:
+    # the published run's 19.55 M parameters and 82 M multiply-adds are of another CvT code, in which keys and values
+    # share a convolution and have no biases
+    arch, published = load_arch("cvt-13-cifar"), load_arch("cvt-13")
+    assert arch.grids == (8, 4, 2)
+    stem, head = 3 * 64 * (7**2 - 3**2), (384 + 1) * (1000 - 10)
+    assert cost_of(published).params - cost_of(arch).params == stem + head + 384
+    assert cost_of(arch).params == pytest.approx(19.55e6, rel=0.005)
+    assert cost_of(arch).flops == pytest.approx(82e6, rel=0.01)
 
 
 def test_fvcore_counts_on_our_cvt_13_what_it_counts_on_the_official_one() -> None:
@@ -116,7 +141,9 @@ def test_load_arch_reads_names_files_and_folders(tmp_path: Path) -> None:
 
 
 def test_load_arch_says_what_it_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(ArchError, match="cvt-14: neither one of cvt-13, cvt-21, cvt-w24 nor a file arch.json"):
+    with pytest.raises(
+        ArchError, match="cvt-14: neither one of cvt-13, cvt-21, cvt-w24, cvt-13-cifar nor a file arch.json"
+    ):
         load_arch("cvt-14")
     broken = tmp_path / "arch.json"
     broken.write_text('{"image_size": 8,}')

@@ -47,12 +47,20 @@ def test_profile_prints_the_names_that_scripts_rely_on(capsys: pytest.CaptureFix
     assert [set(stage) >= {"params", "flops"} for stage in result["stages"]] == [True] * 3
     assert sum(stage["params"] for stage in result["stages"]) < result["params"]
     assert len(result["arch_id"]) == 10
+    assert [(model["name"], model["accuracy"]) for model in result["published"]] == [
+        ("CvT-13", 0.83),
+        ("CvT-13", 0.833),
+    ]
 
 
 def test_profile_for_people_shows_each_stage_and_the_total(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "profile", "cvt-13").splitlines()
     assert "stage 1: 28x28 tokens, width 192, depth 2, heads 3, mlp 4, kernel 3, kv stride 2, dw_bn" in lines[1]
     assert "19,997,480 and 4,584,569,216" in lines[3]
+    assert "4.08G FLOPs" in lines[4]
+    assert lines[5:] == [
+        "published: 20 M params, 4.5 G FLOPs, 81.6 % top-1 on ImageNet (ImageNet-1k, arXiv:2103.15808 Table 3)"
+    ]
 
 
 def test_space_prints_size_range_and_share(capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,7 +211,7 @@ def test_train_refuses_an_architecture_that_the_data_does_not_fit(capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("profile", "cvt-14"), "cvt-14: neither one of cvt-13, cvt-21, cvt-w24 nor a file arch.json"),
+        (("profile", "cvt-14"), "cvt-14: neither one of cvt-13, cvt-21, cvt-w24, cvt-13-cifar nor a file arch.json"),
         (("profile", "nowhere:abc"), "nowhere:abc: nowhere holds no run"),
         (("report", "nowhere"), "nowhere holds no run: no manifest.json in it"),
         (("space", "nowhere.yaml"), "nowhere.yaml: cannot be read: No such file or directory"),

@@ -287,6 +287,16 @@ def test_settings_without_effect_are_named() -> None:
     )
 
 
+def test_mean_pooling_leaves_no_class_token_and_a_stage_may_have_positions() -> None:
+    text = BASE.replace("  num_classes: 10\n", "  num_classes: 10\n  pool: mean\n", 1)
+    text = text.replace("      depth: [1, 2, 3]\n", "      depth: [1, 2, 3]\n      pos_embed: true\n", 1)
+    last = parse_experiment(text, "my.yaml").space.largest.stages
+    assert not any(stage.class_token for stage in last)
+    assert [stage.pos_embed for stage in last] == [False, False, True]
+    usual = parse_experiment(BASE, "my.yaml").space.largest.stages
+    assert [stage.class_token for stage in usual] == [False, False, True]
+
+
 def test_per_block_choices_have_a_gene_for_each_block() -> None:
     text = base_with("      kernel_size: 3\n", "      kernel_size: 3\n      per_block: [kv_stride]\n")
     names = [gene.name for gene in parse_experiment(text, "my.yaml").space.genes]

@@ -276,12 +276,15 @@ def test_the_learning_rate_begins_at_its_peak_again_after_each_restart() -> None
     assert found == pytest.approx([0, 1, 0.5, 0, 1, 0.5, 1, 0.5, 0], abs=1e-5)
 
 
-def test_weight_decay_spares_norms_biases_and_the_class_token() -> None:
-    model = build_model(tiny_arch())
+def test_weight_decay_spares_norms_biases_class_token_and_positions() -> None:
+    arch = tiny_arch()
+    model = build_model(
+        dataclasses.replace(arch, stages=tuple(dataclasses.replace(stage, pos_embed=True) for stage in arch.stages))
+    )
     optimizer = optimizer_of(model, training(weight_decay=0.3), CPU)
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        spared = name.endswith((".bias", "cls_token")) or ".bn." in name or "norm" in name
+        spared = name.endswith((".bias", "cls_token", "pos_embed")) or ".bn." in name or "norm" in name
         assert decay[id(parameter)] == (0.0 if spared else 0.3), name
 
 

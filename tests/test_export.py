@@ -132,6 +132,10 @@ def varied(**changes: Any) -> ArchConfig:
         (varied(activation="quick_gelu"), "activation quick_gelu"),
         (load_arch("cvt-13"), "activation quick_gelu"),
         (
+            dataclasses.replace(GELU, stages=(dataclasses.replace(GELU.stages[0], pos_embed=True), *GELU.stages[1:])),
+            "stage 0: position embedding, it has none",
+        ),
+        (
             dataclasses.replace(
                 GELU,
                 stages=(
@@ -145,7 +149,7 @@ def varied(**changes: Any) -> ArchConfig:
             "stage 0: projection avg, it has dw_bn alone; stage 1: depth 1, it needs more than 1",
         ),
     ],
-    ids=["strides", "ratios", "one activation", "cvt-13", "projection and depth"],
+    ids=["strides", "ratios", "one activation", "cvt-13", "positions", "projection and depth"],
 )
 def test_what_transformers_cannot_be_is_refused_with_the_reason(arch: ArchConfig, reason: str) -> None:
     assert reason in "; ".join(misfits(CvT(arch)))

@@ -10,7 +10,15 @@ from cvt_nas import build_model, load_arch, load_model
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.errors import ArchError
 from cvt_nas.export.hugging_face import config_of
-from cvt_nas.model import ConvProjection, drop_path, hugging_face_name, probe_error, read_weights, save_model
+from cvt_nas.model import (
+    ConvProjection,
+    drop_path,
+    hugging_face_name,
+    initialise,
+    probe_error,
+    read_weights,
+    save_model,
+)
 from strategies import archs, per_stage
 
 NON_STANDARD = {
@@ -115,6 +123,44 @@ def test_every_architecture_builds_and_keeps_a_batch_of_one(arch: ArchConfig) ->
 def test_weights_fit_images_of_another_size_and_shape() -> None:
     model = build_model(NON_STANDARD["mixed kernels and strides"]).eval()
     assert model(torch.randn(2, 3, 96, 80)).shape == (2, 10)
+
+
+def with_positions(arch: ArchConfig, *stages: int) -> ArchConfig:
+    return dataclasses.replace(
+        arch,
+        stages=tuple(dataclasses.replace(stage, pos_embed=index in stages) for index, stage in enumerate(arch.stages)),
+    )
+
+
+def test_a_position_embedding_tells_equal_tokens_apart() -> None:
+    torch.manual_seed(0)
+    arch = with_positions(NON_STANDARD["mixed kernels and strides"], 1)
+    embedding = build_model(arch).get_submodule("stage1.patch_embed")
+    tokens, _ = embedding(torch.zeros(1, arch.stages[0].embed_dim, arch.grids[0], arch.grids[0]))
+    positions = embedding.get_parameter("pos_embed")
+    assert positions.std().item() == pytest.approx(0.02, rel=0.2)
+    assert len(tokens.unique(dim=1)[0]) == tokens.shape[1] == arch.grids[1] ** 2
+
+
+def test_a_position_embedding_is_interpolated_to_other_images_and_to_other_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    arch = with_positions(NON_STANDARD["mixed kernels and strides"], 0, 2)
+    larger, images = (
+        arch.with_image_size(2 * arch.image_size),
+        torch.randn(2, 3, 2 * arch.image_size, 2 * arch.image_size),
+    )
+    model = build_model(arch).eval()
+    moved = build_model(larger).eval()
+    moved.load_state_dict(model.state_dict())
+    assert moved.get_parameter("stage0.patch_embed.pos_embed").shape[2:] == (larger.grids[0],) * 2
+    torch.testing.assert_close(moved(images), model(images))
+    assert model(torch.randn(2, 3, 96, 80)).shape == (2, 10)
+
+    save_model(model, tmp_path / "small")
+    notes = initialise(fresh := build_model(larger).eval(), tmp_path / "small")
+    side, wider = arch.grids[2], larger.grids[2]
+    assert f"stage2.patch_embed.pos_embed: interpolated from a grid of {side} x {side} to {wider} x {wider}" in notes
+    torch.testing.assert_close(fresh(images), model(images))
 
 
 def test_the_number_of_heads_changes_the_answer_but_no_weight() -> None:

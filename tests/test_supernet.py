@@ -108,6 +108,13 @@ def test_subnets_share_what_they_have_in_common() -> None:
     assert torch.equal(ours, theirs[:8, :, 1:4, 1:4])
 
 
+def test_a_smaller_grid_has_the_positions_in_the_middle_of_the_largest() -> None:
+    stages = (dataclasses.replace(STAGE, patch_stride=(1, 2), pos_embed=True), SPACE.stages[1])
+    supernet = randomised(Supernet(dataclasses.replace(SPACE, stages=stages)))
+    small = supernet.state_of(dataclasses.replace(SPACE, stages=stages).smallest)["stage0.patch_embed.pos_embed"]
+    assert torch.equal(small, supernet.shared.get_parameter("stage0.patch_embed.pos_embed")[:, :8, 4:12, 4:12])
+
+
 def test_kernel_maps_begin_as_the_identity_and_are_learned() -> None:
     torch.manual_seed(0)
     plain = Supernet(SPACE)

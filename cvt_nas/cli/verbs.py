@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,14 @@ def _arch_of(text: str) -> tuple[Any, Any]:
 
 
 def profile(options: argparse.Namespace) -> int:
-    from cvt_nas.arch import cost_of, describe_stages, stage_costs
-    from cvt_nas.report import short
+    from cvt_nas.arch import attention_flops, cost_of, describe_stages, stage_costs
+    from cvt_nas.report import published_as, short
 
     arch, _ = _arch_of(options.arch)
     if options.image_size is not None:
         arch = arch.with_image_size(options.image_size)
-    total, stages = cost_of(arch), stage_costs(arch)
+    total, stages, published = cost_of(arch), stage_costs(arch), published_as(arch)
+    without_attention = total.flops - attention_flops(arch)
     latency = _latency(arch, options)
     if options.json:
         result = {
@@ -66,6 +68,8 @@ def profile(options: argparse.Namespace) -> int:
             "image_size": arch.image_size,
             "params": total.params,
             "flops": total.flops,
+            "flops_without_attention": without_attention,
+            "published": [asdict(model) for model in published],
             "stages": [
                 {
                     "params": cost.params,
@@ -84,7 +88,10 @@ def profile(options: argparse.Namespace) -> int:
         print(f"{short(cost.params):>7} params {short(cost.flops):>7} FLOPs  {line}")
     print(f"{short(total.params):>7} params {short(total.flops):>7} FLOPs  in total at {arch.image_size} x "
           f"{arch.image_size}, head included: {total.params:,} and {total.flops:,}")  # fmt: skip
-    print("A multiply-add is one FLOP; attention's products and norms are counted, as fvcore does.")
+    print("A multiply-add is one FLOP; norms and attention's two products are counted, as fvcore does. Without those "
+          f"products, which some papers leave out: {short(without_attention)} FLOPs.")  # fmt: skip
+    for model in published:
+        print(f"published: {model.line}")
     if latency is not None:
         from cvt_nas.engine.latency import latency_line
 

@@ -259,8 +259,6 @@ def _check_stages(space: SpaceSection, reader: Reader) -> None:
             number = math.prod(len(getattr(section, choice)) for choice in choices)
             if number > _MAX_COMBINATIONS:
                 reader.add(key, f"{number:,} combinations of {', '.join(choices)}, must be at most {_MAX_COMBINATIONS}")
-        if section.class_token and index < len(space.stages) - 1:
-            reader.add((*key, "class_token"), "got true, only the last stage can have a class token")
         for name in section.per_block:
             if len(getattr(section, name)) == 1:
                 reader.add((*key, "per_block"), f"got {name}, which is fixed in this stage; give it a list")
@@ -344,8 +342,9 @@ def _space_of(file: SpaceFile, reader: Reader) -> SearchSpace:
                     mlp_ratio=tuple(section.mlp_ratio),
                     projection=tuple(section.projection),
                     per_block=frozenset(section.per_block),
-                    class_token=index == last if section.class_token is None else section.class_token,
+                    class_token=file.space.pool == "class_token" and index == last,
                     activation=file.space.activation,
+                    pos_embed=section.pos_embed,
                 )
                 for index, section in enumerate(file.space.stages)
             ),

@@ -73,7 +73,7 @@ class StageSection:
     per_block: list[Literal["kv_stride", "kernel_size", "num_heads", "mlp_ratio", "projection"]] = field(
         default_factory=list
     )
-    class_token: bool | None = None
+    pos_embed: bool = False
 
 
 @validated(config=_STRICT, frozen=True, kw_only=True)
@@ -85,6 +85,7 @@ class SpaceSection:
         num_channels: 1 for grey images, 3 for colour.
         activation: Of all MLPs: `quick_gelu` as in the official CvT, or `gelu` as in transformers' port, so that what
             is found can be exported to it.
+        pool: What the head sees: `class_token`, which the last stage then has, or the `mean` of its tokens.
         stages: First to last; a scalar is fixed, a list is a choice.
     """
 
@@ -92,6 +93,7 @@ class SpaceSection:
     num_channels: Size = 3
     num_classes: Annotated[int, Field(ge=1, le=2**20)]
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    pool: Literal["class_token", "mean"] = "class_token"
     stages: Annotated[list[StageSection], _FEW]
 
 

@@ -117,8 +117,9 @@ def measure_table(space: SearchSpace, *, device: torch.device, seed: int = 0) ->
     times: dict[str, float] = {}
     for stage, channels, side in parts.embeddings:
         images = torch.randn(1, channels, side, side).contiguous(memory_format=torch.channels_last)
-        key = embedding_key(stage, in_channels=channels, grid=stage.grid_after(side))
-        times[key] = _part_us(ConvEmbed(stage, channels), (images,), device)
+        grid = stage.grid_after(side)
+        key = embedding_key(stage, in_channels=channels, grid=grid)
+        times[key] = _part_us(ConvEmbed(stage, channels, grid), (images,), device)
     for block, dim, grid, token in parts.blocks:
         tokens = torch.randn(1, grid**2 + token, dim)
         key = block_key(block, embed_dim=dim, grid=grid, class_token=token)

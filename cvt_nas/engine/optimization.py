@@ -50,10 +50,13 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def optimizer_of(model: nn.Module, training: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
-    """Weight decay on matrices and kernels only: not on norms, biases, the class token, and maps near the identity."""
+    """Weight decay on matrices and kernels only: not on norms, biases, the class token, positions, and maps near the
+    identity."""
 
     def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-        return parameter.ndim > 1 and not name.endswith("cls_token") and not name.startswith("kernel_maps.")
+        return (
+            parameter.ndim > 1 and not name.endswith(("cls_token", "pos_embed")) and not name.startswith("kernel_maps.")
+        )
 
     named = list(model.named_parameters())
     decayed = [parameter for name, parameter in named if is_decayed(name, parameter)]

@@ -35,6 +35,8 @@ def misfits(model: CvT) -> list[str]:
         ]
         if first.projection != "dw_bn":
             found.append(f"stage {index}: projection {first.projection}, it has dw_bn alone")
+        if stage.pos_embed:
+            found.append(f"stage {index}: position embedding, it has none")
         if len(stage.blocks) <= index:
             found.append(f"stage {index}: depth {len(stage.blocks)}, it needs more than {index}")
     if any(block.activation != "gelu" for stage in model.arch.stages for block in stage.blocks):

@@ -10,6 +10,7 @@ from cvt_nas.model.network import (
     drop_path,
     forward_stage,
     forward_stages,
+    resized_positions,
 )
 from cvt_nas.model.weights import hugging_face_name, initialise, official_name, read_weights, weights_file
 
@@ -29,6 +30,7 @@ __all__ = [
     "probe_error",
     "probe_logits",
     "read_weights",
+    "resized_positions",
     "save_model",
     "weights_file",
     "write_weights",

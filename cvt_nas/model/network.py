@@ -8,6 +8,7 @@ Source: Wu et al. 2021, arXiv:2103.15808. Names in the state dict are those of t
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -28,18 +29,39 @@ def drop_path(x: Float[Tensor, "batch tokens channels"], rate: float) -> Float[T
 
 
 class ConvEmbed(nn.Module):
-    """Convolutional token embedding: a strided convolution over the map, then a layer norm over each token."""
+    """Convolutional token embedding: a strided convolution over the map, then a layer norm over each token.
 
-    def __init__(self, stage: StageConfig, in_channels: int) -> None:
+    A position embedding, where the stage has one, is of a grid of side `grid`; to maps and weights of other sizes it is
+    interpolated. Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.2.
+    """
+
+    def __init__(self, stage: StageConfig, in_channels: int, grid: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, stage.embed_dim, stage.patch_kernel, stage.patch_stride, stage.patch_padding)
         self.norm = nn.LayerNorm(stage.embed_dim)
+        self.pos_embed = nn.Parameter(torch.zeros(1, stage.embed_dim, grid, grid)) if stage.pos_embed else None
+        self.register_load_state_dict_pre_hook(_resize_saved_positions)
 
     def forward(
         self, images: Float[Tensor, "batch in_channels height width"]
     ) -> tuple[Float[Tensor, "batch tokens channels"], tuple[int, int]]:
         maps = self.proj(images)
-        return self.norm(rearrange(maps, "b c h w -> b (h w) c")), (maps.shape[2], maps.shape[3])
+        tokens = self.norm(rearrange(maps, "b c h w -> b (h w) c"))
+        if self.pos_embed is not None:
+            tokens = tokens + rearrange(resized_positions(self.pos_embed, maps.shape[2:]), "b c h w -> b (h w) c")
+        return tokens, (maps.shape[2], maps.shape[3])
+
+
+def resized_positions(positions: Float[Tensor, "1 channels height width"], sides: Sequence[int]) -> Tensor:
+    if positions.shape[2:] == tuple(sides):
+        return positions
+    return F.interpolate(positions, size=tuple(sides), mode="bicubic", align_corners=False)
+
+
+def _resize_saved_positions(module: "ConvEmbed", state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    saved = state.get(f"{prefix}pos_embed")
+    if module.pos_embed is not None and saved is not None and saved.ndim == 4:
+        state[f"{prefix}pos_embed"] = resized_positions(saved, module.pos_embed.shape[2:])
 
 
 class ConvProjection(nn.Module):
@@ -159,9 +181,9 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """A token embedding and its blocks."""
 
-    def __init__(self, stage: StageConfig, in_channels: int, drop_path_rate: float) -> None:
+    def __init__(self, stage: StageConfig, in_channels: int, grid: int, drop_path_rate: float) -> None:
         super().__init__()
-        self.patch_embed = ConvEmbed(stage, in_channels)
+        self.patch_embed = ConvEmbed(stage, in_channels, grid)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, stage.embed_dim)) if stage.class_token else None
         last = max(len(stage.blocks) - 1, 1)
         self.blocks = nn.ModuleList(
@@ -194,7 +216,8 @@ class CvT(nn.Module):
     """Convolutional vision transformer.
 
     Args:
-        arch: What to build. The weights fit images of any size that leaves a token in every stage.
+        arch: What to build. The weights fit images of any size that leaves a token in every stage; a position
+            embedding is interpolated to them.
         drop_path: Rate of each stage's last block; it rises linearly from 0 within the stage. One
             number holds for every stage.
 
@@ -209,8 +232,8 @@ class CvT(nn.Module):
             raise ValueError(f"drop_path: got {len(rates)} rates, must be one for each of {len(arch.stages)} stages")
         self.arch = arch
         channels = (arch.num_channels, *(stage.embed_dim for stage in arch.stages))
-        for index, stage in enumerate(arch.stages):
-            self.add_module(f"stage{index}", Stage(stage, channels[index], rates[index]))
+        for index, (stage, grid) in enumerate(zip(arch.stages, arch.grids, strict=True)):
+            self.add_module(f"stage{index}", Stage(stage, channels[index], grid, rates[index]))
         self.norm = nn.LayerNorm(channels[-1])
         self.head = nn.Linear(channels[-1], arch.num_classes)
         self.apply(_init_weights)
@@ -243,12 +266,14 @@ def forward_stages(
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Truncated normals of deviation 0.02 in linears and the class token; convolutions keep torch's default."""
+    """Truncated normals of deviation 0.02 in linears, class token and positions; convolutions keep torch's default."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
     elif isinstance(module, Stage) and module.cls_token is not None:
         nn.init.trunc_normal_(module.cls_token, std=0.02)
+    elif isinstance(module, ConvEmbed) and module.pos_embed is not None:
+        nn.init.trunc_normal_(module.pos_embed, std=0.02)
 
 
 def build_model(arch: ArchConfig, *, drop_path: float | Sequence[float] = 0.0) -> CvT:

@@ -17,7 +17,7 @@ from torch import Tensor
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, load_arch, mlp_width
 from cvt_nas.errors import ArchError
 from cvt_nas.model.files import load_model
-from cvt_nas.model.network import CvT
+from cvt_nas.model.network import CvT, resized_positions
 
 _MAX_MISFITS = 8  # lines
 _PORT_ACTIVATION = (
@@ -115,6 +115,11 @@ def initialise(model: CvT, path: str | Path) -> tuple[str, ...]:
     if _is_of_other_classes(state, own):
         notes.append(f"the head begins afresh: {model.arch.num_classes} classes instead of {len(state['head.bias'])}")
         state = {**state, **{name: own[name] for name in ("head.weight", "head.bias")}}
+    for name in (name for name in own if name.endswith(".pos_embed") and name in state):
+        ours, theirs = own[name].shape, state[name].shape
+        if len(theirs) == 4 and theirs[:2] == ours[:2] and theirs != ours:
+            notes.append(f"{name}: interpolated from a grid of {theirs[2]} x {theirs[3]} to {ours[2]} x {ours[3]}")
+            state = {**state, name: resized_positions(state[name], ours[2:])}
     if misfits := _misfits(state, own):
         raise ArchError("\n    ".join([f"{path}: does not fit the architecture {model.arch.id}:", *misfits]))
     try:
@@ -256,6 +261,7 @@ def _arch_of_state(state: Mapping[str, Tensor]) -> ArchConfig:
                 embed_dim=width,
                 blocks=tuple(blocks),
                 class_token=f"{name}.cls_token" in state,
+                pos_embed=f"{name}.patch_embed.pos_embed" in state,
             )
         )
     channels, classes = state["stage0.patch_embed.proj.weight"].shape[1], len(state["head.weight"])

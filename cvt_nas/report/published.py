@@ -4,6 +4,7 @@ import csv
 from dataclasses import dataclass
 from importlib import resources
 
+from cvt_nas.arch import NAMED_ARCHS, ArchConfig
 from cvt_nas.results import RunFolder
 
 
@@ -28,10 +29,24 @@ class PublishedModel:
     accuracy: float
     source: str
 
+    @property
+    def line(self) -> str:
+        flops = "" if self.flops is None else f", {self.flops / 1e9:g} G FLOPs"
+        accuracy = f"{100 * self.accuracy:.1f} % top-1 on ImageNet"
+        return f"{self.params / 1e6:g} M params{flops}, {accuracy} ({self.pretraining}, {self.source})"
+
 
 def published_beside(run: RunFolder) -> tuple[PublishedModel, ...]:
     """Those that a run's accuracies compare with; none of another data set."""
     return published_models() if run.manifest.get("dataset") == "imagenet" else ()
+
+
+def published_as(arch: ArchConfig) -> tuple[PublishedModel, ...]:
+    """Those that are `arch`, at its image size."""
+    names = {name for name, named in NAMED_ARCHS.items() if named.with_image_size(arch.image_size) == arch}
+    return tuple(
+        model for model in published_models() if model.name.lower() in names and model.image_size == arch.image_size
+    )
 
 
 def published_models() -> tuple[PublishedModel, ...]:
