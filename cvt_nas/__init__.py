@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cvt_nas.arch import ArchConfig, Cost, cost_of, load_arch
-    from cvt_nas.config import Experiment, load_experiment
+    from cvt_nas.config import Experiment, load_experiment, load_recipe
     from cvt_nas.engine.latency import measure_latency
     from cvt_nas.errors import CvtNasError
+    from cvt_nas.evaluate import evaluate_model
     from cvt_nas.export import export as export_model
     from cvt_nas.model import build_model, load_model
     from cvt_nas.race import search
@@ -33,12 +34,14 @@ _HOME = {  # of each name its module, and there its name
     "TrialResult": ("results", "TrialResult"),
     "build_model": ("model", "build_model"),
     "cost_of": ("arch", "cost_of"),
+    "evaluate_model": ("evaluate", "evaluate_model"),
     "evaluate_supernet": ("race.quality", "evaluate_supernet"),
     "export_model": ("export", "export"),
     "front_frame": ("report", "front_frame"),
     "load_arch": ("arch", "load_arch"),
     "load_experiment": ("config", "load_experiment"),
     "load_model": ("model", "load_model"),
+    "load_recipe": ("config", "load_recipe"),
     "measure_latency": ("engine.latency", "measure_latency"),
     "query": ("race.query", "query"),
     "search": ("race", "search"),
@@ -60,12 +63,14 @@ __all__ = [
     "TrialResult",
     "build_model",
     "cost_of",
+    "evaluate_model",
     "evaluate_supernet",
     "export_model",
     "front_frame",
     "load_arch",
     "load_experiment",
     "load_model",
+    "load_recipe",
     "measure_latency",
     "query",
     "search",

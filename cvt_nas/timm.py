@@ -8,6 +8,10 @@ A script that does not import this module is run by one that does:
 
     python -c "import cvt_nas.timm, runpy; runpy.run_path('train.py', run_name='__main__')" DATA --model cvt_13
 
+An official checkpoint of 1,000 classes is given as `--pretrained --model-kwargs "pretrained_cfg_overlay={'file':
+'CvT-13-224x224-IN-1k.pth'}"`, which lets `--num-classes` differ. `--torchscript` cannot read the shapes in the
+signatures of these modules; `--torchcompile` can.
+
 What timm asks of a model is taken from timm 1.0.31, models/_builder.py, models/_features.py and optim/_param_groups.py.
 """
 

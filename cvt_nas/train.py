@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cvt_nas.arch import ArchConfig, cost_of
-from cvt_nas.config import Experiment
-from cvt_nas.data import ImageData
+from cvt_nas.config import Experiment, load_recipe
+from cvt_nas.data import ImageData, find_data, shape_of
 from cvt_nas.engine import TrainingSetup, drop_checkpoints, evaluate, progress_reports
 from cvt_nas.engine.optimization import checkpoint_before
 from cvt_nas.errors import ArchError, ResourceError, RunFolderError
@@ -76,6 +76,34 @@ def train(
         return _train_once(
             arch, experiment, run, setup, images, num_workers=num_workers, seed=seed, on_report=on_report
         )
+
+
+def recipe_for(name: str, data: str | Path | None) -> tuple[Experiment, Path | None]:
+    """The recipe of a published network for other images, and the folder of these.
+
+    Its only architecture, `experiment.space.largest`, has the channels and classes of the images, and sees them at the
+    size of the published one.
+
+    Args:
+        name: See `load_recipe`.
+        data: See `find_data`; None for the data set of the recipe.
+
+    Raises:
+        CvtNasError: There is no such recipe, or no such data set.
+    """
+    experiment = load_recipe(name)
+    if data is None:
+        return experiment, None
+    space, (dataset, root) = experiment.space, find_data(data)
+    channels, num_classes = shape_of(dataset, root)
+    if dataset == "imagefolder" and num_classes == space.num_classes:
+        dataset = experiment.data.dataset
+    shape = {"num_channels": channels or space.num_channels, "num_classes": num_classes}
+    changes = {
+        "space": {key: value for key, value in shape.items() if value != getattr(space, key)},
+        "data": {} if dataset == experiment.data.dataset else {"dataset": dataset},
+    }
+    return experiment.changed(**changes), root
 
 
 def _train_once(

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import SPACES, small_digits
-from cvt_nas import load_model
+from cvt_nas import load_arch, load_model
+from cvt_nas.arch import save_arch
 from cvt_nas.cli import main
 from cvt_nas.model import probe_error
 from cvt_nas.results import RunFolder
@@ -197,9 +198,15 @@ def test_train_trains_one_architecture_of_a_run_in_full_and_its_result_exports(
     assert load_model(to).arch == stopped.arch
 
 
-def test_train_of_a_named_architecture_asks_for_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_of_a_named_architecture_asks_for_its_images_and_of_another_for_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert refused(capsys, "train", "cvt-13") == (
-        "cvt-nas: cvt-13: name the file whose data and training are to be used by --space FILE"
+        "cvt-nas: imagenet: give the folder that holds train/ and val/ by --data DIR"
+    )
+    save_arch(load_arch("cvt-13"), tmp_path / "arch.json")
+    assert refused(capsys, "train", str(tmp_path)) == (
+        f"cvt-nas: {tmp_path}: name the file whose data and training are to be used by --space FILE"
     )
 
 

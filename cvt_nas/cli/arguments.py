@@ -58,11 +58,20 @@ def build_parser() -> argparse.ArgumentParser:
     _add_json(profile)
 
     train = add("train", verbs.train, "train one architecture in full")
-    train.add_argument("arch", metavar="ARCH", help="cvt-13, cvt-21, cvt-w24, an arch.json, or RUN:ID")
-    train.add_argument("--space", metavar="FILE", help="space file whose data and training are used; RUN's if absent")
-    train.add_argument("--data", metavar="DIR", help="folder of the data set")
+    train.add_argument("arch", metavar="ARCH", help="cvt-13, cvt-21, cvt-w24, cvt-13-cifar, an arch.json, or RUN:ID")
+    train.add_argument(
+        "--space", metavar="FILE",
+        help="space file whose data and training are used; RUN's, or the published recipe of a named one, if absent",
+    )  # fmt: skip
+    train.add_argument(
+        "--data", metavar="DIR", help="folder of the data set; without a file also a name, as fashion-mnist"
+    )
     train.add_argument("--out", metavar="DIR", help="run folder; results/train-ID if absent")
     train.add_argument("--epochs", type=_positive, metavar="N", help="instead of the file's number")
+    train.add_argument("--optimizer", choices=["adamw", "sgd"], help="instead of the file's")
+    train.add_argument("--sched", choices=["wsd", "cosine"], help="instead of the file's")
+    train.add_argument("--lr", type=_above_0, metavar="X", help="peak learning rate, instead of the file's")
+    train.add_argument("--batch-size", type=_positive, metavar="N", help="images a step, instead of the file's")
     train.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
     train.add_argument("--seed", type=_whole, default=0, metavar="N")
     train.add_argument(
@@ -72,6 +81,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run folder")
     _add_json(train)
+
+    evaluate = add("eval", verbs.evaluate, "top-1 and top-5 accuracy of a trained network on the test images")
+    evaluate.add_argument(
+        "weights", metavar="WEIGHTS", help="a model's folder, one of transformers' CvT, an official .pth, or RUN:ID"
+    )
+    evaluate.add_argument("--data", metavar="DIR", help="folder of the data set, or a name, as fashion-mnist")
+    evaluate.add_argument("--arch", metavar="ARCH", help="of a .pth, where it is none of the published ones")
+    evaluate.add_argument("--image-size", type=_positive, metavar="N", help="instead of the network's own")
+    evaluate.add_argument("--batch-size", type=_positive, default=256, metavar="N")
+    evaluate.add_argument("--device", choices=["cpu", "cuda"], help="cuda where there is one, if absent")
+    evaluate.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
+    _add_json(evaluate)
 
     query = add("query", verbs.query, "search a trained supernet again under new limits, without training anything")
     query.add_argument("run", metavar="RUN")
@@ -160,6 +181,16 @@ def _positive(text: str) -> int:
     if _whole(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, must be at least 1")
     return int(text)
+
+
+def _above_0(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be a number above 0")
+    return value
 
 
 def _duration(text: str) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cvt_nas.cli.output import print_front
 from cvt_nas.cli.searching import SignalledStop
-from cvt_nas.errors import ArchError, ExportError
+from cvt_nas.errors import ArchError, DataError, ExportError
 
 
 def space(options: argparse.Namespace) -> int:
@@ -111,29 +111,31 @@ def _latency(arch: Any, options: argparse.Namespace) -> Any:
 
 
 def train(options: argparse.Namespace) -> int:
-    import dataclasses
-
+    from cvt_nas.arch import NAMED_ARCHS
     from cvt_nas.config import load_experiment, parse_experiment
+    from cvt_nas.train import recipe_for, train
 
     arch, run = _arch_of(options.arch)
+    data = options.data
     if options.space is not None:
         experiment = load_experiment(options.space)
     elif run is not None:
         experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
+    elif options.arch in NAMED_ARCHS:
+        experiment, data = recipe_for(options.arch, data)
+        arch = experiment.space.largest
     else:
         raise ArchError(f"{options.arch}: name the file whose data and training are to be used by --space FILE")
-    if options.epochs is not None:
-        experiment = dataclasses.replace(experiment, training=experiment.training.lasting(options.epochs))
+    experiment = _with_training(experiment, options)
 
     from cvt_nas.report import report_paths, summary, write_report
-    from cvt_nas.train import train
 
     out = Path(options.out or Path("results") / f"train-{arch.id}")
     result = train(
         arch,
         experiment,
         out=out,
-        data=options.data,
+        data=data,
         num_workers=options.gpus,
         seed=options.seed,
         init=options.init,
@@ -157,6 +159,53 @@ def train(options: argparse.Namespace) -> int:
     print(f"{arch.id}: accuracy {result.accuracy:.4f} on the search split, {test:.4f} on the test split; {out}")
     print(f"plots: {', '.join(str(path) for path in report_paths(run) if path.suffix == '.html')}")
     print(f"next: cvt-nas export {out} --pick best --to my_model")
+    return 0
+
+
+def _with_training(experiment: Any, options: argparse.Namespace) -> Any:
+    """The same with what the command line says of `training`."""
+    told = {
+        "optimizer": options.optimizer,
+        "schedule": options.sched,
+        "lr": options.lr,
+        "batch_size": options.batch_size,
+    }
+    changes = {name: value for name, value in told.items() if value is not None}
+    if options.epochs is not None:
+        lasting = experiment.training.lasting(options.epochs)
+        changes |= {name: getattr(lasting, name) for name in ("epochs", "warmup_epochs", "restarts")}
+    own = experiment.training
+    return experiment.changed(training={name: to for name, to in changes.items() if to != getattr(own, name)})
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from cvt_nas.arch import load_arch
+    from cvt_nas.evaluate import evaluate_model
+
+    weights, data, arch = options.weights, options.data, None
+    if not Path(weights).exists():  # then it is RUN:ID
+        trained, run = _arch_of(weights)
+        if run is None:
+            raise ArchError(f"{weights}: is an architecture; give its weights: a folder, a .pth, or RUN:ID")
+        weights, data = run.model_path(trained.id), data or run.manifest["dataset"]
+    if options.arch is not None:
+        arch = load_arch(options.arch)
+    if data is None:
+        raise DataError(f"{weights}: name the images by --data DIR, or a data set by its name")
+    found = evaluate_model(
+        weights,
+        data=data,
+        arch=arch,
+        image_size=options.image_size,
+        batch_size=options.batch_size,
+        device=options.device,
+        precision=options.precision,
+    )
+    if options.json:
+        print(json.dumps(asdict(found)))
+        return 0
+    print(f"{found.arch_id}: top-1 {found.top1:.4f}, top-5 {found.top5:.4f} of {found.num_images:,} test images at "
+          f"{found.image_size} x {found.image_size}")  # fmt: skip
     return 0
 
 

@@ -15,14 +15,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from cvt_nas.arch import ArchConfig, cost_of
+from cvt_nas.arch import NAMED_ARCHS, ArchConfig, cost_of
 from cvt_nas.config.reader import MAX_LENGTH, Key, Reader, did_you_mean, dotted, explain, one_of, show
 from cvt_nas.config.sections import (
     AugmentConfig,
@@ -30,6 +30,7 @@ from cvt_nas.config.sections import (
     ConfirmConfig,
     ConstraintsSection,
     DataConfig,
+    Dataset,
     SearchConfig,
     SpaceFile,
     SpaceSection,
@@ -55,11 +56,13 @@ __all__ = [
     "AugmentConfig",
     "ConfirmConfig",
     "DataConfig",
+    "Dataset",
     "Experiment",
     "SearchConfig",
     "SupernetConfig",
     "TrainingConfig",
     "load_experiment",
+    "load_recipe",
     "parse_experiment",
 ]
 
@@ -119,6 +122,19 @@ class Experiment:
             ])  # fmt: skip
         anchors = {name: genome for name, genome in self.anchors.items() if space.is_feasible(space.cost(genome))}
         return dataclasses.replace(self, space=space, anchors=anchors)
+
+    def changed(self, **sections: Mapping[str, Any]) -> "Experiment":
+        """The same with other values in some sections of its file, for example `training={"lr": 1e-3}`.
+
+        Raises:
+            SpaceFileError: The values are wrong, or do not fit the rest.
+        """
+        if not any(sections.values()):
+            return self
+        tree = yaml.safe_load(self.text)
+        for name, values in sections.items():
+            tree[name] = {**tree.get(name, {}), **values}
+        return parse_experiment(yaml.safe_dump(tree, sort_keys=False), f"{self.name}, changed")
 
     def anchor_archs(self) -> dict[str, ArchConfig]:
         return {name: self.space.decode(genome) for name, genome in self.anchors.items()}
@@ -185,6 +201,18 @@ def load_experiment(path: str | Path) -> Experiment:
         reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
         raise SpaceFileError([f"{path}: cannot be read: {reason}"]) from error
     return parse_experiment(text, str(path))
+
+
+def load_recipe(name: str) -> Experiment:
+    """How a published network was trained, as a space file whose space is that network alone.
+
+    Raises:
+        ArchError: There is none of this name.
+    """
+    file = resources.files("cvt_nas") / "recipes" / f"{name}.yaml"
+    if name not in NAMED_ARCHS or not file.is_file():
+        raise ArchError(f"{name}: no recipe has this name, but {', '.join(NAMED_ARCHS)} have")
+    return parse_experiment(file.read_text(), f"recipe {name}")
 
 
 def parse_experiment(text: str, where: str) -> Experiment:

@@ -123,6 +123,9 @@ class ObjectivesSection:
     latency_ms: Literal["minimize"] | None = None
 
 
+Dataset = Literal["digits", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "imagenet"]
+
+
 @validated(config=_STRICT, frozen=True, kw_only=True)
 class DataConfig:
     """Section `data`.
@@ -135,7 +138,7 @@ class DataConfig:
         num_workers: Processes that decode images of a folder, a trial; in-memory sets need none.
     """
 
-    dataset: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "imagenet"]
+    dataset: Dataset
     search_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     split_seed: Annotated[int, Field(ge=0)] = 0

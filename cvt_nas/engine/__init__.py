@@ -4,7 +4,7 @@ One code path for the CPU, one GPU and several: where a process group is initial
 DDP and `batch_size` is divided among the ranks. The device is an argument, never a guess.
 """
 
-from cvt_nas.engine.evaluation import evaluate, fvcore_cost, recalibrate_batch_norm
+from cvt_nas.engine.evaluation import evaluate, fvcore_cost, logits_of, recalibrate_batch_norm
 from cvt_nas.engine.optimization import DivergedError, drop_checkpoints, learning_rate, prepare_device
 from cvt_nas.engine.setup import SharedWeights, TrainingSetup
 from cvt_nas.engine.supernet import (
@@ -29,6 +29,7 @@ __all__ = [
     "fit",
     "fvcore_cost",
     "learning_rate",
+    "logits_of",
     "open_inheritance",
     "open_supernet",
     "prepare_device",

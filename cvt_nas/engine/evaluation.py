@@ -39,21 +39,25 @@ def count_right(
     labels: Int[Tensor, " batch"],
     training: TrainingConfig,
 ) -> Int[Tensor, ""]:
-    """How many of a batch `model` classifies right, on its device; in the precision of `training`.
+    """How many of a batch `model` classifies right, on its device; in the precision of `training`."""
+    return (logits_of(model, images, training).argmax(dim=1) == labels).sum()
+
+
+def logits_of(
+    model: CvT, images: Float[Tensor, "batch channels height width"], training: TrainingConfig
+) -> Float[Tensor, "batch classes"]:
+    """What `model` answers, on its device; in the precision of `training`.
 
     Where the device's memory does not suffice, the halves of the batch are looked at one after the other.
     """
     try:
         with autocast(training, images.device):
-            logits = model(images)
-        return (logits.argmax(dim=1) == labels).sum()
+            return model(images)
     except RuntimeError as error:
         if len(images) == 1 or not is_out_of_memory(error):
             raise
     # only here, since an exception holds on to the tensors of the pass that failed
-    halves = zip(images.chunk(2), labels.chunk(2), strict=True)
-    first, second = (count_right(model, *half, training) for half in halves)
-    return first + second
+    return torch.cat([logits_of(model, half, training) for half in images.chunk(2)])
 
 
 @torch.inference_mode()

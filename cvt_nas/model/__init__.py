@@ -12,7 +12,14 @@ from cvt_nas.model.network import (
     forward_stages,
     resized_positions,
 )
-from cvt_nas.model.weights import hugging_face_name, initialise, official_name, read_weights, weights_file
+from cvt_nas.model.weights import (
+    hugging_face_name,
+    initialise,
+    load_checkpoint,
+    official_name,
+    read_weights,
+    weights_file,
+)
 
 __all__ = [
     "Block",
@@ -25,6 +32,7 @@ __all__ = [
     "forward_stages",
     "hugging_face_name",
     "initialise",
+    "load_checkpoint",
     "load_model",
     "official_name",
     "probe_error",

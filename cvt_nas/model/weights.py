@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, load_arch, mlp_width
+from cvt_nas.arch import NAMED_ARCHS, ArchConfig, BlockConfig, StageConfig, load_arch, mlp_width
 from cvt_nas.errors import ArchError
 from cvt_nas.model.files import load_model
 from cvt_nas.model.network import CvT, resized_positions
@@ -90,6 +90,32 @@ def read_weights(path: str | Path) -> CvT:
         model.load_state_dict(checkpoint.state)
     except (KeyError, RuntimeError, ValueError, ArithmeticError) as error:
         raise ArchError(f"{path}: is no state dict of a CvT: {str(error).splitlines()[0]}") from error
+    return model
+
+
+def load_checkpoint(path: str | Path, arch: ArchConfig | None = None) -> CvT:
+    """The network whose weights are at `path`, every one of them, to run as it is.
+
+    Args:
+        path: As in `read_weights`.
+        arch: Of the network, where no file beside the weights tells; None for the published one that they fit.
+
+    Raises:
+        ArchError: It cannot be read, or the weights do not fit; it lists which.
+    """
+    path = Path(path)
+    if (path / "arch.json").is_file():
+        return load_model(path)
+    checkpoint = _read_checkpoint(path)
+    state = checkpoint.state
+    if checkpoint.config is not None:
+        return read_weights(path)
+    if arch is None and (arch := _published_with(state)) is None:
+        raise ArchError(f"{path}: fits none of {', '.join(NAMED_ARCHS)}; name its architecture by --arch")
+    model = CvT(arch)
+    if misfits := _misfits(state, model.state_dict()):
+        raise ArchError("\n    ".join([f"{path}: does not fit the architecture {model.arch.id}:", *misfits]))
+    model.load_state_dict(state)
     return model
 
 
@@ -266,6 +292,18 @@ def _arch_of_state(state: Mapping[str, Tensor]) -> ArchConfig:
         )
     channels, classes = state["stage0.patch_embed.proj.weight"].shape[1], len(state["head.weight"])
     return ArchConfig(image_size=224, num_channels=channels, num_classes=classes, stages=tuple(stages))
+
+
+def _published_with(state: Mapping[str, Tensor]) -> ArchConfig | None:
+    """The published architecture, with as many classes as its head has, that `state` fits."""
+    num_classes = max(len(state.get("head.bias", ())), 1)
+    for named in NAMED_ARCHS.values():
+        arch = dataclasses.replace(named, num_classes=num_classes)
+        with torch.device("meta"):
+            own = CvT(arch).state_dict()
+        if not _misfits(state, own):
+            return arch
+    return None
 
 
 def _is_of_other_classes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:

@@ -1,0 +1,53 @@
+"""Augmentation: timm's and torchvision's; only shift and mirror are here, since theirs draw once a batch."""
+
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from cvt_nas.config import AugmentConfig
+
+
+def shift_and_flip(images: UInt8[Tensor, "b c h w"], *, padding: int, flip: bool) -> UInt8[Tensor, "b c h w"]:
+    """Each image shifted by up to `padding` pixels into zeros, and mirrored with probability 1/2."""
+    if not padding and not flip:
+        return images
+    num, _, height, width = images.shape
+    rows = torch.arange(height) + torch.randint(0, 2 * padding + 1, (num, 1))
+    columns = torch.arange(width) + torch.randint(0, 2 * padding + 1, (num, 1))
+    if flip:
+        columns = torch.where(torch.rand(num, 1) < 0.5, columns.flip(1), columns)
+    padded = F.pad(images, (padding,) * 4)
+    picked = padded[torch.arange(num)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2)
+
+
+def erasing_of(augment: AugmentConfig, device: torch.device) -> Any:
+    if augment.random_erasing == 0:
+        return lambda images: images
+    from timm.data.random_erasing import RandomErasing
+
+    return RandomErasing(augment.random_erasing, mode="pixel", device=str(device))
+
+
+def mixing_of(augment: AugmentConfig, num_classes: int) -> Any:
+    if augment.mixup == 0 and augment.cutmix == 0:
+        return lambda images, labels: (images, labels)
+    from timm.data.mixup import Mixup
+
+    # label smoothing is the loss's, for mixed and plain targets alike
+    return Mixup(augment.mixup, augment.cutmix, label_smoothing=0.0, num_classes=num_classes)
+
+
+def randaugment_of(augment: AugmentConfig, num_channels: int) -> Any:
+    """RandAugment of one uint8 image `(channels, height, width)`; None where it is off."""
+    if augment.randaugment is None:
+        return None
+    from timm.data.auto_augment import rand_augment_transform
+    from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+    fill = 128 if num_channels == 1 else (128,) * num_channels
+    policy = rand_augment_transform(augment.randaugment, {"img_mean": fill})
+    return lambda image: pil_to_tensor(policy(to_pil_image(image)))

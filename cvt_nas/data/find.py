@@ -1,0 +1,64 @@
+"""Which data set a name or a folder is, and what its images are like."""
+
+from pathlib import Path
+
+from cvt_nas.config import Dataset
+from cvt_nas.errors import DataError
+
+_SHAPES: dict[Dataset, tuple[int, int]] = {
+    "digits": (1, 10),
+    "fashion-mnist": (1, 10),
+    "cifar10": (3, 10),
+    "cifar100": (3, 100),
+}
+_SIGNS: dict[Dataset, str] = {
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+    "fashion-mnist": "train-images-idx3-ubyte*",
+}
+
+
+def find_data(named: str | Path) -> tuple[Dataset, Path | None]:
+    """The data set that `named` is, as section `data` calls it, and its folder where it needs one.
+
+    Args:
+        named: A folder, whose content tells; or the name of a set, which is then looked for in `data/`, where
+            torchvision's examples put it, unless it is installed with something else.
+
+    Raises:
+        DataError: It is neither.
+    """
+    folder = Path(named)
+    if folder.is_dir():
+        raw = folder / "FashionMNIST" / "raw"
+        for known, sign in _SIGNS.items():
+            if folder.name == sign or any(folder.glob(sign)) or any(raw.glob(sign)):
+                return known, folder
+        return "imagefolder", folder
+    dataset = next((dataset for dataset in _SHAPES if dataset == str(named)), None)
+    if dataset is None:
+        raise DataError(f"--data {named}: neither a folder nor one of {', '.join(_SHAPES)}")
+    return dataset, None if dataset in ("digits", "fashion-mnist") else Path("data")
+
+
+def shape_of(dataset: Dataset, root: Path | None, *, test_only: bool = False) -> tuple[int | None, int]:
+    """Channels, where they are not as one likes, and classes of a data set that `find_data` found.
+
+    Args:
+        test_only: As in `load_data`.
+
+    Raises:
+        DataError: A folder of images has no folder for each class.
+    """
+    if dataset in _SHAPES:
+        return _SHAPES[dataset]
+    assert root is not None, "a folder of images has a place"
+    place = root / ("val" if test_only else "train")
+    if test_only and not place.is_dir():
+        place = root
+    if not place.is_dir():
+        raise DataError(f"--data {root}: must hold train/ and val/, one folder a class")
+    num_classes = sum(child.is_dir() for child in place.iterdir())
+    if num_classes == 0:
+        raise DataError(f"--data {root}: {place} must hold one folder a class")
+    return None, num_classes
