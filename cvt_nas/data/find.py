@@ -35,10 +35,10 @@ def find_data(named: str | Path) -> tuple[Dataset, Path | None]:
             if folder.name == sign or any(folder.glob(sign)) or any(raw.glob(sign)):
                 return known, folder
         return "imagefolder", folder
-    dataset = next((dataset for dataset in _SHAPES if dataset == str(named)), None)
-    if dataset is None:
-        raise DataError(f"--data {named}: neither a folder nor one of {', '.join(_SHAPES)}")
-    return dataset, None if dataset in ("digits", "fashion-mnist") else Path("data")
+    for known in _SHAPES:
+        if str(named) == known:
+            return known, None if known in ("digits", "fashion-mnist") else Path("data")
+    raise DataError(f"--data {named}: neither a folder nor one of {', '.join(_SHAPES)}")
 
 
 def shape_of(dataset: Dataset, root: Path | None, *, test_only: bool = False) -> tuple[int | None, int]:
