@@ -81,6 +81,11 @@ class Table:
     def cost(self, genome: Sequence[int]) -> Cost:
         return self.costs[self.rows[self.canonical(genome)]]
 
+    def costs_of(self, genomes: np.ndarray) -> dict[Genome, Cost]:
+        """Of the rows nearest to `genomes`, each once."""
+        nearest = dict.fromkeys(self.canonical(genome) for genome in genomes.tolist())
+        return {genome: self.cost(genome) for genome in nearest}
+
     def canonical(self, genome: Sequence[int]) -> Genome:
         """The row nearest to `genome`: samplers that do not know the rows propose what is not in the table."""
         genome = tuple(genome)

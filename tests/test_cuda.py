@@ -1,6 +1,7 @@
 """On a real GPU, what neither the CPU nor a logical GPU can show. Run with -m gpu."""
 
 import dataclasses
+import json
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -133,7 +134,7 @@ def test_where_memory_runs_out_a_trial_goes_on_with_batches_in_two_parts(
         return torch.cuda.max_memory_reserved()
 
     def trial(number: int) -> dict[str, Any]:
-        return {"number": number, "arch": arch_to_dict(small.space.largest), "seed": 0, "num_known": 0}
+        return {"number": number, "arch": json.dumps(arch_to_dict(small.space.largest)), "seed": 0, "num_known": 0}
 
     whole, half = reserved(0, 1024), reserved(1, 512)
     assert half < 0.8 * whole

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -236,7 +237,7 @@ def test_where_memory_runs_out_a_trial_goes_on_with_batches_in_two_parts(
     monkeypatch.setattr("cvt_nas.race.trial.tune.report", reports.append)
     monkeypatch.setattr("cvt_nas.race.trial._device", lambda: "cpu")
     resources = Resources(num_slots=1, cpus_per_trial=1, gpus_per_trial=0, device="cpu")
-    config = {"number": 0, "arch": arch_to_dict(tiny_arch()), "seed": 0, "num_known": 0}
+    config = {"number": 0, "arch": json.dumps(arch_to_dict(tiny_arch())), "seed": 0, "num_known": 0}
     run_trial(config, setup_for(small, tmp_path), resources)
     assert [(report["epoch"], report["status"]) for report in reports] == [(n, "running") for n in (1, 2, 3)]
     assert "batches in two parts" in reports[-1]["reason"]

@@ -1,6 +1,7 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from conftest import SPACES
 from cvt_nas.arch import cost_of, load_arch
 from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.errors import ArchError
-from cvt_nas.space import Bound, Genome, SearchSpace
+from cvt_nas.space import Bound, Genome, SearchSpace, StageSpace
 from strategies import spaces
 
 
@@ -63,6 +64,26 @@ def test_a_genome_costs_what_its_architecture_does(space: SearchSpace, seed: int
     for _ in range(5):
         genome = space.sample(rng)
         assert space.cost(genome) == cost_of(space.decode(genome))
+
+
+@settings(max_examples=60, deadline=None)
+@given(spaces(), st.integers(0, 2**32))
+def test_many_genomes_at_once_cost_what_each_does(space: SearchSpace, seed: int) -> None:
+    rng = random.Random(seed)
+    genomes = [space.sample(rng) for _ in range(8)]
+    rows = np.array(genomes, dtype=int).reshape(len(genomes), len(space.genes))
+    assert list(space.costs_of(rows).items()) == list({space.canonical(g): space.cost(g) for g in genomes}.items())
+
+
+def test_costs_that_no_machine_word_holds_are_exact() -> None:
+    huge = StageSpace(
+        patch_kernel=(2**16 - 1,), patch_stride=(1, 2**16), patch_padding=None, embed_dim=(2**15, 2**16), depth=(1,),
+        kv_stride=(1,), kernel_size=(3,), num_heads=(1,), mlp_ratio=(1.0,), projection=("dw_bn",),
+    )  # fmt: skip
+    space = SearchSpace(image_size=2**16, num_channels=2**16, num_classes=2, stages=(huge, huge), bounds={})
+    genome = (0, 1, 0, 1)
+    assert space.cost(genome).flops > 2**64
+    assert space.costs_of(np.array([genome, (1, 0, 1, 0)])) == {g: space.cost(g) for g in (genome, (1, 0, 1, 0))}
 
 
 @settings(max_examples=40, deadline=None)

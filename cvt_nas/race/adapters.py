@@ -4,6 +4,7 @@ Nothing of Ray's own state is kept.
 """
 
 import contextlib
+import json
 import queue
 import threading
 import time
@@ -204,7 +205,9 @@ class SourceSearcher(Searcher):
         self._events.put(TrialStarted(number=proposal.number, arch=arch, seed=proposal.seed))
         return {
             "number": proposal.number,
-            "arch": arch_to_dict(arch),
+            "arch": json.dumps(
+                arch_to_dict(arch)
+            ),  # one string: Tune writes the settings of all trials, time and again
             "seed": proposal.seed,
             "num_known": trial.last.get("epoch", 0),
             "costs": losses_of_cost(proposal.cost, self._metrics),

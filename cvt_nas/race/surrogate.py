@@ -178,9 +178,7 @@ class Surrogate:
         losses = np.column_stack([[-o.curve[-1] for o in known], self.scaled_costs([o.genome for o in known])])
         parents = np.array([o.genome for o, keep in zip(known, is_non_dominated(losses), strict=True) if keep])
         drawn = _draw_candidates(parents, np.array([len(gene.options) for gene in space.genes]), rng)
-        unique = dict.fromkeys(space.canonical(genome) for genome in map(tuple, drawn.tolist()))
-        costs = {genome: space.cost(genome) for genome in unique if genome not in seen}
-        costs = {genome: cost for genome, cost in costs.items() if space.is_feasible(cost)}
+        costs = {g: cost for g, cost in space.costs_of(drawn).items() if g not in seen and space.is_feasible(cost)}
         return _Candidates.of(self, costs) if costs else None
 
     def _model(self, evaluated: Sequence[Observation]) -> "_Posterior":

@@ -1,5 +1,6 @@
 """One trial, as it runs on a worker: train, report each epoch, keep the weights of a full training."""
 
+import json
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resour
         keep_model: Whether the trained weights go to the run folder, as the architecture's.
     """
     run, number = setup.run, config["number"]
-    arch = arch_from_dict(config["arch"])
+    arch = arch_from_dict(json.loads(config["arch"]))
     device = _device() if resources.num_workers == 1 else f"{resources.num_workers} gpus"
 
     def reports(num_parts: int) -> Iterator[dict[str, Any]]:

@@ -1,208 +1,34 @@
-"""The set of architectures that a space file spans, its genome, and its exact cost bounds.
-
-A genome is a fixed-length tuple of option indices, one gene for each choice of the file. No gene is
-conditional: where the depth varies, the genes of absent blocks are ignored by `decode`; and two
-genomes that decode to the same `ArchConfig.id` are one architecture.
-"""
+"""The architectures of a space file: which there are, what they cost, and draws of them."""
 
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, Literal, Protocol
+from functools import cached_property, partial
+from typing import Any
 
-from cvt_nas.arch import (
-    Activation,
-    ArchConfig,
-    BlockConfig,
-    Cost,
-    Projection,
-    StageConfig,
-    block_cost,
-    embedding_cost,
-    head_cost,
-)
+import numpy as np
+from jaxtyping import Int
+
+from cvt_nas.arch import ArchConfig, BlockConfig, Cost, StageConfig, block_cost, embedding_cost, head_cost
 from cvt_nas.errors import ArchError
 from cvt_nas.latency import LatencyTable, Parts
+from cvt_nas.space.choices import (
+    BLOCK_CHOICES,
+    COST_METRICS,
+    STAGE_CHOICES,
+    Bound,
+    CostMetric,
+    Gene,
+    Genome,
+    StageReader,
+    StageSpace,
+    count_block_sequences,
+    size_of,
+)
 
-Genome = tuple[int, ...]
-CostMetric = Literal["params", "flops", "latency_ms"]
-COST_METRICS: tuple[CostMetric, ...] = ("params", "flops")  # which are exact, and always known
-ALL_COST_METRICS: tuple[CostMetric, ...] = (*COST_METRICS, "latency_ms")
-
-BLOCK_CHOICES = ("kv_stride", "kernel_size", "num_heads", "mlp_ratio", "projection")
-STAGE_CHOICES = ("patch_kernel", "patch_stride", "embed_dim", "depth")
 _MEMO_SIZE = 100_000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageSpace:
-    """Options of one stage; a tuple of one is fixed, a longer one is a choice.
-
-    Args:
-        patch_padding: Padding of the embedding, or None for half of whatever kernel is chosen.
-        per_block: Names of the block choices that each block makes for itself.
-        class_token: Whether the stage ends in a class token.
-        activation: Of its MLPs.
-        pos_embed: Whether it has a position embedding.
-    """
-
-    patch_kernel: tuple[int, ...]
-    patch_stride: tuple[int, ...]
-    patch_padding: int | None
-    embed_dim: tuple[int, ...]
-    depth: tuple[int, ...]
-    kv_stride: tuple[int, ...]
-    kernel_size: tuple[int, ...]
-    num_heads: tuple[int, ...]
-    mlp_ratio: tuple[float, ...]
-    projection: tuple[Projection, ...]
-    per_block: frozenset[str] = frozenset()
-    class_token: bool = False
-    activation: Activation = "quick_gelu"
-    pos_embed: bool = False
-
-    def padding_of(self, patch_kernel: int) -> int:
-        return patch_kernel // 2 if self.patch_padding is None else self.patch_padding
-
-    def block_of(self, **values: Any) -> BlockConfig:
-        """The block of these values; a linear projection has neither kernel nor stride, so drops them."""
-        if values["projection"] == "linear":
-            values = {**values, "kv_stride": 1, "kernel_size": 1}
-        return BlockConfig(**values, activation=self.activation)
-
-    @property
-    def shared(self) -> tuple[str, ...]:
-        """Block choices that the stage makes once for all of its blocks."""
-        return tuple(name for name in BLOCK_CHOICES if name not in self.per_block)
-
-    def block_sets(self) -> Iterator[frozenset[BlockConfig]]:
-        """For each combination of the shared choices, the blocks that can stand at any one position."""
-        own = tuple(name for name in BLOCK_CHOICES if name in self.per_block)
-        for shared in itertools.product(*(getattr(self, name) for name in self.shared)):
-            yield frozenset(
-                self.block_of(**dict(zip(self.shared, shared, strict=True)), **dict(zip(own, values, strict=True)))
-                for values in itertools.product(*(getattr(self, name) for name in own))
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gene:
-    """One choice: `name` is `stage0.kv_stride`, or `stage2.block4.kv_stride` where each block chooses."""
-
-    name: str
-    stage: int
-    block: int | None
-    choice: str
-    options: tuple[Any, ...]
-
-    @property
-    def is_ordinal(self) -> bool:
-        return self.choice != "projection"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bound:
-    """An inclusive window for one metric; None leaves that side open."""
-
-    min: float | None = None
-    max: float | None = None
-
-    def violation(self, value: float) -> float:
-        """How far `value` lies outside, as a fraction of the bound that it breaks; 0 inside."""
-        if self.max is not None and value > self.max:
-            return value / self.max - 1
-        if self.min is not None and value < self.min:
-            return 1 - value / self.min
-        return 0.0
-
-
-class _StageReader:
-    """Reads a stage's part of a genome; where each value stands is looked up once, blocks are built once.
-
-    Args:
-        genes: The stage's own.
-    """
-
-    def __init__(self, stage: StageSpace, genes: tuple[Gene, ...]) -> None:
-        self.genes, self._stage = genes, stage
-        places = {(gene.block, gene.choice): place for place, gene in enumerate(genes)}
-        self._places = {choice: places.get((None, choice)) for choice in STAGE_CHOICES}
-        self._block_places = [
-            [places.get((block, choice), places.get((None, choice))) for choice in BLOCK_CHOICES]
-            for block in range(max(stage.depth))
-        ]
-        self._blocks: dict[Genome, BlockConfig] = {}
-        self._has_linear = "linear" in stage.projection
-        self._present = {
-            depth: tuple(gene.block is None or gene.block < depth for gene in genes) for depth in stage.depth
-        }
-
-    def _value(self, choice: str, part: Genome) -> Any:
-        place = self._places[choice]
-        return getattr(self._stage, choice)[0 if place is None else part[place]]
-
-    def _block_of(self, block: int, part: Genome) -> BlockConfig:
-        options = tuple([0 if place is None else part[place] for place in self._block_places[block]])
-        if options not in self._blocks:
-            values = zip(BLOCK_CHOICES, options, strict=True)
-            self._blocks[options] = self._stage.block_of(**{name: getattr(self._stage, name)[i] for name, i in values})
-        return self._blocks[options]
-
-    def stage_of(self, part: Genome) -> StageConfig:
-        kernel = self._value("patch_kernel", part)
-        return StageConfig(
-            patch_kernel=kernel,
-            patch_stride=self._value("patch_stride", part),
-            patch_padding=self._stage.padding_of(kernel),
-            embed_dim=self._value("embed_dim", part),
-            blocks=tuple([self._block_of(block, part) for block in range(self._value("depth", part))]),
-            class_token=self._stage.class_token,
-            pos_embed=self._stage.pos_embed,
-        )
-
-    def canonical(self, part: Genome) -> Genome:
-        """`part` with 0 for the genes that have no effect: of blocks that are absent, and of what linear ignores."""
-        depth = self._value("depth", part)
-        effects = self._present[depth]
-        if self._has_linear:
-            is_linear = [self._block_of(block, part).projection == "linear" for block in range(depth)]
-            effects = tuple(
-                present and not (gene.choice in ("kv_stride", "kernel_size") and self._is_ignored(gene, is_linear))
-                for gene, present in zip(self.genes, effects, strict=True)
-            )
-        return tuple([option if effect else 0 for option, effect in zip(part, effects, strict=True)])
-
-    def _is_ignored(self, gene: Gene, is_linear: Sequence[bool]) -> bool:
-        return all(is_linear if gene.block is None else is_linear[gene.block : gene.block + 1])
-
-
-class GenomeSpace(Protocol):
-    """What a sampler needs of a space: a file's, or the rows of a table."""
-
-    @property
-    def genes(self) -> tuple[Gene, ...]: ...
-
-    @property
-    def cost_range(self) -> tuple[Cost, Cost]: ...
-
-    def cost(self, genome: Sequence[int]) -> Cost: ...
-
-    def canonical(self, genome: Sequence[int]) -> Genome:
-        """The genome that stands for the network that `genome` means."""
-        ...
-
-    def arch_id(self, genome: Sequence[int]) -> str: ...
-
-    def is_feasible(self, cost: Cost) -> bool: ...
-
-    def sample_feasible(self, rng: random.Random) -> Genome | None: ...
-
-    def all_genomes(self, limit: int) -> list[Genome] | None:
-        """One genome for each network, feasible or not; None where there are more than `limit` genomes."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -274,9 +100,9 @@ class SearchSpace:
         return tuple(genes)
 
     @cached_property
-    def _readers(self) -> tuple["_StageReader", ...]:
+    def _readers(self) -> tuple["StageReader", ...]:
         return tuple(
-            _StageReader(stage, tuple(gene for gene in self.genes if gene.stage == index))
+            StageReader(stage, tuple(gene for gene in self.genes if gene.stage == index))
             for index, stage in enumerate(self.stages)
         )
 
@@ -369,6 +195,50 @@ class SearchSpace:
             for reader, part in zip(self._readers, self._parts(genome), strict=True)
             for option in reader.canonical(part)
         )
+
+    def costs_of(self, genomes: Int[np.ndarray, "genomes genes"]) -> dict[Genome, Cost]:
+        """Of each network among `genomes` its canonical genome and its cost, in the order of the first that mean it."""
+        readers = zip(self._readers, self._slices, strict=True)
+        canonical = np.hstack([reader.canonical_rows(genomes[:, part]) for reader, part in readers])
+        unique = list(dict.fromkeys(map(tuple, canonical.tolist())))
+        costs = self._costs_of_rows(np.array(unique, dtype=int).reshape(len(unique), len(self.genes)))
+        return {
+            genome: Cost(params=params, flops=flops, latency_us=latency)
+            for genome, (params, flops, latency) in zip(unique, costs.tolist(), strict=True)
+        }
+
+    def _costs_of_rows(self, rows: Int[np.ndarray, "genomes genes"]) -> Int[np.ndarray, "genomes 3"]:
+        """Params, FLOPs and microseconds of genomes: each distinct part is counted once."""
+        greatest = self.cost_range[1]
+        whole: Any = np.int64 if max(greatest.params, greatest.flops) < 2**62 else object  # of Python's integers
+
+        def each(keys: np.ndarray, cost: Callable[..., Cost]) -> np.ndarray:
+            distinct, which = _distinct(keys)
+            found = [cost(*key) for key in distinct]
+            return np.array([(c.params, c.flops, c.latency_us) for c in found], dtype=whole).reshape(-1, 3)[which]
+
+        def embedding(stage: StageSpace, channels: int, grid: int, kernel: int, stride: int, dim: int) -> Cost:
+            some = stage.embedding(patch_kernel=kernel, patch_stride=stride, embed_dim=dim)
+            return self._embedding_cost(some, channels, grid)
+
+        def block(stage: StageSpace, reader: StageReader, dim: int, grid: int, *options: int) -> Cost:
+            return self._block_cost(reader.block_with(options), dim, grid, stage.class_token)
+
+        totals = np.zeros((len(rows), 3), dtype=whole)
+        channels, grids = np.full(len(rows), self.num_channels), np.full(len(rows), self.image_size)
+        for reader, part, stage in zip(self._readers, self._slices, self.stages, strict=True):
+            parts = rows[:, part]
+            kernels, strides, dims = (reader.values(c, parts) for c in ("patch_kernel", "patch_stride", "embed_dim"))
+            padding = kernels // 2 if stage.patch_padding is None else stage.patch_padding
+            grids = (grids + 2 * padding - kernels) // strides + 1
+            totals += each(np.column_stack([channels, grids, kernels, strides, dims]), partial(embedding, stage))
+            options, channels = reader.block_options(parts), dims
+            num_blocks = options.shape[1]
+            places = np.repeat(np.column_stack([dims, grids]), num_blocks, axis=0)
+            blocks = each(np.hstack([places, options.reshape(len(places), -1)]), partial(block, stage, reader))
+            is_present = np.arange(num_blocks) < reader.values("depth", parts)[:, None]
+            totals += (blocks.reshape(len(rows), num_blocks, 3) * is_present[:, :, None]).sum(axis=1)
+        return totals + each(np.column_stack([channels, grids]), self._head_cost)
 
     def arch_id(self, genome: Sequence[int]) -> str:
         return self.decode(genome).id
@@ -471,7 +341,7 @@ class SearchSpace:
         """Every gene at its greatest option (`end` is -1), or at its least (0), as network size goes."""
         genome = []
         for gene in self.genes:
-            options = sorted(range(len(gene.options)), key=lambda index, gene=gene: _size_of(gene, index))
+            options = sorted(range(len(gene.options)), key=lambda index, gene=gene: size_of(gene, index))
             genome.append(options[end])
         return tuple(genome)
 
@@ -481,7 +351,7 @@ class SearchSpace:
         total = 1
         for stage in self.stages:
             widths = len(stage.patch_kernel) * len(stage.patch_stride) * len(stage.embed_dim)
-            total *= widths * sum(_count_block_sequences(stage, depth) for depth in stage.depth)
+            total *= widths * sum(count_block_sequences(stage, depth) for depth in stage.depth)
         return total
 
     @property
@@ -508,15 +378,7 @@ class SearchSpace:
     def _embeddings(self, stage: StageSpace) -> Iterator[StageConfig]:
         """Each embedding that a stage may have, with some block."""
         for kernel, stride, dim in itertools.product(stage.patch_kernel, stage.patch_stride, stage.embed_dim):
-            yield StageConfig(
-                patch_kernel=kernel,
-                patch_stride=stride,
-                patch_padding=stage.padding_of(kernel),
-                embed_dim=dim,
-                blocks=(BlockConfig(),),
-                class_token=stage.class_token,
-                pos_embed=stage.pos_embed,
-            )
+            yield stage.embedding(patch_kernel=kernel, patch_stride=stride, embed_dim=dim)
 
     def parts(self) -> Parts:
         """All that its networks are made of."""
@@ -565,6 +427,18 @@ class SearchSpace:
         return sum(self.is_feasible(self.cost(genome)) for genome in genomes) / len(genomes)
 
 
+def _distinct(rows: Int[np.ndarray, "rows values"]) -> tuple[list[list[int]], Int[np.ndarray, " rows"]]:
+    """The rows that differ, and which of them each row is."""
+    codes, num_codes = np.zeros(len(rows), dtype=np.int64), 1
+    for column in rows.T:
+        width = int(column.max(initial=0)) + 1
+        if num_codes * width >= 2**63:
+            codes, num_codes = np.unique(codes, return_inverse=True)[1], len(rows)
+        codes, num_codes = codes * width + column, num_codes * width
+    _, first, which = np.unique(codes, return_index=True, return_inverse=True)
+    return rows[first].tolist(), which
+
+
 def spread_over_flops(space: SearchSpace, number: int, *, seed: int = 0, num_bins: int = 40) -> list[Genome]:
     """Genomes of distinct feasible networks, as many from each interval of log-FLOPs as there are; in random order.
 
@@ -586,24 +460,3 @@ def spread_over_flops(space: SearchSpace, number: int, *, seed: int = 0, num_bin
         rng.shuffle(turn)
         chosen += turn
     return chosen[:number]
-
-
-def _size_of(gene: Gene, index: int) -> float:
-    """Grows with what option `index` of a gene adds to a network."""
-    if gene.choice == "projection":
-        return ("linear", "avg", "dw_bn").index(gene.options[index])  # only dw_bn has weights
-    return -index if gene.choice in ("kv_stride", "patch_stride") else index
-
-
-def _count_block_sequences(stage: StageSpace, depth: int) -> int:
-    """Number of distinct sequences of `depth` blocks.
-
-    Sequences with a convolution or pooling somewhere show every shared choice, so the combinations of
-    shared choices do not overlap in them. All-linear sequences hide kernel and stride: counted once.
-    """
-    total, all_linear = 0, set()
-    for blocks in stage.block_sets():
-        linear = frozenset(block for block in blocks if block.projection == "linear")
-        total += len(blocks) ** depth - len(linear) ** depth
-        all_linear.add(linear)
-    return total + sum(len(linear) ** depth for linear in all_linear)

@@ -1,0 +1,35 @@
+"""The set of architectures that a space file spans, its genome, and its exact cost bounds.
+
+A genome is a fixed-length tuple of option indices, one gene for each choice of the file. No gene is
+conditional: where the depth varies, the genes of absent blocks are ignored by `decode`; and two
+genomes that decode to the same `ArchConfig.id` are one architecture.
+"""
+
+from cvt_nas.space.choices import (
+    ALL_COST_METRICS,
+    BLOCK_CHOICES,
+    COST_METRICS,
+    STAGE_CHOICES,
+    Bound,
+    CostMetric,
+    Gene,
+    Genome,
+    GenomeSpace,
+    StageSpace,
+)
+from cvt_nas.space.search_space import SearchSpace, spread_over_flops
+
+__all__ = [
+    "ALL_COST_METRICS",
+    "BLOCK_CHOICES",
+    "COST_METRICS",
+    "STAGE_CHOICES",
+    "Bound",
+    "CostMetric",
+    "Gene",
+    "Genome",
+    "GenomeSpace",
+    "SearchSpace",
+    "StageSpace",
+    "spread_over_flops",
+]

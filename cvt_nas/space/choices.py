@@ -1,0 +1,245 @@
+"""What a space is made of: the options of a stage, its genes, and what the options that they choose mean."""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+from cvt_nas.arch import Activation, BlockConfig, Cost, Projection, StageConfig
+
+Genome = tuple[int, ...]
+CostMetric = Literal["params", "flops", "latency_ms"]
+COST_METRICS: tuple[CostMetric, ...] = ("params", "flops")  # which are exact, and always known
+ALL_COST_METRICS: tuple[CostMetric, ...] = (*COST_METRICS, "latency_ms")
+
+BLOCK_CHOICES = ("kv_stride", "kernel_size", "num_heads", "mlp_ratio", "projection")
+STAGE_CHOICES = ("patch_kernel", "patch_stride", "embed_dim", "depth")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageSpace:
+    """Options of one stage; a tuple of one is fixed, a longer one is a choice.
+
+    Args:
+        patch_padding: Padding of the embedding, or None for half of whatever kernel is chosen.
+        per_block: Names of the block choices that each block makes for itself.
+        class_token: Whether the stage ends in a class token.
+        activation: Of its MLPs.
+        pos_embed: Whether it has a position embedding.
+    """
+
+    patch_kernel: tuple[int, ...]
+    patch_stride: tuple[int, ...]
+    patch_padding: int | None
+    embed_dim: tuple[int, ...]
+    depth: tuple[int, ...]
+    kv_stride: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    mlp_ratio: tuple[float, ...]
+    projection: tuple[Projection, ...]
+    per_block: frozenset[str] = frozenset()
+    class_token: bool = False
+    activation: Activation = "quick_gelu"
+    pos_embed: bool = False
+
+    def padding_of(self, patch_kernel: int) -> int:
+        return patch_kernel // 2 if self.patch_padding is None else self.patch_padding
+
+    def embedding(self, *, patch_kernel: int, patch_stride: int, embed_dim: int) -> StageConfig:
+        """The stage with this embedding, and some block."""
+        return StageConfig(
+            patch_kernel=patch_kernel,
+            patch_stride=patch_stride,
+            patch_padding=self.padding_of(patch_kernel),
+            embed_dim=embed_dim,
+            blocks=(BlockConfig(),),
+            class_token=self.class_token,
+            pos_embed=self.pos_embed,
+        )
+
+    def block_of(self, **values: Any) -> BlockConfig:
+        """The block of these values; a linear projection has neither kernel nor stride, so drops them."""
+        if values["projection"] == "linear":
+            values = {**values, "kv_stride": 1, "kernel_size": 1}
+        return BlockConfig(**values, activation=self.activation)
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Block choices that the stage makes once for all of its blocks."""
+        return tuple(name for name in BLOCK_CHOICES if name not in self.per_block)
+
+    def block_sets(self) -> Iterator[frozenset[BlockConfig]]:
+        """For each combination of the shared choices, the blocks that can stand at any one position."""
+        own = tuple(name for name in BLOCK_CHOICES if name in self.per_block)
+        for shared in itertools.product(*(getattr(self, name) for name in self.shared)):
+            yield frozenset(
+                self.block_of(**dict(zip(self.shared, shared, strict=True)), **dict(zip(own, values, strict=True)))
+                for values in itertools.product(*(getattr(self, name) for name in own))
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gene:
+    """One choice: `name` is `stage0.kv_stride`, or `stage2.block4.kv_stride` where each block chooses."""
+
+    name: str
+    stage: int
+    block: int | None
+    choice: str
+    options: tuple[Any, ...]
+
+    @property
+    def is_ordinal(self) -> bool:
+        return self.choice != "projection"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bound:
+    """An inclusive window for one metric; None leaves that side open."""
+
+    min: float | None = None
+    max: float | None = None
+
+    def violation(self, value: float) -> float:
+        """How far `value` lies outside, as a fraction of the bound that it breaks; 0 inside."""
+        if self.max is not None and value > self.max:
+            return value / self.max - 1
+        if self.min is not None and value < self.min:
+            return 1 - value / self.min
+        return 0.0
+
+
+class StageReader:
+    """Reads a stage's part of a genome; where each value stands is looked up once, blocks are built once.
+
+    Args:
+        genes: The stage's own.
+    """
+
+    def __init__(self, stage: StageSpace, genes: tuple[Gene, ...]) -> None:
+        self.genes, self._stage = genes, stage
+        places = {(gene.block, gene.choice): place for place, gene in enumerate(genes)}
+        self._places = {choice: places.get((None, choice)) for choice in STAGE_CHOICES}
+        self._block_places = [
+            [places.get((block, choice), places.get((None, choice))) for choice in BLOCK_CHOICES]
+            for block in range(max(stage.depth))
+        ]
+        self._blocks: dict[Genome, BlockConfig] = {}
+        self._has_linear = "linear" in stage.projection
+        self._gene_blocks = np.array([-1 if gene.block is None else gene.block for gene in genes], dtype=int)
+        self._present = {
+            depth: tuple(gene.block is None or gene.block < depth for gene in genes) for depth in stage.depth
+        }
+
+    def _value(self, choice: str, part: Genome) -> Any:
+        place = self._places[choice]
+        return getattr(self._stage, choice)[0 if place is None else part[place]]
+
+    def _block_of(self, block: int, part: Genome) -> BlockConfig:
+        return self.block_with(tuple([0 if place is None else part[place] for place in self._block_places[block]]))
+
+    def stage_of(self, part: Genome) -> StageConfig:
+        kernel = self._value("patch_kernel", part)
+        return StageConfig(
+            patch_kernel=kernel,
+            patch_stride=self._value("patch_stride", part),
+            patch_padding=self._stage.padding_of(kernel),
+            embed_dim=self._value("embed_dim", part),
+            blocks=tuple([self._block_of(block, part) for block in range(self._value("depth", part))]),
+            class_token=self._stage.class_token,
+            pos_embed=self._stage.pos_embed,
+        )
+
+    def values(self, choice: str, parts: Int[np.ndarray, "genomes genes"]) -> Int[np.ndarray, " genomes"]:
+        """What the stage's part of each genome chooses of one of `STAGE_CHOICES`."""
+        place, options = self._places[choice], np.array(getattr(self._stage, choice))
+        return np.full(len(parts), options[0]) if place is None else options[parts[:, place]]
+
+    def block_options(self, parts: Int[np.ndarray, "genomes genes"]) -> Int[np.ndarray, "genomes blocks choices"]:
+        """Indices of the options of each block, absent ones too, in the order of `BLOCK_CHOICES`."""
+        padded = np.pad(parts, ((0, 0), (0, 1)))  # what is fixed has no gene: it finds a 0 in the last place
+        return padded[:, [[-1 if place is None else place for place in places] for places in self._block_places]]
+
+    def block_with(self, options: Genome) -> BlockConfig:
+        """The block whose `block_options` are `options`."""
+        if options not in self._blocks:
+            values = zip(BLOCK_CHOICES, options, strict=True)
+            self._blocks[options] = self._stage.block_of(**{name: getattr(self._stage, name)[i] for name, i in values})
+        return self._blocks[options]
+
+    def canonical_rows(self, parts: Int[np.ndarray, "genomes genes"]) -> Int[np.ndarray, "genomes genes"]:
+        """`canonical` of each."""
+        if self._has_linear:
+            return np.array([self.canonical(tuple(part)) for part in parts.tolist()], dtype=int).reshape(parts.shape)
+        return np.where(self._gene_blocks < self.values("depth", parts)[:, None], parts, 0)
+
+    def canonical(self, part: Genome) -> Genome:
+        """`part` with 0 for the genes that have no effect: of blocks that are absent, and of what linear ignores."""
+        depth = self._value("depth", part)
+        effects = self._present[depth]
+        if self._has_linear:
+            is_linear = [self._block_of(block, part).projection == "linear" for block in range(depth)]
+            effects = tuple(
+                present and not (gene.choice in ("kv_stride", "kernel_size") and self._is_ignored(gene, is_linear))
+                for gene, present in zip(self.genes, effects, strict=True)
+            )
+        return tuple([option if effect else 0 for option, effect in zip(part, effects, strict=True)])
+
+    def _is_ignored(self, gene: Gene, is_linear: Sequence[bool]) -> bool:
+        return all(is_linear if gene.block is None else is_linear[gene.block : gene.block + 1])
+
+
+class GenomeSpace(Protocol):
+    """What a sampler needs of a space: a file's, or the rows of a table."""
+
+    @property
+    def genes(self) -> tuple[Gene, ...]: ...
+
+    @property
+    def cost_range(self) -> tuple[Cost, Cost]: ...
+
+    def cost(self, genome: Sequence[int]) -> Cost: ...
+
+    def canonical(self, genome: Sequence[int]) -> Genome:
+        """The genome that stands for the network that `genome` means."""
+        ...
+
+    def costs_of(self, genomes: Int[np.ndarray, "genomes genes"]) -> dict[Genome, Cost]:
+        """Of each network among `genomes` its canonical genome and its cost, in the order of the first that mean it."""
+        ...
+
+    def arch_id(self, genome: Sequence[int]) -> str: ...
+
+    def is_feasible(self, cost: Cost) -> bool: ...
+
+    def sample_feasible(self, rng: random.Random) -> Genome | None: ...
+
+    def all_genomes(self, limit: int) -> list[Genome] | None:
+        """One genome for each network, feasible or not; None where there are more than `limit` genomes."""
+        ...
+
+
+def size_of(gene: Gene, index: int) -> float:
+    """Grows with what option `index` of a gene adds to a network."""
+    if gene.choice == "projection":
+        return ("linear", "avg", "dw_bn").index(gene.options[index])  # only dw_bn has weights
+    return -index if gene.choice in ("kv_stride", "patch_stride") else index
+
+
+def count_block_sequences(stage: StageSpace, depth: int) -> int:
+    """Number of distinct sequences of `depth` blocks.
+
+    Sequences with a convolution or pooling somewhere show every shared choice, so the combinations of
+    shared choices do not overlap in them. All-linear sequences hide kernel and stride: counted once.
+    """
+    total, all_linear = 0, set()
+    for blocks in stage.block_sets():
+        linear = frozenset(block for block in blocks if block.projection == "linear")
+        total += len(blocks) ** depth - len(linear) ** depth
+        all_linear.add(linear)
+    return total + sum(len(linear) ** depth for linear in all_linear)
