@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import random
 
@@ -10,7 +11,7 @@ from conftest import SPACES
 from cvt_nas.arch import cost_of, load_arch
 from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.errors import ArchError
-from cvt_nas.space import Bound, Genome, SearchSpace, StageSpace
+from cvt_nas.space import Bound, Genome, SearchSpace, StageSpace, spread_over_flops
 from strategies import spaces
 
 
@@ -122,3 +123,14 @@ def test_cvt_13_is_a_member_of_its_space() -> None:
     experiment = load_experiment(SPACES / "cvt13.yaml")
     assert load_arch("cvt-13") in experiment.space
     assert experiment.anchor_archs()["cvt-13"] == load_arch("cvt-13")
+
+
+def test_networks_are_spread_over_flops_where_hardly_any_draw_is_feasible(digits: Experiment) -> None:
+    least, greatest = digits.space.cost_range
+    narrow = Bound(max=least.flops + (greatest.flops - least.flops) // 200)
+    space = dataclasses.replace(digits.space, bounds={"flops": narrow})
+    rng = random.Random(1)
+    assert sum(space.is_feasible(space.cost(space.sample(rng))) for _ in range(500)) < 5
+    found = spread_over_flops(space, 10)
+    assert len(set(found)) == 10
+    assert all(space.is_feasible(space.cost(genome)) for genome in found)

@@ -87,6 +87,17 @@ def test_a_choice_that_is_not_open_yet_has_its_largest_option() -> None:
         assert ({arch.stages[0].blocks[0].kv_stride for arch in seen} == {1}) == ("kv_stride" in closed)
 
 
+def test_blocks_that_a_closed_depth_brings_back_to_the_smallest_are_the_smallest_too() -> None:
+    stages = tuple(
+        dataclasses.replace(stage, per_block=frozenset({"kv_stride", "mlp_ratio"})) for stage in SPACE.stages
+    )
+    sampler = SubnetSampler(dataclasses.replace(SPACE, stages=stages), config(opening={"depth": 1}), seed=0)
+    closed, opened = (sampler.draw(epoch, 0)[-1].arch for epoch in (0, 1))
+    assert [len(stage.blocks) for stage in closed.stages] == [2, 2]
+    assert [len(stage.blocks) for stage in opened.stages] == [1, 1]
+    assert {(block.kv_stride, block.mlp_ratio) for stage in closed.stages for block in stage.blocks} == {(2, 1.0)}
+
+
 def test_sampling_by_flops_is_even_over_their_logarithm_where_uniform_is_not() -> None:
     def shares(sampling: str) -> np.ndarray:
         sampler = SubnetSampler(SPACE, config(sampling=sampling, sandwich=False, num_random=1), seed=0)

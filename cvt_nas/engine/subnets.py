@@ -35,7 +35,7 @@ class SubnetSampler:
     def __init__(self, space: SearchSpace, config: SupernetConfig, *, seed: int) -> None:
         self._space, self._config, self._seed = space, config, seed
         self._largest = space.encode(space.largest)
-        self._smallest = space.encode(space.smallest)
+        self._smallest = space.smallest_genome  # not a canonical one: closed choices may bring absent blocks back
         self._strata: tuple[Any, list[list[Genome]]] = (None, [])
         size = 1 + sum(len(gene.options) for gene in space.genes)
         self._precision, self._target = _RIDGE * np.eye(size), np.zeros(size)

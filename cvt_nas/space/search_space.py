@@ -335,7 +335,12 @@ class SearchSpace:
     @property
     def smallest(self) -> ArchConfig:
         """The narrowest and shallowest, with the greatest strides, feasible or not."""
-        return self.decode(self._extreme_genome(0))
+        return self.decode(self.smallest_genome)
+
+    @property
+    def smallest_genome(self) -> Genome:
+        """A genome of `smallest` whose blocks that are absent would be the smallest, too."""
+        return self._extreme_genome(0)
 
     def _extreme_genome(self, end: int) -> Genome:
         """Every gene at its greatest option (`end` is -1), or at its least (0), as network size goes."""
@@ -447,6 +452,10 @@ def spread_over_flops(space: SearchSpace, number: int, *, seed: int = 0, num_bin
     rng = random.Random(seed)
     drawn = {space.encode(space.decode(space.sample(rng))) for _ in range(50 * number)}
     logs = {genome: math.log(cost.flops) for genome in drawn if space.is_feasible(cost := space.cost(genome))}
+    for _ in range(2 * number):  # where hardly any draw is feasible, they are looked for
+        if len(logs) >= number or (genome := space.sample_feasible(rng)) is None:
+            break
+        logs[space.canonical(genome)] = math.log(space.cost(genome).flops)
     low, high = min(logs.values()), max(logs.values())
     bins: dict[int, list[Genome]] = {}
     for genome in sorted(logs):
