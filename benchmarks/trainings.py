@@ -49,7 +49,7 @@ def train_all(
             print(f"{count}/{len(missing)} trained, left {left / 60:.0f} min", flush=True)
     table = pd.DataFrame(rows)
     wanted = {(arch.id, seed) for arch in archs.values() for seed in seeds}
-    return table[[key in wanted for key in zip(table["arch_id"], table["seed"], strict=True)]]
+    return table.loc[[key in wanted for key in zip(table["arch_id"], table["seed"], strict=True)]]
 
 
 experiment: Experiment
