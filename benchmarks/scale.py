@@ -1,7 +1,9 @@
 """Thousands of trials that train nothing, on many logical slots: what the search itself costs as it grows.
 
 A trial sleeps through its epochs and reports a made-up accuracy. The searcher, the scheduler, the journal, the record
-and Ray Tune are those of a real search. Then the run is resumed and reported on, and both are timed.
+and Ray Tune are those of a real search. How busy the slots are is told for three parts of it: until each has had a
+trial, while there are new trials to begin, and while only those go on that a rung promotes. Then the run is resumed and
+reported on, and both are timed.
 
     python benchmarks/scale.py --trials 2000 --slots 64 --seconds-per-epoch 4
 """
@@ -24,6 +26,7 @@ from cvt_nas.arch import cost_of
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.distributed import local_ray
 from cvt_nas.race import executor, open_study
+from cvt_nas.race.events import EpochDone, TrialStarted
 from cvt_nas.report import write_report
 from cvt_nas.results import RunFolder, TrialResult
 
@@ -56,8 +59,8 @@ def main() -> None:
     experiment = _experiment(options.trials, options.sampler, options.scheduler)
     with tempfile.TemporaryDirectory(prefix="scale") as folder:
         run = RunFolder.create(Path(folder) / "run", experiment.manifest(seed=0, num_trials=options.trials))
-        rows = _search(experiment, run, options.slots, options.seconds_per_epoch, options.trials)
-        print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
+        for rows in _search(experiment, run, options.slots, options.seconds_per_epoch, options.trials):
+            print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
         started = time.perf_counter()
         study = open_study(experiment, RunFolder.open(run.path), num_trials=options.trials + 1, seed=0)
         executor.asha_of(experiment, study, run.results())
@@ -79,31 +82,48 @@ def _experiment(num_trials: int, sampler: str, scheduler: str) -> Experiment:
 
 def _search(
     experiment: Experiment, run: RunFolder, num_slots: int, seconds_per_epoch: float, num_trials: int
-) -> list[dict[str, float]]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     executor.run_trial = sleep_through  # the only part that is not real
     slots: Any = SimpleNamespace(cpus_per_trial=1, gpus_per_trial=0, num_workers=1, num_slots=num_slots)
-    rows, ended, before = list[dict[str, float]](), list[TrialResult](), (0.0, 0, 0)
+    rows, ended, epochs = [], list[TrialResult](), list[float]()
+    asked, heard = dict[int, float](), dict[int, float]()  # when a trial was begun first, and first reported
     marks = sorted({max(num_trials // 10, 1), num_trials // 2, num_trials})
     with local_ray(num_cpus=num_slots, num_gpus=0):
         study = open_study(experiment, run, num_trials=num_trials, seed=0)
         setup: Any = seconds_per_epoch
-        started, num_epochs = time.perf_counter(), 0
+        begun = time.perf_counter()
         for event in executor.race(experiment, study, run, setup, slots, stop=threading.Event()):
-            num_epochs += type(event).__name__ == "EpochDone"
-            if not isinstance(event, TrialResult):
-                continue
-            ended.append(event)
-            if len(ended) in marks:
-                now = time.perf_counter() - started
-                seconds, trials, epochs = now - before[0], len(ended) - before[1], num_epochs - before[2]
-                rows.append({
-                    "trials": len(ended), "seconds": now, "seconds a trial": seconds / trials,
-                    "slots busy": epochs * seconds_per_epoch / (seconds * num_slots), "driver MiB": _resident_mib(),
-                })  # fmt: skip
-                before = now, len(ended), num_epochs
+            now = time.perf_counter() - begun
+            if isinstance(event, TrialStarted):
+                asked.setdefault(event.number, now)
+            elif isinstance(event, EpochDone):
+                epochs.append(now)
+                heard.setdefault(event.number, now)
+            elif isinstance(event, TrialResult):
+                ended.append(event)
+                if len(ended) in marks:
+                    rows.append({"trials ended": len(ended), "seconds": now, "driver MiB": _resident_mib()})
+        over = time.perf_counter() - begun
     assert len(ended) == num_trials
     assert all(result.cost == cost_of(result.arch) for result in ended)
-    return rows
+    full, last = sorted(heard.values())[min(num_slots, num_trials) - 1], max(asked.values())
+    parts = (
+        ("until all slots have had a trial", 0.0, full),
+        ("new trials to begin", full, last),
+        ("the end", last, over),
+    )
+    busy = [
+        {"part": part, "seconds": end - start, "trials begun": sum(start < at <= end for at in asked.values()),
+         "slots busy": _busy(epochs, start, end, seconds_per_epoch) / num_slots}
+        for part, start, end in parts
+    ]  # fmt: skip
+    return rows, busy
+
+
+def _busy(epochs: list[float], start: float, end: float, seconds_per_epoch: float) -> float:
+    """Slots that are in an epoch at a time between `start` and `end`, on average; an epoch is known by its end."""
+    inside = (min(at, end) - max(at - seconds_per_epoch, start) for at in epochs)
+    return sum(max(seconds, 0.0) for seconds in inside) / (end - start)
 
 
 def _resident_mib() -> float:
