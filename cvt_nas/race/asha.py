@@ -18,7 +18,7 @@ from cvt_nas.arch import Cost
 from cvt_nas.results import Metric, is_non_dominated, rung_epochs
 
 Decision = Literal["go", "stop", "pause"]
-Ranking = Callable[[np.ndarray], np.ndarray]
+Ranking = Callable[[np.ndarray, int], np.ndarray]
 
 
 class Asha:
@@ -28,7 +28,8 @@ class Asha:
         max_epochs: Of the full training, where no decision is left to take.
         grace_period: Epochs of the first rung.
         reduction_factor: One in so many goes on.
-        ranking: Ranks from losses, `(trials, objectives)`, the first of them 1 - accuracy; 0 is the best.
+        ranking: Ranks from losses, `(trials, objectives)`, the first of them 1 - accuracy; 0 is the best. The second
+            argument is how many of the best need ranks of their own.
         mode: `stop` ends a trial that is not among the best when it arrives; `promote` lets it pause, and
             go on if it is among them later.
     """
@@ -46,6 +47,7 @@ class Asha:
         milestones = rung_epochs(max_epochs, grace_period=grace_period, reduction_factor=reduction_factor)
         self.rungs: dict[int, dict[int, tuple[float, ...]]] = {milestone: {} for milestone in milestones}
         self._waiting: dict[int, set[int]] = {milestone: set() for milestone in milestones}
+        self._ranked: dict[int, list[int]] = {}  # what `_best` found, until somebody else reaches the rung
 
     def decide(self, number: int, epoch: int, losses: Sequence[float]) -> Decision:
         """Records trial `number` where `epoch` is a rung, and decides; `go` between rungs."""
@@ -53,6 +55,7 @@ class Asha:
             return "go"
         rung = self.rungs[epoch]
         rung[number] = tuple(losses)
+        self._ranked.pop(epoch, None)
         if self.mode == "promote":
             self._waiting[epoch].add(number)
             # a worker is free now: if this trial is to go on at all, it goes on without a pause
@@ -83,17 +86,22 @@ class Asha:
         rung = self.rungs[milestone]
         if not rung:
             return []
+        if milestone in self._ranked:
+            return self._ranked[milestone]
         numbers = sorted(rung)
-        ranks = self.ranking(np.array([rung[number] for number in numbers], dtype=float))
         # rounded up, so that the first to arrive goes on: with nothing trained in full there is no front, and no lesson
         num_best = math.ceil(len(rung) / self.reduction_factor)
-        return [numbers[index] for index in np.argsort(ranks, kind="stable") if ranks[index] < num_best]
+        ranks = self.ranking(np.array([rung[number] for number in numbers], dtype=float), num_best)
+        best = [numbers[index] for index in np.argsort(ranks, kind="stable") if ranks[index] < num_best]
+        self._ranked[milestone] = best
+        return best
 
     def replay(self, number: int, curve: Sequence[float], costs: Sequence[float], *, is_paused: bool = False) -> None:
         """Puts a trial of an earlier process on the rungs that it reached; one that is paused waits on the last."""
         reached = [milestone for milestone in self.rungs if len(curve) >= milestone]
         for milestone in reached:
             self.rungs[milestone][number] = (1 - curve[milestone - 1], *costs)
+            self._ranked.pop(milestone, None)
         if is_paused and reached:
             self._waiting[reached[-1]].add(number)
 
@@ -103,13 +111,14 @@ def losses_of_cost(cost: Cost, metrics: Sequence[Metric]) -> tuple[float, ...]:
     return tuple(float(getattr(cost, metric)) for metric in metrics if metric != "accuracy")
 
 
-def accuracy_ranks(losses: np.ndarray) -> np.ndarray:
+def accuracy_ranks(losses: np.ndarray, num_best: int | None = None) -> np.ndarray:
     """Ranks by the first loss alone; equal ones share the better rank."""
+    del num_best  # all are at hand
     first = losses[:, 0]
     return (first[None, :] < first[:, None]).sum(axis=1)
 
 
-def pareto_ranks(losses: np.ndarray) -> np.ndarray:
+def pareto_ranks(losses: np.ndarray, num_best: int | None = None) -> np.ndarray:
     """Ranks by non-dominated sorting; within a front, by an epsilon-net, so that each part of it survives.
 
     The net begins with the front's most accurate trial and takes on, again and again, the one farthest
@@ -118,10 +127,11 @@ def pareto_ranks(losses: np.ndarray) -> np.ndarray:
 
     Args:
         losses: `(trials, objectives)`, smaller is better.
+        num_best: After whose fronts the others share the last rank; all are ranked where it is None.
     """
-    ranks = np.empty(len(losses), dtype=int)
+    ranks = np.full(len(losses), len(losses))
     left, rank = np.arange(len(losses)), 0
-    while len(left):
+    while len(left) and (num_best is None or rank < num_best):
         on_front = is_non_dominated(losses[left])
         for index in left[on_front][_epsilon_net(losses[left][on_front])]:
             ranks[index] = rank

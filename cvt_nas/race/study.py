@@ -107,7 +107,7 @@ class Study:
         self._space, self._num_trials, self._seed = space, num_trials, seed
         self._metrics = tuple(metrics)
         self._seen: set[Genome] = set()
-        self._ended: dict[int, Observation] = {}
+        self._observed: dict[int, tuple[FrozenTrial, Observation]] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._surrogate = self._optuna_sampler = None
         if sampler == "surrogate":
@@ -202,16 +202,18 @@ class Study:
         return genome
 
     def _observations(self) -> list[Observation]:
-        """Of the trials, in the order of their numbers; one that has ended is read once."""
+        """Of the trials, in the order of their numbers.
+
+        One is read again where it has changed: Optuna's storages put another object in its place then.
+        """
         observations = []
         for trial in self._study.get_trials(deepcopy=False):
-            observation = self._ended.get(trial.number)
-            if observation is None and is_whole(trial, self._space):
-                observation = observation_of(trial, self._space)
-                if trial.state.is_finished():
-                    self._ended[trial.number] = observation
-            if observation is not None:
-                observations.append(observation)
+            known = self._observed.get(trial.number)
+            if known is None or known[0] is not trial:
+                if not is_whole(trial, self._space):
+                    continue
+                known = self._observed[trial.number] = trial, observation_of(trial, self._space)
+            observations.append(known[1])
         return observations
 
     def _ask_optuna(self, sampler: UnseenSampler, number: int) -> FrozenTrial | None:
