@@ -2,9 +2,10 @@
 
 Each of them trains for so many seconds, by the same code, on as many workers; `defaults` is the space file as it is,
 `tpe+asha` the same file with Optuna's TPE, ASHA on accuracy alone and a cosine schedule, `glue` is glue.py, `supernet`
-trains a supernet first, and has a quarter of the time (`--share`). What is
-trained in full by then makes the front; its members are judged on the test split, which no search reads. What is in the
-tables already is not run again, so that this can be stopped and continued. Nothing else should run beside it.
+trains a supernet first, and `da-nas` one whose space is narrowed meanwhile, for as many images as that one sees; these
+two have a share of the time (`--share`). What is trained in full by then makes the front; its members are judged on the
+test split, which no search reads. What is in the tables already is not run again, so that this can be stopped and
+continued. Nothing else should run beside it.
 
     OMP_NUM_THREADS=1 python benchmarks/searches.py --space search_spaces/fashion_mnist.yaml \\
         --to results/fashion_mnist_compared
@@ -24,7 +25,7 @@ import plotly.graph_objects as go
 import torch
 import yaml
 
-from cvt_nas.config import Experiment, load_experiment
+from cvt_nas.config import DaNasConfig, Experiment, load_experiment
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import evaluate
 from cvt_nas.model import load_model
@@ -35,7 +36,9 @@ METHODS = {  # the colours are told apart by the colour-blind, too
     "tpe+asha": ("TPE, ASHA on accuracy", "#E69F00"),
     "glue": ("Ray Tune, OptunaSearch, ASHA", "#D55E00"),
     "supernet": ("this tool, supernet first", "#009E73"),
+    "da-nas": ("this tool, DA-NAS-style", "#CC79A7"),
 }
+SHARING = ("supernet", "da-nas")
 COMPARED = ("defaults", "tpe+asha", "glue")
 FIRST_VERSION: dict[str, dict[str, Any]] = {
     "search": {"sampler": "tpe", "scheduler": "asha", "mode": "stop"},
@@ -43,10 +46,10 @@ FIRST_VERSION: dict[str, dict[str, Any]] = {
 }
 SUPERNET: dict[str, dict[str, Any]] = {
     "supernet": {
-        "epochs": 2, "batch_size": 128, "lr": 2.0e-3, "warmup_epochs": 0.5, "num_random": 2,
+        "batch_size": 128, "lr": 2.0e-3, "warmup_epochs": 0.5, "num_random": 2,
         "distillation": "kl", "distillation_weight": 0.5, "augment": {"flip": True},
     },
-    "search": {"weights": "supernet", "candidates": 60, "trials": 12},
+    "search": {"candidates": 60, "trials": 12},
     "training": {"epochs": 2, "lr": 1.0e-3, "warmup_epochs": 0},
 }  # fmt: skip
 
@@ -56,7 +59,8 @@ def main() -> None:
     parser.add_argument("--space", type=Path, required=True)
     parser.add_argument("--seconds", type=int, default=900, help="of each search")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(COMPARED))
-    parser.add_argument("--share", type=float, default=0.25, help="of the seconds, for supernet")
+    parser.add_argument("--share", type=float, default=0.25, help="of the seconds, for supernet and da-nas")
+    parser.add_argument("--supernet-epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--cpus", type=int, default=2)
@@ -75,10 +79,10 @@ def main() -> None:
             if (method, seed) in done:
                 continue
             folder = options.runs / f"{method}-{seed}"
-            seconds = round(options.seconds * (options.share if method == "supernet" else 1))
+            seconds = round(options.seconds * (options.share if method in SHARING else 1))
             print(f"{folder.name}: {seconds} s", flush=True)
             shutil.rmtree(folder, ignore_errors=True)  # what an interruption left: its time cannot be made up
-            command = _command(method, options.space, folder, options.runs, seconds, seed, options.cpus)
+            command = _command(method, folder, seconds, seed, options)
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             front, run = _read(method, seed, folder, experiment)
             fronts = pd.concat([fronts, front], ignore_index=True)
@@ -89,20 +93,33 @@ def main() -> None:
     print(runs.sort_values(by=["method", "seed"]).to_string(index=False))
 
 
-def _command(method: str, space: Path, folder: Path, runs: Path, seconds: int, seed: int, cpus: int) -> list[str]:
-    limits = ["--seed", str(seed), "--cpus", str(cpus), "--out", str(folder)]
+def _command(method: str, folder: Path, seconds: int, seed: int, options: argparse.Namespace) -> list[str]:
+    limits, space = ["--seed", str(seed), "--cpus", str(options.cpus), "--out", str(folder)], options.space
     if method == "glue":
         glue = Path(__file__).parent / "glue.py"
         return [sys.executable, str(glue), "--space", str(space), "--seconds", str(seconds), *limits]
     if method != "defaults":
         tree = yaml.safe_load(space.read_text())
-        for section, settings in (SUPERNET if method == "supernet" else FIRST_VERSION).items():
+        for section, settings in (SUPERNET if method in SHARING else FIRST_VERSION).items():
             tree[section] = tree.get(section, {}) | settings
-        space = runs / f"{method}.yaml"
+        if method in SHARING:
+            tree["search"]["weights"] = method
+            tree["supernet"]["epochs"] = _num_epochs(method, options.supernet_epochs, tree["space"]["num_classes"])
+        space = options.runs / f"{method}.yaml"
         space.write_text(yaml.safe_dump(tree))
     program = [sys.executable, "-m", "cvt_nas.cli", "search", "--space", str(space)]
-    trials = [] if method == "supernet" else ["--trials", "10000"]
+    trials = [] if method in SHARING else ["--trials", "10000"]
     return [*program, "--time-budget", f"{seconds}s", *trials, *limits]
+
+
+def _num_epochs(method: str, of_supernet: int, num_classes: int) -> int:
+    """Those in which a supernet sees as many images as in `of_supernet` epochs with all the classes."""
+    config = DaNasConfig()
+    if method == "supernet":
+        return of_supernet
+    seen = [length * max(round(share * num_classes), 2) / num_classes
+            for length, share in zip(config.lengths, config.classes, strict=True)]  # fmt: skip
+    return round(of_supernet * sum(config.lengths) / sum(seen))
 
 
 def _read(method: str, seed: int, folder: Path, experiment: Experiment) -> tuple[pd.DataFrame, dict[str, object]]:

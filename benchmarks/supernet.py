@@ -22,7 +22,7 @@ import torch
 
 from cvt_nas.config import AugmentConfig, SupernetConfig, load_experiment
 from cvt_nas.data import load_data
-from cvt_nas.engine import Inheritance, train_supernet
+from cvt_nas.engine import Inheritance, SharedWeights, train_supernet
 from cvt_nas.results import SupernetQuality, judge_supernet, write_atomically
 
 TABLES = Path(__file__).parent / "tables"
@@ -106,7 +106,7 @@ def judged(task: Task) -> dict[str, Any]:
     )  # fmt: skip
     config = SupernetConfig(**{"epochs": task.epochs, **BASE, **VARIANTS[task.variant]})
     started = time.process_time()  # of one thread: the wall time of an idle core, whatever else the machine does
-    *_, last = train_supernet(space, config, data, device=device, seed=task.seed)
+    *_, last = train_supernet(SharedWeights(space=space, config=config), data, device=device, seed=task.seed)
     seconds = time.process_time() - started
     table = pd.read_parquet(TABLE)
     genes = [name for name in table.columns if name.startswith("g")]

@@ -16,7 +16,7 @@ from cvt_nas.arch import arch_to_dict
 from cvt_nas.config import AugmentConfig, DataConfig, Experiment
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.distributed import fit_on_workers, local_ray
-from cvt_nas.engine import Inheritance, TrainingSetup, fit, train_supernet
+from cvt_nas.engine import Inheritance, SharedWeights, TrainingSetup, fit, train_supernet
 from cvt_nas.model import CvT
 from cvt_nas.race.resources import Resources
 from cvt_nas.race.trial import run_trial
@@ -95,7 +95,9 @@ def test_no_step_of_a_training_waits_for_the_gpu(digits_data: ImageData, precisi
 def test_few_steps_of_a_supernet_wait_for_the_gpu(digits_data: ImageData) -> None:
     def syncs(batch_size: int) -> int:
         settings = config(epochs=1, batch_size=batch_size, distillation="alpha", clip_grad_norm=1.0)
-        return num_syncs(lambda: list(train_supernet(SPACE, settings, digits_data, device=CUDA, seed=0)))
+        return num_syncs(
+            lambda: list(train_supernet(SharedWeights(space=SPACE, config=settings), digits_data, device=CUDA, seed=0))
+        )
 
     syncs(16)
     num_steps = digits_data.num_images("train") // 16
@@ -152,9 +154,9 @@ def test_where_memory_runs_out_a_trial_goes_on_with_batches_in_two_parts(
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_supernet_learns_as_on_the_cpu(digits_data: ImageData, precision: str) -> None:
     settings = config(epochs=10, lr=3e-3, precision=precision, distillation="alpha")
-    *_, last = train_supernet(SPACE, settings, digits_data, device=CUDA, seed=0)
+    *_, last = train_supernet(SharedWeights(space=SPACE, config=settings), digits_data, device=CUDA, seed=0)
     plain = dataclasses.replace(settings, precision="fp32")
-    *_, on_cpu = train_supernet(SPACE, plain, digits_data, device=CPU, seed=0)
+    *_, on_cpu = train_supernet(SharedWeights(space=SPACE, config=plain), digits_data, device=CPU, seed=0)
     assert last.losses == pytest.approx(on_cpu.losses, rel=0.15)
     expected, _ = Inheritance(on_cpu.supernet, plain, digits_data, CPU).accuracy(SPACE.largest)
     found, _ = Inheritance(last.supernet, settings, digits_data, CUDA).accuracy(SPACE.largest)

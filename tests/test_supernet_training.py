@@ -57,7 +57,7 @@ def digits() -> ImageData:
 
 
 def state_after(data: ImageData, settings: SupernetConfig, **options: Any) -> dict[str, Tensor]:
-    *_, last = train_supernet(SPACE, settings, data, device=CPU, seed=0, **options)
+    *_, last = train_supernet(SharedWeights(space=SPACE, config=settings), data, device=CPU, seed=0, **options)
     return {name: tensor.clone() for name, tensor in last.supernet.state_dict().items()}
 
 
@@ -219,11 +219,13 @@ def test_a_training_that_was_stopped_at_any_step_ends_with_the_same_weights(
     whole = state_after(digits, settings, checkpoint=tmp_path / "whole.pt")
     steps = iter(range(1, 100))
     options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": tmp_path / "stopped.pt"}
-    stopped = list(train_supernet(SPACE, settings, digits, stop=lambda: next(steps) == at, **options))
+    stopped = list(
+        train_supernet(SharedWeights(space=SPACE, config=settings), digits, stop=lambda: next(steps) == at, **options)
+    )
     assert len(stopped) == (at > 8)  # steps of an epoch
-    *_, last = train_supernet(SPACE, settings, digits, **options)
+    *_, last = train_supernet(SharedWeights(space=SPACE, config=settings), digits, **options)
     assert equal(whole, dict(last.supernet.state_dict()))
-    (again,) = train_supernet(SPACE, settings, digits, **options)
+    (again,) = train_supernet(SharedWeights(space=SPACE, config=settings), digits, **options)
     assert (again.number, again.losses) == (2, last.losses)
     assert equal(whole, dict(again.supernet.state_dict()))
 
@@ -247,7 +249,9 @@ def test_a_loss_that_is_not_finite_takes_the_training_back_and_on_with_other_ima
     digits: ImageData, tmp_path: Path
 ) -> None:
     data = cast(ImageData, Poisoned(digits, {(1, 3)}))
-    epochs = train_supernet(SPACE, config(epochs=3), data, device=CPU, seed=0, checkpoint=tmp_path / "it.pt")
+    epochs = train_supernet(
+        SharedWeights(space=SPACE, config=config(epochs=3)), data, device=CPU, seed=0, checkpoint=tmp_path / "it.pt"
+    )
     first = next(epochs)
     after_one = {name: tensor.clone() for name, tensor in first.supernet.state_dict().items()}
     second = next(epochs)
@@ -273,7 +277,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(
 
     monkeypatch.setattr("cvt_nas.engine.supernet._step", broken_once)
     options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": tmp_path / "it.pt"}
-    epochs = list(train_supernet(SPACE, config(epochs=3), digits, **options))
+    epochs = list(train_supernet(SharedWeights(space=SPACE, config=config(epochs=3)), digits, **options))
     assert [epoch.num_rollbacks for epoch in epochs] == [1, 1, 1]
     assert all(torch.isfinite(tensor).all() for tensor in epochs[-1].supernet.state_dict().values())
 
@@ -282,9 +286,13 @@ def test_a_training_that_diverges_again_and_again_ends_with_an_error(digits: Ima
     data = cast(ImageData, Poisoned(digits, {(epoch, 0) for epoch in range(9)}))
     options: dict[str, Any] = {"device": CPU, "seed": 0}
     with pytest.raises(DivergedError, match="loss not finite in epoch 4"):
-        list(train_supernet(SPACE, config(epochs=9), data, checkpoint=tmp_path / "it.pt", **options))
+        list(
+            train_supernet(
+                SharedWeights(space=SPACE, config=config(epochs=9)), data, checkpoint=tmp_path / "it.pt", **options
+            )
+        )
     with pytest.raises(DivergedError, match="loss not finite in epoch 1"):
-        list(train_supernet(SPACE, config(epochs=9), data, **options))
+        list(train_supernet(SharedWeights(space=SPACE, config=config(epochs=9)), data, **options))
 
 
 # --- what is inherited ----------------------------------------------------------------------------------------------
@@ -292,7 +300,7 @@ def test_a_training_that_diverges_again_and_again_ends_with_an_error(digits: Ima
 
 def test_subnets_inherit_accuracy_once_their_batch_norms_are_measured(digits: ImageData) -> None:
     settings = config(epochs=12, batch_size=32, lr=1e-2)
-    *_, last = train_supernet(SPACE, settings, digits, device=CPU, seed=0)
+    *_, last = train_supernet(SharedWeights(space=SPACE, config=settings), digits, device=CPU, seed=0)
     before = {name: tensor.clone() for name, tensor in last.supernet.state_dict().items()}
     inheritance = Inheritance(last.supernet, settings, digits, CPU)
     rng = random.Random(0)
@@ -333,7 +341,11 @@ def test_a_training_begins_with_the_weights_of_a_model_where_it_has_them(digits:
     genome = {gene.name: 0 for gene in SPACE.genes}
     model = CvT(SPACE.decode(tuple(genome.values())))
     options: dict[str, Any] = {"device": CPU, "seed": 0, "initial": model, "stop": lambda: True}
-    assert not list(train_supernet(SPACE, config(lr=1e-9), digits, checkpoint=tmp_path / "it.pt", **options))
+    assert not list(
+        train_supernet(
+            SharedWeights(space=SPACE, config=config(lr=1e-9)), digits, checkpoint=tmp_path / "it.pt", **options
+        )
+    )
     supernet = Supernet(SPACE)
     supernet.load_state_dict(torch.load(tmp_path / "it.pt", weights_only=True)["model"])
     for name, tensor in extract(supernet, model.arch).named_parameters():

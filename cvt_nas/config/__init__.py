@@ -29,6 +29,7 @@ from cvt_nas.config.sections import (
     BoundSection,
     ConfirmConfig,
     ConstraintsSection,
+    DaNasConfig,
     DataConfig,
     Dataset,
     SearchConfig,
@@ -55,6 +56,7 @@ from cvt_nas.space import (
 __all__ = [
     "AugmentConfig",
     "ConfirmConfig",
+    "DaNasConfig",
     "DataConfig",
     "Dataset",
     "Experiment",
@@ -85,6 +87,7 @@ class Experiment:
     data: DataConfig
     training: TrainingConfig
     supernet: SupernetConfig | None
+    da_nas: DaNasConfig
     search: SearchConfig
     text: str
     warnings: tuple[str, ...] = ()
@@ -265,6 +268,7 @@ def _build(file: SpaceFile, reader: Reader) -> Experiment:
         data=file.data,
         training=file.training,
         supernet=file.supernet,
+        da_nas=file.da_nas,
         search=file.search,
         text=reader.text,
         warnings=_without_effect(file, reader),
@@ -330,8 +334,11 @@ def _check_supernet(file: SpaceFile, reader: Reader) -> None:
     if file.training.epochs == 0 and file.search.confirm is not None:
         reader.add(("search", "confirm"), "trains the best again, which training.epochs 0 leaves nothing of")
     if supernet is None:
-        if file.search.weights == "supernet":
-            reader.add(("search", "weights"), "got supernet, needs a section supernet, which says how it is trained")
+        if file.search.has_supernet:
+            reader.add(
+                ("search", "weights"),
+                f"got {file.search.weights}, needs a section supernet, which says how it is trained",
+            )
         return
     _check_training(supernet, "supernet", len(file.space.stages), reader)
     if supernet.epochs == 0:
@@ -343,11 +350,34 @@ def _check_supernet(file: SpaceFile, reader: Reader) -> None:
     for choice, epoch in supernet.opening.items():
         if epoch >= supernet.epochs:
             reader.add(("supernet", "opening", choice), f"got {epoch:g}, must be below epochs, {supernet.epochs}")
-    if file.search.weights == "supernet" and file.search.candidates < file.search.trials:
+    if file.search.has_supernet and file.search.candidates < file.search.trials:
         reader.add(
             ("search", "candidates"),
             f"got {file.search.candidates}, must be at least trials, {file.search.trials}",
         )
+    if file.search.weights == "da-nas":
+        _check_da_nas(file, supernet, reader)
+
+
+def _check_da_nas(file: SpaceFile, supernet: SupernetConfig, reader: Reader) -> None:
+    config = file.da_nas
+    if len(config.lengths) != len(config.classes):
+        reader.add(
+            ("da_nas", "lengths"),
+            f"got {len(config.lengths)} numbers, must be one for each of the {len(config.classes)} of classes",
+        )
+    elif config.classes[-1] != 1:
+        reader.add(("da_nas", "classes"), f"got {config.classes[-1]:g} at the end, must be 1: candidates see all")
+    elif (
+        len(set(config.last_epochs(supernet.epochs))) < len(config.lengths)
+        or config.last_epochs(supernet.epochs)[0] == 0
+    ):
+        reader.add(
+            ("supernet", "epochs"),
+            f"got {supernet.epochs}, too few: each part of da_nas.lengths must have an epoch",
+        )
+    if supernet.sampling == "front":
+        reader.add(("supernet", "sampling"), "got front, must be uniform or flops: da-nas drops what it learns of")
 
 
 def _space_of(file: SpaceFile, reader: Reader) -> SearchSpace:
@@ -480,9 +510,10 @@ def _without_effect(file: SpaceFile, reader: Reader) -> tuple[str, ...]:
         check((name, "augment", "crop_scale"), not from_folder, "in-memory images are cropped by crop_padding")
         check((name, "augment", "color_jitter"), not from_folder, "only images of a folder are jittered")
     check(("data", "num_workers"), not from_folder, "an in-memory set needs no workers")
-    if file.search.weights == "scratch":
+    if not file.search.has_supernet:
         check(("supernet",), True, "search.weights is scratch")
         check(("search", "candidates"), True, "search.weights is scratch")
+    check(("da_nas",), file.search.weights != "da-nas", f"search.weights is {file.search.weights}")
     if file.supernet is not None:
         idle = file.supernet
         check(("supernet", "drop_path_on_all"), idle.drop_path == 0, "drop_path is 0")

@@ -31,6 +31,12 @@ def _rising(options: list[T]) -> list[T]:
     return options
 
 
+def _never_falling(options: list[T]) -> list[T]:
+    if sorted(options) != options:
+        raise ValueError(f"got {options}, must not fall: {sorted(options)}")
+    return options
+
+
 def _front_or_count(value: Any) -> Any:
     if value == "front" or (type(value) is int and value >= 1):
         return value
@@ -262,6 +268,36 @@ class SupernetConfig(TrainingConfig):
 
 
 @validated(config=_STRICT, frozen=True, kw_only=True)
+class DaNasConfig:
+    """Section `da_nas`: how a space is narrowed while its supernet is trained, on more and more classes.
+
+    In the style of DA-NAS (Dai et al. 2020, arXiv:2003.12563), whose code is not public. After a warm-up there are
+    steps; after each, the options that contributed least are dropped.
+
+    Args:
+        ordering_epochs: Of a short training of the space's smallest network on all classes, by whose accuracies these
+            are put in order, the easiest first.
+        classes: Shares of the classes that the warm-up and each step have, the easiest; two classes at least.
+        lengths: Of the warm-up and of each step, as parts of `supernet.epochs`.
+        drop_ratio: Share that is dropped after each step, of the options that could be: all but one of each choice.
+        probes: Subnets by whose inherited accuracies the options are judged.
+    """
+
+    ordering_epochs: PositiveInt = 2
+    classes: Annotated[
+        list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2**4), AfterValidator(_never_falling)
+    ] = field(default_factory=lambda: [0.1, 0.3, 0.6, 1.0])
+    lengths: list[PositiveInt] = field(default_factory=lambda: [1, 2, 2, 2])
+    drop_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.4
+    probes: Annotated[int, Field(ge=8)] = 200
+
+    def last_epochs(self, num_epochs: int) -> list[int]:
+        """Of `num_epochs`, after which the warm-up and each step end."""
+        total = sum(self.lengths)
+        return [round(num_epochs * so_far / total) for so_far in itertools.accumulate(self.lengths)]
+
+
+@validated(config=_STRICT, frozen=True, kw_only=True)
 class ConfirmConfig:
     """Section `search.confirm`: after the race, its best architectures are trained again, with further seeds.
 
@@ -292,9 +328,10 @@ class SearchConfig:
         mode: At a rung, `promote` lets a trial pause, and go on once it is among the best; `stop` decides for good.
         grace_period: Epochs of the first rung.
         reduction_factor: One in so many goes on past a rung; rungs are so many times farther apart.
-        weights: `scratch`, every trial from a fresh initialisation; `supernet`, from the weights that it inherits.
-        candidates: Of `supernet`: architectures ranked by the accuracy that they inherit. The best `trials` of them
-            are then trained on, in their order.
+        weights: `scratch`, every trial from a fresh initialisation; `supernet`, from the weights that it inherits;
+            `da-nas`, the same, of a supernet whose space was narrowed while it was trained.
+        candidates: Architectures ranked by the accuracy that they inherit, where trials inherit weights. The best
+            `trials` of them are then trained on, in their order.
         seed: Of proposals and trainings.
         confirm: Further trainings of the best, after the race; none where absent.
         max_failures: Times that a trial whose worker died, with its node or alone, begins again on its checkpoint.
@@ -308,12 +345,16 @@ class SearchConfig:
     mode: Literal["stop", "promote"] = "promote"
     grace_period: PositiveInt = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    weights: Literal["scratch", "supernet"] = "scratch"
+    weights: Literal["scratch", "supernet", "da-nas"] = "scratch"
     candidates: PositiveInt = 1000
     seed: Annotated[int, Field(ge=0)] = 0
     confirm: ConfirmConfig | None = None
     max_failures: Annotated[int, Field(ge=0)] = 3
     trial_timeout: PositiveFloat | None = None
+
+    @property
+    def has_supernet(self) -> bool:
+        return self.weights != "scratch"
 
 
 @validated(config=_STRICT, frozen=True, kw_only=True)
@@ -324,6 +365,7 @@ class SpaceFile:
     data: DataConfig
     training: TrainingConfig
     supernet: SupernetConfig | None = None
+    da_nas: DaNasConfig = field(default_factory=DaNasConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     objectives: ObjectivesSection = field(
         default_factory=lambda: ObjectivesSection(accuracy="maximize", params="minimize", flops="minimize")

@@ -1,5 +1,6 @@
 """Small sets: uint8 arrays on disk, prepared once per node and memory-mapped, so its trials share one copy."""
 
+import copy
 import functools
 import gzip
 import hashlib
@@ -7,10 +8,10 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -184,6 +185,13 @@ class ArrayData:
 
     def num_images(self, split: Split) -> int:
         return len(self._rows[split])
+
+    def of_classes(self, classes: Collection[int]) -> Self:
+        some = copy.copy(self)
+        some._rows = {
+            split: rows[np.isin(self._labels[split][rows], list(classes))] for split, rows in self._rows.items()
+        }
+        return some
 
     def _batch(self, split: Split, rows: np.ndarray) -> tuple[UInt8[Tensor, "b c h w"], Int[Tensor, " b"]]:
         return torch.from_numpy(self._images[split][rows]), torch.from_numpy(self._labels[split][rows])

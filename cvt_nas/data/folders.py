@@ -1,9 +1,10 @@
 """Folders of images, `train/` and `val/` with one folder a class, streamed by a DataLoader."""
 
+import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class FolderData:
             reason, needed = str(error).splitlines()[0].rstrip("."), " and ".join(f"{name}/" for name in places)
             raise DataError(f"{config.dataset}: {root} must hold {needed}, one folder a class: {reason}") from error
         self.class_names = tuple(self._folders["val"].classes)
-        self._rows = {"test": np.arange(len(self._folders["val"]))}
+        self._rows: dict[Split, np.ndarray] = {"test": np.arange(len(self._folders["val"]))}
         if not test_only:
             if self._folders["train"].classes != self._folders["val"].classes:
                 odd = sorted(set(self._folders["train"].classes) ^ set(self._folders["val"].classes))
@@ -64,13 +65,22 @@ class FolderData:
     def num_images(self, split: Split) -> int:
         return len(self._rows[split])
 
+    def of_classes(self, classes: Collection[int]) -> Self:
+        some = copy.copy(self)
+        labels = {split: np.array(self._folder(split).targets) for split in self._rows}
+        some._rows = {split: rows[np.isin(labels[split][rows], list(classes))] for split, rows in self._rows.items()}
+        return some
+
+    def _folder(self, split: Split) -> Any:
+        return self._folders["val" if split == "test" else "train"]
+
     def _loader(
         self, split: Split, rows: np.ndarray, transform: Any, batch_size: int, device: torch.device,
         seeds: tuple[int, ...] | None = None,
     ) -> Any:  # fmt: skip
         from torch.utils.data import DataLoader
 
-        images = _Images(self._folders["val" if split == "test" else "train"], rows, transform, seeds)
+        images = _Images(self._folder(split), rows, transform, seeds)
         return DataLoader(
             images,
             batch_size=batch_size,

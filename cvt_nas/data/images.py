@@ -2,9 +2,9 @@
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -41,6 +41,10 @@ class ImageData(Protocol):
     class_names: tuple[str, ...]
 
     def num_images(self, split: Split) -> int: ...
+
+    def of_classes(self, classes: Collection[int]) -> Self:
+        """The same set with the images of these classes alone, which keep their indices and names."""
+        ...
 
     def train_batches(
         self,

@@ -6,7 +6,7 @@ DDP and `batch_size` is divided among the ranks. The device is an argument, neve
 
 from cvt_nas.engine.evaluation import evaluate, fvcore_cost, logits_of, recalibrate_batch_norm
 from cvt_nas.engine.optimization import DivergedError, drop_checkpoints, learning_rate, prepare_device
-from cvt_nas.engine.setup import SharedWeights, TrainingSetup
+from cvt_nas.engine.setup import Phase, SharedWeights, TrainingSetup
 from cvt_nas.engine.supernet import (
     Inheritance,
     SupernetEpoch,
@@ -15,15 +15,17 @@ from cvt_nas.engine.supernet import (
     supernet_reports,
     train_supernet,
 )
-from cvt_nas.engine.training import Epoch, fit, progress_reports
+from cvt_nas.engine.training import Epoch, class_curves, fit, progress_reports
 
 __all__ = [
     "DivergedError",
     "Epoch",
     "Inheritance",
+    "Phase",
     "SharedWeights",
     "SupernetEpoch",
     "TrainingSetup",
+    "class_curves",
     "drop_checkpoints",
     "evaluate",
     "fit",

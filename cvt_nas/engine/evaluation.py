@@ -33,6 +33,20 @@ def evaluate(model: CvT, data: ImageData, split: Split, *, training: TrainingCon
     return num_right.item() / data.num_images(split)
 
 
+@torch.inference_mode()
+def class_accuracies(
+    model: CvT, data: ImageData, split: Split, *, training: TrainingConfig, device: torch.device
+) -> list[float]:
+    """Of each class, the fraction of its images in `split` that `model` classifies right; 0 where it has none."""
+    model.eval()
+    num_right, num_images = torch.zeros(2, model.arch.num_classes, device=device).unbind()
+    for images, labels in data.eval_batches(split, batch_size=EVAL_BATCH_SIZE, device=device):
+        is_right = logits_of(model, images, training).argmax(dim=1) == labels
+        num_right.index_add_(0, labels, is_right.float())
+        num_images.index_add_(0, labels, torch.ones_like(is_right, dtype=torch.float32))
+    return (num_right / num_images.clamp(min=1)).tolist()
+
+
 def count_right(
     model: CvT,
     images: Float[Tensor, "batch channels height width"],

@@ -1,5 +1,6 @@
 """What a worker needs to know before it can train anything."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,15 +11,44 @@ import torch
 from cvt_nas.config import DataConfig, Experiment, SupernetConfig, TrainingConfig
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.results import RunFolder
-from cvt_nas.space import SearchSpace
+from cvt_nas.space import ArchSpace, NarrowedSpace, SearchSpace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """A part of the training of a supernet, which has some of the classes, and subnets of a part of the space.
+
+    Args:
+        last_epoch: After which it ends.
+        classes: Indices.
+        kept: See `NarrowedSpace`.
+    """
+
+    last_epoch: int
+    classes: tuple[int, ...]
+    kept: Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SharedWeights:
-    """The supernet of a run: of which space, and how it is trained."""
+    """The supernet of a run: of which space, and how it is trained.
+
+    Args:
+        phase: What is trained now, and judged by what was trained so far; None for the whole of it.
+    """
 
     space: SearchSpace
     config: SupernetConfig
+    phase: Phase | None = None
+
+    @property
+    def drawn_from(self) -> ArchSpace:
+        """The space of the subnets that are trained."""
+        return self.space if self.phase is None else NarrowedSpace(self.space, self.phase.kept)
+
+    @property
+    def last_epoch(self) -> int:
+        return self.config.epochs if self.phase is None else self.phase.last_epoch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +88,7 @@ class TrainingSetup:
         """
         space, supernet = experiment.space, experiment.supernet
         shared = None
-        if supernet is not None and experiment.search.weights == "supernet":
+        if supernet is not None and experiment.search.has_supernet:
             shared = SharedWeights(space=space, config=supernet)
         fields: dict[str, Any] = {
             "training": experiment.training,
@@ -83,7 +113,18 @@ class TrainingSetup:
         return torch.device("cuda:0" if self.device == "cuda" else "cpu")
 
     def open_data(self) -> ImageData:
-        return _open_data(self.data, self.data_root, self.image_size, self.num_channels, self.num_classes)
+        """The whole data set, or where there is a phase, the images of its classes."""
+        data = _open_data(self.data, self.data_root, self.image_size, self.num_channels, self.num_classes)
+        phase = None if self.shared is None else self.shared.phase
+        return data if phase is None else data.of_classes(phase.classes)
+
+    @property
+    def weights_path(self) -> Path:
+        """Of the supernet, after its training, or after the phase."""
+        assert self.shared is not None, "the caller knows that there is a supernet"
+        if self.shared.last_epoch == self.shared.config.epochs:
+            return self.run.supernet_weights_path
+        return self.run.phase_weights_path(self.shared.last_epoch)
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from cvt_nas.arch import ArchConfig
 from cvt_nas.config import SupernetConfig
-from cvt_nas.space import Genome, SearchSpace
+from cvt_nas.space import ArchSpace, Genome
 
 Kind = Literal["largest", "smallest", "random"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -32,7 +32,7 @@ class SubnetSampler:
     Random ones are feasible. The largest and the smallest need not be: they hold the range open.
     """
 
-    def __init__(self, space: SearchSpace, config: SupernetConfig, *, seed: int) -> None:
+    def __init__(self, space: ArchSpace, config: SupernetConfig, *, seed: int) -> None:
         self._space, self._config, self._seed = space, config, seed
         self._largest = space.encode(space.largest)
         self._smallest = space.smallest_genome  # not a canonical one: closed choices may bring absent blocks back

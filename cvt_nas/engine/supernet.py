@@ -41,7 +41,6 @@ from cvt_nas.engine.subnets import KINDS, Subnet, SubnetSampler
 from cvt_nas.errors import ArchError
 from cvt_nas.model import CvT, read_weights
 from cvt_nas.results import fetch, write_atomically
-from cvt_nas.space import SearchSpace
 from cvt_nas.supernet import Supernet, extract
 
 _MAX_RATIO = 5.0  # of probabilities, in an alpha-divergence: what the paper clips at
@@ -72,8 +71,7 @@ class SupernetEpoch:
 
 
 def train_supernet(
-    space: SearchSpace,
-    config: SupernetConfig,
+    shared: SharedWeights,
     data: ImageData,
     *,
     device: torch.device,
@@ -83,14 +81,14 @@ def train_supernet(
     initial: CvT | None = None,
     stop: Callable[[], bool] = bool,
 ) -> Generator[SupernetEpoch, None, None]:
-    """Trains the shared weights of `space`, from a fresh initialisation or on from `checkpoint`, an epoch at a time.
+    """Trains shared weights from a fresh initialisation, or on from `checkpoint`, an epoch at a time.
 
     The same seed gives the same weights on as many devices of the same kind, also across a restart, at whichever step.
     A loss or a weight that is not finite takes the weights back to the last checkpoint, from where they go on with
     later images.
 
     Args:
-        config: Section `supernet` of the space file.
+        data: Of the classes that `shared` is trained on now.
         device: Where to train; the current rank's, where there are several.
         seed: Of initialisation, images, augmentation, drop path and subnets.
         checkpoint: File that is read if it is there, and replaced after each epoch and every `checkpoint_seconds`.
@@ -106,9 +104,10 @@ def train_supernet(
         DivergedError: There is no checkpoint to go back to, or it went back three times already.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    config = shared.config
     prepare_device(device)
     seed_all(seed)
-    supernet = _supernet_of(space, config)
+    supernet = _supernet_of(shared)
     if initial is not None:
         supernet.insert(initial)
     supernet = supernet.to(device)
@@ -121,11 +120,11 @@ def train_supernet(
         optimizer=optimizer_of(supernet, config, device),
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and device.type == "cuda"),
     )
-    sampler = SubnetSampler(space, config, seed=seed)
+    sampler = SubnetSampler(shared.drawn_from, config, seed=seed)
     saved = read_checkpoint(checkpoint, device)
     progress = _Progress.from_plain(None if saved is None else state.load(saved), sampler, device)
     evaluated = supernet if averaged is None else cast(Supernet, averaged.module)
-    if progress.epoch == config.epochs:
+    if progress.epoch >= shared.last_epoch:
         yield progress.epoch_done(evaluated)
         return
     started, last_saved = time.perf_counter() - progress.seconds, time.perf_counter()
@@ -139,7 +138,7 @@ def train_supernet(
 
     if checkpoint is not None and not checkpoint.exists():
         save()
-    while progress.epoch < config.epochs:
+    while progress.epoch < shared.last_epoch:
         supernet.train()
         for images, targets in data.train_batches(
             batch_size=batch_size,
@@ -375,7 +374,8 @@ def supernet_reports(
 ) -> Iterator[dict[str, Any]]:
     """`train_supernet` of `setup.shared`, as plain values that travel between processes.
 
-    Its weights are in the folder, and its checkpoint is not any more, before the last report is yielded.
+    Its weights are in the folder before the last report is yielded, and its checkpoint, where nothing is left to train,
+    is not any more.
 
     Args:
         initial: Weights to begin with; see `model.read_weights`.
@@ -393,8 +393,7 @@ def supernet_reports(
     report: dict[str, Any] = {"epoch": 0, "losses": {}, "num_rollbacks": 0, "seconds": 0.0, "status": "running"}
     try:
         for epoch in train_supernet(
-            shared.space,
-            shared.config,
+            shared,
             setup.open_data(),
             device=device,
             seed=seed,
@@ -404,9 +403,10 @@ def supernet_reports(
         ):
             report |= {"epoch": epoch.number, "losses": epoch.losses, "num_rollbacks": epoch.num_rollbacks}
             report["seconds"] = epoch.seconds
-            if epoch.number == shared.config.epochs and rank == 0:
-                save_supernet(epoch.supernet, run.supernet_weights_path)
-                drop_checkpoints(checkpoint)
+            if epoch.number == shared.last_epoch and rank == 0:
+                save_supernet(epoch.supernet, setup.weights_path)
+                if epoch.number == shared.config.epochs:
+                    drop_checkpoints(checkpoint)
             yield dict(report)
     except DivergedError as error:
         yield {**report, "status": "diverged", "reason": str(error)}
@@ -424,7 +424,7 @@ def open_supernet(shared: SharedWeights, path: Path) -> Supernet:
     Raises:
         ArchError: The file is missing, or of another space.
     """
-    supernet = _supernet_of(shared.space, shared.config)
+    supernet = _supernet_of(shared)
     if not path.exists():
         fetch(path)
     try:
@@ -440,9 +440,10 @@ def save_supernet(supernet: Supernet, path: Path) -> None:
     write_atomically(path, lambda file: file.write(safetensors_of(state)))
 
 
-def _supernet_of(space: SearchSpace, config: SupernetConfig) -> Supernet:
+def _supernet_of(shared: SharedWeights) -> Supernet:
+    config = shared.config
     return Supernet(
-        space,
+        shared.space,
         drop_path=config.drop_path,
         drop_path_on_all=config.drop_path_on_all,
         kernel_maps=config.kernel_maps,
@@ -509,7 +510,7 @@ def open_inheritance(setup: TrainingSetup, device: torch.device) -> Inheritance:
     Raises:
         ArchError: The run folder has no weights of a supernet, or those of another space.
     """
-    path = setup.run.supernet_weights_path
+    path = setup.weights_path
     if (path, device) not in _OPEN:
         assert setup.shared is not None, "the caller knows that there is a supernet"
         supernet = open_supernet(setup.shared, path).to(device)

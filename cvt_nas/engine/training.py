@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cvt_nas.arch import ArchConfig
 from cvt_nas.config import TrainingConfig
 from cvt_nas.data import ImageData, save_preprocessing, seed_all
-from cvt_nas.engine.evaluation import autocast, evaluate
+from cvt_nas.engine.evaluation import autocast, class_accuracies, evaluate
 from cvt_nas.engine.optimization import (
     DivergedError,
     TrainingState,
@@ -211,6 +211,17 @@ def progress_reports(
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def class_curves(arch: ArchConfig, setup: TrainingSetup, *, epochs: int, seed: int) -> list[list[float]]:
+    """Accuracy of each class on the search split, after each epoch of a short training as that of `setup.shared`."""
+    assert setup.shared is not None, "the caller knows that there is a supernet"
+    torch.set_num_threads(setup.num_threads)
+    training, data, device = setup.shared.config.lasting(epochs), setup.open_data(), setup.torch_device
+    return [
+        class_accuracies(epoch.model, data, "search", training=training, device=device)
+        for epoch in fit(arch, training, data, device=device, seed=seed)
+    ]
 
 
 def _initial(arch: ArchConfig, setup: TrainingSetup, device: torch.device) -> Callable[[], CvT] | None:

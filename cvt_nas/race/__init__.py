@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Literal
@@ -16,11 +16,12 @@ from cvt_nas.race.budget import TimeBudget
 from cvt_nas.race.client import search_through_client
 from cvt_nas.race.confirm import confirm_front
 from cvt_nas.race.disk import check_disk
-from cvt_nas.race.events import Follower, following
+from cvt_nas.race.events import Follower, RaceEvent, following
 from cvt_nas.race.executor import race
 from cvt_nas.race.inherit import heirs, rank_candidates, record_as_trials, train_shared_weights
 from cvt_nas.race.journal import open_journal
 from cvt_nas.race.latency import measure_front, with_latency
+from cvt_nas.race.narrowing import searched_space, train_and_narrow
 from cvt_nas.race.resources import Resources, claim_resources
 from cvt_nas.race.study import Study
 from cvt_nas.race.trial import read_test_split
@@ -150,10 +151,16 @@ def _execute(
 ) -> None:
     """Whatever of the search is not done yet, part by part, until `stop` is set."""
     if setup.shared is not None:
-        for event in train_shared_weights(run, setup, resources, seed=seed, stop=stop, initial=initial):
+        events: Iterator[RaceEvent]
+        if experiment.search.weights == "da-nas":
+            events = train_and_narrow(experiment, run, setup, resources, seed=seed, stop=stop, initial=initial)
+        else:
+            events = train_shared_weights(run, setup, resources, seed=seed, stop=stop, initial=initial)
+        for event in events:
             on_event(event)
         if not stop.is_set():
-            for event in rank_candidates(experiment, run, setup, resources, seed=seed, stop=stop):
+            space = searched_space(experiment, run)
+            for event in rank_candidates(experiment, run, setup, resources, space=space, seed=seed, stop=stop):
                 on_event(event)
         is_ranked = not stop.is_set() or len(run.candidates()) == experiment.search.candidates
         if experiment.training.epochs == 0:

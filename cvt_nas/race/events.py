@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cvt_nas.arch import ArchConfig
-from cvt_nas.results import Candidate, TrialResult
+from cvt_nas.results import Candidate, NarrowingStep, TrialResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +64,13 @@ class SupernetEpochDone:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OptionsDropped:
+    """A part of the training of shared weights is over, and what it spoke against is dropped."""
+
+    step: NarrowingStep
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RankingStarted:
     """The shared weights are trained; what follows, until a trial starts, are candidates.
 
@@ -78,6 +85,7 @@ class RankingStarted:
 
 RaceEvent = (
     SupernetEpochDone
+    | OptionsDropped
     | RankingStarted
     | Candidate
     | TrialStarted

@@ -31,7 +31,7 @@ from cvt_nas.race.resources import Resources
 from cvt_nas.race.samplers import derive_seed
 from cvt_nas.race.study import Study
 from cvt_nas.results import Candidate, Metric, RunFolder, TrialResult, exists
-from cvt_nas.space import Genome
+from cvt_nas.space import ArchSpace, Genome
 
 NUM_SCREENING_IMAGES = 2_048
 _IN_HAND = 2  # candidates of a worker, so that it does not wait for the next one's proposal
@@ -48,7 +48,8 @@ def train_shared_weights(
     stop: threading.Event,
     initial: Path | None = None,
 ) -> Iterator[SupernetEpochDone]:
-    """Trains the supernet of `setup.shared` on all the devices, until its weights are in the run folder.
+    """Trains the supernet of `setup.shared` on all the devices, until its weights are in the run folder; where there is
+    a phase, those of its end.
 
     Where `stop` is set, the workers write a checkpoint, from which the next call goes on.
 
@@ -60,7 +61,7 @@ def train_shared_weights(
         ray.train.TrainingFailedError: Workers died again and again, or the code raised.
     """
     assert setup.shared is not None, "the caller knows that there is a supernet"
-    if run.has_supernet:
+    if exists(setup.weights_path):
         return
     run.stop_supernet(asked=False)
     is_over = threading.Event()
@@ -132,26 +133,29 @@ def rank_candidates(
     setup: TrainingSetup,
     resources: Resources,
     *,
+    space: ArchSpace,
     seed: int,
     stop: threading.Event,
 ) -> Iterator[RankingStarted | Candidate]:
-    """Proposes `search.candidates` architectures and measures what they inherit, until all are, or `stop` is set.
+    """Proposes `search.candidates` architectures of `space` and measures what they inherit, until `stop` is set.
 
     Every one is in the run's record before it is yielded.
 
     Raises:
         ray.exceptions.RayError: Workers died again and again, or the code raised.
     """
-    num_planned, ended = experiment.search.candidates, run.candidates()
+    size = math.prod(len(gene.options) for gene in space.genes)
+    num_planned, ended = min(experiment.search.candidates, size), run.candidates()
     yield RankingStarted(num_planned=num_planned, ended=ended)
+    archs = {name: experiment.space.decode(genome) for name, genome in experiment.anchors.items()}
     study = Study(
-        experiment.space,
+        space,
         metrics=experiment.objectives,
         sampler=experiment.search.sampler,
         storage=open_journal(run.candidates_journal_path),
         num_trials=num_planned,
         seed=derive_seed(seed, 0, "candidates"),
-        anchors=experiment.anchors,
+        anchors={name: space.encode(arch) for name, arch in archs.items() if arch in space},
         recorded=ended,
     )
     if study.is_done:
@@ -162,14 +166,14 @@ def rank_candidates(
             while judges.num_free and not stop.is_set() and (proposal := study.ask()) is not None:
                 # of those before it that are surely judged by now, so that an interruption changes nothing
                 bar = bars.below(proposal.cost, before=proposal.number - judges.num_in_hand_at_most + 1)
-                judges.submit(proposal, experiment.space.decode(proposal.genome), bar)
+                judges.submit(proposal, space.decode(proposal.genome), bar)
             judged = judges.next()
             if judged is None:
                 return
             proposal, accuracy, num_images, seconds = judged
             candidate = Candidate(
                 number=proposal.number,
-                arch=experiment.space.decode(proposal.genome),
+                arch=space.decode(proposal.genome),
                 cost=proposal.cost,
                 accuracy=accuracy,
                 num_images=num_images,
@@ -230,17 +234,20 @@ class _Judges:
         ray.get([worker.save.remote(arch_to_dict(arch)) for worker, arch in turns])
 
 
-def inherited_accuracies(archs: Sequence[ArchConfig], setup: TrainingSetup, resources: Resources) -> list[float]:
-    """Of each, on the whole search split."""
+def inherited_accuracies(
+    archs: Sequence[ArchConfig], setup: TrainingSetup, resources: Resources, *, stop: threading.Event
+) -> list[float] | None:
+    """Of each, on the whole search split; None where `stop` is set before all are known."""
     found, left = [0.0] * len(archs), iter(enumerate(archs))
     with _Judges(setup, resources) as judges:
-        while True:
+        while not stop.is_set():
             for index, arch in itertools.islice(left, judges.num_free):
                 judges.submit(index, arch)
             judged = judges.next()
             if judged is None:
                 return found
             index, found[index], _, _ = judged
+    return None
 
 
 def heirs(experiment: Experiment, candidates: Sequence[Candidate], number: int) -> dict[str, Genome]:

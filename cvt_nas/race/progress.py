@@ -12,13 +12,22 @@ from rich.table import Table
 from cvt_nas.race.events import (
     ConfirmationStarted,
     EpochDone,
+    OptionsDropped,
     RaceEvent,
     RankingStarted,
     SupernetEpochDone,
     TrialPaused,
     TrialStarted,
 )
-from cvt_nas.results import Candidate, HypervolumeBox, Metric, ParetoFront, RunFolder, TrialResult, round_and_trial
+from cvt_nas.results import (
+    Candidate,
+    HypervolumeBox,
+    Metric,
+    ParetoFront,
+    RunFolder,
+    TrialResult,
+    round_and_trial,
+)
 
 _LINE_EVERY_SECONDS = 10.0
 
@@ -85,6 +94,8 @@ class ConsoleProgress:
     def __call__(self, event: RaceEvent) -> None:
         if isinstance(event, SupernetEpochDone):
             self._supernet = event
+        elif isinstance(event, OptionsDropped):
+            self._console.print(event.step.describe(), highlight=False)
         elif isinstance(event, RankingStarted):
             self._supernet, self._candidates = None, list(event.ended)
             self._num_candidates, self._num_before = event.num_planned, len(event.ended)

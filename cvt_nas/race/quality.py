@@ -15,6 +15,7 @@ from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import RunFolderError
 from cvt_nas.race.executor import Plan, launch_trials
 from cvt_nas.race.inherit import inherited_accuracies
+from cvt_nas.race.narrowing import searched_space
 from cvt_nas.race.resources import claim_resources
 from cvt_nas.race.samplers import derive_seed
 from cvt_nas.race.study import Proposal
@@ -74,7 +75,9 @@ def evaluate_supernet(
     if num_archs > _MAX_ARCHS:
         raise RunFolderError(f"{num_archs} architectures: must be at most {_MAX_ARCHS}")
     # the first of a fixed number, so that more of them are these and others
-    genomes = spread_over_flops(experiment.space, _MAX_ARCHS, seed=derive_seed(seed, 0, "quality"))[:num_archs]
+    space = searched_space(experiment, run)
+    drawn = spread_over_flops(space, _MAX_ARCHS, seed=derive_seed(seed, 0, "quality"))[:num_archs]
+    genomes = [experiment.space.encode(space.decode(genome)) for genome in drawn]
     of_supernet = TrainingSetup.of(experiment, run_path=run.path, run_url=run.url, data=data)
     url = None if run.url is None else f"{run.url}/{run.standalone_path.name}"
     setup = dataclasses.replace(of_supernet, run_path=run.standalone_path, run_url=url, shared=None)
@@ -110,7 +113,9 @@ def evaluate_supernet(
             raise RunFolderError(f"{alone.path}: {len(whole)} architectures were trained in full, too few to judge by")
         archs = [experiment.space.decode(genomes[index]) for index in whole]
         costs = [experiment.space.cost(genomes[index]) for index in whole]
-        inherited = inherited_accuracies(archs, of_supernet, resources)
+        inherited = inherited_accuracies(archs, of_supernet, resources, stop=stop)
+        if inherited is None:
+            return None
     quality = judge_supernet(
         inherited,
         np.array([[found[index][round_] for round_ in range(1, num_seeds + 1)] for index in whole]),

@@ -16,6 +16,7 @@ from cvt_nas.engine import Inheritance, TrainingSetup, open_inheritance
 from cvt_nas.engine.latency import measure_latency
 from cvt_nas.errors import RunFolderError
 from cvt_nas.model import CvT, save_model
+from cvt_nas.race.narrowing import searched_space
 from cvt_nas.race.surrogate import Observation, Surrogate
 from cvt_nas.results import RunFolder
 from cvt_nas.space import Bound, CostMetric, SearchSpace
@@ -77,7 +78,8 @@ def query(
     candidates = run.candidates()
     if experiment.supernet is None or not run.has_supernet or len(candidates) < 3:
         raise RunFolderError(f"{run.path}: has no trained supernet with ranked candidates to search again")
-    space = _limited(experiment.space, {"params": max_params, "flops": max_flops})
+    whole = _limited(experiment.space, {"params": max_params, "flops": max_flops})
+    space = searched_space(dataclasses.replace(experiment, space=whole), run)
     observations = [
         Observation(genome=space.encode(candidate.arch), curve=candidate.curve, status=candidate.status)
         for candidate in candidates

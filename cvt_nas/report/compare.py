@@ -158,7 +158,7 @@ def _search_of(settings: Experiment | str) -> str:
     if isinstance(settings, str):
         return settings[:6]
     search = settings.search
-    return ", ".join([search.sampler, search.scheduler, *(["supernet"] if search.weights == "supernet" else [])])
+    return ", ".join([search.sampler, search.scheduler, *([search.weights] if search.has_supernet else [])])
 
 
 def compare_page(comparison: Comparison) -> str:

@@ -138,6 +138,17 @@ def _membership_text(result: TrialResult) -> str:
     return "-" if membership is None else f"{membership:.0%}"
 
 
+def narrowing_lines(run: RunFolder) -> list[str]:
+    """What a DA-NAS-style search dropped, and after which part of its training."""
+    narrowing = run.narrowing()
+    if narrowing is None:
+        return []
+    return [
+        step.describe() + "".join(f"; {option.gene} {option.option}" for option in step.dropped)
+        for step in narrowing.steps
+    ]
+
+
 def latency_lines(run: RunFolder) -> list[str]:
     """What the latencies of a run are, where it went by them."""
     if "latency_table" not in run.manifest:

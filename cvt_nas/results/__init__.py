@@ -8,6 +8,7 @@ from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
 from cvt_nas.results.files import delete, exists, fetch, patiently, repair_last_line, write_atomically
 from cvt_nas.results.folder import RunFolder
 from cvt_nas.results.mirror import add_mirror, is_url, mirror_of
+from cvt_nas.results.narrowing import DroppedOption, Narrowing, NarrowingStep
 from cvt_nas.results.pareto import (
     HypervolumeBox,
     ParetoFront,
@@ -31,8 +32,11 @@ __all__ = [
     "Candidate",
     "ConfirmPlan",
     "Confirmation",
+    "DroppedOption",
     "HypervolumeBox",
     "Metric",
+    "Narrowing",
+    "NarrowingStep",
     "ParetoFront",
     "RankCorrelation",
     "RankingQuality",

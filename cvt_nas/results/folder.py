@@ -25,12 +25,14 @@ from cvt_nas.results.files import (
     append_line,
     delete,
     exists,
+    fetch,
     read_lines,
     remove_partials,
     repair_last_line,
     write_atomically,
 )
 from cvt_nas.results.mirror import add_mirror, is_url, local_folder, mirror_of
+from cvt_nas.results.narrowing import Narrowing
 from cvt_nas.results.pareto import HypervolumeBox, ParetoFront
 from cvt_nas.results.trial import Metric, TrialResult, round_and_trial
 
@@ -50,7 +52,8 @@ class RunFolder:
     study.journal      Optuna's storage
     report.html        the page of the run, which needs nothing beside it; pareto.csv, ranks.csv, pareto_flops.html, ...
     models/<arch id>/  arch.json, model.safetensors, probe.safetensors of each complete trial
-    supernet/          checkpoint.pt, then weights.safetensors; `stop` while its training is asked to end; quality.json
+    supernet/          checkpoint.pt, then weights.safetensors; `stop` while its training is asked to end; quality.json;
+                       narrowing.json, where choices were dropped while it was trained
     standalone/        a run of its own: trainings that the supernet is judged by
     candidates.jsonl   one `Candidate` a line, append-only, flushed; candidates.journal is Optuna's storage of them
     checkpoints/       of trials in flight
@@ -288,10 +291,34 @@ class RunFolder:
     def supernet_weights_path(self) -> Path:
         return self.supernet_path / "weights.safetensors"
 
+    def phase_weights_path(self, last_epoch: int) -> Path:
+        """Of a supernet, after a phase of its training that is not the last."""
+        return self.supernet_path / f"epoch-{last_epoch}.safetensors"
+
     @property
     def has_supernet(self) -> bool:
         """Whether its supernet is trained, on whatever machine."""
         return exists(self.supernet_weights_path)
+
+    @property
+    def _narrowing_path(self) -> Path:
+        return self.supernet_path / "narrowing.json"
+
+    def write_narrowing(self, narrowing: Narrowing) -> None:
+        self.supernet_path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._narrowing_path, narrowing.to_json())
+
+    def narrowing(self) -> Narrowing | None:
+        """What was dropped of the space so far; None where nothing is, or is yet.
+
+        Raises:
+            RunFolderError: The file is damaged.
+        """
+        if not exists(path := self._narrowing_path):
+            return None
+        if not path.exists():
+            fetch(path)
+        return Narrowing.from_json(path.read_text(), str(path))
 
     @property
     def quality_path(self) -> Path:

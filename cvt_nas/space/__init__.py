@@ -5,6 +5,7 @@ conditional: where the depth varies, the genes of absent blocks are ignored by `
 genomes that decode to the same `ArchConfig.id` are one architecture.
 """
 
+from cvt_nas.space.arch_space import ArchSpace, spread_over_flops
 from cvt_nas.space.choices import (
     ALL_COST_METRICS,
     BLOCK_CHOICES,
@@ -17,18 +18,21 @@ from cvt_nas.space.choices import (
     GenomeSpace,
     StageSpace,
 )
-from cvt_nas.space.search_space import SearchSpace, spread_over_flops
+from cvt_nas.space.narrowed import NarrowedSpace
+from cvt_nas.space.search_space import SearchSpace
 
 __all__ = [
     "ALL_COST_METRICS",
     "BLOCK_CHOICES",
     "COST_METRICS",
     "STAGE_CHOICES",
+    "ArchSpace",
     "Bound",
     "CostMetric",
     "Gene",
     "Genome",
     "GenomeSpace",
+    "NarrowedSpace",
     "SearchSpace",
     "StageSpace",
     "spread_over_flops",

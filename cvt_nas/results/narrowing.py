@@ -1,0 +1,83 @@
+"""How a space was narrowed while its supernet was trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from pydantic import TypeAdapter, ValidationError
+
+from cvt_nas.errors import RunFolderError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DroppedOption:
+    """An option that is proposed no more.
+
+    Args:
+        gene: Name of the choice.
+        option: Its value.
+        contribution: By how much accuracy it was behind the best option of the choice, at equal cost.
+    """
+
+    gene: str
+    option: int | float | str
+    contribution: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NarrowingStep:
+    """What came of one part of the training.
+
+    Args:
+        last_epoch: After which it ended.
+        classes: That it had.
+        dropped: After it; the least contribution first. Nothing after a warm-up.
+        num_left: Architectures of the space that are left, as genomes.
+    """
+
+    last_epoch: int
+    classes: tuple[int, ...]
+    dropped: tuple[DroppedOption, ...]
+    num_left: int
+
+    def describe(self) -> str:
+        """`epoch 6, 3 classes: 12 options dropped, 2,304 architectures left`."""
+        done = f"{len(self.dropped)} options dropped, " if self.dropped else ""
+        return f"epoch {self.last_epoch}, {len(self.classes)} classes: {done}{self.num_left:,} architectures left"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Narrowing:
+    """The record of it, as far as it has come.
+
+    Args:
+        class_order: Indices, the easiest first.
+        class_curves: Accuracy of each class after each epoch of the training that they were put in order by.
+        kept: Of every gene's name, the indices of the options that are left.
+    """
+
+    class_order: tuple[int, ...]
+    class_curves: tuple[tuple[float, ...], ...]
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    steps: tuple[NarrowingStep, ...] = ()
+
+    def after(self, step: NarrowingStep, kept: Mapping[str, tuple[int, ...]]) -> Self:
+        return replace(self, kept=dict(kept), steps=(*self.steps, step))
+
+    def to_json(self) -> str:
+        return _NARROWING.dump_json(self, indent=2).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> "Narrowing":
+        """
+        Raises:
+            RunFolderError: `text` is no such record; `where` names it.
+        """
+        try:
+            return _NARROWING.validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RunFolderError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+_NARROWING = TypeAdapter(Narrowing)
