@@ -80,7 +80,7 @@ def train_and_narrow(
         if stop.is_set():
             return
         space, dropped = NarrowedSpace(experiment.space, narrowing.kept), ()
-        if number > 0:
+        if number > 0 and space.genes:
             genomes = spread_over_flops(space, config.probes, seed=derive_seed(seed, number, "probes"))
             accuracies = inherited_accuracies([space.decode(genome) for genome in genomes], part, resources, stop=stop)
             if accuracies is None:

@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from scipy.optimize import minimize
 from scipy.special import ndtr
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, WhiteKernel
+from threadpoolctl import ThreadpoolController
 
 from cvt_nas.arch import Cost
 from cvt_nas.results import is_non_dominated
@@ -25,6 +26,7 @@ from cvt_nas.space import CostMetric, Genome, GenomeSpace
 NUM_INITIAL = 10
 REFIT_EVERY = 5
 MAX_FITTED = 150
+REFIT_EVERY_LATER = 50  # beyond that, a fit only sees others of the same number
 MAX_CONDITIONED = 400
 NUM_CANDIDATES = 1_500
 # Standard deviations are stretched by this. The process trusts its length scales, which are estimates: on
@@ -91,6 +93,12 @@ class Surrogate:
         evaluated = [o for o in observations if o.status in ("complete", "stopped", "failed")]
         if number < NUM_INITIAL or sum(o.status == "complete" for o in evaluated) < 3:
             return self._initial(number, seen)
+        with _blas().limit(limits=1, user_api="blas"):
+            return self._most_promising(number, observations, evaluated, seen)
+
+    def _most_promising(
+        self, number: int, observations: Sequence[Observation], evaluated: Sequence[Observation], seen: set[Genome]
+    ) -> Genome | None:
         candidates = self._candidates(observations, np.random.default_rng((self._seed, number)), seen)
         if candidates is None:
             return None
@@ -184,7 +192,8 @@ class Surrogate:
     def _model(self, evaluated: Sequence[Observation]) -> "_Posterior":
         values, noises = final_accuracies(evaluated)
         values = np.maximum(values, np.median(values) - 2 * (values.max() - np.median(values)))
-        num_used = len(evaluated) // REFIT_EVERY * REFIT_EVERY or len(evaluated)
+        step = REFIT_EVERY if len(evaluated) < MAX_FITTED else REFIT_EVERY_LATER
+        num_used = len(evaluated) // step * step or len(evaluated)
         features = self.features([o.genome for o in evaluated])
         if num_used not in self.fitted:
             chosen = np.arange(num_used)
@@ -247,6 +256,12 @@ class Surrogate:
             else:  # so that two different options are at a squared distance of 1
                 columns.append((table[:, [position]] == np.arange(len(gene.options))) / math.sqrt(2))
         return np.hstack([*columns, (self._log_costs(costs) - self._log_mean) / self._log_sd])
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """Matrices of a few hundred rows are no work for several threads, which would fight with the trials for cores."""
+    return ThreadpoolController()
 
 
 def _prior_of(space: GenomeSpace) -> np.ndarray:
