@@ -280,7 +280,7 @@ class DaNasConfig:
         classes: Shares of the classes that the warm-up and each step have, the easiest; two classes at least.
         lengths: Of the warm-up and of each step, as parts of `supernet.epochs`.
         drop_ratio: Share that is dropped after each step, of the options that could be: all but one of each choice.
-        probes: Subnets by whose inherited accuracies the options are judged.
+        probes: Subnets by whose inherited accuracies, on up to 2,048 images of the search split, options are judged.
     """
 
     ordering_epochs: PositiveInt = 2

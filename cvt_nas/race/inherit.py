@@ -235,14 +235,25 @@ class _Judges:
 
 
 def inherited_accuracies(
-    archs: Sequence[ArchConfig], setup: TrainingSetup, resources: Resources, *, stop: threading.Event
+    archs: Sequence[ArchConfig],
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    stop: threading.Event,
+    is_screening: bool = False,
 ) -> list[float] | None:
-    """Of each, on the whole search split; None where `stop` is set before all are known."""
+    """Of each; None where `stop` is set before all are known.
+
+    Args:
+        is_screening: Whether to go by the part of the search split that all candidates are screened on, and not by all
+            of it.
+    """
+    bar = math.inf if is_screening else None  # which is out of reach after that part
     found, left = [0.0] * len(archs), iter(enumerate(archs))
     with _Judges(setup, resources) as judges:
         while not stop.is_set():
             for index, arch in itertools.islice(left, judges.num_free):
-                judges.submit(index, arch)
+                judges.submit(index, arch, bar)
             judged = judges.next()
             if judged is None:
                 return found

@@ -82,7 +82,8 @@ def train_and_narrow(
         space, dropped = NarrowedSpace(experiment.space, narrowing.kept), ()
         if number > 0 and space.genes:
             genomes = spread_over_flops(space, config.probes, seed=derive_seed(seed, number, "probes"))
-            accuracies = inherited_accuracies([space.decode(genome) for genome in genomes], part, resources, stop=stop)
+            archs = [space.decode(genome) for genome in genomes]
+            accuracies = inherited_accuracies(archs, part, resources, stop=stop, is_screening=True)
             if accuracies is None:
                 return
             effects = contributions(space, genomes, accuracies, experiment.objectives)
