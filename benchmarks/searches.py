@@ -115,12 +115,11 @@ def _command(method: str, folder: Path, seconds: int, seed: int, options: argpar
 
 def _num_epochs(method: str, of_supernet: int, num_classes: int) -> int:
     """Those in which a supernet sees as many images as in `of_supernet` epochs with all the classes."""
-    config = DaNasConfig()
     if method == "supernet":
         return of_supernet
-    seen = [length * max(round(share * num_classes), 2) / num_classes
-            for length, share in zip(config.lengths, config.classes, strict=True)]  # fmt: skip
-    return round(of_supernet * sum(config.lengths) / sum(seen))
+    config = DaNasConfig()
+    seen = np.dot(config.lengths, config.class_counts(num_classes)) / num_classes
+    return round(of_supernet * sum(config.lengths) / seen)
 
 
 def _read(method: str, seed: int, folder: Path, experiment: Experiment) -> tuple[pd.DataFrame, dict[str, object]]:

@@ -360,7 +360,7 @@ def _check_supernet(file: SpaceFile, reader: Reader) -> None:
 
 
 def _check_da_nas(file: SpaceFile, supernet: SupernetConfig, reader: Reader) -> None:
-    config = file.da_nas
+    config, ends = file.da_nas, [0, *file.da_nas.last_epochs(supernet.epochs)]
     if len(config.lengths) != len(config.classes):
         reader.add(
             ("da_nas", "lengths"),
@@ -368,10 +368,7 @@ def _check_da_nas(file: SpaceFile, supernet: SupernetConfig, reader: Reader) -> 
         )
     elif config.classes[-1] != 1:
         reader.add(("da_nas", "classes"), f"got {config.classes[-1]:g} at the end, must be 1: candidates see all")
-    elif (
-        len(set(config.last_epochs(supernet.epochs))) < len(config.lengths)
-        or config.last_epochs(supernet.epochs)[0] == 0
-    ):
+    elif len(set(ends)) < len(ends):
         reader.add(
             ("supernet", "epochs"),
             f"got {supernet.epochs}, too few: each part of da_nas.lengths must have an epoch",

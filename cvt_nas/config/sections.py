@@ -11,6 +11,7 @@ from cvt_nas.arch import Projection
 from cvt_nas.config.reader import show
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
+_MIN_CLASSES = 2  # of a part of a training: one is no task
 
 T = TypeVar("T", int, float, str)
 
@@ -295,6 +296,10 @@ class DaNasConfig:
         """Of `num_epochs`, after which the warm-up and each step end."""
         total = sum(self.lengths)
         return [round(num_epochs * so_far / total) for so_far in itertools.accumulate(self.lengths)]
+
+    def class_counts(self, num_classes: int) -> list[int]:
+        """Of `num_classes`, how many the warm-up and each step have."""
+        return [min(max(round(share * num_classes), _MIN_CLASSES), num_classes) for share in self.classes]
 
 
 @validated(config=_STRICT, frozen=True, kw_only=True)

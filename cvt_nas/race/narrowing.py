@@ -30,7 +30,6 @@ from cvt_nas.race.samplers import derive_seed
 from cvt_nas.results import DroppedOption, Metric, Narrowing, NarrowingStep, RunFolder, delete
 from cvt_nas.space import ArchSpace, Genome, NarrowedSpace, spread_over_flops
 
-_MIN_CLASSES = 2
 _RIDGE = 1.0  # prior precision of each option's effect, in units of the noise
 
 
@@ -70,9 +69,9 @@ def train_and_narrow(
             return
         narrowing = Narrowing(class_order=easiest_first(curves), class_curves=tuple(map(tuple, curves)))
         run.write_narrowing(narrowing)
-    parts = zip(config.last_epochs(shared.config.epochs), config.classes, strict=True)
-    for number, (last_epoch, share) in list(enumerate(parts))[len(narrowing.steps) :]:
-        num_classes = min(max(round(share * len(narrowing.class_order)), _MIN_CLASSES), len(narrowing.class_order))
+    counts = config.class_counts(len(narrowing.class_order))
+    parts = zip(config.last_epochs(shared.config.epochs), counts, strict=True)
+    for number, (last_epoch, num_classes) in list(enumerate(parts))[len(narrowing.steps) :]:
         classes = narrowing.class_order[:num_classes]
         phase = Phase(last_epoch=last_epoch, classes=classes, kept=narrowing.kept)
         part = dataclasses.replace(setup, shared=dataclasses.replace(shared, phase=phase))

@@ -19,15 +19,7 @@ from cvt_nas.race.events import (
     TrialPaused,
     TrialStarted,
 )
-from cvt_nas.results import (
-    Candidate,
-    HypervolumeBox,
-    Metric,
-    ParetoFront,
-    RunFolder,
-    TrialResult,
-    round_and_trial,
-)
+from cvt_nas.results import Candidate, HypervolumeBox, Metric, ParetoFront, RunFolder, TrialResult, round_and_trial
 
 _LINE_EVERY_SECONDS = 10.0
 
