@@ -9,6 +9,8 @@ continued. Nothing else should run beside it.
 
     OMP_NUM_THREADS=1 python benchmarks/searches.py --space search_spaces/fashion_mnist.yaml \\
         --to results/fashion_mnist_compared
+    OMP_NUM_THREADS=1 python benchmarks/searches.py --space benchmarks/tables/cvt_fashion_mnist.yaml --seconds 450 \\
+        --methods defaults,supernet,da-nas --share 1 --supernet-epochs 13 --to results/sharing_compared
 """
 
 import argparse
@@ -50,8 +52,8 @@ SUPERNET: dict[str, dict[str, Any]] = {
         "distillation": "kl", "distillation_weight": 0.5, "augment": {"flip": True},
     },
     "da_nas": {"probes": 60},
-    "search": {"candidates": 60, "trials": 10, "scheduler": "none"},  # so that all of them are in the front's race
-    "training": {"epochs": 1, "lr": 1.0e-3, "warmup_epochs": 0},
+    "search": {"candidates": 80, "trials": 36, "scheduler": "none"},  # so many small trainings as there is time for
+    "training": {"epochs": 2, "lr": 1.0e-3, "warmup_epochs": 0},
 }  # fmt: skip
 
 
