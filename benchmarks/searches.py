@@ -4,8 +4,8 @@ Each of them trains for so many seconds, by the same code, on as many workers; `
 `tpe+asha` the same file with Optuna's TPE, ASHA on accuracy alone and a cosine schedule, `glue` is glue.py, `supernet`
 trains a supernet first, and `da-nas` one whose space is narrowed meanwhile, for as many images as that one sees; these
 two have a share of the time (`--share`). What is trained in full by then makes the front; its members are judged on the
-test split, which no search reads. What is in the tables already is not run again, so that this can be stopped and
-continued. Nothing else should run beside it.
+test split, which no search reads. What is in the tables already is not run again, and what `--runs` has of a search
+goes on, so that this can be stopped and continued, for more seconds, too. Nothing else should run beside it.
 
     OMP_NUM_THREADS=1 python benchmarks/searches.py --space search_spaces/fashion_mnist.yaml \\
         --to results/fashion_mnist_compared
@@ -84,7 +84,8 @@ def main() -> None:
             folder = options.runs / f"{method}-{seed}"
             seconds = round(options.seconds * (options.share if method in SHARING else 1))
             print(f"{folder.name}: {seconds} s", flush=True)
-            shutil.rmtree(folder, ignore_errors=True)  # what an interruption left: its time cannot be made up
+            if method == "glue":
+                shutil.rmtree(folder, ignore_errors=True)  # what an interruption left: its time cannot be made up
             command = _command(method, folder, seconds, seed, options)
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             front, run = _read(method, seed, folder, experiment)
@@ -112,7 +113,8 @@ def _command(method: str, folder: Path, seconds: int, seed: int, options: argpar
         space.write_text(yaml.safe_dump(tree))
     program = [sys.executable, "-m", "cvt_nas.cli", "search", "--space", str(space)]
     trials = [] if method in SHARING else ["--trials", "10000"]
-    return [*program, "--time-budget", f"{seconds}s", *trials, *limits]
+    resume = ["--resume"] if (folder / "manifest.json").exists() else []  # its budget is of all its processes
+    return [*program, "--time-budget", f"{seconds}s", *trials, *limits, *resume]
 
 
 def _num_epochs(method: str, of_supernet: int, num_classes: int) -> int:
