@@ -66,10 +66,17 @@ def test_profile_for_people_shows_each_stage_and_the_total(capsys: pytest.Captur
 
 def test_space_prints_size_range_and_share(capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads(printed(capsys, "space", str(SPACES / "cvt13.yaml"), "--json"))
-    assert set(result) == {"name", "size", "params", "flops", "feasible_fraction"}
+    assert set(result) == {"name", "size", "params", "flops", "flops_without_attention", "feasible_fraction"}
     assert result["name"] == "cvt13"
     assert result["params"]["min"] < 19_997_480 < result["params"]["max"]
     assert 0.5 < result["feasible_fraction"] < 1
+
+
+def test_space_counts_flops_with_and_without_attentions_products(capsys: pytest.CaptureFixture[str]) -> None:
+    found = printed(capsys, "space", str(SPACES / "cvt13_nas.yaml"))
+    assert "FLOPs 3.14G to 6.67G" in found
+    assert "without attention's two products" in found  # the paper's least, from its own count: 2.59 G
+    assert "2.63G in the smallest, 4.64G in the largest" in found
 
 
 def test_report_rebuilds_everything_from_the_record(

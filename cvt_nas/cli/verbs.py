@@ -13,17 +13,23 @@ from cvt_nas.errors import ArchError, DataError, ExportError
 
 
 def space(options: argparse.Namespace) -> int:
+    from cvt_nas.arch import attention_flops, cost_of
     from cvt_nas.config import load_experiment
     from cvt_nas.report import short
 
     experiment = load_experiment(options.file)
     space = experiment.space
     least, greatest = space.cost_range
+    without_attention = {
+        name: cost_of(arch).flops - attention_flops(arch)
+        for name, arch in (("smallest", space.smallest), ("largest", space.largest))
+    }
     result = {
         "name": experiment.name,
         "size": space.size,
         "params": {"min": least.params, "max": greatest.params},
         "flops": {"min": least.flops, "max": greatest.flops},
+        "flops_without_attention": without_attention,
         "feasible_fraction": space.feasible_fraction(),
     }
     if options.json:
@@ -34,6 +40,8 @@ def space(options: argparse.Namespace) -> int:
     print(f"{experiment.name}: {space.size:,} architectures, {len(space.genes)} choices")
     print(f"params {short(least.params)} to {short(greatest.params)}, FLOPs {short(least.flops)} to "
           f"{short(greatest.flops)}")  # fmt: skip
+    counts = ", ".join(f"{short(flops)} in the {name}" for name, flops in without_attention.items())
+    print(f"FLOPs without attention's two products, which some papers leave out: {counts}")
     print(f"{result['feasible_fraction']:.1%} of evenly drawn architectures meet the constraints")
     return 0
 
