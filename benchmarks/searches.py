@@ -4,8 +4,8 @@ Each of them trains for so many seconds, by the same code, on as many workers; `
 `tpe+asha` the same file with Optuna's TPE, ASHA on accuracy alone and a cosine schedule, `glue` is glue.py, `supernet`
 trains a supernet first, and `da-nas` one whose space is narrowed meanwhile, for as many images as that one sees; these
 two have a share of the time (`--share`). What is trained in full by then makes the front; its members are judged on the
-test split, which no search reads. What is in the tables already is not run again, and what `--runs` has of a search
-goes on, so that this can be stopped and continued, for more seconds, too. Nothing else should run beside it.
+test split, which no search reads. What is in the tables already is not run again, and an interrupted search goes on
+for what is left of its seconds, so that this can be stopped and continued. Nothing else should run beside it.
 
     OMP_NUM_THREADS=1 python benchmarks/searches.py --space search_spaces/fashion_mnist.yaml \\
         --to results/fashion_mnist_compared
@@ -81,8 +81,8 @@ def main() -> None:
         for method in options.methods:
             if (method, seed) in done:
                 continue
-            folder = options.runs / f"{method}-{seed}"
             seconds = round(options.seconds * (options.share if method in SHARING else 1))
+            folder = options.runs / f"{experiment.name}-{seconds}s" / f"{method}-{seed}"  # one for each kind of search
             print(f"{folder.name}: {seconds} s", flush=True)
             if method == "glue":
                 shutil.rmtree(folder, ignore_errors=True)  # what an interruption left: its time cannot be made up
