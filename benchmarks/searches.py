@@ -52,8 +52,8 @@ SUPERNET: dict[str, dict[str, Any]] = {
         "distillation": "kl", "distillation_weight": 0.5, "augment": {"flip": True},
     },
     "da_nas": {"probes": 60},
-    "search": {"candidates": 80, "trials": 36, "scheduler": "none"},  # so many small trainings as there is time for
-    "training": {"epochs": 2, "lr": 1.0e-3, "warmup_epochs": 0},
+    "search": {"scheduler": "none"},  # so many small trainings as there is time for
+    "training": {"lr": 1.0e-3, "warmup_epochs": 0},
 }  # fmt: skip
 
 
@@ -64,6 +64,9 @@ def main() -> None:
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(COMPARED))
     parser.add_argument("--share", type=float, default=0.25, help="of the seconds, for supernet and da-nas")
     parser.add_argument("--supernet-epochs", type=int, default=2)
+    parser.add_argument("--candidates", type=int, default=80, help="that a supernet ranks")
+    parser.add_argument("--heirs", type=int, default=36, help="candidates that are trained on, at most")
+    parser.add_argument("--heir-epochs", type=int, default=2, help="of each of these")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--cpus", type=int, default=2)
@@ -107,7 +110,8 @@ def _command(method: str, folder: Path, seconds: int, seed: int, options: argpar
         for section, settings in (SUPERNET if method in SHARING else FIRST_VERSION).items():
             tree[section] = tree.get(section, {}) | settings
         if method in SHARING:
-            tree["search"]["weights"] = method
+            tree["search"] |= {"weights": method, "candidates": options.candidates, "trials": options.heirs}
+            tree["training"]["epochs"] = options.heir_epochs
             tree["supernet"]["epochs"] = _num_epochs(method, options.supernet_epochs, tree["space"]["num_classes"])
         space = options.runs / f"{method}.yaml"
         space.write_text(yaml.safe_dump(tree))
