@@ -14,7 +14,7 @@ import torch
 
 from conftest import Watch, own_processes, small_digits
 from cvt_nas import load_model, search
-from cvt_nas.arch import Cost
+from cvt_nas.arch import Cost, cost_of
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.data import load_data
@@ -25,6 +25,7 @@ from cvt_nas.race.inherit import _Bars, heirs, supernet_workers
 from cvt_nas.race.quality import evaluate_supernet
 from cvt_nas.race.query import latency_ms, query
 from cvt_nas.race.resources import Resources
+from cvt_nas.report import run_page
 from cvt_nas.results import Candidate, RunFolder, judge_supernet
 
 SUPERNET = "supernet: {epochs: 3, batch_size: 64, lr: 5.0e-3, ema_decay: 0.9, sampling: flops}"
@@ -186,6 +187,8 @@ def test_a_query_finds_more_under_new_limits_without_training(inherited: RunFold
     assert all(answer.latency_ms is not None and answer.latency_ms <= (fast + slow) / 2 for answer in timed)
     with pytest.raises(RunFolderError, match=r"nothing in the space was found with latency_ms up to 1e-06"):
         query(inherited, max_latency_ms=1e-6)
+    least = cost_of(space.smallest).params
+    assert {answer.cost.params for answer in query(inherited, max_params=least)} == {least}
     with pytest.raises(RunFolderError, match=r"--max-params 10: the space has nothing below"):
         query(inherited, max_params=10)
     with pytest.raises(RunFolderError, match="is not empty"):
@@ -199,20 +202,51 @@ def test_a_query_of_a_run_without_a_supernet_is_refused(finished_run: RunFolder)
         evaluate_supernet(finished_run)
 
 
+def test_what_would_be_too_few_to_judge_by_is_not_trained(inherited: RunFolder) -> None:
+    with pytest.raises(RunFolderError, match="7 architectures: must be 8 to 500"):
+        evaluate_supernet(inherited, num_archs=7)
+
+
+def test_the_page_says_whether_a_supernet_can_be_trusted(inherited: RunFolder) -> None:
+    truth = np.linspace(0.5, 0.9, 40)
+    costs = np.random.default_rng(0).permutation(40).tolist()
+    try:
+        for inherited_accuracies, verdict in (
+            (truth, "can be trusted to rank<"),
+            (-truth, "cannot be trusted to rank: tau"),
+        ):
+            quality = judge_supernet(inherited_accuracies.tolist(), np.stack([truth, truth], axis=1), costs, costs)
+            inherited.quality_path.write_text(json.dumps(quality.to_json()))
+            assert inherited.quality() == quality
+            assert f"this supernet {verdict}" in run_page(inherited)
+        inherited.quality_path.write_text('{"num_archs": "many"}')
+        with pytest.raises(RunFolderError, match=r"quality.json: num_archs: Input should be a valid integer"):
+            run_page(inherited)
+    finally:
+        inherited.quality_path.unlink()
+
+
 @pytest.mark.slow
 def test_a_supernet_is_judged_by_architectures_trained_by_themselves(
     inherited: RunFolder, capsys: pytest.CaptureFixture
 ) -> None:
+    stop, react = interrupted_at("TrialResult", 2)
+    options: dict[str, Any] = {"num_archs": 8, "num_seeds": 2, "epochs": 1, "gpus": 0}
+    assert evaluate_supernet(inherited, **options, stop=stop, progress=Watch(react)) is None
+    kept = {result.number: result.to_json() for result in RunFolder.open(inherited.standalone_path).results()}
+    assert 2 <= len(kept) < 16
     arguments = ["supernet", "evaluate", str(inherited.path), "--seeds", "2", "--epochs", "1", "--gpus", "0", "--json"]
     assert main([*arguments, "--archs", "8"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads(inherited.quality_path.read_text())
+    assert "this supernet can" in (inherited.path / "report.html").read_text()
     assert (found["num_archs"], found["num_seeds"]) == (8, 2)
     assert set(found["rankers"]) == {"inherited", "params", "flops"}
     assert found["gap"] == pytest.approx(found["standalone"] - found["inherited"])
     alone = RunFolder.open(inherited.standalone_path)
     assert len(alone.results()) == 16
     first = {result.number: result.to_json() for result in alone.results()}
+    assert first == first | kept
     assert main([*arguments, "--archs", "9"]) == 0
     results = {result.number: result.to_json() for result in alone.results()}
     assert len(results) == 18

@@ -61,6 +61,8 @@ def search(options: argparse.Namespace) -> int:
         )
     write_report(run)
     num_trials = experiment.search.trials if options.trials is None else options.trials
+    if experiment.training.epochs == 0:  # the candidates are the trials
+        num_trials = experiment.search.candidates
     num_done = len(run.results())
     if options.json:
         print(json.dumps(summary(run)))
@@ -88,7 +90,7 @@ def supernet(options: argparse.Namespace) -> int:
 
     from cvt_nas.race.progress import ConsoleProgress
     from cvt_nas.race.quality import evaluate_supernet
-    from cvt_nas.report import quality_lines
+    from cvt_nas.report import quality_lines, write_report
     from cvt_nas.results import RunFolder
 
     run, console = RunFolder.open(options.run), Console(stderr=True, soft_wrap=True)
@@ -113,6 +115,7 @@ def supernet(options: argparse.Namespace) -> int:
     if quality is None:
         console.print("what is trained is kept; the same command goes on", highlight=False)
         return 130
+    write_report(run)
     if options.json:
         print(json.dumps(quality.to_json()))
     else:

@@ -30,7 +30,7 @@ from cvt_nas.results import (
 )
 from cvt_nas.space import Genome, spread_over_flops
 
-_MAX_ARCHS = 500
+_MIN_ARCHS, _MAX_ARCHS = 8, 500
 
 
 def evaluate_supernet(
@@ -65,15 +65,15 @@ def evaluate_supernet(
 
     Raises:
         RunFolderError: The run has no trained supernet, its file no epochs to train for, or the folder trainings of
-            another length; more than 500 architectures are asked for, or fewer than eight were left of those that
-            diverged.
+            another length; fewer than 8 or more than 500 architectures are asked for, or fewer than 8 are left of
+            those that diverged.
         CvtNasError: Data or resources are not as they must be.
     """
     stop = threading.Event() if stop is None else stop
     experiment = _standalone(parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json"), run, epochs)
     seed = int(run.manifest["seed"])
-    if num_archs > _MAX_ARCHS:
-        raise RunFolderError(f"{num_archs} architectures: must be at most {_MAX_ARCHS}")
+    if not _MIN_ARCHS <= num_archs <= _MAX_ARCHS:
+        raise RunFolderError(f"{num_archs} architectures: must be {_MIN_ARCHS} to {_MAX_ARCHS}")
     # the first of a fixed number, so that more of them are these and others
     space = searched_space(experiment, run)
     drawn = spread_over_flops(space, _MAX_ARCHS, seed=derive_seed(seed, 0, "quality"))[:num_archs]
@@ -109,7 +109,7 @@ def evaluate_supernet(
             if result.status == "complete" and round_ <= num_seeds and index < len(genomes):
                 found.setdefault(index, {})[round_] = result.metric("accuracy")
         whole = [index for index in sorted(found) if len(found[index]) == num_seeds]
-        if len(whole) < 8:
+        if len(whole) < _MIN_ARCHS:
             raise RunFolderError(f"{alone.path}: {len(whole)} architectures were trained in full, too few to judge by")
         archs = [experiment.space.decode(genomes[index]) for index in whole]
         costs = [experiment.space.cost(genomes[index]) for index in whole]

@@ -85,10 +85,10 @@ def query(
         for candidate in candidates
     ]
     promising: list[ArchConfig] = []
-    if space.sample_feasible(random.Random(0), tries=20_000) is not None:
+    if (found := space.sample_feasible(random.Random(0), tries=20_000)) is not None:
         surrogate = Surrogate(space, costs=["params", "flops"], seed=int(run.manifest["seed"]))
         genomes = surrogate.most_accurate(observations, number if max_latency_ms is None else _MAX_PROMISING)
-        promising = [space.decode(genome) for genome in genomes]
+        promising = [space.decode(genome) for genome in genomes or [found]]
     if max_latency_ms is not None and promising:
         promising = _likely_fast(promising, max_latency_ms, device)
     setup = TrainingSetup.of(

@@ -23,7 +23,15 @@ from cvt_nas.report.figures import (
 from cvt_nas.report.page import figure_html, html_page, table_html
 from cvt_nas.report.published import published_beside
 from cvt_nas.report.tables import MIN_TRIALS, choices_frame, costs_of, growth_frame, importance_frame
-from cvt_nas.report.text import accuracy_text, confirmation_lines, latency_lines, narrowing_lines, rank_lines, short
+from cvt_nas.report.text import (
+    accuracy_text,
+    confirmation_lines,
+    latency_lines,
+    narrowing_lines,
+    quality_verdict,
+    rank_lines,
+    short,
+)
 from cvt_nas.results import RunFolder, TrialResult
 
 
@@ -162,7 +170,10 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
             cards.append((name, accuracy_text(member), more + ("" if test is None else f"; test {test:.4f}")))
     parts = [f"<div><dt>{n}</dt><dd>{html.escape(v)}<small>{html.escape(m)}</small></dd></div>" for n, v, m in cards]
     notes = [*confirmation_lines(run), *(line for line in rank_lines(run) if line.startswith("warning: "))]
-    told = "".join(f"<p>{html.escape(line)}</p>" for line in (*latency_lines(run), *narrowing_lines(run)))
+    lines = [*latency_lines(run), *narrowing_lines(run)]
+    if (quality := run.quality()) is not None:
+        (notes if quality.faults else lines).append(quality_verdict(quality))
+    told = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
     if not front.members:
         notes.append("no trial has reached its last epoch yet, so there is no front")
     warnings = "".join(f'<p class="warning">{html.escape(note)}</p>' for note in notes)

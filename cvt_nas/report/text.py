@@ -98,13 +98,13 @@ def quality_lines(quality: SupernetQuality) -> list[str]:
         f"mean accuracy inherited {quality.inherited:.4f}, stand-alone {quality.standalone:.4f}, gap "
         f"{quality.standalone - quality.inherited:.4f}"
     )
-    faults = quality.faults
-    lines.append(
-        "this supernet cannot be trusted to rank: " + "; ".join(faults)
-        if faults
-        else "this supernet can be trusted to rank"
-    )
-    return lines
+    return [*lines, quality_verdict(quality)]
+
+
+def quality_verdict(quality: SupernetQuality) -> str:
+    if not quality.faults:
+        return "this supernet can be trusted to rank"
+    return "this supernet cannot be trusted to rank: " + "; ".join(quality.faults)
 
 
 def confirmation_lines(run: RunFolder) -> list[str]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from pydantic import TypeAdapter, ValidationError
+
 from cvt_nas.errors import RunFolderError, StorageError
 from cvt_nas.results.mirror import mirror_of
 
@@ -18,6 +20,19 @@ _AWAY = {errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EHOSTDOWN,
 T = TypeVar("T")
 _PARTIAL = ".partial"
 _BLOCK = 4096
+
+
+def parse_json(adapter: TypeAdapter[T], text: str, where: str) -> T:
+    """What `adapter` makes of `text`.
+
+    Raises:
+        RunFolderError: It is not of that form; `where` names it.
+    """
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RunFolderError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def patiently(action: Callable[[], T], *, seconds: float = 60.0) -> T:

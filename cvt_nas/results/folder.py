@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 from filelock import FileLock, Timeout
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue, TypeAdapter
 from typing_extensions import TypedDict
 
 from cvt_nas.arch import Cost
@@ -26,6 +26,7 @@ from cvt_nas.results.files import (
     delete,
     exists,
     fetch,
+    parse_json,
     read_lines,
     remove_partials,
     repair_last_line,
@@ -34,6 +35,7 @@ from cvt_nas.results.files import (
 from cvt_nas.results.mirror import add_mirror, is_url, local_folder, mirror_of
 from cvt_nas.results.narrowing import Narrowing
 from cvt_nas.results.pareto import HypervolumeBox, ParetoFront
+from cvt_nas.results.quality import SupernetQuality
 from cvt_nas.results.trial import Metric, TrialResult, round_and_trial
 
 T = TypeVar("T")
@@ -221,12 +223,7 @@ class RunFolder:
             raise RunFolderError(f"{path}: cannot be read: {error}") from error
         if not isinstance(tree, dict):
             raise RunFolderError(f"{path}: got a {type(tree).__name__}, must be an object")
-        try:
-            _FIELDS.validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise RunFolderError(f"{path}: {where}: {first['msg']}") from error
+        parse_json(_FIELDS, text, str(path))
         manifest = _Manifest(tree)
         manifest.path = path
         return manifest
@@ -288,6 +285,10 @@ class RunFolder:
             copy.delete(self.tune_path)
 
     @property
+    def supernet_checkpoint_path(self) -> Path:
+        return self.supernet_path / "checkpoint.pt"
+
+    @property
     def supernet_weights_path(self) -> Path:
         return self.supernet_path / "weights.safetensors"
 
@@ -299,6 +300,11 @@ class RunFolder:
     def has_supernet(self) -> bool:
         """Whether its supernet is trained, on whatever machine."""
         return exists(self.supernet_weights_path)
+
+    @property
+    def has_begun_supernet(self) -> bool:
+        """Whether its supernet has weights of its own, to go on from."""
+        return self.has_supernet or exists(self.supernet_checkpoint_path)
 
     @property
     def _narrowing_path(self) -> Path:
@@ -324,6 +330,18 @@ class RunFolder:
     def quality_path(self) -> Path:
         """How well the supernet ranks: `SupernetQuality.to_json`."""
         return self.supernet_path / "quality.json"
+
+    def quality(self) -> SupernetQuality | None:
+        """How well the supernet ranks; None where it was not judged.
+
+        Raises:
+            RunFolderError: The file is damaged.
+        """
+        if not exists(path := self.quality_path):
+            return None
+        if not path.exists():
+            fetch(path)
+        return SupernetQuality.from_json(path.read_text(), str(path))
 
     @property
     def standalone_path(self) -> Path:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from cvt_nas.errors import RunFolderError
+from cvt_nas.results.files import parse_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,11 +73,7 @@ class Narrowing:
         Raises:
             RunFolderError: `text` is no such record; `where` names it.
         """
-        try:
-            return _NARROWING.validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise RunFolderError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        return parse_json(_NARROWING, text, where)
 
 
 _NARROWING = TypeAdapter(Narrowing)

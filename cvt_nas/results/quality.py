@@ -1,11 +1,14 @@
 """Whether a supernet ranks architectures as their own training does."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
+
+from cvt_nas.results.files import parse_json
 
 NUM_FLOPS_BINS = 4
 NUM_RESAMPLES = 1_000
@@ -83,6 +86,17 @@ class SupernetQuality:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "gap": self.standalone - self.inherited, "trusted": not self.faults}
 
+    @classmethod
+    def from_json(cls, text: str, where: str) -> "SupernetQuality":
+        """
+        Raises:
+            RunFolderError: `text` is nothing that `to_json` gives; `where` names it.
+        """
+        return parse_json(_QUALITY, text, where)
+
+
+_QUALITY = TypeAdapter(SupernetQuality)
+
 
 def judge_supernet(
     inherited: Sequence[float], standalone: np.ndarray, params: Sequence[int], flops: Sequence[int]
@@ -99,7 +113,7 @@ def judge_supernet(
         num_archs=len(truth),
         num_seeds=standalone.shape[1],
         rankers={name: _quality(score, truth, costs) for name, score in scores.items()},
-        ceiling=_tau(_overall, standalone[:, 0], standalone[:, 1], costs) if standalone.shape[1] > 1 else None,
+        ceiling=_tau(_kendall, standalone[:, 0], standalone[:, 1]) if standalone.shape[1] > 1 else None,
         inherited=float(np.mean(inherited)),
         standalone=float(truth.mean()),
     )
@@ -110,17 +124,12 @@ def _quality(score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> Ranking
     tenth = max(round(len(truth) / 10), 1)
     truly_best = set(np.argsort(-truth, kind="stable")[:tenth])
     return RankingQuality(
-        overall=_tau(_overall, score, truth, flops),
+        overall=_tau(_kendall, score, truth),
         within_bins=_tau(_within_bins, score, truth, flops),
-        top_third=_tau(_top_third, score, truth, flops),
+        top_third=_tau(_top_third, score, truth),
         precision_at_10=len(truly_best & set(best_first[:tenth])) / tenth,
         regret_at={k: float(truth.max() - truth[best_first[:k]].max()) for k in _REGRETS_AT},
     )
-
-
-def _overall(score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> float:
-    del flops
-    return _kendall(score, truth)
 
 
 def _within_bins(score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> float:
@@ -128,8 +137,7 @@ def _within_bins(score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> flo
     return float(np.mean([_kendall(score[members], truth[members]) for members in bins]))
 
 
-def _top_third(score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> float:
-    del flops
+def _top_third(score: np.ndarray, truth: np.ndarray) -> float:
     members = np.argsort(-truth, kind="stable")[: math.ceil(len(truth) / 3)]
     return _kendall(score[members], truth[members])
 
@@ -141,11 +149,9 @@ def _kendall(score: np.ndarray, truth: np.ndarray) -> float:
     return 0.0 if np.isnan(found.statistic) else float(found.statistic)  # where all are equal
 
 
-def _tau(measure: Any, score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> Tau:
-    rng = np.random.default_rng(0)
-    resamples = [
-        measure(score[drawn], truth[drawn], flops[drawn])
-        for drawn in rng.integers(0, len(truth), (NUM_RESAMPLES, len(truth)))
-    ]
+def _tau(measure: Callable[..., float], *columns: np.ndarray) -> Tau:
+    rng, num_archs = np.random.default_rng(0), len(columns[0])
+    drawn = rng.integers(0, num_archs, (NUM_RESAMPLES, num_archs))
+    resamples = [measure(*(column[rows] for column in columns)) for rows in drawn]
     low, high = np.percentile(resamples, [2.5, 97.5])
-    return Tau(value=measure(score, truth, flops), low=float(low), high=float(high))
+    return Tau(value=measure(*columns), low=float(low), high=float(high))
