@@ -287,6 +287,22 @@ def test_settings_without_effect_are_named() -> None:
     )
 
 
+def test_ingredients_of_a_supernet_that_do_nothing_are_named() -> None:
+    text = base_with("kernel_size: [3, 5]", "kernel_size: 3", 2).replace(
+        "search: {",
+        "supernet:\n  {epochs: 2, batch_size: 64, lr: 1.0e-3, num_random: 0, distillation: none, kernel_maps: true,\n"
+        "   distillation_weight: 0.5, sampling: flops, own_norms: [kv_stride, kernel_size], opening: {patch_kernel: 1}}\n"
+        "search: {weights: supernet, candidates: 40, ",
+    )
+    assert [warning.partition("supernet.")[2] for warning in parse_experiment(text, "my.yaml").warnings] == [
+        "distillation_weight: has no effect: distillation is none",
+        "sampling: has no effect: num_random is 0",
+        "kernel_maps: has no effect: the space has no choice of kernel_size",
+        "own_norms: has no effect: the space has no choice of kernel_size",
+        "opening: has no effect: the space has no choice of patch_kernel",
+    ]
+
+
 def test_mean_pooling_leaves_no_class_token_and_a_stage_may_have_positions() -> None:
     text = BASE.replace("  num_classes: 10\n", "  num_classes: 10\n  pool: mean\n", 1)
     text = text.replace("      depth: [1, 2, 3]\n", "      depth: [1, 2, 3]\n      pos_embed: true\n", 1)

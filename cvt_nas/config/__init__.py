@@ -12,7 +12,7 @@ import platform
 import random
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata, resources
@@ -271,7 +271,7 @@ def _build(file: SpaceFile, reader: Reader) -> Experiment:
         da_nas=file.da_nas,
         search=file.search,
         text=reader.text,
-        warnings=_without_effect(file, reader),
+        warnings=_without_effect(file, reader, chosen={gene.choice for gene in space.genes}),
     )
 
 
@@ -486,8 +486,8 @@ def _by_stage(choice: str, value: Any, key: Key, space: SearchSpace, reader: Rea
     return by_stage
 
 
-def _without_effect(file: SpaceFile, reader: Reader) -> tuple[str, ...]:
-    """Settings that are written in the file and change nothing."""
+def _without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) -> tuple[str, ...]:
+    """Settings that are written in the file and change nothing; `chosen` is what the space leaves open."""
     written = set(reader.lines)
     from_folder = file.data.dataset in ("imagefolder", "imagenet")
     found: list[tuple[Key, str]] = []
@@ -515,6 +515,12 @@ def _without_effect(file: SpaceFile, reader: Reader) -> tuple[str, ...]:
         idle = file.supernet
         check(("supernet", "drop_path_on_all"), idle.drop_path == 0, "drop_path is 0")
         check(("supernet", "project_gradients"), not idle.sandwich, "without sandwich there is no largest subnet")
+        check(("supernet", "distillation_weight"), idle.distillation == "none", "distillation is none")
+        check(("supernet", "sampling"), idle.num_random == 0, "num_random is 0")
+        check(("supernet", "kernel_maps"), "kernel_size" not in chosen, "the space has no choice of kernel_size")
+        for name in ("own_norms", "opening"):
+            fixed = ", ".join(choice for choice in getattr(idle, name) if choice not in chosen)
+            check(("supernet", name), bool(fixed), f"the space has no choice of {fixed}")
     for name in ("mode", "grace_period", "reduction_factor"):
         check(("search", name), file.search.scheduler == "none", "the scheduler is none")
     return tuple(f"{reader.where}:{reader.lines[key]}: {dotted(key)}: has no effect: {why}" for key, why in found)
