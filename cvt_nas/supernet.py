@@ -40,6 +40,7 @@ class Supernet(nn.Module):
     Args:
         space: Whose members are the subnets.
         drop_path: As in `CvT`; of the largest subnet alone, since the small ones underfit as they are.
+        regularised: Which that is, where not all of the space is trained.
         drop_path_on_all: Of every subnet instead.
         kernel_maps: Whether the centre of a depth-wise kernel passes a learned linear map, one for each convolution
             and size, at first the identity (Cai et al. 2020, arXiv:1908.09791, section 3.3).
@@ -60,6 +61,7 @@ class Supernet(nn.Module):
         kernel_maps: bool = False,
         own_norms: Collection[NormChoice] = (),
         sync_batch_norm: bool = False,
+        regularised: ArchConfig | None = None,
     ) -> None:
         super().__init__()
         self.largest = space.largest
@@ -70,7 +72,7 @@ class Supernet(nn.Module):
                 embedding.pos_embed = nn.Parameter(resized_positions(embedding.pos_embed.detach(), (side, side)))
         self._drop_path = [drop_path] * len(space.stages) if isinstance(drop_path, int | float) else list(drop_path)
         self._drop_path_on_all, self._own_norms = drop_path_on_all, frozenset(own_norms)
-        self._sync_batch_norm = sync_batch_norm
+        self._sync_batch_norm, self._regularised = sync_batch_norm, regularised or self.largest
         self.kernel_maps, self.norms = nn.ParameterDict(), nn.ModuleDict()
         for name, module in list(self.shared.named_modules()):
             if (place := _PROJECTION.fullmatch(name)) is None:
@@ -120,16 +122,20 @@ class Supernet(nn.Module):
         """Puts the weights of `model` where the subnet of its architecture has them: the inverse of `extract`.
 
         What lies around a kernel is set to zero, so that subnets with a larger one answer as `model` does, too. What
-        lies beyond its channels and blocks stays as it is, and so does the head where `model` has other classes.
+        lies beyond its channels and blocks stays as it is, and so does the head where `model` has other classes. Batch
+        norms of one projection are all set to that of `model`.
 
         Raises:
             ArchError: It has a weight that has no place here.
         """
-        classes, state = self.largest.num_classes, model.state_dict()
-        arch = replace(model.arch, num_classes=classes)
-        for name, cut in self._hollow_model(arch).cuts():
-            if not (name.startswith("head.") and model.arch.num_classes != classes):
-                cut.put(state[name])
+        for name, tensor in model.state_dict().items():
+            if name.startswith("head.") and model.arch.num_classes != self.largest.num_classes:
+                continue
+            path, _, last = name.rpartition(".")
+            self._cut_of(name, tensor.shape, None).put(tensor)
+            for key, norm in self.norms.items():
+                if path.endswith(".bn") and key.startswith(_key(f"{path[:-3]}.")):
+                    _cut_from(norm, last, name, tensor.shape).put(tensor)
 
     def _hollow_model(self, arch: ArchConfig) -> "_HollowModel":
         if arch in self._hollow_models:
@@ -137,8 +143,8 @@ class Supernet(nn.Module):
         if len(self._hollows) + len(self._hollow_models) >= _MAX_CACHED:
             self._hollows.clear()
             self._hollow_models.clear()
-        regularised = self._drop_path_on_all or arch == self.largest
-        rates = self._drop_path if regularised else [0.0] * len(arch.stages)
+        is_regularised = self._drop_path_on_all or arch == self._regularised
+        rates = self._drop_path if is_regularised else [0.0] * len(arch.stages)
         channels = (arch.num_channels, *(stage.embed_dim for stage in arch.stages))
         self._hollow_models[arch] = _HollowModel(
             stages=[
@@ -184,23 +190,17 @@ class Supernet(nn.Module):
     def _cut_of(self, name: str, shape: torch.Size, block: BlockConfig | None) -> "_Cut":
         """Where the tensor `name` of a subnet, of that shape, lies; `block` is the one that it belongs to."""
         path, _, tensor = name.rpartition(".")
-        kernel_map = None
-        if block is not None and path.endswith(".bn") and (key := self._norm_key(path[:-3], block)) is not None:
-            owner = self.norms[key]
-        else:
-            try:
-                owner = self.shared.get_submodule(path)
-            except AttributeError:
-                raise ArchError(f"{name}: the supernet of {self.largest.id} has no such weight") from None
-        values = owner._parameters if tensor in owner._parameters else owner._buffers
-        whole = values.get(tensor)
-        if whole is None or any(inner > outer for inner, outer in zip(shape, whole.shape, strict=True)):
-            have = "none" if whole is None else tuple(whole.shape)
-            raise ArchError(f"{name}: the subnet needs {tuple(shape)}, the supernet has {have}")
+        own_norm, kernel_map = None, None
+        if block is not None and path.endswith(".bn"):
+            own_norm = self._norm_key(path[:-3], block)
         if block is not None and path.endswith(".conv"):
             key = _key(f"{path[:-5]}.k{block.kernel_size}")
             kernel_map = (self.kernel_maps._parameters, key) if key in self.kernel_maps else None
-        return _Cut(values, tensor, _index_of(shape, whole.shape), kernel_map)
+        try:
+            owner = self.shared.get_submodule(path) if own_norm is None else self.norms[own_norm]
+        except (AttributeError, KeyError):
+            raise ArchError(f"{name}: the supernet of {self.largest.id} has no such weight") from None
+        return _cut_from(owner, tensor, name, shape, kernel_map)
 
     def _norm_key(self, projection: str, block: BlockConfig) -> str | None:
         """Name in `norms` of a projection's batch norm in such a block; None where it has none of its own."""
@@ -270,6 +270,22 @@ class _Cut:
         if whole.ndim == 4:  # what surrounds the kernel
             whole[self._index[:2]] = 0
         whole[self._index] = tensor
+
+
+def _cut_from(
+    owner: nn.Module, tensor: str, name: str, shape: torch.Size, kernel_map: tuple[dict, str] | None = None
+) -> _Cut:
+    """Of the tensor of a module, which a subnet knows as `name`.
+
+    Raises:
+        ArchError: The module has less of it than `shape`, or none.
+    """
+    values = owner._parameters if tensor in owner._parameters else owner._buffers
+    whole = values.get(tensor)
+    if whole is None or any(inner > outer for inner, outer in zip(shape, whole.shape, strict=True)):
+        have = "none" if whole is None else tuple(whole.shape)
+        raise ArchError(f"{name}: the subnet needs {tuple(shape)}, the supernet has {have}")
+    return _Cut(values, tensor, _index_of(shape, whole.shape), kernel_map)
 
 
 class _Hollow:

@@ -154,6 +154,39 @@ def test_drop_path_is_of_the_largest_alone_unless_told() -> None:
             assert torch.equal(first, second) is not is_dropped
 
 
+def test_drop_path_is_of_the_largest_that_is_trained() -> None:
+    torch.manual_seed(0)
+    genome = SPACE.encode(SPACE.largest)
+    heads = [gene.name for gene in SPACE.genes].index("stage0.num_heads")
+    other = SPACE.decode(tuple(1 - option if place == heads else option for place, option in enumerate(genome)))
+    supernet = randomised(Supernet(SPACE, drop_path=0.9, regularised=other)).train()
+    images = images_for(SPACE.largest, 64)
+    for arch, is_dropped in ((SPACE.largest, False), (other, True)):
+        assert torch.equal(supernet(images, arch), supernet(images, arch)) is not is_dropped
+
+
+def test_a_model_lends_its_batch_norms_to_every_stride_and_kernel() -> None:
+    torch.manual_seed(0)
+    stage = dataclasses.replace(STAGE, kv_stride=(1, 4), class_token=True)
+    space = dataclasses.replace(SPACE, stages=(stage,))
+    supernet = randomised(Supernet(space, own_norms=["kv_stride", "kernel_size"]))
+    blocks = tuple(dataclasses.replace(block, kv_stride=2) for block in space.largest.stages[0].blocks)
+    model = CvT(
+        dataclasses.replace(space.largest, stages=(dataclasses.replace(space.largest.stages[0], blocks=blocks),))
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    with pytest.raises(ArchError, match=r"conv_proj_k\.bn\.weight: the supernet of .* has no such weight"):
+        supernet(images_for(model.arch), model.arch)
+    supernet.insert(model)
+    state = model.state_dict()
+    for arch in (space.largest, space.smallest):
+        for name, tensor in supernet.state_of(arch).items():
+            if ".bn." in name and tensor.ndim:
+                assert torch.equal(tensor, state[name][: len(tensor)]), name
+
+
 def test_what_is_inserted_is_extracted_again() -> None:
     torch.manual_seed(0)
     supernet = randomised(Supernet(SPACE))

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import itertools
 import math
 import os
@@ -23,6 +24,7 @@ from cvt_nas.engine import (
     SharedWeights,
     TrainingSetup,
     evaluate,
+    open_inheritance,
     open_supernet,
     recalibrate_batch_norm,
     supernet_reports,
@@ -30,7 +32,8 @@ from cvt_nas.engine import (
 )
 from cvt_nas.engine.optimization import TrainingState
 from cvt_nas.engine.subnets import SubnetSampler
-from cvt_nas.engine.supernet import _loss_of, _step, alpha_divergence, give_way
+from cvt_nas.engine.supernet import _loss_of, _step, alpha_divergence, give_way, save_supernet
+from cvt_nas.errors import StorageError
 from cvt_nas.model import CvT
 from cvt_nas.results import RunFolder
 from cvt_nas.space import Bound, SearchSpace, StageSpace
@@ -144,18 +147,22 @@ def test_the_alpha_divergence_is_the_greater_of_two_with_their_gradients() -> No
     logits, teacher = torch.randn(64, 5, requires_grad=True), torch.randn(64, 5)
     p, q = teacher.softmax(1), logits.softmax(1)
     ratio = p / q
-    within = ((ratio < 5) & (1 / ratio < 5)).all(dim=1)
-    assert 5 < within.sum() < 60
+    unclipped = (1 / ratio < 5).all(dim=1)
+    assert 5 < unclipped.sum() < 60
+    assert (ratio > 5)[unclipped].any()  # of which nothing is clipped
     kl, reverse = (p * ratio.log()).sum(1), ((q * (1 / ratio - 1)).sum(1)) / 2
-    expected = torch.maximum(kl, reverse)[within].mean()
+    expected = torch.maximum(kl, reverse)[unclipped].mean()
     (wanted,) = torch.autograd.grad(expected, logits, retain_graph=True)
-    chosen = logits[within]
-    found = alpha_divergence(chosen, teacher[within])
+    chosen = logits[unclipped]
+    found = alpha_divergence(chosen, teacher[unclipped])
     torch.testing.assert_close(found, expected)
     (gradient,) = torch.autograd.grad(found, logits)
     torch.testing.assert_close(gradient, wanted, atol=1e-6, rtol=1e-4)
-    assert (kl > reverse)[within].any()
-    assert (kl < reverse)[within].any()
+    assert (kl > reverse)[unclipped].any()
+    assert (kl < reverse)[unclipped].any()
+    unsure, sure = torch.tensor([[0.0, 4.0, 0.0]], requires_grad=True), torch.tensor([[6.0, 0.0, 0.0]])
+    (gradient,) = torch.autograd.grad(alpha_divergence(unsure, sure), unsure)
+    torch.testing.assert_close(gradient, unsure.softmax(1) - sure.softmax(1))  # as of the KL, however far they are
     far = alpha_divergence(torch.tensor([[60.0, -60.0]], requires_grad=True), torch.tensor([[-60.0, 60.0]]))
     assert torch.isfinite(far)
 
@@ -180,6 +187,11 @@ def test_a_loss_is_of_the_labels_and_of_the_teacher_by_their_shares(distillation
     def loss(weight: float) -> float:
         return float(_loss_of(logits, targets, teacher, config(distillation=distillation, distillation_weight=weight)))
 
+    smooth = config(label_smoothing=0.1, distillation=distillation, distillation_weight=0.25)
+    assert float(_loss_of(logits, targets, teacher, smooth)) == loss(0.25), "the largest alone is regularised"
+    assert float(_loss_of(logits, targets, None, smooth)) == pytest.approx(
+        0.9 * float(_loss_of(logits, targets, None, config())) - 0.1 * float(logits.log_softmax(1).mean())
+    )
     labels = float(_loss_of(logits, targets, None, config(distillation=distillation)))
     assert labels == float(torch.nn.functional.cross_entropy(logits, targets))
     assert loss(0.25) == pytest.approx(0.75 * labels + 0.25 * loss(1.0))
@@ -227,6 +239,44 @@ def test_a_training_that_was_stopped_at_any_step_ends_with_the_same_weights(
     (again,) = train_supernet(SharedWeights(space=SPACE, config=settings), digits, **options)
     assert (again.number, again.losses) == (2, last.losses)
     assert equal(whole, dict(again.supernet.state_dict()))
+
+
+def test_a_crash_costs_no_more_than_what_came_after_the_last_checkpoint(digits: ImageData, tmp_path: Path) -> None:
+    settings = config(batch_size=32, epochs=1)  # 35 steps, looked at after 20
+    steps = itertools.count(1)
+
+    def crash() -> bool:
+        if next(steps) == 30:
+            raise KeyboardInterrupt
+        return False
+
+    shared = SharedWeights(space=SPACE, config=settings)
+    options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": tmp_path / "it.pt", "checkpoint_seconds": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        list(train_supernet(shared, digits, stop=crash, **options))
+    assert torch.load(tmp_path / "it.pt", weights_only=True)["step"] == 20
+    no_more: Any = lambda: pytest.fail("there is a checkpoint")  # noqa: E731
+    *_, last = train_supernet(shared, digits, initial=no_more, **options)
+    assert equal(state_after(digits, settings), dict(last.supernet.state_dict()))
+
+
+def test_what_is_trained_already_is_not_trained_again(tmp_path: Path) -> None:
+    setup = setup_for(tmp_path, config(epochs=1))
+    *_, first = supernet_reports(setup, device=CPU, seed=0)
+    weights = setup.weights_path.read_bytes()
+    (again,) = supernet_reports(setup, device=CPU, seed=1)
+    assert (again["epoch"], again["status"]) == (first["epoch"], "running") == (1, "running")
+    assert setup.weights_path.read_bytes() == weights
+
+
+def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*arguments: Any, **progress: Any) -> None:
+        del arguments, progress
+        raise StorageError(errno.ENOSPC, "no room", "checkpoint.pt")
+
+    monkeypatch.setattr(TrainingState, "save", save)
+    (report,) = supernet_reports(setup_for(tmp_path, config()), device=CPU, seed=0)
+    assert (report["status"], report["reason"]) == ("storage", "no room: checkpoint.pt")
 
 
 class Poisoned:
@@ -335,11 +385,50 @@ def test_statistics_are_the_plain_average_over_the_batches_and_drop_path_is_off(
         recalibrate_batch_norm(model, [], config())
 
 
+def test_without_memory_for_a_batch_statistics_are_of_its_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, forward = CvT(SPACE.smallest), CvT.forward
+    batches = [torch.randn(16, 1, 8, 8) for _ in range(3)]
+
+    def small_memory(self: CvT, images: Tensor) -> Tensor:
+        if len(images) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, images)
+
+    monkeypatch.setattr(CvT, "forward", small_memory)
+    assert recalibrate_batch_norm(model, batches, config()) == 48
+    found = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert recalibrate_batch_norm(model, [half for images in batches for half in images.chunk(2)], config()) == 48
+    assert equal(found, dict(model.state_dict()))
+
+
+def test_what_memory_is_not_for_is_read_again(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    supernet, settings = Supernet(SPACE), config()
+    wanted = Inheritance(supernet, settings, digits, CPU).accuracy(SPACE.smallest)
+    assert wanted[1] == digits.num_images("search") > 256
+    monkeypatch.setattr("cvt_nas.engine.supernet._MAX_KEPT_BYTES", 256 * 64 * 4)  # a batch
+    inheritance = Inheritance(supernet, settings, digits, CPU)
+    assert inheritance.accuracy(SPACE.smallest, bar=1.1, num_screening_images=100)[1] == 256
+    assert [inheritance.accuracy(SPACE.smallest) for _ in range(2)] == [wanted, wanted]
+    assert len(inheritance._search) == 1
+
+
+def test_the_weights_of_another_run_at_the_same_place_are_read(tmp_path: Path) -> None:
+    setup = setup_for(tmp_path, config())
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_supernet(Supernet(SPACE), setup.weights_path)
+        assert open_inheritance(setup, CPU) is open_inheritance(setup, CPU)
+        found.append(open_inheritance(setup, CPU).model(SPACE.smallest).head.weight)
+    assert not torch.equal(*found)
+
+
 def test_a_training_begins_with_the_weights_of_a_model_where_it_has_them(digits: ImageData, tmp_path: Path) -> None:
     torch.manual_seed(1)
     genome = {gene.name: 0 for gene in SPACE.genes}
     model = CvT(SPACE.decode(tuple(genome.values())))
-    options: dict[str, Any] = {"device": CPU, "seed": 0, "initial": model, "stop": lambda: True}
+    options: dict[str, Any] = {"device": CPU, "seed": 0, "initial": lambda: model, "stop": lambda: True}
     assert not list(
         train_supernet(
             SharedWeights(space=SPACE, config=config(lr=1e-9)), digits, checkpoint=tmp_path / "it.pt", **options
@@ -379,7 +468,7 @@ def on_workers(path: Path, settings: SupernetConfig, num_workers: int) -> Iterat
 
 @pytest.mark.usefixtures("ray")
 def test_two_workers_train_as_one_with_the_doubled_batch(tmp_path: Path) -> None:
-    settings = config(epochs=2, sync_batch_norm=True, clip_grad_norm=1.0, distillation="alpha")
+    settings = config(epochs=2, sync_batch_norm=True, clip_grad_norm=1.0, distillation="alpha", sampling="front")
     together = list(on_workers(tmp_path / "two", settings, 2))
     (tmp_path / "one").mkdir()
     alone = list(supernet_reports(setup_for(tmp_path / "one", settings), device=CPU, seed=0))
@@ -406,7 +495,7 @@ def test_a_killed_worker_is_replaced_and_the_training_goes_on_from_the_checkpoin
             workers = own_processes("TrainWorker")
             assert len(workers) == 2
             os.kill(workers[0], signal.SIGKILL)
-    assert seen[-1] == 3
+    assert seen == [1, 2, 3]  # from the beginning it would be 1, 1, 2, 3
     undisturbed = list(on_workers(tmp_path / "undisturbed", settings, 2))[-1]
     shared = SharedWeights(space=SPACE, config=settings)
     weights = [

@@ -240,10 +240,11 @@ class ArrayData:
         batch_size: int,
         device: torch.device,
         shuffled: bool = False,
+        first: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[Batch]:
         rows = in_order(self._rows[split], shuffled)[rank::world_size]
-        for start in range(0, len(rows), batch_size):
+        for start in range(first * batch_size, len(rows), batch_size):
             images, labels = self._batch(split, rows[start : start + batch_size])
             yield self._to_input(images, device), to_device(labels, device)

@@ -135,6 +135,7 @@ class FolderData:
         batch_size: int,
         device: torch.device,
         shuffled: bool = False,
+        first: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[Batch]:
@@ -150,7 +151,7 @@ class FolderData:
             std=pre.std,
         )
         rows = in_order(self._rows[split], shuffled)[rank::world_size]
-        for images, labels in self._loader(split, rows, transform, batch_size, device):
+        for images, labels in self._loader(split, rows[first * batch_size :], transform, batch_size, device):
             x = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             yield x, labels.to(device, non_blocking=True)
 

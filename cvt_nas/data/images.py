@@ -81,6 +81,7 @@ class ImageData(Protocol):
         batch_size: int,
         device: torch.device,
         shuffled: bool = False,
+        first: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[Batch]:
@@ -88,6 +89,7 @@ class ImageData(Protocol):
 
         Args:
             shuffled: In an order that is random, and the same each time, so that the first images are a fair sample.
+            first: Number of the batch to begin with.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -76,11 +76,12 @@ def logits_of(
 
 @torch.inference_mode()
 def recalibrate_batch_norm(
-    model: nn.Module, batches: Iterable[Float[Tensor, "batch channels height width"]], training: TrainingConfig
+    model: nn.Module, batches: Sequence[Float[Tensor, "batch channels height width"]], training: TrainingConfig
 ) -> int:
     """Replaces the statistics of batch norm by their plain average over `batches`.
 
-    A subnet inherits none that are of itself, so its accuracy means nothing before.
+    A subnet inherits none that are of itself, so its accuracy means nothing before. Where the device's memory does not
+    suffice, they are averaged over halves of the batches.
 
     Args:
         model: Changed in place: running means and variances, never a weight. Left in eval mode.
@@ -95,24 +96,29 @@ def recalibrate_batch_norm(
 
     Source: Yu and Huang 2019, arXiv:1903.05134.
     """
+    if not batches:
+        raise ValueError("no images to measure the statistics of batch norm on")
     model.eval()  # all but the batch norms: no path is dropped
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
         norm.train()
-    num_images = 0
-    for images in batches:
-        with autocast(training, images.device):
-            model(images)
-        num_images += len(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
-    if num_images == 0:
-        raise ValueError("no images to measure the statistics of batch norm on")
-    return num_images
+    try:
+        for number, images in enumerate(batches, start=1):
+            for norm in norms:
+                norm.momentum = 1 / number  # torch's own cumulative average reads its count from the device
+            with autocast(training, images.device):
+                model(images)
+        return sum(map(len, batches))
+    except RuntimeError as error:
+        if max(map(len, batches)) == 1 or not is_out_of_memory(error):
+            raise
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+    return recalibrate_batch_norm(model, [half for images in batches for half in images.chunk(2)], training)
 
 
 def autocast(training: TrainingConfig, device: torch.device) -> Any:

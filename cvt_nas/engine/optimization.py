@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -130,11 +131,13 @@ class _WeightAverage(AveragedModel):
         self.n_averaged += 1
 
 
-def mean_over_ranks(value: torch.Tensor) -> float:
+def mean_over_ranks(values: Float[torch.Tensor, " number"]) -> list[float]:
+    """Of each, read from the device."""
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(value)
-        value = value / dist.get_world_size()
-    return value.item()
+        values = values.clone()
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values.tolist()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,5 +215,5 @@ def _read_whole(path: Path, device: torch.device) -> dict[str, Any] | None:
             return torch.load(path, map_location=device, weights_only=True)
     except (zipfile.BadZipFile, EOFError, RuntimeError, pickle.UnpicklingError):
         pass
-    path.unlink()  # or it would soon be the one before
+    path.unlink(missing_ok=True)  # or it would soon be the one before; another rank may be sooner
     return None

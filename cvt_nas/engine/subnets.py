@@ -39,6 +39,12 @@ class SubnetSampler:
         self._strata: tuple[Any, list[list[Genome]]] = (None, [])
         size = 1 + sum(len(gene.options) for gene in space.genes)
         self._precision, self._target = _RIDGE * np.eye(size), np.zeros(size)
+        self._effects = np.zeros(size)
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether `learn` makes a difference: towards the front, and with a largest subnet to compare losses with."""
+        return self._config.sampling == "front" and self._config.sandwich
 
     def draw(self, epoch: int, step: int) -> list[Subnet]:
         """The largest first, whose answers the others learn."""
@@ -52,18 +58,20 @@ class SubnetSampler:
 
     def learn(self, genomes: Sequence[Sequence[int]], log_losses: Sequence[float]) -> None:
         """Updates, for `sampling: front`, the effect of each option on the loss; older epochs count for less."""
-        if self._config.sampling != "front" or not genomes:
+        if not genomes:
             return
         features = np.stack([self._features(genome) for genome in genomes])
         prior = _RIDGE * np.eye(len(self._target))
         self._precision = prior + _KEPT * (self._precision - prior) + features.T @ features
         self._target = _KEPT * self._target + features.T @ np.array(log_losses)
+        self._effects = np.linalg.solve(self._precision, self._target)
 
     def to_plain(self) -> dict[str, Any]:
         return {"precision": self._precision.tolist(), "target": self._target.tolist()}
 
     def load_plain(self, tree: dict[str, Any]) -> None:
         self._precision, self._target = np.array(tree["precision"]), np.array(tree["target"])
+        self._effects = np.linalg.solve(self._precision, self._target)
 
     def _opened(self, genome: Genome, epoch: int) -> Genome:
         """`genome`, with the largest option of each choice that is not open yet."""
@@ -80,8 +88,7 @@ class SubnetSampler:
         if self._config.sampling == "flops":
             return rng.choice(stratum)
         candidates = [rng.choice(stratum) for _ in range(_NUM_CANDIDATES)]
-        effects = np.linalg.solve(self._precision, self._target)
-        return min(candidates, key=lambda genome: float(self._features(genome) @ effects))
+        return min(candidates, key=lambda genome: float(self._features(genome) @ self._effects))
 
     def _feasible(self, epoch: int, rng: random.Random, tries: int = 100) -> Genome:
         for _ in range(tries):

@@ -7,7 +7,7 @@ are averaged once a step, after all its subnets, which DDP cannot do where each 
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +31,7 @@ from cvt_nas.engine.optimization import (
     batch_size_of_rank,
     drop_checkpoints,
     is_out_of_memory,
+    mean_over_ranks,
     optimizer_of,
     prepare_device,
     read_checkpoint,
@@ -38,16 +39,16 @@ from cvt_nas.engine.optimization import (
 )
 from cvt_nas.engine.setup import SharedWeights, TrainingSetup
 from cvt_nas.engine.subnets import KINDS, Subnet, SubnetSampler
-from cvt_nas.errors import ArchError
+from cvt_nas.errors import ArchError, StorageError
 from cvt_nas.model import CvT, read_weights
-from cvt_nas.results import fetch, write_atomically
+from cvt_nas.results import exists, fetch, write_atomically
 from cvt_nas.supernet import Supernet, extract
 
-_MAX_RATIO = 5.0  # of probabilities, in an alpha-divergence: what the paper clips at
+_MAX_RATIO = 5.0  # of probabilities, q over p, in an alpha-divergence: what the paper clips at
 _STEPS_BETWEEN_CHECKS = 20  # of whether all losses and weights are finite: a GPU stands still while one is read
 _MAX_ROLLBACKS = 3
 _LEAST_RATIO = 1e-6
-_MAX_KEPT_BYTES = 2**30
+_MAX_KEPT_BYTES = 2**31  # more than what all are screened on, in colour at 224 pixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +79,7 @@ def train_supernet(
     seed: int,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 600.0,
-    initial: CvT | None = None,
+    initial: Callable[[], CvT] | None = None,
     stop: Callable[[], bool] = bool,
 ) -> Generator[SupernetEpoch, None, None]:
     """Trains shared weights from a fresh initialisation, or on from `checkpoint`, an epoch at a time.
@@ -92,7 +93,7 @@ def train_supernet(
         device: Where to train; the current rank's, where there are several.
         seed: Of initialisation, images, augmentation, drop path and subnets.
         checkpoint: File that is read if it is there, and replaced after each epoch and every `checkpoint_seconds`.
-        initial: A network to begin with: the subnet of its architecture gets its weights.
+        initial: A network to begin with, where there is no checkpoint: the subnet of its architecture gets its weights.
         stop: Asked after each step, or every 20 where there are several ranks; where it says so, the checkpoint is
             written, and the training ends there.
 
@@ -108,8 +109,9 @@ def train_supernet(
     prepare_device(device)
     seed_all(seed)
     supernet = _supernet_of(shared)
-    if initial is not None:
-        supernet.insert(initial)
+    saved = read_checkpoint(checkpoint, device)
+    if saved is None and initial is not None:
+        supernet.insert(initial())
     supernet = supernet.to(device)
     batch_size = batch_size_of_rank(config, world_size)
     num_steps = max(data.num_images("train") // (batch_size * world_size), 1)
@@ -121,7 +123,6 @@ def train_supernet(
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and device.type == "cuda"),
     )
     sampler = SubnetSampler(shared.drawn_from, config, seed=seed)
-    saved = read_checkpoint(checkpoint, device)
     progress = _Progress.from_plain(None if saved is None else state.load(saved), sampler, device)
     evaluated = supernet if averaged is None else cast(Supernet, averaged.module)
     if progress.epoch >= shared.last_epoch:
@@ -152,7 +153,8 @@ def train_supernet(
         ):
             set_learning_rate(state.optimizer, config, progress.epoch + progress.step / num_steps)
             subnets = sampler.draw(progress.epoch, progress.step)
-            progress.add(subnets, _step(state, subnets, images, targets, config))
+            losses = _step(state, subnets, images, targets, config)
+            progress.add(subnets, losses, is_learned_from=sampler.is_learning)
             progress.step += 1
             is_last = progress.step == num_steps
             is_check = is_last or progress.step % _STEPS_BETWEEN_CHECKS == 0
@@ -160,7 +162,7 @@ def train_supernet(
             if is_check or is_stopped:
                 asked = torch.tensor([float(is_stopped)], device=device)
                 norm = nn.utils.get_total_norm(supernet.parameters())[None].detach()  # of what is about to be saved
-                *numbers, share = _mean_of(torch.cat([progress.loss_sums, norm, asked]))
+                *numbers, share = mean_over_ranks(torch.cat([progress.loss_sums, norm, asked]))
                 is_stopped = share > 0  # on all ranks, or they would wait for each other
                 if not all(map(math.isfinite, numbers)):
                     good = read_checkpoint(checkpoint, device)
@@ -224,10 +226,12 @@ def _loss_of(
     teacher: Float[Tensor, "batch classes"] | None,
     config: SupernetConfig,
 ) -> Float[Tensor, ""]:
+    """Of the subnet whose `logits` these are; it is the largest, or there is none, where `teacher` is None."""
     weight = 0.0 if teacher is None or config.distillation == "none" else config.distillation_weight
     loss = logits.new_zeros(())
     if weight < 1:
-        loss = (1 - weight) * F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+        smoothing = config.label_smoothing if teacher is None else 0.0  # small subnets underfit as they are
+        loss = (1 - weight) * F.cross_entropy(logits, targets, label_smoothing=smoothing)
     if teacher is None or weight == 0:
         return loss
     if config.distillation == "alpha":
@@ -242,16 +246,15 @@ def alpha_divergence(
 
     `E_q[(p / q) ** alpha - 1] / (alpha (alpha - 1))`, which punishes a q that covers too much where alpha is -1, and
     one that covers too little where it is 1, then being the Kullback-Leibler divergence. Its gradient is
-    `-E_q[(p / q) ** alpha / alpha * grad log q]`; the power is clipped, since it knows no bounds.
+    `-E_q[(p / q) ** alpha / alpha * grad log q]`; at -1 the power is clipped, since it knows no bounds.
 
     Source: Wang et al. 2021, arXiv:2102.07954, section 4.
     """
     log_q, log_p = logits.log_softmax(dim=1), teacher.log_softmax(dim=1)
-    q = log_q.detach().exp()
-    forward = (log_p - log_q.detach()).exp().clamp(max=_MAX_RATIO)
-    backward = (log_q.detach() - log_p).exp().clamp(max=_MAX_RATIO)
-    values = torch.stack([(q * torch.xlogy(forward, forward)).sum(dim=1), (q * (backward - 1)).sum(dim=1) / 2])
-    gradients = torch.stack([-(q * forward * log_q).sum(dim=1), (q * backward * log_q).sum(dim=1)])
+    p, q = log_p.exp(), log_q.detach().exp()
+    inverse = (log_q.detach() - log_p).exp().clamp(max=_MAX_RATIO)
+    values = torch.stack([(p * (log_p - log_q.detach())).sum(dim=1), (q * (inverse - 1)).sum(dim=1) / 2])
+    gradients = torch.stack([-(p * log_q).sum(dim=1), (q * inverse * log_q).sum(dim=1)])
     chosen = values.argmax(dim=0, keepdim=True)
     value, gradient = (found.gather(0, chosen).mean() for found in (values, gradients))
     return value + gradient - gradient.detach()
@@ -266,15 +269,6 @@ def give_way(gradient: Tensor, other: Tensor | None) -> None:
         return
     along, norm = (gradient * other).sum(), other.square().sum()
     gradient.sub_(other * torch.where(along < 0, along / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0))
-
-
-def _mean_of(values: Float[Tensor, " number"]) -> list[float]:
-    """Over all ranks."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        values = values.clone()
-        dist.all_reduce(values)
-        values = values / dist.get_world_size()
-    return values.tolist()
 
 
 def _average_over_ranks(gradients: Sequence[Tensor]) -> None:
@@ -295,7 +289,8 @@ class _Progress:
     Args:
         epoch, step: The next one, from 0.
         loss_sums, counts: Of each of `KINDS`.
-        trained: Random subnets of the epoch with the log of their loss over the largest's, for the sampler to learn.
+        genomes, log_losses: Random subnets of the epoch, each with the log of its loss over the largest's, where the
+            sampler learns from them.
     """
 
     epoch: int = 0
@@ -330,12 +325,12 @@ class _Progress:
             "sampler": sampler.to_plain(),
         }
 
-    def add(self, subnets: Sequence[Subnet], losses: Sequence[Tensor]) -> None:
+    def add(self, subnets: Sequence[Subnet], losses: Sequence[Tensor], *, is_learned_from: bool) -> None:
         for subnet, loss in zip(subnets, losses, strict=True):
             kind = KINDS.index(subnet.kind)
             self.loss_sums[kind] += loss
             self.counts[kind] += 1
-            if subnet.kind == "random" and subnets[0].kind == "largest":
+            if is_learned_from and subnet.kind == "random":
                 self.genomes.append(list(subnet.genome))
                 # clamped: a subnet that happens to be the largest loses nothing
                 self.log_losses.append((loss / losses[0]).clamp(min=_LEAST_RATIO).log())
@@ -350,11 +345,11 @@ class _Progress:
 
     def end_epoch(self) -> tuple[list[list[int]], list[float]]:
         """Goes to the next epoch; what the random subnets of this one were, and lost."""
-        sums = _mean_of(self.loss_sums)
+        sums = mean_over_ranks(self.loss_sums)
         self.losses = {
             kind: total / count for kind, total, count in zip(KINDS, sums, self.counts, strict=True) if count
         }
-        trained = self.genomes, _mean_of(torch.stack(self.log_losses)) if self.log_losses else []
+        trained = self.genomes, mean_over_ranks(torch.stack(self.log_losses)) if self.log_losses else []
         self.epoch, self.step = self.epoch + 1, 0
         self._forget_losses()
         return trained
@@ -375,22 +370,28 @@ def supernet_reports(
     """`train_supernet` of `setup.shared`, as plain values that travel between processes.
 
     Its weights are in the folder before the last report is yielded, and its checkpoint, where nothing is left to train,
-    is not any more.
+    is not any more. Where the weights are there already, there is only that report.
 
     Args:
         initial: Weights to begin with; see `model.read_weights`.
 
     Yields:
         After each epoch `epoch, losses, num_rollbacks, seconds, status`; status is `running`, or in a last report
-        `diverged` or `oom`, then with a `reason`.
+        `diverged`, `oom` or, where nothing more can be written, `storage`, then with a `reason`.
     """
     shared = setup.shared
     assert shared is not None, "the caller knows that there is a supernet"
     torch.set_num_threads(setup.num_threads)
     run = setup.run
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    checkpoint = run.supernet_path / "checkpoint.pt"
+    checkpoint = run.supernet_checkpoint_path
     report: dict[str, Any] = {"epoch": 0, "losses": {}, "num_rollbacks": 0, "seconds": 0.0, "status": "running"}
+    is_whole = shared.last_epoch == shared.config.epochs
+    if exists(setup.weights_path):  # a worker died between that and its last report
+        if is_whole and rank == 0:
+            drop_checkpoints(checkpoint)
+        yield {**report, "epoch": shared.last_epoch}
+        return
     try:
         for epoch in train_supernet(
             shared,
@@ -398,14 +399,14 @@ def supernet_reports(
             device=device,
             seed=seed,
             checkpoint=checkpoint,
-            initial=None if initial is None else read_weights(initial),
+            initial=None if initial is None else lambda: read_weights(initial),
             stop=run.is_supernet_stopped,
         ):
             report |= {"epoch": epoch.number, "losses": epoch.losses, "num_rollbacks": epoch.num_rollbacks}
             report["seconds"] = epoch.seconds
             if epoch.number == shared.last_epoch and rank == 0:
                 save_supernet(epoch.supernet, setup.weights_path)
-                if epoch.number == shared.config.epochs:
+                if is_whole:
                     drop_checkpoints(checkpoint)
             yield dict(report)
     except DivergedError as error:
@@ -416,6 +417,10 @@ def supernet_reports(
         yield {**report, "status": "oom", "reason": str(error).splitlines()[0]}
         if world_size > 1:
             raise  # the other ranks wait for this one, until it dies
+    except StorageError as error:
+        yield {**report, "status": "storage", "reason": f"{error.strerror}: {error.filename}"}
+        if world_size > 1:
+            raise
 
 
 def open_supernet(shared: SharedWeights, path: Path) -> Supernet:
@@ -425,8 +430,6 @@ def open_supernet(shared: SharedWeights, path: Path) -> Supernet:
         ArchError: The file is missing, or of another space.
     """
     supernet = _supernet_of(shared)
-    if not path.exists():
-        fetch(path)
     try:
         supernet.load_state_dict(load_file(path))
     except (OSError, RuntimeError) as error:
@@ -449,6 +452,7 @@ def _supernet_of(shared: SharedWeights) -> Supernet:
         kernel_maps=config.kernel_maps,
         own_norms=config.own_norms,
         sync_batch_norm=config.sync_batch_norm,
+        regularised=shared.drawn_from.largest,
     )
 
 
@@ -464,17 +468,25 @@ class Inheritance:
         self._supernet, self._config, self._data, self._device = supernet, config, data, device
         num_batches = math.ceil(config.calibration_images / EVAL_BATCH_SIZE)
         self._calibration = [images for images, _ in itertools.islice(self._batches("train"), num_batches)]
-        self._search: list[Batch] | None = None
+        self._search: list[Batch] = []
 
-    def _batches(self, split: Split) -> Iterator[Batch]:
-        return self._data.eval_batches(split, batch_size=EVAL_BATCH_SIZE, device=self._device, shuffled=True)
+    def _batches(self, split: Split, first: int = 0) -> Iterator[Batch]:
+        return self._data.eval_batches(
+            split, batch_size=EVAL_BATCH_SIZE, device=self._device, shuffled=True, first=first
+        )
 
-    def _search_batches(self) -> Iterable[Batch]:
-        """As the networks see them; kept for all subnets where they are not too large, once one asks."""
-        first, *_ = self._calibration
-        if self._search is None and self._data.num_images("search") * first[0].nbytes <= _MAX_KEPT_BYTES:
-            self._search = list(self._batches("search"))
-        return self._search or self._batches("search")
+    def _search_batches(self) -> Iterator[Batch]:
+        """As the networks see them; the first of them, as many as memory is for, are kept for all subnets."""
+        yield from self._search
+        first = len(self._search)
+        if first * EVAL_BATCH_SIZE >= self._data.num_images("search"):
+            return
+        kept_bytes = sum(images.nbytes for images, _ in self._search)
+        for number, batch in enumerate(self._batches("search", first), start=first):
+            kept_bytes += batch[0].nbytes
+            if number == len(self._search) and kept_bytes <= _MAX_KEPT_BYTES:
+                self._search.append(batch)
+            yield batch
 
     def model(self, arch: ArchConfig) -> CvT:
         """The subnet as a plain model, its batch norms measured on training images, in eval mode."""
@@ -510,13 +522,17 @@ def open_inheritance(setup: TrainingSetup, device: torch.device) -> Inheritance:
     Raises:
         ArchError: The run folder has no weights of a supernet, or those of another space.
     """
+    assert setup.shared is not None, "the caller knows that there is a supernet"
     path = setup.weights_path
-    if (path, device) not in _OPEN:
-        assert setup.shared is not None, "the caller knows that there is a supernet"
+    if not path.exists():
+        fetch(path)
+    written = path.stat().st_mtime_ns if path.exists() else None  # another run may take the place of one
+    key = (path, written, setup.data, setup.data_root, device)
+    if key not in _OPEN:
         supernet = open_supernet(setup.shared, path).to(device)
         _OPEN.clear()
-        _OPEN[path, device] = Inheritance(supernet, setup.shared.config, setup.open_data(), device)
-    return _OPEN[path, device]
+        _OPEN[key] = Inheritance(supernet, setup.shared.config, setup.open_data(), device)
+    return _OPEN[key]
 
 
-_OPEN: dict[tuple[Path, torch.device], Inheritance] = {}
+_OPEN: dict[Any, Inheritance] = {}

@@ -146,7 +146,7 @@ def fit(
             scaler.update()
             if averaged is not None:
                 averaged.update_parameters(model)
-        mean_loss = mean_over_ranks(loss_sum) / num_steps
+        mean_loss = mean_over_ranks(loss_sum[None])[0] / num_steps
         if not math.isfinite(mean_loss):
             raise DivergedError(epoch + 1, curve)
         accuracy = evaluate(evaluated, data, "search", training=training, device=device)

@@ -98,7 +98,7 @@ def search(
             time_budget = time_budget or run.manifest.get("time_budget")
         seed = experiment.search.seed if seed is None else seed
         initial = None if warm_start is None else Path(warm_start).absolute()
-        if initial is not None and (run is None or not run.has_supernet):
+        if initial is not None and (run is None or not run.has_begun_supernet):
             _check_lends_weights(initial, setup)
         budget = TimeBudget(time_budget, run)
         resources = stack.enter_context(

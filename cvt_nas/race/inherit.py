@@ -22,7 +22,8 @@ from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
 from cvt_nas.config import Experiment
 from cvt_nas.data import save_preprocessing
 from cvt_nas.distributed import train_supernet_on_workers
-from cvt_nas.engine import TrainingSetup, open_inheritance
+from cvt_nas.engine import TrainingSetup, open_inheritance, prepare_device
+from cvt_nas.errors import SearchFailedError, StorageError
 from cvt_nas.model import save_model
 from cvt_nas.race.asha import pareto_ranks
 from cvt_nas.race.events import RankingStarted, SupernetEpochDone
@@ -57,7 +58,8 @@ def train_shared_weights(
         initial: Weights to begin with; see `model.read_weights`.
 
     Raises:
-        RuntimeError: It diverged, or ran out of device memory.
+        SearchFailedError: It diverged, or ran out of device memory.
+        StorageError: Nothing can be written any more.
         ray.train.TrainingFailedError: Workers died again and again, or the code raised.
     """
     assert setup.shared is not None, "the caller knows that there is a supernet"
@@ -83,8 +85,10 @@ def train_shared_weights(
             use_gpus=resources.gpus_per_trial > 0,
             initial=initial,
         ):
+            if report["status"] == "storage":
+                raise StorageError(report["reason"])
             if report["status"] != "running":
-                raise RuntimeError(f"the training of the supernet ended: {report['reason']}")
+                raise SearchFailedError(f"the training of the supernet ended: {report['reason']}")
             yield SupernetEpochDone(
                 epoch=report["epoch"], num_epochs=setup.shared.config.epochs, losses=report["losses"]
             )
@@ -108,6 +112,7 @@ class _Judge:
 
     def __init__(self, setup: TrainingSetup) -> None:
         torch.set_num_threads(setup.num_threads)
+        prepare_device(setup.torch_device)
         self._inheritance, self._data = open_inheritance(setup, setup.torch_device), setup.open_data()
         self._run = setup.run
 
@@ -164,7 +169,7 @@ def rank_candidates(
     with _Judges(setup, resources) as judges:
         while True:
             while judges.num_free and not stop.is_set() and (proposal := study.ask()) is not None:
-                # of those before it that are surely judged by now, so that an interruption changes nothing
+                # of those that one worker has surely judged by now, so that with one an interruption changes nothing
                 bar = bars.below(proposal.cost, before=proposal.number - judges.num_in_hand_at_most + 1)
                 judges.submit(proposal, space.decode(proposal.genome), bar)
             judged = judges.next()
