@@ -8,7 +8,7 @@ demo: .venv/installed
 	.venv/bin/cvt-nas search --space search_spaces/digits.yaml
 
 test: test-env
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: test-env
 	.venv/bin/pytest -m slow

@@ -391,7 +391,7 @@ def test_a_search_calls_back_and_its_curves_in_tensorboard_are_those_of_its_reco
     told: list[RaceEvent] = []
 
     run = search(
-        small, out=tmp_path / "run", cpus=2, trials=4, callbacks=[told.append],
+        small, out=tmp_path / "run", cpus=1, trials=4, callbacks=[told.append],
         progress=lambda run, *about: trackers(run, tensorboard=True),
     )  # fmt: skip
     results = run.results()
