@@ -1,9 +1,10 @@
 """Supernets trained with and without each ingredient, judged by how they rank the networks of the CvT table.
 
 The truth is the table's: accuracy after 8 epochs of a training of its own, the mean over its seeds. What ends in
-`_of_two` is by the networks that have two seeds, as is the ceiling: one seed's agreement with the other. Space, images
-and splits are the same. The seconds are those of one thread of a CPU; on a GPU, which several share, there are none.
-Rows that are in the file already are not made again, so that this can be stopped and continued.
+`_sharp` is by the networks that have `--sharp-seeds` of them, and by the mean of so many, and the ceiling is one seed's
+agreement with the next. Space, images and splits are the same. The seconds are those of one thread of a CPU; on a GPU,
+which several share, there are none. Rows that are in the file already are not made again, so that this can be stopped
+and continued; a table that has grown makes new ones.
 
     OMP_NUM_THREADS=1 python benchmarks/supernet.py --processes 2 --seeds 2 --first-seed 100
     OMP_NUM_THREADS=1 python benchmarks/supernet.py --variant base --seeds 3
@@ -22,17 +23,19 @@ import torch
 
 from cvt_nas.config import AugmentConfig, SupernetConfig, load_experiment
 from cvt_nas.data import load_data
-from cvt_nas.engine import Inheritance, SharedWeights, train_supernet
+from cvt_nas.engine import Inheritance, SharedWeights, fit, train_supernet
+from cvt_nas.model import CvT
 from cvt_nas.results import SupernetQuality, judge_supernet, write_atomically
 
 TABLES = Path(__file__).parent / "tables"
 TABLE, ROWS = TABLES / "cvt_fashion_mnist.parquet", TABLES / "supernets.csv"
-KEY = ["variant", "seed", "epochs", "archs", "device"]
+KEY = ["variant", "seed", "epochs", "archs", "device", "seeds_sharp", "archs_sharp"]
 BASE: dict[str, Any] = {
     "batch_size": 128, "lr": 2.0e-3, "schedule": "wsd", "warmup_epochs": 0.5, "weight_decay": 0.05,
     "ema_decay": 0.99, "augment": AugmentConfig(flip=True), "num_random": 2, "distillation": "kl",
 }  # fmt: skip
-VARIANTS: dict[str, dict[str, Any]] = {
+OPENING = {"kv_stride": 1, "mlp_ratio": 2, "depth": 3, "embed_dim": 4}  # the epoch of each
+VARIANTS: dict[str, dict[str, Any]] = {  # `warm_epochs` of the largest network by itself, before the supernet's
     "base": {},
     "no sandwich, labels": {"sandwich": False, "num_random": 4, "distillation": "none"},
     "1 random": {"num_random": 1},
@@ -51,7 +54,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no averaged weights": {"ema_decay": 0.0},
     "cosine": {"schedule": "cosine"},
     "clipped to 1": {"clip_grad_norm": 1.0},
-    "opened one by one": {"opening": {"kv_stride": 2, "mlp_ratio": 4, "depth": 6, "embed_dim": 8}},
+    "opened one by one": {"opening": OPENING},
+    "warm start": {"warm_epochs": 4},
+    "warm start, opened one by one": {"warm_epochs": 4, "opening": OPENING},
+    "batches of 64": {"batch_size": 64},
+    "batches of 64, half labels": {"batch_size": 64, "distillation_weight": 0.5},
 }
 
 
@@ -60,6 +67,9 @@ def main() -> None:
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="several times; all where absent")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--archs", type=int, default=100, help="the first so many of the table's")
+    parser.add_argument(
+        "--sharp-seeds", type=int, default=2, help="of the table, that the sharper truth is the mean of"
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
@@ -70,11 +80,13 @@ def main() -> None:
     rows = pd.read_csv(options.rows) if options.rows.exists() else pd.DataFrame(columns=KEY)
     done = set(rows[KEY].itertuples(index=False, name=None))
     seeds = range(options.first_seed, options.first_seed + options.seeds)
+    truth = known_networks(options.archs, options.sharp_seeds)
+    judged_by = (options.epochs, options.archs, options.device, options.sharp_seeds, len(truth.loc[truth["sharp"]]))
     missing = [
-        Task(variant, seed, options.epochs, options.archs, options.device, options.data)
+        Task(variant, seed, options.epochs, options.device, options.data, truth, options.sharp_seeds)
         for seed in seeds
         for variant in options.variant or VARIANTS
-        if (variant, seed, options.epochs, options.archs, options.device) not in done
+        if (variant, seed, *judged_by) not in done
     ]
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for row in pool.imap_unordered(judged, missing):
@@ -85,14 +97,26 @@ def main() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A supernet to train: which, and the first so many architectures of the table to judge it by."""
+    """A supernet to train: which, and the networks to judge it by; see `known_networks`."""
 
     variant: str
     seed: int
     epochs: int
-    num_archs: int
     device: str
     data: Path | None
+    truth: pd.DataFrame
+    num_seeds: int
+
+
+def known_networks(num_archs: int, num_seeds: int) -> pd.DataFrame:
+    """Networks of the table, a row each, with `acc_8` of all their seeds: as many as are asked for, `chosen` at random,
+    and those that have the seeds of the sharper truth, `sharp`."""
+    table = pd.read_parquet(TABLE).sort_values(by="seed", kind="stable")
+    genes = [name for name in table.columns if name.startswith("g")]
+    known = table.groupby(genes, sort=False).agg({"params": "first", "flops": "first", "acc_8": list}).reset_index()
+    known["chosen"] = known.index.isin(known.sample(frac=1, random_state=0).head(num_archs).index)
+    known["sharp"] = known["acc_8"].map(len) >= num_seeds
+    return known.loc[known["chosen"] | known["sharp"]]
 
 
 def judged(task: Task) -> dict[str, Any]:
@@ -104,40 +128,40 @@ def judged(task: Task) -> dict[str, Any]:
         experiment.data, root=task.data, image_size=space.image_size, num_channels=space.num_channels,
         num_classes=space.num_classes,
     )  # fmt: skip
-    config = SupernetConfig(**{"epochs": task.epochs, **BASE, **VARIANTS[task.variant]})
+    settings = {"epochs": task.epochs, **BASE, **VARIANTS[task.variant]}
+    warm_epochs = settings.pop("warm_epochs", 0)
+    config = SupernetConfig(**settings)
     started = time.process_time()  # of one thread: the wall time of an idle core, whatever else the machine does
-    *_, last = train_supernet(SharedWeights(space=space, config=config), data, device=device, seed=task.seed)
+
+    def largest_alone() -> CvT:
+        *_, epoch = fit(space.largest, experiment.training.lasting(warm_epochs), data, device=device, seed=task.seed)
+        return epoch.model.cpu()
+
+    initial = largest_alone if warm_epochs else None
+    shared = SharedWeights(space=space, config=config)
+    *_, last = train_supernet(shared, data, device=device, seed=task.seed, initial=initial)
     seconds = time.process_time() - started
-    table = pd.read_parquet(TABLE)
-    genes = [name for name in table.columns if name.startswith("g")]
-    known = table.groupby(genes, sort=False).agg({"params": "first", "flops": "first", "acc_8": list}).reset_index()
-    known["chosen"] = known.index.isin(known.sample(frac=1, random_state=0).head(task.num_archs).index)
-    known["seeds"] = known["acc_8"].map(len)
-    known = known.loc[known["chosen"] | (known["seeds"] > 1)]
+    genes = [name for name in task.truth.columns if name.startswith("g")]
     inheritance, started = Inheritance(last.supernet, config, data, device), time.process_time()
-    archs = [space.decode(tuple(genome)) for genome in known[genes].to_numpy(dtype=int).tolist()]
-    known = known.assign(inherited=[inheritance.accuracy(arch)[0] for arch in archs])
+    archs = [space.decode(tuple(genome)) for genome in task.truth[genes].to_numpy(dtype=int).tolist()]
+    known = task.truth.assign(inherited=[inheritance.accuracy(arch)[0] for arch in archs])
     seconds_an_arch = (time.process_time() - started) / len(archs)
-    chosen, sharp = known.loc[known["chosen"]], known.loc[known["seeds"] > 1]
-    quality, of_two = _quality(chosen, chosen["acc_8"].map(np.mean)), _quality(sharp, sharp["acc_8"])
-    assert of_two.ceiling is not None, "there are two seeds"
-    ours, ours_of_two = quality.rankers["inherited"], of_two.rankers["inherited"]
+    chosen, sharp = known.loc[known["chosen"]], known.loc[known["sharp"]]
+    quality = _quality(chosen, chosen["acc_8"].map(np.mean))
+    sharper = _quality(sharp, sharp["acc_8"].map(lambda accuracies: accuracies[: task.num_seeds]))
+    assert sharper.ceiling is not None, "there are two seeds"
+    ours, ours_sharp = quality.rankers["inherited"], sharper.rankers["inherited"]
     return {
         "variant": task.variant, "seed": task.seed, "epochs": task.epochs, "archs": len(chosen), "device": task.device,
         "seconds": round(seconds, 1) if task.device == "cpu" else None,
         "seconds_an_arch": round(seconds_an_arch, 3) if task.device == "cpu" else None,
         **{f"loss_{kind}": round(loss, 4) for kind, loss in last.losses.items()},
-        "tau": ours.overall.value, "tau_low": ours.overall.low, "tau_high": ours.overall.high,
-        "within_bins": ours.within_bins.value, "top_third": ours.top_third.value,
-        "precision_at_10": ours.precision_at_10, "regret_at_1": ours.regret_at[1], "regret_at_10": ours.regret_at[10],
+        **_taus(quality, ""), "tau_low": ours.overall.low, "tau_high": ours.overall.high,
+        "precision_at_10": ours.precision_at_10, **{f"regret_at_{k}": ours.regret_at[k] for k in ours.regret_at},
         "inherited": quality.inherited, "gap": quality.standalone - quality.inherited,
-        "tau_params": quality.rankers["params"].overall.value, "tau_flops": quality.rankers["flops"].overall.value,
-        "within_bins_params": quality.rankers["params"].within_bins.value,
-        "within_bins_flops": quality.rankers["flops"].within_bins.value,
-        "top_third_params": quality.rankers["params"].top_third.value,
-        "top_third_flops": quality.rankers["flops"].top_third.value,
-        "archs_of_two": len(sharp), "tau_of_two": ours_of_two.overall.value, "ceiling": of_two.ceiling.value,
-        "within_bins_of_two": ours_of_two.within_bins.value, "top_third_of_two": ours_of_two.top_third.value,
+        "seeds_sharp": task.num_seeds, "archs_sharp": len(sharp), "ceiling": sharper.ceiling.value,
+        **_taus(sharper, "_sharp"), "tau_low_sharp": ours_sharp.overall.low, "tau_high_sharp": ours_sharp.overall.high,
+        "gap_sharp": sharper.standalone - sharper.inherited,
     }  # fmt: skip
 
 
@@ -147,6 +171,15 @@ def _quality(networks: pd.DataFrame, accuracies: pd.Series) -> SupernetQuality:
     return judge_supernet(
         networks["inherited"].tolist(), truth, networks["params"].tolist(), networks["flops"].tolist()
     )
+
+
+def _taus(quality: SupernetQuality, suffix: str) -> dict[str, float]:
+    """Of each ranker, overall, within bins and in the top third."""
+    return {
+        f"{column}{suffix}{of}": getattr(quality.rankers[ranker], part).value
+        for ranker, of in (("inherited", ""), ("params", "_params"), ("flops", "_flops"))
+        for column, part in (("tau", "overall"), ("within_bins", "within_bins"), ("top_third", "top_third"))
+    }
 
 
 if __name__ == "__main__":
