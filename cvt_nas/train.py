@@ -195,7 +195,7 @@ def _devices(device: Literal["cpu", "cuda"] | None, num_workers: int | None) -> 
             raise ResourceError(f"--gpus {num_workers}: this machine has {num_gpus}")
     if device == "cuda" and (num_workers or 1) > num_gpus:
         raise ResourceError(f"--gpus {num_workers or 1}: this machine has {num_gpus}")
-    return device, num_workers or max(num_gpus, 1)
+    return device, num_workers or (num_gpus if device == "cuda" else 1)
 
 
 def _cpu_threads(num_workers: int) -> int:

@@ -21,7 +21,7 @@ from cvt_nas import load_arch, load_model
 from cvt_nas.arch import arch_from_dict, arch_to_dict
 from cvt_nas.cli import main
 from cvt_nas.config import load_experiment, parse_experiment
-from cvt_nas.errors import ArchError, SpaceFileError
+from cvt_nas.errors import ArchError, RunFolderError, SpaceFileError
 from cvt_nas.model import build_model, read_weights, save_model
 from cvt_nas.report import write_report
 from cvt_nas.results import RunFolder
@@ -240,6 +240,16 @@ def test_nothing_in_a_run_folder_is_run_or_becomes_markup(finished_run: RunFolde
         text = page.read_text()
         assert "<script>alert" not in text
         assert "<!--" not in text
+
+
+def test_a_status_is_one_that_there_is(finished_run: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    subprocess.run(["cp", "-r", str(finished_run.path), str(run.path)], check=True)
+    first, *others = (run.path / "trials.jsonl").read_text().splitlines()
+    odd = json.loads(first) | {"status": "</option></select><meta http-equiv=refresh>"}
+    (run.path / "trials.jsonl").write_text("\n".join([json.dumps(odd), *others]) + "\n")
+    with pytest.raises(RunFolderError, match=r"trials.jsonl:1: .*status: got '</option>"):
+        write_report(run)
 
 
 @pytest.mark.parametrize("verb", [["report"], ["export", "--to", "there"], ["query"]], ids=lambda verb: verb[0])

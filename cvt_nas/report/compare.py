@@ -103,7 +103,8 @@ class Comparison:
             for run in group.runs
             for front in [self.front(run)]
         ]
-        return pd.DataFrame(rows)
+        # as objects, of which None stays None, and is no NaN
+        return pd.DataFrame(rows).assign(best=pd.Series([row["best"] for row in rows], dtype=object))
 
     def summary(self) -> dict[str, Any]:
         """What `compare --json` prints: `metrics, box, runs, groups`; a group's spread is over its runs."""

@@ -214,7 +214,7 @@
       element("h3", {}, "Trial ", String(trial.number), ": ", element("span", { class: "id" }, trial.arch_id), tags),
       element("p", {}, figuresOf.join("; ")),
       element("ol", { class: "stages" }, ...stagesOf(trial).map((stage, index) => stageCard(trial, stage, index))),
-      curve(trial),
+      ...[curve(trial)].filter((plot) => plot !== null),
       element("p", {}, trial.status === "complete" ? "As a model of its own:" : "It has no weights; to train it in full:"),
       command(trial.status === "complete" ? `cvt-nas export ${data.place} --pick ${trial.arch_id} --to my_model`
         : `cvt-nas train ${data.place}:${trial.arch_id} --out my_training`),

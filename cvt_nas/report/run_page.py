@@ -275,7 +275,9 @@ def _progress(run: RunFolder, growth: pd.DataFrame, axes: Sequence[str]) -> str:
 
 
 def _trials(results: Sequence[TrialResult], has_choices: bool) -> str:
-    options = "".join(f"<option>{status}</option>" for status in sorted({result.status for result in results}))
+    options = "".join(
+        f"<option>{html.escape(status)}</option>" for status in sorted({result.status for result in results})
+    )
     more = (
         '<label class="check"><input type="checkbox" id="show-choices"> choices as columns</label>'
         if has_choices

@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
 
@@ -156,6 +156,8 @@ class TrialResult:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        if tree["status"] not in get_args(Status):
+            raise ValueError(f"status: got {tree['status']!r}, must be one of {', '.join(get_args(Status))}")
         values = {field.name: tree[field.name] for field in dataclasses.fields(cls) if field.name in tree}
         return cls(
             **{
