@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,9 +131,12 @@ def test_a_run_that_another_machine_works_on_is_refused_while_it_shows_life(
     thread.start()
     with pytest.raises(RunFolderError, match="process 7 on elsewhere is at work on it"), run.locked():
         pass
+    assert "elsewhere" in (there / "holder.json").read_text(), "he still is"
     stopped.set()
     thread.join()
-    with run.locked():  # he is dead
+    started = time.monotonic()
+    with run.locked():  # he is dead, as far as one who waits can tell
+        assert time.monotonic() - started > 2
         assert "elsewhere" not in (there / "holder.json").read_text()
     assert not (there / "holder.json").exists()
 

@@ -154,15 +154,17 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"{self.path}: cannot be written: {error.strerror}") from error
         try:
-            self._check_holder_elsewhere(holder)
-            write_atomically(holder, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
-            self._mend()
-            yield
-            if (copy := mirror_of(self.path)) is not None:
-                copy.push_late()
+            self._check_holder_elsewhere(holder)  # whose mark stays
+            try:
+                write_atomically(holder, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
+                self._mend()
+                yield
+                if (copy := mirror_of(self.path)) is not None:
+                    copy.push_late()
+            finally:
+                with contextlib.suppress(StorageError):
+                    delete(holder)
         finally:
-            with contextlib.suppress(StorageError):
-                delete(holder)
             lock.release()
 
     def _check_holder_elsewhere(self, holder: Path) -> None:
@@ -320,11 +322,8 @@ class RunFolder:
         Raises:
             RunFolderError: The file is damaged.
         """
-        if not exists(path := self._narrowing_path):
-            return None
-        if not path.exists():
-            fetch(path)
-        return Narrowing.from_json(path.read_text(), str(path))
+        text = _text_of(path := self._narrowing_path)
+        return None if text is None else Narrowing.from_json(text, str(path))
 
     @property
     def quality_path(self) -> Path:
@@ -337,11 +336,8 @@ class RunFolder:
         Raises:
             RunFolderError: The file is damaged.
         """
-        if not exists(path := self.quality_path):
-            return None
-        if not path.exists():
-            fetch(path)
-        return SupernetQuality.from_json(path.read_text(), str(path))
+        text = _text_of(path := self.quality_path)
+        return None if text is None else SupernetQuality.from_json(text, str(path))
 
     @property
     def standalone_path(self) -> Path:
@@ -530,6 +526,15 @@ class _Manifest(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise RunFolderError(f"{self.path}: lacks {key}")
+
+
+def _text_of(path: Path) -> str | None:
+    """What a file holds, on whatever machine it was written; None where there is none."""
+    if not exists(path):
+        return None
+    if not path.exists():
+        fetch(path)
+    return path.read_text()
 
 
 def _parsed(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> list[T]:
