@@ -1,5 +1,7 @@
 """The surrogate sampler: its acquisition against its definition, its model, and what it proposes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -129,6 +131,20 @@ def test_the_initial_design_is_spread_over_the_costs(digits: Experiment) -> None
     logs = np.sort(np.log(flops))
     least, greatest = digits.space.cost_range
     assert np.diff(logs).max() < 0.35 * np.log(greatest.flops / least.flops)
+
+
+def test_a_cost_that_all_networks_have_alike_decides_nothing(digits: Experiment) -> None:
+    fixed = {"embed_dim": (8,), "depth": (1,), "mlp_ratio": (1.0,), "kernel_size": (3,), "kv_stride": (1,)}
+    stages = tuple(dataclasses.replace(stage, **fixed, num_heads=(1, 2, 4)) for stage in digits.space.stages)
+    space = dataclasses.replace(digits.space, stages=stages)
+    least, greatest = space.cost_range
+    assert least.params == greatest.params
+    surrogate, observations, seen = Surrogate(space, costs=("params", "flops"), seed=0), [], set()
+    for number in range(NUM_INITIAL + 4):
+        genome = surrogate.propose(number, observations, seen)
+        assert genome is not None
+        seen.add(genome)
+        observations.append(Observation(genome=genome, curve=(0.5 + 0.01 * sum(genome),), status="complete"))
 
 
 def test_trials_in_flight_keep_others_away_from_them(digits: Experiment) -> None:

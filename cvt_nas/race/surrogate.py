@@ -70,7 +70,8 @@ class Surrogate:
         least, greatest = space.cost_range
         self._known_costs: dict[Genome, Cost] = {}
         self._low = np.array([getattr(least, metric) for metric in costs], dtype=float)
-        self._span = np.array([getattr(greatest, metric) for metric in costs], dtype=float) - self._low
+        span = np.array([getattr(greatest, metric) for metric in costs], dtype=float) - self._low
+        self._span = np.where(span == 0, 1, span)  # params of a space that leaves only heads or strides open
         every = space.all_genomes(ENUMERABLE)
         self._every = None if every is None else [g for g in every if space.is_feasible(space.cost(g))]
         rng = random.Random(f"{seed} sample")
