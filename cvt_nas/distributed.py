@@ -26,6 +26,7 @@ for _name, _value in {
 
 import ray  # noqa: E402  after its settings
 from ray._private import ray_constants  # noqa: E402
+from ray.exceptions import RayActorError  # noqa: E402
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer, get_device  # noqa: E402
 from ray.util.queue import Empty, Queue  # noqa: E402
@@ -205,16 +206,30 @@ def _reports_of_workers(
     try:
         while thread.is_alive() or not reports.empty():
             try:
-                yield reports.get(timeout=0.5)
+                report = reports.get(timeout=0.5)
             except (Empty, queue.Empty):
                 continue
+            yield report
+            if report["status"] != "running":
+                return  # Ray Train may not know yet: a worker still waits, or is started again, see `_is_heard`
         if outcome:
             raise outcome[0]
     finally:
         reports.shutdown(force=True)
 
 
+def _is_heard(reports: Queue) -> bool:
+    """Whether anybody still waits for reports."""
+    try:
+        reports.empty()
+    except RayActorError:
+        return False
+    return True
+
+
 def _train_on_worker(config: dict[str, Any]) -> None:
+    if not _is_heard(config["reports"]):
+        return
     setup, run = config["setup"], config["setup"].run
     arch = arch_from_dict(config["arch"])
     first = get_context().get_world_rank() == 0
@@ -228,11 +243,13 @@ def _train_on_worker(config: dict[str, Any]) -> None:
         num_known=config["num_known"],
         num_parts=config["num_parts"],
     ):
-        if first:
+        if first or report["status"] == "oom":  # which need not happen to the first
             config["reports"].put(report)
 
 
 def _train_supernet_on_worker(config: dict[str, Any]) -> None:
+    if not _is_heard(config["reports"]):
+        return
     setup = config["setup"]
     first = get_context().get_world_rank() == 0
     for report in supernet_reports(

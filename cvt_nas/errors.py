@@ -7,7 +7,9 @@
     ├── ResourceError           more GPUs or CPUs asked for than there are
     ├── RunFolderError          a run folder that is missing, taken or damaged
     ├── TableError              a table of a benchmark that cannot be read, or makes no sense
-    └── ExportError             an architecture of a run that cannot be exported as asked
+    ├── ExportError             an architecture of a run that cannot be exported as asked
+    ├── SearchFailedError       a search in which nothing works
+    └── TrainingEndedError      a training that has no result
 
 What only a programming mistake can cause is an `assert`, not one of these.
 """
@@ -68,6 +70,10 @@ class ExportError(CvtNasError):
 
 class SearchFailedError(CvtNasError):
     """A search in which nothing works."""
+
+
+class TrainingEndedError(CvtNasError, RuntimeError):
+    """A training that has no result: its loss is not finite, or the device has too little memory."""
 
 
 class StorageError(OSError):

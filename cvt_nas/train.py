@@ -11,7 +11,7 @@ from cvt_nas.config import Experiment, load_recipe
 from cvt_nas.data import ImageData, find_data, shape_of
 from cvt_nas.engine import TrainingSetup, drop_checkpoints, evaluate, progress_reports
 from cvt_nas.engine.optimization import checkpoint_before
-from cvt_nas.errors import ArchError, ResourceError, RunFolderError
+from cvt_nas.errors import ArchError, ResourceError, RunFolderError, StorageError, TrainingEndedError
 from cvt_nas.model import CvT, initialise, load_model, weights_file
 from cvt_nas.results import RunFolder, Status, TrialResult
 
@@ -43,8 +43,9 @@ def train(
         on_note: Called with each of the notes of `model.initialise`, before anything is trained.
 
     Raises:
+        TrainingEndedError: It diverged, or ran out of device memory.
         CvtNasError: Data, devices, folder or weights are not as they must be.
-        RuntimeError: The training diverged, or ran out of device memory.
+        StorageError: Nothing can be written any more.
     """
     out = Path(out).absolute()
     _check_fits(arch, experiment)
@@ -124,8 +125,11 @@ def _train_once(
     for report in _reports(arch, setup, run, num_workers, seed):
         if on_report is not None:
             on_report(report)
-    if report is None or report["status"] != "running":
-        raise RuntimeError("the training reported nothing" if report is None else report["reason"])
+    assert report is not None, "an epoch at least"
+    if report["status"] == "storage":
+        raise StorageError(report["reason"])
+    if report["status"] != "running":
+        raise TrainingEndedError(f"the training ended: {report['reason']}")
     status: Status = "complete"
     result = TrialResult(
         number=0,

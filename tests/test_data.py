@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import pickle
 from collections import Counter
@@ -38,6 +39,20 @@ def test_digits_have_three_splits_that_share_no_image_and_lose_none() -> None:
     again = [tuple(image.flatten().tolist()) for split in SPLITS for image in images_of(digits, split)]
     assert len(seen) == len(again) == 1797
     assert len(set(seen)) > 1780
+
+
+def test_an_odd_image_of_a_set_smaller_than_a_batch_is_left_out_where_images_are_mixed() -> None:
+    data = digits_data(train_fraction=0.25)
+    assert data.num_images("train") == 287
+    augment = AugmentConfig(mixup=0.2)
+    ((images, targets),) = data.train_batches(batch_size=300, augment=augment, device=CPU, seed=0, epoch=0)
+    assert images.shape[0] == targets.shape[0] == 286
+
+
+def test_an_in_memory_set_is_cropped_as_its_preprocessing_says() -> None:
+    whole, centre = digits_data(image_size=16), digits_data(image_size=8)
+    centre.preprocessing = dataclasses.replace(centre.preprocessing, crop_pct=0.5)
+    torch.testing.assert_close(images_of(centre, "test"), images_of(whole, "test")[..., 4:12, 4:12])
 
 
 def test_the_search_split_is_stratified_and_fixed_by_its_seed() -> None:

@@ -138,6 +138,11 @@ def train(options: argparse.Namespace) -> int:
 
     from cvt_nas.report import report_paths, summary, write_report
 
+    def told(report: dict[str, Any]) -> None:
+        if report["status"] == "running":
+            done = f"epoch {report['epoch']}/{experiment.training.epochs}, accuracy {report['accuracy']:.4f}"
+            print(f"{done}, {report['train_seconds']:.0f} s", file=sys.stderr, flush=True)
+
     out = Path(options.out or Path("results") / f"train-{arch.id}")
     result = train(
         arch,
@@ -149,12 +154,7 @@ def train(options: argparse.Namespace) -> int:
         init=options.init,
         resume=options.resume,
         on_note=lambda note: print(f"note: {note}", file=sys.stderr, flush=True),
-        on_report=lambda report: print(
-            f"epoch {report['epoch']}/{experiment.training.epochs}, accuracy {report['accuracy']:.4f}, "
-            f"{report['train_seconds']:.0f} s",
-            file=sys.stderr,
-            flush=True,
-        ),
+        on_report=told,
     )
     from cvt_nas.results import RunFolder
 

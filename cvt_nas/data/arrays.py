@@ -197,11 +197,14 @@ class ArrayData:
         return torch.from_numpy(self._images[split][rows]), torch.from_numpy(self._labels[split][rows])
 
     def _to_input(self, images: UInt8[Tensor, "b c h w"], device: torch.device) -> Float[Tensor, "b c h w"]:
-        """Normalised, of the space's image size, channels last."""
+        """Resized, cropped and normalised as `preprocessing` says; channels last."""
         x = to_device(images, device).to(dtype=torch.float32, memory_format=torch.channels_last).div_(255)
-        size = self.preprocessing.image_size
-        if x.shape[-1] != size or x.shape[-2] != size:
-            x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
+        size, mode = self.preprocessing.image_size, self.preprocessing.interpolation
+        side = round(size / self.preprocessing.crop_pct)
+        if x.shape[-2:] != (side, side):
+            x = F.interpolate(x, size=(side, side), mode=mode, antialias=True).clamp_(0, 1)  # bicubic overshoots
+        edge = (side - size) // 2
+        x = x[..., edge : edge + size, edge : edge + size]
         mean, std = (
             to_device(torch.tensor(values).view(1, -1, 1, 1), device)
             for values in (self.preprocessing.mean, self.preprocessing.std)

@@ -38,7 +38,13 @@ def mixing_of(augment: AugmentConfig, num_classes: int) -> Any:
     from timm.data.mixup import Mixup
 
     # label smoothing is the loss's, for mixed and plain targets alike
-    return Mixup(augment.mixup, augment.cutmix, label_smoothing=0.0, num_classes=num_classes)
+    mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=0.0, num_classes=num_classes)
+
+    def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        even = len(images) // 2 * 2  # of a set smaller than a batch, the number can be odd, which timm refuses
+        return mixup(images[:even], labels[:even])
+
+    return mix
 
 
 def randaugment_of(augment: AugmentConfig, num_channels: int) -> Any:

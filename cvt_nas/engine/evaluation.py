@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cvt_nas.arch import Cost
 from cvt_nas.config import TrainingConfig
 from cvt_nas.data import ImageData, Split
-from cvt_nas.engine.optimization import is_out_of_memory
+from cvt_nas.engine.optimization import is_out_of_memory, rank_and_world_size
 from cvt_nas.model import CvT
 
 EVAL_BATCH_SIZE = 256
@@ -22,7 +22,7 @@ EVAL_BATCH_SIZE = 256
 @torch.inference_mode()
 def evaluate(model: CvT, data: ImageData, split: Split, *, training: TrainingConfig, device: torch.device) -> float:
     """Fraction of `split` that `model` classifies right, over all ranks together. Leaves it in eval mode."""
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = rank_and_world_size()
     model.eval()
     num_right = torch.zeros((), device=device)
     batches = data.eval_batches(split, batch_size=EVAL_BATCH_SIZE, device=device, rank=rank, world_size=world_size)

@@ -131,13 +131,32 @@ class _WeightAverage(AveragedModel):
         self.n_averaged += 1
 
 
+def rank_and_world_size() -> tuple[int, int]:
+    """Of this process, among those that share a training; 0 and 1 where it has it to itself."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def mean_over_ranks(values: Float[torch.Tensor, " number"]) -> list[float]:
     """Of each, read from the device."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    _, world_size = rank_and_world_size()
+    if world_size > 1:
         values = values.clone()
         dist.all_reduce(values)
-        values /= dist.get_world_size()
+        values /= world_size
     return values.tolist()
+
+
+def share_buffers(*modules: nn.Module | None) -> None:
+    """Gives the modules of every rank the mean over ranks of their statistics of batch norm, each of which is of the
+    rank's own images; a module may be None."""
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return
+    for module in modules:
+        for buffer in [] if module is None else module.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= world_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

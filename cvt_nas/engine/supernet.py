@@ -34,6 +34,7 @@ from cvt_nas.engine.optimization import (
     mean_over_ranks,
     optimizer_of,
     prepare_device,
+    rank_and_world_size,
     read_checkpoint,
     set_learning_rate,
 )
@@ -104,7 +105,7 @@ def train_supernet(
         ArchError: `initial` has a weight that the supernet has not.
         DivergedError: There is no checkpoint to go back to, or it went back three times already.
     """
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = rank_and_world_size()
     config = shared.config
     prepare_device(device)
     seed_all(seed)
@@ -273,11 +274,12 @@ def give_way(gradient: Tensor, other: Tensor | None) -> None:
 
 def _average_over_ranks(gradients: Sequence[Tensor]) -> None:
     """In place, in one message; the ranks train the same subnets, so they have gradients of the same weights."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
         return
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    flat /= dist.get_world_size()
+    flat /= world_size
     for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
@@ -383,7 +385,7 @@ def supernet_reports(
     assert shared is not None, "the caller knows that there is a supernet"
     torch.set_num_threads(setup.num_threads)
     run = setup.run
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = rank_and_world_size()
     checkpoint = run.supernet_checkpoint_path
     report: dict[str, Any] = {"epoch": 0, "losses": {}, "num_rollbacks": 0, "seconds": 0.0, "status": "running"}
     is_whole = shared.last_epoch == shared.config.epochs

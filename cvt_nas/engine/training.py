@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -26,8 +25,10 @@ from cvt_nas.engine.optimization import (
     mean_over_ranks,
     optimizer_of,
     prepare_device,
+    rank_and_world_size,
     read_checkpoint,
     set_learning_rate,
+    share_buffers,
 )
 from cvt_nas.engine.setup import TrainingSetup
 from cvt_nas.engine.supernet import open_inheritance
@@ -88,7 +89,7 @@ def fit(
     Raises:
         DivergedError: A loss is not finite.
     """
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = rank_and_world_size()
     prepare_device(device)
     seed_all(seed)
     model = CvT(arch, drop_path=training.drop_path).to(device)
@@ -149,6 +150,7 @@ def fit(
         mean_loss = mean_over_ranks(loss_sum[None])[0] / num_steps
         if not math.isfinite(mean_loss):
             raise DivergedError(epoch + 1, curve)
+        share_buffers(model, averaged)
         accuracy = evaluate(evaluated, data, "search", training=training, device=device)
         curve = (*curve, accuracy)
         train_seconds += time.perf_counter() - started
@@ -206,8 +208,12 @@ def progress_reports(
         if not is_out_of_memory(error):
             raise
         yield {**report, "status": "oom", "reason": str(error).splitlines()[0]}
+        if rank_and_world_size()[1] > 1:
+            raise  # the other ranks wait for this one, until it dies
     except StorageError as error:
         yield {**report, "status": "storage", "reason": f"{error.strerror}: {error.filename}"}
+        if rank_and_world_size()[1] > 1:
+            raise
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()
