@@ -250,6 +250,8 @@ def load_arch(name_or_path: str | Path) -> ArchConfig:
         tree = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ArchError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArchError(f"{path}: not JSON: {error}") from error
     if not isinstance(tree, dict):
         raise ArchError(f"{path}: got a {type(tree).__name__}, must be an object with the keys of an architecture")
     return arch_from_dict(tree)

@@ -13,7 +13,7 @@ from cvt_nas.arch import ArchConfig
 from cvt_nas.config import DataConfig, TrainingConfig
 from cvt_nas.data import ImageData, Preprocessing, find_data, load_data, shape_of
 from cvt_nas.engine import logits_of
-from cvt_nas.errors import DataError
+from cvt_nas.errors import DataError, ResourceError
 from cvt_nas.model import CvT, load_checkpoint
 
 _TOP = 5
@@ -65,7 +65,10 @@ def evaluate_model(
     Raises:
         ArchError: The weights cannot be read or do not fit.
         DataError: The data set is missing, or has other classes than the network.
+        ResourceError: There is no GPU.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("--device cuda: this machine has no GPU")
     folder, torch_device = Path(weights), torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_checkpoint(folder, arch)
     beside = _preprocessing_beside(folder)

@@ -14,6 +14,9 @@ from conftest import SPACES, small_digits
 from cvt_nas import load_arch, load_model
 from cvt_nas.arch import save_arch
 from cvt_nas.cli import main
+from cvt_nas.cli.arguments import build_parser
+from cvt_nas.cli.searching import resuming
+from cvt_nas.config import load_experiment
 from cvt_nas.model import probe_error
 from cvt_nas.results import RunFolder
 
@@ -241,6 +244,7 @@ def test_a_mistake_exits_with_2_and_one_line(
     ("arguments", "message"),
     [
         (("--gpus", "-1"), "argument --gpus: got '-1', must be a whole number"),
+        (("--seed", "4294967296"), "argument --seed: got '4294967296', must be below 2 ** 32"),
         (("--trials", "0"), "argument --trials: got '0', must be at least 1"),
         (("--time-budget", "8"), "argument --time-budget: got '8', must be a time above 0 like 90s, 30m, 8h or 2d"),
     ],
@@ -252,6 +256,48 @@ def test_a_flag_with_a_wrong_value_says_what_would_be_right(
         main(["search", "--space", "x.yaml", *arguments])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_text_is_no_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.bin").write_bytes(b"\x80\x02}q\x00.")
+    assert refused(capsys, "profile", str(tmp_path / "model.bin")).startswith(
+        f"cvt-nas: {tmp_path / 'model.bin'}: not JSON: 'utf-8' codec can't decode byte 0x80"
+    )
+
+
+def test_the_command_that_goes_on_is_the_one_that_was_given() -> None:
+    given = ["--data", "my images", "--gpus", "0", "--trials", "9", "--address", "auto", "--seed", "3", "--tensorboard"]
+    options = build_parser().parse_args(["search", "--space", "x.yaml", "--time-budget", "8h", *given])
+    assert resuming(options, "results/x") == (
+        "cvt-nas search --space x.yaml --out results/x --resume --data 'my images' --gpus 0 --trials 9 --address auto "
+        "--tensorboard"
+    )
+
+
+def test_a_training_without_a_result_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = tmp_path / "steep.yaml"
+    space.write_text(small_digits(**{"  lr:": "  lr: 1.0e+18\n  optimizer: sgd"}))
+    save_arch(load_experiment(space).space.smallest, tmp_path / "arch.json")
+    arguments = [
+        "train",
+        str(tmp_path / "arch.json"),
+        "--space",
+        str(space),
+        "--out",
+        str(tmp_path / "run"),
+        "--gpus",
+        "0",
+    ]
+    assert refused(capsys, *arguments) == "cvt-nas: the training ended: loss not finite in epoch 1"
+
+
+def test_ctrl_c_is_one_line_and_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(path: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cvt_nas.config.load_experiment", interrupted)
+    assert main(["space", "x.yaml"]) == 130
+    assert capsys.readouterr().err == "cvt-nas: interrupted\n"
 
 
 def test_a_space_file_with_mistakes_lists_them_and_starts_nothing(

@@ -303,6 +303,15 @@ def test_ingredients_of_a_supernet_that_do_nothing_are_named() -> None:
     ]
 
 
+def test_colours_are_not_jittered_beside_randaugment() -> None:
+    text = base_with("dataset: digits", "dataset: imagefolder").replace(
+        "  augment: {", "  augment: {color_jitter: 0.4, "
+    )
+    assert not parse_experiment(text.replace("crop_padding: 1", "flip: true"), "my.yaml").warnings
+    (warning,) = parse_experiment(text.replace("crop_padding: 1", "randaugment: rand-m9"), "my.yaml").warnings
+    assert "training.augment.color_jitter: has no effect: randaugment changes colours in its place" in warning
+
+
 def test_mean_pooling_leaves_no_class_token_and_a_stage_may_have_positions() -> None:
     text = BASE.replace("  num_classes: 10\n", "  num_classes: 10\n  pool: mean\n", 1)
     text = text.replace("      depth: [1, 2, 3]\n", "      depth: [1, 2, 3]\n      pos_embed: true\n", 1)
@@ -317,6 +326,14 @@ def test_per_block_choices_have_a_gene_for_each_block() -> None:
     text = base_with("      kernel_size: 3\n", "      kernel_size: 3\n      per_block: [kv_stride]\n")
     names = [gene.name for gene in parse_experiment(text, "my.yaml").space.genes]
     assert [name for name in names if "block" in name] == [f"stage2.block{block}.kv_stride" for block in range(3)]
+
+
+def test_an_anchor_has_a_value_for_each_of_its_blocks() -> None:
+    text = base_with("      kernel_size: 3\n", "      kernel_size: 3\n      per_block: [kv_stride]\n")
+    for strides in ("[1, 2, 1]", "[1, 2]", "2"):
+        parse_experiment(text.replace("kv_stride: 2}", f"kv_stride: [2, 2, {strides}]}}"), "my.yaml")
+    (problem,) = problems_of(text.replace("kv_stride: 2}", "kv_stride: [2, 2, [1]]}"))
+    assert problem.endswith("anchors.cvt-like.kv_stride: got 1 values for stage 2, must be one, or 2 or 3")
 
 
 def test_the_fingerprint_changes_with_anything_but_the_name_and_the_number_of_trials(small: Experiment) -> None:

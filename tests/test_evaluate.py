@@ -13,7 +13,7 @@ from cvt_nas import build_model, load_arch, load_model
 from cvt_nas.arch import ArchConfig
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment
-from cvt_nas.errors import ArchError, DataError
+from cvt_nas.errors import ArchError, DataError, ResourceError
 from cvt_nas.evaluate import evaluate_model
 from cvt_nas.export import export
 from cvt_nas.model import CvT, load_checkpoint, save_model
@@ -72,6 +72,12 @@ def test_a_run_an_export_and_its_state_dict_have_the_accuracy_that_the_run_repor
     torch.save(load_model(tmp_path / "model").state_dict(), weights)
     assert main(["eval", str(weights), "--arch", str(arch), "--data", "digits", "--device", "cpu"]) == 0
     assert "of 360 test images at 8 x 8" in capsys.readouterr().out
+
+
+def test_a_gpu_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ResourceError, match="^--device cuda: this machine has no GPU$"):
+        evaluate_model("nowhere", data="digits", device="cuda")
 
 
 def test_an_official_state_dict_is_recognised_and_its_images_are_those_of_val(tmp_path: Path) -> None:

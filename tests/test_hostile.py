@@ -124,6 +124,8 @@ HAND_MADE = {
     "negative": (with_line("  image_size:", "  image_size: -8"), "got -8, must be at least 1"),
     "a number of 5,000 digits": (with_line("  epochs:", f"  epochs: {'9' * 5000}"), "must be a whole number"),
     "a number of 50 digits": (with_line("  epochs:", f"  epochs: {'9' * 50}"), "a number of 50 digits"),
+    "a boolean that is none": (with_line("  lr:", "  lr: !!bool maybe"), 'got "maybe", must be a number'),
+    "a number without digits": (with_line("  lr:", '  lr: !!float ""'), 'got "", must be a number'),
     "a date that is none": (with_line("name:", "name: 2026-99-99"), ""),
     "a control character": (with_line("name:", 'name: "a\\u0007b"'), "without control characters"),
     "half a surrogate": (with_line("name:", 'name: "\\ud800"'), "without control characters"),
@@ -248,7 +250,7 @@ def test_a_status_is_one_that_there_is(finished_run: RunFolder, tmp_path: Path) 
     first, *others = (run.path / "trials.jsonl").read_text().splitlines()
     odd = json.loads(first) | {"status": "</option></select><meta http-equiv=refresh>"}
     (run.path / "trials.jsonl").write_text("\n".join([json.dumps(odd), *others]) + "\n")
-    with pytest.raises(RunFolderError, match=r"trials.jsonl:1: .*status: got '</option>"):
+    with pytest.raises(RunFolderError, match=r"trials.jsonl:1: .*status: Input should be 'complete'"):
         write_report(run)
 
 
@@ -258,6 +260,7 @@ def test_a_status_is_one_that_there_is(finished_run: RunFolder, tmp_path: Path) 
     [
         ("manifest.json", "[]"), ("manifest.json", "{}"), ("manifest.json", "\xff"), ("trials.jsonl", "[]\n"),
         ("trials.jsonl", '{"number": 0}\n'), ("trials.jsonl", "\xff\n"),
+        ("trials.jsonl", '{"number": "0"}\n'), ("confirm.json", "{}"), ("confirm.json", "\x80"),
     ],
 )  # fmt: skip
 def test_a_damaged_run_folder_is_one_line(
@@ -265,7 +268,7 @@ def test_a_damaged_run_folder_is_one_line(
 ) -> None:
     subprocess.run(["cp", "-r", str(finished_run.path), str(tmp_path / "run")], check=True)
     (tmp_path / "run" / name).write_bytes(content.encode("latin-1"))
-    if verb == ["query"] and name == "trials.jsonl":
+    if verb == ["query"] and name != "manifest.json":
         pytest.skip("a query reads candidates")
     assert (
         main(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import queue
 import random
 import signal
 import socket
@@ -34,14 +35,17 @@ from conftest import SPACES, Watch, small_digits
 from cvt_nas import load_model, search
 from cvt_nas.arch import cost_of
 from cvt_nas.config import AugmentConfig, Experiment, parse_experiment
+from cvt_nas.data import ImageData
 from cvt_nas.distributed import fit_on_workers, local_ray, start_local_ray
-from cvt_nas.engine import TrainingSetup, progress_reports
+from cvt_nas.engine import TrainingSetup, evaluate, progress_reports
 from cvt_nas.errors import DataError, ResourceError, RunFolderError
 from cvt_nas.race import open_study
+from cvt_nas.race.adapters import SourceSearcher
 from cvt_nas.race.asha import Asha, Ranking, accuracy_ranks, pareto_ranks
 from cvt_nas.race.events import EpochDone, TrialPaused, TrialStarted
+from cvt_nas.race.executor import asha_of
 from cvt_nas.race.resources import claim_resources
-from cvt_nas.race.samplers import SAMPLERS
+from cvt_nas.race.samplers import SAMPLERS, params_of
 from cvt_nas.race.study import PartialTrial, Proposal, Study
 from cvt_nas.results import RunFolder, TrialResult
 from cvt_nas.space import Genome
@@ -111,10 +115,12 @@ def test_a_trial_that_is_among_the_best_when_it_arrives_does_not_pause() -> None
 def test_the_cheap_end_survives_a_pareto_rung_and_not_one_of_accuracy_alone() -> None:
     losses = [(0.1 + 0.05 * index, 1000.0 - 100 * index) for index in range(9)]  # each cheaper and worse than the last
     losses += [(0.9, 1000.0 + index) for index in range(9)]  # dominated by all of them
-    by_accuracy, together = asha(factor=3), asha(pareto_ranks, factor=3)
-    for number, loss in enumerate(losses):
-        by_accuracy.decide(number, 2, loss)
-        together.decide(number, 2, loss)
+    by_accuracy, together = (
+        {number for number, loss in enumerate(losses) if rungs.decide(number, 2, loss) == "go"}
+        for rungs in (asha(factor=3), asha(pareto_ranks, factor=3))
+    )
+    assert 8 in together - by_accuracy
+    assert not together & set(range(9, 18))
     kept = [number for number in range(18) if pareto_ranks(np.array(losses))[number] < 6]
     assert {0, 8} <= set(kept)
     assert set(kept) < set(range(9))
@@ -290,6 +296,17 @@ def test_a_result_that_was_recorded_before_a_crash_is_told_to_optuna_after_it(tm
     assert len(run.results()) == 1
 
 
+def test_an_anchor_whose_proposal_was_torn_by_a_crash_is_proposed_again(tmp_path: Path) -> None:
+    experiment = with_sampler("tpe")
+    study, _ = study_of(experiment, tmp_path / "run", 5)
+    (anchor,) = experiment.anchors.values()
+    study._study.enqueue_trial(params_of(experiment.space, anchor), user_attrs={"anchor": "cvt-like"})
+    study._study.ask()  # and killed before it drew a choice
+    study, _ = study_of(experiment, tmp_path / "run", 5)
+    assert (proposal := study.ask()) is not None
+    assert proposal.genome == anchor
+
+
 def test_a_paused_trial_is_known_after_a_crash(tmp_path: Path) -> None:
     experiment = with_sampler("random")
     study, _ = study_of(experiment, tmp_path / "run", 5)
@@ -309,6 +326,25 @@ def test_a_paused_trial_is_known_after_a_crash(tmp_path: Path) -> None:
     assert list(study.interrupted()) == [paused, running]
     study, _ = study_of(experiment, tmp_path / "run", 5)
     assert [study.ask(), study.ask()] == proposals  # where nobody takes them over
+
+
+def test_a_trial_that_has_passed_a_rung_is_not_judged_there_again_after_a_crash(tmp_path: Path) -> None:
+    experiment = with_sampler("random")
+    study, run = study_of(experiment, tmp_path / "run", 5)
+    proposals = [proposal for _ in range(4) if (proposal := study.ask()) is not None]
+    first, *others = [
+        PartialTrial(proposal=proposal, curve=(0.1 if proposal.number == 0 else 0.9,), seconds=3.0, train_seconds=2.0)
+        for proposal in proposals
+    ]
+    study.report(first)  # it was the first to arrive, so it went on
+    for better in others:
+        study.pause(better)  # and killed here
+    study, run = study_of(experiment, tmp_path / "run", 5)
+    asha = asha_of(experiment, study, run.results())
+    assert asha is not None
+    searcher = SourceSearcher(study, experiment, asha, run, run.append, queue.Queue())
+    assert searcher.suggest("again")["number"] == 0
+    assert not asha.is_paused(0)
 
 
 @pytest.mark.usefixtures("fast_disk")
@@ -634,7 +670,40 @@ def test_two_workers_train_as_one_with_the_whole_batch(small: Experiment, tmp_pa
     )
     one, two = load_model(tmp_path / "one"), load_model(RunFolder(setup.run_path).model_path(arch.id))
     for ours, theirs in zip(one.parameters(), two.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-2)
+        torch.testing.assert_close(ours, theirs, atol=3e-3, rtol=1e-2)  # a step of Adam where gradients are about 0
+
+
+@pytest.mark.slow
+def test_what_two_workers_keep_is_what_they_evaluated(small: Experiment, tmp_path: Path) -> None:
+    setup = TrainingSetup.of(small, run_path=tmp_path / "run", data=None)
+    arch = tiny_arch()
+    with local_ray(num_cpus=2, num_gpus=0):
+        *_, last = fit_on_workers(arch, setup, number=0, seed=0, num_workers=2, cpus_per_worker=1, use_gpus=False)
+    model = load_model(RunFolder(setup.run_path).model_path(arch.id))
+    found = evaluate(model, setup.open_data(), "search", training=small.training, device=torch.device("cpu"))
+    assert found == pytest.approx(last["accuracy"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_on_one_worker_ends_all_and_leaves_room_for_another_try(
+    small: Experiment, tmp_path: Path
+) -> None:
+    class Full(TrainingSetup):
+        """For the second worker alone."""
+
+        def open_data(self) -> ImageData:
+            if torch.distributed.get_rank() == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().open_data()
+
+    setup = Full.of(small, run_path=tmp_path / "run", data=None)
+    options: dict[str, Any] = {"seed": 0, "num_workers": 2, "cpus_per_worker": 1, "use_gpus": False}
+    with local_ray(num_cpus=2, num_gpus=0):
+        (report,) = fit_on_workers(tiny_arch(), setup, number=0, **options)
+        assert (report["status"], report["reason"]) == ("oom", "CUDA out of memory")
+        again = TrainingSetup.of(small, run_path=tmp_path / "run", data=None)
+        reports = list(fit_on_workers(tiny_arch(), again, number=0, **options))
+    assert [report["status"] for report in reports] == ["running"] * small.training.epochs
 
 
 @contextlib.contextmanager

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -244,6 +245,20 @@ def test_what_is_written_while_the_disk_is_away_waits_for_it(tmp_path: Path) -> 
     assert read_lines(run / "record.jsonl") == [{"number": 0}, {"number": 1}]
     with pytest.raises(StorageError):
         patiently((away / "gone").stat, seconds=0.2)
+
+
+def test_a_line_that_is_tried_again_is_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors, sync = [OSError(errno.EIO, "no answer")], os.fsync
+
+    def fails_once(file: int) -> None:
+        if errors:
+            raise errors.pop()
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", fails_once)
+    append_line(tmp_path / "record.jsonl", {"number": 0})
+    assert not errors
+    assert read_lines(tmp_path / "record.jsonl") == [{"number": 0}]
 
 
 @pytest.mark.parametrize("content", ["text", lambda file: torch.save({"a": torch.ones(9999)}, file)])

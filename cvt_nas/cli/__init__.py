@@ -18,3 +18,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CvtNasError, StorageError) as error:
         print(f"cvt-nas: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("cvt-nas: interrupted", file=sys.stderr)
+        return 130

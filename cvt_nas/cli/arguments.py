@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--time-budget", type=_duration, metavar="TIME", help="stop in order after 90s, 30m or 8h in all"
     )
-    search.add_argument("--seed", type=_whole, metavar="N", help="instead of the file's")
+    search.add_argument("--seed", type=_seed, metavar="N", help="instead of the file's")
     search.add_argument("--address", metavar="ADDR", help="Ray cluster: auto, host:port, or ray://host:port")
     search.add_argument(
         "--warm-start",
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--lr", type=_above_0, metavar="X", help="peak learning rate, instead of the file's")
     train.add_argument("--batch-size", type=_positive, metavar="N", help="images a step, instead of the file's")
     train.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
-    train.add_argument("--seed", type=_whole, default=0, metavar="N")
+    train.add_argument("--seed", type=_seed, default=0, metavar="N")
     train.add_argument(
         "--init",
         metavar="PATH",
@@ -174,6 +174,12 @@ def _list(text: str) -> list[str]:
 def _whole(text: str) -> int:
     if not re.fullmatch(r"\d+", text):
         raise argparse.ArgumentTypeError(f"got {text!r}, must be a whole number")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if _whole(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be below 2 ** 32")
     return int(text)
 
 

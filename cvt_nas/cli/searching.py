@@ -73,16 +73,23 @@ def search(options: argparse.Namespace) -> int:
         done = f"{num_done} of {num_trials} trials"
         if plan is not None and num_left:  # the race is over
             done = f"{num_done} trials and {len(plan.numbers) - num_left} of {len(plan.numbers)} further trainings"
-        again = f"cvt-nas search --space {options.space} --out {out} --resume"
-        again += "".join(
-            f" --{name}" + ("" if value is True else f" {shlex.quote(value)}")
-            for name, value in tracked.items()
-            if value
-        )
+        again = resuming(options, out)
         if run.manifest.get("time_budget") or options.time_budget:
             again += " --time-budget TIME, which counts from the search's beginning"
         console.print(f"{done} are done and kept. Go on with: {again}", highlight=False)
     return 130 if stop.was_signalled else 0
+
+
+def resuming(options: argparse.Namespace, out: str) -> str:
+    """The command that goes on with the search of `options`, whose seed and warm start the run keeps."""
+    words = ["cvt-nas", "search", "--space", options.space, "--out", out, "--resume"]
+    for name in ("data", "gpus", "gpus_per_trial", "cpus", "trials", "address", "tensorboard", "mlflow", "wandb"):
+        value = getattr(options, name)
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not None and value is not False:  # 0 GPUs are a number
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
 
 
 def supernet(options: argparse.Namespace) -> int:

@@ -445,6 +445,7 @@ def _anchors_of(sections: Mapping[str, Mapping[str, Any]], space: SearchSpace, r
             choice: _by_stage(choice, value, ("anchors", name, choice), space, reader)
             for choice, value in section.items()
         }
+        _check_blocks(section, values, ("anchors", name), space, reader)
         missing = sorted({gene.choice for gene in space.genes} - values.keys())
         if missing:
             reader.add(("anchors", name), f"lacks {', '.join(missing)}")
@@ -486,6 +487,19 @@ def _by_stage(choice: str, value: Any, key: Key, space: SearchSpace, reader: Rea
     return by_stage
 
 
+def _check_blocks(
+    section: Mapping[str, Any], values: Mapping[str, list[list[Any]]], key: Key, space: SearchSpace, reader: Reader
+) -> None:
+    """Whether an anchor's list of values of blocks has one for each, of all that there can be or of its own."""
+    depths = values.get("depth") or [list(stage.depth) for stage in space.stages]
+    for choice, stages in section.items():
+        for index, given in enumerate(stages if isinstance(stages, list) and values[choice] else []):
+            most = max(space.stages[index].depth)
+            if isinstance(given, list) and given and len(given) not in {*depths[index][:1], most}:
+                wanted = " or ".join(str(number) for number in sorted({*depths[index][:1], most}))
+                reader.add((*key, choice), f"got {len(given)} values for stage {index}, must be one, or {wanted}")
+
+
 def _without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) -> tuple[str, ...]:
     """Settings that are written in the file and change nothing; `chosen` is what the space leaves open."""
     written = set(reader.lines)
@@ -506,6 +520,8 @@ def _without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str])
         check((name, "augment", "crop_padding"), from_folder, "images of a folder are cropped by crop_scale")
         check((name, "augment", "crop_scale"), not from_folder, "in-memory images are cropped by crop_padding")
         check((name, "augment", "color_jitter"), not from_folder, "only images of a folder are jittered")
+        replaced = from_folder and section.augment.randaugment is not None
+        check((name, "augment", "color_jitter"), replaced, "randaugment changes colours in its place")
     check(("data", "num_workers"), not from_folder, "an in-memory set needs no workers")
     if not file.search.has_supernet:
         check(("supernet",), True, "search.weights is scratch")

@@ -94,7 +94,7 @@ class Reader:
             return [self._value(item, (*key, index)) for index, item in enumerate(node.value)]
         try:
             value = yaml.SafeLoader("").construct_object(node)
-        except ValueError:  # of what looks like a number or a date, and is none
+        except (ValueError, LookupError):  # of what looks like a number, a date or a boolean, and is none
             value = str(node.value)
         if isinstance(value, float) and not math.isfinite(value):
             self.add(key, f"got {value}, must be a finite number")

@@ -11,6 +11,7 @@ from cvt_nas.arch import Projection
 from cvt_nas.config.reader import show
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
+MAX_SEED = 2**32 - 1  # numpy's, scikit-learn's and Optuna's
 _MIN_CLASSES = 2  # of a part of a training: one is no task
 
 T = TypeVar("T", int, float, str)
@@ -142,13 +143,13 @@ class DataConfig:
         search_fraction: Share of the training data held out to guide the search.
         train_fraction: Share of what is left of it that is trained on, stratified: a cheaper, weaker proxy.
         split_seed: Seed of these splits.
-        num_workers: Processes that decode images of a folder, a trial; in-memory sets need none.
+        num_workers: Processes that decode images of a folder, a trial, but no more than CPUs; in-memory sets need none.
     """
 
     dataset: Dataset
     search_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    split_seed: Annotated[int, Field(ge=0)] = 0
+    split_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     num_workers: Annotated[int, Field(ge=0)] = 2
 
 
@@ -352,7 +353,7 @@ class SearchConfig:
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     weights: Literal["scratch", "supernet", "da-nas"] = "scratch"
     candidates: PositiveInt = 1000
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     confirm: ConfirmConfig | None = None
     max_failures: Annotated[int, Field(ge=0)] = 3
     trial_timeout: PositiveFloat | None = None

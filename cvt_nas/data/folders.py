@@ -28,6 +28,7 @@ class FolderData:
     def __init__(
         self, config: DataConfig, root: Path | None, image_size: int, num_channels: int, *, test_only: bool = False
     ) -> None:
+        from joblib import cpu_count
         from torchvision.datasets import ImageFolder
 
         if root is None:
@@ -36,7 +37,7 @@ class FolderData:
             raise DataError(
                 f"{config.dataset}: images are read as grey or colour, space.num_channels is {num_channels}"
             )
-        self._num_workers = config.num_workers
+        self._num_workers = min(config.num_workers, cpu_count())
         loader = functools.partial(_open_image, mode="L" if num_channels == 1 else "RGB")
         places = {"train": root / "train", "val": root / "val"}
         if test_only:

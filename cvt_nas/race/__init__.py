@@ -105,7 +105,8 @@ def search(
             claim_resources(gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device)
         )
         setup = dataclasses.replace(setup, device=resources.device, num_threads=resources.num_threads)
-        check_disk(experiment, place.path, num_trials=num_trials, num_slots=resources.num_slots)
+        num_left = num_trials - (0 if run is None else len(run.results()))
+        check_disk(experiment, place.path, num_trials=max(num_left, 0), num_slots=resources.num_slots)
         if run is None:
             place.check_new()
         if experiment.goes_by_latency:

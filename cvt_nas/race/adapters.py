@@ -22,7 +22,7 @@ from cvt_nas.arch import arch_to_dict
 from cvt_nas.config import Experiment
 from cvt_nas.engine import drop_checkpoints
 from cvt_nas.errors import SearchFailedError, StorageError
-from cvt_nas.race.asha import Asha, Decision, losses_of_cost
+from cvt_nas.race.asha import Asha, losses_of_cost
 from cvt_nas.race.events import EpochDone, TrialPaused, TrialStarted
 from cvt_nas.race.study import PartialTrial, Proposal
 from cvt_nas.results import RunFolder, TrialResult, delete, exists, fetch
@@ -150,19 +150,12 @@ class SourceSearcher(Searcher):
             self._take_up(trial)
 
     def _take_up(self, trial: PartialTrial) -> None:
-        """Of a trial that was in flight: whether its last report was still to be judged is not known, so it is."""
-        decision: Decision = "go"
-        if self._asha is not None and trial.curve:
-            number, costs = trial.proposal.number, losses_of_cost(trial.proposal.cost, self._metrics)
-            self._asha.replay(number, trial.curve[:-1], costs)
-            decision = self._asha.decide(number, len(trial.curve), (1 - trial.curve[-1], *costs))
-        if decision == "pause":
-            self._source.pause(trial)
-            self._paused[trial.proposal.number] = _InFlight.of(trial)
-        elif decision == "stop":
-            self._finish(_InFlight.of(trial))
-        else:
-            self._again.append(_InFlight.of(trial))
+        """Of a trial that was in flight: it has passed the rungs that it reached, since Tune asks the scheduler about
+        a report before the searcher hears of it."""
+        if self._asha is not None:
+            costs = losses_of_cost(trial.proposal.cost, self._metrics)
+            self._asha.replay(trial.proposal.number, trial.curve, costs)
+        self._again.append(_InFlight.of(trial))
 
     def is_silent(self, trial_id: str, timeout: float, *, is_waiting: bool) -> bool:
         """Whether a trial that is not waiting for a worker has reported nothing for `timeout` seconds; noted then."""

@@ -1,6 +1,5 @@
 """What a search runs on: started, counted, and checked before a trial could wait for it for ever."""
 
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,10 +87,12 @@ def _start_ray(*, gpus: int | None, cpus: int | None, address: str | None, local
     if address is not None:
         join_cluster(address)
         return
+    from joblib import cpu_count  # of a container, what it may use
+
     there = 0 if local_device == "cpu" else _num_local_gpus()
     if gpus is not None and gpus > there and local_device != "cpu":
         raise ResourceError(f"--gpus {gpus}: this machine has {there}")
-    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_cpus = cpu_count()
     if cpus is not None and cpus > num_cpus:
         raise ResourceError(f"--cpus {cpus}: this machine has {num_cpus}")
     start_local_ray(num_cpus=num_cpus if cpus is None else cpus, num_gpus=there if gpus is None else gpus)

@@ -219,8 +219,9 @@ class Study:
     def _ask_optuna(self, sampler: UnseenSampler, number: int) -> FrozenTrial | None:
         if self._anchors:
             name, genome = next(iter(self._anchors.items()))
-            # one that was enqueued before a crash is still waiting
-            self._study.enqueue_trial(params_of(self._space, genome), user_attrs={"anchor": name}, skip_if_exists=True)
+            waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            if name not in (trial.user_attrs.get("anchor") for trial in waiting):  # from before a crash
+                self._study.enqueue_trial(params_of(self._space, genome), user_attrs={"anchor": name})
         if not sampler.prepare(number):
             return None
         trial = self._study.ask(distributions_of(self._space))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
-from cvt_nas.results.trial import Status, cost_from_json
+from cvt_nas.results.trial import Status, check_line, cost_from_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +59,7 @@ class Candidate:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        check_line(tree)
         return cls(
             number=tree["number"],
             arch=arch_from_dict(tree["arch"]),

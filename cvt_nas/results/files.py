@@ -22,7 +22,7 @@ _PARTIAL = ".partial"
 _BLOCK = 4096
 
 
-def parse_json(adapter: TypeAdapter[T], text: str, where: str) -> T:
+def parse_json(adapter: TypeAdapter[T], text: str | bytes, where: str) -> T:
     """What `adapter` makes of `text`.
 
     Raises:
@@ -31,8 +31,13 @@ def parse_json(adapter: TypeAdapter[T], text: str, where: str) -> T:
     try:
         return adapter.validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise RunFolderError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise RunFolderError(f"{where}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Of those that pydantic found: where, and what."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def patiently(action: Callable[[], T], *, seconds: float = 60.0) -> T:
@@ -117,10 +122,15 @@ def append_line(path: Path, tree: Mapping[str, Any]) -> None:
 
     def append() -> None:
         repair_last_line(path)
-        with path.open("ab") as file:
-            file.write(json.dumps(tree).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with _File(path, "ab") as file:
+            end = file.tell()
+            try:
+                file.write(json.dumps(tree).encode() + b"\n")
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)  # or the next attempt would add it twice
+                raise
 
     patiently(append)
     if (copy := mirror_of(path)) is not None:

@@ -208,7 +208,7 @@ class RunFolder:
     def seconds_spent(self) -> float:
         """By all the processes that worked on the run so far, to within a few seconds."""
         path = self.path / "clock.json"
-        return json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+        return parse_json(_CLOCK, path.read_bytes(), str(path))["seconds"] if path.exists() else 0.0
 
     def write_seconds_spent(self, seconds: float) -> None:
         write_atomically(self.path / "clock.json", json.dumps({"seconds": round(seconds, 1)}) + "\n")
@@ -399,10 +399,7 @@ class RunFolder:
     def confirm_plan(self) -> ConfirmPlan | None:
         """None before the race is over, and where nothing is trained again."""
         path = self.path / "confirm.json"
-        if not path.exists():
-            return None
-        tree = json.loads(path.read_text())
-        return ConfirmPlan(top=tree["top"], seeds=tree["seeds"], members=tuple(tree["members"]))
+        return parse_json(_CONFIRM_PLAN, path.read_bytes(), str(path)) if path.exists() else None
 
     def unconfirmed(self) -> list[int]:
         """Numbers of the planned further trainings that have not ended."""
@@ -518,7 +515,12 @@ class _Fields(TypedDict, total=False):
     latency_table: dict[str, JsonValue]
 
 
+class _Clock(TypedDict):
+    seconds: float
+
+
 _FIELDS = TypeAdapter(_Fields)
+_CLOCK, _CONFIRM_PLAN = TypeAdapter(_Clock), TypeAdapter(ConfirmPlan)
 
 
 class _Manifest(dict[str, Any]):

@@ -90,6 +90,7 @@ class Mirror:
         there = self._there(path)
 
         def get() -> None:
+            fs.invalidate_cache()
             if fs.isdir(there):
                 for name in fs.ls(there, detail=False):
                     self.pull(path / name.rstrip("/").rpartition("/")[2])
@@ -118,11 +119,15 @@ class Mirror:
     def read(self, path: Path) -> bytes | None:
         """What is there now; None for nothing."""
         fs, _ = self._fs
-        fs.invalidate_cache()
-        try:
-            return fs.cat_file(self._there(path))
-        except FileNotFoundError:
-            return None
+
+        def get() -> bytes | None:
+            fs.invalidate_cache()
+            try:
+                return fs.cat_file(self._there(path))
+            except FileNotFoundError:
+                return None
+
+        return self._patiently(get)
 
     def exists(self, path: Path) -> bool:
         fs, _ = self._fs

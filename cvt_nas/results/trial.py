@@ -4,9 +4,13 @@ import dataclasses
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
+from cvt_nas.results.files import first_problem
 
 Metric = Literal["accuracy", "params", "flops", "latency_ms"]
 Status = Literal["complete", "stopped", "diverged", "failed", "oom"]
@@ -17,6 +21,38 @@ _ROUND = 1_000_000
 
 # Of means, so that equal ones are equal, whatever they are sums of.
 DIGITS = 12
+
+
+class _Line(TypedDict, total=False):
+    """The plain values of a line of a record."""
+
+    number: int
+    params: int
+    flops: int
+    latency_ms: float
+    status: Status
+    epochs: int
+    accuracy: float | None
+    num_images: int
+    curve: list[float]
+    seconds: float
+    train_seconds: float
+    seed: int
+    device: str
+    reason: str | None
+    inherited: float | None
+    spent: float | None
+
+
+_LINE = TypeAdapter(_Line)
+
+
+def check_line(tree: Mapping[str, Any]) -> None:
+    """Raises ValueError where a value of a line of a record is of another type."""
+    try:
+        _LINE.validate_python(tree, strict=True)
+    except ValidationError as error:
+        raise ValueError(first_problem(error)) from error
 
 
 def cost_from_json(tree: Mapping[str, Any]) -> Cost:
@@ -156,8 +192,7 @@ class TrialResult:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Self:
-        if tree["status"] not in get_args(Status):
-            raise ValueError(f"status: got {tree['status']!r}, must be one of {', '.join(get_args(Status))}")
+        check_line(tree)
         values = {field.name: tree[field.name] for field in dataclasses.fields(cls) if field.name in tree}
         return cls(
             **{
