@@ -1,3 +1,4 @@
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -341,6 +342,17 @@ def test_the_fingerprint_changes_with_anything_but_the_name_and_the_number_of_tr
     other = small_digits(**{"  epochs:": "  epochs: 4"})
     assert parse_experiment(same, "a").fingerprint == small.fingerprint
     assert parse_experiment(other, "b").fingerprint != small.fingerprint
+
+
+def test_a_manifest_does_not_need_an_installed_package(small: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "cvt-nas":
+            raise metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(metadata, "version", version)
+    versions = small.manifest(seed=0, num_trials=1)["versions"]
+    assert (versions["cvt-nas"], versions["torch"]) == ("not installed", "1.0")
 
 
 SEARCHES = ["", "search: {}", "search: {trials: 9}", "search: {confirm: {seeds: 2}}", "search: {confirm: {top: 4}}"]

@@ -291,7 +291,7 @@ def test_a_folder_with_workers_gives_the_same_images(image_folder: Path) -> None
         config = DataConfig(dataset="imagefolder", search_fraction=0.25, num_workers=num_workers)
         return images_of(load_data(config, root=image_folder, image_size=32, num_channels=3, num_classes=2), "search")
 
-    assert torch.equal(images(0), images(2))
+    assert torch.equal(images(0), images(64))  # as far as there are CPUs, or torch warns
 
 
 def test_a_folder_without_val_or_with_other_classes_is_one_line(image_folder: Path) -> None:

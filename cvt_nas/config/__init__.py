@@ -157,7 +157,7 @@ class Experiment:
             "epochs": self.training.epochs,
             "rungs": list(self.rungs),
             "dataset": self.data.dataset,
-            "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+            "versions": {"python": platform.python_version(), **{name: _version_of(name) for name in packages}},
             "platform": platform.platform(),
             "fingerprint": self.fingerprint,
             "space_file_sha256": hashlib.sha256(self.text.encode()).hexdigest(),
@@ -233,6 +233,13 @@ def parse_experiment(text: str, where: str) -> Experiment:
         raise AssertionError("a failed validation has errors") from error
     reader.stop_if_wrong()
     return _build(file, reader)
+
+
+def _version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # ourselves, on a cluster to which the code went with the search
+        return "not installed"
 
 
 _FILE = TypeAdapter(SpaceFile)
