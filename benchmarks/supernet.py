@@ -1,13 +1,14 @@
 """Supernets trained with and without each ingredient, judged by how they rank the networks of the CvT table.
 
-The truth is the table's: accuracy after 8 epochs of a training of its own, the mean over its seeds. What ends in
-`_sharp` is by the networks that have `--sharp-seeds` of them, and by the mean of so many, and the ceiling is one seed's
-agreement with the next. Space, images and splits are the same. The seconds are those of one thread of a CPU; on a GPU,
-which several share, there are none. Rows that are in the file already are not made again, so that this can be stopped
-and continued; a table that has grown makes new ones.
+What the networks inherit is kept in `tables/supernets.parquet`, a row for each network of each supernet; how it agrees
+with the table, in `tables/supernets.csv`, a row for each supernet, made anew at the end of every call, also of one
+that has nothing left to train. The truth is the table's: accuracy after 8 epochs of a training of its own, the mean
+over the seeds that every one of these networks has; the ceiling is one seed's agreement with the next. Space, images
+and splits are the same. The seconds are those of one thread of a CPU; on a GPU, which several share, there are none.
+Supernets that are in the file already are not trained again, so that this can be stopped and continued.
 
-    OMP_NUM_THREADS=1 python benchmarks/supernet.py --processes 2 --seeds 2 --first-seed 100
-    OMP_NUM_THREADS=1 python benchmarks/supernet.py --variant base --seeds 3
+    OMP_NUM_THREADS=1 python benchmarks/supernet.py --processes 2 --first-seed 100 --epochs 10
+    OMP_NUM_THREADS=1 python benchmarks/supernet.py --processes 2 --variant base --seeds 3
 """
 
 import argparse
@@ -25,11 +26,14 @@ from cvt_nas.config import AugmentConfig, SupernetConfig, load_experiment
 from cvt_nas.data import load_data
 from cvt_nas.engine import Inheritance, SharedWeights, fit, train_supernet
 from cvt_nas.model import CvT
-from cvt_nas.results import SupernetQuality, judge_supernet, write_atomically
+from cvt_nas.results import judge_supernet, write_atomically
+from cvt_nas.space import Genome, spread_over_flops
+from cvt_table import NUM_NETWORKS, gene_columns
 
 TABLES = Path(__file__).parent / "tables"
-TABLE, ROWS = TABLES / "cvt_fashion_mnist.parquet", TABLES / "supernets.csv"
-KEY = ["variant", "seed", "epochs", "archs", "device", "seeds_sharp", "archs_sharp"]
+TRUTH, INHERITED = TABLES / "cvt_fashion_mnist.parquet", TABLES / "supernets.parquet"
+SPACE = TABLES / "cvt_fashion_mnist.yaml"
+KEY = ["variant", "seed", "epochs", "device"]
 BASE: dict[str, Any] = {
     "batch_size": 128, "lr": 2.0e-3, "schedule": "wsd", "warmup_epochs": 0.5, "weight_decay": 0.05,
     "ema_decay": 0.99, "augment": AugmentConfig(flip=True), "num_random": 2, "distillation": "kl",
@@ -67,62 +71,51 @@ def main() -> None:
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="several times; all where absent")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--archs", type=int, default=100, help="the first so many of the table's")
-    parser.add_argument(
-        "--sharp-seeds", type=int, default=2, help="of the table, that the sharper truth is the mean of"
-    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST, where it is not where Debian puts it")
-    parser.add_argument("--rows", type=Path, default=ROWS, help="the file")
+    parser.add_argument("--inherited", type=Path, default=INHERITED, help="the file; the .csv goes beside it")
     options = parser.parse_args()
-    rows = pd.read_csv(options.rows) if options.rows.exists() else pd.DataFrame(columns=KEY)
+    rows = pd.read_parquet(options.inherited) if options.inherited.exists() else pd.DataFrame(columns=KEY)
     done = set(rows[KEY].itertuples(index=False, name=None))
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    truth = known_networks(options.archs, options.sharp_seeds)
-    judged_by = (options.epochs, options.archs, options.device, options.sharp_seeds, len(truth.loc[truth["sharp"]]))
+    space = load_experiment(SPACE).space
+    genomes = spread_over_flops(space, NUM_NETWORKS)[: options.archs]  # the order of the table
     missing = [
-        Task(variant, seed, options.epochs, options.device, options.data, truth, options.sharp_seeds)
+        Task(variant, seed, options.epochs, options.device, options.data, genomes)
         for seed in seeds
         for variant in options.variant or VARIANTS
-        if (variant, seed, *judged_by) not in done
+        if (variant, seed, options.epochs, options.device) not in done
     ]
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        for row in pool.imap_unordered(judged, missing):
-            rows = pd.concat([rows, pd.DataFrame([row])], ignore_index=True)
-            write_atomically(options.rows, rows.to_csv(index=False))
-            print({name: row[name] for name in ("variant", "seed", "tau", "within_bins", "gap", "seconds")}, flush=True)
+        for found in pool.imap_unordered(inherited, missing):
+            rows = pd.concat([rows, found], ignore_index=True) if len(rows) else found
+            write_atomically(options.inherited, lambda file, rows=rows: rows.to_parquet(file))
+            print(*found.loc[0, [*KEY, "seconds"]], flush=True)
+    truth = pd.read_parquet(TRUTH)
+    judged = [_judged(of, truth) for _, of in rows.groupby(KEY, sort=False)]
+    write_atomically(options.inherited.with_suffix(".csv"), pd.DataFrame(judged).to_csv(index=False))
+    print(pd.DataFrame(judged)[[*KEY, "tau", "within_bins", "top_third", "gap"]].to_string(index=False))
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A supernet to train: which, and the networks to judge it by; see `known_networks`."""
+    """A supernet to train, and the networks to look at."""
 
     variant: str
     seed: int
     epochs: int
     device: str
     data: Path | None
-    truth: pd.DataFrame
-    num_seeds: int
+    genomes: list[Genome]
 
 
-def known_networks(num_archs: int, num_seeds: int) -> pd.DataFrame:
-    """Networks of the table, a row each, with `acc_8` of all their seeds: as many as are asked for, `chosen` at random,
-    and those that have the seeds of the sharper truth, `sharp`."""
-    table = pd.read_parquet(TABLE).sort_values(by="seed", kind="stable")
-    genes = [name for name in table.columns if name.startswith("g")]
-    known = table.groupby(genes, sort=False).agg({"params": "first", "flops": "first", "acc_8": list}).reset_index()
-    known["chosen"] = known.index.isin(known.sample(frac=1, random_state=0).head(num_archs).index)
-    known["sharp"] = known["acc_8"].map(len) >= num_seeds
-    return known.loc[known["chosen"] | known["sharp"]]
-
-
-def judged(task: Task) -> dict[str, Any]:
-    """One supernet, trained and compared."""
+def inherited(task: Task) -> pd.DataFrame:
+    """What the networks inherit from the supernet, which is trained for it; a row each."""
     torch.set_num_threads(1)
-    experiment = load_experiment(TABLES / "cvt_fashion_mnist.yaml")
+    experiment = load_experiment(SPACE)
     space, device = experiment.space, torch.device(task.device)
     data = load_data(
         experiment.data, root=task.data, image_size=space.image_size, num_channels=space.num_channels,
@@ -141,45 +134,41 @@ def judged(task: Task) -> dict[str, Any]:
     shared = SharedWeights(space=space, config=config)
     *_, last = train_supernet(shared, data, device=device, seed=task.seed, initial=initial)
     seconds = time.process_time() - started
-    genes = [name for name in task.truth.columns if name.startswith("g")]
     inheritance, started = Inheritance(last.supernet, config, data, device), time.process_time()
-    archs = [space.decode(tuple(genome)) for genome in task.truth[genes].to_numpy(dtype=int).tolist()]
-    known = task.truth.assign(inherited=[inheritance.accuracy(arch)[0] for arch in archs])
-    seconds_an_arch = (time.process_time() - started) / len(archs)
-    chosen, sharp = known.loc[known["chosen"]], known.loc[known["sharp"]]
-    quality = _quality(chosen, chosen["acc_8"].map(np.mean))
-    sharper = _quality(sharp, sharp["acc_8"].map(lambda accuracies: accuracies[: task.num_seeds]))
-    assert sharper.ceiling is not None, "there are two seeds"
-    ours, ours_sharp = quality.rankers["inherited"], sharper.rankers["inherited"]
-    return {
-        "variant": task.variant, "seed": task.seed, "epochs": task.epochs, "archs": len(chosen), "device": task.device,
-        "seconds": round(seconds, 1) if task.device == "cpu" else None,
-        "seconds_an_arch": round(seconds_an_arch, 3) if task.device == "cpu" else None,
+    accuracies = [inheritance.accuracy(space.decode(genome))[0] for genome in task.genomes]
+    seconds_an_arch = (time.process_time() - started) / len(accuracies)
+    return pd.DataFrame(task.genomes, columns=gene_columns(space)).assign(
+        variant=task.variant, seed=task.seed, epochs=task.epochs, device=task.device, inherited=accuracies,
+        seconds=round(seconds, 1) if task.device == "cpu" else np.nan,
+        seconds_an_arch=round(seconds_an_arch, 3) if task.device == "cpu" else np.nan,
         **{f"loss_{kind}": round(loss, 4) for kind, loss in last.losses.items()},
-        **_taus(quality, ""), "tau_low": ours.overall.low, "tau_high": ours.overall.high,
+    )  # fmt: skip
+
+
+def _judged(rows: pd.DataFrame, truth: pd.DataFrame) -> dict[str, Any]:
+    """How what the networks inherit, `rows`, agrees with their own trainings in the table, `truth`."""
+    genes = [name for name in rows.columns if name.startswith("g")]
+    own = truth.sort_values(by="seed").groupby(genes).agg({"params": "first", "flops": "first", "acc_8": list})
+    known = rows.merge(own, left_on=genes, right_index=True)
+    num_seeds = known["acc_8"].map(len).min()
+    quality = judge_supernet(
+        known["inherited"].tolist(), np.array([accuracies[:num_seeds] for accuracies in known["acc_8"]]),
+        known["params"].tolist(), known["flops"].tolist(),
+    )  # fmt: skip
+    ours = quality.rankers["inherited"]
+    return {
+        **rows.drop(columns=[*genes, "inherited"]).iloc[0],
+        "archs": len(known), "seeds": num_seeds,
+        "ceiling": quality.ceiling.value if quality.ceiling else np.nan,
+        **{
+            f"{column}{of}": getattr(quality.rankers[ranker], part).value
+            for ranker, of in (("inherited", ""), ("params", "_params"), ("flops", "_flops"))
+            for column, part in (("tau", "overall"), ("within_bins", "within_bins"), ("top_third", "top_third"))
+        },
+        "tau_low": ours.overall.low, "tau_high": ours.overall.high,
         "precision_at_10": ours.precision_at_10, **{f"regret_at_{k}": ours.regret_at[k] for k in ours.regret_at},
         "inherited": quality.inherited, "gap": quality.standalone - quality.inherited,
-        "seeds_sharp": task.num_seeds, "archs_sharp": len(sharp), "ceiling": sharper.ceiling.value,
-        **_taus(sharper, "_sharp"), "tau_low_sharp": ours_sharp.overall.low, "tau_high_sharp": ours_sharp.overall.high,
-        "gap_sharp": sharper.standalone - sharper.inherited,
     }  # fmt: skip
-
-
-def _quality(networks: pd.DataFrame, accuracies: pd.Series) -> SupernetQuality:
-    """Of what `networks` inherit, by their `accuracies`: one each, or a list of as many for each."""
-    truth = np.array(accuracies.tolist()).reshape(len(networks), -1)
-    return judge_supernet(
-        networks["inherited"].tolist(), truth, networks["params"].tolist(), networks["flops"].tolist()
-    )
-
-
-def _taus(quality: SupernetQuality, suffix: str) -> dict[str, float]:
-    """Of each ranker, overall, within bins and in the top third."""
-    return {
-        f"{column}{suffix}{of}": getattr(quality.rankers[ranker], part).value
-        for ranker, of in (("inherited", ""), ("params", "_params"), ("flops", "_flops"))
-        for column, part in (("tau", "overall"), ("within_bins", "within_bins"), ("top_third", "top_third"))
-    }
 
 
 if __name__ == "__main__":
