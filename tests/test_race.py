@@ -647,7 +647,8 @@ def test_an_address_where_no_cluster_answers_is_one_line(small: Experiment, tmp_
 def test_two_workers_train_as_one_with_the_whole_batch(small: Experiment, tmp_path: Path) -> None:
     # without augmentation, which each worker draws for itself, and without batch norm, whose statistics are of a
     # worker's share of the batch
-    plain = dataclasses.replace(small.training, augment=AugmentConfig())
+    # and by SGD: where gradients are about 0, Adam makes a step of the sign of what is left by rounding
+    plain = dataclasses.replace(small.training, augment=AugmentConfig(), optimizer="sgd", lr=0.05)
     setup = TrainingSetup(
         training=plain,
         data=small.data,
@@ -670,7 +671,7 @@ def test_two_workers_train_as_one_with_the_whole_batch(small: Experiment, tmp_pa
     )
     one, two = load_model(tmp_path / "one"), load_model(RunFolder(setup.run_path).model_path(arch.id))
     for ours, theirs in zip(one.parameters(), two.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=3e-3, rtol=1e-2)  # a step of Adam where gradients are about 0
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
