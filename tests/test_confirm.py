@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -424,7 +425,7 @@ def test_workers_that_share_a_training_keep_its_weights_only_if_told_to(
         "cvt_nas.distributed.progress_reports", lambda *_, model_folder, **__: folders.append(model_folder) or ()
     )
     arch = trial(0, 0.5).to_json()["arch"]
-    _train_on_worker({"arch": arch, "setup": Setup, "number": 0, "seed": 0, "reports": None, "keep_model": keep,
+    _train_on_worker({"arch": arch, "setup": Setup, "number": 0, "seed": 0, "reports": Queue(), "keep_model": keep,
                       "num_known": 0, "num_parts": 1})  # fmt: skip
     assert folders == [RunFolder(tmp_path).model_path(trial(0, 0.5).arch_id) if keep else None]
 
