@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import queue
@@ -509,6 +510,33 @@ class TestOnTwoCpus:
         assert [result.status for result in run.results()] == ["failed"] * 2
         assert "FileExistsError" in str(run.results()[0].reason)
         assert "Traceback" in run.error_path(0).read_text()
+
+    @pytest.mark.parametrize("full", ["trials.jsonl", "study.journal"])
+    def test_a_disk_that_fills_up_ends_the_search_with_its_name_and_nothing_is_lost(
+        self, small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+    ) -> None:
+        path, is_full, sync = tmp_path / "run", threading.Event(), os.fsync
+
+        def sync_or_fail(file: int) -> None:
+            if is_full.is_set() and Path(f"/proc/self/fd/{file}").readlink() == path / full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(file)
+
+        def fill(event: Any) -> None:
+            if isinstance(event, TrialResult):
+                is_full.set()
+
+        monkeypatch.setattr(os, "fsync", sync_or_fail)
+        with pytest.raises(
+            RunFolderError, match=r"nothing can be written any more: .*No space left on device.*--resume"
+        ):
+            search(small, out=path, cpus=2, trials=4, progress=Watch(fill))
+        known = RunFolder(path).results()
+        is_full.clear()
+        assert known
+        results = search(small, out=path, cpus=2, trials=4, resume=True).results()
+        assert [result.number for result in results] == list(range(4))
+        assert set(known) <= set(results)
 
     def test_a_time_budget_ends_the_search_in_order(self, small: Experiment, tmp_path: Path) -> None:
         started = time.monotonic()

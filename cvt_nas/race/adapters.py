@@ -182,7 +182,23 @@ class SourceSearcher(Searcher):
         del metric, mode, config, spec
         return True
 
+    @contextlib.contextmanager
+    def _while_writable(self) -> Iterator[None]:
+        """Hands a full disk to the reader of the race, who ends it: Tune would make a trial's fault of it, or its own.
+
+        What could not be recorded stays in flight.
+        """
+        try:
+            yield
+        except StorageError as error:
+            self._events.put(error)
+
     def suggest(self, trial_id: str) -> Any:
+        with self._while_writable():
+            return self._suggest(trial_id)
+        return None
+
+    def _suggest(self, trial_id: str) -> Any:
         trial = self._next()
         if trial is None:
             if self._running:
@@ -222,7 +238,8 @@ class SourceSearcher(Searcher):
         self._tell_epoch(trial, result)
         trial.last, trial.heard = result, time.monotonic()
         if result["status"] == "running":
-            self._source.report(trial.partial())
+            with self._while_writable():
+                self._source.report(trial.partial())
 
     def _tell_epoch(self, trial: _InFlight, result: dict[str, Any]) -> None:
         if result.get("status") == "running" and result["epoch"] > trial.last.get("epoch", 0):
@@ -245,12 +262,13 @@ class SourceSearcher(Searcher):
             if trial.num_deaths <= self._max_failures:
                 self._again.append(trial)
                 return
-        if not error and self._asha is not None and self._asha.is_paused(number):
-            self._source.pause(trial.partial())
-            self._paused[number] = trial
-            self._events.put(TrialPaused(number=number))
-        else:
-            self._finish(trial, failed=error)
+        with self._while_writable():
+            if not error and self._asha is not None and self._asha.is_paused(number):
+                self._source.pause(trial.partial())
+                self._paused[number] = trial
+                self._events.put(TrialPaused(number=number))
+            else:
+                self._finish(trial, failed=error)
 
     def _finish(self, trial: _InFlight, *, failed: bool = False) -> None:
         """Records how a trial ended: on disk, then by telling the source."""
