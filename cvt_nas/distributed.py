@@ -26,13 +26,14 @@ for _name, _value in {
 
 import ray  # noqa: E402  after its settings
 from ray._private import ray_constants  # noqa: E402
-from ray.exceptions import RayActorError  # noqa: E402
+from ray.exceptions import RayActorError, RayTaskError  # noqa: E402
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer, get_device  # noqa: E402
 from ray.util.queue import Empty, Queue  # noqa: E402
 
 from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict  # noqa: E402
 from cvt_nas.engine import TrainingSetup, progress_reports, supernet_reports  # noqa: E402
+from cvt_nas.errors import CvtNasError, StorageError  # noqa: E402
 
 
 def start_local_ray(*, num_cpus: int, num_gpus: int) -> None:
@@ -54,6 +55,16 @@ def start_local_ray(*, num_cpus: int, num_gpus: int) -> None:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def get_from_workers(work: Any) -> Any:
+    """`ray.get`, with the errors that are one line to the user as the worker raised them, without Ray's traceback."""
+    try:
+        return ray.get(work)
+    except RayTaskError as error:
+        if isinstance(error.cause, CvtNasError | StorageError):
+            raise error.cause from None
+        raise
 
 
 def connect_ray(**options: Any) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import queue
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,7 +40,7 @@ from cvt_nas.config import AugmentConfig, Experiment, parse_experiment
 from cvt_nas.data import ImageData
 from cvt_nas.distributed import fit_on_workers, local_ray, start_local_ray
 from cvt_nas.engine import TrainingSetup, evaluate, progress_reports
-from cvt_nas.errors import DataError, ResourceError, RunFolderError
+from cvt_nas.errors import CvtNasError, DataError, ResourceError, RunFolderError
 from cvt_nas.race import open_study
 from cvt_nas.race.adapters import SourceSearcher
 from cvt_nas.race.asha import Asha, Ranking, accuracy_ranks, pareto_ranks
@@ -48,6 +49,7 @@ from cvt_nas.race.executor import asha_of
 from cvt_nas.race.resources import claim_resources
 from cvt_nas.race.samplers import SAMPLERS, params_of
 from cvt_nas.race.study import PartialTrial, Proposal, Study
+from cvt_nas.race.trial import read_test_split
 from cvt_nas.results import RunFolder, TrialResult
 from cvt_nas.space import Genome
 from test_engine import tiny_arch
@@ -486,6 +488,17 @@ class TestOnTwoCpus:
             member.arch_id for member in finished_run.front().members
         )
         assert {json.loads(line)["num_images"] for line in lines} == {360}
+
+    def test_weights_that_a_worker_cannot_read_are_an_error_of_one_line(
+        self, small: Experiment, finished_run: RunFolder, tmp_path: Path
+    ) -> None:
+        run = RunFolder(shutil.copytree(finished_run.path, tmp_path / "run"))
+        members = run.front().members
+        shutil.rmtree(run.model_path(members[-1].arch_id))
+        with claim_resources(gpus=0, cpus=2) as resources, pytest.raises(CvtNasError) as error:
+            read_test_split(members, TrainingSetup.of(small, run_path=run.path, data=None), resources)
+        assert members[-1].arch_id in str(error.value)
+        assert "\n" not in str(error.value)
 
     def test_a_run_with_the_same_seed_and_one_worker_is_the_same(self, small: Experiment, tmp_path: Path) -> None:
         runs = [search(small, out=tmp_path / name, cpus=1, trials=2) for name in ("one", "two")]

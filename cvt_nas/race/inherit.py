@@ -21,7 +21,7 @@ import torch
 from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
 from cvt_nas.config import Experiment
 from cvt_nas.data import save_preprocessing
-from cvt_nas.distributed import train_supernet_on_workers
+from cvt_nas.distributed import get_from_workers, train_supernet_on_workers
 from cvt_nas.engine import TrainingSetup, open_inheritance, prepare_device
 from cvt_nas.errors import SearchFailedError, StorageError
 from cvt_nas.model import save_model
@@ -231,12 +231,12 @@ class _Judges:
             return None
         (done, *_), _ = ray.wait(list(self._in_hand), num_returns=1)
         _, token = self._in_hand.pop(done)
-        return token, *ray.get(done)
+        return token, *get_from_workers(done)
 
     def save(self, archs: Sequence[ArchConfig]) -> None:
         """Keeps the weights of these subnets as their architectures'."""
         turns = zip(itertools.cycle(self._workers), archs, strict=False)
-        ray.get([worker.save.remote(arch_to_dict(arch)) for worker, arch in turns])
+        get_from_workers([worker.save.remote(arch_to_dict(arch)) for worker, arch in turns])
 
 
 def inherited_accuracies(

@@ -7,6 +7,7 @@ import ray
 import torch
 
 from cvt_nas.config import Experiment
+from cvt_nas.distributed import get_from_workers
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.engine.latency import Latency, measure_latency, measure_table
 from cvt_nas.latency import LatencyTable
@@ -44,7 +45,7 @@ def _on_worker(resources: Resources, measure: Callable[..., T], *arguments: Any)
     """On one of the trials' devices, with nothing beside it on one that a trial would have for itself."""
     remote: Any = ray.remote(cast(Any, measure))
     limits = {"num_cpus": min(resources.cpus_per_trial, 1), "num_gpus": min(resources.gpus_per_trial, 1)}
-    return ray.get(remote.options(**limits).remote(*arguments))
+    return get_from_workers(remote.options(**limits).remote(*arguments))
 
 
 def _measure_table(space: SearchSpace, setup: TrainingSetup, seed: int) -> LatencyTable:

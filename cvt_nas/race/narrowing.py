@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from cvt_nas.arch import arch_from_dict, arch_to_dict
 from cvt_nas.config import Experiment
+from cvt_nas.distributed import get_from_workers
 from cvt_nas.engine import Phase, TrainingSetup, class_curves
 from cvt_nas.errors import RunFolderError
 from cvt_nas.race.events import OptionsDropped, SupernetEpochDone
@@ -110,7 +111,7 @@ def _class_curves(
         if stop.is_set():
             ray.cancel(done, force=True)
             return None
-    return ray.get(done)
+    return get_from_workers(done)
 
 
 def _class_curves_of(setup: TrainingSetup, arch: dict[str, Any], epochs: int, seed: int) -> list[list[float]]:

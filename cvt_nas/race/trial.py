@@ -10,7 +10,7 @@ import torch
 from ray import tune
 
 from cvt_nas.arch import arch_from_dict, cost_of
-from cvt_nas.distributed import fit_on_workers
+from cvt_nas.distributed import fit_on_workers, get_from_workers
 from cvt_nas.engine import TrainingSetup, evaluate, fvcore_cost, progress_reports
 from cvt_nas.model import load_model
 from cvt_nas.race.resources import Resources
@@ -88,7 +88,7 @@ def read_test_split(
     """
     num_gpus = min(resources.gpus_per_trial, 1)
     remote = ray.remote(_test_accuracy).options(num_cpus=min(resources.cpus_per_trial, 1), num_gpus=num_gpus)
-    return ray.get([remote.remote(member.arch_id, setup) for member in members])
+    return get_from_workers([remote.remote(member.arch_id, setup) for member in members])
 
 
 def _test_accuracy(arch_id: str, setup: TrainingSetup) -> tuple[float, int]:
