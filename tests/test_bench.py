@@ -1,9 +1,11 @@
 """Searches on small tables."""
 
 import json
+import math
 import random
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -110,14 +112,37 @@ def test_a_simulation_spends_its_budget_repeats_itself_and_proposes_nothing_twic
     table: Table, sampler: str, scheduler: str
 ) -> None:
     settings = Settings(metrics=METRICS, budget=80)
-    first, second = (simulate(table, method(sampler, scheduler), settings, seed=5) for _ in range(2))
-    assert first.trained == second.trained
+    first, second, other = (simulate(table, method(sampler, scheduler), settings, seed=seed) for seed in (5, 5, 6))
+    assert first.trained == second.trained != other.trained
     assert first.num_duplicates == 0
     assert all(spent <= 80 for spent, _ in first.trained)
     if scheduler == "none":
         assert len(first.trained) >= (80 - 4 * 4) / 4
     else:
-        assert len(first.trained) < first.num_trials
+        assert 0 < len(first.trained) < first.num_trials
+
+
+class Watched:
+    """A search that was started before: how often it asked for each trial, and all that it was told."""
+
+    def __init__(self, search: Search) -> None:
+        self.search, self.asked, self.outcomes = search, Counter[int](), list[Outcome]()
+
+    def start(self, table: Table, settings: Settings, *, seed: int) -> Search:
+        return self
+
+    def ask(self) -> Proposal | None:
+        proposal = self.search.ask()
+        if proposal is not None:
+            self.asked[proposal.number] += 1
+        return proposal
+
+    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
+        return self.search.decide(proposal, curve)
+
+    def tell(self, ended: Outcome) -> None:
+        self.outcomes.append(ended)
+        self.search.tell(ended)
 
 
 class PausesFirst:
@@ -161,11 +186,18 @@ def test_a_search_of_ones_own_is_asked_at_a_free_worker_and_told_each_epoch(tabl
     assert (trace.num_trials, len(trace.ask_seconds), trace.num_duplicates) == (3, 3, 0)
 
 
-@pytest.mark.parametrize("scheduler", ["asha", "pareto-asha"])
-def test_promotion_trains_what_would_have_been_stopped_too_early(table: Table, scheduler: str) -> None:
+@pytest.mark.parametrize("mode", ["stop", "promote"])
+def test_promotion_goes_on_with_trials_that_were_paused(table: Table, mode: Literal["stop", "promote"]) -> None:
     settings = Settings(metrics=METRICS, budget=120)
-    trace = simulate(table, method("random", scheduler, mode="promote"), settings, seed=0)
-    assert trace.trained
+    search = Watched(method("random", "pareto-asha", mode=mode).start(table, settings, seed=0))
+    trace = simulate(table, search, settings, seed=0)
+    assert trace.num_trials == len(search.asked)
+    promoted = {number for number, count in search.asked.items() if count > 1}
+    complete = {ended.number for ended in search.outcomes if ended.status == "complete"}
+    if mode == "stop":
+        assert not promoted
+    else:
+        assert promoted & complete
     assert trace.num_duplicates == 0
 
 
@@ -209,6 +241,22 @@ def test_a_summary_holds_one_figure_a_seed(table: Table) -> None:
     assert all(len(values) == 6 for values in ours["hypervolume"].values())
     assert len(ours["epochs_to"]["0.95"]) == len(ours["duplicates"]) == 6
     assert 0 < ours["p_value_against"]["random+none"] <= 1
+
+
+def test_a_summary_says_what_a_run_had_after_how_much() -> None:
+    settings = Settings(metrics=METRICS, budget=8)
+    trace = Trace(trained=(), num_trials=5, num_duplicates=1, ask_seconds=(0.1, 0.3, 0.2))
+    values = np.array([0, 0.5, 0.5, 0.9, 0.9, 0.95, 0.95, 1.0])
+    (found,) = summarise([(method("random"), 0, values, trace)], settings)["methods"].values()
+    assert found["hypervolume"] == {
+        **{share: [0] for share in ("0.01", "0.02", "0.05", "0.1", "0.125", "0.2")},
+        "0.25": [0.5], "0.5": [0.9], "1": [1],
+    }  # fmt: skip
+    assert [found["epochs_to"][level] for level in ("0.9", "0.95", "0.99")] == [[4], [6], [8]]
+    area = 0.5 * math.log(4 / 2) + 0.9 * math.log(6 / 4) + 0.95 * math.log(8 / 6) + math.log(9 / 8)
+    assert found["log_area"] == [pytest.approx(area / math.log(9), abs=1e-6)]
+    assert (found["duplicates"], found["trials"]) == ([1], [5])
+    assert found["ask_ms"] == {"median": 200, "max": 300}
 
 
 def test_bench_prints_the_names_that_scripts_rely_on(

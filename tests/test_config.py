@@ -331,8 +331,10 @@ def test_per_block_choices_have_a_gene_for_each_block() -> None:
 
 def test_an_anchor_has_a_value_for_each_of_its_blocks() -> None:
     text = base_with("      kernel_size: 3\n", "      kernel_size: 3\n      per_block: [kv_stride]\n")
-    for strides in ("[1, 2, 1]", "[1, 2]", "2"):
-        parse_experiment(text.replace("kv_stride: 2}", f"kv_stride: [2, 2, {strides}]}}"), "my.yaml")
+    for strides, expected in (("[1, 2, 1]", [1, 2]), ("[1, 2]", [1, 2]), ("2", [2, 2])):
+        experiment = parse_experiment(text.replace("kv_stride: 2}", f"kv_stride: [2, 2, {strides}]}}"), "my.yaml")
+        blocks = experiment.anchor_archs()["cvt-like"].stages[2].blocks
+        assert [block.kv_stride for block in blocks] == expected
     (problem,) = problems_of(text.replace("kv_stride: 2}", "kv_stride: [2, 2, [1]]}"))
     assert problem.endswith("anchors.cvt-like.kv_stride: got 1 values for stage 2, must be one, or 2 or 3")
 

@@ -72,12 +72,12 @@ def test_a_fraction_of_the_training_split_is_a_stratified_part_of_it() -> None:
     assert max(counts.values()) - min(counts.values()) <= 3
 
 
-def test_inputs_are_normalised_resized_and_channels_last() -> None:
+def test_inputs_are_normalised_and_resized() -> None:
     data = digits_data(image_size=20)
     images = next(data.eval_batches("train", batch_size=1149, device=CPU))[0]
     assert images.shape == (1149, 1, 20, 20)
     assert abs(images.mean().item()) < 0.05
-    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert images_of(digits_data(), "train").std().item() == pytest.approx(1, abs=0.01)
 
 
 def test_an_epoch_is_a_function_of_seed_epoch_and_rank() -> None:
@@ -121,6 +121,16 @@ def test_augmentation_moves_and_mirrors_pixels_and_invents_none() -> None:
     known = {tuple(image.flatten().tolist()) for image in plain}
     num_moved = sum(tuple(image.flatten().tolist()) not in known for image in augmented)
     assert num_moved > 400
+
+
+def test_an_image_is_mirrored_or_not_by_itself() -> None:
+    data = digits_data()
+    batches = data.train_batches(batch_size=512, augment=AugmentConfig(flip=True), device=CPU, seed=0, epoch=0)
+    plain = images_of(data, "train")
+    known, mirrored = ({tuple(image.flatten().tolist()) for image in images} for images in (plain, plain.flip(-1)))
+    augmented = [tuple(image.flatten().tolist()) for image in next(iter(batches))[0]]
+    assert all(image in known | mirrored for image in augmented)
+    assert 200 < sum(image in known for image in augmented) < 312
 
 
 def test_mixed_targets_are_probabilities() -> None:
@@ -284,6 +294,8 @@ def test_a_folder_of_images_streams_in_three_splits(image_folder: Path, num_chan
     batches = list(data.train_batches(batch_size=8, augment=augment, device=CPU, seed=0, epoch=0))
     assert len(batches) == 3
     assert batches[0][0].shape == (8, num_channels, 32, 32)
+    if num_channels > 1:  # one is both
+        assert all(images.is_contiguous(memory_format=torch.channels_last) for images, _ in batches)
 
 
 def test_a_folder_with_workers_gives_the_same_images(image_folder: Path) -> None:

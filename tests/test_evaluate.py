@@ -70,8 +70,11 @@ def test_a_run_an_export_and_its_state_dict_have_the_accuracy_that_the_run_repor
     assert evaluate_model(tmp_path / "model", data="digits", device="cpu").top1 == pytest.approx(expected)
     weights, arch = tmp_path / "weights.pth", tmp_path / "model" / "arch.json"
     torch.save(load_model(tmp_path / "model").state_dict(), weights)
-    assert main(["eval", str(weights), "--arch", str(arch), "--data", "digits", "--device", "cpu"]) == 0
+    command = ["eval", str(weights), "--arch", str(arch), "--data", "digits", "--device", "cpu"]
+    assert main(command) == 0
     assert "of 360 test images at 8 x 8" in capsys.readouterr().out
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(expected)
 
 
 def test_a_gpu_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,8 +96,15 @@ def test_an_official_state_dict_is_recognised_and_its_images_are_those_of_val(tm
 
 
 @torch.inference_mode()
-def test_a_folder_of_transformers_sees_images_as_its_processor_prepares_them(tmp_path: Path) -> None:
+def test_a_folder_of_transformers_sees_images_as_its_processor_prepares_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import ConvNextImageProcessor
+
+    import cvt_nas.evaluate
+
+    answers, original = list[torch.Tensor](), cvt_nas.evaluate.logits_of
+    monkeypatch.setattr(cvt_nas.evaluate, "logits_of", lambda *about: answers.append(original(*about)) or answers[-1])
 
     port = port_of(GELU, tmp_path / "port")
     means, deviations = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
@@ -103,13 +113,15 @@ def test_a_folder_of_transformers_sees_images_as_its_processor_prepares_them(tmp
     )
     processor.save_pretrained(tmp_path / "port")
     write_images(tmp_path / "data", num_classes=10, num_images=6, side=80)
-    right = []
+    right, expected = [], []
     for label, folder in enumerate(sorted((tmp_path / "data").iterdir())):
         for file in sorted(folder.iterdir()):
             pixels = processor(Image.open(file), return_tensors="pt")["pixel_values"]
-            right.append(bool(port(pixels).logits.argmax() == label))
+            expected.append(port(pixels).logits)
+            right.append(bool(expected[-1].argmax() == label))
     found = evaluate_model(tmp_path / "port", data=tmp_path / "data", device="cpu", num_workers=0)
     assert found.image_size == 32
+    torch.testing.assert_close(torch.cat(answers), torch.cat(expected), rtol=1e-3, atol=1e-4)
     assert found.top1 == pytest.approx(np.mean(right))
 
 

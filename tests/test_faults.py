@@ -1,5 +1,6 @@
 """Searches that are broken on purpose, on real Ray: what ends, what goes on, and that nothing is lost or done twice."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -15,7 +16,7 @@ from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 
 import fault_drill
-from conftest import Watch, own_processes, small_digits
+from conftest import Watch, own_processes, parent_of, small_digits
 from cvt_nas import search
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.distributed import start_local_ray
@@ -168,7 +169,7 @@ def test_work_moves_from_a_node_that_is_lost_to_one_that_is_added(
     try:
         nodes = [cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(2)]
         cluster.wait_for_nodes()
-        started, busy = Counter[int](), set[str]()
+        started, busy = Counter[int](), set[int]()  # the nodes' raylets, whose workers had trials after the swap
 
         def swap() -> None:
             cluster.remove_node(nodes.pop(), allow_graceful=False)
@@ -179,12 +180,17 @@ def test_work_moves_from_a_node_that_is_lost_to_one_that_is_added(
         def follow(event: Any) -> None:
             if isinstance(event, TrialStarted):
                 started[event.number] += 1
+            if isinstance(event, EpochDone):
+                for pid in own_processes("ray::ImplicitFunc"):
+                    with contextlib.suppress(OSError):  # it has ended meanwhile
+                        busy.add(parent_of(pid))
             swap_once(event)
 
         run = search(experiment, out=tmp_path / "run", address=cluster.address, device="cpu", progress=Watch(follow))
-        busy |= {result.device for result in run.results()}
+        (raylet,) = nodes[-1].all_processes["raylet"]
     finally:
         cluster.shutdown()
+    assert raylet.process.pid in busy, "the added node has work"
     assert run.manifest["resources"]["num_slots"] == 3
     assert [result.number for result in run.results()] == list(range(8))
     assert {result.status for result in run.results()} == {"complete"}

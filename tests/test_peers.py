@@ -9,10 +9,8 @@ import pytest
 from optuna.trial import TrialState
 
 import peers
-from cvt_nas.bench import Outcome, Search, Settings, Table, load_table, simulate
-from cvt_nas.race.asha import Decision
-from cvt_nas.race.study import Proposal
-from test_bench import frame
+from cvt_nas.bench import Settings, Table, load_table, simulate
+from test_bench import Watched, frame
 
 METRICS = ("accuracy", "flops")
 
@@ -27,26 +25,6 @@ def table_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def table(table_file: Path) -> Table:
     return load_table(table_file)
-
-
-class Watched:
-    """A search that was started before, and all that it was told."""
-
-    def __init__(self, search: Search) -> None:
-        self.search, self.outcomes = search, list[Outcome]()
-
-    def start(self, table: Table, settings: Settings, *, seed: int) -> Search:
-        return self
-
-    def ask(self) -> Proposal | None:
-        return self.search.ask()
-
-    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
-        return self.search.decide(proposal, curve)
-
-    def tell(self, ended: Outcome) -> None:
-        self.outcomes.append(ended)
-        self.search.tell(ended)
 
 
 def test_optuna_hears_of_a_stopped_trial_as_complete_with_the_values_of_its_last_epoch(table: Table) -> None:

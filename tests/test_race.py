@@ -585,7 +585,7 @@ class TestOnTwoCpus:
         assert {result.status for result in results} == {"complete", "stopped"}
         assert promoted, "one of sixteen went on after a pause"
         assert all(results[number].epochs > 1 for number in promoted)
-        trained_once = {number for number in range(12) if number not in in_flight or number in paused}
+        trained_once = {number for number in range(16) if number not in in_flight or number in paused}
         assert all(count == 1 for (number, _), count in epochs.items() if number in trained_once)
         assert all(result.train_seconds > 0 for result in results)
         assert not list((run.path / "checkpoints").iterdir())

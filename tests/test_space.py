@@ -1,6 +1,8 @@
 import dataclasses
 import itertools
+import math
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -123,6 +125,20 @@ def test_cvt_13_is_a_member_of_its_space() -> None:
     experiment = load_experiment(SPACES / "cvt13.yaml")
     assert load_arch("cvt-13") in experiment.space
     assert experiment.anchor_archs()["cvt-13"] == load_arch("cvt-13")
+
+
+def test_networks_are_spread_over_flops_more_evenly_than_draws_are(digits: Experiment) -> None:
+    space, rng = dataclasses.replace(digits.space, bounds={}), random.Random(0)
+    least, greatest = (math.log(cost.flops) for cost in space.cost_range)
+
+    def fewest_in_a_fifth(genomes: Sequence[Genome]) -> int:
+        logs = [math.log(space.cost(genome).flops) for genome in genomes]
+        return int(np.histogram(logs, bins=5, range=(least, greatest))[0].min())
+
+    assert fewest_in_a_fifth(spread_over_flops(space, 100)) > 2 * fewest_in_a_fifth(
+        [space.sample(rng) for _ in range(100)]
+    )
+    assert fewest_in_a_fifth(spread_over_flops(space, 100)) >= 10
 
 
 def test_networks_are_spread_over_flops_where_hardly_any_draw_is_feasible(digits: Experiment) -> None:

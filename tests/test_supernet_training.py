@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import cvt_nas.engine.supernet as engine_supernet
 from conftest import own_processes
 from cvt_nas.arch import cost_of
 from cvt_nas.config import AugmentConfig, DataConfig, SupernetConfig
@@ -119,6 +120,7 @@ def test_random_subnets_meet_the_constraints(sampling: str) -> None:
     space = dataclasses.replace(SPACE, bounds={"flops": Bound(max=bound)})
     sampler = SubnetSampler(space, config(sampling=sampling, num_random=4), seed=0)
     drawn = [s for step in range(20) for s in sampler.draw(0, step) if s.kind == "random"]
+    assert len(drawn) == 20 * 4
     assert all(cost_of(subnet.arch).flops <= bound for subnet in drawn)
 
 
@@ -212,7 +214,11 @@ def test_every_ingredient_changes_what_is_trained(digits: ImageData) -> None:
         {"drop_path_on_all": True}, {"kernel_maps": True}, {"own_norms": ["kv_stride"]}, {"opening": {"depth": 1}},
         {"ema_decay": 0.0},
     ):  # fmt: skip
-        assert not equal(plain, state_after(few, dataclasses.replace(settings, **switch))), switch
+        found = state_after(few, dataclasses.replace(settings, **switch))
+        assert any(not torch.equal(tensor, found[name]) for name, tensor in plain.items() if name in found), switch
+        if "kernel_maps" in switch:
+            maps = [tensor for name, tensor in found.items() if "kernel_maps" in name]
+            assert any(not torch.equal(weight, torch.eye(len(weight))) for weight in maps), "they are trained, too"
     by_flops, to_front = (
         state_after(few, dataclasses.replace(settings, sampling=sampling, epochs=2)) for sampling in ("flops", "front")
     )
@@ -363,6 +369,27 @@ def test_subnets_inherit_accuracy_once_their_batch_norms_are_measured(digits: Im
     accuracy, num_images = inheritance.accuracy(SPACE.smallest, bar=0.99, num_screening_images=100)
     assert (num_images, accuracy < 0.95) == (256, True)  # a batch, and out of reach
     assert inheritance.accuracy(SPACE.largest, bar=0.8)[1] == digits.num_images("search")
+
+
+def test_batch_norms_are_measured_on_training_images_and_accuracy_on_the_search_split(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, rated = list[Tensor](), list[Tensor]()
+    measure, rate = engine_supernet.recalibrate_batch_norm, engine_supernet.count_right
+    monkeypatch.setattr(engine_supernet, "recalibrate_batch_norm", lambda model, images, *about: (
+        measured.extend(images) or measure(model, images, *about)
+    ))  # fmt: skip
+    monkeypatch.setattr(engine_supernet, "count_right", lambda model, images, *about: (
+        rated.append(images) or rate(model, images, *about)
+    ))  # fmt: skip
+    Inheritance(Supernet(SPACE), config(), digits, CPU).accuracy(SPACE.smallest)
+    train, search = (
+        {tuple(image.flatten().tolist()) for image in next(digits.eval_batches(split, batch_size=2000, device=CPU))[0]}
+        for split in ("train", "search")
+    )
+    of_measured, of_rated = ({tuple(i.flatten().tolist()) for i in torch.cat(seen)} for seen in (measured, rated))
+    assert of_measured <= train
+    assert of_rated == search
 
 
 def test_statistics_are_the_plain_average_over_the_batches_and_drop_path_is_off() -> None:

@@ -131,6 +131,7 @@ def test_the_initial_design_is_spread_over_the_costs(digits: Experiment) -> None
     logs = np.sort(np.log(flops))
     least, greatest = digits.space.cost_range
     assert np.diff(logs).max() < 0.35 * np.log(greatest.flops / least.flops)
+    assert np.ptp(logs) > 0.5 * np.log(greatest.flops / least.flops)
 
 
 def test_a_cost_that_all_networks_have_alike_decides_nothing(digits: Experiment) -> None:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +175,13 @@ def test_gradient_checkpointing_changes_no_gradient_and_no_statistic() -> None:
     plain = create(drop_path_rate=0.2).train()
     frugal = copy.deepcopy(plain)
     frugal.set_grad_checkpointing()
+    passes = Counter[str]()
+    for name, model in (("plain", plain), ("frugal", frugal)):
+        model.stage2.blocks[0].register_forward_pre_hook(lambda *_, name=name: passes.update([name]))
     for model in (plain, frugal):
         torch.manual_seed(0)
         model(IMAGES).square().sum().backward()
+    assert passes == {"plain": 1, "frugal": 2}
     for kept, recomputed in zip(plain.parameters(), frugal.parameters(), strict=True):
         torch.testing.assert_close(recomputed.grad, kept.grad)
     assert all(map(torch.equal, plain.state_dict().values(), frugal.state_dict().values()))
