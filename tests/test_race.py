@@ -46,6 +46,7 @@ from cvt_nas.race.adapters import SourceSearcher
 from cvt_nas.race.asha import Asha, Ranking, accuracy_ranks, pareto_ranks
 from cvt_nas.race.events import EpochDone, TrialPaused, TrialStarted
 from cvt_nas.race.executor import asha_of
+from cvt_nas.race.inherit import supernet_workers
 from cvt_nas.race.resources import claim_resources
 from cvt_nas.race.samplers import SAMPLERS, params_of
 from cvt_nas.race.study import PartialTrial, Proposal, Study
@@ -407,6 +408,13 @@ class TestWithLogicalGpus:
     def test_what_a_cluster_cannot_give_is_refused(self, asked: dict[str, Any], message: str) -> None:
         with pytest.raises(ResourceError, match=message), claim_resources(**asked):
             pass
+
+    @pytest.mark.parametrize("gpus_per_trial", [0.3, 0.35, 0.4, 0.5, 0.7, 1, 2, 3, 5, 8])
+    def test_a_supernet_is_trained_by_one_worker_a_gpu_however_trials_share_them(self, gpus_per_trial: float) -> None:
+        with claim_resources(gpus_per_trial=gpus_per_trial) as resources:
+            assert supernet_workers(resources, batch_size=128) == (8, 1)
+        with claim_resources(gpus=6, cpus=3, gpus_per_trial=min(gpus_per_trial, 6)) as resources:
+            assert supernet_workers(resources, batch_size=128) == (6, 0.5)
 
     def test_slots_follow_from_gpus_and_share_the_cpus(self) -> None:
         def slots(**asked: Any) -> tuple[int, float, int]:

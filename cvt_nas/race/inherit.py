@@ -98,10 +98,9 @@ def train_shared_weights(
 
 def supernet_workers(resources: Resources, *, batch_size: int) -> tuple[int, float]:
     """How many, and CPUs of each: one for each GPU, however many trials share it, or as the batch has images for."""
+    if resources.num_gpus > 0:
+        return resources.num_gpus, resources.cpus_per_gpu
     num_cpus = resources.num_slots * resources.cpus_per_trial
-    if resources.gpus_per_trial > 0:
-        num_workers = math.ceil(round(resources.num_slots * resources.gpus_per_trial, 6))
-        return num_workers, num_cpus / num_workers
     num_workers = min(resources.num_slots, max(batch_size // _LEAST_SHARE, 1))
     # of several nodes it is not known whether one has more than a trial's
     return num_workers, num_cpus / num_workers if resources.num_nodes == 1 else resources.cpus_per_trial
@@ -191,17 +190,21 @@ def rank_candidates(
 
 
 class _Judges:
-    """The workers, one for each device. One that dies is started again by Ray, and what it had in hand with it."""
+    """The workers: one for each GPU, or for each of the trials that share one, or each CPU.
+
+    One that dies is started again by Ray, and what it had in hand with it.
+    """
 
     def __init__(self, setup: TrainingSetup, resources: Resources) -> None:
         self._in_hand: dict[Any, tuple[int, Any]] = {}
+        if resources.gpus_per_trial >= 1:
+            num_workers, num_cpus, num_gpus = resources.num_gpus, resources.cpus_per_gpu, 1.0
+        else:
+            num_workers, num_cpus, num_gpus = resources.num_slots, resources.cpus_per_trial, resources.gpus_per_trial
         worker: Any = ray.remote(_Judge).options(
-            num_cpus=resources.cpus_per_trial / resources.num_workers,
-            num_gpus=resources.gpus_per_trial / resources.num_workers,
-            max_restarts=_MAX_RESTARTS,
-            max_task_retries=_MAX_RESTARTS,
+            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=_MAX_RESTARTS, max_task_retries=_MAX_RESTARTS
         )
-        self._workers: list[Any] = [worker.remote(setup) for _ in range(resources.num_slots * resources.num_workers)]
+        self._workers: list[Any] = [worker.remote(setup) for _ in range(num_workers)]
 
     def __enter__(self) -> Self:
         return self

@@ -23,6 +23,8 @@ class Resources:
         cpus_per_trial, gpus_per_trial: In Ray's units; fractions share one.
         device: Where a trial trains.
         num_nodes: Machines of the cluster.
+        num_gpus: All that may be used, those that are left over where slots are of several among them.
+        cpus_per_gpu: Which every node has for each of its GPUs.
     """
 
     num_slots: int
@@ -30,6 +32,8 @@ class Resources:
     gpus_per_trial: float
     device: Literal["cpu", "cuda"]
     num_nodes: int = 1
+    num_gpus: int = 0
+    cpus_per_gpu: float = 0
 
     @property
     def num_workers(self) -> int:
@@ -157,16 +161,25 @@ def _divide(
         raise ResourceError(f"--gpus-per-trial {per_trial:g}: more than the {use_gpus} of --gpus")
     # the node with the fewest CPUs for its slots decides, so that GPUs and not CPUs are what runs out
     share = min(node.get("CPU", 0) / slots for node, slots in zip(nodes, by_node, strict=True) if slots)
-    share = min(share, use_cpus / num_slots)
     if share == 0:
         raise ResourceError("a node with GPUs has no CPU for its trials")
+    with_both = [(int(node.get("GPU", 0)), node.get("CPU", 0)) for node in nodes if node.get("GPU") and node.get("CPU")]
+    use_gpus = min(use_gpus, sum(on_node for on_node, _ in with_both))
+    share_of_gpu = min(on_node_cpus / on_node for on_node, on_node_cpus in with_both)
     return Resources(
         num_slots=num_slots,
-        cpus_per_trial=int(share) if share >= 1 else share,
+        cpus_per_trial=_whole_cpus(min(share, use_cpus / num_slots)),
         gpus_per_trial=per_trial,
         device=device or "cuda",
         num_nodes=len(nodes),
+        num_gpus=use_gpus,
+        cpus_per_gpu=_whole_cpus(min(share_of_gpu, use_cpus / use_gpus)),
     )
+
+
+def _whole_cpus(share: float) -> float:
+    """Ray divides a CPU only among those that ask for less than one."""
+    return int(share) if share >= 1 else share
 
 
 def _slots_of(gpus: float, per_trial: float) -> int:
