@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ from cvt_nas.race.query import latency_ms, query
 from cvt_nas.race.resources import Resources
 from cvt_nas.report import run_page
 from cvt_nas.results import Candidate, RunFolder, judge_supernet
+from test_latency_search import made_up_table, sum_of_parts
 
 SUPERNET = "supernet: {epochs: 3, batch_size: 64, lr: 5.0e-3, ema_decay: 0.9, sampling: flops}"
 
@@ -193,6 +196,44 @@ def test_a_query_finds_more_under_new_limits_without_training(inherited: RunFold
         query(inherited, max_params=10)
     with pytest.raises(RunFolderError, match="is not empty"):
         query(inherited, number=1, to=tmp_path / "model")
+
+
+def test_a_query_keeps_to_the_latency_that_its_run_was_bound_to(inherited: RunFolder, tmp_path: Path) -> None:
+    space = with_supernet().space
+    table = made_up_table(space)
+    rng = random.Random(0)
+    some = [space.decode(space.sample(rng)) for _ in range(50)]
+    limit = sorted(sum_of_parts(arch, table) / 1e3 for arch in some)[12]
+    run = RunFolder(shutil.copytree(inherited.path, tmp_path / "run"))
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    manifest["latency_table"] = table.to_json()
+    manifest["space_file"] += f"\nconstraints: {{latency_ms: {{max: {limit}}}}}\n"
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    answers = query(RunFolder.open(run.path), number=10)
+    assert len(answers) == 10
+    assert all(sum_of_parts(answer.arch, table) / 1e3 <= limit for answer in answers)
+    assert any(sum_of_parts(answer.arch, table) / 1e3 > limit for answer in query(inherited, number=10))
+
+
+def test_the_verb_query_prints_what_it_found(
+    inherited: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = tmp_path / "model"
+    arguments = ["query", str(inherited.path), "--max-params", "4e4", "--latency", "1000", "--top", "2"]
+    assert main([*arguments, "--to", str(model), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) == 2
+    assert set(found[0]) == {"arch_id", "accuracy", "params", "flops", "latency_ms"}
+    assert all(answer["params"] <= 4e4 and 0 < answer["latency_ms"] <= 1000 for answer in found)
+    assert load_model(model).arch.id == found[0]["arch_id"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{answer['arch_id']}  {answer['accuracy']:.4f} inherited" in printed for answer in found)
+    for limit in ("--max-flops", "--max-params", "--latency"):
+        for odd in ("nan", "inf", "-1", "0", "many"):
+            with pytest.raises(SystemExit, match="2"):
+                main(["query", str(inherited.path), f"{limit}={odd}"])
+            assert f"got '{odd}', must be a number above 0" in capsys.readouterr().err
 
 
 def test_a_query_of_a_run_without_a_supernet_is_refused(finished_run: RunFolder) -> None:

@@ -96,9 +96,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     query = add("query", verbs.query, "search a trained supernet again under new limits, without training anything")
     query.add_argument("run", metavar="RUN")
-    query.add_argument("--max-params", type=float, metavar="N", help="for example 15e6")
-    query.add_argument("--max-flops", type=float, metavar="N", help="for example 3e9")
-    query.add_argument("--max-latency-ms", "--latency", type=float, metavar="MS", help="of one image, on this machine")
+    query.add_argument("--max-params", type=_above_0, metavar="N", help="for example 15e6")
+    query.add_argument("--max-flops", type=_above_0, metavar="N", help="for example 3e9")
+    query.add_argument(
+        "--max-latency-ms", "--latency", type=_above_0, metavar="MS", help="of one image, on this machine"
+    )
     query.add_argument("--top", type=_positive, default=5, metavar="N", help="architectures to show")
     query.add_argument("--data", metavar="DIR", help="folder of the data set")
     query.add_argument("--to", type=Path, metavar="DIR", help="a new folder, for the first as a model")

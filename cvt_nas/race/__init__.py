@@ -111,6 +111,8 @@ def search(
             place.check_new()
         if experiment.goes_by_latency:
             experiment = with_latency(experiment, run, setup, resources, seed=seed)
+            if setup.shared is not None:  # whose random subnets meet the constraints, too
+                setup = dataclasses.replace(setup, shared=dataclasses.replace(setup.shared, space=experiment.space))
         if run is None:
             manifest = {
                 **experiment.manifest(seed=seed, num_trials=num_trials),

@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 import ray
 import torch
 
-from cvt_nas.config import Experiment
+from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.distributed import get_from_workers
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.engine.latency import Latency, measure_latency, measure_table
@@ -17,6 +17,13 @@ from cvt_nas.results import RunFolder
 from cvt_nas.space import SearchSpace
 
 T = TypeVar("T")
+
+
+def experiment_of(run: RunFolder) -> Experiment:
+    """What `run` was begun with: its space file, and its table of latencies where it goes by them."""
+    experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
+    table = run.manifest.get("latency_table")
+    return experiment if table is None else experiment.with_latency(LatencyTable.from_json(table))
 
 
 def with_latency(

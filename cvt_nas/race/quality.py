@@ -10,11 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 import cvt_nas.distributed  # noqa: F401  sets Ray's environment before anything here imports Ray
-from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import RunFolderError
 from cvt_nas.race.executor import Plan, launch_trials
 from cvt_nas.race.inherit import inherited_accuracies
+from cvt_nas.race.latency import experiment_of
 from cvt_nas.race.narrowing import searched_space
 from cvt_nas.race.resources import claim_resources
 from cvt_nas.race.samplers import derive_seed
@@ -70,7 +71,7 @@ def evaluate_supernet(
         CvtNasError: Data or resources are not as they must be.
     """
     stop = threading.Event() if stop is None else stop
-    experiment = _standalone(parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json"), run, epochs)
+    experiment = _standalone(experiment_of(run), run, epochs)
     seed = int(run.manifest["seed"])
     if not _MIN_ARCHS <= num_archs <= _MAX_ARCHS:
         raise RunFolderError(f"{num_archs} architectures: must be {_MIN_ARCHS} to {_MAX_ARCHS}")

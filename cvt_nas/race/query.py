@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from cvt_nas.arch import ArchConfig, Cost, cost_of
-from cvt_nas.config import parse_experiment
 from cvt_nas.data import save_preprocessing
 from cvt_nas.engine import Inheritance, TrainingSetup, open_inheritance
 from cvt_nas.engine.latency import measure_latency
 from cvt_nas.errors import RunFolderError
 from cvt_nas.model import CvT, save_model
+from cvt_nas.race.latency import experiment_of
 from cvt_nas.race.narrowing import searched_space
 from cvt_nas.race.surrogate import Observation, Surrogate
 from cvt_nas.results import RunFolder
@@ -74,7 +74,7 @@ def query(
         raise RunFolderError(f"--to {to}: is not empty; name a new folder")
     if device is None:
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
+    experiment = experiment_of(run)
     candidates = run.candidates()
     if experiment.supernet is None or not run.has_supernet or len(candidates) < 3:
         raise RunFolderError(f"{run.path}: has no trained supernet with ranked candidates to search again")
