@@ -27,8 +27,8 @@ from cvt_nas.race.inherit import _Bars, heirs, supernet_workers
 from cvt_nas.race.quality import evaluate_supernet
 from cvt_nas.race.query import latency_ms, query
 from cvt_nas.race.resources import Resources
-from cvt_nas.report import run_page
-from cvt_nas.results import Candidate, RunFolder, judge_supernet
+from cvt_nas.report import quality_verdict, run_page
+from cvt_nas.results import Candidate, Origin, RunFolder, judge_supernet
 from test_latency_search import made_up_table, sum_of_parts
 
 SUPERNET = "supernet: {epochs: 3, batch_size: 64, lr: 5.0e-3, ema_decay: 0.9, sampling: flops}"
@@ -253,13 +253,17 @@ def test_the_page_says_whether_a_supernet_can_be_trusted(inherited: RunFolder) -
     costs = np.random.default_rng(0).permutation(40).tolist()
     try:
         for inherited_accuracies, verdict in (
-            (truth, "can be trusted to rank<"),
-            (-truth, "cannot be trusted to rank: tau"),
+            (truth, "can be trusted to rank: tau 1.00 (1.00 to 1.00), within FLOPs bins 1.00"),
+            (-truth, "cannot be trusted to rank: tau within FLOPs bins is -1.00, below 0.5;"),
         ):
-            quality = judge_supernet(inherited_accuracies.tolist(), np.stack([truth, truth], axis=1), costs, costs)
+            quality = judge_supernet(
+                inherited_accuracies.tolist(), np.stack([truth, truth], axis=1), costs, costs,
+                origin=Origin(dataset="digits", num_images=360, epochs=2, seed=7),
+            )  # fmt: skip
             inherited.quality_path.write_text(json.dumps(quality.to_json()))
             assert inherited.quality() == quality
-            assert f"this supernet {verdict}" in run_page(inherited)
+            assert f"this supernet {verdict}" in (page := run_page(inherited))
+            assert "by 40 architectures for 2 epochs, on 360 search images of digits, seed 7" in page
         inherited.quality_path.write_text('{"num_archs": "many"}')
         with pytest.raises(RunFolderError, match=r"quality.json: num_archs: Input should be a valid integer"):
             run_page(inherited)
@@ -282,12 +286,15 @@ def test_a_supernet_is_judged_by_architectures_trained_by_themselves(
     assert found == json.loads(inherited.quality_path.read_text())
     assert "this supernet can" in (inherited.path / "report.html").read_text()
     assert (found["num_archs"], found["num_seeds"]) == (8, 2)
+    assert found["origin"] == {"dataset": "digits", "num_images": 360, "epochs": 1, "seed": 0}
     assert set(found["rankers"]) == {"inherited", "params", "flops"}
     assert found["gap"] == pytest.approx(found["standalone"] - found["inherited"])
     alone = RunFolder.open(inherited.standalone_path)
     assert len(alone.results()) == 16
     first = {result.number: result.to_json() for result in alone.results()}
     assert first == first | kept
+    assert main([*arguments, "--gpus-per-trial", "0.5"]) == 2
+    assert "--gpus-per-trial: got 0.5 with --gpus 0; drop one of the two" in capsys.readouterr().err
     assert main([*arguments, "--archs", "9"]) == 0
     results = {result.number: result.to_json() for result in alone.results()}
     assert len(results) == 18
@@ -369,6 +376,12 @@ def test_a_perfect_ranker_is_trusted_and_one_by_size_is_not() -> None:
     assert any("no better than flops" in fault for fault in by_size.faults)
     alone = judge_supernet(truth.tolist(), standalone[:, :1], params, [int(1e6 * value) for value in flops])
     assert alone.ceiling is None
+    assert "noise ceiling unknown with one seed" in quality_verdict(alone)
+    own = np.array([0.5, 0.6, 0.55, 0.65, 0.7, 0.8, 0.75, 0.85])
+    ours = [0.5, 0.6, 0.55, 0.65, 0.7, 0.8, 0.86, 0.74]
+    few = judge_supernet(ours, np.stack([own, own], axis=1), [3, 1, 4, 1, 5, 9, 2, 6], list(range(8)))
+    assert few.rankers["inherited"].within_bins.value == 0.5
+    assert "8 architectures cannot tell its ranks within FLOPs bins from random ones" in few.faults
 
 
 @pytest.mark.parametrize(("slots", "nodes", "workers", "cpus"), [(2, 1, 2, 1), (64, 1, 4, 16), (64, 4, 4, 1)])

@@ -114,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     supernet.add_argument("--epochs", type=_positive, metavar="N", help="of each training, instead of the file's")
     supernet.add_argument("--data", metavar="DIR", help="folder of the data set")
     supernet.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
+    supernet.add_argument("--gpus-per-trial", type=float, metavar="X", help="a fraction below 1, or a whole number")
     supernet.add_argument("--cpus", type=_whole, metavar="N", help="CPUs to use; all of them if absent")
     supernet.add_argument("--address", metavar="ADDR", help="Ray cluster to join: auto, or host:port")
     _add_json(supernet)

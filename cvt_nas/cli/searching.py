@@ -114,6 +114,7 @@ def supernet(options: argparse.Namespace) -> int:
             epochs=options.epochs,
             data=options.data,
             gpus=options.gpus,
+            gpus_per_trial=options.gpus_per_trial,
             cpus=options.cpus,
             address=options.address,
             stop=stop,

@@ -21,6 +21,7 @@ from cvt_nas.race.resources import claim_resources
 from cvt_nas.race.samplers import derive_seed
 from cvt_nas.race.study import Proposal
 from cvt_nas.results import (
+    Origin,
     RunFolder,
     SupernetQuality,
     fetch,
@@ -122,6 +123,12 @@ def evaluate_supernet(
         np.array([[found[index][round_] for round_ in range(1, num_seeds + 1)] for index in whole]),
         params=[cost.params for cost in costs],
         flops=[cost.flops for cost in costs],
+        origin=Origin(
+            dataset=experiment.data.dataset,
+            num_images=setup.open_data().num_images("search"),
+            epochs=experiment.training.epochs,
+            seed=seed,
+        ),
     )
     write_atomically(run.quality_path, json.dumps(quality.to_json(), indent=2) + "\n")
     return quality

@@ -12,6 +12,7 @@ from cvt_nas.report.text import (
     front_table,
     latency_lines,
     quality_lines,
+    quality_verdict,
     rank_lines,
     short,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "latency_lines",
     "published_as",
     "quality_lines",
+    "quality_verdict",
     "rank_lines",
     "ranks_frame",
     "report_paths",

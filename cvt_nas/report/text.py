@@ -78,22 +78,19 @@ def _p_text(p_value: float) -> str:
 
 def quality_lines(quality: SupernetQuality) -> list[str]:
     """How a supernet ranks, beside params and FLOPs as rankers, and whether it can be trusted to."""
-
-    def text(tau: Tau) -> str:
-        return f"{tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f})"
-
+    seeds = "one seed" if quality.num_seeds == 1 else f"{quality.num_seeds} seeds"
     lines = [
-        f"{quality.num_archs} architectures, evenly over log-FLOPs, each trained with {quality.num_seeds} seeds; "
+        f"{quality.num_archs} architectures, evenly over log-FLOPs, each trained with {seeds}{_origin(quality)}; "
         f"Kendall's tau-b with the mean of these, 95 % bootstrap intervals"
     ]
     for name, found in quality.rankers.items():
         regret = ", ".join(f"{value:.4f}" for value in found.regret_at.values())
         lines.append(
-            f"{name:9}: overall {text(found.overall)}, within FLOPs bins {text(found.within_bins)}, top third "
-            f"{text(found.top_third)}; precision at 10 % {found.precision_at_10:.2f}, regret at 1, 5, 10 {regret}"
+            f"{name:9}: overall {_tau(found.overall)}, within FLOPs bins {_tau(found.within_bins)}, top third "
+            f"{_tau(found.top_third)}; precision at 10 % {found.precision_at_10:.2f}, regret at 1, 5, 10 {regret}"
         )
     if quality.ceiling is not None:
-        lines.append(f"noise ceiling, one seed against another: {text(quality.ceiling)}")
+        lines.append(f"noise ceiling, one seed against another: {_tau(quality.ceiling)}")
     lines.append(
         f"mean accuracy inherited {quality.inherited:.4f}, stand-alone {quality.standalone:.4f}, gap "
         f"{quality.standalone - quality.inherited:.4f}"
@@ -102,9 +99,27 @@ def quality_lines(quality: SupernetQuality) -> list[str]:
 
 
 def quality_verdict(quality: SupernetQuality) -> str:
+    """In one line: whether its ranks can be trusted, why not, and what that rests on."""
+    ours = quality.rankers["inherited"]
+    ceiling = "unknown with one seed" if quality.ceiling is None else _tau(quality.ceiling)
+    found = (
+        f"tau {_tau(ours.overall)}, within FLOPs bins {_tau(ours.within_bins)}, noise ceiling {ceiling}, by "
+        f"{quality.num_archs} architectures{_origin(quality)}"
+    )
     if not quality.faults:
-        return "this supernet can be trusted to rank"
-    return "this supernet cannot be trusted to rank: " + "; ".join(quality.faults)
+        return f"this supernet can be trusted to rank: {found}"
+    return f"this supernet cannot be trusted to rank: {'; '.join(quality.faults)} ({found})"
+
+
+def _tau(tau: Tau) -> str:
+    return f"{tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f})"
+
+
+def _origin(quality: SupernetQuality) -> str:
+    if quality.origin is None:
+        return ""
+    of = quality.origin
+    return f" for {of.epochs} epochs, on {of.num_images:,} search images of {of.dataset}, seed {of.seed}"
 
 
 def confirmation_lines(run: RunFolder) -> list[str]:

@@ -17,7 +17,7 @@ from cvt_nas.results.pareto import (
     is_non_dominated,
     losses_of,
 )
-from cvt_nas.results.quality import RankingQuality, SupernetQuality, Tau, judge_supernet
+from cvt_nas.results.quality import Origin, RankingQuality, SupernetQuality, Tau, judge_supernet
 from cvt_nas.results.rungs import RankCorrelation, rank_correlations, rung_epochs
 from cvt_nas.results.trial import (
     Confirmation,
@@ -37,6 +37,7 @@ __all__ = [
     "Metric",
     "Narrowing",
     "NarrowingStep",
+    "Origin",
     "ParetoFront",
     "RankCorrelation",
     "RankingQuality",

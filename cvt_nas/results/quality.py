@@ -48,6 +48,16 @@ class RankingQuality:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """What accuracies are of: so many images of the search split, after so many epochs, in a run with this seed."""
+
+    dataset: str
+    num_images: int
+    epochs: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SupernetQuality:
     """A supernet, judged.
 
@@ -57,6 +67,7 @@ class SupernetQuality:
         rankers: The inherited accuracy, and what it must beat: params and FLOPs.
         ceiling: Tau of one seed's accuracies with another's, which no ranker can be expected to pass; None of one.
         inherited, standalone: Mean accuracies.
+        origin: Of the accuracies; None where nobody said.
     """
 
     num_archs: int
@@ -65,6 +76,7 @@ class SupernetQuality:
     ceiling: Tau | None
     inherited: float
     standalone: float
+    origin: Origin | None = None
 
     @property
     def faults(self) -> list[str]:
@@ -72,6 +84,8 @@ class SupernetQuality:
         ours, found = self.rankers["inherited"], []
         if ours.within_bins.value < MIN_WITHIN_BINS:
             found.append(f"tau within FLOPs bins is {ours.within_bins.value:.2f}, below {MIN_WITHIN_BINS}")
+        elif ours.within_bins.low <= 0:
+            found.append(f"{self.num_archs} architectures cannot tell its ranks within FLOPs bins from random ones")
         if self.ceiling is not None and ours.overall.value < MIN_OF_CEILING * self.ceiling.value:
             found.append(
                 f"tau is {ours.overall.value:.2f}, below {MIN_OF_CEILING} of the noise ceiling {self.ceiling.value:.2f}"
@@ -99,13 +113,18 @@ _QUALITY = TypeAdapter(SupernetQuality)
 
 
 def judge_supernet(
-    inherited: Sequence[float], standalone: np.ndarray, params: Sequence[int], flops: Sequence[int]
+    inherited: Sequence[float],
+    standalone: np.ndarray,
+    params: Sequence[int],
+    flops: Sequence[int],
+    origin: Origin | None = None,
 ) -> SupernetQuality:
     """Compares rankings.
 
     Args:
         inherited: Accuracy of each architecture with the supernet's weights.
         standalone: After its own training, `(archs, seeds)`.
+        origin: Of these.
     """
     truth, costs = standalone.mean(axis=1), np.array(flops)
     scores = {"inherited": np.array(inherited), "params": np.array(params), "flops": costs}
@@ -116,6 +135,7 @@ def judge_supernet(
         ceiling=_tau(_kendall, standalone[:, 0], standalone[:, 1]) if standalone.shape[1] > 1 else None,
         inherited=float(np.mean(inherited)),
         standalone=float(truth.mean()),
+        origin=origin,
     )
 
 
