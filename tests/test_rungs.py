@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cvt_nas.report import rank_lines, summary, write_report
+from cvt_nas.report import front_frame, rank_lines, summary, trials_frame, write_report
 from cvt_nas.results import RunFolder, TrialResult, rank_correlations, rung_epochs
 from test_results import MANIFEST, trial
 
@@ -128,3 +128,33 @@ def test_every_epoch_is_in_the_table_of_ranks_and_rungs_in_the_summary(tmp_path:
 def test_a_run_of_an_earlier_version_has_no_lines(tmp_path: Path) -> None:
     results = trials([(0.3 + 0.01 * n, 0.5, 0.7 + 0.01 * n) for n in range(10)])
     assert rank_lines(run_of(tmp_path, results, rungs=None)) == []
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_what_trials_inherit_is_a_rung_before_the_first(tmp_path: Path, helps: bool) -> None:
+    order = range(10) if helps else [4, 2, 9, 1, 7, 0, 5, 8, 3, 6]
+    alone = trials(
+        [(0.3 + 0.01 * n, 0.5 + 0.01 * n, 0.7 + 0.01 * n) for n in range(10)], flops=[5, 3, 9, 1, 8, 2, 6, 10, 4, 7]
+    )
+    results = [
+        dataclasses.replace(result, inherited=0.2 + 0.01 * place) for result, place in zip(alone, order, strict=True)
+    ]
+    run = run_of(tmp_path, results, rungs=[2])
+    lines = rank_lines(run)
+    assert lines[0].startswith("inherited accuracy: its ranks of the 10 complete trials have Kendall's tau ")
+    assert lines[-1].startswith("rung at epoch 2: ")
+    if helps:
+        assert len(lines) == 2
+    else:
+        assert lines[1:-1] == [
+            "warning: the ranks by inherited accuracy cannot be told from random ones; the supernet may have chosen "
+            "the wrong candidates: cvt-nas supernet evaluate tells whether it can be trusted"
+        ]
+    write_report(run)
+    with (run.path / "ranks.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["rung"]) for row in rows] == [("0", "True"), ("1", "False"), ("2", "True")]
+    assert [found["epoch"] for found in json.loads(json.dumps(summary(run)))["rungs"]] == [0, 2]
+    assert trials_frame(run)["inherited"].tolist() == [result.inherited for result in results]
+    members = front_frame(run)
+    assert members["inherited"].tolist() == [results[number].inherited for number in members["number"]]

@@ -42,7 +42,8 @@ def _latency_of(run: RunFolder, result: TrialResult) -> dict[str, float | None]:
 def front_frame(run: RunFolder) -> pd.DataFrame:
     """The front, best accuracy first: `arch_id, accuracy, params, flops, test_accuracy, number, ...`.
 
-    Where the search went by latency, what it predicted and what was measured follow: `latency_ms, measured_ms`. Where
+    Where a supernet came before, what was `inherited` from it follows. Where the search went by latency, what it
+    predicted and what was measured: `latency_ms, measured_ms`. Where
     the front is confirmed, accuracy is a mean over further trainings, and `accuracy_sd, seeds, seeds_lost,
     membership` follow; see `Confirmation`.
     """
@@ -59,14 +60,14 @@ def front_frame(run: RunFolder) -> pd.DataFrame:
             "seconds": round(member.seconds, 1),
             "seed": member.seed,
             "arch": " | ".join(describe_stages(member.arch)),
+            **_inherited_of(member),
             **_latency_of(run, member),
             **_confirmation_of(member),
         }
         for member in members
     ]
     columns = ["arch_id", "accuracy", "params", "flops", "test_accuracy", "number", "epochs", "seconds", "seed", "arch"]
-    more = {**_latency_of(run, members[0]), **_confirmation_of(members[0])} if members else ()
-    return pd.DataFrame(rows, columns=[*columns, *more])
+    return pd.DataFrame(rows, columns=list(dict.fromkeys([*columns, *(name for row in rows for name in row)])))
 
 
 def trials_frame(run: RunFolder) -> pd.DataFrame:
@@ -79,6 +80,7 @@ def trials_frame(run: RunFolder) -> pd.DataFrame:
             "status": result.status,
             "epochs": result.epochs,
             "accuracy": result.accuracy,
+            **_inherited_of(result),
             "params": result.cost.params,
             "flops": result.cost.flops,
             **_latency_of(run, result),
@@ -93,16 +95,25 @@ def trials_frame(run: RunFolder) -> pd.DataFrame:
     return pd.DataFrame(rows, index=index).join(choices_frame(run))
 
 
+def _inherited_of(result: TrialResult) -> dict[str, float]:
+    return {} if result.inherited is None else {"inherited": result.inherited}
+
+
 def _confirmation_of(result: TrialResult) -> dict[str, float | None]:
     return {} if result.confirmation is None else result.confirmation.to_json()
 
 
+def deciding_epochs(run: RunFolder) -> tuple[int, ...]:
+    """After which trials were chosen among: the rungs, and 0, where a supernet chose who is trained at all."""
+    return (0, *run.rungs) if run.manifest["epochs"] else ()
+
+
 def ranks_frame(run: RunFolder) -> pd.DataFrame:
     """How each epoch before the last one ranked the trials, see `RankCorrelation`; `rung` where trials are stopped."""
-    rungs = run.rungs
+    rungs = deciding_epochs(run)
     rows = [
         {**dataclasses.asdict(found), "rung": found.epoch in rungs}
-        for found in rank_correlations(run.results(), range(1, run.manifest["epochs"]))
+        for found in rank_correlations(run.results(), range(run.manifest["epochs"]))
     ]
     return pd.DataFrame(rows, columns=[*(field.name for field in dataclasses.fields(RankCorrelation)), "rung"])
 
@@ -133,7 +144,7 @@ def summary(run: RunFolder) -> dict[str, object]:
             for member in front.members
         ],
         "hypervolume": front.hypervolume(run.box),
-        "rungs": [dataclasses.asdict(found) for found in rank_correlations(results, run.rungs)],
+        "rungs": [dataclasses.asdict(found) for found in rank_correlations(results, deciding_epochs(run))],
         **_confirmation_summary(run),
     }
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from cvt_nas.latency import LatencyTable
+from cvt_nas.report.tables import deciding_epochs
 from cvt_nas.results import RunFolder, SupernetQuality, Tau, TrialResult, rank_correlations
 
 
@@ -39,13 +40,16 @@ def front_table(run: RunFolder) -> Table:
 
 
 def rank_lines(run: RunFolder) -> list[str]:
-    """How well each rung ranked the trials, and a warning where it decided at random or against large networks."""
-    rungs, results = run.rungs, run.results()
+    """How well each rung ranked the trials, and a warning where it decided at random or against large networks.
+
+    What they inherit, where they do, is a rung as well.
+    """
     lines = []
-    for found in rank_correlations(results, rungs):
+    for found in rank_correlations(run.results(), deciding_epochs(run)):
+        rung = f"rung at epoch {found.epoch}" if found.epoch else "inherited accuracy"
         lines.append(
-            f"rung at epoch {found.epoch}: its ranks of the {found.num_trials} complete trials have Kendall's tau "
-            f"{found.tau:.2f} with those of the end (p {_p_text(found.p_value)})"
+            f"{rung}: its ranks of the {found.num_trials} complete trials have Kendall's tau {found.tau:.2f} with "
+            f"those of the end (p {_p_text(found.p_value)})"
         )
         faults = []
         if found.is_random:
@@ -55,7 +59,12 @@ def rank_lines(run: RunFolder) -> list[str]:
                 f"underrate large networks, which overtake small ones later (tau {found.overtaking:.2f} of FLOPs with "
                 f"ranks gained, p {_p_text(found.overtaking_p_value)})"
             )
-        if faults:
+        if faults and found.epoch == 0:
+            lines.append(
+                f"warning: the ranks by inherited accuracy {' and '.join(faults)}; the supernet may have chosen the "
+                f"wrong candidates: cvt-nas supernet evaluate tells whether it can be trusted"
+            )
+        elif faults:
             lines.append(
                 f"warning: the ranks after epoch {found.epoch} {' and '.join(faults)}; a scheduler that goes by them "
                 f"may stop the wrong trials. Better: search.{_better_than(run, found.epoch)}"

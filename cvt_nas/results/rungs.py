@@ -29,7 +29,7 @@ class RankCorrelation:
     among all architectures; only `scheduler: none` measures it without selection.
 
     Args:
-        epoch: The early one.
+        epoch: The early one; 0 is before any training, with weights that were inherited.
         num_trials: Complete trials.
         tau: Kendall's, of accuracy after `epoch` with accuracy at the end.
         p_value: Of a `tau` so high, if the one had nothing to do with the other.
@@ -59,7 +59,7 @@ class RankCorrelation:
 
 
 def rank_correlations(results: Iterable[TrialResult], epochs: Sequence[int]) -> tuple[RankCorrelation, ...]:
-    """Of each of `epochs`, among the complete trials of `results`.
+    """Of each of `epochs`, among the complete trials of `results`; not of 0, where they inherited nothing.
 
     Returns:
         Nothing where fewer than `MIN_TRIALS` are complete.
@@ -79,7 +79,10 @@ def rank_correlations(results: Iterable[TrialResult], epochs: Sequence[int]) -> 
 
     correlations = []
     for epoch in epochs:
-        early = np.array([result.curve[epoch - 1] for result in complete])
+        accuracies = [result.accuracy_after(epoch) for result in complete]
+        if None in accuracies:
+            continue
+        early = np.array(accuracies, dtype=float)
         value, p_value = tau(early, last)
         overtaking, overtaking_p_value = tau(flops, rankdata(last) - rankdata(early))
         correlations.append(

@@ -163,6 +163,10 @@ class TrialResult:
         """Accuracy of this one training, and so of the weights that it left."""
         return self.accuracy if self.confirmation is None else self.curve[-1]
 
+    def accuracy_after(self, epoch: int) -> float | None:
+        """After 0 epochs it is what was inherited, if anything was."""
+        return self.inherited if epoch == 0 else self.curve[epoch - 1]
+
     def metric(self, name: Metric) -> float:
         value = self.accuracy if name == "accuracy" else getattr(self.cost, name)
         assert value is not None, "only finished trials have an accuracy"
