@@ -302,6 +302,15 @@ def test_ingredients_of_a_supernet_that_do_nothing_are_named() -> None:
         "own_norms: has no effect: the space has no choice of kernel_size",
         "opening: has no effect: the space has no choice of patch_kernel",
     ]
+    text = base_with("search: {", "supernet:\n  {epochs: 2, batch_size: 64, lr: 1.0e-3, sandwich: false, num_random: 4, "
+                     "distillation: none,\n   drop_path: 0.1, sampling: front}\n"
+                     "search: {weights: supernet, candidates: 40, ")  # fmt: skip
+    assert [warning.partition("supernet.")[2] for warning in parse_experiment(text, "my.yaml").warnings] == [
+        "drop_path: has no effect: without sandwich there is no largest subnet",
+        "sampling: has no effect: without sandwich no losses are compared, and front is as flops",
+    ]
+    on_all = text.replace("drop_path: 0.1", "drop_path: 0.1, drop_path_on_all: true").replace("front", "flops")
+    assert not parse_experiment(on_all, "my.yaml").warnings
 
 
 def test_colours_are_not_jittered_beside_randaugment() -> None:

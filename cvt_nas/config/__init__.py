@@ -537,7 +537,11 @@ def _without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str])
     if file.supernet is not None:
         idle = file.supernet
         check(("supernet", "drop_path_on_all"), idle.drop_path == 0, "drop_path is 0")
-        check(("supernet", "project_gradients"), not idle.sandwich, "without sandwich there is no largest subnet")
+        no_largest = "without sandwich there is no largest subnet"
+        check(("supernet", "project_gradients"), not idle.sandwich, no_largest)
+        check(("supernet", "drop_path"), not (idle.sandwich or idle.drop_path_on_all), no_largest)
+        blind = idle.sampling == "front" and not idle.sandwich
+        check(("supernet", "sampling"), blind, "without sandwich no losses are compared, and front is as flops")
         check(("supernet", "distillation_weight"), idle.distillation == "none", "distillation is none")
         check(("supernet", "sampling"), idle.num_random == 0, "num_random is 0")
         check(("supernet", "kernel_maps"), "kernel_size" not in chosen, "the space has no choice of kernel_size")

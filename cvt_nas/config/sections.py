@@ -232,7 +232,7 @@ class SupernetConfig(TrainingConfig):
     """Section `supernet`: how the shared weights are trained. All the settings of `training`, and these.
 
     A step trains several subnets on the same images. With the sandwich rule (Yu and Huang 2019, arXiv:1903.05134)
-    these are the largest, the smallest and some at random, and `label_smoothing` is of the largest alone.
+    these are the largest, the smallest and some at random, and `label_smoothing` is of the largest alone; else of all.
 
     Args:
         sandwich: Whether each step has the largest and the smallest.
