@@ -76,8 +76,8 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
             kernel_size=draw(_options([1, 3])),
             num_heads=draw(_options([1, 2])),
             mlp_ratio=draw(_options([1.0, 2.0])),
-            projection=draw(_options(["dw_bn", "linear"])),
-            per_block=frozenset(draw(st.lists(st.sampled_from(BLOCK_CHOICES), max_size=1, unique=True))),
+            projection=draw(_options(["dw_bn", "linear"]) | _options(["dw_bn", "avg"])),
+            per_block=frozenset(draw(st.lists(st.sampled_from(BLOCK_CHOICES), max_size=2, unique=True))),
             class_token=index == num_stages - 1,
             pos_embed=draw(st.booleans()),
         )

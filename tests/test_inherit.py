@@ -164,6 +164,8 @@ def test_a_ranking_that_is_cut_short_or_loses_a_worker_gives_a_front_and_goes_on
         if isinstance(event, Candidate) and event.number == len(first):
             os.kill(own_processes("_Judge")[0], signal.SIGKILL)
 
+    with pytest.raises(RunFolderError, match=rf"--warm-start {tmp_path}: the supernet of \S+ began with {warm}; leave"):
+        search(experiment, out=path, gpus=0, resume=True, warm_start=tmp_path)
     run = search(experiment, out=path, gpus=0, resume=True, progress=Watch(kill))
     assert sorted(result.number for result in run.results()) == list(range(10))
     assert run.results()[: len(first)] == first
@@ -234,6 +236,12 @@ def test_the_verb_query_prints_what_it_found(
             with pytest.raises(SystemExit, match="2"):
                 main(["query", str(inherited.path), f"{limit}={odd}"])
             assert f"got '{odd}', must be a number above 0" in capsys.readouterr().err
+
+
+def test_another_warm_start_of_a_supernet_that_has_begun_is_refused(inherited: RunFolder, tmp_path: Path) -> None:
+    message = rf"--warm-start {tmp_path}: the supernet of \S+ began with a fresh initialisation; leave it out"
+    with pytest.raises(RunFolderError, match=message):
+        search(with_supernet(), out=inherited.path, resume=True, warm_start=tmp_path)
 
 
 def test_a_query_of_a_run_without_a_supernet_is_refused(finished_run: RunFolder) -> None:

@@ -92,7 +92,7 @@ def search(
         if resume:
             run = RunFolder.open(out)
             stack.enter_context(run.locked())
-            _check_resumes(run, experiment, seed)
+            _check_resumes(run, experiment, seed, warm_start)
             seed = int(run.manifest["seed"])
             warm_start = warm_start or run.manifest.get("warm_start")
             time_budget = time_budget or run.manifest.get("time_budget")
@@ -224,7 +224,7 @@ def _test_front(run: RunFolder, setup: TrainingSetup, resources: Resources) -> N
         measure_front(run, setup, resources)
 
 
-def _check_resumes(run: RunFolder, experiment: Experiment, seed: int | None) -> None:
+def _check_resumes(run: RunFolder, experiment: Experiment, seed: int | None, warm_start: str | Path | None) -> None:
     if not experiment.compares_with(run.manifest):
         raise RunFolderError(
             f"{run.path} was started from another version of the space file (kept in its manifest.json): results would "
@@ -233,3 +233,9 @@ def _check_resumes(run: RunFolder, experiment: Experiment, seed: int | None) -> 
         )
     if seed is not None and seed != run.manifest["seed"]:
         raise RunFolderError(f"--seed {seed}: {run.path} was started with seed {run.manifest['seed']}; leave it out")
+    began = run.manifest.get("warm_start")
+    if warm_start is not None and run.has_begun_supernet and str(Path(warm_start).absolute()) != began:
+        raise RunFolderError(
+            f"--warm-start {warm_start}: the supernet of {run.path} began with {began or 'a fresh initialisation'}; "
+            f"leave it out"
+        )
