@@ -49,7 +49,8 @@ _MAX_RATIO = 5.0  # of probabilities, q over p, in an alpha-divergence: what the
 _STEPS_BETWEEN_CHECKS = 20  # of whether all losses and weights are finite: a GPU stands still while one is read
 _MAX_ROLLBACKS = 3
 _LEAST_RATIO = 1e-6
-_MAX_KEPT_BYTES = 2**31  # more than what all are screened on, in colour at 224 pixels
+_MAX_KEPT_BYTES = 2**31  # of a CPU's memory; more than what all are screened on, in colour at 224 pixels
+_KEPT_SHARE = 4  # of a GPU's free memory, one part in so many: trials that share one open it one after the other
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -471,6 +472,8 @@ class Inheritance:
         num_batches = math.ceil(config.calibration_images / EVAL_BATCH_SIZE)
         self._calibration = [images for images, _ in itertools.islice(self._batches("train"), num_batches)]
         self._search: list[Batch] = []
+        free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+        self._max_kept_bytes = _MAX_KEPT_BYTES if free_bytes is None else free_bytes // _KEPT_SHARE
 
     def _batches(self, split: Split, first: int = 0) -> Iterator[Batch]:
         return self._data.eval_batches(
@@ -486,7 +489,7 @@ class Inheritance:
         kept_bytes = sum(images.nbytes for images, _ in self._search)
         for number, batch in enumerate(self._batches("search", first), start=first):
             kept_bytes += batch[0].nbytes
-            if number == len(self._search) and kept_bytes <= _MAX_KEPT_BYTES:
+            if number == len(self._search) and kept_bytes <= self._max_kept_bytes:
                 self._search.append(batch)
             yield batch
 
