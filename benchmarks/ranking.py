@@ -2,14 +2,14 @@
 
 A real search without training, whose supernet is trained for one epoch only: how long its forward passes take does not
 depend on its weights. `busy` is the share of the time between the first and the last result that the workers spent on
-candidates, `forward` what of that was forward passes, measured in this process on the same architectures.
+candidates, `forward` what of that was forward passes, measured in this process on the same architectures. Then the
+supernet is searched again under a limit, as by `cvt-nas query`.
 
-    OMP_NUM_THREADS=1 python benchmarks/ranking.py --space search_spaces/fashion_mnist.yaml --candidates 60
+    OMP_NUM_THREADS=1 python benchmarks/ranking.py --space search_spaces/fashion_mnist.yaml --candidates 40
 """
 
 import argparse
 import contextlib
-import dataclasses
 import tempfile
 import time
 from pathlib import Path
@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from cvt_nas import search
-from cvt_nas.config import SearchConfig, SupernetConfig, load_experiment
+from cvt_nas.config import load_experiment
 from cvt_nas.engine import TrainingSetup, open_inheritance
 from cvt_nas.model import CvT
+from cvt_nas.race.query import query
 from cvt_nas.results import Candidate, RunFolder
 
 
@@ -31,12 +32,10 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--gpus", type=int, default=0)
     options = parser.parse_args()
-    experiment = load_experiment(options.space)
-    experiment = dataclasses.replace(
-        experiment,
-        supernet=SupernetConfig(epochs=1, batch_size=128, num_random=0),
-        training=dataclasses.replace(experiment.training, epochs=0, warmup_epochs=0),
-        search=SearchConfig(weights="supernet", candidates=options.candidates),
+    experiment = load_experiment(options.space).changed(
+        supernet={"epochs": 1, "batch_size": 128, "num_random": 0},
+        training={"epochs": 0, "warmup_epochs": 0},
+        search={"weights": "supernet", "candidates": options.candidates, "trials": options.candidates},
     )
     with tempfile.TemporaryDirectory() as folder:
         ends: list[tuple[float, float]] = []
@@ -56,9 +55,13 @@ def main() -> None:
         (began, _), *_ = ends
         busy = sum(seconds for _, seconds in ends[num_workers:]) / ((ends[-1][0] - began) * num_workers)
         forward = forward_share(experiment, run, torch.device("cuda:0" if options.gpus else "cpu"))
+        started = time.perf_counter()
+        median = sorted(candidate.cost.flops for candidate in run.candidates())[options.candidates // 2]
+        num_answers = len(query(run, max_flops=median))
+        seconds = time.perf_counter() - started
     print(
         f"{len(ends)} candidates, {num_workers} workers: busy {busy:.1%}, forward {forward:.1%} of that, "
-        f"together {busy * forward:.1%}"
+        f"together {busy * forward:.1%}; {num_answers} answers to a query in {seconds:.1f} s"
     )
 
 

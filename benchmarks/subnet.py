@@ -1,9 +1,11 @@
-"""What a forward pass, and one with its backward pass, cost in a supernet, over the same subnet extracted from it.
+r"""What a forward pass, and one with its backward pass, cost in a supernet, over the same subnet extracted from it.
 
 Both run in this process, interleaved, on the same images; what is compared is the ratio of each pair of runs. `cold`
 is the first pass of each of the random subnets, in a supernet that has seen none of their stages.
 
     OMP_NUM_THREADS=1 python benchmarks/subnet.py --space benchmarks/tables/cvt_fashion_mnist.yaml --batch 128
+    OMP_NUM_THREADS=1 python benchmarks/subnet.py --space benchmarks/tables/cvt_fashion_mnist.yaml --batch 128 \
+        --kernel-maps --own-norms kv_stride kernel_size
     OMP_NUM_THREADS=1 python benchmarks/subnet.py --space search_spaces/cvt13.yaml --batch 2 --pairs 3
 """
 
@@ -38,14 +40,17 @@ def main() -> None:
     parser.add_argument("--subnets", type=int, default=4, help="random ones, beside the largest and the smallest")
     parser.add_argument("--pairs", type=int, default=15, help="of runs, of each subnet")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--kernel-maps", action="store_true")
+    parser.add_argument("--own-norms", nargs="+", choices=["kv_stride", "kernel_size"], default=())
     options = parser.parse_args()
     space, device, rng = load_experiment(options.space).space, torch.device(options.device), random.Random(0)
-    supernet = Supernet(space).to(device)
+    settings = {"kernel_maps": options.kernel_maps, "own_norms": tuple(options.own_norms)}
+    supernet = Supernet(space, **settings).to(device)
     images = torch.randn(options.batch, space.num_channels, space.image_size, space.image_size, device=device)
     random_ones = [space.decode(space.sample(rng)) for _ in range(options.subnets)]
     cold = []
     for arch in random_ones:
-        model = extract(Supernet(space).to(device), arch).train()
+        model = extract(Supernet(space, **settings).to(device), arch).train()
         seconds_of(lambda model=model: model(images), backward=True)
         first = seconds_of(lambda arch=arch: supernet(images, arch), backward=True)
         cold.append(first / seconds_of(lambda model=model: model(images), backward=True))
