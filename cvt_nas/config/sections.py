@@ -232,10 +232,10 @@ class SupernetConfig(TrainingConfig):
     """Section `supernet`: how the shared weights are trained. All the settings of `training`, and these.
 
     A step trains several subnets on the same images. With the sandwich rule (Yu and Huang 2019, arXiv:1903.05134)
-    these are the largest, the smallest and some at random, and `label_smoothing` is of the largest alone; else of all.
+    these are the largest, the smallest and some at random, and `label_smoothing` is of the largest alone.
 
     Args:
-        sandwich: Whether each step has the largest and the smallest.
+        sandwich: Whether each step has the largest and the smallest. Without it, `label_smoothing` is of all.
         num_random: Random subnets a step.
         sampling: Random subnets are drawn evenly over the choices by `uniform`, over log-FLOPs by `flops`, and over
             log-FLOPs but the most promising of several each time by `front` (Wang et al. 2021, arXiv:2011.09011).

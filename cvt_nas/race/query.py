@@ -23,7 +23,7 @@ from cvt_nas.space import Bound, CostMetric, SearchSpace
 
 _MAX_PROMISING = 2_000  # architectures that latency chooses among
 _NUM_TIMED, _MAX_TIMED = 24, 50  # to tell the others' latency by; of those that are likely to be fast enough
-_MAX_RUNS, _MAX_SECONDS = 15, 2.0  # of each that is timed
+_MAX_RUNS, _MAX_SECONDS = 15, 0.5  # of each that is timed, but five runs at least
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,9 +43,8 @@ def front_frame(run: RunFolder) -> pd.DataFrame:
     """The front, best accuracy first: `arch_id, accuracy, params, flops, test_accuracy, number, ...`.
 
     Where a supernet came before, what was `inherited` from it follows. Where the search went by latency, what it
-    predicted and what was measured: `latency_ms, measured_ms`. Where
-    the front is confirmed, accuracy is a mean over further trainings, and `accuracy_sd, seeds, seeds_lost,
-    membership` follow; see `Confirmation`.
+    predicted and what was measured: `latency_ms, measured_ms`. Where the front is confirmed, accuracy is a mean over
+    further trainings, and `accuracy_sd, seeds, seeds_lost, membership` follow; see `Confirmation`.
     """
     tested, members = run.test_accuracies(), run.front().members
     rows = [
