@@ -57,17 +57,13 @@ class Watch:
     def __exit__(self, *exc_info: object) -> None: ...
 
 
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 def own_processes(name: str) -> list[int]:
     """Those that this one started, directly or not, with `name` in their command line."""
     parents, found = {}, []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             pid = int(path.name)
-            parents[pid] = parent_of(pid)
+            parents[pid] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             if name in (path / "cmdline").read_text():
                 found.append(pid)
 

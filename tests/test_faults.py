@@ -1,6 +1,5 @@
 """Searches that are broken on purpose, on real Ray: what ends, what goes on, and that nothing is lost or done twice."""
 
-import contextlib
 import os
 import signal
 import threading
@@ -16,7 +15,7 @@ from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 
 import fault_drill
-from conftest import Watch, own_processes, parent_of, small_digits
+from conftest import Watch, own_processes, small_digits
 from cvt_nas import search
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.distributed import start_local_ray
@@ -158,42 +157,37 @@ def test_a_short_drill_loses_nothing(tmp_path: Path) -> None:
     assert all(fault.is_over == (fault.kind != "worker") for fault in faults)
 
 
-def test_work_moves_from_a_node_that_is_lost_to_one_that_is_added(
+def test_work_moves_from_nodes_that_are_lost_to_one_that_is_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # keeps the cluster's nodes on loopback, as `start_local_ray` does for a Ray of its own
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
     monkeypatch.setenv(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
     experiment = experiment_with(**(IN_FULL | {"trials": 8}))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})  # without a GPU it has no trials
     try:
         nodes = [cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(2)]
         cluster.wait_for_nodes()
-        started, busy = Counter[int](), set[int]()  # the nodes' raylets, whose workers had trials after the swap
+        started = Counter[int]()
 
         def swap() -> None:
-            cluster.remove_node(nodes.pop(), allow_graceful=False)
-            nodes.append(cluster.add_node(num_cpus=1, num_gpus=1))
+            for node in nodes:
+                cluster.remove_node(node, allow_graceful=False)
+            cluster.add_node(num_cpus=1, num_gpus=1)
 
         swap_once = at_epoch(5, swap).__enter__()
 
         def follow(event: Any) -> None:
             if isinstance(event, TrialStarted):
                 started[event.number] += 1
-            if isinstance(event, EpochDone):
-                for pid in own_processes("ray::ImplicitFunc"):
-                    with contextlib.suppress(OSError):  # it has ended meanwhile
-                        busy.add(parent_of(pid))
             swap_once(event)
 
         run = search(experiment, out=tmp_path / "run", address=cluster.address, device="cpu", progress=Watch(follow))
-        (raylet,) = nodes[-1].all_processes["raylet"]
     finally:
         cluster.shutdown()
-    assert raylet.process.pid in busy, "the added node has work"
-    assert run.manifest["resources"]["num_slots"] == 3
+    assert run.manifest["resources"]["num_slots"] == 2
     assert [result.number for result in run.results()] == list(range(8))
     assert {result.status for result in run.results()} == {"complete"}
-    assert max(started.values()) == 2, "what the lost node had was tried again"
+    assert set(started.values()) == {1, 2}, "what the lost nodes had was tried again"
     alone = search(experiment, out=tmp_path / "alone", cpus=2)
     assert by_number(alone) == by_number(run)
