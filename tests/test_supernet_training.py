@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import cvt_nas.engine.supernet as engine_supernet
@@ -535,12 +536,19 @@ def test_a_killed_worker_is_replaced_and_the_training_goes_on_from_the_checkpoin
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray")
-def test_workers_that_are_asked_to_stop_leave_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
-    settings, run, last = config(epochs=40), RunFolder(tmp_path), 0
-    for report in on_workers(tmp_path, settings, 2):
+def test_workers_that_are_asked_to_stop_go_on_as_if_they_had_not_stopped(tmp_path: Path) -> None:
+    settings = config(epochs=12, sampling="front", drop_path=0.2, augment=AugmentConfig(crop_padding=1, mixup=0.2))
+    (tmp_path / "whole").mkdir()
+    whole = list(on_workers(tmp_path / "whole", settings, 2))
+    (tmp_path / "stopped").mkdir()
+    run, last = RunFolder(tmp_path / "stopped"), 0
+    for report in on_workers(run.path, settings, 2):
         run.stop_supernet()
         last = report["epoch"]
-    assert last < 40
+    assert 0 < last < 12
     run.stop_supernet(asked=False)
-    settings = dataclasses.replace(settings, epochs=last + 2)
-    assert [report["epoch"] for report in on_workers(tmp_path, settings, 2)][-1] == last + 2
+    rest = list(on_workers(run.path, settings, 2))
+    assert rest[-1]["epoch"] == 12
+    assert rest[-1]["losses"] == whole[-1]["losses"]
+    weights = [load_file(path / "supernet/weights.safetensors") for path in (run.path, tmp_path / "whole")]
+    assert equal(*weights)

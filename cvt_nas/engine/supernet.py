@@ -191,7 +191,7 @@ def _step(
     targets: Tensor,
     config: SupernetConfig,
 ) -> list[Float[Tensor, ""]]:
-    """One step of the optimizer on the mean loss of `subnets`; their losses, detached, on this rank's images."""
+    """One step of the optimizer on the mean loss of `subnets`; their losses, detached, on the images of all ranks."""
     supernet = cast(Supernet, state.model)
     state.optimizer.zero_grad(set_to_none=True)
     losses, teacher = [], None
@@ -208,7 +208,9 @@ def _step(
             if config.project_gradients:
                 of_largest = {p: p.grad for p in supernet.parameters() if p.grad is not None}
                 state.optimizer.zero_grad(set_to_none=True)
-    _average_over_ranks([*of_largest.values(), *(p.grad for p in supernet.parameters() if p.grad is not None)])
+    gradients = [*of_largest.values(), *(p.grad for p in supernet.parameters() if p.grad is not None)]
+    means = torch.stack(losses)
+    _average_over_ranks([*gradients, means])
     for parameter, gradient in of_largest.items():  # of all ranks' images, so that two ranks are one with both batches
         give_way(gradient, parameter.grad)
         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
@@ -219,7 +221,7 @@ def _step(
     state.scaler.update()
     if state.averaged is not None:
         state.averaged.update_parameters(supernet)
-    return losses
+    return list(means.unbind())
 
 
 def _loss_of(
@@ -273,16 +275,16 @@ def give_way(gradient: Tensor, other: Tensor | None) -> None:
     gradient.sub_(other * torch.where(along < 0, along / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0))
 
 
-def _average_over_ranks(gradients: Sequence[Tensor]) -> None:
+def _average_over_ranks(tensors: Sequence[Tensor]) -> None:
     """In place, in one message; the ranks train the same subnets, so they have gradients of the same weights."""
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
     flat /= world_size
-    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -348,11 +350,11 @@ class _Progress:
 
     def end_epoch(self) -> tuple[list[list[int]], list[float]]:
         """Goes to the next epoch; what the random subnets of this one were, and lost."""
-        sums = mean_over_ranks(self.loss_sums)
+        sums = self.loss_sums.tolist()
         self.losses = {
             kind: total / count for kind, total, count in zip(KINDS, sums, self.counts, strict=True) if count
         }
-        trained = self.genomes, mean_over_ranks(torch.stack(self.log_losses)) if self.log_losses else []
+        trained = self.genomes, torch.stack(self.log_losses).tolist() if self.log_losses else []
         self.epoch, self.step = self.epoch + 1, 0
         self._forget_losses()
         return trained
