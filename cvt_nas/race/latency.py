@@ -22,8 +22,7 @@ T = TypeVar("T")
 def experiment_of(run: RunFolder) -> Experiment:
     """What `run` was begun with: its space file, and its table of latencies where it goes by them."""
     experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
-    table = run.manifest.get("latency_table")
-    return experiment if table is None else experiment.with_latency(LatencyTable.from_json(table))
+    return _with_table_of(run, experiment)
 
 
 def with_latency(
@@ -35,8 +34,13 @@ def with_latency(
         CvtNasError: Nothing is as fast as the constraints ask, or there is too much to measure.
     """
     if run is not None and "latency_table" in run.manifest:
-        return experiment.with_latency(LatencyTable.from_json(run.manifest["latency_table"]))
+        return _with_table_of(run, experiment)
     return experiment.with_latency(_on_worker(resources, _measure_table, experiment.space, setup, seed))
+
+
+def _with_table_of(run: RunFolder, experiment: Experiment) -> Experiment:
+    table = run.manifest.get("latency_table")
+    return experiment if table is None else experiment.with_latency(LatencyTable.from_json(table))
 
 
 def measure_front(run: RunFolder, setup: TrainingSetup, resources: Resources) -> None:
