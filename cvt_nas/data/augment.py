@@ -1,5 +1,6 @@
 """Augmentation: timm's and torchvision's; only shift and mirror are here, since theirs draw once a batch."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -55,5 +56,37 @@ def randaugment_of(augment: AugmentConfig, num_channels: int) -> Any:
     from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
     fill = 128 if num_channels == 1 else (128,) * num_channels
-    policy = rand_augment_transform(augment.randaugment, {"img_mean": fill})
+    policy = with_every_magnitude(rand_augment_transform(augment.randaugment, {"img_mean": fill}))
     return lambda image: pil_to_tensor(policy(to_pil_image(image)))
+
+
+def with_every_magnitude(transform: Any) -> Any:
+    """The same transform; its RandAugment, where it has one, takes every magnitude that timm draws.
+
+    timm's posterize keeps 4 bits at one end of its range and 0 at the other. Pillow 13 refuses 0, which gave a black
+    image before. Here it is black with every Pillow, so a seed gives the same images with all of them.
+
+    Args:
+        transform: timm's: a RandAugment, or a composition of transforms. Changed in place.
+    """
+    from timm.data.auto_augment import posterize
+
+    for operation in _rand_augment_operations(transform):
+        if operation.aug_fn is posterize:
+            operation.aug_fn = _posterize
+    return transform
+
+
+def _rand_augment_operations(transform: Any) -> Iterator[Any]:
+    from timm.data.auto_augment import RandAugment
+
+    for step in getattr(transform, "transforms", [transform]):
+        if isinstance(step, RandAugment):
+            yield from step.ops
+
+
+def _posterize(image: Any, bits_to_keep: int, **_: Any) -> Any:
+    from PIL import Image
+    from timm.data.auto_augment import posterize
+
+    return posterize(image, bits_to_keep) if bits_to_keep > 0 else Image.new(image.mode, image.size)

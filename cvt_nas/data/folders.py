@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cvt_nas.config import AugmentConfig, DataConfig
-from cvt_nas.data.augment import mixing_of
+from cvt_nas.data.augment import mixing_of, with_every_magnitude
 from cvt_nas.data.images import Batch, Preprocessing, Split, in_order, seed_all, split_off_search
 from cvt_nas.errors import DataError
 
@@ -117,6 +117,7 @@ class FolderData:
             mean=pre.mean,
             std=pre.std,
         )
+        transform = with_every_magnitude(transform)
         order = np.random.default_rng((seed, epoch)).permutation(self._rows["train"])[rank::world_size]
         mix = mixing_of(augment, len(self.class_names))
         usable = order[: self.num_images("train") // world_size]  # the same number of steps on every rank
