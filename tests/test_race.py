@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import os
 import queue
 import random
@@ -25,7 +26,7 @@ import optuna
 import pytest
 import ray
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -98,30 +99,67 @@ def test_asha_keeps_about_one_in_reduction_factor() -> None:
     assert num_kept == pytest.approx(200, abs=46)  # four standard deviations of a binomial
 
 
-def test_a_paused_trial_is_promoted_once_it_is_among_the_best() -> None:
+def test_a_paused_trial_is_promoted_once_there_is_room_for_it() -> None:
     rungs = asha(max_epochs=9, grace=1, factor=3, mode="promote")
-    assert [rungs.decide(number, 1, [loss]) for number, loss in enumerate([0.5, 0.2, 0.6])] == ["go", "go", "pause"]
+    assert [rungs.decide(number, 1, [loss]) for number, loss in enumerate([0.5, 0.2, 0.6])] == ["go", "pause", "pause"]
+    assert rungs.promote() is None  # one of three has gone on
+    assert rungs.decide(3, 1, [0.4]) == "pause", "the one that waits is better"
+    assert [rungs.promote(), rungs.promote()] == [1, None]
+    assert [rungs.decide(number, 1, [0.9]) for number in (4, 5, 6)] == ["pause"] * 3
+    assert [rungs.promote(), rungs.promote()] == [3, None]  # the third of seven
+    assert not rungs.is_paused(3)
     assert rungs.is_paused(2)
-    assert [rungs.decide(number, 1, [0.9]) for number in (3, 4, 5)] == ["pause"] * 3
-    assert rungs.promote() is None  # two of six have gone on
-    assert rungs.decide(6, 1, [0.9]) == "pause"
-    assert [rungs.promote(), rungs.promote()] == [2, None]  # the third of seven
-    assert not rungs.is_paused(2)
-    assert rungs.is_paused(6)
 
 
 def test_a_trial_that_is_among_the_best_when_it_arrives_does_not_pause() -> None:
     rungs = asha(max_epochs=9, grace=1, factor=2, mode="promote")
-    decisions = [rungs.decide(number, 1, [loss]) for number, loss in enumerate([0.5, 0.2, 0.6, 0.3])]
-    assert decisions == ["go", "go", "pause", "go"]
+    decisions = [rungs.decide(number, 1, [loss]) for number, loss in enumerate([0.5, 0.6, 0.3, 0.2, 0.1])]
+    assert decisions == ["go", "pause", "go", "pause", "go"]
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=60), st.integers(2, 4), st.sampled_from(["stop", "promote"]))
+@example(list(range(60, 0, -1)), 3, "promote")  # each better than all before
+@example(list(range(60, 0, -1)), 3, "stop")
+def test_no_more_trials_pass_a_rung_than_one_in_reduction_factor(losses: list[int], factor: int, mode: Any) -> None:
+    rungs, passed = asha(max_epochs=20, grace=1, factor=factor, mode=mode), set[int]()
+    for number, loss in enumerate(losses):
+        while (promoted := rungs.promote()) is not None:
+            passed.add(promoted)
+        if rungs.decide(number, 1, [float(loss)]) == "go":
+            passed.add(number)
+        allowed = math.ceil((number + 1) / factor)
+        assert len(passed) <= (allowed if mode == "promote" else max(allowed, factor - 1))
+    while (promoted := rungs.promote()) is not None:
+        passed.add(promoted)
+    if mode == "promote":
+        assert len(passed) == math.ceil(len(losses) / factor), "nobody waits while there is room"
+        waiting = sorted(losses[number] for number in range(len(losses)) if rungs.is_paused(number))
+        assert len(waiting) == len(losses) - len(passed)
+
+
+@pytest.mark.parametrize("mode", ["stop", "promote"])
+def test_a_trial_that_has_passed_a_rung_passes_it_again(mode: Any) -> None:
+    rungs = asha(max_epochs=9, grace=1, factor=3, mode=mode)
+    assert rungs.decide(0, 1, [0.9]) == "go"
+    for number in range(1, 6):
+        rungs.decide(number, 1, [0.1])
+    assert rungs.decide(0, 1, [0.9]) == "go"  # its worker died, and an older checkpoint was found
+    assert not rungs.is_paused(0)
+
+
+def passing(rungs: Asha, losses: list[tuple[float, float]]) -> set[int]:
+    """Trials that pass the rung at epoch 2 once all have arrived."""
+    passed = {number for number, loss in enumerate(losses) if rungs.decide(number, 2, loss) == "go"}
+    while (number := rungs.promote()) is not None:
+        passed.add(number)
+    return passed
 
 
 def test_the_cheap_end_survives_a_pareto_rung_and_not_one_of_accuracy_alone() -> None:
     losses = [(0.1 + 0.05 * index, 1000.0 - 100 * index) for index in range(9)]  # each cheaper and worse than the last
     losses += [(0.9, 1000.0 + index) for index in range(9)]  # dominated by all of them
     by_accuracy, together = (
-        {number for number, loss in enumerate(losses) if rungs.decide(number, 2, loss) == "go"}
-        for rungs in (asha(factor=3), asha(pareto_ranks, factor=3))
+        passing(asha(ranking, factor=3, mode="promote"), losses) for ranking in (accuracy_ranks, pareto_ranks)
     )
     assert 8 in together - by_accuracy
     assert not together & set(range(9, 18))
@@ -167,14 +205,39 @@ def test_the_order_of_arrival_changes_no_rank(table: list[tuple[int, ...]], rng:
 
 @pytest.mark.parametrize("mode", ["stop", "promote"])
 def test_replaying_curves_puts_trials_back_on_their_rungs(mode: Any) -> None:
-    curves = {0: (0.1, 0.2, 0.3, 0.4, 0.5), 1: (0.3, 0.4), 2: (0.2,)}
-    live, replayed = (asha(max_epochs=6, grace=1, mode=mode) for _ in range(2))
+    live, replayed = (asha(max_epochs=12, grace=1, mode=mode) for _ in range(2))
+    rng, curves, last = random.Random(0), dict[int, list[float]](), dict[int, str]()
+
+    def train(rungs: Asha, number: int) -> None:
+        """On from where it stood, as far as the rungs let it."""
+        curve = curves.setdefault(number, [])
+        while len(curve) < 12 and last.get(number, "go") == "go":
+            curve.append(rng.random())
+            if len(curve) < 12:
+                last[number] = rungs.decide(number, len(curve), [1 - curve[-1], 7.0])
+
+    for number in range(20):
+        train(live, number)
+        if (promoted := live.promote()) is not None and number % 2:  # others are promoted, but have not gone on yet
+            last[promoted] = "go"
+            train(live, promoted)
+        elif promoted is not None:
+            last[promoted] = "go"
     for number, curve in curves.items():
-        for epoch, accuracy in enumerate(curve, start=1):
-            live.decide(number, epoch, [1 - accuracy, 7.0])
-        replayed.replay(number, curve, [7.0], is_paused=live.is_paused(number))
+        replayed.replay(number, curve, [7.0], is_paused=last[number] == "pause", is_stopped=last[number] == "stop")
     assert replayed.rungs == live.rungs
     assert [replayed.is_paused(number) for number in curves] == [live.is_paused(number) for number in curves]
+    for number in range(20, 60):  # and they decide as if nothing had happened
+        loss = [rng.random(), 7.0]
+        assert replayed.decide(number, 1, loss) == live.decide(number, 1, loss)
+        assert replayed.promote() == live.promote()
+
+
+def test_a_trial_that_waits_where_no_rung_is_any_more_waits_nowhere() -> None:
+    rungs = asha(max_epochs=8, grace=1, factor=2, mode="promote")
+    rungs.replay(0, (0.5, 0.6, 0.7), [7.0], is_paused=True)  # after 3 epochs, by another placing of rungs
+    assert not rungs.is_paused(0)
+    assert rungs.promote() is None
 
 
 # --- study
@@ -587,11 +650,15 @@ class TestOnTwoCpus:
         ended = {result.number for result in run.results()}
         in_flight = {trial.number for trial in optuna_trials(run) if trial.state == TrialState.RUNNING}
         assert paused - ended <= in_flight, "what is paused stays open"
+        assert run.rungs == (1,)
+        manifest = json.loads((run.path / "manifest.json").read_text())
+        (run.path / "manifest.json").write_text(json.dumps({**manifest, "rungs": [1, 2]}))  # of an earlier version
         run = search(experiment, out=run.path, cpus=2, resume=True, progress=Watch(follow))
         results = run.results()
         assert [result.number for result in results] == list(range(16))
         assert {result.status for result in results} == {"complete", "stopped"}
         assert promoted, "one of sixteen went on after a pause"
+        assert {result.epochs for result in results} == {1, 2, 3}, "it goes on with the rungs that it began with"
         assert all(results[number].epochs > 1 for number in promoted)
         trained_once = {number for number in range(16) if number not in in_flight or number in paused}
         assert all(count == 1 for (number, _), count in epochs.items() if number in trained_once)

@@ -39,7 +39,26 @@ def test_rungs_stand_a_factor_apart_and_never_at_the_end(epochs: int, grace: int
     rungs = rung_epochs(epochs, grace_period=grace, reduction_factor=factor)
     assert all(later == factor * earlier for earlier, later in itertools.pairwise(rungs))
     assert rungs[:1] == ((grace,) if grace < epochs else ())
-    assert not rungs or rungs[-1] < epochs <= factor * rungs[-1]
+    assert all(factor * rung <= epochs for rung in rungs[1:]), "what it saves is worth what it costs"
+    assert not rungs or factor**2 * rungs[-1] > epochs, "one more would be too late"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "grace", "factor", "rungs"),
+    [
+        (300, 10, 3, (10, 30, 90)),
+        (270, 10, 3, (10, 30, 90)),  # a third of it exactly
+        (269, 10, 3, (10, 30)),
+        (8, 1, 3, (1,)),
+        (18, 2, 3, (2, 6)),
+        (300, 150, 3, (150,)),  # asked for
+        (300, 300, 3, ()),
+    ],
+)
+def test_no_rung_but_the_first_stands_where_most_of_the_training_is_over(
+    epochs: int, grace: int, factor: int, rungs: tuple[int, ...]
+) -> None:
+    assert rung_epochs(epochs, grace_period=grace, reduction_factor=factor) == rungs
 
 
 distinct = st.lists(st.integers(0, 10**6), min_size=9, max_size=20, unique=True)

@@ -1,11 +1,14 @@
 """Asynchronous successive halving as a plain value, with no Ray in it.
 
 Rungs stand at `grace_period`, and `reduction_factor` times farther each. A trial that reaches a rung is
-ranked among those that reached it before; the best 1 / `reduction_factor` go on. What the best are is
-the ranking's to say: by accuracy alone, or by accuracy and cost together.
+ranked among those that reached it before; the best 1 / `reduction_factor` go on, and never more than that have
+gone on: the rule of the original, which goes on with whoever is among the best at the moment, lets 40 % and more
+pass where trials get better during the search. What the best are is the ranking's to say: by accuracy alone, or by
+accuracy and cost together.
 
-Sources: Li et al. 2020, arXiv:1810.05934, for the rungs; Schmucker et al. 2021, arXiv:2106.12639, and
-Salinas et al. 2021, arXiv:2106.05680, for ranking by several objectives.
+Sources: Li et al. 2020, arXiv:1810.05934, for the rungs; Li et al. 2022, arXiv:2201.06834, for promotions that wait
+until enough trials have reached the rung; Schmucker et al. 2021, arXiv:2106.12639, and Salinas et al. 2021,
+arXiv:2106.05680, for ranking by several objectives.
 """
 
 import math
@@ -27,11 +30,12 @@ class Asha:
     Args:
         max_epochs: Of the full training, where no decision is left to take.
         grace_period: Epochs of the first rung.
-        reduction_factor: One in so many goes on.
+        reduction_factor: One in so many goes on, rounded up.
         ranking: Ranks from losses, `(trials, objectives)`, the first of them 1 - accuracy; 0 is the best. The second
             argument is how many of the best need ranks of their own.
-        mode: `stop` ends a trial that is not among the best when it arrives; `promote` lets it pause, and
-            go on if it is among them later.
+        mode: `stop` ends a trial that cannot go on when it arrives; `promote` lets it pause, and go on later.
+        rungs: Epochs of the rungs, instead of those that follow from the first three: of a search that began with
+            others.
     """
 
     def __init__(
@@ -42,68 +46,96 @@ class Asha:
         reduction_factor: int,
         ranking: Ranking,
         mode: Literal["stop", "promote"] = "stop",
+        rungs: Sequence[int] = (),
     ) -> None:
         self.reduction_factor, self.ranking, self.mode = reduction_factor, ranking, mode
-        milestones = rung_epochs(max_epochs, grace_period=grace_period, reduction_factor=reduction_factor)
+        milestones = rungs or rung_epochs(max_epochs, grace_period=grace_period, reduction_factor=reduction_factor)
         self.rungs: dict[int, dict[int, tuple[float, ...]]] = {milestone: {} for milestone in milestones}
+        self._passed: dict[int, set[int]] = {milestone: set() for milestone in milestones}
         self._waiting: dict[int, set[int]] = {milestone: set() for milestone in milestones}
         self._ranked: dict[int, list[int]] = {}  # what `_best` found, until somebody else reaches the rung
 
     def decide(self, number: int, epoch: int, losses: Sequence[float]) -> Decision:
         """Records trial `number` where `epoch` is a rung, and decides; `go` between rungs."""
-        if epoch not in self.rungs:
+        if epoch not in self.rungs or number in self._passed[epoch]:
             return "go"
-        rung = self.rungs[epoch]
-        rung[number] = tuple(losses)
+        self.rungs[epoch][number] = tuple(losses)
         self._ranked.pop(epoch, None)
+        self._waiting[epoch].add(number)
+        if number in self._may_pass(epoch):  # a worker is free now: it goes on without a pause
+            self._pass(epoch, number)
+            return "go"
         if self.mode == "promote":
-            self._waiting[epoch].add(number)
-            # a worker is free now: if this trial is to go on at all, it goes on without a pause
-            return "go" if self._promote_from(epoch, only=number) is not None else "pause"
-        # too few to tell a weak trial from a strong one
-        return "go" if len(rung) < self.reduction_factor or number in self._best(epoch) else "stop"
+            return "pause"
+        if len(self.rungs[epoch]) < self.reduction_factor:  # too few to tell a weak trial from a strong one, for good
+            self._pass(epoch, number)
+            return "go"
+        self._waiting[epoch].remove(number)
+        return "stop"
 
     def promote(self) -> int | None:
-        """A paused trial that is now among the best of its rung, from the highest rung down; it counts as gone on."""
+        """A paused trial that may go on now, from the highest rung down; it counts as gone on."""
         for milestone in sorted(self.rungs, reverse=True):
-            if (number := self._promote_from(milestone)) is not None:
+            for number in self._may_pass(milestone):
+                self._pass(milestone, number)
                 return number
         return None
 
     def is_paused(self, number: int) -> bool:
         return any(number in waiting for waiting in self._waiting.values())
 
-    def _promote_from(self, milestone: int, only: int | None = None) -> int | None:
-        waiting = self._waiting[milestone]
-        for number in self._best(milestone):
-            if number in waiting and only in (None, number):
-                waiting.remove(number)
-                return number
-        return None
+    def _pass(self, milestone: int, number: int) -> None:
+        self._waiting[milestone].remove(number)
+        self._passed[milestone].add(number)
+
+    def _may_pass(self, milestone: int) -> list[int]:
+        """Best first, the waiting trials of a rung that there is room for: those that went on early keep their places,
+        though better ones have come since."""
+        if (room := self._num_places(milestone) - len(self._passed[milestone])) <= 0:
+            return []
+        return [number for number in self._best(milestone) if number in self._waiting[milestone]][:room]
+
+    def _num_places(self, milestone: int) -> int:
+        # rounded up, so that the first to arrive goes on: with nothing trained in full there is no front, and no lesson
+        return math.ceil(len(self.rungs[milestone]) / self.reduction_factor)
 
     def _best(self, milestone: int) -> list[int]:
-        """Best first, the trials of a rung that may pass it."""
+        """Best first, as many trials of a rung as have a place beyond it."""
         rung = self.rungs[milestone]
         if not rung:
             return []
         if milestone in self._ranked:
             return self._ranked[milestone]
-        numbers = sorted(rung)
-        # rounded up, so that the first to arrive goes on: with nothing trained in full there is no front, and no lesson
-        num_best = math.ceil(len(rung) / self.reduction_factor)
+        numbers, num_best = sorted(rung), self._num_places(milestone)
         ranks = self.ranking(np.array([rung[number] for number in numbers], dtype=float), num_best)
         best = [numbers[index] for index in np.argsort(ranks, kind="stable") if ranks[index] < num_best]
         self._ranked[milestone] = best
         return best
 
-    def replay(self, number: int, curve: Sequence[float], costs: Sequence[float], *, is_paused: bool = False) -> None:
-        """Puts a trial of an earlier process on the rungs that it reached; one that is paused waits on the last."""
-        reached = [milestone for milestone in self.rungs if len(curve) >= milestone]
-        for milestone in reached:
+    def replay(
+        self,
+        number: int,
+        curve: Sequence[float],
+        costs: Sequence[float],
+        *,
+        is_paused: bool = False,
+        is_stopped: bool = False,
+    ) -> None:
+        """Puts a trial of an earlier process on the rungs that it reached, all of which it has passed.
+
+        Args:
+            is_paused: But the one that its curve ends at, where it waits.
+            is_stopped: But the one that its curve ends at, where it was stopped.
+        """
+        for milestone in self.rungs:
+            if len(curve) < milestone:
+                continue
             self.rungs[milestone][number] = (1 - curve[milestone - 1], *costs)
             self._ranked.pop(milestone, None)
-        if is_paused and reached:
-            self._waiting[reached[-1]].add(number)
+            if len(curve) > milestone or not (is_paused or is_stopped):
+                self._passed[milestone].add(number)
+            elif is_paused:
+                self._waiting[milestone].add(number)
 
 
 def losses_of_cost(cost: Cost, metrics: Sequence[Metric]) -> tuple[float, ...]:

@@ -78,7 +78,7 @@ def race(
     Raises:
         ray.exceptions.RayError: Ray itself failed; the record is whole all the same.
     """
-    asha = asha_of(experiment, study, run.results())
+    asha = asha_of(experiment, study, run.results(), rungs=run.rungs)
     return launch_trials(
         experiment, study, run, setup, resources, asha=asha, record=run.append, stop=stop, reuse_workers=reuse_workers
     )
@@ -157,8 +157,15 @@ def launch_trials(
         run.drop_ray_files()
 
 
-def asha_of(experiment: Experiment, study: Study, results: Sequence[TrialResult]) -> Asha | None:
-    """The rungs of the experiment's scheduler, as the trials of earlier processes left them."""
+def asha_of(
+    experiment: Experiment, study: Study, results: Sequence[TrialResult], *, rungs: Sequence[int] = ()
+) -> Asha | None:
+    """The rungs of the experiment's scheduler, as the trials of earlier processes left them.
+
+    Args:
+        rungs: What the run began with, where this version would place them elsewhere: trials that met different rungs
+            would not compare.
+    """
     settings, metrics = experiment.search, experiment.objectives
     if settings.scheduler == "none":
         return None
@@ -168,9 +175,11 @@ def asha_of(experiment: Experiment, study: Study, results: Sequence[TrialResult]
         reduction_factor=settings.reduction_factor,
         ranking=pareto_ranks if settings.scheduler == "pareto-asha" else accuracy_ranks,
         mode=settings.mode,
+        rungs=rungs,
     )
     for result in results:
-        asha.replay(result.number, result.curve, losses_of_cost(result.cost, metrics))
+        costs = losses_of_cost(result.cost, metrics)
+        asha.replay(result.number, result.curve, costs, is_stopped=result.status == "stopped")
     for trial in study.paused():
         costs = losses_of_cost(trial.proposal.cost, metrics)
         asha.replay(trial.proposal.number, trial.curve, costs, is_paused=True)

@@ -13,9 +13,13 @@ _SIGNIFICANT = 0.05
 
 
 def rung_epochs(max_epochs: int, *, grace_period: int, reduction_factor: int) -> tuple[int, ...]:
-    """Epochs after which successive halving decides: `grace_period`, then `reduction_factor` times farther each."""
+    """Epochs after which successive halving decides: `grace_period`, then `reduction_factor` times farther each.
+
+    None but the first stands beyond `max_epochs / reduction_factor`: what it would save is less than what the trials
+    that it stops have cost by then.
+    """
     epochs, epoch = [], grace_period
-    while epoch < max_epochs:
+    while epoch < max_epochs and (not epochs or epoch * reduction_factor <= max_epochs):
         epochs.append(epoch)
         epoch *= reduction_factor
     return tuple(epochs)
