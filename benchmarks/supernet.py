@@ -3,8 +3,8 @@
 What the networks inherit is kept in `tables/supernets.parquet`, a row for each network of each supernet; how it agrees
 with the table, in `tables/supernets.csv`, a row for each supernet, made anew at the end of every call, also of one
 that has nothing left to train. The truth is the table's: accuracy after 8 epochs of a training of its own, the mean
-over the seeds that every one of these networks has; the ceiling is one seed's agreement with the next. Space, images
-and splits are the same. The seconds are those of one thread of a CPU; on a GPU, which several share, there are none.
+over the seeds that every one of these networks has; the ceiling is of that mean (`ceiling_of_mean`). Space, images and
+splits are the same. The seconds are those of one thread of a CPU; on a GPU, which several share, there are none.
 Supernets that are in the file already are not trained again, so that this can be stopped and continued.
 
     OMP_NUM_THREADS=1 python benchmarks/supernet.py --processes 2 --first-seed 100 --epochs 10
@@ -159,6 +159,7 @@ def _judged(rows: pd.DataFrame, truth: pd.DataFrame) -> dict[str, Any]:
     return {
         **rows.drop(columns=[*genes, "inherited"]).iloc[0],
         "archs": len(known), "seeds": num_seeds,
+        "between_seeds": quality.between_seeds.value if quality.between_seeds else np.nan,
         "ceiling": quality.ceiling.value if quality.ceiling else np.nan,
         **{
             f"{column}{of}": getattr(quality.rankers[ranker], part).value

@@ -98,8 +98,11 @@ def quality_lines(quality: SupernetQuality) -> list[str]:
             f"{name:9}: overall {_tau(found.overall)}, within FLOPs bins {_tau(found.within_bins)}, top third "
             f"{_tau(found.top_third)}; precision at 10 % {found.precision_at_10:.2f}, regret at 1, 5, 10 {regret}"
         )
-    if quality.ceiling is not None:
-        lines.append(f"noise ceiling, one seed against another: {_tau(quality.ceiling)}")
+    if quality.ceiling is not None and quality.between_seeds is not None:
+        lines.append(
+            f"noise ceiling, a perfect ranker against the mean of {quality.num_seeds} seeds: {_tau(quality.ceiling)}; "
+            f"one seed against another {_tau(quality.between_seeds)}"
+        )
     lines.append(
         f"mean accuracy inherited {quality.inherited:.4f}, stand-alone {quality.standalone:.4f}, gap "
         f"{quality.standalone - quality.inherited:.4f}"

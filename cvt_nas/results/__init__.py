@@ -17,7 +17,7 @@ from cvt_nas.results.pareto import (
     is_non_dominated,
     losses_of,
 )
-from cvt_nas.results.quality import Origin, RankingQuality, SupernetQuality, Tau, judge_supernet
+from cvt_nas.results.quality import Origin, RankingQuality, SupernetQuality, Tau, ceiling_of_mean, judge_supernet
 from cvt_nas.results.rungs import RankCorrelation, rank_correlations, rung_epochs
 from cvt_nas.results.trial import (
     Confirmation,
@@ -47,6 +47,7 @@ __all__ = [
     "Tau",
     "TrialResult",
     "add_mirror",
+    "ceiling_of_mean",
     "confirm",
     "delete",
     "distances_to_front",

@@ -1,8 +1,9 @@
 """Whether a supernet ranks architectures as their own training does."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,11 @@ class SupernetQuality:
         num_archs: Architectures, evenly over log-FLOPs.
         num_seeds: Trainings of each; the truth is their mean.
         rankers: The inherited accuracy, and what it must beat: params and FLOPs.
-        ceiling: Tau of one seed's accuracies with another's, which no ranker can be expected to pass; None of one.
+        ceiling: What a ranker that knew the expected accuracy of each architecture would reach against the mean of
+            the seeds, see `ceiling_of_mean`; None of one seed.
         inherited, standalone: Mean accuracies.
         origin: Of the accuracies; None where nobody said.
+        between_seeds: Tau of one seed's accuracies with another's, the mean over the pairs of seeds; None of one.
     """
 
     num_archs: int
@@ -77,6 +80,7 @@ class SupernetQuality:
     inherited: float
     standalone: float
     origin: Origin | None = None
+    between_seeds: Tau | None = None
 
     @property
     def faults(self) -> list[str]:
@@ -102,11 +106,16 @@ class SupernetQuality:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "SupernetQuality":
-        """
+        """Reads what `to_json` gave, also of earlier versions, whose ceiling was the tau between the first two seeds.
+
         Raises:
             RunFolderError: `text` is nothing that `to_json` gives; `where` names it.
         """
-        return parse_json(_QUALITY, text, where)
+        quality: SupernetQuality = parse_json(_QUALITY, text, where)
+        if quality.between_seeds is None and quality.ceiling is not None:
+            between = quality.ceiling
+            return replace(quality, ceiling=_ceiling_of(between, quality.num_seeds), between_seeds=between)
+        return quality
 
 
 _QUALITY = TypeAdapter(SupernetQuality)
@@ -126,17 +135,44 @@ def judge_supernet(
         standalone: After its own training, `(archs, seeds)`.
         origin: Of these.
     """
-    truth, costs = standalone.mean(axis=1), np.array(flops)
+    truth, costs, num_seeds = standalone.mean(axis=1), np.array(flops), standalone.shape[1]
     scores = {"inherited": np.array(inherited), "params": np.array(params), "flops": costs}
+    between = _tau(_between_seeds, *standalone.T) if num_seeds > 1 else None
     return SupernetQuality(
         num_archs=len(truth),
-        num_seeds=standalone.shape[1],
+        num_seeds=num_seeds,
         rankers={name: _quality(score, truth, costs) for name, score in scores.items()},
-        ceiling=_tau(_kendall, standalone[:, 0], standalone[:, 1]) if standalone.shape[1] > 1 else None,
+        ceiling=None if between is None else _ceiling_of(between, num_seeds),
         inherited=float(np.mean(inherited)),
         standalone=float(truth.mean()),
         origin=origin,
+        between_seeds=between,
     )
+
+
+def ceiling_of_mean(between_seeds: float, num_seeds: int) -> float:
+    """Tau of the expected accuracies with the mean of `num_seeds` trainings, from the tau of one training with another.
+
+    By way of correlations: Greiner's relation, tau = 2 / pi arcsin(rho), there and back, and between them the
+    reliability of a mean, k rho / (1 + (k - 1) rho), whose root is the correlation of a mean with what it estimates.
+    The relation is exact for normal accuracies and noise; with accuracies bunched as in the CvT table it is off by
+    less than .01 (`benchmarks/ceiling.py`).
+
+    Source: Spearman 1910, doi:10.1111/j.2044-8295.1910.tb00206.x, and Brown 1910,
+    doi:10.1111/j.2044-8295.1910.tb00207.x; Kruskal 1958, doi:10.1080/01621459.1958.10501481, for the relation.
+    """
+    rho = math.sin(math.pi / 2 * max(between_seeds, 0.0))
+    reliability = num_seeds * rho / (1 + (num_seeds - 1) * rho)
+    return 2 / math.pi * math.asin(min(math.sqrt(reliability), 1.0))
+
+
+def _ceiling_of(between: Tau, num_seeds: int) -> Tau:
+    value, low, high = (ceiling_of_mean(tau, num_seeds) for tau in (between.value, between.low, between.high))
+    return Tau(value=value, low=low, high=high)  # it rises with tau, and so do the quantiles
+
+
+def _between_seeds(*accuracies: np.ndarray) -> float:
+    return float(np.mean([_kendall(one, other) for one, other in itertools.combinations(accuracies, 2)]))
 
 
 def _quality(score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> RankingQuality:
