@@ -1,8 +1,8 @@
 """How near the estimated noise ceiling of a supernet is to what a perfect ranker reaches.
 
 The perfect ranker knows the expected accuracy of each architecture, and is scored against the mean of some noisy seeds.
-Noise and expected accuracies are drawn like those of the networks of the CvT table that have three seeds: normal ones of
-their standard deviations, or their own residuals and their own means, shrunk by what of their spread is noise.
+Noise and expected accuracies are drawn like those of the networks of the CvT table that have three seeds: normal ones
+of their standard deviations, or their own residuals and their own means, shrunk by what of their spread is noise.
 
     OMP_NUM_THREADS=1 python benchmarks/ceiling.py
 """
@@ -10,6 +10,7 @@ their standard deviations, or their own residuals and their own means, shrunk by
 import argparse
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,7 +48,7 @@ def main() -> None:
             )  # fmt: skip
             seen = np.round((true[:, None] + drawn) * images) / images
             one = between_seeds(seen)
-            found.append((kendalltau(true, seen.mean(axis=1)).statistic, ceiling_of_mean(one, num_seeds), one))
+            found.append((tau(true, seen.mean(axis=1)), ceiling_of_mean(one, num_seeds), one))
         reached, estimated, one = np.mean(found, axis=0)
         rows.append({
             "true accuracies": truth, "noise": kind, "images": images, "archs": num_archs, "seeds": num_seeds,
@@ -67,7 +68,12 @@ def seeds_of_the_table() -> np.ndarray:
 def between_seeds(accuracies: np.ndarray) -> float:
     """Mean tau over the pairs of seeds."""
     pairs = itertools.combinations(accuracies.T, 2)
-    return float(np.mean([kendalltau(one, other).statistic for one, other in pairs]))
+    return float(np.mean([tau(one, other) for one, other in pairs]))
+
+
+def tau(ours: np.ndarray, theirs: np.ndarray) -> float:
+    found: Any = kendalltau(ours, theirs)
+    return float(found.statistic)
 
 
 if __name__ == "__main__":

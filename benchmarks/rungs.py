@@ -15,6 +15,7 @@ goes on, however many did before.
 import argparse
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 from optuna.storages import InMemoryStorage
@@ -73,8 +74,8 @@ def made_up(experiment: Experiment, seed: int) -> Table:
     early = EARLY * rng.normal(size=len(rows))
     curves = end[:, None] * (1 - 0.5 * np.exp(-epochs / 15)) + early[:, None] * left**2
     curves += rng.normal(0, NOISE, curves.shape)
-    taus = [kendalltau(curves[:, rung - 1], curves[:, -1]).statistic for rung in experiment.rungs]
-    print("tau with the end, at the rungs: " + ", ".join(f"{tau:.2f}" for tau in taus), flush=True)
+    found: list[Any] = [kendalltau(curves[:, rung - 1], curves[:, -1]) for rung in experiment.rungs]
+    print("tau with the end, at the rungs: " + ", ".join(f"{each.statistic:.2f}" for each in found), flush=True)
     return Table(
         genes=space.genes, rows={genome: row for row, genome in enumerate(rows)}, costs=tuple(costs),
         curves=tuple(np.clip(curve, 0, 1)[None] for curve in curves), seconds_per_epoch=flops / flops.mean(),

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,6 +37,11 @@ def judged(inherited: np.ndarray, standalone: np.ndarray) -> SupernetQuality:
     return judge_supernet(inherited.tolist(), standalone, sizes.tolist(), sizes.tolist())
 
 
+def tau(ours: np.ndarray, theirs: np.ndarray) -> float:
+    found: Any = kendalltau(ours, theirs)
+    return float(found.statistic)
+
+
 @pytest.mark.parametrize("num_seeds", [2, 3, 5])
 @pytest.mark.parametrize("shape", ["normal", "bunched at the top"])
 def test_the_ceiling_is_what_a_perfect_ranker_reaches(seeds_of_table: np.ndarray, shape: str, num_seeds: int) -> None:
@@ -45,8 +51,8 @@ def test_the_ceiling_is_what_a_perfect_ranker_reaches(seeds_of_table: np.ndarray
     for _ in range(60):
         truth = means if shape != "normal" else rng.normal(means.mean(), means.std(), len(means))
         standalone = truth[:, None] + rng.normal(0, noise, (len(truth), num_seeds))
-        reached.append(kendalltau(truth, standalone.mean(axis=1)).statistic)
-        between.append(kendalltau(standalone[:, 0], standalone[:, 1]).statistic)
+        reached.append(tau(truth, standalone.mean(axis=1)))
+        between.append(tau(*standalone.T[:2]))
         estimated.append(ceiling_of_mean(between[-1], num_seeds))
     assert np.mean(estimated) == pytest.approx(np.mean(reached), abs=0.01)
     assert np.mean(reached) - np.mean(between) > 0.08, "one seed with another is far below"

@@ -333,7 +333,8 @@ class SearchConfig:
             each rung; `none` trains every trial in full.
         mode: At a rung, `promote` lets a trial pause, and go on once it is among the best; `stop` decides for good.
         grace_period: Epochs of the first rung.
-        reduction_factor: One in so many goes on past a rung; rungs are so many times farther apart.
+        reduction_factor: One in so many goes on past a rung; rungs are so many times farther apart, and none but the
+            first stands beyond `training.epochs` divided by it.
         weights: `scratch`, every trial from a fresh initialisation; `supernet`, from the weights that it inherits;
             `da-nas`, the same, of a supernet whose space was narrowed while it was trained.
         candidates: Architectures ranked by the accuracy that they inherit, where trials inherit weights. The best

@@ -155,8 +155,8 @@ def ceiling_of_mean(between_seeds: float, num_seeds: int) -> float:
 
     By way of correlations: Greiner's relation, tau = 2 / pi arcsin(rho), there and back, and between them the
     reliability of a mean, k rho / (1 + (k - 1) rho), whose root is the correlation of a mean with what it estimates.
-    The relation is exact for normal accuracies and noise; with accuracies bunched as in the CvT table it is off by
-    less than .01 (`benchmarks/ceiling.py`).
+    The relation is exact for normal accuracies and noise. With accuracies bunched as in the CvT table the result is
+    .003 too high, and up to .015 where accuracies on 500 images tie (`benchmarks/ceiling.py`).
 
     Source: Spearman 1910, doi:10.1111/j.2044-8295.1910.tb00206.x, and Brown 1910,
     doi:10.1111/j.2044-8295.1910.tb00207.x; Kruskal 1958, doi:10.1080/01621459.1958.10501481, for the relation.
