@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import torch
 
 from cvt_nas.arch import ArchConfig
 from cvt_nas.config import DataConfig, TrainingConfig
-from cvt_nas.data import ImageData, Preprocessing, find_data, load_data, shape_of
+from cvt_nas.data import ImageData, Preprocessing, check_data, find_data, shape_of
 from cvt_nas.engine import logits_of
 from cvt_nas.errors import DataError, ResourceError
 from cvt_nas.model import CvT, load_checkpoint
@@ -47,6 +47,7 @@ def evaluate_model(
     device: Literal["cpu", "cuda"] | None = None,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     num_workers: int = 4,
+    on_note: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Top-1 and top-5 accuracy on a data set's test images, each looked at once and without augmentation.
 
@@ -61,6 +62,7 @@ def evaluate_model(
         image_size: The network's own where None.
         device: None for `cuda` where there is one.
         num_workers: Processes that decode images of a folder.
+        on_note: Called with what there is to say of the data.
 
     Raises:
         ArchError: The weights cannot be read or do not fit.
@@ -73,7 +75,7 @@ def evaluate_model(
     model = load_checkpoint(folder, arch)
     beside = _preprocessing_beside(folder)
     arch = model.arch.with_image_size(image_size or beside.get("image_size", model.arch.image_size))
-    images = _open_images(arch, data, str(folder), num_workers)
+    images = _open_images(arch, data, str(folder), num_workers, on_note)
     _prepare_as(images, beside, str(folder), resized=image_size is not None)
     model = _resized(model, arch).to(torch_device).eval()
     settings = TrainingConfig(epochs=0, precision=precision)
@@ -87,7 +89,9 @@ def evaluate_model(
     )
 
 
-def _open_images(arch: ArchConfig, data: str | Path, weights: str, num_workers: int) -> ImageData:
+def _open_images(
+    arch: ArchConfig, data: str | Path, weights: str, num_workers: int, on_note: Callable[[str], None] | None
+) -> ImageData:
     dataset, root = find_data(data)
     channels, num_classes = shape_of(dataset, root, test_only=True)
     for name, found, needed in (
@@ -96,14 +100,16 @@ def _open_images(arch: ArchConfig, data: str | Path, weights: str, num_workers: 
     ):
         if found not in (None, needed):
             raise DataError(f"--data {data}: {dataset} has {found} {name}, {weights} is for {needed}")
-    return load_data(
+    images, _ = check_data(
         DataConfig(dataset=dataset, num_workers=num_workers),
         root=root,
+        on_note=on_note,
         image_size=arch.image_size,
         num_channels=arch.num_channels,
         num_classes=arch.num_classes,
         test_only=True,
     )
+    return images
 
 
 def _prepare_as(images: ImageData, beside: Mapping[str, Any], weights: str, *, resized: bool) -> None:

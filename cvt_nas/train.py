@@ -1,5 +1,6 @@
 """The full training of one architecture, whose result is a run folder like any other."""
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable
@@ -40,7 +41,8 @@ def train(
         init: Weights to begin with instead of a fresh initialisation; see `model.initialise`.
         resume: Go on from the checkpoint in `out`; with the weights that it began with, where there is none yet.
         on_report: Called with each report of `engine.progress_reports`.
-        on_note: Called with each of the notes of `model.initialise`, before anything is trained.
+        on_note: Called with what there is to say of the data and how far the check of its images is, and with each of
+            the notes of `model.initialise`, before anything is trained.
 
     Raises:
         TrainingEndedError: It diverged, or ran out of device memory.
@@ -62,11 +64,16 @@ def train(
         shared=None,
         init=None if begins is None else Path(begins["path"]),
     )
+    if begun is None:
+        RunFolder.at(out).check_new()
+    setup = setup.checked(begun, on_note=on_note)
+    assert setup.identity is not None, "it was just looked at"
     images = setup.open_data()
     manifest = {
         **experiment.manifest(seed=seed, num_trials=1),
         "arch_id": arch.id,
         "resources": {"num_workers": num_workers, "device": device},
+        "data": setup.identity.to_json(),
         **({} if begins is None else {"init": begins}),
     }
     run = RunFolder.create(out, manifest) if begun is None else begun
@@ -105,6 +112,15 @@ def recipe_for(name: str, data: str | Path | None) -> tuple[Experiment, Path | N
         "data": {} if dataset == experiment.data.dataset else {"dataset": dataset},
     }
     return experiment.changed(**changes), root
+
+
+def fitted(arch: ArchConfig, experiment: Experiment) -> tuple[ArchConfig, str | None]:
+    """A published network with a space file's channels and classes, and a note that says so where it had others."""
+    shape = {name: getattr(experiment.space, name) for name in ("num_channels", "num_classes")}
+    if all(getattr(arch, name) == value for name, value in shape.items()):
+        return arch, None
+    note = f"the network takes {shape['num_channels']} channels and {shape['num_classes']} classes of {experiment.name}"
+    return dataclasses.replace(arch, **shape), note
 
 
 def _train_once(

@@ -119,6 +119,11 @@ def build_parser() -> argparse.ArgumentParser:
     supernet.add_argument("--address", metavar="ADDR", help="Ray cluster to join: auto, or host:port")
     _add_json(supernet)
 
+    check = add("check", verbs.check, "look at a data set: its classes and splits, and each image that cannot be read")
+    check.add_argument("data", metavar="DATA", help="folder of the data set, or a name, as fashion-mnist")
+    check.add_argument("--decode", action="store_true", help="decode each image, which finds damage in the middle, too")
+    _add_json(check)
+
     report = add("report", verbs.report, "rebuild the page, tables and plots of a run folder")
     report.add_argument("run", metavar="RUN")
     report.add_argument("--static", choices=["png", "svg", "pdf"], help="the figures as files for papers, too")

@@ -58,6 +58,7 @@ def search(options: argparse.Namespace) -> int:
             resume=options.resume,
             stop=stop,
             progress=progress,
+            on_note=lambda note: console.print(f"note: {note}", highlight=False, markup=False),
         )
     write_report(run)
     num_trials = experiment.search.trials if options.trials is None else options.trials

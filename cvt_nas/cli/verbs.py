@@ -121,12 +121,16 @@ def _latency(arch: Any, options: argparse.Namespace) -> Any:
 def train(options: argparse.Namespace) -> int:
     from cvt_nas.arch import NAMED_ARCHS
     from cvt_nas.config import load_experiment, parse_experiment
-    from cvt_nas.train import recipe_for, train
+    from cvt_nas.train import fitted, recipe_for, train
 
     arch, run = _arch_of(options.arch)
     data = options.data
     if options.space is not None:
         experiment = load_experiment(options.space)
+        if options.arch in NAMED_ARCHS:
+            arch, note = fitted(arch, experiment)
+            if note is not None:
+                _print_note(note)
     elif run is not None:
         experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
     elif options.arch in NAMED_ARCHS:
@@ -153,7 +157,7 @@ def train(options: argparse.Namespace) -> int:
         seed=options.seed,
         init=options.init,
         resume=options.resume,
-        on_note=lambda note: print(f"note: {note}", file=sys.stderr, flush=True),
+        on_note=_print_note,
         on_report=told,
     )
     from cvt_nas.results import RunFolder
@@ -168,6 +172,10 @@ def train(options: argparse.Namespace) -> int:
     print(f"plots: {', '.join(str(path) for path in report_paths(run) if path.suffix == '.html')}")
     print(f"next: cvt-nas export {out} --pick best --to my_model")
     return 0
+
+
+def _print_note(note: str) -> None:
+    print(f"note: {note}", file=sys.stderr, flush=True)
 
 
 def _with_training(experiment: Any, options: argparse.Namespace) -> Any:
@@ -208,6 +216,7 @@ def evaluate(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         device=options.device,
         precision=options.precision,
+        on_note=_print_note,
     )
     if options.json:
         print(json.dumps(asdict(found)))
@@ -247,6 +256,17 @@ def query(options: argparse.Namespace) -> int:
     if options.to is not None:
         print(f"{answers[0].arch.id} is in {options.to}, with the weights that it inherits")
     return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    from cvt_nas.data.report import check_set
+
+    report = check_set(options.data, decode=options.decode, on_note=_print_note)
+    if options.json:
+        print(json.dumps(report.to_json()))
+    else:
+        print("\n".join(report.lines()))
+    return 0 if report.is_usable else 1
 
 
 def report(options: argparse.Namespace) -> int:

@@ -530,6 +530,8 @@ def _without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str])
         replaced = from_folder and section.augment.randaugment is not None
         check((name, "augment", "color_jitter"), replaced, "randaugment changes colours in its place")
     check(("data", "num_workers"), not from_folder, "an in-memory set needs no workers")
+    check(("data", "test_fraction"), not from_folder, f"{file.data.dataset} has test images of its own")
+    check(("data", "on_error"), not from_folder, "only images of a folder can be left out")
     if not file.search.has_supernet:
         check(("supernet",), True, "search.weights is scratch")
         check(("search", "candidates"), True, "search.weights is scratch")

@@ -140,17 +140,25 @@ class DataConfig:
 
     Args:
         dataset: `imagefolder` and `imagenet` read `train/` and `val/`, one folder a class.
-        search_fraction: Share of the training data held out to guide the search.
+        search_fraction: Share of the training data held out to guide the search; of no effect on a folder that has
+            validation and test images both, of which the former then guide it.
+        test_fraction: Share of the training images of a folder held out as the test split, where it has neither
+            validation nor test images.
         train_fraction: Share of what is left of it that is trained on, stratified: a cheaper, weaker proxy.
         split_seed: Seed of these splits.
-        num_workers: Processes that decode images of a folder, a trial, but no more than CPUs; in-memory sets need none.
+        num_workers: Processes that decode images of a folder, for each process that trains (each device of a trial),
+            but no more than the machine has CPUs; in-memory sets need none.
+        on_error: Where images of a folder cannot be read: `raise` ends the run before it begins; `skip` leaves them
+            out of every split, for which each image is decoded once beforehand.
     """
 
     dataset: Dataset
     search_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     split_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     num_workers: Annotated[int, Field(ge=0)] = 2
+    on_error: Literal["raise", "skip"] = "raise"
 
 
 @validated(config=_STRICT, frozen=True, kw_only=True)

@@ -2,23 +2,29 @@
 
 import dataclasses
 import json
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 from cvt_nas.config import DataConfig
 from cvt_nas.data.arrays import DEBIAN_FASHION_MNIST, ArrayData, open_arrays
+from cvt_nas.data.checking import ImageCheck, check_images
 from cvt_nas.data.find import find_data, shape_of
 from cvt_nas.data.folders import FolderData
 from cvt_nas.data.images import SPLITS, Batch, ImageData, Preprocessing, Split, seed_all
 from cvt_nas.errors import DataError
-from cvt_nas.results import write_atomically
+from cvt_nas.results import DataIdentity, write_atomically
 
 __all__ = [
     "DEBIAN_FASHION_MNIST",
     "SPLITS",
     "Batch",
+    "ImageCheck",
     "ImageData",
     "Preprocessing",
     "Split",
+    "check_data",
+    "check_folder",
     "find_data",
     "load_data",
     "save_preprocessing",
@@ -35,6 +41,7 @@ def load_data(
     num_channels: int,
     num_classes: int,
     test_only: bool = False,
+    skipped: Collection[str] = (),
 ) -> ImageData:
     """The data set of a space file.
 
@@ -44,12 +51,13 @@ def load_data(
             package is installed.
         image_size, num_channels, num_classes: What the space's networks expect.
         test_only: Whether the test split alone is needed; a folder of images may then lack the others.
+        skipped: Images of a folder to leave out, as paths below `root`.
 
     Raises:
         DataError: It is missing, incomplete, or does not fit; one line says what and where.
     """
     if config.dataset in ("imagefolder", "imagenet"):
-        data: ImageData = FolderData(config, root, image_size, num_channels, test_only=test_only)
+        data: ImageData = FolderData(config, root, image_size, num_channels, test_only=test_only, skipped=skipped)
         channels = num_channels
     else:
         arrays = open_arrays(config.dataset, root)
@@ -60,6 +68,63 @@ def load_data(
     if len(data.class_names) != num_classes:
         raise DataError(f"{config.dataset} has {len(data.class_names)} classes, space.num_classes is {num_classes}")
     return data
+
+
+def check_data(
+    config: DataConfig,
+    *,
+    root: Path | None,
+    known: DataIdentity | None = None,
+    place: str = "",
+    on_note: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> tuple[ImageData, DataIdentity]:
+    """`load_data` and the identity of what it finds, once every image of a folder was looked at.
+
+    By `data.on_error: raise`, headers are read and the end of each file; by `skip`, which must know every image that
+    cannot be read, each is decoded.
+
+    Args:
+        known: Of the same set, as the run at `place` has recorded it, so that the same images are left out again.
+        on_note: Called with what is left out, how the splits are made, and how far the check is.
+        settings: See `load_data`.
+
+    Raises:
+        DataError: Images cannot be read, and are not to be skipped; or see `load_data`.
+        RunFolderError: The set is not the `known` one.
+    """
+    skipped = () if known is None else known.skipped
+    data = load_data(config, root=root, skipped=skipped, **settings)
+    identity = data.identity()
+    if known is not None:
+        known.check_same(identity, place)
+    if not isinstance(data, FolderData):
+        return data, identity
+    skips = config.on_error == "skip" and known is None
+    found = check_folder(data, decode_all=skips, on_note=on_note)
+    damaged = {path: why for path, why in found.damaged.items() if path not in skipped}
+    notes = [*data.notes, *found.notes]
+    if damaged and skips:
+        data = load_data(config, root=root, skipped=damaged, **settings)
+        identity = data.identity()
+        first, why = next(iter(damaged.items()))
+        more = "" if len(damaged) == 1 else f"; and {len(damaged) - 1:,} more, see cvt-nas check"
+        notes.append(
+            f"{len(damaged):,} of {found.num_images:,} images cannot be read and are skipped: {first}: {why}{more}"
+        )
+    else:
+        dataclasses.replace(found, damaged=damaged).check_readable()
+    if on_note is not None:
+        for note in notes:
+            on_note(note)
+    return data, identity
+
+
+def check_folder(
+    data: FolderData, *, decode_all: bool = False, on_note: Callable[[str], None] | None = None
+) -> ImageCheck:
+    """See `check_images`."""
+    return check_images(data.root, data.files, data.mode, decode_all=decode_all, on_note=on_note)
 
 
 def save_preprocessing(data: ImageData, folder: Path) -> None:

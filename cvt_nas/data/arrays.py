@@ -21,8 +21,18 @@ from torch.nn import functional as F
 
 from cvt_nas.config import AugmentConfig, DataConfig
 from cvt_nas.data.augment import erasing_of, mixing_of, randaugment_of, shift_and_flip
-from cvt_nas.data.images import Batch, Preprocessing, Split, in_order, seed_all, split_off_search, to_device
+from cvt_nas.data.images import (
+    Batch,
+    Preprocessing,
+    Split,
+    digest,
+    in_order,
+    seed_all,
+    split_off_search,
+    to_device,
+)
 from cvt_nas.errors import DataError
+from cvt_nas.results import DataIdentity
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
@@ -41,7 +51,7 @@ class Arrays:
 def open_arrays(dataset: str, root: Path | None) -> Arrays:
     """The memory-mapped copy of this node, made on first use."""
     read, source = _source_of(dataset, root)
-    stamp = "digits" if source is None else f"{source.resolve()} {source.stat().st_mtime_ns}"
+    stamp = "digits" if source is None else _stamp(source)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cvt-nas"
     folder = cache / f"{dataset}-{hashlib.sha256(stamp.encode()).hexdigest()[:10]}"
     if not folder.exists():
@@ -62,6 +72,12 @@ def open_arrays(dataset: str, root: Path | None) -> Arrays:
         },
         class_names=tuple((folder / "classes.txt").read_text().split("\n")),
     )
+
+
+def _stamp(source: Path) -> str:
+    """Another one where a file of the set is another, so that no copy of what was there before is read."""
+    files = sorted((path.name, path.stat()) for path in source.iterdir() if path.is_file())
+    return f"{source.resolve()} {[(name, status.st_size, status.st_mtime_ns) for name, status in files]}"
 
 
 def _source_of(dataset: str, root: Path | None) -> tuple[Any, Path | None]:
@@ -142,9 +158,11 @@ def _read_cifar(dataset: str, folder: Path) -> Arrays:
             with (folder / name).open("rb") as file:
                 return {
                     key.decode() if isinstance(key, bytes) else key: value
-                    for key, value in pickle.load(file, encoding="bytes").items()
+                    for key, value in _ArraysOnly(file, encoding="bytes").load().items()
                 }
-        except (OSError, EOFError, pickle.UnpicklingError) as error:
+        except DataError as error:
+            raise DataError(f"{dataset}: {folder / name}: {error}") from error
+        except Exception as error:  # a damaged pickle raises whatever its bytes happen to call for
             raise DataError(f"{dataset}: {folder / name} is missing or incomplete: {error}") from error
 
     def images_and_labels(names: list[str], num_images: int) -> tuple[np.ndarray, np.ndarray]:
@@ -167,11 +185,31 @@ def _read_cifar(dataset: str, folder: Path) -> Arrays:
     )
 
 
+class _ArraysOnly(pickle.Unpickler):
+    """Reads plain values and arrays of numbers alone: what else a pickle asks for is code that it would run."""
+
+    _ALLOWED = frozenset({
+        *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+        *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),  # of bytes, as Python 3 writes them for Python 2
+    })  # fmt: skip
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) not in self._ALLOWED:
+            raise DataError(
+                f"asks for {module_name}.{global_name}, which is no array and no plain value: it could run any code, "
+                f"and is not read"
+            )
+        return super().find_class(module_name, global_name)
+
+
 class ArrayData:
     """A set of `Arrays`, batched by index and augmented a batch at a time."""
 
     def __init__(self, config: DataConfig, arrays: Arrays, image_size: int) -> None:
-        train, search = split_off_search(arrays.train_labels, config)
+        train, search = split_off_search(arrays.train_labels, config, arrays.class_names)
         self.class_names = arrays.class_names
         self._images = {"train": arrays.train_images, "search": arrays.train_images, "test": arrays.test_images}
         self._labels = {"train": arrays.train_labels, "search": arrays.train_labels, "test": arrays.test_labels}
@@ -181,6 +219,21 @@ class ArrayData:
             image_size=image_size,
             mean=tuple(some.mean((0, 2, 3)).round(4).tolist()),
             std=tuple(some.std((0, 2, 3)).round(4).tolist()),
+        )
+
+    def identity(self) -> DataIdentity:
+        """Of the whole set, by its labels and the shapes of its images."""
+        seen = hashlib.sha256()
+        for split in ("train", "test"):
+            seen.update(f"{split} {self._images[split].shape} {self._images[split].dtype}".encode())
+            seen.update(np.ascontiguousarray(self._labels[split]).tobytes())
+        return DataIdentity(
+            num_classes=len(self.class_names),
+            classes_sha256=digest(self.class_names),
+            files_sha256=seen.hexdigest(),
+            images={split: len(self._labels[split]) for split in ("train", "test")},
+            splits={split: len(rows) for split, rows in self._rows.items()},
+            held_out=["search"],
         )
 
     def num_images(self, split: Split) -> int:

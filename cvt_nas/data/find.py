@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cvt_nas.config import Dataset
+from cvt_nas.data.layout import find_layout
 from cvt_nas.errors import DataError
 
 _SHAPES: dict[Dataset, tuple[int, int]] = {
@@ -48,17 +49,14 @@ def shape_of(dataset: Dataset, root: Path | None, *, test_only: bool = False) ->
         test_only: As in `load_data`.
 
     Raises:
-        DataError: A folder of images has no folder for each class.
+        DataError: A folder of images has no folder for each class, or not the images that are asked for.
     """
     if dataset in _SHAPES:
         return _SHAPES[dataset]
     assert root is not None, "a folder of images has a place"
-    place = root / ("val" if test_only else "train")
-    if test_only and not place.is_dir():
-        place = root
-    if not place.is_dir():
-        raise DataError(f"--data {root}: must hold train/ and val/, one folder a class")
-    num_classes = sum(child.is_dir() for child in place.iterdir())
-    if num_classes == 0:
-        raise DataError(f"--data {root}: {place} must hold one folder a class")
-    return None, num_classes
+    layout = find_layout(root)
+    if test_only:
+        layout = layout.for_test()
+    else:
+        layout.check_trainable()
+    return None, len(layout.class_names)

@@ -1,8 +1,9 @@
-"""Folders of images, `train/` and `val/` with one folder a class, streamed by a DataLoader."""
+"""Folders of images, a folder for each split and in it one for each class, streamed by a DataLoader."""
 
 import copy
 import functools
-from collections.abc import Collection, Iterator
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,24 +13,39 @@ from torch import Tensor
 
 from cvt_nas.config import AugmentConfig, DataConfig
 from cvt_nas.data.augment import mixing_of, with_every_magnitude
-from cvt_nas.data.images import Batch, Preprocessing, Split, in_order, seed_all, split_off_search
+from cvt_nas.data.images import Batch, Preprocessing, Split, digest, hold_out, in_order, seed_all, split_off_search
+from cvt_nas.data.layout import Images, Layout, Role, find_layout, list_images, problems_of
+from cvt_nas.data.reading import read_image
 from cvt_nas.errors import DataError
+from cvt_nas.results import DataIdentity
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class FolderData:
-    """`train/` and `val/` with a folder of images for each class, streamed by a DataLoader.
+    """Folders of images, streamed by a DataLoader; `find_layout` says which folder is which split.
 
     Args:
-        test_only: Whether the test images suffice; they are in `val/`, or in `root` itself where it has none.
+        test_only: Whether the test images suffice; they may then lie in `root` itself.
+        skipped: Images to leave out, as paths below `root`.
+
+    Attributes:
+        mode: Pillow's, as which images are read.
+        files: The images of each folder, those to skip included.
+        notes: What is left out and how the splits are made, one line each.
     """
 
     def __init__(
-        self, config: DataConfig, root: Path | None, image_size: int, num_channels: int, *, test_only: bool = False
+        self,
+        config: DataConfig,
+        root: Path | None,
+        image_size: int,
+        num_channels: int,
+        *,
+        test_only: bool = False,
+        skipped: Collection[str] = (),
     ) -> None:
         from joblib import cpu_count
-        from torchvision.datasets import ImageFolder
 
         if root is None:
             raise DataError(f"{config.dataset}: give the folder that holds train/ and val/ by --data DIR")
@@ -38,23 +54,24 @@ class FolderData:
                 f"{config.dataset}: images are read as grey or colour, space.num_channels is {num_channels}"
             )
         self._num_workers = min(config.num_workers, cpu_count())
-        loader = functools.partial(_open_image, mode="L" if num_channels == 1 else "RGB")
-        places = {"train": root / "train", "val": root / "val"}
+        self.mode = "L" if num_channels == 1 else "RGB"
+        layout = find_layout(root)
         if test_only:
-            places = {"val": root / "val" if (root / "val").is_dir() else root}
-        try:
-            self._folders = {name: ImageFolder(str(place), loader=loader) for name, place in places.items()}
-        except (FileNotFoundError, OSError) as error:
-            reason, needed = str(error).splitlines()[0].rstrip("."), " and ".join(f"{name}/" for name in places)
-            raise DataError(f"{config.dataset}: {root} must hold {needed}, one folder a class: {reason}") from error
-        self.class_names = tuple(self._folders["val"].classes)
-        self._rows: dict[Split, np.ndarray] = {"test": np.arange(len(self._folders["val"]))}
-        if not test_only:
-            if self._folders["train"].classes != self._folders["val"].classes:
-                odd = sorted(set(self._folders["train"].classes) ^ set(self._folders["val"].classes))
-                raise DataError(f"{config.dataset}: {root}: in only one of train/ and val/: {', '.join(odd[:5])}")
-            train, search = split_off_search(np.array(self._folders["train"].targets), config)
-            self._rows |= {"train": train, "search": search}
+            layout = layout.for_test()
+        else:
+            layout.check_trainable()
+        self.root, self.class_names = root, layout.class_names
+        self.files: dict[Role, Images] = {role: list_images(layout, role) for role in layout.places}
+        if problems := problems_of(layout, self.files):
+            raise DataError(f"{config.dataset}: {'; '.join(problems)}")
+        self.skipped = tuple(sorted(skipped))
+        self._images: dict[Role, Images] = {
+            role: images.without(root, frozenset(skipped)) for role, images in self.files.items()
+        }
+        self._source: dict[Split, Role] = {}
+        self._rows: dict[Split, np.ndarray] = {}
+        self._split(layout, config, test_only=test_only)
+        self.notes = tuple(self._notes(layout, config, test_only=test_only))
         self.preprocessing = Preprocessing(
             image_size=image_size,
             mean=IMAGENET_MEAN if num_channels == 3 else (0.449,),
@@ -63,31 +80,95 @@ class FolderData:
             crop_pct=0.875 if image_size < 384 else 1.0,  # at 384 the published models see the whole image, squashed
         )
 
+    def _split(self, layout: Layout, config: DataConfig, *, test_only: bool) -> None:
+        """Which rows of which folder each split has."""
+        tested, guide = layout.tested, layout.guide
+        if test_only:
+            self._source["test"] = next(iter(layout.places))
+            self._rows["test"] = np.arange(len(self._images[self._source["test"]].names))
+            return
+        self._source = {"train": "train", "search": guide or "train", "test": tested or "train"}
+        labels = {role: images.labels for role, images in self._images.items()}
+        for role, found in labels.items():
+            if lost := sorted(set(range(len(self.class_names))) - set(found.tolist())):
+                names = ", ".join(self.class_names[label] for label in lost[:5])
+                raise DataError(f"{layout.places[role]}: no image that can be read is left of {names}")
+        left, rows = np.arange(len(labels["train"])), self._rows
+        if tested is None:
+            held_out = hold_out(
+                labels["train"], config.test_fraction, config.split_seed, self.class_names, setting="test_fraction"
+            )
+            left, rows["test"] = (np.sort(each) for each in held_out)
+        else:
+            rows["test"] = np.arange(len(labels[tested]))
+        train, search = split_off_search(labels["train"][left], config, self.class_names, guided=guide is not None)
+        rows |= {"train": left[train], "search": left[search] if guide is None else np.arange(len(labels[guide]))}
+
+    def _notes(self, layout: Layout, config: DataConfig, *, test_only: bool) -> Iterator[str]:
+        yield from layout.notes
+        for images in self.files.values():
+            if images.ignored:
+                counts = ", ".join(f"{number:,} {what}" for what, number in sorted(images.ignored.items()))
+                yield f"{images.root}: ignored, no images that are read: {counts}"
+        if test_only:
+            if layout.is_flat:
+                yield (f"{layout.root}: no split is marked, so every image is read, also what may have been trained on")
+            return
+        if layout.guide is not None:
+            guide, tested = layout.places["validation"].name, layout.places["test"].name
+            yield f"{guide}/ guides the search and {tested}/ is the test split; data.search_fraction has no effect"
+        if layout.tested is None:
+            yield (
+                f"{layout.root}: no test images in val/ or test/: {self.num_images('test'):,} of the images are held "
+                f"out for it, by data.test_fraction {config.test_fraction:g} and data.split_seed {config.split_seed}"
+            )
+
+    def identity(self) -> DataIdentity:
+        """Of the whole set, by the names and sizes of its files."""
+        seen = hashlib.sha256()
+        for role, images in self.files.items():
+            for name, size in zip(images.names, images.sizes(), strict=True):
+                seen.update(f"{role}/{name}\0{size}\n".encode(errors="surrogateescape"))
+        return DataIdentity(
+            num_classes=len(self.class_names),
+            classes_sha256=digest(self.class_names),
+            files_sha256=seen.hexdigest(),
+            images={role: len(images.names) for role, images in self.files.items()},
+            splits={split: len(rows) for split, rows in self._rows.items()},
+            held_out=[split for split in ("search", "test") if self._source.get(split) == "train"],
+            skipped=list(self.skipped),
+            notes=list(self.notes),
+        )
+
     def num_images(self, split: Split) -> int:
         return len(self._rows[split])
 
     def of_classes(self, classes: Collection[int]) -> Self:
         some = copy.copy(self)
-        labels = {split: np.array(self._folder(split).targets) for split in self._rows}
-        some._rows = {split: rows[np.isin(labels[split][rows], list(classes))] for split, rows in self._rows.items()}
+        some._rows = {
+            split: rows[np.isin(self._images[self._source[split]].labels[rows], list(classes))]
+            for split, rows in self._rows.items()
+        }
         return some
-
-    def _folder(self, split: Split) -> Any:
-        return self._folders["val" if split == "test" else "train"]
 
     def _loader(
         self, split: Split, rows: np.ndarray, transform: Any, batch_size: int, device: torch.device,
         seeds: tuple[int, ...] | None = None,
-    ) -> Any:  # fmt: skip
+    ) -> Iterator[Any]:  # fmt: skip
         from torch.utils.data import DataLoader
 
-        images = _Images(self._folder(split), rows, transform, seeds)
-        return DataLoader(
-            images,
+        read = functools.partial(read_image, mode=self.mode)
+        batches = DataLoader(
+            _Images(self._images[self._source[split]], rows, read, transform, seeds),
             batch_size=batch_size,
             num_workers=self._num_workers,
             pin_memory=device.type == "cuda",
+            collate_fn=_collate,
         )
+        for batch in batches:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
 
     def train_batches(
         self,
@@ -158,25 +239,33 @@ class FolderData:
             yield x, labels.to(device, non_blocking=True)
 
 
-def _open_image(path: str, mode: str) -> Any:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return image.convert(mode)
-
-
 class _Images(torch.utils.data.Dataset):
-    """The images at `rows` of a folder, transformed; at random by `seeds` and the row, whichever process does it."""
+    """The images at `rows` of a folder, transformed; at random by `seeds` and the row, whichever process does it.
 
-    def __init__(self, folder: Any, rows: np.ndarray, transform: Any, seeds: tuple[int, ...] | None) -> None:
-        self.folder, self.rows, self.transform, self.seeds = folder, rows, transform, seeds
+    An image that cannot be read is the error that says so: raised in a worker, it would arrive with the worker's
+    traceback in its message.
+    """
+
+    def __init__(
+        self, images: Images, rows: np.ndarray, read: Any, transform: Any, seeds: tuple[int, ...] | None
+    ) -> None:
+        self.images, self.rows, self.read, self.transform, self.seeds = images, rows, read, transform, seeds
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | DataError:
         row = int(self.rows[index])
         if self.seeds is not None:
             seed_all(*self.seeds, row)
-        path, label = self.folder.samples[row]
-        return self.transform(self.folder.loader(path)), label
+        try:
+            image = self.read(f"{self.images.root}/{self.images.names[row]}")
+        except DataError as error:
+            return DataError(str(error))  # without what caused it, which need not be pickled
+        return self.transform(image), int(self.images.labels[row])
+
+
+def _collate(items: Sequence[Any]) -> Any:
+    from torch.utils.data import default_collate
+
+    return next((item for item in items if isinstance(item, DataError)), None) or default_collate(list(items))

@@ -1,8 +1,9 @@
 """What a data set ready for training is, whatever it is read from."""
 
 import hashlib
+import json
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from cvt_nas.config import AugmentConfig, DataConfig
 from cvt_nas.errors import DataError
+from cvt_nas.results import DataIdentity
 
 Split = Literal["train", "search", "test"]
 SPLITS: tuple[Split, ...] = ("train", "search", "test")
@@ -39,6 +41,10 @@ class ImageData(Protocol):
 
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+
+    def identity(self) -> DataIdentity:
+        """What tells it from other sets."""
+        ...
 
     def num_images(self, split: Split) -> int: ...
 
@@ -102,24 +108,89 @@ def seed_all(*seeds: int) -> None:
     torch.manual_seed(seed)
 
 
-def split_off_search(labels: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of train and search: stratified by class, fixed by the split seed."""
+def split_off_search(
+    labels: np.ndarray, config: DataConfig, class_names: Sequence[str] | None = None, *, guided: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of train and search: stratified by class, at least one image of each, fixed by the split seed.
+
+    Args:
+        class_names: To name a class that is too small.
+        guided: Whether other images guide the search, so that none are held out for it.
+    """
+    train, search = np.arange(len(labels)), np.arange(0)
+    if not guided:
+        train, search = hold_out(
+            labels, config.search_fraction, config.split_seed, class_names, setting="search_fraction"
+        )
+    if config.train_fraction < 1:
+        train = _part_of(train, labels, config)
+    return np.sort(train), np.sort(search)
+
+
+def hold_out(
+    labels: np.ndarray, fraction: float, seed: int, class_names: Sequence[str] | None = None, *, setting: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of what is kept and of what is held out, stratified by class, at least one image of each in both.
+
+    scikit-learn's stratified split, where that holds out an image of each class; else, of each class by itself, its
+    share, rounded, and at least one.
+
+    Args:
+        setting: Of section `data`, by which `fraction` is set.
+
+    Returns:
+        Both in scikit-learn's order, which what is drawn from them next depends on.
+
+    Raises:
+        DataError: A class has a single image.
+    """
     from sklearn.model_selection import train_test_split
 
-    try:
-        train, search = train_test_split(
-            np.arange(len(labels)), test_size=config.search_fraction, random_state=config.split_seed, stratify=labels
+    counts = np.bincount(labels)
+    if len(small := np.flatnonzero(counts == 1)):
+        names = ", ".join(str(label if class_names is None else class_names[label]) for label in small[:5])
+        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+        raise DataError(
+            f"data.{setting}: an image of each class is held out, and one at least stays to train on: a single image "
+            f"is left of {names}{more}; add images, or take the class away"
         )
-    except ValueError as error:
-        raise DataError(f"data.search_fraction: {config.search_fraction} of {len(labels)} images: {error}") from error
-    if config.train_fraction < 1:
-        try:
-            train, _ = train_test_split(
-                train, train_size=config.train_fraction, random_state=config.split_seed, stratify=labels[train]
-            )
-        except ValueError as error:
-            raise DataError(f"data.train_fraction: {config.train_fraction} of {len(train)} images: {error}") from error
-    return np.sort(train), np.sort(search)
+    every = np.arange(len(labels))
+    try:
+        kept, held = map(np.asarray, train_test_split(every, test_size=fraction, random_state=seed, stratify=labels))
+    except ValueError:
+        kept = held = every[:0]
+    present = np.flatnonzero(counts)
+    if all(np.array_equal(np.unique(labels[rows]), present) for rows in (kept, held)):
+        return kept, held
+    random = np.random.default_rng(seed)
+    held = np.concatenate([
+        random.permutation(np.flatnonzero(labels == label))[: min(max(round(fraction * n), 1), n - 1)]
+        for label, n in zip(present, counts[present], strict=True)
+    ])  # fmt: skip
+    return np.setdiff1d(every, held), held
+
+
+def _part_of(train: np.ndarray, labels: np.ndarray, config: DataConfig) -> np.ndarray:
+    """A share of the training images, stratified, with at least one of each class."""
+    from sklearn.model_selection import train_test_split
+
+    fraction, seed, own = config.train_fraction, config.split_seed, labels[train]
+    try:
+        part = np.asarray(train_test_split(train, train_size=fraction, random_state=seed, stratify=own)[0])
+    except ValueError:
+        part = train[:0]
+    if np.array_equal(np.unique(labels[part]), np.unique(own)):
+        return part
+    random = np.random.default_rng(seed)
+    return np.concatenate([
+        random.permutation(rows)[: max(round(fraction * len(rows)), 1)]
+        for label in np.unique(own)
+        for rows in [train[own == label]]
+    ])  # fmt: skip
+
+
+def digest(names: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
 
 
 def in_order(rows: np.ndarray, shuffled: bool) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What a worker needs to know before it can train anything."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -9,8 +9,9 @@ from typing import Any, Self
 import torch
 
 from cvt_nas.config import DataConfig, Experiment, SupernetConfig, TrainingConfig
-from cvt_nas.data import ImageData, load_data
-from cvt_nas.results import RunFolder
+from cvt_nas.data import SPLITS, ImageData, check_data, load_data
+from cvt_nas.errors import DataError, RunFolderError
+from cvt_nas.results import DataIdentity, RunFolder
 from cvt_nas.space import ArchSpace, NarrowedSpace, SearchSpace
 
 
@@ -63,6 +64,7 @@ class TrainingSetup:
         num_threads: Of torch in each worker, so that workers side by side do not fight for cores.
         shared: Where trials begin with the weights that they inherit.
         init: Or with these, where it is one architecture that is trained; see `model.initialise`.
+        identity: Of the data, once `checked` has looked at them; with the images that every worker leaves out.
     """
 
     training: TrainingConfig
@@ -77,6 +79,7 @@ class TrainingSetup:
     num_threads: int = 1
     shared: SharedWeights | None = None
     init: Path | None = None
+    identity: DataIdentity | None = None
 
     @classmethod
     def of(cls, experiment: Experiment, *, run_path: Path, data: str | Path | None, **settings: Any) -> Self:
@@ -112,11 +115,59 @@ class TrainingSetup:
         """On a worker with one device: it is shown only the GPU that is its own."""
         return torch.device("cuda:0" if self.device == "cuda" else "cpu")
 
+    def checked(self, run: RunFolder | None = None, *, on_note: Callable[[str], None] | None = None) -> Self:
+        """The same, once each image was looked at; see `check_data`. For the driver, before compute is spent.
+
+        Args:
+            run: What is gone on with. Its record of the data is renewed where nothing was trained on them yet, as
+                after an image was mended that all trials failed on.
+
+        Raises:
+            DataError: The data are not as they must be.
+            RunFolderError: They are not those that `run` was begun with.
+        """
+        say = on_note or _ignore
+        recorded = None if run is None else DataIdentity.of(run.manifest)
+        known = recorded if run is not None and run.has_trained else None
+        place = "" if run is None else run.place
+        _, identity = check_data(
+            self.data, root=self.data_root, known=known, place=place, on_note=on_note, **self._shape
+        )
+        if run is not None and recorded is None:
+            if "search" not in identity.held_out:
+                raise RunFolderError(
+                    f"{place}: was begun by an earlier version, in which no validation images guided the search; "
+                    f"write elsewhere by --out"
+                )
+            say(f"{place}: was begun by an earlier version, so whether its data are the same cannot be told")
+        elif run is not None and recorded is not None and known is None:
+            if (difference := recorded.difference(identity)) is not None:
+                say(f"{place}: was begun with other data: {difference}; nothing was trained on those yet")
+            run.amend_manifest(data=identity.to_json())
+        return replace(self, identity=identity)
+
+    def identified(self, run: RunFolder) -> Self:
+        """The same with the identity that `run` was begun with, once it is sure that the data are those.
+
+        Raises:
+            RunFolderError: They are others.
+        """
+        known = DataIdentity.of(run.manifest)
+        if known is None:
+            return self
+        data = load_data(self.data, root=self.data_root, skipped=known.skipped, **self._shape)
+        known.check_same(data.identity(), run.place)
+        return replace(self, identity=known)
+
     def open_data(self) -> ImageData:
         """The whole data set, or where there is a phase, the images of its classes."""
-        data = _open_data(self.data, self.data_root, self.image_size, self.num_channels, self.num_classes)
+        data = _open_data(self.data, self.data_root, self.identity, tuple(self._shape.items()))
         phase = None if self.shared is None else self.shared.phase
         return data if phase is None else data.of_classes(phase.classes)
+
+    @property
+    def _shape(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("image_size", "num_channels", "num_classes")}
 
     @property
     def weights_path(self) -> Path:
@@ -129,7 +180,20 @@ class TrainingSetup:
 
 @lru_cache(maxsize=1)
 def _open_data(
-    config: DataConfig, root: Path | None, image_size: int, num_channels: int, num_classes: int
+    config: DataConfig, root: Path | None, identity: DataIdentity | None, shape: tuple[tuple[str, Any], ...]
 ) -> ImageData:
-    """A worker that goes from trial to trial opens the data set once."""
-    return load_data(config, root=root, image_size=image_size, num_channels=num_channels, num_classes=num_classes)
+    """A worker that goes from trial to trial opens the data set once.
+
+    Raises:
+        DataError: It is not what the driver looked at; or see `load_data`.
+    """
+    skipped = () if identity is None else identity.skipped
+    data = load_data(config, root=root, skipped=skipped, **dict(shape))
+    now = {split: data.num_images(split) for split in SPLITS}
+    if identity is not None and now != identity.splits:
+        raise DataError(f"{root}: has changed since the run began: {dict(identity.splits)} images, now {now}")
+    return data
+
+
+def _ignore(note: str) -> None:
+    del note

@@ -50,6 +50,7 @@ def search(
     stop: threading.Event | None = None,
     progress: ProgressFactory | None = None,
     callbacks: Sequence[Follower] = (),
+    on_note: Callable[[str], None] | None = None,
 ) -> RunFolder:
     """Runs a search and returns its folder; ends early, in order, where `stop` is set or the time is over.
 
@@ -69,6 +70,7 @@ def search(
         progress: Makes what is called with each event of the race (`cvt_nas.race.events`).
         callbacks: Called with each event as well, one after the other and in this process, also where the search runs
             on another machine; what one raises ends the search.
+        on_note: Called with what there is to say of the data, and how far the check of its images is.
 
     Raises:
         CvtNasError: Something that can be told before any compute is spent: data, resources, folder. Or the first
@@ -77,14 +79,14 @@ def search(
     stop = threading.Event() if stop is None else stop
     if address is not None and address.startswith("ray://"):
         return search_through_client(
-            experiment, address=address, out=out, stop=stop, progress=progress, callbacks=callbacks, data=data,
+            experiment, address=address, out=out, stop=stop, progress=progress, callbacks=callbacks,
+            on_note=on_note, data=data,
             gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, trials=trials, time_budget=time_budget, seed=seed,
             warm_start=warm_start, resume=resume, device=device, reuse_workers=reuse_workers,
         )  # fmt: skip
     num_trials = experiment.search.trials if trials is None else trials
     place = RunFolder.at(out)
     setup = TrainingSetup.of(experiment, run_path=place.path, run_url=place.url, data=data)
-    setup.open_data()
     if setup.shared is not None and num_trials > experiment.search.candidates and experiment.training.epochs > 0:
         raise CvtNasError(f"{num_trials} trials: more than the {experiment.search.candidates} of search.candidates")
     with ExitStack() as stack:
@@ -96,10 +98,15 @@ def search(
             seed = int(run.manifest["seed"])
             warm_start = warm_start or run.manifest.get("warm_start")
             time_budget = time_budget or run.manifest.get("time_budget")
+        else:
+            place.check_new()
         seed = experiment.search.seed if seed is None else seed
         initial = None if warm_start is None else Path(warm_start).absolute()
         if initial is not None and (run is None or not run.has_begun_supernet):
             _check_lends_weights(initial, setup)
+        setup = setup.checked(run, on_note=on_note)
+        identity = setup.identity
+        assert identity is not None, "they were just looked at"
         budget = TimeBudget(time_budget, run)
         resources = stack.enter_context(
             claim_resources(gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device)
@@ -107,8 +114,6 @@ def search(
         setup = dataclasses.replace(setup, device=resources.device, num_threads=resources.num_threads)
         num_left = num_trials - (0 if run is None else len(run.results()))
         check_disk(experiment, place.path, num_trials=max(num_left, 0), num_slots=resources.num_slots)
-        if run is None:
-            place.check_new()
         if experiment.goes_by_latency:
             experiment = with_latency(experiment, run, setup, resources, seed=seed)
             if setup.shared is not None:  # whose random subnets meet the constraints, too
@@ -119,6 +124,7 @@ def search(
                 "warm_start": None if initial is None else str(initial),
                 "time_budget": time_budget,
                 "resources": dataclasses.asdict(resources),
+                "data": identity.to_json(),
             }
             run = RunFolder.create(out, manifest)
             stack.enter_context(run.locked())

@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ def search_through_client(
     stop: threading.Event,
     progress: Any,
     callbacks: Sequence[Follower],
+    on_note: Callable[[str], None] | None,
     **options: Any,
 ) -> RunFolder:
     """`search` as a task on the cluster whose Ray client listens at `address`, as `ray://host:10001`.
@@ -51,7 +52,10 @@ def search_through_client(
                     if ray.wait([done], timeout=0)[0]:
                         break
                     continue
-                if not isinstance(event, tuple):
+                if isinstance(event, str):
+                    if on_note is not None:
+                        on_note(event)
+                elif not isinstance(event, tuple):
                     on_event(event)
                 elif progress is not None:
                     resources, num_trials, left = event
@@ -97,6 +101,6 @@ def _search(experiment: Experiment, options: dict[str, Any], events: Queue, flag
 
     threading.Thread(target=watch, daemon=True).start()
     try:
-        search(experiment, stop=stop, progress=forward, **options)
+        search(experiment, stop=stop, progress=forward, on_note=events.put, **options)
     finally:
         is_over.set()

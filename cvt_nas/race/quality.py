@@ -21,6 +21,7 @@ from cvt_nas.race.resources import claim_resources
 from cvt_nas.race.samplers import derive_seed
 from cvt_nas.race.study import Proposal
 from cvt_nas.results import (
+    DataIdentity,
     Origin,
     RunFolder,
     SupernetQuality,
@@ -80,11 +81,11 @@ def evaluate_supernet(
     space = searched_space(experiment, run)
     drawn = spread_over_flops(space, _MAX_ARCHS, seed=derive_seed(seed, 0, "quality"))[:num_archs]
     genomes = [experiment.space.encode(space.decode(genome)) for genome in drawn]
-    of_supernet = TrainingSetup.of(experiment, run_path=run.path, run_url=run.url, data=data)
+    of_supernet = TrainingSetup.of(experiment, run_path=run.path, run_url=run.url, data=data).checked(run)
     url = None if run.url is None else f"{run.url}/{run.standalone_path.name}"
     setup = dataclasses.replace(of_supernet, run_path=run.standalone_path, run_url=url, shared=None)
-    setup.open_data()
-    alone = _open_standalone(run, experiment, seed=seed, num_trainings=len(genomes) * num_seeds)
+    assert setup.identity is not None, "it was just looked at"
+    alone = _open_standalone(run, experiment, setup.identity, seed=seed, num_trainings=len(genomes) * num_seeds)
     with (
         alone.locked(),
         claim_resources(
@@ -143,13 +144,18 @@ def _standalone(experiment: Experiment, run: RunFolder, epochs: int | None) -> E
     return dataclasses.replace(experiment, training=experiment.training.lasting(num_epochs))
 
 
-def _open_standalone(run: RunFolder, experiment: Experiment, *, seed: int, num_trainings: int) -> RunFolder:
+def _open_standalone(
+    run: RunFolder, experiment: Experiment, identity: DataIdentity, *, seed: int, num_trainings: int
+) -> RunFolder:
     path = run.standalone_path
     if not path.exists():
         fetch(path)
     if not (path / "manifest.json").exists():
-        return RunFolder.create(path, experiment.manifest(seed=seed, num_trials=num_trainings))
+        manifest = {**experiment.manifest(seed=seed, num_trials=num_trainings), "data": identity.to_json()}
+        return RunFolder.create(path, manifest)
     alone = RunFolder.open(path)
+    if (known := DataIdentity.of(alone.manifest)) is not None:
+        known.check_same(identity, str(path))
     if alone.manifest["epochs"] != experiment.training.epochs:
         raise RunFolderError(
             f"{path} holds trainings of {alone.manifest['epochs']} epochs; go on with --epochs "

@@ -98,7 +98,7 @@ def query(
         data=data,
         device=device.type,
         num_threads=torch.get_num_threads(),
-    )
+    ).identified(run)
     inheritance, answers = open_inheritance(setup, device), []
     for arch in promising:
         latency = None if max_latency_ms is None else latency_ms(arch, device)

@@ -19,7 +19,7 @@ from cvt_nas.errors import RunFolderError, SpaceFileError
 from cvt_nas.report.figures import AXES, NAMES, log_ticks
 from cvt_nas.report.page import figure_html, html_page, table_html
 from cvt_nas.report.tables import growth_frame
-from cvt_nas.results import HypervolumeBox, Metric, ParetoFront, RunFolder
+from cvt_nas.results import DataIdentity, HypervolumeBox, Metric, ParetoFront, RunFolder
 from cvt_nas.space import ALL_COST_METRICS, CostMetric
 
 # Okabe and Ito's colours, told apart also by the colour-blind; grey for black, which a dark page swallows
@@ -63,6 +63,12 @@ class Comparison:
         manifests = [run.manifest for run in runs]
         if len(found := sorted({str(manifest["dataset"]) for manifest in manifests})) > 1:
             raise RunFolderError(f"runs on {' and '.join(found)} do not compare: name runs on the same data")
+        known = [(run, data) for run in runs if (data := DataIdentity.of(run.manifest)) is not None]
+        for run, data in known[1:]:
+            if (difference := known[0][1].difference(data)) is not None:
+                raise RunFolderError(
+                    f"{known[0][0].place} and {run.place} are of other data, and do not compare: {difference}"
+                )
         metrics: list[Metric] = [metric for metric in runs[0].metrics if all(metric in run.metrics for run in runs)]
         if len(metrics) < 2:
             raise RunFolderError("the runs have no cost in common among their objectives")

@@ -32,7 +32,7 @@ from cvt_nas.report.text import (
     rank_lines,
     short,
 )
-from cvt_nas.results import RunFolder, TrialResult
+from cvt_nas.results import DataIdentity, RunFolder, TrialResult
 
 
 def run_page(run: RunFolder, *, refresh: int | None = None) -> str:
@@ -169,7 +169,11 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
             more = f"{short(member.cost.params)} params, {short(member.cost.flops)} FLOPs"
             cards.append((name, accuracy_text(member), more + ("" if test is None else f"; test {test:.4f}")))
     parts = [f"<div><dt>{n}</dt><dd>{html.escape(v)}<small>{html.escape(m)}</small></dd></div>" for n, v, m in cards]
-    notes = [*confirmation_lines(run), *(line for line in rank_lines(run) if line.startswith("warning: "))]
+    data = DataIdentity.of(run.manifest)
+    skipped = (
+        [] if data is None or not data.skipped else [f"{len(data.skipped):,} images that cannot be read are skipped"]
+    )
+    notes = [*skipped, *confirmation_lines(run), *(line for line in rank_lines(run) if line.startswith("warning: "))]
     lines = [*latency_lines(run), *narrowing_lines(run)]
     if (quality := run.quality()) is not None:
         (notes if quality.faults else lines).append(quality_verdict(quality))
@@ -305,7 +309,10 @@ def _what_was_run(run: RunFolder) -> str:
     versions = manifest.get("versions", {})
     resources = manifest.get("resources", {})
     failed = [result for result in run.results() if result.reason]
+    data = DataIdentity.of(manifest)
     facts = [
+        ("data", None if data is None else ". ".join([data.describe(), *data.notes])),
+        ("data, fingerprint", None if data is None else data.fingerprint),
         ("command", manifest.get("command")),
         ("seed", manifest.get("seed")),
         ("objectives", ", ".join(run.metrics)),

@@ -7,6 +7,7 @@ from cvt_nas.results.candidate import Candidate
 from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
 from cvt_nas.results.files import delete, exists, fetch, patiently, repair_last_line, write_atomically
 from cvt_nas.results.folder import RunFolder
+from cvt_nas.results.identity import DataIdentity
 from cvt_nas.results.mirror import add_mirror, is_url, mirror_of
 from cvt_nas.results.narrowing import DroppedOption, Narrowing, NarrowingStep
 from cvt_nas.results.pareto import (
@@ -32,6 +33,7 @@ __all__ = [
     "Candidate",
     "ConfirmPlan",
     "Confirmation",
+    "DataIdentity",
     "DroppedOption",
     "HypervolumeBox",
     "Metric",

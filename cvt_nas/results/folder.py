@@ -45,7 +45,7 @@ _SECONDS_BETWEEN_LOOKS, _SECONDS_TO_SHOW_LIFE = 5.0, 15.0
 class RunFolder:
     """One run on disk: the record, and what is made from it.
 
-    manifest.json      what was run: file, versions, devices, seeds, command line; written once
+    manifest.json      what was run: file, data, versions, devices, seeds, command line
     trials.jsonl       one `TrialResult` a line, append-only, flushed: the record
     confirm.json       which architectures are trained again, once the race is over; see `ConfirmPlan`
     confirm.jsonl      one `TrialResult` a line, of those further trainings, append-only, flushed
@@ -229,6 +229,16 @@ class RunFolder:
         manifest = _Manifest(tree)
         manifest.path = path
         return manifest
+
+    def amend_manifest(self, **entries: Any) -> None:
+        """Replaces entries of the manifest of a run in which nothing was trained yet."""
+        write_atomically(self.path / "manifest.json", json.dumps({**self.manifest, **entries}, indent=2) + "\n")
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether any network was trained, or is in training, on whatever machine."""
+        in_training = (self.path / "checkpoints").is_dir() and any((self.path / "checkpoints").iterdir())
+        return in_training or self.has_begun_supernet or any(result.epochs for result in self.results())
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

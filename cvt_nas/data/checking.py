@@ -1,0 +1,149 @@
+"""Looking at every image of a folder before compute is spent on them."""
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from cvt_nas.data.layout import Images, Role
+from cvt_nas.data.reading import Header, decode, read_header
+from cvt_nas.errors import DataError
+
+OnNote = Callable[[str], None]
+_PART = 200  # images a thread takes at a time
+_SECONDS_UNTIL_SAID, _SECONDS_BETWEEN = 1.0, 2.0
+_NUM_NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageCheck:
+    """What was found in the images of a folder.
+
+    Args:
+        damaged: Of each image that cannot be read, its path below the data set, and what is wrong with it.
+        formats, modes: Images of each of Pillow's formats and modes.
+        least, most: The narrowest and the widest image, by pixels; (width, height). None where none can be read.
+        turned, animated, transparent, large: Images that EXIF turns, that have several frames, that have transparency,
+            and that Pillow finds large enough to warn of.
+    """
+
+    num_images: int
+    damaged: Mapping[str, str]
+    formats: Counter[str]
+    modes: Counter[str]
+    least: tuple[int, int] | None
+    most: tuple[int, int] | None
+    turned: int
+    animated: int
+    transparent: int
+    large: int
+
+    @property
+    def notes(self) -> list[str]:
+        """How those images are read that could be read in another way."""
+        deep = sum(number for mode, number in self.modes.items() if mode.startswith("I;16") or mode in ("I", "F"))
+        told = [
+            (self.turned, "turned as their EXIF says"),
+            (self.animated, "with several frames, of which the first is read"),
+            (self.transparent, "with transparency, which is dropped"),
+            (deep, "with more than 8 bits, read as 8"),
+            (self.large, "so large that decoding them takes long"),
+        ]
+        return [f"{number:,} image{'s' if number > 1 else ''} {how}" for number, how in told if number]
+
+    def check_readable(self) -> None:
+        """Raises:
+        DataError: Some cannot be read; all are counted, and the first are named.
+        """
+        if self.damaged:
+            named = "; ".join(f"{path}: {why}" for path, why in list(self.damaged.items())[:_NUM_NAMED])
+            more = len(self.damaged) - _NUM_NAMED
+            raise DataError(
+                f"{len(self.damaged):,} of {self.num_images:,} images cannot be read: {named}"
+                + (f"; and {more:,} more, see cvt-nas check" if more > 0 else "")
+                + "; mend or delete them, or leave them out by data.on_error: skip"
+            )
+
+
+def check_images(
+    top: Path, files: Mapping[Role, Images], mode: str, *, decode_all: bool = False, on_note: OnNote | None = None
+) -> ImageCheck:
+    """Reads the header of each image, and decodes those whose file does not end as it should.
+
+    Threads suffice: a header is a matter of waiting for the disk, and Pillow decodes without Python's lock.
+
+    Args:
+        top: Folder of the data set, below which paths are told.
+        mode: As which images will be read.
+        decode_all: Whether each image is decoded, which finds damage in the middle, too.
+        on_note: Called with how far it is, where it takes longer than a second.
+    """
+    from joblib import cpu_count
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS or float("inf")
+    formats, modes = Counter[str](), Counter[str]()
+    numbers: Counter[str] = Counter()
+    damaged: dict[str, str] = {}
+    least, most = None, None
+
+    def look(part: tuple[Path, Sequence[str]]) -> list[Header | DataError]:
+        root, names = part
+        return [_look_at(f"{root}/{name}", mode, decode_all) for name in names]
+
+    parts = [
+        (images, start) for images in files.values() for start in range(0, len(images.names), _PART)
+    ]  # fmt: skip
+    total = sum(len(images.names) for images in files.values())
+    say = _progress(total, on_note)
+    with warnings.catch_warnings(), ThreadPoolExecutor(2 * cpu_count() + 2) as threads:
+        warnings.simplefilter("ignore")  # Pillow's, which `large` and `damaged` stand for
+        looked = threads.map(look, [(images.root, images.names[start : start + _PART]) for images, start in parts])
+        for (images, start), found in zip(parts, looked, strict=True):
+            for name, header in zip(images.names[start:], found, strict=False):
+                if isinstance(header, DataError):
+                    damaged[images.below(top) + name] = str(header).removeprefix(f"{images.root}/{name}: ")
+                    continue
+                formats[header.format] += 1
+                modes[header.mode] += 1
+                area = header.size[0] * header.size[1]
+                least = header.size if least is None or area < least[0] * least[1] else least
+                most = header.size if most is None or area > most[0] * most[1] else most
+                numbers.update(
+                    turned=header.turned, animated=header.num_frames > 1, transparent=header.transparent,
+                    large=area > limit,
+                )  # fmt: skip
+            say(len(found))
+    return ImageCheck(
+        num_images=total, damaged=damaged, formats=formats, modes=modes, least=least, most=most,
+        turned=numbers["turned"], animated=numbers["animated"], transparent=numbers["transparent"],
+        large=numbers["large"],
+    )  # fmt: skip
+
+
+def _look_at(path: str, mode: str, decode_all: bool) -> Header | DataError:
+    try:
+        header = read_header(path)
+        if decode_all or not header.whole:
+            decode(path, mode)
+    except DataError as error:
+        return error
+    return header
+
+
+def _progress(total: int, on_note: OnNote | None) -> Callable[[int], None]:
+    started = time.monotonic()
+    done, said = 0, started + _SECONDS_UNTIL_SAID - _SECONDS_BETWEEN
+
+    def say(number: int) -> None:
+        nonlocal done, said
+        done += number
+        now = time.monotonic()
+        if on_note is not None and done < total and now - said >= _SECONDS_BETWEEN:
+            said = now
+            on_note(f"checking images: {done:,} of {total:,}, {done / (now - started):,.0f} a second")
+
+    return say

@@ -1,0 +1,268 @@
+"""How a folder of images is laid out: which folder is which split, what its classes are, and what is left out."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cvt_nas.errors import DataError
+
+Role = Literal["train", "validation", "test"]
+SPELLINGS: dict[Role, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+_SYSTEM = frozenset({
+    "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__",
+    "thumbs.db", "ehthumbs.db", "desktop.ini",
+})  # fmt: skip
+_NUM_THREADS = 16  # so that a network disk has several requests at a time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """The folders of a data set.
+
+    Args:
+        root: Of the data set.
+        places: The folder of each split that has class folders. A root that is itself a folder of class folders is
+            its `train`.
+        class_names: Sorted; of the training images, or where there are none, of the others.
+        notes: What is left out, and what follows from that; one line each.
+    """
+
+    root: Path
+    places: dict[Role, Path]
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether class folders lie in the root itself, so that no split is marked."""
+        return self.places.get("train") == self.root
+
+    @property
+    def guide(self) -> Role | None:
+        """The folder whose images guide the search, where it is another one than that of the test images."""
+        return "validation" if {"train", "validation", "test"} <= set(self.places) else None
+
+    @property
+    def tested(self) -> Role | None:
+        """The folder of the test images; None where they are held out of the training images."""
+        return next((role for role in ("test", "validation") if role in self.places), None)
+
+    def for_test(self) -> "Layout":
+        """The same with the test images alone, which are all of the images where no split is marked.
+
+        Raises:
+            DataError: There are none: they would be held out of training images, which may have been trained on.
+        """
+        role: Role | None = "train" if self.is_flat else self.tested
+        if role is None:
+            own = self.places["train"].name
+            raise DataError(
+                f"--data {self.root}: holds {own}/ alone, and no test images in val/ or test/; to measure on images "
+                f"that may have been trained on, name {self.places['train']}"
+            )
+        place = self.places[role]
+        return replace(self, places={role: place}, class_names=tuple(_folders(place)))
+
+    def check_trainable(self) -> None:
+        """Raises:
+        DataError: There are no training images.
+        """
+        if "train" not in self.places:
+            raise DataError(f"{self.root} must hold train/ and val/, one folder a class; it has no train/")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Images:
+    """The images of one split.
+
+    Args:
+        root: Its folder.
+        class_names: Of its class folders, sorted.
+        names: Their paths below it, in torchvision's order: by class, then by folder and name.
+        labels: Class index of each, int64.
+        ignored: Visible files that are no images, by suffix.
+    """
+
+    root: Path
+    class_names: tuple[str, ...]
+    names: Sequence[str]
+    labels: np.ndarray
+    ignored: Counter[str]
+
+    def without(self, top: Path, skipped: frozenset[str]) -> "Images":
+        """The same less those at `skipped`, paths below `top`."""
+        if not skipped:
+            return self
+        below = self.below(top)
+        kept = [index for index, name in enumerate(self.names) if below + name not in skipped]
+        return replace(self, names=[self.names[index] for index in kept], labels=self.labels[kept])
+
+    def below(self, top: Path) -> str:
+        """What makes a name a path below `top`."""
+        return "" if top == self.root else f"{self.root.relative_to(top)}/"
+
+    def sizes(self) -> list[int]:
+        """Bytes of each file; -1 where there is none any more, as behind a link that leads nowhere."""
+
+        def size(name: str) -> int:
+            try:
+                return os.stat(f"{self.root}/{name}").st_size
+            except OSError:
+                return -1
+
+        with ThreadPoolExecutor(_NUM_THREADS) as threads:
+            parts = [self.names[start : start + 1000] for start in range(0, len(self.names), 1000)]
+            return [each for sizes in threads.map(lambda part: [size(name) for name in part], parts) for each in sizes]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is an operating system's, an editor's or a tool's, and nobody's image or class."""
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def find_layout(root: Path) -> Layout:
+    """What the folders below `root` are, by their names; no file is looked for.
+
+    Raises:
+        DataError: Nothing below it is a class folder, or two folders could be the same split.
+    """
+    if not root.is_dir():
+        raise DataError(f"--data {root}: no such folder")
+    places: dict[Role, Path] = {}
+    notes, folders = [], _folders(root)
+    for role, spellings in SPELLINGS.items():
+        named = [folder for folder in folders if folder.lower() in spellings]
+        full = [folder for folder in named if _folders(root / folder)]
+        if len(full) > 1:
+            named_both = " and ".join(f"{folder}/" for folder in full)
+            raise DataError(f"--data {root}: {named_both} could each hold the {role} images; keep one of them")
+        if full:
+            places[role] = root / full[0]
+        elif named and role == "train":
+            raise DataError(f"--data {root}: {root / named[0]} must hold one folder a class")
+        else:
+            notes += [f"{folder}/ has no class folders, and is ignored" for folder in named]
+    _drop_unlabelled(places, notes)
+    if not places:
+        if notes:
+            raise DataError(f"--data {root}: must hold one folder a class, in train/ and val/; {'; '.join(notes)}")
+        if not folders:
+            raise DataError(f"--data {root}: must hold train/ and val/, one folder a class, or one folder a class")
+        places = {"train": root}
+    elif beside := [folder for folder in folders if not any(folder.lower() in named for named in SPELLINGS.values())]:
+        notes.append(f"ignored beside {_slashed(places.values())}: {_few([f'{folder}/' for folder in beside])}")
+    first = next(iter(places.values()))
+    return Layout(root=root, places=places, class_names=tuple(_folders(first)), notes=tuple(notes))
+
+
+def list_images(layout: Layout, role: Role) -> Images:
+    """The images of a split, whatever else may be wrong with it; see `problems_of`."""
+    place, names, labels = layout.places[role], list[str](), list[int]()
+    ignored: Counter[str] = Counter()
+    classes = _folders(place)
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
+        found = threads.map(lambda name: sorted(_walk(place / name)), classes)
+        for label, parts in enumerate(found):
+            for folder, files in parts:
+                prefix = os.path.relpath(folder, place)
+                for file in sorted(files):
+                    if is_image(file):
+                        names.append(f"{prefix}/{file}")
+                        labels.append(label)
+                    else:
+                        ignored[suffix_of(file)] += 1
+    for entry in _entries(place):
+        if entry.is_file() and not is_hidden(entry.name):
+            ignored["images beside the class folders" if is_image(entry.name) else suffix_of(entry.name)] += 1
+    return Images(
+        root=place,
+        class_names=tuple(classes),
+        names=names,
+        labels=np.array(labels, dtype=np.int64),
+        ignored=ignored,
+    )
+
+
+def problems_of(layout: Layout, files: Mapping[Role, Images]) -> list[str]:
+    """Why the splits of a folder do not fit each other, one line each."""
+    problems = []
+    first = next(iter(files.values()))
+    for images in files.values():
+        if odd := sorted(set(first.class_names) ^ set(images.class_names)):
+            problems.append(
+                f"{layout.root}: in only one of {first.root.name}/ and {images.root.name}/: {_few(odd)}; both must "
+                f"have the same class folders"
+            )
+        full = set(images.labels.tolist())
+        if empty := [name for label, name in enumerate(images.class_names) if label not in full]:
+            ends = sorted(images.ignored)
+            seen = f"; there are files of {_few(ends)}, and {' '.join(SUFFIXES)} are read" if ends else ""
+            problems.append(f"{images.root}: class folders without an image: {_few(empty)}{seen}")
+    return problems
+
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def suffix_of(name: str) -> str:
+    return Path(name).suffix.lower() or "no suffix"
+
+
+def _drop_unlabelled(places: dict[Role, Path], notes: list[str]) -> None:
+    """Test images in one folder that is none of the classes have no labels, as Kaggle's."""
+    if "train" not in places or "test" not in places:
+        return
+    classes, found = _folders(places["train"]), _folders(places["test"])
+    if len(found) == 1 and len(classes) > 1 and found[0] not in classes:
+        notes.append(f"{places['test'].name}/ holds {found[0]}/ alone, which is no class, and is ignored")
+        del places["test"]
+
+
+def _slashed(places: Iterable[Path]) -> str:
+    return ", ".join(f"{place.name}/" for place in places)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
+def _folders(folder: Path) -> list[str]:
+    """Sorted names of what can be splits or classes in it."""
+    return sorted(entry.name for entry in _entries(folder) if not is_hidden(entry.name) and entry.is_dir())
+
+
+def _walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, list[str]]]:
+    """Folders below, itself included, and the names of their files; links are followed, but not in circles."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    files = []
+    for entry in _entries(folder):
+        if is_hidden(entry.name):
+            continue
+        if entry.is_dir():
+            yield from _walk(folder / entry.name, above | {here})
+        else:
+            files.append(entry.name)
+    yield str(folder), files

@@ -1,0 +1,210 @@
+"""Reading one image: which values are read, by which rule, and what is refused.
+
+Eight bits are read as they are. Sixteen bits of grey are divided by 257, so that white stays white, and twelve by
+4095 / 255; of sixteen bits of colour, Pillow keeps the upper eight. Floats must lie between 0 and 1, and are multiplied
+by 255. Integers of 32 bits are refused, since nothing tells where their white is. EXIF's orientation is applied,
+transparency is dropped, and of several frames the first is taken.
+"""
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from cvt_nas.errors import DataError
+
+# What Pillow's `convert` does as it should
+_CONVERTED = frozenset("1 L LA P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV".split())
+_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
+_STRIPS, _TILES = (273, 279), (324, 325)
+_WHITE_IS_ZERO = 0
+_TAIL = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """What an image's header tells.
+
+    Args:
+        size: Width and height as stored, in pixels.
+        turned: Whether EXIF says that it is to be turned or mirrored.
+        whole: Whether the file seems to be as long as it should, and the rule for its values needs no look at them;
+            where that cannot be told, False.
+    """
+
+    format: str
+    mode: str
+    size: tuple[int, int]
+    num_frames: int
+    turned: bool
+    transparent: bool
+    whole: bool
+
+
+def read_image(path: str | Path, mode: str) -> Any:
+    """The Pillow image at `path`, as it is meant to be seen.
+
+    Args:
+        mode: `RGB`, or `L` for grey.
+
+    Raises:
+        DataError: It is damaged, gigantic or of a kind that is not read; one line names the file and the reason.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about EXIF that it cannot read and large pictures; `check` tells
+        return decode(path, mode)
+
+
+def decode(path: str | Path, mode: str) -> Any:
+    """`read_image`, with Pillow's warnings."""
+    from PIL import Image
+
+    try:
+        # by a file of our own: from a path, Pillow 13 maps uncompressed TIFFs and forgets to turn them
+        with open(path, "rb") as file, Image.open(file) as image:
+            image.load()
+            turned = _turned(_in_8_bits(image))
+            if turned.mode in ("P", "PA") and isinstance(turned.info.get("transparency"), bytes):
+                turned = turned.convert("RGBA")
+            if turned.mode == "LAB" and mode == "L":
+                turned = turned.convert("RGB")
+            return turned.convert(mode)
+    except Exception as error:  # Pillow's plugins raise whatever their parsers run into
+        raise DataError(f"{path}: {why_unreadable(error, path)}") from error
+
+
+def read_header(path: str | Path) -> Header:
+    """What can be told of an image without decoding it.
+
+    Raises:
+        DataError: It cannot be read; one line names the file and the reason.
+    """
+    from PIL import Image
+
+    try:
+        with open(path, "rb") as file, Image.open(file) as image:
+            format_ = image.format or ""
+            _check_kind(image)
+            return Header(
+                format=format_,
+                mode=image.mode,
+                size=image.size,
+                num_frames=getattr(image, "n_frames", 1),
+                turned="exif" in image.info and _orientation(image) not in (None, 1),
+                transparent=image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info,
+                whole=_is_whole(image, file),
+            )
+    except Exception as error:
+        raise DataError(f"{path}: {why_unreadable(error, path)}") from error
+
+
+def why_unreadable(error: Exception, path: str | Path) -> str:
+    """One line that says what is wrong with an image."""
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, DataError):
+        return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        return f"gigantic: {str(error).split(',')[0].lower()}; make it smaller"
+    if isinstance(error, UnidentifiedImageError):
+        return f"no image: {_what_instead(path)}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"damaged: {reason}"
+
+
+def _what_instead(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        start = file.read(256)
+    if not start:
+        return "the file is empty"
+    if not any(start):
+        return "it begins with zeros"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS; fetch the file with git lfs pull"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "a web page"
+    try:
+        start.decode("ascii")
+    except UnicodeDecodeError:
+        return "Pillow knows no such format"
+    return "it begins as text"
+
+
+def _check_kind(image: Any) -> None:
+    """Refuses what has no rule, by its header."""
+    if image.mode in _CONVERTED or image.mode.startswith("I;16") or image.mode == "F":
+        return
+    if image.mode == "I" and _bits(image) == 16:
+        return
+    if image.mode == "I":
+        raise DataError("integers of 32 bits, of which nothing tells where white is; save it with 8 or 16 bits")
+    raise DataError(f"Pillow's mode {image.mode}, which is not read; save it with 8 bits, as grey or RGB")
+
+
+def _bits(image: Any) -> int:
+    """Of each value of a grey image with more than eight; Pillow holds some of 16 bits in 32."""
+    if image.format == "TIFF":
+        return int(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0])
+    return 16 if image.format in ("PNG", "PPM") or image.mode.startswith("I;16") else 32
+
+
+def _in_8_bits(image: Any) -> Any:
+    """The same by the stated rule, where it has more than eight bits."""
+    from PIL import Image
+
+    _check_kind(image)
+    if image.mode in _CONVERTED:
+        return image
+    values = np.asarray(image).astype(np.float64)
+    least, most = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    white = 1.0 if image.mode == "F" else 2.0 ** (bits if (bits := _bits(image)) in (10, 12, 14) else 16) - 1
+    if not (least >= 0 and most <= white):  # also where they are not numbers
+        raise DataError(f"values from {least:g} to {most:g}, must be from 0 to {white:g}; save it with 8 bits")
+    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = white - values  # which Pillow does with eight bits alone
+    scaled = Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
+    scaled.info = image.info
+    if (orientation := _orientation(image)) is not None:
+        scaled.getexif()[_ORIENTATION] = orientation
+    return scaled
+
+
+def _orientation(image: Any) -> int | None:
+    try:
+        return image.getexif().get(_ORIENTATION)
+    except Exception:  # what is no EXIF says nothing
+        return None
+
+
+def _turned(image: Any) -> Any:
+    from PIL import ImageOps
+
+    if _orientation(image) not in range(2, 9):
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:
+        raise DataError(f"damaged: its EXIF says that it is turned, and cannot be read: {error}") from error
+
+
+def _is_whole(image: Any, file: BinaryIO) -> bool:
+    """Whether the file ends as its format ends, or as its header says."""
+    length = os.fstat(file.fileno()).st_size
+    if image.format in ("JPEG", "MPO", "PNG"):
+        file.seek(max(length - _TAIL, 0))
+        tail = file.read()
+        return tail.endswith(b"IEND\xaeB`\x82") if image.format == "PNG" else tail.endswith(b"\xff\xd9")
+    if image.format == "WEBP":
+        file.seek(4)
+        return int.from_bytes(file.read(4), "little") + 8 <= length
+    if image.format == "TIFF":
+        for offsets, counts in (_STRIPS, _TILES):
+            if offsets in image.tag_v2 and counts in image.tag_v2:
+                ends = (a + b for a, b in zip(image.tag_v2[offsets], image.tag_v2[counts], strict=False))
+                return image.mode not in ("F", "I") and max(ends, default=length + 1) <= length
+    return False

@@ -1,0 +1,120 @@
+"""What `cvt-nas check` tells of a data set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cvt_nas.config import DataConfig
+from cvt_nas.data import ImageData, find_data, load_data, shape_of
+from cvt_nas.data.checking import ImageCheck, check_images
+from cvt_nas.data.folders import FolderData
+from cvt_nas.data.layout import Images, Layout, Role, find_layout, list_images, problems_of
+from cvt_nas.errors import DataError
+from cvt_nas.results import DataIdentity
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetReport:
+    """What was found in a data set.
+
+    Args:
+        identity: None where its images cannot be split for a training.
+        images: None of a set in memory, which is read as a whole.
+        problems: Why it cannot be used as it is, beside images that cannot be read.
+    """
+
+    data: str
+    dataset: str
+    class_names: tuple[str, ...]
+    identity: DataIdentity | None
+    images: ImageCheck | None
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def is_usable(self) -> bool:
+        return not self.problems and not (self.images and self.images.damaged)
+
+    def to_json(self) -> dict[str, Any]:
+        found = self.images
+        return {
+            "data": self.data,
+            "dataset": self.dataset,
+            "usable": self.is_usable,
+            "classes": list(self.class_names),
+            "identity": None if self.identity is None else self.identity.to_json(),
+            "images": None if found is None else found.num_images,
+            "damaged": {} if found is None else dict(found.damaged),
+            "problems": list(self.problems),
+            "notes": list(self.notes),
+            "formats": {} if found is None else dict(found.formats.most_common()),
+            "modes": {} if found is None else dict(found.modes.most_common()),
+            "least": None if found is None else found.least,
+            "most": None if found is None else found.most,
+        }
+
+    def lines(self) -> list[str]:
+        """For a person: each finding, then what there is."""
+        found, lines = self.images, [f"problem: {problem}" for problem in self.problems]
+        if found is not None:
+            lines += [f"cannot be read: {path}: {why}" for path, why in found.damaged.items()]
+        lines += [f"note: {note}" for note in self.notes]
+        if self.identity is not None:
+            lines.append(f"{self.data}: {self.dataset}, {self.identity.describe()}")
+        if found is not None and found.least is not None and found.most is not None:
+            least, most = ("{} x {}".format(*size) for size in (found.least, found.most))
+            kinds = ", ".join(
+                f"{n:,} {kind}" for each in (found.formats, found.modes) for kind, n in each.most_common()
+            )
+            lines.append(f"{found.num_images:,} images, {least} to {most} pixels: {kinds}")
+        if found is not None and found.damaged:
+            lines.append(f"{len(found.damaged):,} of {found.num_images:,} images cannot be read")
+        lines.append("usable as it is" if self.is_usable else "not usable as it is")
+        return lines
+
+
+def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str], None] | None = None) -> SetReport:
+    """Looks at all of a data set, as a training would read it with the settings that a space file has by itself.
+
+    Args:
+        data: See `find_data`.
+        decode: Whether each image of a folder is decoded.
+        on_note: Called with how far it is.
+
+    Raises:
+        DataError: It is no data set at all: no folder, no class folders, or a set that is incomplete.
+    """
+    dataset, root = find_data(data)
+    config, problems, notes, test_only = DataConfig(dataset=dataset), list[str](), tuple[str, ...](), False
+    layout: Layout | None = None
+    images: ImageCheck | None = None
+    if dataset == "imagefolder":
+        assert root is not None, "a folder of images has a place"
+        layout = find_layout(root)
+        files: dict[Role, Images] = {role: list_images(layout, role) for role in layout.places}
+        problems, test_only = problems_of(layout, files), "train" not in layout.places
+        images = check_images(root, files, "RGB", decode_all=decode, on_note=on_note)
+        notes = (*layout.notes, *images.notes)
+    channels, num_classes = shape_of(dataset, root, test_only=test_only)
+    found: ImageData | None = None
+    try:
+        found = load_data(
+            config, root=root, image_size=32, num_channels=channels or 3, num_classes=num_classes, test_only=test_only
+        )
+    except DataError as error:
+        if images is None:  # of a set in memory nothing else can be told
+            raise
+        problems = problems or [str(error)]
+    if isinstance(found, FolderData) and images is not None:
+        notes = (*found.notes, *images.notes)
+    class_names = found.class_names if found is not None else () if layout is None else layout.class_names
+    return SetReport(
+        data=str(data),
+        dataset=dataset,
+        class_names=class_names,
+        identity=None if found is None else found.identity(),
+        images=images,
+        problems=tuple(problems),
+        notes=notes,
+    )

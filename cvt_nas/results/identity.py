@@ -1,0 +1,93 @@
+"""Which data a run is of, so that results on other data are never taken for its own."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from cvt_nas.errors import RunFolderError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataIdentity:
+    """What a manifest keeps of a data set, under `data`. The same set at another place has the same identity.
+
+    Args:
+        classes_sha256: Of the classes' names.
+        files_sha256: Of the names and sizes of the images of each split, before any are skipped; of a set in memory,
+            of its labels and shapes.
+        images: Of each folder, by what it holds: `train, validation, test`; before any are skipped.
+        splits: Images that are trained on, guide the search, and are tested on.
+        held_out: Splits that are held out of the training images by this tool.
+        skipped: Images that cannot be read, by `data.on_error: skip`, as paths below the data set.
+        notes: What was left out of the set, and why, one line each.
+    """
+
+    num_classes: int
+    classes_sha256: str
+    files_sha256: str
+    images: Mapping[str, int]
+    splits: Mapping[str, int]
+    held_out: Sequence[str] = ()
+    skipped: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        told = [self.classes_sha256, self.files_sha256]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+    def __hash__(self) -> int:
+        return hash((self.fingerprint, *self.skipped))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"fingerprint": self.fingerprint, **asdict(self)}
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> Self | None:
+        """What a manifest says; None of one of an earlier version.
+
+        Raises:
+            RunFolderError: It is damaged.
+        """
+        if (tree := manifest.get("data")) is None:
+            return None
+        try:
+            return cls(**{name: value for name, value in tree.items() if name != "fingerprint"})
+        except (TypeError, AttributeError) as error:
+            raise RunFolderError(f"manifest.json: data: not what this version writes: {error}") from error
+
+    def difference(self, now: "DataIdentity") -> str | None:
+        """How the set of `now` differs from this one, in a few words; None where it is the same."""
+        if self.fingerprint == now.fingerprint:
+            return None
+        if self.num_classes != now.num_classes:
+            return f"{self.num_classes:,} classes, now {now.num_classes:,}"
+        if self.classes_sha256 != now.classes_sha256:
+            return "the classes have other names"
+        if set(self.images) != set(now.images):
+            return f"images for {' and '.join(self.images)}, now for {' and '.join(now.images)}"
+        changed = [
+            f"{abs(more):,} {name} image{'s' if abs(more) > 1 else ''} {'more' if more > 0 else 'fewer'}"
+            for name in self.images
+            if (more := now.images[name] - self.images[name])
+        ]
+        return ", ".join(changed) or "as many images, but some files have another name or size"
+
+    def check_same(self, now: "DataIdentity", place: str) -> None:
+        """Raises:
+        RunFolderError: The set of `now` is not this one, which the run at `place` was begun with.
+        """
+        if (difference := self.difference(now)) is not None:
+            raise RunFolderError(
+                f"{place}: was begun with other data: {difference}. Results would not compare: name the same data by "
+                f"--data, or write elsewhere by --out"
+            )
+
+    def describe(self) -> str:
+        """In one line, for a person."""
+        counts = ", ".join(f"{number:,} {name}" for name, number in self.splits.items())
+        held = f"; {' and '.join(self.held_out)} held out of the training images" if self.held_out else ""
+        skipped = f"; {len(self.skipped):,} damaged images skipped" if self.skipped else ""
+        return f"{self.num_classes:,} classes; {counts} images{held}{skipped}"
