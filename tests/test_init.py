@@ -350,7 +350,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_spent(
     def spent(*arguments: Any) -> None:
         raise AssertionError("data opened")
 
-    monkeypatch.setattr(TrainingSetup, "open_data", spent)
+    monkeypatch.setattr(TrainingSetup, "checked", spent)
     save_model(build_model(GELU), tmp_path / "other")
     with pytest.raises(ArchError, match="does not fit the architecture"):
         train(arch, small, out=tmp_path / "run", device="cpu", num_workers=1, init=tmp_path / "other")

@@ -13,7 +13,17 @@ from torch import Tensor
 
 from cvt_nas.config import AugmentConfig, DataConfig
 from cvt_nas.data.augment import mixing_of, with_every_magnitude
-from cvt_nas.data.images import Batch, Preprocessing, Split, digest, hold_out, in_order, seed_all, split_off_search
+from cvt_nas.data.images import (
+    SPLITS,
+    Batch,
+    Preprocessing,
+    Split,
+    digest,
+    hold_out,
+    in_order,
+    seed_all,
+    split_off_search,
+)
 from cvt_nas.data.layout import Images, Layout, Role, find_layout, list_images, problems_of
 from cvt_nas.data.reading import read_image
 from cvt_nas.errors import DataError
@@ -134,7 +144,7 @@ class FolderData:
             classes_sha256=digest(self.class_names),
             files_sha256=seen.hexdigest(),
             images={role: len(images.names) for role, images in self.files.items()},
-            splits={split: len(rows) for split, rows in self._rows.items()},
+            splits={split: self.num_images(split) for split in SPLITS if split in self._rows},
             held_out=[split for split in ("search", "test") if self._source.get(split) == "train"],
             skipped=list(self.skipped),
             notes=list(self.notes),

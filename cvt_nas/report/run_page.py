@@ -171,7 +171,9 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
     parts = [f"<div><dt>{n}</dt><dd>{html.escape(v)}<small>{html.escape(m)}</small></dd></div>" for n, v, m in cards]
     data = DataIdentity.of(run.manifest)
     skipped = (
-        [] if data is None or not data.skipped else [f"{len(data.skipped):,} images that cannot be read are skipped"]
+        []
+        if data is None or not data.skipped
+        else [f"images that cannot be read, and are skipped: {len(data.skipped):,}"]
     )
     notes = [*skipped, *confirmation_lines(run), *(line for line in rank_lines(run) if line.startswith("warning: "))]
     lines = [*latency_lines(run), *narrowing_lines(run)]
