@@ -98,7 +98,7 @@ class FolderData:
             self._rows["test"] = np.arange(len(self._images[self._source["test"]].names))
             return
         self._source = {"train": "train", "search": guide or "train", "test": tested or "train"}
-        labels = {role: images.labels for role, images in self._images.items()}
+        labels: dict[Role, np.ndarray] = {role: images.labels for role, images in self._images.items()}
         for role, found in labels.items():
             if lost := sorted(set(range(len(self.class_names))) - set(found.tolist())):
                 names = ", ".join(self.class_names[label] for label in lost[:5])
