@@ -1,0 +1,59 @@
+"""One architecture and its cost: frozen values, no torch."""
+
+from cvt_nas.arch.cost import (
+    Cost,
+    attention_flops,
+    block_cost,
+    cost_of,
+    embedding_cost,
+    head_cost,
+    kv_grid,
+    mlp_width,
+    stage_cost,
+    stage_costs,
+)
+from cvt_nas.arch.files import load_arch, read_object, save_arch
+from cvt_nas.arch.foreign import arch_of_config, class_names_of_config, is_config, is_of_transformers
+from cvt_nas.arch.network import (
+    PROJECTIONS,
+    Activation,
+    ArchConfig,
+    BlockConfig,
+    Projection,
+    StageConfig,
+    arch_from_dict,
+    arch_to_dict,
+    describe_stages,
+)
+from cvt_nas.arch.published import NAMED_ARCHS, cvt
+
+__all__ = [
+    "NAMED_ARCHS",
+    "PROJECTIONS",
+    "Activation",
+    "ArchConfig",
+    "BlockConfig",
+    "Cost",
+    "Projection",
+    "StageConfig",
+    "arch_from_dict",
+    "arch_of_config",
+    "arch_to_dict",
+    "attention_flops",
+    "block_cost",
+    "class_names_of_config",
+    "cost_of",
+    "cvt",
+    "describe_stages",
+    "embedding_cost",
+    "head_cost",
+    "is_config",
+    "is_of_transformers",
+    "kv_grid",
+    "load_arch",
+    "mlp_width",
+    "read_object",
+    "save_arch",
+    "stage_cost",
+    "stage_costs",
+]

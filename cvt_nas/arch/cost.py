@@ -1,0 +1,143 @@
+"""What an architecture costs, in closed form: a search knows it of every candidate before it spends anything on it."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from cvt_nas.arch.network import ArchConfig, BlockConfig, StageConfig
+
+# fvcore's handles count a layer norm with weights as 5 operations an element, and a batch norm in
+# eval mode as 2 (one multiply, one add).
+_LAYER_NORM_FLOPS = 5
+_BATCH_NORM_FLOPS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What a network costs: params and FLOPs exactly.
+
+    Args:
+        params: Learnable parameters.
+        flops: Operations of one image's forward pass in eval mode, by fvcore's convention: one
+            multiply-add is one; attention's two products, layer norm (5 an element) and batch norm
+            (2) are counted; softmax, activations, additions and pooling are not.
+        latency_us: Microseconds of one image's forward pass, as a `LatencyTable` predicts them; 0 without one.
+    """
+
+    params: int
+    flops: int
+    latency_us: int = 0
+
+    @property
+    def latency_ms(self) -> float:
+        return self.latency_us / 1000
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            params=self.params + other.params,
+            flops=self.flops + other.flops,
+            latency_us=self.latency_us + other.latency_us,
+        )
+
+    def to_json(self) -> dict[str, int]:
+        """The arguments; latency only where it is known."""
+        known = {"latency_us": self.latency_us} if self.latency_us else {}
+        return {"params": self.params, "flops": self.flops, **known}
+
+
+def kv_grid(grid: int, block: BlockConfig) -> int:
+    """Side of the grid of keys and values for queries on a grid of side `grid`.
+
+    `dw_bn` pads by half the kernel, so it keeps every `kv_stride`-th position. `avg` pools with
+    torch's `ceil_mode`, which also keeps a last window that starts inside the image or its padding.
+    """
+    if block.projection == "linear":
+        return grid
+    if block.projection == "dw_bn":
+        return (grid - 1) // block.kv_stride + 1
+    side = -((1 - grid) // block.kv_stride) + 1
+    return side - 1 if (side - 1) * block.kv_stride >= grid + block.kernel_size // 2 else side
+
+
+@lru_cache(maxsize=65536)
+def block_cost(block: BlockConfig, *, embed_dim: int, grid: int, class_token: bool) -> Cost:
+    """Cost of one block on `grid` x `grid` tokens, and the class token where there is one."""
+    dim, hidden = embed_dim, mlp_width(embed_dim, block.mlp_ratio)
+    queries_map, kv_map = grid**2, kv_grid(grid, block) ** 2
+    queries, keys = queries_map + class_token, kv_map + class_token
+
+    linears = dim * dim * (2 * queries + 2 * keys) + 2 * queries * dim * hidden
+    attention = _attention_flops(block, embed_dim=dim, grid=grid, class_token=class_token)
+    norms = 2 * _LAYER_NORM_FLOPS * queries * dim
+    params = 4 * (dim * dim + dim) + 2 * dim * hidden + hidden + dim + 4 * dim
+    convolutions = 0
+    if block.projection == "dw_bn":
+        maps = queries_map + 2 * kv_map
+        convolutions = maps * dim * block.kernel_size**2
+        norms += _BATCH_NORM_FLOPS * maps * dim
+        params += 3 * (dim * block.kernel_size**2 + 2 * dim)
+    return Cost(params=params, flops=linears + attention + norms + convolutions)
+
+
+def _attention_flops(block: BlockConfig, *, embed_dim: int, grid: int, class_token: bool) -> int:
+    """Of the products of queries with keys, and of what comes of them with values."""
+    return 2 * (grid**2 + class_token) * (kv_grid(grid, block) ** 2 + class_token) * embed_dim
+
+
+def mlp_width(embed_dim: int, mlp_ratio: float) -> int:
+    """Hidden width of a block's MLP, rounded down as in the official code."""
+    return int(embed_dim * mlp_ratio)
+
+
+def embedding_cost(stage: StageConfig, *, in_channels: int, grid: int) -> Cost:
+    """Cost of a stage's convolutional token embedding, with its layer norm, and what is learned beside it."""
+    dim = stage.embed_dim
+    weights = dim * in_channels * stage.patch_kernel**2
+    return Cost(
+        params=weights + dim + 2 * dim + dim * stage.class_token + dim * grid**2 * stage.pos_embed,
+        flops=weights * grid**2 + _LAYER_NORM_FLOPS * dim * grid**2,
+    )
+
+
+def head_cost(*, dim: int, grid: int, class_token: bool, num_classes: int) -> Cost:
+    """Cost of the last layer norm, over the class token or else every token, and of the classifier."""
+    normed = 1 if class_token else grid**2
+    return Cost(
+        params=2 * dim + (dim + 1) * num_classes,
+        flops=_LAYER_NORM_FLOPS * normed * dim + dim * num_classes,
+    )
+
+
+def stage_cost(stage: StageConfig, *, in_channels: int, side: int) -> Cost:
+    """Cost of a stage, its embedding and its blocks, on a map of side `side`."""
+    grid = stage.grid_after(side)
+    cost = embedding_cost(stage, in_channels=in_channels, grid=grid)
+    for block in stage.blocks:
+        cost += block_cost(block, embed_dim=stage.embed_dim, grid=grid, class_token=stage.class_token)
+    return cost
+
+
+def stage_costs(arch: ArchConfig) -> tuple[Cost, ...]:
+    """Cost of each stage. The head is missing to the total."""
+    costs, in_channels, side = [], arch.num_channels, arch.image_size
+    for stage in arch.stages:
+        costs.append(stage_cost(stage, in_channels=in_channels, side=side))
+        in_channels, side = stage.embed_dim, stage.grid_after(side)
+    return tuple(costs)
+
+
+def cost_of(arch: ArchConfig) -> Cost:
+    """Parameters and FLOPs of `arch`, in closed form: what fvcore counts on the built model, to the last unit."""
+    last = arch.stages[-1]
+    head = head_cost(
+        dim=last.embed_dim, grid=arch.grids[-1], class_token=last.class_token, num_classes=arch.num_classes
+    )
+    return sum(stage_costs(arch), start=head)
+
+
+def attention_flops(arch: ArchConfig) -> int:
+    """FLOPs of attention's two products in all blocks: `cost_of` counts them, and many a paper does not."""
+    return sum(
+        _attention_flops(block, embed_dim=stage.embed_dim, grid=grid, class_token=stage.class_token)
+        for stage, grid in zip(arch.stages, arch.grids, strict=True)
+        for block in stage.blocks
+    )
