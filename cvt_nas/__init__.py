@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cvt_nas.errors import CvtNasError
     from cvt_nas.evaluate import evaluate_model
     from cvt_nas.export import export as export_model
-    from cvt_nas.model import build_model, load_model
+    from cvt_nas.model import build_model, load_checkpoint, load_model
     from cvt_nas.race import search
     from cvt_nas.race.quality import evaluate_supernet
     from cvt_nas.race.query import query
@@ -39,6 +39,7 @@ _HOME = {  # of each name its module, and there its name
     "export_model": ("export", "export"),
     "front_frame": ("report", "front_frame"),
     "load_arch": ("arch", "load_arch"),
+    "load_checkpoint": ("model", "load_checkpoint"),
     "load_experiment": ("config", "load_experiment"),
     "load_model": ("model", "load_model"),
     "load_recipe": ("config", "load_recipe"),
@@ -68,6 +69,7 @@ __all__ = [
     "export_model",
     "front_frame",
     "load_arch",
+    "load_checkpoint",
     "load_experiment",
     "load_model",
     "load_recipe",

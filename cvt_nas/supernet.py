@@ -9,8 +9,9 @@ arXiv:2107.00651, shared so between transformers.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -21,7 +22,18 @@ from torch.distributed.nn.functional import all_reduce
 
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.errors import ArchError
-from cvt_nas.model import Block, ConvEmbed, ConvProjection, CvT, forward_stage, forward_stages, resized_positions
+from cvt_nas.model import (
+    Block,
+    ConvEmbed,
+    ConvProjection,
+    CvT,
+    Weights,
+    forward_stage,
+    forward_stages,
+    lent_state,
+    read_weights,
+    resized_positions,
+)
 from cvt_nas.space import SearchSpace
 
 NormChoice = Literal["kv_stride", "kernel_size"]
@@ -128,9 +140,17 @@ class Supernet(nn.Module):
         Raises:
             ArchError: It has a weight that has no place here.
         """
-        for name, tensor in model.state_dict().items():
-            if name.startswith("head.") and model.arch.num_classes != self.largest.num_classes:
-                continue
+        has_head = model.arch.num_classes == self.largest.num_classes
+        self.insert_state({n: t for n, t in model.state_dict().items() if has_head or not n.startswith("head.")})
+
+    @torch.no_grad()
+    def insert_state(self, state: Mapping[str, Tensor]) -> None:
+        """`insert` of the tensors of a model, of which some may be missing.
+
+        Raises:
+            ArchError: One has no place here.
+        """
+        for name, tensor in state.items():
             path, _, last = name.rpartition(".")
             self._cut_of(name, tensor.shape, None).put(tensor)
             for key, norm in self.norms.items():
@@ -220,6 +240,48 @@ def extract(supernet: Supernet, arch: ArchConfig) -> CvT:
         model = CvT(arch)
     model.load_state_dict(supernet.state_of(arch))
     return model.train(supernet.training)
+
+
+def lent_weights(
+    space: SearchSpace, path: Path, *, classes: Sequence[str]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """What the weights at `path` lend to a supernet of `space`; see `Supernet.insert_state`.
+
+    Args:
+        classes: Names of the classes of the data, in their order.
+
+    Returns:
+        With the tensors, notes for people: what was taken, and what is otherwise in every network of the space.
+
+    Raises:
+        ArchError: They cannot be read, or are of no CvT.
+    """
+    weights = read_weights(path)
+    state, notes = lent_state(weights, space.num_classes, classes)
+    return state, (*notes, *_elsewhere(space, weights))
+
+
+def _elsewhere(space: SearchSpace, weights: Weights) -> list[str]:
+    """What shows in no weight, and is otherwise in the network that they are of, or not known of it; a line each."""
+    if weights.arch is None:
+        activation = ", and gelu, as transformers computes it" if weights.is_port else ""
+        return [f"{weights.path}: nothing tells the heads, strides and paddings that the weights were trained with"
+                f"{activation}; those of the space are used"]  # fmt: skip
+    found = []
+    for index, (stage, theirs) in enumerate(zip(space.stages, weights.arch.stages, strict=False)):
+        options: dict[str, Collection[Any]] = {
+            "patch_stride": stage.patch_stride,
+            "patch_padding": [stage.padding_of(kernel) for kernel in stage.patch_kernel],
+            "num_heads": stage.num_heads,
+            "kv_stride": stage.kv_stride,
+            "activation": [stage.activation],
+        }
+        for name, values in options.items():
+            told = {getattr(part, name) for part in ([theirs] if name.startswith("patch_") else theirs.blocks)}
+            if odd := sorted(told - set(values)):
+                shown = " or ".join(map(str, dict.fromkeys(values)))
+                found.append(f"{name}: {shown} instead of {' and '.join(map(str, odd))} in stage {index}")
+    return found
 
 
 class _SyncedBatchNorm(nn.BatchNorm2d):

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from cvt_nas.data import ImageData, find_data, shape_of
 from cvt_nas.engine import TrainingSetup, drop_checkpoints, evaluate, progress_reports
 from cvt_nas.engine.optimization import checkpoint_before
 from cvt_nas.errors import ArchError, ResourceError, RunFolderError, StorageError, TrainingEndedError
-from cvt_nas.model import CvT, initialise, load_model, weights_file
+from cvt_nas.model import CvT, initialise, load_model, read_weights, weights_files
 from cvt_nas.results import RunFolder, Status, TrialResult
 
 
@@ -53,7 +53,11 @@ def train(
     _check_fits(arch, experiment)
     device, num_workers = _devices(device, num_workers)
     begun = _open_begun(arch, experiment, out, init) if resume else None
-    begins = _check_init(arch, init) if begun is None else begun.manifest.get("init")
+    begins = None if begun is None else begun.manifest.get("init")
+    weights = None
+    if init is not None and begun is None:
+        weights = read_weights(Path(init).absolute())
+        initialise(CvT(arch), weights)  # or the data would be opened for nothing
     setup = TrainingSetup.of(
         experiment,
         run_path=out,
@@ -62,13 +66,19 @@ def train(
         device=device,
         num_threads=_cpu_threads(num_workers),
         shared=None,
-        init=None if begins is None else Path(begins["path"]),
+        init=weights.path if weights is not None else None if begins is None else Path(begins["path"]),
     )
     if begun is None:
         RunFolder.at(out).check_new()
     setup = setup.checked(begun, on_note=on_note)
     assert setup.identity is not None, "it was just looked at"
     images = setup.open_data()
+    if weights is not None:
+        begins = {
+            "path": str(weights.path),
+            "sha256": _digest(weights_files(weights.path)),
+            "notes": list(initialise(CvT(arch), weights, classes=images.class_names)),
+        }
     manifest = {
         **experiment.manifest(seed=seed, num_trials=1),
         "arch_id": arch.id,
@@ -189,20 +199,22 @@ def _open_begun(arch: ArchConfig, experiment: Experiment, out: Path, init: str |
     if init is not None and str(Path(init).absolute()) != path:
         raise RunFolderError(f"--init {init}: {out} began with {path or 'a fresh initialisation'}; leave it out")
     is_trained = run.results() or checkpoint.exists() or checkpoint_before(checkpoint).exists()
-    if kept is not None and not is_trained and _check_init(arch, path) != kept:
+    if kept is not None and not is_trained and _digest(weights_files(kept["path"])) != kept["sha256"]:
         raise RunFolderError(f"{path}: is not what {out} began with any more; name another --out")
     return run
 
 
-def _check_init(arch: ArchConfig, init: str | Path | None) -> dict[str, Any] | None:
-    """Before any compute is spent: whether the weights at `init` fit `arch`; what the manifest keeps of them."""
-    if init is None:
-        return None
-    path = Path(init).absolute()
-    notes = initialise(CvT(arch), path)
-    with weights_file(path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"path": str(path), "sha256": digest, "notes": list(notes)}
+def _digest(files: Sequence[Path]) -> str:
+    """Of the content of all of them."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                while block := opened.read(2**20):
+                    digest.update(block)
+        except OSError as error:
+            raise ArchError(f"{file}: cannot be read: {error}") from error
+    return digest.hexdigest()
 
 
 def _devices(device: Literal["cpu", "cuda"] | None, num_workers: int | None) -> tuple[Literal["cpu", "cuda"], int]:

@@ -15,8 +15,8 @@ from cvt_nas.results import RunFolder
 
 SURFACE = """
     ArchConfig Comparison Cost CvtNasError Experiment ParetoFront RunFolder SearchSpace TrialResult build_model cost_of
-    evaluate_model evaluate_supernet export_model front_frame load_arch load_experiment load_model load_recipe
-    measure_latency query search train_model trials_frame write_report
+    evaluate_model evaluate_supernet export_model front_frame load_arch load_checkpoint load_experiment load_model
+    load_recipe measure_latency query search train_model trials_frame write_report
 """.split()
 EXAMPLE = Path(__file__).parent.parent / "examples" / "digits.py"
 

@@ -16,7 +16,17 @@ from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, load_arch
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup, progress_reports
 from cvt_nas.errors import ArchError, RunFolderError
-from cvt_nas.model import CvT, build_model, hugging_face_name, initialise, official_name, read_weights, save_model
+from cvt_nas.model import (
+    CvT,
+    build_model,
+    hugging_face_name,
+    initialise,
+    lent_state,
+    load_checkpoint,
+    official_name,
+    read_weights,
+    save_model,
+)
 from cvt_nas.results import RunFolder
 from cvt_nas.train import train
 from strategies import per_stage
@@ -62,9 +72,9 @@ def test_a_folder_of_transformers_answers_as_there(tmp_path: Path, name: str) ->
     logits = model.eval()(images)
     assert logits.std() > 1e-2
     torch.testing.assert_close(logits, port(images).logits, atol=1e-4, rtol=0)
-    read = read_weights(tmp_path)
+    read = load_checkpoint(tmp_path)
     assert read.arch.stages == GELU.stages
-    torch.testing.assert_close(read.eval()(images), logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(read(images), logits, atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
@@ -253,7 +263,8 @@ def test_a_width_that_rounding_would_lose_is_read(tmp_path: Path) -> None:
     arch = ArchConfig(image_size=32, num_classes=10, stages=(stage,))
     path = tmp_path / "weights.pth"
     torch.save(build_model(arch).state_dict(), path)
-    assert read_weights(path).state_dict()["stage0.blocks.0.mlp.fc1.bias"].shape == (15,)
+    lent, _ = lent_state(read_weights(path), 10, None)
+    assert lent["stage0.blocks.0.mlp.fc1.bias"].shape == (15,)
 
 
 # --- a training that begins with them --------------------------------------------------------------------------------

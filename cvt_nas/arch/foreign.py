@@ -148,7 +148,9 @@ def _of_timm(tree: Mapping[str, Any]) -> ArchConfig:
     elif name == "cvt_nas" and given.get("arch") in NAMED_ARCHS:
         arch = NAMED_ARCHS[given["arch"]]
     else:
-        raise ArchError(f"architecture: got {name!r}, must be cvt_nas with its arch, or one of {', '.join(_TIMM_NAMES)}")
+        raise ArchError(
+            f"architecture: got {name!r}, must be cvt_nas with its arch, or one of {', '.join(_TIMM_NAMES)}"
+        )
     facts = tree.get("pretrained_cfg")
     size = facts.get("input_size") if isinstance(facts, Mapping) else None
     changes: dict[str, Any] = {}

@@ -37,6 +37,8 @@ def search(options: argparse.Namespace) -> int:
     @contextmanager
     def progress(run: Any, resources: Any, num_trials: int, deadline: float | None) -> Iterator[Any]:
         console.print(f"{experiment.name}: {num_trials} trials, {resources.describe()}; {run.place}", highlight=False)
+        for note in run.manifest.get("warm_start_notes", []):
+            console.print(f"note: {note}", highlight=False, markup=False)
         shown = ConsoleProgress.of(run, console, num_trials=num_trials, deadline=deadline)
         with trackers(run, **tracked, warn=warn) as track, shown:
             yield following(shown, track)

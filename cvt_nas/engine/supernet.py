@@ -7,7 +7,7 @@ are averaged once a step, after all its subnets, which DDP cannot do where each 
 import itertools
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -41,9 +41,9 @@ from cvt_nas.engine.optimization import (
 from cvt_nas.engine.setup import SharedWeights, TrainingSetup
 from cvt_nas.engine.subnets import KINDS, Subnet, SubnetSampler
 from cvt_nas.errors import ArchError, StorageError
-from cvt_nas.model import CvT, read_weights
+from cvt_nas.model import CvT
 from cvt_nas.results import exists, fetch, write_atomically
-from cvt_nas.supernet import Supernet, extract
+from cvt_nas.supernet import Supernet, extract, lent_weights
 
 _MAX_RATIO = 5.0  # of probabilities, q over p, in an alpha-divergence: what the paper clips at
 _STEPS_BETWEEN_CHECKS = 20  # of whether all losses and weights are finite: a GPU stands still while one is read
@@ -81,7 +81,7 @@ def train_supernet(
     seed: int,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 600.0,
-    initial: Callable[[], CvT] | None = None,
+    initial: Callable[[], Mapping[str, Tensor]] | None = None,
     stop: Callable[[], bool] = bool,
 ) -> Generator[SupernetEpoch, None, None]:
     """Trains shared weights from a fresh initialisation, or on from `checkpoint`, an epoch at a time.
@@ -95,7 +95,7 @@ def train_supernet(
         device: Where to train; the current rank's, where there are several.
         seed: Of initialisation, images, augmentation, drop path and subnets.
         checkpoint: File that is read if it is there, and replaced after each epoch and every `checkpoint_seconds`.
-        initial: A network to begin with, where there is no checkpoint: the subnet of its architecture gets its weights.
+        initial: Tensors to begin with, where there is no checkpoint; see `Supernet.insert_state`.
         stop: Asked after each step, or every 20 where there are several ranks; where it says so, the checkpoint is
             written, and the training ends there.
 
@@ -113,7 +113,7 @@ def train_supernet(
     supernet = _supernet_of(shared)
     saved = read_checkpoint(checkpoint, device)
     if saved is None and initial is not None:
-        supernet.insert(initial())
+        supernet.insert_state(initial())
     supernet = supernet.to(device)
     batch_size = batch_size_of_rank(config, world_size)
     num_steps = max(data.num_images("train") // (batch_size * world_size), 1)
@@ -397,14 +397,17 @@ def supernet_reports(
             drop_checkpoints(checkpoint)
         yield {**report, "epoch": shared.last_epoch}
         return
+    data = setup.open_data()
     try:
         for epoch in train_supernet(
             shared,
-            setup.open_data(),
+            data,
             device=device,
             seed=seed,
             checkpoint=checkpoint,
-            initial=None if initial is None else lambda: read_weights(initial),
+            initial=None
+            if initial is None
+            else lambda: lent_weights(shared.space, initial, classes=data.class_names)[0],
             stop=run.is_supernet_stopped,
         ):
             report |= {"epoch": epoch.number, "losses": epoch.losses, "num_rollbacks": epoch.num_rollbacks}

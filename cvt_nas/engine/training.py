@@ -237,7 +237,7 @@ def _initial(arch: ArchConfig, setup: TrainingSetup, device: torch.device) -> Ca
     def initialised() -> CvT:
         assert init is not None
         model = CvT(arch)
-        initialise(model, init)
+        initialise(model, init, classes=setup.open_data().class_names)
         return model
 
     if init is not None:

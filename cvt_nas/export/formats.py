@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from cvt_nas.arch import arch_to_dict, save_arch
 from cvt_nas.export.hugging_face import load_hugging_face, misfits, write_hugging_face
-from cvt_nas.model import CvT, load_model, write_weights
+from cvt_nas.model import CvT, Logits, load_model, load_onnx, load_program, write_weights
 
-Logits = Callable[[Float[Tensor, "batch channels height width"]], Float[Tensor, "batch classes"]]
 OPSET = 20
 
 
@@ -89,22 +87,11 @@ def _write_onnx(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> N
     program.save(folder / "model.onnx")
 
 
-def _load_onnx(folder: Path) -> Logits:
-    import onnxruntime  # pyright: ignore[reportMissingImports]
-
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
-
-
 def _write_program(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
     save_arch(model.arch, folder / "arch.json")
     _write_preprocessing(folder, preprocessing)
     program = torch.export.export(model, (_example(model),), dynamic_shapes={"images": {0: _batch()}})
     torch.export.save(program, os.fspath(folder / "model.pt2"))
-
-
-def _load_program(folder: Path) -> Logits:
-    return torch.export.load(folder / "model.pt2").module()
 
 
 def _example(model: CvT) -> Tensor:
@@ -152,7 +139,7 @@ logits = model(torch.zeros(1, {channels}, {size}, {size}))""",
     ),
     "onnx": Format(
         write=_write_onnx,
-        load=_load_onnx,
+        load=load_onnx,
         needs=("onnx", "onnxscript", "onnxruntime"),
         extra="onnx",
         usage=f"""import numpy, onnxruntime  # opset {OPSET}, any number of images
@@ -162,7 +149,7 @@ images = numpy.zeros((1, {{channels}}, {{size}}, {{size}}), dtype=numpy.float32)
     ),
     "pt2": Format(
         write=_write_program,
-        load=_load_program,
+        load=load_program,
         usage="""import torch  # any number of images
 model = torch.export.load("{folder}/model.pt2").module()
 logits = model(torch.zeros(1, {channels}, {size}, {size}))""",

@@ -1,6 +1,9 @@
 """CvT as a plain torch module, built from an `ArchConfig`, and the files that hold its weights."""
 
+from cvt_nas.model.checkpoints import Weights, classes_beside, read_weights, weights_files
+from cvt_nas.model.classes import match_classes
 from cvt_nas.model.files import load_model, probe_error, probe_logits, save_model, write_weights
+from cvt_nas.model.lending import lent_state
 from cvt_nas.model.network import (
     Block,
     ConvEmbed,
@@ -12,34 +15,37 @@ from cvt_nas.model.network import (
     forward_stages,
     resized_positions,
 )
-from cvt_nas.model.weights import (
-    hugging_face_name,
-    initialise,
-    load_checkpoint,
-    official_name,
-    read_weights,
-    weights_file,
-)
+from cvt_nas.model.port import hugging_face_name, official_name
+from cvt_nas.model.programs import Logits, load_onnx, load_program
+from cvt_nas.model.weights import fitted, initialise, load_checkpoint
 
 __all__ = [
     "Block",
     "ConvEmbed",
     "ConvProjection",
     "CvT",
+    "Logits",
+    "Weights",
     "build_model",
+    "classes_beside",
     "drop_path",
+    "fitted",
     "forward_stage",
     "forward_stages",
     "hugging_face_name",
     "initialise",
+    "lent_state",
     "load_checkpoint",
     "load_model",
+    "load_onnx",
+    "load_program",
+    "match_classes",
     "official_name",
     "probe_error",
     "probe_logits",
     "read_weights",
     "resized_positions",
     "save_model",
-    "weights_file",
+    "weights_files",
     "write_weights",
 ]

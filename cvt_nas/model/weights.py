@@ -1,318 +1,260 @@
-"""Weights from elsewhere: official state dicts, and folders of transformers' port or of this tool."""
+"""Weights from elsewhere, in a network: each must fit by its name and shape, and what no shape tells is not guessed."""
 
 import dataclasses
-import json
-import math
-import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from cvt_nas.arch import NAMED_ARCHS, ArchConfig, BlockConfig, StageConfig, load_arch, mlp_width
+from cvt_nas.arch import NAMED_ARCHS, ArchConfig, BlockConfig
 from cvt_nas.errors import ArchError
-from cvt_nas.model.files import load_model
+from cvt_nas.model.checkpoints import Weights, read_weights
+from cvt_nas.model.classes import match_classes
 from cvt_nas.model.network import CvT, resized_positions
 
 _MAX_MISFITS = 8  # lines
+_HEAD = ("head.weight", "head.bias")
+_NORM = ("norm.weight", "norm.bias")
 _PORT_ACTIVATION = (
     "transformers computes gelu whatever the weights were trained with: microsoft's own with quick_gelu, as here; for "
     "others a space file says `activation: gelu`"
 )
-_PORT_BEGINNINGS = (("stage", "cvt.encoder.stages."), ("norm.", "layernorm."), ("head.", "classifier."))
-_PORT_PARTS = (
-    (".patch_embed.proj.", ".embedding.convolution_embeddings.projection."),
-    (".patch_embed.norm.", ".embedding.convolution_embeddings.normalization."),
-    (".blocks.", ".layers."),
-    *(
-        (f".attn.conv_proj_{short}.{part}.", f".attention.attention.convolution_projection_{long}."
-         f"convolution_projection.{whole}.")
-        for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
-        for part, whole in (("conv", "convolution"), ("bn", "normalization"))
-    ),
-    *(
-        (f".attn.proj_{short}.", f".attention.attention.projection_{long}.")
-        for short, long in (("q", "query"), ("k", "key"), ("v", "value"))
-    ),
-    (".attn.proj.", ".attention.output.dense."),
-    (".mlp.fc1.", ".intermediate.dense."),
-    (".mlp.fc2.", ".output.dense."),  # after the longer name that ends in it
-    (".norm1.", ".layernorm_before."),
-    (".norm2.", ".layernorm_after."),
-)  # fmt: skip
 
 
-def hugging_face_name(name: str) -> str:
-    """The name in transformers' `CvtForImageClassification` of a tensor of the official state dict."""
-    for ours, theirs in _PORT_PARTS:
-        name = name.replace(ours, theirs)
-    for ours, theirs in _PORT_BEGINNINGS:
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
-
-
-def official_name(name: str) -> str:
-    """Inverse of `hugging_face_name`; a name that it never gives stays as it is."""
-    for ours, theirs in _PORT_BEGINNINGS:
-        if name.startswith(theirs):
-            name = ours + name.removeprefix(theirs)
-            for our_part, their_part in _PORT_PARTS:
-                name = name.replace(their_part, our_part)
-            return name
-    return name
-
-
-def read_weights(path: str | Path) -> CvT:
-    """A network with the weights at `path`: a folder of this tool or of transformers' CvT, or a state dict.
-
-    Of a state dict alone, the strides and the numbers of heads, which no weight tells, are those of CvT-13's stages or
-    1: what is read is meant to lend its weights, not to run.
-
-    Args:
-        path: A folder, or a file of `torch.save`, as the official ones are, or of safetensors; with the official names
-            or those of transformers.
-
-    Raises:
-        ArchError: It cannot be read, or is no CvT.
-    """
-    path = Path(path)
-    if path.is_dir() and not (path / "config.json").is_file():
-        return load_model(path)
-    checkpoint = _read_checkpoint(path)
-    try:
-        model = CvT(checkpoint.source(_arch_of_state(checkpoint.state)))
-        model.load_state_dict(checkpoint.state)
-    except (KeyError, RuntimeError, ValueError, ArithmeticError) as error:
-        raise ArchError(f"{path}: is no state dict of a CvT: {str(error).splitlines()[0]}") from error
-    return model
-
-
-def load_checkpoint(path: str | Path, arch: ArchConfig | None = None) -> CvT:
-    """The network whose weights are at `path`, every one of them, to run as it is.
+def load_checkpoint(
+    path: str | Path, arch: ArchConfig | None = None, *, on_note: Callable[[str], None] | None = None
+) -> CvT:
+    """The network whose weights are at `path`, every one of them, in eval mode.
 
     Args:
         path: As in `read_weights`.
         arch: Of the network, where no file beside the weights tells; None for the published one that they fit.
+        on_note: Called with each note, a line for people: what was taken of the file, and for which network.
 
     Raises:
-        ArchError: It cannot be read, or the weights do not fit; it lists which.
+        ArchError: The weights cannot be read, do not fit, or have no head; or nothing tells what they are of, or `arch`
+            contradicts the file that does.
     """
-    path = Path(path)
-    if (path / "arch.json").is_file():
-        return load_model(path)
-    checkpoint = _read_checkpoint(path)
-    state = checkpoint.state
-    if checkpoint.config is not None:
-        return read_weights(path)
-    if arch is None and (arch := _published_with(state)) is None:
-        raise ArchError(f"{path}: fits none of {', '.join(NAMED_ARCHS)}; name its architecture by --arch")
-    model = CvT(arch)
-    if misfits := _misfits(state, model.state_dict()):
-        raise ArchError("\n    ".join([f"{path}: does not fit the architecture {model.arch.id}:", *misfits]))
-    model.load_state_dict(state)
+    model, notes = fitted(read_weights(path), arch)
+    for note in notes:
+        if on_note is not None:
+            on_note(note)
     return model
 
 
-def initialise(model: CvT, path: str | Path) -> tuple[str, ...]:
-    """Gives `model` the weights at `path`, each of which must fit by its name and shape.
+def fitted(weights: Weights, arch: ArchConfig | None = None) -> tuple[CvT, tuple[str, ...]]:
+    """`load_checkpoint` of what was read already, and its notes."""
+    if weights.num_classes is None:
+        raise ArchError(
+            f"{weights.path}: has no head: it is a backbone, which classifies nothing; `train --init` takes it"
+        )
+    known, notes = _arch_of(weights, arch)
+    check_fits(weights, weights.state, shapes_of(known), known)
+    model = CvT(known)
+    model.load_state_dict(dict(weights.state))
+    return model.eval(), (*weights.notes, *notes)
 
-    The head alone stays as it is where it is of another number of classes. What no weight shows, such as a stride or
-    the activation, may differ from the network that the weights are of, since training adapts to it; but it is said.
+
+def initialise(model: CvT, weights: Weights | str | Path, *, classes: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Gives `model` weights from elsewhere, each of which must fit by its name and shape.
+
+    The head alone may stay as it is: where there is none, or of other classes. What no weight shows, such as a stride
+    or the activation, may differ from the network that the weights are of, since training adapts to it; but it is said.
 
     Args:
         model: Changed in place, unless this raises.
-        path: See `read_weights`.
+        weights: Or where they are; see `read_weights`.
+        classes: Names of the classes that the model is for, in their order; the rows of the head are put into it where
+            the weights have names, too.
 
     Returns:
-        What is not as in the network that the weights are of, a line each, for people.
+        What was taken, and what is not as in the network that the weights are of, a line each, for people.
 
     Raises:
         ArchError: The weights cannot be read, or do not fit; it lists which.
     """
-    path = Path(path)
-    checkpoint = _read_checkpoint(path)
-    state, own, notes = checkpoint.state, model.state_dict(), []
-    if _is_of_other_classes(state, own):
-        notes.append(f"the head begins afresh: {model.arch.num_classes} classes instead of {len(state['head.bias'])}")
-        state = {**state, **{name: own[name] for name in ("head.weight", "head.bias")}}
+    weights = weights if isinstance(weights, Weights) else read_weights(weights)
+    own, notes = model.state_dict(), list(weights.notes)
+    state = _with_head(weights, own, classes, notes)
     for name in (name for name in own if name.endswith(".pos_embed") and name in state):
         ours, theirs = own[name].shape, state[name].shape
         if len(theirs) == 4 and theirs[:2] == ours[:2] and theirs != ours:
             notes.append(f"{name}: interpolated from a grid of {theirs[2]} x {theirs[3]} to {ours[2]} x {ours[3]}")
-            state = {**state, name: resized_positions(state[name], ours[2:])}
-    if misfits := _misfits(state, own):
-        raise ArchError("\n    ".join([f"{path}: does not fit the architecture {model.arch.id}:", *misfits]))
-    try:
-        notes += _differences(model.arch, checkpoint.source(model.arch))
-        model.load_state_dict(state)
-    except (RuntimeError, ValueError) as error:
-        raise ArchError(f"{path}: {str(error).splitlines()[0]}") from error
-    if checkpoint.config is not None and any(note.startswith("activation: ") for note in notes):
+            state[name] = resized_positions(state[name], ours[2:])
+    check_fits(weights, state, own, model.arch)
+    notes += differences(model.arch, _source_of(weights, model.arch))
+    model.load_state_dict(state)
+    if weights.is_port and any(note.startswith("activation: ") for note in notes):
         notes.append(_PORT_ACTIVATION)
     return tuple(notes)
 
 
-def weights_file(path: str | Path) -> Path:
-    """The file that holds the weights at `path`: itself, or one in it.
-
-    Raises:
-        ArchError: It is a folder without one.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (path / name).is_file():
-            return path / name
-    raise ArchError(f"{path}: holds neither model.safetensors nor pytorch_model.bin")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Checkpoint:
-    """Weights from elsewhere, by their official names.
+def head_rows(
+    weights: Weights, num_classes: int, classes: Sequence[str] | None
+) -> tuple[tuple[int, ...] | None, str | None]:
+    """Which rows of the weights' head stand for the classes of the data, in their order; None where it begins afresh.
 
     Args:
-        arch: The network that they are of, where a file beside them holds it.
-        config: Where they are of transformers' port: its settings, as far as they are known.
+        num_classes: Of the data.
+        classes: Their names, where they are known.
+
+    Returns:
+        With it a note for people, where there is anything to be said.
     """
-
-    state: dict[str, Tensor]
-    arch: ArchConfig | None
-    config: Mapping[str, Any] | None
-
-    def source(self, arch: ArchConfig) -> ArchConfig:
-        """The network that the weights are of: `arch`, which they fit, but for what is known to be otherwise.
-
-        Raises:
-            ArchError: It cannot exist, or the weights are not of it.
-        """
-        if self.arch is not None:
-            return self.arch
-        if self.config is None:
-            return arch
-        stages = [_stage_of_port(stage, index, self.config) for index, stage in enumerate(arch.stages)]
-        return dataclasses.replace(arch, stages=tuple(stages))
-
-
-def _read_checkpoint(path: Path) -> _Checkpoint:
-    file, arch, config = weights_file(path), None, None
-    if (path / "arch.json").is_file():
-        arch = load_arch(path)
-    elif (path / "config.json").is_file():
-        config = _read_config(path / "config.json")
-    try:
-        state: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except (OSError, RuntimeError, LookupError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        # of what is no file of weights, torch's reader says whatever comes first
-        raise ArchError(f"{path}: cannot be read: {str(error).splitlines()[0] if str(error) else error!r}") from error
-    for name in ("model", "state_dict"):  # in which training scripts wrap it
-        state = state.get(name, state) if isinstance(state, dict) else {}
-    if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
-        raise ArchError(f"{path}: is no state dict of a CvT: it holds other things than tensors with names")
-    if all(name.startswith("module.") for name in state):  # as DDP names them
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    if any(name.startswith("cvt.encoder.") for name in state):
-        state, config = {official_name(name): tensor for name, tensor in state.items()}, config or {}
-    return _Checkpoint(state=state, arch=arch, config=config)
+    found = weights.num_classes
+    if found is None:
+        return None, "the head begins afresh: the weights are of a backbone without one"
+    if weights.classes is None or classes is None:
+        if found != num_classes:
+            return None, f"the head begins afresh: {num_classes} classes instead of {found}"
+        return tuple(range(found)), None if classes is None else _taken_in_order(classes)
+    order = match_classes(classes, weights.classes)
+    rows = tuple(row for row in order if row is not None)
+    if len(rows) < len(order):
+        ours = classes[order.index(None)]
+        why = f"{ours!r} is none of its classes, such as {weights.classes[0]!r}"
+        if found != num_classes:
+            why = f"{num_classes} classes instead of {found}, and {why}"
+        return None, f"the head begins afresh: {why}"
+    if rows == tuple(range(found)):
+        return rows, None
+    taken = "are put into the data's order" if len(rows) == found else f"are {len(rows)} of {found}"
+    return rows, f"the rows of the head {taken}, by the names of the classes"
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArchError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
-    found = config.get("model_type") if isinstance(config, dict) else None
-    if found != "cvt":
-        raise ArchError(f"{path}: model_type: got {found!r}, must be 'cvt'")
-    return config
-
-
-def _stage_of_port(stage: StageConfig, index: int, config: Mapping[str, Any]) -> StageConfig:
-    """`stage` with what no weight shows of it as transformers' port has it, by its settings."""
-    padding = stage.blocks[0].kernel_size // 2
-    needed = {"stride_q": 1, "padding_q": padding, "padding_kv": padding}
-    names = {"patch_stride", "patch_padding", "num_heads", "stride_kv", *needed}
-    try:
-        told = {name: config[name][index] for name in names if name in config}
-    except (IndexError, KeyError, TypeError) as error:
-        raise ArchError(f"config.json: has no stage {index}, which its weights have") from error
-    for name, value in needed.items():
-        if told.get(name, value) != value:
-            raise ArchError(f"config.json: {name}: got {told[name]!r} in stage {index}, must be {value}")
-    blocks = tuple(
-        dataclasses.replace(
-            block,
-            num_heads=told.get("num_heads", block.num_heads),
-            kv_stride=told.get("stride_kv", block.kv_stride),
-            activation="gelu",  # it has no other, whatever the weights were trained with
-        )
-        for block in stage.blocks
-    )
-    return dataclasses.replace(
-        stage,
-        patch_stride=told.get("patch_stride", stage.patch_stride),
-        patch_padding=told.get("patch_padding", stage.patch_padding),
-        blocks=blocks,
+def _taken_in_order(classes: Sequence[str]) -> str:
+    shown = ", ".join(f"{index} {name}" for index, name in enumerate(classes[:3]))
+    return (
+        f"nothing beside the weights names their classes: they are taken in the data's order, {shown}"
+        f"{', ...' if len(classes) > 3 else ''}"
     )
 
 
-def _arch_of_state(state: Mapping[str, Tensor]) -> ArchConfig:
-    """The architecture of a state dict, as far as the shapes of weights show it."""
-    stages = []
-    while f"stage{len(stages)}.patch_embed.proj.weight" in state:
-        name = f"stage{len(stages)}"
-        width, _, side, _ = state[f"{name}.patch_embed.proj.weight"].shape
-        blocks = []
-        while (mlp := f"{name}.blocks.{len(blocks)}.mlp.fc1.weight") in state:
-            kernel = state.get(f"{name}.blocks.{len(blocks)}.attn.conv_proj_q.conv.weight")
-            ratio = (hidden := state[mlp].shape[0]) / width
-            if mlp_width(width, ratio) != hidden:  # by rounding
-                ratio = math.nextafter(ratio, math.inf)
-            blocks.append(
-                BlockConfig(projection="linear", kernel_size=1, kv_stride=1, mlp_ratio=ratio)
-                if kernel is None
-                else BlockConfig(kernel_size=kernel.shape[-1], mlp_ratio=ratio)
-            )
-        stages.append(
-            StageConfig(
-                patch_kernel=side,
-                patch_stride=2 if stages else 4,
-                patch_padding=side // 2,
-                embed_dim=width,
-                blocks=tuple(blocks),
-                class_token=f"{name}.cls_token" in state,
-                pos_embed=f"{name}.patch_embed.pos_embed" in state,
-            )
-        )
-    channels, classes = state["stage0.patch_embed.proj.weight"].shape[1], len(state["head.weight"])
-    return ArchConfig(image_size=224, num_channels=channels, num_classes=classes, stages=tuple(stages))
+def _with_head(
+    weights: Weights, own: Mapping[str, Tensor], classes: Sequence[str] | None, notes: list[str]
+) -> dict[str, Tensor]:
+    """The state with a head for the classes of `own`: by the weights' own rows, or as `own` has it."""
+    state = dict(weights.state)
+    if not any(name in state for name in _HEAD):
+        notes.append("the head begins afresh: the weights are of a backbone without one")
+        state |= {name: own[name] for name in _HEAD}
+        if not any(name in state for name in _NORM):  # transformers' backbone has none, either
+            notes.append("the last norm begins afresh, too")
+            state |= {name: own[name] for name in _NORM}
+        return state
+    if not _has_head_like(state, own):
+        return state
+    rows, note = head_rows(weights, len(own["head.bias"]), classes)
+    notes += [] if note is None else [note]
+    for name in _HEAD:
+        state[name] = own[name] if rows is None else state[name][list(rows)]
+    return state
 
 
-def _published_with(state: Mapping[str, Tensor]) -> ArchConfig | None:
-    """The published architecture, with as many classes as its head has, that `state` fits."""
-    num_classes = max(len(state.get("head.bias", ())), 1)
-    for named in NAMED_ARCHS.values():
-        arch = dataclasses.replace(named, num_classes=num_classes)
-        with torch.device("meta"):
-            own = CvT(arch).state_dict()
-        if not _misfits(state, own):
-            return arch
-    return None
-
-
-def _is_of_other_classes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    """Whether the heads differ, and in the number of their classes alone."""
-    if not {"head.weight", "head.bias"} <= state.keys():
+def _has_head_like(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether the head is as `own`'s, but for the number of its classes."""
+    if not state.keys() >= set(_HEAD):
         return False
     weight, bias = state["head.weight"], state["head.bias"]
-    num_classes, width = own["head.weight"].shape
-    return bias.ndim == 1 and weight.shape == (len(bias), width) and len(bias) != num_classes
+    return bias.ndim == 1 and weight.shape == (len(bias), own["head.weight"].shape[1])
+
+
+def _arch_of(weights: Weights, given: ArchConfig | None) -> tuple[ArchConfig, list[str]]:
+    """The network that the weights are of: by a file beside them, as it is given, or a published one that they fit."""
+    assert weights.num_classes is not None, "the caller knows that there is a head"
+    if weights.arch is not None:
+        if given is None:
+            return weights.arch, []
+        return _agreeing(weights.arch, given, weights)
+    notes = []
+    if given is not None:
+        arch = given
+        if given.num_classes != weights.num_classes:
+            notes.append(f"{weights.num_classes} classes, as the head has, instead of {given.num_classes}")
+            arch = dataclasses.replace(given, num_classes=weights.num_classes)
+    else:
+        name, arch = _published_with(weights)
+        notes.append(
+            f"taken for {name}, which the weights fit, with images of {arch.image_size} x {arch.image_size}; heads, "
+            f"strides and paddings show in no weight, and others are given by --arch"
+        )
+    source = _source_of(weights, arch)
+    if source != arch:
+        notes.append("activation gelu, as transformers computes it, by whose names the tensors go")
+    return source, notes
+
+
+def _agreeing(known: ArchConfig, given: ArchConfig, weights: Weights) -> tuple[ArchConfig, list[str]]:
+    """`known`, which a file tells, with the size of images that is given; only what that does not tell may differ."""
+    notes, as_known = [], given
+    if weights.is_port:
+        as_known = _with_gelu(given)
+        if as_known != given:
+            notes.append("activation gelu, as transformers computes it, instead of quick_gelu")
+    if given.num_classes != known.num_classes:
+        notes.append(f"{known.num_classes} classes, as the head has, instead of {given.num_classes}")
+        as_known = dataclasses.replace(as_known, num_classes=known.num_classes)
+    if as_known.with_image_size(known.image_size) != known:
+        same_depths = [len(stage.blocks) for stage in known.stages] == [len(stage.blocks) for stage in as_known.stages]
+        found = differences(as_known, known) if same_depths else []
+        what = found[0] if found else "its sizes differ"
+        raise ArchError(
+            f"--arch: {given.id} is not the architecture of {weights.source}, which {weights.path} is of: {what}; "
+            f"leave it out"
+        )
+    return as_known, notes
+
+
+def _source_of(weights: Weights, arch: ArchConfig) -> ArchConfig:
+    """The network that the weights are of: `arch`, which they fit, but for what is known to be otherwise."""
+    if weights.arch is not None:
+        return weights.arch
+    return _with_gelu(arch) if weights.is_port else arch
+
+
+def _with_gelu(arch: ArchConfig) -> ArchConfig:
+    stages = (
+        dataclasses.replace(
+            stage, blocks=tuple(dataclasses.replace(block, activation="gelu") for block in stage.blocks)
+        )
+        for stage in arch.stages
+    )
+    return dataclasses.replace(arch, stages=tuple(stages))
+
+
+def _published_with(weights: Weights) -> tuple[str, ArchConfig]:
+    """The published architecture, with as many classes as the head has, that the weights fit.
+
+    Raises:
+        ArchError: They fit none.
+    """
+    assert weights.num_classes is not None, "the caller knows that there is a head"
+    for name, named in NAMED_ARCHS.items():
+        arch = dataclasses.replace(named, num_classes=weights.num_classes)
+        if not _misfits(weights.state, shapes_of(arch)):
+            return name, arch
+    raise ArchError(
+        f"{weights.path}: fits none of {', '.join(NAMED_ARCHS)}; name its architecture by --arch: heads, strides and "
+        f"paddings show in no weight, and no arch.json or config.json is beside it"
+    )
+
+
+def shapes_of(arch: ArchConfig) -> dict[str, Tensor]:
+    """Tensors of the shapes that a network of `arch` has, which take no memory."""
+    with torch.device("meta"):
+        return CvT(arch).state_dict()
+
+
+def check_fits(weights: Weights, state: Mapping[str, Tensor], own: Mapping[str, Tensor], arch: ArchConfig) -> None:
+    """Whether `state`, which is of `weights`, can take the place of `own`, the state of a network of `arch`.
+
+    Raises:
+        ArchError: It cannot; the message lists why.
+    """
+    if misfits := _misfits(state, own):
+        raise ArchError("\n    ".join([f"{weights.path}: does not fit the architecture {arch.id}:", *misfits]))
 
 
 def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
@@ -334,8 +276,12 @@ def _shown(tensor: Tensor) -> str:
     return shape if tensor.is_floating_point() else f"{shape} {tensor.dtype}".strip()
 
 
-def _differences(arch: ArchConfig, source: ArchConfig) -> list[str]:
-    """In what no weight shows, how `arch` differs from `source`, whose weights fit it; a line each."""
+def differences(arch: ArchConfig, source: ArchConfig) -> list[str]:
+    """In what no weight shows, how `arch` differs from `source`, whose weights fit it; a line each.
+
+    Raises:
+        ArchError: They have not as many blocks.
+    """
     if [len(stage.blocks) for stage in arch.stages] != [len(stage.blocks) for stage in source.stages]:
         raise ArchError("arch.json: is of another network than the weights")
     stages: dict[str, list[str]] = {}

@@ -11,7 +11,6 @@ import cvt_nas.distributed  # noqa: F401  sets Ray's environment before anything
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import ArchError, CvtNasError, RunFolderError, StorageError
-from cvt_nas.model import read_weights
 from cvt_nas.race.budget import TimeBudget
 from cvt_nas.race.client import search_through_client
 from cvt_nas.race.confirm import confirm_front
@@ -26,7 +25,7 @@ from cvt_nas.race.resources import Resources, claim_resources
 from cvt_nas.race.study import Study
 from cvt_nas.race.trial import read_test_split
 from cvt_nas.results import RunFolder, TrialResult
-from cvt_nas.supernet import Supernet
+from cvt_nas.supernet import Supernet, lent_weights
 
 ProgressFactory = Callable[[RunFolder, Resources, int, float | None], AbstractContextManager[Follower]]
 
@@ -64,7 +63,8 @@ def search(
         trials: Instead of the file's number.
         time_budget: Seconds, over all the processes that work on the run; a resumed one keeps what it had.
         seed: Instead of the file's.
-        warm_start: Weights that the supernet begins with; see `model.read_weights`.
+        warm_start: Weights that the supernet begins with; see `model.read_weights`. What there is to be said of them
+            is in `warm_start_notes` of the manifest.
         resume: Go on with the run in `out`; trials in flight continue from their last epoch.
         reuse_workers: See `race`.
         progress: Makes what is called with each event of the race (`cvt_nas.race.events`).
@@ -102,11 +102,12 @@ def search(
             place.check_new()
         seed = experiment.search.seed if seed is None else seed
         initial = None if warm_start is None else Path(warm_start).absolute()
-        if initial is not None and (run is None or not run.has_begun_supernet):
-            _check_lends_weights(initial, setup)
         setup = setup.checked(run, on_note=on_note)
         identity = setup.identity
         assert identity is not None, "they were just looked at"
+        notes: tuple[str, ...] = ()
+        if initial is not None and (run is None or not run.has_begun_supernet):
+            notes = _check_lends_weights(initial, setup)
         budget = TimeBudget(time_budget, run)
         resources = stack.enter_context(
             claim_resources(gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device)
@@ -122,6 +123,7 @@ def search(
             manifest = {
                 **experiment.manifest(seed=seed, num_trials=num_trials),
                 "warm_start": None if initial is None else str(initial),
+                **({"warm_start_notes": list(notes)} if notes else {}),
                 "time_budget": time_budget,
                 "resources": dataclasses.asdict(resources),
                 "data": identity.to_json(),
@@ -213,11 +215,14 @@ def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed:
     )
 
 
-def _check_lends_weights(initial: Path, setup: TrainingSetup) -> None:
-    """Before any compute is spent: whether the weights at `initial` have a place in the supernet."""
+def _check_lends_weights(initial: Path, setup: TrainingSetup) -> tuple[str, ...]:
+    """Before any compute is spent: whether the weights at `initial` have a place in the supernet; notes on them."""
     if setup.shared is None:
         raise ArchError(f"--warm-start {initial}: is for search.weights: supernet")
-    Supernet(setup.shared.space).insert(read_weights(initial))
+    space = setup.shared.space
+    state, notes = lent_weights(space, initial, classes=setup.open_data().class_names)
+    Supernet(space).insert_state(state)
+    return notes
 
 
 def _test_front(run: RunFolder, setup: TrainingSetup, resources: Resources) -> None:

@@ -1,0 +1,280 @@
+"""Accuracy of a trained network, whatever trained it, on the test images of a data set."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cvt_nas.arch import ArchConfig, load_arch
+from cvt_nas.config import DataConfig, TrainingConfig
+from cvt_nas.data import ImageData, Preprocessing, check_data, find_data, shape_of
+from cvt_nas.engine import logits_of
+from cvt_nas.errors import ArchError, DataError, ResourceError
+from cvt_nas.evaluate.preprocessing import preprocessing_beside
+from cvt_nas.model import CvT, classes_beside, fitted, load_onnx, load_program, match_classes, read_weights
+
+_TOP = 5
+_SHOWN = 3  # classes in a message
+_PROGRAMS = {"model.onnx": load_onnx, "model.pt2": load_program}
+_OF_ARRAYS = ("bilinear", "bicubic")  # ways to resize images that are arrays
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """How well a network does.
+
+    Args:
+        top1, top5: Share of the images whose label is its first answer, and is among its first five.
+        image_size: Side of the images as it saw them.
+        notes: What was taken of the weights' file, and what had to be assumed, a line each.
+    """
+
+    arch_id: str
+    top1: float
+    top5: float
+    num_images: int
+    image_size: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Network:
+    """What is to be evaluated.
+
+    Args:
+        model: A `CvT`, or a program of a runtime.
+        folder: Of the files.
+        classes: Their names in the order of the logits, where anything tells them.
+    """
+
+    model: Any
+    arch: ArchConfig
+    folder: Path
+    classes: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+    @property
+    def is_program(self) -> bool:
+        return not isinstance(self.model, CvT)
+
+
+@torch.inference_mode()
+def evaluate_model(
+    weights: str | Path,
+    *,
+    data: str | Path,
+    arch: ArchConfig | None = None,
+    image_size: int | None = None,
+    batch_size: int = 256,
+    device: Literal["cpu", "cuda"] | None = None,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    num_workers: int = 4,
+    on_note: Callable[[str], None] | None = None,
+) -> Evaluation:
+    """Top-1 and top-5 accuracy on a data set's test images, each looked at once and without augmentation.
+
+    Images are prepared as the files beside the weights say; where there are none, as the published models' are: by
+    ImageNet's mean and deviation, the centre of an image whose shorter side is 8/7 of `image_size`, and from 384
+    pixels on the whole image, squashed.
+
+    An answer is right if it is the class of that name, wherever the weights and the data have names of classes; the
+    data may then have some of the classes alone. Without names, the order of the data's classes is taken.
+
+    Args:
+        weights: See `read_weights`; or the folder of an export as ONNX or as a program, which runs on the CPU.
+        data: See `find_data`; of a folder of images, those in `val/` where it has one.
+        arch: See `load_checkpoint`.
+        image_size: The network's own where None.
+        device: None for `cuda` where there is one.
+        num_workers: Processes that decode images of a folder.
+        on_note: Called with what there is to say of the data, and with each of the notes of the `Evaluation`.
+
+    Raises:
+        ArchError: The weights cannot be read, do not fit, or have no head.
+        DataError: The data set is missing, or has other classes than the network; or images cannot be prepared as the
+            files beside the weights say.
+        ResourceError: There is no GPU, or no runtime for the program.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("--device cuda: this machine has no GPU")
+    path = Path(weights)
+    network = _open_program(path, arch) or _open_weights(path, arch)
+    if network.is_program:
+        _check_program(network, image_size=image_size, device=device, precision=precision)
+        device = "cpu"
+    torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    beside, source = preprocessing_beside(network.folder)
+    arch = network.arch.with_image_size(image_size or beside.get("image_size", network.arch.image_size))
+    images, dataset = _open_images(arch, network, data, str(path), num_workers, on_note)
+    places, note = _places_of(network, images, data, str(path))
+    notes = [*network.notes, *([] if note is None else [note])]
+    _prepare_as(images, beside, source, dataset, num_channels=arch.num_channels, resized=image_size is not None)
+    if source is None:
+        notes.append(_assumed(images.preprocessing))
+    for note in notes if on_note is not None else ():
+        on_note(note)
+    model: Any = network.model if network.is_program else _resized(network.model, arch).to(torch_device).eval()
+    settings = TrainingConfig(epochs=0, precision=precision)
+    right, places = torch.zeros(2, device=torch_device), places.to(torch_device)
+    for batch, labels in images.eval_batches("test", batch_size=batch_size, device=torch_device):
+        logits = logits_of(model, batch, settings)
+        answers = places[logits.topk(min(_TOP, arch.num_classes)).indices] == labels[:, None]
+        right += torch.stack([answers[:, 0].sum(), answers.sum()])
+    top1, top5 = (right.double() / images.num_images("test")).tolist()
+    return Evaluation(
+        arch_id=arch.id,
+        top1=top1,
+        top5=top5,
+        num_images=images.num_images("test"),
+        image_size=arch.image_size,
+        notes=tuple(notes),
+    )
+
+
+def _open_weights(path: Path, arch: ArchConfig | None) -> _Network:
+    weights = read_weights(path)
+    model, notes = fitted(weights, arch)
+    return _Network(model=model, arch=model.arch, folder=weights.folder, classes=weights.classes, notes=notes)
+
+
+def _open_program(path: Path, arch: ArchConfig | None) -> _Network | None:
+    """The network of an export that is a program, in its folder or as its file; None where it is none."""
+    folder = path if path.is_dir() else path.parent
+    name = next((name for name in _PROGRAMS if (path / name).is_file() or (path.name == name and path.is_file())), None)
+    if name is None or (path.is_dir() and (path / "model.safetensors").is_file()):
+        return None
+    if not (folder / "arch.json").is_file():
+        raise ArchError(f"{folder / name}: has no arch.json beside it, as an export has, which says what it is of")
+    own = load_arch(folder / "arch.json")
+    if arch is not None and arch.with_image_size(own.image_size) != own:
+        raise ArchError(f"--arch: {arch.id} is not the architecture of {folder}/arch.json, {own.id}; leave it out")
+    try:
+        model = _PROGRAMS[name](folder)
+    except ImportError as error:
+        raise ResourceError(f"{folder / name}: needs {error.name}: pip install 'cvt-nas[onnx]'") from error
+    except Exception as error:  # each runtime has errors of its own
+        said = (str(error) or repr(error)).splitlines()[0]
+        raise ArchError(f"{folder / name}: cannot be loaded: {said}") from error
+    return _Network(model=model, arch=own, folder=folder, classes=classes_beside(folder), notes=())
+
+
+def _check_program(network: _Network, *, image_size: int | None, device: str | None, precision: str) -> None:
+    """Whether a program, whose size of images and device are fixed, can be evaluated so."""
+    again = "; evaluate its run instead, or an export by --format torch"
+    if image_size not in (None, network.arch.image_size):
+        raise ArchError(f"--image-size {image_size}: {network.folder} is exported for {network.arch.image_size}{again}")
+    if device == "cuda":
+        raise ResourceError(f"--device cuda: {network.folder} is a program, which is evaluated on the CPU{again}")
+    if precision != "fp32":
+        raise ArchError(f"--precision {precision}: {network.folder} is exported in fp32{again}")
+
+
+def _open_images(
+    arch: ArchConfig,
+    network: _Network,
+    data: str | Path,
+    weights: str,
+    num_workers: int,
+    on_note: Callable[[str], None] | None,
+) -> tuple[ImageData, str]:
+    dataset, root = find_data(data)
+    channels, num_classes = shape_of(dataset, root, test_only=True)
+    if channels not in (None, arch.num_channels):
+        raise DataError(f"--data {data}: {dataset} has {channels} channels, {weights} is for {arch.num_channels}")
+    if num_classes != arch.num_classes and network.classes is None:
+        raise DataError(f"--data {data}: {dataset} has {num_classes} classes, {weights} is for {arch.num_classes}")
+    images, _ = check_data(
+        DataConfig(dataset=dataset, num_workers=num_workers),
+        root=root,
+        image_size=arch.image_size,
+        num_channels=arch.num_channels,
+        num_classes=num_classes,
+        test_only=True,
+        on_note=on_note,
+    )
+    return images, dataset
+
+
+def _places_of(network: _Network, images: ImageData, data: str | Path, weights: str) -> tuple[Tensor, str | None]:
+    """For each of the network's classes its index in the data, -1 where that has none; and a note for people."""
+    ours, theirs = images.class_names, network.classes
+    num_classes = network.arch.num_classes
+    if theirs is None:
+        return torch.arange(num_classes), (
+            f"nothing beside the weights names their classes: they are taken in the data's order, {_listed(ours)}"
+        )
+    order = match_classes(ours, theirs)
+    if None in order:
+        odd = [name for name, place in zip(ours, order, strict=True) if place is None]
+        counts = f"has {len(ours)} classes, {weights} is for {num_classes}; " if len(ours) != num_classes else ""
+        kind = find_data(data)[0]
+        raise DataError(
+            f"--data {data}: {kind} {counts or 'has other classes than the network: '}"
+            f"{', '.join(map(repr, odd[:_SHOWN]))} {'are' if len(odd) > 1 else 'is'} none of its classes, such as "
+            f"{', '.join(map(repr, theirs[:_SHOWN]))}; name the data's classes as these"
+        )
+    places = torch.full((num_classes,), -1)
+    places[torch.tensor(order)] = torch.arange(len(ours))
+    if len(ours) < num_classes:
+        return (
+            places,
+            f"the data has {len(ours)} of the network's {num_classes} classes; any of these can be its answer",
+        )
+    if order == tuple(range(num_classes)):
+        return places, None
+    return (
+        places,
+        f"the classes are matched by their names, since the orders differ: the network's is {_listed(theirs)}",
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"{index} {name}" for index, name in enumerate(names[:_SHOWN])) + (
+        ", ..." if len(names) > _SHOWN else ""
+    )
+
+
+def _prepare_as(
+    images: ImageData,
+    beside: Mapping[str, Any],
+    source: Path | None,
+    dataset: str,
+    *,
+    num_channels: int,
+    resized: bool,
+) -> None:
+    """Has `images` prepared as the network's were; at another size, seen as much of as is usual there."""
+    own = {name: value for name, value in beside.items() if name in Preprocessing.__slots__ and name != "image_size"}
+    for name in ("mean", "std"):
+        if name in own and len(own[name]) == 1:
+            own[name] *= num_channels
+        if name in own and len(own[name]) != num_channels:
+            raise DataError(f"{source}: {name}: got {len(own[name])} values for images of {num_channels} channels")
+    if dataset not in ("imagefolder", "imagenet") and own.get("interpolation", "bilinear") not in _OF_ARRAYS:
+        raise DataError(
+            f"{source}: interpolation: got {own['interpolation']!r}, must be {' or '.join(_OF_ARRAYS)} for {dataset}, "
+            f"which is no folder of images"
+        )
+    if resized:
+        own.pop("crop_pct", None)
+    images.preprocessing = dataclasses.replace(images.preprocessing, **own)
+
+
+def _assumed(preprocessing: Preprocessing) -> str:
+    seen = "the whole image" if preprocessing.crop_pct == 1 else f"the centre, {preprocessing.crop_pct:g} of it,"
+    return (
+        f"nothing beside the weights says how images are prepared: {seen} is resized by {preprocessing.interpolation}, "
+        f"mean {preprocessing.mean} and deviation {preprocessing.std}"
+    )
+
+
+def _resized(model: CvT, arch: ArchConfig) -> CvT:
+    if arch == model.arch:
+        return model
+    moved = CvT(arch)
+    moved.load_state_dict(model.state_dict())
+    return moved

@@ -1,0 +1,181 @@
+"""What the files beside weights say of how images are prepared, in the terms of `Preprocessing`.
+
+What the pipeline cannot do is refused by its name: another preparation would give another accuracy without a word.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cvt_nas.errors import DataError
+
+Found = dict[str, Any]  # arguments of `Preprocessing`, as far as they are told
+_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # of Pillow
+# classes of transformers' processors, by what a size that is one number means, and the share that is cropped
+_CROPPING = ("ConvNext", "PoolFormer")  # by `crop_pct`
+_BY_SHORTEST_EDGE = (*_CROPPING, "CLIP", "Bit", "Levit", "MobileNetV1", "MobileNetV2", "ChineseCLIP", "SiglipFeature")
+_LEVIT_SCALE = 256 / 224
+_WHOLE_IMAGE = 384  # from which on ConvNeXt's processor squashes the image instead of cropping it
+_UNKNOWN = ("do_flip_channel_order", "do_pad", "do_thumbnail", "do_align_long_axis", "do_crop_margin", "rescale_offset",
+            "do_grayscale", "do_image_splitting")  # fmt: skip
+
+
+class _RefusedError(ValueError):
+    """A key with a value that cannot be done."""
+
+    def __init__(self, key: str, got: Any, right: str) -> None:
+        super().__init__(f"{key}: got {got!r}, {right}")
+
+
+def preprocessing_beside(folder: Path) -> tuple[Found, Path | None]:
+    """What the files in `folder` say, and which file does; nothing and None where there is none.
+
+    Raises:
+        DataError: A file cannot be read, or asks for what cannot be done.
+    """
+    readers: dict[str, Callable[[Mapping[str, Any]], Found]] = {
+        "preprocessing.json": _of_this_package,
+        "preprocessor_config.json": _of_transformers,
+        "config.json": _of_timm,
+    }
+    for name, read in readers.items():
+        if (path := folder / name).is_file():
+            try:
+                tree = json.loads(path.read_text())
+                if name != "config.json":
+                    return read(tree), path
+                if isinstance(tree, dict) and isinstance(tree.get("pretrained_cfg"), dict):
+                    return read(tree["pretrained_cfg"]), path
+            except _RefusedError as error:
+                raise DataError(f"{path}: {error}") from error
+            except KeyError as error:
+                raise DataError(f"{path}: cannot be read: {error.args[0]} is missing") from error
+            except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+                raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+    return {}, None
+
+
+def _of_this_package(tree: Mapping[str, Any]) -> Found:
+    known = ("image_size", "interpolation", "crop_pct")
+    return {
+        **{name: tree[name] for name in known if name in tree},
+        "mean": tuple(tree["mean"]),
+        "std": tuple(tree["std"]),
+    }
+
+
+def _of_timm(tree: Mapping[str, Any]) -> Found:
+    size, mode, share = tree["input_size"], tree.get("crop_mode", "center"), float(tree.get("crop_pct", 0.875))
+    interpolation = tree.get("interpolation", "bicubic")
+    if mode not in ("center", "squash"):
+        raise _RefusedError("crop_mode", mode, "must be 'center' or 'squash'")
+    if mode == "squash" and share != 1:
+        raise _RefusedError("crop_pct", share, "must be 1 where crop_mode is 'squash'")
+    if interpolation not in _RESAMPLING.values():
+        raise _RefusedError("interpolation", interpolation, f"must be one of {', '.join(_RESAMPLING.values())}")
+    side = _side("input_size", {"height": size[1], "width": size[2]})
+    return {
+        "image_size": side,
+        "mean": tuple(tree["mean"]),
+        "std": tuple(tree["std"]),
+        "interpolation": interpolation,
+        "crop_pct": 1.0 if mode == "squash" else _share_of(side, math.floor(side / share)),
+    }
+
+
+def _of_transformers(tree: Mapping[str, Any]) -> Found:
+    for key in _UNKNOWN:
+        if tree.get(key):
+            raise _RefusedError(key, tree[key], "must be false: the images are not prepared so here")
+    if not tree.get("do_resize", True):
+        raise _RefusedError("do_resize", False, "must be true: images are resized to one size here; give it as `size`")
+    resample = tree.get("resample", 3)
+    if resample not in _RESAMPLING:
+        raise _RefusedError(
+            "resample", resample, "must be one of " + ", ".join(f"{k} ({v})" for k, v in _RESAMPLING.items())
+        )
+    return {**_sides(tree), **_scale(tree), "interpolation": _RESAMPLING[resample]}
+
+
+def _scale(tree: Mapping[str, Any]) -> Found:
+    """Mean and deviation of pixels in [0, 1], by which the result is as if they had been scaled as the file says."""
+    factor = float(tree.get("rescale_factor", 1 / 255)) if tree.get("do_rescale", True) else 1.0
+    if not math.isfinite(factor) or factor <= 0:
+        raise _RefusedError("rescale_factor", factor, "must be above 0")
+    unit = 255 * factor  # what a white pixel becomes
+    mean, std = (0.0,), (1.0,)
+    if tree.get("do_normalize", True):
+        mean, std = (_numbers(tree[key]) for key in ("image_mean", "image_std"))
+    return {"mean": tuple(m / unit for m in mean), "std": tuple(s / unit for s in std)}
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    return tuple(map(float, value)) if isinstance(value, list | tuple) else (float(value),)
+
+
+def _sides(tree: Mapping[str, Any]) -> Found:
+    """Side of the images, and of what share of the resized image's shorter side it is."""
+    kind = str(tree.get("image_processor_type", tree.get("feature_extractor_type", "")))
+    size: Any = tree["size"]
+    if isinstance(size, int):
+        key = "shortest_edge" if kind.startswith(_BY_SHORTEST_EDGE) else "side"
+        size = {key: size}
+    elif isinstance(size, list | tuple):
+        size = dict(zip(("height", "width"), size, strict=True))
+    cropped = _side("crop_size", tree["crop_size"]) if tree.get("do_center_crop") else None
+    shortest = size.get("shortest_edge")
+    if shortest is not None and ("longest_edge" in size or "max_height" in size):
+        raise _RefusedError("size", size, "must be shortest_edge alone, or height and width")
+    if shortest is None:
+        side = _side("size", size)
+        if cropped not in (None, side):
+            raise _RefusedError("size", size, f"must be shortest_edge where the centre, {cropped}, is cropped")
+        return {"image_size": side, "crop_pct": 1.0}
+    shortest = _side("size.shortest_edge", shortest)
+    if kind.startswith("ConvNext"):
+        if cropped not in (None, shortest):
+            raise _RefusedError("crop_size", cropped, f"must be {shortest}, as size is")
+        if shortest >= _WHOLE_IMAGE:
+            return {"image_size": shortest, "crop_pct": 1.0}
+        return {"image_size": shortest, "crop_pct": _share_of(shortest, int(shortest / _crop_pct(tree)))}
+    if cropped is None:
+        raise _RefusedError(
+            "size", tree["size"], "must be height and width where do_center_crop is false: not every image is square"
+        )
+    if kind.startswith("PoolFormer"):
+        shortest = int(shortest / _crop_pct(tree))
+    elif kind.startswith("Levit"):
+        shortest = int(_LEVIT_SCALE * shortest)
+    if cropped > shortest:
+        raise _RefusedError("crop_size", cropped, f"must be at most {shortest}, to which the shorter side is resized")
+    return {"image_size": cropped, "crop_pct": _share_of(cropped, shortest)}
+
+
+def _crop_pct(tree: Mapping[str, Any]) -> float:
+    share = float(tree.get("crop_pct") or 0.875)
+    if not 0 < share <= 1:
+        raise _RefusedError("crop_pct", share, "must be above 0 and at most 1")
+    return share
+
+
+def _share_of(side: int, resized: int) -> float:
+    """`crop_pct` by which the shorter side becomes `resized`; below 1, where an image is squashed instead."""
+    share = min(side / resized, math.nextafter(1.0, 0.0))
+    while math.floor(side / share) > resized:
+        share = math.nextafter(share, 1.0)
+    while math.floor(side / share) < resized:
+        share = math.nextafter(share, 0.0)
+    return share
+
+
+def _side(key: str, value: Any) -> int:
+    """Of a square, in whichever way it is told."""
+    sides = set(value.values()) if isinstance(value, Mapping) else set(value) if isinstance(value, list) else {value}
+    if len(sides) != 1:
+        raise _RefusedError(key, value, "must be square")
+    (side,) = sides
+    if type(side) is not int or not 1 <= side <= 2**14:
+        raise _RefusedError(key, value, "must be a whole number of at least 1")
+    return side

@@ -1,0 +1,192 @@
+"""Weights from elsewhere: which files hold them, and what lies beside these and tells what they are of."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cvt_nas.arch import ArchConfig, arch_of_config, class_names_of_config, is_config, is_of_transformers, load_arch
+from cvt_nas.errors import ArchError
+from cvt_nas.model.classes import class_names_in
+from cvt_nas.model.unpickling import read_content, read_json
+from cvt_nas.model.unwrapping import unwrap
+from cvt_nas.results import fetch
+
+_NAMES = ("model.safetensors", "pytorch_model.bin")  # under which transformers and this package write them
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<number>\d{5})(?P<suffix>\.\w+)")
+_PROGRAMS = {"model.onnx": "an ONNX export", "model.pt2": "an export as a program of torch.export"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """Weights from elsewhere, with all that is known of them.
+
+    Args:
+        path: As it was given.
+        state: Tensors by their official names, floats in fp32.
+        arch: The network that they are of, where a file beside them tells; what transformers does not tell, the size
+            of images, is then that of the published models.
+        source: The file that tells it.
+        is_port: Whether they are of transformers' port, which computes GELU, whatever they were trained with.
+        classes: Names of the classes, in the order of the head's rows, where anything tells them.
+        notes: What was taken of the file, for people.
+    """
+
+    path: Path
+    state: Mapping[str, Tensor]
+    arch: ArchConfig | None
+    source: Path | None
+    is_port: bool
+    classes: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int | None:
+        """Rows of the head; None without one."""
+        head = self.state.get("head.weight")
+        return None if head is None else (*head.shape, 0)[0]
+
+    @property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+
+def read_weights(path: str | Path) -> Weights:
+    """The weights at `path`, whatever wraps them.
+
+    Args:
+        path: A folder of this package, of transformers' CvT or of timm; or a file, of `torch.save` or of safetensors,
+            as training scripts write it; or one of the shards into which transformers splits it, or their index.
+            What lies beside a file counts as in its folder.
+
+    Raises:
+        ArchError: They cannot be read, or are of no CvT; or what lies beside them is of another network.
+    """
+    path = Path(path)
+    if not path.exists():
+        fetch(path)
+    files = weights_files(path)
+    contents = [read_content(file) for file in files]
+    content = contents[0]
+    if len(contents) > 1:
+        content = {}
+        for file, part in zip(files, contents, strict=True):
+            if twice := content.keys() & part.keys():
+                raise ArchError(f"{file}: {min(twice)}: is in another shard, too")
+            content |= part
+    found = unwrap(content, path)
+    folder = path if path.is_dir() else path.parent
+    weights = Weights(
+        path=path,
+        state=found.state,
+        arch=None,
+        source=None,
+        is_port=found.is_port,
+        classes=None,
+        notes=(f"{path}: {found.note}",) if found.note else (),
+    )
+    weights = _with_arch(weights, folder, is_bound=path.is_dir() or _is_bound(files[0]))
+    if weights.num_classes is None:
+        return weights
+    classes = weights.classes or classes_beside(folder) or class_names_in(content, weights.num_classes)
+    if classes is not None and len(classes) != weights.num_classes:
+        raise ArchError(f"{path}: has {weights.num_classes} classes, the files beside it name {len(classes)}")
+    return replace(weights, classes=classes)
+
+
+def weights_files(path: str | Path) -> tuple[Path, ...]:
+    """The files that hold the weights at `path`: itself, or those in it.
+
+    Raises:
+        ArchError: It is a folder without any, or a shard is missing.
+    """
+    path = Path(path)
+    if path.is_dir():
+        for name in _NAMES:
+            if (path / name).is_file():
+                return (path / name,)
+            if (index := path / f"{name}.index.json").is_file():
+                return _shards_of(index)
+        for name, what in _PROGRAMS.items():
+            if (path / name).is_file():
+                raise ArchError(
+                    f"{path}: is {what}, without weights to begin with: cvt-nas export --format torch has them"
+                )
+        raise ArchError(f"{path}: holds neither {' nor '.join(_NAMES)}")
+    if path.name.endswith(".index.json"):
+        return _shards_of(path)
+    if shard := _SHARD.fullmatch(path.name):
+        index = path.with_name(f"{shard['stem']}{shard['suffix']}.index.json")
+        if index.is_file():
+            return _shards_of(index)
+        number = int(shard["number"])
+        names = [
+            f"{shard['stem']}-{part + 1:05}-of-{shard['number']}{shard['suffix']}" for part in range(min(number, 9999))
+        ]
+        return tuple(_present(path.with_name(name), path) for name in names)
+    return (path,)
+
+
+def _shards_of(index: Path) -> tuple[Path, ...]:
+    """The files that an index names, all of which must lie beside it."""
+    tree = read_json(index)
+    names = tree.get("weight_map") if isinstance(tree, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ArchError(f"{index}: weight_map: must name a file for each tensor")
+    files = []
+    for name in sorted(set(names.values())):
+        if not name or name != Path(name).name or "\\" in name or name == "..":
+            raise ArchError(f"{index}: weight_map: got {name!r}, must be the name of a file beside it")
+        files.append(_present(index.with_name(name), index))
+    return tuple(files)
+
+
+def _present(file: Path, path: Path) -> Path:
+    if not file.is_file():
+        raise ArchError(f"{path}: its shard {file.name} is missing")
+    return file
+
+
+def _is_bound(file: Path) -> bool:
+    """Whether the file has a name under which it belongs to the settings beside it."""
+    return file.name in _NAMES or _SHARD.fullmatch(file.name) is not None
+
+
+def _with_arch(weights: Weights, folder: Path, *, is_bound: bool) -> Weights:
+    """With what an `arch.json` or a `config.json` in `folder` tells; beside other files, it may be of others."""
+    if (source := folder / "arch.json").is_file():
+        return replace(weights, arch=load_arch(source), source=source)
+    source = folder / "config.json"
+    if not source.is_file():
+        return weights
+    try:
+        tree = read_json(source)
+    except ArchError:
+        if is_bound:
+            raise
+        return weights
+    if not is_bound and not (isinstance(tree, dict) and is_config(tree)):
+        return weights  # some other tool's settings
+    arch = arch_of_config(tree if isinstance(tree, dict) else {}, source)
+    classes = class_names_of_config(tree, source)
+    if is_of_transformers(tree):  # whose settings may leave out the number of classes
+        arch = replace(arch, num_classes=weights.num_classes or arch.num_classes)
+    return replace(weights, arch=arch, source=source, classes=classes)
+
+
+def classes_beside(folder: Path) -> tuple[str, ...] | None:
+    """What `preprocessing.json`, as this package writes it, has for names."""
+    path = folder / "preprocessing.json"
+    if not path.is_file():
+        return None
+    tree: Any = read_json(path)
+    classes = tree.get("classes") if isinstance(tree, dict) else None
+    if classes is None:
+        return None
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ArchError(f"{path}: classes: must be a list of names")
+    return tuple(classes)

@@ -1,0 +1,173 @@
+"""The content of a file of weights, read without running anything that is in it."""
+
+import argparse
+import datetime
+import json
+import pathlib
+import pickle
+import warnings
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from cvt_nas.errors import ArchError
+
+_SAVE_ALONE = "save its weights alone: torch.save(model.state_dict(), 'weights.pth')"
+_HEAD = 64  # bytes by which a file is recognised
+_MAX_NAMED = 3  # types in a message
+
+
+class _Dict(dict):
+    """What stands for other packages' dicts in a pickle, which need not be installed."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return OrderedDict()  # to which torch's reader lets entries and attributes be added
+
+
+def _plain_dict(*_: Any) -> dict:
+    return {}
+
+
+# Beside what torch allows by itself: values of settings, none of which runs anything as it is made.
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    datetime.date,
+    datetime.datetime,
+    datetime.timedelta,
+    *((kind, f"{module}.{kind.__name__}") for kind in (bool, dict, float, int, list, set, str, tuple)
+      for module in ("builtins", "__builtin__")),
+    (_plain_dict, "collections.defaultdict"),
+    *((pathlib.PurePosixPath, f"{module}.{name}") for name in ("PosixPath", "PurePosixPath", "Path", "PurePath")
+      for module in ("pathlib", "pathlib._local")),
+    *((pathlib.PureWindowsPath, f"{module}.{name}") for name in ("WindowsPath", "PureWindowsPath")
+      for module in ("pathlib", "pathlib._local")),
+    *((np.ndarray, f"{module}.ndarray") for module in ("numpy", "numpy._core.multiarray", "numpy.core.multiarray")),
+    *((getattr(np._core.multiarray, name), f"numpy.{module}.multiarray.{name}")  # pyright: ignore
+      for name in ("scalar", "_reconstruct") for module in ("_core", "core")),
+    np.dtype,
+    *(getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType") and name != "ObjectDType"),
+    *((_Dict, name) for name in (
+        "addict.addict.Dict",
+        "easydict.EasyDict",
+        "lightning.fabric.utilities.data.AttributeDict",
+        "lightning.pytorch.utilities.parsing.AttributeDict",
+        "lightning_fabric.utilities.data.AttributeDict",
+        "mmengine.config.config.ConfigDict",
+        "pytorch_lightning.utilities.parsing.AttributeDict",
+        "yacs.config.CfgNode",
+    )),
+]  # fmt: skip
+
+
+def read_content(path: Path) -> Any:
+    """What `torch.save` or safetensors wrote to `path`, on the CPU.
+
+    The kind of file is told by its content, not by its name.
+
+    Raises:
+        ArchError: It is no such file, or holds a type that is not known to be harmless; the message names it.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise ArchError(f"{path}: cannot be read: {error}") from error
+    if kind := _other_kind(path, head):
+        raise ArchError(f"{path}: cannot be read: {kind}")
+    try:
+        if head[8:9] == b"{" or path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's about a pickle's protocol, which is said below
+            if head[:4] == b"PK\x03\x04":
+                _check_types(path)
+            return torch.load(path, "cpu", weights_only=True)
+    except ArchError:
+        raise
+    except (OSError, RuntimeError, LookupError, EOFError, ValueError, TypeError, AttributeError, ArithmeticError,
+            MemoryError, pickle.UnpicklingError, SafetensorError) as error:  # fmt: skip
+        # of what is no file of weights, torch's reader raises whatever comes first
+        raise ArchError(f"{path}: cannot be read: {_reason(error)}") from error
+
+
+def _other_kind(path: Path, head: bytes) -> str:
+    """What the file is, where it is known to be none of weights alone; or nothing."""
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS; fetch the file itself: git lfs pull"
+    if head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        return "is a web page; download the file itself"
+    if head.startswith(b"\x1f\x8b"):
+        return "is compressed by gzip; unpack it"
+    if head.lstrip()[:1] == b"{":
+        return "is JSON; give the file or the folder of the weights"
+    if path.suffix == ".onnx":
+        return "is an ONNX model; give its export's folder to `eval`, or weights: cvt-nas export --format torch"
+    if head[:4] != b"PK\x03\x04":
+        known = head[:1] == b"\x80" or head[8:9] == b"{" or path.suffix == ".safetensors"
+        return "" if known else "is neither a file of torch.save nor of safetensors"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        return f"is cut off or damaged: {error}"
+    if any(name.endswith("/constants.pkl") for name in names):
+        return f"is a TorchScript archive (torch.jit.save); {_SAVE_ALONE}"
+    if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
+        return "is a program of torch.export; give its folder to `eval`, or weights: cvt-nas export --format torch"
+    if not any(name.endswith("data.pkl") for name in names):
+        return "is a zip archive that torch.save did not write"
+    return ""
+
+
+def _check_types(path: Path) -> None:
+    """Names what torch would refuse, before it does so in many words."""
+    try:
+        types = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except (ValueError, RuntimeError, pickle.UnpicklingError, EOFError, LookupError):
+        return  # torch.load says why
+    if not types:
+        return
+    if any(name.startswith("torch.nn.modules.") for name in types):
+        named = next((name for name in types if not name.startswith("torch.")), types[0])
+        raise ArchError(f"{path}: cannot be read: holds a whole pickled module, {named}, whose code would have to run; "
+                        f"{_SAVE_ALONE}")  # fmt: skip
+    more = f" and {len(types) - _MAX_NAMED} more" if len(types) > _MAX_NAMED else ""
+    raise ArchError(f"{path}: cannot be read: holds {', '.join(types[:_MAX_NAMED])}{more}, which may run code as it is "
+                    f"read; {_SAVE_ALONE}")  # fmt: skip
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of a message of torch's that says something, without its advice."""
+    said = str(error).replace("\x1b[1m", "").replace("\x1b[0m", "")
+    if "Unsupported global: GLOBAL " in said:
+        named = said.partition("Unsupported global: GLOBAL ")[2].split()[0]
+        return f"holds {named}, which may run code as it is read; {_SAVE_ALONE}"
+    if "whose module" in said and "is blocked" in said:
+        named = said.partition("unsupported GLOBAL ")[2].split()[0]
+        return f"holds {named}, which may run code as it is read; {_SAVE_ALONE}"
+    if "Unsupported operand" in said:
+        return f"is pickled by another protocol than torch.save's own, which is 2; {_SAVE_ALONE}"
+    if "WeightsUnpickler error:" in said:
+        said = "holds more than tensors and settings: " + said.partition("WeightsUnpickler error:")[2].strip()
+        return f"{said.splitlines()[0]}; {_SAVE_ALONE}"
+    return next((line.strip() for line in said.splitlines() if line.strip()), repr(error))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ArchError: It cannot be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArchError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,236 @@
+"""The network within a checkpoint: what wraps it, found by its structure instead of a list of tools.
+
+A checkpoint is a tree of dicts. Wherever a tensor has the name of a CvT's first convolution, what comes before it wraps
+a network: keys of the tree, as training scripts put them, and beginnings of names, as modules around it do.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cvt_nas.errors import ArchError
+from cvt_nas.model.port import official_name
+
+_MAX_DEPTH = 4  # of dicts in dicts
+_MAX_NAMED = 6  # keys in a note
+# modules that wrap others in place, anywhere within a name
+_WRAPPERS = frozenset(("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
+_FIRST = {  # of official names, and of transformers'
+    False: ("stage0", "patch_embed", "proj", "weight"),
+    True: ("encoder", "stages", "0", "embedding", "convolution_embeddings", "projection", "weight"),
+}
+# what other tools count in a network: thop, and torch's AveragedModel
+_COUNTERS = frozenset(("total_ops", "total_params", "n_averaged"))
+_AVERAGED = re.compile(r"(^|_)(ema|averaged?|swa|polyak)(_|\d*$)")
+_RAW_BESIDE_AVERAGED = "current_model_state"  # of Lightning's WeightAveraging, whose `state_dict` is the average
+_BATCHES = "num_batches_tracked"
+
+_Key = tuple[tuple[str, ...], str]  # the keys of the dict that a tensor is in, and its name there
+_Tensors = Mapping[_Key, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unwrapped:
+    """A network's tensors by their official names.
+
+    Args:
+        is_port: Whether the names were those of transformers' port.
+        note: What was taken, left and changed, in one line; empty where the file holds the network and nothing else.
+    """
+
+    state: dict[str, Tensor]
+    is_port: bool
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    """Where a network lies: in the dict at `keys`, under names that begin with `prefix`."""
+
+    keys: tuple[str, ...]
+    prefix: str
+    is_port: bool
+
+    @property
+    def shown(self) -> str:
+        return ".".join((*self.keys, self.prefix.rstrip("."))).strip(".")
+
+    @property
+    def is_averaged(self) -> bool:
+        return any(_AVERAGED.search(part.lower()) for part in (*self.keys, *self.prefix.split(".")))
+
+
+def unwrap(content: Any, path: Path) -> Unwrapped:
+    """The network in what `read_content` gave of the file at `path`.
+
+    Of weights and their average, the average is taken, as timm does to evaluate.
+
+    Raises:
+        ArchError: There is none, or there are several, of which none is to be preferred; or its tensors are quantised.
+    """
+    tensors = dict(_tensors(content))
+    if not tensors:
+        raise ArchError(f"{path}: is no state dict of a CvT: it holds other things than tensors with names")
+    place, others = _choose(_places(tensors), tensors, path)
+    parts: list[str] = []
+    inside = {name: tensors[keys, name] for keys, name in _members(place, tensors)}
+    state, changes = _state_of(inside, place, path)
+    if place.keys:
+        parts.append(f"took {'.'.join(place.keys)!r}" + (", the averaged weights" if place.is_averaged else ""))
+    elif place.is_averaged:
+        parts.append("took the averaged weights")
+    if place.prefix:
+        parts.append(f"took {place.prefix!r} off the names")
+    if left := _left(content, place, others):
+        parts.append("left " + ", ".join(left[:_MAX_NAMED]) + (f" and {len(left) - _MAX_NAMED} more"
+                                                              if len(left) > _MAX_NAMED else ""))  # fmt: skip
+    return Unwrapped(state=state, is_port=place.is_port, note="; ".join(parts + changes))
+
+
+def _tensors(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[_Key, Tensor]]:
+    """Each tensor that has a name."""
+    if not isinstance(tree, Mapping) or len(keys) > _MAX_DEPTH:
+        return
+    for name, value in tree.items():
+        if not isinstance(name, str):
+            continue
+        if isinstance(value, Tensor):
+            yield (keys, name), value
+        else:
+            yield from _tensors(value, (*keys, name))
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _places(tensors: _Tensors) -> list[_Place]:
+    found = []
+    for keys, name in tensors:
+        parts = name.split(".")
+        kept = [(index, part) for index, part in enumerate(parts) if part not in _WRAPPERS]
+        for is_port, first in _FIRST.items():
+            if tuple(part for _, part in kept[-len(first) :]) != first:
+                continue
+            start = kept[-len(first)][0]
+            if is_port and start and parts[start - 1] == "cvt":  # beside which the norm and the classifier lie
+                beside = ".".join(parts[: start - 1])
+                around = tuple(f"{beside}.{part}".lstrip(".") for part in ("layernorm.", "classifier."))
+                if any(where == keys and other.startswith(around) for where, other in tensors):
+                    start -= 1
+            found.append(_Place(keys=keys, prefix="".join(f"{part}." for part in parts[:start]), is_port=is_port))
+    return found
+
+
+def _members(place: _Place, tensors: _Tensors) -> list[_Key]:
+    """Which tensors are the network's: those under its prefix, but for those under a longer one of another network."""
+    nested = [other.prefix for other in _places(tensors) if other.keys == place.keys
+              and other.prefix != place.prefix and other.prefix.startswith(place.prefix)]  # fmt: skip
+    return [
+        (keys, name)
+        for keys, name in tensors
+        if keys == place.keys and name.startswith(place.prefix) and not name.startswith(tuple(nested))
+    ]
+
+
+def _choose(places: list[_Place], tensors: _Tensors, path: Path) -> tuple[_Place, list[_Place]]:
+    """The network that is to be taken, and the others."""
+    if not places:
+        some = ", ".join(sorted(name for _, name in tensors)[:3])
+        raise ArchError(
+            f"{path}: is no state dict of a CvT: no name ends in {'.'.join(_FIRST[False])}, nor as transformers' do; "
+            f"it holds {some}"
+        )
+    chosen = [place for place in places if place.is_averaged] or places
+    if len(chosen) == len(places):
+        raw = [place for place in places if place.keys and place.keys[-1] == _RAW_BESIDE_AVERAGED]
+        chosen = [place for place in places if place not in raw] or places
+    first = chosen[0]
+    for other in chosen[1:]:
+        if not _are_equal(first, other, tensors):
+            names = ", ".join(place.shown or "names without a prefix" for place in chosen)
+            raise ArchError(
+                f"{path}: holds several networks: {names}; save the one that is meant alone: "
+                f"torch.save(checkpoint[{(chosen[-1].keys or ('KEY',))[0]!r}], 'weights.pth')"
+            )
+    return first, [place for place in places if place != first]
+
+
+def _are_equal(one: _Place, other: _Place, tensors: _Tensors) -> bool:
+    ours, theirs = (
+        {_without_wrappers(key[1].removeprefix(place.prefix)): tensors[key] for key in _members(place, tensors)}
+        for place in (one, other)
+    )
+    return ours.keys() == theirs.keys() and all(
+        tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name]) for name, tensor in ours.items()
+    )
+
+
+def _state_of(inside: Mapping[str, Tensor], place: _Place, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors by their official names, floats in fp32; and what had to be changed for it, for the note."""
+    state: dict[str, Tensor] = {}
+    counters, kinds, changes = set(), set(), []
+    for full, tensor in inside.items():
+        name = _without_wrappers(full.removeprefix(place.prefix))
+        if (last := name.rpartition(".")[2]) in _COUNTERS:
+            counters.add(last)
+            continue
+        if place.is_port:
+            name = official_name(f"cvt.{name}" if name.startswith("encoder.") else name)
+        if name in state:
+            raise ArchError(f"{path}: {full}: stands for {name}, which is there already")
+        if last == _BATCHES and tensor.numel() == 1:
+            tensor = tensor.detach().reshape(()).to(torch.int64)
+        _check_readable(tensor, full, path)
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            kinds.add(str(tensor.dtype).removeprefix("torch."))
+            tensor = tensor.float()
+        state[name] = tensor.detach()
+    if counters:
+        changes.append(f"left out counters: {', '.join(sorted(counters))}")
+    if kinds:
+        changes.append(f"read {', '.join(sorted(kinds))} as float32")
+    missing = [f"{name.removesuffix('running_mean')}{_BATCHES}" for name in state if name.endswith(".bn.running_mean")]
+    missing = [name for name in missing if name not in state]
+    if missing:
+        state |= {name: torch.zeros((), dtype=torch.int64) for name in missing}
+        changes.append(f"set {_BATCHES}, which is missing and decides nothing here, to 0")
+    return state, changes
+
+
+def _check_readable(tensor: Tensor, name: str, path: Path) -> None:
+    """Whether the numbers of a tensor are its values."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_quantized or kind.startswith(("float8", "float4")):
+        raise ArchError(f"{path}: {name}: is of {kind}; quantised weights cannot be read, give those before")
+    if tensor.is_meta or tensor.layout != torch.strided:
+        what = "has no values" if tensor.is_meta else f"is laid out as {tensor.layout}"
+        raise ArchError(f"{path}: {name}: {what}, must be a plain tensor")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise ArchError(f"{path}: {name}: holds values that are not finite")
+
+
+def _left(content: Mapping[str, Any], place: _Place, others: list[_Place]) -> list[str]:
+    """What of the checkpoint was not taken: other networks, keys beside the one that was, and modules beside it."""
+    found = [f"{other.shown or 'names without a prefix'} (another network)" for other in others]
+    told = {other.keys for other in others}
+    tree: Any = content
+    for depth, key in enumerate(place.keys):
+        found += [".".join((*place.keys[:depth], str(name))) for name in tree
+                  if name != key and (*place.keys[:depth], name) not in told]  # fmt: skip
+        tree = tree[key]
+    inside = [other.prefix for other in (place, *others) if other.keys == place.keys]
+    beside: dict[str, int] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and (*place.keys, name) in told:
+            continue
+        if not isinstance(value, Tensor) or not str(name).startswith(tuple(inside)):
+            key = str(name).split(".")[0] if isinstance(value, Tensor) else str(name)
+            beside[key] = beside.get(key, 0) + 1
+    found += [f"{key} ({count} tensors)" if count > 1 else key for key, count in beside.items()]
+    return found
