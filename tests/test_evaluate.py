@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from cvt_nas.config import Experiment
 from cvt_nas.errors import ArchError, DataError, ResourceError
 from cvt_nas.evaluate import evaluate_model
 from cvt_nas.export import export
-from cvt_nas.model import CvT, load_checkpoint, save_model
+from cvt_nas.model import CvT, initialise, load_checkpoint, save_model
 from cvt_nas.results import RunFolder
 from cvt_nas.train import train
 from strategies import per_stage
@@ -161,8 +163,10 @@ def test_what_does_not_fit_is_said(trained: RunFolder, tmp_path: Path) -> None:
     write_images(tmp_path / "data", num_classes=3)
     with pytest.raises(DataError, match="imagefolder has 3 classes, .*model is for 10"):
         evaluate_model(tmp_path / "model", data=tmp_path / "data", device="cpu")
-    renamed(tmp_path / "model", "1", "0", *"23456789")
-    with pytest.raises(DataError, match="its class 1 stands where the data set has 0; the orders differ"):
+    renamed(tmp_path / "model", "one", "0", *"23456789")
+    with pytest.raises(
+        DataError, match="other classes than the network: '1' is none of its classes, such as 'one', '0'"
+    ):
         evaluate_model(tmp_path / "model", data="digits", device="cpu")
     torch.save(build_model(RGB).state_dict(), tmp_path / "w.pth")
     with pytest.raises(ArchError, match="fits none of cvt-13, cvt-21, cvt-w24, cvt-13-cifar; name its architecture"):
@@ -173,6 +177,271 @@ def test_what_does_not_fit_is_said(trained: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "model" / "preprocessing.json").write_text("[]")
     with pytest.raises(DataError, match="preprocessing.json: cannot be read"):
         evaluate_model(tmp_path / "model", data="digits", device="cpu")
+
+
+# --- classes, and how images are prepared -----------------------------------------------------------------------------
+
+
+CLASSES = ("cat", "dog", "fish")
+TINY = dataclasses.replace(RGB, num_classes=3)
+
+
+def colours(folder: Path, *classes: str, side: tuple[int, int] = (32, 32)) -> Path:
+    """Three images a class, each with a channel of its own that is brighter."""
+    rng = np.random.default_rng(0)
+    for index, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for image in range(3):
+            pixels = rng.integers(0, 90, (*side, 3), dtype=np.uint8)
+            pixels[..., CLASSES.index(name) if name in CLASSES else index] += 120
+            Image.fromarray(pixels).save(folder / name / f"{image}.png")
+    return folder
+
+
+def saved_port(folder: Path, order: tuple[str, ...], processor: Any) -> Any:
+    """A CvT of transformers that tells the colours apart, with classes in this order, and its processor."""
+    from transformers import CvtForImageClassification
+
+    port = port_of(TINY_GELU, folder)
+    images = torch.eye(3)[:, :, None, None].expand(3, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        tokens = port.cvt(images).cls_token_value
+        features = port.layernorm(tokens).mean(dim=1)
+        centred = features - features.mean(dim=0)
+        for row, name in enumerate(order):
+            port.classifier.weight[row] = centred[CLASSES.index(name)]
+        port.classifier.bias.copy_(-port.classifier.weight @ features.mean(dim=0))
+    port.config.id2label = dict(enumerate(order))
+    port.config.label2id = {name: index for index, name in enumerate(order)}
+    port.save_pretrained(folder)
+    assert isinstance(port, CvtForImageClassification)
+    processor.save_pretrained(folder)
+    return port
+
+
+TINY_GELU = dataclasses.replace(
+    per_stage(
+        image_size=32, dims=(8, 16), depths=(1, 2), heads=(1, 2), kernels=(3, 3), strides=(2, 1), ratios=(2.0, 2.0),
+        activation="gelu",
+    ),
+    num_classes=3,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [("fish", "cat", "dog"), CLASSES])
+def test_an_answer_is_right_by_the_name_of_its_class(
+    order: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import ViTImageProcessor
+
+    saved_port(tmp_path / "port", order, ViTImageProcessor(size={"height": 32, "width": 32}))
+    data = colours(tmp_path / "data", *CLASSES)
+    assert main(["eval", str(tmp_path / "port"), "--data", str(data), "--device", "cpu", "--json"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert found["top1"] == 1.0
+    note = "the classes are matched by their names, since the orders differ: the network's is 0 fish, 1 cat, 2 dog"
+    assert found["notes"] == ([] if order == CLASSES else [note])
+    assert said.err == "".join(f"note: {line}\n" for line in found["notes"])
+
+
+def test_some_of_the_classes_are_enough_and_strange_ones_are_refused(tmp_path: Path) -> None:
+    from transformers import ViTImageProcessor
+
+    saved_port(tmp_path / "port", ("fish", "cat", "dog"), ViTImageProcessor(size={"height": 32, "width": 32}))
+    some = colours(tmp_path / "some", "fish", "dog")
+    options: Any = {"device": "cpu", "num_workers": 0}
+    found = evaluate_model(tmp_path / "port", data=some, **options)
+    assert (found.top1, found.notes) == (
+        1.0,
+        ("the data has 2 of the network's 3 classes; any of these can be its answer",),
+    )
+    by_index = colours(tmp_path / "by_index", *"012")
+    assert evaluate_model(tmp_path / "port", data=by_index, **options).top1 == 0.0  # 0 is its fish
+    strange = colours(tmp_path / "strange", "cat", "dog", "zebra")
+    with pytest.raises(DataError, match="'zebra' is none of its classes, such as 'fish', 'cat', 'dog'"):
+        evaluate_model(tmp_path / "port", data=strange, **options)
+
+
+def test_what_nothing_tells_is_said(tmp_path: Path) -> None:
+    torch.save(build_model(TINY).state_dict(), tmp_path / "w.pth")
+    data, notes = colours(tmp_path / "data", *CLASSES), []
+    found = evaluate_model(tmp_path / "w.pth", data=data, arch=TINY, device="cpu", num_workers=0, on_note=notes.append)
+    assert found.notes == tuple(notes)
+    order, preparation = notes
+    assert order == (
+        "nothing beside the weights names their classes: they are taken in the data's order, 0 cat, 1 dog, 2 fish"
+    )
+    assert preparation.startswith(
+        "nothing beside the weights says how images are prepared: the centre, 0.875 of it, is"
+    )
+
+
+def processors() -> dict[str, Any]:
+    from transformers import CLIPImageProcessor, ConvNextImageProcessor, ViTImageProcessor
+
+    size, means, deviations = {"height": 32, "width": 32}, [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
+    usual: dict[str, Any] = {"image_mean": means, "image_std": deviations}
+    return {
+        "whole image": ViTImageProcessor(size=size, **usual),
+        "no normalisation": ViTImageProcessor(size=size, do_normalize=False),
+        "another scale": ViTImageProcessor(size=size, rescale_factor=1 / 127.5, **usual),
+        "no scale": ViTImageProcessor(size=size, do_rescale=False, **usual),
+        "neither": ViTImageProcessor(size=size, do_rescale=False, do_normalize=False),
+        "bilinear": ViTImageProcessor(size=size, resample=2, **usual),
+        "lanczos": ViTImageProcessor(size=size, resample=1, **usual),
+        "ConvNeXt's crop": ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.8, **usual),
+        "ConvNeXt without a crop": ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0, **usual),
+        "CLIP's crop": CLIPImageProcessor(size={"shortest_edge": 40}, crop_size=size, **usual),
+        "CLIP's crop of all": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size, **usual),
+    }
+
+
+@pytest.mark.parametrize("name", [
+    "whole image", "no normalisation", "another scale", "no scale", "neither", "bilinear", "lanczos", "ConvNeXt's crop",
+    "ConvNeXt without a crop", "CLIP's crop", "CLIP's crop of all",
+])  # fmt: skip
+@torch.inference_mode()
+def test_images_are_prepared_as_transformers_does_by_the_same_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cvt_nas.evaluate
+
+    seen, original = list[torch.Tensor](), cvt_nas.evaluate.logits_of
+    monkeypatch.setattr(cvt_nas.evaluate, "logits_of", lambda model, images, settings: (
+        seen.append(images) or original(model, images, settings)
+    ))  # fmt: skip
+    processor = processors()[name]
+    saved_port(tmp_path / "port", CLASSES, processor)
+    data = colours(tmp_path / "data", *CLASSES, side=(48, 64))
+    evaluate_model(tmp_path / "port", data=data, device="cpu", num_workers=0)
+    images = [Image.open(file) for folder in sorted(data.iterdir()) for file in sorted(folder.iterdir())]
+    expected = processor(images, return_tensors="pt")["pixel_values"].float()
+    difference = (torch.cat(seen) - expected).abs() / expected.std()
+    assert difference.mean() < 0.01, "but for the rounding of resized pixels"
+
+
+@pytest.mark.parametrize(("resample", "mode"), [(0, "nearest"), (4, "box"), (5, "hamming")])
+def test_each_of_pillows_ways_to_resize_is_used(resample: int, mode: str, tmp_path: Path) -> None:
+    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+
+    tree = {"image_processor_type": "ViTImageProcessor", "size": 32, "resample": resample, "image_mean": [0.5],
+            "image_std": [0.5]}  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(tree))
+    found, path = preprocessing_beside(tmp_path)
+    assert (found["interpolation"], found["image_size"], path) == (mode, 32, tmp_path / "preprocessor_config.json")
+    torch.save(build_model(TINY).state_dict(), tmp_path / "w.pth")
+    data = colours(tmp_path / "data", *CLASSES, side=(48, 64))
+    evaluate_model(tmp_path / "w.pth", data=data, arch=TINY, device="cpu", num_workers=0)
+
+
+SIZES = [
+    ({"size": 32}, 32, 1.0),
+    ({"size": {"height": 32, "width": 32}}, 32, 1.0),
+    ({"size": [32, 32]}, 32, 1.0),
+    ({"size": 224, "feature_extractor_type": "ConvNextFeatureExtractor", "crop_pct": 0.875}, 224, 224 / 256),
+    ({"size": {"shortest_edge": 384}, "image_processor_type": "ConvNextImageProcessor"}, 384, 1.0),
+    ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": 224}, 224, 224 / 256),
+    ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}}, 224, 0.875),
+    (
+        {"size": 256, "feature_extractor_type": "CLIPFeatureExtractor", "do_center_crop": True, "crop_size": 224},
+        224,
+        0.875,
+    ),
+    (
+        {"size": 224, "image_processor_type": "LevitImageProcessor", "do_center_crop": True, "crop_size": 224},
+        224,
+        0.875,
+    ),
+]
+
+
+@pytest.mark.parametrize(("told", "side", "share"), SIZES)
+def test_a_size_is_read_however_it_is_written(told: dict[str, Any], side: int, share: float, tmp_path: Path) -> None:
+    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5], "image_std": [0.5], **told}))
+    found, _ = preprocessing_beside(tmp_path)
+    assert found["image_size"] == side
+    assert found["crop_pct"] == pytest.approx(share, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"size": {"height": 32, "width": 48}}, "size: got {'height': 32, 'width': 48}, must be square"),
+        ({"size": {"shortest_edge": 32}}, "size: got {'shortest_edge': 32}, must be height and width where"),
+        ({"size": 32, "do_resize": False}, "do_resize: got False, must be true"),
+        ({"size": 32, "resample": 9}, "resample: got 9, must be one of 0 (nearest), 1 (lanczos), 2 (bilinear)"),
+        ({"size": 32, "do_pad": True}, "do_pad: got True, must be false"),
+        ({"size": 32, "do_flip_channel_order": True}, "do_flip_channel_order: got True"),
+        (
+            {"size": 256, "do_center_crop": True, "crop_size": 224},
+            "size: got {'side': 256}, must be shortest_edge where",
+        ),
+        (
+            {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": 64},
+            "crop_size: got 64, must be at most 32",
+        ),
+        ({"size": 32, "rescale_factor": 0}, "rescale_factor: got 0.0, must be above 0"),
+        ({"size": 32, "image_mean": [0.5, 0.5]}, "mean: got 2 values for images of 3 channels"),
+        ({}, "cannot be read: size is missing"),
+    ],
+)
+def test_what_a_processor_asks_for_in_vain_is_named(told: dict[str, Any], message: str, tmp_path: Path) -> None:
+    torch.save(build_model(TINY).state_dict(), tmp_path / "w.pth")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5], "image_std": [0.5], **told}))
+    data = colours(tmp_path / "data", *CLASSES)
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        evaluate_model(tmp_path / "w.pth", data=data, arch=TINY, device="cpu", num_workers=0)
+    assert str(tmp_path / "preprocessor_config.json") in str(caught.value)
+
+
+def test_how_images_are_prepared_is_read_from_timms_config(tmp_path: Path) -> None:
+    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+
+    facts = {
+        "input_size": [3, 32, 32],
+        "mean": [0.1] * 3,
+        "std": [0.2] * 3,
+        "interpolation": "bilinear",
+        "crop_pct": 0.8,
+    }
+    for changes, share in (({}, 32 / 40), ({"crop_mode": "squash", "crop_pct": 1.0}, 1.0), ({"crop_pct": 1.0}, None)):
+        config = {"architecture": "cvt_13", "pretrained_cfg": {**facts, **changes}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        found, _ = preprocessing_beside(tmp_path)
+        assert (found["image_size"], found["mean"], found["interpolation"]) == (32, (0.1,) * 3, "bilinear")
+        assert found["crop_pct"] == pytest.approx(share or 1.0)
+        assert share is not None or found["crop_pct"] < 1, "or the image would be squashed"
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {**facts, "crop_mode": "border"}}))
+    with pytest.raises(DataError, match="crop_mode: got 'border', must be 'center' or 'squash'"):
+        preprocessing_beside(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the exporters
+@pytest.mark.parametrize("format_", ["onnx", "pt2"])
+def test_an_export_as_a_program_has_the_accuracy_that_the_run_reports(
+    trained: RunFolder, format_: str, tmp_path: Path
+) -> None:
+    (arch_id,) = trained.test_accuracies()
+    export(trained, "best", tmp_path / "model", format=format_)
+    found = evaluate_model(tmp_path / "model", data="digits")
+    assert found.top1 == pytest.approx(trained.test_accuracies()[arch_id])
+    assert (found.arch_id, found.notes) == (arch_id, ())
+    file = tmp_path / "model" / f"model.{format_}"
+    assert evaluate_model(file, data="digits").top1 == found.top1
+    with pytest.raises(ArchError, match="--image-size 16: .*model is exported for 8; evaluate its run instead"):
+        evaluate_model(tmp_path / "model", data="digits", image_size=16)
+    with pytest.raises(ArchError, match="--precision bf16: .*model is exported in fp32"):
+        evaluate_model(tmp_path / "model", data="digits", precision="bf16")
+    model = build_model(load_arch(tmp_path / "model"))
+    with pytest.raises(ArchError, match="without weights to begin with: cvt-nas export --format torch has them"):
+        initialise(model, tmp_path / "model")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ArchError, match=f"model.{format_}: cannot be loaded"):
+        evaluate_model(tmp_path / "model", data="digits")
 
 
 def test_the_command_line_asks_for_weights_and_for_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,7 +136,7 @@ def test_a_state_dict_initialises_a_model_whatever_wraps_it(tmp_path: Path, wrap
     trained, model, path = build_model(GELU), build_model(GELU), tmp_path / "weights.pth"
     randomise(trained)
     torch.save(WRAPPERS[wrapped](trained.state_dict()), path)
-    assert initialise(model, path) == ()
+    assert len(initialise(model, path)) == (wrapped in ("as training scripts do", "as of DDP", "half precision"))
     for name, tensor in trained.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
 
@@ -206,20 +206,27 @@ def test_a_head_is_only_forgiven_its_classes(tmp_path: Path) -> None:
     ("config", "message"),
     [
         ({"model_type": "vit"}, "config.json: model_type: got 'vit', must be 'cvt'"),
-        ([], "config.json: model_type: got None, must be 'cvt'"),
+        ("[]", "config.json: model_type: got None, must be 'cvt'"),
         ("{", "config.json: cannot be read: Expecting"),
-        ({"model_type": "cvt", "stride_q": [1, 2, 1]}, "config.json: stride_q: got 2 in stage 1, must be 1"),
-        ({"model_type": "cvt", "padding_kv": [0, 2, 1]}, "config.json: padding_kv: got 0 in stage 0, must be 1"),
-        ({"model_type": "cvt", "num_heads": [1, 2]}, "config.json: has no stage 2, which its weights have"),
-        ({"model_type": "cvt", "num_heads": 1}, "config.json: has no stage 0, which its weights have"),
-        ({"model_type": "cvt", "num_heads": [1, 3, 3]}, "num_heads: got 3, must divide embed_dim 32"),
-        ({"model_type": "cvt", "num_heads": [1, "2", 3]}, "num_heads: got '2', must be a whole number"),
+        ({"stride_q": [1, 2, 1]}, "config.json: stride_q: got 2 in stage 1, must be 1"),
+        ({"padding_kv": [0, 2, 1]}, "config.json: padding_kv: got 0 in stage 0, must be 1"),
+        ({"num_heads": [1, 2]}, "config.json: num_heads: got [1, 2], must be a list of one value for each of 3 stages"),
+        ({"num_heads": 1}, "config.json: num_heads: got 1, must be a list of one value for each of 3 stages"),
+        ({"num_heads": [1, 3, 3]}, "num_heads: got 3, must divide embed_dim 32"),
+        ({"num_heads": [1, "2", 3]}, "num_heads: got '2', must be a whole number"),
+        ({"depth": [1, 2, 10**9]}, "depth: got 1000000000 in stage 2"),
+        ({"mlp_ratio": [1, None, 1]}, "mlp_ratio: got None in stage 1, must be a number"),
+        ({"qkv_projection_method": ["dw_bn", "avg", "dw_bn"]}, "got 'avg' in stage 1, must be dw_bn"),
+        ({"patch_sizes": [5, 3, 3]}, "does not fit the architecture"),
+        ({"id2label": {"0": "cat", "2": "dog"}}, "id2label: must have one name for each class, by its index from 0"),
+        ({"id2label": {"0": "cat", "1": "dog"}}, "has 10 classes, the files beside it name 2"),
     ],
 )
-def test_a_folder_of_another_network_is_refused(tmp_path: Path, config: Any, message: str) -> None:
+def test_a_folder_of_another_network_is_refused(tmp_path: Path, config: dict[str, Any] | str, message: str) -> None:
     port_of(GELU, tmp_path)
-    (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
-    for read in (lambda: initialise(build_model(GELU), tmp_path), lambda: read_weights(tmp_path)):
+    own = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps({**own, **config}))
+    for read in (lambda: load_checkpoint(tmp_path / "model.safetensors"), lambda: load_checkpoint(tmp_path)):
         with pytest.raises(ArchError, match=re.escape(message)) as caught:
             read()
         assert str(tmp_path) in str(caught.value)

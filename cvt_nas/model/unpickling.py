@@ -5,6 +5,7 @@ import datetime
 import json
 import pathlib
 import pickle
+import pickletools
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -136,12 +137,19 @@ def _check_types(path: Path) -> None:
     if not types:
         return
     if any(name.startswith("torch.nn.modules.") for name in types):
-        named = next((name for name in types if not name.startswith("torch.")), types[0])
-        raise ArchError(f"{path}: cannot be read: holds a whole pickled module, {named}, whose code would have to run; "
-                        f"{_SAVE_ALONE}")  # fmt: skip
+        raise ArchError(f"{path}: cannot be read: holds a whole pickled module, of {_first_type(path) or types[0]}, whose "
+                        f"code would have to run; {_SAVE_ALONE}")  # fmt: skip
     more = f" and {len(types) - _MAX_NAMED} more" if len(types) > _MAX_NAMED else ""
     raise ArchError(f"{path}: cannot be read: holds {', '.join(types[:_MAX_NAMED])}{more}, which may run code as it is "
                     f"read; {_SAVE_ALONE}")  # fmt: skip
+
+
+def _first_type(path: Path) -> str:
+    """The first type that a pickle names, which is that of the whole where it is an object."""
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        found = (str(told) for op, told, _ in pickletools.genops(archive.read(name)) if op.name == "GLOBAL")
+        return next(found, "").replace(" ", ".")
 
 
 def _reason(error: BaseException) -> str:

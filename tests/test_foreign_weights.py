@@ -1,0 +1,636 @@
+"""Checkpoints as other tools write them: each answers as its source, or is refused by name."""
+
+import argparse
+import collections
+import datetime
+import json
+import pathlib
+import pickle
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, load_arch
+from cvt_nas.errors import ArchError
+from cvt_nas.model import CvT, build_model, hugging_face_name, initialise, load_checkpoint, match_classes, read_weights
+from strategies import per_stage
+from test_hostile import Pickled
+from test_init import GELU, port_of
+from test_model import randomise
+
+State = dict[str, Tensor]
+ARCH = per_stage(
+    image_size=16, dims=(8, 16), depths=(1, 1), heads=(2, 4), kernels=(3, 3), strides=(2, 1), ratios=(1.0, 2.0),
+    stem=(3, 2, 0),
+)  # fmt: skip
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def trained() -> CvT:
+    model = build_model(ARCH)
+    randomise(model)
+    return model.eval()
+
+
+@pytest.fixture
+def state(trained: CvT) -> State:
+    return {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+
+
+def other(state: State) -> State:
+    """Of another network, so that it shows where it is taken."""
+    return {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def yacs_node() -> Any:
+    from yacs.config import CfgNode
+
+    node = CfgNode({"MODEL": {"NAME": "cvt", "DROP_PATH_RATE": 0.1}})
+    node.freeze()
+    return node
+
+
+@pytest.fixture
+def lightning(monkeypatch: pytest.MonkeyPatch) -> type[dict]:
+    """A dict that is pickled under the name of Lightning's dict of hyperparameters, which need not be installed."""
+    name = "lightning.fabric.utilities.data"
+    kind = type("AttributeDict", (dict,), {"__module__": name})
+    for part in ("lightning", "lightning.fabric", "lightning.fabric.utilities", name):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    sys.modules[name].AttributeDict = kind  # pyright: ignore[reportAttributeAccessIssue]
+    return kind
+
+
+def test_the_settings_of_lightning_need_no_lightning(
+    lightning: type[dict], state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = {"state_dict": prefixed(state, "model."), "hyper_parameters": lightning(classes=list("jihgfedcba"))}
+    torch.save(saved, tmp_path / "last.ckpt")
+    monkeypatch.undo()
+    assert "lightning" not in sys.modules
+    assert read_weights(tmp_path / "last.ckpt").classes == tuple("jihgfedcba")
+
+
+def averaged(state: State) -> State:
+    model = build_model(ARCH)
+    model.load_state_dict(state)
+    return torch.optim.swa_utils.AveragedModel(model).state_dict()
+
+
+def in_a_module(state: State, wrap: Callable[[nn.Module], nn.Module]) -> State:
+    model = build_model(ARCH)
+    model.load_state_dict(state)
+    return wrap(model).state_dict()
+
+
+def compiled_by_part(model: nn.Module) -> nn.Module:
+    module: Any = model
+    module.stage1 = torch.compile(module.stage1)
+    return module
+
+
+class Learner(nn.Module):
+    """As trainers hold a network beside other modules."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.projector = model, nn.Linear(3, 3)
+        self.register_buffer("class_weights", torch.ones(3))
+
+
+def timm_saver(state: State, folder: Path) -> Any:
+    """What timm's training script writes, by its own saver."""
+    from timm.utils import CheckpointSaver
+
+    model = build_model(ARCH)
+    model.load_state_dict(state)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(IMAGES).sum().backward()
+    optimizer.step()
+    model.load_state_dict(state)
+    args = argparse.Namespace(model="cvt_nas", lr=0.1, device=torch.device("cpu"), output=pathlib.Path("out"))
+    saver = CheckpointSaver(model=model, optimizer=optimizer, args=args, checkpoint_dir=str(folder))
+    saver.save_checkpoint(0, metric=81.6)
+    return torch.load(folder / "last.pth.tar", weights_only=False)
+
+
+FORMS: dict[str, tuple[Callable[[State], Any], str]] = {
+    "alone": (lambda s: s, ""),
+    "official CvT": (
+        lambda s: {"epoch": 1, "model": "cls_cvt", "state_dict": s, "perf": 81.6, "optimizer": {"state": {0: s}}},
+        "took 'state_dict'; left epoch, model, perf, optimizer",
+    ),
+    "DeiT": (
+        lambda s: {"model": s, "args": argparse.Namespace(lr=0.1), "epoch": 3, "model_ema": None},
+        "took 'model'; left args, epoch, model_ema",
+    ),
+    "DeiT with averages": (
+        lambda s: {"model": other(s), "model_ema": s, "args": argparse.Namespace(lr=0.1)},
+        "took 'model_ema', the averaged weights; left model (another network), args",
+    ),
+    "timm with averages": (
+        lambda s: {"epoch": 1, "arch": "cvt_13", "state_dict": other(s), "state_dict_ema": s, "version": 2},
+        "took 'state_dict_ema', the averaged weights; left state_dict (another network), epoch, arch, version",
+    ),
+    "Swin": (
+        lambda s: {"model": s, "config": yacs_node(), "max_accuracy": np.float64(81.3)},
+        "took 'model'; left config, max_accuracy",
+    ),
+    "Lightning": (
+        lambda s: {"state_dict": prefixed(s, "model."), "hyper_parameters": {"lr": 0.1}, "loops": {"a": {"b": 1}}},
+        "took 'state_dict'; took 'model.' off the names; left hyper_parameters, loops",
+    ),
+    "Lightning's averages": (
+        lambda s: {"state_dict": prefixed(s, "model."), "current_model_state": prefixed(other(s), "model.")},
+        "took 'state_dict'; took 'model.' off the names; left current_model_state.model (another network)",
+    ),
+    "a callback's average in Lightning": (
+        lambda s: {"state_dict": {**prefixed(other(s), "net."), **prefixed(s, "ema_net.module.")}},
+        "took 'state_dict', the averaged weights; took 'ema_net.module.' off the names; left state_dict.net (another "
+        "network)",
+    ),
+    "net": (lambda s: {"net": s, "acc": 93.2, "epoch": 5}, "took 'net'; left acc, epoch"),
+    "DeepSpeed": (lambda s: {"module": s, "dp_world_size": 8}, "took 'module'; left dp_world_size"),
+    "DataParallel": (lambda s: in_a_module(s, nn.DataParallel), "took 'module.' off the names"),
+    "compiled": (lambda s: in_a_module(s, torch.compile), "took '_orig_mod.' off the names"),
+    "compiled, then DDP's": (lambda s: prefixed(s, "module._orig_mod."), "took 'module._orig_mod.' off the names"),
+    "DataParallel, then compiled": (
+        lambda s: in_a_module(s, lambda m: torch.compile(nn.DataParallel(m))),
+        "took '_orig_mod.module.' off the names",
+    ),
+    "compiled by part": (lambda s: in_a_module(s, compiled_by_part), ""),
+    "torch's average": (averaged, "took 'module.' off the names; left n_averaged"),
+    "beside other modules": (
+        lambda s: in_a_module(s, Learner),
+        "took 'backbone.' off the names; left class_weights, projector (2 tensors)",
+    ),
+    "deep down": (lambda s: {"a": {"b": {"c": prefixed(s, "x.y.z.")}}}, "took 'a.b.c'; took 'x.y.z.' off the names"),
+    "parameters": (lambda s: {name: nn.Parameter(t, requires_grad=t.is_floating_point()) for name, t in s.items()}, ""),
+    "an operation counter's": (
+        lambda s: {**s, "total_ops": torch.zeros(1), "stage0.blocks.0.total_params": torch.zeros(1)},
+        "left out counters: total_ops, total_params",
+    ),
+    "before torch 0.4.1": (
+        lambda s: {name: t for name, t in s.items() if not name.endswith("num_batches_tracked")},
+        "set num_batches_tracked, which is missing and decides nothing here, to 0",
+    ),
+    "in double precision": (
+        lambda s: {name: t.double() for name, t in s.items()},
+        "read float64 as float32",
+    ),
+    "two names of the same": (lambda s: {"model": s, "net": s}, "took 'model'; left net (another network)"),
+    "transformers": (lambda s: {hugging_face_name(name): t for name, t in s.items()}, ""),
+    "transformers in Lightning": (
+        lambda s: {"state_dict": {f"model.{hugging_face_name(name)}": t for name, t in s.items()}},
+        "took 'state_dict'; took 'model.' off the names",
+    ),
+    "transformers in DDP": (
+        lambda s: {f"module.{hugging_face_name(name)}": t for name, t in s.items()},
+        "took 'module.' off the names",
+    ),
+    "harmless types": (
+        lambda s: {
+            "model": s, "a": datetime.datetime(2020, 1, 1), "b": collections.defaultdict(list, x=[1]), "c": {1, 2},
+            "d": np.arange(3), "e": collections.Counter("aab"), "f": np.array(["x"]), "g": slice,
+        } | {"g": pathlib.Path("x")},
+        "took 'model'; left a, b, c, d, e, f and 1 more",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("form", "is_zip"),
+    [*((form, True) for form in FORMS), ("alone", False), ("Swin", False), ("harmless types", False)],
+)
+@torch.inference_mode()
+def test_a_checkpoint_answers_as_its_source_and_says_what_was_taken(
+    trained: CvT, state: State, form: str, is_zip: bool, tmp_path: Path
+) -> None:
+    make, note = FORMS[form]
+    path = tmp_path / "weights.pth"
+    torch.save(make(state), path, _use_new_zipfile_serialization=is_zip)
+    notes: list[str] = []
+    model = load_checkpoint(path, ARCH, on_note=notes.append)
+    expected = trained if "transformers" not in form else gelu_twin(state)
+    torch.testing.assert_close(model(IMAGES), expected(IMAGES), atol=1e-6, rtol=0)
+    taken = [line.removeprefix(f"{path}: ") for line in notes if line.startswith(str(path))]
+    assert taken == ([note] if note else [])
+    assert [initialise(build_model(ARCH), path)][0][: len(taken)] == tuple(notes[: len(taken)])
+
+
+def gelu_twin(state: State) -> CvT:
+    gelu = per_stage(
+        image_size=16, dims=(8, 16), depths=(1, 1), heads=(2, 4), kernels=(3, 3), strides=(2, 1), ratios=(1.0, 2.0),
+        stem=(3, 2, 0), activation="gelu",
+    )  # fmt: skip
+    model = build_model(gelu)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+@torch.inference_mode()
+def test_the_checkpoint_of_timms_saver_answers_as_its_source(trained: CvT, state: State, tmp_path: Path) -> None:
+    with torch.inference_mode(False), torch.enable_grad():
+        saved = timm_saver({name: t.clone() for name, t in state.items()}, tmp_path)
+    assert {"epoch", "arch", "state_dict", "optimizer", "version", "args", "metric"} <= saved.keys()
+    model = load_checkpoint(tmp_path / "last.pth.tar", ARCH)
+    torch.testing.assert_close(model(IMAGES), trained(IMAGES), atol=1e-6, rtol=0)
+
+
+def test_the_checkpoint_of_a_training_here_gives_its_average(state: State, trained: CvT, tmp_path: Path) -> None:
+    torch.save({"model": other(state), "averaged": averaged(state), "optimizer": {}, "curve": [0.5]}, tmp_path / "c.pt")
+    found = load_checkpoint(tmp_path / "c.pt", ARCH).state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in trained.state_dict().items())
+
+
+REFUSED: dict[str, tuple[Callable[[State, Path], Any], str]] = {
+    "two networks": (
+        lambda s, _: {"teacher": prefixed(s, "module."), "student": prefixed(other(s), "module.")},
+        r"holds several networks: teacher.module, student.module; save the one that is meant alone: torch.save\(",
+    ),
+    "two averages": (
+        lambda s, _: {"model": s, "model_ema": other(s), "model_ema2": other(other(s))},
+        "holds several networks: model_ema, model_ema2",
+    ),
+    "another network": (lambda _, __: {"fc.weight": torch.zeros(2)}, "is no state dict of a CvT: no name ends.*fc.weight"),
+    "numbers": (lambda _, __: {"epoch": 3}, "is no state dict of a CvT: it holds other things than tensors"),
+    "a tensor too many": (lambda s, _: {**s, "stage0.extra": torch.zeros(2)}, "unexpected: stage0.extra"),
+    "an adapter": (
+        lambda s, _: {**s, "stage0.blocks.0.mlp.fc1.lora_A.weight": torch.zeros(2, 8)}, "unexpected: .*lora_A.weight"
+    ),
+    "a tensor too few": (lambda s, _: {k: v for k, v in s.items() if k != "norm.bias"}, "missing: norm.bias"),
+    "quantised": (
+        lambda s, _: {**s, "head.weight": torch.quantize_per_tensor(s["head.weight"], 0.1, 0, torch.qint8)},
+        "head.weight: is of qint8; quantised weights cannot be read",
+    ),
+    "int8": (lambda s, _: {**s, "head.bias": s["head.bias"].to(torch.int8)}, "head.bias: 10 torch.int8 instead of 10"),
+    "float8": (
+        lambda s, _: {**s, "head.bias": s["head.bias"].to(torch.float8_e4m3fn)}, "head.bias: is of float8_e4m3fn|float8"
+    ),
+    "sparse": (lambda s, _: {**s, "head.weight": s["head.weight"].to_sparse()}, "head.weight: is laid out as torch.sp"),
+    "no values": (lambda s, _: {**s, "norm.bias": torch.zeros(16, device="meta")}, "norm.bias: has no values"),
+    "not finite": (lambda s, _: {**s, "norm.bias": s["norm.bias"] / 0}, "norm.bias: holds values that are not finite"),
+    "a command": (
+        lambda s, folder: {"model": s, "args": Pickled(folder / "owned")},
+        r"holds posix.system, which may run code as it is read; save its weights alone: torch.save\(model",
+    ),
+    "a function": (lambda s, _: {"model": s, "fn": print}, r"holds (builtins\.)?print, which may run code"),
+    "a type of one's own": (lambda s, _: {"model": s, "cfg": Learner}, r"holds test_foreign_weights\.Learner, which"),
+    "a module": (lambda _, __: build_model(ARCH), r"holds (a whole pickled module, of )?cvt_nas\.model\.network\.CvT, wh"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("form", REFUSED)
+@pytest.mark.filterwarnings("ignore")  # of torch, which makes the files
+def test_what_is_no_network_to_be_read_is_refused_by_name(
+    state: State, form: str, is_zip: bool, tmp_path: Path
+) -> None:
+    make, message = REFUSED[form]
+    path = tmp_path / "weights.pth"
+    torch.save(make(state, tmp_path), path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(ArchError, match=message) as caught:
+        load_checkpoint(path, ARCH)
+    assert str(path) in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert not (tmp_path / "owned").exists()
+
+
+def torchscript(path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), str(path))
+
+
+def program(path: Path) -> None:
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), str(path.with_suffix(".pt2")))
+    path.with_suffix(".pt2").rename(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (torchscript, "is a TorchScript archive"),
+        (program, "is a program of torch.export"),
+        (lambda path: path.write_bytes(b""), "the file is empty"),
+        (
+            lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid x\n"),
+            "is a pointer of Git LFS",
+        ),
+        (lambda path: path.write_text("<!DOCTYPE html><html>Sign in</html>"), "is a web page"),
+        (lambda path: path.write_text('{"model_type": "cvt"}'), "is JSON"),
+        (lambda path: path.write_bytes(b"\x1f\x8b\x08"), "is compressed by gzip"),
+        (lambda path: path.write_text("hello"), "is neither a file of torch.save nor of safetensors"),
+        (
+            lambda path: torch.save({"a": torch.zeros(2)}, path, pickle_protocol=4),
+            "another protocol than torch.save's own",
+        ),
+        (lambda path: path.write_bytes(pickle.dumps({"a": [1]}, protocol=4)), "cannot be read"),
+    ],
+    ids=["torchscript", "program", "empty", "lfs", "html", "json", "gzip", "text", "protocol", "pickle"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_of_another_kind_is_named(write: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+    write(tmp_path / "weights.pth")
+    with pytest.raises(ArchError, match=f"weights.pth: .*{message}"):
+        read_weights(tmp_path / "weights.pth")
+
+
+def test_a_file_is_read_by_its_content_whatever_its_name_says(state: State, trained: CvT, tmp_path: Path) -> None:
+    save_file(state, tmp_path / "weights.pth")
+    assert torch.equal(load_checkpoint(tmp_path / "weights.pth", ARCH).head.weight, trained.head.weight)
+
+
+def test_a_file_that_is_cut_off_is_refused(state: State, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "weights.pth")
+    content = (tmp_path / "weights.pth").read_bytes()
+    for size in (10, 1000, len(content) // 2, len(content) - 1):
+        (tmp_path / "weights.pth").write_bytes(content[:size])
+        with pytest.raises(ArchError, match="weights.pth: cannot be read"):
+            read_weights(tmp_path / "weights.pth")
+
+
+# --- transformers ----------------------------------------------------------------------------------------------------
+
+
+def logits_there(port: Any, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return port(images).logits
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A CvT of transformers, as one file, in shards, and as before safetensors."""
+    folder = tmp_path_factory.mktemp("port")
+    model = port_of(GELU, folder / "whole")
+    model.save_pretrained(folder / "shards", max_shard_size="20KB")
+    assert len(list((folder / "shards").glob("*.safetensors"))) > 2
+    (folder / "bin").mkdir()
+    torch.save(model.state_dict(), folder / "bin" / "pytorch_model.bin")
+    (folder / "bin" / "config.json").write_text((folder / "whole" / "config.json").read_text())
+    return model, folder
+
+
+def first_shard(folder: Path) -> Path:
+    return min((folder / "shards").glob("*-of-*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda f: f / "whole",
+        lambda f: f / "whole" / "model.safetensors",
+        lambda f: f / "bin" / "pytorch_model.bin",
+        lambda f: f / "shards",
+        lambda f: f / "shards" / "model.safetensors.index.json",
+        first_shard,
+    ],
+    ids=["folder", "file", "bin", "shards", "index", "a shard"],
+)
+def test_transformers_answers_the_same_however_it_is_named(
+    port: tuple[Any, Path], place: Callable[[Path], Path]
+) -> None:
+    model, folder = port
+    images = torch.randn(2, 3, 32, 32)
+    found = load_checkpoint(place(folder))
+    with torch.inference_mode():
+        torch.testing.assert_close(found(images), logits_there(model, images), atol=1e-4, rtol=0)
+    assert found.arch.stages == GELU.stages
+    other_arch = load_arch("cvt-13")
+    with pytest.raises(ArchError, match=f"--arch: {other_arch.id} is not the architecture of .*config.json"):
+        load_checkpoint(place(folder), other_arch)
+    other_heads = per_stage(**{**SHAPE_OF_GELU, "heads": (2, 2, 3)})
+    with pytest.raises(ArchError, match=r"num_heads: 2 instead of 1 in stage 0; leave it out"):
+        load_checkpoint(place(folder), other_heads)
+
+
+SHAPE_OF_GELU: dict[str, Any] = {
+    "image_size": 32, "dims": (16, 32, 48), "depths": (1, 2, 3), "heads": (1, 2, 3), "kernels": (3, 5, 3),
+    "strides": (2, 1, 2), "ratios": (2.0, 1.0, 3.0), "activation": "gelu",
+}  # fmt: skip
+
+
+def test_a_file_away_from_its_config_is_taken_for_nothing_that_shapes_do_not_tell(
+    port: tuple[Any, Path], tmp_path: Path
+) -> None:
+    model, folder = port
+    alone = tmp_path / "model.safetensors"
+    alone.write_bytes((folder / "whole" / "model.safetensors").read_bytes())
+    with pytest.raises(
+        ArchError, match="name its architecture by --arch: heads, strides and paddings show in no weight"
+    ):
+        load_checkpoint(alone)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        found = load_checkpoint(alone, GELU)(images)
+    torch.testing.assert_close(found, logits_there(model, images), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b"])
+def test_an_index_that_names_files_elsewhere_is_refused(port: tuple[Any, Path], name: str, tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    (tmp_path / "config.json").write_text((port[1] / "whole" / "config.json").read_text())
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ArchError, match="weight_map: got .* must be the name of a file beside it"):
+        read_weights(tmp_path)
+
+
+def test_a_shard_that_is_missing_is_named(port: tuple[Any, Path], tmp_path: Path) -> None:
+    for file in (port[1] / "shards").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    last = max(tmp_path.glob("*-of-*"))
+    last.unlink()
+    for path in (tmp_path, first_shard(port[1]).name):
+        with pytest.raises(ArchError, match=f"its shard {last.name} is missing"):
+            read_weights(tmp_path / path)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(ArchError, match=f"its shard {last.name} is missing"):
+        read_weights(tmp_path / first_shard(port[1]).name)
+
+
+def test_a_backbone_begins_a_training_and_classifies_nothing(tmp_path: Path) -> None:
+    from transformers import CvtForImageClassification
+
+    whole: Any = port_of(GELU, tmp_path / "whole")
+    assert isinstance(whole, CvtForImageClassification)
+    whole.cvt.save_pretrained(tmp_path / "backbone")
+    with pytest.raises(
+        ArchError, match="has no head: it is a backbone, which classifies nothing; `train --init` takes it"
+    ):
+        load_checkpoint(tmp_path / "backbone")
+    model = build_model(GELU)
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    notes = initialise(model, tmp_path / "backbone", classes=tuple("abcdefghij"))
+    assert "the head begins afresh: the weights are of a backbone without one" in notes
+    expected = load_checkpoint(tmp_path / "whole").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, fresh[name] if name.startswith(("head.", "norm.")) else expected[name]), name
+
+
+def test_the_folder_that_timm_writes_is_read_by_its_config(tmp_path: Path) -> None:
+    import timm
+    from timm.models import save_for_hf
+
+    import cvt_nas.timm  # noqa: F401
+    from cvt_nas.arch import arch_to_dict
+
+    model: Any = timm.create_model("cvt_nas", arch=arch_to_dict(ARCH), num_classes=3).eval()
+    randomise(model)
+    labels, arguments = {"label_names": ["cat", "dog", "fish"]}, {"arch": arch_to_dict(ARCH)}
+    save_for_hf(model, tmp_path, model_config=labels, model_args=arguments, safe_serialization=True)
+    assert not (tmp_path / "arch.json").exists()
+    found = load_checkpoint(tmp_path)
+    with torch.inference_mode():
+        torch.testing.assert_close(found(IMAGES), model(IMAGES), atol=1e-6, rtol=0)
+    assert read_weights(tmp_path).classes == ("cat", "dog", "fish")
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        (("cat", "dog", "fish"), ("fish", "cat", "dog"), (1, 2, 0)),
+        (("Cat", "hot_dog"), ("hot dog", "cat"), (1, 0)),
+        (("a-b", "a_b"), ("a b", "c"), (None, None)),
+        (("a-b", "a_b"), ("a_b", "a-b"), (1, 0)),
+        (("cat", "bird"), ("cat", "dog"), (0, None)),
+        (("n01440764", "n01443537"), ("goldfish, Carassius auratus", "tench, Tinca tinca"), (1, 0)),
+        (("tench", "goldfish"), ("n01443537", "n01440764"), (1, 0)),
+        (("crane",), ("n02012849", "n03126707"), (None,)),
+        (("0", "1", "10", "2", "3", "4", "5", "6", "7", "8", "9"), tuple("abcdefghijk"),
+         (0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9)),
+        (("0", "1"), ("1", "0"), (1, 0)),
+        (("cat", "cat"), ("cat", "dog"), (None, None)),
+        (("dog",), ("cat", "dog"), (1,)),
+    ],
+)  # fmt: skip
+def test_classes_are_matched_by_what_their_names_mean(
+    ours: tuple[str, ...], theirs: tuple[str, ...], expected: tuple[int | None, ...]
+) -> None:
+    assert match_classes(ours, theirs) == expected
+
+
+def test_all_of_imagenets_classes_are_matched_by_id_and_by_words() -> None:
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info: Any = ImageNetInfo()
+    ids, words = info.label_names(), info.label_descriptions()
+    assert match_classes(ids, words) == match_classes(words, ids) == tuple(range(1000))
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"class_names": ["b", "c", "a"]},
+        {"classes": ("b", "c", "a")},
+        {"class_to_idx": {"a": 2, "b": 0, "c": 1}},
+        {"meta": {"CLASSES": ("b", "c", "a"), "epoch": 3}},
+        {"hyper_parameters": {"id2label": {0: "b", 1: "c", 2: "a"}}},
+        {"args": argparse.Namespace(classes=["b", "c", "a"])},
+    ],
+    ids=lambda beside: next(iter(beside)),
+)
+def test_a_head_is_put_into_the_order_of_the_data_by_the_names_that_a_checkpoint_has(
+    beside: dict[str, Any], tmp_path: Path
+) -> None:
+    import dataclasses
+
+    arch = dataclasses.replace(ARCH, num_classes=3)
+    source, model = build_model(arch), build_model(arch)
+    torch.save({"state_dict": source.state_dict(), **beside}, tmp_path / "w.pth")
+    notes = initialise(model, tmp_path / "w.pth", classes=("a", "b", "c"))
+    assert notes[-1] == "the rows of the head are put into the data's order, by the names of the classes"
+    assert torch.equal(model.head.weight, source.head.weight[[2, 0, 1]])
+    pair = build_model(dataclasses.replace(ARCH, num_classes=2))
+    assert initialise(pair, tmp_path / "w.pth", classes=("a", "c"))[-1].startswith("the rows of the head are 2 of 3")
+    assert torch.equal(pair.head.weight, source.head.weight[[2, 1]])
+    strange, fresh = build_model(arch), None
+    fresh = strange.head.weight.clone()
+    notes = initialise(strange, tmp_path / "w.pth", classes=("a", "b", "zebra"))
+    assert notes[-1] == "the head begins afresh: 'zebra' is none of its classes, such as 'b'"
+    assert torch.equal(strange.head.weight, fresh)
+
+
+def test_without_names_the_order_that_was_taken_is_said(state: State, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    notes = initialise(build_model(ARCH), tmp_path / "w.pth", classes=tuple("abcdefghij"))
+    assert notes == (
+        "nothing beside the weights names their classes: they are taken in the data's order, 0 a, 1 b, 2 c, ...",
+    )
+
+
+# --- a supernet that begins with them --------------------------------------------------------------------------------
+
+
+def test_a_supernet_takes_what_shapes_tell_and_says_what_they_do_not(tmp_path: Path) -> None:
+    from cvt_nas.space import SearchSpace, StageSpace
+    from cvt_nas.supernet import Supernet, lent_weights
+
+    def stage(width: int, heads: tuple[int, ...], *, token: bool) -> StageSpace:
+        return StageSpace(
+            patch_kernel=(3,), patch_stride=(2,), patch_padding=1, embed_dim=(width,), depth=(1,), kv_stride=(1,),
+            kernel_size=(3,), num_heads=heads, mlp_ratio=(1.0,), projection=("dw_bn",), class_token=token,
+        )  # fmt: skip
+
+    space = SearchSpace(
+        image_size=16,
+        num_channels=3,
+        num_classes=3,
+        bounds={},
+        stages=(stage(8, (1, 2), token=False), stage(16, (4,), token=True)),
+    )
+    arch = space.largest
+    source = build_model(arch)
+    torch.save({"model": source.state_dict(), "classes": ["b", "c", "a"]}, tmp_path / "w.pth")
+    state, notes = lent_weights(space, tmp_path / "w.pth", classes=("a", "b", "c"))
+    supernet = Supernet(space)
+    supernet.insert_state(state)
+    assert torch.equal(supernet.shared.head.weight, source.head.weight[[2, 0, 1]])
+    assert torch.equal(supernet.shared.norm.weight, source.norm.weight)
+    assert notes == (
+        f"{tmp_path}/w.pth: took 'model'; left classes",
+        "the rows of the head are put into the data's order, by the names of the classes",
+        f"{tmp_path}/w.pth: nothing tells the heads, strides and paddings that the weights were trained with; those of "
+        f"the space are used",
+    )
+    torch.save({k: v for k, v in source.state_dict().items() if "norm1" not in k}, tmp_path / "part.pth")
+    with pytest.raises(ArchError, match=r"missing: stage0\.blocks\.0\.norm1\.weight"):
+        lent_weights(space, tmp_path / "part.pth", classes=("a", "b", "c"))
+
+
+def test_an_architecture_of_another_tool_is_one_here(port: tuple[Any, Path], tmp_path: Path) -> None:
+    for place in (port[1] / "whole", port[1] / "whole" / "config.json"):
+        assert load_arch(place).stages == GELU.stages
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ArchError, match="config.json: model_type: got 'vit', must be 'cvt'"):
+        load_arch(tmp_path)
+    for name in ("CvT-13", "cvt_13", "CVT13", "microsoft/cvt-13"):
+        with pytest.raises(ArchError, match="did you mean 'cvt-13'"):
+            load_arch(name)
+
+
+def test_no_architecture_is_suggested_for_what_is_none() -> None:
+    with pytest.raises(ArchError) as caught:
+        load_arch("resnet50")
+    assert "did you mean" not in str(caught.value)
+
+
+def test_one_stage_is_enough_for_a_network(tmp_path: Path) -> None:
+    stage = StageConfig(patch_kernel=3, patch_stride=2, patch_padding=1, embed_dim=8, blocks=(BlockConfig(),))
+    arch = ArchConfig(image_size=8, num_classes=2, stages=(stage,))
+    source = build_model(arch)
+    torch.save({"net": prefixed(source.state_dict(), "encoder.")}, tmp_path / "w.pth")
+    assert torch.equal(load_checkpoint(tmp_path / "w.pth", arch).head.weight, source.head.weight)
