@@ -236,6 +236,7 @@ def test_an_answer_is_right_by_the_name_of_its_class(
 
     saved_port(tmp_path / "port", order, ViTImageProcessor(size={"height": 32, "width": 32}))
     data = colours(tmp_path / "data", *CLASSES)
+    capsys.readouterr()  # transformers shows its progress
     assert main(["eval", str(tmp_path / "port"), "--data", str(data), "--device", "cpu", "--json"]) == 0
     said = capsys.readouterr()
     found = json.loads(said.out)
@@ -257,7 +258,9 @@ def test_some_of_the_classes_are_enough_and_strange_ones_are_refused(tmp_path: P
         ("the data has 2 of the network's 3 classes; any of these can be its answer",),
     )
     by_index = colours(tmp_path / "by_index", *"012")
-    assert evaluate_model(tmp_path / "port", data=by_index, **options).top1 == 0.0  # 0 is its fish
+    found = evaluate_model(tmp_path / "port", data=by_index, **options)
+    note = "the folders are named by the index of a class: these are 0 fish, 1 cat, 2 dog"
+    assert (found.top1, found.notes) == (0.0, (note,))  # 0 is as bright as a cat, and means a fish
     strange = colours(tmp_path / "strange", "cat", "dog", "zebra")
     with pytest.raises(DataError, match="'zebra' is none of its classes, such as 'fish', 'cat', 'dog'"):
         evaluate_model(tmp_path / "port", data=strange, **options)

@@ -15,7 +15,7 @@ from cvt_nas.data import ImageData, Preprocessing, check_data, find_data, shape_
 from cvt_nas.engine import logits_of
 from cvt_nas.errors import ArchError, DataError, ResourceError
 from cvt_nas.evaluate.preprocessing import preprocessing_beside
-from cvt_nas.model import CvT, classes_beside, fitted, load_onnx, load_program, match_classes, read_weights
+from cvt_nas.model import CvT, are_indices, classes_beside, fitted, load_onnx, load_program, match_classes, read_weights
 
 _TOP = 5
 _SHOWN = 3  # classes in a message
@@ -207,11 +207,14 @@ def _places_of(network: _Network, images: ImageData, data: str | Path, weights: 
         return torch.arange(num_classes), (
             f"nothing beside the weights names their classes: they are taken in the data's order, {_listed(ours)}"
         )
-    order = match_classes(ours, theirs)
+    kind, order = find_data(data)[0], match_classes(ours, theirs)
+    if order == (None,) * num_classes and kind == "imagefolder" and are_indices(ours):
+        places = torch.empty(num_classes, dtype=torch.int64)
+        places[torch.tensor([int(name) for name in ours])] = torch.arange(num_classes)
+        return places, f"the folders are named by the index of a class: these are {_listed(theirs)}"
     if None in order:
         odd = [name for name, place in zip(ours, order, strict=True) if place is None]
         counts = f"has {len(ours)} classes, {weights} is for {num_classes}; " if len(ours) != num_classes else ""
-        kind = find_data(data)[0]
         raise DataError(
             f"--data {data}: {kind} {counts or 'has other classes than the network: '}"
             f"{', '.join(map(repr, odd[:_SHOWN]))} {'are' if len(odd) > 1 else 'is'} none of its classes, such as "

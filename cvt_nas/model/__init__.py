@@ -1,7 +1,7 @@
 """CvT as a plain torch module, built from an `ArchConfig`, and the files that hold its weights."""
 
 from cvt_nas.model.checkpoints import Weights, classes_beside, read_weights, weights_files
-from cvt_nas.model.classes import match_classes
+from cvt_nas.model.classes import are_indices, match_classes
 from cvt_nas.model.files import load_model, probe_error, probe_logits, save_model, write_weights
 from cvt_nas.model.lending import lent_state
 from cvt_nas.model.network import (
@@ -26,6 +26,7 @@ __all__ = [
     "CvT",
     "Logits",
     "Weights",
+    "are_indices",
     "build_model",
     "classes_beside",
     "drop_path",

@@ -19,10 +19,8 @@ def match_classes(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int | Non
 
     Names are the same if they are equal; or if they are so without regard to case, spaces, `_` and `-`; or if both mean
     the same of ImageNet's 1000 classes, by its id (`n01440764`) or its words. A name that several classes have matches
-    none. Where ours are the numbers from 0, as of folders that are named by index, they are taken for places.
+    none.
     """
-    if _are_indices(ours) and not _are_indices(theirs) and len(ours) == len(theirs):
-        return tuple(int(name) for name in ours)
     found: list[int | None] = [None] * len(ours)
     for keys_of in (list, _plain, _synsets):
         if None not in found:
@@ -35,6 +33,11 @@ def match_classes(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int | Non
                 place = places.get(key)
                 found[index] = place if place not in found else None
     return tuple(found)
+
+
+def are_indices(names: Sequence[str]) -> bool:
+    """Whether they are the numbers from 0, as of folders that are named by the index of a class."""
+    return all(name.isdecimal() for name in names) and sorted(map(int, names)) == list(range(len(names)))
 
 
 def class_names_in(content: Any, num_classes: int) -> tuple[str, ...] | None:
@@ -75,10 +78,6 @@ def _names_of(told: Any) -> tuple[str, ...] | None:
     if not isinstance(told, list | tuple) or not told or not all(isinstance(name, str) for name in told):
         return None
     return None if all(name == f"LABEL_{index}" for index, name in enumerate(told)) else tuple(told)
-
-
-def _are_indices(names: Sequence[str]) -> bool:
-    return all(name.isdecimal() for name in names) and sorted(map(int, names)) == list(range(len(names)))
 
 
 def _unique(keys: Sequence[str | None]) -> dict[str, int]:

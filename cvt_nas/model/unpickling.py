@@ -137,7 +137,7 @@ def _check_types(path: Path) -> None:
     if not types:
         return
     if any(name.startswith("torch.nn.modules.") for name in types):
-        raise ArchError(f"{path}: cannot be read: holds a whole pickled module, of {_first_type(path) or types[0]}, whose "
+        raise ArchError(f"{path}: cannot be read: holds a whole pickled module, {_first_type(path) or types[0]}, whose "
                         f"code would have to run; {_SAVE_ALONE}")  # fmt: skip
     more = f" and {len(types) - _MAX_NAMED} more" if len(types) > _MAX_NAMED else ""
     raise ArchError(f"{path}: cannot be read: holds {', '.join(types[:_MAX_NAMED])}{more}, which may run code as it is "
