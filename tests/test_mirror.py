@@ -78,10 +78,12 @@ def test_what_is_written_on_one_machine_is_there_on_another(url: str, tmp_path: 
     fetch(two / "models" / "abc")
     assert (two / "models" / "abc" / "weights").stat().st_size == 100_000
     append_line(two / "trials.jsonl", {"number": 1})
-    with (one / "trials.jsonl").open("a") as file:
-        file.write("{}\n" * 20)  # longer than what is there: it was not copied yet
+    with (two / "trials.jsonl").open("a") as file:
+        file.write("{}\n" * 20)  # not copied yet
+    add_mirror(two, url).pull_records()
+    assert len((two / "trials.jsonl").read_text().splitlines()) == 22
     add_mirror(one, url).pull_records()
-    assert len((one / "trials.jsonl").read_text().splitlines()) == 21
+    assert (one / "trials.jsonl").read_text() == '{"number": 0}\n{"number": 1}\n'
     delete(two / "manifest.json")
     assert not exists(two / "manifest.json")
     fetch(two / "not there")
@@ -91,13 +93,199 @@ def test_what_is_written_on_one_machine_is_there_on_another(url: str, tmp_path: 
 def test_a_journal_is_copied_now_and_then_and_before_what_depends_on_it(tmp_path: Path, machines: Any) -> None:
     there = tmp_path / "there"
     copy, journal = add_mirror(tmp_path / "one", f"file://{there}"), tmp_path / "one" / "study.journal"
-    journal.write_text("a")
+    journal.write_text("a\n")
     copy.push_soon(journal)
-    journal.write_text("ab")
+    journal.write_text("a\nb\nhalf a li")
     copy.push_soon(journal)
-    assert (there / "study.journal").read_text() == "a"
+    assert (there / "study.journal").read_text() == "a\n"
     append_line(tmp_path / "one" / "trials.jsonl", {})
-    assert (there / "study.journal").read_text() == "ab"
+    assert (there / "study.journal").read_text() == "a\nb\n"
+
+
+class Killed(BaseException):
+    """Ends what does it, as a kill would."""
+
+
+def grow(folder: Path, lines: range) -> None:
+    for number in lines:
+        append_line(folder / "trials.jsonl", {"number": number, "text": "x" * (number % 7)})
+
+
+def lines_of(folder: Path) -> list[int]:
+    return [json.loads(line)["number"] for line in (folder / "trials.jsonl").read_text().splitlines()]
+
+
+def test_a_record_is_sent_in_few_pieces_and_is_one_file_when_the_work_ends(
+    url: str, tmp_path: Path, machines: Any
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    copy = add_mirror(one, url)
+    grow(one, range(100))
+    names = sorted(name for name in listed(copy) if name.startswith("trials"))
+    assert 1 < len(names) < 10
+    assert names[0] == "trials.jsonl"
+    add_mirror(two, url).pull_records()
+    assert lines_of(two) == list(range(100))
+    grow(two, range(100, 110))
+    copy.pull_records()
+    assert lines_of(one) == list(range(110))
+    add_mirror(two, url).finish(two)
+    assert [name for name in listed(copy) if name.startswith("trials")] == ["trials.jsonl"]
+    assert copy.read(one / "trials.jsonl") == (two / "trials.jsonl").read_bytes()
+
+
+def listed(copy: Mirror) -> list[str]:
+    fs, root = copy._fs
+    fs.invalidate_cache()
+    return sorted(name.rpartition("/")[2] for name in fs.ls(root, detail=False))
+
+
+@pytest.mark.parametrize("at", ["put", "remove"])
+def test_a_record_is_whole_on_another_machine_wherever_the_first_was_killed(
+    tmp_path: Path, machines: Any, at: str
+) -> None:
+    """Before each of the requests that fourteen lines and the end of the work make."""
+    for number in itertools.count():
+        url, one, two = f"file://{tmp_path}/there{number}", tmp_path / f"one{number}", tmp_path / f"two{number}"
+        left = [number]
+        copy = add_mirror(one, url)
+        do = getattr(copy, f"_{at}")
+
+        def count(*about: Any, do: Any = do, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            do(*about)
+
+        setattr(copy, f"_{at}", count)
+        was_killed = False
+        try:
+            grow(one, range(14))
+            copy.finish(one)
+        except Killed:
+            was_killed = True
+        other = add_mirror(two, url)
+        other.pull_records()
+        known = lines_of(two) if (two / "trials.jsonl").exists() else []
+        told = lines_of(one)
+        assert known in (told, told[:-1])  # all for which `append_line` returned
+        grow(two, range(len(known), 18))
+        other.finish(two)
+        assert [name for name in listed(other) if name.startswith("trials")] == ["trials.jsonl"]
+        machines()
+        add_mirror(one, url).pull_records()
+        assert lines_of(one) == list(range(18))
+        machines()
+        if not was_killed:
+            assert number > 5
+            return
+
+
+def test_what_a_machine_did_alone_gives_way_to_what_another_went_on_with(
+    url: str, tmp_path: Path, machines: Any
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    add_mirror(one, url)
+    grow(one, range(3))
+    with (one / "trials.jsonl").open("a") as file:
+        file.write('{"number": 77}\n' * 50)  # and the machine was lost before it could send it
+    add_mirror(two, url).pull_records()
+    grow(two, range(3, 6))
+    _MIRRORS.clear()
+    add_mirror(one, url).pull_records()
+    assert lines_of(one) == list(range(6))
+
+
+def test_a_piece_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machines: Any) -> None:
+    monkeypatch.setattr("cvt_nas.results.mirror._PATIENCE", 0.3)
+    add_mirror(tmp_path / "one", f"file://{tmp_path}/there")
+    append_line(tmp_path / "one" / "trials.jsonl", {"number": 0, "text": "x" * 500})
+    grow(tmp_path / "one", range(1, 4))
+    (tmp_path / "there" / "trials.jsonl").unlink()
+    with pytest.raises(StorageError, match=r"trials.jsonl: lacks the bytes from 0 to \d+"):
+        add_mirror(tmp_path / "two", f"file://{tmp_path}/there").pull_records()
+
+
+HOSTILE_NAMES = ["../owned", "models/../../owned", "models/./owned", "models//owned", "..\\owned", "C:owned", "a\0b"]
+
+
+def hostile_store(kind: str, name: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of a run with an object of that name."""
+    if kind == "memory":
+        import fsspec
+
+        fs = fsspec.filesystem("memory")
+        fs.store.clear()
+        root = f"/{tmp_path.name}"
+        fs.pipe_file(f"{root}/manifest.json", b"{}")
+        held = fs.open(f"{root}/manifest.json", "rb")
+        fs.store[f"{root}/{name}"] = held
+        fs.pseudo_dirs += [f"{root}/models"]
+        return f"memory:/{root}"
+    import boto3
+
+    for key in ("manifest.json", name):
+        boto3.client("s3").put_object(Bucket="runs", Key=f"{tmp_path.name}/{key}", Body=b"{}")
+    return f"{request.getfixturevalue('s3')}/{tmp_path.name}"
+
+
+@pytest.mark.parametrize("kind", ["memory", "s3"])
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_a_name_in_a_store_that_leads_out_of_the_run_folder_is_refused_and_nothing_is_written(
+    kind: str, name: str, request: pytest.FixtureRequest, tmp_path: Path, machines: Any
+) -> None:
+    url = hostile_store(kind, name, request, tmp_path)
+    folder = tmp_path / "cache" / "runs" / "run"
+    copy = Mirror(folder, url)
+
+    def pull() -> None:
+        copy.pull_records()
+        copy.pull(folder / "models")
+
+    with pytest.raises(StorageError, match=r"holds an object named '.*', which could be written outside") as caught:
+        pull()
+    assert url in str(caught.value)
+    assert not list(tmp_path.rglob("owned*"))
+
+
+def test_a_store_whose_folders_are_marked_by_empty_objects_is_read(s3: str, tmp_path: Path, machines: Any) -> None:
+    import boto3
+
+    for key in ("", "manifest.json", "models/", "models/abc/", "models/abc/arch.json"):
+        boto3.client("s3").put_object(Bucket="runs", Key=f"{tmp_path.name}/{key}", Body=b"{}" if "." in key else b"")
+    copy = Mirror(tmp_path / "here", f"{s3}/{tmp_path.name}")
+    copy.pull_records()
+    copy.pull(tmp_path / "here" / "models")
+    assert sorted(str(path.relative_to(copy.folder)) for path in copy.folder.rglob("*.json")) == [
+        "manifest.json", "models/abc/arch.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("s3")
+def test_the_command_line_names_a_url_that_holds_such_a_name(
+    request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture, machines: Any
+) -> None:
+    url = hostile_store("s3", "../owned", request, tmp_path)
+    for verb in (["report", url], ["export", url, "--to", str(tmp_path / "to")], ["profile", f"{url}:knee"]):
+        machines()
+        assert main(verb) == 2
+        error = capsys.readouterr().err
+        assert error == (
+            f"cvt-nas: {url}: cannot be read: {url}: holds an object named '..', which could be written outside the "
+            f"run folder\n"
+        )
+
+
+def test_a_link_that_leads_out_of_the_run_folder_is_not_written_through(tmp_path: Path, machines: Any) -> None:
+    there, here, outside = tmp_path / "there", tmp_path / "here", tmp_path / "outside"
+    (there / "models" / "abc").mkdir(parents=True)
+    (there / "models" / "abc" / "arch.json").write_text("{}")
+    (here / "models").mkdir(parents=True)
+    outside.mkdir()
+    (here / "models" / "abc").symlink_to(outside)
+    with pytest.raises(StorageError, match="is a link that leads out of the run folder"):
+        Mirror(here, f"file://{there}").pull(here / "models")
+    assert not list(outside.iterdir())
 
 
 def test_a_store_that_is_none_or_does_not_answer_is_one_line(

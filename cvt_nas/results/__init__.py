@@ -8,7 +8,7 @@ from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
 from cvt_nas.results.files import delete, exists, fetch, patiently, repair_last_line, write_atomically
 from cvt_nas.results.folder import RunFolder
 from cvt_nas.results.identity import DataIdentity
-from cvt_nas.results.mirror import add_mirror, is_url, mirror_of
+from cvt_nas.results.mirror import add_mirror, cache_folder, can_write_to, is_url, mirror_of
 from cvt_nas.results.narrowing import DroppedOption, Narrowing, NarrowingStep
 from cvt_nas.results.pareto import (
     HypervolumeBox,
@@ -21,15 +21,18 @@ from cvt_nas.results.pareto import (
 from cvt_nas.results.quality import Origin, RankingQuality, SupernetQuality, Tau, ceiling_of_mean, judge_supernet
 from cvt_nas.results.rungs import RankCorrelation, rank_correlations, rung_epochs
 from cvt_nas.results.trial import (
+    FAILURES,
     Confirmation,
     Metric,
     Status,
     TrialResult,
     further_number,
     round_and_trial,
+    without_retried,
 )
 
 __all__ = [
+    "FAILURES",
     "Candidate",
     "ConfirmPlan",
     "Confirmation",
@@ -49,6 +52,8 @@ __all__ = [
     "Tau",
     "TrialResult",
     "add_mirror",
+    "cache_folder",
+    "can_write_to",
     "ceiling_of_mean",
     "confirm",
     "delete",
@@ -68,5 +73,6 @@ __all__ = [
     "round_and_trial",
     "rung_epochs",
     "with_memberships",
+    "without_retried",
     "write_atomically",
 ]

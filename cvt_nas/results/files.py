@@ -13,13 +13,12 @@ from typing import Any, BinaryIO, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from cvt_nas.errors import RunFolderError, StorageError
-from cvt_nas.results.mirror import mirror_of
+from cvt_nas.results.mirror import end_of_lines, mirror_of
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 _AWAY = {errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.EREMOTEIO}
 T = TypeVar("T")
 _PARTIAL = ".partial"
-_BLOCK = 4096
 
 
 def parse_json(adapter: TypeAdapter[T], text: str | bytes, where: str) -> T:
@@ -44,7 +43,8 @@ def patiently(action: Callable[[], T], *, seconds: float = 60.0) -> T:
     """`action`, again and again while the file system that it writes to is away, as one on a network may be.
 
     Raises:
-        StorageError: It did not come back within `seconds`; or it is full or read-only, which does not pass by itself.
+        StorageError: It did not come back within `seconds`; or it is full, or must not be written to, which does not
+            pass by itself.
     """
     deadline, pause = time.monotonic() + seconds, 0.1
     while True:
@@ -80,7 +80,7 @@ def _write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -
         with _File(partial, "wb") as file:
             try:
                 if isinstance(content, str):
-                    file.write(content.encode())
+                    file.write(content.encode("utf-8", "surrogateescape"))
                 else:
                     content(cast(BinaryIO, file))
                 os.fsync(file.fileno())
@@ -158,20 +158,8 @@ def delete(path: Path) -> None:
 
 def repair_last_line(path: Path) -> None:
     """Cuts off a last line that was torn by a crash or a full disk, which what follows would join."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        whole = end
-        while whole and (at := max(whole - _BLOCK, 0)) is not None:
-            file.seek(at)
-            newline = file.read(whole - at).rfind(b"\n")
-            if newline >= 0:
-                whole = at + newline + 1
-                break
-            whole = at
-        if whole < end:
-            file.truncate(whole)
+    if path.exists() and (whole := end_of_lines(path)) < path.stat().st_size:
+        os.truncate(path, whole)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from pydantic import JsonValue, TypeAdapter
 from typing_extensions import TypedDict
 
 from cvt_nas.arch import Cost
-from cvt_nas.errors import RunFolderError, StorageError
+from cvt_nas.errors import CvtNasError, RunFolderError, StorageError
 from cvt_nas.results.candidate import Candidate
 from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
 from cvt_nas.results.files import (
@@ -36,7 +36,7 @@ from cvt_nas.results.mirror import add_mirror, is_url, local_folder, mirror_of
 from cvt_nas.results.narrowing import Narrowing
 from cvt_nas.results.pareto import HypervolumeBox, ParetoFront
 from cvt_nas.results.quality import SupernetQuality
-from cvt_nas.results.trial import Metric, TrialResult, round_and_trial
+from cvt_nas.results.trial import Metric, TrialResult, round_and_trial, without_retried
 
 T = TypeVar("T")
 _SECONDS_BETWEEN_LOOKS, _SECONDS_TO_SHOW_LIFE = 5.0, 15.0
@@ -157,20 +157,34 @@ class RunFolder:
             self._check_holder_elsewhere(holder)  # whose mark stays
             try:
                 write_atomically(holder, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
+                self.refresh()
                 self._mend()
-                yield
-                if (copy := mirror_of(self.path)) is not None:
-                    copy.push_late()
+                with self._finished_elsewhere():
+                    yield
             finally:
                 with contextlib.suppress(StorageError):
                     delete(holder)
         finally:
             lock.release()
 
+    @contextmanager
+    def _finished_elsewhere(self) -> Iterator[None]:
+        """Leaves whole records at the URL, where there is one, however the block ends; but not before a hurried end."""
+        copy = mirror_of(self.path)
+        try:
+            yield
+        except CvtNasError:
+            if copy is not None:
+                with contextlib.suppress(StorageError):
+                    copy.finish(self.path)
+            raise
+        if copy is not None:
+            copy.finish(self.path)
+
     def _check_holder_elsewhere(self, holder: Path) -> None:
         """Of a run at a URL, no lock tells whether a holder on another machine is alive; his clock does."""
         copy = mirror_of(self.path)
-        if copy is None or (told := copy.read(holder)) is None or json.loads(told)["host"] == socket.gethostname():
+        if copy is None or (told := copy.read(holder)) is None or _host_of(told) == socket.gethostname():
             return
         clock, deadline = self.path / "clock.json", time.monotonic() + _SECONDS_TO_SHOW_LIFE
         before = copy.read(clock)
@@ -217,7 +231,7 @@ class RunFolder:
     def manifest(self) -> dict[str, Any]:
         path = self.path / "manifest.json"
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
             tree = json.loads(text)
         except json.JSONDecodeError as error:
             raise RunFolderError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
@@ -383,15 +397,17 @@ class RunFolder:
         append_line(self.path / "trials.jsonl", result.to_json())
 
     def results(self) -> tuple[TrialResult, ...]:
-        """The record, in order of trial number. A last line torn by a crash is left out.
+        """The record, in order of trial number, without the trials that failed and were tried again since.
+
+        A last line torn by a crash is left out.
 
         Raises:
             RunFolderError: Another line is damaged.
         """
-        return tuple(sorted(self.ended(), key=lambda result: result.number))
+        return tuple(sorted(without_retried(self.ended()), key=lambda result: result.number))
 
     def ended(self) -> tuple[TrialResult, ...]:
-        """`results`, in the order in which they ended."""
+        """Every line of the record, in the order in which the trials ended."""
         return tuple(self._read("trials.jsonl", TrialResult.from_json))
 
     def append_confirmation(self, result: TrialResult) -> None:
@@ -399,8 +415,11 @@ class RunFolder:
         append_line(self.path / "confirm.jsonl", result.to_json())
 
     def confirmations(self) -> tuple[TrialResult, ...]:
-        """The further trainings that ended, however they did, round by round. Raises as `results` does."""
-        further = self._read("confirm.jsonl", TrialResult.from_json)
+        """The further trainings that ended, however they did, round by round.
+
+        What is left out, and what is raised, is as in `results`.
+        """
+        further = without_retried(self._read("confirm.jsonl", TrialResult.from_json))
         return tuple(sorted(further, key=lambda result: result.number))
 
     def write_confirm_plan(self, plan: ConfirmPlan) -> None:
@@ -488,11 +507,11 @@ class RunFolder:
 
     def latencies(self) -> dict[str, float]:
         """Milliseconds of one image's forward pass, measured, by arch id; the last of several measurements."""
-        return dict(self._read("latency.jsonl", lambda tree: (tree["arch_id"], float(tree["median_ms"]))))
+        return dict(self._read("latency.jsonl", lambda tree: (str(tree["arch_id"]), float(tree["median_ms"]))))
 
     def test_accuracies(self) -> dict[str, float]:
         """Accuracy on the test split by arch id."""
-        return dict(self._read("test.jsonl", lambda tree: (tree["arch_id"], tree["test_accuracy"])))
+        return dict(self._read("test.jsonl", lambda tree: (str(tree["arch_id"]), float(tree["test_accuracy"]))))
 
     def _read(self, name: str, parse: Callable[[Mapping[str, Any]], T]) -> list[T]:
         """Every line of a record, which may be one that somebody sent; anew only where it has grown since."""
@@ -523,6 +542,8 @@ class _Fields(TypedDict, total=False):
     versions: dict[str, str]
     resources: dict[str, JsonValue]
     latency_table: dict[str, JsonValue]
+    warm_start: str | None
+    time_budget: float | None
 
 
 class _Clock(TypedDict):
@@ -546,7 +567,7 @@ def _text_of(path: Path) -> str | None:
         return None
     if not path.exists():
         fetch(path)
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def _parsed(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> list[T]:
@@ -569,9 +590,17 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+def _host_of(told: bytes) -> str | None:
+    """Of a mark of who is at work; None where it is torn."""
+    try:
+        return json.loads(told)["host"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def _described(holder: Path) -> str:
     try:
-        tree = json.loads(holder.read_text())
+        tree = json.loads(holder.read_text(encoding="utf-8"))
         return f"process {tree['pid']} on {tree['host']}"
-    except (OSError, ValueError, KeyError):  # it is only just beginning
+    except (OSError, ValueError, KeyError, TypeError):  # it is only just beginning
         return "another process"

@@ -3,14 +3,25 @@
 A run whose place is a URL lies in a folder of each machine that works on it, and what is written there goes to the URL
 before it counts as written. What another machine wrote is fetched before it is read. The copy elsewhere is what
 remains when a machine does not.
+
+A record that only grows is sent in pieces. Each piece holds what was added since the last one, and takes in the pieces
+before it that are no longer than itself. So the number of pieces, and how often each byte is sent, grow only as the
+logarithm of the number of additions. When the work on a run ends, the first piece takes in all the others. The first
+piece has the record's own name; `trials.jsonl.000000001234` is one that begins at byte 1234.
 """
 
+import contextlib
+import getpass
 import hashlib
+import logging
 import os
+import re
+import tempfile
 import threading
 import time
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +30,9 @@ from cvt_nas.errors import StorageError
 T = TypeVar("T")
 _PATIENCE = 60.0  # seconds for which a store may be away
 _SECONDS_BETWEEN_PUSHES = 5.0  # of a file that grows line by line, and of which nobody waits for the last
+_BLOCK = 4096
+_GROWING = (".jsonl", ".journal")
+_PIECE = re.compile(r"(.+\.(?:jsonl|journal))\.(\d{12,})")
 # one request replaces an object there; elsewhere it takes a file beside it, which is renamed
 _REPLACES_AT_ONCE = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}
 
@@ -29,8 +43,73 @@ def is_url(place: str | Path) -> bool:
 
 def local_folder(url: str) -> Path:
     """Where this machine keeps what lies at `url`."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "cvt-nas" / "runs" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return cache_folder() / "runs" / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps what can be made again, below `XDG_CACHE_HOME` or the home directory.
+
+    Where that cannot be written, it is a folder of the user's own below the temporary directory, which is said once.
+
+    Raises:
+        StorageError: That cannot be written either, or belongs to somebody else.
+    """
+    return _writable_cache(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), tempfile.gettempdir())
+
+
+@cache
+def _writable_cache(wanted: str, temporary: str) -> Path:
+    folder = Path(wanted) / "cvt-nas"
+    if folder.is_absolute() and can_write_to(folder):
+        return folder
+    instead = Path(temporary) / f"cvt-nas-{getattr(os, 'getuid', getpass.getuser)()}"
+    with contextlib.suppress(OSError):
+        instead.mkdir(mode=0o700)
+    if not can_write_to(instead) or not _is_own(instead):
+        raise StorageError(f"neither {folder} nor {instead} can be written; set XDG_CACHE_HOME to a folder that can")
+    logging.getLogger("cvt_nas").warning("%s cannot be written: %s is used instead", folder, instead)
+    return instead
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether nobody else can have put it there, as in a temporary directory that all may write to."""
+    return not hasattr(os, "getuid") or (not folder.is_symlink() and folder.stat().st_uid == os.getuid())
+
+
+def can_write_to(folder: Path) -> bool:
+    """Whether it is a folder that can be written, which it is made if it is missing."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.access(folder, os.W_OK | os.X_OK)
+    return False
+
+
+def path_below(folder: Path, name: str, where: str) -> Path:
+    """The path of `name`, which a file or a store gave, right below `folder`.
+
+    Args:
+        where: Who gave it, for the message.
+
+    Raises:
+        StorageError: It is no plain name, so that it could lead to another folder; or it is a link that does.
+    """
+    path = folder / name
+    if not name or name in (".", "..") or re.search(r"[/\\\0]|^[A-Za-z]:", name):
+        raise StorageError(f"{where}: holds an object named {name!r}, which could be written outside the run folder")
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise StorageError(f"{where}: {path} is a link that leads out of the run folder")
+    return path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Piece:
+    """Of a record that grows: the bytes from `offset` to `end`."""
+
+    offset: int
+    end: int
+
+    def name_of(self, path: Path) -> str:
+        return path.name if self.offset == 0 else f"{path.name}.{self.offset:012}"
 
 
 class Mirror:
@@ -39,7 +118,9 @@ class Mirror:
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.url = folder, url.rstrip("/")
         self._late: dict[Path, float] = {}
-        self._lock = threading.Lock()
+        self._pieces: dict[Path, list[_Piece]] = {}  # of records, as they are there
+        self._compared: set[Path] = set()  # records whose copies here are known to be of what is there
+        self._lock, self._growing = threading.Lock(), threading.RLock()
 
     @cached_property
     def _fs(self) -> tuple[Any, str]:
@@ -51,22 +132,59 @@ class Mirror:
             raise StorageError(f"{self.url}: {error}") from error
 
     def push(self, path: Path) -> None:
-        """Copies a file there, whole or not at all."""
+        """Copies a file there, whole or not at all; of a record that grows, the lines that were added."""
+        if path.suffix in _GROWING:
+            with self._growing:
+                self._push_added(path)
+        else:
+            self._put(self._there(path), lambda there: self._fs[0].put_file(str(path), there))
+        with self._lock:
+            self._late.pop(path, None)
+
+    def _put(self, there: str, write: Callable[[str], object]) -> None:
+        """`write` to `there`, so that whoever reads it meanwhile finds the old object or the new one."""
         fs, _ = self._fs
-        there = self._there(path)
 
         def put() -> None:
             if self._protocol in _REPLACES_AT_ONCE:
-                fs.put_file(str(path), there)
+                write(there)
                 return
             partial = f"{there}.{os.getpid()}.partial"
             fs.makedirs(there.rpartition("/")[0], exist_ok=True)
-            fs.put_file(str(path), partial)
+            write(partial)
             fs.mv(partial, there)
 
         self._patiently(put)
-        with self._lock:
-            self._late.pop(path, None)
+
+    def _push_added(self, path: Path, *, whole: bool = False) -> None:
+        """Sends the whole lines of a record that are not there, as a piece.
+
+        Whatever is interrupted, what is there reads as the same lines: a piece is put over the first that it takes in,
+        and the others, whose bytes are in it, are deleted after that.
+
+        Args:
+            whole: Whether it takes in all others.
+        """
+        if (pieces := self._pieces.get(path)) is None or whole:
+            pieces = self._patiently(lambda: self._listed(path.parent)[1].get(path, []))
+        left, end = _in_order(pieces), end_of_lines(path)
+        begin = left[-1].end if left else 0
+        if end < begin or (end == begin and not (whole and len(pieces) > 1)):
+            return
+        while left and (whole or left[-1].end - left[-1].offset <= end - begin):
+            begin = left.pop().offset
+        piece = _Piece(offset=begin, end=end)
+        folder = self._there(path.parent)
+        content = _read(path, begin, end)
+        self._put(f"{folder}/{piece.name_of(path)}", lambda there: self._fs[0].pipe_file(there, content))
+        self._pieces[path] = [*left, piece]
+        for taken in pieces:
+            if taken.offset > begin:
+                self._patiently(lambda taken=taken: self._remove(f"{folder}/{taken.name_of(path)}"))
+
+    def _remove(self, there: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs[0].rm_file(there)
 
     def push_soon(self, path: Path) -> None:
         """As `push`, but not more often than every few seconds; `push_late` makes up for it."""
@@ -84,16 +202,33 @@ class Mirror:
             if path.exists():
                 self.push(path)
 
+    def finish(self, folder: Path) -> None:
+        """Leaves the records below `folder` there as whole files, which need no others beside them."""
+        self.push_late()
+        with self._growing:
+            for path in list(self._pieces):
+                if path.is_relative_to(folder) and path.exists():
+                    self._push_added(path, whole=True)
+
     def pull(self, path: Path) -> None:
-        """Fetches a file or a folder, over what is here; nothing where there is none."""
+        """Fetches a file or a folder, over what is here; nothing where there is none.
+
+        Raises:
+            StorageError: The store does not answer, or has a name that leads elsewhere.
+        """
         fs, _ = self._fs
         there = self._there(path)
 
         def get() -> None:
             fs.invalidate_cache()
-            if fs.isdir(there):
-                for name in fs.ls(there, detail=False):
-                    self.pull(path / name.rstrip("/").rpartition("/")[2])
+            if path.suffix in _GROWING:
+                self._pull_record(path, self._listed(path.parent)[1].get(path, []))
+            elif fs.isdir(there):
+                others, records = self._listed(path)
+                for found in others:
+                    self.pull(found)
+                for found, pieces in records.items():
+                    self._pull_record(found, pieces)
             elif fs.exists(there):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -103,18 +238,73 @@ class Mirror:
         self._patiently(get)
 
     def pull_records(self) -> None:
-        """Fetches the files of the folder itself; of one that only grows, the longer is kept."""
-        fs, root = self._fs
+        """Fetches the files of the folder itself; of a record, what it lacks here."""
+        fs, _ = self._fs
 
         def get() -> None:
             fs.invalidate_cache()
-            for entry in fs.ls(root, detail=True) if fs.exists(root) else []:
-                path = self.folder / entry["name"].rstrip("/").rpartition("/")[2]
-                grows = path.suffix in (".jsonl", ".journal") and path.exists()
-                if entry["type"] == "file" and not (grows and path.stat().st_size > entry["size"]):
+            others, records = self._listed(self.folder)
+            for path, kind in others.items():
+                if kind == "file":
                     self.pull(path)
+            for path, pieces in records.items():
+                self._pull_record(path, pieces)
 
         self._patiently(get)
+
+    def _listed(self, folder: Path) -> tuple[dict[Path, str], dict[Path, list[_Piece]]]:
+        """What is there in `folder`: the kind of each, `file` or `directory`, and the pieces of each record."""
+        fs, _ = self._fs
+        there = self._there(folder)
+        others: dict[Path, str] = {}
+        records: dict[Path, list[_Piece]] = {}
+        for entry in fs.ls(there, detail=True) if fs.exists(there) else []:
+            kind, whole = entry["type"], entry["name"]
+            name = whole[len(there) + 1 :] if whole.startswith(f"{there}/") else whole.rpartition("/")[2]
+            if kind == "file" and whole.rstrip("/") == there:
+                continue  # an empty object by which some tools mark a folder
+            path = path_below(folder, name if len(name) < 2 else name.removesuffix("/"), self.url)
+            piece = _PIECE.fullmatch(path.name)
+            if kind == "file" and (piece or path.suffix in _GROWING):
+                of, offset = (folder / piece[1], int(piece[2])) if piece else (path, 0)
+                records.setdefault(of, []).append(_Piece(offset=offset, end=offset + entry["size"]))
+            else:
+                others[path] = kind
+        return others, records
+
+    def _pull_record(self, path: Path, pieces: list[_Piece]) -> None:
+        """Makes the record here what it is there, unless it only has more lines here, which were not sent yet.
+
+        Where both have other lines, another machine has worked on the run since, and its lines are what counts.
+        """
+        with self._growing:
+            whole = _in_order(pieces)
+            if not whole:
+                return
+            size = path.stat().st_size if path.exists() else 0
+            known = size if path in self._compared else 0
+            if whole[-1].end > known or path not in self._compared:
+                begin, content = self._fetched(path, [piece for piece in whole if piece.end > known], known)
+                here = path.read_bytes() if path.exists() else b""
+                if not here[begin:].startswith(content):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+                    partial.write_bytes(here[:begin] + content)
+                    partial.replace(path)
+            self._compared.add(path)
+            self._pieces[path] = pieces
+
+    def _fetched(self, path: Path, pieces: list[_Piece], known: int) -> tuple[int, bytes]:
+        """All that `pieces` hold, and where that begins: at `known` or before."""
+        fs, _ = self._fs
+        folder, content = self._there(path.parent), bytearray()
+        begin = min(pieces[0].offset, known) if pieces else known
+        for piece in pieces:
+            end = begin + len(content)
+            if piece.offset > end:
+                raise FileNotFoundError(f"{folder}/{path.name}: lacks the bytes from {end} to {piece.offset}")
+            content += fs.cat_file(f"{folder}/{piece.name_of(path)}")[end - piece.offset :]
+        return begin, bytes(content)
 
     def read(self, path: Path) -> bytes | None:
         """What is there now; None for nothing."""
@@ -153,13 +343,16 @@ class Mirror:
         return protocol if isinstance(protocol, str) else protocol[0]
 
     def _there(self, path: Path) -> str:
-        return f"{self._fs[1]}/{path.relative_to(self.folder).as_posix()}"
+        below = path.relative_to(self.folder).as_posix()
+        return self._fs[1] if below == "." else f"{self._fs[1]}/{below}"
 
     def _patiently(self, action: Callable[[], T]) -> T:
         deadline, pause = time.monotonic() + _PATIENCE, 0.2
         while True:
             try:
                 return action()
+            except StorageError:
+                raise
             except PermissionError as error:
                 raise StorageError(f"{self.url}: {error}") from error
             except Exception as error:
@@ -167,6 +360,35 @@ class Mirror:
                     raise StorageError(f"{self.url}: {error}") from error
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
+
+
+def _in_order(pieces: Iterable[_Piece]) -> list[_Piece]:
+    """Those that hold anything which those before them do not."""
+    found: list[_Piece] = []
+    for piece in sorted(pieces, key=lambda piece: (piece.offset, piece.end)):
+        if not found or piece.end > found[-1].end:
+            found.append(piece)
+    return found
+
+
+def end_of_lines(path: Path) -> int:
+    """Where the last whole line of a file ends: what follows it is still being written, or torn."""
+    with path.open("rb") as file:
+        at = file.seek(0, os.SEEK_END)
+        while at:
+            begin = max(at - _BLOCK, 0)
+            file.seek(begin)
+            newline = file.read(at - begin).rfind(b"\n")
+            if newline >= 0:
+                return begin + newline + 1
+            at = begin
+    return 0
+
+
+def _read(path: Path, begin: int, end: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(begin)
+        return file.read(end - begin)
 
 
 _MIRRORS: dict[Path, Mirror] = {}

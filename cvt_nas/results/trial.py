@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -18,6 +18,9 @@ Status = Literal["complete", "stopped", "diverged", "failed", "oom"]
 # A million trials would take longer than anyone waits, and in decimals the two parts can be read off.
 _ROUND = 1_000_000
 
+
+# What a resumed search tries again: its cause may be gone, as a full device or a damaged image.
+FAILURES: frozenset[Status] = frozenset({"failed", "oom"})
 
 # Of means, so that equal ones are equal, whatever they are sums of.
 DIGITS = 12
@@ -74,6 +77,21 @@ def further_number(trial: int, round_: int) -> int:
 def round_and_trial(number: int) -> tuple[int, int]:
     """The two parts of `further_number`; round 0 is the race itself."""
     return divmod(number, _ROUND)
+
+
+def without_retried(ended: "Iterable[TrialResult]") -> "list[TrialResult]":
+    """`ended`, in its order, without those that failed and whose architecture was trained again later, in its round.
+
+    Such a retry is a trial with a number of its own, or in a further training the same one once more.
+    """
+    kept: dict[int, TrialResult] = {}
+    last: dict[tuple[int, str], int] = {}
+    for index, result in enumerate(ended):
+        key = (round_and_trial(result.number)[0], result.arch_id)
+        if key in last and kept[last[key]].status in FAILURES:
+            del kept[last[key]]
+        kept[index], last[key] = result, index
+    return list(kept.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
