@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import errno
+import io
 import json
 import math
 import os
 import queue
 import random
+import re
 import shutil
 import signal
 import socket
@@ -33,23 +35,27 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray._private import ray_constants
 from ray.cluster_utils import Cluster
+from rich.console import Console
 
 from conftest import SPACES, Watch, small_digits
 from cvt_nas import load_model, search
 from cvt_nas.arch import cost_of
+from cvt_nas.cli import main
 from cvt_nas.config import AugmentConfig, Experiment, parse_experiment
 from cvt_nas.data import ImageData
 from cvt_nas.distributed import fit_on_workers, local_ray, start_local_ray
 from cvt_nas.engine import TrainingSetup, evaluate, progress_reports
-from cvt_nas.errors import CvtNasError, DataError, ResourceError, RunFolderError
+from cvt_nas.errors import CvtNasError, DataError, ResourceError, RunFolderError, SearchFailedError
 from cvt_nas.race import open_study
-from cvt_nas.race.adapters import SourceSearcher
+from cvt_nas.race.adapters import SourceSearcher, kind_of_failure
 from cvt_nas.race.asha import Asha, Ranking, accuracy_ranks, pareto_ranks
 from cvt_nas.race.events import EpochDone, TrialPaused, TrialStarted
 from cvt_nas.race.executor import asha_of
 from cvt_nas.race.inherit import supernet_workers
+from cvt_nas.race.journal import open_journal
+from cvt_nas.race.progress import ConsoleProgress
 from cvt_nas.race.resources import claim_resources
-from cvt_nas.race.samplers import SAMPLERS, params_of
+from cvt_nas.race.samplers import SAMPLERS, Progress, derive_seed, params_of, progress_of, progress_to_attrs
 from cvt_nas.race.study import PartialTrial, Proposal, Study
 from cvt_nas.race.trial import read_test_split
 from cvt_nas.results import RunFolder, TrialResult
@@ -414,6 +420,221 @@ def test_a_trial_that_has_passed_a_rung_is_not_judged_there_again_after_a_crash(
     assert not asha.is_paused(0)
 
 
+def lost(experiment: Experiment, proposal: Proposal, status: Any) -> TrialResult:
+    result = result_of(experiment, proposal, 0.0)
+    return dataclasses.replace(result, status=status, accuracy=None, curve=(), epochs=0, reason="it broke")
+
+
+@pytest.mark.usefixtures("fast_disk")
+@pytest.mark.parametrize("sampler", ["random", "surrogate", "tpe", "nsga2"])
+def test_what_failed_is_tried_again_by_a_resumed_study_the_anchor_first_and_then_by_number(
+    tmp_path: Path, sampler: str
+) -> None:
+    experiment, num_trials = with_sampler(sampler), 24
+    (anchor,) = experiment.anchors.values()
+    study, run = study_of(experiment, tmp_path / "run", num_trials)
+    ends = {0: "oom", 1: "failed", 3: "diverged", 5: "failed", 20: "stopped"}
+    genomes = dict[int, Genome]()
+    while (proposal := study.ask()) is not None:
+        genomes[proposal.number] = proposal.genome
+        status = ends.get(proposal.number, "complete")
+        result = lost(experiment, proposal, status) if status != "complete" else result_of(experiment, proposal, 0.5)
+        run.append(result)
+        study.tell(result)
+    assert genomes[0] == anchor
+    assert study.is_done, "what fails is not tried again by the process that saw it fail"
+
+    study, run = study_of(experiment, tmp_path / "run", num_trials)
+    assert not study.is_done
+    first, second = study.ask(), study.ask()
+    assert first is not None
+    assert second is not None
+    assert [first.genome, second.genome] == [genomes[0], genomes[1]]
+    assert [first.number, second.number] == [24, 25]
+    assert first.seed != derive_seed(0, 0, "training")
+    run.append(result_of(experiment, first, 0.9))
+    study.tell(result_of(experiment, first, 0.9))
+    study.report(PartialTrial(proposal=second, curve=(0.3,), seconds=1.0, train_seconds=1.0))  # and killed here
+
+    study, run = study_of(experiment, tmp_path / "run", num_trials)
+    assert [trial.proposal.number for trial in study.interrupted()] == [25]
+    third = study.ask()
+    assert third is not None
+    assert (third.number, third.genome) == (26, genomes[5])
+    assert study.ask() is None
+    for proposal, status in ((second, "complete"), (third, "failed")):
+        result = result_of(experiment, proposal, 0.7) if status == "complete" else lost(experiment, proposal, status)
+        run.append(result)
+        study.tell(result)
+    assert study.is_done
+
+    assert len(run.results()) == num_trials
+    assert len(run.ended()) == num_trials + 3
+    assert Counter(result.status for result in run.results()) == {
+        "complete": 21, "diverged": 1, "stopped": 1, "failed": 1,
+    }  # fmt: skip
+    assert run.find(experiment.space.arch_id(genomes[0])).number == 24
+    assert run.find(experiment.space.arch_id(genomes[5])).number == 26
+    study, run = study_of(experiment, tmp_path / "run", num_trials)
+    again = study.ask()
+    assert again is not None, "and once more by the next"
+    assert (again.number, again.genome) == (27, genomes[5])
+    assert study.ask() is None
+
+
+def test_heirs_that_failed_are_tried_again_in_the_order_of_their_ranks(tmp_path: Path) -> None:
+    experiment = with_sampler("random")
+    archs = [experiment.space.sample_feasible(random.Random(seed)) for seed in range(3)]
+    first = {f"candidate {index}": genome for index, genome in enumerate(archs) if genome is not None}
+
+    def study(names: list[str], run: RunFolder) -> Study:
+        return Study(
+            experiment.space, metrics=experiment.objectives, sampler="random", storage=open_journal(run.journal_path),
+            num_trials=3, seed=0, anchors={name: first[name] for name in names}, recorded=run.results(),
+        )  # fmt: skip
+
+    run = RunFolder.create(tmp_path / "run", experiment.manifest(seed=0, num_trials=3))
+    one = study(list(first), run)
+    while (proposal := one.ask()) is not None:
+        run.append(lost(experiment, proposal, "failed"))
+        one.tell(lost(experiment, proposal, "failed"))
+    two, order = study(list(first)[::-1], run), []
+    while (proposal := two.ask()) is not None:
+        order.append(proposal.genome)
+    assert order == [experiment.space.canonical(genome) for genome in list(first.values())[::-1]]
+
+
+@pytest.mark.usefixtures("fast_disk")
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_an_epoch_adds_no_more_to_the_journal_late_in_a_training_than_early(tmp_path: Path, sampler: str) -> None:
+    experiment = with_sampler(sampler)
+    study, run = study_of(experiment, tmp_path / "run", 30)
+    proposal, rng, sizes = study.ask(), random.Random(0), list[int]()
+    assert proposal is not None
+    curve = tuple(rng.random() for _ in range(300))
+    for epoch in range(1, 301):
+        before = run.journal_path.stat().st_size
+        study.report(PartialTrial(proposal=proposal, curve=curve[:epoch], seconds=epoch / 3, train_seconds=epoch / 7))
+        sizes.append(run.journal_path.stat().st_size - before)
+    assert max(sizes) < 2_000
+    assert sum(sizes) < 150_000
+    assert sum(sizes[200:]) < 1.2 * sum(sizes[:100])
+    study, _ = study_of(experiment, tmp_path / "run", 30)  # as after a crash
+    assert [trial.curve for trial in study.interrupted()] == [curve]
+
+
+@given(st.lists(st.floats(0, 1), max_size=70), st.integers(0, 70), st.booleans())
+def test_a_curve_is_read_back_wherever_the_writing_of_an_epoch_was_cut(
+    curve: list[float], known: int, is_paused: bool
+) -> None:
+    attrs = progress_to_attrs(Progress(curve=tuple(curve[:known])), {})
+    written = progress_to_attrs(Progress(curve=tuple(curve), seconds=3.0, is_paused=is_paused), attrs)
+    for cut in range(len(written)):
+        partly = attrs | dict(list(written.items())[:cut])
+        assert progress_of(optuna.trial.create_trial(value=1, user_attrs=partly)).curve == tuple(curve[:known])
+    found = progress_of(optuna.trial.create_trial(value=1, user_attrs=attrs | written))
+    assert found == Progress(curve=tuple(curve), seconds=3.0, is_paused=is_paused)
+
+
+def test_a_journal_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    experiment = with_sampler("random")
+    study, _ = study_of(experiment, tmp_path / "run", 5)
+    proposals = [study.ask(), study.ask()]
+    for number, is_paused in enumerate((True, False)):
+        kept = {"curve": [0.25] * 20, "seconds": 3.0, "train_seconds": 2.0, "is_paused": is_paused}
+        study._study._storage.set_trial_user_attr(study._study._storage.get_trial_id_from_study_id_trial_number(
+            study._study._study_id, number
+        ), "progress", kept)  # fmt: skip
+    study, _ = study_of(experiment, tmp_path / "run", 5)
+    for proposal, found in zip(proposals, (*study.paused(), *study.interrupted()), strict=True):
+        assert proposal is not None
+        assert found == PartialTrial(proposal=proposal, curve=(0.25,) * 20, seconds=3.0, train_seconds=2.0)
+
+
+def test_progress_counts_an_architecture_that_was_tried_again_once(tmp_path: Path) -> None:
+    experiment = with_sampler("random")
+    study, run = study_of(experiment, tmp_path / "run", 4)
+    for status in ("failed", "complete"):
+        proposal = study.ask()
+        assert proposal is not None
+        run.append(lost(experiment, proposal, status) if status == "failed" else result_of(experiment, proposal, 0.5))
+    printed = io.StringIO()
+    shown = ConsoleProgress.of(run, Console(file=printed, width=200), num_trials=4, deadline=None)
+    assert dict(shown._figures())["trials"] == "1/4"
+    shown(dataclasses.replace(run.results()[0], number=8, reason="[it] broke"))
+    assert printed.getvalue().splitlines()[0] == "trial 8 failed: [it] broke"
+    shown(dataclasses.replace(run.results()[0], number=9, status="complete", accuracy=0.4, curve=(0.4,) * 3))
+    assert dict(shown._figures())["trials"] == "2/4"
+    assert "lost" not in dict(shown._figures())
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "are_alike"),
+    [
+        ("RuntimeError: no kernel at 0x7f2a", "RuntimeError: no kernel at 0x91bb", True),
+        ("FileNotFoundError: /data/a/3.jpg is gone", "FileNotFoundError: /data/b/17.jpg is gone", True),
+        ("the worker process died, 4 times", "the worker process died", False),
+        ("no report within 20 s, 4 times", "no report within 21 s, 5 times", True),
+        ("RuntimeError: a", "RuntimeError: b", False),
+    ],
+)
+def test_failures_are_alike_whatever_numbers_and_paths_they_name(
+    small: Experiment, tmp_path: Path, one: str, two: str, are_alike: bool
+) -> None:
+    proposal = study_of(small, tmp_path / "run", 1)[0].ask()
+    assert proposal is not None
+    kinds = {kind_of_failure(dataclasses.replace(lost(small, proposal, "failed"), reason=why)) for why in (one, two)}
+    assert (len(kinds) == 1) == are_alike
+    out_of_memory = lost(small, proposal, "oom")
+    assert kind_of_failure(out_of_memory) == kind_of_failure(dataclasses.replace(out_of_memory, reason="2 GiB"))
+
+
+def searcher_of(experiment: Experiment, path: Path) -> tuple[SourceSearcher, queue.Queue[Any], RunFolder]:
+    study, run = study_of(experiment, path, 8)
+    events = queue.Queue[Any]()
+    return SourceSearcher(study, experiment, None, run, run.append, events), events, run
+
+
+@pytest.mark.usefixtures("fast_disk")
+def test_a_search_whose_first_trials_run_out_of_memory_ends_and_a_resumed_one_where_all_do_again(
+    tmp_path: Path,
+) -> None:
+    experiment = with_sampler("random")
+    for attempt in range(2):
+        searcher, events, run = searcher_of(experiment, tmp_path / "run")
+        for number in range(3):
+            trial_id = f"{attempt}-{number}"
+            searcher.suggest(trial_id)
+            reason = f"CUDA out of memory. Tried to allocate {number + 1}.00 GiB"
+            searcher.on_trial_complete(trial_id, {"status": "oom", "epoch": 0, "reason": reason})
+        errors = [event for event in list(events.queue) if isinstance(event, SearchFailedError)]
+        assert [str(error) for error in errors] == [
+            "the first 3 trials all failed: CUDA out of memory. Tried to allocate 3.00 GiB"
+        ]
+        assert len(run.results()) == 3
+        assert len(run.ended()) == 3 * (attempt + 1)
+
+
+@pytest.mark.usefixtures("fast_disk")
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("Traceback\n  File x\nOSError: Truncated\n\n", "OSError: Truncated"),
+        ("Traceback\n  File x\nValueError: one\n  two\n", "ValueError: one"),
+        ("\n", "no reason was given"),
+    ],
+)
+def test_a_failed_trial_has_a_reason(tmp_path: Path, log: str, reason: str) -> None:
+    searcher, _, run = searcher_of(with_sampler("random"), tmp_path / "run")
+    searcher.suggest("one")
+    run.error_path(0).parent.mkdir()
+    run.error_path(0).write_text(log)
+    searcher.on_trial_complete("one", error=True)
+    searcher.suggest("two")
+    searcher.on_trial_complete("two", {"status": "oom", "epoch": 0, "reason": ""})
+    assert [result.reason for result in run.results()] == [reason, "no reason was given"]
+
+
 @pytest.mark.usefixtures("fast_disk")
 @pytest.mark.parametrize("sampler", ["random", "surrogate"])
 def test_a_space_that_is_used_up_ends_the_study(tmp_path: Path, sampler: str) -> None:
@@ -577,13 +798,25 @@ class TestOnTwoCpus:
         for one, two in zip(runs[0].results(), runs[1].results(), strict=True):
             assert dataclasses.replace(one, **timed) == dataclasses.replace(two, **timed)
 
-    def test_a_trial_that_diverges_ends_as_that_and_the_search_goes_on(self, tmp_path: Path) -> None:
-        text = small_digits(**{"  lr:": "  lr: 1.0e+9\n  optimizer: sgd"})
-        run = search(parse_experiment(text, "diverging.yaml"), out=tmp_path / "run", cpus=2, trials=3)
+    def test_a_search_in_which_every_trial_diverges_goes_on_to_its_end_and_exits_with_1_and_the_reason(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        space = tmp_path / "diverging.yaml"
+        space.write_text(small_digits(**{"  lr:": "  lr: 1.0e+9\n  optimizer: sgd"}))
+        arguments = ["search", "--space", str(space), "--out", str(tmp_path / "run"), "--cpus", "2", "--trials", "3"]
+        assert main([*arguments, "--json"]) == 1
+        printed, run = capsys.readouterr(), RunFolder.open(tmp_path / "run")
+        assert re.fullmatch(
+            r"cvt-nas: 3 trials, none complete: 3 diverged \((most often: )?loss not finite in epoch \d\)",
+            printed.err.splitlines()[-1],
+        )
+        assert json.loads(printed.out)["statuses"] == {"diverged": 3}
         assert [result.status for result in run.results()] == ["diverged"] * 3
         assert all("loss not finite in epoch" in str(result.reason) for result in run.results())
         assert [trial.state for trial in optuna_trials(run)] == [TrialState.FAIL] * 3
         assert not run.front().members
+        assert main([*arguments, "--resume"]) == 1
+        assert len(run.ended()) == 3, "what diverged would do so again"
 
     def test_a_trial_that_raises_ends_as_failed_with_its_traceback(self, tmp_path: Path, small: Experiment) -> None:
         run_path = tmp_path / "run"

@@ -6,6 +6,7 @@ Nothing of Ray's own state is kept.
 import contextlib
 import json
 import queue
+import re
 import threading
 import time
 from collections import deque
@@ -25,9 +26,10 @@ from cvt_nas.errors import SearchFailedError, StorageError
 from cvt_nas.race.asha import Asha, losses_of_cost
 from cvt_nas.race.events import EpochDone, TrialPaused, TrialStarted
 from cvt_nas.race.study import PartialTrial, Proposal
-from cvt_nas.results import RunFolder, TrialResult, delete, exists, fetch
+from cvt_nas.results import FAILURES, RunFolder, TrialResult, delete, exists, fetch
 
 _MAX_SAME_FAILURES = 3  # of the first trials, before the others are spared
+_NO_REASON = "no reason was given"
 
 
 class AskTell(Protocol):
@@ -145,7 +147,8 @@ class SourceSearcher(Searcher):
         self._again: deque[_InFlight] = deque()
         self._paused = {trial.proposal.number: _InFlight.of(trial) for trial in source.paused()}
         self._inherited = {candidate.arch.id: candidate.accuracy for candidate in run.candidates()}
-        self._failures: list[str] | None = [] if not run.results() else None
+        has_worked = any(result.status not in FAILURES for result in run.results())
+        self._failures: list[str] | None = None if has_worked else []
         for trial in source.interrupted():
             self._take_up(trial)
 
@@ -278,6 +281,8 @@ class SourceSearcher(Searcher):
             status, reason = "failed", self._why_failed(trial)
         elif status == "running":
             status = "complete" if epochs == self._max_epochs else "stopped"
+        if status in FAILURES and not (reason or "").strip():
+            reason = _NO_REASON
         arch = self._space.decode(proposal.genome)
         result = TrialResult(
             number=proposal.number,
@@ -306,24 +311,33 @@ class SourceSearcher(Searcher):
         log = self._run.error_path(trial.proposal.number)
         if exists(log):
             fetch(log)
-            return log.read_text().splitlines()[-1]
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            # some messages end in empty lines, or in indented ones
+            return next((line for line in reversed(lines) if line.strip() and not line[0].isspace()), _NO_REASON)
         times = "" if trial.num_deaths == 1 else f", {trial.num_deaths} times"
         return (trial.fate or "the worker process died") + times
 
     def _count_failure(self, result: TrialResult) -> None:
-        """Ends the search where the first trials of a run all failed, for the same reason."""
+        """Ends the search where nothing in the run has worked yet and the first trials all failed alike."""
         if self._failures is None:
             return
-        if result.status != "failed":
+        if result.status not in FAILURES:
             self._failures = None
             return
-        self._failures.append(result.reason or "")
+        self._failures.append(kind_of_failure(result))
         if len(self._failures) == _MAX_SAME_FAILURES and len(set(self._failures)) == 1:
             log = self._run.error_path(result.number)
             where = f"; {log} has the traceback" if log.exists() else ""
             self._events.put(
                 SearchFailedError(f"the first {_MAX_SAME_FAILURES} trials all failed: {result.reason}{where}")
             )
+
+
+def kind_of_failure(result: TrialResult) -> str:
+    """What trials that failed alike have in common: the reason without its numbers, addresses and paths."""
+    if result.status == "oom":
+        return "oom"  # what was asked for and what was left differs from one architecture to the next
+    return re.sub(r"\S*/\S*|\b(?:0x)?[0-9a-f]*\d[0-9a-f]*\b", "#", result.reason or "")
 
 
 class AshaScheduler(FIFOScheduler):

@@ -14,6 +14,7 @@ from cvt_nas.race.resources import Resources
 from cvt_nas.race.samplers import derive_seed
 from cvt_nas.race.study import Proposal
 from cvt_nas.results import (
+    FAILURES,
     ConfirmPlan,
     Metric,
     ParetoFront,
@@ -78,8 +79,10 @@ def confirm_front(
     trials = run.results()
     plan = plan_of(trials, experiment.objectives, settings)
     run.write_confirm_plan(plan)
-    left, numbers = run.unconfirmed(), set(plan.numbers)
-    ended = tuple(result for result in run.confirmations() if result.number in numbers)
+    of_plan = [result for result in run.confirmations() if result.number in set(plan.numbers)]
+    ended = tuple(result for result in of_plan if result.status not in FAILURES)  # what failed is tried again
+    numbers, known = plan.numbers, {result.number for result in ended}
+    left = [number for number in numbers if number not in known]
     yield ConfirmationStarted(num_planned=len(numbers), ended=ended)
     if not left or stop.is_set():
         return

@@ -5,6 +5,7 @@ own state is kept, and an interrupted race goes on by starting it again on the s
 again after the race (`cvt_nas.race.confirm`) is launched by the same code.
 """
 
+import logging
 import queue
 import threading
 import warnings
@@ -22,7 +23,7 @@ from cvt_nas.race.events import RaceEvent
 from cvt_nas.race.resources import Resources
 from cvt_nas.race.study import PartialTrial, Proposal, Study
 from cvt_nas.race.trial import WAITING_CPUS, run_trial
-from cvt_nas.results import RunFolder, TrialResult
+from cvt_nas.results import FAILURES, RunFolder, TrialResult
 
 
 class Plan:
@@ -134,6 +135,9 @@ def launch_trials(
         ),
     )
 
+    # which would print the traceback of each trial that fails; it is in the run folder, and its last line in the record
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
     def execute() -> None:
         try:
             with warnings.catch_warnings():
@@ -178,6 +182,8 @@ def asha_of(
         rungs=rungs,
     )
     for result in results:
+        if result.status in FAILURES:  # it is tried again, and must not meet itself on a rung
+            continue
         costs = losses_of_cost(result.cost, metrics)
         asha.replay(result.number, result.curve, costs, is_stopped=result.status == "stopped")
     for trial in study.paused():

@@ -19,7 +19,17 @@ from cvt_nas.race.events import (
     TrialPaused,
     TrialStarted,
 )
-from cvt_nas.results import Candidate, HypervolumeBox, Metric, ParetoFront, RunFolder, TrialResult, round_and_trial
+from cvt_nas.results import (
+    FAILURES,
+    Candidate,
+    HypervolumeBox,
+    Metric,
+    ParetoFront,
+    RunFolder,
+    TrialResult,
+    round_and_trial,
+    without_retried,
+)
 
 _LINE_EVERY_SECONDS = 10.0
 
@@ -35,7 +45,7 @@ class ConsoleProgress:
     front, hypervolume, time left; then further trainings done.
 
     Args:
-        results: Of earlier processes, where the run is resumed.
+        results: Of earlier processes, where the run is resumed, without those that failed: they are tried again.
         deadline: When the time budget ends, on `time.monotonic`'s clock.
     """
 
@@ -66,8 +76,9 @@ class ConsoleProgress:
     @classmethod
     def of(cls, run: RunFolder, console: Console, *, num_trials: int, deadline: float | None) -> Self:
         """Of the trials of `run`."""
+        results = [result for result in run.results() if result.status not in FAILURES]
         return cls(
-            console, results=run.results(), metrics=run.metrics, box=run.box, num_trials=num_trials,
+            console, results=results, metrics=run.metrics, box=run.box, num_trials=num_trials,
             num_epochs=run.manifest["epochs"], deadline=deadline,
         )  # fmt: skip
 
@@ -84,6 +95,9 @@ class ConsoleProgress:
             self._print_line()
 
     def __call__(self, event: RaceEvent) -> None:
+        if isinstance(event, TrialResult) and event.status in FAILURES:
+            said = f"trial {round_and_trial(event.number)[1]} failed: {event.reason}"
+            self._console.print(said, markup=False, emoji=False, highlight=False)
         if isinstance(event, SupernetEpochDone):
             self._supernet = event
         elif isinstance(event, OptionsDropped):
@@ -116,7 +130,7 @@ class ConsoleProgress:
         else:
             self._running.pop(event.number, None)
             self._paused.discard(event.number)
-            self._results.append(event)
+            self._results = without_retried([*self._results, event])
             self._front = ParetoFront.of(self._results, self._metrics)
         if self._live is None and time.monotonic() - self._last_line > _LINE_EVERY_SECONDS:
             self._print_line()

@@ -8,7 +8,7 @@ import hashlib
 import random
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -113,12 +113,62 @@ def draw_unseen(space: GenomeSpace, seen: set[Genome], rng: random.Random) -> Ge
 def observation_of(trial: FrozenTrial, space: GenomeSpace) -> Observation:
     """What a trial of Optuna's teaches a surrogate; one that is paused teaches what a stopped one does."""
     status = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped", TrialState.RUNNING: "running"}
-    genome, progress = genome_of(space, trial.params), trial.user_attrs.get("progress", {})
-    if trial.state == TrialState.RUNNING and progress.get("is_paused"):
-        return Observation(genome=genome, curve=tuple(progress["curve"]), status="stopped")
+    genome, progress = genome_of(space, trial.params), progress_of(trial)
+    if trial.state == TrialState.RUNNING and progress.is_paused:
+        return Observation(genome=genome, curve=progress.curve, status="stopped")
     return Observation(
         genome=genome, curve=tuple(trial.user_attrs.get("curve", ())), status=status.get(trial.state, "failed")
     )
+
+
+class Progress(NamedTuple):
+    """How far a trial in flight has come, as its study's storage has it.
+
+    Args:
+        curve: Accuracy after each epoch.
+        seconds: Spent on it, and `train_seconds` of them in epochs.
+    """
+
+    curve: tuple[float, ...] = ()
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    is_paused: bool = False
+
+
+_EPOCHS = 16  # of a curve in one attribute, so that an epoch adds no more to a journal however long the training is
+
+
+def progress_to_attrs(progress: Progress, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a trial that keep `progress`, in the order in which they are to be written.
+
+    Whole parts of the curve have attributes of their own, and are written once. Intermediate values would be the place
+    for a curve, if Optuna's TPE could rank stopped trials by them where there are several objectives.
+
+    Args:
+        known: Those that it has already.
+    """
+    begin = len(progress.curve) // _EPOCHS * _EPOCHS
+    parts = {_part(at): list(progress.curve[at : at + _EPOCHS]) for at in range(0, begin, _EPOCHS)}
+    rest = {**progress._asdict(), "begin": begin, "curve": list(progress.curve[begin:])}
+    return {name: part for name, part in parts.items() if known.get(name) != part} | {"progress": rest}
+
+
+def progress_of(trial: FrozenTrial) -> Progress:
+    """Of a trial in flight; nothing of one that has reported nothing. Earlier versions kept the curve in one piece."""
+    attrs = trial.user_attrs
+    if (kept := attrs.get("progress")) is None:
+        return Progress()
+    curve = [accuracy for at in range(0, kept.get("begin", 0), _EPOCHS) for accuracy in attrs[_part(at)]]
+    return Progress(
+        curve=(*curve, *kept["curve"]),
+        seconds=kept["seconds"],
+        train_seconds=kept["train_seconds"],
+        is_paused=bool(kept.get("is_paused")),
+    )
+
+
+def _part(begin: int) -> str:
+    return f"accuracy, epochs {begin + 1} to {begin + _EPOCHS}"
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cvt_nas.arch import Cost
 from cvt_nas.race.samplers import (
+    Progress,
     SamplerName,
     UnseenSampler,
     derive_seed,
@@ -23,9 +24,11 @@ from cvt_nas.race.samplers import (
     is_whole,
     observation_of,
     params_of,
+    progress_of,
+    progress_to_attrs,
 )
 from cvt_nas.race.surrogate import Observation, Surrogate
-from cvt_nas.results import Metric, Status
+from cvt_nas.results import FAILURES, Metric, Status
 from cvt_nas.space import ALL_COST_METRICS, Genome, GenomeSpace
 
 _STUDY_NAME = "cvt-nas"
@@ -82,7 +85,8 @@ class Study:
     """Ask and tell.
 
     Opening the storage of a search that was interrupted settles what its record already holds, and makes
-    `ask` begin with the trials that were in flight.
+    `ask` begin with the trials that were in flight. After them come the architectures whose last trial failed or ran
+    out of memory: they are tried once more, each by a trial with a number and a seed of its own.
 
     Args:
         metrics: The objectives, accuracy first.
@@ -130,44 +134,70 @@ class Study:
         self._orphans: list[FrozenTrial] = []
         self._paused: list[FrozenTrial] = []
         self._exhausted = False
-        self._resume({ended.number: ended for ended in recorded})
+        last = self._resume({ended.number: ended for ended in recorded})
         named = {name: space.canonical(genome) for name, genome in (anchors or {}).items()}
         self._anchors = {name: genome for name, genome in named.items() if genome not in self._seen}
+        self._retries = self._failed(last, list(named.values()))
 
-    def _resume(self, recorded: Mapping[int, Ended]) -> None:
+    def _failed(self, last: Mapping[Genome, FrozenTrial], first: Sequence[Genome]) -> list[FrozenTrial]:
+        """Of the last trials of all architectures those that failed: `first` in its order, then by number."""
+        place = {genome: index for index, genome in enumerate(first)}
+        failed = {
+            genome: trial
+            for genome, trial in last.items()
+            if trial.state == TrialState.FAIL and trial.user_attrs.get("status") in FAILURES
+        }
+        return sorted(failed.values(), key=lambda trial: (
+            place.get(self._canonical_of(trial), len(place)), trial.number
+        ))  # fmt: skip
+
+    def _canonical_of(self, trial: FrozenTrial) -> Genome:
+        return self._space.canonical(genome_of(self._space, trial.params))
+
+    def _resume(self, recorded: Mapping[int, Ended]) -> dict[Genome, FrozenTrial]:
+        """Settles what an earlier process left; returns the last trial of each architecture."""
+        last: dict[Genome, FrozenTrial] = {}
         for trial in self._study.get_trials(deepcopy=False):
             if trial.state == TrialState.RUNNING:
                 if trial.number in recorded:  # recorded, then killed before Optuna was told
                     self.tell(recorded[trial.number])
+                    trial = self._study.get_trials(deepcopy=False)[trial.number]
                 elif is_whole(trial, self._space):
-                    is_paused = trial.user_attrs.get("progress", {}).get("is_paused")
-                    (self._paused if is_paused else self._orphans).append(trial)
+                    (self._paused if progress_of(trial).is_paused else self._orphans).append(trial)
                 else:  # killed while Optuna was writing the proposal: nothing was trained
                     self._study.tell(trial.number, state=TrialState.FAIL)
                     continue
             if is_whole(trial, self._space):
-                self._seen.add(self._space.canonical(genome_of(self._space, trial.params)))
+                last[self._canonical_of(trial)] = trial
+        self._seen |= last.keys()
+        return last
 
     @property
     def num_asked(self) -> int:
-        """Trials that were launched, in this process or an earlier one."""
+        """Architectures that were launched, in this process or an earlier one, however often."""
         return len(self._seen)
 
     @property
     def is_done(self) -> bool:
         """Whether every trial that was launched has ended, and no further one would be launched."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return not running and (self._exhausted or self._is_full)
+        return not (running or self._retries) and (self._exhausted or self._is_full)
 
     def ask(self) -> Proposal | None:
         """The next architecture to train: first those in flight when the run was interrupted, if `interrupted` did not
-        hand them over, then anchors.
+        hand them over, then those that failed, then anchors.
 
         Returns:
             None where the number of trials is reached, or the space holds nothing feasible that is new.
         """
         if self._orphans:
             return self._proposal(self._orphans.pop(0))
+        if self._retries:
+            failed = self._retries[0]
+            anchor = {name: value for name, value in failed.user_attrs.items() if name == "anchor"}
+            trial = self._begin(genome_of(self._space, failed.params), retry_of=failed.number, **anchor)
+            del self._retries[0]
+            return self._proposal(trial)
         if self._is_full:
             return None
         number = len(self._study.get_trials(deepcopy=False))
@@ -202,12 +232,15 @@ class Study:
         return genome
 
     def _observations(self) -> list[Observation]:
-        """Of the trials, in the order of their numbers.
+        """Of the trials, in the order of their numbers, but of those that failed and were tried again.
 
         One is read again where it has changed: Optuna's storages put another object in its place then.
         """
-        observations = []
-        for trial in self._study.get_trials(deepcopy=False):
+        observations, trials = [], self._study.get_trials(deepcopy=False)
+        retried = {trial.user_attrs.get("retry_of") for trial in trials}
+        for trial in trials:
+            if trial.number in retried:
+                continue
             known = self._observed.get(trial.number)
             if known is None or known[0] is not trial:
                 if not is_whole(trial, self._space):
@@ -266,8 +299,11 @@ class Study:
     def _keep(self, trial: PartialTrial, *, is_paused: bool) -> None:
         storage = self._study._storage
         trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, trial.proposal.number)
-        state = {"curve": list(trial.curve), "seconds": trial.seconds, "train_seconds": trial.train_seconds}
-        storage.set_trial_user_attr(trial_id, "progress", {**state, "is_paused": is_paused})
+        progress = Progress(
+            curve=trial.curve, seconds=trial.seconds, train_seconds=trial.train_seconds, is_paused=is_paused
+        )
+        for name, value in progress_to_attrs(progress, storage.get_trial(trial_id).user_attrs).items():
+            storage.set_trial_user_attr(trial_id, name, value)
 
     def paused(self) -> Iterator[PartialTrial]:
         """Trials that were paused when the search was interrupted."""
@@ -279,12 +315,12 @@ class Study:
             yield self._partial(self._orphans.pop(0))
 
     def _partial(self, trial: FrozenTrial) -> PartialTrial:
-        state = trial.user_attrs.get("progress", {"curve": (), "seconds": 0.0, "train_seconds": 0.0})
+        progress = progress_of(trial)
         return PartialTrial(
             proposal=self._proposal(trial),
-            curve=tuple(state["curve"]),
-            seconds=state["seconds"],
-            train_seconds=state["train_seconds"],
+            curve=progress.curve,
+            seconds=progress.seconds,
+            train_seconds=progress.train_seconds,
         )
 
     def _proposal(self, trial: FrozenTrial) -> Proposal:

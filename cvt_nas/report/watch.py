@@ -18,15 +18,15 @@ def watch(run: RunFolder, *, seconds: float, stop: threading.Event) -> Iterator[
     Yields:
         How many trials the report holds.
     """
-    num_shown = -1
+    num_ended_shown = -1
     while True:
         is_over = not run.is_at_work() or stop.is_set()  # asked before the record is read, or its end could be missed
         run.refresh()
-        num_trials = len(run.results())
-        if is_over or num_trials != num_shown:
+        num_ended = len(run.ended())  # of which a retry takes the place of one that failed
+        if is_over or num_ended != num_ended_shown:
             write_report(run, refresh=None if is_over else max(round(seconds), 1))
-            num_shown = num_trials
-            yield num_trials
+            num_ended_shown = num_ended
+            yield len(run.results())
         if is_over:
             return
         stop.wait(seconds)
