@@ -3,7 +3,9 @@
 import logging
 import os
 import queue
+import secrets
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +35,8 @@ from ray.util.queue import Empty, Queue  # noqa: E402
 
 from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict  # noqa: E402
 from cvt_nas.engine import TrainingSetup, progress_reports, supernet_reports  # noqa: E402
-from cvt_nas.errors import CvtNasError, StorageError  # noqa: E402
+from cvt_nas.errors import CvtNasError, ResourceError, StorageError  # noqa: E402
+from cvt_nas.results import can_write_to  # noqa: E402
 
 
 def start_local_ray(*, num_cpus: int, num_gpus: int) -> None:
@@ -42,19 +45,50 @@ def start_local_ray(*, num_cpus: int, num_gpus: int) -> None:
     Told to use 127.0.0.1, Ray replaces it by the machine's outer address and listens on every interface, except
     where clusters are switched off, as they are by default on Windows and macOS. So they are, for the start.
     """
+    settings = {"_temp_dir": temporary_folder_of_ray()}
+    _bring_own_token()
     name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     was_enabled, before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
     ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"  # for this process, and for those of Ray
     try:
         connect_ray(
-            address="local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=False, _node_ip_address="127.0.0.1"
-        )
+            address="local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=False,
+            _node_ip_address="127.0.0.1", **settings,
+        )  # fmt: skip
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = was_enabled
         if before is None:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def temporary_folder_of_ray() -> str:
+    """A folder for Ray's session whose path is short enough for the sockets in it: as Ray has it by default, if it is.
+
+    Raises:
+        ResourceError: There is none that can be written.
+    """
+    told = os.environ.get("RAY_TMPDIR")
+    for place in [told] if told else [tempfile.gettempdir(), *_SHORT_FOLDERS]:
+        if len(os.fsencode(place)) <= _MOST_BYTES and can_write_to(Path(place)):
+            return str(Path(place) / "ray")
+    raise ResourceError(
+        f"{told or tempfile.gettempdir()}: cannot be written, or too long for Ray, whose sockets' paths may have 107 "
+        f"bytes; set RAY_TMPDIR to a folder with at most {_MOST_BYTES}, as /tmp"
+    )
+
+
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+_MOST_BYTES = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+
+
+def _bring_own_token() -> None:
+    """A token for Ray's processes, which Ray would keep in the home directory, where that cannot be written."""
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    home = Path(os.path.expanduser("~"))
+    if not any(name in os.environ for name in names) and not (home.is_absolute() and can_write_to(home / ".ray")):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def get_from_workers(work: Any) -> Any:

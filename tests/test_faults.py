@@ -1,7 +1,11 @@
 """Searches that are broken on purpose, on real Ray: what ends, what goes on, and that nothing is lost or done twice."""
 
+import contextlib
+import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -11,6 +15,7 @@ from typing import Any
 
 import pytest
 import ray
+from PIL import Image
 from ray._private import ray_constants
 from ray.cluster_utils import Cluster
 
@@ -18,9 +23,10 @@ import fault_drill
 from conftest import Watch, own_processes, small_digits
 from cvt_nas import search
 from cvt_nas.config import Experiment, parse_experiment
-from cvt_nas.distributed import start_local_ray
+from cvt_nas.distributed import start_local_ray, temporary_folder_of_ray
+from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import ResourceError, RunFolderError, SearchFailedError
-from cvt_nas.race.disk import bytes_needed
+from cvt_nas.race.disk import bytes_needed, check_shared_memory
 from cvt_nas.race.events import EpochDone, TrialStarted
 from cvt_nas.results import RunFolder
 
@@ -97,12 +103,27 @@ class TestOnTwoCpus:
         assert 1 <= first.epochs < 3
         assert second.status == "complete"
 
-    def test_a_search_whose_first_trials_all_fail_alike_ends(self, tmp_path: Path) -> None:
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "checkpoints").write_text("a file where the checkpoints' folder should be")
-        with pytest.raises(SearchFailedError, match=r"the first 3 trials all failed: FileExistsError"):
-            search(experiment_with(**(IN_FULL | {"trials": 20})), out=tmp_path / "run", cpus=2)
-        assert 3 <= len(RunFolder.open(tmp_path / "run").results()) < 20
+    def test_a_search_whose_first_trials_all_fail_alike_ends_and_goes_on_with_them_once_the_cause_is_gone(
+        self, tmp_path: Path
+    ) -> None:
+        experiment, blocked = experiment_with(**IN_FULL), tmp_path / "run" / "checkpoints"
+        blocked.parent.mkdir()
+        blocked.write_text("a file where the checkpoints' folder should be")
+        run = RunFolder(tmp_path / "run")
+        for num_ended in (3, 6):
+            with pytest.raises(SearchFailedError, match=r"the first 3 trials all failed: FileExistsError"):
+                search(experiment, out=run.path, cpus=1, resume=num_ended > 3)
+            assert [result.status for result in run.ended()] == ["failed"] * num_ended
+        failed = [result.arch_id for result in run.results()]
+        blocked.unlink()
+        search(experiment, out=run.path, cpus=1, resume=True)
+        results = run.results()
+        assert [result.status for result in results] == ["complete"] * 4
+        assert [result.arch_id for result in results[:3]] == failed, "these first, in their order"
+        assert [result.number for result in results] == [6, 7, 8, 9]
+        assert results[0].arch_id == next(iter(experiment.anchor_archs().values())).id
+        assert len({result.seed for result in run.ended()}) == 10
+        assert run.test_accuracies().keys() == {member.arch_id for member in run.front().members}
 
     @pytest.mark.slow
     def test_a_time_budget_counts_what_was_spent_before(self, tmp_path: Path) -> None:
@@ -131,14 +152,119 @@ class TestOnTwoCpus:
         assert len(errors) == 1
 
 
+class FullestMoment:
+    """The most bytes that a run folder had at any moment, as far as a look every few milliseconds tells."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._is_over, self.num_bytes = path, threading.Event(), 0
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> "FullestMoment":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._is_over.wait(0.02):
+            sizes = []
+            for part in ("models", "checkpoints", "supernet"):
+                for path in (self._path / part).rglob("*"):
+                    with contextlib.suppress(OSError):  # it was replaced meanwhile
+                        sizes.append(path.stat().st_size)
+            self.num_bytes = max(self.num_bytes, sum(sizes))
+
+
+def test_what_a_race_with_paused_trials_takes_is_what_was_estimated_within_a_factor_of_two(
+    tmp_path: Path, two_cpus: None
+) -> None:
+    experiment = experiment_with(trials=8, sampler="random", mode="promote", grace_period=2, reduction_factor=4, seed=0)
+    with FullestMoment(tmp_path / "run") as most:
+        search(experiment, out=tmp_path / "run", cpus=2)
+    estimated = bytes_needed(experiment, num_trials=8, num_slots=2)
+    assert 0.5 < most.num_bytes / estimated < 2, (most.num_bytes, estimated)
+
+
+def test_paused_trials_and_averages_and_moments_are_counted() -> None:
+    def needed(num_trials: int, training: str = "", **settings: Any) -> int:
+        line = "search: {" + ", ".join(f"{name}: {value}" for name, value in settings.items()) + "}"
+        text = small_digits(**{"search:": line, "  epochs:": f"  epochs: 3\n  {training}"})
+        return bytes_needed(parse_experiment(text, "disk.yaml"), num_trials=num_trials, num_slots=1)
+
+    def each(*args: Any, **settings: Any) -> float:
+        """Bytes for one more trial, in weights of an average network."""
+        return (needed(1000, *args, **settings) - needed(0, *args, **settings)) / 1000 / weights
+
+    weights = (needed(1000, scheduler="none") - needed(0, scheduler="none")) / 1000
+    promoting = {"mode": "promote", "grace_period": 2, "reduction_factor": 4}
+    assert each(mode="stop", grace_period=2, reduction_factor=4) == pytest.approx(1 / 4, rel=1e-3)
+    assert each(**promoting) == pytest.approx(1 / 4 + 3 / 4 * 2 * 4, rel=1e-3)
+    assert each("ema_decay: 0", **promoting) == pytest.approx(1 / 4 + 3 / 4 * 2 * 3, rel=1e-3)
+    assert each("optimizer: sgd", **promoting) == pytest.approx(1 / 4 + 3 / 4 * 2 * 3, rel=1e-3)
+    assert each(mode="promote", grace_period=1, reduction_factor=4) == pytest.approx(1 / 4 + 3 / 4 * 4, rel=1e-3)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_starts(small: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        RunFolderError, match=r"run: cannot be written, since \S+file cannot; name another place by --out"
+    ):
+        search(small, out=tmp_path / "file" / "run", cpus=1)
+    assert not ray.is_initialized()
+
+
+def test_batches_that_do_not_fit_in_shared_memory_are_refused_before_a_worker_is_killed(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for index in range(8):
+                Image.new("L", (8, 8)).save(tmp_path / part / name / f"{index}.png")
+    change = {"data:": "data: {dataset: imagefolder, num_workers: 1}", "  num_classes:": "  num_classes: 2"}
+    experiment = parse_experiment(small_digits(**change), "folder.yaml")
+    setup = TrainingSetup.of(experiment, run_path=tmp_path / "run", data=tmp_path)
+    check_shared_memory(setup, num_slots=1)
+    large = dataclasses.replace(setup, training=dataclasses.replace(setup.training, batch_size=2**36))
+    with pytest.raises(ResourceError, match=r"/dev/shm has \S+ MiB left, and batches .* --shm-size.* num_workers: 0"):
+        check_shared_memory(large, num_slots=1)
+
+
+ODD_PLACE = """
+import ray, sys
+from cvt_nas.distributed import start_local_ray, temporary_folder_of_ray
+from cvt_nas.engine import TrainingSetup
+start_local_ray(num_cpus=1, num_gpus=0)
+print(ray.get(ray.remote(lambda: "works").remote()))
+"""
+
+
+def test_ray_starts_where_home_cannot_be_written_and_the_temporary_folder_has_a_long_name(tmp_path: Path) -> None:
+    long = tmp_path / ("t" * 90)
+    long.mkdir()
+    (tmp_path / "file").write_text("")
+    odd = {
+        "HOME": str(tmp_path / "file" / "home"), "TMPDIR": str(long), "LC_ALL": "C", "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii",
+    }  # fmt: skip
+    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_MODE", "RAY_TMPDIR")}
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ODD_PLACE], env=kept | odd, capture_output=True, text=True, timeout=300
+    )
+    assert found.stdout == "works\n", found.stderr
+
+
+def test_a_folder_for_ray_that_is_too_long_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("t" * 90)))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    assert temporary_folder_of_ray() == "/tmp/ray"
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("t" * 90)))
+    with pytest.raises(ResourceError, match="set RAY_TMPDIR to a folder with at most"):
+        temporary_folder_of_ray()
+
+
 def test_a_search_that_does_not_fit_on_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = experiment_with(trials=16, mode="promote", reduction_factor=4)
-    greatest, least = experiment.space.cost_range[1].params, experiment.space.cost_range[0].params
-    middle = (greatest + least) / 2
-    # four trained in full, twelve paused with weights, average and AdamW's two; two checkpoints of each of two
-    assert bytes_needed(experiment, num_trials=16, num_slots=2) == round(
-        4 * (4 * middle + 12 * 4 * middle + 2 * 2 * 4 * greatest)
-    )
     monkeypatch.setattr("cvt_nas.race.disk._BYTES", 2**50)
     with pytest.raises(
         ResourceError, match=r"needs about \S+ GiB for weights and checkpoints, and \S+ has \S+ GiB left"

@@ -4,7 +4,6 @@ import copy
 import functools
 import gzip
 import hashlib
-import os
 import pickle
 import shutil
 import tempfile
@@ -32,7 +31,7 @@ from cvt_nas.data.images import (
     to_device,
 )
 from cvt_nas.errors import DataError
-from cvt_nas.results import DataIdentity
+from cvt_nas.results import DataIdentity, cache_folder
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
@@ -52,7 +51,7 @@ def open_arrays(dataset: str, root: Path | None) -> Arrays:
     """The memory-mapped copy of this node, made on first use."""
     read, source = _source_of(dataset, root)
     stamp = "digits" if source is None else _stamp(source)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cvt-nas"
+    cache = cache_folder()
     folder = cache / f"{dataset}-{hashlib.sha256(stamp.encode()).hexdigest()[:10]}"
     if not folder.exists():
         arrays = read()
@@ -60,7 +59,7 @@ def open_arrays(dataset: str, root: Path | None) -> Arrays:
         partial = Path(tempfile.mkdtemp(prefix=f".{dataset}-", dir=cache))
         for name in ("train_images", "train_labels", "test_images", "test_labels"):
             np.save(partial / f"{name}.npy", getattr(arrays, name))
-        (partial / "classes.txt").write_text("\n".join(arrays.class_names))
+        (partial / "classes.txt").write_text("\n".join(arrays.class_names), encoding="utf-8")
         try:
             partial.rename(folder)
         except OSError:  # another process of this node was faster; its copy is as good
@@ -70,7 +69,7 @@ def open_arrays(dataset: str, root: Path | None) -> Arrays:
             name: np.load(folder / f"{name}.npy", mmap_mode="r")
             for name in ("train_images", "train_labels", "test_images", "test_labels")
         },
-        class_names=tuple((folder / "classes.txt").read_text().split("\n")),
+        class_names=tuple((folder / "classes.txt").read_text(encoding="utf-8").split("\n")),
     )
 
 

@@ -14,7 +14,7 @@ from cvt_nas.errors import ArchError, CvtNasError, RunFolderError, StorageError
 from cvt_nas.race.budget import TimeBudget
 from cvt_nas.race.client import search_through_client
 from cvt_nas.race.confirm import confirm_front
-from cvt_nas.race.disk import check_disk
+from cvt_nas.race.disk import check_disk, check_shared_memory, check_writable
 from cvt_nas.race.events import Follower, RaceEvent, following
 from cvt_nas.race.executor import race
 from cvt_nas.race.inherit import heirs, rank_candidates, record_as_trials, train_shared_weights
@@ -24,7 +24,7 @@ from cvt_nas.race.narrowing import searched_space, train_and_narrow
 from cvt_nas.race.resources import Resources, claim_resources
 from cvt_nas.race.study import Study
 from cvt_nas.race.trial import read_test_split
-from cvt_nas.results import RunFolder, TrialResult
+from cvt_nas.results import FAILURES, RunFolder, TrialResult
 from cvt_nas.supernet import Supernet, lent_weights
 
 ProgressFactory = Callable[[RunFolder, Resources, int, float | None], AbstractContextManager[Follower]]
@@ -65,7 +65,8 @@ def search(
         seed: Instead of the file's.
         warm_start: Weights that the supernet begins with; see `model.read_weights`. What there is to be said of them
             is in `warm_start_notes` of the manifest.
-        resume: Go on with the run in `out`; trials in flight continue from their last epoch.
+        resume: Go on with the run in `out`; trials in flight continue from their last epoch, and those that failed or
+            ran out of memory are tried again, anchors first, by new trials of the same architectures.
         reuse_workers: See `race`.
         progress: Makes what is called with each event of the race (`cvt_nas.race.events`).
         callbacks: Called with each event as well, one after the other and in this process, also where the search runs
@@ -86,6 +87,7 @@ def search(
         )  # fmt: skip
     num_trials = experiment.search.trials if trials is None else trials
     place = RunFolder.at(out)
+    check_writable(place.path)
     setup = TrainingSetup.of(experiment, run_path=place.path, run_url=place.url, data=data)
     if setup.shared is not None and num_trials > experiment.search.candidates and experiment.training.epochs > 0:
         raise CvtNasError(f"{num_trials} trials: more than the {experiment.search.candidates} of search.candidates")
@@ -113,8 +115,11 @@ def search(
             claim_resources(gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device)
         )
         setup = dataclasses.replace(setup, device=resources.device, num_threads=resources.num_threads)
-        num_left = num_trials - (0 if run is None else len(run.results()))
+        ended = () if run is None else run.results()
+        num_left = num_trials - sum(result.status not in FAILURES for result in ended)  # what failed is tried again
         check_disk(experiment, place.path, num_trials=max(num_left, 0), num_slots=resources.num_slots)
+        if address is None:
+            check_shared_memory(setup, num_slots=resources.num_slots)
         if experiment.goes_by_latency:
             experiment = with_latency(experiment, run, setup, resources, seed=seed)
             if setup.shared is not None:  # whose random subnets meet the constraints, too

@@ -1,30 +1,56 @@
-"""Whether a search fits on the disk that it writes to, asked before it begins."""
+"""Whether a search fits on the disk that it writes to, and in the shared memory; asked before it begins."""
 
+import os
+import random
 import shutil
 from pathlib import Path
 
-from cvt_nas.config import Experiment
-from cvt_nas.errors import ResourceError
+from cvt_nas.config import Experiment, TrainingConfig
+from cvt_nas.engine import TrainingSetup
+from cvt_nas.errors import ResourceError, RunFolderError
 
 _BYTES = 4  # of a parameter
-_KEPT = 2  # checkpoints of a trial in flight
+_PREFETCHED = 2  # batches of a process
+_NUM_DRAWN = 64
+_KEPT, _WRITTEN = 2, 1  # checkpoints of a trial: the last one and the one before it, and one that is being written
 
 
 def bytes_needed(experiment: Experiment, *, num_trials: int, num_slots: int) -> int:
-    """An estimate: weights of the trials that are trained in full, and checkpoints of those in flight or paused.
+    """An estimate of the most that a search has on its disk at once.
 
-    Of networks midway between the smallest and the largest of the space, but for those in flight.
+    Counted are the weights of the trials that are trained to the end, the checkpoints of the trials that are paused
+    (two of each, or one after its first epoch), and three of each that is in flight. One in flight is taken to be the
+    largest of some random networks of the space, and all others to be as large as these on average. Where there is a
+    supernet, its weights are counted, and its training where that takes more than the race. Records, reports and data
+    sets are small beside these and not counted.
+
+    Args:
+        num_trials: That are still to be trained.
+        num_slots: Trials that run side by side.
     """
-    search, training = experiment.search, experiment.training
-    least, greatest = experiment.space.cost_range
-    bound = experiment.space.bounds.get("params")
-    most = greatest.params if bound is None or bound.max is None else min(greatest.params, bound.max)
-    middle = (least.params + most) / 2
-    copies = 1 + (2 if training.optimizer == "adamw" else 1) + (training.ema_decay != 0)  # in a checkpoint
-    share = 1.0 if search.scheduler == "none" else 1 / search.reduction_factor
-    num_paused = num_trials * (1 - share) if search.scheduler != "none" and search.mode == "promote" else 0
-    in_flight = _KEPT * num_slots * most * copies
-    return round(_BYTES * (num_trials * share * middle + num_paused * middle * copies + in_flight))
+    search, training, space = experiment.search, experiment.training, experiment.space
+    rng = random.Random(0)
+    drawn = [genome for _ in range(_NUM_DRAWN) if (genome := space.sample_feasible(rng)) is not None]
+    sizes = [space.cost(genome).params for genome in drawn] or [space.cost_range[1].params]
+    middle, most = sum(sizes) / len(sizes), max(sizes)
+    rungs = () if search.scheduler == "none" else experiment.rungs
+    num_whole = num_trials / search.reduction_factor ** len(rungs)
+    num_paused = num_trials - num_whole if rungs and search.mode == "promote" else 0
+    race = num_whole * middle
+    if training.epochs > 0:
+        in_flight = (_KEPT + _WRITTEN) * (most + (num_slots - 1) * middle)
+        race += _copies(training) * (num_paused * min(_KEPT, search.grace_period) * middle + in_flight)
+    greatest = space.cost_range[1]
+    supernet = 0
+    if experiment.supernet is not None and search.has_supernet:
+        race += greatest.params  # its weights stay, its checkpoints do not
+        supernet = greatest.params * (1 + _copies(experiment.supernet) * (_KEPT + _WRITTEN))
+    return round(_BYTES * max(race, supernet))
+
+
+def _copies(training: TrainingConfig) -> int:
+    """How often a checkpoint holds the weights: as they are, averaged, and in the optimizer's moments."""
+    return 1 + (training.ema_decay != 0) + (2 if training.optimizer == "adamw" else 1)
 
 
 def check_disk(experiment: Experiment, out: Path, *, num_trials: int, num_slots: int) -> None:
@@ -35,4 +61,30 @@ def check_disk(experiment: Experiment, out: Path, *, num_trials: int, num_slots:
         raise ResourceError(
             f"{out}: the search needs about {needed / 2**30:.2g} GiB for weights and checkpoints, and {folder} has "
             f"{free / 2**30:.2g} GiB left; make room, or write elsewhere by --out DIR"
+        )
+
+
+def check_writable(out: Path) -> None:
+    """Raises RunFolderError where `out`, which need not be there yet, could not be written."""
+    folder = next(parent for parent in (out, *out.parents) if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise RunFolderError(f"{out}: cannot be written, since {folder} cannot; name another place by --out DIR")
+
+
+def check_shared_memory(setup: TrainingSetup, *, num_slots: int) -> None:
+    """Whether batches that processes of a data set hand over fit in `/dev/shm`, without which these would be killed.
+
+    Raises:
+        ResourceError: They do not. In a container, that is 64 MiB by default.
+    """
+    num_workers = getattr(setup.open_data(), "_num_workers", 0)  # of a set whose images are decoded in processes
+    shared = Path("/dev/shm")
+    if num_workers == 0 or not shared.is_dir():
+        return
+    images = setup.training.batch_size * setup.num_channels * setup.image_size**2
+    needed, free = num_slots * num_workers * _PREFETCHED * images * _BYTES, shutil.disk_usage(shared).free
+    if needed > free:
+        raise ResourceError(
+            f"{shared} has {free / 2**20:.3g} MiB left, and batches on their way need about {needed / 2**20:.3g} MiB "
+            f"there; make room (docker run --shm-size), or set data.num_workers: 0 or a smaller training.batch_size"
         )
