@@ -8,7 +8,7 @@
     ├── RunFolderError          a run folder that is missing, taken or damaged
     ├── TableError              a table of a benchmark that cannot be read, or makes no sense
     ├── ExportError             an architecture of a run that cannot be exported as asked
-    ├── SearchFailedError       a search in which nothing works
+    ├── SearchFailedError       a search in which nothing works; the exit status is 1
     └── TrainingEndedError      a training that has no result
 
 What only a programming mistake can cause is an `assert`, not one of these.

@@ -1,7 +1,12 @@
 """The command line, called in this process, on one finished search."""
 
+import ast
 import csv
+import dataclasses
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +20,12 @@ from cvt_nas import load_arch, load_model
 from cvt_nas.arch import save_arch
 from cvt_nas.cli import main
 from cvt_nas.cli.arguments import build_parser
+from cvt_nas.cli.output import nothing_found
 from cvt_nas.cli.searching import resuming
 from cvt_nas.config import load_experiment
+from cvt_nas.errors import StorageError
 from cvt_nas.model import probe_error
-from cvt_nas.results import RunFolder
+from cvt_nas.results import RunFolder, Status, cache_folder
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -119,6 +126,138 @@ def test_report_for_people_says_what_to_run_next(finished_run: RunFolder, capsys
     output = printed(capsys, "report", str(finished_run.path))
     assert "best" in output
     assert output.splitlines()[-1] == f"next: cvt-nas export {finished_run.path} --pick knee --to my_model"
+
+
+def words_of(command: str) -> list[str]:
+    """As a shell reads it."""
+    found = subprocess.run(["sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
+    return found.stdout.split("\0")[:-1]
+
+
+@pytest.mark.parametrize("name", ["my run", "it's", "a $HOME b", "[bold]", ":smile:", "größe", "file://"])
+def test_what_is_said_to_run_next_can_be_pasted(
+    finished_run: RunFolder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    place = tmp_path / ("a run" if name == "file://" else name)
+    shutil.copytree(finished_run.path, place)
+    run = f"file://{place}" if name == "file://" else str(place)
+    lines = printed(capsys, "report", run).splitlines()
+    program, *words = words_of(lines[-1].removeprefix("next: "))
+    assert program == "cvt-nas"
+    monkeypatch.chdir(tmp_path)
+    printed(capsys, *words)
+    assert load_model(tmp_path / "my_model").arch
+    plots = words_of(lines[-2].removeprefix("plots: ").replace(", ", " "))
+    assert plots[0] == f"{run}/report.html"
+    stopped = next(result for result in finished_run.results() if result.status == "stopped")
+    message = refused(capsys, "export", run, "--pick", stopped.arch_id, "--to", str(tmp_path / "m"))
+    words = words_of(message.partition("train it in full: ")[2])
+    assert words == ["cvt-nas", "train", f"{run}:{stopped.arch_id}", "--out", "DIR"]
+
+
+@pytest.mark.parametrize(
+    ("ended", "is_time_over", "line"),
+    [
+        ([("diverged", "loss not finite in epoch 1")] * 6, False,
+         "6 trials, none complete: 6 diverged (loss not finite in epoch 1)"),
+        ([("diverged", "a"), ("failed", "b"), ("diverged", "a"), ("stopped", None)], False,
+         "4 trials, none complete: 2 diverged, 1 failed, 1 stopped (most often: a)"),
+        ([("stopped", None)], False, "1 trial, none complete: 1 stopped"),
+        ([], True, "the time budget ended before any trial was complete: no trial has ended"),
+        ([("oom", "c")], True,
+         "the time budget ended before any trial was complete: 1 trial, none complete: 1 oom (c)"),
+    ],
+)  # fmt: skip
+def test_a_search_that_found_nothing_says_how_many_trials_it_had_and_why(
+    finished_run: RunFolder, ended: list[tuple[Status, str]], is_time_over: bool, line: str
+) -> None:
+    one = finished_run.results()[0]
+    results = [dataclasses.replace(one, status=status, reason=reason) for status, reason in ended]
+    assert nothing_found(results, is_time_over=is_time_over) == line
+
+
+def test_every_text_file_is_read_and_written_as_utf_8_whatever_the_locale() -> None:
+    package, found = Path(__file__).parent.parent / "cvt_nas", list[str]()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            is_builtin = (
+                isinstance(node.func, ast.Name) and name == "open" and not any("b" in mode for mode in modes[-1:])
+            )
+            if (name in ("read_text", "write_text") or is_builtin) and "encoding" not in {k.arg for k in node.keywords}:
+                found.append(f"{path.relative_to(package)}:{node.lineno}")
+    assert not found
+
+
+PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("locale", [PLAIN | {"PYTHONIOENCODING": "ascii"}, PLAIN, {"PYTHONIOENCODING": "latin-1"}])
+def test_a_locale_without_unicode_prints_what_it_can(
+    finished_run: RunFolder, tmp_path: Path, locale: dict[str, str]
+) -> None:
+    place = tmp_path / "größe ≥ 1"
+    shutil.copytree(finished_run.path, place)
+    found = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "cvt_nas.cli", "report", str(place)],
+        env=os.environ | locale, capture_output=True,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert b"Traceback" not in found.stderr
+    assert b"Pareto front" in found.stdout
+    assert b"cvt-nas export" in found.stdout
+    page = (place / "report.html").read_text(encoding="utf-8")
+    assert "größe ≥ 1" in page
+
+
+def test_a_long_temporary_folder_gives_way_to_a_short_one_with_a_note(tmp_path: Path) -> None:
+    long = tmp_path / ("t" * 90)
+    long.mkdir()
+    found = subprocess.run(
+        [sys.executable, "-m", "cvt_nas.cli", "profile", "cvt-13", "--json"],
+        env=os.environ | {"TMPDIR": str(long)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(found.stdout)["params"] == 19_997_480
+    assert found.stderr == f"note: TMPDIR {long} is too long for sockets: /tmp is used instead\n"
+
+
+def test_a_home_that_cannot_be_written_gives_way_to_a_folder_of_the_user_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = cache_folder()
+    assert folder == cache_folder() == tmp_path / f"cvt-nas-{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/file/home/.cache/cvt-nas cannot be written: {folder} is used instead"
+    ]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "cache"))
+    folder.rmdir()
+    folder.symlink_to(tmp_path)  # as another user could have made it
+    with pytest.raises(StorageError, match="set XDG_CACHE_HOME to a folder that can"):
+        cache_folder()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *about: object, **more: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "replace", refuse)  # root may write anywhere
+    message = refused(capsys, "report", str(finished_run.path))
+    assert "Permission denied" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("pick", ["knee", "best", "flops<1e12", "params<1e12"])
@@ -272,6 +411,13 @@ def test_the_command_that_goes_on_is_the_one_that_was_given() -> None:
         "cvt-nas search --space x.yaml --out results/x --resume --data 'my images' --gpus 0 --trials 9 --address auto "
         "--tensorboard"
     )
+
+
+def test_a_search_that_a_time_budget_ended_offers_a_greater_one() -> None:
+    options = build_parser().parse_args(["search", "--space", "x.yaml", "--time-budget", "90s"])
+    again = resuming(options, "results/x", time_budget=90.0)
+    assert again == "cvt-nas search --space x.yaml --out results/x --resume --time-budget 180s"
+    assert build_parser().parse_args(again.split()[1:]).time_budget == 180
 
 
 def test_a_training_without_a_result_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -252,6 +253,28 @@ def test_a_status_is_one_that_there_is(finished_run: RunFolder, tmp_path: Path) 
     (run.path / "trials.jsonl").write_text("\n".join([json.dumps(odd), *others]) + "\n")
     with pytest.raises(RunFolderError, match=r"trials.jsonl:1: .*status: Input should be 'complete'"):
         write_report(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("test.jsonl", {"arch_id": ["a"]}), ("latency.jsonl", {"arch_id": {}, "median_ms": "soon"})]
+)
+def test_a_record_of_the_front_with_a_line_of_another_kind_is_one_line(
+    finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, line: dict[str, Any]
+) -> None:
+    subprocess.run(["cp", "-r", str(finished_run.path), str(tmp_path / "run")], check=True)
+    (tmp_path / "run" / name).write_text(json.dumps(line) + "\n")
+    assert main(["report", str(tmp_path / "run")]) == 2
+    assert re.fullmatch(rf"cvt-nas: \S+{name}:1: is no line of such a record: .*\n", capsys.readouterr().err)
+
+
+def test_the_name_of_a_run_is_no_markup_of_the_terminal(
+    finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    subprocess.run(["cp", "-r", str(finished_run.path), str(tmp_path / "run")], check=True)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest | {"name": "[/bold][red]a :smile:"}))
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "[/bold][red]a :smile:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", [["report"], ["export", "--to", "there"], ["query"]], ids=lambda verb: verb[0])

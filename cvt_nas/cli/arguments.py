@@ -42,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     search.add_argument("--tensorboard", action="store_true", help="track each trial in the run folder's tensorboard/")
     search.add_argument("--mlflow", metavar="URI", help="track each trial as a run of this MLflow tracking server")
     search.add_argument("--wandb", metavar="PROJECT", help="track each trial as a run of this Weights & Biases project")
-    search.add_argument("--resume", action="store_true", help="go on with the run in the run folder")
+    search.add_argument(
+        "--resume", action="store_true", help="go on with the run in the run folder; what failed is tried again"
+    )
     _add_json(search)
 
     space = add("space", verbs.space, "size of a space, range of its costs, share that meets the constraints")

@@ -2,14 +2,15 @@
 
 import argparse
 import json
-import shlex
+import math
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
-from cvt_nas.cli.output import print_front
+from cvt_nas.cli.output import command, nothing_found, print_front, say
 
 
 def search(options: argparse.Namespace) -> int:
@@ -20,25 +21,26 @@ def search(options: argparse.Namespace) -> int:
     experiment = load_experiment(options.space)
     console = Console(stderr=True, soft_wrap=True)
     for warning in experiment.warnings:
-        console.print(f"warning: {warning}", highlight=False)
+        say(console, f"warning: {warning}")
 
     from cvt_nas.race import search as run_search
     from cvt_nas.race.events import following
     from cvt_nas.race.progress import ConsoleProgress
     from cvt_nas.race.trackers import check_trackers, trackers
     from cvt_nas.report import summary, write_report
+    from cvt_nas.results import FAILURES
 
     tracked = {"tensorboard": options.tensorboard, "mlflow": options.mlflow, "wandb": options.wandb}
     check_trackers(**tracked)
 
     def warn(message: str) -> None:
-        console.print(f"warning: {message}", highlight=False, markup=False)
+        say(console, f"warning: {message}")
 
     @contextmanager
     def progress(run: Any, resources: Any, num_trials: int, deadline: float | None) -> Iterator[Any]:
-        console.print(f"{experiment.name}: {num_trials} trials, {resources.describe()}; {run.place}", highlight=False)
+        say(console, f"{experiment.name}: {num_trials} trials, {resources.describe()}; {run.place}")
         for note in run.manifest.get("warm_start_notes", []):
-            console.print(f"note: {note}", highlight=False, markup=False)
+            say(console, f"note: {note}")
         shown = ConsoleProgress.of(run, console, num_trials=num_trials, deadline=deadline)
         with trackers(run, **tracked, warn=warn) as track, shown:
             yield following(shown, track)
@@ -71,28 +73,37 @@ def search(options: argparse.Namespace) -> int:
         print(json.dumps(summary(run)))
     else:
         print_front(run, out)
-    plan, num_left = run.confirm_plan(), len(run.unconfirmed())
-    if stop.is_set() and (num_left or num_done < num_trials):
+    results, plan, num_left = run.results(), run.confirm_plan(), len(run.unconfirmed())
+    if stop.is_set() and (num_left or num_done < num_trials or any(result.status in FAILURES for result in results)):
         done = f"{num_done} of {num_trials} trials"
         if plan is not None and num_left:  # the race is over
             done = f"{num_done} trials and {len(plan.numbers) - num_left} of {len(plan.numbers)} further trainings"
-        again = resuming(options, out)
-        if run.manifest.get("time_budget") or options.time_budget:
-            again += " --time-budget TIME, which counts from the search's beginning"
-        console.print(f"{done} are done and kept. Go on with: {again}", highlight=False)
-    return 130 if stop.was_signalled else 0
+        budget = None if stop.was_signalled else options.time_budget or run.manifest.get("time_budget")
+        say(console, f"{done} are done and kept. Go on with: {resuming(options, out, time_budget=budget)}")
+    if stop.was_signalled:
+        return 130
+    if not run.front().members:
+        print(f"cvt-nas: {nothing_found(results, is_time_over=stop.is_set())}", file=sys.stderr)
+        return 1
+    return 0
 
 
-def resuming(options: argparse.Namespace, out: str) -> str:
-    """The command that goes on with the search of `options`, whose seed and warm start the run keeps."""
+def resuming(options: argparse.Namespace, out: str, *, time_budget: float | None = None) -> str:
+    """The command that goes on with the search of `options`, whose seed and warm start the run keeps.
+
+    Args:
+        time_budget: Seconds that are spent, where the search ended with them; as many again are offered.
+    """
     words = ["cvt-nas", "search", "--space", options.space, "--out", out, "--resume"]
+    if time_budget is not None:
+        words += ["--time-budget", f"{math.ceil(2 * time_budget)}s"]
     for name in ("data", "gpus", "gpus_per_trial", "cpus", "trials", "address", "tensorboard", "mlflow", "wandb"):
         value = getattr(options, name)
         if value is True:
             words.append(f"--{name}")
         elif value is not None and value is not False:  # 0 GPUs are a number
             words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
+    return command(*words)
 
 
 def supernet(options: argparse.Namespace) -> int:
@@ -106,7 +117,7 @@ def supernet(options: argparse.Namespace) -> int:
     run, console = RunFolder.open(options.run), Console(stderr=True, soft_wrap=True)
 
     def progress(alone: Any, resources: Any, num_trials: int, deadline: float | None) -> ConsoleProgress:
-        console.print(f"{num_trials} trainings, {resources.describe()}; {alone.path}", highlight=False)
+        say(console, f"{num_trials} trainings, {resources.describe()}; {alone.path}")
         return ConsoleProgress.of(alone, console, num_trials=num_trials, deadline=deadline)
 
     with SignalledStop(console) as stop:
@@ -124,7 +135,7 @@ def supernet(options: argparse.Namespace) -> int:
             progress=progress,
         )
     if quality is None:
-        console.print("what is trained is kept; the same command goes on", highlight=False)
+        say(console, "what is trained is kept; the same command goes on")
         return 130
     write_report(run)
     if options.json:
@@ -155,4 +166,4 @@ class SignalledStop(threading.Event):
             raise KeyboardInterrupt
         self.was_signalled = True
         self.set()
-        self._console.print("stopping in order; once more to stop at once", highlight=False)
+        say(self._console, "stopping in order; once more to stop at once")

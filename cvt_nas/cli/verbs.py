@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cvt_nas.cli.output import print_front
+from cvt_nas.cli.output import command, print_front, say
 from cvt_nas.cli.searching import SignalledStop
 from cvt_nas.errors import ArchError, DataError, ExportError
 
@@ -169,8 +170,9 @@ def train(options: argparse.Namespace) -> int:
         return 0
     test = run.test_accuracies()[arch.id]
     print(f"{arch.id}: accuracy {result.accuracy:.4f} on the search split, {test:.4f} on the test split; {out}")
-    print(f"plots: {', '.join(str(path) for path in report_paths(run) if path.suffix == '.html')}")
-    print(f"next: cvt-nas export {out} --pick best --to my_model")
+    plots = [shlex.quote(str(path)) for path in report_paths(run) if path.suffix == ".html"]
+    print(f"plots: {', '.join(plots)}")
+    print("next: " + command("cvt-nas", "export", str(out), "--pick", "best", "--to", "my_model"))
     return 0
 
 
@@ -280,17 +282,17 @@ def report(options: argparse.Namespace) -> int:
         write_report(run)
     else:
         if not run.is_at_work():
-            console.print(f"no search is at work on {run.place}", highlight=False)
+            say(console, f"no search is at work on {run.place}")
         with SignalledStop(console) as stop:
             for num_trials in watch(run, seconds=options.watch, stop=stop):
-                console.print(f"{num_trials} trials: {run.path / 'report.html'}", highlight=False)
+                say(console, f"{num_trials} trials: {run.path / 'report.html'}")
     pictures = [] if options.static is None else write_pictures(run, options.static)
     if options.json:
         print(json.dumps(summary(run)))
     else:
         print_front(run, options.run)
     for picture in pictures:
-        console.print(f"picture: {picture}", highlight=False)
+        say(console, f"picture: {picture}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -59,12 +60,12 @@ def export(run: RunFolder, pick: str, to: Path, *, format: str = "torch") -> Tri
             f"{result.arch_id}: --format {format} cannot be this network: {'; '.join(reasons)}. "
             f"--format torch, timm, onnx and pt2 can"
         )
-    preprocessing = json.loads((source / "preprocessing.json").read_text())
+    preprocessing = json.loads((source / "preprocessing.json").read_text(encoding="utf-8"))
     try:
         to.mkdir(parents=True, exist_ok=True)
         chosen.write(model, to, preprocessing)
         card = model_card(run, result, to, preprocessing=preprocessing, usage=chosen.usage)
-        (to / "README.md").write_text(card)
+        (to / "README.md").write_text(card, encoding="utf-8")
     except OSError as error:
         raise ExportError(f"--to {to}: cannot be written: {error.strerror or error}") from error
     error, largest = _difference(model, to, format)
@@ -87,9 +88,8 @@ def _weights_of(run: RunFolder, result: TrialResult) -> Path:
             if result.status == "complete"
             else f"its training ended as '{result.status}' after epoch {result.epochs} and left no weights"
         )
-        raise ExportError(
-            f"{result.arch_id}: {why}; train it in full: cvt-nas train {run.place}:{result.arch_id} --out DIR"
-        )
+        arch = shlex.quote(f"{run.place}:{result.arch_id}")
+        raise ExportError(f"{result.arch_id}: {why}; train it in full: cvt-nas train {arch} --out DIR")
     return source
 
 

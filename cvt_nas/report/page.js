@@ -189,6 +189,10 @@
     return plot;
   }
 
+  function quoted(word) { // as Python's shlex.quote
+    return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`;
+  }
+
   function command(text) {
     const button = element("button", { type: "button", onclick: () => {
       const done = () => { button.textContent = "copied"; };
@@ -216,8 +220,8 @@
       element("ol", { class: "stages" }, ...stagesOf(trial).map((stage, index) => stageCard(trial, stage, index))),
       ...[curve(trial)].filter((plot) => plot !== null),
       element("p", {}, trial.status === "complete" ? "As a model of its own:" : "It has no weights; to train it in full:"),
-      command(trial.status === "complete" ? `cvt-nas export ${data.place} --pick ${trial.arch_id} --to my_model`
-        : `cvt-nas train ${data.place}:${trial.arch_id} --out my_training`),
+      command(trial.status === "complete" ? `cvt-nas export ${quoted(data.place)} --pick ${trial.arch_id} --to my_model`
+        : `cvt-nas train ${quoted(`${data.place}:${trial.arch_id}`)} --out my_training`),
     );
     plots.filter((plot) => plot.dataset.selects !== undefined && drawn.has(plot)).forEach(mark);
     for (const row of byId("rows").children) row.setAttribute("aria-selected", String(Number(row.dataset.number) === number));

@@ -67,7 +67,7 @@ def html_page(
 
 
 def _text(name: str) -> str:
-    return resources.files("cvt_nas.report").joinpath(name).read_text()
+    return resources.files("cvt_nas.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def packed(tree: Any) -> str:

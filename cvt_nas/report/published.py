@@ -50,7 +50,7 @@ def published_as(arch: ArchConfig) -> tuple[PublishedModel, ...]:
 
 
 def published_models() -> tuple[PublishedModel, ...]:
-    text = resources.files("cvt_nas.report").joinpath("published_models.csv").read_text()
+    text = resources.files("cvt_nas.report").joinpath("published_models.csv").read_text(encoding="utf-8")
     return tuple(
         PublishedModel(
             name=row["model"],

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from rich.table import Table
+from rich.text import Text
 
 from cvt_nas.latency import LatencyTable
 from cvt_nas.report.tables import deciding_epochs
@@ -12,7 +13,8 @@ from cvt_nas.results import RunFolder, SupernetQuality, Tau, TrialResult, rank_c
 def front_table(run: RunFolder) -> Table:
     """The front for a terminal, knee and best marked."""
     front, tested = run.front(), run.test_accuracies()
-    table = Table(title=f"Pareto front of {run.manifest['name']}: {' / '.join(front.metrics)}", title_justify="left")
+    title = Text(f"Pareto front of {run.manifest['name']}: {' / '.join(front.metrics)}")  # in which nothing is markup
+    table = Table(title=title, title_justify="left")
     confirmed = any(member.confirmation is not None for member in front.members)
     more = [("front", "right")] if confirmed else []  # with it, 80 characters still hold the whole table
     has_latency, measured = "latency_table" in run.manifest, run.latencies()
