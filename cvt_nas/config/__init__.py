@@ -199,7 +199,7 @@ def load_experiment(path: str | Path) -> Experiment:
     try:
         if path.stat().st_size > 4 * MAX_LENGTH:  # a character has four bytes at most
             raise SpaceFileError([f"{path}: too long for a space file: {path.stat().st_size:,} bytes"])
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
         raise SpaceFileError([f"{path}: cannot be read: {reason}"]) from error
@@ -215,7 +215,7 @@ def load_recipe(name: str) -> Experiment:
     file = resources.files("cvt_nas") / "recipes" / f"{name}.yaml"
     if name not in NAMED_ARCHS or not file.is_file():
         raise ArchError(f"{name}: no recipe has this name, but {', '.join(NAMED_ARCHS)} have")
-    return parse_experiment(file.read_text(), f"recipe {name}")
+    return parse_experiment(file.read_text(encoding="utf-8"), f"recipe {name}")
 
 
 def parse_experiment(text: str, where: str) -> Experiment:

@@ -65,7 +65,7 @@ def _write_timm(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> N
         "model_args": {"arch": arch_to_dict(model.arch)},
         "pretrained_cfg": {**facts_of(model.arch), **preprocessing_facts(**seen)},
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _load_timm(folder: Path) -> Logits:
@@ -105,7 +105,7 @@ def _batch() -> Any:
 
 
 def _write_preprocessing(folder: Path, preprocessing: Mapping[str, Any]) -> None:
-    (folder / "preprocessing.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
+    (folder / "preprocessing.json").write_text(json.dumps(preprocessing, indent=2) + "\n", encoding="utf-8")
 
 
 FORMATS: dict[str, Format] = {

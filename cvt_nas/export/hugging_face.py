@@ -105,7 +105,7 @@ def _image_processor(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(tree, indent=2) + "\n")
+    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 
 
 def load_hugging_face(folder: Path) -> Any:
