@@ -5,6 +5,7 @@ import os
 import queue
 import secrets
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -103,6 +104,12 @@ def get_from_workers(work: Any) -> Any:
 
 def connect_ray(**options: Any) -> None:
     """`ray.init`, quiet, and without its handler of SIGTERM, which would take the place of the caller's."""
+    odd = [word for word in sys.orig_argv if any("\udc80" <= char <= "\udcff" for char in word)]
+    if odd:  # Ray keeps the command as UTF-8, and would end in a traceback
+        raise ResourceError(
+            f"{odd[0]}: cannot be read in the locale of this terminal, which is not UTF-8; set PYTHONUTF8=1 or "
+            f"LC_ALL=C.UTF-8"
+        )
     handler = signal.getsignal(signal.SIGTERM)
     ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
     if threading.current_thread() is threading.main_thread():

@@ -226,7 +226,9 @@ def test_batches_that_do_not_fit_in_shared_memory_are_refused_before_a_worker_is
     setup = TrainingSetup.of(experiment, run_path=tmp_path / "run", data=tmp_path)
     check_shared_memory(setup, num_slots=1)
     large = dataclasses.replace(setup, training=dataclasses.replace(setup.training, batch_size=2**36))
-    with pytest.raises(ResourceError, match=r"/dev/shm has \S+ MiB left, and batches .* --shm-size.* num_workers: 0"):
+    with pytest.raises(
+        ResourceError, match=r"/dev/shm has \S+ MiB left, and batches .* --shm-size.*data.num_workers: 0"
+    ):
         check_shared_memory(large, num_slots=1)
 
 
@@ -252,6 +254,12 @@ def test_ray_starts_where_home_cannot_be_written_and_the_temporary_folder_has_a_
         [sys.executable, "-W", "ignore", "-c", ODD_PLACE], env=kept | odd, capture_output=True, text=True, timeout=300
     )
     assert found.stdout == "works\n", found.stderr
+
+
+def test_a_word_of_the_command_that_the_locale_cannot_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.orig_argv", ["cvt-nas", "search", "--out", "r\udcc3\udcb6"])
+    with pytest.raises(ResourceError, match="is not UTF-8; set PYTHONUTF8=1"):
+        start_local_ray(num_cpus=1, num_gpus=0)
 
 
 def test_a_folder_for_ray_that_is_too_long_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
