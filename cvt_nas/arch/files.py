@@ -43,7 +43,7 @@ def read_object(path: Path) -> Mapping[str, Any]:
         ArchError: It cannot be read, or holds anything else.
     """
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ArchError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -55,7 +55,7 @@ def read_object(path: Path) -> Mapping[str, Any]:
 
 def save_arch(arch: ArchConfig, path: Path) -> None:
     """Writes `arch` to `path` as JSON that `load_arch` reads."""
-    path.write_text(json.dumps(arch_to_dict(arch), indent=2) + "\n")
+    path.write_text(json.dumps(arch_to_dict(arch), indent=2) + "\n", encoding="utf-8")
 
 
 def _suggestion(named: str | Path) -> str:

@@ -62,7 +62,7 @@ def search(options: argparse.Namespace) -> int:
             resume=options.resume,
             stop=stop,
             progress=progress,
-            on_note=lambda note: console.print(f"note: {note}", highlight=False, markup=False),
+            on_note=lambda note: say(console, f"note: {note}"),
         )
     write_report(run)
     num_trials = experiment.search.trials if options.trials is None else options.trials

@@ -43,7 +43,7 @@ def preprocessing_beside(folder: Path) -> tuple[Found, Path | None]:
     for name, read in readers.items():
         if (path := folder / name).is_file():
             try:
-                tree = json.loads(path.read_text())
+                tree = json.loads(path.read_text(encoding="utf-8"))
                 if name != "config.json":
                     return read(tree), path
                 if isinstance(tree, dict) and isinstance(tree.get("pretrained_cfg"), dict):

@@ -176,6 +176,6 @@ def read_json(path: Path) -> Any:
         ArchError: It cannot be read.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ArchError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
