@@ -167,8 +167,8 @@ class Experiment:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that makes two results comparable: the file without its name, its number of trials, and what
-        is trained again when they are over."""
+        """Hash of all that makes two results comparable: the file without its name, its number of trials, what is
+        trained again when they are over, and how faults are met."""
         return _fingerprint_of(self.text)
 
     def compares_with(self, manifest: Mapping[str, Any]) -> bool:
@@ -186,6 +186,8 @@ def _fingerprint_of(text: str) -> str:
     search = tree.setdefault("search", {})  # a section that only holds what is left out is as good as none
     for name in ("trials", "candidates", "confirm", "max_failures", "trial_timeout"):
         search.pop(name, None)
+    for name in ("training", "supernet"):
+        (tree.get(name) or {}).pop("checkpoint_minutes", None)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 

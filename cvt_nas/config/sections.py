@@ -207,6 +207,9 @@ class TrainingConfig:
         ema_decay: Decay a step of averaged weights, which are then what is evaluated and kept; less over the first
             steps, so that the initialisation is soon forgotten. Averaged over about an epoch where absent; 0 is off.
         precision: `bf16` and `fp16` are autocast; fp16 scales its loss.
+        checkpoint_minutes: After so many, the next of every 20 steps writes a checkpoint within the epoch, so that a
+            kill loses no more; 0 is only at the end of each epoch. It changes no result: whether and when checkpoints
+            are written and gone on from, on one device or several, the weights are the same to the bit.
     """
 
     epochs: Annotated[int, Field(ge=0)]
@@ -226,6 +229,7 @@ class TrainingConfig:
     clip_grad_norm: PositiveFloat | None = None
     ema_decay: Fraction | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def lasting(self, epochs: int) -> Self:

@@ -1,9 +1,12 @@
 """What every training shares: optimizer, learning rate, averaged weights, and the ranks that it runs on."""
 
+import contextlib
+import io
 import math
 import os
 import pickle
 import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,16 +22,22 @@ from cvt_nas.results import delete, fetch, patiently, write_atomically
 
 
 class DivergedError(Exception):
-    """The loss is no longer finite.
+    """A loss, a weight or a statistic is no longer finite.
 
     Args:
         epoch: From 1.
         curve: Accuracy after each epoch before it.
+        num_rollbacks: Times that the training went back before.
     """
 
-    def __init__(self, epoch: int, curve: tuple[float, ...]) -> None:
-        super().__init__(f"loss not finite in epoch {epoch}")
-        self.epoch, self.curve = epoch, curve
+    def __init__(self, epoch: int, curve: Sequence[float] = (), num_rollbacks: int = 0) -> None:
+        times = f", after it was rolled back {times_of(num_rollbacks)}" if num_rollbacks else ""
+        super().__init__(f"loss not finite in epoch {epoch}{times}")
+        self.epoch, self.curve = epoch, tuple(curve)
+
+
+def times_of(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def prepare_device(device: torch.device) -> None:
@@ -136,27 +145,16 @@ def rank_and_world_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def mean_over_ranks(values: Float[torch.Tensor, " number"]) -> list[float]:
-    """Of each, read from the device."""
-    _, world_size = rank_and_world_size()
-    if world_size > 1:
-        values = values.clone()
-        dist.all_reduce(values)
-        values /= world_size
-    return values.tolist()
-
-
-def share_buffers(*modules: nn.Module | None) -> None:
-    """Gives the modules of every rank the mean over ranks of their statistics of batch norm, each of which is of the
-    rank's own images; a module may be None."""
+def average_over_ranks(tensors: Sequence[torch.Tensor]) -> None:
+    """Gives every rank the mean over ranks of each tensor, in place and in one message; all are of one type."""
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return
-    for module in modules:
-        for buffer in [] if module is None else module.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= world_size
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= world_size
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,28 +166,56 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
-    def save(self, path: Path, **progress: Any) -> None:
-        """Writes `path`, and keeps what was there as the one before.
+    def save(
+        self, path: Path, *, keep: bool = True, before_writing: Callable[[], None] | None = None, **progress: Any
+    ) -> None:
+        """Writes `path`, at once or not at all.
 
         Args:
+            keep: Whether what was there stays, as the checkpoint before.
+            before_writing: Called when the new file is about to take its place; what it raises leaves all as it was.
             progress: Numbers, texts, tensors, and lists of them.
         """
-        state = {
-            "model": self.model.state_dict(),
-            "averaged": None if self.averaged is None else self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            **progress,
-        }
+        state = {**self.to_plain(), **progress}
         patiently(path.parent.parent.stat)  # where a disk is not mounted, nothing takes its place
         path.parent.mkdir(exist_ok=True)
 
         def write(file: BinaryIO) -> None:
             torch.save(state, file)
-            if path.exists():
+            if before_writing is not None:
+                before_writing()
+            if keep and path.exists():
                 path.replace(checkpoint_before(path))
 
         write_atomically(path, write)
+
+    def to_plain(self) -> dict[str, Any]:
+        """What `load` takes."""
+        return {
+            "model": self.model.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def statistics(self) -> list[torch.Tensor]:
+        """The statistics of batch norm, and their averages: what each rank has of its own images."""
+        modules = [self.model] if self.averaged is None else [self.model, self.averaged]
+        return [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
+
+    @torch.no_grad()
+    def greatest(self) -> Float[torch.Tensor, "1"]:
+        """The greatest absolute value of all weights, statistics, averages and moments; no number where one is none."""
+        moments = [
+            value
+            for values in self.optimizer.state.values()
+            for value in values.values()
+            if isinstance(value, torch.Tensor) and value.ndim and value.is_floating_point()
+        ]
+        averaged = [] if self.averaged is None else list(self.averaged.parameters())
+        return nn.utils.get_total_norm(
+            [*self.model.parameters(), *averaged, *self.statistics(), *moments], norm_type=math.inf
+        )[None]
 
     def load(self, state: dict[str, Any]) -> dict[str, Any]:
         """Takes over what `save` wrote; the progress that was saved with it."""
@@ -213,26 +239,57 @@ def drop_checkpoints(path: Path) -> None:
     checkpoint_before(path).unlink(missing_ok=True)  # which is on this machine alone
 
 
-def read_checkpoint(path: Path | None, device: torch.device) -> dict[str, Any] | None:
-    """What `TrainingState.save` wrote, for its `load`; one that is damaged is deleted, and the one before it read.
+def read_checkpoint(
+    path: Path | None, device: torch.device, *, is_wanted: Callable[[dict[str, Any]], bool] = lambda _: True
+) -> dict[str, Any] | None:
+    """What `TrainingState.save` wrote, for its `load`: that at `path`, or else the one before it.
 
-    None where there is neither.
+    The first rank alone reads, and deletes what is damaged; the others get what it read, so that all begin alike.
+
+    Args:
+        is_wanted: Says of each whether it will do.
+
+    Returns:
+        None where neither is there, whole and wanted.
     """
     if path is None:
         return None
-    fetch(path)
-    return _read_whole(path, device) or _read_whole(checkpoint_before(path), device)
+    rank, world_size = rank_and_world_size()
+    content: bytes | None = None
+    if rank == 0:
+        fetch(path)
+        for candidate in (path, checkpoint_before(path)):
+            found = _read_whole(candidate, device)
+            if found is not None and is_wanted(found[1]):
+                if world_size == 1:
+                    return found[1]
+                content = found[0]
+                break
+    if world_size > 1:
+        box = [content]
+        dist.broadcast_object_list(box, src=0, device=device)
+        content = box[0]
+    return None if content is None else torch.load(io.BytesIO(content), map_location=device, weights_only=True)
 
 
-def _read_whole(path: Path, device: torch.device) -> dict[str, Any] | None:
-    if not path.exists():
+def _read_whole(path: Path, device: torch.device) -> tuple[bytes, dict[str, Any]] | None:
+    """The file's content, and the state that it is; None where it is missing or damaged.
+
+    Read once, since another process may replace or delete it meanwhile.
+    """
+    try:
+        with path.open("rb") as file:
+            content, number = file.read(), os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
         return None
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load compares no checksum
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load compares no checksum
             damaged = archive.testzip()
         if damaged is None:
-            return torch.load(path, map_location=device, weights_only=True)
+            return content, torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except (zipfile.BadZipFile, EOFError, RuntimeError, pickle.UnpicklingError):
         pass
-    path.unlink(missing_ok=True)  # or it would soon be the one before; another rank may be sooner
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_ino == number:  # not one that took its place
+            path.unlink()
     return None

@@ -6,14 +6,12 @@ are averaged once a step, after all its subnets, which DDP cannot do where each 
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_of
@@ -24,18 +22,18 @@ from cvt_nas.arch import ArchConfig
 from cvt_nas.config import SupernetConfig
 from cvt_nas.data import Batch, ImageData, Split, seed_all
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, count_right, recalibrate_batch_norm
+from cvt_nas.engine.keeper import Keeper, Progress
 from cvt_nas.engine.optimization import (
     DivergedError,
     TrainingState,
+    average_over_ranks,
     averaged_model,
     batch_size_of_rank,
     drop_checkpoints,
     is_out_of_memory,
-    mean_over_ranks,
     optimizer_of,
     prepare_device,
     rank_and_world_size,
-    read_checkpoint,
     set_learning_rate,
 )
 from cvt_nas.engine.setup import SharedWeights, TrainingSetup
@@ -46,8 +44,6 @@ from cvt_nas.results import exists, fetch, write_atomically
 from cvt_nas.supernet import Supernet, extract, lent_weights
 
 _MAX_RATIO = 5.0  # of probabilities, q over p, in an alpha-divergence: what the paper clips at
-_STEPS_BETWEEN_CHECKS = 20  # of whether all losses and weights are finite: a GPU stands still while one is read
-_MAX_ROLLBACKS = 3
 _LEAST_RATIO = 1e-6
 _MAX_KEPT_BYTES = 2**31  # of a CPU's memory; more than what all are screened on, in colour at 224 pixels
 _KEPT_SHARE = 4  # of a GPU's free memory, one part in so many: trials that share one open it one after the other
@@ -80,24 +76,26 @@ def train_supernet(
     device: torch.device,
     seed: int,
     checkpoint: Path | None = None,
-    checkpoint_seconds: float = 600.0,
     initial: Callable[[], Mapping[str, Tensor]] | None = None,
     stop: Callable[[], bool] = bool,
+    before_writing: Callable[[], None] | None = None,
 ) -> Generator[SupernetEpoch, None, None]:
     """Trains shared weights from a fresh initialisation, or on from `checkpoint`, an epoch at a time.
 
     The same seed gives the same weights on as many devices of the same kind, also across a restart, at whichever step.
-    A loss or a weight that is not finite takes the weights back to the last checkpoint, from where they go on with
-    later images.
+    A loss or a weight that is not finite takes the weights back to the end of the epoch before, from where they go on
+    with later images. Where the last epoch has none left, it is begun again with other images.
 
     Args:
         data: Of the classes that `shared` is trained on now.
         device: Where to train; the current rank's, where there are several.
         seed: Of initialisation, images, augmentation, drop path and subnets.
-        checkpoint: File that is read if it is there, and replaced after each epoch and every `checkpoint_seconds`.
+        checkpoint: File that is read if it is there, and replaced after each epoch and every
+            `supernet.checkpoint_minutes`.
         initial: Tensors to begin with, where there is no checkpoint; see `Supernet.insert_state`.
         stop: Asked after each step, or every 20 where there are several ranks; where it says so, the checkpoint is
             written, and the training ends there.
+        before_writing: See `fit`.
 
     Yields:
         One `SupernetEpoch` after each; the last one again where the checkpoint is complete already.
@@ -110,11 +108,7 @@ def train_supernet(
     config = shared.config
     prepare_device(device)
     seed_all(seed)
-    supernet = _supernet_of(shared)
-    saved = read_checkpoint(checkpoint, device)
-    if saved is None and initial is not None:
-        supernet.insert_state(initial())
-    supernet = supernet.to(device)
+    supernet = _supernet_of(shared).to(device)
     batch_size = batch_size_of_rank(config, world_size)
     num_steps = max(data.num_images("train") // (batch_size * world_size), 1)
     averaged = averaged_model(supernet, config, num_steps=num_steps)
@@ -125,30 +119,27 @@ def train_supernet(
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and device.type == "cuda"),
     )
     sampler = SubnetSampler(shared.drawn_from, config, seed=seed)
-    progress = _Progress.from_plain(None if saved is None else state.load(saved), sampler, device)
+    keeper = Keeper(checkpoint, state, config, device, before_writing=before_writing)
+    saved = keeper.load()
+    if saved is None and initial is not None:
+        supernet.insert_state(initial())  # the first step gives them to the average, too
+    progress = _Progress.of(saved, sampler, device)
     evaluated = supernet if averaged is None else cast(Supernet, averaged.module)
     if progress.epoch >= shared.last_epoch:
         yield progress.epoch_done(evaluated)
         return
-    started, last_saved = time.perf_counter() - progress.seconds, time.perf_counter()
-
-    def save() -> None:
-        nonlocal last_saved
-        last_saved = time.perf_counter()
-        progress.seconds = last_saved - started
-        if checkpoint is not None and rank == 0:
-            state.save(checkpoint, **progress.to_plain(sampler))
-
-    if checkpoint is not None and not checkpoint.exists():
-        save()
+    keeper.start_clock(progress)
+    if saved is None:
+        keeper.save(progress)
     while progress.epoch < shared.last_epoch:
+        keeper.start_clock(progress)
         supernet.train()
         for images, targets in data.train_batches(
             batch_size=batch_size,
             augment=config.augment,
             device=device,
             seed=seed,
-            epoch=progress.epoch,
+            epoch=progress.draws(config),
             first=progress.step,
             rank=rank,
             world_size=world_size,
@@ -156,31 +147,16 @@ def train_supernet(
             set_learning_rate(state.optimizer, config, progress.epoch + progress.step / num_steps)
             subnets = sampler.draw(progress.epoch, progress.step)
             losses = _step(state, subnets, images, targets, config)
-            progress.add(subnets, losses, is_learned_from=sampler.is_learning)
+            progress.add(subnets, losses)
             progress.step += 1
-            is_last = progress.step == num_steps
-            is_check = is_last or progress.step % _STEPS_BETWEEN_CHECKS == 0
-            is_stopped = stop() if is_check or world_size == 1 else False
-            if is_check or is_stopped:
-                asked = torch.tensor([float(is_stopped)], device=device)
-                norm = nn.utils.get_total_norm(supernet.parameters())[None].detach()  # of what is about to be saved
-                *numbers, share = mean_over_ranks(torch.cat([progress.loss_sums, norm, asked]))
-                is_stopped = share > 0  # on all ranks, or they would wait for each other
-                if not all(map(math.isfinite, numbers)):
-                    good = read_checkpoint(checkpoint, device)
-                    if good is None or progress.num_rollbacks == _MAX_ROLLBACKS:
-                        raise DivergedError(progress.epoch + 1, ())
-                    state.load(good)
-                    progress.rolled_back()
-                    if world_size > 1:
-                        dist.barrier()  # all have read it before it is replaced
-                    save()
-                elif is_stopped or (not is_last and time.perf_counter() - last_saved > checkpoint_seconds):
-                    save()
-            if is_stopped:
+            is_end = progress.step == num_steps and progress.epoch + 1 == shared.last_epoch
+            if keeper.check(progress, num_steps=num_steps, begins_again=is_end, stop=stop):
                 return
-        sampler.learn(*progress.end_epoch())
-        save()
+        if progress.step == 0:
+            continue
+        progress.learn()
+        progress.next_epoch()
+        keeper.save(progress)
         yield progress.epoch_done(evaluated)
 
 
@@ -210,7 +186,7 @@ def _step(
                 state.optimizer.zero_grad(set_to_none=True)
     gradients = [*of_largest.values(), *(p.grad for p in supernet.parameters() if p.grad is not None)]
     means = torch.stack(losses)
-    _average_over_ranks([*gradients, means])
+    average_over_ranks([*gradients, means])
     for parameter, gradient in of_largest.items():  # of all ranks' images, so that two ranks are one with both batches
         give_way(gradient, parameter.grad)
         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
@@ -275,89 +251,54 @@ def give_way(gradient: Tensor, other: Tensor | None) -> None:
     gradient.sub_(other * torch.where(along < 0, along / norm.clamp(min=torch.finfo(norm.dtype).tiny), 0))
 
 
-def _average_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """In place, in one message; the ranks train the same subnets, so they have gradients of the same weights."""
-    _, world_size = rank_and_world_size()
-    if world_size == 1:
-        return
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
-    flat /= world_size
-    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(mean.view_as(tensor))
-
-
-@dataclass(kw_only=True, slots=True)
-class _Progress:
-    """Where a training is, and the losses of its epoch so far.
+@dataclass(kw_only=True)
+class _Progress(Progress):
+    """Where a training is.
 
     Args:
-        epoch, step: The next one, from 0.
         loss_sums, counts: Of each of `KINDS`.
         genomes, log_losses: Random subnets of the epoch, each with the log of its loss over the largest's, where the
             sampler learns from them.
+        losses: Of the last epoch, the mean of each kind.
     """
 
-    epoch: int = 0
-    step: int = 0
-    num_rollbacks: int = 0
-    seconds: float = 0.0
-    loss_sums: Tensor = field(default_factory=lambda: torch.zeros(len(KINDS)))
-    counts: list[int] = field(default_factory=lambda: [0] * len(KINDS))
+    sampler: SubnetSampler
     genomes: list[list[int]] = field(default_factory=list)
     log_losses: list[Tensor] = field(default_factory=list)
     losses: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def from_plain(cls, tree: dict[str, Any] | None, sampler: SubnetSampler, device: torch.device) -> "_Progress":
-        if tree is None:
-            return cls(loss_sums=torch.zeros(len(KINDS), device=device))
-        sampler.load_plain(tree.pop("sampler"))
-        tree["log_losses"] = list(tree["log_losses"].unbind())
-        return cls(**tree)
+    def of(cls, saved: dict[str, Any] | None, sampler: SubnetSampler, device: torch.device) -> "_Progress":
+        if saved is None:
+            return cls(loss_sums=torch.zeros(len(KINDS), device=device), counts=[0] * len(KINDS), sampler=sampler)
+        sampler.load_plain(saved["sampler"])
+        return cls(**{**saved, "sampler": sampler, "log_losses": list(saved["log_losses"].unbind())})
 
-    def to_plain(self, sampler: SubnetSampler) -> dict[str, Any]:
-        return {
-            "epoch": self.epoch,
-            "step": self.step,
-            "num_rollbacks": self.num_rollbacks,
-            "seconds": self.seconds,
-            "loss_sums": self.loss_sums,
-            "counts": self.counts,
-            "genomes": self.genomes,
-            "log_losses": torch.stack(self.log_losses) if self.log_losses else torch.zeros(0),
-            "losses": self.losses,
-            "sampler": sampler.to_plain(),
-        }
+    def to_plain(self) -> dict[str, Any]:
+        log_losses = torch.stack(self.log_losses) if self.log_losses else torch.zeros(0)
+        return {**Progress.to_plain(self), "log_losses": log_losses, "sampler": self.sampler.to_plain()}
 
-    def add(self, subnets: Sequence[Subnet], losses: Sequence[Tensor], *, is_learned_from: bool) -> None:
+    def add(self, subnets: Sequence[Subnet], losses: Sequence[Tensor]) -> None:
         for subnet, loss in zip(subnets, losses, strict=True):
             kind = KINDS.index(subnet.kind)
             self.loss_sums[kind] += loss
             self.counts[kind] += 1
-            if is_learned_from and subnet.kind == "random":
+            if self.sampler.is_learning and subnet.kind == "random":
                 self.genomes.append(list(subnet.genome))
                 # clamped: a subnet that happens to be the largest loses nothing
                 self.log_losses.append((loss / losses[0]).clamp(min=_LEAST_RATIO).log())
 
-    def rolled_back(self) -> None:
-        self.num_rollbacks += 1
-        self._forget_losses()
+    def forget_losses(self) -> None:
+        Progress.forget_losses(self)
+        self.genomes, self.log_losses = [], []
 
-    def _forget_losses(self) -> None:
-        self.loss_sums = torch.zeros_like(self.loss_sums)
-        self.counts, self.genomes, self.log_losses = [0] * len(KINDS), [], []
-
-    def end_epoch(self) -> tuple[list[list[int]], list[float]]:
-        """Goes to the next epoch; what the random subnets of this one were, and lost."""
+    def learn(self) -> None:
+        """At the end of an epoch: what its losses were, and what the sampler makes of them."""
         sums = self.loss_sums.tolist()
         self.losses = {
             kind: total / count for kind, total, count in zip(KINDS, sums, self.counts, strict=True) if count
         }
-        trained = self.genomes, torch.stack(self.log_losses).tolist() if self.log_losses else []
-        self.epoch, self.step = self.epoch + 1, 0
-        self._forget_losses()
-        return trained
+        self.sampler.learn(self.genomes, torch.stack(self.log_losses).tolist() if self.log_losses else [])
 
     def epoch_done(self, supernet: Supernet) -> SupernetEpoch:
         return SupernetEpoch(
@@ -370,7 +311,12 @@ class _Progress:
 
 
 def supernet_reports(
-    setup: TrainingSetup, *, device: torch.device, seed: int, initial: Path | None = None
+    setup: TrainingSetup,
+    *,
+    device: torch.device,
+    seed: int,
+    initial: Path | None = None,
+    before_writing: Callable[[], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """`train_supernet` of `setup.shared`, as plain values that travel between processes.
 
@@ -379,6 +325,7 @@ def supernet_reports(
 
     Args:
         initial: Weights to begin with; see `model.read_weights`.
+        before_writing: See `fit`.
 
     Yields:
         After each epoch `epoch, losses, num_rollbacks, seconds, status`; status is `running`, or in a last report
@@ -409,10 +356,13 @@ def supernet_reports(
             if initial is None
             else lambda: lent_weights(shared.space, initial, classes=data.class_names)[0],
             stop=run.is_supernet_stopped,
+            before_writing=before_writing,
         ):
             report |= {"epoch": epoch.number, "losses": epoch.losses, "num_rollbacks": epoch.num_rollbacks}
             report["seconds"] = epoch.seconds
             if epoch.number == shared.last_epoch and rank == 0:
+                if before_writing is not None:
+                    before_writing()
                 save_supernet(epoch.supernet, setup.weights_path)
                 if is_whole:
                     drop_checkpoints(checkpoint)

@@ -1,14 +1,14 @@
 """One architecture, trained from a fresh initialisation or on from a checkpoint."""
 
 import math
-import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,19 +16,18 @@ from cvt_nas.arch import ArchConfig
 from cvt_nas.config import TrainingConfig
 from cvt_nas.data import ImageData, save_preprocessing, seed_all
 from cvt_nas.engine.evaluation import autocast, class_accuracies, evaluate
+from cvt_nas.engine.keeper import Keeper, Progress
 from cvt_nas.engine.optimization import (
     DivergedError,
     TrainingState,
     averaged_model,
     batch_size_of_rank,
     is_out_of_memory,
-    mean_over_ranks,
     optimizer_of,
     prepare_device,
     rank_and_world_size,
-    read_checkpoint,
     set_learning_rate,
-    share_buffers,
+    times_of,
 )
 from cvt_nas.engine.setup import TrainingSetup
 from cvt_nas.engine.supernet import open_inheritance
@@ -47,6 +46,7 @@ class Epoch:
         curve: `accuracy` of every epoch so far.
         loss: Mean over the epoch's training batches.
         train_seconds: Of all epochs so far, their evaluation included.
+        num_rollbacks: Times that the training went back so far, since something was not finite.
         model: What was evaluated: the averaged weights where EMA is on. Valid until the next epoch.
     """
 
@@ -55,6 +55,7 @@ class Epoch:
     curve: tuple[float, ...]
     loss: float
     train_seconds: float
+    num_rollbacks: int
     model: CvT
 
 
@@ -69,96 +70,140 @@ def fit(
     model_folder: Path | None = None,
     initial: Callable[[], CvT] | None = None,
     num_parts: int = 1,
+    before_writing: Callable[[], None] | None = None,
 ) -> Generator[Epoch, None, None]:
     """Trains `arch` from the start, or on from `checkpoint`, an epoch at a time.
 
-    The same seed gives the same weights on the same kind of device, also across a restart.
+    The same seed gives the same weights on the same kind of device, also across a restart, at whichever step. Where a
+    loss, a weight or a statistic of batch norm is not finite, the epoch is begun again, with other images.
 
     Args:
         training: Section `training` of the space file.
         device: Where to train; the current rank's, where there are several.
         seed: Of initialisation, order, augmentation and drop path.
-        checkpoint: File that is read if it is there, and replaced after each epoch.
+        checkpoint: File that is read if it is there, and replaced after each epoch and every
+            `training.checkpoint_minutes`.
         model_folder: Gets the trained model, complete before the last epoch is yielded.
         initial: Whose weights it begins with where there is no checkpoint, instead of a fresh initialisation.
         num_parts: Parts of a batch that go through the network one after the other, to take less memory.
+        before_writing: Called before a file takes its place; what it raises ends the training.
 
     Yields:
-        One `Epoch` after each; before them again the one that the checkpoint is of, where there is one.
+        One `Epoch` after each; before them again the last that the checkpoint has, where it has one.
 
     Raises:
-        DivergedError: A loss is not finite.
+        DivergedError: There is no `checkpoint`, or an epoch was begun again three times already.
     """
     rank, world_size = rank_and_world_size()
     prepare_device(device)
-    seed_all(seed)
-    model = CvT(arch, drop_path=training.drop_path).to(device)
-    saved = read_checkpoint(checkpoint, device)
-    if saved is not None and saved.pop("arch_id", None) != arch.id:  # of a trial that the record has forgotten
-        saved = None
-    if saved is None and initial is not None:
-        model.load_state_dict(initial().state_dict())
     batch_size = batch_size_of_rank(training, world_size)
     num_steps = max(data.num_images("train") // (batch_size * world_size), 1)
-    averaged = averaged_model(model, training, num_steps=num_steps)
-    optimizer = optimizer_of(model, training, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16" and device.type == "cuda")
-    state = TrainingState(model=model, averaged=averaged, optimizer=optimizer, scaler=scaler)
-    kept = None if saved is None else state.load(saved)
-    curve, train_seconds = (tuple(kept["curve"]), kept["train_seconds"]) if kept else ((), 0.0)
-    done = len(curve)
-    evaluated = model if averaged is None else cast(CvT, averaged.module)
-    if done:
-        if done == training.epochs:
-            _keep(evaluated, data, model_folder, rank)
-        yield _epoch(done, curve, math.nan, train_seconds, evaluated)
+
+    def begin(weights: Callable[[], CvT] | None = None) -> TrainingState:
+        seed_all(seed)
+        model = CvT(arch, drop_path=training.drop_path).to(device)
+        if weights is not None:
+            model.load_state_dict(weights().state_dict())
+        return TrainingState(
+            model=model,
+            averaged=averaged_model(model, training, num_steps=num_steps),
+            optimizer=optimizer_of(model, training, device),
+            scaler=torch.amp.GradScaler(device.type, enabled=training.precision == "fp16" and device.type == "cuda"),
+        )
+
+    state = begin()
+    keeper = Keeper(
+        checkpoint, state, training, device,
+        label={"arch_id": arch.id}, fresh=lambda: begin(initial), before_writing=before_writing,
+    )  # fmt: skip
+    saved = keeper.load()
+    model = cast(CvT, state.model)
+    if saved is None and initial is not None:
+        model.load_state_dict(initial().state_dict())  # the first step gives them to the average, too
+    progress = _progress_of(saved, device)
+    evaluated = model if state.averaged is None else cast(CvT, state.averaged.module)
+    if progress.epoch:
+        if progress.epoch == training.epochs:
+            _keep(evaluated, data, model_folder, rank, before_writing)
+        yield _epoch(progress, math.nan, evaluated)
     trained: nn.Module = model
     if world_size > 1:
-        trained = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        trained = DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # each rank has statistics of its own images, until they are averaged
+        )
 
-    for epoch in range(done, training.epochs):
-        started = time.perf_counter()
+    while progress.epoch < training.epochs:
+        keeper.start_clock(progress)
         trained.train()
-        # summed on the device and read once an epoch: reading it each step would stall a GPU
-        loss_sum = torch.zeros((), device=device)
-        batches = data.train_batches(
+        for images, targets in data.train_batches(
             batch_size=batch_size,
             augment=training.augment,
             device=device,
             seed=seed,
-            epoch=epoch,
+            epoch=progress.draws(training),
+            first=progress.step,
             rank=rank,
             world_size=world_size,
-        )
-        for step, (images, targets) in enumerate(batches):
-            set_learning_rate(optimizer, training, epoch + step / num_steps)
-            optimizer.zero_grad(set_to_none=True)
-            for some, their_targets in zip(images.chunk(num_parts), targets.chunk(num_parts), strict=True):
-                with autocast(training, device):
-                    logits = trained(some)
-                loss = F.cross_entropy(logits.float(), their_targets, label_smoothing=training.label_smoothing)
-                loss = loss * (len(some) / len(images))
-                scaler.scale(loss).backward()
-                loss_sum += loss.detach()
-            if training.clip_grad_norm is not None:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(model.parameters(), training.clip_grad_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            if averaged is not None:
-                averaged.update_parameters(model)
-        mean_loss = mean_over_ranks(loss_sum[None])[0] / num_steps
-        if not math.isfinite(mean_loss):
-            raise DivergedError(epoch + 1, curve)
-        share_buffers(model, averaged)
-        accuracy = evaluate(evaluated, data, "search", training=training, device=device)
-        curve = (*curve, accuracy)
-        train_seconds += time.perf_counter() - started
-        if checkpoint is not None and rank == 0:
-            state.save(checkpoint, arch_id=arch.id, curve=list(curve), train_seconds=train_seconds)
-        if epoch + 1 == training.epochs:
-            _keep(evaluated, data, model_folder, rank)
-        yield _epoch(epoch + 1, curve, mean_loss, train_seconds, evaluated)
+        ):
+            set_learning_rate(state.optimizer, training, progress.epoch + progress.step / num_steps)
+            progress.loss_sums += _step(state, trained, images, targets, training, num_parts)
+            progress.counts[0] += 1
+            progress.step += 1
+            keeper.check(progress, num_steps=num_steps, begins_again=True)
+            if progress.step == 0:
+                break
+        if progress.step == 0:
+            continue
+        loss = progress.loss_sums.item() / max(progress.counts[0], 1)
+        progress.curve.append(evaluate(evaluated, data, "search", training=training, device=device))
+        progress.next_epoch()
+        keeper.save(progress)
+        if progress.epoch == training.epochs:
+            _keep(evaluated, data, model_folder, rank, before_writing)
+        yield _epoch(progress, loss, evaluated)
+
+
+def _step(
+    state: TrainingState,
+    trained: nn.Module,
+    images: Float[Tensor, "batch channels height width"],
+    targets: Tensor,
+    training: TrainingConfig,
+    num_parts: int,
+) -> Float[Tensor, ""]:
+    """One step of the optimizer; the mean loss, left on the device, since to read it each step would stall a GPU.
+
+    Args:
+        trained: The model of `state`, or what shares its gradients among ranks.
+    """
+    state.optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=images.device)
+    for some, their_targets in zip(images.chunk(num_parts), targets.chunk(num_parts), strict=True):
+        with autocast(training, images.device):
+            logits = trained(some)
+        loss = F.cross_entropy(logits.float(), their_targets, label_smoothing=training.label_smoothing)
+        loss = loss * (len(some) / len(images))
+        state.scaler.scale(loss).backward()
+        total += loss.detach()
+    if training.clip_grad_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.model.parameters(), training.clip_grad_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.averaged is not None:
+        state.averaged.update_parameters(state.model)
+    return total
+
+
+def _progress_of(saved: dict[str, Any] | None, device: torch.device) -> Progress:
+    """What a checkpoint holds; one of an earlier version was of an epoch's end, and held less."""
+    if saved is None:
+        saved = {}
+    elif "epoch" not in saved:
+        saved = {"epoch": len(saved["curve"]), "curve": saved["curve"], "seconds": saved["train_seconds"]}
+    return Progress(**{"loss_sums": torch.zeros(1, device=device), "counts": [0], **saved})
 
 
 def progress_reports(
@@ -171,16 +216,18 @@ def progress_reports(
     model_folder: Path | None,
     num_known: int = 0,
     num_parts: int = 1,
+    before_writing: Callable[[], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """`fit`, as plain values that travel between processes: what a worker reports of its training.
 
     Args:
         num_known: Epochs that the reader knows already, from before an interruption, and is not told again.
-        num_parts: See `fit`.
+        num_parts, before_writing: See `fit`.
 
     Yields:
         After each epoch `epoch, accuracy, curve, train_seconds, status`; status is `running`, or in a
-        last report `diverged`, `oom` or, where nothing more can be written, `storage`, then with a `reason`.
+        last report `diverged`, `oom` or, where nothing more can be written, `storage`, then with a `reason`. A training
+        that went back has a `reason` from then on, too.
     """
     torch.set_num_threads(setup.num_threads)
     report: dict[str, Any] = {"epoch": 0, "accuracy": 0.0, "curve": [], "train_seconds": 0.0, "status": "running"}
@@ -195,11 +242,14 @@ def progress_reports(
             model_folder=model_folder,
             initial=_initial(arch, setup, device),
             num_parts=num_parts,
+            before_writing=before_writing,
         ):
             if epoch.number <= num_known < setup.training.epochs:
                 continue
             report |= {"epoch": epoch.number, "accuracy": epoch.accuracy, "train_seconds": epoch.train_seconds}
             report["curve"] = list(epoch.curve)
+            if epoch.num_rollbacks:
+                report["reason"] = f"rolled back {times_of(epoch.num_rollbacks)}: a loss or a weight was not finite"
             yield dict(report)
     except DivergedError as error:
         known = {"epoch": error.epoch, "curve": list(error.curve), "accuracy": error.curve[-1] if error.curve else 0.0}
@@ -245,12 +295,25 @@ def _initial(arch: ArchConfig, setup: TrainingSetup, device: torch.device) -> Ca
     return None if setup.shared is None else lambda: open_inheritance(setup, device).model(arch)
 
 
-def _keep(model: CvT, data: ImageData, folder: Path | None, rank: int) -> None:
-    if folder is not None and rank == 0:
-        patiently(folder.parent.parent.stat)  # where a disk is not mounted, nothing takes its place
-        save_model(model, folder)
-        save_preprocessing(data, folder)
+def _keep(
+    model: CvT, data: ImageData, folder: Path | None, rank: int, before_writing: Callable[[], None] | None
+) -> None:
+    if folder is None or rank > 0:
+        return
+    if before_writing is not None:
+        before_writing()
+    patiently(folder.parent.parent.stat)  # where a disk is not mounted, nothing takes its place
+    save_model(model, folder)
+    save_preprocessing(data, folder)
 
 
-def _epoch(number: int, curve: tuple[float, ...], loss: float, train_seconds: float, model: CvT) -> Epoch:
-    return Epoch(number=number, accuracy=curve[-1], curve=curve, loss=loss, train_seconds=train_seconds, model=model)
+def _epoch(progress: Progress, loss: float, model: CvT) -> Epoch:
+    return Epoch(
+        number=progress.epoch,
+        accuracy=progress.curve[-1],
+        curve=tuple(progress.curve),
+        loss=loss,
+        train_seconds=progress.seconds,
+        num_rollbacks=progress.num_rollbacks,
+        model=model,
+    )

@@ -1,0 +1,187 @@
+"""What carries a training over kills and over numbers that are not finite: checkpoints, and the way back to one."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cvt_nas.config import TrainingConfig
+from cvt_nas.engine.optimization import (
+    DivergedError,
+    TrainingState,
+    average_over_ranks,
+    rank_and_world_size,
+    read_checkpoint,
+)
+
+_STEPS_BETWEEN_CHECKS = 20  # a GPU stands still while its numbers are read
+_MAX_ROLLBACKS = 3
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a training is, and the losses of its epoch so far.
+
+    Args:
+        epoch, step: The next one, from 0.
+        again: Times that this epoch was begun again, each time with other images.
+        num_rollbacks: Times that the training went back, since something was not finite.
+        seconds: Of all epochs so far.
+        curve: Accuracy after each epoch, where that is measured.
+        loss_sums, counts: Of each kind of loss.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    again: int = 0
+    num_rollbacks: int = 0
+    seconds: float = 0.0
+    curve: list[float] = field(default_factory=list)
+    loss_sums: Tensor
+    counts: list[int]
+
+    def to_plain(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+
+    def draws(self, config: TrainingConfig) -> int:
+        """Number of the epoch whose images are drawn: beyond the last one where this is begun again."""
+        return self.epoch + config.epochs * self.again
+
+    def begin_again(self) -> None:
+        self.step, self.again = 0, self.again + 1
+
+    def next_epoch(self) -> None:
+        self.epoch, self.step, self.again = self.epoch + 1, 0, 0
+        self.forget_losses()
+
+    def forget_losses(self) -> None:
+        self.loss_sums = torch.zeros_like(self.loss_sums)
+        self.counts = [0] * len(self.counts)
+
+
+class Keeper:
+    """Keeps the checkpoint of a training, and takes it back where a loss, a weight or a statistic is not finite.
+
+    Goes by the clock of the first rank, and all ranks do the same. What it does to the training follows from the number
+    of the step alone, so a training ends with the same weights whenever checkpoints were written, and read again.
+
+    Args:
+        path: None where nothing is kept, and so there is no way back.
+        config: Says by which time a checkpoint is due.
+        label: Saved along with each.
+        fresh: The state that the training begins with, to go back to in the first epoch; None where it was saved.
+        before_writing: See `TrainingState.save`.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        state: TrainingState,
+        config: TrainingConfig,
+        device: torch.device,
+        *,
+        label: dict[str, Any] | None = None,
+        fresh: Callable[[], TrainingState] | None = None,
+        before_writing: Callable[[], None] | None = None,
+    ) -> None:
+        self._path, self._state, self._device = path, state, device
+        self._due_after = 60 * config.checkpoint_minutes or math.inf
+        self._label, self._fresh, self._before_writing = label or {}, fresh, before_writing
+        self._saved_step: int | None = None  # of what is at `path`; None where that is nothing of this training
+        self._started = self._last_saved = time.perf_counter()
+
+    def load(self) -> dict[str, Any] | None:
+        """Takes over the last checkpoint; the progress that was saved with it, or None where there is none."""
+        saved = read_checkpoint(self._path, self._device, is_wanted=self._is_own)
+        if saved is None:
+            return None
+        self._saved_step = saved.get("step", 0)
+        progress = self._state.load(saved)
+        return {name: value for name, value in progress.items() if name not in self._label}
+
+    def _is_own(self, saved: dict[str, Any]) -> bool:
+        return all(saved.get(name) == value for name, value in self._label.items())
+
+    def _is_end_of_epoch(self, saved: dict[str, Any]) -> bool:
+        return self._is_own(saved) and saved.get("step", 0) == 0
+
+    def start_clock(self, progress: Progress) -> None:
+        """From now on, time is of `progress`."""
+        self._started = time.perf_counter() - progress.seconds
+
+    def save(self, progress: Progress) -> None:
+        self._last_saved = time.perf_counter()
+        progress.seconds = self._last_saved - self._started
+        if self._path is not None and rank_and_world_size()[0] == 0:
+            self._state.save(
+                self._path,
+                keep=self._saved_step == 0,  # the end of an epoch stays until that of the next
+                before_writing=self._before_writing,
+                **self._label,
+                **progress.to_plain(),
+            )
+        self._saved_step = progress.step
+
+    def check(
+        self,
+        progress: Progress,
+        *,
+        num_steps: int,
+        begins_again: bool,
+        stop: Callable[[], bool] = bool,
+    ) -> bool:
+        """Called after each step; looks at the training every 20, and after the last of an epoch's `num_steps`.
+
+        All that ranks have of their own images, the sums of losses and statistics of batch norm, becomes its mean over
+        ranks then. Since these are sums and moving averages, at the end of an epoch that is what it would have been
+        without. Where a checkpoint is due, it is written. Where something is not finite, the training goes back to the
+        end of the last epoch.
+
+        Args:
+            begins_again: Whether the epoch is then begun again, with other images, or goes on with those that are left.
+            stop: Asked whether to stop; by one process alone, after each step.
+
+        Returns:
+            Whether any rank was asked to stop; then there is a checkpoint.
+
+        Raises:
+            DivergedError: There is nothing to go back to, or it went back three times already.
+        """
+        is_last = progress.step == num_steps
+        is_check = is_last or progress.step % _STEPS_BETWEEN_CHECKS == 0
+        rank, world_size = rank_and_world_size()
+        is_asked = (is_check or world_size == 1) and stop()
+        if not is_check and not is_asked:
+            return False
+        is_due = rank == 0 and time.perf_counter() - self._last_saved > self._due_after
+        flags = torch.tensor([float(is_asked), float(is_due)], device=self._device)
+        numbers = torch.cat([progress.loss_sums, self._state.greatest(), flags])
+        average_over_ranks([*self._state.statistics(), progress.loss_sums, numbers])
+        *measured, asked, due = numbers.tolist()
+        if not all(map(math.isfinite, measured)):
+            self._go_back(progress, begins_again=begins_again)
+        elif asked or (due and not is_last):
+            self.save(progress)
+        return asked > 0
+
+    def _go_back(self, progress: Progress, *, begins_again: bool) -> None:
+        good = None
+        if self._path is not None and progress.num_rollbacks < _MAX_ROLLBACKS:
+            good = read_checkpoint(self._path, self._device, is_wanted=self._is_end_of_epoch)
+            if good is None and progress.epoch == 0 and self._fresh is not None:
+                good = self._fresh().to_plain()
+            good = good or read_checkpoint(self._path, self._device, is_wanted=self._is_own)
+        if good is None:
+            raise DivergedError(progress.epoch + 1, progress.curve, progress.num_rollbacks)
+        self._state.load(good)
+        progress.num_rollbacks += 1
+        progress.forget_losses()
+        if begins_again:
+            progress.begin_again()
+        self.save(progress)
