@@ -1,5 +1,6 @@
 """Ray on this machine, and one training on several workers by Ray Train: DDP over NCCL, or gloo on CPUs."""
 
+import contextlib
 import logging
 import os
 import queue
@@ -8,10 +9,11 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # Read by Ray when it is imported or started; whoever runs the tool can still override each.
 for _name, _value in {
@@ -29,15 +31,31 @@ for _name, _value in {
 
 import ray  # noqa: E402  after its settings
 from ray._private import ray_constants  # noqa: E402
-from ray.exceptions import RayActorError, RayTaskError  # noqa: E402
+from ray.exceptions import (  # noqa: E402
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context  # noqa: E402
 from ray.train.torch import TorchConfig, TorchTrainer, get_device  # noqa: E402
+from ray.train.v2._internal.execution.callback import ControllerCallback  # noqa: E402
+from ray.util.placement_group import (  # noqa: E402
+    PlacementGroup,
+    get_current_placement_group,
+    remove_placement_group,
+)
 from ray.util.queue import Empty, Queue  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict  # noqa: E402
 from cvt_nas.engine import TrainingSetup, progress_reports, supernet_reports  # noqa: E402
 from cvt_nas.errors import CvtNasError, ResourceError, StorageError  # noqa: E402
 from cvt_nas.results import can_write_to  # noqa: E402
+
+HEAD = {"node:__internal_head__": 0.001}  # the node that outlives the others
+_SECONDS_TO_END = 30.0
 
 
 def start_local_ray(*, num_cpus: int, num_gpus: int) -> None:
@@ -142,10 +160,11 @@ def fit_on_workers(
     num_known: int = 0,
     num_parts: int = 1,
     max_failures: int = 3,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Trains `arch` as `engine.fit` does, on `num_workers` workers that share each batch.
 
-    A worker that dies is replaced, and all of them go on from the last epoch's checkpoint.
+    A worker that dies is replaced, and all of them go on from the last checkpoint. Closed before its end, this ends
+    them at once: they hold no devices when it returns, and write nothing any more.
 
     Args:
         number: Of the trial; names its checkpoint in the run folder.
@@ -158,6 +177,7 @@ def fit_on_workers(
         The reports of `engine.progress_reports`, by the first worker.
 
     Raises:
+        WorkerLostError: What the workers are heard by died.
         ray.train.TrainingFailedError: More workers died than `max_failures`, or the code raised.
     """
     return _reports_of_workers(
@@ -189,7 +209,7 @@ def train_supernet_on_workers(
     use_gpus: bool,
     initial: Path | None = None,
     max_failures: int = 3,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Trains the supernet of `setup.shared` as `engine.train_supernet` does, on workers that share each batch.
 
     A worker that dies is replaced, and all of them go on from the last checkpoint in the run folder. Where that holds a
@@ -203,6 +223,7 @@ def train_supernet_on_workers(
         The reports of `engine.supernet_reports`, by the first worker.
 
     Raises:
+        WorkerLostError: What the workers are heard by died.
         ray.train.TrainingFailedError: More workers died than `max_failures`, or the code raised.
     """
     return _reports_of_workers(
@@ -217,6 +238,10 @@ def train_supernet_on_workers(
     )
 
 
+class WorkerLostError(Exception):
+    """The workers of a training, or what its launcher hears them by, died with their node."""
+
+
 def _reports_of_workers(
     train: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
@@ -227,12 +252,20 @@ def _reports_of_workers(
     cpus_per_worker: float,
     use_gpus: bool,
     max_failures: int,
-) -> Iterator[dict[str, Any]]:
-    """What the first of the workers that run `train` puts into the queue `reports` of its config."""
-    reports = Queue(actor_options={"num_cpus": 0})
+) -> Generator[dict[str, Any], None, None]:
+    """What the first of the workers that run `train` puts into the queue `reports` of its config.
+
+    Where the reader goes away before the end, the workers end at once, and write nothing any more.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    janitor = cast(Any, ray.remote(_Janitor)).options(
+        num_cpus=0, max_concurrency=2, lifetime="detached", resources=HEAD
+    ).remote(reports)  # fmt: skip
+    janitor.watch.remote()
     trainer = TorchTrainer(
         train,
-        train_loop_config={**config, "reports": reports},
+        train_loop_config={**config, "reports": reports, "janitor": janitor},
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             use_gpu=use_gpus,
@@ -243,6 +276,7 @@ def _reports_of_workers(
             name=name,
             **setup.run.ray_storage(),
             failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[_Introduction(reports)],
         ),
     )
     outcome: list[BaseException] = []
@@ -253,7 +287,7 @@ def _reports_of_workers(
         except BaseException as error:  # handed to the reader below, which raises it
             outcome.append(error)
 
-    thread = threading.Thread(target=execute, name=name, daemon=True)
+    thread, controller = threading.Thread(target=execute, name=name, daemon=True), None
     thread.start()
     try:
         while thread.is_alive() or not reports.empty():
@@ -261,54 +295,131 @@ def _reports_of_workers(
                 report = reports.get(timeout=0.5)
             except (Empty, queue.Empty):
                 continue
+            if not isinstance(report, dict):
+                controller = report
+                continue
             yield report
             if report["status"] != "running":
                 return  # Ray Train may not know yet: a worker still waits, or is started again, see `_is_heard`
         if outcome:
             raise outcome[0]
+    except RayActorError as error:
+        raise WorkerLostError(str(error).splitlines()[0]) from error
     finally:
+        _end(controller, reports, thread)
+
+
+def _end(controller: Any, reports: Queue, thread: threading.Thread) -> None:
+    """Ends a training before its time: its workers at once, then all that Ray Train does about them."""
+    if not thread.is_alive():
         reports.shutdown(force=True)
+        return
+    deadline = time.monotonic() + _SECONDS_TO_END
+    while controller is None and thread.is_alive() and time.monotonic() < deadline:  # it is about to start
+        with contextlib.suppress(Empty, queue.Empty, RayActorError):
+            report = reports.get(timeout=0.5)
+            controller = None if isinstance(report, dict) else report
+    ended = None if controller is None else controller.abort.remote()
+    reports.shutdown(force=True)  # from now on, no worker puts a file in its place
+    if controller is None:
+        return
+    try:
+        ray.get(ended, timeout=_SECONDS_TO_END)
+    except GetTimeoutError:
+        ray.kill(controller)  # its workers die with it, and the janitor frees what they held
+    except RayError:
+        pass  # it has ended
+    thread.join(_SECONDS_TO_END)
+
+
+class _Introduction(ControllerCallback):
+    """Makes the controller of a training known to its launcher: Ray Train has no other way to end it from outside."""
+
+    def __init__(self, reports: Queue) -> None:
+        self._reports = reports
+
+    def after_controller_start(self, *about: Any) -> None:
+        del about
+        self._reports.put(ray.get_runtime_context().current_actor)
+
+
+class _Janitor:
+    """Frees what the workers of a training hold once nobody hears them: after a crash of the launcher, too.
+
+    Ray itself keeps a placement group for a controller that died until the whole job ends.
+    """
+
+    def __init__(self, reports: Queue) -> None:
+        self._reports, self._groups = reports, list[PlacementGroup]()
+
+    def hold(self, group: PlacementGroup) -> None:
+        self._groups.append(group)
+
+    def watch(self) -> None:
+        while _is_heard(self._reports):
+            time.sleep(0.5)
+        for group in self._groups:
+            remove_placement_group(group)
+        ray.kill(ray.get_runtime_context().current_actor)
 
 
 def _is_heard(reports: Queue) -> bool:
     """Whether anybody still waits for reports."""
+    deadline = time.monotonic() + _SECONDS_TO_END
+    while time.monotonic() < deadline:
+        try:
+            ray.get(reports.actor.empty.remote(), timeout=_SECONDS_TO_END)  # type: ignore[union-attr]
+            return True
+        except (ActorUnavailableError, GetTimeoutError):
+            time.sleep(0.5)
+        except RayActorError:
+            return False
+    return False
+
+
+class _UnheardError(Exception):
+    """Nobody waits for reports any more."""
+
+
+def _check_heard(reports: Queue) -> None:
+    """What may take this training's place must find its files as they are."""
+    if not _is_heard(reports):
+        raise _UnheardError
+
+
+def _run_on_worker(config: dict[str, Any], reports_of: Callable[..., Iterator[dict[str, Any]]], **options: Any) -> None:
+    """Puts what the first rank reports into the queue, and ends where nobody hears it."""
+    setup, reports = config["setup"], config["reports"]
+    is_first = get_context().get_world_rank() == 0
     try:
-        reports.empty()
-    except RayActorError:
-        return False
-    return True
+        _check_heard(reports)
+        if is_first:
+            config["janitor"].hold.remote(get_current_placement_group())
+        for report in reports_of(
+            setup=setup,
+            device=get_device() if setup.device == "cuda" else setup.torch_device,
+            seed=config["seed"],
+            before_writing=lambda: _check_heard(reports),
+            **options,
+        ):
+            if is_first or report["status"] == "oom":  # which need not happen to the first
+                reports.put(report)
+    except (_UnheardError, RayActorError):
+        return
 
 
 def _train_on_worker(config: dict[str, Any]) -> None:
-    if not _is_heard(config["reports"]):
-        return
-    setup, run = config["setup"], config["setup"].run
-    arch = arch_from_dict(config["arch"])
-    first = get_context().get_world_rank() == 0
-    for report in progress_reports(
-        arch,
-        setup,
-        device=get_device() if setup.device == "cuda" else setup.torch_device,
-        seed=config["seed"],
+    run, arch = config["setup"].run, arch_from_dict(config["arch"])
+    _run_on_worker(
+        config,
+        progress_reports,
+        arch=arch,
         checkpoint=run.checkpoint_path(config["number"]),
         model_folder=run.model_path(arch.id) if config["keep_model"] else None,
         num_known=config["num_known"],
         num_parts=config["num_parts"],
-    ):
-        if first or report["status"] == "oom":  # which need not happen to the first
-            config["reports"].put(report)
+    )
 
 
 def _train_supernet_on_worker(config: dict[str, Any]) -> None:
-    if not _is_heard(config["reports"]):
-        return
-    setup = config["setup"]
-    first = get_context().get_world_rank() == 0
-    for report in supernet_reports(
-        setup,
-        device=get_device() if setup.device == "cuda" else setup.torch_device,
-        seed=config["seed"],
-        initial=config["initial"],
-    ):
-        if first or report["status"] == "oom":  # which need not happen to the first
-            config["reports"].put(report)
+    _run_on_worker(config, supernet_reports, initial=config["initial"])

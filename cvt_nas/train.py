@@ -169,6 +169,7 @@ def _train_once(
         train_seconds=report["train_seconds"],
         seed=seed,
         device=setup.device if num_workers == 1 else f"{num_workers} x {setup.device}",
+        reason=report.get("reason"),
     )
     model = load_model(run.model_path(arch.id)).to(setup.torch_device)
     accuracy = evaluate(model, images, "test", training=experiment.training, device=setup.torch_device)

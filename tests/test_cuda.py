@@ -83,13 +83,14 @@ def num_syncs(run: Callable[[], Any]) -> int:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_no_step_of_a_training_waits_for_the_gpu(digits_data: ImageData, precision: str) -> None:
+def test_few_steps_of_a_training_wait_for_the_gpu(digits_data: ImageData, precision: str) -> None:
     def syncs(batch_size: int) -> int:
         settings = training(epochs=1, batch_size=batch_size, precision=precision, drop_path=0.1, augment=AUGMENTED)
         return num_syncs(lambda: list(fit(tiny_arch(), settings, digits_data, device=CUDA, seed=0)))
 
     syncs(16)  # what is done once
-    assert 0 < syncs(16) <= syncs(256) + 2
+    num_steps = digits_data.num_images("train") // 16
+    assert 0 < syncs(16) <= syncs(256) + num_steps / 10  # every twentieth looks whether all is finite
 
 
 def test_few_steps_of_a_supernet_wait_for_the_gpu(digits_data: ImageData) -> None:

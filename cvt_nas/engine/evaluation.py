@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from cvt_nas.arch import Cost
@@ -41,7 +41,7 @@ def class_accuracies(
     model.eval()
     num_right, num_images = torch.zeros(2, model.arch.num_classes, device=device).unbind()
     for images, labels in data.eval_batches(split, batch_size=EVAL_BATCH_SIZE, device=device):
-        is_right = logits_of(model, images, training).argmax(dim=1) == labels
+        is_right = _are_right(logits_of(model, images, training), labels)
         num_right.index_add_(0, labels, is_right.float())
         num_images.index_add_(0, labels, torch.ones_like(is_right, dtype=torch.float32))
     return (num_right / num_images.clamp(min=1)).tolist()
@@ -54,7 +54,12 @@ def count_right(
     training: TrainingConfig,
 ) -> Int[Tensor, ""]:
     """How many of a batch `model` classifies right, on its device; in the precision of `training`."""
-    return (logits_of(model, images, training).argmax(dim=1) == labels).sum()
+    return _are_right(logits_of(model, images, training), labels).sum()
+
+
+def _are_right(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+    """Of each image; an answer that is no number is wrong, though `argmax` takes it for the greatest."""
+    return (logits.argmax(dim=1) == labels) & logits.isfinite().all(dim=1)
 
 
 def logits_of(

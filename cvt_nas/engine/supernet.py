@@ -317,7 +317,7 @@ def supernet_reports(
     seed: int,
     initial: Path | None = None,
     before_writing: Callable[[], None] | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """`train_supernet` of `setup.shared`, as plain values that travel between processes.
 
     Its weights are in the folder before the last report is yielded, and its checkpoint, where nothing is left to train,

@@ -1,7 +1,7 @@
 """One architecture, trained from a fresh initialisation or on from a checkpoint."""
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -217,7 +217,7 @@ def progress_reports(
     num_known: int = 0,
     num_parts: int = 1,
     before_writing: Callable[[], None] | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """`fit`, as plain values that travel between processes: what a worker reports of its training.
 
     Args:

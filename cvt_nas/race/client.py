@@ -12,11 +12,10 @@ import ray
 from ray.util.queue import Empty, Queue
 
 from cvt_nas.config import Experiment
+from cvt_nas.distributed import HEAD
 from cvt_nas.race.events import Follower, following
 from cvt_nas.race.resources import join_cluster
 from cvt_nas.results import RunFolder, fetch, is_url
-
-_HEAD = {"node:__internal_head__": 0.001}  # the node that outlives the others
 
 
 def search_through_client(
@@ -37,9 +36,9 @@ def search_through_client(
     out = str(out) if is_url(out) else str(Path(out).absolute())
     join_cluster(address)
     try:
-        events, actor = Queue(actor_options={"num_cpus": 0}), cast(Any, ray.remote(_Flag))
-        flag = actor.options(num_cpus=0).remote()
-        task: Any = ray.remote(_search).options(num_cpus=0, max_retries=0, resources=_HEAD)
+        events, actor = Queue(actor_options={"num_cpus": 0, "resources": HEAD}), cast(Any, ray.remote(_Flag))
+        flag = actor.options(num_cpus=0, resources=HEAD).remote()
+        task: Any = ray.remote(_search).options(num_cpus=0, max_retries=0, resources=HEAD)
         done = task.remote(experiment, {**options, "out": out}, events, flag)
         with ExitStack() as stack:
             on_event = following(*callbacks)

@@ -1,8 +1,9 @@
 """One trial, as it runs on a worker: train, report each epoch, keep the weights of a full training."""
 
+import contextlib
 import json
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -10,7 +11,7 @@ import torch
 from ray import tune
 
 from cvt_nas.arch import arch_from_dict, cost_of
-from cvt_nas.distributed import fit_on_workers, get_from_workers
+from cvt_nas.distributed import WorkerLostError, fit_on_workers, get_from_workers
 from cvt_nas.engine import TrainingSetup, evaluate, fvcore_cost, progress_reports
 from cvt_nas.model import load_model
 from cvt_nas.race.resources import Resources
@@ -31,7 +32,7 @@ def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resour
     arch = arch_from_dict(json.loads(config["arch"]))
     device = _device() if resources.num_workers == 1 else f"{resources.num_workers} gpus"
 
-    def reports(num_parts: int) -> Iterator[dict[str, Any]]:
+    def reports(num_parts: int) -> Generator[dict[str, Any], None, None]:
         if resources.num_workers == 1:
             return progress_reports(
                 arch,
@@ -60,18 +61,20 @@ def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resour
     try:
         for num_parts in (1, 2):
             status = "running"
-            for report in reports(num_parts):
-                status = report["status"]
-                if status == "oom" and num_parts == 1:
-                    break
-                if num_parts == 2:
-                    report["reason"] = (
-                        report.get("reason") or "device memory ran out: trained with batches in two parts"
-                    )
-                num_known = report["epoch"]
-                tune.report({**report, "device": device})
+            with contextlib.closing(reports(num_parts)) as of_trial:  # workers end at once where Tune ends the trial
+                for report in of_trial:
+                    status = report["status"]
+                    if status == "oom" and num_parts == 1:
+                        break
+                    if num_parts == 2 and status == "running":
+                        halved = "device memory ran out: trained with batches in two parts"
+                        report["reason"] = "; ".join(filter(None, [report.get("reason"), halved]))
+                    num_known = report["epoch"]
+                    tune.report({**report, "device": device})
             if status != "oom":
                 break
+    except WorkerLostError:
+        raise  # which is no fault of the trial, so it has no log: the searcher tries it again
     except Exception:
         log = run.error_path(number)
         log.parent.mkdir(parents=True, exist_ok=True)
