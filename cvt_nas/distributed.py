@@ -315,10 +315,11 @@ def _end(controller: Any, reports: Queue, thread: threading.Thread) -> None:
         reports.shutdown(force=True)
         return
     deadline = time.monotonic() + _SECONDS_TO_END
-    while controller is None and thread.is_alive() and time.monotonic() < deadline:  # it is about to start
-        with contextlib.suppress(Empty, queue.Empty, RayActorError):
-            report = reports.get(timeout=0.5)
-            controller = None if isinstance(report, dict) else report
+    with contextlib.suppress(RayActorError):
+        while controller is None and thread.is_alive() and time.monotonic() < deadline:  # it is about to start
+            with contextlib.suppress(Empty, queue.Empty):
+                report = reports.get(timeout=0.5)
+                controller = None if isinstance(report, dict) else report
     ended = None if controller is None else controller.abort.remote()
     reports.shutdown(force=True)  # from now on, no worker puts a file in its place
     if controller is None:

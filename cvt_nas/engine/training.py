@@ -89,7 +89,8 @@ def fit(
         before_writing: Called before a file takes its place; what it raises ends the training.
 
     Yields:
-        One `Epoch` after each; before them again the last that the checkpoint has, where it has one.
+        One `Epoch` after each; before them again the last that the checkpoint has, where it has one. Its model is then
+        as far as the checkpoint is, which may be within the next epoch.
 
     Raises:
         DivergedError: There is no `checkpoint`, or an epoch was begun again three times already.
