@@ -264,8 +264,8 @@ def _reports_of_workers(
     ).remote(reports)  # fmt: skip
     janitor.watch.remote()
     trainer = TorchTrainer(
-        train,
-        train_loop_config={**config, "reports": reports, "janitor": janitor},
+        _on_worker,
+        train_loop_config={**config, "train": train, "reports": reports, "janitor": janitor},
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             use_gpu=use_gpus,
@@ -369,9 +369,9 @@ def _is_heard(reports: Queue) -> bool:
     deadline = time.monotonic() + _SECONDS_TO_END
     while time.monotonic() < deadline:
         try:
-            ray.get(reports.actor.empty.remote(), timeout=_SECONDS_TO_END)  # type: ignore[union-attr]
+            reports.empty()
             return True
-        except (ActorUnavailableError, GetTimeoutError):
+        except ActorUnavailableError:
             time.sleep(0.5)
         except RayActorError:
             return False
@@ -394,8 +394,6 @@ def _run_on_worker(config: dict[str, Any], reports_of: Callable[..., Iterator[di
     is_first = get_context().get_world_rank() == 0
     try:
         _check_heard(reports)
-        if is_first:
-            config["janitor"].hold.remote(get_current_placement_group())
         for report in reports_of(
             setup=setup,
             device=get_device() if setup.device == "cuda" else setup.torch_device,
@@ -407,6 +405,12 @@ def _run_on_worker(config: dict[str, Any], reports_of: Callable[..., Iterator[di
                 reports.put(report)
     except (_UnheardError, RayActorError):
         return
+
+
+def _on_worker(config: dict[str, Any]) -> None:
+    if get_context().get_world_rank() == 0:
+        config["janitor"].hold.remote(get_current_placement_group())
+    config["train"](config)
 
 
 def _train_on_worker(config: dict[str, Any]) -> None:

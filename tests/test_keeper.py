@@ -4,18 +4,15 @@ import dataclasses
 import itertools
 import math
 import multiprocessing
-import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from cvt_nas.config import AugmentConfig, DataConfig, Experiment
-from cvt_nas.data import ImageData, load_data
+from cvt_nas.config import AugmentConfig, Experiment
+from cvt_nas.data import ImageData
 from cvt_nas.engine import (
     DivergedError,
     Epoch,
@@ -29,15 +26,9 @@ from cvt_nas.engine import (
 from cvt_nas.engine.optimization import checkpoint_before, optimizer_of, read_checkpoint
 from cvt_nas.engine.training import _step
 from cvt_nas.model import CvT
-from test_engine import CPU, damage, setup_for, tiny_arch, train, training, weights_of
+from killed import ALWAYS, ARCH, CPU, NEVER, bits_of, killed, on_ranks, open_digits, spoil, statistics_of
+from test_engine import setup_for, tiny_arch, train, training, weights_of
 from test_supernet_training import SPACE, Poisoned, config
-
-ALWAYS, NEVER = 1e-9, 0.0  # minutes
-CUT = {"epochs": 3, "batch_size": 32, "drop_path": 0.1, "augment": AugmentConfig(crop_padding=1, mixup=0.2)}  # 35 steps
-
-
-def open_digits() -> ImageData:
-    return load_data(DataConfig(dataset="digits"), root=None, image_size=8, num_channels=1, num_classes=10)
 
 
 @pytest.fixture(scope="module")
@@ -45,54 +36,11 @@ def data() -> ImageData:
     return open_digits()
 
 
-class Deadly:
-    """`data`, but the process is killed when it asks for a certain batch."""
-
-    def __init__(self, data: ImageData, at: tuple[int, int]) -> None:
-        self._data, self._at = data, at
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._data, name)
-
-    def train_batches(self, *, epoch: int, first: int = 0, **options: Any) -> Iterator[Any]:
-        for step, batch in enumerate(self._data.train_batches(epoch=epoch, first=first, **options), start=first):
-            if (epoch, step) == self._at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield batch
-
-
-def trained(kind: str, data: ImageData, checkpoint: Path | None, minutes: float, **settings: Any) -> list[Any]:
-    options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": checkpoint}
-    if kind == "trial":
-        return list(fit(tiny_arch(), training(**CUT, checkpoint_minutes=minutes, **settings), data, **options))
-    shared = SharedWeights(space=SPACE, config=config(**CUT, sampling="front", checkpoint_minutes=minutes, **settings))
-    return list(train_supernet(shared, data, **options))
-
-
-def bits_of(kind: str, data: ImageData, checkpoint: Path | None, minutes: float, **settings: Any) -> dict[str, Any]:
-    """All that a training ends with, to the bit."""
-    last = trained(kind, data, checkpoint, minutes, **settings)[-1]
-    module = last.model if kind == "trial" else last.supernet
-    told = {"curve": last.curve, "loss": last.loss} if kind == "trial" else {"losses": last.losses}
-    return {**{name: tensor.clone() for name, tensor in module.state_dict().items()}, **told}
-
-
 def assert_equal(a: dict[str, Any], b: dict[str, Any]) -> None:
     assert a.keys() == b.keys()
     for name, value in a.items():
         same = torch.equal(value, b[name]) if isinstance(value, torch.Tensor) else value == b[name]
         assert same, name
-
-
-def _killed(kind: str, folder: Path, rank: int, world_size: int) -> None:
-    torch.set_num_threads(1)
-    if world_size > 1:
-        join(folder / "killed", rank, world_size)
-    trained(kind, cast(ImageData, Deadly(open_digits(), (1, 25))), folder / "checkpoints" / "0.pt", ALWAYS)
-
-
-def join(at: Path, rank: int, world_size: int) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{at}", rank=rank, world_size=world_size)
 
 
 def run_processes(target: Any, *arguments: Any, number: int = 1) -> list[int | None]:
@@ -110,7 +58,7 @@ def run_processes(target: Any, *arguments: Any, number: int = 1) -> list[int | N
 def test_a_training_that_is_killed_in_mid_epoch_ends_as_if_it_was_not(
     data: ImageData, tmp_path: Path, kind: str
 ) -> None:
-    assert run_processes(_killed, kind, tmp_path) == [-signal.SIGKILL]
+    assert run_processes(killed, kind, tmp_path) == [-signal.SIGKILL]
     checkpoint = tmp_path / "checkpoints" / "0.pt"
     state = torch.load(checkpoint, weights_only=True)
     assert (state["epoch"], state["step"]) == (1, 20), "by time"
@@ -118,38 +66,12 @@ def test_a_training_that_is_killed_in_mid_epoch_ends_as_if_it_was_not(
     assert_equal(bits_of(kind, data, checkpoint, NEVER), bits_of(kind, data, None, NEVER))
 
 
-def _on_ranks(folder: Path, rank: int, world_size: int) -> None:
-    """After the kill: the training goes on; one is not disturbed; one loses its newest checkpoint; and a short one."""
-    torch.set_num_threads(1)
-    join(folder / "again", rank, world_size)
-    data = open_digits()
-    found: dict[str, Any] = {"on": bits_of("trial", data, folder / "checkpoints" / "0.pt", NEVER)}
-    found["whole"] = bits_of("trial", data, folder / "checkpoints" / "1.pt", ALWAYS)
-    if rank == 0:
-        damage(folder / "checkpoints" / "1.pt")
-    dist.barrier()
-    epochs = trained("trial", data, folder / "checkpoints" / "1.pt", NEVER)
-    found["numbers"] = [epoch.number for epoch in epochs]
-    found["damaged"] = {name: tensor.clone() for name, tensor in epochs[-1].model.state_dict().items()}
-    settings = training(**STILL)
-    *_, last = fit(tiny_arch(), settings, data, device=CPU, seed=0, checkpoint=folder / "checkpoints" / "2.pt")
-    found["statistics"], found["accuracy"] = statistics_of(last.model), last.accuracy
-    torch.save(found, folder / f"{rank}.pt")
-
-
-STILL = {"epochs": 1, "batch_size": 32, "lr": 1e-30, "weight_decay": 0.0, "ema_decay": 0.0}  # weights do not move
-
-
-def statistics_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-
-
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    assert run_processes(_killed, "trial", folder, number=2) == [-signal.SIGKILL] * 2
+    assert run_processes(killed, "trial", folder, number=2) == [-signal.SIGKILL] * 2
     assert torch.load(folder / "checkpoints" / "0.pt", weights_only=True)["step"] == 20
-    assert run_processes(_on_ranks, folder, number=2) == [0, 0]
+    assert run_processes(on_ranks, folder, number=2) == [0, 0]
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
@@ -175,7 +97,7 @@ def test_statistics_of_batch_norm_are_the_mean_over_ranks_of_their_own(
     own = []
     for rank in range(2):
         torch.manual_seed(0)
-        model = CvT(tiny_arch())
+        model = CvT(ARCH)
         model.load_state_dict(torch.load(folder / "checkpoints" / "2.pt", weights_only=True)["model"])
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -317,23 +239,11 @@ def test_a_report_says_how_often_a_training_was_rolled_back(
 # --- who reads ------------------------------------------------------------------------------------------------------
 
 
-def _spoil(path: Path, rank: int, world_size: int) -> None:
-    """Replaces, damages and deletes a checkpoint, again and again."""
-    good = path.with_name("good.pt").read_bytes()
-    for number in range(400):
-        partial = path.with_name("partial")
-        partial.write_bytes(good if number % 2 else good[: len(good) // 2])
-        partial.replace(path)
-        if number % 5 == 4:
-            path.unlink(missing_ok=True)
-    path.with_name("over").touch()
-
-
 def test_a_checkpoint_that_another_process_replaces_damages_and_deletes_is_read_whole_or_not_at_all(
     data: ImageData, tmp_path: Path
 ) -> None:
     list(fit(tiny_arch(), training(epochs=1), data, device=CPU, seed=0, checkpoint=tmp_path / "good.pt"))
-    process = multiprocessing.get_context("spawn").Process(target=_spoil, args=(tmp_path / "c.pt", 0, 1))
+    process = multiprocessing.get_context("spawn").Process(target=spoil, args=(tmp_path / "c.pt", 0, 1))
     process.start()
     found = []
     while not (tmp_path / "over").exists() and process.is_alive():

@@ -1,0 +1,116 @@
+"""Trainings in processes of their own, to be killed: imported by each of them, so it imports little."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+
+from cvt_nas.config import AugmentConfig, DataConfig, SupernetConfig, TrainingConfig
+from cvt_nas.data import ImageData, load_data
+from cvt_nas.engine import SharedWeights, fit, train_supernet
+from cvt_nas.space import SearchSpace, StageSpace
+from strategies import per_stage
+
+CPU = torch.device("cpu")
+ALWAYS, NEVER = 1e-9, 0.0  # minutes
+ARCH = per_stage(
+    image_size=8, dims=(16, 32), depths=(1, 2), heads=(2, 2), kernels=(3, 3), strides=(2, 2), ratios=(2.0, 2.0),
+    stem=(3, 1, 1), num_channels=1,
+)  # fmt: skip
+STAGE = StageSpace(
+    patch_kernel=(3,), patch_stride=(2,), patch_padding=None, embed_dim=(8, 16), depth=(1, 2), kv_stride=(1, 2),
+    kernel_size=(3,), num_heads=(1, 2), mlp_ratio=(1.0, 2.0), projection=("dw_bn",), class_token=True,
+)  # fmt: skip
+SPACE = SearchSpace(image_size=8, num_channels=1, num_classes=10, bounds={}, stages=(STAGE,))
+CUT = {
+    "epochs": 3, "batch_size": 32, "lr": 3e-3, "drop_path": 0.1, "augment": AugmentConfig(crop_padding=1, mixup=0.2),
+}  # fmt: skip
+STILL = {"epochs": 1, "batch_size": 32, "lr": 1e-30, "weight_decay": 0.0, "ema_decay": 0.0}  # weights do not move
+
+
+def open_digits() -> ImageData:
+    return load_data(DataConfig(dataset="digits"), root=None, image_size=8, num_channels=1, num_classes=10)
+
+
+class Deadly:
+    """`data`, but the process is killed when it asks for a certain batch."""
+
+    def __init__(self, data: ImageData, at: tuple[int, int]) -> None:
+        self._data, self._at = data, at
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._data, name)
+
+    def train_batches(self, *, epoch: int, first: int = 0, **options: Any) -> Iterator[Any]:
+        for step, batch in enumerate(self._data.train_batches(epoch=epoch, first=first, **options), start=first):
+            if (epoch, step) == self._at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+
+def trained(kind: str, data: ImageData, checkpoint: Path | None, minutes: float) -> list[Any]:
+    options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": checkpoint}
+    if kind == "trial":
+        return list(fit(ARCH, TrainingConfig(**CUT, checkpoint_minutes=minutes), data, **options))
+    shared = SharedWeights(space=SPACE, config=SupernetConfig(**CUT, sampling="front", checkpoint_minutes=minutes))
+    return list(train_supernet(shared, data, **options))
+
+
+def bits_of(kind: str, data: ImageData, checkpoint: Path | None, minutes: float) -> dict[str, Any]:
+    """All that a training ends with, to the bit."""
+    last = trained(kind, data, checkpoint, minutes)[-1]
+    module = last.model if kind == "trial" else last.supernet
+    told = {"curve": last.curve, "loss": last.loss} if kind == "trial" else {"losses": last.losses}
+    return {**{name: tensor.clone() for name, tensor in module.state_dict().items()}, **told}
+
+
+def killed(kind: str, folder: Path, rank: int, world_size: int) -> None:
+    torch.set_num_threads(1)
+    if world_size > 1:
+        join(folder / "killed", rank, world_size)
+    trained(kind, cast(ImageData, Deadly(open_digits(), (1, 25))), folder / "checkpoints" / "0.pt", ALWAYS)
+
+
+def join(at: Path, rank: int, world_size: int) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{at}", rank=rank, world_size=world_size)
+
+
+def on_ranks(folder: Path, rank: int, world_size: int) -> None:
+    """After the kill: the training goes on; one is not disturbed; one loses its newest checkpoint; and a short one."""
+    torch.set_num_threads(1)
+    join(folder / "again", rank, world_size)
+    data = open_digits()
+    found: dict[str, Any] = {"on": bits_of("trial", data, folder / "checkpoints" / "0.pt", NEVER)}
+    found["whole"] = bits_of("trial", data, folder / "checkpoints" / "1.pt", ALWAYS)
+    if rank == 0:
+        newest = folder / "checkpoints" / "1.pt"
+        newest.write_bytes(newest.read_bytes()[:5000])
+    dist.barrier()
+    epochs = trained("trial", data, folder / "checkpoints" / "1.pt", NEVER)
+    found["numbers"] = [epoch.number for epoch in epochs]
+    found["damaged"] = {name: tensor.clone() for name, tensor in epochs[-1].model.state_dict().items()}
+    settings = TrainingConfig(**STILL)
+    *_, last = fit(ARCH, settings, data, device=CPU, seed=0, checkpoint=folder / "checkpoints" / "2.pt")
+    found["statistics"], found["accuracy"] = statistics_of(last.model), last.accuracy
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def statistics_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+
+
+def spoil(path: Path, rank: int, world_size: int) -> None:
+    """Replaces, damages and deletes a checkpoint, again and again."""
+    good = path.with_name("good.pt").read_bytes()
+    for number in range(400):
+        partial = path.with_name("partial")
+        partial.write_bytes(good if number % 2 else good[: len(good) // 2])
+        partial.replace(path)
+        if number % 5 == 4:
+            path.unlink(missing_ok=True)
+    path.with_name("over").touch()
