@@ -16,11 +16,13 @@ from ray.cluster_utils import Cluster
 
 from conftest import Watch, own_processes, small_digits
 from cvt_nas import search
+from cvt_nas.arch import ArchConfig
 from cvt_nas.config import parse_experiment
 from cvt_nas.distributed import WorkerLostError, connect_ray, fit_on_workers, start_local_ray
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.race.events import EpochDone, TrialStarted
 
+ON_TWO: dict[str, Any] = {"number": 0, "seed": 0, "num_workers": 2, "cpus_per_worker": 1, "use_gpus": True}
 LONG = parse_experiment(small_digits(**{"  epochs:": "  epochs: 1000"}), "long.yaml")
 
 
@@ -35,9 +37,7 @@ def train(path: Path) -> tuple[Generator[dict[str, Any], None, None], Path]:
     """A training of a thousand epochs on two workers, which has begun, and its checkpoint."""
     setup = TrainingSetup.of(LONG, run_path=path, data=None)
     path.mkdir(exist_ok=True)
-    reports = fit_on_workers(
-        LONG.space.largest, setup, number=0, seed=0, num_workers=2, cpus_per_worker=1, use_gpus=True
-    )
+    reports = fit_on_workers(LONG.space.largest, setup, **ON_TWO)
     assert next(reports)["status"] == "running"
     return reports, setup.run.checkpoint_path(0)
 
@@ -51,20 +51,6 @@ def soon(condition: Callable[[], Any], seconds: float = 30) -> bool:
 
 def gpus_are_free() -> bool:
     return ray.available_resources().get("GPU") == 2
-
-
-class Launcher:
-    """What a trial is: a process that launches workers, and hears them."""
-
-    def __init__(self) -> None:
-        self.epoch = 0
-
-    def train(self, path: Path) -> None:
-        for report in train(path)[0]:
-            self.epoch = report["epoch"]
-
-    def told(self) -> tuple[int, int]:
-        return os.getpid(), self.epoch
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -93,8 +79,21 @@ class TestOnTwoGpus:
         assert checkpoint.stat().st_mtime_ns == written
 
     def test_a_launcher_that_is_killed_takes_its_workers_along_and_frees_their_gpus(self, tmp_path: Path) -> None:
+        class Launcher:
+            """What a trial is: a process that launches workers, and hears them."""
+
+            def __init__(self) -> None:
+                self.epoch = 0
+
+            def train(self, arch: ArchConfig, setup: TrainingSetup, options: dict[str, Any]) -> None:
+                for report in fit_on_workers(arch, setup, **options):
+                    self.epoch = report["epoch"]
+
+            def told(self) -> tuple[int, int]:
+                return os.getpid(), self.epoch
+
         launcher: Any = ray.remote(Launcher).options(num_cpus=0, max_concurrency=2).remote()
-        launcher.train.remote(tmp_path)
+        launcher.train.remote(LONG.space.largest, TrainingSetup.of(LONG, run_path=tmp_path, data=None), ON_TWO)
         assert soon(lambda: ray.get(launcher.told.remote())[1] > 1, 120)
         os.kill(ray.get(launcher.told.remote())[0], signal.SIGKILL)
         assert soon(lambda: not own_processes("TrainWorker"))

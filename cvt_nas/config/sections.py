@@ -207,9 +207,10 @@ class TrainingConfig:
         ema_decay: Decay a step of averaged weights, which are then what is evaluated and kept; less over the first
             steps, so that the initialisation is soon forgotten. Averaged over about an epoch where absent; 0 is off.
         precision: `bf16` and `fp16` are autocast; fp16 scales its loss.
-        checkpoint_minutes: After so many, the next of every 20 steps writes a checkpoint within the epoch, so that a
-            kill loses no more; 0 is only at the end of each epoch. It changes no result: whether and when checkpoints
-            are written and gone on from, on one device or several, the weights are the same to the bit.
+        checkpoint_minutes: Minutes after which a checkpoint is written within an epoch, at the next multiple of 20
+            steps, so that a kill loses no more. 0 writes them at the end of each epoch only. It changes no result: a
+            training that is killed and resumed ends with the same weights, to the bit. (With three devices or more for
+            one trial, the order in which DDP adds up gradients may change their last bit.)
     """
 
     epochs: Annotated[int, Field(ge=0)]
