@@ -259,9 +259,12 @@ def _reports_of_workers(
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    janitor = cast(Any, ray.remote(_Janitor)).options(
-        num_cpus=0, max_concurrency=2, lifetime="detached", resources=HEAD
-    ).remote(reports)  # fmt: skip
+    janitor = (
+        cast(Any, ray.remote(_Janitor))
+        # by default outside the placement group of a trial that launches it
+        .options(num_cpus=0, max_concurrency=2, lifetime="detached", resources=HEAD, scheduling_strategy="DEFAULT")
+        .remote(reports)
+    )
     janitor.watch.remote()
     trainer = TorchTrainer(
         _on_worker,
