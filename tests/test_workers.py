@@ -78,6 +78,7 @@ class TestOnTwoGpus:
         assert soon(gpus_are_free)
         assert checkpoint.stat().st_mtime_ns == written
 
+    @pytest.mark.slow
     def test_a_launcher_that_is_killed_takes_its_workers_along_and_frees_their_gpus(self, tmp_path: Path) -> None:
         class Launcher:
             """What a trial is: a process that launches workers, and hears them."""
@@ -126,6 +127,7 @@ class TestOnTwoGpus:
         assert not run.error_path(0).exists()
 
 
+@pytest.mark.slow
 def test_reports_are_heard_on_the_launcher_s_own_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # keeps the cluster's nodes on loopback, as `start_local_ray` does for a Ray of its own
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
