@@ -279,7 +279,7 @@ def _reports_of_workers(
             name=name,
             **setup.run.ray_storage(),
             failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[_Introduction(reports)],
+            callbacks=[cast(Any, _Introduction(reports))],  # as Ray's own are, not only a user's
         ),
     )
     outcome: list[BaseException] = []
@@ -323,7 +323,7 @@ def _end(controller: Any, reports: Queue, thread: threading.Thread) -> None:
             with contextlib.suppress(Empty, queue.Empty):
                 report = reports.get(timeout=0.5)
                 controller = None if isinstance(report, dict) else report
-    ended = None if controller is None else controller.abort.remote()
+    ended: Any = None if controller is None else controller.abort.remote()
     reports.shutdown(force=True)  # from now on, no worker puts a file in its place
     if controller is None:
         return
@@ -342,8 +342,8 @@ class _Introduction(ControllerCallback):
     def __init__(self, reports: Queue) -> None:
         self._reports = reports
 
-    def after_controller_start(self, *about: Any) -> None:
-        del about
+    def after_controller_start(self, train_run_context: Any) -> None:
+        del train_run_context
         self._reports.put(ray.get_runtime_context().current_actor)
 
 
