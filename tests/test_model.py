@@ -11,7 +11,6 @@ from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.errors import ArchError
 from cvt_nas.export.hugging_face import config_of
 from cvt_nas.model import (
-    ConvProjection,
     drop_path,
     hugging_face_name,
     initialise,
@@ -179,17 +178,6 @@ def test_average_pooling_keeps_a_last_window_as_the_official_code_does() -> None
     model = build_model(ArchConfig(image_size=14, num_classes=2, stages=(stage,)))
     pool = model.get_submodule("stage0.blocks.0.attn.pool_kv")
     assert pool(torch.zeros(1, 4, 14, 14)).shape[-1] == 8  # 7 without ceil_mode
-
-
-@pytest.mark.parametrize("side", [1, 2, 4])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_map_smaller_than_the_kernel_is_convolved_the_same_in_training(side: int, stride: int) -> None:
-    projection = ConvProjection(6, kernel_size=5, stride=stride)
-    maps = torch.randn(8, 6, side, side)
-    expected = projection.conv(maps)
-    projection.bn = nn.Identity()  # type: ignore[assignment]
-    tokens = projection.train()(maps)
-    torch.testing.assert_close(tokens, expected.flatten(2).transpose(1, 2))
 
 
 def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
