@@ -9,7 +9,7 @@ from conftest import SPACES
 from cvt_nas import load_recipe
 from cvt_nas.arch import NAMED_ARCHS, save_arch
 from cvt_nas.cli import main
-from cvt_nas.config import load_experiment, parse_experiment
+from cvt_nas.config import TrainingConfig, load_experiment, parse_experiment
 from cvt_nas.errors import ArchError, DataError
 from cvt_nas.train import recipe_for, train
 from test_evaluate import write_images
@@ -88,3 +88,32 @@ def test_options_of_a_training_are_in_its_record_and_a_change_of_them_is_another
     capsys.readouterr()
     assert main([*arguments, "--resume", "--optimizer", "sgd", "--lr", "0.1"]) == 2
     assert "holds another run than this training" in capsys.readouterr().err
+
+
+def test_learning_rates_go_with_the_batch_size_unless_one_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (SPACES / "digits.yaml").read_text()
+    file = parse_experiment(text, "digits.yaml").training
+    save_arch(load_experiment(SPACES / "digits.yaml").space.smallest, tmp_path / "arch.json")
+
+    def trained(*options: str) -> tuple[TrainingConfig, str]:
+        out = tmp_path / "-".join(options)
+        arguments = ["train", str(tmp_path / "arch.json"), "--space", str(SPACES / "digits.yaml"), "--epochs", "1"]
+        assert main([*arguments, "--gpus", "0", "--out", str(out), *options]) == 0
+        record = json.loads((out / "manifest.json").read_text())["space_file"]
+        return parse_experiment(record, "the record").training, capsys.readouterr().err
+
+    size = file.batch_size // 4
+    scaled, note = trained("--batch-size", str(size))
+    assert scaled.batch_size == size
+    assert (scaled.lr, scaled.min_lr) == pytest.approx((file.lr / 4, file.min_lr / 4))
+    assert f"note: --batch-size {size} instead of {file.batch_size}: lr {file.lr:g} becomes {file.lr / 4:g}" in note
+
+    given, note = trained("--batch-size", str(size), "--lr", "0.01")
+    assert (given.batch_size, given.lr, given.min_lr) == (size, 0.01, file.min_lr)
+    assert "note: --batch-size" not in note
+
+    same, note = trained("--batch-size", str(file.batch_size))
+    assert (same.lr, same.min_lr) == (file.lr, file.min_lr)
+    assert "note: --batch-size" not in note

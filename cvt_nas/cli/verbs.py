@@ -181,7 +181,11 @@ def _print_note(note: str) -> None:
 
 
 def _with_training(experiment: Any, options: argparse.Namespace) -> Any:
-    """The same with what the command line says of `training`."""
+    """The same with what the command line says of `training`.
+
+    Learning rates belong to their batch size: with another one they are scaled in proportion, unless `--lr` is given.
+    """
+    own = experiment.training
     told = {
         "optimizer": options.optimizer,
         "schedule": options.sched,
@@ -189,10 +193,19 @@ def _with_training(experiment: Any, options: argparse.Namespace) -> Any:
         "batch_size": options.batch_size,
     }
     changes = {name: value for name, value in told.items() if value is not None}
+    if options.batch_size not in (None, own.batch_size) and options.lr is None:
+        rates = [name for name in ("lr", "min_lr", "warmup_lr") if getattr(own, name) > 0]
+        if own.warmup_epochs == 0:
+            rates.remove("warmup_lr")
+        factor = options.batch_size / own.batch_size
+        scaled = {name: float(f"{factor * getattr(own, name):.6g}") for name in rates}
+        changes |= scaled
+        rescaled = ", ".join(f"{name} {getattr(own, name):g} becomes {to:g}" for name, to in scaled.items())
+        print(f"note: --batch-size {options.batch_size} instead of {own.batch_size}: {rescaled}, in proportion; "
+              f"--lr sets it otherwise", file=sys.stderr)  # fmt: skip
     if options.epochs is not None:
         lasting = experiment.training.lasting(options.epochs)
         changes |= {name: getattr(lasting, name) for name in ("epochs", "warmup_epochs", "restarts")}
-    own = experiment.training
     return experiment.changed(training={name: to for name, to in changes.items() if to != getattr(own, name)})
 
 
@@ -361,7 +374,7 @@ def export(options: argparse.Namespace) -> int:
     elif options.private:
         raise ExportError("--private: is of what is uploaded; give --push USER/NAME with it")
     run, to = RunFolder.open(options.run), Path(options.to)
-    result = export(run, options.pick, to, format=options.format)
+    result = export(run, options.pick, to, format=options.format, opset=options.opset)
     url = None if options.push is None else push(to, options.push, private=options.private)
     found = result.confirmation
     if options.json:
