@@ -1,7 +1,7 @@
 # The two commands of the README, and the slow studies.
 PYTHON ?= python3
 
-.PHONY: audit demo test test-env slow
+.PHONY: audit demo newest nightly oldest slow test test-env
 
 # A search on the digits that ship with scikit-learn: about three minutes on two cores.
 demo: .venv/installed
@@ -12,6 +12,27 @@ test: test-env
 
 slow: test-env
 	.venv/bin/pytest -m slow
+
+# The suite, and a training with every augmentation, with the newest and with the oldest versions that pyproject.toml
+# allows, each in an environment of its own. It takes hours and gigabytes, so CI leaves it out. `make -k nightly` goes
+# on with the oldest where the newest fail.
+nightly: newest oldest
+
+newest oldest: %: .venv-%
+	.venv-$*/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	.venv-$*/bin/pytest -m slow tests/test_augment.py
+
+.PHONY: .venv-newest .venv-oldest # what is the newest changes from night to night
+.venv-newest:
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --upgrade pip
+	$@/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
+
+.venv-oldest:
+	$(PYTHON) -m venv --clear $@
+	$@/bin/pip install --quiet --upgrade pip packaging
+	$@/bin/python .ci/lowest.py > $@/constraints.txt
+	$@/bin/pip install --quiet --constraint $@/constraints.txt --editable '.[dev]'
 
 # Known faults of what is installed, as far as the list of them can be reached.
 audit: test-env
