@@ -216,3 +216,33 @@ def test_a_space_file_says_the_activation_and_ids_of_other_networks_stay(small: 
     assert gelu.space.encode(gelu.space.largest)
     assert "activation" not in json.dumps(arch_to_dict(small.space.largest))
     assert cost_of(gelu.space.largest) == cost_of(small.space.largest)
+
+
+@pytest.mark.parametrize("opset", [18, 22])
+def test_an_onnx_file_has_the_opset_that_was_asked_for_and_the_card_says_it(
+    small: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str], opset: int
+) -> None:
+    import onnx
+
+    run, to = run_of(GELU, small, tmp_path / "run"), tmp_path / "model"
+    arguments = ["export", str(tmp_path / "run"), "--pick", "best", "--to", str(to), "--format", "onnx"]
+    assert main([*arguments, "--opset", str(opset)]) == 0
+    assert [(found.domain, found.version) for found in onnx.load(to / "model.onnx").opset_import] == [("", opset)]
+    assert f"# opset {opset}, any number of images" in (to / "README.md").read_text()
+    images = torch.randn(3, 1, 32, 32)
+    with torch.inference_mode():
+        expected = load_model(run.model_path(GELU.id))(images)
+    torch.testing.assert_close(FORMATS["onnx"].load(to)(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_opset_that_cannot_be_written_is_refused_before_anything_is(
+    small: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_of(GELU, small, tmp_path / "run")
+    arguments = ["export", str(tmp_path / "run"), "--pick", "best", "--to", str(tmp_path / "model")]
+    for opset in (11, 17, 99):
+        assert main([*arguments, "--format", "onnx", "--opset", str(opset)]) == 2
+        assert f"--opset {opset}: must be from 18 to 2" in capsys.readouterr().err
+    assert main([*arguments, "--format", "timm", "--opset", "18"]) == 2
+    assert "--opset 18: is for --format onnx, not timm" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()

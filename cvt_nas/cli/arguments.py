@@ -73,7 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--optimizer", choices=["adamw", "sgd"], help="instead of the file's")
     train.add_argument("--sched", choices=["wsd", "cosine"], help="instead of the file's")
     train.add_argument("--lr", type=_above_0, metavar="X", help="peak learning rate, instead of the file's")
-    train.add_argument("--batch-size", type=_positive, metavar="N", help="images a step, instead of the file's")
+    train.add_argument(
+        "--batch-size",
+        type=_positive,
+        metavar="N",
+        help="images a step, instead of the file's; its learning rates are scaled in proportion, unless --lr is given",
+    )
     train.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
     train.add_argument("--seed", type=_seed, default=0, metavar="N")
     train.add_argument(
@@ -167,6 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--to", required=True, metavar="DIR", help="a new folder")
     export.add_argument("--format", choices=["torch", "hf", "timm", "onnx", "pt2"], default="torch",
                         help="for cvt_nas.load_model, transformers, timm, onnxruntime, torch.export.load")  # fmt: skip
+    export.add_argument("--opset", type=_positive, metavar="N", help="of --format onnx; 20 if absent")
     export.add_argument("--push", metavar="USER/NAME", help="upload it to the Hugging Face Hub, too")
     export.add_argument("--private", action="store_true", help="with --push: for nobody else to see")
     _add_json(export)

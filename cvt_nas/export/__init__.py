@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cvt_nas.errors import ExportError
 from cvt_nas.export.card import model_card
-from cvt_nas.export.formats import FORMATS, Format
+from cvt_nas.export.formats import FORMATS, OPSET, Format, check_opset
 from cvt_nas.export.hub import check_repo_id, push
 from cvt_nas.model import CvT, load_model, probe_error, probe_logits
 from cvt_nas.results import RunFolder, TrialResult, fetch
@@ -24,7 +24,14 @@ LOGIT_TOLERANCE = 1e-5
 _NUM_IMAGES = 3  # another number than the exporters are shown
 
 
-def export(run: RunFolder, pick: str, to: Path, *, format: str = "torch") -> TrialResult:  # noqa: A002
+def export(
+    run: RunFolder,
+    pick: str,
+    to: Path,
+    *,
+    format: str = "torch",  # noqa: A002
+    opset: int | None = None,
+) -> TrialResult:
     """Writes one of the run's networks to `to`, with a model card.
 
     A process of its own loads it again, and it must answer as the trained one did when its training ended. Where it
@@ -34,13 +41,14 @@ def export(run: RunFolder, pick: str, to: Path, *, format: str = "torch") -> Tri
         pick: See `RunFolder.pick`.
         to: A folder that is new or empty.
         format: One of `FORMATS`.
+        opset: Version of ONNX's operators, where `format` is `onnx`; 20 where it is not given.
 
     Returns:
         The trial whose model it is.
 
     Raises:
         ExportError: `to` is not empty or cannot be written, the trial has no weights, the format cannot hold the
-            network or needs a package, or the logits differ.
+            network, needs a package or has no such opset, or the logits differ.
         RunFolderError: `pick` means nothing in this run.
     """
     chosen, result = FORMATS[format], run.pick(pick)
@@ -49,6 +57,10 @@ def export(run: RunFolder, pick: str, to: Path, *, format: str = "torch") -> Tri
         raise ExportError(
             f"--format {format}: needs {', '.join(chosen.missing)}: pip install 'cvt-nas[{chosen.extra}]'"
         )
+    if opset is not None:
+        if format != "onnx":
+            raise ExportError(f"--opset {opset}: is for --format onnx, not {format}")
+        check_opset(opset)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ExportError(f"--to {to}: is not empty; name a new folder")
     model = load_model(source)
@@ -63,8 +75,8 @@ def export(run: RunFolder, pick: str, to: Path, *, format: str = "torch") -> Tri
     preprocessing = json.loads((source / "preprocessing.json").read_text(encoding="utf-8"))
     try:
         to.mkdir(parents=True, exist_ok=True)
-        chosen.write(model, to, preprocessing)
-        card = model_card(run, result, to, preprocessing=preprocessing, usage=chosen.usage)
+        chosen.write(model, to, preprocessing, **({} if opset is None else {"opset": opset}))
+        card = model_card(run, result, to, preprocessing=preprocessing, usage=chosen.usage, opset=opset or OPSET)
         (to / "README.md").write_text(card, encoding="utf-8")
     except OSError as error:
         raise ExportError(f"--to {to}: cannot be written: {error.strerror or error}") from error

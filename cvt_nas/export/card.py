@@ -10,12 +10,13 @@ from cvt_nas.results import RunFolder, TrialResult
 
 
 def model_card(
-    run: RunFolder, result: TrialResult, folder: Path, *, preprocessing: Mapping[str, Any], usage: str
+    run: RunFolder, result: TrialResult, folder: Path, *, preprocessing: Mapping[str, Any], usage: str, opset: int
 ) -> str:
     """Markdown, below the lines by which the Hugging Face Hub files it.
 
     Args:
         usage: Lines of Python that load it; see `Format`.
+        opset: Of an ONNX file.
     """
     manifest, test = run.manifest, run.test_accuracies().get(result.arch_id)
     size, channels = result.arch.image_size, result.arch.num_channels
@@ -54,7 +55,7 @@ A Convolutional vision Transformer (arXiv:2103.15808), found on `{manifest["data
 
 ## Use
 
-{textwrap.indent(usage.format(folder=folder.name, channels=channels, size=size), "    ")}
+{textwrap.indent(usage.format(folder=folder.name, channels=channels, size=size, opset=opset), "    ")}
 
 Images are {resized}, scaled to [0, 1], then normalised by mean {preprocessing["mean"]} and
 standard deviation {preprocessing["std"]}. Classes, in the order of the logits: {

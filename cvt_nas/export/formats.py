@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from cvt_nas.arch import arch_to_dict, save_arch
+from cvt_nas.errors import ExportError
 from cvt_nas.export.hugging_face import load_hugging_face, misfits, write_hugging_face
 from cvt_nas.model import CvT, Logits, load_model, load_onnx, load_program, write_weights
 
 OPSET = 20
+_LEAST_OPSET = 18  # torch's exporter writes it, and others by conversion; to a lesser one there is none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,15 +25,15 @@ class Format:
     """One of `FORMATS`.
 
     Args:
-        write: Writes a network in eval mode, and what `preprocessing.json` holds, to a folder.
+        write: Writes a network in eval mode, and what `preprocessing.json` holds, to a folder; `onnx` with an `opset`.
         load: The network in such a folder, by nothing but the tools that it is for.
         misfits: Why a network cannot be written so, a line each.
         needs: Packages without which it cannot be written and checked, and the extra that installs them.
         tolerance: Greatest difference of a logit, relative to the greatest logit where that is above 1.
-        usage: Lines of Python that load it; `{folder}`, `{channels}` and `{size}` are filled in.
+        usage: Lines of Python that load it; `{folder}`, `{channels}`, `{size}` and `{opset}` are filled in.
     """
 
-    write: Callable[[CvT, Path, Mapping[str, Any]], None]
+    write: Callable[..., None]
     load: Callable[[Path], Logits]
     misfits: Callable[[CvT], list[str]] = lambda model: []  # noqa: ARG005
     needs: tuple[str, ...] = ()
@@ -76,14 +78,52 @@ def _load_timm(folder: Path) -> Logits:
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
-def _write_onnx(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
-    save_arch(model.arch, folder / "arch.json")
-    _write_preprocessing(folder, preprocessing)
+def check_opset(opset: int) -> None:
+    """Before anything is written: whether torch can write that opset, and onnxruntime read it.
+
+    Raises:
+        ExportError: It cannot.
+    """
+    greatest = _greatest_opset()
+    if not _LEAST_OPSET <= opset <= greatest:
+        raise ExportError(
+            f"--opset {opset}: must be from {_LEAST_OPSET} to {greatest} with the torch, onnx and onnxruntime installed"
+        )
+
+
+def _greatest_opset() -> int:
+    """The last one before the first that this onnxruntime refuses."""
+    import onnx  # pyright: ignore[reportMissingImports]
+
+    known = range(_LEAST_OPSET, onnx.defs.onnx_opset_version() + 1)
+    return next((opset - 1 for opset in known if not _is_read(opset)), known[-1])
+
+
+def _is_read(opset: int) -> bool:
+    """Whether onnxruntime loads a graph of one operator that has that opset."""
+    import onnx  # pyright: ignore[reportMissingImports]
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "one", value[:1], value[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    except Exception:  # what it raises has no public base class
+        return False
+    return True
+
+
+def _write_onnx(model: CvT, folder: Path, preprocessing: Mapping[str, Any], *, opset: int = OPSET) -> None:
     program = torch.onnx.export(
-        model, (_example(model),), dynamo=True, opset_version=OPSET, input_names=["images"], output_names=["logits"],
+        model, (_example(model),), dynamo=True, opset_version=opset, input_names=["images"], output_names=["logits"],
         dynamic_shapes={"images": {0: _batch()}}, verbose=False,
     )  # fmt: skip
     assert program is not None, "dynamo gives a program"
+    if (written := program.model.opset_imports[""]) != opset:  # where no conversion is known, torch says so and goes on
+        raise ExportError(f"--opset {opset}: torch {torch.__version__} cannot write this network so, but as {written}")
+    save_arch(model.arch, folder / "arch.json")
+    _write_preprocessing(folder, preprocessing)
     program.save(folder / "model.onnx")
 
 
@@ -142,10 +182,10 @@ logits = model(torch.zeros(1, {channels}, {size}, {size}))""",
         load=load_onnx,
         needs=("onnx", "onnxscript", "onnxruntime"),
         extra="onnx",
-        usage=f"""import numpy, onnxruntime  # opset {OPSET}, any number of images
-session = onnxruntime.InferenceSession("{{folder}}/model.onnx")
-images = numpy.zeros((1, {{channels}}, {{size}}, {{size}}), dtype=numpy.float32)
-(logits,) = session.run(["logits"], {{{{"images": images}}}})""",
+        usage="""import numpy, onnxruntime  # opset {opset}, any number of images
+session = onnxruntime.InferenceSession("{folder}/model.onnx")
+images = numpy.zeros((1, {channels}, {size}, {size}), dtype=numpy.float32)
+(logits,) = session.run(["logits"], {{"images": images}})""",
     ),
     "pt2": Format(
         write=_write_program,
