@@ -25,7 +25,6 @@ import torch
 from cvt_nas.config import AugmentConfig, SupernetConfig, load_experiment
 from cvt_nas.data import load_data
 from cvt_nas.engine import Inheritance, SharedWeights, fit, train_supernet
-from cvt_nas.model import CvT
 from cvt_nas.results import judge_supernet, write_atomically
 from cvt_nas.space import Genome, spread_over_flops
 from cvt_table import NUM_NETWORKS, gene_columns
@@ -126,9 +125,9 @@ def inherited(task: Task) -> pd.DataFrame:
     config = SupernetConfig(**settings)
     started = time.process_time()  # of one thread: the wall time of an idle core, whatever else the machine does
 
-    def largest_alone() -> CvT:
+    def largest_alone() -> dict[str, torch.Tensor]:
         *_, epoch = fit(space.largest, experiment.training.lasting(warm_epochs), data, device=device, seed=task.seed)
-        return epoch.model.cpu()
+        return epoch.model.cpu().state_dict()
 
     initial = largest_alone if warm_epochs else None
     shared = SharedWeights(space=space, config=config)

@@ -90,7 +90,7 @@ def averaged(state: State) -> State:
     return torch.optim.swa_utils.AveragedModel(model).state_dict()
 
 
-def in_a_module(state: State, wrap: Callable[[nn.Module], nn.Module]) -> State:
+def in_a_module(state: State, wrap: Callable[..., Any]) -> State:
     model = build_model(ARCH)
     model.load_state_dict(state)
     return wrap(model).state_dict()
@@ -113,7 +113,7 @@ class Learner(nn.Module):
 
 def timm_saver(state: State, folder: Path) -> Any:
     """What timm's training script writes, by its own saver."""
-    from timm.utils import CheckpointSaver
+    from timm.utils.checkpoint_saver import CheckpointSaver
 
     model = build_model(ARCH)
     model.load_state_dict(state)
@@ -493,7 +493,7 @@ def test_the_folder_that_timm_writes_is_read_by_its_config(tmp_path: Path) -> No
     model: Any = timm.create_model("cvt_nas", arch=arch_to_dict(ARCH), num_classes=3).eval()
     randomise(model)
     labels, arguments = {"label_names": ["cat", "dog", "fish"]}, {"arch": arch_to_dict(ARCH)}
-    save_for_hf(model, tmp_path, model_config=labels, model_args=arguments, safe_serialization=True)
+    save_for_hf(model, str(tmp_path), model_config=labels, model_args=arguments, safe_serialization=True)
     assert not (tmp_path / "arch.json").exists()
     found = load_checkpoint(tmp_path)
     with torch.inference_mode():

@@ -259,7 +259,8 @@ def test_a_network_is_exported_by_torch_with_gradients_or_without(model: Any, tr
 
 
 def test_a_traced_network_can_be_saved(model: Any, tmp_path: Path) -> None:
-    torch.jit.trace(model, (IMAGES,)).save(tmp_path / "traced.pt")
+    traced: Any = torch.jit.trace(model, (IMAGES,))
+    traced.save(tmp_path / "traced.pt")
     torch.testing.assert_close(torch.jit.load(tmp_path / "traced.pt")(IMAGES), logits_of(model), rtol=1e-4, atol=1e-4)
 
 

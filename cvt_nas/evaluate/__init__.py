@@ -115,8 +115,9 @@ def evaluate_model(
     _prepare_as(images, beside, source, dataset, num_channels=arch.num_channels, resized=image_size is not None)
     if source is None:
         notes.append(_assumed(images.preprocessing))
-    for note in notes if on_note is not None else ():
-        on_note(note)
+    if on_note is not None:
+        for note in notes:
+            on_note(note)
     model: Any = network.model if network.is_program else _resized(network.model, arch).to(torch_device).eval()
     settings = TrainingConfig(epochs=0, precision=precision)
     right, places = torch.zeros(2, device=torch_device), places.to(torch_device)
