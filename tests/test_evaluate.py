@@ -235,7 +235,7 @@ def test_an_answer_is_right_by_the_name_of_its_class(
     from transformers import ViTImageProcessor
 
     saved_port(tmp_path / "port", order, ViTImageProcessor(size={"height": 32, "width": 32}))
-    data = colours(tmp_path / "data", *CLASSES)
+    data = colours(tmp_path / "data" / "val", *CLASSES).parent
     capsys.readouterr()  # transformers shows its progress
     assert main(["eval", str(tmp_path / "port"), "--data", str(data), "--device", "cpu", "--json"]) == 0
     said = capsys.readouterr()
@@ -268,7 +268,7 @@ def test_some_of_the_classes_are_enough_and_strange_ones_are_refused(tmp_path: P
 
 def test_what_nothing_tells_is_said(tmp_path: Path) -> None:
     torch.save(build_model(TINY).state_dict(), tmp_path / "w.pth")
-    data, notes = colours(tmp_path / "data", *CLASSES), []
+    data, notes = colours(tmp_path / "data" / "val", *CLASSES).parent, []
     found = evaluate_model(tmp_path / "w.pth", data=data, arch=TINY, device="cpu", num_workers=0, on_note=notes.append)
     assert found.notes == tuple(notes)
     order, preparation = notes
