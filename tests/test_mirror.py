@@ -288,6 +288,26 @@ def test_a_link_that_leads_out_of_the_run_folder_is_not_written_through(tmp_path
     assert not list(outside.iterdir())
 
 
+def test_a_lock_in_the_store_never_replaces_the_one_that_is_held(tmp_path: Path, machines: Any) -> None:
+    there = tmp_path / "there"
+    run = RunFolder.create(f"file://{there}", {"name": "it"})
+    for name in ("lock", "study.journal.lock", ".manifest.json.7.partial", "trials.jsonl.7.partial"):
+        (there / name).write_text("")
+    for name in ("lock", "holder.json"):  # as after a copy of a whole run folder, made while somebody was at work
+        (there / "standalone").mkdir(exist_ok=True)
+        (there / "standalone" / name).write_text("{}")
+    with run.locked():
+        run.refresh()
+        other = RunFolder.open(f"file://{there}")
+        with pytest.raises(RunFolderError, match="is at work on it"), other.locked():
+            pass
+    fetch(run.path / "standalone")
+    assert not {path.name for path in run.path.rglob("*")} & {
+        "study.journal.lock", ".manifest.json.7.partial", "trials.jsonl.7.partial",
+    }  # fmt: skip
+    assert [path.name for path in (run.path / "standalone").iterdir()] == ["holder.json"]
+
+
 def test_a_store_that_is_none_or_does_not_answer_is_one_line(
     tmp_path: Path, small: Experiment, monkeypatch: pytest.MonkeyPatch, machines: Any
 ) -> None:

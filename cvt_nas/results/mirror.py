@@ -33,6 +33,8 @@ _SECONDS_BETWEEN_PUSHES = 5.0  # of a file that grows line by line, and of which
 _BLOCK = 4096
 _GROWING = (".jsonl", ".journal")
 _PIECE = re.compile(r"(.+\.(?:jsonl|journal))\.(\d{12,})")
+# locks of this machine's processes and files that are half written: in a store, they mean nothing
+_NEVER_READ = re.compile(r"lock|.+\.journal\.lock.*|.+\.partial")
 # one request replaces an object there; elsewhere it takes a file beside it, which is renamed
 _REPLACES_AT_ONCE = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}
 
@@ -253,7 +255,10 @@ class Mirror:
         self._patiently(get)
 
     def _listed(self, folder: Path) -> tuple[dict[Path, str], dict[Path, list[_Piece]]]:
-        """What is there in `folder`: the kind of each, `file` or `directory`, and the pieces of each record."""
+        """What is there in `folder`: the kind of each, `file` or `directory`, and the pieces of each record.
+
+        Locks and partial files are left out: a lock from there would replace one that is held here.
+        """
         fs, _ = self._fs
         there = self._there(folder)
         others: dict[Path, str] = {}
@@ -264,6 +269,8 @@ class Mirror:
             if kind == "file" and whole.rstrip("/") == there:
                 continue  # an empty object by which some tools mark a folder
             path = path_below(folder, name if len(name) < 2 else name.removesuffix("/"), self.url)
+            if _NEVER_READ.fullmatch(path.name):
+                continue
             piece = _PIECE.fullmatch(path.name)
             if kind == "file" and (piece or path.suffix in _GROWING):
                 of, offset = (folder / piece[1], int(piece[2])) if piece else (path, 0)
