@@ -207,9 +207,13 @@ class RunFolder:
             return True
 
     def refresh(self) -> None:
-        """Fetches what the record at a URL has become since."""
+        """Fetches what other machines have added since, where there is a URL: the files of the folder itself.
+
+        Files in folders below it, such as checkpoints and models, are fetched when they are needed. A run of its own in
+        one of these (`standalone/`) has a `refresh` of its own.
+        """
         if (copy := mirror_of(self.path)) is not None:
-            copy.pull_records()
+            copy.pull_records(self.path)
 
     def _mend(self) -> None:
         remove_partials(self.path)
