@@ -327,6 +327,19 @@ def test_a_line_is_never_added_to_a_record_that_has_other_lines_in_the_store(
     assert lines_of(two / "standalone") == list(range(12))
 
 
+def test_a_checkpoint_of_another_machine_counts_as_training(url: str, tmp_path: Path, machines: Any) -> None:
+    run = RunFolder.create(url, {"name": "it"})
+    assert not run.has_trained
+    run.checkpoint_path(0).parent.mkdir()
+    write_atomically(run.checkpoint_path(0), "weights")
+    machines()
+    run = RunFolder.open(url)
+    assert not run.checkpoint_path(0).exists()
+    assert run.has_trained
+    delete(run.checkpoint_path(0))  # after which some stores keep an empty folder
+    assert not run.has_trained
+
+
 def test_a_lock_in_the_store_never_replaces_the_one_that_is_held(tmp_path: Path, machines: Any) -> None:
     there = tmp_path / "there"
     run = RunFolder.create(f"file://{there}", {"name": "it"})

@@ -149,6 +149,13 @@ def exists(path: Path) -> bool:
     return path.exists() or ((copy := mirror_of(path)) is not None and copy.exists(path))
 
 
+def holds_files(folder: Path) -> bool:
+    """Whether any file lies below a folder, here or where another machine may have written it."""
+    if any(path.is_file() for path in folder.rglob("*")):
+        return True
+    return (copy := mirror_of(folder)) is not None and copy.holds_files(folder)
+
+
 def delete(path: Path) -> None:
     """A file, if it is there, here and elsewhere."""
     path.unlink(missing_ok=True)

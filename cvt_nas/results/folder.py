@@ -26,6 +26,7 @@ from cvt_nas.results.files import (
     delete,
     exists,
     fetch,
+    holds_files,
     parse_json,
     read_lines,
     remove_partials,
@@ -254,9 +255,14 @@ class RunFolder:
 
     @property
     def has_trained(self) -> bool:
-        """Whether any network was trained, or is in training, on whatever machine."""
-        in_training = (self.path / "checkpoints").is_dir() and any((self.path / "checkpoints").iterdir())
-        return in_training or self.has_begun_supernet or any(result.epochs for result in self.results())
+        """Whether any network was trained, or is in training, on whatever machine.
+
+        Checkpoints count where they are: here, or at the URL. They are not fetched for that.
+
+        Raises:
+            StorageError: The store does not answer.
+        """
+        return holds_files(self.path / "checkpoints") or self.has_begun_supernet or any(result.epochs for result in self.results())
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

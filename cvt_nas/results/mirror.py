@@ -346,6 +346,15 @@ class Mirror:
         fs.invalidate_cache()
         return self._patiently(lambda: fs.exists(self._there(path)))
 
+    def holds_files(self, folder: Path) -> bool:
+        """Whether there is any file below a folder; locks and partial files are none."""
+
+        def look(folder: Path) -> bool:
+            others, records = self._listed(folder)
+            return bool(records) or any(kind == "file" or look(path) for path, kind in others.items())
+
+        return self._patiently(lambda: look(folder))
+
     def delete(self, path: Path) -> None:
         """A file or a folder, there alone."""
         fs, _ = self._fs
