@@ -21,14 +21,17 @@ T = TypeVar("T")
 _PARTIAL = ".partial"
 
 
-def parse_json(adapter: TypeAdapter[T], text: str | bytes, where: str) -> T:
+def parse_json(adapter: TypeAdapter[T], text: str | bytes, where: str, *, strict: bool | None = None) -> T:
     """What `adapter` makes of `text`.
+
+    Args:
+        strict: Whether a value of another type is refused, where it could be converted.
 
     Raises:
         RunFolderError: It is not of that form; `where` names it.
     """
     try:
-        return adapter.validate_json(text)
+        return adapter.validate_json(text, strict=strict)
     except ValidationError as error:
         raise RunFolderError(f"{where}: {first_problem(error)}") from error
 
