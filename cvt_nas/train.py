@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,27 +71,32 @@ def train(
     )
     if begun is None:
         RunFolder.at(out).check_new()
-    setup = setup.checked(begun, on_note=on_note)
-    assert setup.identity is not None, "it was just looked at"
-    images = setup.open_data()
-    if weights is not None:
-        begins = {
-            "path": str(weights.path),
-            "sha256": _digest(weights_files(weights.path)),
-            "notes": list(initialise(CvT(arch), weights, classes=images.class_names)),
+    with ExitStack() as stack:
+        if begun is not None:
+            stack.enter_context(begun.locked())  # before its manifest is amended
+        setup = setup.checked(begun, on_note=on_note)
+        assert setup.identity is not None, "it was just looked at"
+        images = setup.open_data()
+        if weights is not None:
+            begins = {
+                "path": str(weights.path),
+                "sha256": _digest(weights_files(weights.path)),
+                "notes": list(initialise(CvT(arch), weights, classes=images.class_names)),
+            }
+        manifest = {
+            **experiment.manifest(seed=seed, num_trials=1),
+            "arch_id": arch.id,
+            "resources": {"num_workers": num_workers, "device": device},
+            "data": setup.identity.to_json(),
+            **({} if begins is None else {"init": begins}),
         }
-    manifest = {
-        **experiment.manifest(seed=seed, num_trials=1),
-        "arch_id": arch.id,
-        "resources": {"num_workers": num_workers, "device": device},
-        "data": setup.identity.to_json(),
-        **({} if begins is None else {"init": begins}),
-    }
-    run = RunFolder.create(out, manifest) if begun is None else begun
-    if on_note is not None:
-        for note in (begins or {}).get("notes", []):
-            on_note(note)
-    with run.locked():
+        run = begun
+        if run is None:
+            run = RunFolder.create(out, manifest)
+            stack.enter_context(run.locked())
+        if on_note is not None:
+            for note in (begins or {}).get("notes", []):
+                on_note(note)
         return _train_once(
             arch, experiment, run, setup, images, num_workers=num_workers, seed=seed, on_report=on_report
         )

@@ -653,6 +653,21 @@ def test_data_mended_before_anything_was_trained_take_the_place_of_the_damaged_o
     trained(root, out, resume=True)
 
 
+def test_a_training_that_somebody_works_on_keeps_its_manifest(tmp_path: Path) -> None:
+    root, out = tmp_path / "data", tmp_path / "run"
+    write_images(root / "train")
+    write_images(root / "val", num=2)
+    path = root / "train" / "cat" / "3.png"
+    spoil(path)
+    with pytest.raises(DataError, match="damaged"):
+        trained(root, out)
+    shutil.copy(root / "train" / "cat" / "4.png", path)
+    before = (out / "manifest.json").read_text()
+    with RunFolder.open(out).locked(), pytest.raises(RunFolderError, match="is at work on it"):
+        trained(root, out, resume=True)
+    assert (out / "manifest.json").read_text() == before
+
+
 def test_a_worker_refuses_images_that_its_driver_has_not_seen(tmp_path: Path) -> None:
     write_images(tmp_path / "train")
     write_images(tmp_path / "val", num=2)
