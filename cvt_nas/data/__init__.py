@@ -113,7 +113,7 @@ def check_data(
             f"{len(damaged):,} of {found.num_images:,} images cannot be read and are skipped: {first}: {why}{more}"
         )
     else:
-        dataclasses.replace(found, damaged=damaged).check_readable()
+        dataclasses.replace(found, damaged=damaged).check_readable(is_resumed=known is not None)
     if on_note is not None:
         for note in notes:
             on_note(note)
