@@ -270,7 +270,10 @@ class RunFolder:
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        """Epochs after which the scheduler decided; none of a run of an earlier version."""
+        """Epochs after which the scheduler decided, as recorded; none of a version that recorded none.
+
+        For the rungs that such a run goes on with, see `Experiment.rungs_of`.
+        """
         return tuple(self.manifest.get("rungs", ()))
 
     @property
