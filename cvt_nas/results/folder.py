@@ -401,6 +401,10 @@ class RunFolder:
     def checkpoint_path(self, number: int) -> Path:
         return self.path / "checkpoints" / f"{number}.pt"
 
+    def checkpoint_bytes(self) -> int:
+        """What the checkpoints of trials that are not over take on this machine's disk."""
+        return sum(path.stat().st_size for path in (self.path / "checkpoints").rglob("*") if path.is_file())
+
     def error_path(self, number: int) -> Path:
         """Traceback of a trial that failed."""
         return self.path / "errors" / f"{number}.txt"
