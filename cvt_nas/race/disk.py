@@ -18,9 +18,7 @@ _NUM_DRAWN = 64
 _KEPT, _WRITTEN = 2, 1  # checkpoints of a trial: the last one and the one before it, and one that is being written
 
 
-def bytes_needed(
-    experiment: Experiment, *, num_trials: int, num_slots: int, rungs: Sequence[int] | None = None
-) -> int:
+def bytes_needed(experiment: Experiment, *, num_trials: int, num_slots: int, rungs: Sequence[int] | None = None) -> int:
     """An estimate of the most that a search has on its disk at once, for the trials that are not over yet.
 
     At each rung, one in `reduction_factor` of the trials that reach it goes on, rounded up, and in mode `promote` the

@@ -262,7 +262,11 @@ class RunFolder:
         Raises:
             StorageError: The store does not answer.
         """
-        return holds_files(self.path / "checkpoints") or self.has_begun_supernet or any(result.epochs for result in self.results())
+        return (
+            holds_files(self.path / "checkpoints")
+            or self.has_begun_supernet
+            or any(result.epochs for result in self.results())
+        )
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
