@@ -78,3 +78,8 @@ class TrainingEndedError(CvtNasError, RuntimeError):
 
 class StorageError(OSError):
     """Nothing can be written: the disk is full or read-only, or it or a store has been away for too long."""
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says, in one line; its name where it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0]

@@ -38,7 +38,7 @@ from cvt_nas.engine.optimization import (
 )
 from cvt_nas.engine.setup import SharedWeights, TrainingSetup
 from cvt_nas.engine.subnets import KINDS, Subnet, SubnetSampler
-from cvt_nas.errors import ArchError, StorageError
+from cvt_nas.errors import ArchError, StorageError, first_line
 from cvt_nas.model import CvT
 from cvt_nas.results import exists, fetch, write_atomically
 from cvt_nas.supernet import Supernet, extract, lent_weights
@@ -372,7 +372,7 @@ def supernet_reports(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        yield {**report, "status": "oom", "reason": str(error).splitlines()[0]}
+        yield {**report, "status": "oom", "reason": first_line(error)}
         if world_size > 1:
             raise  # the other ranks wait for this one, until it dies
     except StorageError as error:
@@ -391,7 +391,7 @@ def open_supernet(shared: SharedWeights, path: Path) -> Supernet:
     try:
         supernet.load_state_dict(load_file(path))
     except (OSError, RuntimeError) as error:
-        raise ArchError(f"{path}: {str(error).splitlines()[0]}") from error
+        raise ArchError(f"{path}: {first_line(error)}") from error
     return supernet.eval()
 
 

@@ -31,7 +31,7 @@ from cvt_nas.engine.optimization import (
 )
 from cvt_nas.engine.setup import TrainingSetup
 from cvt_nas.engine.supernet import open_inheritance
-from cvt_nas.errors import StorageError
+from cvt_nas.errors import StorageError, first_line
 from cvt_nas.model import CvT, initialise, save_model
 from cvt_nas.results import patiently
 
@@ -258,7 +258,7 @@ def progress_reports(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        yield {**report, "status": "oom", "reason": str(error).splitlines()[0]}
+        yield {**report, "status": "oom", "reason": first_line(error)}
         if rank_and_world_size()[1] > 1:
             raise  # the other ranks wait for this one, until it dies
     except StorageError as error:

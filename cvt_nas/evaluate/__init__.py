@@ -13,7 +13,7 @@ from cvt_nas.arch import ArchConfig, load_arch
 from cvt_nas.config import DataConfig, TrainingConfig
 from cvt_nas.data import ImageData, Preprocessing, check_data, find_data, shape_of
 from cvt_nas.engine import logits_of
-from cvt_nas.errors import ArchError, DataError, ResourceError
+from cvt_nas.errors import ArchError, DataError, ResourceError, first_line
 from cvt_nas.evaluate.preprocessing import preprocessing_beside
 from cvt_nas.model import CvT, are_indices, classes_beside, fitted, load_onnx, load_program, match_classes, read_weights
 
@@ -158,7 +158,7 @@ def _open_program(path: Path, arch: ArchConfig | None) -> _Network | None:
     except ImportError as error:
         raise ResourceError(f"{folder / name}: needs {error.name}: pip install 'cvt-nas[onnx]'") from error
     except Exception as error:  # each runtime has errors of its own
-        said = (str(error) or repr(error)).splitlines()[0]
+        said = first_line(error)
         raise ArchError(f"{folder / name}: cannot be loaded: {said}") from error
     return _Network(model=model, arch=own, folder=folder, classes=classes_beside(folder), notes=())
 

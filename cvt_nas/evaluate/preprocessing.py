@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cvt_nas.errors import DataError
+from cvt_nas.errors import DataError, first_line
 
 Found = dict[str, Any]  # arguments of `Preprocessing`, as far as they are told
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # of Pillow
@@ -53,7 +53,7 @@ def preprocessing_beside(folder: Path) -> tuple[Found, Path | None]:
             except KeyError as error:
                 raise DataError(f"{path}: cannot be read: {error.args[0]} is missing") from error
             except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-                raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+                raise DataError(f"{path}: cannot be read: {first_line(error)}") from error
     return {}, None
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from cvt_nas.errors import ArchError
+from cvt_nas.errors import ArchError, first_line
 
 _SAVE_ALONE = "save its weights alone: torch.save(model.state_dict(), 'weights.pth')"
 _HEAD = 64  # bytes by which a file is recognised
@@ -178,4 +178,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ArchError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+        raise ArchError(f"{path}: cannot be read: {first_line(error)}") from error
