@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -77,6 +78,7 @@ def killed(kind: str, folder: Path, rank: int, world_size: int) -> None:
 
 def join(at: Path, rank: int, world_size: int) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    warnings.simplefilter("error", FutureWarning)  # each rank would print it
     dist.init_process_group("gloo", init_method=f"file://{at}", rank=rank, world_size=world_size)
 
 
