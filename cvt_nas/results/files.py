@@ -73,8 +73,7 @@ def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) ->
         StorageError: See `patiently`.
     """
     patiently(lambda: _write_atomically(path, content))
-    if (copy := mirror_of(path)) is not None:
-        copy.push(path)
+    push(path)
 
 
 def _write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -> None:
@@ -138,6 +137,12 @@ def append_line(path: Path, tree: Mapping[str, Any]) -> None:
     patiently(append)
     if (copy := mirror_of(path)) is not None:
         copy.push_late()  # of what it is about, so that it is never ahead
+        copy.push(path)
+
+
+def push(path: Path) -> None:
+    """Copies a file that is here to where other machines fetch it from; see `add_mirror`."""
+    if (copy := mirror_of(path)) is not None:
         copy.push(path)
 
 
