@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,7 +130,10 @@ def connect_ray(**options: Any) -> None:
             f"LC_ALL=C.UTF-8"
         )
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    with warnings.catch_warnings():
+        # an older Ray warns of what RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO says, though it is said
+        warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
 
