@@ -73,7 +73,7 @@ class SearchFailedError(CvtNasError):
 
 
 class TrainingEndedError(CvtNasError, RuntimeError):
-    """A training that has no result: its loss is not finite, or the device has too little memory."""
+    """A training that has no result, as where its loss is not finite, or the device has too little memory."""
 
 
 class StorageError(OSError):

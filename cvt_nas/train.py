@@ -46,7 +46,7 @@ def train(
             the notes of `model.initialise`, before anything is trained.
 
     Raises:
-        TrainingEndedError: It diverged, or ran out of device memory.
+        TrainingEndedError: It diverged, ran out of device memory, or its workers died again and again.
         CvtNasError: Data, devices, folder or weights are not as they must be.
         StorageError: Nothing can be written any more.
     """
@@ -254,10 +254,10 @@ def _reports(arch: ArchConfig, setup: TrainingSetup, run: RunFolder, num_workers
             model_folder=run.model_path(arch.id),
         )
         return
-    from cvt_nas.distributed import fit_on_workers, local_ray
+    from cvt_nas.distributed import ending_in, fit_on_workers, local_ray
 
     num_cpus, num_gpus = num_workers * setup.num_threads, num_workers if setup.device == "cuda" else 0
-    with local_ray(num_cpus=num_cpus, num_gpus=num_gpus):
+    with local_ray(num_cpus=num_cpus, num_gpus=num_gpus), ending_in(TrainingEndedError, "the training ended"):
         yield from fit_on_workers(
             arch,
             setup,
