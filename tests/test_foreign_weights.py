@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, load_arch
+from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, class_names_of_config, load_arch
 from cvt_nas.errors import ArchError
 from cvt_nas.model import CvT, build_model, hugging_face_name, initialise, load_checkpoint, match_classes, read_weights
 from strategies import per_stage
@@ -518,6 +518,8 @@ def test_the_folder_that_timm_writes_is_read_by_its_config(tmp_path: Path) -> No
         (("0", "1"), ("1", "0"), (1, 0)),
         (("cat", "cat"), ("cat", "dog"), (None, None)),
         (("dog",), ("cat", "dog"), (1,)),
+        (("cafe\u0301", "tea"), ("tea", "caf\u00e9"), (1, 0)),
+        (("Cafe\u0301 au lait",), ("caf\u00e9_au_lait",), (0,)),
     ],
 )  # fmt: skip
 def test_classes_are_matched_by_what_their_names_mean(
@@ -543,8 +545,18 @@ def test_all_of_imagenets_classes_are_matched_by_id_and_by_words() -> None:
         {"meta": {"CLASSES": ("b", "c", "a"), "epoch": 3}},
         {"hyper_parameters": {"id2label": {0: "b", 1: "c", 2: "a"}}},
         {"args": argparse.Namespace(classes=["b", "c", "a"])},
+        {"class_to_idx": {"a": np.int64(2), "b": np.int64(0), "c": np.int64(1)}},
+        {"class_to_idx": {"a": torch.tensor(2), "b": torch.tensor(0), "c": torch.tensor(1)}},
+        {"classes": np.array(["b", "c", "a"])},
+        {"meta": {"dataset_meta": {"classes": ["b", "c", "a"]}}},
+        {"hyper_parameters": {"data": {"classes": ["b", "c", "a"]}}},
+        {"categories": ["b", "c", "a"]},
+        {"idx_to_class": {0.0: "b", 1.0: "c", 2.0: "a"}},
+        {"idx_to_class": {"0": "b", "1": "c", "2": "a"}},
+        {"id2label": {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}, "label2id": {"b": 0, "c": 1, "a": 2}},
+        {"class_names": ["a", "b"], "classes": ["b", "c", "a"]},
     ],
-    ids=lambda beside: next(iter(beside)),
+    ids=str,
 )
 def test_a_head_is_put_into_the_order_of_the_data_by_the_names_that_a_checkpoint_has(
     beside: dict[str, Any], tmp_path: Path
@@ -565,6 +577,36 @@ def test_a_head_is_put_into_the_order_of_the_data_by_the_names_that_a_checkpoint
     notes = initialise(strange, tmp_path / "w.pth", classes=("a", "b", "zebra"))
     assert notes[-1] == "the head begins afresh: 'zebra' is none of its classes, such as 'b'"
     assert torch.equal(strange.head.weight, fresh)
+
+
+@pytest.mark.parametrize(
+    ("beside", "why"),
+    [
+        ({"class_names": list("abcd")}, "class_names: names 4 classes, the head has 10"),
+        ({"meta": {"classes": list("aabcdefghi")}}, "meta.classes: names 'a' more than once"),
+        ({"class_to_idx": {"a": 1, "b": 2}}, "class_to_idx: must have one name for each index from 0"),
+        ({"labels": [3, 1, 2], "names": 3, "classes": {}}, "nothing beside the weights names their classes"),
+    ],
+    ids=str,
+)
+def test_names_that_cannot_be_used_are_said(beside: dict[str, Any], why: str, state: State, tmp_path: Path) -> None:
+    torch.save({"state_dict": state, **beside}, tmp_path / "w.pth")
+    notes = initialise(build_model(ARCH), tmp_path / "w.pth", classes=tuple("abcdefghij"))
+    assert notes[-1] == f"{why}: they are taken in the data's order, 0 a, 1 b, 2 c, ..."
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"model_type": "cvt", "label2id": {"fish": 0, "cat": 1, "dog": 2}},
+        {"model_type": "cvt", "id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"},
+         "label2id": {"fish": 0, "cat": 1, "dog": 2}},
+        {"model_type": "cvt", "id2label": ["fish", "cat", "dog"]},
+        {"architecture": "cvt_13", "pretrained_cfg": {"label_names": ["fish", "cat", "dog"]}},
+    ],
+)  # fmt: skip
+def test_the_names_in_a_config_are_read_wherever_they_are(told: dict[str, Any]) -> None:
+    assert class_names_of_config(told, Path("config.json")) == ("fish", "cat", "dog")
 
 
 def test_without_names_the_order_that_was_taken_is_said(state: State, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ class _Network:
         model: A `CvT`, or a program of a runtime.
         folder: Of the files.
         classes: Their names in the order of the logits, where anything tells them.
+        unnamed: Why there are no names, for people, where there are none.
     """
 
     model: Any
@@ -56,6 +57,7 @@ class _Network:
     folder: Path
     classes: tuple[str, ...] | None
     notes: tuple[str, ...]
+    unnamed: str = "nothing beside the weights names their classes"
 
     @property
     def is_program(self) -> bool:
@@ -139,7 +141,14 @@ def evaluate_model(
 def _open_weights(path: Path, arch: ArchConfig | None) -> _Network:
     weights = read_weights(path)
     model, notes = fitted(weights, arch)
-    return _Network(model=model, arch=model.arch, folder=weights.folder, classes=weights.classes, notes=notes)
+    return _Network(
+        model=model,
+        arch=model.arch,
+        folder=weights.folder,
+        classes=weights.classes,
+        notes=notes,
+        unnamed=weights.unnamed,
+    )
 
 
 def _open_program(path: Path, arch: ArchConfig | None) -> _Network | None:
@@ -206,7 +215,7 @@ def _places_of(network: _Network, images: ImageData, data: str | Path, weights: 
     num_classes = network.arch.num_classes
     if theirs is None:
         return torch.arange(num_classes), (
-            f"nothing beside the weights names their classes: they are taken in the data's order, {_listed(ours)}"
+            f"{network.unnamed}: they are taken in the data's order, {_listed(ours)}"
         )
     kind, order = find_data(data)[0], match_classes(ours, theirs)
     if order == (None,) * num_classes and kind == "imagefolder" and are_indices(ours):

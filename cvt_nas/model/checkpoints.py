@@ -32,6 +32,7 @@ class Weights:
         source: The file that tells it.
         is_port: Whether they are of transformers' port, which computes GELU, whatever they were trained with.
         classes: Names of the classes, in the order of the head's rows, where anything tells them.
+        unnamed: Why there are no names, for people, where there are none.
         notes: What was taken of the file, for people.
     """
 
@@ -42,6 +43,7 @@ class Weights:
     is_port: bool
     classes: tuple[str, ...] | None
     notes: tuple[str, ...]
+    unnamed: str = "nothing beside the weights names their classes"
 
     @property
     def num_classes(self) -> int | None:
@@ -92,10 +94,12 @@ def read_weights(path: str | Path) -> Weights:
     weights = _with_arch(weights, folder, is_bound=path.is_dir() or _is_bound(files[0]))
     if weights.num_classes is None:
         return weights
-    classes = weights.classes or classes_beside(folder) or class_names_in(content, weights.num_classes)
+    classes, unusable = weights.classes or classes_beside(folder), None
+    if classes is None:
+        classes, unusable = class_names_in(content, weights.num_classes)
     if classes is not None and len(classes) != weights.num_classes:
         raise ArchError(f"{path}: has {weights.num_classes} classes, the files beside it name {len(classes)}")
-    return replace(weights, classes=classes)
+    return replace(weights, classes=classes, unnamed=unusable or weights.unnamed)
 
 
 def weights_files(path: str | Path) -> tuple[Path, ...]:

@@ -109,7 +109,7 @@ def head_rows(
     if weights.classes is None or classes is None:
         if found != num_classes:
             return None, f"the head begins afresh: {num_classes} classes instead of {found}"
-        return tuple(range(found)), None if classes is None else _taken_in_order(classes)
+        return tuple(range(found)), None if classes is None else _taken_in_order(classes, weights.unnamed)
     order = match_classes(classes, weights.classes)
     rows = tuple(row for row in order if row is not None)
     if len(rows) < len(order):
@@ -124,10 +124,10 @@ def head_rows(
     return rows, f"the rows of the head {taken}, by the names of the classes"
 
 
-def _taken_in_order(classes: Sequence[str]) -> str:
+def _taken_in_order(classes: Sequence[str], why: str) -> str:
     shown = ", ".join(f"{index} {name}" for index, name in enumerate(classes[:3]))
     return (
-        f"nothing beside the weights names their classes: they are taken in the data's order, {shown}"
+        f"{why}: they are taken in the data's order, {shown}"
         f"{', ...' if len(classes) > 3 else ''}"
     )
 
