@@ -394,7 +394,10 @@ def test_a_size_is_read_however_it_is_written(told: dict[str, Any], side: int, s
         ({"size": 32, "image_std": [0.5, 0.0, 0.5]}, "image_std: got [0.5, 0.0, 0.5], must be numbers above 0"),
         ({"size": 32, "image_std": [-1, 1, 1]}, "image_std: got [-1, 1, 1], must be numbers above 0"),
         ({"size": 32, "image_std": float("inf")}, "image_std: got inf, must be numbers above 0"),
-        ({"size": 32, "image_mean": [float("nan")] * 3}, "image_mean: got [nan, nan, nan], must be numbers of at least"),
+        (
+            {"size": 32, "image_mean": [float("nan")] * 3},
+            "image_mean: got [nan, nan, nan], must be numbers of at least",
+        ),
         ({"size": 32, "image_mean": None}, "image_mean: got None, must be numbers of at least 0"),
         ({"size": 32, "image_mean": "imagenet"}, "image_mean: got 'imagenet', must be numbers"),
         ({"size": "64"}, "size: got '64', must be a whole number"),

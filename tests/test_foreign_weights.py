@@ -3,11 +3,13 @@
 import argparse
 import collections
 import datetime
+import decimal
 import json
 import pathlib
 import pickle
 import sys
 import types
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, class_names_of_config, load_arch
+from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, arch_to_dict, class_names_of_config, load_arch
 from cvt_nas.errors import ArchError
 from cvt_nas.model import CvT, build_model, hugging_face_name, initialise, load_checkpoint, match_classes, read_weights
 from strategies import per_stage
@@ -53,6 +55,22 @@ def other(state: State) -> State:
 
 def prefixed(state: State, prefix: str) -> State:
     return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def headed(state: State, prefix: str, head: str) -> State:
+    """The network under `prefix`, but its head under `head`."""
+    return {head + name.removeprefix("head.") if name.startswith("head.") else prefix + name: tensor
+            for name, tensor in state.items()}  # fmt: skip
+
+
+def pruned(state: State) -> State:
+    from torch.nn.utils import prune
+
+    def wrap(model: nn.Module) -> nn.Module:
+        prune.l1_unstructured(model.get_submodule("head"), "weight", 0.1)
+        return model
+
+    return in_a_module(state, wrap)
 
 
 def yacs_node() -> Any:
@@ -171,7 +189,14 @@ FORMS: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda s: in_a_module(s, lambda m: torch.compile(nn.DataParallel(m))),
         "took '_orig_mod.module.' off the names",
     ),
-    "compiled by part": (lambda s: in_a_module(s, compiled_by_part), ""),
+    "compiled by part": (lambda s: in_a_module(s, compiled_by_part), "took '_orig_mod' out of the names"),
+    **{
+        f"the average as {key}": (
+            lambda s, key=key: {"model": other(s), key: s},
+            f"took {key!r}, the averaged weights; left model (another network)",
+        )
+        for key in ("modelEMA", "model-ema", "EMAModel", "avg_model", "model_avg", "shadow")
+    },
     "torch's average": (averaged, "took 'module.' off the names; left n_averaged"),
     "beside other modules": (
         lambda s: in_a_module(s, Learner),
@@ -192,6 +217,17 @@ FORMS: dict[str, tuple[Callable[[State], Any], str]] = {
         "read float64 as float32",
     ),
     "two names of the same": (lambda s: {"model": s, "net": s}, "took 'model'; left net (another network)"),
+    "Lightning, the head beside the backbone": (
+        lambda s: {"state_dict": headed(s, "backbone.", "head.")},
+        "took 'state_dict'; took 'backbone.' off the names; took 'head' for the head",
+    ),
+    "mmpretrain": (
+        lambda s: {"state_dict": headed(s, "backbone.", "head.fc."), "meta": {}},
+        "took 'state_dict'; took 'backbone.' off the names; took 'head.fc' for the head; left meta",
+    ),
+    "a head after dropout": (lambda s: headed(s, "", "head.1."), "took 'head.1' for the head"),
+    "a head by another name": (lambda s: headed(s, "encoder.", "fc."),
+                               "took 'encoder.' off the names; took 'fc' for the head"),
     "transformers": (lambda s: {hugging_face_name(name): t for name, t in s.items()}, ""),
     "transformers in Lightning": (
         lambda s: {"state_dict": {f"model.{hugging_face_name(name)}": t for name, t in s.items()}},
@@ -204,9 +240,12 @@ FORMS: dict[str, tuple[Callable[[State], Any], str]] = {
     "harmless types": (
         lambda s: {
             "model": s, "a": datetime.datetime(2020, 1, 1), "b": collections.defaultdict(list, x=[1]), "c": {1, 2},
-            "d": np.arange(3), "e": collections.Counter("aab"), "f": np.array(["x"]), "g": slice,
-        } | {"g": pathlib.Path("x")},
-        "took 'model'; left a, b, c, d, e, f and 1 more",
+            "d": np.arange(3), "e": collections.Counter("aab"), "f": np.array(["x"]), "g": pathlib.Path("x"),
+            "h": datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC), "i": frozenset((1, 2)), "j": 1j,
+            "k": collections.deque([1, 2], maxlen=5), "l": decimal.Decimal("1.5"), "m": uuid.UUID(int=7), "n": range(3),
+            "o": slice(1, 2),
+        },
+        "took 'model'; left a, b, c, d, e, f and 9 more",
     ),
 }  # fmt: skip
 
@@ -260,6 +299,22 @@ REFUSED: dict[str, tuple[Callable[[State, Path], Any], str]] = {
     "two networks": (
         lambda s, _: {"teacher": prefixed(s, "module."), "student": prefixed(other(s), "module.")},
         r"holds several networks: teacher.module, student.module; save the one that is meant alone: torch.save\(",
+    ),
+    "two networks under one key": (
+        lambda s, _: {"state_dict": {**prefixed(s, "teacher."), **prefixed(other(s), "student.")}},
+        r"torch.save\(\{k: v for k, v in checkpoint\['state_dict'\].items\(\) if k.startswith\('teacher.'\)\}, 'w",
+    ),
+    "a pruned head": (lambda s, _: pruned(s), "has no head.weight; it holds head.*head.weight_orig"),
+    "a head of two layers": (
+        lambda s, _: {**headed(s, "", "head.2."), "head.0.weight": torch.zeros(16, 16)},
+        r"has no head.weight; it holds head.2.weight, head.2.bias, head.0.weight instead, must be one linear layer",
+    ),
+    "a head of another width": (
+        lambda s, _: {**headed(s, "", "fc."), "fc.weight": torch.zeros(10, 8)},
+        r"has no head.weight; it holds fc.weight, fc.bias instead",
+    ),
+    "an array of objects": (
+        lambda s, _: {"model": s, "a": np.array([{}], dtype=object)}, "an array of objects, which may run code",
     ),
     "two averages": (
         lambda s, _: {"model": s, "model_ema": other(s), "model_ema2": other(other(s))},
@@ -607,6 +662,50 @@ def test_names_that_cannot_be_used_are_said(beside: dict[str, Any], why: str, st
 )  # fmt: skip
 def test_the_names_in_a_config_are_read_wherever_they_are(told: dict[str, Any]) -> None:
     assert class_names_of_config(told, Path("config.json")) == ("fish", "cat", "dog")
+
+
+def test_a_file_of_ones_own_beside_another_networks_config_is_said_or_passed_over(
+    state: State, trained: CvT, tmp_path: Path
+) -> None:
+    torch.save(state, tmp_path / "mine.pth")
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(
+        ArchError, match=r"model_type: got 'vit'.*; move .*mine.pth into a folder of its own, or name its"
+    ):
+        load_checkpoint(tmp_path / "mine.pth")
+    notes: list[str] = []
+    model = load_checkpoint(tmp_path / "mine.pth", ARCH, on_note=notes.append)
+    assert torch.equal(model.head.weight, trained.head.weight)
+    assert notes == [f"{tmp_path}/config.json: model_type: got 'vit', must be 'cvt'; it is passed over, since mine.pth "
+                     f"may be of another network"]  # fmt: skip
+    assert initialise(build_model(ARCH), tmp_path / "mine.pth")[0] == notes[0]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ArchError, match="model_type: got 'vit', must be 'cvt'$"):
+        load_checkpoint(tmp_path, ARCH)
+
+    other_heads = {**json.loads(json.dumps(arch_to_dict(ARCH))), "num_classes": 10}
+    other_heads["stages"][0]["blocks"][0]["num_heads"] = 1
+    (tmp_path / "arch.json").write_text(json.dumps(other_heads))
+    notes.clear()
+    found = load_checkpoint(tmp_path / "mine.pth", on_note=notes.append)
+    assert found.arch.stages[0].blocks[0].num_heads == 1
+    assert notes == [f"the network of mine.pth is taken from {tmp_path}/arch.json"]
+    notes.clear()
+    assert load_checkpoint(tmp_path / "mine.pth", ARCH, on_note=notes.append).arch == ARCH
+    assert notes == [
+        f"{tmp_path}/arch.json: is of another network than the architecture that is given, and is passed over"
+    ]
+
+
+def test_a_checkpoints_own_names_come_before_those_beside_it(state: State, tmp_path: Path) -> None:
+    beside = {"classes": list("jihgfedcba")}
+    (tmp_path / "preprocessing.json").write_text(json.dumps(beside))
+    torch.save({"model": state, "classes": list("abcdefghij")}, tmp_path / "own.pth")
+    torch.save(state, tmp_path / "none.pth")
+    assert read_weights(tmp_path / "own.pth").classes == tuple("abcdefghij")
+    found = read_weights(tmp_path / "none.pth")
+    assert found.classes == tuple("jihgfedcba")
+    assert found.notes == ("the order of the classes is that of the files beside none.pth: j, i, h, ...",)
 
 
 def test_without_names_the_order_that_was_taken_is_said(state: State, tmp_path: Path) -> None:

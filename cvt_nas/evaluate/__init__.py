@@ -139,7 +139,7 @@ def evaluate_model(
 
 
 def _open_weights(path: Path, arch: ArchConfig | None) -> _Network:
-    weights = read_weights(path)
+    weights = read_weights(path, arch)
     model, notes = fitted(weights, arch)
     return _Network(
         model=model,
@@ -214,9 +214,7 @@ def _places_of(network: _Network, images: ImageData, data: str | Path, weights: 
     ours, theirs = images.class_names, network.classes
     num_classes = network.arch.num_classes
     if theirs is None:
-        return torch.arange(num_classes), (
-            f"{network.unnamed}: they are taken in the data's order, {_listed(ours)}"
-        )
+        return torch.arange(num_classes), (f"{network.unnamed}: they are taken in the data's order, {_listed(ours)}")
     kind, order = find_data(data)[0], match_classes(ours, theirs)
     if order == (None,) * num_classes and kind == "imagefolder" and are_indices(ours):
         places = torch.empty(num_classes, dtype=torch.int64)

@@ -151,8 +151,8 @@ def _sides(tree: Mapping[str, Any]) -> Found:
     if type(size) is int:
         key = "shortest_edge" if kind.startswith(_BY_SHORTEST_EDGE) else "side"
         size = {key: size}
-    elif isinstance(size, list | tuple):
-        size = dict(zip(("height", "width"), size, strict=False)) if len(size) == 2 else {"side": size}
+    elif isinstance(size, list) and len(size) == 2:
+        size = dict(zip(("height", "width"), size, strict=True))
     elif not isinstance(size, Mapping):
         raise _RefusedError("size", size, "must be a whole number, height and width, or shortest_edge")
     crops = tree.get("do_center_crop", kind.startswith(_CROPPING_THE_CENTRE))
