@@ -503,3 +503,45 @@ def test_the_command_line_asks_for_weights_and_for_images(tmp_path: Path, capsys
     assert "cvt-13: is an architecture; give its weights" in capsys.readouterr().err
     assert main(["eval", str(tmp_path / "model")]) == 2
     assert "name the images by --data DIR, or a data set by its name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("nope.pth", "nope.pth: no such file or folder\n"),
+        ("dangling.pth", "dangling.pth: no such file or folder\n"),
+        (
+            "microsoft/cvt-13",
+            "microsoft/cvt-13: no such file or folder; of the Hugging Face Hub, download it first: hf",
+        ),
+        ("https://there.org/w.pth", "https://there.org/w.pth: is an address; download the weights first"),
+    ],
+)
+def test_weights_that_are_not_there_are_said_to_be_missing(
+    weights: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dangling.pth").symlink_to("nowhere")
+    assert main(["eval", weights, "--data", "digits"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_config_without_a_size_takes_that_of_its_processor_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import ViTImageProcessor
+
+    saved_port(tmp_path / "port", CLASSES, ViTImageProcessor(size={"height": 32, "width": 32}))
+    torch.save(load_checkpoint(tmp_path / "port").state_dict(), tmp_path / "w.pth")
+    data = colours(tmp_path / "data", *CLASSES)
+    command = ["eval", str(tmp_path / "w.pth"), "--data", str(data), "--device", "cpu", "--json"]
+    capsys.readouterr()
+    assert main([*command, "--arch", str(tmp_path / "port")]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["image_size"] == 32
+    assert f"config.json tells no size of images: 32 x 32, as {tmp_path}/port/preprocessor_config.json says" in said.err
+    (tmp_path / "port" / "preprocessor_config.json").unlink()
+    assert main(["profile", str(tmp_path / "port"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["image_size"] == 224
+    assert "tells no size of images: 224 x 224, as of the published models" in said.err

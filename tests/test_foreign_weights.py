@@ -321,7 +321,15 @@ REFUSED: dict[str, tuple[Callable[[State, Path], Any], str]] = {
         "holds several networks: model_ema, model_ema2",
     ),
     "another network": (lambda _, __: {"fc.weight": torch.zeros(2)}, "no state dict of a CvT: no name ends.*fc.weight"),
-    "numbers": (lambda _, __: {"epoch": 3}, "is no state dict of a CvT: it holds other things than tensors"),
+    "numbers": (lambda _, __: {"epoch": 3}, r"it holds other things than tensors with names: epoch \(int\)"),
+    "an optimizer": (
+        lambda s, _: {"optimizer": {"state": {"0": {"exp_avg": s["norm.bias"]}}}},
+        "it holds optimizer.state.0.exp_avg",
+    ),
+    "a list": (lambda s, _: [s], r"it holds other things than tensors with names: a list of (dict|OrderedDict)"),
+    "numpy arrays": (
+        lambda s, _: {name: tensor.numpy() for name, tensor in s.items()}, r"with names: stage0\S+ \(ndarray\)",
+    ),
     "a tensor too many": (lambda s, _: {**s, "stage0.extra": torch.zeros(2)}, "unexpected: stage0.extra"),
     "an adapter": (
         lambda s, _: {**s, "stage0.blocks.0.mlp.fc1.lora_A.weight": torch.zeros(2, 8)}, "unexpected: .*lora_A.weight"
@@ -497,7 +505,9 @@ def test_a_file_away_from_its_config_is_taken_for_nothing_that_shapes_do_not_tel
     torch.testing.assert_close(found, logits_there(model, images), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b"])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", "x" * 300]
+)
 def test_an_index_that_names_files_elsewhere_is_refused(port: tuple[Any, Path], name: str, tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     (tmp_path / "config.json").write_text((port[1] / "whole" / "config.json").read_text())
@@ -695,6 +705,26 @@ def test_a_file_of_ones_own_beside_another_networks_config_is_said_or_passed_ove
     assert notes == [
         f"{tmp_path}/arch.json: is of another network than the architecture that is given, and is passed over"
     ]
+
+
+def test_a_folder_with_other_names_lists_the_files_of_weights(state: State, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "epoch3.ckpt")
+    (tmp_path / "log.txt").touch()
+    with pytest.raises(ArchError, match=r"nor pytorch_model.bin; give one of its files: epoch3.ckpt$"):
+        read_weights(tmp_path)
+
+
+def test_two_orders_of_the_classes_in_one_folder_are_refused(state: State, tmp_path: Path) -> None:
+    save_file(state, tmp_path / "model.safetensors")
+    names = list("abcdefghij")
+    config = {"architecture": "cvt_nas", "model_args": {"arch": arch_to_dict(ARCH)}, "label_names": names,
+              "num_classes": 10, "pretrained_cfg": {"input_size": [3, 16, 16]}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessing.json").write_text(json.dumps({"classes": names}))
+    assert read_weights(tmp_path).classes == tuple(names)
+    (tmp_path / "preprocessing.json").write_text(json.dumps({"classes": names[::-1]}))
+    with pytest.raises(ArchError, match="config.json: has other names of classes, or another order, than preproc"):
+        read_weights(tmp_path)
 
 
 def test_a_checkpoints_own_names_come_before_those_beside_it(state: State, tmp_path: Path) -> None:

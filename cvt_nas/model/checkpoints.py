@@ -17,6 +17,9 @@ from cvt_nas.results import fetch
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")  # under which transformers and this package write them
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<number>\d{5})(?P<suffix>\.\w+)")
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar")  # of files of weights, as others name them
+_MAX_NAMED = 6  # files in a message
+_MAX_NAME = 255  # characters of a file's name
 _PROGRAMS = {"model.onnx": "an ONNX export", "model.pt2": "an export as a program of torch.export"}
 
 
@@ -102,7 +105,13 @@ def read_weights(path: str | Path, arch: ArchConfig | None = None) -> Weights:
     weights = _with_arch(weights, folder, is_bound=is_bound, given=arch)
     if weights.num_classes is None:
         return weights
-    beside = weights.classes or (None if weights.foreign else classes_beside(folder))
+    told = None if weights.foreign else classes_beside(folder)
+    if weights.classes is not None and told is not None and weights.classes != told:
+        raise ArchError(
+            f"{weights.source}: has other names of classes, or another order, than preprocessing.json beside it: "
+            f"{', '.join(weights.classes[:3])} instead of {', '.join(told[:3])}"
+        )
+    beside = weights.classes or told
     own, unusable = (None, None) if beside and is_bound else class_names_in(content, weights.num_classes)
     classes = own or beside  # a file that anything may lie beside tells its own names best
     if classes is not None and len(classes) != weights.num_classes:
@@ -132,7 +141,9 @@ def weights_files(path: str | Path) -> tuple[Path, ...]:
                 raise ArchError(
                     f"{path}: is {what}, without weights to begin with: cvt-nas export --format torch has them"
                 )
-        raise ArchError(f"{path}: holds neither {' nor '.join(_NAMES)}")
+        others = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
+        found = f"; give one of its files: {', '.join(others[:_MAX_NAMED])}" if others else ""
+        raise ArchError(f"{path}: holds neither {' nor '.join(_NAMES)}{found}")
     if path.name.endswith(".index.json"):
         return _shards_of(path)
     if shard := _SHARD.fullmatch(path.name):
@@ -155,8 +166,8 @@ def _shards_of(index: Path) -> tuple[Path, ...]:
         raise ArchError(f"{index}: weight_map: must name a file for each tensor")
     files = []
     for name in sorted(set(names.values())):
-        if not name or name != Path(name).name or "\\" in name or name == "..":
-            raise ArchError(f"{index}: weight_map: got {name!r}, must be the name of a file beside it")
+        if not name or name != Path(name).name or "\\" in name or name == ".." or len(name.encode()) > _MAX_NAME:
+            raise ArchError(f"{index}: weight_map: got {name[:_MAX_NAME]!r}, must be the name of a file beside it")
         files.append(_present(index.with_name(name), index))
     return tuple(files)
 

@@ -83,7 +83,9 @@ def unwrap(content: Any, path: Path) -> Unwrapped:
     """
     tensors = dict(_tensors(content))
     if not tensors:
-        raise ArchError(f"{path}: is no state dict of a CvT: it holds other things than tensors with names")
+        raise ArchError(
+            f"{path}: is no state dict of a CvT: it holds other things than tensors with names: {_kinds(content)}"
+        )
     place, others = _choose(_places(tensors), tensors, path)
     parts: list[str] = []
     inside = {name: tensors[keys, name] for keys, name in _members(place, tensors)}
@@ -125,6 +127,14 @@ def _tensors(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[_Key, Tens
             yield from _tensors(value, (*keys, name))
 
 
+def _kinds(content: Any) -> str:
+    """What a file without tensors holds."""
+    if not isinstance(content, Mapping):
+        inner = f" of {type(content[0]).__name__}" if isinstance(content, list | tuple) and content else ""
+        return f"a {type(content).__name__}{inner}"
+    return ", ".join(f"{name} ({type(value).__name__})" for name, value in [*content.items()][:3]) or "nothing"
+
+
 def _without_wrappers(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
@@ -161,7 +171,7 @@ def _members(place: _Place, tensors: _Tensors) -> list[_Key]:
 def _choose(places: list[_Place], tensors: _Tensors, path: Path) -> tuple[_Place, list[_Place]]:
     """The network that is to be taken, and the others."""
     if not places:
-        some = ", ".join(sorted(name for _, name in tensors)[:3])
+        some = ", ".join(sorted(".".join((*keys, name)) for keys, name in tensors)[:3])
         raise ArchError(
             f"{path}: is no state dict of a CvT: no name ends in {'.'.join(_FIRST[False])}, nor as transformers' do; "
             f"it holds {some}"
