@@ -71,7 +71,7 @@ def read_weights(path: str | Path, arch: ArchConfig | None = None) -> Weights:
         path: A folder of this package, of transformers' CvT or of timm; or a file, of `torch.save` or of safetensors,
             as training scripts write it; or one of the shards into which transformers splits it, or their index.
             What lies beside a file counts as in its folder.
-        arch: Of the network, where it is known. What lies beside a file, and is of another network, is passed over then,
+        arch: Of the network, where it is known. What lies beside a file and is of another network is passed over then,
             unless the name of the file, such as `model.safetensors`, binds it to what lies beside it.
 
     Raises:

@@ -153,7 +153,8 @@ def _check_types(path: Path) -> None:
         raise ArchError(f"{path}: cannot be read: holds a whole pickled module, {_first_type(path) or types[0]}, whose "
                         f"code would have to run; {_SAVE_ALONE}")  # fmt: skip
     more = f" and {len(types) - _MAX_NAMED} more" if len(types) > _MAX_NAMED else ""
-    raise ArchError(f"{path}: cannot be read: holds {', '.join(types[:_MAX_NAMED])}{more}, {_UNKNOWN}; {_SAVE_ALONE}{_KNOWN_ALONE}")  # fmt: skip
+    raise ArchError(f"{path}: cannot be read: holds {', '.join(types[:_MAX_NAMED])}{more}, {_UNKNOWN}; {_SAVE_ALONE}"
+                    f"{_KNOWN_ALONE}")  # fmt: skip
 
 
 def _first_type(path: Path) -> str:
