@@ -24,8 +24,8 @@ def match_classes(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int | Non
     """For each of our classes, the index of the same class among theirs; None where there is none.
 
     Names are the same if they are equal, however Unicode composes their letters; or if they are so without regard to
-    case, spaces, `_` and `-`; or if both mean the same of ImageNet's 1000 classes, by its id (`n01440764`) or its words.
-    A name that several classes have matches none.
+    case, spaces, `_` and `-`; or if both mean the same of ImageNet's 1000 classes, by its id (`n01440764`) or its
+    words. A name that several classes have matches none.
     """
     found: list[int | None] = [None] * len(ours)
     for keys_of in (list, _composed, _plain, _synsets):
