@@ -37,6 +37,7 @@ class Weights:
         classes: Names of the classes, in the order of the head's rows, where anything tells them.
         unnamed: Why there are no names, for people, where there are none.
         head_like: Names of tensors that go by the name of a head, where there is none.
+        is_bound: Whether the name of the file binds it to what lies beside it.
         foreign: Why what lies beside a file of another name is not read, as it is of another network.
         notes: What was taken of the file, for people.
     """
@@ -51,6 +52,7 @@ class Weights:
     unnamed: str = "nothing beside the weights names their classes"
     foreign: str | None = None
     head_like: tuple[str, ...] = ()
+    is_bound: bool = True
 
     @property
     def num_classes(self) -> int | None:
@@ -210,7 +212,7 @@ def _with_arch(weights: Weights, folder: Path, *, is_bound: bool, given: ArchCon
     if given is not None and not _is_same(given, found.arch, as_port=weights.is_port):
         note = f"{source}: is of another network than the architecture that is given, and is passed over"
         return replace(weights, foreign=note, notes=(*weights.notes, note))
-    return replace(found, notes=(*weights.notes, f"the network of {weights.path.name} is taken from {source}"))
+    return replace(found, is_bound=False)
 
 
 def _told_by(source: Path, weights: Weights, *, is_bound: bool) -> Weights | None:

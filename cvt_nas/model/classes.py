@@ -117,7 +117,7 @@ def _index_of(value: Any) -> int | None:
         value = value.item() if np.prod(value.shape) == 1 else None
     if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer():
         return None
-    return int(value)
+    return int(float(value))
 
 
 def _unique(keys: Sequence[str | None]) -> dict[str, int]:

@@ -60,6 +60,8 @@ def fitted(weights: Weights, arch: ArchConfig | None = None) -> tuple[CvT, tuple
             f"{weights.foreign}; move {weights.path} into a folder of its own, or name its architecture by --arch"
         )
     known, notes = _arch_of(weights, arch)
+    if weights.source is not None and not weights.is_bound:
+        notes = [f"the network of {weights.path.name} is taken from {weights.source}", *notes]
     check_fits(weights, weights.state, shapes_of(known), known)
     model = CvT(known)
     model.load_state_dict(dict(weights.state))
