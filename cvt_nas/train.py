@@ -97,6 +97,12 @@ def train(
         if on_note is not None:
             for note in (begins or {}).get("notes", []):
                 on_note(note)
+            batch_size, num_images = experiment.training.batch_size, images.num_images("train")
+            if batch_size > num_images:
+                on_note(
+                    f"training.batch_size is {batch_size:,}, and there are {num_images:,} training images: a step has "
+                    f"these at most, so lr may be too high"
+                )
         return _train_once(
             arch, experiment, run, setup, images, num_workers=num_workers, seed=seed, on_report=on_report
         )
