@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
 
 from cvt_nas.arch import load_arch
 from cvt_nas.cli import main
@@ -22,11 +25,13 @@ from cvt_nas.data import SPLITS, check_data, find_data, load_data, shape_of
 from cvt_nas.data.folders import FolderData
 from cvt_nas.data.images import hold_out, split_off_search
 from cvt_nas.data.reading import read_image
+from cvt_nas.data.report import check_set
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import DataError, RunFolderError
 from cvt_nas.report import Comparison
 from cvt_nas.report.run_page import run_page
 from cvt_nas.results import DataIdentity, RunFolder
+from cvt_nas.results.files import parse_json
 from cvt_nas.train import fitted, train
 
 CPU = torch.device("cpu")
@@ -521,13 +526,15 @@ def test_check_lists_every_finding(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "val" / "cow").mkdir()
     assert main(["check", str(tmp_path), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["damaged"] == dict.fromkeys(("train/cat/0.png", "train/cat/5.png"), "no image: the file is empty")
+    empty = dict.fromkeys(("train/cat/0.png", "train/cat/5.png"), "no image: the file is empty")
+    assert found["damaged"] == {**empty, "val/dog/1.png": "damaged: broken data stream when reading image file"}
     assert found["usable"] is False
     assert len(found["problems"]) == 2
+    spoil(tmp_path / "train" / "fish" / "1.png")
     assert main(["check", str(tmp_path), "--decode"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("cannot be read: ") for line in lines) == 3
-    assert "3 of 30 images cannot be read" in lines
+    assert sum(line.startswith("cannot be read: ") for line in lines) == 4
+    assert "4 of 30 images cannot be read" in lines
     assert main(["check", str(tmp_path / "nowhere")]) == 2
 
 
@@ -682,3 +689,115 @@ def test_a_named_network_takes_the_channels_and_classes_of_the_file() -> None:
     assert (arch.num_classes, arch.num_channels) == (102, 3)
     assert note == "the network takes 3 channels and 102 classes of tiny"
     assert fitted(arch, experiment) == (arch, None)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_damage_in_the_middle_of_a_test_image_is_found_before_a_training(tmp_path: Path, held_out: bool) -> None:
+    write_images(tmp_path / "train")
+    if held_out:
+        data = open_folder(tmp_path)
+        row = int(data._rows["test"][0])
+        path = tmp_path / "train" / data.files["train"].names[row]
+    else:
+        write_images(tmp_path / "val", num=2)
+        path = tmp_path / "val" / "dog" / "1.png"
+    spoil(path)
+    with pytest.raises(DataError, match=rf"images cannot be read: {path.relative_to(tmp_path)}: damaged: "):
+        trained(tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_says_how_the_training_images_are_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "val", num=2)
+    spoil(tmp_path / "val" / "dog" / "1.png")
+    assert main(["check", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "cannot be read: val/dog/1.png: damaged: " in out
+    assert "note: training images: headers and ends only; --decode reads them whole" in out
+
+
+# --- names
+
+
+@pytest.mark.parametrize("where", ["class", "image", "folder"])
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_trained(tmp_path: Path, where: str) -> None:
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "val", num=2)
+    name = os.fsdecode(b"caf\xe9")
+    if where == "class":
+        for part in ("train", "val"):
+            (tmp_path / part / "cat").rename(tmp_path / part / name)
+    elif where == "image":
+        shutil.copy(tmp_path / "val" / "cat" / "0.png", tmp_path / "val" / "cat" / f"{name}.png")
+    else:
+        shutil.copytree(tmp_path / "val" / "cat", tmp_path / "val" / "cat" / name)
+    with pytest.raises(DataError, match=r"caf\\xe9\S*: the name is not UTF-8; rename it"):
+        trained(tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_a_folder_that_is_not_utf8_can_be_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / os.fsdecode(b"b\xe9")
+    write_images(root / "train")
+    monkeypatch.setattr("sys.argv", ["cvt-nas", "train", "--data", str(root)])
+    trained(root, tmp_path / "run")
+    manifest = RunFolder.open(tmp_path / "run").manifest
+    assert r"b\xe9" in manifest["command"]
+    assert r"b\udce9: no test images" in manifest["data"]["notes"][0]
+    trained(root, tmp_path / "run", resume=True)
+
+
+_IDENTITY = """
+import json, sys
+from pathlib import Path
+from cvt_nas.config import DataConfig
+from cvt_nas.data import check_data
+config = DataConfig(dataset="imagefolder", num_workers=0, search_fraction=0.25, on_error="skip")
+data, identity = check_data(config, root=Path(sys.argv[1]), image_size=16, num_channels=3, num_classes=3)
+print(json.dumps([sys.getfilesystemencoding(), data.class_names, identity.to_json()]))
+"""
+
+
+def test_names_are_recorded_alike_in_every_locale(tmp_path: Path) -> None:
+    names = ("chat", "chién", "poisson")
+    write_images(tmp_path / "train", names)
+    write_images(tmp_path / "val", names, num=2)
+    (tmp_path / "train" / "chién" / "ü.png").write_bytes(b"")
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = subprocess.run([sys.executable, "-c", _IDENTITY, tmp_path], check=True, capture_output=True, env=env)
+    encoding, class_names, identity = json.loads(run.stdout)
+    assert (encoding, class_names) == ("ascii", list(names))
+    config = DataConfig(dataset="imagefolder", num_workers=0, search_fraction=0.25, on_error="skip")
+    _, here = check_data(config, root=tmp_path, image_size=16, num_channels=3, num_classes=3)
+    assert identity == json.loads(json.dumps(here.to_json()))
+    assert identity["skipped"] == ["train/chién/ü.png"]
+
+
+def test_a_problem_of_a_whole_file_has_no_empty_place(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"^x.json: Invalid JSON"):
+        parse_json(TypeAdapter(dict[str, int]), b"{", "x.json")
+
+
+# --- links and what is no file
+
+
+def test_links_that_lead_up_or_nowhere_and_pipes_are_named_and_never_opened(tmp_path: Path) -> None:
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "val", num=2)
+    (tmp_path / "train" / "cat" / "up").symlink_to("..")
+    (tmp_path / "train" / "cat" / "top").symlink_to(tmp_path.parent)
+    (tmp_path / "train" / "cow").symlink_to("nowhere")
+    (tmp_path / "val" / "dog" / "more").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "val" / "dog" / "pipe.jpg")
+    report = check_set(tmp_path)
+    told = "\n".join(report.problems)
+    assert f"{tmp_path}/train/cat/up: a link that leads up to {tmp_path}/train, which it lies in" in told
+    assert f"{tmp_path}/train/cat/top: a link that leads up" in told
+    assert f"{tmp_path}/train/cow: a link that leads nowhere" in told
+    assert f"{tmp_path}/val/dog/more: a link that leads nowhere" in told
+    assert f"{tmp_path}/val/dog/pipe.jpg: is named as an image, and is no regular file but a pipe" in told
+    assert report.images is not None
+    assert report.images.num_images == 30
+    with pytest.raises(DataError, match=r"cow: a link that leads nowhere"):
+        trained(tmp_path, tmp_path / "run")

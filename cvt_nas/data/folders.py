@@ -3,6 +3,7 @@
 import copy
 import functools
 import hashlib
+import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -138,7 +139,7 @@ class FolderData:
         seen = hashlib.sha256()
         for role, images in self.files.items():
             for name, size in zip(images.names, images.sizes(), strict=True):
-                seen.update(f"{role}/{name}\0{size}\n".encode(errors="surrogateescape"))
+                seen.update(b"%s/%s\0%d\n" % (role.encode(), os.fsencode(name), size))
         return DataIdentity(
             num_classes=len(self.class_names),
             classes_sha256=digest(self.class_names),
@@ -149,6 +150,15 @@ class FolderData:
             skipped=list(self.skipped),
             notes=list(self.notes),
         )
+
+    def measured(self) -> list[str]:
+        """Paths of the images that are not trained on."""
+        return [
+            f"{images.root}/{images.names[row]}"
+            for split in self._rows.keys() - {"train"}
+            for images in [self._images[self._source[split]]]
+            for row in self._rows[split]
+        ]
 
     def num_images(self, split: Split) -> int:
         return len(self._rows[split])

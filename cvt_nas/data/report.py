@@ -9,7 +9,7 @@ from cvt_nas.config import DataConfig
 from cvt_nas.data import ImageData, find_data, load_data, shape_of
 from cvt_nas.data.checking import ImageCheck, check_images
 from cvt_nas.data.folders import FolderData
-from cvt_nas.data.layout import Images, Layout, Role, find_layout, list_images, problems_of
+from cvt_nas.data.layout import Images, Layout, Role, find_layout, list_images, problems_of, told
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
 
@@ -88,14 +88,12 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
     dataset, root = find_data(data)
     config, problems, notes, test_only = DataConfig(dataset=dataset), list[str](), tuple[str, ...](), False
     layout: Layout | None = None
-    images: ImageCheck | None = None
+    files: dict[Role, Images] = {}
     if dataset == "imagefolder":
         assert root is not None, "a folder of images has a place"
         layout = find_layout(root)
-        files: dict[Role, Images] = {role: list_images(layout, role) for role in layout.places}
+        files = {role: list_images(layout, role) for role in layout.places}
         problems, test_only = problems_of(layout, files), "train" not in layout.places
-        images = check_images(root, files, "RGB", decode_all=decode, on_note=on_note)
-        notes = (*layout.notes, *images.notes)
     channels, num_classes = shape_of(dataset, root, test_only=test_only)
     found: ImageData | None = None
     try:
@@ -103,14 +101,19 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
             config, root=root, image_size=32, num_channels=channels or 3, num_classes=num_classes, test_only=test_only
         )
     except DataError as error:
-        if images is None:  # of a set in memory nothing else can be told
+        if layout is None:  # of a set in memory nothing else can be told
             raise
         problems = problems or [str(error)]
-    if isinstance(found, FolderData) and images is not None:
-        notes = (*found.notes, *images.notes)
+    images: ImageCheck | None = None
+    if layout is not None:
+        measured = found.measured() if isinstance(found, FolderData) else ()
+        images = check_images(layout.root, files, "RGB", decode_all=decode, measured=measured, on_note=on_note)
+        notes = (*(found.notes if isinstance(found, FolderData) else layout.notes), *images.notes)
+        if "train" in files and not decode:
+            notes = (*notes, "training images: headers and ends only; --decode reads them whole")
     class_names = found.class_names if found is not None else () if layout is None else layout.class_names
     return SetReport(
-        data=str(data),
+        data=told(str(data)),
         dataset=dataset,
         class_names=class_names,
         identity=None if found is None else found.identity(),
