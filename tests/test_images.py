@@ -346,6 +346,10 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "floats above 1": ("a.tif", saved(GREY.astype(np.float32)), "values from 0 to 255, must be from 0 to 1"),
     "no numbers": ("a.tif", saved(np.full((4, 4), np.nan, np.float32)), "values from nan to nan"),
     "empty": ("a.jpg", holding(b""), "no image: the file is empty"),
+    "signed bytes": ("a.tif", lambda path: tiff(path, (GREY // 2).astype("i1"), 8, sample_format=2), "signed integers"),
+    "float64": ("a.tif", lambda path: tiff(path, GREY.astype("<f8"), 64, sample_format=3), "a TIFF of a kind"),
+    "HEIC": ("a.jpg", holding(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"), "no image: no format that is read"),
+    "PostScript": ("a.jpg", holding(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "no image: it begins as text"),
     "text": ("a.jpg", holding(b"not found"), "no image: it begins as text"),
     "a web page": ("a.jpg", holding(b"<!DOCTYPE html>"), "no image: a web page"),
     "LFS": ("a.png", holding(b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
@@ -597,7 +601,7 @@ def test_a_damaged_image_ends_a_training_before_it_begins_or_is_skipped_counted_
         trained(tmp_path, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     _, notes = trained(tmp_path, tmp_path / "run", on_error="skip")
-    assert notes[-1].startswith("1 of 30 images cannot be read and are skipped: train/cat/3.png: ")
+    assert notes[-1].startswith("1 of 30 images cannot be read and is skipped: train/cat/3.png: ")
     run = RunFolder.open(tmp_path / "run")
     assert run.manifest["data"]["skipped"] == ["train/cat/3.png"]
     assert run.manifest["data"]["splits"] == {"train": 17, "search": 6, "test": 6}
@@ -801,3 +805,77 @@ def test_links_that_lead_up_or_nowhere_and_pipes_are_named_and_never_opened(tmp_
     assert report.images.num_images == 30
     with pytest.raises(DataError, match=r"cow: a link that leads nowhere"):
         trained(tmp_path, tmp_path / "run")
+
+
+# --- layouts that would become classes
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("training_set", "test_set"), ("seg_train", "seg_test"), ("train_images", "test_images"),
+        ("train2017", "val2017"), ("train_1", "test_1"), ("train ", "val "), ("my-train", "my-valid"),
+        ("trainset", "testset"),
+    ],
+)  # fmt: skip
+def test_folders_named_much_like_splits_never_become_classes(tmp_path: Path, train: str, val: str) -> None:
+    write_images(tmp_path / train)
+    write_images(tmp_path / val, num=2)
+    for test_only in (False, True):
+        with pytest.raises(DataError, match=r"seems to be a split: rename splits to train/ and val/"):
+            open_folder(tmp_path, num_classes=2, test_only=test_only)
+
+
+@pytest.mark.parametrize("name", ["trainer", "valley", "tested", "contest", "device", "invalid"])
+def test_names_that_only_contain_the_name_of_a_split_are_classes(tmp_path: Path, name: str) -> None:
+    write_images(tmp_path, ("a", "b", name))
+    assert name in open_folder(tmp_path).class_names
+
+
+def test_classes_may_have_names_like_splits_where_the_split_is_marked(tmp_path: Path) -> None:
+    names = ("bullet train", "bus", "test tube")
+    write_images(tmp_path / "train", names)
+    assert open_folder(tmp_path).class_names == names
+    assert open_folder(tmp_path / "train", test_only=True).class_names == names
+
+
+def test_a_set_that_lies_one_folder_deeper_is_refused_with_the_folder_to_name(tmp_path: Path) -> None:
+    write_images(tmp_path / "flowers" / "train")
+    write_images(tmp_path / "flowers" / "val", num=2)
+    with pytest.raises(DataError, match=rf"name {tmp_path}/flowers$"):
+        open_folder(tmp_path)
+    shutil.rmtree(tmp_path / "flowers")
+    write_images(tmp_path / "flowers")
+    with pytest.raises(DataError, match=rf"would be its one class, and holds folders: name {tmp_path}/flowers$"):
+        open_folder(tmp_path)
+    write_images(tmp_path / "fish" / "train")
+    with pytest.raises(DataError, match=r"fish/ would be read as a class, and holds train"):
+        open_folder(tmp_path)
+
+
+def test_a_split_that_is_a_dead_link_or_leads_up_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path / "data")
+    (tmp_path / "data" / "train").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"data: train is a link that leads nowhere"):
+        open_folder(tmp_path / "data")
+    (tmp_path / "data" / "train").unlink()
+    (tmp_path / "data" / "train").symlink_to(".")
+    with pytest.raises(DataError, match=r"data: train is a link that leads up"):
+        open_folder(tmp_path / "data")
+
+
+def test_one_class_is_no_task(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", ("cat",))
+    write_images(tmp_path / "val", ("cat",))
+    with pytest.raises(DataError, match=r"train: cat/ is the only class folder; one class is no task"):
+        open_folder(tmp_path, num_classes=1)
+    report = check_set(tmp_path)
+    assert report.problems == (f"{tmp_path}/train: cat/ is the only class folder; one class is no task",)
+    assert "classes: cat 8" in report.lines()
+    assert open_folder(tmp_path, num_classes=1, test_only=True).num_images("test") == 8
+
+
+def test_a_class_named_like_a_split_in_a_flat_folder_is_told_that_the_name_is_reserved(tmp_path: Path) -> None:
+    write_images(tmp_path, ("invalid", "valid"))
+    with pytest.raises(DataError, match=r"valid/ has no class folders, and is ignored: the name is reserved for a spl"):
+        open_folder(tmp_path)

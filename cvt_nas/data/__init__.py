@@ -109,9 +109,8 @@ def check_data(
         identity = data.identity()
         first, why = next(iter(damaged.items()))
         more = "" if len(damaged) == 1 else f"; and {len(damaged) - 1:,} more, see cvt-nas check"
-        notes.append(
-            f"{len(damaged):,} of {found.num_images:,} images cannot be read and are skipped: {first}: {why}{more}"
-        )
+        skips_them = f"cannot be read and {'is' if len(damaged) == 1 else 'are'} skipped"
+        notes.append(f"{len(damaged):,} of {found.num_images:,} images {skips_them}: {first}: {why}{more}")
     else:
         dataclasses.replace(found, damaged=damaged).check_readable()
     if on_note is not None:

@@ -71,6 +71,10 @@ class FolderData:
             layout = layout.for_test()
         else:
             layout.check_trainable()
+            if len(layout.class_names) == 1:
+                raise DataError(
+                    f"{layout.places['train']}: {layout.class_names[0]}/ is the only class folder; one class is no task"
+                )
         self.root, self.class_names = root, layout.class_names
         self.files: dict[Role, Images] = {role: list_images(layout, role) for role in layout.places}
         if problems := problems_of(layout, self.files):

@@ -1,6 +1,7 @@
 """How a folder of images is laid out: which folder is which split, what its classes are, and what is left out."""
 
 import os
+import re
 import stat
 import unicodedata
 from collections import Counter
@@ -25,6 +26,8 @@ _SYSTEM = frozenset({
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__",
     "thumbs.db", "ehthumbs.db", "desktop.ini",
 })  # fmt: skip
+_WORDS = "|".join(spelling for spellings in SPELLINGS.values() for spelling in spellings)
+_LIKE_SPLIT = re.compile(rf"^({_WORDS})(set|val|images|imgs|data)?(?![a-z])|(?<![a-z])({_WORDS})(set)?$")
 _NUM_NAMED = 5
 _NUM_THREADS = 16  # so that a network disk has several requests at a time
 
@@ -151,6 +154,9 @@ def find_layout(root: Path) -> Layout:
         raise DataError(f"--data {root}: no such folder")
     places: dict[Role, Path] = {}
     notes, folders = [], _folders(root)
+    for entry in _entries(root):
+        if _is_like_split(entry.name) and _leads_nowhere(entry):
+            raise DataError(f"--data {root}: {entry.name} is a link that leads nowhere")
     for role, spellings in SPELLINGS.items():
         named = [folder for folder in folders if folder.lower() in spellings]
         full = [folder for folder in named if _folders(root / folder)]
@@ -159,6 +165,8 @@ def find_layout(root: Path) -> Layout:
             raise DataError(f"--data {root}: {named_both} could each hold the {role} images; keep one of them")
         if full:
             places[role] = root / full[0]
+            if _mark_of(places[role]) in _itself_and_above(root):
+                raise DataError(f"--data {root}: {full[0]} is a link that leads up to {places[role].resolve()}")
         elif named and role == "train":
             raise DataError(f"--data {root}: {root / named[0]} must hold one folder a class")
         else:
@@ -166,9 +174,13 @@ def find_layout(root: Path) -> Layout:
     _drop_unlabelled(places, notes)
     if not places:
         if notes:
-            raise DataError(f"--data {root}: must hold one folder a class, in train/ and val/; {'; '.join(notes)}")
+            raise DataError(
+                f"--data {root}: must hold one folder a class, in train/ and val/; {'; '.join(notes)}: the name is "
+                f"reserved for a split; if it is a class, put all class folders into train/"
+            )
         if not folders:
             raise DataError(f"--data {root}: must hold train/ and val/, one folder a class, or one folder a class")
+        _check_flat(root, folders)
         places = {"train": root}
     elif beside := [folder for folder in folders if not any(folder.lower() in named for named in SPELLINGS.values())]:
         notes.append(f"ignored beside {_slashed(places.values())}: {_few([f'{told(folder)}/' for folder in beside])}")
@@ -206,7 +218,7 @@ def list_images(layout: Layout, role: Role) -> Images:
         names=names,
         labels=np.array(labels, dtype=np.int64),
         ignored=ignored,
-        odd=_sorted(odd + _not_text(place, classes, names)),
+        odd=sorted(odd + _not_text(place, classes, names)),
     )
 
 
@@ -247,6 +259,36 @@ def _drop_unlabelled(places: dict[Role, Path], notes: list[str]) -> None:
     if len(found) == 1 and len(classes) > 1 and found[0] not in classes:
         notes.append(f"{places['test'].name}/ holds {found[0]}/ alone, which is no class, and is ignored")
         del places["test"]
+
+
+def _is_like_split(name: str) -> bool:
+    return _LIKE_SPLIT.search(name.strip().lower()) is not None
+
+
+def _check_flat(root: Path, folders: Sequence[str]) -> None:
+    """Refuses folders that would become classes, and are more likely splits, or what holds them.
+
+    Raises:
+        DataError: Says what to name or to rename instead.
+    """
+    like = [folder for folder in folders if _is_like_split(folder)]
+    if like and root.resolve().name.lower() not in _WORDS.split("|"):  # whose content is classes, however named
+        raise DataError(
+            f"--data {root}: {_few([told(folder) for folder in like])} would be read as a class, and seems to be a "
+            f"split: rename splits to train/ and val/; if it is a class, put all class folders into train/"
+        )
+    for folder in folders:
+        if splits := [inner for inner in _folders(root / folder) if _is_like_split(inner)]:
+            also = "" if len(folders) == 1 else "; or, if it is a class, put the classes below train/ and val/"
+            raise DataError(
+                f"--data {root}: {folder}/ would be read as a class, and holds {_few([told(name) for name in splits])}"
+                f": name {root / folder}{also}"
+            )
+    if len(folders) == 1:
+        only = root / folders[0]
+        inner = [entry for entry in _entries(only) if not is_hidden(entry.name)]
+        if sum(entry.is_dir() for entry in inner) and not any(is_image(entry.name) for entry in inner):
+            raise DataError(f"--data {root}: {folders[0]}/ would be its one class, and holds folders: name {only}")
 
 
 def _slashed(places: Iterable[Path]) -> str:
