@@ -879,3 +879,44 @@ def test_a_class_named_like_a_split_in_a_flat_folder_is_told_that_the_name_is_re
     write_images(tmp_path, ("invalid", "valid"))
     with pytest.raises(DataError, match=r"valid/ has no class folders, and is ignored: the name is reserved for a spl"):
         open_folder(tmp_path)
+
+
+def test_eval_of_a_run_skips_what_the_run_skips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = tmp_path / "data", tmp_path / "run"
+    write_images(root / "train")
+    write_images(root / "val", num=2)
+    spoil(root / "val" / "dog" / "1.png")
+    trained(root, out, on_error="skip")
+    (arch_id,) = RunFolder.open(out).test_accuracies()
+    assert main(["eval", f"{out}:{arch_id}", "--data", str(root), "--device", "cpu"]) == 0
+    told = capsys.readouterr()
+    assert "of 5 test images" in told.out
+    assert "1 of 6 images cannot be read and is skipped: val/dog/1.png" in told.err
+    assert main(["eval", str(out / "models" / arch_id), "--data", str(root), "--device", "cpu"]) == 2
+
+
+def test_training_an_architecture_of_a_run_on_other_data_is_said_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "data", tmp_path / "run"
+    write_images(root / "train")
+    write_images(root / "val", num=2)
+    trained(root, out)
+    (arch_id,) = RunFolder.open(out).test_accuracies()
+    shutil.copy(root / "train" / "cat" / "0.png", root / "train" / "cat" / "new.png")
+    again = ["train", f"{out}:{arch_id}", "--data", str(root), "--gpus", "0", "--epochs", "2"]
+    assert main([*again, "--out", str(tmp_path / "a")]) == 0
+    assert "other data than those that the architecture was found on: 1 train image more" in capsys.readouterr().err
+    for part in ("train", "val"):
+        (root / part / "cat").rename(root / part / "cow")
+    assert main([*again, "--out", str(tmp_path / "b")]) == 2
+    assert "the classes have other names: the architecture was found on other classes" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+    run = RunFolder.open(out)
+    manifest = {name: value for name, value in run.manifest.items() if name != "data"}
+    (out / "manifest.json").write_text(json.dumps(manifest))  # as an earlier version wrote it
+    notes: list[str] = []
+    setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run_path=out, data=root)
+    setup.identified(run, on_note=notes.append)  # as for a query
+    assert notes == [f"{out}: was begun by an earlier version, so whether its data are the same cannot be told"]

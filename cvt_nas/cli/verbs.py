@@ -122,10 +122,11 @@ def _latency(arch: Any, options: argparse.Namespace) -> Any:
 def train(options: argparse.Namespace) -> int:
     from cvt_nas.arch import NAMED_ARCHS
     from cvt_nas.config import load_experiment, parse_experiment
+    from cvt_nas.results import DataIdentity
     from cvt_nas.train import fitted, recipe_for, train
 
     arch, run = _arch_of(options.arch)
-    data = options.data
+    data, origin = options.data, None
     if options.space is not None:
         experiment = load_experiment(options.space)
         if options.arch in NAMED_ARCHS:
@@ -134,6 +135,7 @@ def train(options: argparse.Namespace) -> int:
                 _print_note(note)
     elif run is not None:
         experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
+        origin = DataIdentity.of(run.manifest)
     elif options.arch in NAMED_ARCHS:
         experiment, data = recipe_for(options.arch, data)
         arch = experiment.space.largest
@@ -158,6 +160,7 @@ def train(options: argparse.Namespace) -> int:
         seed=options.seed,
         init=options.init,
         resume=options.resume,
+        origin=origin,
         on_note=_print_note,
         on_report=told,
     )
@@ -211,14 +214,16 @@ def _with_training(experiment: Any, options: argparse.Namespace) -> Any:
 
 def evaluate(options: argparse.Namespace) -> int:
     from cvt_nas.arch import load_arch
+    from cvt_nas.config import parse_experiment
     from cvt_nas.evaluate import evaluate_model
 
-    weights, data, arch = options.weights, options.data, None
+    weights, data, arch, on_error = options.weights, options.data, None, "raise"
     if not Path(weights).exists():  # then it is RUN:ID
         trained, run = _arch_of(weights)
         if run is None:
             raise ArchError(f"{weights}: is an architecture; give its weights: a folder, a .pth, or RUN:ID")
         weights, data = run.model_path(trained.id), data or run.manifest["dataset"]
+        on_error = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json").data.on_error
     if options.arch is not None:
         arch = load_arch(options.arch)
     if data is None:
@@ -231,6 +236,7 @@ def evaluate(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         device=options.device,
         precision=options.precision,
+        on_error=on_error,
         on_note=_print_note,
     )
     if options.json:
@@ -255,6 +261,7 @@ def query(options: argparse.Namespace) -> int:
         number=options.top,
         data=options.data,
         to=options.to,
+        on_note=_print_note,
     )
     if options.json:
         print(json.dumps([

@@ -64,7 +64,7 @@ class ImageCheck:
             raise DataError(
                 f"{len(self.damaged):,} of {self.num_images:,} images cannot be read: {named}"
                 + (f"; and {more:,} more, see cvt-nas check" if more > 0 else "")
-                + "; mend or delete them, or leave them out by data.on_error: skip"
+                + "; mend or delete them, or leave them out by data.on_error: skip in a space file"
             )
 
 
