@@ -920,3 +920,12 @@ def test_training_an_architecture_of_a_run_on_other_data_is_said_or_refused(
     setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run_path=out, data=root)
     setup.identified(run, on_note=notes.append)  # as for a query
     assert notes == [f"{out}: was begun by an earlier version, so whether its data are the same cannot be told"]
+
+
+@pytest.mark.parametrize(("name", "other", "shown"), [("é", "e\u0301", r"e\u0301"), ("cat", "cat ", "'cat '")])
+def test_class_names_that_look_alike_are_told_apart(tmp_path: Path, name: str, other: str, shown: str) -> None:
+    write_images(tmp_path / "train", (name, "dog"))
+    write_images(tmp_path / "val", (other, "dog"))
+    with pytest.raises(DataError, match="in only one of train/ and val/: ") as error:
+        open_folder(tmp_path, num_classes=2)
+    assert shown in str(error.value)
