@@ -10,10 +10,11 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 # Read by Ray when it is imported or started; whoever runs the tool can still override each.
 for _name, _value in {
@@ -25,12 +26,15 @@ for _name, _value in {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's snapshots are of no use: the journal is the record
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # a controller that waits for devices hears no `abort` meanwhile
     "TUNE_FORCE_TRIAL_CLEANUP_S": "10",  # an orderly stop does not wait for a long epoch: its checkpoint is enough
 }.items():
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402  after its settings
-from ray._private import ray_constants  # noqa: E402
+from ray._private import ray_constants, state  # noqa: E402
+from ray.actor import ActorHandle  # noqa: E402
+from ray.core.generated import gcs_pb2  # noqa: E402
 from ray.exceptions import (  # noqa: E402
     ActorUnavailableError,
     GetTimeoutError,
@@ -38,24 +42,28 @@ from ray.exceptions import (  # noqa: E402
     RayError,
     RayTaskError,
 )
-from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context  # noqa: E402
+from ray.train import (  # noqa: E402
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    get_context,
+)
 from ray.train.torch import TorchConfig, TorchTrainer, get_device  # noqa: E402
 from ray.train.v2._internal.execution.callback import ControllerCallback  # noqa: E402
-from ray.util.placement_group import (  # noqa: E402
-    PlacementGroup,
-    get_current_placement_group,
-    remove_placement_group,
-)
+from ray.util.placement_group import PlacementGroup, remove_placement_group  # noqa: E402
 from ray.util.queue import Empty, Queue  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict  # noqa: E402
 from cvt_nas.engine import TrainingSetup, progress_reports, supernet_reports  # noqa: E402
-from cvt_nas.errors import CvtNasError, ResourceError, StorageError  # noqa: E402
+from cvt_nas.errors import CvtNasError, ResourceError, StorageError, first_line  # noqa: E402
 from cvt_nas.results import can_write_to  # noqa: E402
 
 HEAD = {"node:__internal_head__": 0.001}  # the node that outlives the others
 _SECONDS_TO_END = 30.0
+_DONE = "done"
+T = TypeVar("T")
 
 
 def start_local_ray(*, num_cpus: int, num_gpus: int) -> None:
@@ -129,7 +137,10 @@ def connect_ray(**options: Any) -> None:
             f"LC_ALL=C.UTF-8"
         )
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+    with warnings.catch_warnings():
+        # an older Ray warns of what RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO says, though it is said
+        warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
 
@@ -177,7 +188,9 @@ def fit_on_workers(
         The reports of `engine.progress_reports`, by the first worker.
 
     Raises:
-        WorkerLostError: What the workers are heard by died.
+        WorkerLostError: What the workers are heard by died, or their last report did not arrive.
+        CvtNasError: A worker raised it, as for an image that cannot be read.
+        StorageError: Likewise, where it is not the `status` of a report.
         ray.train.TrainingFailedError: More workers died than `max_failures`, or the code raised.
     """
     return _reports_of_workers(
@@ -223,7 +236,9 @@ def train_supernet_on_workers(
         The reports of `engine.supernet_reports`, by the first worker.
 
     Raises:
-        WorkerLostError: What the workers are heard by died.
+        WorkerLostError: What the workers are heard by died, or their last report did not arrive.
+        CvtNasError: A worker raised it, as for an image that cannot be read.
+        StorageError: Likewise, where it is not the `status` of a report.
         ray.train.TrainingFailedError: More workers died than `max_failures`, or the code raised.
     """
     return _reports_of_workers(
@@ -242,6 +257,20 @@ class WorkerLostError(Exception):
     """The workers of a training, or what its launcher hears them by, died with their node."""
 
 
+@contextmanager
+def ending_in(kind: type[CvtNasError], what: str) -> Iterator[None]:
+    """Workers that die, or raise what no user can fix, end the block with an error of `kind`: `what`, and the reason.
+
+    That is one line; the traceback is in its `__cause__`.
+    """
+    try:
+        yield
+    except (WorkerLostError, TrainingFailedError) as error:
+        failures = list(getattr(error, "worker_failures", {}).values())  # the errors themselves, of each rank
+        reason = f"{type(failures[0]).__name__}: {first_line(failures[0])}" if failures else first_line(error)
+        raise kind(f"{what}: {reason}") from error
+
+
 def _reports_of_workers(
     train: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
@@ -253,7 +282,7 @@ def _reports_of_workers(
     use_gpus: bool,
     max_failures: int,
 ) -> Generator[dict[str, Any], None, None]:
-    """What the first of the workers that run `train` puts into the queue `reports` of its config.
+    """What the first of the workers that run `train` puts into the queue `reports` of its config, up to `_DONE`.
 
     Where the reader goes away before the end, the workers end at once, and write nothing any more.
     """
@@ -267,8 +296,8 @@ def _reports_of_workers(
     )
     janitor.watch.remote()
     trainer = TorchTrainer(
-        _on_worker,
-        train_loop_config={**config, "train": train, "reports": reports, "janitor": janitor},
+        train,
+        train_loop_config={**config, "reports": reports},
         scaling_config=ScalingConfig(
             num_workers=num_workers,
             use_gpu=use_gpus,
@@ -279,7 +308,7 @@ def _reports_of_workers(
             name=name,
             **setup.run.ray_storage(),
             failure_config=FailureConfig(max_failures=max_failures),
-            callbacks=[cast(Any, _Introduction(reports))],  # as Ray's own are, not only a user's
+            callbacks=[cast(Any, _Introduction(reports, janitor))],  # as Ray's own are, not only a user's
         ),
     )
     outcome: list[BaseException] = []
@@ -290,7 +319,7 @@ def _reports_of_workers(
         except BaseException as error:  # handed to the reader below, which raises it
             outcome.append(error)
 
-    thread, controller = threading.Thread(target=execute, name=name, daemon=True), None
+    thread, controller, is_done = threading.Thread(target=execute, name=name, daemon=True), None, False
     thread.start()
     try:
         while thread.is_alive() or not reports.empty():
@@ -298,7 +327,12 @@ def _reports_of_workers(
                 report = reports.get(timeout=0.5)
             except (Empty, queue.Empty):
                 continue
-            if not isinstance(report, dict):
+            if isinstance(report, CvtNasError | StorageError):
+                raise report  # no other attempt would go better
+            if report == _DONE:
+                is_done = True
+                continue
+            if isinstance(report, ActorHandle):
                 controller = report
                 continue
             yield report
@@ -306,8 +340,10 @@ def _reports_of_workers(
                 return  # Ray Train may not know yet: a worker still waits, or is started again, see `_is_heard`
         if outcome:
             raise outcome[0]
+        if not is_done:
+            raise WorkerLostError("the workers ended before their last report arrived")
     except RayActorError as error:
-        raise WorkerLostError(str(error).splitlines()[0]) from error
+        raise WorkerLostError(first_line(error)) from error
     finally:
         _end(controller, reports, thread)
 
@@ -322,7 +358,7 @@ def _end(controller: Any, reports: Queue, thread: threading.Thread) -> None:
         while controller is None and thread.is_alive() and time.monotonic() < deadline:  # it is about to start
             with contextlib.suppress(Empty, queue.Empty):
                 report = reports.get(timeout=0.5)
-                controller = None if isinstance(report, dict) else report
+                controller = report if isinstance(report, ActorHandle) else None
     ended: Any = None if controller is None else controller.abort.remote()
     reports.shutdown(force=True)  # from now on, no worker puts a file in its place
     if controller is None:
@@ -330,55 +366,97 @@ def _end(controller: Any, reports: Queue, thread: threading.Thread) -> None:
     try:
         ray.get(ended, timeout=_SECONDS_TO_END)
     except GetTimeoutError:
-        ray.kill(controller)  # its workers die with it, and the janitor frees what they held
+        ray.kill(controller)  # its workers die with it, and the janitor frees what they held, or waited for
     except RayError:
         pass  # it has ended
     thread.join(_SECONDS_TO_END)
 
 
 class _Introduction(ControllerCallback):
-    """Makes the controller of a training known to its launcher: Ray Train has no other way to end it from outside."""
+    """Makes the controller of a training known to its launcher: Ray Train has no other way to end it from outside.
 
-    def __init__(self, reports: Queue) -> None:
-        self._reports = reports
+    And to the janitor, before it asks for any devices.
+    """
+
+    def __init__(self, reports: Queue, janitor: Any) -> None:
+        self._reports, self._janitor = reports, janitor
 
     def after_controller_start(self, train_run_context: Any) -> None:
         del train_run_context
-        self._reports.put(ray.get_runtime_context().current_actor)
+        context = ray.get_runtime_context()
+        ray.get(self._janitor.follow.remote(context.get_actor_id()))  # it may have to outlive this process
+        self._reports.put(context.current_actor)
 
 
 class _Janitor:
-    """Frees what the workers of a training hold once nobody hears them: after a crash of the launcher, too.
+    """Frees what a training holds, or waits for, once nobody hears it: after a crash of the launcher, too.
 
-    Ray itself keeps a placement group for a controller that died until the whole job ends.
+    Ray itself keeps a placement group for a controller that died until the whole job ends. Ray Train registers only
+    those that have their devices already.
     """
 
     def __init__(self, reports: Queue) -> None:
-        self._reports, self._groups = reports, list[PlacementGroup]()
+        self._reports = reports
+        self._controller: str | None = None
 
-    def hold(self, group: PlacementGroup) -> None:
-        self._groups.append(group)
+    def follow(self, controller: str) -> None:
+        self._controller = controller
 
     def watch(self) -> None:
-        while _is_heard(self._reports):
+        while self._is_heard():
             time.sleep(0.5)
-        for group in self._groups:
-            remove_placement_group(group)
+        while self._controller is not None:
+            is_dead = state.actors(self._controller).get("State", "DEAD") == "DEAD"
+            for group in _groups_of(self._controller):
+                remove_placement_group(group)
+            if is_dead:  # as long as it is not, it may ask for others
+                break
+            time.sleep(0.5)
         ray.kill(ray.get_runtime_context().current_actor)
+
+    def _is_heard(self) -> bool:
+        try:
+            return _is_heard(self._reports)
+        except ActorUnavailableError:
+            return True
+
+
+def _groups_of(actor: str) -> list[PlacementGroup]:
+    """The placement groups that an actor asked for, with or without devices; Ray's own table does not say whose."""
+    table_of: Any = cast(Any, gcs_pb2).PlacementGroupTableData
+    tables = map(table_of.FromString, state.state._connect_and_get_accessor().get_placement_group_table())
+    return [
+        PlacementGroup(ray.PlacementGroupID(table.placement_group_id))
+        for table in tables
+        if table.creator_actor_id.hex() == actor and table.state != table_of.REMOVED
+    ]
+
+
+def _patiently(action: Callable[[], T]) -> T:
+    """`action` on the queue, again and again for half a minute while it cannot be reached, though it may be alive."""
+    deadline = time.monotonic() + _SECONDS_TO_END
+    while True:
+        try:
+            return action()
+        except ActorUnavailableError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 def _is_heard(reports: Queue) -> bool:
-    """Whether anybody still waits for reports."""
-    deadline = time.monotonic() + _SECONDS_TO_END
-    while time.monotonic() < deadline:
-        try:
-            reports.empty()
-            return True
-        except ActorUnavailableError:
-            time.sleep(0.5)
-        except RayActorError:
-            return False
-    return False
+    """Whether anybody still waits for reports.
+
+    Raises:
+        ActorUnavailableError: That cannot be told.
+    """
+    try:
+        _patiently(reports.empty)
+    except ActorUnavailableError:
+        raise
+    except RayActorError:
+        return False
+    return True
 
 
 class _UnheardError(Exception):
@@ -391,29 +469,43 @@ def _check_heard(reports: Queue) -> None:
         raise _UnheardError
 
 
+def _put(reports: Queue, report: Any) -> None:
+    """A report may arrive twice, as that of an epoch may after a restart."""
+    try:
+        _patiently(lambda: reports.put(report))
+    except ActorUnavailableError:
+        raise
+    except RayActorError as error:
+        raise _UnheardError from error
+
+
 def _run_on_worker(config: dict[str, Any], reports_of: Callable[..., Iterator[dict[str, Any]]], **options: Any) -> None:
-    """Puts what the first rank reports into the queue, and ends where nobody hears it."""
+    """Puts what the first rank reports into the queue, then `_DONE`; ends where it is known that nobody hears it.
+
+    Where the queue cannot be reached, but may be alive, it raises, and Ray Train starts all workers again, which go on
+    from the last checkpoint.
+    """
     setup, reports = config["setup"], config["reports"]
     is_first = get_context().get_world_rank() == 0
     try:
         _check_heard(reports)
-        for report in reports_of(
-            setup=setup,
-            device=get_device() if setup.device == "cuda" else setup.torch_device,
-            seed=config["seed"],
-            before_writing=lambda: _check_heard(reports),
-            **options,
-        ):
-            if is_first or report["status"] == "oom":  # which need not happen to the first
-                reports.put(report)
-    except (_UnheardError, RayActorError):
+        try:
+            for report in reports_of(
+                setup=setup,
+                device=get_device() if setup.device == "cuda" else setup.torch_device,
+                seed=config["seed"],
+                before_writing=lambda: _check_heard(reports),
+                **options,
+            ):
+                if is_first or report["status"] == "oom":  # which need not happen to the first
+                    _put(reports, report)
+        except (CvtNasError, StorageError) as error:
+            _put(reports, error)
+            raise
+        if is_first:
+            _put(reports, _DONE)
+    except _UnheardError:
         return
-
-
-def _on_worker(config: dict[str, Any]) -> None:
-    if get_context().get_world_rank() == 0:
-        config["janitor"].hold.remote(get_current_placement_group())
-    config["train"](config)
 
 
 def _train_on_worker(config: dict[str, Any]) -> None:

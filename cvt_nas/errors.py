@@ -73,8 +73,13 @@ class SearchFailedError(CvtNasError):
 
 
 class TrainingEndedError(CvtNasError, RuntimeError):
-    """A training that has no result: its loss is not finite, or the device has too little memory."""
+    """A training that has no result, as where its loss is not finite, or the device has too little memory."""
 
 
 class StorageError(OSError):
     """Nothing can be written: the disk is full or read-only, or it or a store has been away for too long."""
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says, in one line; its name where it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0]

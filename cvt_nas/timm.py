@@ -34,6 +34,8 @@ from torch.utils.checkpoint import checkpoint
 from cvt_nas.arch import NAMED_ARCHS, ArchConfig, arch_from_dict, load_arch
 from cvt_nas.model import CvT, forward_stage
 
+torch.fx.wrap("rearrange")  # as in cvt_nas.model.network
+
 
 class TimmCvT(CvT):
     """`CvT` with what timm asks of a model; the names of its state dict stay the official ones.

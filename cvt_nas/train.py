@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +48,7 @@ def train(
             the notes of `model.initialise`, before anything is trained.
 
     Raises:
-        TrainingEndedError: It diverged, or ran out of device memory.
+        TrainingEndedError: It diverged, ran out of device memory, or its workers died again and again.
         CvtNasError: Data, devices, folder or weights are not as they must be.
         StorageError: Nothing can be written any more.
     """
@@ -72,32 +73,43 @@ def train(
     )
     if begun is None:
         RunFolder.at(out).check_new()
-    setup = setup.checked(begun, on_note=on_note)
-    assert setup.identity is not None, "it was just looked at"
-    if origin is not None and (difference := origin.difference(setup.identity)) is not None:
-        if origin.classes_sha256 != setup.identity.classes_sha256:
-            raise DataError(f"--data {data}: {difference}: the architecture was found on other classes")
-        if on_note is not None:
-            on_note(f"{data}: other data than those that the architecture was found on: {difference}")
-    images = setup.open_data()
-    if weights is not None:
-        begins = {
-            "path": str(weights.path),
-            "sha256": _digest(weights_files(weights.path)),
-            "notes": list(initialise(CvT(arch), weights, classes=images.class_names)),
+    with ExitStack() as stack:
+        if begun is not None:
+            stack.enter_context(begun.locked())  # before its manifest is amended
+        setup = setup.checked(begun, on_note=on_note)
+        assert setup.identity is not None, "it was just looked at"
+        if origin is not None and (difference := origin.difference(setup.identity)) is not None:
+            if origin.classes_sha256 != setup.identity.classes_sha256:
+                raise DataError(f"--data {data}: {difference}: the architecture was found on other classes")
+            if on_note is not None:
+                on_note(f"{data}: other data than those that the architecture was found on: {difference}")
+        images = setup.open_data()
+        if weights is not None:
+            begins = {
+                "path": str(weights.path),
+                "sha256": _digest(weights_files(weights.path)),
+                "notes": list(initialise(CvT(arch), weights, classes=images.class_names)),
+            }
+        manifest = {
+            **experiment.manifest(seed=seed, num_trials=1),
+            "arch_id": arch.id,
+            "resources": {"num_workers": num_workers, "device": device},
+            "data": setup.identity.to_json(),
+            **({} if begins is None else {"init": begins}),
         }
-    manifest = {
-        **experiment.manifest(seed=seed, num_trials=1),
-        "arch_id": arch.id,
-        "resources": {"num_workers": num_workers, "device": device},
-        "data": setup.identity.to_json(),
-        **({} if begins is None else {"init": begins}),
-    }
-    run = RunFolder.create(out, manifest) if begun is None else begun
-    if on_note is not None:
-        for note in (begins or {}).get("notes", []):
-            on_note(note)
-    with run.locked():
+        run = begun
+        if run is None:
+            run = RunFolder.create(out, manifest)
+            stack.enter_context(run.locked())
+        if on_note is not None:
+            for note in (begins or {}).get("notes", []):
+                on_note(note)
+            batch_size, num_images = experiment.training.batch_size, images.num_images("train")
+            if batch_size > num_images:
+                on_note(
+                    f"training.batch_size is {batch_size:,}, and there are {num_images:,} training images: a step has "
+                    f"these at most, so lr may be too high"
+                )
         return _train_once(
             arch, experiment, run, setup, images, num_workers=num_workers, seed=seed, on_report=on_report
         )
@@ -255,10 +267,10 @@ def _reports(arch: ArchConfig, setup: TrainingSetup, run: RunFolder, num_workers
             model_folder=run.model_path(arch.id),
         )
         return
-    from cvt_nas.distributed import fit_on_workers, local_ray
+    from cvt_nas.distributed import ending_in, fit_on_workers, local_ray
 
     num_cpus, num_gpus = num_workers * setup.num_threads, num_workers if setup.device == "cuda" else 0
-    with local_ray(num_cpus=num_cpus, num_gpus=num_gpus):
+    with local_ray(num_cpus=num_cpus, num_gpus=num_gpus), ending_in(TrainingEndedError, "the training ended"):
         yield from fit_on_workers(
             arch,
             setup,

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,7 @@ import torch.distributed as dist
 
 from cvt_nas.config import AugmentConfig, DataConfig, SupernetConfig, TrainingConfig
 from cvt_nas.data import ImageData, load_data
-from cvt_nas.engine import SharedWeights, fit, train_supernet
+from cvt_nas.engine import SharedWeights, TrainingSetup, fit, supernet_reports, train_supernet
 from cvt_nas.space import SearchSpace, StageSpace
 from strategies import per_stage
 
@@ -77,6 +78,7 @@ def killed(kind: str, folder: Path, rank: int, world_size: int) -> None:
 
 def join(at: Path, rank: int, world_size: int) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    warnings.simplefilter("error", FutureWarning)  # each rank would print it
     dist.init_process_group("gloo", init_method=f"file://{at}", rank=rank, world_size=world_size)
 
 
@@ -98,6 +100,32 @@ def on_ranks(folder: Path, rank: int, world_size: int) -> None:
     *_, last = fit(ARCH, settings, data, device=CPU, seed=0, checkpoint=folder / "checkpoints" / "2.pt")
     found["statistics"], found["accuracy"] = statistics_of(last.model), last.accuracy
     torch.save(found, folder / f"{rank}.pt")
+
+
+def supernet_on_ranks(folder: Path, rank: int, world_size: int) -> None:
+    """Ranks on nodes of their own, of which the second has weights that the first has not; then the other way round."""
+    torch.set_num_threads(1)
+    os.environ["XDG_CACHE_HOME"] = str(folder / f"node{rank}")
+    join(folder / "supernet", rank, world_size)
+    setup = TrainingSetup(
+        training=TrainingConfig(**STILL), data=DataConfig(dataset="digits"), data_root=None, image_size=8,
+        num_channels=1, num_classes=10, run_path=folder, run_url=f"file://{folder}/there",
+        shared=SharedWeights(space=SPACE, config=SupernetConfig(**STILL)),
+    )  # fmt: skip
+    weights, there = setup.weights_path, folder / "there" / "supernet" / "weights.safetensors"
+    if rank == 1:
+        weights.parent.mkdir(parents=True)
+        weights.touch()
+    assert [report["losses"] != {} for report in supernet_reports(setup, device=CPU, seed=0)] == [True]
+    dist.barrier()
+    if rank == 0:
+        there.unlink()
+    else:
+        weights.unlink()
+    dist.barrier()
+    assert [report["losses"] for report in supernet_reports(setup, device=CPU, seed=0)] == [{}], "nothing is left to do"
+    dist.barrier()
+    assert there.exists(), "for the trials, which run elsewhere"
 
 
 def statistics_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:

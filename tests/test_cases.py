@@ -531,6 +531,11 @@ def _(desk: Desk) -> str:
     return train_in(desk, desk.space(("0.25", "0.02")), desk.images())
 
 
+@case("a batch of more images than there are", before="no word", after=("exit 0", r"note: .*18 training images.*lr"))
+def _(desk: Desk) -> str:
+    return train_in(desk, desk.space(("batch_size: 8", "batch_size: 512")), desk.images())
+
+
 # Data that are not the same any more
 
 

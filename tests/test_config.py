@@ -2,11 +2,15 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
 
 from conftest import SPACES, small_digits
 from cvt_nas import load_experiment
 from cvt_nas.arch import cost_of
 from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.data.augment import randaugment_of
 from cvt_nas.errors import SpaceFileError
 
 BASE = """\
@@ -311,6 +315,40 @@ def test_ingredients_of_a_supernet_that_do_nothing_are_named() -> None:
     ]
     on_all = text.replace("drop_path: 0.1", "drop_path: 0.1, drop_path_on_all: true").replace("front", "flops")
     assert not parse_experiment(on_all, "my.yaml").warnings
+
+
+@pytest.mark.parametrize(
+    "policy",
+    ["rand", "rand-m9", "rand-m9-mstd0.5-inc1", "rand-n3-p0.25", "rand-m15-mmax30-mstd101", "rand-tweights-n15",
+     "rand-t3a-n20", "rand-t3aw-n14-inc0", "rand-mstd1-p1"],
+)  # fmt: skip
+def test_a_randaugment_that_timm_takes_is_read_and_draws(policy: str) -> None:
+    text = base_with("  augment: {crop_padding: 1", f"  augment: {{randaugment: {policy}")
+    augment = parse_experiment(text, "my.yaml").training.augment
+    assert augment.randaugment == policy
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    assert randaugment_of(augment, num_channels=3)(image).shape == image.shape
+
+
+@pytest.mark.parametrize(
+    ("policy", "part"),
+    [("rand-x9", "-x9"), ("rand-w0", "-w0"), ("rand-m", "-m"), ("rand-m9.5", "-m9.5"), ("rand-m9-", "-"),
+     ("rand-m9-mstdinf", "-mstdinf"), ("rand-tfoo", "-tfoo"), ("rand-mstd.5", "-mstd.5"), ("rand-m9x", "-m9x"),
+     ("augmix-m5", "augmix"), ("random-m9", "random"), ("rand_m9", "rand_m9"), ("RAND-m9", "RAND")],
+)  # fmt: skip
+def test_a_randaugment_that_timm_refuses_or_ignores_in_part_is_named_with_its_line(policy: str, part: str) -> None:
+    assert problems_of(base_with("  augment: {crop_padding: 1", f"  augment: {{randaugment: {policy}")) == [
+        f'my.yaml:40: training.augment.randaugment: got "{policy}", must be rand, and after it any of -m9, -n2, -p0.5, '
+        f"-mstd0.5, -mmax10, -inc1 with numbers of your own, -tweights, -t3a, -t3aw; {part} is none of these"
+    ]
+
+
+@pytest.mark.parametrize(("policy", "most"), [("rand-n16-tweights", "-n15"), ("rand-t3aw-n15", "-n14")])
+def test_a_randaugment_cannot_draw_more_operations_than_a_weighted_set_has(policy: str, most: str) -> None:
+    (problem,) = problems_of(base_with("  augment: {crop_padding: 1", f"  augment: {{randaugment: {policy}"))
+    assert f'got "{policy}", must have at most {most} with -t' in problem
+    with pytest.raises(ValueError, match="population"):  # as timm would, in the middle of a training
+        rand_augment_transform(policy, {})(Image.new("RGB", (8, 8)))
 
 
 def test_colours_are_not_jittered_beside_randaugment() -> None:

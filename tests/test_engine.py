@@ -177,21 +177,28 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_its_epoch(data: ImageD
 class _FullDevice:
     """A data set whose device has no memory for a batch."""
 
-    def __init__(self, data: ImageData) -> None:
-        self._data = data
+    def __init__(self, data: ImageData, said: list[str]) -> None:
+        self._data, self._said = data, said
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)
 
     def train_batches(self, **options: Any) -> Iterator[Any]:
         yield from ()
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+        raise torch.OutOfMemoryError(*self._said)
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (["CUDA out of memory. Tried to allocate 2 GiB\nmore"], "CUDA out of memory. Tried to allocate 2 GiB"),
+        ([], "OutOfMemoryError()"),
+    ],
+)
 def test_running_out_of_device_memory_is_reported_as_such(
-    data: ImageData, small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: ImageData, small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], reason: str
 ) -> None:
-    monkeypatch.setattr(TrainingSetup, "open_data", lambda self: _FullDevice(data))
+    monkeypatch.setattr(TrainingSetup, "open_data", lambda self: _FullDevice(data, said))
     reports = list(
         progress_reports(
             tiny_arch(),
@@ -203,7 +210,7 @@ def test_running_out_of_device_memory_is_reported_as_such(
         )
     )
     assert reports[-1]["status"] == "oom"
-    assert reports[-1]["reason"] == "CUDA out of memory. Tried to allocate 2 GiB"
+    assert reports[-1]["reason"] == reason
 
 
 def setup_for(small: Experiment, path: Path) -> TrainingSetup:

@@ -235,7 +235,7 @@ def test_an_answer_is_right_by_the_name_of_its_class(
     from transformers import ViTImageProcessor
 
     saved_port(tmp_path / "port", order, ViTImageProcessor(size={"height": 32, "width": 32}))
-    data = colours(tmp_path / "data", *CLASSES)
+    data = colours(tmp_path / "data" / "val", *CLASSES).parent
     capsys.readouterr()  # transformers shows its progress
     assert main(["eval", str(tmp_path / "port"), "--data", str(data), "--device", "cpu", "--json"]) == 0
     said = capsys.readouterr()
@@ -268,7 +268,7 @@ def test_some_of_the_classes_are_enough_and_strange_ones_are_refused(tmp_path: P
 
 def test_what_nothing_tells_is_said(tmp_path: Path) -> None:
     torch.save(build_model(TINY).state_dict(), tmp_path / "w.pth")
-    data, notes = colours(tmp_path / "data", *CLASSES), []
+    data, notes = colours(tmp_path / "data" / "val", *CLASSES).parent, []
     found = evaluate_model(tmp_path / "w.pth", data=data, arch=TINY, device="cpu", num_workers=0, on_note=notes.append)
     assert found.notes == tuple(notes)
     order, preparation = notes
@@ -356,6 +356,8 @@ SIZES = [
         224,
         0.875,
     ),
+    ({"size": {"shortest_edge": 40}, "image_processor_type": "CLIPImageProcessor", "crop_size": 32}, 32, 0.8),
+    ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, 224, 0.875),
 ]
 
 
@@ -389,6 +391,24 @@ def test_a_size_is_read_however_it_is_written(told: dict[str, Any], side: int, s
         ({"size": 32, "rescale_factor": 0}, "rescale_factor: got 0.0, must be above 0"),
         ({"size": 32, "image_mean": [0.5, 0.5]}, "mean: got 2 values for images of 3 channels"),
         ({}, "cannot be read: size is missing"),
+        ({"size": 32, "image_std": [0.5, 0.0, 0.5]}, "image_std: got [0.5, 0.0, 0.5], must be numbers above 0"),
+        ({"size": 32, "image_std": [-1, 1, 1]}, "image_std: got [-1, 1, 1], must be numbers above 0"),
+        ({"size": 32, "image_std": float("inf")}, "image_std: got inf, must be numbers above 0"),
+        (
+            {"size": 32, "image_mean": [float("nan")] * 3},
+            "image_mean: got [nan, nan, nan], must be numbers of at least",
+        ),
+        ({"size": 32, "image_mean": None}, "image_mean: got None, must be numbers of at least 0"),
+        ({"size": 32, "image_mean": "imagenet"}, "image_mean: got 'imagenet', must be numbers"),
+        ({"size": "64"}, "size: got '64', must be a whole number"),
+        ({"size": None}, "size: got None, must be a whole number"),
+        ({"size": [1, 2, 3]}, "size: got [1, 2, 3], must be a whole number"),
+        (
+            {"size": 32, "image_processor_type": "EfficientNetImageProcessor", "include_top": True, "resample": 3},
+            "include_top: got True, must be false: it normalises the images twice",
+        ),
+        ({"size": 32, "image_processor_type": "EfficientNetImageProcessor"}, "include_top: got None, must be false"),
+        ({"size": 32, "image_processor_type": "OddImageProcessor"}, "resample: got None, must be one of 0 (nearest)"),
     ],
 )
 def test_what_a_processor_asks_for_in_vain_is_named(told: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -398,6 +418,36 @@ def test_what_a_processor_asks_for_in_vain_is_named(told: dict[str, Any], messag
     with pytest.raises(DataError, match=re.escape(message)) as caught:
         evaluate_model(tmp_path / "w.pth", data=data, arch=TINY, device="cpu", num_workers=0)
     assert str(tmp_path / "preprocessor_config.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["ViT", "ConvNext", "CLIP", "DeiT", "Bit", "Levit", "MobileNetV2", "PoolFormer"])
+def test_what_a_processor_leaves_out_is_as_in_its_class(kind: str, tmp_path: Path) -> None:
+    import transformers
+
+    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+
+    own: Any = getattr(transformers, f"{kind}ImageProcessor")()
+    tree = {"image_processor_type": f"{kind}ImageProcessor", "size": {"shortest_edge": 40}, "crop_size": 32,
+            "image_mean": [0.5], "image_std": [0.5]}  # fmt: skip
+    if kind in ("ViT", "ConvNext"):
+        tree = {**tree, "size": 32}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(tree))
+    found, _ = preprocessing_beside(tmp_path)
+    assert found["interpolation"] == {2: "bilinear", 3: "bicubic"}[int(own.resample)]
+    assert found["image_size"] == 32
+    assert bool(getattr(own, "do_center_crop", False)) == (kind not in ("ViT", "ConvNext"))
+
+
+@pytest.mark.parametrize("name", ["preprocessing.json", "config.json"])
+@pytest.mark.parametrize("told", [{"std": [0, 1, 1]}, {"mean": [float("nan")] * 3}, {"std": [float("inf")] * 3}])
+def test_statistics_that_no_images_have_are_refused(name: str, told: dict[str, Any], tmp_path: Path) -> None:
+    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+
+    facts = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, **told}
+    tree = facts if name == "preprocessing.json" else {"architecture": "cvt_13", "pretrained_cfg": facts}
+    (tmp_path / name).write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=f"{name}: {next(iter(told))}: got .*, must be numbers"):
+        preprocessing_beside(tmp_path)
 
 
 def test_how_images_are_prepared_is_read_from_timms_config(tmp_path: Path) -> None:
@@ -453,3 +503,45 @@ def test_the_command_line_asks_for_weights_and_for_images(tmp_path: Path, capsys
     assert "cvt-13: is an architecture; give its weights" in capsys.readouterr().err
     assert main(["eval", str(tmp_path / "model")]) == 2
     assert "name the images by --data DIR, or a data set by its name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("nope.pth", "nope.pth: no such file or folder\n"),
+        ("dangling.pth", "dangling.pth: no such file or folder\n"),
+        (
+            "microsoft/cvt-13",
+            "microsoft/cvt-13: no such file or folder; of the Hugging Face Hub, download it first: hf",
+        ),
+        ("https://there.org/w.pth", "https://there.org/w.pth: is an address; download the weights first"),
+    ],
+)
+def test_weights_that_are_not_there_are_said_to_be_missing(
+    weights: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dangling.pth").symlink_to("nowhere")
+    assert main(["eval", weights, "--data", "digits"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_config_without_a_size_takes_that_of_its_processor_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import ViTImageProcessor
+
+    saved_port(tmp_path / "port", CLASSES, ViTImageProcessor(size={"height": 32, "width": 32}))
+    torch.save(load_checkpoint(tmp_path / "port").state_dict(), tmp_path / "w.pth")
+    data = colours(tmp_path / "data", *CLASSES)
+    command = ["eval", str(tmp_path / "w.pth"), "--data", str(data), "--device", "cpu", "--json"]
+    capsys.readouterr()
+    assert main([*command, "--arch", str(tmp_path / "port")]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["image_size"] == 32
+    assert f"config.json tells no size of images: 32 x 32, as {tmp_path}/port/preprocessor_config.json says" in said.err
+    (tmp_path / "port" / "preprocessor_config.json").unlink()
+    assert main(["profile", str(tmp_path / "port"), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["image_size"] == 224
+    assert "tells no size of images: 224 x 224, as of the published models" in said.err

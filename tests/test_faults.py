@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.distributed import start_local_ray, temporary_folder_of_ray
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import ResourceError, RunFolderError, SearchFailedError
-from cvt_nas.race.disk import bytes_needed, check_shared_memory
+from cvt_nas.race.disk import bytes_needed, check_disk, check_shared_memory
 from cvt_nas.race.events import EpochDone, TrialStarted
 from cvt_nas.results import RunFolder
 
@@ -204,6 +205,43 @@ def test_paused_trials_and_averages_and_moments_are_counted() -> None:
     assert each("ema_decay: 0", **promoting) == pytest.approx(1 / 4 + 3 / 4 * 2 * 3, rel=1e-3)
     assert each("optimizer: sgd", **promoting) == pytest.approx(1 / 4 + 3 / 4 * 2 * 3, rel=1e-3)
     assert each(mode="promote", grace_period=1, reduction_factor=4) == pytest.approx(1 / 4 + 3 / 4 * 4, rel=1e-3)
+
+
+def test_a_few_trials_pass_rung_after_rung_rounded_up_and_those_that_pause_later_keep_two_files() -> None:
+    def needed(num_trials: int, training: str = "epochs: 9", **more: Any) -> int:
+        settings = "grace_period: 1, reduction_factor: 3"
+        text = small_digits(**{"search:": f"search: {{{settings}}}", "  epochs:": f"  {training}"})
+        return bytes_needed(parse_experiment(text, "disk.yaml"), num_trials=num_trials, num_slots=1, **more)
+
+    weights = needed(1, rungs=()) - needed(0, rungs=())
+
+    def counted(*args: Any, **more: Any) -> float:
+        """Bytes of all trials, in weights of an average network; a checkpoint holds four of these."""
+        return (needed(*args, **more) - needed(0, **more)) / weights
+
+    assert counted(1) == pytest.approx(1)  # the first always goes on
+    assert counted(7) == pytest.approx(1 + (4 * 1 + 2 * 2) * 4)  # rungs 1 and 3: 7, then 3, then 1
+    assert counted(9, rungs=(1,)) == pytest.approx(3 + 6 * 4)
+    assert counted(9, rungs=(2, 3)) == pytest.approx(1 + (6 * 2 + 2 * 2) * 4)
+
+
+def test_a_resume_does_not_ask_for_the_disk_that_its_checkpoints_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = experiment_with(trials=8, mode="promote", reduction_factor=4)
+    run = RunFolder.create(tmp_path / "run", experiment.manifest(seed=0, num_trials=8))
+    needed = bytes_needed(experiment, num_trials=8, num_slots=1)
+    (run.path / "checkpoints").mkdir()
+    for number in range(4):
+        run.checkpoint_path(number).write_bytes(bytes(needed // 8))
+    left = shutil.disk_usage(tmp_path)._replace(free=needed - 4 * (needed // 8))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: left)
+    with pytest.raises(ResourceError, match="needs about"):
+        check_disk(experiment, tmp_path / "new", num_trials=8, num_slots=1)
+    check_disk(experiment, run.path, num_trials=8, num_slots=1, run=run)
+    run.checkpoint_path(0).unlink()
+    with pytest.raises(ResourceError, match="needs about"):
+        check_disk(experiment, run.path, num_trials=8, num_slots=1, run=run)
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_starts(small: Experiment, tmp_path: Path) -> None:

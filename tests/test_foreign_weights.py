@@ -3,11 +3,13 @@
 import argparse
 import collections
 import datetime
+import decimal
 import json
 import pathlib
 import pickle
 import sys
 import types
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, load_arch
+from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, arch_to_dict, class_names_of_config, load_arch
 from cvt_nas.errors import ArchError
 from cvt_nas.model import CvT, build_model, hugging_face_name, initialise, load_checkpoint, match_classes, read_weights
 from strategies import per_stage
@@ -53,6 +55,22 @@ def other(state: State) -> State:
 
 def prefixed(state: State, prefix: str) -> State:
     return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def headed(state: State, prefix: str, head: str) -> State:
+    """The network under `prefix`, but its head under `head`."""
+    return {head + name.removeprefix("head.") if name.startswith("head.") else prefix + name: tensor
+            for name, tensor in state.items()}  # fmt: skip
+
+
+def pruned(state: State) -> State:
+    from torch.nn.utils import prune
+
+    def wrap(model: nn.Module) -> nn.Module:
+        prune.l1_unstructured(model.get_submodule("head"), "weight", 0.1)
+        return model
+
+    return in_a_module(state, wrap)
 
 
 def yacs_node() -> Any:
@@ -171,7 +189,14 @@ FORMS: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda s: in_a_module(s, lambda m: torch.compile(nn.DataParallel(m))),
         "took '_orig_mod.module.' off the names",
     ),
-    "compiled by part": (lambda s: in_a_module(s, compiled_by_part), ""),
+    "compiled by part": (lambda s: in_a_module(s, compiled_by_part), "took '_orig_mod' out of the names"),
+    **{
+        f"the average as {key}": (
+            lambda s, key=key: {"model": other(s), key: s},
+            f"took {key!r}, the averaged weights; left model (another network)",
+        )
+        for key in ("modelEMA", "model-ema", "EMAModel", "avg_model", "model_avg", "shadow")
+    },
     "torch's average": (averaged, "took 'module.' off the names; left n_averaged"),
     "beside other modules": (
         lambda s: in_a_module(s, Learner),
@@ -192,6 +217,17 @@ FORMS: dict[str, tuple[Callable[[State], Any], str]] = {
         "read float64 as float32",
     ),
     "two names of the same": (lambda s: {"model": s, "net": s}, "took 'model'; left net (another network)"),
+    "Lightning, the head beside the backbone": (
+        lambda s: {"state_dict": headed(s, "backbone.", "head.")},
+        "took 'state_dict'; took 'backbone.' off the names; took 'head' for the head",
+    ),
+    "mmpretrain": (
+        lambda s: {"state_dict": headed(s, "backbone.", "head.fc."), "meta": {}},
+        "took 'state_dict'; took 'backbone.' off the names; took 'head.fc' for the head; left meta",
+    ),
+    "a head after dropout": (lambda s: headed(s, "", "head.1."), "took 'head.1' for the head"),
+    "a head by another name": (lambda s: headed(s, "encoder.", "fc."),
+                               "took 'encoder.' off the names; took 'fc' for the head"),
     "transformers": (lambda s: {hugging_face_name(name): t for name, t in s.items()}, ""),
     "transformers in Lightning": (
         lambda s: {"state_dict": {f"model.{hugging_face_name(name)}": t for name, t in s.items()}},
@@ -204,9 +240,12 @@ FORMS: dict[str, tuple[Callable[[State], Any], str]] = {
     "harmless types": (
         lambda s: {
             "model": s, "a": datetime.datetime(2020, 1, 1), "b": collections.defaultdict(list, x=[1]), "c": {1, 2},
-            "d": np.arange(3), "e": collections.Counter("aab"), "f": np.array(["x"]), "g": slice,
-        } | {"g": pathlib.Path("x")},
-        "took 'model'; left a, b, c, d, e, f and 1 more",
+            "d": np.arange(3), "e": collections.Counter("aab"), "f": np.array(["x"]), "g": pathlib.Path("x"),
+            "h": datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC), "i": frozenset((1, 2)), "j": 1j,
+            "k": collections.deque([1, 2], maxlen=5), "l": decimal.Decimal("1.5"), "m": uuid.UUID(int=7), "n": range(3),
+            "o": slice(1, 2),
+        },
+        "took 'model'; left a, b, c, d, e, f and 9 more",
     ),
 }  # fmt: skip
 
@@ -261,12 +300,36 @@ REFUSED: dict[str, tuple[Callable[[State, Path], Any], str]] = {
         lambda s, _: {"teacher": prefixed(s, "module."), "student": prefixed(other(s), "module.")},
         r"holds several networks: teacher.module, student.module; save the one that is meant alone: torch.save\(",
     ),
+    "two networks under one key": (
+        lambda s, _: {"state_dict": {**prefixed(s, "teacher."), **prefixed(other(s), "student.")}},
+        r"torch.save\(\{k: v for k, v in checkpoint\['state_dict'\].items\(\) if k.startswith\('teacher.'\)\}, 'w",
+    ),
+    "a pruned head": (lambda s, _: pruned(s), "has no head.weight; it holds head.*head.weight_orig"),
+    "a head of two layers": (
+        lambda s, _: {**headed(s, "", "head.2."), "head.0.weight": torch.zeros(16, 16)},
+        r"has no head.weight; it holds head.2.weight, head.2.bias, head.0.weight instead, must be one linear layer",
+    ),
+    "a head of another width": (
+        lambda s, _: {**headed(s, "", "fc."), "fc.weight": torch.zeros(10, 8)},
+        r"has no head.weight; it holds fc.weight, fc.bias instead",
+    ),
+    "an array of objects": (
+        lambda s, _: {"model": s, "a": np.array([{}], dtype=object)}, "an array of objects, which may run code",
+    ),
     "two averages": (
         lambda s, _: {"model": s, "model_ema": other(s), "model_ema2": other(other(s))},
         "holds several networks: model_ema, model_ema2",
     ),
     "another network": (lambda _, __: {"fc.weight": torch.zeros(2)}, "no state dict of a CvT: no name ends.*fc.weight"),
-    "numbers": (lambda _, __: {"epoch": 3}, "is no state dict of a CvT: it holds other things than tensors"),
+    "numbers": (lambda _, __: {"epoch": 3}, r"it holds other things than tensors with names: epoch \(int\)"),
+    "an optimizer": (
+        lambda s, _: {"optimizer": {"state": {"0": {"exp_avg": s["norm.bias"]}}}},
+        "it holds optimizer.state.0.exp_avg",
+    ),
+    "a list": (lambda s, _: [s], r"it holds other things than tensors with names: a list of (dict|OrderedDict)"),
+    "numpy arrays": (
+        lambda s, _: {name: tensor.numpy() for name, tensor in s.items()}, r"with names: stage0\S+ \(ndarray\)",
+    ),
     "a tensor too many": (lambda s, _: {**s, "stage0.extra": torch.zeros(2)}, "unexpected: stage0.extra"),
     "an adapter": (
         lambda s, _: {**s, "stage0.blocks.0.mlp.fc1.lora_A.weight": torch.zeros(2, 8)}, "unexpected: .*lora_A.weight"
@@ -442,7 +505,9 @@ def test_a_file_away_from_its_config_is_taken_for_nothing_that_shapes_do_not_tel
     torch.testing.assert_close(found, logits_there(model, images), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b"])
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b", "x" * 300]
+)
 def test_an_index_that_names_files_elsewhere_is_refused(port: tuple[Any, Path], name: str, tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     (tmp_path / "config.json").write_text((port[1] / "whole" / "config.json").read_text())
@@ -518,6 +583,8 @@ def test_the_folder_that_timm_writes_is_read_by_its_config(tmp_path: Path) -> No
         (("0", "1"), ("1", "0"), (1, 0)),
         (("cat", "cat"), ("cat", "dog"), (None, None)),
         (("dog",), ("cat", "dog"), (1,)),
+        (("cafe\u0301", "tea"), ("tea", "caf\u00e9"), (1, 0)),
+        (("Cafe\u0301 au lait",), ("caf\u00e9_au_lait",), (0,)),
     ],
 )  # fmt: skip
 def test_classes_are_matched_by_what_their_names_mean(
@@ -543,8 +610,18 @@ def test_all_of_imagenets_classes_are_matched_by_id_and_by_words() -> None:
         {"meta": {"CLASSES": ("b", "c", "a"), "epoch": 3}},
         {"hyper_parameters": {"id2label": {0: "b", 1: "c", 2: "a"}}},
         {"args": argparse.Namespace(classes=["b", "c", "a"])},
+        {"class_to_idx": {"a": np.int64(2), "b": np.int64(0), "c": np.int64(1)}},
+        {"class_to_idx": {"a": torch.tensor(2), "b": torch.tensor(0), "c": torch.tensor(1)}},
+        {"classes": np.array(["b", "c", "a"])},
+        {"meta": {"dataset_meta": {"classes": ["b", "c", "a"]}}},
+        {"hyper_parameters": {"data": {"classes": ["b", "c", "a"]}}},
+        {"categories": ["b", "c", "a"]},
+        {"idx_to_class": {0.0: "b", 1.0: "c", 2.0: "a"}},
+        {"idx_to_class": {"0": "b", "1": "c", "2": "a"}},
+        {"id2label": {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}, "label2id": {"b": 0, "c": 1, "a": 2}},
+        {"class_names": ["a", "b"], "classes": ["b", "c", "a"]},
     ],
-    ids=lambda beside: next(iter(beside)),
+    ids=str,
 )
 def test_a_head_is_put_into_the_order_of_the_data_by_the_names_that_a_checkpoint_has(
     beside: dict[str, Any], tmp_path: Path
@@ -565,6 +642,100 @@ def test_a_head_is_put_into_the_order_of_the_data_by_the_names_that_a_checkpoint
     notes = initialise(strange, tmp_path / "w.pth", classes=("a", "b", "zebra"))
     assert notes[-1] == "the head begins afresh: 'zebra' is none of its classes, such as 'b'"
     assert torch.equal(strange.head.weight, fresh)
+
+
+@pytest.mark.parametrize(
+    ("beside", "why"),
+    [
+        ({"class_names": list("abcd")}, "class_names: names 4 classes, the head has 10"),
+        ({"meta": {"classes": list("aabcdefghi")}}, "meta.classes: names 'a' more than once"),
+        ({"class_to_idx": {"a": 1, "b": 2}}, "class_to_idx: must have one name for each index from 0"),
+        ({"labels": [3, 1, 2], "names": 3, "classes": {}}, "nothing beside the weights names their classes"),
+    ],
+    ids=str,
+)
+def test_names_that_cannot_be_used_are_said(beside: dict[str, Any], why: str, state: State, tmp_path: Path) -> None:
+    torch.save({"state_dict": state, **beside}, tmp_path / "w.pth")
+    notes = initialise(build_model(ARCH), tmp_path / "w.pth", classes=tuple("abcdefghij"))
+    assert notes[-1] == f"{why}: they are taken in the data's order, 0 a, 1 b, 2 c, ..."
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"model_type": "cvt", "label2id": {"fish": 0, "cat": 1, "dog": 2}},
+        {"model_type": "cvt", "id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"},
+         "label2id": {"fish": 0, "cat": 1, "dog": 2}},
+        {"model_type": "cvt", "id2label": ["fish", "cat", "dog"]},
+        {"architecture": "cvt_13", "pretrained_cfg": {"label_names": ["fish", "cat", "dog"]}},
+    ],
+)  # fmt: skip
+def test_the_names_in_a_config_are_read_wherever_they_are(told: dict[str, Any]) -> None:
+    assert class_names_of_config(told, Path("config.json")) == ("fish", "cat", "dog")
+
+
+def test_a_file_of_ones_own_beside_another_networks_config_is_said_or_passed_over(
+    state: State, trained: CvT, tmp_path: Path
+) -> None:
+    torch.save(state, tmp_path / "mine.pth")
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(
+        ArchError, match=r"model_type: got 'vit'.*; move .*mine.pth into a folder of its own, or name its"
+    ):
+        load_checkpoint(tmp_path / "mine.pth")
+    notes: list[str] = []
+    model = load_checkpoint(tmp_path / "mine.pth", ARCH, on_note=notes.append)
+    assert torch.equal(model.head.weight, trained.head.weight)
+    assert notes == [f"{tmp_path}/config.json: model_type: got 'vit', must be 'cvt'; it is passed over, since mine.pth "
+                     f"may be of another network"]  # fmt: skip
+    assert initialise(build_model(ARCH), tmp_path / "mine.pth")[0] == notes[0]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ArchError, match="model_type: got 'vit', must be 'cvt'$"):
+        load_checkpoint(tmp_path, ARCH)
+
+    other_heads = {**json.loads(json.dumps(arch_to_dict(ARCH))), "num_classes": 10}
+    other_heads["stages"][0]["blocks"][0]["num_heads"] = 1
+    (tmp_path / "arch.json").write_text(json.dumps(other_heads))
+    notes.clear()
+    found = load_checkpoint(tmp_path / "mine.pth", on_note=notes.append)
+    assert found.arch.stages[0].blocks[0].num_heads == 1
+    assert notes == [f"the network of mine.pth is taken from {tmp_path}/arch.json"]
+    notes.clear()
+    assert load_checkpoint(tmp_path / "mine.pth", ARCH, on_note=notes.append).arch == ARCH
+    assert notes == [
+        f"{tmp_path}/arch.json: is of another network than the architecture that is given, and is passed over"
+    ]
+
+
+def test_a_folder_with_other_names_lists_the_files_of_weights(state: State, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "epoch3.ckpt")
+    (tmp_path / "log.txt").touch()
+    with pytest.raises(ArchError, match=r"nor pytorch_model.bin; give one of its files: epoch3.ckpt$"):
+        read_weights(tmp_path)
+
+
+def test_two_orders_of_the_classes_in_one_folder_are_refused(state: State, tmp_path: Path) -> None:
+    save_file(state, tmp_path / "model.safetensors")
+    names = list("abcdefghij")
+    config = {"architecture": "cvt_nas", "model_args": {"arch": arch_to_dict(ARCH)}, "label_names": names,
+              "num_classes": 10, "pretrained_cfg": {"input_size": [3, 16, 16]}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessing.json").write_text(json.dumps({"classes": names}))
+    assert read_weights(tmp_path).classes == tuple(names)
+    (tmp_path / "preprocessing.json").write_text(json.dumps({"classes": names[::-1]}))
+    with pytest.raises(ArchError, match="config.json: has other names of classes, or another order, than preproc"):
+        read_weights(tmp_path)
+
+
+def test_a_checkpoints_own_names_come_before_those_beside_it(state: State, tmp_path: Path) -> None:
+    beside = {"classes": list("jihgfedcba")}
+    (tmp_path / "preprocessing.json").write_text(json.dumps(beside))
+    torch.save({"model": state, "classes": list("abcdefghij")}, tmp_path / "own.pth")
+    torch.save(state, tmp_path / "none.pth")
+    assert read_weights(tmp_path / "own.pth").classes == tuple("abcdefghij")
+    found = read_weights(tmp_path / "none.pth")
+    assert found.classes == tuple("jihgfedcba")
+    assert found.notes == ("the order of the classes is that of the files beside none.pth: j, i, h, ...",)
 
 
 def test_without_names_the_order_that_was_taken_is_said(state: State, tmp_path: Path) -> None:

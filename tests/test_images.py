@@ -664,6 +664,34 @@ def test_data_mended_before_anything_was_trained_take_the_place_of_the_damaged_o
     trained(root, out, resume=True)
 
 
+def test_a_training_that_somebody_works_on_keeps_its_manifest(tmp_path: Path) -> None:
+    root, out = tmp_path / "data", tmp_path / "run"
+    write_images(root / "train")
+    write_images(root / "val", num=2)
+    path = root / "train" / "cat" / "3.png"
+    spoil(path)
+    with pytest.raises(DataError, match="damaged"):
+        trained(root, out)
+    shutil.copy(root / "train" / "cat" / "4.png", path)
+    before = (out / "manifest.json").read_text()
+    with RunFolder.open(out).locked(), pytest.raises(RunFolderError, match="is at work on it"):
+        trained(root, out, resume=True)
+    assert (out / "manifest.json").read_text() == before
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_an_image_damaged_since_a_run_was_trained_is_to_be_mended(tmp_path: Path, on_error: Any) -> None:
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "val", num=2)
+    settings: Any = {"root": tmp_path, "image_size": 16, "num_channels": 3, "num_classes": 3}
+    config = DataConfig(dataset="imagefolder", num_workers=0, search_fraction=0.25, on_error=on_error)
+    _, known = check_data(config, **settings)
+    path = tmp_path / "train" / "cat" / "3.png"
+    path.write_bytes(bytes(path.stat().st_size))  # of the same size
+    with pytest.raises(DataError, match=r"train/cat/3.png: .*; mend them, or begin another run$"):
+        check_data(config, **settings, known=known, place="run")
+
+
 def test_a_worker_refuses_images_that_its_driver_has_not_seen(tmp_path: Path) -> None:
     write_images(tmp_path / "train")
     write_images(tmp_path / "val", num=2)

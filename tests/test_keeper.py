@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import multiprocessing
+import shutil
 import signal
 from pathlib import Path
 from typing import Any, cast
@@ -23,10 +24,31 @@ from cvt_nas.engine import (
     progress_reports,
     train_supernet,
 )
-from cvt_nas.engine.optimization import checkpoint_before, optimizer_of, read_checkpoint
+from cvt_nas.engine.keeper import Keeper, Progress
+from cvt_nas.engine.optimization import (
+    TrainingState,
+    averaged_model,
+    checkpoint_before,
+    drop_checkpoints,
+    optimizer_of,
+    read_checkpoint,
+)
 from cvt_nas.engine.training import _step
 from cvt_nas.model import CvT
-from killed import ALWAYS, ARCH, CPU, NEVER, bits_of, killed, on_ranks, open_digits, spoil, statistics_of
+from cvt_nas.results import add_mirror
+from killed import (
+    ALWAYS,
+    ARCH,
+    CPU,
+    NEVER,
+    bits_of,
+    killed,
+    on_ranks,
+    open_digits,
+    spoil,
+    statistics_of,
+    supernet_on_ranks,
+)
 from test_engine import setup_for, tiny_arch, train, training, weights_of
 from test_supernet_training import SPACE, Poisoned, config
 
@@ -117,6 +139,10 @@ def test_statistics_of_batch_norm_are_the_mean_over_ranks_of_their_own(
         assert not torch.allclose(first, mean, rtol=1e-3), "the ranks see other images"
         for found in ranks:
             assert torch.equal(found["statistics"][name], saved[name])
+
+
+def test_the_first_rank_says_whether_there_are_weights_already_and_others_get_them(tmp_path: Path) -> None:
+    assert run_processes(supernet_on_ranks, tmp_path, number=2) == [0, 0]
 
 
 def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(data: ImageData, tmp_path: Path) -> None:
@@ -236,6 +262,14 @@ def test_a_report_says_how_often_a_training_was_rolled_back(
     assert {report["status"] for report in reports} == {"running"}
 
 
+def fresh_state() -> TrainingState:
+    model, settings = CvT(tiny_arch()), training()
+    return TrainingState(
+        model=model, averaged=averaged_model(model, settings, num_steps=9),
+        optimizer=optimizer_of(model, settings, CPU), scaler=torch.amp.GradScaler("cpu", enabled=False),
+    )  # fmt: skip
+
+
 # --- who reads ------------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +288,43 @@ def test_a_checkpoint_that_another_process_replaces_damages_and_deletes_is_read_
     assert set(found) == {None, 1}
 
 
+def test_a_checkpoint_is_read_to_the_memory_of_the_cpu(tmp_path: Path) -> None:
+    fresh_state().save(tmp_path / "0.pt")
+    found = read_checkpoint(tmp_path / "0.pt", torch.device("meta"))  # which stands for a device that is nearly full
+    assert found is not None
+    assert {tensor.device for tensor in found["model"].values()} == {CPU}
+
+
+def test_the_end_of_an_epoch_is_found_by_another_machine_and_dropped_with_the_rest(tmp_path: Path) -> None:
+    path, there = tmp_path / "here" / "checkpoints" / "0.pt", tmp_path / "there" / "checkpoints"
+    path.parent.parent.mkdir()
+    add_mirror(path.parent.parent, f"file://{tmp_path}/there")
+    state = fresh_state()
+    state.save(path, keep=False, epoch=1, step=0)
+    assert [file.name for file in there.iterdir()] == ["0.pt"]
+    state.save(path, epoch=1, step=20)
+    shutil.rmtree(path.parent)
+    found = read_checkpoint(path, CPU, is_wanted=lambda saved: saved["step"] == 0)
+    assert found is not None
+    assert found["epoch"] == 1
+    drop_checkpoints(path)
+    assert list(there.iterdir()) == []
+
+
+def test_a_training_does_not_go_back_to_the_end_of_an_earlier_epoch_that_was_left_behind(tmp_path: Path) -> None:
+    path, state, settings = tmp_path / "checkpoints" / "0.pt", fresh_state(), training()
+    bias = cast(CvT, state.model).head.bias.data
+    bias[:] = 1
+    state.save(path, epoch=1, step=0)
+    bias[:] = 2
+    state.save(path, epoch=2, step=20)
+    bias[:] = math.nan
+    progress = Progress(epoch=2, step=40, loss_sums=torch.zeros(1), counts=[0])
+    Keeper(path, state, settings, CPU).check(progress, num_steps=60, begins_again=False)
+    assert progress.num_rollbacks == 1
+    assert bias[0] == 2
+
+
 def test_how_often_checkpoints_are_written_is_no_part_of_what_is_compared(small: Experiment) -> None:
     other = small.changed(training={"checkpoint_minutes": 3})
     assert other.training.checkpoint_minutes == 3
@@ -262,16 +333,9 @@ def test_how_often_checkpoints_are_written_is_no_part_of_what_is_compared(small:
 
 
 def test_the_greatest_value_sees_all_that_must_be_finite(data: ImageData) -> None:
-    from cvt_nas.engine.optimization import TrainingState, averaged_model
-
-    model = CvT(tiny_arch())
-    settings = training()
-    state = TrainingState(
-        model=model, averaged=averaged_model(model, settings, num_steps=9),
-        optimizer=optimizer_of(model, settings, CPU), scaler=torch.amp.GradScaler("cpu", enabled=False),
-    )  # fmt: skip
+    state = fresh_state()
     assert math.isfinite(state.greatest().item())
-    model.head.bias.data[0] = -123456.0
+    cast(CvT, state.model).head.bias.data[0] = -123456.0
     assert state.greatest().item() == 123456
     assert state.averaged is not None
     next(state.averaged.parameters()).data.view(-1)[0] = math.nan

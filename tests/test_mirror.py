@@ -288,6 +288,78 @@ def test_a_link_that_leads_out_of_the_run_folder_is_not_written_through(tmp_path
     assert not list(outside.iterdir())
 
 
+def test_a_run_inside_a_run_keeps_the_lines_of_every_machine(url: str, tmp_path: Path, machines: Any) -> None:
+    """`standalone/` is worked on by one machine, by another, and by the first again."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for number, folder in enumerate((one, two, one, two)):
+        _MIRRORS.clear()
+        add_mirror(folder, url).pull_records()
+        alone = RunFolder(folder / "standalone")
+        alone.refresh()
+        if number == 0:
+            alone = RunFolder.create(alone.path, {"name": "it"})
+        with alone.locked():
+            assert number == 0 or lines_of(alone.path) == list(range(3 * number))
+            grow(alone.path, range(3 * number, 3 * number + 3))
+    assert lines_of(two / "standalone") == list(range(12))
+
+
+def test_a_line_is_never_added_to_a_record_that_has_other_lines_in_the_store(
+    url: str, tmp_path: Path, machines: Any
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    copy = add_mirror(one, url)
+    (one / "standalone").mkdir(parents=True)
+    grow(one / "standalone", range(3))
+    shutil.copytree(one, two)
+    grow(one / "standalone", range(3, 9))
+    copy.finish(one)
+    kept = copy.read(one / "standalone" / "trials.jsonl")
+    add_mirror(two, url)
+    with pytest.raises(StorageError, match="standalone/trials.jsonl there has lines that are not here"):
+        grow(two / "standalone", range(100, 120))
+    assert copy.read(one / "standalone" / "trials.jsonl") == kept
+    assert not [name for name in listed(copy) if name.startswith("trials")]
+    _MIRRORS.clear()
+    add_mirror(one, url)  # by a new process, whose record begins as that in the store does
+    grow(one / "standalone", range(9, 12))
+    add_mirror(two, url).pull_records(two / "standalone")
+    assert lines_of(two / "standalone") == list(range(12))
+
+
+def test_a_checkpoint_of_another_machine_counts_as_training(url: str, tmp_path: Path, machines: Any) -> None:
+    run = RunFolder.create(url, {"name": "it"})
+    assert not run.has_trained
+    run.checkpoint_path(0).parent.mkdir()
+    write_atomically(run.checkpoint_path(0), "weights")
+    machines()
+    run = RunFolder.open(url)
+    assert not run.checkpoint_path(0).exists()
+    assert run.has_trained
+    delete(run.checkpoint_path(0))  # after which some stores keep an empty folder
+    assert not run.has_trained
+
+
+def test_a_lock_in_the_store_never_replaces_the_one_that_is_held(tmp_path: Path, machines: Any) -> None:
+    there = tmp_path / "there"
+    run = RunFolder.create(f"file://{there}", {"name": "it"})
+    for name in ("lock", "study.journal.lock", ".manifest.json.7.partial", "trials.jsonl.7.partial"):
+        (there / name).write_text("")
+    for name in ("lock", "holder.json"):  # as after a copy of a whole run folder, made while somebody was at work
+        (there / "standalone").mkdir(exist_ok=True)
+        (there / "standalone" / name).write_text("{}")
+    with run.locked():
+        run.refresh()
+        other = RunFolder.open(f"file://{there}")
+        with pytest.raises(RunFolderError, match="is at work on it"), other.locked():
+            pass
+    fetch(run.path / "standalone")
+    assert not {path.name for path in run.path.rglob("*")} & {
+        "study.journal.lock", ".manifest.json.7.partial", "trials.jsonl.7.partial",
+    }  # fmt: skip
+    assert [path.name for path in (run.path / "standalone").iterdir()] == ["holder.json"]
+
+
 def test_a_store_that_is_none_or_does_not_answer_is_one_line(
     tmp_path: Path, small: Experiment, monkeypatch: pytest.MonkeyPatch, machines: Any
 ) -> None:

@@ -258,6 +258,30 @@ def test_a_network_is_exported_by_torch_with_gradients_or_without(model: Any, tr
     torch.testing.assert_close(program.module()(IMAGES), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_network_is_traced_by_torch_fx(model: Any) -> None:
+    expected = logits_of(model)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(IMAGES), expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch moves its quantisation to another package
+def test_torch_prepares_a_network_for_quantisation(model: Any) -> None:
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import prepare_fx
+
+    expected = logits_of(model)
+    prepared: Any = prepare_fx(model, get_default_qconfig_mapping("x86"), (IMAGES,))
+    torch.testing.assert_close(prepared(IMAGES), expected)
+
+
+def test_torchvision_takes_features_out_of_a_network(model: Any) -> None:
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    kept: list[Tensor] = []
+    with model.norm.register_forward_hook(lambda _module, _inputs, output: kept.append(output)):
+        model(IMAGES)
+    torch.testing.assert_close(create_feature_extractor(model, ["norm"])(IMAGES)["norm"], kept[0])
+
+
 def test_a_traced_network_can_be_saved(model: Any, tmp_path: Path) -> None:
     traced: Any = torch.jit.trace(model, (IMAGES,))
     traced.save(tmp_path / "traced.pt")

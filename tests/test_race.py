@@ -46,7 +46,7 @@ from cvt_nas.data import ImageData
 from cvt_nas.distributed import fit_on_workers, local_ray, start_local_ray
 from cvt_nas.engine import TrainingSetup, evaluate, progress_reports
 from cvt_nas.errors import CvtNasError, DataError, ResourceError, RunFolderError, SearchFailedError
-from cvt_nas.race import open_study
+from cvt_nas.race import executor, open_study
 from cvt_nas.race.adapters import SourceSearcher, kind_of_failure
 from cvt_nas.race.asha import Asha, Ranking, accuracy_ranks, pareto_ranks
 from cvt_nas.race.events import EpochDone, TrialPaused, TrialStarted
@@ -418,6 +418,19 @@ def test_a_trial_that_has_passed_a_rung_is_not_judged_there_again_after_a_crash(
     searcher = SourceSearcher(study, experiment, asha, run, run.append, queue.Queue())
     assert searcher.suggest("again")["number"] == 0
     assert not asha.is_paused(0)
+
+
+def test_a_race_of_a_run_that_recorded_no_rungs_has_those_of_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = small_digits(**{"  epochs:": "  epochs: 8", "search:": "search: {sampler: random, reduction_factor: 3}"})
+    experiment, found = parse_experiment(text, "old.yaml"), list[Any]()
+    study, run = study_of(experiment, tmp_path / "run", 5)
+    manifest = {name: value for name, value in run.manifest.items() if name != "rungs"}
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(executor, "launch_trials", lambda *args, asha, **settings: found.append(asha))
+    executor.race(experiment, study, run, setup=None, resources=None, stop=threading.Event())  # pyright: ignore[reportArgumentType]
+    assert list(found[0].rungs) == [1, 3]
 
 
 def lost(experiment: Experiment, proposal: Proposal, status: Any) -> TrialResult:

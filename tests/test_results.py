@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cvt_nas.arch import Cost, cvt
+from cvt_nas.cli import main
 from cvt_nas.errors import RunFolderError, StorageError
 from cvt_nas.results import (
+    DataIdentity,
     HypervolumeBox,
     ParetoFront,
     RunFolder,
@@ -271,6 +273,43 @@ def test_a_full_disk_is_named_whoever_writes_to_it(tmp_path: Path, content: Any)
     (tmp_path / "record.jsonl").symlink_to("/dev/full")
     with pytest.raises(StorageError, match="No space left on device"):
         append_line(tmp_path / "record.jsonl", {"number": 0})
+
+
+WHOLE = {
+    "fingerprint": "f", "num_classes": 3, "classes_sha256": "c", "files_sha256": "d", "images": {"train": 5},
+    "splits": {"train": 4}, "held_out": ["search"], "skipped": [], "notes": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "wrong"),
+    [
+        ({**WHOLE, "splits": {"train": "5"}}, "splits.train: "),
+        ({**WHOLE, "splits": {"train": 5.5}}, "splits.train: "),
+        ({**WHOLE, "images": None}, "images: "),
+        ({**WHOLE, "num_classes": "3"}, "num_classes: "),
+        ({**WHOLE, "skipped": [1]}, "skipped.0: "),
+        ({**WHOLE, "held_out": "search"}, "held_out: "),
+        ({"num_classes": 3}, "classes_sha256: "),
+        ([], ""),
+        ("digits", ""),
+    ],
+)
+def test_a_damaged_record_of_the_data_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: Any, wrong: str
+) -> None:
+    run = RunFolder.create(tmp_path / "run", {**MANIFEST, "data": data})
+    with pytest.raises(RunFolderError, match=rf"^manifest.json: data: {wrong}"):
+        DataIdentity.of(run.manifest)
+    run.append(trial(0, 0.5))
+    assert main(["report", str(run.path)]) == 2
+    assert f"manifest.json: data: {wrong}" in capsys.readouterr().err
+
+
+def test_a_record_of_the_data_is_read_as_it_was_written() -> None:
+    identity = DataIdentity.of({"data": WHOLE})
+    assert identity is not None
+    assert {**identity.to_json(), "fingerprint": "f"} == WHOLE
 
 
 HOLD = """

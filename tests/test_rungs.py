@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import small_digits
+from cvt_nas.config import parse_experiment
 from cvt_nas.report import front_frame, rank_lines, summary, trials_frame, write_report
 from cvt_nas.results import RunFolder, TrialResult, rank_correlations, rung_epochs
 from test_results import MANIFEST, trial
@@ -59,6 +61,16 @@ def test_no_rung_but_the_first_stands_where_most_of_the_training_is_over(
     epochs: int, grace: int, factor: int, rungs: tuple[int, ...]
 ) -> None:
     assert rung_epochs(epochs, grace_period=grace, reduction_factor=factor) == rungs
+
+
+def test_a_run_goes_on_with_the_rungs_of_its_time() -> None:
+    text = small_digits(**{"  epochs:": "  epochs: 8", "search:": "search: {grace_period: 1, reduction_factor: 3}"})
+    experiment = parse_experiment(text, "rungs.yaml")
+    manifest = experiment.manifest(seed=0, num_trials=8)
+    assert experiment.rungs_of(manifest) == experiment.rungs == (1,)
+    assert experiment.rungs_of({**manifest, "rungs": [1, 2, 4]}) == (1, 2, 4)
+    del manifest["rungs"]  # as before rungs were recorded, when every power stood that is below the epochs
+    assert experiment.rungs_of(manifest) == (1, 3)
 
 
 distinct = st.lists(st.integers(0, 10**6), min_size=9, max_size=20, unique=True)

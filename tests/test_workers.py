@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -13,13 +14,25 @@ import pytest
 import ray
 from ray._private import ray_constants, state
 from ray.cluster_utils import Cluster
+from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.train import TrainingFailedError
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from conftest import Watch, own_processes, small_digits
 from cvt_nas import search
 from cvt_nas.arch import ArchConfig
 from cvt_nas.config import parse_experiment
-from cvt_nas.distributed import WorkerLostError, connect_ray, fit_on_workers, start_local_ray
+from cvt_nas.distributed import (
+    WorkerLostError,
+    _reports_of_workers,
+    _run_on_worker,
+    connect_ray,
+    ending_in,
+    fit_on_workers,
+    start_local_ray,
+)
 from cvt_nas.engine import TrainingSetup
+from cvt_nas.errors import DataError, TrainingEndedError
 from cvt_nas.race.events import EpochDone, TrialStarted
 
 ON_TWO: dict[str, Any] = {"number": 0, "seed": 0, "num_workers": 2, "cpus_per_worker": 1, "use_gpus": True}
@@ -125,6 +138,121 @@ class TestOnTwoGpus:
         assert started == {0: 2}
         assert heard == [1, 2, 3]
         assert not run.error_path(0).exists()
+
+
+def heard(train: Callable[[dict[str, Any]], None], path: Path, **changes: Any) -> list[dict[str, Any]]:
+    """The reports of `train`, which each worker runs instead of a training."""
+    setup = TrainingSetup.of(LONG, run_path=path, data=None)
+    options = {"num_workers": 1, "cpus_per_worker": 1, "use_gpus": False, "max_failures": 1, **changes}
+    return list(_reports_of_workers(train, {"setup": setup, "seed": 0}, name="train-0", setup=setup, **options))
+
+
+def two_epochs() -> Callable[..., Iterator[dict[str, Any]]]:
+    """Reports of a worker, as a function that travels to it."""
+
+    def reports(**options: Any) -> Iterator[dict[str, Any]]:
+        for epoch in (1, 2):
+            options["before_writing"]()
+            yield {"epoch": epoch, "status": "running"}
+
+    return reports
+
+
+def unreachable(method: str, times: int) -> Callable[[Any], Any]:
+    """Makes the queue of a worker fail as where a network is away for a while: it is alive, and cannot be reached."""
+
+    def wrap(reports: Any) -> Any:
+        original, left = getattr(reports, method), [times]
+
+        def fail(*arguments: Any) -> Any:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise ActorUnavailableError("the queue cannot be reached", None)
+            return original(*arguments)
+
+        setattr(reports, method, fail)
+        return reports
+
+    return wrap
+
+
+@pytest.mark.usefixtures("two_gpus")
+class TestReports:
+    """Of workers that have no training to do."""
+
+    def test_a_report_whose_queue_cannot_be_reached_at_first_arrives(self, tmp_path: Path) -> None:
+        reports_of, wrap = two_epochs(), unreachable("put", 1)
+        found = heard(
+            lambda config: _run_on_worker({**config, "reports": wrap(config["reports"])}, reports_of), tmp_path
+        )
+        assert [report["epoch"] for report in found] == [1, 2]
+
+    def test_workers_that_cannot_tell_whether_they_are_heard_are_started_again(self, tmp_path: Path) -> None:
+        reports_of, wrap = two_epochs(), unreachable("empty", 99)
+
+        def train(config: dict[str, Any]) -> None:
+            from cvt_nas import distributed
+
+            begun = tmp_path / "begun"
+            if not begun.exists():
+                begun.touch()
+                distributed._SECONDS_TO_END = 0.1
+                config = {**config, "reports": wrap(config["reports"])}
+            distributed._run_on_worker(config, reports_of)
+
+        assert [report["epoch"] for report in heard(train, tmp_path)] == [1, 2]
+
+    def test_workers_that_end_before_they_are_done_are_lost(self, tmp_path: Path) -> None:
+        def train(config: dict[str, Any]) -> None:
+            config["reports"].put({"epoch": 1, "status": "running"})
+
+        with pytest.raises(WorkerLostError, match="before their last report"):
+            heard(train, tmp_path)
+
+    def test_what_a_user_can_fix_is_raised_as_the_worker_raised_it_and_at_once(self, tmp_path: Path) -> None:
+        def reports(**options: Any) -> Iterator[dict[str, Any]]:
+            with (tmp_path / "attempts").open("a") as file:
+                file.write("1")
+            raise DataError("train/7/3.png: damaged")
+            yield {}
+
+        with pytest.raises(DataError, match="^train/7/3.png: damaged$"):
+            heard(lambda config: _run_on_worker(config, reports), tmp_path)
+        assert (tmp_path / "attempts").read_text() == "1"
+
+    def test_an_error_of_the_code_is_one_line_for_the_user(self, tmp_path: Path) -> None:
+        def reports(**options: Any) -> Iterator[dict[str, Any]]:
+            raise ValueError("boom\nand more")
+            yield {}
+
+        with pytest.raises(TrainingEndedError) as raised, ending_in(TrainingEndedError, "the training ended"):
+            heard(lambda config: _run_on_worker(config, reports), tmp_path, max_failures=0)
+        assert str(raised.value) == "the training ended: ValueError: boom"
+
+    def test_a_training_that_still_waits_for_devices_asks_for_none_once_it_is_ended(self, tmp_path: Path) -> None:
+        taken = placement_group([{"CPU": 3}])
+        ray.get(taken.ready())
+        launcher = threading.Thread(target=launch, args=(tmp_path,), daemon=True)
+        launcher.start()
+        try:
+            assert soon(lambda: len(groups("PENDING")) == 1, 120), "it waits"
+            for name in ("_QueueActor", "TrainController"):
+                (pid,) = own_processes(name)
+                os.kill(pid, signal.SIGKILL)
+            assert soon(lambda: not groups("PENDING"), 60)
+        finally:
+            launcher.join(60)
+            remove_placement_group(taken)
+        assert soon(lambda: not own_processes("Janitor"))
+
+
+def launch(path: Path) -> None:
+    with contextlib.suppress(WorkerLostError, TrainingFailedError, RayActorError):
+        heard(lambda config: None, path)
+
+
+def groups(condition: str) -> list[dict[str, Any]]:
+    return [table for table in placement_group_table().values() if table["state"] == condition]
 
 
 @pytest.mark.slow

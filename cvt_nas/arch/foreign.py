@@ -72,18 +72,32 @@ def class_names_of_config(tree: Mapping[str, Any], path: Path) -> tuple[str, ...
     Raises:
         ArchError: They are not one name for each index from 0.
     """
-    key = next((key for key in ("id2label", "label_names") if tree.get(key)), None)
-    if key is None:
-        return None
-    told = tree[key]
+    facts = tree.get("pretrained_cfg")
+    told = {
+        "id2label": tree.get("id2label"),
+        "label_names": tree.get("label_names"),
+        "pretrained_cfg.label_names": facts.get("label_names") if isinstance(facts, Mapping) else None,
+        "label2id": tree.get("label2id"),
+    }
+    for key, value in told.items():
+        names = _named(key, value, path) if value else None
+        if names is not None and any(name != f"LABEL_{index}" for index, name in enumerate(names)):
+            return names
+    return None
+
+
+def _named(key: str, told: Any, path: Path) -> tuple[str, ...]:
+    """Names by their index, of a list, a dict from indices, or one to them as `label2id` is."""
     try:
-        named = {int(index): name for index, name in (told.items() if isinstance(told, Mapping) else enumerate(told))}
-        names = tuple(named[index] for index in range(len(named)))
-    except (KeyError, TypeError, ValueError) as error:
+        pairs = [(index, name) for name, index in told.items()] if key == "label2id" else (
+            told.items() if isinstance(told, Mapping) else enumerate(told))  # fmt: skip
+        named = {int(index): name for index, name in pairs}
+        names = tuple(named[index] for index in range(len(told)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArchError(f"{path}: {key}: must have one name for each class, by its index from 0") from error
     if any(not isinstance(name, str) for name in names):
         raise ArchError(f"{path}: {key}: got {next(n for n in names if not isinstance(n, str))!r}, must be names")
-    return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
+    return names
 
 
 def _of_transformers(tree: Mapping[str, Any]) -> ArchConfig:
@@ -115,7 +129,7 @@ def _of_transformers(tree: Mapping[str, Any]) -> ArchConfig:
                 class_token=own["cls_token"],
             )
         )
-    labels = tree.get("id2label")
+    labels = tree.get("id2label") or tree.get("label2id")
     num_classes = len(labels) if isinstance(labels, Mapping) else tree.get("num_labels", _NUM_CLASSES)
     return ArchConfig(
         image_size=_IMAGE_SIZE, num_channels=told["num_channels"], num_classes=num_classes, stages=tuple(stages)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from dataclasses import asdict
@@ -47,9 +48,31 @@ def space(options: argparse.Namespace) -> int:
     return 0
 
 
-def _arch_of(text: str) -> tuple[Any, Any]:
-    """The architecture that ARCH names, and its run's folder where it is RUN:ID."""
-    from cvt_nas.arch import load_arch
+def _load_arch(text: str, image_size: int | None = None) -> Any:
+    """The architecture that a name or a file tells.
+
+    A config of transformers tells no size of images: then it is that of the processor beside it, or `image_size`.
+    """
+    from cvt_nas.arch import NAMED_ARCHS, is_of_transformers, load_arch, read_object
+
+    arch, path = load_arch(text), Path(text)
+    config = path / "config.json" if path.is_dir() and not (path / "arch.json").is_file() else path
+    if text in NAMED_ARCHS or not config.is_file() or not is_of_transformers(read_object(config)):
+        return arch
+    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+
+    found, source = preprocessing_beside(config.parent)
+    size, why = found.get("image_size"), f"as {source} says"
+    if size is None:
+        size, why = image_size, "as the space has them"
+    if size is None:
+        size, why = arch.image_size, "as of the published models"
+    _print_note(f"{config} tells no size of images: {size} x {size}, {why}")
+    return arch.with_image_size(size)
+
+
+def _arch_of(text: str, image_size: int | None = None) -> tuple[Any, Any]:
+    """The architecture that ARCH names, and its run's folder where it is RUN:ID; see `_load_arch`."""
     from cvt_nas.results import RunFolder, is_url
 
     folder, colon, arch_id = text.rpartition(":")
@@ -58,7 +81,7 @@ def _arch_of(text: str) -> tuple[Any, Any]:
         return (run.pick(arch_id) if arch_id in ("knee", "best") else run.find(arch_id)).arch, run
     if colon and not Path(text).exists():
         raise ArchError(f"{text}: {folder} holds no run")
-    return load_arch(text), None
+    return _load_arch(text, image_size), None
 
 
 def profile(options: argparse.Namespace) -> int:
@@ -125,10 +148,11 @@ def train(options: argparse.Namespace) -> int:
     from cvt_nas.results import DataIdentity
     from cvt_nas.train import fitted, recipe_for, train
 
-    arch, run = _arch_of(options.arch)
+    given = None if options.space is None else load_experiment(options.space)
+    arch, run = _arch_of(options.arch, None if given is None else given.space.image_size)
     data, origin = options.data, None
-    if options.space is not None:
-        experiment = load_experiment(options.space)
+    if given is not None:
+        experiment = given
         if options.arch in NAMED_ARCHS:
             arch, note = fitted(arch, experiment)
             if note is not None:
@@ -213,19 +237,25 @@ def _with_training(experiment: Any, options: argparse.Namespace) -> Any:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    from cvt_nas.arch import load_arch
+    from cvt_nas.arch import NAMED_ARCHS
     from cvt_nas.config import parse_experiment
     from cvt_nas.evaluate import evaluate_model
 
     weights, data, arch, on_error = options.weights, options.data, None, "raise"
+    if re.match("https?://", weights):
+        raise ArchError(f"{weights}: is an address; download the weights first, and give their file or folder")
     if not Path(weights).exists():  # then it is RUN:ID
+        if ":" not in weights and weights not in NAMED_ARCHS:
+            on_hub = re.fullmatch(r"[\w-]+/[\w-]+(\.\d+)?", weights)
+            hint = f"; of the Hugging Face Hub, download it first: hf download {weights} --local-dir DIR"
+            raise ArchError(f"{weights}: no such file or folder{hint if on_hub else ''}")
         trained, run = _arch_of(weights)
         if run is None:
             raise ArchError(f"{weights}: is an architecture; give its weights: a folder, a .pth, or RUN:ID")
         weights, data = run.model_path(trained.id), data or run.manifest["dataset"]
         on_error = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json").data.on_error
     if options.arch is not None:
-        arch = load_arch(options.arch)
+        arch = _load_arch(options.arch)
     if data is None:
         raise DataError(f"{weights}: name the images by --data DIR, or a data set by its name")
     found = evaluate_model(

@@ -101,9 +101,17 @@ class Experiment:
     @property
     def rungs(self) -> tuple[int, ...]:
         """Epochs after which the scheduler decides, or would if there were one."""
+        return self._rungs()
+
+    def rungs_of(self, manifest: Mapping[str, Any]) -> tuple[int, ...]:
+        """Those of a run that began already: of its manifest, or where that lacks them, by the rule of its time."""
+        recorded = manifest.get("rungs")
+        return self._rungs(also_late=True) if recorded is None else tuple(recorded)
+
+    def _rungs(self, **rule: bool) -> tuple[int, ...]:
         search = self.search
         return rung_epochs(
-            self.training.epochs, grace_period=search.grace_period, reduction_factor=search.reduction_factor
+            self.training.epochs, grace_period=search.grace_period, reduction_factor=search.reduction_factor, **rule
         )
 
     @property

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic_core import ErrorDetails
 
-from cvt_nas.errors import SpaceFileError
+from cvt_nas.errors import SpaceFileError, first_line
 
 Key = tuple[str | int, ...]
 MAX_LENGTH = 2**20
@@ -61,7 +61,7 @@ class Reader:
             self.lines[()] = mark.line + 1 if mark else 1
             self.add((), f"not YAML: {error.problem}")
         except yaml.YAMLError as error:
-            self.add((), f"not YAML: {str(error).splitlines()[0]}")
+            self.add((), f"not YAML: {first_line(error)}")
         except RecursionError:
             self.add((), "nested too deeply")
         except _TooManyValuesError:

@@ -1,6 +1,7 @@
 """The sections of the space file: what each setting means, its values and its default."""
 
 import itertools
+import re
 from dataclasses import field, replace
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -44,6 +45,25 @@ def _front_or_count(value: Any) -> Any:
         return value
     raise ValueError(f"got {show(value)}, must be front, or a whole number of at least 1")
 
+
+def _randaugment(value: str) -> str:
+    """A policy that timm's `rand_augment_transform` takes, every part of which has an effect."""
+    first, *parts = value.split("-")
+    wrong = [first] if first != "rand" else [f"-{part}" for part in parts if not _RAND_PART.fullmatch(part)]
+    if wrong:
+        raise ValueError(
+            f"got {show(value)}, must be rand, and after it any of -m9, -n2, -p0.5, -mstd0.5, -mmax10, -inc1 with "
+            f"numbers of your own, -tweights, -t3a, -t3aw; {wrong[0]} is none of these"
+        )
+    layers = [int(part[1:]) for part in parts if part.startswith("n")][-1:]
+    sets = [part for part in parts if part in _MOST_LAYERS][:1]
+    if layers and sets and layers[0] > _MOST_LAYERS[sets[0]]:
+        raise ValueError(f"got {show(value)}, must have at most -n{_MOST_LAYERS[sets[0]]} with -{sets[0]}")
+    return value
+
+
+_RAND_PART = re.compile(r"(m|n|mmax|inc)[0-9]{1,4}|(p|mstd)[0-9]{1,4}(\.[0-9]+)?|t(weights|3a|3aw)")
+_MOST_LAYERS = {"tweights": 15, "t3aw": 14}  # their operations, of which timm draws each once at most for an image
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -169,7 +189,10 @@ class AugmentConfig:
         crop_padding: Pixels of zero padding before a random crop back to size; in-memory sets.
         crop_scale: Least area of a random resized crop, as a fraction; folders of images.
         flip: Mirror half of the images.
-        randaugment: timm's notation, for example `rand-m9-mstd0.5-inc1`.
+        randaugment: timm's notation: `rand`, and after it `-m9` (magnitude), `-n2` (operations an image), `-p0.5`
+            (probability of each), `-mstd0.5` (deviation of the magnitude), `-mmax10` (its greatest), `-inc1` (whether
+            all operations grow stronger with it), and the set of operations, `-tweights`, `-t3a` or `-t3aw`, as far
+            as they are not timm's defaults. For example `rand-m9-mstd0.5-inc1`.
         color_jitter: Strength, as in timm; folders of images.
         random_erasing: Probability of replacing a rectangle by noise, pixel by pixel.
         mixup, cutmix: The alpha of each; where both are set, each batch takes one of them.
@@ -178,7 +201,7 @@ class AugmentConfig:
     crop_padding: Annotated[int, Field(ge=0)] = 0
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 1.0
     flip: bool = False
-    randaugment: Annotated[str, Field(pattern="^rand-")] | None = None
+    randaugment: Annotated[str, AfterValidator(_randaugment)] | None = None
     color_jitter: Annotated[float, Field(ge=0)] = 0.0
     random_erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
     mixup: Annotated[float, Field(ge=0)] = 0.0

@@ -112,7 +112,7 @@ def check_data(
         skips_them = f"cannot be read and {'is' if len(damaged) == 1 else 'are'} skipped"
         notes.append(f"{len(damaged):,} of {found.num_images:,} images {skips_them}: {first}: {why}{more}")
     else:
-        dataclasses.replace(found, damaged=damaged).check_readable()
+        dataclasses.replace(found, damaged=damaged).check_readable(is_resumed=known is not None)
     if on_note is not None:
         for note in notes:
             on_note(note)

@@ -54,9 +54,14 @@ class ImageCheck:
         ]
         return [f"{number:,} image{'s' if number > 1 else ''} {how}" for number, how in told if number]
 
-    def check_readable(self) -> None:
-        """Raises:
-        DataError: Some cannot be read; all are counted, and the first are named.
+    def check_readable(self, *, is_resumed: bool = False) -> None:
+        """Refuses images that cannot be read.
+
+        Args:
+            is_resumed: Whether they are those of a run that trained on them, which can no longer leave any out.
+
+        Raises:
+            DataError: Some cannot be read; all are counted, and the first are named.
         """
         if self.damaged:
             named = "; ".join(f"{path}: {why}" for path, why in list(self.damaged.items())[:_NUM_NAMED])
@@ -64,7 +69,11 @@ class ImageCheck:
             raise DataError(
                 f"{len(self.damaged):,} of {self.num_images:,} images cannot be read: {named}"
                 + (f"; and {more:,} more, see cvt-nas check" if more > 0 else "")
-                + "; mend or delete them, or leave them out by data.on_error: skip in a space file"
+                + (
+                    "; mend them, or begin another run"
+                    if is_resumed
+                    else "; mend or delete them, or leave them out by data.on_error: skip in a space file"
+                )
             )
 
 

@@ -103,13 +103,14 @@ class Keeper:
             return None
         self._saved_step = saved.get("step", 0)
         progress = self._state.load(saved)
-        return {name: value for name, value in progress.items() if name not in self._label}
+        return {
+            name: value.to(self._device) if isinstance(value, Tensor) else value
+            for name, value in progress.items()
+            if name not in self._label
+        }
 
     def _is_own(self, saved: dict[str, Any]) -> bool:
         return all(saved.get(name) == value for name, value in self._label.items())
-
-    def _is_end_of_epoch(self, saved: dict[str, Any]) -> bool:
-        return self._is_own(saved) and saved.get("step", 0) == 0
 
     def start_clock(self, progress: Progress) -> None:
         """From now on, time is of `progress`."""
@@ -145,7 +146,7 @@ class Keeper:
 
         Args:
             begins_again: Whether the epoch is then begun again, with other images, or goes on with those that are left.
-            stop: Asked whether to stop; by one process alone, after each step.
+            stop: Asked whether to stop: after each step where one process trains; else every 20 steps, by every rank.
 
         Returns:
             Whether any rank was asked to stop; then there is a checkpoint.
@@ -173,7 +174,13 @@ class Keeper:
     def _go_back(self, progress: Progress, *, begins_again: bool) -> None:
         good = None
         if self._path is not None and progress.num_rollbacks < _MAX_ROLLBACKS:
-            good = read_checkpoint(self._path, self._device, is_wanted=self._is_end_of_epoch)
+
+            def is_end_of_last_epoch(saved: dict[str, Any]) -> bool:
+                # one before it may be left here, from when this machine had the training an earlier time
+                end = saved.get("step", 0), saved.get("epoch", progress.epoch)
+                return self._is_own(saved) and end == (0, progress.epoch)
+
+            good = read_checkpoint(self._path, self._device, is_wanted=is_end_of_last_epoch)
             if good is None and progress.epoch == 0 and self._fresh is not None:
                 good = self._fresh().to_plain()
             good = good or read_checkpoint(self._path, self._device, is_wanted=self._is_own)

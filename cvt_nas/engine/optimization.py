@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cvt_nas.config import TrainingConfig
-from cvt_nas.results import delete, fetch, patiently, write_atomically
+from cvt_nas.results import delete, fetch, patiently, push, write_atomically
+
+T = TypeVar("T")
 
 
 class DivergedError(Exception):
@@ -145,6 +147,15 @@ def rank_and_world_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def from_first_rank(value: T, device: torch.device) -> T:
+    """What the first rank gives here, on every rank; `device` is that by which they talk to each other."""
+    if rank_and_world_size()[1] == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=device)
+    return box[0]
+
+
 def average_over_ranks(tensors: Sequence[torch.Tensor]) -> None:
     """Gives every rank the mean over ranks of each tensor, in place and in one message; all are of one type."""
     _, world_size = rank_and_world_size()
@@ -172,11 +183,12 @@ class TrainingState:
         """Writes `path`, at once or not at all.
 
         Args:
-            keep: Whether what was there stays, as the checkpoint before.
+            keep: Whether what was there stays, as the checkpoint before. That is mirrored where `progress` has a
+                `step` other than 0: the new one is then of no end of an epoch.
             before_writing: Called when the new file is about to take its place; what it raises leaves all as it was.
             progress: Numbers, texts, tensors, and lists of them.
         """
-        state = {**self.to_plain(), **progress}
+        state, before = {**self.to_plain(), **progress}, checkpoint_before(path)
         patiently(path.parent.parent.stat)  # where a disk is not mounted, nothing takes its place
         path.parent.mkdir(exist_ok=True)
 
@@ -185,9 +197,11 @@ class TrainingState:
             if before_writing is not None:
                 before_writing()
             if keep and path.exists():
-                path.replace(checkpoint_before(path))
+                path.replace(before)
 
         write_atomically(path, write)
+        if keep and progress.get("step") and before.exists():  # to go back to, where another machine goes on
+            push(before)
 
     def to_plain(self) -> dict[str, Any]:
         """What `load` takes."""
@@ -236,7 +250,7 @@ def checkpoint_before(path: Path) -> Path:
 def drop_checkpoints(path: Path) -> None:
     """Deletes the checkpoint at `path` and the one before it, as far as they are there."""
     delete(path)
-    checkpoint_before(path).unlink(missing_ok=True)  # which is on this machine alone
+    delete(checkpoint_before(path))
 
 
 def read_checkpoint(
@@ -244,9 +258,11 @@ def read_checkpoint(
 ) -> dict[str, Any] | None:
     """What `TrainingState.save` wrote, for its `load`: that at `path`, or else the one before it.
 
-    The first rank alone reads, and deletes what is damaged; the others get what it read, so that all begin alike.
+    The first rank alone reads, and deletes what is damaged; the others get what it read, so that all begin alike. The
+    tensors are in the CPU's memory, since a device holds the training that they are for already.
 
     Args:
+        device: By which ranks talk to each other.
         is_wanted: Says of each whether it will do.
 
     Returns:
@@ -259,20 +275,20 @@ def read_checkpoint(
     if rank == 0:
         fetch(path)
         for candidate in (path, checkpoint_before(path)):
-            found = _read_whole(candidate, device)
+            if candidate != path and not candidate.exists():
+                fetch(candidate)
+            found = _read_whole(candidate)
             if found is not None and is_wanted(found[1]):
                 if world_size == 1:
                     return found[1]
                 content = found[0]
                 break
-    if world_size > 1:
-        box = [content]
-        dist.broadcast_object_list(box, src=0, device=device)
-        content = box[0]
-    return None if content is None else torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        found = None  # or it would be in memory twice
+    content = from_first_rank(content, device)
+    return None if content is None else _state_of(content)
 
 
-def _read_whole(path: Path, device: torch.device) -> tuple[bytes, dict[str, Any]] | None:
+def _read_whole(path: Path) -> tuple[bytes, dict[str, Any]] | None:
     """The file's content, and the state that it is; None where it is missing or damaged.
 
     Read once, since another process may replace or delete it meanwhile.
@@ -286,10 +302,14 @@ def _read_whole(path: Path, device: torch.device) -> tuple[bytes, dict[str, Any]
         with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load compares no checksum
             damaged = archive.testzip()
         if damaged is None:
-            return content, torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+            return content, _state_of(content)
     except (zipfile.BadZipFile, EOFError, RuntimeError, pickle.UnpicklingError):
         pass
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_ino == number:  # not one that took its place
             path.unlink()
     return None
+
+
+def _state_of(content: bytes) -> dict[str, Any]:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -30,6 +30,7 @@ from cvt_nas.engine.optimization import (
     averaged_model,
     batch_size_of_rank,
     drop_checkpoints,
+    from_first_rank,
     is_out_of_memory,
     optimizer_of,
     prepare_device,
@@ -38,9 +39,9 @@ from cvt_nas.engine.optimization import (
 )
 from cvt_nas.engine.setup import SharedWeights, TrainingSetup
 from cvt_nas.engine.subnets import KINDS, Subnet, SubnetSampler
-from cvt_nas.errors import ArchError, StorageError
+from cvt_nas.errors import ArchError, StorageError, first_line
 from cvt_nas.model import CvT
-from cvt_nas.results import exists, fetch, write_atomically
+from cvt_nas.results import exists, fetch, push, write_atomically
 from cvt_nas.supernet import Supernet, extract, lent_weights
 
 _MAX_RATIO = 5.0  # of probabilities, q over p, in an alpha-divergence: what the paper clips at
@@ -339,7 +340,10 @@ def supernet_reports(
     checkpoint = run.supernet_checkpoint_path
     report: dict[str, Any] = {"epoch": 0, "losses": {}, "num_rollbacks": 0, "seconds": 0.0, "status": "running"}
     is_whole = shared.last_epoch == shared.config.epochs
-    if exists(setup.weights_path):  # a worker died between that and its last report
+    is_there = rank == 0 and exists(setup.weights_path)
+    if from_first_rank(is_there, device):  # a worker died between that and its last report
+        if rank == 0 and setup.weights_path.exists():  # it may have died before they were mirrored
+            push(setup.weights_path)
         if is_whole and rank == 0:
             drop_checkpoints(checkpoint)
         yield {**report, "epoch": shared.last_epoch}
@@ -372,7 +376,7 @@ def supernet_reports(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        yield {**report, "status": "oom", "reason": str(error).splitlines()[0]}
+        yield {**report, "status": "oom", "reason": first_line(error)}
         if world_size > 1:
             raise  # the other ranks wait for this one, until it dies
     except StorageError as error:
@@ -391,7 +395,7 @@ def open_supernet(shared: SharedWeights, path: Path) -> Supernet:
     try:
         supernet.load_state_dict(load_file(path))
     except (OSError, RuntimeError) as error:
-        raise ArchError(f"{path}: {str(error).splitlines()[0]}") from error
+        raise ArchError(f"{path}: {first_line(error)}") from error
     return supernet.eval()
 
 

@@ -1,5 +1,6 @@
 """One architecture, trained from a fresh initialisation or on from a checkpoint."""
 
+import inspect
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -31,9 +32,17 @@ from cvt_nas.engine.optimization import (
 )
 from cvt_nas.engine.setup import TrainingSetup
 from cvt_nas.engine.supernet import open_inheritance
-from cvt_nas.errors import StorageError
+from cvt_nas.errors import StorageError, first_line
 from cvt_nas.model import CvT, initialise, save_model
 from cvt_nas.results import patiently
+
+# Each rank has statistics of its own images, until they are averaged. torch 2.13 renamed the argument, with a warning;
+# that buffers are the first rank's at the start is new, and changes nothing: all ranks begin alike.
+_OWN_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers": False
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +102,7 @@ def fit(
         as far as the checkpoint is, which may be within the next epoch.
 
     Raises:
-        DivergedError: There is no `checkpoint`, or an epoch was begun again three times already.
+        DivergedError: There is no `checkpoint`, or the training went back three times already.
     """
     rank, world_size = rank_and_world_size()
     prepare_device(device)
@@ -132,7 +141,7 @@ def fit(
         trained = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # each rank has statistics of its own images, until they are averaged
+            **_OWN_BUFFERS,
         )
 
     while progress.epoch < training.epochs:
@@ -258,7 +267,7 @@ def progress_reports(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        yield {**report, "status": "oom", "reason": str(error).splitlines()[0]}
+        yield {**report, "status": "oom", "reason": first_line(error)}
         if rank_and_world_size()[1] > 1:
             raise  # the other ranks wait for this one, until it dies
     except StorageError as error:

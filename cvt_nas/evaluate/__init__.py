@@ -13,7 +13,7 @@ from cvt_nas.arch import ArchConfig, load_arch
 from cvt_nas.config import DataConfig, TrainingConfig
 from cvt_nas.data import ImageData, Preprocessing, check_data, find_data, shape_of
 from cvt_nas.engine import logits_of
-from cvt_nas.errors import ArchError, DataError, ResourceError
+from cvt_nas.errors import ArchError, DataError, ResourceError, first_line
 from cvt_nas.evaluate.preprocessing import preprocessing_beside
 from cvt_nas.model import CvT, are_indices, classes_beside, fitted, load_onnx, load_program, match_classes, read_weights
 
@@ -49,6 +49,7 @@ class _Network:
         model: A `CvT`, or a program of a runtime.
         folder: Of the files.
         classes: Their names in the order of the logits, where anything tells them.
+        unnamed: Why there are no names, for people, where there are none.
     """
 
     model: Any
@@ -56,6 +57,7 @@ class _Network:
     folder: Path
     classes: tuple[str, ...] | None
     notes: tuple[str, ...]
+    unnamed: str = "nothing beside the weights names their classes"
 
     @property
     def is_program(self) -> bool:
@@ -139,9 +141,16 @@ def evaluate_model(
 
 
 def _open_weights(path: Path, arch: ArchConfig | None) -> _Network:
-    weights = read_weights(path)
+    weights = read_weights(path, arch)
     model, notes = fitted(weights, arch)
-    return _Network(model=model, arch=model.arch, folder=weights.folder, classes=weights.classes, notes=notes)
+    return _Network(
+        model=model,
+        arch=model.arch,
+        folder=weights.folder,
+        classes=weights.classes,
+        notes=notes,
+        unnamed=weights.unnamed,
+    )
 
 
 def _open_program(path: Path, arch: ArchConfig | None) -> _Network | None:
@@ -160,7 +169,7 @@ def _open_program(path: Path, arch: ArchConfig | None) -> _Network | None:
     except ImportError as error:
         raise ResourceError(f"{folder / name}: needs {error.name}: pip install 'cvt-nas[onnx]'") from error
     except Exception as error:  # each runtime has errors of its own
-        said = (str(error) or repr(error)).splitlines()[0]
+        said = first_line(error)
         raise ArchError(f"{folder / name}: cannot be loaded: {said}") from error
     return _Network(model=model, arch=own, folder=folder, classes=classes_beside(folder), notes=())
 
@@ -208,9 +217,7 @@ def _places_of(network: _Network, images: ImageData, data: str | Path, weights: 
     ours, theirs = images.class_names, network.classes
     num_classes = network.arch.num_classes
     if theirs is None:
-        return torch.arange(num_classes), (
-            f"nothing beside the weights names their classes: they are taken in the data's order, {_listed(ours)}"
-        )
+        return torch.arange(num_classes), (f"{network.unnamed}: they are taken in the data's order, {_listed(ours)}")
     kind, order = find_data(data)[0], match_classes(ours, theirs)
     if order == (None,) * num_classes and kind == "imagefolder" and are_indices(ours):
         places = torch.empty(num_classes, dtype=torch.int64)

@@ -9,13 +9,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cvt_nas.errors import DataError
+from cvt_nas.errors import DataError, first_line
 
 Found = dict[str, Any]  # arguments of `Preprocessing`, as far as they are told
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # of Pillow
 # classes of transformers' processors, by what a size that is one number means, and the share that is cropped
 _CROPPING = ("ConvNext", "PoolFormer")  # by `crop_pct`
 _BY_SHORTEST_EDGE = (*_CROPPING, "CLIP", "Bit", "Levit", "MobileNetV1", "MobileNetV2", "ChineseCLIP", "SiglipFeature")
+_CROPPING_THE_CENTRE = (*_BY_SHORTEST_EDGE[1:], "DeiT", "Flava", "Perceiver")  # unless `do_center_crop` is false
+_DEFAULT_RESAMPLE = {
+    2: ("ViT", "MobileNetV1", "MobileNetV2"),
+    3: (*_CROPPING, "Beit", "Bit", "Blip", "CLIP", "ChineseCLIP", "DeiT", "Levit", "Siglip"),
+}  # what a file leaves out is as in the class, release 5.24
+_OF_CVT = "ConvNext"  # which transformers takes for a CvT where the file names no class
 _LEVIT_SCALE = 256 / 224
 _WHOLE_IMAGE = 384  # from which on ConvNeXt's processor squashes the image instead of cropping it
 _UNKNOWN = ("do_flip_channel_order", "do_pad", "do_thumbnail", "do_align_long_axis", "do_crop_margin", "rescale_offset",
@@ -44,6 +50,8 @@ def preprocessing_beside(folder: Path) -> tuple[Found, Path | None]:
         if (path := folder / name).is_file():
             try:
                 tree = json.loads(path.read_text(encoding="utf-8"))
+                if not isinstance(tree, dict) and name != "config.json":
+                    raise ValueError(f"got a {type(tree).__name__}, must be an object of settings")
                 if name != "config.json":
                     return read(tree), path
                 if isinstance(tree, dict) and isinstance(tree.get("pretrained_cfg"), dict):
@@ -53,7 +61,7 @@ def preprocessing_beside(folder: Path) -> tuple[Found, Path | None]:
             except KeyError as error:
                 raise DataError(f"{path}: cannot be read: {error.args[0]} is missing") from error
             except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-                raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+                raise DataError(f"{path}: cannot be read: {first_line(error)}") from error
     return {}, None
 
 
@@ -61,8 +69,8 @@ def _of_this_package(tree: Mapping[str, Any]) -> Found:
     known = ("image_size", "interpolation", "crop_pct")
     return {
         **{name: tree[name] for name in known if name in tree},
-        "mean": tuple(tree["mean"]),
-        "std": tuple(tree["std"]),
+        "mean": _mean("mean", tree["mean"]),
+        "std": _deviation("std", tree["std"]),
     }
 
 
@@ -78,8 +86,8 @@ def _of_timm(tree: Mapping[str, Any]) -> Found:
     side = _side("input_size", {"height": size[1], "width": size[2]})
     return {
         "image_size": side,
-        "mean": tuple(tree["mean"]),
-        "std": tuple(tree["std"]),
+        "mean": _mean("mean", tree["mean"]),
+        "std": _deviation("std", tree["std"]),
         "interpolation": interpolation,
         "crop_pct": 1.0 if mode == "squash" else _share_of(side, math.floor(side / share)),
     }
@@ -91,8 +99,12 @@ def _of_transformers(tree: Mapping[str, Any]) -> Found:
             raise _RefusedError(key, tree[key], "must be false: the images are not prepared so here")
     if not tree.get("do_resize", True):
         raise _RefusedError("do_resize", False, "must be true: images are resized to one size here; give it as `size`")
-    resample = tree.get("resample", 3)
-    if resample not in _RESAMPLING:
+    kind = _kind(tree)
+    if tree.get("include_top", kind.startswith("EfficientNet")):
+        raise _RefusedError("include_top", tree.get("include_top"), "must be false: it normalises the images twice")
+    default = next((key for key, kinds in _DEFAULT_RESAMPLE.items() if (kind or _OF_CVT).startswith(kinds)), None)
+    resample = tree.get("resample", default)
+    if type(resample) is not int or resample not in _RESAMPLING:
         raise _RefusedError(
             "resample", resample, "must be one of " + ", ".join(f"{k} ({v})" for k, v in _RESAMPLING.items())
         )
@@ -107,24 +119,44 @@ def _scale(tree: Mapping[str, Any]) -> Found:
     unit = 255 * factor  # what a white pixel becomes
     mean, std = (0.0,), (1.0,)
     if tree.get("do_normalize", True):
-        mean, std = (_numbers(tree[key]) for key in ("image_mean", "image_std"))
+        mean = _mean("image_mean", tree["image_mean"])
+        std = _deviation("image_std", tree["image_std"])
     return {"mean": tuple(m / unit for m in mean), "std": tuple(s / unit for s in std)}
 
 
-def _numbers(value: Any) -> tuple[float, ...]:
-    return tuple(map(float, value)) if isinstance(value, list | tuple) else (float(value),)
+def _mean(key: str, value: Any) -> tuple[float, ...]:
+    return _numbers(key, value, lambda number: number >= 0, "must be numbers of at least 0, one for each channel")
+
+
+def _deviation(key: str, value: Any) -> tuple[float, ...]:
+    return _numbers(key, value, lambda number: number > 0, "must be numbers above 0, one for each channel")
+
+
+def _numbers(key: str, value: Any, is_right: Callable[[float], bool], right: str) -> tuple[float, ...]:
+    values = value if isinstance(value, list | tuple) else [value]
+    if not values or any(type(v) not in (int, float) or not math.isfinite(v) or not is_right(v) for v in values):
+        raise _RefusedError(key, value, right)
+    return tuple(map(float, values))
+
+
+def _kind(tree: Mapping[str, Any]) -> str:
+    """The class of the processor; empty where the file names none."""
+    return str(tree.get("image_processor_type") or tree.get("feature_extractor_type") or "")
 
 
 def _sides(tree: Mapping[str, Any]) -> Found:
     """Side of the images, and of what share of the resized image's shorter side it is."""
-    kind = str(tree.get("image_processor_type", tree.get("feature_extractor_type", "")))
+    kind = _kind(tree) or (_OF_CVT if tree.get("crop_pct") is not None else "")
     size: Any = tree["size"]
-    if isinstance(size, int):
+    if type(size) is int:
         key = "shortest_edge" if kind.startswith(_BY_SHORTEST_EDGE) else "side"
         size = {key: size}
-    elif isinstance(size, list | tuple):
+    elif isinstance(size, list) and len(size) == 2:
         size = dict(zip(("height", "width"), size, strict=True))
-    cropped = _side("crop_size", tree["crop_size"]) if tree.get("do_center_crop") else None
+    elif not isinstance(size, Mapping):
+        raise _RefusedError("size", size, "must be a whole number, height and width, or shortest_edge")
+    crops = tree.get("do_center_crop", kind.startswith(_CROPPING_THE_CENTRE))
+    cropped = _side("crop_size", tree["crop_size"]) if crops else None
     shortest = size.get("shortest_edge")
     if shortest is not None and ("longest_edge" in size or "max_height" in size):
         raise _RefusedError("size", size, "must be shortest_edge alone, or height and width")
@@ -172,10 +204,10 @@ def _share_of(side: int, resized: int) -> float:
 
 def _side(key: str, value: Any) -> int:
     """Of a square, in whichever way it is told."""
-    sides = set(value.values()) if isinstance(value, Mapping) else set(value) if isinstance(value, list) else {value}
-    if len(sides) != 1:
+    sides = [*value.values()] if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
+    side = sides[0] if sides else None
+    if any(other != side for other in sides):
         raise _RefusedError(key, value, "must be square")
-    (side,) = sides
     if type(side) is not int or not 1 <= side <= 2**14:
         raise _RefusedError(key, value, "must be a whole number of at least 1")
     return side

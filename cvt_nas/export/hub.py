@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cvt_nas.errors import ExportError
+from cvt_nas.errors import ExportError, first_line
 
 # What the formats write: nothing else of the folder is uploaded.
 FILES = (
@@ -85,7 +85,7 @@ def _why(error: Exception, endpoint: str) -> str:
     if isinstance(error, LocalTokenNotFoundError):
         return f"there is no token for {endpoint}: {_LOGIN}"
     message = error.server_message if isinstance(error, HfHubHTTPError) else None
-    said = (message or str(error).strip() or repr(error)).splitlines()[0]
+    said = message.splitlines()[0] if message else first_line(error)
     if isinstance(error, HfHubHTTPError):
         refused = f"{endpoint} answers {error.response.status_code}: {said}"
         return f"{refused}; {_LOGIN}" if error.response.status_code in (401, 403) else refused

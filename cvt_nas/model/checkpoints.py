@@ -17,6 +17,9 @@ from cvt_nas.results import fetch
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")  # under which transformers and this package write them
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<number>\d{5})(?P<suffix>\.\w+)")
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar")  # of files of weights, as others name them
+_MAX_NAMED = 6  # files in a message
+_MAX_NAME = 255  # characters of a file's name
 _PROGRAMS = {"model.onnx": "an ONNX export", "model.pt2": "an export as a program of torch.export"}
 
 
@@ -32,6 +35,10 @@ class Weights:
         source: The file that tells it.
         is_port: Whether they are of transformers' port, which computes GELU, whatever they were trained with.
         classes: Names of the classes, in the order of the head's rows, where anything tells them.
+        unnamed: Why there are no names, for people, where there are none.
+        head_like: Names of tensors that go by the name of a head, where there is none.
+        is_bound: Whether the name of the file binds it to what lies beside it.
+        foreign: Why what lies beside a file of another name is not read, as it is of another network.
         notes: What was taken of the file, for people.
     """
 
@@ -42,6 +49,10 @@ class Weights:
     is_port: bool
     classes: tuple[str, ...] | None
     notes: tuple[str, ...]
+    unnamed: str = "nothing beside the weights names their classes"
+    foreign: str | None = None
+    head_like: tuple[str, ...] = ()
+    is_bound: bool = True
 
     @property
     def num_classes(self) -> int | None:
@@ -55,13 +66,15 @@ class Weights:
         return self.path if self.path.is_dir() else self.path.parent
 
 
-def read_weights(path: str | Path) -> Weights:
+def read_weights(path: str | Path, arch: ArchConfig | None = None) -> Weights:
     """The weights at `path`, whatever wraps them.
 
     Args:
         path: A folder of this package, of transformers' CvT or of timm; or a file, of `torch.save` or of safetensors,
             as training scripts write it; or one of the shards into which transformers splits it, or their index.
             What lies beside a file counts as in its folder.
+        arch: Of the network, where it is known. What lies beside a file and is of another network is passed over then,
+            unless the name of the file, such as `model.safetensors`, binds it to what lies beside it.
 
     Raises:
         ArchError: They cannot be read, or are of no CvT; or what lies beside them is of another network.
@@ -86,16 +99,30 @@ def read_weights(path: str | Path) -> Weights:
         arch=None,
         source=None,
         is_port=found.is_port,
+        head_like=found.head_like,
         classes=None,
         notes=(f"{path}: {found.note}",) if found.note else (),
     )
-    weights = _with_arch(weights, folder, is_bound=path.is_dir() or _is_bound(files[0]))
+    is_bound = path.is_dir() or _is_bound(files[0])
+    weights = _with_arch(weights, folder, is_bound=is_bound, given=arch)
     if weights.num_classes is None:
         return weights
-    classes = weights.classes or classes_beside(folder) or class_names_in(content, weights.num_classes)
+    told = None if weights.foreign else classes_beside(folder)
+    if weights.classes is not None and told is not None and weights.classes != told:
+        raise ArchError(
+            f"{weights.source}: has other names of classes, or another order, than preprocessing.json beside it: "
+            f"{', '.join(weights.classes[:3])} instead of {', '.join(told[:3])}"
+        )
+    beside = weights.classes or told
+    own, unusable = (None, None) if beside and is_bound else class_names_in(content, weights.num_classes)
+    classes = own or beside  # a file that anything may lie beside tells its own names best
     if classes is not None and len(classes) != weights.num_classes:
         raise ArchError(f"{path}: has {weights.num_classes} classes, the files beside it name {len(classes)}")
-    return replace(weights, classes=classes)
+    notes = weights.notes
+    if not is_bound and own is None and beside is not None:
+        notes = (*notes, f"the order of the classes is that of the files beside {path.name}: {', '.join(beside[:3])}"
+                         f"{', ...' if len(beside) > 3 else ''}")  # fmt: skip
+    return replace(weights, classes=classes, notes=notes, unnamed=unusable or weights.unnamed)
 
 
 def weights_files(path: str | Path) -> tuple[Path, ...]:
@@ -116,7 +143,9 @@ def weights_files(path: str | Path) -> tuple[Path, ...]:
                 raise ArchError(
                     f"{path}: is {what}, without weights to begin with: cvt-nas export --format torch has them"
                 )
-        raise ArchError(f"{path}: holds neither {' nor '.join(_NAMES)}")
+        others = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
+        found = f"; give one of its files: {', '.join(others[:_MAX_NAMED])}" if others else ""
+        raise ArchError(f"{path}: holds neither {' nor '.join(_NAMES)}{found}")
     if path.name.endswith(".index.json"):
         return _shards_of(path)
     if shard := _SHARD.fullmatch(path.name):
@@ -139,8 +168,8 @@ def _shards_of(index: Path) -> tuple[Path, ...]:
         raise ArchError(f"{index}: weight_map: must name a file for each tensor")
     files = []
     for name in sorted(set(names.values())):
-        if not name or name != Path(name).name or "\\" in name or name == "..":
-            raise ArchError(f"{index}: weight_map: got {name!r}, must be the name of a file beside it")
+        if not name or name != Path(name).name or "\\" in name or name == ".." or len(name.encode()) > _MAX_NAME:
+            raise ArchError(f"{index}: weight_map: got {name[:_MAX_NAME]!r}, must be the name of a file beside it")
         files.append(_present(index.with_name(name), index))
     return tuple(files)
 
@@ -156,26 +185,63 @@ def _is_bound(file: Path) -> bool:
     return file.name in _NAMES or _SHARD.fullmatch(file.name) is not None
 
 
-def _with_arch(weights: Weights, folder: Path, *, is_bound: bool) -> Weights:
+def with_gelu(arch: ArchConfig) -> ArchConfig:
+    """The same network with GELU, which transformers computes in every CvT."""
+    stages = (
+        replace(stage, blocks=tuple(replace(block, activation="gelu") for block in stage.blocks))
+        for stage in arch.stages
+    )
+    return replace(arch, stages=tuple(stages))
+
+
+def _with_arch(weights: Weights, folder: Path, *, is_bound: bool, given: ArchConfig | None) -> Weights:
     """With what an `arch.json` or a `config.json` in `folder` tells; beside other files, it may be of others."""
-    if (source := folder / "arch.json").is_file():
-        return replace(weights, arch=load_arch(source), source=source)
-    source = folder / "config.json"
-    if not source.is_file():
+    source = next((folder / name for name in ("arch.json", "config.json") if (folder / name).is_file()), None)
+    if source is None:
         return weights
+    try:
+        found = _told_by(source, weights, is_bound=is_bound)
+    except ArchError as error:
+        if is_bound:
+            raise
+        note = f"{error}; it is passed over, since {weights.path.name} may be of another network"
+        return replace(weights, foreign=str(error), notes=(*weights.notes, note))
+    if found is None or is_bound:
+        return found or weights
+    assert found.arch is not None
+    if given is not None and not _is_same(given, found.arch, as_port=weights.is_port):
+        note = f"{source}: is of another network than the architecture that is given, and is passed over"
+        return replace(weights, foreign=note, notes=(*weights.notes, note))
+    return replace(found, is_bound=False)
+
+
+def _told_by(source: Path, weights: Weights, *, is_bound: bool) -> Weights | None:
+    """`weights` with what `source` tells of them; None where it is some other tool's settings.
+
+    Raises:
+        ArchError: It is of another network, or cannot be read.
+    """
+    if source.name == "arch.json":
+        return replace(weights, arch=load_arch(source), source=source)
     try:
         tree = read_json(source)
     except ArchError:
         if is_bound:
             raise
-        return weights
+        return None
     if not is_bound and not (isinstance(tree, dict) and is_config(tree)):
-        return weights  # some other tool's settings
+        return None
     arch = arch_of_config(tree if isinstance(tree, dict) else {}, source)
     classes = class_names_of_config(tree, source)
     if is_of_transformers(tree):  # whose settings may leave out the number of classes
         arch = replace(arch, num_classes=weights.num_classes or arch.num_classes)
     return replace(weights, arch=arch, source=source, classes=classes)
+
+
+def _is_same(one: ArchConfig, other: ArchConfig, *, as_port: bool) -> bool:
+    """Whether they differ in no more than the size of images and the number of classes, and a port's activation."""
+    one, other = (with_gelu(arch) if as_port else arch for arch in (one, other))
+    return replace(one, num_classes=other.num_classes).with_image_size(other.image_size) == other
 
 
 def classes_beside(folder: Path) -> tuple[str, ...] | None:

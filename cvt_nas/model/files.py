@@ -12,7 +12,7 @@ from safetensors.torch import save as safetensors_of
 from torch import Tensor
 
 from cvt_nas.arch import arch_to_dict, cost_of, load_arch
-from cvt_nas.errors import ArchError
+from cvt_nas.errors import ArchError, first_line
 from cvt_nas.model.network import CvT
 from cvt_nas.results import fetch, write_atomically
 
@@ -55,7 +55,7 @@ def load_model(folder: str | Path) -> CvT:
         model = CvT(arch)
         model.load_state_dict(load_file(weights))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ArchError(f"{folder}/model.safetensors: {str(error).splitlines()[0]}") from error
+        raise ArchError(f"{folder}/model.safetensors: {first_line(error)}") from error
     return model.eval()
 
 

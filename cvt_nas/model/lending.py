@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, mlp_width
-from cvt_nas.errors import ArchError
+from cvt_nas.errors import ArchError, first_line
 from cvt_nas.model.checkpoints import Weights
 from cvt_nas.model.weights import check_fits, head_rows, shapes_of
 
@@ -52,7 +52,7 @@ def _arch_by_shapes(weights: Weights) -> ArchConfig:
             image_size=1024, num_channels=channels, num_classes=weights.num_classes or 1, stages=tuple(stages)
         )
     except (KeyError, IndexError, ValueError, ArithmeticError) as error:
-        raise ArchError(f"{weights.path}: is no state dict of a CvT: {str(error).splitlines()[0]}") from error
+        raise ArchError(f"{weights.path}: is no state dict of a CvT: {first_line(error)}") from error
 
 
 def _stage_by_shapes(state: Mapping[str, Tensor], name: str) -> StageConfig:

@@ -21,6 +21,10 @@ from torch.nn import functional as F
 
 from cvt_nas.arch import Activation, ArchConfig, BlockConfig, StageConfig, mlp_width
 
+# Leaves to torch.fx, and so to what traces by it: both ask for shapes, which it does not know.
+torch.fx.wrap("rearrange")
+torch.fx.wrap("resized_positions")
+
 
 def drop_path(x: Float[Tensor, "batch tokens channels"], rate: float) -> Float[Tensor, "batch tokens channels"]:
     """Zeroes whole samples of a residual branch with probability `rate`, and scales the others up to match.

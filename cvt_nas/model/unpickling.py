@@ -2,10 +2,12 @@
 
 import argparse
 import datetime
+import decimal
 import json
 import pathlib
 import pickle
 import pickletools
+import uuid
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -17,9 +19,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from cvt_nas.errors import ArchError
+from cvt_nas.errors import ArchError, first_line
 
 _SAVE_ALONE = "save its weights alone: torch.save(model.state_dict(), 'weights.pth')"
+_UNKNOWN = "which may run code as it is read"
+_KNOWN_ALONE = "; only types that are known to be harmless are read"
 _HEAD = 64  # bytes by which a file is recognised
 _MAX_NAMED = 3  # types in a message
 
@@ -35,15 +39,24 @@ def _plain_dict(*_: Any) -> dict:
     return {}
 
 
+def _plain_list(*_: Any) -> list:
+    return []  # to which torch's reader appends
+
+
 # Beside what torch allows by itself: values of settings, none of which runs anything as it is made.
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     datetime.date,
     datetime.datetime,
     datetime.timedelta,
-    *((kind, f"{module}.{kind.__name__}") for kind in (bool, dict, float, int, list, set, str, tuple)
+    datetime.timezone,
+    decimal.Decimal,
+    uuid.UUID,
+    *((kind, f"{module}.{kind.__name__}")
+      for kind in (bool, complex, dict, float, frozenset, int, list, range, set, slice, str, tuple)
       for module in ("builtins", "__builtin__")),
     (_plain_dict, "collections.defaultdict"),
+    (_plain_list, "collections.deque"),
     *((pathlib.PurePosixPath, f"{module}.{name}") for name in ("PosixPath", "PurePosixPath", "Path", "PurePath")
       for module in ("pathlib", "pathlib._local")),
     *((pathlib.PureWindowsPath, f"{module}.{name}") for name in ("WindowsPath", "PureWindowsPath")
@@ -140,8 +153,8 @@ def _check_types(path: Path) -> None:
         raise ArchError(f"{path}: cannot be read: holds a whole pickled module, {_first_type(path) or types[0]}, whose "
                         f"code would have to run; {_SAVE_ALONE}")  # fmt: skip
     more = f" and {len(types) - _MAX_NAMED} more" if len(types) > _MAX_NAMED else ""
-    raise ArchError(f"{path}: cannot be read: holds {', '.join(types[:_MAX_NAMED])}{more}, which may run code as it is "
-                    f"read; {_SAVE_ALONE}")  # fmt: skip
+    raise ArchError(f"{path}: cannot be read: holds {', '.join(types[:_MAX_NAMED])}{more}, {_UNKNOWN}; {_SAVE_ALONE}"
+                    f"{_KNOWN_ALONE}")  # fmt: skip
 
 
 def _first_type(path: Path) -> str:
@@ -157,10 +170,12 @@ def _reason(error: BaseException) -> str:
     said = str(error).replace("\x1b[1m", "").replace("\x1b[0m", "")
     if "Unsupported global: GLOBAL " in said:
         named = said.partition("Unsupported global: GLOBAL ")[2].split()[0]
-        return f"holds {named}, which may run code as it is read; {_SAVE_ALONE}"
+        return f"holds {named}, {_UNKNOWN}; {_SAVE_ALONE}{_KNOWN_ALONE}"
     if "whose module" in said and "is blocked" in said:
         named = said.partition("unsupported GLOBAL ")[2].split()[0]
-        return f"holds {named}, which may run code as it is read; {_SAVE_ALONE}"
+        return f"holds {named}, {_UNKNOWN}; {_SAVE_ALONE}{_KNOWN_ALONE}"
+    if "ObjectDType" in said:
+        return f"holds an array of objects, {_UNKNOWN}; {_SAVE_ALONE}{_KNOWN_ALONE}"
     if "Unsupported operand" in said:
         return f"is pickled by another protocol than torch.save's own, which is 2; {_SAVE_ALONE}"
     if "WeightsUnpickler error:" in said:
@@ -178,4 +193,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ArchError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+        raise ArchError(f"{path}: cannot be read: {first_line(error)}") from error

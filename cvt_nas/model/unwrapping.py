@@ -26,8 +26,12 @@ _FIRST = {  # of official names, and of transformers'
 }
 # what other tools count in a network: thop, and torch's AveragedModel
 _COUNTERS = frozenset(("total_ops", "total_params", "n_averaged"))
-_AVERAGED = re.compile(r"(^|_)(ema|averaged?|swa|polyak)(_|\d*$)")
+_AVERAGED = re.compile(r"(^|_)(ema|avg|averaged?|shadow|swa|polyak)(_|\d*$)")
+_WORD_ENDS = re.compile(
+    r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[-\s]"
+)  # of `modelEMA`, `EMAModel`, `model-ema`
 _RAW_BESIDE_AVERAGED = "current_model_state"  # of Lightning's WeightAveraging, whose `state_dict` is the average
+_HEADS = frozenset(("head", "heads", "cls_head", "classifier", "fc", "linear"))  # names of what classifies elsewhere
 _BATCHES = "num_batches_tracked"
 
 _Key = tuple[tuple[str, ...], str]  # the keys of the dict that a tensor is in, and its name there
@@ -40,11 +44,13 @@ class Unwrapped:
 
     Args:
         is_port: Whether the names were those of transformers' port.
+        head_like: Names of tensors that go by the name of a head, where there is none that can be taken.
         note: What was taken, left and changed, in one line; empty where the file holds the network and nothing else.
     """
 
     state: dict[str, Tensor]
     is_port: bool
+    head_like: tuple[str, ...]
     note: str
 
 
@@ -62,7 +68,9 @@ class _Place:
 
     @property
     def is_averaged(self) -> bool:
-        return any(_AVERAGED.search(part.lower()) for part in (*self.keys, *self.prefix.split(".")))
+        return any(
+            _AVERAGED.search(_WORD_ENDS.sub("_", part).lower()) for part in (*self.keys, *self.prefix.split("."))
+        )
 
 
 def unwrap(content: Any, path: Path) -> Unwrapped:
@@ -75,7 +83,9 @@ def unwrap(content: Any, path: Path) -> Unwrapped:
     """
     tensors = dict(_tensors(content))
     if not tensors:
-        raise ArchError(f"{path}: is no state dict of a CvT: it holds other things than tensors with names")
+        raise ArchError(
+            f"{path}: is no state dict of a CvT: it holds other things than tensors with names: {_kinds(content)}"
+        )
     place, others = _choose(_places(tensors), tensors, path)
     parts: list[str] = []
     inside = {name: tensors[keys, name] for keys, name in _members(place, tensors)}
@@ -86,10 +96,22 @@ def unwrap(content: Any, path: Path) -> Unwrapped:
         parts.append("took the averaged weights")
     if place.prefix:
         parts.append(f"took {place.prefix!r} off the names")
-    if left := _left(content, place, others):
+    head_like = [] if "head.weight" in state else _head_like(place, others, tensors)
+    if root := _head_root(head_like, place, tensors, state):
+        parts.append(f"took {root!r} for the head")
+        for part in ("weight", "bias"):
+            _check_readable(tensor := tensors[place.keys, f"{root}.{part}"], f"{root}.{part}", path)
+            state.pop(f"{root.removeprefix(place.prefix)}.{part}", None)
+            state[f"head.{part}"] = tensor.detach().float()
+    if left := _left(content, place, others, root):
         parts.append("left " + ", ".join(left[:_MAX_NAMED]) + (f" and {len(left) - _MAX_NAMED} more"
                                                               if len(left) > _MAX_NAMED else ""))  # fmt: skip
-    return Unwrapped(state=state, is_port=place.is_port, note="; ".join(parts + changes))
+    return Unwrapped(
+        state=state,
+        is_port=place.is_port,
+        head_like=() if root else tuple(head_like),
+        note="; ".join(parts + changes),
+    )
 
 
 def _tensors(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[_Key, Tensor]]:
@@ -103,6 +125,14 @@ def _tensors(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[_Key, Tens
             yield (keys, name), value
         else:
             yield from _tensors(value, (*keys, name))
+
+
+def _kinds(content: Any) -> str:
+    """What a file without tensors holds."""
+    if not isinstance(content, Mapping):
+        inner = f" of {type(content[0]).__name__}" if isinstance(content, list | tuple) and content else ""
+        return f"a {type(content).__name__}{inner}"
+    return ", ".join(f"{name} ({type(value).__name__})" for name, value in [*content.items()][:3]) or "nothing"
 
 
 def _without_wrappers(name: str) -> str:
@@ -141,7 +171,7 @@ def _members(place: _Place, tensors: _Tensors) -> list[_Key]:
 def _choose(places: list[_Place], tensors: _Tensors, path: Path) -> tuple[_Place, list[_Place]]:
     """The network that is to be taken, and the others."""
     if not places:
-        some = ", ".join(sorted(name for _, name in tensors)[:3])
+        some = ", ".join(sorted(".".join((*keys, name)) for keys, name in tensors)[:3])
         raise ArchError(
             f"{path}: is no state dict of a CvT: no name ends in {'.'.join(_FIRST[False])}, nor as transformers' do; "
             f"it holds {some}"
@@ -156,9 +186,18 @@ def _choose(places: list[_Place], tensors: _Tensors, path: Path) -> tuple[_Place
             names = ", ".join(place.shown or "names without a prefix" for place in chosen)
             raise ArchError(
                 f"{path}: holds several networks: {names}; save the one that is meant alone: "
-                f"torch.save(checkpoint[{(chosen[-1].keys or ('KEY',))[0]!r}], 'weights.pth')"
+                f"torch.save({_alone(chosen)}, 'weights.pth')"
             )
     return first, [place for place in places if place != first]
+
+
+def _alone(places: list[_Place]) -> str:
+    """Python for one of the networks alone, in what was loaded as `checkpoint`."""
+    place = next((place for place in places if place.prefix), places[0])
+    tree = "checkpoint" + "".join(f"[{key!r}]" for key in place.keys)
+    if sum(other.keys == place.keys for other in places) == 1:
+        return tree
+    return f"{{k: v for k, v in {tree}.items() if k.startswith({place.prefix!r})}}"
 
 
 def _are_equal(one: _Place, other: _Place, tensors: _Tensors) -> bool:
@@ -174,9 +213,10 @@ def _are_equal(one: _Place, other: _Place, tensors: _Tensors) -> bool:
 def _state_of(inside: Mapping[str, Tensor], place: _Place, path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors by their official names, floats in fp32; and what had to be changed for it, for the note."""
     state: dict[str, Tensor] = {}
-    counters, kinds, changes = set(), set(), []
+    counters, kinds, wrappers, changes = set(), set(), set(), []
     for full, tensor in inside.items():
-        name = _without_wrappers(full.removeprefix(place.prefix))
+        name = _without_wrappers(own := full.removeprefix(place.prefix))
+        wrappers |= _WRAPPERS.intersection(own.split("."))
         if (last := name.rpartition(".")[2]) in _COUNTERS:
             counters.add(last)
             continue
@@ -191,6 +231,8 @@ def _state_of(inside: Mapping[str, Tensor], place: _Place, path: Path) -> tuple[
             kinds.add(str(tensor.dtype).removeprefix("torch."))
             tensor = tensor.float()
         state[name] = tensor.detach()
+    if wrappers:
+        changes.append(f"took {', '.join(map(repr, sorted(wrappers)))} out of the names")
     if counters:
         changes.append(f"left out counters: {', '.join(sorted(counters))}")
     if kinds:
@@ -201,6 +243,30 @@ def _state_of(inside: Mapping[str, Tensor], place: _Place, path: Path) -> tuple[
         state |= {name: torch.zeros((), dtype=torch.int64) for name in missing}
         changes.append(f"set {_BATCHES}, which is missing and decides nothing here, to 0")
     return state, changes
+
+
+def _head_like(place: _Place, others: list[_Place], tensors: _Tensors) -> list[str]:
+    """Tensors in a network or beside it that go by the names of heads elsewhere."""
+    strange = tuple(other.prefix for other in others if other.keys == place.keys)
+    return [
+        name
+        for keys, name in tensors
+        if keys == place.keys
+        and not name.startswith(strange)
+        and _HEADS.intersection(name.removeprefix(place.prefix).split(".")[:-1])
+        and name.rpartition(".")[2] not in _COUNTERS
+    ]
+
+
+def _head_root(names: list[str], place: _Place, tensors: _Tensors, state: Mapping[str, Tensor]) -> str | None:
+    """What comes before `.weight` and `.bias` in `names`, where they are one linear layer that fits the network."""
+    root = names[0].rpartition(".")[0] if names else ""
+    if sorted(names) != [f"{root}.bias", f"{root}.weight"]:
+        return None
+    last = max((name for name in state if name.endswith(".patch_embed.proj.weight")), default=None)
+    weight, bias = (tensors[place.keys, f"{root}.{part}"] for part in ("weight", "bias"))
+    fits = last is not None and bias.ndim == 1 and weight.shape == (len(bias), state[last].shape[0])
+    return root if fits and weight.is_floating_point() and bias.is_floating_point() else None
 
 
 def _check_readable(tensor: Tensor, name: str, path: Path) -> None:
@@ -215,7 +281,7 @@ def _check_readable(tensor: Tensor, name: str, path: Path) -> None:
         raise ArchError(f"{path}: {name}: holds values that are not finite")
 
 
-def _left(content: Mapping[str, Any], place: _Place, others: list[_Place]) -> list[str]:
+def _left(content: Mapping[str, Any], place: _Place, others: list[_Place], head: str | None) -> list[str]:
     """What of the checkpoint was not taken: other networks, keys beside the one that was, and modules beside it."""
     found = [f"{other.shown or 'names without a prefix'} (another network)" for other in others]
     told = {other.keys for other in others}
@@ -225,6 +291,7 @@ def _left(content: Mapping[str, Any], place: _Place, others: list[_Place]) -> li
                   if name != key and (*place.keys[:depth], name) not in told]  # fmt: skip
         tree = tree[key]
     inside = [other.prefix for other in (place, *others) if other.keys == place.keys]
+    inside += [] if head is None else [f"{head}."]
     beside: dict[str, int] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping) and (*place.keys, name) in told:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cvt_nas.arch import NAMED_ARCHS, ArchConfig, BlockConfig
 from cvt_nas.errors import ArchError
-from cvt_nas.model.checkpoints import Weights, read_weights
+from cvt_nas.model.checkpoints import Weights, read_weights, with_gelu
 from cvt_nas.model.classes import match_classes
 from cvt_nas.model.network import CvT, resized_positions
 
@@ -37,7 +37,7 @@ def load_checkpoint(
         ArchError: The weights cannot be read, do not fit, or have no head; or nothing tells what they are of, or `arch`
             contradicts the file that does.
     """
-    model, notes = fitted(read_weights(path), arch)
+    model, notes = fitted(read_weights(path, arch), arch)
     for note in notes:
         if on_note is not None:
             on_note(note)
@@ -46,11 +46,22 @@ def load_checkpoint(
 
 def fitted(weights: Weights, arch: ArchConfig | None = None) -> tuple[CvT, tuple[str, ...]]:
     """`load_checkpoint` of what was read already, and its notes."""
+    if weights.num_classes is None and weights.head_like:
+        raise ArchError(
+            f"{weights.path}: has no head.weight; it holds {', '.join(weights.head_like[:3])}"
+            f"{' and more' if len(weights.head_like) > 3 else ''} instead, must be one linear layer of plain weights"
+        )
     if weights.num_classes is None:
         raise ArchError(
             f"{weights.path}: has no head: it is a backbone, which classifies nothing; `train --init` takes it"
         )
+    if arch is None and weights.foreign is not None:
+        raise ArchError(
+            f"{weights.foreign}; move {weights.path} into a folder of its own, or name its architecture by --arch"
+        )
     known, notes = _arch_of(weights, arch)
+    if weights.source is not None and not weights.is_bound:
+        notes = [f"the network of {weights.path.name} is taken from {weights.source}", *notes]
     check_fits(weights, weights.state, shapes_of(known), known)
     model = CvT(known)
     model.load_state_dict(dict(weights.state))
@@ -109,7 +120,7 @@ def head_rows(
     if weights.classes is None or classes is None:
         if found != num_classes:
             return None, f"the head begins afresh: {num_classes} classes instead of {found}"
-        return tuple(range(found)), None if classes is None else _taken_in_order(classes)
+        return tuple(range(found)), None if classes is None else _taken_in_order(classes, weights.unnamed)
     order = match_classes(classes, weights.classes)
     rows = tuple(row for row in order if row is not None)
     if len(rows) < len(order):
@@ -124,12 +135,9 @@ def head_rows(
     return rows, f"the rows of the head {taken}, by the names of the classes"
 
 
-def _taken_in_order(classes: Sequence[str]) -> str:
+def _taken_in_order(classes: Sequence[str], why: str) -> str:
     shown = ", ".join(f"{index} {name}" for index, name in enumerate(classes[:3]))
-    return (
-        f"nothing beside the weights names their classes: they are taken in the data's order, {shown}"
-        f"{', ...' if len(classes) > 3 else ''}"
-    )
+    return f"{why}: they are taken in the data's order, {shown}{', ...' if len(classes) > 3 else ''}"
 
 
 def _with_head(
@@ -190,7 +198,7 @@ def _agreeing(known: ArchConfig, given: ArchConfig, weights: Weights) -> tuple[A
     """`known`, which a file tells, with the size of images that is given; only what that does not tell may differ."""
     notes, as_known = [], given
     if weights.is_port:
-        as_known = _with_gelu(given)
+        as_known = with_gelu(given)
         if as_known != given:
             notes.append("activation gelu, as transformers computes it, instead of quick_gelu")
     if given.num_classes != known.num_classes:
@@ -211,17 +219,7 @@ def _source_of(weights: Weights, arch: ArchConfig) -> ArchConfig:
     """The network that the weights are of: `arch`, which they fit, but for what is known to be otherwise."""
     if weights.arch is not None:
         return weights.arch
-    return _with_gelu(arch) if weights.is_port else arch
-
-
-def _with_gelu(arch: ArchConfig) -> ArchConfig:
-    stages = (
-        dataclasses.replace(
-            stage, blocks=tuple(dataclasses.replace(block, activation="gelu") for block in stage.blocks)
-        )
-        for stage in arch.stages
-    )
-    return dataclasses.replace(arch, stages=tuple(stages))
+    return with_gelu(arch) if weights.is_port else arch
 
 
 def _published_with(weights: Weights) -> tuple[str, ArchConfig]:

@@ -117,7 +117,7 @@ def search(
         setup = dataclasses.replace(setup, device=resources.device, num_threads=resources.num_threads)
         ended = () if run is None else run.results()
         num_left = num_trials - sum(result.status not in FAILURES for result in ended)  # what failed is tried again
-        check_disk(experiment, place.path, num_trials=max(num_left, 0), num_slots=resources.num_slots)
+        check_disk(experiment, place.path, num_trials=max(num_left, 0), num_slots=resources.num_slots, run=run)
         if address is None:
             check_shared_memory(setup, num_slots=resources.num_slots)
         if experiment.goes_by_latency:

@@ -1,10 +1,11 @@
 """Asynchronous successive halving as a plain value, with no Ray in it.
 
 Rungs stand at `grace_period`, and `reduction_factor` times farther each. A trial that reaches a rung is
-ranked among those that reached it before; the best 1 / `reduction_factor` go on, and never more than that have
-gone on: the rule of the original, which goes on with whoever is among the best at the moment, lets 40 % and more
-pass where trials get better during the search. What the best are is the ranking's to say: by accuracy alone, or by
-accuracy and cost together.
+ranked among those that reached it before; the best 1 / `reduction_factor` go on, rounded up, and never more than that
+have gone on: the rule of the original, which goes on with whoever is among the best at the moment, lets 40 % and more
+pass where trials get better during the search. There is one exception. In mode `stop`, a decision is for good, so the
+first `reduction_factor` - 1 trials that reach a rung all pass. What the best are is the ranking's to say: by accuracy
+alone, or by accuracy and cost together.
 
 Sources: Li et al. 2020, arXiv:1810.05934, for the rungs; Li et al. 2022, arXiv:2201.06834, for promotions that wait
 until enough trials have reached the rung; Schmucker et al. 2021, arXiv:2106.12639, and Salinas et al. 2021,

@@ -1,13 +1,16 @@
 """Whether a search fits on the disk that it writes to, and in the shared memory; asked before it begins."""
 
+import math
 import os
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from cvt_nas.config import Experiment, TrainingConfig
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import ResourceError, RunFolderError
+from cvt_nas.results import RunFolder
 
 _BYTES = 4  # of a parameter
 _PREFETCHED = 2  # batches of a process
@@ -15,31 +18,37 @@ _NUM_DRAWN = 64
 _KEPT, _WRITTEN = 2, 1  # checkpoints of a trial: the last one and the one before it, and one that is being written
 
 
-def bytes_needed(experiment: Experiment, *, num_trials: int, num_slots: int) -> int:
-    """An estimate of the most that a search has on its disk at once.
+def bytes_needed(experiment: Experiment, *, num_trials: int, num_slots: int, rungs: Sequence[int] | None = None) -> int:
+    """An estimate of the most that a search has on its disk at once, for the trials that are not over yet.
 
-    Counted are the weights of the trials that are trained to the end, the checkpoints of the trials that are paused
-    (two of each, or one after its first epoch), and three of each that is in flight. One in flight is taken to be the
-    largest of some random networks of the space, and all others to be as large as these on average. Where there is a
-    supernet, its weights are counted, and its training where that takes more than the race. Records, reports and data
-    sets are small beside these and not counted.
+    At each rung, one in `reduction_factor` of the trials that reach it goes on, rounded up, and in mode `promote` the
+    others are paused there. Counted are the weights of the trials that pass all rungs; the checkpoints of the paused
+    ones, two of each, but one where it is paused after its first epoch; and three checkpoints of each trial in flight.
+    One in flight is taken to be the largest of some random networks of the space, and all others to be as large as
+    these on average. Where there is a supernet, its weights are counted, and its training where that takes more than
+    the race. Records, reports and data sets are small beside these and not counted.
 
     Args:
-        num_trials: That are still to be trained.
+        num_trials: That are not over yet, the paused ones of a resumed run included.
         num_slots: Trials that run side by side.
+        rungs: Of a run that began already; None for those of `experiment`.
     """
     search, training, space = experiment.search, experiment.training, experiment.space
     rng = random.Random(0)
     drawn = [genome for _ in range(_NUM_DRAWN) if (genome := space.sample_feasible(rng)) is not None]
     sizes = [space.cost(genome).params for genome in drawn] or [space.cost_range[1].params]
     middle, most = sum(sizes) / len(sizes), max(sizes)
-    rungs = () if search.scheduler == "none" else experiment.rungs
-    num_whole = num_trials / search.reduction_factor ** len(rungs)
-    num_paused = num_trials - num_whole if rungs and search.mode == "promote" else 0
+    rungs = experiment.rungs if rungs is None else rungs
+    num_whole, num_paused_files = num_trials, 0
+    for rung in () if search.scheduler == "none" else rungs:
+        num_further = math.ceil(num_whole / search.reduction_factor)
+        if search.mode == "promote":
+            num_paused_files += (num_whole - num_further) * min(_KEPT, rung)
+        num_whole = num_further
     race = num_whole * middle
     if training.epochs > 0:
         in_flight = (_KEPT + _WRITTEN) * (most + (num_slots - 1) * middle)
-        race += _copies(training) * (num_paused * min(_KEPT, search.grace_period) * middle + in_flight)
+        race += _copies(training) * (num_paused_files * middle + in_flight)
     greatest = space.cost_range[1]
     supernet = 0
     if experiment.supernet is not None and search.has_supernet:
@@ -53,10 +62,24 @@ def _copies(training: TrainingConfig) -> int:
     return 1 + (training.ema_decay != 0) + (2 if training.optimizer == "adamw" else 1)
 
 
-def check_disk(experiment: Experiment, out: Path, *, num_trials: int, num_slots: int) -> None:
-    """Raises ResourceError where `out` has less room than `bytes_needed`; `out` need not be there yet."""
+def check_disk(
+    experiment: Experiment, out: Path, *, num_trials: int, num_slots: int, run: RunFolder | None = None
+) -> None:
+    """Whether what a search writes fits where it writes it.
+
+    Args:
+        out: The run folder, which need not be there yet.
+        num_trials, num_slots: See `bytes_needed`.
+        run: The run that is resumed. Checkpoints that it has already take no further room.
+
+    Raises:
+        ResourceError: It does not.
+    """
     folder = next(parent for parent in (out, *out.parents) if parent.exists())
-    free, needed = shutil.disk_usage(folder).free, bytes_needed(experiment, num_trials=num_trials, num_slots=num_slots)
+    free = shutil.disk_usage(folder).free
+    rungs = None if run is None else experiment.rungs_of(run.manifest)
+    needed = bytes_needed(experiment, num_trials=num_trials, num_slots=num_slots, rungs=rungs)
+    needed -= 0 if run is None else run.checkpoint_bytes()
     if needed > free:
         raise ResourceError(
             f"{out}: the search needs about {needed / 2**30:.2g} GiB for weights and checkpoints, and {folder} has "

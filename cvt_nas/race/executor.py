@@ -79,7 +79,7 @@ def race(
     Raises:
         ray.exceptions.RayError: Ray itself failed; the record is whole all the same.
     """
-    asha = asha_of(experiment, study, run.results(), rungs=run.rungs)
+    asha = asha_of(experiment, study, run.results(), rungs=experiment.rungs_of(run.manifest))
     return launch_trials(
         experiment, study, run, setup, resources, asha=asha, record=run.append, stop=stop, reuse_workers=reuse_workers
     )

@@ -21,7 +21,7 @@ import torch
 from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
 from cvt_nas.config import Experiment
 from cvt_nas.data import save_preprocessing
-from cvt_nas.distributed import get_from_workers, train_supernet_on_workers
+from cvt_nas.distributed import ending_in, get_from_workers, train_supernet_on_workers
 from cvt_nas.engine import TrainingSetup, open_inheritance, prepare_device
 from cvt_nas.errors import SearchFailedError, StorageError
 from cvt_nas.model import save_model
@@ -58,9 +58,8 @@ def train_shared_weights(
         initial: Weights to begin with; see `model.read_weights`.
 
     Raises:
-        SearchFailedError: It diverged, or ran out of device memory.
+        SearchFailedError: It diverged, ran out of device memory, or its workers died again and again.
         StorageError: Nothing can be written any more.
-        ray.train.TrainingFailedError: Workers died again and again, or the code raised.
     """
     assert setup.shared is not None, "the caller knows that there is a supernet"
     if exists(setup.weights_path):
@@ -77,21 +76,22 @@ def train_shared_weights(
     threading.Thread(target=watch, name="watch", daemon=True).start()
     num_workers, cpus_per_worker = supernet_workers(resources, batch_size=setup.shared.config.batch_size)
     try:
-        for report in train_supernet_on_workers(
-            dataclasses.replace(setup, num_threads=max(int(cpus_per_worker), 1)),
-            seed=derive_seed(seed, 0, "supernet"),
-            num_workers=num_workers,
-            cpus_per_worker=cpus_per_worker,
-            use_gpus=resources.gpus_per_trial > 0,
-            initial=initial,
-        ):
-            if report["status"] == "storage":
-                raise StorageError(report["reason"])
-            if report["status"] != "running":
-                raise SearchFailedError(f"the training of the supernet ended: {report['reason']}")
-            yield SupernetEpochDone(
-                epoch=report["epoch"], num_epochs=setup.shared.config.epochs, losses=report["losses"]
-            )
+        with ending_in(SearchFailedError, "the training of the supernet ended"):
+            for report in train_supernet_on_workers(
+                dataclasses.replace(setup, num_threads=max(int(cpus_per_worker), 1)),
+                seed=derive_seed(seed, 0, "supernet"),
+                num_workers=num_workers,
+                cpus_per_worker=cpus_per_worker,
+                use_gpus=resources.gpus_per_trial > 0,
+                initial=initial,
+            ):
+                if report["status"] == "storage":
+                    raise StorageError(report["reason"])
+                if report["status"] != "running":
+                    raise SearchFailedError(f"the training of the supernet ended: {report['reason']}")
+                yield SupernetEpochDone(
+                    epoch=report["epoch"], num_epochs=setup.shared.config.epochs, losses=report["losses"]
+                )
     finally:
         is_over.set()
 

@@ -25,7 +25,6 @@ from cvt_nas.results import (
     Origin,
     RunFolder,
     SupernetQuality,
-    fetch,
     further_number,
     judge_supernet,
     round_and_trial,
@@ -148,8 +147,7 @@ def _open_standalone(
     run: RunFolder, experiment: Experiment, identity: DataIdentity, *, seed: int, num_trainings: int
 ) -> RunFolder:
     path = run.standalone_path
-    if not path.exists():
-        fetch(path)
+    RunFolder(path).refresh()
     if not (path / "manifest.json").exists():
         manifest = {**experiment.manifest(seed=seed, num_trials=num_trainings), "data": identity.to_json()}
         return RunFolder.create(path, manifest)

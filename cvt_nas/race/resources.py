@@ -11,7 +11,7 @@ import ray
 
 import cvt_nas
 from cvt_nas.distributed import connect_ray, start_local_ray
-from cvt_nas.errors import ResourceError
+from cvt_nas.errors import ResourceError, first_line
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +113,7 @@ def join_cluster(address: str) -> None:
         connect_ray(address=address, runtime_env={"py_modules": [str(Path(cvt_nas.__file__).parent)]})
     except OSError as error:  # ConnectionError, which Ray raises, is one
         raise ResourceError(
-            f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]}); "
+            f"--address {address}: no Ray cluster answers ({first_line(error)}); "
             f"where it asks for a token, set RAY_AUTH_MODE=token here"
         ) from error
     except ImportError as error:

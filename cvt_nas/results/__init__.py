@@ -5,7 +5,7 @@
 
 from cvt_nas.results.candidate import Candidate
 from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
-from cvt_nas.results.files import delete, exists, fetch, patiently, repair_last_line, write_atomically
+from cvt_nas.results.files import delete, exists, fetch, patiently, push, repair_last_line, write_atomically
 from cvt_nas.results.folder import RunFolder
 from cvt_nas.results.identity import DataIdentity
 from cvt_nas.results.mirror import add_mirror, cache_folder, can_write_to, is_url, mirror_of
@@ -68,6 +68,7 @@ __all__ = [
     "losses_of",
     "mirror_of",
     "patiently",
+    "push",
     "rank_correlations",
     "repair_last_line",
     "round_and_trial",

@@ -22,14 +22,17 @@ T = TypeVar("T")
 _PARTIAL = ".partial"
 
 
-def parse_json(adapter: TypeAdapter[T], text: str | bytes, where: str) -> T:
+def parse_json(adapter: TypeAdapter[T], text: str | bytes, where: str, *, strict: bool | None = None) -> T:
     """What `adapter` makes of `text`.
+
+    Args:
+        strict: Whether a value of another type is refused, where it could be converted.
 
     Raises:
         RunFolderError: It is not of that form; `where` names it.
     """
     try:
-        return adapter.validate_json(text)
+        return adapter.validate_json(text, strict=strict)
     except ValidationError as error:
         raise RunFolderError(f"{where}: {first_problem(error)}") from error
 
@@ -77,8 +80,7 @@ def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) ->
         StorageError: See `patiently`.
     """
     patiently(lambda: _write_atomically(path, content))
-    if (copy := mirror_of(path)) is not None:
-        copy.push(path)
+    push(path)
 
 
 def _write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -> None:
@@ -145,6 +147,12 @@ def append_line(path: Path, tree: Mapping[str, Any]) -> None:
         copy.push(path)
 
 
+def push(path: Path) -> None:
+    """Copies a file that is here to where other machines fetch it from; see `add_mirror`."""
+    if (copy := mirror_of(path)) is not None:
+        copy.push(path)
+
+
 def fetch(path: Path) -> None:
     """Brings a file or folder here, as another machine may have written it; see `add_mirror`."""
     if (copy := mirror_of(path)) is not None:
@@ -154,6 +162,13 @@ def fetch(path: Path) -> None:
 def exists(path: Path) -> bool:
     """Whether a file is here, or where another machine may have written it."""
     return path.exists() or ((copy := mirror_of(path)) is not None and copy.exists(path))
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether any file lies below a folder, here or where another machine may have written it."""
+    if any(path.is_file() for path in folder.rglob("*")):
+        return True
+    return (copy := mirror_of(folder)) is not None and copy.holds_files(folder)
 
 
 def delete(path: Path) -> None:

@@ -26,6 +26,7 @@ from cvt_nas.results.files import (
     delete,
     exists,
     fetch,
+    holds_files,
     json_text,
     parse_json,
     read_lines,
@@ -208,9 +209,13 @@ class RunFolder:
             return True
 
     def refresh(self) -> None:
-        """Fetches what the record at a URL has become since."""
+        """Fetches what other machines have added since, where there is a URL: the files of the folder itself.
+
+        Files in folders below it, such as checkpoints and models, are fetched when they are needed. A run of its own in
+        one of these (`standalone/`) has a `refresh` of its own.
+        """
         if (copy := mirror_of(self.path)) is not None:
-            copy.pull_records()
+            copy.pull_records(self.path)
 
     def _mend(self) -> None:
         remove_partials(self.path)
@@ -251,9 +256,18 @@ class RunFolder:
 
     @property
     def has_trained(self) -> bool:
-        """Whether any network was trained, or is in training, on whatever machine."""
-        in_training = (self.path / "checkpoints").is_dir() and any((self.path / "checkpoints").iterdir())
-        return in_training or self.has_begun_supernet or any(result.epochs for result in self.results())
+        """Whether any network was trained, or is in training, on whatever machine.
+
+        Checkpoints count where they are: here, or at the URL. They are not fetched for that.
+
+        Raises:
+            StorageError: The store does not answer.
+        """
+        return (
+            holds_files(self.path / "checkpoints")
+            or self.has_begun_supernet
+            or any(result.epochs for result in self.results())
+        )
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -261,7 +275,10 @@ class RunFolder:
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        """Epochs after which the scheduler decided; none of a run of an earlier version."""
+        """Epochs after which the scheduler decided, as recorded; none of a version that recorded none.
+
+        For the rungs that such a run goes on with, see `Experiment.rungs_of`.
+        """
         return tuple(self.manifest.get("rungs", ()))
 
     @property
@@ -388,6 +405,10 @@ class RunFolder:
 
     def checkpoint_path(self, number: int) -> Path:
         return self.path / "checkpoints" / f"{number}.pt"
+
+    def checkpoint_bytes(self) -> int:
+        """What the checkpoints of trials that are not over take on this machine's disk."""
+        return sum(path.stat().st_size for path in (self.path / "checkpoints").rglob("*") if path.is_file())
 
     def error_path(self, number: int) -> Path:
         """Traceback of a trial that failed."""

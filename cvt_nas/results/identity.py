@@ -4,9 +4,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from cvt_nas.errors import RunFolderError
+from cvt_nas.results.files import parse_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +48,7 @@ class DataIdentity:
         return {"fingerprint": self.fingerprint, **asdict(self)}
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any]) -> Self | None:
+    def of(cls, manifest: Mapping[str, Any]) -> "DataIdentity | None":
         """What a manifest says; None of one of an earlier version.
 
         Raises:
@@ -53,10 +56,7 @@ class DataIdentity:
         """
         if (tree := manifest.get("data")) is None:
             return None
-        try:
-            return cls(**{name: value for name, value in tree.items() if name != "fingerprint"})
-        except (TypeError, AttributeError) as error:
-            raise RunFolderError(f"manifest.json: data: not what this version writes: {error}") from error
+        return parse_json(_IDENTITY, json.dumps(tree), "manifest.json: data", strict=True)
 
     def difference(self, now: "DataIdentity") -> str | None:
         """How the set of `now` differs from this one, in a few words; None where it is the same."""
@@ -92,3 +92,6 @@ class DataIdentity:
         num_skipped = len(self.skipped)
         skipped = f"; {num_skipped:,} damaged image{'s' if num_skipped > 1 else ''} skipped" if num_skipped else ""
         return f"{self.num_classes:,} class{'es' if self.num_classes != 1 else ''}; {counts} images{held}{skipped}"
+
+
+_IDENTITY = TypeAdapter(DataIdentity)

@@ -33,6 +33,8 @@ _SECONDS_BETWEEN_PUSHES = 5.0  # of a file that grows line by line, and of which
 _BLOCK = 4096
 _GROWING = (".jsonl", ".journal")
 _PIECE = re.compile(r"(.+\.(?:jsonl|journal))\.(\d{12,})")
+# locks of this machine's processes and files that are half written: in a store, they mean nothing
+_NEVER_READ = re.compile(r"lock|.+\.journal\.lock.*|.+\.partial")
 # one request replaces an object there; elsewhere it takes a file beside it, which is renamed
 _REPLACES_AT_ONCE = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}
 
@@ -164,9 +166,20 @@ class Mirror:
 
         Args:
             whole: Whether it takes in all others.
+
+        Raises:
+            StorageError: What is there does not begin the record here, so nothing can be added to it.
         """
         if (pieces := self._pieces.get(path)) is None or whole:
             pieces = self._patiently(lambda: self._listed(path.parent)[1].get(path, []))
+        if pieces and path not in self._compared:
+            _, there = self._patiently(lambda: self._fetched(path, _in_order(pieces), 0))
+            if not path.read_bytes().startswith(there):
+                raise StorageError(
+                    f"{self.url}: {path.relative_to(self.folder)} there has lines that are not here: another machine "
+                    f"has worked on the run; begin the command again, which fetches them"
+                )
+            self._compared.add(path)
         left, end = _in_order(pieces), end_of_lines(path)
         begin = left[-1].end if left else 0
         if end < begin or (end == begin and not (whole and len(pieces) > 1)):
@@ -178,6 +191,7 @@ class Mirror:
         content = _read(path, begin, end)
         self._put(f"{folder}/{piece.name_of(path)}", lambda there: self._fs[0].pipe_file(there, content))
         self._pieces[path] = [*left, piece]
+        self._compared.add(path)
         for taken in pieces:
             if taken.offset > begin:
                 self._patiently(lambda taken=taken: self._remove(f"{folder}/{taken.name_of(path)}"))
@@ -237,13 +251,15 @@ class Mirror:
 
         self._patiently(get)
 
-    def pull_records(self) -> None:
-        """Fetches the files of the folder itself; of a record, what it lacks here."""
-        fs, _ = self._fs
+    def pull_records(self, folder: Path | None = None) -> None:
+        """Fetches the files of a folder, but not of those below it; of a record, what it lacks here.
+
+        Args:
+            folder: The mirrored folder, or one below it; None for the mirrored folder.
+        """
 
         def get() -> None:
-            fs.invalidate_cache()
-            others, records = self._listed(self.folder)
+            others, records = self._listed(folder or self.folder)
             for path, kind in others.items():
                 if kind == "file":
                     self.pull(path)
@@ -253,8 +269,12 @@ class Mirror:
         self._patiently(get)
 
     def _listed(self, folder: Path) -> tuple[dict[Path, str], dict[Path, list[_Piece]]]:
-        """What is there in `folder`: the kind of each, `file` or `directory`, and the pieces of each record."""
+        """What is there in `folder`: the kind of each, `file` or `directory`, and the pieces of each record.
+
+        Locks and partial files are left out: a lock from there would replace one that is held here.
+        """
         fs, _ = self._fs
+        fs.invalidate_cache()
         there = self._there(folder)
         others: dict[Path, str] = {}
         records: dict[Path, list[_Piece]] = {}
@@ -264,6 +284,8 @@ class Mirror:
             if kind == "file" and whole.rstrip("/") == there:
                 continue  # an empty object by which some tools mark a folder
             path = path_below(folder, name if len(name) < 2 else name.removesuffix("/"), self.url)
+            if _NEVER_READ.fullmatch(path.name):
+                continue
             piece = _PIECE.fullmatch(path.name)
             if kind == "file" and (piece or path.suffix in _GROWING):
                 of, offset = (folder / piece[1], int(piece[2])) if piece else (path, 0)
@@ -323,6 +345,15 @@ class Mirror:
         fs, _ = self._fs
         fs.invalidate_cache()
         return self._patiently(lambda: fs.exists(self._there(path)))
+
+    def holds_files(self, folder: Path) -> bool:
+        """Whether there is any file below a folder; locks and partial files are none."""
+
+        def look(folder: Path) -> bool:
+            others, records = self._listed(folder)
+            return bool(records) or any(kind == "file" or look(path) for path, kind in others.items())
+
+        return self._patiently(lambda: look(folder))
 
     def delete(self, path: Path) -> None:
         """A file or a folder, there alone."""

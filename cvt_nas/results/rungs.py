@@ -12,14 +12,19 @@ MIN_TRIALS = 9  # with fewer, even a tau of a half is within chance
 _SIGNIFICANT = 0.05
 
 
-def rung_epochs(max_epochs: int, *, grace_period: int, reduction_factor: int) -> tuple[int, ...]:
+def rung_epochs(
+    max_epochs: int, *, grace_period: int, reduction_factor: int, also_late: bool = False
+) -> tuple[int, ...]:
     """Epochs after which successive halving decides: `grace_period`, then `reduction_factor` times farther each.
 
     None but the first stands beyond `max_epochs / reduction_factor`: what it would save is less than what the trials
     that it stops have cost by then.
+
+    Args:
+        also_late: Whether rungs stand up to the end all the same, as in early versions of this tool.
     """
     epochs, epoch = [], grace_period
-    while epoch < max_epochs and (not epochs or epoch * reduction_factor <= max_epochs):
+    while epoch < max_epochs and (also_late or not epochs or epoch * reduction_factor <= max_epochs):
         epochs.append(epoch)
         epoch *= reduction_factor
     return tuple(epochs)
