@@ -13,9 +13,9 @@ from cvt_nas.config import Experiment, load_recipe
 from cvt_nas.data import ImageData, find_data, shape_of
 from cvt_nas.engine import TrainingSetup, drop_checkpoints, evaluate, progress_reports
 from cvt_nas.engine.optimization import checkpoint_before
-from cvt_nas.errors import ArchError, ResourceError, RunFolderError, StorageError, TrainingEndedError
+from cvt_nas.errors import ArchError, DataError, ResourceError, RunFolderError, StorageError, TrainingEndedError
 from cvt_nas.model import CvT, initialise, load_model, read_weights, weights_files
-from cvt_nas.results import RunFolder, Status, TrialResult
+from cvt_nas.results import DataIdentity, RunFolder, Status, TrialResult
 
 
 def train(
@@ -29,6 +29,7 @@ def train(
     seed: int = 0,
     init: str | Path | None = None,
     resume: bool = False,
+    origin: DataIdentity | None = None,
     on_report: Callable[[dict[str, Any]], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> TrialResult:
@@ -41,6 +42,7 @@ def train(
         device: None for `cuda` where there is one.
         init: Weights to begin with instead of a fresh initialisation; see `model.initialise`.
         resume: Go on from the checkpoint in `out`; with the weights that it began with, where there is none yet.
+        origin: Data of the run that `arch` was found in: other images are said, and other classes refused.
         on_report: Called with each report of `engine.progress_reports`.
         on_note: Called with what there is to say of the data and how far the check of its images is, and with each of
             the notes of `model.initialise`, before anything is trained.
@@ -76,6 +78,11 @@ def train(
             stack.enter_context(begun.locked())  # before its manifest is amended
         setup = setup.checked(begun, on_note=on_note)
         assert setup.identity is not None, "it was just looked at"
+        if origin is not None and (difference := origin.difference(setup.identity)) is not None:
+            if origin.classes_sha256 != setup.identity.classes_sha256:
+                raise DataError(f"--data {data}: {difference}: the architecture was found on other classes")
+            if on_note is not None:
+                on_note(f"{data}: other data than those that the architecture was found on: {difference}")
         images = setup.open_data()
         if weights is not None:
             begins = {

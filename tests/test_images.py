@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
 
 from cvt_nas.arch import load_arch
 from cvt_nas.cli import main
@@ -22,11 +25,13 @@ from cvt_nas.data import SPLITS, check_data, find_data, load_data, shape_of
 from cvt_nas.data.folders import FolderData
 from cvt_nas.data.images import hold_out, split_off_search
 from cvt_nas.data.reading import read_image
+from cvt_nas.data.report import check_set
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import DataError, RunFolderError
 from cvt_nas.report import Comparison
 from cvt_nas.report.run_page import run_page
 from cvt_nas.results import DataIdentity, RunFolder
+from cvt_nas.results.files import parse_json
 from cvt_nas.train import fitted, train
 
 CPU = torch.device("cpu")
@@ -341,6 +346,10 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "floats above 1": ("a.tif", saved(GREY.astype(np.float32)), "values from 0 to 255, must be from 0 to 1"),
     "no numbers": ("a.tif", saved(np.full((4, 4), np.nan, np.float32)), "values from nan to nan"),
     "empty": ("a.jpg", holding(b""), "no image: the file is empty"),
+    "signed bytes": ("a.tif", lambda path: tiff(path, (GREY // 2).astype("i1"), 8, sample_format=2), "signed integers"),
+    "float64": ("a.tif", lambda path: tiff(path, GREY.astype("<f8"), 64, sample_format=3), "a TIFF of a kind"),
+    "HEIC": ("a.jpg", holding(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"), "no image: no format that is read"),
+    "PostScript": ("a.jpg", holding(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "no image: it begins as text"),
     "text": ("a.jpg", holding(b"not found"), "no image: it begins as text"),
     "a web page": ("a.jpg", holding(b"<!DOCTYPE html>"), "no image: a web page"),
     "LFS": ("a.png", holding(b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
@@ -521,13 +530,15 @@ def test_check_lists_every_finding(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "val" / "cow").mkdir()
     assert main(["check", str(tmp_path), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["damaged"] == dict.fromkeys(("train/cat/0.png", "train/cat/5.png"), "no image: the file is empty")
+    empty = dict.fromkeys(("train/cat/0.png", "train/cat/5.png"), "no image: the file is empty")
+    assert found["damaged"] == {**empty, "val/dog/1.png": "damaged: broken data stream when reading image file"}
     assert found["usable"] is False
     assert len(found["problems"]) == 2
+    spoil(tmp_path / "train" / "fish" / "1.png")
     assert main(["check", str(tmp_path), "--decode"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("cannot be read: ") for line in lines) == 3
-    assert "3 of 30 images cannot be read" in lines
+    assert sum(line.startswith("cannot be read: ") for line in lines) == 4
+    assert "4 of 30 images cannot be read" in lines
     assert main(["check", str(tmp_path / "nowhere")]) == 2
 
 
@@ -590,7 +601,7 @@ def test_a_damaged_image_ends_a_training_before_it_begins_or_is_skipped_counted_
         trained(tmp_path, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     _, notes = trained(tmp_path, tmp_path / "run", on_error="skip")
-    assert notes[-1].startswith("1 of 30 images cannot be read and are skipped: train/cat/3.png: ")
+    assert notes[-1].startswith("1 of 30 images cannot be read and is skipped: train/cat/3.png: ")
     run = RunFolder.open(tmp_path / "run")
     assert run.manifest["data"]["skipped"] == ["train/cat/3.png"]
     assert run.manifest["data"]["splits"] == {"train": 17, "search": 6, "test": 6}
@@ -710,3 +721,239 @@ def test_a_named_network_takes_the_channels_and_classes_of_the_file() -> None:
     assert (arch.num_classes, arch.num_channels) == (102, 3)
     assert note == "the network takes 3 channels and 102 classes of tiny"
     assert fitted(arch, experiment) == (arch, None)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_damage_in_the_middle_of_a_test_image_is_found_before_a_training(tmp_path: Path, held_out: bool) -> None:
+    write_images(tmp_path / "train")
+    if held_out:
+        data = open_folder(tmp_path)
+        row = int(data._rows["test"][0])
+        path = tmp_path / "train" / data.files["train"].names[row]
+    else:
+        write_images(tmp_path / "val", num=2)
+        path = tmp_path / "val" / "dog" / "1.png"
+    spoil(path)
+    with pytest.raises(DataError, match=rf"images cannot be read: {path.relative_to(tmp_path)}: damaged: "):
+        trained(tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_says_how_the_training_images_are_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "val", num=2)
+    spoil(tmp_path / "val" / "dog" / "1.png")
+    assert main(["check", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "cannot be read: val/dog/1.png: damaged: " in out
+    assert "note: training images: headers and ends only; --decode reads them whole" in out
+
+
+# --- names
+
+
+@pytest.mark.parametrize("where", ["class", "image", "folder"])
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_trained(tmp_path: Path, where: str) -> None:
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "val", num=2)
+    name = os.fsdecode(b"caf\xe9")
+    if where == "class":
+        for part in ("train", "val"):
+            (tmp_path / part / "cat").rename(tmp_path / part / name)
+    elif where == "image":
+        shutil.copy(tmp_path / "val" / "cat" / "0.png", tmp_path / "val" / "cat" / f"{name}.png")
+    else:
+        shutil.copytree(tmp_path / "val" / "cat", tmp_path / "val" / "cat" / name)
+    with pytest.raises(DataError, match=r"caf\\xe9\S*: the name is not UTF-8; rename it"):
+        trained(tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_a_folder_that_is_not_utf8_can_be_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / os.fsdecode(b"b\xe9")
+    write_images(root / "train")
+    monkeypatch.setattr("sys.argv", ["cvt-nas", "train", "--data", str(root)])
+    trained(root, tmp_path / "run")
+    manifest = RunFolder.open(tmp_path / "run").manifest
+    assert r"b\xe9" in manifest["command"]
+    assert r"b\udce9: no test images" in manifest["data"]["notes"][0]
+    trained(root, tmp_path / "run", resume=True)
+
+
+_IDENTITY = """
+import json, sys
+from pathlib import Path
+from cvt_nas.config import DataConfig
+from cvt_nas.data import check_data
+config = DataConfig(dataset="imagefolder", num_workers=0, search_fraction=0.25, on_error="skip")
+data, identity = check_data(config, root=Path(sys.argv[1]), image_size=16, num_channels=3, num_classes=3)
+print(json.dumps([sys.getfilesystemencoding(), data.class_names, identity.to_json()]))
+"""
+
+
+def test_names_are_recorded_alike_in_every_locale(tmp_path: Path) -> None:
+    names = ("chat", "chién", "poisson")
+    write_images(tmp_path / "train", names)
+    write_images(tmp_path / "val", names, num=2)
+    (tmp_path / "train" / "chién" / "ü.png").write_bytes(b"")
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = subprocess.run([sys.executable, "-c", _IDENTITY, tmp_path], check=True, capture_output=True, env=env)
+    encoding, class_names, identity = json.loads(run.stdout)
+    assert (encoding, class_names) == ("ascii", list(names))
+    config = DataConfig(dataset="imagefolder", num_workers=0, search_fraction=0.25, on_error="skip")
+    _, here = check_data(config, root=tmp_path, image_size=16, num_channels=3, num_classes=3)
+    assert identity == json.loads(json.dumps(here.to_json()))
+    assert identity["skipped"] == ["train/chién/ü.png"]
+
+
+def test_a_problem_of_a_whole_file_has_no_empty_place(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"^x.json: Invalid JSON"):
+        parse_json(TypeAdapter(dict[str, int]), b"{", "x.json")
+
+
+# --- links and what is no file
+
+
+def test_links_that_lead_up_or_nowhere_and_pipes_are_named_and_never_opened(tmp_path: Path) -> None:
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "val", num=2)
+    (tmp_path / "train" / "cat" / "up").symlink_to("..")
+    (tmp_path / "train" / "cat" / "top").symlink_to(tmp_path.parent)
+    (tmp_path / "train" / "cow").symlink_to("nowhere")
+    (tmp_path / "val" / "dog" / "more").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "val" / "dog" / "pipe.jpg")
+    report = check_set(tmp_path)
+    told = "\n".join(report.problems)
+    assert f"{tmp_path}/train/cat/up: a link that leads up to {tmp_path}/train, which it lies in" in told
+    assert f"{tmp_path}/train/cat/top: a link that leads up" in told
+    assert f"{tmp_path}/train/cow: a link that leads nowhere" in told
+    assert f"{tmp_path}/val/dog/more: a link that leads nowhere" in told
+    assert f"{tmp_path}/val/dog/pipe.jpg: is named as an image, and is no regular file but a pipe" in told
+    assert report.images is not None
+    assert report.images.num_images == 30
+    with pytest.raises(DataError, match=r"cow: a link that leads nowhere"):
+        trained(tmp_path, tmp_path / "run")
+
+
+# --- layouts that would become classes
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("training_set", "test_set"), ("seg_train", "seg_test"), ("train_images", "test_images"),
+        ("train2017", "val2017"), ("train_1", "test_1"), ("train ", "val "), ("my-train", "my-valid"),
+        ("trainset", "testset"),
+    ],
+)  # fmt: skip
+def test_folders_named_much_like_splits_never_become_classes(tmp_path: Path, train: str, val: str) -> None:
+    write_images(tmp_path / train)
+    write_images(tmp_path / val, num=2)
+    for test_only in (False, True):
+        with pytest.raises(DataError, match=r"seems to be a split: rename splits to train/ and val/"):
+            open_folder(tmp_path, num_classes=2, test_only=test_only)
+
+
+@pytest.mark.parametrize("name", ["trainer", "valley", "tested", "contest", "device", "invalid"])
+def test_names_that_only_contain_the_name_of_a_split_are_classes(tmp_path: Path, name: str) -> None:
+    write_images(tmp_path, ("a", "b", name))
+    assert name in open_folder(tmp_path).class_names
+
+
+def test_classes_may_have_names_like_splits_where_the_split_is_marked(tmp_path: Path) -> None:
+    names = ("bullet train", "bus", "test tube")
+    write_images(tmp_path / "train", names)
+    assert open_folder(tmp_path).class_names == names
+    assert open_folder(tmp_path / "train", test_only=True).class_names == names
+
+
+def test_a_set_that_lies_one_folder_deeper_is_refused_with_the_folder_to_name(tmp_path: Path) -> None:
+    write_images(tmp_path / "flowers" / "train")
+    write_images(tmp_path / "flowers" / "val", num=2)
+    with pytest.raises(DataError, match=rf"name {tmp_path}/flowers$"):
+        open_folder(tmp_path)
+    shutil.rmtree(tmp_path / "flowers")
+    write_images(tmp_path / "flowers")
+    with pytest.raises(DataError, match=rf"would be its one class, and holds folders: name {tmp_path}/flowers$"):
+        open_folder(tmp_path)
+    write_images(tmp_path / "fish" / "train")
+    with pytest.raises(DataError, match=r"fish/ would be read as a class, and holds train"):
+        open_folder(tmp_path)
+
+
+def test_a_split_that_is_a_dead_link_or_leads_up_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path / "data")
+    (tmp_path / "data" / "train").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"data: train is a link that leads nowhere"):
+        open_folder(tmp_path / "data")
+    (tmp_path / "data" / "train").unlink()
+    (tmp_path / "data" / "train").symlink_to(".")
+    with pytest.raises(DataError, match=r"data: train is a link that leads up"):
+        open_folder(tmp_path / "data")
+
+
+def test_one_class_is_no_task(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", ("cat",))
+    write_images(tmp_path / "val", ("cat",))
+    with pytest.raises(DataError, match=r"train: cat/ is the only class folder; one class is no task"):
+        open_folder(tmp_path, num_classes=1)
+    report = check_set(tmp_path)
+    assert report.problems == (f"{tmp_path}/train: cat/ is the only class folder; one class is no task",)
+    assert "classes: cat 8" in report.lines()
+    assert open_folder(tmp_path, num_classes=1, test_only=True).num_images("test") == 8
+
+
+def test_a_class_named_like_a_split_in_a_flat_folder_is_told_that_the_name_is_reserved(tmp_path: Path) -> None:
+    write_images(tmp_path, ("invalid", "valid"))
+    with pytest.raises(DataError, match=r"valid/ has no class folders, and is ignored: the name is reserved for a spl"):
+        open_folder(tmp_path)
+
+
+def test_eval_of_a_run_skips_what_the_run_skips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = tmp_path / "data", tmp_path / "run"
+    write_images(root / "train")
+    write_images(root / "val", num=2)
+    spoil(root / "val" / "dog" / "1.png")
+    trained(root, out, on_error="skip")
+    (arch_id,) = RunFolder.open(out).test_accuracies()
+    assert main(["eval", f"{out}:{arch_id}", "--data", str(root), "--device", "cpu"]) == 0
+    told = capsys.readouterr()
+    assert "of 5 test images" in told.out
+    assert "1 of 6 images cannot be read and is skipped: val/dog/1.png" in told.err
+    assert main(["eval", str(out / "models" / arch_id), "--data", str(root), "--device", "cpu"]) == 2
+
+
+def test_training_an_architecture_of_a_run_on_other_data_is_said_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "data", tmp_path / "run"
+    write_images(root / "train")
+    write_images(root / "val", num=2)
+    trained(root, out)
+    (arch_id,) = RunFolder.open(out).test_accuracies()
+    shutil.copy(root / "train" / "cat" / "0.png", root / "train" / "cat" / "new.png")
+    again = ["train", f"{out}:{arch_id}", "--data", str(root), "--gpus", "0", "--epochs", "2"]
+    assert main([*again, "--out", str(tmp_path / "a")]) == 0
+    assert "other data than those that the architecture was found on: 1 train image more" in capsys.readouterr().err
+    for part in ("train", "val"):
+        (root / part / "cat").rename(root / part / "cow")
+    assert main([*again, "--out", str(tmp_path / "b")]) == 2
+    assert "the classes have other names: the architecture was found on other classes" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+    run = RunFolder.open(out)
+    manifest = {name: value for name, value in run.manifest.items() if name != "data"}
+    (out / "manifest.json").write_text(json.dumps(manifest))  # as an earlier version wrote it
+    notes: list[str] = []
+    setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run_path=out, data=root)
+    setup.identified(run, on_note=notes.append)  # as for a query
+    assert notes == [f"{out}: was begun by an earlier version, so whether its data are the same cannot be told"]
+
+
+@pytest.mark.parametrize(("name", "other", "shown"), [("é", "e\u0301", r"e\u0301"), ("cat", "cat ", "'cat '")])
+def test_class_names_that_look_alike_are_told_apart(tmp_path: Path, name: str, other: str, shown: str) -> None:
+    write_images(tmp_path / "train", (name, "dog"))
+    write_images(tmp_path / "val", (other, "dog"))
+    with pytest.raises(DataError, match="in only one of train/ and val/: ") as error:
+        open_folder(tmp_path, num_classes=2)
+    assert shown in str(error.value)

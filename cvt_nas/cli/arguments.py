@@ -128,7 +128,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     check = add("check", verbs.check, "look at a data set: its classes and splits, and each image that cannot be read")
     check.add_argument("data", metavar="DATA", help="folder of the data set, or a name, as fashion-mnist")
-    check.add_argument("--decode", action="store_true", help="decode each image, which finds damage in the middle, too")
+    check.add_argument(
+        "--decode",
+        action="store_true",
+        help="decode the training images too, which finds damage in the middle of a file",
+    )
     _add_json(check)
 
     report = add("report", verbs.report, "rebuild the page, tables and plots of a run folder")

@@ -145,11 +145,12 @@ def _latency(arch: Any, options: argparse.Namespace) -> Any:
 def train(options: argparse.Namespace) -> int:
     from cvt_nas.arch import NAMED_ARCHS
     from cvt_nas.config import load_experiment, parse_experiment
+    from cvt_nas.results import DataIdentity
     from cvt_nas.train import fitted, recipe_for, train
 
     given = None if options.space is None else load_experiment(options.space)
     arch, run = _arch_of(options.arch, None if given is None else given.space.image_size)
-    data = options.data
+    data, origin = options.data, None
     if given is not None:
         experiment = given
         if options.arch in NAMED_ARCHS:
@@ -158,6 +159,7 @@ def train(options: argparse.Namespace) -> int:
                 _print_note(note)
     elif run is not None:
         experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
+        origin = DataIdentity.of(run.manifest)
     elif options.arch in NAMED_ARCHS:
         experiment, data = recipe_for(options.arch, data)
         arch = experiment.space.largest
@@ -182,6 +184,7 @@ def train(options: argparse.Namespace) -> int:
         seed=options.seed,
         init=options.init,
         resume=options.resume,
+        origin=origin,
         on_note=_print_note,
         on_report=told,
     )
@@ -235,9 +238,10 @@ def _with_training(experiment: Any, options: argparse.Namespace) -> Any:
 
 def evaluate(options: argparse.Namespace) -> int:
     from cvt_nas.arch import NAMED_ARCHS
+    from cvt_nas.config import parse_experiment
     from cvt_nas.evaluate import evaluate_model
 
-    weights, data, arch = options.weights, options.data, None
+    weights, data, arch, on_error = options.weights, options.data, None, "raise"
     if re.match("https?://", weights):
         raise ArchError(f"{weights}: is an address; download the weights first, and give their file or folder")
     if not Path(weights).exists():  # then it is RUN:ID
@@ -249,6 +253,7 @@ def evaluate(options: argparse.Namespace) -> int:
         if run is None:
             raise ArchError(f"{weights}: is an architecture; give its weights: a folder, a .pth, or RUN:ID")
         weights, data = run.model_path(trained.id), data or run.manifest["dataset"]
+        on_error = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json").data.on_error
     if options.arch is not None:
         arch = _load_arch(options.arch)
     if data is None:
@@ -261,6 +266,7 @@ def evaluate(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         device=options.device,
         precision=options.precision,
+        on_error=on_error,
         on_note=_print_note,
     )
     if options.json:
@@ -285,6 +291,7 @@ def query(options: argparse.Namespace) -> int:
         number=options.top,
         data=options.data,
         to=options.to,
+        on_note=_print_note,
     )
     if options.json:
         print(json.dumps([

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import platform
 import random
 import shlex
@@ -157,7 +158,7 @@ class Experiment:
             "format": 1,
             "name": self.name,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": os.fsencode(_command()).decode("utf-8", "backslashreplace"),
             "trials": num_trials,
             "seed": seed,
             "objectives": list(self.objectives),
@@ -186,6 +187,10 @@ class Experiment:
         made in another way.
         """
         return self.fingerprint == _fingerprint_of(manifest["space_file"])
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _fingerprint_of(text: str) -> str:

@@ -81,8 +81,8 @@ def check_data(
 ) -> tuple[ImageData, DataIdentity]:
     """`load_data` and the identity of what it finds, once every image of a folder was looked at.
 
-    By `data.on_error: raise`, headers are read and the end of each file; by `skip`, which must know every image that
-    cannot be read, each is decoded.
+    By `data.on_error: raise`, the images of the search and test splits are decoded, and of the others headers are read
+    and the end of each file; by `skip`, which must know every image that cannot be read, each is decoded.
 
     Args:
         known: Of the same set, as the run at `place` has recorded it, so that the same images are left out again.
@@ -109,9 +109,8 @@ def check_data(
         identity = data.identity()
         first, why = next(iter(damaged.items()))
         more = "" if len(damaged) == 1 else f"; and {len(damaged) - 1:,} more, see cvt-nas check"
-        notes.append(
-            f"{len(damaged):,} of {found.num_images:,} images cannot be read and are skipped: {first}: {why}{more}"
-        )
+        skips_them = f"cannot be read and {'is' if len(damaged) == 1 else 'are'} skipped"
+        notes.append(f"{len(damaged):,} of {found.num_images:,} images {skips_them}: {first}: {why}{more}")
     else:
         dataclasses.replace(found, damaged=damaged).check_readable(is_resumed=known is not None)
     if on_note is not None:
@@ -124,7 +123,9 @@ def check_folder(
     data: FolderData, *, decode_all: bool = False, on_note: Callable[[str], None] | None = None
 ) -> ImageCheck:
     """See `check_images`."""
-    return check_images(data.root, data.files, data.mode, decode_all=decode_all, on_note=on_note)
+    return check_images(
+        data.root, data.files, data.mode, decode_all=decode_all, measured=data.measured(), on_note=on_note
+    )
 
 
 def save_preprocessing(data: ImageData, folder: Path) -> None:

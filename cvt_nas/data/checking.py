@@ -3,12 +3,12 @@
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cvt_nas.data.layout import Images, Role
+from cvt_nas.data.layout import Images, Role, told
 from cvt_nas.data.reading import Header, decode, read_header
 from cvt_nas.errors import DataError
 
@@ -72,15 +72,24 @@ class ImageCheck:
                 + (
                     "; mend them, or begin another run"
                     if is_resumed
-                    else "; mend or delete them, or leave them out by data.on_error: skip"
+                    else "; mend or delete them, or leave them out by data.on_error: skip in a space file"
                 )
             )
 
 
 def check_images(
-    top: Path, files: Mapping[Role, Images], mode: str, *, decode_all: bool = False, on_note: OnNote | None = None
+    top: Path,
+    files: Mapping[Role, Images],
+    mode: str,
+    *,
+    decode_all: bool = False,
+    measured: Collection[str] = (),
+    on_note: OnNote | None = None,
 ) -> ImageCheck:
     """Reads the header of each image, and decodes those whose file does not end as it should.
+
+    Images of the validation and test folders are always decoded: they are few, and damage in the middle of one would
+    else be found when the training is over.
 
     Threads suffice: a header is a matter of waiting for the disk, and Pillow decodes without Python's lock.
 
@@ -88,6 +97,7 @@ def check_images(
         top: Folder of the data set, below which paths are told.
         mode: As which images will be read.
         decode_all: Whether each image is decoded, which finds damage in the middle, too.
+        measured: Further images to decode, as paths: those held out of the training images.
         on_note: Called with how far it is, where it takes longer than a second.
     """
     from joblib import cpu_count
@@ -99,22 +109,29 @@ def check_images(
     damaged: dict[str, str] = {}
     least, most = None, None
 
-    def look(part: tuple[Path, Sequence[str]]) -> list[Header | DataError]:
-        root, names = part
-        return [_look_at(f"{root}/{name}", mode, decode_all) for name in names]
+    held_out = frozenset(measured)
+
+    def look(part: tuple[Path, Sequence[str], bool]) -> list[Header | DataError]:
+        root, names, whole = part
+        paths = [f"{root}/{name}" for name in names]
+        return [_look_at(path, mode, whole or path in held_out) for path in paths]
 
     parts = [
-        (images, start) for images in files.values() for start in range(0, len(images.names), _PART)
-    ]  # fmt: skip
+        (images, start, decode_all or role != "train")
+        for role, images in files.items()
+        for start in range(0, len(images.names), _PART)
+    ]
     total = sum(len(images.names) for images in files.values())
     say = _progress(total, on_note)
     with warnings.catch_warnings(), ThreadPoolExecutor(2 * cpu_count() + 2) as threads:
         warnings.simplefilter("ignore")  # Pillow's, which `large` and `damaged` stand for
-        looked = threads.map(look, [(images.root, images.names[start : start + _PART]) for images, start in parts])
-        for (images, start), found in zip(parts, looked, strict=True):
+        looked = threads.map(
+            look, [(images.root, images.names[start : start + _PART], whole) for images, start, whole in parts]
+        )
+        for (images, start, _), found in zip(parts, looked, strict=True):
             for name, header in zip(images.names[start:], found, strict=False):
                 if isinstance(header, DataError):
-                    damaged[images.below(top) + name] = str(header).removeprefix(f"{images.root}/{name}: ")
+                    damaged[told(images.below(top) + name)] = str(header).removeprefix(f"{images.root}/{name}: ")
                     continue
                 formats[header.format] += 1
                 modes[header.mode] += 1

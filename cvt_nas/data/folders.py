@@ -3,6 +3,7 @@
 import copy
 import functools
 import hashlib
+import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -70,6 +71,10 @@ class FolderData:
             layout = layout.for_test()
         else:
             layout.check_trainable()
+            if len(layout.class_names) == 1:
+                raise DataError(
+                    f"{layout.places['train']}: {layout.class_names[0]}/ is the only class folder; one class is no task"
+                )
         self.root, self.class_names = root, layout.class_names
         self.files: dict[Role, Images] = {role: list_images(layout, role) for role in layout.places}
         if problems := problems_of(layout, self.files):
@@ -138,7 +143,7 @@ class FolderData:
         seen = hashlib.sha256()
         for role, images in self.files.items():
             for name, size in zip(images.names, images.sizes(), strict=True):
-                seen.update(f"{role}/{name}\0{size}\n".encode(errors="surrogateescape"))
+                seen.update(b"%s/%s\0%d\n" % (role.encode(), os.fsencode(name), size))
         return DataIdentity(
             num_classes=len(self.class_names),
             classes_sha256=digest(self.class_names),
@@ -149,6 +154,15 @@ class FolderData:
             skipped=list(self.skipped),
             notes=list(self.notes),
         )
+
+    def measured(self) -> list[str]:
+        """Paths of the images that are not trained on."""
+        return [
+            f"{images.root}/{images.names[row]}"
+            for split in self._rows.keys() - {"train"}
+            for images in [self._images[self._source[split]]]
+            for row in self._rows[split]
+        ]
 
     def num_images(self, split: Split) -> int:
         return len(self._rows[split])

@@ -1,6 +1,9 @@
 """How a folder of images is laid out: which folder is which split, what its classes are, and what is left out."""
 
 import os
+import re
+import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +26,9 @@ _SYSTEM = frozenset({
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__",
     "thumbs.db", "ehthumbs.db", "desktop.ini",
 })  # fmt: skip
+_WORDS = "|".join(spelling for spellings in SPELLINGS.values() for spelling in spellings)
+_LIKE_SPLIT = re.compile(rf"^({_WORDS})(set|val|images|imgs|data)?(?![a-z])|(?<![a-z])({_WORDS})(set)?$")
+_NUM_NAMED = 5
 _NUM_THREADS = 16  # so that a network disk has several requests at a time
 
 
@@ -72,7 +78,7 @@ class Layout:
                 f"that may have been trained on, name {self.places['train']}"
             )
         place = self.places[role]
-        return replace(self, places={role: place}, class_names=tuple(_folders(place)))
+        return replace(self, places={role: place}, class_names=_class_names(place))
 
     def check_trainable(self) -> None:
         """Raises:
@@ -92,6 +98,7 @@ class Images:
         names: Their paths below it, in torchvision's order: by class, then by folder and name.
         labels: Class index of each, int64.
         ignored: Visible files that are no images, by suffix.
+        odd: What of its content cannot be used, one line each.
     """
 
     root: Path
@@ -99,13 +106,14 @@ class Images:
     names: Sequence[str]
     labels: np.ndarray
     ignored: Counter[str]
+    odd: Sequence[str] = ()
 
     def without(self, top: Path, skipped: frozenset[str]) -> "Images":
-        """The same less those at `skipped`, paths below `top`."""
+        """The same less those at `skipped`, paths below `top` as `told` gives them."""
         if not skipped:
             return self
         below = self.below(top)
-        kept = [index for index, name in enumerate(self.names) if below + name not in skipped]
+        kept = [index for index, name in enumerate(self.names) if told(below + name) not in skipped]
         return replace(self, names=[self.names[index] for index in kept], labels=self.labels[kept])
 
     def below(self, top: Path) -> str:
@@ -131,6 +139,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
+def told(name: str) -> str:
+    """A name of the file system as it is shown and recorded: alike in every locale, bytes that are no UTF-8 escaped."""
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def find_layout(root: Path) -> Layout:
     """What the folders below `root` are, by their names; no file is looked for.
 
@@ -141,6 +154,9 @@ def find_layout(root: Path) -> Layout:
         raise DataError(f"--data {root}: no such folder")
     places: dict[Role, Path] = {}
     notes, folders = [], _folders(root)
+    for entry in _entries(root):
+        if _is_like_split(entry.name) and _leads_nowhere(entry):
+            raise DataError(f"--data {root}: {entry.name} is a link that leads nowhere")
     for role, spellings in SPELLINGS.items():
         named = [folder for folder in folders if folder.lower() in spellings]
         full = [folder for folder in named if _folders(root / folder)]
@@ -149,6 +165,8 @@ def find_layout(root: Path) -> Layout:
             raise DataError(f"--data {root}: {named_both} could each hold the {role} images; keep one of them")
         if full:
             places[role] = root / full[0]
+            if _mark_of(places[role]) in _itself_and_above(root):
+                raise DataError(f"--data {root}: {full[0]} is a link that leads up to {places[role].resolve()}")
         elif named and role == "train":
             raise DataError(f"--data {root}: {root / named[0]} must hold one folder a class")
         else:
@@ -156,41 +174,51 @@ def find_layout(root: Path) -> Layout:
     _drop_unlabelled(places, notes)
     if not places:
         if notes:
-            raise DataError(f"--data {root}: must hold one folder a class, in train/ and val/; {'; '.join(notes)}")
+            raise DataError(
+                f"--data {root}: must hold one folder a class, in train/ and val/; {'; '.join(notes)}: the name is "
+                f"reserved for a split; if it is a class, put all class folders into train/"
+            )
         if not folders:
             raise DataError(f"--data {root}: must hold train/ and val/, one folder a class, or one folder a class")
+        _check_flat(root, folders)
         places = {"train": root}
     elif beside := [folder for folder in folders if not any(folder.lower() in named for named in SPELLINGS.values())]:
-        notes.append(f"ignored beside {_slashed(places.values())}: {_few([f'{folder}/' for folder in beside])}")
+        notes.append(f"ignored beside {_slashed(places.values())}: {_few([f'{told(folder)}/' for folder in beside])}")
     first = next(iter(places.values()))
-    return Layout(root=root, places=places, class_names=tuple(_folders(first)), notes=tuple(notes))
+    return Layout(root=root, places=places, class_names=_class_names(first), notes=tuple(notes))
 
 
 def list_images(layout: Layout, role: Role) -> Images:
     """The images of a split, whatever else may be wrong with it; see `problems_of`."""
-    place, names, labels = layout.places[role], list[str](), list[int]()
+    place, names, labels, odd = layout.places[role], list[str](), list[int](), list[str]()
     ignored: Counter[str] = Counter()
     classes = _folders(place)
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        found = threads.map(lambda name: sorted(_walk(place / name)), classes)
+        outside = _itself_and_above(place)
+        found = threads.map(lambda name: _in_order(_walk(place / name, outside, odd)), classes)
         for label, parts in enumerate(found):
             for folder, files in parts:
                 prefix = os.path.relpath(folder, place)
-                for file in sorted(files):
+                for file in _sorted(files):
                     if is_image(file):
                         names.append(f"{prefix}/{file}")
                         labels.append(label)
                     else:
                         ignored[suffix_of(file)] += 1
     for entry in _entries(place):
-        if entry.is_file() and not is_hidden(entry.name):
+        if is_hidden(entry.name):
+            continue
+        if _leads_nowhere(entry):
+            odd.append(f"{told(entry.path)}: a link that leads nowhere")
+        elif entry.is_file():
             ignored["images beside the class folders" if is_image(entry.name) else suffix_of(entry.name)] += 1
     return Images(
         root=place,
-        class_names=tuple(classes),
+        class_names=tuple(map(told, classes)),
         names=names,
         labels=np.array(labels, dtype=np.int64),
         ignored=ignored,
+        odd=sorted(odd + _not_text(place, classes, names)),
     )
 
 
@@ -204,6 +232,9 @@ def problems_of(layout: Layout, files: Mapping[Role, Images]) -> list[str]:
                 f"{layout.root}: in only one of {first.root.name}/ and {images.root.name}/: {_few(odd)}; both must "
                 f"have the same class folders"
             )
+        problems += images.odd[:_NUM_NAMED]
+        if len(images.odd) > _NUM_NAMED:
+            problems.append(f"and {len(images.odd) - _NUM_NAMED:,} more of this kind in {images.root.name}/")
         full = set(images.labels.tolist())
         if empty := [name for label, name in enumerate(images.class_names) if label not in full]:
             ends = sorted(images.ignored)
@@ -230,11 +261,43 @@ def _drop_unlabelled(places: dict[Role, Path], notes: list[str]) -> None:
         del places["test"]
 
 
+def _is_like_split(name: str) -> bool:
+    return _LIKE_SPLIT.search(name.strip().lower()) is not None
+
+
+def _check_flat(root: Path, folders: Sequence[str]) -> None:
+    """Refuses folders that would become classes, and are more likely splits, or what holds them.
+
+    Raises:
+        DataError: Says what to name or to rename instead.
+    """
+    like = [folder for folder in folders if _is_like_split(folder)]
+    if like and root.resolve().name.lower() not in _WORDS.split("|"):  # whose content is classes, however named
+        raise DataError(
+            f"--data {root}: {_few([told(folder) for folder in like])} would be read as a class, and seems to be a "
+            f"split: rename splits to train/ and val/; if it is a class, put all class folders into train/"
+        )
+    for folder in folders:
+        if splits := [inner for inner in _folders(root / folder) if _is_like_split(inner)]:
+            also = "" if len(folders) == 1 else "; or, if it is a class, put the classes below train/ and val/"
+            raise DataError(
+                f"--data {root}: {folder}/ would be read as a class, and holds {_few([told(name) for name in splits])}"
+                f": name {root / folder}{also}"
+            )
+    if len(folders) == 1:
+        only = root / folders[0]
+        inner = [entry for entry in _entries(only) if not is_hidden(entry.name)]
+        if sum(entry.is_dir() for entry in inner) and not any(is_image(entry.name) for entry in inner):
+            raise DataError(f"--data {root}: {folders[0]}/ would be its one class, and holds folders: name {only}")
+
+
 def _slashed(places: Iterable[Path]) -> str:
     return ", ".join(f"{place.name}/" for place in places)
 
 
 def _few(names: Sequence[str]) -> str:
+    if any(name != name.strip() or name != unicodedata.normalize("NFC", name) for name in names):
+        names = [ascii(name) for name in names]  # which tells those apart that look alike
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
@@ -248,13 +311,62 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def _folders(folder: Path) -> list[str]:
     """Sorted names of what can be splits or classes in it."""
-    return sorted(entry.name for entry in _entries(folder) if not is_hidden(entry.name) and entry.is_dir())
+    return _sorted(entry.name for entry in _entries(folder) if not is_hidden(entry.name) and entry.is_dir())
 
 
-def _walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[tuple[str, list[str]]]:
-    """Folders below, itself included, and the names of their files; links are followed, but not in circles."""
+def _class_names(folder: Path) -> tuple[str, ...]:
+    return tuple(map(told, _folders(folder)))
+
+
+def _sorted(names: Iterable[str]) -> list[str]:
+    """In the order of their characters in UTF-8, whatever the locale."""
+    return sorted(names, key=os.fsencode)
+
+
+def _in_order(parts: Iterable[tuple[str, list[str]]]) -> list[tuple[str, list[str]]]:
+    return sorted(parts, key=lambda part: os.fsencode(part[0]))
+
+
+def _not_text(place: Path, classes: Sequence[str], names: Sequence[str]) -> list[str]:
+    found = [name for name in (*classes, *names) if not name.isascii() and told(name) != _text_of(name)]
+    return [f"{told(f'{place}/{name}')}: the name is not UTF-8; rename it" for name in found]
+
+
+def _text_of(name: str) -> str | None:
+    try:
+        return os.fsencode(name).decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)
+
+
+def _mark_of(folder: Path) -> tuple[int, int]:
     status = folder.stat()
-    here = (status.st_dev, status.st_ino)
+    return status.st_dev, status.st_ino
+
+
+def _itself_and_above(folder: Path) -> frozenset[tuple[int, int]]:
+    """Marks of a folder and of all that it lies in, by its path and by where links lead."""
+    path = folder.absolute()
+    return frozenset(_mark_of(each) for start in (path, path.resolve()) for each in (start, *start.parents))
+
+
+def _walk(
+    folder: Path, outside: frozenset[tuple[int, int]], odd: list[str], above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple[str, list[str]]]:
+    """Folders below, itself included, and the names of their files; links are followed, but not in circles.
+
+    Args:
+        outside: Marks of the folders that the class lies in; links to them are not followed.
+        odd: Takes a line for each link that leads there or nowhere, and for what is named as an image and is no file.
+    """
+    here = _mark_of(folder)
+    if here in outside:
+        odd.append(f"{told(str(folder))}: a link that leads up to {told(str(folder.resolve()))}, which it lies in")
+        return
     if here in above:
         return
     files = []
@@ -262,7 +374,18 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iter
         if is_hidden(entry.name):
             continue
         if entry.is_dir():
-            yield from _walk(folder / entry.name, above | {here})
-        else:
+            yield from _walk(folder / entry.name, outside, odd, above | {here})
+        elif entry.is_file() or not is_image(entry.name):
+            if _leads_nowhere(entry):
+                odd.append(f"{told(entry.path)}: a link that leads nowhere")
             files.append(entry.name)
+        elif _leads_nowhere(entry):  # which on_error may skip
+            files.append(entry.name)
+        else:
+            odd.append(f"{told(entry.path)}: is named as an image, and is no regular file but {_kind_of(entry)}")
     yield str(folder), files
+
+
+def _kind_of(entry: os.DirEntry[str]) -> str:
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    return kinds.get(stat.S_IFMT(entry.stat().st_mode), "something else")

@@ -19,9 +19,12 @@ from cvt_nas.errors import DataError
 # What Pillow's `convert` does as it should
 _CONVERTED = frozenset("1 L LA P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV".split())
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
+_SAMPLE_FORMAT, _SIGNED = 339, 2
 _STRIPS, _TILES = (273, 279), (324, 325)
 _WHITE_IS_ZERO = 0
 _TAIL = 64
+# Of the suffixes that are read; another may start a program, as Ghostscript
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +67,8 @@ def decode(path: str | Path, mode: str) -> Any:
 
     try:
         # by a file of our own: from a path, Pillow 13 maps uncompressed TIFFs and forgets to turn them
-        with open(path, "rb") as file, Image.open(file) as image:
+        with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
+            _check_kind(image)
             image.load()
             turned = _turned(_in_8_bits(image))
             if turned.mode in ("P", "PA") and isinstance(turned.info.get("transparency"), bytes):
@@ -85,7 +89,7 @@ def read_header(path: str | Path) -> Header:
     from PIL import Image
 
     try:
-        with open(path, "rb") as file, Image.open(file) as image:
+        with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
             format_ = image.format or ""
             _check_kind(image)
             return Header(
@@ -128,15 +132,16 @@ def _what_instead(path: str | Path) -> str:
         return "a pointer of Git LFS; fetch the file with git lfs pull"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "a web page"
-    try:
-        start.decode("ascii")
-    except UnicodeDecodeError:
-        return "Pillow knows no such format"
-    return "it begins as text"
+    if start.startswith((b"II*\0", b"MM\0*")):
+        return "a TIFF of a kind that is not read; save it with 8 or 16 bits"
+    return "it begins as text" if start.isascii() and b"\0" not in start else "no format that is read"
 
 
 def _check_kind(image: Any) -> None:
     """Refuses what has no rule, by its header."""
+    is_byte = image.format == "TIFF" and image.mode in _CONVERTED
+    if is_byte and _SIGNED in np.atleast_1d(image.tag_v2.get(_SAMPLE_FORMAT, 1)):
+        raise DataError("signed integers of 8 bits, which would be read as unsigned; save it unsigned")
     if image.mode in _CONVERTED or image.mode.startswith("I;16") or image.mode == "F":
         return
     if image.mode == "I" and _bits(image) == 16:

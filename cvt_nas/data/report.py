@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cvt_nas.config import DataConfig
 from cvt_nas.data import ImageData, find_data, load_data, shape_of
 from cvt_nas.data.checking import ImageCheck, check_images
 from cvt_nas.data.folders import FolderData
-from cvt_nas.data.layout import Images, Layout, Role, find_layout, list_images, problems_of
+from cvt_nas.data.layout import Images, Layout, Role, find_layout, list_images, problems_of, told
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
+
+_NUM_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +23,7 @@ class SetReport:
     """What was found in a data set.
 
     Args:
+        class_counts: Training images of each class, or where there are none, of the others; of a folder alone.
         identity: None where its images cannot be split for a training.
         images: None of a set in memory, which is read as a whole.
         problems: Why it cannot be used as it is, beside images that cannot be read.
@@ -27,6 +32,7 @@ class SetReport:
     data: str
     dataset: str
     class_names: tuple[str, ...]
+    class_counts: tuple[int, ...]
     identity: DataIdentity | None
     images: ImageCheck | None
     problems: tuple[str, ...]
@@ -62,6 +68,14 @@ class SetReport:
         lines += [f"note: {note}" for note in self.notes]
         if self.identity is not None:
             lines.append(f"{self.data}: {self.dataset}, {self.identity.describe()}")
+        if self.class_counts:
+            named = zip(self.class_names[:_NUM_SHOWN], self.class_counts, strict=False)
+            more = len(self.class_names) - _NUM_SHOWN
+            lines.append(
+                "classes: "
+                + ", ".join(f"{name} {count:,}" for name, count in named)
+                + (f" and {more:,} more" if more > 0 else "")
+            )
         if found is not None and found.least is not None and found.most is not None:
             least, most = ("{} x {}".format(*size) for size in (found.least, found.most))
             kinds = ", ".join(
@@ -88,14 +102,12 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
     dataset, root = find_data(data)
     config, problems, notes, test_only = DataConfig(dataset=dataset), list[str](), tuple[str, ...](), False
     layout: Layout | None = None
-    images: ImageCheck | None = None
+    files: dict[Role, Images] = {}
     if dataset == "imagefolder":
         assert root is not None, "a folder of images has a place"
         layout = find_layout(root)
-        files: dict[Role, Images] = {role: list_images(layout, role) for role in layout.places}
+        files = {role: list_images(layout, role) for role in layout.places}
         problems, test_only = problems_of(layout, files), "train" not in layout.places
-        images = check_images(root, files, "RGB", decode_all=decode, on_note=on_note)
-        notes = (*layout.notes, *images.notes)
     channels, num_classes = shape_of(dataset, root, test_only=test_only)
     found: ImageData | None = None
     try:
@@ -103,16 +115,24 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
             config, root=root, image_size=32, num_channels=channels or 3, num_classes=num_classes, test_only=test_only
         )
     except DataError as error:
-        if images is None:  # of a set in memory nothing else can be told
+        if layout is None:  # of a set in memory nothing else can be told
             raise
         problems = problems or [str(error)]
-    if isinstance(found, FolderData) and images is not None:
-        notes = (*found.notes, *images.notes)
+    images: ImageCheck | None = None
+    if layout is not None:
+        measured = found.measured() if isinstance(found, FolderData) else ()
+        images = check_images(layout.root, files, "RGB", decode_all=decode, measured=measured, on_note=on_note)
+        notes = (*(found.notes if isinstance(found, FolderData) else layout.notes), *images.notes)
+        if "train" in files and not decode:
+            notes = (*notes, "training images: headers and ends only; --decode reads them whole")
     class_names = found.class_names if found is not None else () if layout is None else layout.class_names
+    first = next(iter(files.values()), None)
+    counts = () if first is None else tuple(np.bincount(first.labels, minlength=len(first.class_names)).tolist())
     return SetReport(
-        data=str(data),
+        data=told(str(data)),
         dataset=dataset,
         class_names=class_names,
+        class_counts=counts,
         identity=None if found is None else found.identity(),
         images=images,
         problems=tuple(problems),

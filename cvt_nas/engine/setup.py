@@ -14,6 +14,8 @@ from cvt_nas.errors import DataError, RunFolderError
 from cvt_nas.results import DataIdentity, RunFolder
 from cvt_nas.space import ArchSpace, NarrowedSpace, SearchSpace
 
+_UNTOLD = "{}: was begun by an earlier version, so whether its data are the same cannot be told"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
@@ -139,14 +141,14 @@ class TrainingSetup:
                     f"{place}: was begun by an earlier version, in which no validation images guided the search; "
                     f"write elsewhere by --out"
                 )
-            say(f"{place}: was begun by an earlier version, so whether its data are the same cannot be told")
+            say(_UNTOLD.format(place))
         elif run is not None and recorded is not None and known is None:
             if (difference := recorded.difference(identity)) is not None:
                 say(f"{place}: was begun with other data: {difference}; nothing was trained on those yet")
             run.amend_manifest(data=identity.to_json())
         return replace(self, identity=identity)
 
-    def identified(self, run: RunFolder) -> Self:
+    def identified(self, run: RunFolder, *, on_note: Callable[[str], None] | None = None) -> Self:
         """The same with the identity that `run` was begun with, once it is sure that the data are those.
 
         Raises:
@@ -154,6 +156,7 @@ class TrainingSetup:
         """
         known = DataIdentity.of(run.manifest)
         if known is None:
+            (on_note or _ignore)(_UNTOLD.format(run.place))
             return self
         data = load_data(self.data, root=self.data_root, skipped=known.skipped, **self._shape)
         known.check_same(data.identity(), run.place)

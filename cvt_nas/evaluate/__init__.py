@@ -75,6 +75,7 @@ def evaluate_model(
     device: Literal["cpu", "cuda"] | None = None,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     num_workers: int = 4,
+    on_error: Literal["raise", "skip"] = "raise",
     on_note: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Top-1 and top-5 accuracy on a data set's test images, each looked at once and without augmentation.
@@ -93,6 +94,7 @@ def evaluate_model(
         image_size: The network's own where None.
         device: None for `cuda` where there is one.
         num_workers: Processes that decode images of a folder.
+        on_error: As section `data` of a space file has it; whether images that cannot be read are left out.
         on_note: Called with what there is to say of the data, and with each of the notes of the `Evaluation`.
 
     Raises:
@@ -111,7 +113,7 @@ def evaluate_model(
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     beside, source = preprocessing_beside(network.folder)
     arch = network.arch.with_image_size(image_size or beside.get("image_size", network.arch.image_size))
-    images, dataset = _open_images(arch, network, data, str(path), num_workers, on_note)
+    images, dataset = _open_images(arch, network, data, str(path), num_workers, on_error, on_note)
     places, note = _places_of(network, images, data, str(path))
     notes = [*network.notes, *([] if note is None else [note])]
     _prepare_as(images, beside, source, dataset, num_channels=arch.num_channels, resized=image_size is not None)
@@ -189,6 +191,7 @@ def _open_images(
     data: str | Path,
     weights: str,
     num_workers: int,
+    on_error: Literal["raise", "skip"],
     on_note: Callable[[str], None] | None,
 ) -> tuple[ImageData, str]:
     dataset, root = find_data(data)
@@ -198,7 +201,7 @@ def _open_images(
     if num_classes != arch.num_classes and network.classes is None:
         raise DataError(f"--data {data}: {dataset} has {num_classes} classes, {weights} is for {arch.num_classes}")
     images, _ = check_data(
-        DataConfig(dataset=dataset, num_workers=num_workers),
+        DataConfig(dataset=dataset, num_workers=num_workers, on_error=on_error),
         root=root,
         image_size=arch.image_size,
         num_channels=arch.num_channels,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,7 @@ def query(
     data: str | Path | None = None,
     device: torch.device | None = None,
     to: Path | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> list[Answer]:
     """The architectures of most inherited accuracy within the limits, as far as a model of the candidates tells.
 
@@ -62,6 +63,7 @@ def query(
         data: Folder of the data set, where it needs one.
         device: Where they are measured; a GPU where there is one.
         to: A new folder for the weights of the first.
+        on_note: Called with what there is to say of the data.
 
     Returns:
         The most accurate first.
@@ -98,7 +100,7 @@ def query(
         data=data,
         device=device.type,
         num_threads=torch.get_num_threads(),
-    ).identified(run)
+    ).identified(run, on_note=on_note)
     inheritance, answers = open_inheritance(setup, device), []
     for arch in promising:
         latency = None if max_latency_ms is None else latency_ms(arch, device)

@@ -48,7 +48,7 @@ class Resources:
     def describe(self) -> str:
         on = "CPU" if self.gpus_per_trial == 0 else f"GPU{'' if self.gpus_per_trial == 1 else 's'}"
         each = f"{self.cpus_per_trial:g} CPU" if on == "CPU" else f"{self.gpus_per_trial:g} {on}"
-        return f"{self.num_slots} trials side by side, {each} each"
+        return f"{self.num_slots} trial{'s side by side' if self.num_slots > 1 else ' at a time'}, {each} each"
 
 
 @contextmanager

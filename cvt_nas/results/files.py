@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,7 +40,13 @@ def parse_json(adapter: TypeAdapter[T], text: str | bytes, where: str, *, strict
 def first_problem(error: ValidationError) -> str:
     """Of those that pydantic found: where, and what."""
     first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+
+
+def json_text(tree: Any, *, indent: int | None = None) -> str:
+    """`tree` as JSON that every reader takes: half a surrogate pair, as of a path that is not UTF-8, is escaped."""
+    text = json.dumps(tree, ensure_ascii=False, indent=indent)
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):04x}", text)
 
 
 def patiently(action: Callable[[], T], *, seconds: float = 60.0) -> T:
@@ -127,7 +134,7 @@ def append_line(path: Path, tree: Mapping[str, Any]) -> None:
         with _File(path, "ab") as file:
             end = file.tell()
             try:
-                file.write(json.dumps(tree).encode() + b"\n")
+                file.write(json_text(tree).encode() + b"\n")
                 os.fsync(file.fileno())
             except OSError:
                 with contextlib.suppress(OSError):

@@ -27,6 +27,7 @@ from cvt_nas.results.files import (
     exists,
     fetch,
     holds_files,
+    json_text,
     parse_json,
     read_lines,
     remove_partials,
@@ -107,7 +108,7 @@ class RunFolder:
             run = cls.at(place)
             run.check_new()
             run.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(run.path / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+            write_atomically(run.path / "manifest.json", json_text(manifest, indent=2) + "\n")
         except OSError as error:
             raise RunFolderError(f"{place}: cannot be written: {error.strerror or error}") from error
         return run
@@ -251,7 +252,7 @@ class RunFolder:
 
     def amend_manifest(self, **entries: Any) -> None:
         """Replaces entries of the manifest of a run in which nothing was trained yet."""
-        write_atomically(self.path / "manifest.json", json.dumps({**self.manifest, **entries}, indent=2) + "\n")
+        write_atomically(self.path / "manifest.json", json_text({**self.manifest, **entries}, indent=2) + "\n")
 
     @property
     def has_trained(self) -> bool:

@@ -89,8 +89,9 @@ class DataIdentity:
         """In one line, for a person."""
         counts = ", ".join(f"{number:,} {name}" for name, number in self.splits.items())
         held = f"; {' and '.join(self.held_out)} held out of the training images" if self.held_out else ""
-        skipped = f"; {len(self.skipped):,} damaged images skipped" if self.skipped else ""
-        return f"{self.num_classes:,} classes; {counts} images{held}{skipped}"
+        num_skipped = len(self.skipped)
+        skipped = f"; {num_skipped:,} damaged image{'s' if num_skipped > 1 else ''} skipped" if num_skipped else ""
+        return f"{self.num_classes:,} class{'es' if self.num_classes != 1 else ''}; {counts} images{held}{skipped}"
 
 
 _IDENTITY = TypeAdapter(DataIdentity)
