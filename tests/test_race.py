@@ -820,7 +820,8 @@ class TestOnTwoCpus:
         assert main([*arguments, "--json"]) == 1
         printed, run = capsys.readouterr(), RunFolder.open(tmp_path / "run")
         assert re.fullmatch(
-            r"cvt-nas: 3 trials, none complete: 3 diverged \((most often: )?loss not finite in epoch \d\)",
+            r"cvt-nas: 3 trials, none complete: 3 diverged "
+            r"\((most often: )?loss not finite in epoch \d, after it was rolled back 3 times\)",
             printed.err.splitlines()[-1],
         )
         assert json.loads(printed.out)["statuses"] == {"diverged": 3}
