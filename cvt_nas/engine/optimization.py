@@ -296,7 +296,7 @@ def _read_whole(path: Path) -> tuple[bytes, dict[str, Any]] | None:
     try:
         with path.open("rb") as file:
             content, number = file.read(), os.fstat(file.fileno()).st_ino
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load compares no checksum
