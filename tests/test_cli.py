@@ -359,8 +359,11 @@ def test_train_of_a_named_architecture_asks_for_its_images_and_of_another_for_a_
     )
 
 
-def test_train_refuses_an_architecture_that_the_data_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    message = refused(capsys, "train", "cvt-13", "--space", str(SPACES / "digits.yaml"))
+def test_train_refuses_an_architecture_that_the_data_does_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_arch(load_arch("cvt-13"), tmp_path / "arch.json")
+    message = refused(capsys, "train", str(tmp_path / "arch.json"), "--space", str(SPACES / "digits.yaml"))
     assert message == "cvt-nas: num_channels: the architecture has 3, the file digits has 1"
 
 
