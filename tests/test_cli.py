@@ -370,7 +370,10 @@ def test_train_refuses_an_architecture_that_the_data_does_not_fit(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("profile", "cvt-14"), "cvt-14: neither one of cvt-13, cvt-21, cvt-w24, cvt-13-cifar nor a file arch.json"),
+        (
+            ("profile", "cvt-14"),
+            "cvt-14: neither one of cvt-13, cvt-21, cvt-w24, cvt-13-cifar nor a file arch.json; did you mean 'cvt-13'?",
+        ),
         (("profile", "nowhere:abc"), "nowhere:abc: nowhere holds no run"),
         (("report", "nowhere"), "nowhere holds no run: no manifest.json in it"),
         (("space", "nowhere.yaml"), "nowhere.yaml: cannot be read: No such file or directory"),
@@ -437,7 +440,9 @@ def test_a_training_without_a_result_is_one_line(tmp_path: Path, capsys: pytest.
         "--gpus",
         "0",
     ]
-    assert refused(capsys, *arguments) == "cvt-nas: the training ended: loss not finite in epoch 1"
+    assert refused(capsys, *arguments) == (
+        "cvt-nas: the training ended: loss not finite in epoch 1, after it was rolled back 3 times"
+    )
 
 
 def test_ctrl_c_is_one_line_and_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Architectures by name and in files: this package's `arch.json`, and the `config.json` of transformers and timm."""
 
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -62,5 +63,9 @@ def _suggestion(named: str | Path) -> str:
     """By the spellings of other tools: `CvT-13`, `cvt_13`, `microsoft/cvt-13`."""
     plain = {re.sub(r"[^a-z0-9]", "", name): name for name in NAMED_ARCHS}
     spelt = re.sub(r"[^a-z0-9]", "", str(named).lower().rpartition("/")[2])
-    near = difflib.get_close_matches(spelt, plain, n=1, cutoff=0.75)
-    return f"; did you mean {plain[near[0]]!r}?" if near else ""
+    near = difflib.get_close_matches(spelt, plain, n=len(plain), cutoff=0.75)
+
+    def num_alike(name: str) -> int:
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, spelt, strict=False)))
+
+    return f"; did you mean {plain[max(near, key=num_alike)]!r}?" if near else ""
