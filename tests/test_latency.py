@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_a_batch_beyond_the_memory_is_said() -> None:
 
 
 def test_a_processor_has_a_name_where_the_system_tells_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(path: Path) -> str:
+    def missing(path: Path, **options: Any) -> str:
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(Path, "read_text", missing)

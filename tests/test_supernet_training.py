@@ -456,7 +456,7 @@ def test_a_training_begins_with_the_weights_of_a_model_where_it_has_them(digits:
     torch.manual_seed(1)
     genome = {gene.name: 0 for gene in SPACE.genes}
     model = CvT(SPACE.decode(tuple(genome.values())))
-    options: dict[str, Any] = {"device": CPU, "seed": 0, "initial": lambda: model, "stop": lambda: True}
+    options: dict[str, Any] = {"device": CPU, "seed": 0, "initial": model.state_dict, "stop": lambda: True}
     assert not list(
         train_supernet(
             SharedWeights(space=SPACE, config=config(lr=1e-9)), digits, checkpoint=tmp_path / "it.pt", **options

@@ -22,11 +22,12 @@ def bytes_needed(experiment: Experiment, *, num_trials: int, num_slots: int, run
     """An estimate of the most that a search has on its disk at once, for the trials that are not over yet.
 
     At each rung, one in `reduction_factor` of the trials that reach it goes on, rounded up, and in mode `promote` the
-    others are paused there. Counted are the weights of the trials that pass all rungs; the checkpoints of the paused
-    ones, two of each, but one where it is paused after its first epoch; and three checkpoints of each trial in flight.
-    One in flight is taken to be the largest of some random networks of the space, and all others to be as large as
-    these on average. Where there is a supernet, its weights are counted, and its training where that takes more than
-    the race. Records, reports and data sets are small beside these and not counted.
+    others are paused there. Counted is the moment when the last trials that pass all rungs are in flight: the weights
+    of those that passed before; the checkpoints of the paused ones, two of each, but one where it is paused after its
+    first epoch; and three checkpoints of each trial in flight. Where more are in flight than pass, the others are still
+    to be paused. One in flight is taken to be the largest of as many random networks of the space as there are trials,
+    and all others to be as large as these on average. Where there is a supernet, its weights are counted, and its
+    training where that takes more than the race. Records, reports and data sets are small beside these and not counted.
 
     Args:
         num_trials: That are not over yet, the paused ones of a resumed run included.
@@ -37,18 +38,21 @@ def bytes_needed(experiment: Experiment, *, num_trials: int, num_slots: int, run
     rng = random.Random(0)
     drawn = [genome for _ in range(_NUM_DRAWN) if (genome := space.sample_feasible(rng)) is not None]
     sizes = [space.cost(genome).params for genome in drawn] or [space.cost_range[1].params]
-    middle, most = sum(sizes) / len(sizes), max(sizes)
+    middle, most = sum(sizes) / len(sizes), max(sizes[: max(num_trials, 1)])
     rungs = experiment.rungs if rungs is None else rungs
-    num_whole, num_paused_files = num_trials, 0
+    num_whole, paused = num_trials, list[int]()  # the files of each paused trial
     for rung in () if search.scheduler == "none" else rungs:
         num_further = math.ceil(num_whole / search.reduction_factor)
         if search.mode == "promote":
-            num_paused_files += (num_whole - num_further) * min(_KEPT, rung)
+            paused += [min(_KEPT, rung)] * (num_whole - num_further)
         num_whole = num_further
     race = num_whole * middle
     if training.epochs > 0:
-        in_flight = (_KEPT + _WRITTEN) * (most + (num_slots - 1) * middle)
-        race += _copies(training) * (num_paused_files * middle + in_flight)
+        num_in_flight = min(num_slots, num_trials)
+        num_passing = min(num_in_flight, num_whole)
+        num_files = sum(paused[num_in_flight - num_passing :]) + num_in_flight * (_KEPT + _WRITTEN)
+        largest = (_KEPT + _WRITTEN) * (most - middle) if num_in_flight else 0
+        race += _copies(training) * (num_files * middle + largest) - num_passing * middle
     greatest = space.cost_range[1]
     supernet = 0
     if experiment.supernet is not None and search.has_supernet:
