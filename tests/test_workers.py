@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray._private import ray_constants, state
 from ray.cluster_utils import Cluster
 from ray.exceptions import ActorUnavailableError, RayActorError
@@ -33,7 +34,8 @@ from cvt_nas.distributed import (
 )
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import DataError, TrainingEndedError
-from cvt_nas.race.events import EpochDone, TrialStarted
+from cvt_nas.race.events import EpochDone, TrialPaused, TrialStarted
+from cvt_nas.results import RunFolder
 
 ON_TWO: dict[str, Any] = {"number": 0, "seed": 0, "num_workers": 2, "cpus_per_worker": 1, "use_gpus": True}
 LONG = parse_experiment(small_digits(**{"  epochs:": "  epochs: 1000"}), "long.yaml")
@@ -138,6 +140,34 @@ class TestOnTwoGpus:
         assert started == {0: 2}
         assert heard == [1, 2, 3]
         assert not run.error_path(0).exists()
+
+    @pytest.mark.slow
+    def test_a_trial_that_is_paused_gives_its_workers_up_at_once_and_the_next_ones_have_their_gpus(
+        self, tmp_path: Path
+    ) -> None:
+        settings = "trials: 4, sampler: random, grace_period: 1, reduction_factor: 4, mode: promote, seed: 0"
+        experiment = parse_experiment(small_digits(**{"search:": f"search: {{{settings}}}"}), "small.yaml")
+        heard, paused, at_once = list[tuple[int, int]](), dict[int, float](), list[int]()
+        run = RunFolder(tmp_path / "run")
+
+        def follow(event: Any) -> None:
+            if isinstance(event, EpochDone):
+                heard.append((event.number, event.epoch))
+                at_once.append(len(own_processes("TrainWorker")))
+                for number, written in paused.items():
+                    if number != event.number:
+                        assert run.checkpoint_path(number).stat().st_mtime_ns == written
+            if isinstance(event, TrialPaused):
+                checkpoint = run.checkpoint_path(event.number)
+                assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
+                paused[event.number] = checkpoint.stat().st_mtime_ns
+
+        search(experiment, out=run.path, gpus=2, gpus_per_trial=2, device="cpu", progress=Watch(follow))
+        whole = [result.number for result in run.results() if result.status == "complete"]
+        assert len(whole) == 1
+        assert sorted(heard) == sorted([(number, 1) for number in range(4)] + [(whole[0], 2), (whole[0], 3)])
+        assert max(at_once) <= 2, "no trial that was paused trains on beside the next one"
+        assert set(range(4)) - set(whole) <= set(paused)
 
 
 def heard(train: Callable[[dict[str, Any]], None], path: Path, **changes: Any) -> list[dict[str, Any]]:
