@@ -49,7 +49,6 @@ from ray.train import (  # noqa: E402
     TrainingFailedError,
     get_context,
 )
-from ray.train.torch import TorchConfig, TorchTrainer, get_device  # noqa: E402
 from ray.train.v2._internal.execution.callback import ControllerCallback  # noqa: E402
 from ray.util.placement_group import PlacementGroup, remove_placement_group  # noqa: E402
 from ray.util.queue import Empty, Queue  # noqa: E402
@@ -295,6 +294,8 @@ def _reports_of_workers(
         .remote(reports)
     )
     janitor.watch.remote()
+    from ray.train.torch import TorchConfig, TorchTrainer  # half a second, which trials on one device need not wait
+
     trainer = TorchTrainer(
         train,
         train_loop_config={**config, "reports": reports},
@@ -485,6 +486,8 @@ def _run_on_worker(config: dict[str, Any], reports_of: Callable[..., Iterator[di
     Where the queue cannot be reached, but may be alive, it raises, and Ray Train starts all workers again, which go on
     from the last checkpoint.
     """
+    from ray.train.torch import get_device
+
     setup, reports = config["setup"], config["reports"]
     is_first = get_context().get_world_rank() == 0
     try:

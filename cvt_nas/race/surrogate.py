@@ -3,6 +3,9 @@
 A Gaussian process models accuracy alone. With costs known, the expected hypervolume improvement of a
 candidate is a closed form: a sum of ordinary expected improvements over the cells of cost space to its
 right, each weighted by the cell's area.
+
+SciPy and scikit-learn are imported where they are used: that takes seconds, which the workers of a search need not
+wait, and only its driver proposes.
 """
 
 import math
@@ -13,10 +16,6 @@ from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import ndtr
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 from threadpoolctl import ThreadpoolController
 
 from cvt_nas.arch import Cost
@@ -333,6 +332,8 @@ def expected_hypervolume_improvement(
     Returns:
         `(candidates,)`.
     """
+    from scipy.special import ndtr
+
     if costs.shape[1] == 1:  # one cost is two, of which one is free
         costs, front_costs = (np.column_stack([c, np.zeros(len(c))]) for c in (costs, front_costs))
     keep = is_non_dominated(np.column_stack([-front_levels, front_costs])) & (front_costs < 1).all(axis=1)
@@ -404,6 +405,9 @@ def _fit_hyperparameters(
     features: np.ndarray, values: np.ndarray, noises: np.ndarray, *, prior: np.ndarray
 ) -> np.ndarray:
     """Logarithms of the length scales and of the noise, at the maximum of the posterior."""
+    from scipy.optimize import minimize
+    from sklearn.gaussian_process.kernels import WhiteKernel
+
     y, scale = _standardised(values)
     sds = np.array([*[_LENGTH_SD] * (len(prior) - 1), _NOISE_SD])
 
@@ -423,11 +427,15 @@ def _fit_hyperparameters(
 
 
 def _rbf(log_lengths: np.ndarray) -> Any:
+    from sklearn.gaussian_process.kernels import RBF
+
     lengths: Any = np.exp(log_lengths)  # which the stubs take for one number
     return RBF(lengths, (1e-2, 1e2))
 
 
 def _regressor(kernel: Any, *, alpha: Any, optimizer: Any) -> Any:
+    from sklearn.gaussian_process import GaussianProcessRegressor
+
     return GaussianProcessRegressor(kernel, alpha=alpha, optimizer=optimizer)
 
 
