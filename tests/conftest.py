@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from cvt_nas.config import Experiment, load_experiment, parse_experiment
 from cvt_nas.results import RunFolder
@@ -15,6 +16,11 @@ from cvt_nas.results import RunFolder
 SPACES = Path(__file__).parent.parent / "search_spaces"
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before a test imports MLflow
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or a token of the user's, where there is one, would switch it on
+os.environ.update(RAY_worker_niceness="0")  # by default 15, at which the tests beside them would starve them
+
+# No test is about how long an example takes, and a machine that does other work takes longer.
+settings.register_profile("cvt-nas", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cvt-nas")
 
 
 @pytest.fixture(scope="session", autouse=True)

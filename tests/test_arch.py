@@ -66,13 +66,13 @@ def test_fvcore_counts_on_our_cvt_13_what_it_counts_on_the_official_one() -> Non
     assert (cost.params, cost.flops) == (19_997_480, 4_584_569_216)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(archs())
 def test_cost_equals_fvcore_to_the_last_unit(arch: ArchConfig) -> None:
     assert cost_of(arch) == fvcore_cost(build_model(arch))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(archs())
 def test_one_more_block_never_makes_a_model_cheaper(arch: ArchConfig) -> None:
     first = arch.stages[0]
@@ -82,7 +82,7 @@ def test_one_more_block_never_makes_a_model_cheaper(arch: ArchConfig) -> None:
     assert cost_of(more).flops > cost_of(arch).flops
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(archs())
 def test_an_architecture_survives_json(arch: ArchConfig) -> None:
     again = arch_from_dict(json.loads(json.dumps(arch_to_dict(arch))))

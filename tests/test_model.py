@@ -106,7 +106,7 @@ def test_the_state_dict_of_cvt_13_has_the_official_names() -> None:
     assert len(names) == 459
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(archs())
 def test_every_architecture_builds_and_keeps_a_batch_of_one(arch: ArchConfig) -> None:
     model = build_model(arch).eval()

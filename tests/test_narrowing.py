@@ -62,7 +62,7 @@ def digits() -> ImageData:
 
 
 @given(space=narrowed())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_narrowed_space_holds_the_networks_of_the_whole_one_that_have_only_what_is_left(space: NarrowedSpace) -> None:
     assume((found := space.all_genomes(2_000)) is not None)
     assert found is not None

@@ -93,7 +93,7 @@ def test_growth_is_the_hypervolume_of_what_had_ended(made_up: RunFolder) -> None
     assert growth["spent"].iloc[-1] == 590
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrays(float, st.tuples(st.integers(1, 12), st.integers(1, 3)), elements=st.floats(0, 1, width=16)))
 def test_improved_by_its_distance_no_point_is_dominated_and_by_less_it_is(losses: np.ndarray) -> None:
     distances = distances_to_front(losses)

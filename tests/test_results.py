@@ -69,7 +69,7 @@ losses = st.integers(1, 3).flatmap(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(losses)
 def test_non_dominated_is_what_the_definition_says(points: np.ndarray) -> None:
     def dominates(a: np.ndarray, b: np.ndarray) -> bool:
@@ -79,7 +79,7 @@ def test_non_dominated_is_what_the_definition_says(points: np.ndarray) -> None:
     assert is_non_dominated(points).tolist() == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(losses)
 def test_hypervolume_equals_moocore_s(points: np.ndarray) -> None:
     inside = points[(points < 1).all(axis=1)]

@@ -21,7 +21,7 @@ def all_genomes(space: SearchSpace) -> list[Genome]:
     return list(itertools.product(*(range(len(gene.options)) for gene in space.genes)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(spaces(), st.integers(0, 2**32))
 def test_encode_inverts_decode_and_every_sample_is_a_member(space: SearchSpace, seed: int) -> None:
     arch = space.decode(space.sample(random.Random(seed)))
@@ -29,7 +29,7 @@ def test_encode_inverts_decode_and_every_sample_is_a_member(space: SearchSpace, 
     assert space.decode(space.encode(arch)) == arch
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(spaces())
 def test_size_counts_each_architecture_once(space: SearchSpace) -> None:
     genomes = all_genomes(space)
@@ -37,7 +37,7 @@ def test_size_counts_each_architecture_once(space: SearchSpace) -> None:
     assert space.size == len({space.decode(genome).id for genome in genomes})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(spaces())
 def test_cost_range_is_what_enumeration_finds(space: SearchSpace) -> None:
     genomes = all_genomes(space)
@@ -60,7 +60,7 @@ def test_genes_of_absent_blocks_do_not_make_another_architecture() -> None:
     assert space.decode(shallow).id == space.decode(changed).id
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(spaces(), st.integers(0, 2**32))
 def test_a_genome_costs_what_its_architecture_does(space: SearchSpace, seed: int) -> None:
     rng = random.Random(seed)
@@ -69,7 +69,7 @@ def test_a_genome_costs_what_its_architecture_does(space: SearchSpace, seed: int
         assert space.cost(genome) == cost_of(space.decode(genome))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(spaces(), st.integers(0, 2**32))
 def test_many_genomes_at_once_cost_what_each_does(space: SearchSpace, seed: int) -> None:
     rng = random.Random(seed)
@@ -89,7 +89,7 @@ def test_costs_that_no_machine_word_holds_are_exact() -> None:
     assert space.costs_of(np.array([genome, (1, 0, 1, 0)])) == {g: space.cost(g) for g in (genome, (1, 0, 1, 0))}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(spaces())
 def test_one_canonical_genome_stands_for_each_architecture(space: SearchSpace) -> None:
     genomes = all_genomes(space)
