@@ -438,6 +438,42 @@ def test_what_a_processor_leaves_out_is_as_in_its_class(kind: str, tmp_path: Pat
     assert bool(getattr(own, "do_center_crop", False)) == (kind not in ("ViT", "ConvNext"))
 
 
+@pytest.mark.parametrize("kind", [
+    "ViT", "ConvNext", "CLIP", "DeiT", "Bit", "Levit", "MobileNetV1", "MobileNetV2", "PoolFormer", "Beit", "Blip",
+    "Siglip", "ChineseCLIP",
+])  # fmt: skip
+def test_statistics_that_a_processor_leaves_out_are_those_of_its_class(kind: str, tmp_path: Path) -> None:
+    import transformers
+
+    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+
+    own: Any = getattr(transformers, f"{kind}ImageProcessor")()
+    tree = {"image_processor_type": f"{kind}ImageProcessor", "size": {"shortest_edge": 40}, "crop_size": 32,
+            "do_center_crop": True, "resample": "bicubic"}  # fmt: skip
+    if kind == "ConvNext":
+        tree = {**tree, "do_center_crop": False}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(tree))
+    found, _ = preprocessing_beside(tmp_path)
+    assert (found["mean"], found["std"]) == (pytest.approx(own.image_mean), pytest.approx(own.image_std))
+    assert found["interpolation"] == "bicubic"
+
+
+def test_what_timms_config_leaves_out_or_has_as_null_is_as_in_timm(tmp_path: Path) -> None:
+    from timm.data.config import resolve_data_config
+
+    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+
+    for facts in ({}, dict.fromkeys(("mean", "std", "interpolation", "crop_pct", "crop_mode"))):
+        facts: dict[str, Any] = {"input_size": [3, 28, 28], **facts}
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": "cvt_13", "pretrained_cfg": facts}))
+        found, _ = preprocessing_beside(tmp_path)
+        expected = resolve_data_config(pretrained_cfg=facts)
+        assert {name: found[name] for name in ("mean", "std", "interpolation")} == {
+            name: expected[name] for name in ("mean", "std", "interpolation")
+        }
+        assert found["crop_pct"] == pytest.approx(expected["crop_pct"])
+
+
 @pytest.mark.parametrize("name", ["preprocessing.json", "config.json"])
 @pytest.mark.parametrize("told", [{"std": [0, 1, 1]}, {"mean": [float("nan")] * 3}, {"std": [float("inf")] * 3}])
 def test_statistics_that_no_images_have_are_refused(name: str, told: dict[str, Any], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import dataclasses
 import datetime
 import decimal
 import json
@@ -102,6 +103,10 @@ def test_the_settings_of_lightning_need_no_lightning(
     assert read_weights(tmp_path / "last.ckpt").classes == tuple("jihgfedcba")
 
 
+def quantised(state: State) -> State:
+    return in_a_module(state, lambda model: torch.ao.quantization.quantize_dynamic(model, {nn.Linear}))
+
+
 def averaged(state: State) -> State:
     model = build_model(ARCH)
     model.load_state_dict(state)
@@ -197,6 +202,20 @@ FORMS: dict[str, tuple[Callable[[State], Any], str]] = {
         )
         for key in ("modelEMA", "model-ema", "EMAModel", "avg_model", "model_avg", "shadow")
     },
+    **{
+        f"an optimizer's {'.'.join(keys)}": (
+            lambda s, keys=keys: {"model": s, keys[0]: {keys[1]: other(s)} if keys[1:] else other(s)},
+            f"took 'model'; left {keys[0]}",
+        )
+        for keys in (
+            ("optimizer", "exp_avg"), ("optimizer", "ema"), ("opt", "ema"), ("exp_avg",), ("exp_avg_sq",),
+            ("grad_ema",), ("running_avg_grad",), ("moving_avg_sq",), ("emaGradients",), ("square_avg",),
+        )
+    },
+    "an optimizer's moments beside the weights": (
+        lambda s: {**s, **prefixed(other(s), "exp_avg.")},
+        "left exp_avg (of an optimizer)",
+    ),
     "torch's average": (averaged, "took 'module.' off the names; left n_averaged"),
     "beside other modules": (
         lambda s: in_a_module(s, Learner),
@@ -316,6 +335,22 @@ REFUSED: dict[str, tuple[Callable[[State, Path], Any], str]] = {
     "an array of objects": (
         lambda s, _: {"model": s, "a": np.array([{}], dtype=object)}, "an array of objects, which may run code",
     ),
+    "what may be an average of anything": (
+        lambda s, _: {"model": s, "avg_delta": other(s)},
+        "holds several networks: model, avg_delta",
+    ),
+    "an optimizer's moments alone": (
+        lambda s, _: {"optimizer": {"exp_avg": s}},
+        "holds no network: by its name, optimizer.exp_avg is what an optimizer keeps",
+    ),
+    "quantised by torch when it runs": (
+        lambda s, _: quantised(s),
+        r"holds stage0\S+\.zero_point: quantised weights cannot be read",
+    ),
+    "split by ZeRO-3": (
+        lambda s, _: {"module": {name: torch.zeros(0) for name in s}},
+        "is empty, as where DeepSpeed's ZeRO-3 split the weights; join them by its zero_to_fp32.py",
+    ),
     "two averages": (
         lambda s, _: {"model": s, "model_ema": other(s), "model_ema2": other(other(s))},
         "holds several networks: model_ema, model_ema2",
@@ -375,6 +410,17 @@ def test_what_is_no_network_to_be_read_is_refused_by_name(
     assert str(path) in str(caught.value)
     assert "\x1b" not in str(caught.value)
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # of torchao
+def test_weights_that_torchao_quantised_are_refused(state: State, tmp_path: Path) -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    model = build_model(ARCH)
+    model.load_state_dict(state)
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ArchError, match=r"weight: is a \w+, must be a plain tensor; quantised weights cannot be read"):
+        load_checkpoint(tmp_path / "w.pth", ARCH)
 
 
 def torchscript(path: Path) -> None:
@@ -620,14 +666,25 @@ def test_all_of_imagenets_classes_are_matched_by_id_and_by_words() -> None:
         {"idx_to_class": {"0": "b", "1": "c", "2": "a"}},
         {"id2label": {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}, "label2id": {"b": 0, "c": 1, "a": 2}},
         {"class_names": ["a", "b"], "classes": ["b", "c", "a"]},
+        {"idx2label": {0: "b", 1: "c", 2: "a"}},
+        {"label_to_index": {"a": 2, "b": 0, "c": 1}},
+        {"vocab": ["b", "c", "a"]},
+        {"anything": ["b", "c", "a"], "splits": ["train", "val", "test"]},
+        {"x": {"y": [{"z": {"q": ("b", "c", "a")}}]}},
+        {"classes": [b"b", b"c", b"a"]},
+        {"classes": "b, c, a"},
+        {"classes": '{"0": "b", "1": "c", "2": "a"}'},
+        {"classes": "{'b': 0, 'c': 1, 'a': 2}"},
+        {"pairs": [(1, "c"), (0, "b"), (2, "a")]},
+        {"class_index": {"0": ["b", "bee"], "1": ["c", "sea"], "2": ["a", "ay"]}},
+        {"opt": argparse.Namespace(names=["b", "c", "a"])},
+        {"optimizer": {"names": ["a", "b", "c"]}, "names": ["b", "c", "a"]},
     ],
     ids=str,
 )
 def test_a_head_is_put_into_the_order_of_the_data_by_the_names_that_a_checkpoint_has(
     beside: dict[str, Any], tmp_path: Path
 ) -> None:
-    import dataclasses
-
     arch = dataclasses.replace(ARCH, num_classes=3)
     source, model = build_model(arch), build_model(arch)
     torch.save({"state_dict": source.state_dict(), **beside}, tmp_path / "w.pth")
@@ -644,9 +701,103 @@ def test_a_head_is_put_into_the_order_of_the_data_by_the_names_that_a_checkpoint
     assert torch.equal(strange.head.weight, fresh)
 
 
+NAMED_BESIDE = {
+    "classes.txt": "b\nc\na\n",
+    "labels.txt": "0 b\n1 c\n2 a\n",
+    "class_indices.json": '{"0": "b", "1": "c", "2": "a"}',
+    "class_to_idx.json": '{"a": 2, "b": 0, "c": 1}',
+    "imagenet_class_index.json": '{"0": ["b", "bee"], "1": ["c", "sea"], "2": ["a", "ay"]}',
+    "id2label.json": '{"0": "b", "1": "c", "2": "a"}',
+    "labels.json": '["b", "c", "a"]',
+    "w_classes.txt": "a, 2\r\nb, 0\r\nc, 1\r\n",
+    "config.json": '{"data": {"classes": ["b", "c", "a"]}}',
+}
+
+
+@pytest.mark.parametrize("name", NAMED_BESIDE)
+def test_a_head_is_put_into_the_order_of_the_data_by_the_names_in_a_file_beside_it(name: str, tmp_path: Path) -> None:
+    arch = dataclasses.replace(ARCH, num_classes=3)
+    source, model = build_model(arch), build_model(arch)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    (tmp_path / name).write_text(NAMED_BESIDE[name])
+    notes = initialise(model, tmp_path / "w.pth", classes=("a", "b", "c"))
+    assert torch.equal(model.head.weight, source.head.weight[[2, 0, 1]])
+    assert notes[0] == "the order of the classes is that of the files beside w.pth: b, c, a"
+
+
+@pytest.mark.parametrize("metadata", [{"classes": "b,c,a"}, {"meta": '{"id2name": {"0": "b", "1": "c", "2": "a"}}'}])
+def test_names_in_the_metadata_of_safetensors_are_read(metadata: dict[str, str], tmp_path: Path) -> None:
+    arch = dataclasses.replace(ARCH, num_classes=3)
+    save_file(build_model(arch).state_dict(), tmp_path / "w.safetensors", metadata)
+    told, _ = read_weights(tmp_path / "w.safetensors").names.matching(("a", "b", "c"))
+    assert told is not None
+    assert told.names == ("b", "c", "a")
+
+
+def test_names_in_two_orders_are_refused_and_both_named(state: State, tmp_path: Path) -> None:
+    torch.save({"model": state, "one": list("abcdefghij"), "other": list("jihgfedcba")}, tmp_path / "w.pth")
+    with pytest.raises(ArchError, match=r"w.pth: one \(0 a, .*\) and other \(0 j, .*\) name the same classes in diff"):
+        initialise(build_model(ARCH), tmp_path / "w.pth", classes=tuple("abcdefghij"))
+    save_file(state, tmp_path / "model.safetensors", {"classes": ",".join("abcdefghij")})
+    (tmp_path / "labels.txt").write_text("\n".join("jihgfedcba"))
+    with pytest.raises(ArchError, match=r"labels.txt \(0 j, .*\) and classes \(0 a, "):
+        initialise(build_model(ARCH), tmp_path, classes=tuple("abcdefghij"))
+
+
+def test_names_that_are_numbers_are_by_the_index_that_ascends(tmp_path: Path) -> None:
+    ours, arch = tuple(sorted(map(str, range(12)))), dataclasses.replace(ARCH, num_classes=12)
+    by_index = {str(index): name for index, name in enumerate(ours)}
+    for told in (by_index, {name: index for index, name in by_index.items()}):
+        torch.save({"model": build_model(arch).state_dict(), "map": told}, tmp_path / "w.pth")
+        found, _ = read_weights(tmp_path / "w.pth").names.matching(ours)
+        assert found is not None
+        assert found.names == ours
+
+
+def test_numbered_classes_without_names_are_taken_where_they_have_one_order_alone(tmp_path: Path) -> None:
+    arch = dataclasses.replace(ARCH, num_classes=12)
+    torch.save(build_model(arch).state_dict(), tmp_path / "w.pth")
+    for ours in (sorted(map(str, range(12))), sorted(str(index + 1) for index in range(12))):
+        with pytest.raises(ArchError, match=r"of text, 0 \d, 1 1\d?, .* numbers, .* in a file classes.txt beside it"):
+            initialise(build_model(arch), tmp_path / "w.pth", classes=ours)
+    notes = initialise(build_model(arch), tmp_path / "w.pth", classes=[f"{index:02}" for index in range(12)])
+    assert "taken in the data's order, 0 00, 1 01" in notes[-1]
+
+
+def test_a_published_network_has_imagenets_classes_whatever_the_folders_are_sorted_by() -> None:
+    from timm.data.imagenet_info import ImageNetInfo
+
+    from cvt_nas.model import ClassNames, is_published
+
+    names, info = ClassNames(path=Path("w.pth")), ImageNetInfo()
+    by_text: tuple[str, ...] = tuple(sorted(map(str, range(1000))))
+    rows, note = names.rows_without_names(by_text, "why", is_published=True)
+    assert rows == tuple(map(int, by_text))
+    assert note == "why: they are taken in the published networks' order, 0 0, 1 1, 2 2, ..."
+    rows, _ = names.rows_without_names(info.label_names()[::-1], "why", is_published=True)
+    assert rows == tuple(reversed(range(1000)))
+    words = sorted(word.split(",")[0] for word in info.label_descriptions())
+    with pytest.raises(
+        ArchError, match="it may be a published network: '.*' and others are none of ImageNet's classes"
+    ):
+        names.rows_without_names(words, "why", is_published=True)
+    with pytest.raises(ArchError, match="nothing tells whether"):
+        names.rows_without_names(by_text, "why", is_published=False)
+    arch = load_arch("cvt-13")
+    weights: Any = types.SimpleNamespace(num_classes=1000, source=None)
+    assert is_published(weights, arch.with_image_size(384))
+    assert not is_published(weights, dataclasses.replace(load_arch("cvt-13-cifar"), num_classes=1000))
+    weights.source = Path("arch.json")  # as of a training of one's own
+    assert not is_published(weights, arch)
+
+
 @pytest.mark.parametrize(
     ("beside", "why"),
     [
+        (
+            {"splits": [f"part {index}" for index in range(10)]},
+            "splits holds other names than the data, and nothing else has any",
+        ),
         ({"class_names": list("abcd")}, "class_names: names 4 classes, the head has 10"),
         ({"meta": {"classes": list("aabcdefghi")}}, "meta.classes: names 'a' more than once"),
         ({"class_to_idx": {"a": 1, "b": 2}}, "class_to_idx: must have one name for each index from 0"),

@@ -1,7 +1,7 @@
 """Accuracy of a trained network, whatever trained it, on the test images of a data set."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,20 @@ from cvt_nas.data import ImageData, Preprocessing, check_data, find_data, shape_
 from cvt_nas.engine import logits_of
 from cvt_nas.errors import ArchError, DataError, ResourceError, first_line
 from cvt_nas.evaluate.preprocessing import preprocessing_beside
-from cvt_nas.model import CvT, are_indices, classes_beside, fitted, load_onnx, load_program, match_classes, read_weights
+from cvt_nas.model import (
+    ClassNames,
+    CvT,
+    Told,
+    are_indices,
+    classes_beside,
+    fitted,
+    is_published,
+    listed,
+    load_onnx,
+    load_program,
+    match_classes,
+    read_weights,
+)
 
 _TOP = 5
 _SHOWN = 3  # classes in a message
@@ -48,16 +61,16 @@ class _Network:
     Args:
         model: A `CvT`, or a program of a runtime.
         folder: Of the files.
-        classes: Their names in the order of the logits, where anything tells them.
-        unnamed: Why there are no names, for people, where there are none.
+        names: Of the classes, in the order of the logits, where anything tells them.
+        is_published: Whether it is a published network, as far as can be told.
     """
 
     model: Any
     arch: ArchConfig
     folder: Path
-    classes: tuple[str, ...] | None
+    names: ClassNames
     notes: tuple[str, ...]
-    unnamed: str = "nothing beside the weights names their classes"
+    is_published: bool = False
 
     @property
     def is_program(self) -> bool:
@@ -85,7 +98,8 @@ def evaluate_model(
     pixels on the whole image, squashed.
 
     An answer is right if it is the class of that name, wherever the weights and the data have names of classes; the
-    data may then have some of the classes alone. Without names, the order of the data's classes is taken.
+    data may then have some of the classes alone. Without names, the order of the data's classes is taken; of classes
+    that are numbers, only where it is the same as text, or a published network tells it.
 
     Args:
         weights: See `read_weights`; or the folder of an export as ONNX or as a program, which runs on the CPU.
@@ -147,9 +161,9 @@ def _open_weights(path: Path, arch: ArchConfig | None) -> _Network:
         model=model,
         arch=model.arch,
         folder=weights.folder,
-        classes=weights.classes,
+        names=weights.names,
         notes=notes,
-        unnamed=weights.unnamed,
+        is_published=is_published(weights, model.arch),
     )
 
 
@@ -171,7 +185,9 @@ def _open_program(path: Path, arch: ArchConfig | None) -> _Network | None:
     except Exception as error:  # each runtime has errors of its own
         said = first_line(error)
         raise ArchError(f"{folder / name}: cannot be loaded: {said}") from error
-    return _Network(model=model, arch=own, folder=folder, classes=classes_beside(folder), notes=())
+    classes = classes_beside(folder)
+    names = ClassNames(path=path, groups=() if classes is None else ((Told("preprocessing.json", classes),),))
+    return _Network(model=model, arch=own, folder=folder, names=names, notes=())
 
 
 def _check_program(network: _Network, *, image_size: int | None, device: str | None, precision: str) -> None:
@@ -198,7 +214,7 @@ def _open_images(
     channels, num_classes = shape_of(dataset, root, test_only=True)
     if channels not in (None, arch.num_channels):
         raise DataError(f"--data {data}: {dataset} has {channels} channels, {weights} is for {arch.num_channels}")
-    if num_classes != arch.num_classes and network.classes is None:
+    if num_classes != arch.num_classes and not any(network.names.groups):
         raise DataError(f"--data {data}: {dataset} has {num_classes} classes, {weights} is for {arch.num_classes}")
     images, _ = check_data(
         DataConfig(dataset=dataset, num_workers=num_workers, on_error=on_error),
@@ -214,22 +230,27 @@ def _open_images(
 
 def _places_of(network: _Network, images: ImageData, data: str | Path, weights: str) -> tuple[Tensor, str | None]:
     """For each of the network's classes its index in the data, -1 where that has none; and a note for people."""
-    ours, theirs = images.class_names, network.classes
+    ours, kind = images.class_names, find_data(data)[0]
     num_classes = network.arch.num_classes
-    if theirs is None:
-        return torch.arange(num_classes), (f"{network.unnamed}: they are taken in the data's order, {_listed(ours)}")
-    kind, order = find_data(data)[0], match_classes(ours, theirs)
+    told, why_none = network.names.matching(ours)
+    if told is None:
+        if len(ours) != num_classes:
+            raise DataError(f"--data {data}: {kind} has {len(ours)} classes, {weights} is for {num_classes}")
+        rows, note = network.names.rows_without_names(ours, why_none, is_published=network.is_published)
+        return torch.tensor(rows).argsort(), note
+    theirs = told.names
+    order = match_classes(ours, theirs)
     if order == (None,) * num_classes and kind == "imagefolder" and are_indices(ours):
         places = torch.empty(num_classes, dtype=torch.int64)
         places[torch.tensor([int(name) for name in ours])] = torch.arange(num_classes)
-        return places, f"the folders are named by the index of a class: these are {_listed(theirs)}"
+        return places, f"the folders are named by the index of a class: these are {listed(theirs)}"
     if None in order:
         odd = [name for name, place in zip(ours, order, strict=True) if place is None]
         counts = f"has {len(ours)} classes, {weights} is for {num_classes}; " if len(ours) != num_classes else ""
         raise DataError(
             f"--data {data}: {kind} {counts or 'has other classes than the network: '}"
             f"{', '.join(map(repr, odd[:_SHOWN]))} {'are' if len(odd) > 1 else 'is'} none of its classes, such as "
-            f"{', '.join(map(repr, theirs[:_SHOWN]))}; name the data's classes as these"
+            f"{', '.join(map(repr, theirs[:_SHOWN]))}, by {told.place}; name the data's classes as these"
         )
     places = torch.full((num_classes,), -1)
     places[torch.tensor(order)] = torch.arange(len(ours))
@@ -242,13 +263,7 @@ def _places_of(network: _Network, images: ImageData, data: str | Path, weights: 
         return places, None
     return (
         places,
-        f"the classes are matched by their names, since the orders differ: the network's is {_listed(theirs)}",
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"{index} {name}" for index, name in enumerate(names[:_SHOWN])) + (
-        ", ..." if len(names) > _SHOWN else ""
+        f"the classes are matched by their names, since the orders differ: the network's is {listed(theirs)}",
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cvt_nas.data.folders import IMAGENET_MEAN, IMAGENET_STD
 from cvt_nas.errors import DataError, first_line
 
 Found = dict[str, Any]  # arguments of `Preprocessing`, as far as they are told
@@ -21,6 +22,12 @@ _DEFAULT_RESAMPLE = {
     2: ("ViT", "MobileNetV1", "MobileNetV2"),
     3: (*_CROPPING, "Beit", "Bit", "Blip", "CLIP", "ChineseCLIP", "DeiT", "Levit", "Siglip"),
 }  # what a file leaves out is as in the class, release 5.24
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_DEFAULT_STATISTICS = {
+    (IMAGENET_MEAN, IMAGENET_STD): ("PoolFormer", "Levit", "Perceiver"),
+    _CLIP: ("CLIP", "ChineseCLIP", "Bit", "Blip", "Flava"),
+    ((0.5,) * 3, (0.5,) * 3): ("ViT", "ConvNext", "MobileNetV1", "MobileNetV2", "Siglip", "DeiT", "Beit"),
+}
 _OF_CVT = "ConvNext"  # which transformers takes for a CvT where the file names no class
 _LEVIT_SCALE = 256 / 224
 _WHOLE_IMAGE = 384  # from which on ConvNeXt's processor squashes the image instead of cropping it
@@ -75,6 +82,7 @@ def _of_this_package(tree: Mapping[str, Any]) -> Found:
 
 
 def _of_timm(tree: Mapping[str, Any]) -> Found:
+    tree = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | {key: value for key, value in tree.items() if value}
     size, mode, share = tree["input_size"], tree.get("crop_mode", "center"), float(tree.get("crop_pct", 0.875))
     interpolation = tree.get("interpolation", "bicubic")
     if mode not in ("center", "squash"):
@@ -102,13 +110,18 @@ def _of_transformers(tree: Mapping[str, Any]) -> Found:
     kind = _kind(tree)
     if tree.get("include_top", kind.startswith("EfficientNet")):
         raise _RefusedError("include_top", tree.get("include_top"), "must be false: it normalises the images twice")
-    default = next((key for key, kinds in _DEFAULT_RESAMPLE.items() if (kind or _OF_CVT).startswith(kinds)), None)
-    resample = tree.get("resample", default)
+    resample = tree.get("resample", _default(_DEFAULT_RESAMPLE, kind))
+    resample = next((number for number, name in _RESAMPLING.items() if name == resample), resample)
     if type(resample) is not int or resample not in _RESAMPLING:
         raise _RefusedError(
             "resample", resample, "must be one of " + ", ".join(f"{k} ({v})" for k, v in _RESAMPLING.items())
         )
     return {**_sides(tree), **_scale(tree), "interpolation": _RESAMPLING[resample]}
+
+
+def _default(by_class: Mapping[Any, tuple[str, ...]], kind: str) -> Any:
+    """What the class of a processor has for what a file leaves out; None where it is not known."""
+    return next((value for value, kinds in by_class.items() if (kind or _OF_CVT).startswith(kinds)), None)
 
 
 def _scale(tree: Mapping[str, Any]) -> Found:
@@ -119,6 +132,8 @@ def _scale(tree: Mapping[str, Any]) -> Found:
     unit = 255 * factor  # what a white pixel becomes
     mean, std = (0.0,), (1.0,)
     if tree.get("do_normalize", True):
+        default = _default(_DEFAULT_STATISTICS, _kind(tree))
+        tree = {**({} if default is None else dict(zip(("image_mean", "image_std"), default, strict=True))), **tree}
         mean = _mean("image_mean", tree["image_mean"])
         std = _deviation("image_std", tree["image_std"])
     return {"mean": tuple(m / unit for m in mean), "std": tuple(s / unit for s in std)}

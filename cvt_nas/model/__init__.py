@@ -1,7 +1,7 @@
 """CvT as a plain torch module, built from an `ArchConfig`, and the files that hold its weights."""
 
 from cvt_nas.model.checkpoints import Weights, classes_beside, read_weights, weights_files
-from cvt_nas.model.classes import are_indices, match_classes
+from cvt_nas.model.classes import ClassNames, Told, are_indices, listed, match_classes
 from cvt_nas.model.files import load_model, probe_error, probe_logits, save_model, write_weights
 from cvt_nas.model.lending import lent_state
 from cvt_nas.model.network import (
@@ -17,14 +17,16 @@ from cvt_nas.model.network import (
 )
 from cvt_nas.model.port import hugging_face_name, official_name
 from cvt_nas.model.programs import Logits, load_onnx, load_program
-from cvt_nas.model.weights import fitted, initialise, load_checkpoint
+from cvt_nas.model.weights import fitted, initialise, is_published, load_checkpoint
 
 __all__ = [
     "Block",
+    "ClassNames",
     "ConvEmbed",
     "ConvProjection",
     "CvT",
     "Logits",
+    "Told",
     "Weights",
     "are_indices",
     "build_model",
@@ -35,7 +37,9 @@ __all__ = [
     "forward_stages",
     "hugging_face_name",
     "initialise",
+    "is_published",
     "lent_state",
+    "listed",
     "load_checkpoint",
     "load_model",
     "load_onnx",

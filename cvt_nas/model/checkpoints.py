@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cvt_nas.arch import ArchConfig, arch_of_config, class_names_of_config, is_config, is_of_transformers, load_arch
 from cvt_nas.errors import ArchError
-from cvt_nas.model.classes import class_names_in
-from cvt_nas.model.unpickling import read_content, read_json
+from cvt_nas.model.classes import ClassNames, Told, class_names_beside, class_names_in
+from cvt_nas.model.unpickling import metadata_of, read_content, read_json
 from cvt_nas.model.unwrapping import unwrap
 from cvt_nas.results import fetch
 
@@ -34,8 +34,7 @@ class Weights:
             of images, is then that of the published models.
         source: The file that tells it.
         is_port: Whether they are of transformers' port, which computes GELU, whatever they were trained with.
-        classes: Names of the classes, in the order of the head's rows, where anything tells them.
-        unnamed: Why there are no names, for people, where there are none.
+        names: Of the classes, in the order of the head's rows, where anything tells them.
         head_like: Names of tensors that go by the name of a head, where there is none.
         is_bound: Whether the name of the file binds it to what lies beside it.
         foreign: Why what lies beside a file of another name is not read, as it is of another network.
@@ -47,9 +46,8 @@ class Weights:
     arch: ArchConfig | None
     source: Path | None
     is_port: bool
-    classes: tuple[str, ...] | None
+    names: ClassNames
     notes: tuple[str, ...]
-    unnamed: str = "nothing beside the weights names their classes"
     foreign: str | None = None
     head_like: tuple[str, ...] = ()
     is_bound: bool = True
@@ -59,6 +57,11 @@ class Weights:
         """Rows of the head; None without one."""
         head = self.state.get("head.weight")
         return None if head is None else (*head.shape, 0)[0]
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names that are told first, whatever the data's classes are."""
+        return next((told.names for group in self.names.groups for told in group if told.is_certain), None)
 
     @property
     def folder(self) -> Path:
@@ -100,29 +103,39 @@ def read_weights(path: str | Path, arch: ArchConfig | None = None) -> Weights:
         source=None,
         is_port=found.is_port,
         head_like=found.head_like,
-        classes=None,
+        names=ClassNames(path=path),
         notes=(f"{path}: {found.note}",) if found.note else (),
     )
     is_bound = path.is_dir() or _is_bound(files[0])
     weights = _with_arch(weights, folder, is_bound=is_bound, given=arch)
     if weights.num_classes is None:
         return weights
-    told = None if weights.foreign else classes_beside(folder)
-    if weights.classes is not None and told is not None and weights.classes != told:
-        raise ArchError(
-            f"{weights.source}: has other names of classes, or another order, than preprocessing.json beside it: "
-            f"{', '.join(weights.classes[:3])} instead of {', '.join(told[:3])}"
-        )
-    beside = weights.classes or told
-    own, unusable = (None, None) if beside and is_bound else class_names_in(content, weights.num_classes)
-    classes = own or beside  # a file that anything may lie beside tells its own names best
-    if classes is not None and len(classes) != weights.num_classes:
-        raise ArchError(f"{path}: has {weights.num_classes} classes, the files beside it name {len(classes)}")
-    notes = weights.notes
-    if not is_bound and own is None and beside is not None:
-        notes = (*notes, f"the order of the classes is that of the files beside {path.name}: {', '.join(beside[:3])}"
-                         f"{', ...' if len(beside) > 3 else ''}")  # fmt: skip
-    return replace(weights, classes=classes, notes=notes, unnamed=unusable or weights.unnamed)
+    facts = dict(fact for file in files for fact in metadata_of(file).items())
+    own, why = class_names_in(facts or content, weights.num_classes)
+    beside, unusable = ((), None) if weights.foreign else _names_beside(weights)
+    is_own = not is_bound and any(told.is_certain for told in own)  # a file that anything may lie beside knows best
+    if odd := next((told for told in beside if len(told.names) != weights.num_classes and not is_own), None):
+        raise ArchError(f"{path}: has {weights.num_classes} classes, the files beside it name {len(odd.names)}")
+    if not is_bound and not is_own and (first := next((told.names for told in beside if told.is_certain), None)):
+        shown = f"{', '.join(first[:3])}{', ...' if len(first) > 3 else ''}"
+        note = f"the order of the classes is that of the files beside {path.name}: {shown}"
+        weights = replace(weights, notes=(*weights.notes, note))
+    names = ClassNames(path=path, groups=(own, beside) if is_own else ((*beside, *own),))
+    return replace(weights, names=replace(names, why_none=why or unusable or names.why_none))
+
+
+def _names_beside(weights: Weights) -> tuple[tuple[Told, ...], str | None]:
+    """The names of classes in the files beside the weights, and why what goes by their name is none."""
+    told, classes = [told for group in weights.names.groups for told in group], classes_beside(weights.folder)
+    if classes is not None:
+        if told and told[0].names != classes:
+            raise ArchError(
+                f"{weights.source}: has other names of classes, or another order, than preprocessing.json beside it: "
+                f"{', '.join(told[0].names[:3])} instead of {', '.join(classes[:3])}"
+            )
+        told = [Told("preprocessing.json", classes)]
+    others, unusable = class_names_beside(weights.path, weights.num_classes or 0)
+    return (*told, *others), unusable
 
 
 def weights_files(path: str | Path) -> tuple[Path, ...]:
@@ -235,7 +248,8 @@ def _told_by(source: Path, weights: Weights, *, is_bound: bool) -> Weights | Non
     classes = class_names_of_config(tree, source)
     if is_of_transformers(tree):  # whose settings may leave out the number of classes
         arch = replace(arch, num_classes=weights.num_classes or arch.num_classes)
-    return replace(weights, arch=arch, source=source, classes=classes)
+    names = weights.names if classes is None else replace(weights.names, groups=((Told(source.name, classes),),))
+    return replace(weights, arch=arch, source=source, names=names)
 
 
 def _is_same(one: ArchConfig, other: ArchConfig, *, as_port: bool) -> bool:

@@ -1,22 +1,32 @@
 """Which class of a network is which of a data set: by their names, never by their places alone."""
 
+import ast
+import json
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-# under which training scripts keep the names of the classes, in their order or by their index
-_KEYS = (
-    "class_names", "classes", "CLASSES", "label_names", "class_labels", "categories", "labels", "names", "class_to_idx",
-    "label2id", "idx_to_class", "id2label",
-)  # fmt: skip
-_MAX_DEPTH = 3  # of settings in settings
+from cvt_nas.errors import ArchError, first_line
+from cvt_nas.model.unwrapping import is_of_optimizer
+
+# names of settings and files that hold names of classes; what others hold, does where it matches the data's
+_TELLING = re.compile(r"class|label|categor|vocab|synset|target_?name|to_?name|\bnames$", re.IGNORECASE)
+_FILE = re.compile(r"(class(es)?|labels?|categor(y|ies)|targets?|vocab|synsets?|names?|words?|index|indices|idx|ids?|"
+                   r"to|list|map(ping)?|dict|imagenet|[\W\d_])+")  # fmt: skip
+_NUM_SHOWN = 3  # names in a note
+_MAX_DEPTH = 12  # of settings in settings
+_MAX_LISTED = 1000  # settings in a list
+_MAX_TEXT = 2**22  # characters
 _SYNSET = re.compile(r"n\d{8}")
 
 
@@ -46,75 +56,251 @@ def are_indices(names: Sequence[str]) -> bool:
     return all(name.isdecimal() for name in names) and sorted(map(int, names)) == list(range(len(names)))
 
 
-def class_names_in(content: Any, num_classes: int) -> tuple[tuple[str, ...] | None, str | None]:
-    """The names of so many classes that a checkpoint holds beside its weights; None where it holds none.
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Names of a head's classes in the order of its rows.
+
+    Args:
+        place: Where they stand, for people.
+        is_certain: Whether they are said to be of classes, by the name of what they stand in or as `{0: 'cat'}`.
+    """
+
+    place: str
+    names: tuple[str, ...]
+    is_certain: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassNames:
+    """All that names the classes of a head, in the weights' file or beside it.
+
+    Args:
+        path: Of the weights.
+        groups: Of which an earlier one is believed rather than a later one.
+        why_none: Why there are no names, for people.
+    """
+
+    path: Path
+    groups: tuple[tuple[Told, ...], ...] = ()
+    why_none: str = "nothing beside the weights names their classes"
+
+    def matching(self, ours: Sequence[str]) -> tuple[Told | None, str]:
+        """The names by which to match the classes `ours`: those among which all of these are, else what is certain.
+
+        Returns:
+            With it, why there are none.
+
+        Raises:
+            ArchError: Several hold all of them, in different orders.
+        """
+        for group in self.groups:
+            orders: dict[tuple[int | None, ...], Told] = {}
+            for told in group:
+                orders.setdefault(match_classes(ours, told.names), told)
+            whole = [told for order, told in orders.items() if None not in order]
+            if len(whole) > 1:
+                one, other = (f"{told.place} ({listed(told.names)})" for told in whole[:2])
+                raise ArchError(
+                    f"{self.path}: {one} and {other} name the same classes in different orders; take away the wrong one"
+                )
+            if whole:
+                return whole[0], ""
+        for told in (told for group in self.groups for told in group):
+            if told.is_certain or any(row is not None for row in match_classes(ours, told.names)):
+                return told, ""
+        odd = next((told.place for group in self.groups for told in group), None)
+        return (
+            None,
+            self.why_none if odd is None else f"{odd} holds other names than the data, and nothing else has any",
+        )
+
+    def rows_without_names(
+        self, ours: Sequence[str], why_none: str, *, is_published: bool
+    ) -> tuple[tuple[int, ...], str]:
+        """Where there are no names: which rows of the head stand for the classes `ours`, and a note that says it.
+
+        Args:
+            is_published: Whether the network is a published one, whose classes are ImageNet's.
+
+        Raises:
+            ArchError: They are numbers of which the order is another as text, as torchvision sorts folders.
+        """
+        rows, how = tuple(range(len(ours))), "list them in its order in a file classes.txt beside it, one a line"
+        if is_published:
+            order = tuple(map(int, ours)) if are_indices(ours) else match_classes(ours, _imagenet()[1])
+            published = tuple(row for row in order if row is not None)
+            if len(published) == len(rows) != 0 and published != rows:
+                first = tuple(ours[published.index(row)] for row in rows)
+                return published, f"{why_none}: they are taken in the published networks' order, {listed(first)}"
+            if any(row not in (None, place) for place, row in enumerate(order)):
+                raise ArchError(
+                    f"{self.path}: {why_none}, and it may be a published network: {ours[order.index(None)]!r} and "
+                    f"others are none of ImageNet's classes, and some are; {how}"
+                )
+        numbers = [int(name) for name in ours if name.isdecimal()]
+        if len(numbers) == len(ours) and numbers != sorted(numbers):
+            raise ArchError(
+                f"{self.path}: {why_none}, and the data's are numbers: nothing tells whether the network has them in "
+                f"the order of text, {listed(ours)}, or of numbers, {listed(sorted(ours, key=int))}; {how}"
+            )
+        return rows, f"{why_none}: they are taken in the data's order, {listed(ours)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names with their indices, for people."""
+    shown = ", ".join(f"{index} {name}" for index, name in enumerate(names[:_NUM_SHOWN]))
+    return shown + (", ..." if len(names) > _NUM_SHOWN else "")
+
+
+def class_names_in(
+    content: Any, num_classes: int, *, file: str = "", is_said: bool = False
+) -> tuple[tuple[Told, ...], str | None]:
+    """What names so many classes in settings, known by its structure: a list, a text, or a dict from or to indices.
+
+    Args:
+        file: For people.
+        is_said: Whether all in it is said to be of classes.
 
     Returns:
-        With them, why names that it does hold cannot be used, where no others can.
+        With them, why what is said to be names of classes cannot be used, where that is so.
     """
-    unusable = None
-    for place, tree in _settings(content):
-        for key in (key for key in _KEYS if key in tree):
-            names, why = _names_of(tree[key])
-            if names is not None and len(names) != num_classes:
+    found, unusable = [], None
+    for keys, tree in _settings(content):
+        key = next((key for key in reversed(keys) if not key.isdecimal()), "")
+        is_told = is_said or _TELLING.search(key) is not None
+        shown = ": ".join(filter(None, (file, ".".join(keys))))
+        for names, is_by_index in _names_of(tree):
+            if None in names:
+                why = "must have one name for each index from 0"
+            elif len(names) != num_classes:
                 why = f"names {len(names)} classes, the head has {num_classes}"
-            elif names is not None and (repeated := [name for name, count in Counter(names).items() if count > 1]):
+            elif repeated := [name for name, count in Counter(names).items() if count > 1]:
                 why = f"names {repeated[0]!r} more than once"
-            elif names is not None:
-                return names, None
-            if why is not None:
-                unusable = unusable or f"{'.'.join((*place, key))}: {why}"
-    return None, unusable
+            else:
+                found.append(Told(shown, names, is_told or is_by_index))
+                continue
+            if is_said or (is_told and not isinstance(tree, str)):
+                unusable = unusable or f"{shown}: {why}"
+    return tuple(found), unusable
 
 
-def _settings(content: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """A checkpoint's own keys, then those of the settings in it, then of those in these; with the keys to each."""
-    level: list[tuple[tuple[str, ...], Any]] = [((), content)]
-    for _ in range(_MAX_DEPTH):
-        trees = [(place, _as_mapping(tree)) for place, tree in level]
-        level = []
-        for place, tree in trees:
-            if tree is not None:
-                yield place, tree
-                level += [((*place, str(key)), value) for key, value in tree.items() if not isinstance(value, Tensor)]
+def class_names_beside(path: Path, num_classes: int) -> tuple[tuple[Told, ...], str | None]:
+    """`class_names_in` of the files beside or in `path` that go by names such as `classes.txt` or `id2label.json`.
 
-
-def _as_mapping(tree: Any) -> Mapping[Any, Any] | None:
-    """A dict, or the attributes of a namespace."""
-    inner = tree if isinstance(tree, Mapping) else getattr(tree, "__dict__", None)
-    return inner if isinstance(inner, Mapping) else None
-
-
-def _names_of(told: Any) -> tuple[tuple[str, ...] | None, str | None]:
-    """Names in the order of their indices, of a list, or of a dict from or to these; or why they have no order.
-
-    What holds other things than names is neither, nor are the `LABEL_0`, `LABEL_1` that transformers makes up.
+    What a `config.json` names so counts as in a checkpoint.
     """
-    if isinstance(told, Mapping):
-        pairs = list(told.items())
-        if any(not isinstance(index, str) for _, index in pairs):
-            pairs = [(index, name) for name, index in pairs] if isinstance(pairs[0][0], str) and all(
-                _index_of(index) is not None for _, index in pairs) else pairs  # fmt: skip
-        if not pairs or not all(isinstance(name, str) for _, name in pairs):
-            return None, None
-        by_index = {_index_of(index): name for index, name in pairs}
-        if None in by_index:
-            return None, None
-        if set(by_index) != set(range(len(pairs))):
-            return None, "must have one name for each index from 0"
-        told = [by_index[index] for index in range(len(pairs))]
-    names = told.tolist() if isinstance(told, np.ndarray) else told
-    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-        return None, None
-    return (None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else tuple(map(str, names))), None
+    found, unusable = (), None
+    folder, own = (path, "") if path.is_dir() else (path.parent, path.stem.lower())
+    for file in sorted(folder.iterdir()):
+        stem = file.stem.lower().removeprefix(own)
+        is_said = _TELLING.search(stem) is not None and _FILE.fullmatch(stem) is not None
+        if file.name != "config.json" and (not is_said or file.suffix.lower() not in (".txt", ".json")):
+            continue
+        try:
+            text = file.read_text(encoding="utf-8-sig") if file.stat().st_size <= _MAX_TEXT else ""
+        except (OSError, ValueError) as error:
+            unusable = unusable or f"{file.name}: cannot be read: {first_line(error)}"
+            continue
+        told, why = class_names_in(text, num_classes, file=file.name, is_said=is_said)
+        found, unusable = (*found, *told), unusable or why
+    return found, unusable
+
+
+def _settings(content: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """What a checkpoint holds beside tensors, the outermost first, with the keys to each; of optimizers nothing."""
+    level: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    seen: dict[int, Any] = {}
+    for _ in range(_MAX_DEPTH):
+        trees = [(keys, _parsed(tree)) for keys, tree in level if id(tree) not in seen]
+        seen |= {id(tree): tree for _, tree in level}
+        level = []
+        for keys, tree in trees:
+            yield keys, tree
+            if isinstance(tree, Mapping):
+                inner = [
+                    (key, value)
+                    for key, value in ((str(key), value) for key, value in tree.items())
+                    if key == "opt" or not is_of_optimizer(key)
+                ]  # which are options elsewhere
+            elif isinstance(tree, list | tuple) and len(tree) <= _MAX_LISTED:
+                inner = [(str(index), value) for index, value in enumerate(tree) if not isinstance(value, str | bytes)]
+            else:
+                continue
+            level += [((*keys, key), value) for key, value in inner if not isinstance(value, Tensor | Real)]
+
+
+def _parsed(tree: Any) -> Any:
+    """A dict instead of a namespace, a list instead of an array, and what a text says instead of it."""
+    if isinstance(tree, bytes) and len(tree) <= _MAX_TEXT:
+        tree = tree.decode(errors="replace")
+    if isinstance(tree, np.ndarray) and tree.size <= _MAX_TEXT and tree.dtype.kind in "US":
+        return tree.tolist()
+    if isinstance(tree, str):
+        if tree.strip()[:1] in ("[", "{", "(") and len(tree) <= _MAX_TEXT:
+            with suppress(ValueError, RecursionError):
+                return json.loads(tree)
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                return ast.literal_eval(tree.strip())
+        return tree
+    inner = tree if isinstance(tree, Mapping) else getattr(tree, "__dict__", None)
+    return inner if isinstance(inner, Mapping) else tree
+
+
+def _names_of(tree: Any) -> Iterator[tuple[tuple[Any, ...], bool]]:
+    """Each way in which `tree` can be names, and whether its keys are the indices; None where an index has no name.
+
+    What holds other things than names is none, nor are the `LABEL_0`, `LABEL_1` that transformers makes up.
+    """
+    pairs: list[Any] = []
+    if isinstance(tree, str):
+        tree, pairs = _lines_of(tree)
+    if isinstance(tree, Mapping):
+        pairs = list(tree.items())
+    elif isinstance(tree, list | tuple):
+        names = tuple(map(_name_of, tree))
+        if all(isinstance(entry, list | tuple) and len(entry) == 2 for entry in tree):
+            pairs = list(tree)
+        elif not pairs and tree and None not in names and not _are_made_up(names):
+            yield names, False
+    ways = []
+    for index_at in (0, 1):
+        indices, names = [_index_of(pair[index_at]) for pair in pairs], [_name_of(pair[1 - index_at]) for pair in pairs]
+        if pairs and None not in indices and None not in names:
+            by_index = dict(zip(indices, names, strict=True))
+            ways.append((indices, tuple(by_index.get(index) for index in range(len(pairs))), index_at == 0))
+    if len(ways) > 1:  # names that are numbers themselves: the indices are what ascends
+        ways = [way for way in ways if way[0] == sorted(way[0])] or ways
+    yield from ((names, is_by_index) for _, names, is_by_index in ways if not _are_made_up(names))
+
+
+def _lines_of(text: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """The lines of a text, or what its commas part; and the index and the name in each, where they are such pairs."""
+    lines = re.split(r"[\r\n]+", text.strip()) if len(text) <= _MAX_TEXT else []
+    lines = [line.strip() for line in (re.split("[,;]", lines[0]) if len(lines) == 1 else lines)]
+    for form in (r"(?P<index>\d+)[\s,;:=]+(?P<name>.+)", r"(?P<name>.+?)[\s,;:=]+(?P<index>\d+)"):
+        found = [match for match in (re.fullmatch(form, line) for line in lines) if match]
+        if len(found) == len(lines) > 1 and sorted(int(pair["index"]) for pair in found) == list(range(len(lines))):
+            return lines, [(pair["index"], pair["name"]) for pair in found]
+    return (lines if len(lines) > 1 else []), []
+
+
+def _name_of(value: Any) -> str | None:
+    """A name, or the first of several, as in Keras' `{"0": ["n01440764", "tench"]}`."""
+    value = value[0] if isinstance(value, list | tuple) and value else value
+    value = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return str(value) if isinstance(value, str) else None
+
+
+def _are_made_up(names: Sequence[str | None]) -> bool:
+    return all(name == f"LABEL_{index}" for index, name in enumerate(names))
 
 
 def _index_of(value: Any) -> int | None:
     """The whole number that `value` is, as any library writes it; None where it is none."""
     if isinstance(value, str):
         return int(value) if value.isdecimal() else None
-    if isinstance(value, Tensor | np.ndarray):
-        value = value.item() if np.prod(value.shape) == 1 else None
+    if type(value) in (Tensor, np.ndarray):
+        value = value.item() if np.prod(value.shape) == 1 and str(getattr(value, "device", "cpu")) == "cpu" else None
     if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer():
         return None
     return int(float(value))

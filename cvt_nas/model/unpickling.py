@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from cvt_nas.errors import ArchError, first_line
@@ -108,6 +108,15 @@ def read_content(path: Path) -> Any:
             MemoryError, pickle.UnpicklingError, SafetensorError) as error:  # fmt: skip
         # of what is no file of weights, torch's reader raises whatever comes first
         raise ArchError(f"{path}: cannot be read: {_reason(error)}") from error
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """What safetensors keeps beside the tensors of a file; nothing of other files."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
 
 
 def _other_kind(path: Path, head: bytes) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cvt_nas.errors import ArchError
 from cvt_nas.model.port import official_name
@@ -26,7 +26,19 @@ _FIRST = {  # of official names, and of transformers'
 }
 # what other tools count in a network: thop, and torch's AveragedModel
 _COUNTERS = frozenset(("total_ops", "total_params", "n_averaged"))
-_AVERAGED = re.compile(r"(^|_)(ema|avg|averaged?|shadow|swa|polyak)(_|\d*$)")
+# an average of a network is named so, and by nothing that another average could be of
+_AVERAGED = re.compile(r"(ema|avg|averaged?|shadow|swa|polyak)\d*")
+_OF_NETWORKS = re.compile(
+    r"(moving|exponential|model|net|network|module|state|dict|weights?|params?|parameters|encoder|backbone|"
+    r"student|teacher|generator|checkpoint|callbacks?)?\d*"
+)
+# what an optimizer keeps goes by the names of the weights, too
+_OF_OPTIMIZER = re.compile(
+    r"(^|_)(optim(izer)?s?|opt|exp_avg|grads?|gradients?|sq|squares?|moments?|"
+    r"momentum(?!_(encoder|backbone|model|net|network|teacher)))(_|\d*$)"
+)
+# names by which quantisers of torch, bitsandbytes and GPTQ keep what their numbers mean
+_QUANTISED = frozenset(("_packed_params", "zero_point", "SCB", "absmax", "quant_map", "qweight", "qzeros"))
 _WORD_ENDS = re.compile(
     r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[-\s]"
 )  # of `modelEMA`, `EMAModel`, `model-ema`
@@ -68,9 +80,24 @@ class _Place:
 
     @property
     def is_averaged(self) -> bool:
-        return any(
-            _AVERAGED.search(_WORD_ENDS.sub("_", part).lower()) for part in (*self.keys, *self.prefix.split("."))
-        )
+        for words in (_snake(part).split("_") for part in (*self.keys, *self.prefix.split("."))):
+            rest = [word for word in words if not _AVERAGED.fullmatch(word)]
+            if len(rest) < len(words) and all(map(_OF_NETWORKS.fullmatch, rest)):
+                return True
+        return False
+
+    @property
+    def is_network(self) -> bool:
+        return not any(map(is_of_optimizer, (*self.keys, *self.prefix.split("."))))
+
+
+def is_of_optimizer(key: str) -> bool:
+    """Whether by its name it holds what an optimizer keeps: its state, gradients, or averages of these."""
+    return _OF_OPTIMIZER.search(_snake(key)) is not None
+
+
+def _snake(name: str) -> str:
+    return _WORD_ENDS.sub("_", name).lower()
 
 
 def unwrap(content: Any, path: Path) -> Unwrapped:
@@ -89,6 +116,8 @@ def unwrap(content: Any, path: Path) -> Unwrapped:
     place, others = _choose(_places(tensors), tensors, path)
     parts: list[str] = []
     inside = {name: tensors[keys, name] for keys, name in _members(place, tensors)}
+    if packed := next((name for name in inside if _QUANTISED.intersection(name.split("."))), None):
+        raise ArchError(f"{path}: holds {packed}: quantised weights cannot be read, give those before")
     state, changes = _state_of(inside, place, path)
     if place.keys:
         parts.append(f"took {'.'.join(place.keys)!r}" + (", the averaged weights" if place.is_averaged else ""))
@@ -176,10 +205,14 @@ def _choose(places: list[_Place], tensors: _Tensors, path: Path) -> tuple[_Place
             f"{path}: is no state dict of a CvT: no name ends in {'.'.join(_FIRST[False])}, nor as transformers' do; "
             f"it holds {some}"
         )
-    chosen = [place for place in places if place.is_averaged] or places
-    if len(chosen) == len(places):
-        raw = [place for place in places if place.keys and place.keys[-1] == _RAW_BESIDE_AVERAGED]
-        chosen = [place for place in places if place not in raw] or places
+    networks = [place for place in places if place.is_network]
+    if not networks:
+        shown = ", ".join(place.shown for place in places)
+        raise ArchError(f"{path}: holds no network: by its name, {shown} is what an optimizer keeps")
+    chosen = [place for place in networks if place.is_averaged] or networks
+    if len(chosen) == len(networks):
+        raw = [place for place in networks if place.keys and place.keys[-1] == _RAW_BESIDE_AVERAGED]
+        chosen = [place for place in networks if place not in raw] or networks
     first = chosen[0]
     for other in chosen[1:]:
         if not _are_equal(first, other, tensors):
@@ -206,8 +239,17 @@ def _are_equal(one: _Place, other: _Place, tensors: _Tensors) -> bool:
         for place in (one, other)
     )
     return ours.keys() == theirs.keys() and all(
-        tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name]) for name, tensor in ours.items()
+        _is_plain(tensor)
+        and _is_plain(theirs[name])
+        and tensor.dtype == theirs[name].dtype
+        and torch.equal(tensor, theirs[name])
+        for name, tensor in ours.items()
     )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is torch's own; other packages' are quantised, or parts of others."""
+    return type(tensor) in (Tensor, nn.Parameter)
 
 
 def _state_of(inside: Mapping[str, Tensor], place: _Place, path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -272,19 +314,32 @@ def _head_root(names: list[str], place: _Place, tensors: _Tensors, state: Mappin
 def _check_readable(tensor: Tensor, name: str, path: Path) -> None:
     """Whether the numbers of a tensor are its values."""
     kind = str(tensor.dtype).removeprefix("torch.")
+    if not _is_plain(tensor):
+        raise ArchError(
+            f"{path}: {name}: is a {type(tensor).__name__}, must be a plain tensor; quantised weights cannot be read, "
+            f"give those before"
+        )
     if tensor.is_quantized or kind.startswith(("float8", "float4")):
         raise ArchError(f"{path}: {name}: is of {kind}; quantised weights cannot be read, give those before")
     if tensor.is_meta or tensor.layout != torch.strided:
         what = "has no values" if tensor.is_meta else f"is laid out as {tensor.layout}"
         raise ArchError(f"{path}: {name}: {what}, must be a plain tensor")
+    if not tensor.numel():
+        raise ArchError(
+            f"{path}: {name}: is empty, as where DeepSpeed's ZeRO-3 split the weights; join them by its zero_to_fp32.py"
+        )
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise ArchError(f"{path}: {name}: holds values that are not finite")
 
 
 def _left(content: Mapping[str, Any], place: _Place, others: list[_Place], head: str | None) -> list[str]:
     """What of the checkpoint was not taken: other networks, keys beside the one that was, and modules beside it."""
-    found = [f"{other.shown or 'names without a prefix'} (another network)" for other in others]
-    told = {other.keys for other in others}
+    told_of = [other for other in others if other.is_network or other.keys == place.keys]
+    found = [
+        f"{other.shown or 'names without a prefix'} ({'another network' if other.is_network else 'of an optimizer'})"
+        for other in told_of
+    ]
+    told = {other.keys for other in told_of}
     tree: Any = content
     for depth, key in enumerate(place.keys):
         found += [".".join((*place.keys[:depth], str(name))) for name in tree

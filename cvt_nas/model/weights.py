@@ -15,6 +15,7 @@ from cvt_nas.model.classes import match_classes
 from cvt_nas.model.network import CvT, resized_positions
 
 _MAX_MISFITS = 8  # lines
+_NUM_PUBLISHED = 1000  # classes of the published networks, ImageNet's
 _HEAD = ("head.weight", "head.bias")
 _NORM = ("norm.weight", "norm.bias")
 _PORT_ACTIVATION = (
@@ -117,15 +118,18 @@ def head_rows(
     found = weights.num_classes
     if found is None:
         return None, "the head begins afresh: the weights are of a backbone without one"
-    if weights.classes is None or classes is None:
+    told, why_none = (None, "") if classes is None else weights.names.matching(classes)
+    if told is None or classes is None:
         if found != num_classes:
             return None, f"the head begins afresh: {num_classes} classes instead of {found}"
-        return tuple(range(found)), None if classes is None else _taken_in_order(classes, weights.unnamed)
-    order = match_classes(classes, weights.classes)
+        if classes is None:
+            return tuple(range(found)), None
+        return weights.names.rows_without_names(classes, why_none, is_published=is_published(weights))
+    order = match_classes(classes, told.names)
     rows = tuple(row for row in order if row is not None)
     if len(rows) < len(order):
         ours = classes[order.index(None)]
-        why = f"{ours!r} is none of its classes, such as {weights.classes[0]!r}"
+        why = f"{ours!r} is none of its classes, such as {told.names[0]!r}"
         if found != num_classes:
             why = f"{num_classes} classes instead of {found}, and {why}"
         return None, f"the head begins afresh: {why}"
@@ -135,9 +139,18 @@ def head_rows(
     return rows, f"the rows of the head {taken}, by the names of the classes"
 
 
-def _taken_in_order(classes: Sequence[str], why: str) -> str:
-    shown = ", ".join(f"{index} {name}" for index, name in enumerate(classes[:3]))
-    return f"{why}: they are taken in the data's order, {shown}{', ...' if len(classes) > 3 else ''}"
+def is_published(weights: Weights, arch: ArchConfig | None = None) -> bool:
+    """Whether they are of a published network, with ImageNet's classes, as far as can be told.
+
+    Args:
+        arch: Of the weights, where it is known.
+    """
+    if weights.num_classes != _NUM_PUBLISHED or weights.source is not None:  # trainings put files beside them
+        return False
+    published = [named for named in NAMED_ARCHS.values() if named.num_classes == _NUM_PUBLISHED]
+    if arch is None:
+        return any(not _misfits(weights.state, shapes_of(named)) for named in published)
+    return any(arch.with_image_size(named.image_size) in (named, with_gelu(named)) for named in published)
 
 
 def _with_head(
