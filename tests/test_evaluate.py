@@ -463,8 +463,8 @@ def test_what_timms_config_leaves_out_or_has_as_null_is_as_in_timm(tmp_path: Pat
 
     from cvt_nas.evaluate.preprocessing import preprocessing_beside
 
-    for facts in ({}, dict.fromkeys(("mean", "std", "interpolation", "crop_pct", "crop_mode"))):
-        facts: dict[str, Any] = {"input_size": [3, 28, 28], **facts}
+    for nulls in ((), ("mean", "std", "interpolation", "crop_pct", "crop_mode")):
+        facts: dict[str, Any] = {"input_size": [3, 28, 28], **dict.fromkeys(nulls)}
         (tmp_path / "config.json").write_text(json.dumps({"architecture": "cvt_13", "pretrained_cfg": facts}))
         found, _ = preprocessing_beside(tmp_path)
         expected = resolve_data_config(pretrained_cfg=facts)

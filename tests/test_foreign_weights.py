@@ -203,13 +203,13 @@ FORMS: dict[str, tuple[Callable[[State], Any], str]] = {
         for key in ("modelEMA", "model-ema", "EMAModel", "avg_model", "model_avg", "shadow")
     },
     **{
-        f"an optimizer's {'.'.join(keys)}": (
-            lambda s, keys=keys: {"model": s, keys[0]: {keys[1]: other(s)} if keys[1:] else other(s)},
-            f"took 'model'; left {keys[0]}",
+        f"an average in {key}": (
+            lambda s, key=key, inner=inner: {"model": s, key: {inner: other(s)} if inner else other(s)},
+            f"took 'model'; left {key}",
         )
-        for keys in (
-            ("optimizer", "exp_avg"), ("optimizer", "ema"), ("opt", "ema"), ("exp_avg",), ("exp_avg_sq",),
-            ("grad_ema",), ("running_avg_grad",), ("moving_avg_sq",), ("emaGradients",), ("square_avg",),
+        for key, inner in (
+            ("optimizer", "exp_avg"), ("optim", "ema"), ("opt", "ema"), ("exp_avg", ""), ("exp_avg_sq", ""),
+            ("grad_ema", ""), ("running_avg_grad", ""), ("moving_avg_sq", ""), ("emaGradients", ""), ("square_avg", ""),
         )
     },
     "an optimizer's moments beside the weights": (

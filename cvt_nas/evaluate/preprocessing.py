@@ -82,7 +82,7 @@ def _of_this_package(tree: Mapping[str, Any]) -> Found:
 
 
 def _of_timm(tree: Mapping[str, Any]) -> Found:
-    tree = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | {key: value for key, value in tree.items() if value}
+    tree = {key: value for key, value in tree.items() if value}  # timm has its defaults for null, too
     size, mode, share = tree["input_size"], tree.get("crop_mode", "center"), float(tree.get("crop_pct", 0.875))
     interpolation = tree.get("interpolation", "bicubic")
     if mode not in ("center", "squash"):
@@ -94,8 +94,8 @@ def _of_timm(tree: Mapping[str, Any]) -> Found:
     side = _side("input_size", {"height": size[1], "width": size[2]})
     return {
         "image_size": side,
-        "mean": _mean("mean", tree["mean"]),
-        "std": _deviation("std", tree["std"]),
+        "mean": _mean("mean", tree.get("mean", IMAGENET_MEAN)),
+        "std": _deviation("std", tree.get("std", IMAGENET_STD)),
         "interpolation": interpolation,
         "crop_pct": 1.0 if mode == "squash" else _share_of(side, math.floor(side / share)),
     }
