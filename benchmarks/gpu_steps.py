@@ -62,7 +62,7 @@ def rates(name: str, device: torch.device, *, tiny: bool) -> dict[str, Any]:
 
 def tiny_arch() -> ArchConfig:
     """The smallest that transformers' CvT can be, too."""
-    from strategies import per_stage
+    from step import per_stage
 
     three = {"heads": (1,) * 3, "kernels": (3,) * 3, "strides": (1,) * 3, "ratios": (1.0,) * 3}
     return per_stage(image_size=8, stem=(3, 1, 1), dims=(4, 8, 16), depths=(1, 2, 3), **three)  # type: ignore[arg-type]
