@@ -111,6 +111,7 @@ class Setting:
     def append(self, stage: str, name: str, **result: Any) -> dict[str, Any]:
         """Adds a line to `gpu.jsonl`; it is on disk when this returns."""
         own = {name: value for name, value in dataclasses.asdict(self).items() if name != "out"}
+        assert not own.keys() & result.keys(), "a result would be lost"
         line = {"stage": stage, "name": name, **result, **own}
         with (Path(self.out) / "gpu.jsonl").open("a+b") as file:
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":

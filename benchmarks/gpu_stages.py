@@ -194,7 +194,7 @@ def _search(bench: Bench, name: str, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 1), "front": len(found["front"]), "hypervolume": found["hypervolume"],
         "best": max(member["accuracy"] for member in found["front"]), "resumed": bool(resume),
         "devices": sorted({json.loads(trial)["device"] for trial in trials}),
-        "gpu_busy": float(busy.mean()) if len(busy) else None, "run": run.name,
+        "gpu_busy": float(busy.mean()) if len(busy) else None, "folder": run.name,
     }  # fmt: skip
 
 
@@ -344,7 +344,8 @@ def latency(bench: Bench) -> None:
 
 def _latency(bench: Bench, arch: ArchConfig, size: int) -> dict[str, Any]:
     seconds = 0.1 if bench.is_tiny else 1.5
-    return measure_latency(CvT(arch), device=bench.device, batch_size=size, max_seconds=seconds).to_json()
+    found = measure_latency(CvT(arch), device=bench.device, batch_size=size, max_seconds=seconds).to_json()
+    return {name: value for name, value in found.items() if name != "device"}  # which each line has
 
 
 STAGES: dict[str, Callable[[Bench], None]] = {

@@ -128,7 +128,7 @@ def test_searches_run_by_the_command_line_and_through_ray(tmp_path: Path, own_si
         assert line["statuses"] == {"complete": 2}
         assert (line["trials"], line["devices"]) == (2, ["cpu"])
         assert 0 < line["hypervolume"] < 1
-        assert (tmp_path / line["run"] / "report.html").exists()
+        assert (tmp_path / line["folder"] / "report.html").exists()
 
 
 def test_a_measurement_that_fails_is_a_line_and_the_next_one_is_made(tmp_path: Path) -> None:
