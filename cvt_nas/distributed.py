@@ -168,19 +168,19 @@ def fit_on_workers(
     use_gpus: bool,
     keep_model: bool = True,
     num_known: int = 0,
-    num_parts: int = 1,
     max_failures: int = 3,
 ) -> Generator[dict[str, Any], None, None]:
     """Trains `arch` as `engine.fit` does, on `num_workers` workers that share each batch.
 
-    A worker that dies is replaced, and all of them go on from the last checkpoint. Closed before its end, this ends
-    them at once: they hold no devices when it returns, and write nothing any more.
+    A worker that dies is replaced, and all of them go on from the last checkpoint; and so, with half as many images at
+    once, where a device's memory runs out. Closed before its end, this ends them at once: they hold no devices when it
+    returns, and write nothing any more.
 
     Args:
         number: Of the trial; names its checkpoint in the run folder.
         use_gpus: Whether each worker takes a GPU. Where `setup.device` is `cpu`, the GPU is only a slot.
         keep_model: Whether the trained weights go to the run folder, as the architecture's.
-        num_known, num_parts: See `engine.progress_reports`.
+        num_known: See `engine.progress_reports`.
         max_failures: Deaths of a worker after which the training is given up.
 
     Yields:
@@ -201,7 +201,6 @@ def fit_on_workers(
             "seed": seed,
             "keep_model": keep_model,
             "num_known": num_known,
-            "num_parts": num_parts,
         },
         name=f"train-{number}",
         setup=setup,
@@ -224,7 +223,8 @@ def train_supernet_on_workers(
 ) -> Generator[dict[str, Any], None, None]:
     """Trains the supernet of `setup.shared` as `engine.train_supernet` does, on workers that share each batch.
 
-    A worker that dies is replaced, and all of them go on from the last checkpoint in the run folder. Where that holds a
+    A worker that dies is replaced, and all of them go on from the last checkpoint in the run folder; and so, with half
+    as many images at once, where a device's memory runs out. Where that holds a
     request to stop (`RunFolder.stop_supernet`), they write a checkpoint and end.
 
     Args:
@@ -271,6 +271,23 @@ def ending_in(kind: type[CvtNasError], what: str) -> Iterator[None]:
 
 
 def _reports_of_workers(
+    train: Callable[[dict[str, Any]], None], config: dict[str, Any], **options: Any
+) -> Generator[dict[str, Any], None, None]:
+    """`_reports_of_attempt`; and again with half as many images at once, as long as a device's memory runs out."""
+    is_over = False
+    while not is_over:
+        is_over = True
+        with contextlib.closing(_reports_of_attempt(train, config, **options)) as reports:
+            for report in reports:
+                at_once = report.get("micro_batch") or 1
+                if report["status"] == "oom" and at_once > 1:
+                    config, is_over = {**config, "at_most": at_once // 2}, False
+                    break
+                config = {**config, "num_known": report["epoch"]}
+                yield report
+
+
+def _reports_of_attempt(
     train: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
     *,
@@ -520,9 +537,9 @@ def _train_on_worker(config: dict[str, Any]) -> None:
         checkpoint=run.checkpoint_path(config["number"]),
         model_folder=run.model_path(arch.id) if config["keep_model"] else None,
         num_known=config["num_known"],
-        num_parts=config["num_parts"],
+        at_most=config.get("at_most"),
     )
 
 
 def _train_supernet_on_worker(config: dict[str, Any]) -> None:
-    _run_on_worker(config, supernet_reports, initial=config["initial"])
+    _run_on_worker(config, supernet_reports, initial=config["initial"], at_most=config.get("at_most"))

@@ -11,6 +11,7 @@ arXiv:2107.00651, shared so between transformers.
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -97,6 +98,7 @@ class Supernet(nn.Module):
                     key = self._norm_key(name, BlockConfig(kernel_size=side, kv_stride=stride))
                     if key is not None and key not in self.norms:
                         self.norms[key] = nn.BatchNorm2d(module.get_submodule("bn").num_features)  # type: ignore[arg-type]
+        self._recomputes = False
         self._hollows: dict[Any, _Hollow] = {}
         self._hollow_models: dict[ArchConfig, _HollowModel] = {}
 
@@ -118,7 +120,12 @@ class Supernet(nn.Module):
             ArchError: `arch` needs a weight that is not there.
         """
         hollow = self._hollow_model(arch)
-        return forward_stages(arch, hollow.stages, hollow.norm, hollow.head, images)
+        stages = [partial(stage, recomputes=self._recomputes) for stage in hollow.stages]
+        return forward_stages(arch, stages, hollow.norm, hollow.head, images)
+
+    def set_recomputing(self, on: bool) -> None:
+        """As in `CvT`, for all subnets."""
+        self._recomputes = on
 
     @torch.no_grad()
     def state_of(self, arch: ArchConfig) -> dict[str, Tensor]:
@@ -404,9 +411,9 @@ class _HollowStage:
     cls_token: tuple[str, _Cut] | None
     blocks: Sequence[_Hollow]
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def __call__(self, images: Tensor, *, recomputes: bool = False) -> tuple[Tensor, tuple[int, int]]:
         token = None if self.cls_token is None else self.cls_token[1]()
-        return forward_stage(self.patch_embed, token, self.blocks, images)
+        return forward_stage(self.patch_embed, token, self.blocks, images, recomputes=recomputes)
 
     def cuts(self) -> Iterator[tuple[str, _Cut]]:
         if self.cls_token is not None:

@@ -15,7 +15,7 @@ from cvt_nas.engine import TrainingSetup, drop_checkpoints, evaluate, progress_r
 from cvt_nas.engine.optimization import checkpoint_before
 from cvt_nas.errors import ArchError, DataError, ResourceError, RunFolderError, StorageError, TrainingEndedError
 from cvt_nas.model import CvT, initialise, load_model, read_weights, weights_files
-from cvt_nas.results import DataIdentity, RunFolder, Status, TrialResult
+from cvt_nas.results import ROOM, DataIdentity, RunFolder, Status, TrialResult
 
 
 def train(
@@ -189,6 +189,7 @@ def _train_once(
         seed=seed,
         device=setup.device if num_workers == 1 else f"{num_workers} x {setup.device}",
         reason=report.get("reason"),
+        **{name: report[name] for name in ROOM if name in report},
     )
     model = load_model(run.model_path(arch.id)).to(setup.torch_device)
     accuracy = evaluate(model, images, "test", training=experiment.training, device=setup.torch_device)

@@ -1,5 +1,6 @@
-"""Trainings in processes of their own, to be killed: imported by each of them, so it imports little."""
+"""Trainings in processes of their own, some to be killed: imported by each of them, so it imports little."""
 
+import dataclasses
 import os
 import signal
 import warnings
@@ -9,11 +10,19 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from cvt_nas.config import AugmentConfig, DataConfig, SupernetConfig, TrainingConfig
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import SharedWeights, TrainingSetup, fit, supernet_reports, train_supernet
+from cvt_nas.engine.memory import MicroBatches
+from cvt_nas.engine.optimization import TrainingState, optimizer_of
+from cvt_nas.engine.subnets import SubnetSampler
+from cvt_nas.engine.supernet import _step as supernet_step
+from cvt_nas.engine.training import _step as training_step
+from cvt_nas.model import CvT
 from cvt_nas.space import SearchSpace, StageSpace
+from cvt_nas.supernet import Supernet
 from strategies import per_stage
 
 CPU = torch.device("cpu")
@@ -27,6 +36,7 @@ STAGE = StageSpace(
     kernel_size=(3,), num_heads=(1, 2), mlp_ratio=(1.0, 2.0), projection=("dw_bn",), class_token=True,
 )  # fmt: skip
 SPACE = SearchSpace(image_size=8, num_channels=1, num_classes=10, bounds={}, stages=(STAGE,))
+PLAIN = dataclasses.replace(SPACE, stages=(dataclasses.replace(STAGE, projection=("avg",)),))  # without batch norm
 CUT = {
     "epochs": 3, "batch_size": 32, "lr": 3e-3, "drop_path": 0.1, "augment": AugmentConfig(crop_padding=1, mixup=0.2),
 }  # fmt: skip
@@ -142,3 +152,37 @@ def spoil(path: Path, rank: int, world_size: int) -> None:
         if number % 5 == 4:
             path.unlink(missing_ok=True)
     path.with_name("over").touch()
+
+
+def gradients_on_ranks(folder: Path, rank: int, world_size: int) -> None:
+    """Of one step on 101 images, which do not divide by two, in parts; of a network, and of a supernet."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        join(folder / "gradients", rank, world_size)
+    torch.save(gradients(rank, world_size), folder / f"{rank}.pt")
+
+
+def gradients(rank: int = 0, world_size: int = 1, **settings: Any) -> dict[str, torch.Tensor]:
+    """Of one step on a rank's share of 101 images."""
+    data = torch.Generator().manual_seed(0)
+    images = torch.randn(101, 1, 8, 8, generator=data)[rank::world_size]
+    targets = torch.randint(0, 10, (101,), generator=data)[rank::world_size]
+    plain = {"epochs": 1, "batch_size": 128, "optimizer": "sgd", "lr": 1e-9, "ema_decay": 0.0, "label_smoothing": 0.1}
+    found = {}
+    for kind in ("trial", "supernet"):
+        config = SupernetConfig(**(plain | settings), distillation="alpha", project_gradients=True)
+        torch.manual_seed(0)
+        model: Any = CvT(PLAIN.largest) if kind == "trial" else Supernet(PLAIN)
+        state = TrainingState(
+            model=model, averaged=None, optimizer=optimizer_of(model, config, CPU),
+            scaler=torch.amp.GradScaler("cpu", enabled=False),
+        )  # fmt: skip
+        cut = MicroBatches(config, model, CPU, batch_size=51, meter=None, is_uneven=True)
+        if kind == "trial":
+            trained = DistributedDataParallel(model) if world_size > 1 else model
+            training_step(state, trained, images, targets, config, cut)
+        else:
+            sampler = SubnetSampler(PLAIN, config, seed=0)
+            supernet_step(state, sampler.draw(0, 0), images, targets, config, cut, sampler.greediest())
+        found |= {f"{kind} {name}": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return found

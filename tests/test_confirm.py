@@ -426,7 +426,7 @@ def test_workers_that_share_a_training_keep_its_weights_only_if_told_to(
     )
     arch = trial(0, 0.5).to_json()["arch"]
     _train_on_worker({"arch": arch, "setup": Setup, "number": 0, "seed": 0, "reports": Queue(), "keep_model": keep,
-                      "num_known": 0, "num_parts": 1})  # fmt: skip
+                      "num_known": 0})  # fmt: skip
     assert folders == [RunFolder(tmp_path).model_path(trial(0, 0.5).arch_id) if keep else None]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from cvt_nas import load_model, search
-from cvt_nas.arch import arch_to_dict
+from cvt_nas.arch import arch_to_dict, load_arch
 from cvt_nas.config import AugmentConfig, DataConfig, Experiment
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.distributed import fit_on_workers, local_ray
@@ -117,39 +118,81 @@ def memory_for() -> Iterator[Callable[[int], None]]:
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_where_memory_runs_out_a_trial_goes_on_with_batches_in_two_parts(
+def test_a_trial_takes_no_more_memory_than_there_is_and_ends_as_if_it_was_told(
     small: Experiment, tmp_path: Path, memory_for: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reports: list[dict[str, Any]] = []
     monkeypatch.setattr("cvt_nas.race.trial.tune.report", reports.append)
     monkeypatch.setattr("cvt_nas.race.trial._device", lambda: "gpu 0")
-    setup = TrainingSetup.of(
-        small, run_path=tmp_path, data=None, device="cuda", training=training(epochs=2, batch_size=1024)
-    )
     resources = Resources(num_slots=1, cpus_per_trial=1, gpus_per_trial=1, device="cuda")
 
-    def reserved(number: int, batch_size: int) -> int:
+    def run(number: int, **settings: Any) -> int:
+        """Bytes that it reserved."""
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        settings = dataclasses.replace(setup, training=training(epochs=1, batch_size=batch_size))
-        run_trial(trial(number), settings, resources)
-        assert reports[-1]["status"] == "running"
+        setup = TrainingSetup.of(
+            small, run_path=tmp_path, data=None, device="cuda", training=training(epochs=1, batch_size=1024, **settings)
+        )
+        arch = json.dumps(arch_to_dict(small.space.largest))
+        run_trial({"number": number, "arch": arch, "seed": 0, "num_known": 0}, setup, resources)
         return torch.cuda.max_memory_reserved()
 
-    def trial(number: int) -> dict[str, Any]:
-        return {"number": number, "arch": json.dumps(arch_to_dict(small.space.largest)), "seed": 0, "num_known": 0}
+    whole = run(0)
+    assert reports[-1]["micro_batch"] == 1024
+    assert run(1, micro_batch=256) < 0.8 * whole
+    memory_for(whole // 2)
+    assert run(2) <= whole // 2
+    assert reports[-1]["status"] == "running"
+    assert 16 <= (found := reports[-1]["micro_batch"]) < 1024
+    run(3, micro_batch=found)
+    assert reports[-1]["accuracy"] == reports[-2]["accuracy"]
+    run(4, micro_batch=1024, activation_checkpointing="off")  # which is not there
+    assert (reports[-1]["status"], reports[-1]["micro_batch"] < 1024) == ("running", True)
+    assert "device memory ran out" in reports[-1]["reason"]
 
-    whole, half = reserved(0, 1024), reserved(1, 512)
-    assert half < 0.8 * whole
-    reports.clear()
-    memory_for((whole + half) // 2)
-    run_trial(trial(2), setup, resources)
-    assert [(report["epoch"], report["status"]) for report in reports] == [(1, "running"), (2, "running")]
-    assert "batches in two parts" in reports[-1]["reason"]
-    memory_for(half // 3)
-    run_trial(trial(3), setup, resources)
-    assert (reports[-1]["epoch"], reports[-1]["status"]) == (0, "oom")
-    assert "out of memory" in reports[-1]["reason"]
+
+class MadeOnTheDevice:
+    """Batches of noise, as large as ImageNet's; one of 2,048 is an epoch."""
+
+    class_names = tuple(map(str, range(1000)))
+
+    def num_images(self, split: str) -> int:
+        return 2048 if split == "train" else 64
+
+    def _batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.randn(number, 3, 224, 224, device=CUDA).contiguous(memory_format=torch.channels_last)
+        return images, torch.arange(number, device=CUDA) % 1000
+
+    def train_batches(self, *, batch_size: int, **options: Any) -> Iterator[Any]:
+        yield self._batch(batch_size)
+
+    def eval_batches(self, split: str, **options: Any) -> Iterator[Any]:
+        yield self._batch(self.num_images(split))
+
+
+@pytest.mark.parametrize("gigabytes", [8, 16, 24])
+def test_cvt_13_trains_a_batch_of_2048_on_a_small_card(memory_for: Callable[[int], None], gigabytes: int) -> None:
+    if torch.cuda.mem_get_info()[0] < gigabytes * 2**30:
+        pytest.skip("the card is smaller, or not free")
+    rooms, settings = list[Any](), training(epochs=1, batch_size=2048, precision="bf16", lr=1e-4)
+    memory_for(gigabytes * 2**30)
+    torch.cuda.reset_peak_memory_stats()
+    data: Any = MadeOnTheDevice()
+    *_, last = fit(load_arch("cvt-13"), settings, data, device=CUDA, seed=0, on_room=rooms.append)
+    print(gigabytes, [(room.micro_batch, room.activation_checkpointing) for room in rooms])
+    assert math.isfinite(last.loss)
+    assert torch.cuda.max_memory_reserved() <= gigabytes * 2**30
+    assert not rooms[-1].activation_checkpointing
+    assert 16 <= rooms[-1].micro_batch < 2048
+
+
+def test_blocks_that_are_computed_again_change_no_bit(digits_data: ImageData) -> None:
+    found = []
+    for again in ("off", "on"):
+        settings = training(epochs=1, micro_batch=24, drop_path=0.2, activation_checkpointing=again)
+        *_, last = fit(tiny_arch(), settings, digits_data, device=CUDA, seed=0)
+        found.append(weights_of(last))
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

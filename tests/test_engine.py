@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,14 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, arch_to_dict
+from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.config import AugmentConfig, DataConfig, Experiment, TrainingConfig
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import DivergedError, Epoch, TrainingSetup, evaluate, fit, learning_rate, progress_reports
 from cvt_nas.engine.optimization import optimizer_of, read_checkpoint
 from cvt_nas.model import CvT, build_model, load_model
-from cvt_nas.race.resources import Resources
-from cvt_nas.race.trial import run_trial
 
 CPU = torch.device("cpu")
 
@@ -123,7 +120,8 @@ def test_a_training_that_was_cut_off_ends_as_if_it_was_not(
 
 def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 0xFF
+    start = len(content) // 3
+    content[start : start + 128] = bytes(byte ^ 0xFF for byte in content[start : start + 128])  # more than padding has
     path.write_bytes(content)
 
 
@@ -153,7 +151,8 @@ def test_a_checkpoint_that_is_cut_short_is_none(tmp_path: Path) -> None:
 def test_a_batch_in_two_parts_teaches_what_it_does_as_one(data: ImageData) -> None:
     arch, settings = tiny_arch("linear"), training(epochs=2, optimizer="sgd", lr=0.05, batch_size=65)
     one, two = (
-        list(fit(arch, settings, data, device=CPU, seed=0, num_parts=number_of_parts))[-1] for number_of_parts in (1, 2)
+        list(fit(arch, dataclasses.replace(settings, micro_batch=size), data, device=CPU, seed=0))[-1]
+        for size in ("auto", 33)
     )
     torch.testing.assert_close(weights_of(one), weights_of(two), atol=1e-4, rtol=0)
     assert one.loss == pytest.approx(two.loss, rel=1e-4)
@@ -233,40 +232,6 @@ def test_epochs_that_the_reader_knows_are_not_reported_again(small: Experiment, 
     ]
     again = progress_reports(tiny_arch(), setup_for(small, tmp_path), num_known=3, **options)
     assert [report["epoch"] for report in again] == [3]  # or its end would never be heard of
-
-
-class _SmallDevice:
-    """A network's forward pass, on a device that has memory for 40 images."""
-
-    def __init__(self, forward: Any) -> None:
-        self._forward, self.sizes = forward, list[int]()
-
-    def __call__(self, model: CvT, images: torch.Tensor) -> torch.Tensor:
-        if model.training:
-            self.sizes.append(len(images))
-            if len(images) > 40:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-        return self._forward(model, images)
-
-
-def test_where_memory_runs_out_a_trial_goes_on_with_batches_in_two_parts(
-    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reports: list[dict[str, Any]] = []
-    device = _SmallDevice(CvT.forward)
-    monkeypatch.setattr(CvT, "forward", lambda model, images: device(model, images))
-    monkeypatch.setattr("cvt_nas.race.trial.tune.report", reports.append)
-    monkeypatch.setattr("cvt_nas.race.trial._device", lambda: "cpu")
-    resources = Resources(num_slots=1, cpus_per_trial=1, gpus_per_trial=0, device="cpu")
-    config = {"number": 0, "arch": json.dumps(arch_to_dict(tiny_arch())), "seed": 0, "num_known": 0}
-    run_trial(config, setup_for(small, tmp_path), resources)
-    assert [(report["epoch"], report["status"]) for report in reports] == [(n, "running") for n in (1, 2, 3)]
-    assert "batches in two parts" in reports[-1]["reason"]
-    assert device.sizes[0] == 64
-    assert set(device.sizes[1:]) == {32}
-    setup = dataclasses.replace(setup_for(small, tmp_path), training=training(batch_size=128))
-    run_trial({**config, "number": 1}, setup, resources)
-    assert (reports[-1]["epoch"], reports[-1]["status"]) == (0, "oom")
 
 
 def test_an_evaluation_that_runs_out_of_memory_goes_on_with_halves(

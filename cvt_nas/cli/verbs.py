@@ -169,7 +169,13 @@ def train(options: argparse.Namespace) -> int:
 
     from cvt_nas.report import report_paths, summary, write_report
 
+    said = set[str]()
+
     def told(report: dict[str, Any]) -> None:
+        note = report.get("note")
+        if note is not None and note not in said:
+            said.add(note)
+            _print_note(note)
         if report["status"] == "running":
             done = f"epoch {report['epoch']}/{experiment.training.epochs}, accuracy {report['accuracy']:.4f}"
             print(f"{done}, {report['train_seconds']:.0f} s", file=sys.stderr, flush=True)

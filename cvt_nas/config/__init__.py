@@ -177,7 +177,7 @@ class Experiment:
     @property
     def fingerprint(self) -> str:
         """Hash of all that makes two results comparable: the file without its name, its number of trials, what is
-        trained again when they are over, and how faults are met."""
+        trained again when they are over, how faults are met, and what is cut to fit a device's memory."""
         return _fingerprint_of(self.text)
 
     def compares_with(self, manifest: Mapping[str, Any]) -> bool:
@@ -200,7 +200,8 @@ def _fingerprint_of(text: str) -> str:
     for name in ("trials", "candidates", "confirm", "max_failures", "trial_timeout"):
         search.pop(name, None)
     for name in ("training", "supernet"):
-        (tree.get(name) or {}).pop("checkpoint_minutes", None)
+        for setting in ("micro_batch", "activation_checkpointing", "checkpoint_minutes"):
+            (tree.get(name) or {}).pop(setting, None)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -539,6 +540,8 @@ def _without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str])
         check((name, "warmup_lr"), section.warmup_epochs == 0, "warmup_epochs is 0")
         check((name, "restarts"), section.schedule == "wsd", "the schedule is wsd")
         check((name, "decay_fraction"), section.schedule == "cosine", "the schedule is cosine")
+        whole = section.micro_batch != "auto" and section.micro_batch >= section.batch_size
+        check((name, "micro_batch"), whole, f"batch_size is {section.batch_size}, so no batch is cut")
         check((name, "augment", "crop_padding"), from_folder, "images of a folder are cropped by crop_scale")
         check((name, "augment", "crop_scale"), not from_folder, "in-memory images are cropped by crop_padding")
         check((name, "augment", "color_jitter"), not from_folder, "only images of a folder are jittered")

@@ -46,6 +46,17 @@ def _front_or_count(value: Any) -> Any:
     raise ValueError(f"got {show(value)}, must be front, or a whole number of at least 1")
 
 
+def _auto_or_count(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError(f"got {show(value)}, must be auto, or a whole number of at least 1")
+
+
+def _on_or_off(value: Any) -> Any:
+    """`on` and `off`, which YAML reads as true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 def _randaugment(value: str) -> str:
     """A policy that timm's `rand_augment_transform` takes, every part of which has an effect."""
     first, *parts = value.split("-")
@@ -230,6 +241,17 @@ class TrainingConfig:
         ema_decay: Decay a step of averaged weights, which are then what is evaluated and kept; less over the first
             steps, so that the initialisation is soon forgotten. Averaged over about an epoch where absent; 0 is off.
         precision: `bf16` and `fp16` are autocast; fp16 scales its loss.
+        micro_batch: Images that go through the network at once, at most, on each device. A larger batch is cut into
+            equal parts, whose gradients are added up, each part by its share of the images, so that a step is of
+            `batch_size` images on every device. `auto` is what the device's memory has room for, as two small passes
+            tell, with a tenth to spare; on a CPU it is the whole batch. Where memory runs out all the same, it is
+            halved. Each part is normalised by its own statistics in batch norm, so a network that has one learns
+            slightly otherwise than with the whole batch; the running statistics move once a batch, by the mean over its
+            parts. Mixing and erasing are of the whole batch.
+        activation_checkpointing: Whether the backward pass computes what is inside each block again, which takes less
+            memory and about a third more time, and changes no result. `auto` does where the device has otherwise room
+            for fewer than 16 images, below which batch norm suffers (Wu and He 2018, arXiv:1803.08494, table 2), and
+            for fewer than are asked for.
         checkpoint_minutes: Minutes after which a checkpoint is written within an epoch, at the next multiple of 20
             steps, so that a kill loses no more. 0 writes them at the end of each epoch only. It changes no result: a
             training that is killed and resumed ends with the same weights, to the bit. (With three devices or more for
@@ -253,6 +275,8 @@ class TrainingConfig:
     clip_grad_norm: PositiveFloat | None = None
     ema_decay: Fraction | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    micro_batch: Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_count)] = "auto"
+    activation_checkpointing: Annotated[Literal["auto", "off", "on"], BeforeValidator(_on_or_off)] = "auto"
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 

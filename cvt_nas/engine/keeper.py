@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cvt_nas.config import TrainingConfig
+from cvt_nas.engine.memory import Room
 from cvt_nas.engine.optimization import (
     DivergedError,
     TrainingState,
@@ -35,6 +36,7 @@ class Progress:
         seconds: Of all epochs so far.
         curve: Accuracy after each epoch, where that is measured.
         loss_sums, counts: Of each kind of loss.
+        micro_batch, activation_checkpointing: See `Room`; None where that is not known yet.
     """
 
     epoch: int = 0
@@ -45,9 +47,14 @@ class Progress:
     curve: list[float] = field(default_factory=list)
     loss_sums: Tensor
     counts: list[int]
+    micro_batch: int | None = None
+    activation_checkpointing: bool = False
 
     def to_plain(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+
+    def take(self, room: Room) -> None:
+        self.micro_batch, self.activation_checkpointing = room.micro_batch, room.activation_checkpointing
 
     def draws(self, config: TrainingConfig) -> int:
         """Number of the epoch whose images are drawn: beyond the last one where this is begun again."""

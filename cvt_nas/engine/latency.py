@@ -107,7 +107,7 @@ def measure_table(space: SearchSpace, *, device: torch.device, seed: int = 0) ->
         seed: Of the whole networks, which are drawn evenly.
 
     Raises:
-        ResourceError: The space has too many parts, or the device is not there.
+        ResourceError: The space has too many parts, or the device is not there, or has too little memory.
     """
     check_device(device)
     parts = space.parts()
@@ -143,17 +143,26 @@ def measure_table(space: SearchSpace, *, device: torch.device, seed: int = 0) ->
 
 
 def _part_us(part: nn.Module, inputs: tuple[Any, ...], device: torch.device) -> float:
-    """Median microseconds of a forward pass."""
-    part = part.to(device).eval()
-    inputs = tuple(value.to(device) if isinstance(value, torch.Tensor) else value for value in inputs)
+    """Median microseconds of a forward pass.
+
+    Raises:
+        ResourceError: The device has too little memory.
+    """
 
     def run() -> None:
         part(*inputs)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    with torch.inference_mode():
-        return 1e6 * float(np.median(time_runs(run, max_seconds=_PART_SECONDS, max_runs=_PART_RUNS)))
+    try:
+        part = part.to(device).eval()
+        inputs = tuple(value.to(device) if isinstance(value, torch.Tensor) else value for value in inputs)
+        with torch.inference_mode():
+            return 1e6 * float(np.median(time_runs(run, max_seconds=_PART_SECONDS, max_runs=_PART_RUNS)))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(f"latency: a part does not fit in the memory of {device_name(device)}") from error
 
 
 def _whole_networks(space: SearchSpace, device: torch.device, seed: int) -> tuple[np.ndarray, np.ndarray]:

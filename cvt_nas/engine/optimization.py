@@ -168,6 +168,28 @@ def average_over_ranks(tensors: Sequence[torch.Tensor]) -> None:
         tensor.copy_(mean.view_as(tensor))
 
 
+def least_over_ranks(value: int, device: torch.device) -> int:
+    """The smallest of the ranks' values, on every rank; `device` is that by which they talk to each other."""
+    if rank_and_world_size()[1] == 1:
+        return value
+    least = torch.tensor(value, device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)
+
+
+def share_of_rank(num_images: int, device: torch.device) -> float:
+    """What the mean over a rank's images counts in the mean over ranks, so that all their images count alike.
+
+    1 where all have as many. Each rank calls it, with its own number.
+    """
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return 1.0
+    total = torch.tensor(num_images, device=device)
+    dist.all_reduce(total)
+    return num_images * world_size / max(int(total), 1)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingState:
     """All that a training needs to go on after a restart; random states follow from its seed and where it is."""
@@ -211,6 +233,14 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+
+    def bytes_to_come(self) -> int:
+        """Of the optimizer's moments, which it makes in its first step."""
+        if self.optimizer.state:
+            return 0
+        is_adam = isinstance(self.optimizer, torch.optim.AdamW)
+        number = 2 if is_adam else int(self.optimizer.defaults["momentum"] > 0)
+        return number * sum(parameter.nbytes for parameter in self.model.parameters())
 
     def statistics(self) -> list[torch.Tensor]:
         """The statistics of batch norm, and their averages: what each rank has of its own images."""

@@ -64,6 +64,7 @@ class TrainingSetup:
         run_url: Where it is copied to; then each node has a folder of its own instead.
         device: `cpu` or `cuda`, as it was resolved before the start.
         num_threads: Of torch in each worker, so that workers side by side do not fight for cores.
+        memory_share: Part of a GPU's memory that a training has, where others share the GPU.
         shared: Where trials begin with the weights that they inherit.
         init: Or with these, where it is one architecture that is trained; see `model.initialise`.
         identity: Of the data, once `checked` has looked at them; with the images that every worker leaves out.
@@ -79,6 +80,7 @@ class TrainingSetup:
     run_url: str | None = None
     device: str = "cpu"
     num_threads: int = 1
+    memory_share: float = 1.0
     shared: SharedWeights | None = None
     init: Path | None = None
     identity: DataIdentity | None = None

@@ -56,6 +56,13 @@ class SubnetSampler:
             chosen = [("largest", self._largest), *chosen, ("smallest", self._opened(self._smallest, epoch))]
         return [Subnet(kind=kind, genome=genome, arch=self._space.decode(genome)) for kind, genome in chosen]
 
+    def greediest(self) -> list[Subnet]:
+        """Of a step that takes no less memory than any that is drawn: the largest, and it again while what is kept of
+        it for the others is there."""
+        kinds: list[Kind] = ["largest", "random"] if self._config.sandwich else ["random"]
+        arch = self._space.decode(self._largest)
+        return [Subnet(kind=kind, genome=self._largest, arch=arch) for kind in kinds]
+
     def learn(self, genomes: Sequence[Sequence[int]], log_losses: Sequence[float]) -> None:
         """Updates, for `sampling: front`, the effect of each option on the loss; older epochs count for less."""
         if not genomes:

@@ -23,6 +23,7 @@ from cvt_nas.config import SupernetConfig
 from cvt_nas.data import Batch, ImageData, Split, seed_all
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, count_right, recalibrate_batch_norm
 from cvt_nas.engine.keeper import Keeper, Progress
+from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
 from cvt_nas.engine.optimization import (
     DivergedError,
     TrainingState,
@@ -79,6 +80,9 @@ def train_supernet(
     checkpoint: Path | None = None,
     initial: Callable[[], Mapping[str, Tensor]] | None = None,
     stop: Callable[[], bool] = bool,
+    meter: Meter | None = None,
+    at_most: int | None = None,
+    on_room: Callable[[Room], None] | None = None,
     before_writing: Callable[[], None] | None = None,
 ) -> Generator[SupernetEpoch, None, None]:
     """Trains shared weights from a fresh initialisation, or on from `checkpoint`, an epoch at a time.
@@ -96,7 +100,8 @@ def train_supernet(
         initial: Tensors to begin with, where there is no checkpoint; see `Supernet.insert_state`.
         stop: Asked after each step, or every 20 where there are several ranks; where it says so, the checkpoint is
             written, and the training ends there.
-        before_writing: See `fit`.
+        meter, at_most, on_room, before_writing: See `fit`. The largest subnet decides how many images go through at
+            once, for all of them.
 
     Yields:
         One `SupernetEpoch` after each; the last one again where the checkpoint is complete already.
@@ -120,12 +125,30 @@ def train_supernet(
         scaler=torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and device.type == "cuda"),
     )
     sampler = SubnetSampler(shared.drawn_from, config, seed=seed)
+    greediest = sampler.greediest()
     keeper = Keeper(checkpoint, state, config, device, before_writing=before_writing)
     saved = keeper.load()
     if saved is None and initial is not None:
         supernet.insert_state(initial())  # the first step gives them to the average, too
     progress = _Progress.of(saved, sampler, device)
     evaluated = supernet if averaged is None else cast(Supernet, averaged.module)
+
+    def told(room: Room) -> None:
+        progress.take(room)
+        if on_room is not None:
+            on_room(room)
+
+    num_images = data.num_images("train")
+    micro_batches = MicroBatches(
+        config, supernet, device,
+        batch_size=min(batch_size, math.ceil(num_images / world_size)),
+        meter=meter or meter_of(device),
+        bytes_to_come=state.bytes_to_come,
+        is_uneven=num_images < batch_size * world_size,
+        known=(progress.micro_batch, progress.activation_checkpointing),
+        at_most=at_most,
+        on_room=told,
+    )  # fmt: skip
     if progress.epoch >= shared.last_epoch:
         yield progress.epoch_done(evaluated)
         return
@@ -147,7 +170,7 @@ def train_supernet(
         ):
             set_learning_rate(state.optimizer, config, progress.epoch + progress.step / num_steps)
             subnets = sampler.draw(progress.epoch, progress.step)
-            losses = _step(state, subnets, images, targets, config)
+            losses = _step(state, subnets, images, targets, config, micro_batches, greediest)
             progress.add(subnets, losses)
             progress.step += 1
             is_end = progress.step == num_steps and progress.epoch + 1 == shared.last_epoch
@@ -167,24 +190,20 @@ def _step(
     images: Float[Tensor, "batch channels height width"],
     targets: Tensor,
     config: SupernetConfig,
+    micro_batches: MicroBatches,
+    greediest: Sequence[Subnet],
 ) -> list[Float[Tensor, ""]]:
-    """One step of the optimizer on the mean loss of `subnets`; their losses, detached, on the images of all ranks."""
+    """One step of the optimizer on the mean loss of `subnets`; their losses, detached, on the images of all ranks.
+
+    Args:
+        greediest: Subnets of a step that takes as much memory as any can.
+    """
     supernet = cast(Supernet, state.model)
-    state.optimizer.zero_grad(set_to_none=True)
-    losses, teacher = [], None
-    of_largest: dict[nn.Parameter, Tensor] = {}
-    for subnet in subnets:
-        with autocast(config, images.device):
-            logits = supernet(images, subnet.arch)
-        logits = logits.float()
-        loss = _loss_of(logits, targets, teacher, config)
-        state.scaler.scale(loss / len(subnets)).backward()
-        losses.append(loss.detach())
-        if subnet.kind == "largest":
-            teacher = logits.detach()
-            if config.project_gradients:
-                of_largest = {p: p.grad for p in supernet.parameters() if p.grad is not None}
-                state.optimizer.zero_grad(set_to_none=True)
+    losses, of_largest = micro_batches.run(
+        lambda parts: _backward(state, subnets, images, targets, config, parts),
+        lambda parts: _backward(state, greediest, images, targets, config, parts),
+        len(images),
+    )
     gradients = [*of_largest.values(), *(p.grad for p in supernet.parameters() if p.grad is not None)]
     means = torch.stack(losses)
     average_over_ranks([*gradients, means])
@@ -199,6 +218,44 @@ def _step(
     if state.averaged is not None:
         state.averaged.update_parameters(supernet)
     return list(means.unbind())
+
+
+def _backward(
+    state: TrainingState,
+    subnets: Sequence[Subnet],
+    images: Float[Tensor, "batch channels height width"],
+    targets: Tensor,
+    config: SupernetConfig,
+    parts: Sequence[Part],
+) -> tuple[list[Float[Tensor, ""]], dict[nn.Parameter, Tensor]]:
+    """Leaves the gradient of the mean loss of `subnets` over the images of `parts`.
+
+    Returns:
+        The loss of each, detached; and where it has to give way to the others, the largest's part of the gradient,
+        which is then not in what is left.
+    """
+    supernet = cast(Supernet, state.model)
+    state.optimizer.zero_grad(set_to_none=True)
+    losses, teacher = [], None
+    of_largest: dict[nn.Parameter, Tensor] = {}
+    for subnet in subnets:
+        total, answers = torch.zeros((), device=images.device), []
+        for number, part in enumerate(parts):
+            with autocast(config, images.device):
+                logits = supernet(images[part.rows], subnet.arch)
+            logits = logits.float()
+            loss = _loss_of(logits, targets[part.rows], None if teacher is None else teacher[number], config)
+            loss = loss * part.weight
+            state.scaler.scale(loss / len(subnets)).backward()
+            total += loss.detach()
+            answers.append(logits.detach())
+        losses.append(total)
+        if subnet.kind == "largest":
+            teacher = answers
+            if config.project_gradients:
+                of_largest = {p: p.grad for p in supernet.parameters() if p.grad is not None}
+                state.optimizer.zero_grad(set_to_none=True)
+    return losses, of_largest
 
 
 def _loss_of(
@@ -317,6 +374,7 @@ def supernet_reports(
     device: torch.device,
     seed: int,
     initial: Path | None = None,
+    at_most: int | None = None,
     before_writing: Callable[[], None] | None = None,
 ) -> Generator[dict[str, Any], None, None]:
     """`train_supernet` of `setup.shared`, as plain values that travel between processes.
@@ -326,11 +384,12 @@ def supernet_reports(
 
     Args:
         initial: Weights to begin with; see `model.read_weights`.
+        at_most: See `MicroBatches`.
         before_writing: See `fit`.
 
     Yields:
-        After each epoch `epoch, losses, num_rollbacks, seconds, status`; status is `running`, or in a last report
-        `diverged`, `oom` or, where nothing more can be written, `storage`, then with a `reason`.
+        After each epoch `epoch, losses, num_rollbacks, seconds, status`, and what `Room` has; status is `running`, or
+        in a last report `diverged`, `oom` or, where nothing more can be written, `storage`, then with a `reason`.
     """
     shared = setup.shared
     assert shared is not None, "the caller knows that there is a supernet"
@@ -349,6 +408,10 @@ def supernet_reports(
         yield {**report, "epoch": shared.last_epoch}
         return
     data = setup.open_data()
+
+    def told(room: Room) -> None:
+        report.update(room.to_plain(), note=room.note)
+
     try:
         for epoch in train_supernet(
             shared,
@@ -360,6 +423,9 @@ def supernet_reports(
             if initial is None
             else lambda: lent_weights(shared.space, initial, classes=data.class_names)[0],
             stop=run.is_supernet_stopped,
+            meter=meter_of(device, setup.memory_share),
+            at_most=at_most,
+            on_room=told,
             before_writing=before_writing,
         ):
             report |= {"epoch": epoch.number, "losses": epoch.losses, "num_rollbacks": epoch.num_rollbacks}

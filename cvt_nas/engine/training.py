@@ -1,8 +1,9 @@
 """One architecture, trained from a fresh initialisation or on from a checkpoint."""
 
+import contextlib
 import inspect
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ from cvt_nas.config import TrainingConfig
 from cvt_nas.data import ImageData, save_preprocessing, seed_all
 from cvt_nas.engine.evaluation import autocast, class_accuracies, evaluate
 from cvt_nas.engine.keeper import Keeper, Progress
+from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
 from cvt_nas.engine.optimization import (
     DivergedError,
     TrainingState,
@@ -78,13 +80,16 @@ def fit(
     checkpoint: Path | None = None,
     model_folder: Path | None = None,
     initial: Callable[[], CvT] | None = None,
-    num_parts: int = 1,
+    meter: Meter | None = None,
+    at_most: int | None = None,
+    on_room: Callable[[Room], None] | None = None,
     before_writing: Callable[[], None] | None = None,
 ) -> Generator[Epoch, None, None]:
     """Trains `arch` from the start, or on from `checkpoint`, an epoch at a time.
 
     The same seed gives the same weights on the same kind of device, also across a restart, at whichever step. Where a
-    loss, a weight or a statistic of batch norm is not finite, the epoch is begun again, with other images.
+    loss, a weight or a statistic of batch norm is not finite, the epoch is begun again, with other images. Batches that
+    the device has no memory for are cut, by the settings `micro_batch` and `activation_checkpointing`.
 
     Args:
         training: Section `training` of the space file.
@@ -94,7 +99,8 @@ def fit(
             `training.checkpoint_minutes`.
         model_folder: Gets the trained model, complete before the last epoch is yielded.
         initial: Whose weights it begins with where there is no checkpoint, instead of a fresh initialisation.
-        num_parts: Parts of a batch that go through the network one after the other, to take less memory.
+        meter: Of the device's memory; None for that of `device`.
+        at_most, on_room: See `MicroBatches`.
         before_writing: Called before a file takes its place; what it raises ends the training.
 
     Yields:
@@ -132,6 +138,23 @@ def fit(
         model.load_state_dict(initial().state_dict())  # the first step gives them to the average, too
     progress = _progress_of(saved, device)
     evaluated = model if state.averaged is None else cast(CvT, state.averaged.module)
+
+    def told(room: Room) -> None:
+        progress.take(room)
+        if on_room is not None:
+            on_room(room)
+
+    num_images = data.num_images("train")
+    micro_batches = MicroBatches(
+        training, model, device,
+        batch_size=min(batch_size, math.ceil(num_images / world_size)),
+        meter=meter or meter_of(device),
+        bytes_to_come=state.bytes_to_come,
+        is_uneven=num_images < batch_size * world_size,
+        known=(progress.micro_batch, progress.activation_checkpointing),
+        at_most=at_most,
+        on_room=told,
+    )  # fmt: skip
     if progress.epoch:
         if progress.epoch == training.epochs:
             _keep(evaluated, data, model_folder, rank, before_writing)
@@ -158,7 +181,7 @@ def fit(
             world_size=world_size,
         ):
             set_learning_rate(state.optimizer, training, progress.epoch + progress.step / num_steps)
-            progress.loss_sums += _step(state, trained, images, targets, training, num_parts)
+            progress.loss_sums += _step(state, trained, images, targets, training, micro_batches)
             progress.counts[0] += 1
             progress.step += 1
             keeper.check(progress, num_steps=num_steps, begins_again=True)
@@ -181,22 +204,18 @@ def _step(
     images: Float[Tensor, "batch channels height width"],
     targets: Tensor,
     training: TrainingConfig,
-    num_parts: int,
+    micro_batches: MicroBatches,
 ) -> Float[Tensor, ""]:
     """One step of the optimizer; the mean loss, left on the device, since to read it each step would stall a GPU.
 
     Args:
         trained: The model of `state`, or what shares its gradients among ranks.
     """
-    state.optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=images.device)
-    for some, their_targets in zip(images.chunk(num_parts), targets.chunk(num_parts), strict=True):
-        with autocast(training, images.device):
-            logits = trained(some)
-        loss = F.cross_entropy(logits.float(), their_targets, label_smoothing=training.label_smoothing)
-        loss = loss * (len(some) / len(images))
-        state.scaler.scale(loss).backward()
-        total += loss.detach()
+    loss = micro_batches.run(
+        lambda parts: _backward(state, trained, images, targets, training, parts),
+        lambda parts: _backward(state, state.model, images, targets, training, parts),
+        len(images),
+    )
     if training.clip_grad_norm is not None:
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), training.clip_grad_norm)
@@ -204,6 +223,30 @@ def _step(
     state.scaler.update()
     if state.averaged is not None:
         state.averaged.update_parameters(state.model)
+    return loss
+
+
+def _backward(
+    state: TrainingState,
+    trained: nn.Module,
+    images: Float[Tensor, "batch channels height width"],
+    targets: Tensor,
+    training: TrainingConfig,
+    parts: Sequence[Part],
+) -> Float[Tensor, ""]:
+    """Leaves the gradient of the mean loss over the images of `parts`, which it returns."""
+    state.optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=images.device)
+    for part in parts:
+        # ranks add up their gradients once a batch
+        is_shared = part.is_last or not isinstance(trained, DistributedDataParallel)
+        with contextlib.nullcontext() if is_shared else trained.no_sync():
+            with part.moving_statistics(), autocast(training, images.device):
+                logits = trained(images[part.rows])
+            loss = F.cross_entropy(logits.float(), targets[part.rows], label_smoothing=training.label_smoothing)
+            loss = loss * part.weight
+            state.scaler.scale(loss).backward()
+        total += loss.detach()
     return total
 
 
@@ -225,22 +268,30 @@ def progress_reports(
     checkpoint: Path,
     model_folder: Path | None,
     num_known: int = 0,
-    num_parts: int = 1,
+    at_most: int | None = None,
     before_writing: Callable[[], None] | None = None,
 ) -> Generator[dict[str, Any], None, None]:
     """`fit`, as plain values that travel between processes: what a worker reports of its training.
 
     Args:
         num_known: Epochs that the reader knows already, from before an interruption, and is not told again.
-        num_parts, before_writing: See `fit`.
+        at_most: See `MicroBatches`.
+        before_writing: See `fit`.
 
     Yields:
-        After each epoch `epoch, accuracy, curve, train_seconds, status`; status is `running`, or in a
-        last report `diverged`, `oom` or, where nothing more can be written, `storage`, then with a `reason`. A training
-        that went back has a `reason` from then on, too.
+        After each epoch `epoch, accuracy, curve, train_seconds, status`, and what `Room` has; status is `running`, or
+        in a last report `diverged`, `oom` or, where nothing more can be written, `storage`, then with a `reason`. A
+        training that went back, or ran out of memory and went on with less, has a `reason` from then on, too.
     """
     torch.set_num_threads(setup.num_threads)
     report: dict[str, Any] = {"epoch": 0, "accuracy": 0.0, "curve": [], "train_seconds": 0.0, "status": "running"}
+    reasons: dict[str, str] = {}
+
+    def told(room: Room) -> None:
+        report.update(room.to_plain(), note=room.note)
+        if room.ran_out and room.note is not None:
+            reasons["memory"] = room.note
+
     try:
         for epoch in fit(
             arch,
@@ -251,7 +302,9 @@ def progress_reports(
             checkpoint=checkpoint,
             model_folder=model_folder,
             initial=_initial(arch, setup, device),
-            num_parts=num_parts,
+            meter=meter_of(device, setup.memory_share),
+            at_most=at_most,
+            on_room=told,
             before_writing=before_writing,
         ):
             if epoch.number <= num_known < setup.training.epochs:
@@ -259,7 +312,10 @@ def progress_reports(
             report |= {"epoch": epoch.number, "accuracy": epoch.accuracy, "train_seconds": epoch.train_seconds}
             report["curve"] = list(epoch.curve)
             if epoch.num_rollbacks:
-                report["reason"] = f"rolled back {times_of(epoch.num_rollbacks)}: a loss or a weight was not finite"
+                times = times_of(epoch.num_rollbacks)
+                reasons["rollbacks"] = f"rolled back {times}: a loss or a weight was not finite"
+            if reasons:
+                report["reason"] = "; ".join(reasons.values())
             yield dict(report)
     except DivergedError as error:
         known = {"epoch": error.epoch, "curve": list(error.curve), "accuracy": error.curve[-1] if error.curve else 0.0}
@@ -286,7 +342,7 @@ def class_curves(arch: ArchConfig, setup: TrainingSetup, *, epochs: int, seed: i
     training, data, device = setup.shared.config.lasting(epochs), setup.open_data(), setup.torch_device
     return [
         class_accuracies(epoch.model, data, "search", training=training, device=device)
-        for epoch in fit(arch, training, data, device=device, seed=seed)
+        for epoch in fit(arch, training, data, device=device, seed=seed, meter=meter_of(device, setup.memory_share))
     ]
 
 

@@ -10,7 +10,8 @@ nothing else. So whatever wraps, replaces, hooks or counts modules sees all of t
 Source: Wu et al. 2021, arXiv:2103.15808. Names in the state dict are those of the official code.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from cvt_nas.arch import Activation, ArchConfig, BlockConfig, StageConfig, mlp_width
 
@@ -178,7 +180,9 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """A token embedding and its blocks."""
+    """A token embedding and its blocks; `recomputes` is of the latter, see `forward_stage`."""
+
+    recomputes = False
 
     def __init__(self, stage: StageConfig, in_channels: int, grid: int, drop_path_rate: float) -> None:
         super().__init__()
@@ -193,7 +197,7 @@ class Stage(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch in_channels height width"]
     ) -> tuple[Float[Tensor, "batch tokens channels"], tuple[int, int]]:
-        return forward_stage(self.patch_embed, self.cls_token, self.blocks, images)
+        return forward_stage(self.patch_embed, self.cls_token, self.blocks, images, recomputes=self.recomputes)
 
 
 def forward_stage(
@@ -201,14 +205,46 @@ def forward_stage(
     cls_token: Float[Tensor, "1 1 channels"] | None,
     blocks: Iterable[Callable[[Tensor, tuple[int, int]], Tensor]],
     images: Float[Tensor, "batch in_channels height width"],
+    *,
+    recomputes: bool = False,
 ) -> tuple[Float[Tensor, "batch tokens channels"], tuple[int, int]]:
-    """Tokens of a stage, class token first, and the grid of the others; by parts that have their weights anywhere."""
+    """Tokens of a stage, class token first, and the grid of the others; by parts that have their weights anywhere.
+
+    Args:
+        recomputes: Whether the backward pass has the input of each block alone, and computes the rest again.
+    """
     tokens, grid = patch_embed(images)
     if cls_token is not None:
         tokens = torch.cat((cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
     for block in blocks:
-        tokens = block(tokens, grid)
+        tokens = _recomputed(block, tokens, grid) if recomputes and torch.is_grad_enabled() else block(tokens, grid)
     return tokens, grid
+
+
+def _recomputed(block: Callable[[Tensor, tuple[int, int]], Tensor], tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """`block(tokens, grid)`, computed again in the backward pass, with the same draws and in the same precision.
+
+    Source: Chen et al. 2016, arXiv:1604.06174.
+    """
+    modules = block.modules() if isinstance(block, nn.Module) else ()
+    norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
+    return checkpoint(
+        block, tokens, grid, use_reentrant=False,
+        context_fn=lambda: (contextlib.nullcontext(), _statistics_kept(norms)),
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _statistics_kept(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
+    """Batch norms normalise as ever, and what they make of their running statistics is forgotten afterwards."""
+    kept = [dict(norm._buffers) for norm in norms]
+    for norm, buffers in zip(norms, kept, strict=True):
+        norm._buffers.update({name: None if buffer is None else buffer.clone() for name, buffer in buffers.items()})
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)
 
 
 class CvT(nn.Module):
@@ -236,6 +272,12 @@ class CvT(nn.Module):
         self.norm = nn.LayerNorm(channels[-1])
         self.head = nn.Linear(channels[-1], arch.num_classes)
         self.apply(_init_weights)
+
+    def set_recomputing(self, on: bool) -> None:
+        """Whether the backward pass computes what is inside each block again, instead of keeping it in memory."""
+        for stage in self.children():
+            if isinstance(stage, Stage):
+                stage.recomputes = on
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Logits; `images` are normalised as in training."""

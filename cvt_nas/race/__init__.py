@@ -114,7 +114,12 @@ def search(
         resources = stack.enter_context(
             claim_resources(gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device)
         )
-        setup = dataclasses.replace(setup, device=resources.device, num_threads=resources.num_threads)
+        setup = dataclasses.replace(
+            setup,
+            device=resources.device,
+            num_threads=resources.num_threads,
+            memory_share=min(resources.gpus_per_trial or 1.0, 1.0),
+        )
         ended = () if run is None else run.results()
         num_left = num_trials - sum(result.status not in FAILURES for result in ended)  # what failed is tried again
         check_disk(experiment, place.path, num_trials=max(num_left, 0), num_slots=resources.num_slots, run=run)

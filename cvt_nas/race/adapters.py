@@ -26,7 +26,7 @@ from cvt_nas.errors import SearchFailedError, StorageError
 from cvt_nas.race.asha import Asha, losses_of_cost
 from cvt_nas.race.events import EpochDone, TrialPaused, TrialStarted
 from cvt_nas.race.study import PartialTrial, Proposal
-from cvt_nas.results import FAILURES, RunFolder, TrialResult, delete, exists, fetch
+from cvt_nas.results import FAILURES, ROOM, RunFolder, TrialResult, delete, exists, fetch
 
 _MAX_SAME_FAILURES = 3  # of the first trials, before the others are spared
 _NO_REASON = "no reason was given"
@@ -247,7 +247,12 @@ class SourceSearcher(Searcher):
     def _tell_epoch(self, trial: _InFlight, result: dict[str, Any]) -> None:
         if result.get("status") == "running" and result["epoch"] > trial.last.get("epoch", 0):
             self._events.put(
-                EpochDone(number=trial.proposal.number, epoch=result["epoch"], accuracy=result["accuracy"])
+                EpochDone(
+                    number=trial.proposal.number,
+                    epoch=result["epoch"],
+                    accuracy=result["accuracy"],
+                    note=result.get("note"),
+                )
             )
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -299,6 +304,7 @@ class SourceSearcher(Searcher):
             reason=reason,
             inherited=self._inherited.get(arch.id),
             spent=self._run.seconds_spent,
+            **{name: last[name] for name in ROOM if name in last},
         )
         self._record(result)
         self._source.tell(result)

@@ -23,11 +23,16 @@ class TrialStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochDone:
-    """A trial finished an epoch and reported it; told once, whatever becomes of its worker."""
+    """A trial finished an epoch and reported it; told once, whatever becomes of its worker.
+
+    Args:
+        note: For people, where its batches are cut to fit its device.
+    """
 
     number: int
     epoch: int
     accuracy: float
+    note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,11 +61,13 @@ class SupernetEpochDone:
 
     Args:
         losses: See `engine.SupernetEpoch`.
+        note: For people, where its batches are cut to fit the devices.
     """
 
     epoch: int
     num_epochs: int
     losses: dict[str, float]
+    note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

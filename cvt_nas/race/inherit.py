@@ -31,7 +31,7 @@ from cvt_nas.race.journal import open_journal
 from cvt_nas.race.resources import Resources
 from cvt_nas.race.samplers import derive_seed
 from cvt_nas.race.study import Study
-from cvt_nas.results import Candidate, Metric, RunFolder, TrialResult, exists
+from cvt_nas.results import ROOM, Candidate, Metric, RunFolder, TrialResult, exists
 from cvt_nas.space import ArchSpace, Genome
 
 NUM_SCREENING_IMAGES = 2_048
@@ -74,11 +74,12 @@ def train_shared_weights(
                 return
 
     threading.Thread(target=watch, name="watch", daemon=True).start()
+    room: dict[str, Any] = {}
     num_workers, cpus_per_worker = supernet_workers(resources, batch_size=setup.shared.config.batch_size)
     try:
         with ending_in(SearchFailedError, "the training of the supernet ended"):
             for report in train_supernet_on_workers(
-                dataclasses.replace(setup, num_threads=max(int(cpus_per_worker), 1)),
+                dataclasses.replace(setup, num_threads=max(int(cpus_per_worker), 1), memory_share=1.0),
                 seed=derive_seed(seed, 0, "supernet"),
                 num_workers=num_workers,
                 cpus_per_worker=cpus_per_worker,
@@ -89,8 +90,15 @@ def train_shared_weights(
                     raise StorageError(report["reason"])
                 if report["status"] != "running":
                     raise SearchFailedError(f"the training of the supernet ended: {report['reason']}")
+                found = {name: report[name] for name in ROOM if name in report}
+                if found != room:
+                    room = found
+                    run.amend_manifest(supernet=room)
                 yield SupernetEpochDone(
-                    epoch=report["epoch"], num_epochs=setup.shared.config.epochs, losses=report["losses"]
+                    epoch=report["epoch"],
+                    num_epochs=setup.shared.config.epochs,
+                    losses=report["losses"],
+                    note=report.get("note"),
                 )
     finally:
         is_over.set()

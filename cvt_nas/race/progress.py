@@ -68,6 +68,7 @@ class ConsoleProgress:
         self._num_before = len(self._results)
         self._running: dict[int, tuple[int, float]] = {}
         self._paused: set[int] = set()
+        self._noted: set[type] = set()
         self._started, self._deadline, self._last_line = time.monotonic(), deadline, 0.0
         self._phase_started = self._started
         self._front = ParetoFront.of(self._results, metrics)
@@ -98,6 +99,10 @@ class ConsoleProgress:
         if isinstance(event, TrialResult) and event.status in FAILURES:
             said = f"trial {round_and_trial(event.number)[1]} failed: {event.reason}"
             self._console.print(said, markup=False, emoji=False, highlight=False)
+        if isinstance(event, SupernetEpochDone | EpochDone) and event.note and type(event) not in self._noted:
+            self._noted.add(type(event))
+            whose = f"trial {round_and_trial(event.number)[1]}" if isinstance(event, EpochDone) else "supernet"
+            self._console.print(f"note: {whose}: {event.note}", markup=False, emoji=False, highlight=False)
         if isinstance(event, SupernetEpochDone):
             self._supernet = event
         elif isinstance(event, OptionsDropped):

@@ -23,8 +23,6 @@ WAITING_CPUS = 0.01
 def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resources, keep_model: bool = True) -> None:
     """Trains the architecture of `config`, here or on workers of its own, and passes each report on to Tune.
 
-    Where the device's memory does not suffice, it goes on from its checkpoint with each batch in two parts.
-
     Args:
         keep_model: Whether the trained weights go to the run folder, as the architecture's.
     """
@@ -32,7 +30,7 @@ def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resour
     arch = arch_from_dict(json.loads(config["arch"]))
     device = _device() if resources.num_workers == 1 else f"{resources.num_workers} gpus"
 
-    def reports(num_parts: int) -> Generator[dict[str, Any], None, None]:
+    def reports() -> Generator[dict[str, Any], None, None]:
         if resources.num_workers == 1:
             return progress_reports(
                 arch,
@@ -41,8 +39,7 @@ def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resour
                 seed=config["seed"],
                 checkpoint=run.checkpoint_path(number),
                 model_folder=run.model_path(arch.id) if keep_model else None,
-                num_known=num_known,
-                num_parts=num_parts,
+                num_known=config["num_known"],
             )
         return fit_on_workers(
             arch,
@@ -53,26 +50,13 @@ def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resour
             cpus_per_worker=(resources.cpus_per_trial - WAITING_CPUS) / resources.num_workers,
             use_gpus=True,
             keep_model=keep_model,
-            num_known=num_known,
-            num_parts=num_parts,
+            num_known=config["num_known"],
         )
 
-    num_known = config["num_known"]
     try:
-        for num_parts in (1, 2):
-            status = "running"
-            with contextlib.closing(reports(num_parts)) as of_trial:  # workers end at once where Tune ends the trial
-                for report in of_trial:
-                    status = report["status"]
-                    if status == "oom" and num_parts == 1:
-                        break
-                    if num_parts == 2 and status == "running":
-                        halved = "device memory ran out: trained with batches in two parts"
-                        report["reason"] = "; ".join(filter(None, [report.get("reason"), halved]))
-                    num_known = report["epoch"]
-                    tune.report({**report, "device": device})
-            if status != "oom":
-                break
+        with contextlib.closing(reports()) as of_trial:  # workers end at once where Tune ends the trial
+            for report in of_trial:
+                tune.report({**report, "device": device})
     except WorkerLostError:
         raise  # which is no fault of the trial, so it has no log: the searcher tries it again
     except Exception:

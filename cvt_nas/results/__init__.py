@@ -22,6 +22,7 @@ from cvt_nas.results.quality import Origin, RankingQuality, SupernetQuality, Tau
 from cvt_nas.results.rungs import RankCorrelation, rank_correlations, rung_epochs
 from cvt_nas.results.trial import (
     FAILURES,
+    ROOM,
     Confirmation,
     Metric,
     Status,
@@ -33,6 +34,7 @@ from cvt_nas.results.trial import (
 
 __all__ = [
     "FAILURES",
+    "ROOM",
     "Candidate",
     "ConfirmPlan",
     "Confirmation",

@@ -251,7 +251,7 @@ class RunFolder:
         return manifest
 
     def amend_manifest(self, **entries: Any) -> None:
-        """Replaces entries of the manifest of a run in which nothing was trained yet."""
+        """Adds entries to the manifest, or replaces those that are told before anything is trained."""
         write_atomically(self.path / "manifest.json", json_text({**self.manifest, **entries}, indent=2) + "\n")
 
     @property

@@ -22,6 +22,9 @@ _ROUND = 1_000_000
 # What a resumed search tries again: its cause may be gone, as a full device or a damaged image.
 FAILURES: frozenset[Status] = frozenset({"failed", "oom"})
 
+# What of a record says how batches were cut to fit a device.
+ROOM = ("micro_batch", "activation_checkpointing")
+
 # Of means, so that equal ones are equal, whatever they are sums of.
 DIGITS = 12
 
@@ -45,6 +48,8 @@ class _Line(TypedDict, total=False):
     reason: str | None
     inherited: float | None
     spent: float | None
+    micro_batch: int | None
+    activation_checkpointing: bool
 
 
 _LINE = TypeAdapter(_Line)
@@ -153,6 +158,9 @@ class TrialResult:
             where it began with a fresh initialisation.
         spent: Seconds that had been spent on the run when it ended, by all the processes that worked on it, to within a
             few; None in records of earlier versions.
+        micro_batch: Images that went through the network at once, at most, on each device; None in records of earlier
+            versions, and where nothing was trained.
+        activation_checkpointing: Whether what is inside a block was computed again in the backward pass.
         confirmation: Of its architecture, where `RunFolder.confirmed` made this; never in the record.
     """
 
@@ -170,6 +178,8 @@ class TrialResult:
     reason: str | None = None
     inherited: float | None = None
     spent: float | None = None
+    micro_batch: int | None = None
+    activation_checkpointing: bool = False
     confirmation: Confirmation | None = None
 
     @property
@@ -210,6 +220,7 @@ class TrialResult:
             "reason": self.reason,
             **({} if self.inherited is None else {"inherited": self.inherited}),
             **({} if self.spent is None else {"spent": round(self.spent, 1)}),
+            **({} if self.micro_batch is None else {name: getattr(self, name) for name in ROOM}),
         }
 
     @classmethod
