@@ -143,7 +143,8 @@ def test_a_trial_takes_no_more_memory_than_there_is_and_ends_as_if_it_was_told(
     memory_for(whole // 2)
     assert run(2) <= whole // 2
     assert reports[-1]["status"] == "running"
-    assert 16 <= (found := reports[-1]["micro_batch"]) < 1024
+    found = reports[-1]["micro_batch"]
+    assert 16 <= found < 1024
     run(3, micro_batch=found)
     assert reports[-1]["accuracy"] == reports[-2]["accuracy"]
     run(4, micro_batch=1024, activation_checkpointing="off")  # which is not there

@@ -1,6 +1,7 @@
 """The race, on real Ray: placement, early stopping, divergence, interruption and resumption."""
 
 import contextlib
+import copy
 import dataclasses
 import errno
 import io
@@ -1060,6 +1061,24 @@ def test_memory_that_runs_out_on_one_worker_ends_all_and_leaves_room_for_another
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().open_data()
 
+    class FullInMidEpoch(TrainingSetup):
+        """For the second worker alone, once, where all go through their images."""
+
+        def open_data(self) -> ImageData:
+            data, marker = super().open_data(), self.run_path / "was-full"
+            batches = data.train_batches
+
+            def until_it_is_full(**options):  # no types: what travels to the worker does not know their names
+                for number, batch in enumerate(batches(**options)):
+                    if number == 3 and torch.distributed.get_rank() == 1 and not marker.exists():
+                        marker.touch()
+                        raise torch.OutOfMemoryError("CUDA out of memory")
+                    yield batch
+
+            data = copy.copy(data)
+            data.train_batches = until_it_is_full
+            return data
+
     setup = Full.of(small, run_path=tmp_path / "run", data=None)
     options: dict[str, Any] = {"seed": 0, "num_workers": 2, "cpus_per_worker": 1, "use_gpus": False}
     with local_ray(num_cpus=2, num_gpus=0):
@@ -1067,7 +1086,13 @@ def test_memory_that_runs_out_on_one_worker_ends_all_and_leaves_room_for_another
         assert (report["status"], report["reason"]) == ("oom", "CUDA out of memory")
         again = TrainingSetup.of(small, run_path=tmp_path / "run", data=None)
         reports = list(fit_on_workers(tiny_arch(), again, number=0, **options))
-    assert [report["status"] for report in reports] == ["running"] * small.training.epochs
+        fuller = FullInMidEpoch.of(small, run_path=tmp_path / "run", data=None)
+        halved = list(fit_on_workers(tiny_arch(), fuller, number=1, **options))
+    share = small.training.batch_size // 2
+    for found, at_once in ((reports, share), (halved, share // 2)):
+        assert [report["status"] for report in found] == ["running"] * small.training.epochs
+        assert {report["micro_batch"] for report in found} == {at_once}
+    assert "device memory ran out" in halved[-1]["reason"]
 
 
 @contextlib.contextmanager
