@@ -75,6 +75,8 @@ def test_candidates_are_ranked_and_the_best_trained_on_from_what_they_inherit(in
     assert [space.encode(trial.arch) for trial in trials[1:]] == [
         g for g in expected if g != space.encode(trials[0].arch)
     ][:2]
+    assert inherited.manifest["supernet"] == {"micro_batch": 64, "activation_checkpointing": False}
+    assert {trial.micro_batch for trial in trials} == {with_supernet().training.batch_size}
     # an epoch on top of what is inherited; from a fresh initialisation it gives .47 on average
     assert all(trial.curve[0] > 0.55 for trial in trials)
     assert inherited.test_accuracies().keys() == {member.arch_id for member in inherited.front().members}

@@ -195,8 +195,8 @@ class MicroBatches:
         again, with smaller parts. With several ranks it raises, since the others wait for this one.
 
         Args:
-            probe: The same for parts of this batch, without a word to other ranks; it leaves nothing behind. The memory
-                that it takes is the most that `backward` takes of any batch.
+            probe: The same for parts of this batch, without a word to other ranks (but where batch norm has the
+                statistics of all). The memory that it takes is the most that `backward` takes of any batch.
 
         Raises:
             torch.OutOfMemoryError: There is no memory for one image, or there are several ranks.
@@ -242,7 +242,8 @@ class MicroBatches:
     def _fitting(self, probe: Callable[[Sequence[Part]], object]) -> int:
         """Images that the device has memory for, by a line through the peaks of two small passes; at least 1."""
         assert self._meter is not None, "else nothing is measured"
-        larger, peaks = min(_PROBED, self._batch_size), list[int]()
+        # where blocks are computed again, the peak of a few images is not where that of many is, and each takes less
+        larger, peaks = min(4 * _PROBED if self._recomputes else _PROBED, self._batch_size), list[int]()
         while larger > 1 and not peaks:
             try:
                 peaks = [self._peak_of(probe, size) for size in (larger // 2, larger)]
