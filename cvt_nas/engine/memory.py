@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -310,6 +310,9 @@ class MicroBatches:
         return f"{micro_batch:,} of the {self._batch_size:,} images of a batch{whose} are trained at once{again}: {why}"
 
 
+_copy = cast(Any, torch)._foreach_copy_
+
+
 class _Undo:
     """Takes a network's buffers and the random states back to what they were when it was last told to remember."""
 
@@ -325,7 +328,7 @@ class _Undo:
     def remember(self) -> None:
         for kept, group in zip(self._kept, self._groups, strict=True):
             if group:
-                torch._foreach_copy_(kept, group)
+                _copy(kept, group)
         self._states = [torch.get_rng_state()]
         if self._device.type == "cuda":
             self._states.append(torch.cuda.get_rng_state(self._device))
@@ -334,7 +337,7 @@ class _Undo:
     def __call__(self) -> None:
         for kept, group in zip(self._kept, self._groups, strict=True):
             if group:
-                torch._foreach_copy_(group, kept)
+                _copy(group, kept)
         torch.set_rng_state(self._states[0])
         if self._device.type == "cuda":
             torch.cuda.set_rng_state(self._states[1], self._device)

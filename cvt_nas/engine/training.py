@@ -238,9 +238,10 @@ def _backward(
     state.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=images.device)
     for part in parts:
-        # ranks add up their gradients once a batch
-        is_shared = part.is_last or not isinstance(trained, DistributedDataParallel)
-        with contextlib.nullcontext() if is_shared else trained.no_sync():
+        kept: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if isinstance(trained, DistributedDataParallel) and not part.is_last:
+            kept = trained.no_sync()  # ranks add up their gradients once a batch
+        with kept:
             with part.moving_statistics(), autocast(training, images.device):
                 logits = trained(images[part.rows])
             loss = F.cross_entropy(logits.float(), targets[part.rows], label_smoothing=training.label_smoothing)
