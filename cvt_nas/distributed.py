@@ -57,6 +57,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict  # noqa: E402
 from cvt_nas.engine import TrainingSetup, progress_reports, supernet_reports  # noqa: E402
 from cvt_nas.errors import CvtNasError, ResourceError, StorageError, first_line  # noqa: E402
+from cvt_nas.escaping import why_no_text  # noqa: E402
 from cvt_nas.results import can_write_to  # noqa: E402
 
 HEAD = {"node:__internal_head__": 0.001}  # the node that outlives the others
@@ -129,12 +130,9 @@ def get_from_workers(work: Any) -> Any:
 
 def connect_ray(**options: Any) -> None:
     """`ray.init`, quiet, and without its handler of SIGTERM, which would take the place of the caller's."""
-    odd = [word for word in sys.orig_argv if any("\udc80" <= char <= "\udcff" for char in word)]
-    if odd:  # Ray keeps the command as UTF-8, and would end in a traceback
-        raise ResourceError(
-            f"{odd[0]}: cannot be read in the locale of this terminal, which is not UTF-8; set PYTHONUTF8=1 or "
-            f"LC_ALL=C.UTF-8"
-        )
+    for word in sys.orig_argv:
+        if why := why_no_text(word):  # Ray keeps the command as UTF-8, and would end in a traceback
+            raise ResourceError(f"{word}: {why}")
     handler = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
         # an older Ray warns of what RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO says, though it is said

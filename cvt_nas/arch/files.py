@@ -60,10 +60,11 @@ def save_arch(arch: ArchConfig, path: Path) -> None:
 
 
 def _suggestion(named: str | Path) -> str:
-    """By the spellings of other tools: `CvT-13`, `cvt_13`, `microsoft/cvt-13`."""
+    """By the spellings of other tools: `CvT-13`, `cvt_13`, `microsoft/cvt-13-384-22k`, `CvT-w24-384x384-IN-22k.pth`."""
     plain = {re.sub(r"[^a-z0-9]", "", name): name for name in NAMED_ARCHS}
     spelt = re.sub(r"[^a-z0-9]", "", str(named).lower().rpartition("/")[2])
-    near = difflib.get_close_matches(spelt, plain, n=len(plain), cutoff=0.75)
+    near = [name for name in plain if spelt.startswith(name)]
+    near += difflib.get_close_matches(spelt, plain, n=len(plain), cutoff=0.75)
 
     def num_alike(name: str) -> int:
         return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, spelt, strict=False)))

@@ -1,47 +1,133 @@
 """The command line: verbs, nothing else.
 
-Exit status: 0 done, 1 failed, as a search that found nothing, 2 a mistake of the user's, with its message and no
-traceback; 130 after Ctrl-C.
+Exit status: 0 done, 1 failed, as a search that found nothing or a training that diverged, 2 a mistake of the user's,
+with its message and no traceback; 130 after Ctrl-C. Where what reads the output has ended, the status is 1 in silence.
 """
 
+import argparse
 import codecs
 import contextlib
 import errno
 import io
 import os
+import re
+import select
 import sys
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from cvt_nas.cli.arguments import build_parser
-from cvt_nas.errors import CvtNasError, SearchFailedError, StorageError
+from cvt_nas.cli.output import write
+from cvt_nas.errors import CvtNasError, DataError, SearchFailedError, SpaceFileError, StorageError, TrainingEndedError
 
 _MOST_BYTES_OF_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_NO_ROOM = {errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM}
+_WRITTEN = ("out", "to", "plot")  # options that name what a verb writes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `cvt-nas`; returns the exit status."""
     _print_whatever_the_locale()
     _leave_long_temporary_folder()
-    options = build_parser().parse_args(arguments)
     try:
-        return options.verb(options)
-    except SearchFailedError as error:
-        print(f"cvt-nas: {error}", file=sys.stderr)
-        return 1
-    except (CvtNasError, StorageError) as error:
-        print(f"cvt-nas: {error}", file=sys.stderr)
-        return 2
+        try:
+            return _run(sys.argv[1:] if arguments is None else list(arguments))
+        finally:
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()  # not as Python ends, which could no longer say why it failed
     except OSError as error:
-        if error.errno not in _NOT_WRITABLE:
+        if not _drop_unwritable():
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"cvt-nas: {where}cannot be written: {error.strerror}", file=sys.stderr)
+        if isinstance(error, BrokenPipeError):
+            return 1
+        write(f"cvt-nas: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
+
+
+def _run(words: Sequence[str]) -> int:
+    options = build_parser().parse_args(words)
+    try:
+        _check_filled(words)
+        return options.verb(options)
+    except CvtNasError as error:
+        problems = error.problems if isinstance(error, SpaceFileError) else (str(error),)
+        _complain(*problems)
+        return 1 if isinstance(error, SearchFailedError | TrainingEndedError) else 2
+    except OSError as error:
+        line = _line_of(error, options)
+        if line is None:
+            raise
+        _complain(line)
         return 2
     except KeyboardInterrupt:
-        print("cvt-nas: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
+
+
+def _complain(first: str, *others: str) -> None:
+    write(f"cvt-nas: {first}", *others, file=sys.stderr)
+
+
+def _check_filled(words: Sequence[str]) -> None:
+    """Refuses words without a letter, which would mean the current folder, and are of a variable that is not set."""
+    for before, word in zip(["", *words], words, strict=False):
+        if not word or re.fullmatch("--[a-z-]+=", word):
+            name = word.rstrip("=") or (before if before.startswith("--") else "an argument")
+            raise DataError(f"{name}: is empty, as of a variable that is not set")
+
+
+def _line_of(error: OSError, options: argparse.Namespace) -> str | None:
+    """What happened to a path that the user named, or to a place that cannot be written; None of a fault of ours."""
+    if isinstance(error, StorageError) and error.errno is None:
+        return str(error)
+    if isinstance(error, BrokenPipeError):
+        return None
+    where = None if error.filename is None else os.fsdecode(error.filename)
+    near = {True: 0, False: 0}  # the nearest of the places that are written, and of the others
+    for name, value in vars(options).items() if where is not None else ():
+        for given in value if isinstance(value, list) else [value or "results" if name == "out" else value]:
+            near[name in _WRITTEN] = max(near[name in _WRITTEN], _nearness(where, given))
+    if isinstance(error, StorageError) or error.errno in _NO_ROOM or (near[True] and near[True] >= near[False]):
+        what = "cannot be written: "
+    elif near[False]:
+        what = "cannot be read: "
+    elif error.errno in _FORBIDDEN:
+        what = ""
+    else:
+        return None
+    return f"{'' if where is None else f'{where}: '}{what}{error.strerror}"
+
+
+def _nearness(where: str, given: object) -> int:
+    """How near `where` is to what an argument names, RUN:ID included: 0 it is neither in it nor holds it."""
+    if not isinstance(given, str | Path):
+        return 0
+    path = f"{os.path.abspath(where)}/"
+    names = [f"{os.path.abspath(name)}/" for name in (str(given), str(given).rpartition(":")[0]) if name]
+    return max(len(name) if path.startswith(name) else name.startswith(path) for name in names)
+
+
+def _drop_unwritable() -> bool:
+    """Sends to nowhere what a stream still holds that cannot be written; whether there was such a stream."""
+    found = False
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+            has_failed = _has_no_reader(stream.fileno())  # of a stream without a buffer, which has dropped it
+        except OSError:
+            has_failed = True
+        if has_failed:
+            found = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return found
+
+
+def _has_no_reader(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, 0)  # errors are always told
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _leave_long_temporary_folder() -> None:
@@ -52,7 +138,7 @@ def _leave_long_temporary_folder() -> None:
     for short in ("/tmp", "/var/tmp"):
         if os.access(short, os.W_OK | os.X_OK):
             os.environ["TMPDIR"] = tempfile.tempdir = short
-            print(f"note: TMPDIR {long} is too long for sockets: {short} is used instead", file=sys.stderr)
+            write(f"note: TMPDIR {long} is too long for sockets: {short} is used instead", file=sys.stderr)
             return
 
 

@@ -2,17 +2,35 @@
 
 import shlex
 from collections import Counter
-from typing import Any
+from typing import Any, TextIO
+
+from cvt_nas.escaping import printable
+
+
+def write(*lines: str, file: TextIO | None = None, flush: bool = False) -> None:
+    """Prints lines of text, in which no name of a file or class is obeyed by the terminal."""
+    print(*map(printable, lines), sep="\n", file=file, flush=flush)
 
 
 def say(console: Any, text: str, **style: Any) -> None:
     """Prints `text` as it stands: nothing in a path or a reason is markup."""
-    console.print(text, markup=False, emoji=False, highlight=False, **style)
+    console.print(printable(text), markup=False, emoji=False, highlight=False, **style)
 
 
 def command(*words: str) -> str:
     """A command that can be pasted into a shell."""
-    return shlex.join(words)
+    return " ".join(map(quoted, words))
+
+
+def quoted(word: str) -> str:
+    """A word as a shell reads it; one with control characters, which are not printed, as bash and zsh do."""
+    shown = printable(word.replace("\\", "\\\\").replace("'", "\\'"))
+    return shlex.quote(word) if printable(word) == word else f"$'{shown}'"
+
+
+def operand(place: str) -> str:
+    """A path or URL as a word of a command that is no option, whatever it begins with."""
+    return f"./{place}" if place.startswith("-") else place
 
 
 def print_front(run: Any, out: str) -> None:
@@ -34,8 +52,9 @@ def print_front(run: Any, out: str) -> None:
     for note in (*latency_lines(run), *confirmation_lines(run), *rank_lines(run)):
         say(console, note)
     say(console, f"hypervolume {front.hypervolume(run.box):.4f} (reference: accuracy 0 at the space's greatest costs)")
-    plots = [shlex.quote(f"{out}/{path.name}") for path in report_paths(run) if path.suffix == ".html"]
-    say(console, "plots: " + ", ".join(plots))
+    out = operand(out)
+    if plots := [quoted(f"{out}/{p.name}") for p in report_paths(run) if p.suffix == ".html" and p.exists()]:
+        say(console, "plots: " + ", ".join(plots))
     say(console, "next: " + command("cvt-nas", "export", out, "--pick", "knee", "--to", "my_model"), style="bold")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
-from cvt_nas.cli.output import command, nothing_found, print_front, say
+from cvt_nas.cli.output import command, nothing_found, print_front, say, write
 
 
 def search(options: argparse.Namespace) -> int:
@@ -70,7 +70,7 @@ def search(options: argparse.Namespace) -> int:
         num_trials = experiment.search.candidates
     num_done = len(run.results())
     if options.json:
-        print(json.dumps(summary(run)))
+        write(json.dumps(summary(run)))
     else:
         print_front(run, out)
     results, plan, num_left = run.results(), run.confirm_plan(), len(run.unconfirmed())
@@ -83,7 +83,7 @@ def search(options: argparse.Namespace) -> int:
     if stop.was_signalled:
         return 130
     if not run.front().members:
-        print(f"cvt-nas: {nothing_found(results, is_time_over=stop.is_set())}", file=sys.stderr)
+        write(f"cvt-nas: {nothing_found(results, is_time_over=stop.is_set())}", file=sys.stderr)
         return 1
     return 0
 
@@ -94,16 +94,21 @@ def resuming(options: argparse.Namespace, out: str, *, time_budget: float | None
     Args:
         time_budget: Seconds that are spent, where the search ended with them; as many again are offered.
     """
-    words = ["cvt-nas", "search", "--space", options.space, "--out", out, "--resume"]
+    words = ["cvt-nas", "search", *_option("space", options.space), *_option("out", out), "--resume"]
     if time_budget is not None:
-        words += ["--time-budget", f"{math.ceil(2 * time_budget)}s"]
+        words += _option("time-budget", f"{math.ceil(2 * time_budget)}s")
     for name in ("data", "gpus", "gpus_per_trial", "cpus", "trials", "address", "tensorboard", "mlflow", "wandb"):
         value = getattr(options, name)
         if value is True:
             words.append(f"--{name}")
         elif value is not None and value is not False:  # 0 GPUs are a number
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            words += _option(name.replace("_", "-"), str(value))
     return command(*words)
+
+
+def _option(name: str, value: str) -> list[str]:
+    """The words that set an option, whatever the value begins with."""
+    return [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
 
 
 def supernet(options: argparse.Namespace) -> int:
@@ -139,9 +144,9 @@ def supernet(options: argparse.Namespace) -> int:
         return 130
     write_report(run)
     if options.json:
-        print(json.dumps(quality.to_json()))
+        write(json.dumps(quality.to_json()))
     else:
-        print("\n".join(quality_lines(quality)))
+        write(*quality_lines(quality))
     return 0
 
 

@@ -3,15 +3,14 @@
 import argparse
 import json
 import re
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cvt_nas.cli.output import command, print_front, say
+from cvt_nas.cli.output import command, operand, print_front, quoted, say, write
 from cvt_nas.cli.searching import SignalledStop
-from cvt_nas.errors import ArchError, DataError, ExportError
+from cvt_nas.errors import ArchError, DataError, ExportError, StorageError
 
 
 def space(options: argparse.Namespace) -> int:
@@ -35,16 +34,16 @@ def space(options: argparse.Namespace) -> int:
         "feasible_fraction": space.feasible_fraction(),
     }
     if options.json:
-        print(json.dumps(result))
+        write(json.dumps(result))
         return 0
     for warning in experiment.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(f"{experiment.name}: {space.size:,} architectures, {len(space.genes)} choices")
-    print(f"params {short(least.params)} to {short(greatest.params)}, FLOPs {short(least.flops)} to "
+        write(f"warning: {warning}", file=sys.stderr)
+    write(f"{experiment.name}: {space.size:,} architectures, {len(space.genes)} choices")
+    write(f"params {short(least.params)} to {short(greatest.params)}, FLOPs {short(least.flops)} to "
           f"{short(greatest.flops)}")  # fmt: skip
     counts = ", ".join(f"{short(flops)} in the {name}" for name, flops in without_attention.items())
-    print(f"FLOPs without attention's two products, which some papers leave out: {counts}")
-    print(f"{result['feasible_fraction']:.1%} of evenly drawn architectures meet the constraints")
+    write(f"FLOPs without attention's two products, which some papers leave out: {counts}")
+    write(f"{result['feasible_fraction']:.1%} of evenly drawn architectures meet the constraints")
     return 0
 
 
@@ -114,20 +113,20 @@ def profile(options: argparse.Namespace) -> int:
             ],
             **({} if latency is None else {"latency": latency.to_json()}),
         }
-        print(json.dumps(result))
+        write(json.dumps(result))
         return 0
     for cost, line in zip(stages, describe_stages(arch), strict=True):
-        print(f"{short(cost.params):>7} params {short(cost.flops):>7} FLOPs  {line}")
-    print(f"{short(total.params):>7} params {short(total.flops):>7} FLOPs  in total at {arch.image_size} x "
+        write(f"{short(cost.params):>7} params {short(cost.flops):>7} FLOPs  {line}")
+    write(f"{short(total.params):>7} params {short(total.flops):>7} FLOPs  in total at {arch.image_size} x "
           f"{arch.image_size}, head included: {total.params:,} and {total.flops:,}")  # fmt: skip
-    print("A multiply-add is one FLOP; norms and attention's two products are counted, as fvcore does. Without those "
+    write("A multiply-add is one FLOP; norms and attention's two products are counted, as fvcore does. Without those "
           f"products, which some papers leave out: {short(without_attention)} FLOPs.")  # fmt: skip
     for model in published:
-        print(f"published: {model.line}")
+        write(f"published: {model.line}")
     if latency is not None:
         from cvt_nas.engine.latency import latency_line
 
-        print(latency_line(latency))
+        write(latency_line(latency))
     return 0
 
 
@@ -178,7 +177,7 @@ def train(options: argparse.Namespace) -> int:
             _print_note(note)
         if report["status"] == "running":
             done = f"epoch {report['epoch']}/{experiment.training.epochs}, accuracy {report['accuracy']:.4f}"
-            print(f"{done}, {report['train_seconds']:.0f} s", file=sys.stderr, flush=True)
+            write(f"{done}, {report['train_seconds']:.0f} s", file=sys.stderr, flush=True)
 
     out = Path(options.out or Path("results") / f"train-{arch.id}")
     result = train(
@@ -199,18 +198,18 @@ def train(options: argparse.Namespace) -> int:
     run = RunFolder.open(out)
     write_report(run)
     if options.json:
-        print(json.dumps(summary(run)))
+        write(json.dumps(summary(run)))
         return 0
     test = run.test_accuracies()[arch.id]
-    print(f"{arch.id}: accuracy {result.accuracy:.4f} on the search split, {test:.4f} on the test split; {out}")
-    plots = [shlex.quote(str(path)) for path in report_paths(run) if path.suffix == ".html"]
-    print(f"plots: {', '.join(plots)}")
-    print("next: " + command("cvt-nas", "export", str(out), "--pick", "best", "--to", "my_model"))
+    write(f"{arch.id}: accuracy {result.accuracy:.4f} on the search split, {test:.4f} on the test split; {out}")
+    plots = [quoted(str(path)) for path in report_paths(run) if path.suffix == ".html"]
+    write(f"plots: {', '.join(plots)}")
+    write("next: " + command("cvt-nas", "export", operand(str(out)), "--pick", "best", "--to", "my_model"))
     return 0
 
 
 def _print_note(note: str) -> None:
-    print(f"note: {note}", file=sys.stderr, flush=True)
+    write(f"note: {note}", file=sys.stderr, flush=True)
 
 
 def _with_training(experiment: Any, options: argparse.Namespace) -> Any:
@@ -234,7 +233,7 @@ def _with_training(experiment: Any, options: argparse.Namespace) -> Any:
         scaled = {name: float(f"{factor * getattr(own, name):.6g}") for name in rates}
         changes |= scaled
         rescaled = ", ".join(f"{name} {getattr(own, name):g} becomes {to:g}" for name, to in scaled.items())
-        print(f"note: --batch-size {options.batch_size} instead of {own.batch_size}: {rescaled}, in proportion; "
+        write(f"note: --batch-size {options.batch_size} instead of {own.batch_size}: {rescaled}, in proportion; "
               f"--lr sets it otherwise", file=sys.stderr)  # fmt: skip
     if options.epochs is not None:
         lasting = experiment.training.lasting(options.epochs)
@@ -251,19 +250,24 @@ def evaluate(options: argparse.Namespace) -> int:
     if re.match("https?://", weights):
         raise ArchError(f"{weights}: is an address; download the weights first, and give their file or folder")
     if not Path(weights).exists():  # then it is RUN:ID
-        if ":" not in weights and weights not in NAMED_ARCHS:
+        if ":" not in weights and weights.lower().replace("_", "-") not in NAMED_ARCHS:
             on_hub = re.fullmatch(r"[\w-]+/[\w-]+(\.\d+)?", weights)
             hint = f"; of the Hugging Face Hub, download it first: hf download {weights} --local-dir DIR"
             raise ArchError(f"{weights}: no such file or folder{hint if on_hub else ''}")
-        trained, run = _arch_of(weights)
-        if run is None:
+        if ":" not in weights:
             raise ArchError(f"{weights}: is an architecture; give its weights: a folder, a .pth, or RUN:ID")
-        weights, data = run.model_path(trained.id), data or run.manifest["dataset"]
+        trained, run = _arch_of(weights)
+        assert run is not None, "nothing else has a colon and is no path"
+        if data is None and (dataset := run.manifest["dataset"]) not in ("imagefolder", "imagenet"):
+            data = dataset
+        weights = run.model_path(trained.id)
         on_error = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json").data.on_error
+    elif (Path(weights) / "manifest.json").is_file():
+        raise ArchError(f"{weights}: is a run; name one of its models, as {weights}:best")
     if options.arch is not None:
         arch = _load_arch(options.arch)
     if data is None:
-        raise DataError(f"{weights}: name the images by --data DIR, or a data set by its name")
+        raise DataError(f"{options.weights}: name the images by --data DIR, or a data set by its name")
     found = evaluate_model(
         weights,
         data=data,
@@ -276,9 +280,9 @@ def evaluate(options: argparse.Namespace) -> int:
         on_note=_print_note,
     )
     if options.json:
-        print(json.dumps(asdict(found)))
+        write(json.dumps(asdict(found)))
         return 0
-    print(f"{found.arch_id}: top-1 {found.top1:.4f}, top-5 {found.top5:.4f} of {found.num_images:,} test images at "
+    write(f"{found.arch_id}: top-1 {found.top1:.4f}, top-5 {found.top5:.4f} of {found.num_images:,} test images at "
           f"{found.image_size} x {found.image_size}")  # fmt: skip
     return 0
 
@@ -300,7 +304,7 @@ def query(options: argparse.Namespace) -> int:
         on_note=_print_note,
     )
     if options.json:
-        print(json.dumps([
+        write(json.dumps([
             {"arch_id": answer.arch.id, "accuracy": answer.accuracy, "params": answer.cost.params,
              "flops": answer.cost.flops, "latency_ms": answer.latency_ms}
             for answer in answers
@@ -308,11 +312,11 @@ def query(options: argparse.Namespace) -> int:
         return 0
     for answer in answers:
         latency = "" if answer.latency_ms is None else f", {answer.latency_ms:.2f} ms"
-        print(f"{answer.arch.id}  {answer.accuracy:.4f} inherited, {short(answer.cost.params)} params, "
+        write(f"{answer.arch.id}  {answer.accuracy:.4f} inherited, {short(answer.cost.params)} params, "
               f"{short(answer.cost.flops)} FLOPs{latency}")  # fmt: skip
-        print("    " + "\n    ".join(describe_stages(answer.arch)))
+        write(*(f"    {line}" for line in describe_stages(answer.arch)))
     if options.to is not None:
-        print(f"{answers[0].arch.id} is in {options.to}, with the weights that it inherits")
+        write(f"{answers[0].arch.id} is in {options.to}, with the weights that it inherits")
     return 0
 
 
@@ -321,9 +325,9 @@ def check(options: argparse.Namespace) -> int:
 
     report = check_set(options.data, decode=options.decode, on_note=_print_note)
     if options.json:
-        print(json.dumps(report.to_json()))
+        write(json.dumps(report.to_json()))
     else:
-        print("\n".join(report.lines()))
+        write(*report.lines())
     return 0 if report.is_usable else 1
 
 
@@ -334,21 +338,27 @@ def report(options: argparse.Namespace) -> int:
     from cvt_nas.results import RunFolder
 
     run, console = RunFolder.open(options.run), Console(stderr=True, soft_wrap=True)
+    unwritten: StorageError | None = None
     if options.watch is None:
-        write_report(run)
+        try:
+            write_report(run)
+        except StorageError as error:  # of a run that one may only read, the front can be told
+            unwritten = error
     else:
         if not run.is_at_work():
             say(console, f"no search is at work on {run.place}")
         with SignalledStop(console) as stop:
             for num_trials in watch(run, seconds=options.watch, stop=stop):
                 say(console, f"{num_trials} trials: {run.path / 'report.html'}")
-    pictures = [] if options.static is None else write_pictures(run, options.static)
+    pictures = [] if options.static is None or unwritten is not None else write_pictures(run, options.static)
     if options.json:
-        print(json.dumps(summary(run)))
+        write(json.dumps(summary(run)))
     else:
         print_front(run, options.run)
     for picture in pictures:
         say(console, f"picture: {picture}")
+    if unwritten is not None:
+        raise unwritten
     return 0
 
 
@@ -360,17 +370,21 @@ def compare(options: argparse.Namespace) -> int:
     options.to.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(options.to.absolute(), compare_page(comparison))
     found = comparison.summary()
+    if (num_again := len(options.runs) - len(found["runs"])) > 0:
+        _print_note(
+            f"{num_again} of the folders {'holds' if num_again == 1 else 'hold'} a run again, which counts once"
+        )
     if options.json:
-        print(json.dumps(found))
+        write(json.dumps(found))
         return 0
     for run in found["runs"]:
         best = "no front" if run["best"] is None else f"best {run['best']:.4f}"
-        print(f"{run['run']}: hypervolume {run['hypervolume']:.4f}, {best}, {run['complete']} of {run['trials']} "
+        write(f"{run['run']}: hypervolume {run['hypervolume']:.4f}, {best}, {run['complete']} of {run['trials']} "
               f"trials complete, {run['hours']:.2f} hours of training")  # fmt: skip
     for group in found["groups"]:
         if group["sd"] is not None:
-            print(f"{group['group']}, {group['runs']} runs: {group['mean']:.4f} ± {group['sd']:.4f}")
-    print(f"page: {options.to}")
+            write(f"{group['group']}, {group['runs']} runs: {group['mean']:.4f} ± {group['sd']:.4f}")
+    write(f"page: {options.to}")
     return 0
 
 
@@ -392,18 +406,18 @@ def bench(options: argparse.Namespace) -> int:
     for run in bench.compare(table, methods, settings, seeds=seeds, processes=options.processes):
         runs.append(run)
         method, seed, values, _ = run
-        print(f"seed {seed}, {method}: {values[-1]:.4f}, {len(runs)}/{len(methods) * len(seeds)}", file=sys.stderr)
+        write(f"seed {seed}, {method}: {values[-1]:.4f}, {len(runs)}/{len(methods) * len(seeds)}", file=sys.stderr)
     if options.plot is not None:
         bench.plot(runs, settings, options.plot)
     summary = bench.summarise(runs, settings)
     if options.json:
-        print(json.dumps({"table": str(options.table), "objectives": list(metrics), **summary}))
+        write(json.dumps({"table": str(options.table), "objectives": list(metrics), **summary}))
         return 0
-    print(f"{'hypervolume after a share of the budget, mean of the seeds':40}")
-    print(f"{'':32}" + "".join(f"{float(f):>9.0%}" for f in next(iter(summary["methods"].values()))["hypervolume"]))
+    write(f"{'hypervolume after a share of the budget, mean of the seeds':40}")
+    write(f"{'':32}" + "".join(f"{float(f):>9.0%}" for f in next(iter(summary["methods"].values()))["hypervolume"]))
     for name, found in summary["methods"].items():
         means = [sum(values) / len(values) for values in found["hypervolume"].values()]
-        print(f"{name:32}" + "".join(f"{mean:9.4f}" for mean in means))
+        write(f"{name:32}" + "".join(f"{mean:9.4f}" for mean in means))
     return 0
 
 
@@ -423,13 +437,13 @@ def export(options: argparse.Namespace) -> int:
     if options.json:
         more = {} if found is None else {"own_accuracy": result.own_accuracy, **found.to_json()}
         more |= {} if url is None else {"url": url}
-        print(json.dumps({"arch_id": result.arch_id, "to": str(to), "accuracy": result.accuracy,
+        write(json.dumps({"arch_id": result.arch_id, "to": str(to), "accuracy": result.accuracy,
                           "params": result.cost.params, "flops": result.cost.flops, **more}))  # fmt: skip
         return 0
     own = "" if found is None else f" ({result.own_accuracy:.4f} of these weights)"
-    print(f"{result.arch_id}: accuracy {accuracy_text(result)}{own}, {result.cost.params:,} params, "
+    write(f"{result.arch_id}: accuracy {accuracy_text(result)}{own}, {result.cost.params:,} params, "
           f"{result.cost.flops:,} FLOPs; its logits equal those of the trained model")  # fmt: skip
     if url is not None:
-        print(f"uploaded: {url}")
-    print(f"next: see {to / 'README.md'}, which shows how to load it")
+        write(f"uploaded: {url}")
+    write(f"next: see {to / 'README.md'}, which shows how to load it")
     return 0

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cvt_nas.data.layout import Images, Role, told
+from cvt_nas.data.layout import Images, Role
 from cvt_nas.data.reading import Header, decode, read_header
 from cvt_nas.errors import DataError
+from cvt_nas.escaping import told
 
 OnNote = Callable[[str], None]
 _PART = 200  # images a thread takes at a time

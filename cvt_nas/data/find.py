@@ -1,5 +1,6 @@
 """Which data set a name or a folder is, and what its images are like."""
 
+import difflib
 from pathlib import Path
 
 from cvt_nas.config import Dataset
@@ -39,7 +40,33 @@ def find_data(named: str | Path) -> tuple[Dataset, Path | None]:
     for known in _SHAPES:
         if str(named) == known:
             return known, None if known in ("digits", "fashion-mnist") else Path("data")
-    raise DataError(f"--data {named}: neither a folder nor one of {', '.join(_SHAPES)}")
+    near = difflib.get_close_matches(str(named).lower().replace("_", "-"), _SHAPES, n=1, cutoff=0.75)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise DataError(f"--data {named}: neither a folder nor one of {', '.join(_SHAPES)}{hint}")
+
+
+def trained_classes(named: str | Path) -> tuple[str, ...] | None:
+    """The classes, in their order, of the training images that lie beside the test images that `named` has or is.
+
+    None where there are no such, or they have the same classes.
+
+    Raises:
+        DataError: The test images have classes that the training images have not.
+    """
+    dataset, root = find_data(named)
+    if dataset != "imagefolder":
+        return None
+    assert root is not None, "a folder of images has a place"
+    layout = find_layout(root)
+    ours, theirs = layout.for_test().class_names, layout.trained_classes()
+    if theirs is None or set(ours) == set(theirs):
+        return None
+    if odd := sorted(set(ours) - set(theirs)):
+        raise DataError(
+            f"--data {named}: the test images have classes that train/ beside them has not: {', '.join(odd[:5])}; "
+            f"which class is which cannot be told, since the weights name none"
+        )
+    return theirs
 
 
 def shape_of(dataset: Dataset, root: Path | None, *, test_only: bool = False) -> tuple[int | None, int]:

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from cvt_nas.errors import DataError
+from cvt_nas.escaping import told
 
 Role = Literal["train", "validation", "test"]
 SPELLINGS: dict[Role, tuple[str, ...]] = {
@@ -22,10 +23,13 @@ SPELLINGS: dict[Role, tuple[str, ...]] = {
     "test": ("test", "testing"),
 }
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-_SYSTEM = frozenset({
-    "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__",
-    "thumbs.db", "ehthumbs.db", "desktop.ini",
-})  # fmt: skip
+_SYSTEM = re.compile(
+    r"__macosx|__pycache__|lost\+found|system volume information|network trash folder|temporary items"
+    r"|thumbs\.db(:.*)?|ehthumbs\.db|desktop\.ini|\$recycle\.bin|(?-i:RECYCLER)|found\.\d{3}"  # recycler may be a class
+    r"|@(eadir|tmp|syno.*|recycle|recently-snapshot|snapshot|sharesnapshot|sharebin|gmt-.*)|[#~]snapshot|#recycle",
+    re.IGNORECASE,
+)
+_OF_A_DRIVE = re.compile(r"@\w{2,}", re.ASCII)  # as the firmware of network drives begins the names of its own folders
 _WORDS = "|".join(spelling for spellings in SPELLINGS.values() for spelling in spellings)
 _LIKE_SPLIT = re.compile(rf"^({_WORDS})(set|val|images|imgs|data)?(?![a-z])|(?<![a-z])({_WORDS})(set)?$")
 _NUM_NAMED = 5
@@ -79,6 +83,18 @@ class Layout:
             )
         place = self.places[role]
         return replace(self, places={role: place}, class_names=_class_names(place))
+
+    def trained_classes(self) -> tuple[str, ...] | None:
+        """Of the training images: in the root, or beside it where it is itself the folder of a split; None without."""
+        if not self.is_flat:
+            place = self.places.get("train")
+        else:
+            root = self.root.resolve()
+            is_tested = any(root.name.lower() in SPELLINGS[role] for role in ("validation", "test"))
+            beside = os.listdir(root.parent) if is_tested and os.access(root.parent, os.R_OK) else []
+            named = (root.parent / name for name in beside if name.lower() in SPELLINGS["train"])
+            place = next((folder for folder in named if folder.is_dir()), None)
+        return None if place is None else _class_names(place) or None
 
     def check_trainable(self) -> None:
         """Raises:
@@ -136,12 +152,7 @@ class Images:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is an operating system's, an editor's or a tool's, and nobody's image or class."""
-    return name.startswith(".") or name.lower() in _SYSTEM
-
-
-def told(name: str) -> str:
-    """A name of the file system as it is shown and recorded: alike in every locale, bytes that are no UTF-8 escaped."""
-    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name.startswith(".") or _SYSTEM.fullmatch(name) is not None
 
 
 def find_layout(root: Path) -> Layout:
@@ -184,6 +195,10 @@ def find_layout(root: Path) -> Layout:
         places = {"train": root}
     elif beside := [folder for folder in folders if not any(folder.lower() in named for named in SPELLINGS.values())]:
         notes.append(f"ignored beside {_slashed(places.values())}: {_few([f'{told(folder)}/' for folder in beside])}")
+    for place in places.values():
+        if dropped := set(_folders(place, all_of_them=True)) - set(_folders(place)):
+            named = _few([f"{told(name)}/" for name in _sorted(dropped)])
+            notes.append(f"{place}: {named} begins with @, as a network drive's own folders do, and is no class")
     first = next(iter(places.values()))
     return Layout(root=root, places=places, class_names=_class_names(first), notes=tuple(notes))
 
@@ -309,9 +324,15 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
-def _folders(folder: Path) -> list[str]:
-    """Sorted names of what can be splits or classes in it."""
-    return _sorted(entry.name for entry in _entries(folder) if not is_hidden(entry.name) and entry.is_dir())
+def _folders(folder: Path, *, all_of_them: bool = False) -> list[str]:
+    """Sorted names of what can be splits or classes in it.
+
+    Args:
+        all_of_them: Also those that are named as a network drive's own; else they are left out, unless all are.
+    """
+    names = _sorted(entry.name for entry in _entries(folder) if not is_hidden(entry.name) and entry.is_dir())
+    others = [name for name in names if not _OF_A_DRIVE.match(name)]
+    return names if all_of_them or not others else others
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -328,15 +349,16 @@ def _in_order(parts: Iterable[tuple[str, list[str]]]) -> list[tuple[str, list[st
 
 
 def _not_text(place: Path, classes: Sequence[str], names: Sequence[str]) -> list[str]:
-    found = [name for name in (*classes, *names) if not name.isascii() and told(name) != _text_of(name)]
+    found = [name for name in (*classes, *names) if not name.isascii() and not _is_text(name)]
     return [f"{told(f'{place}/{name}')}: the name is not UTF-8; rename it" for name in found]
 
 
-def _text_of(name: str) -> str | None:
+def _is_text(name: str) -> bool:
     try:
-        return os.fsencode(name).decode("utf-8")
+        os.fsencode(name).decode("utf-8")
     except UnicodeDecodeError:
-        return None
+        return False
+    return True
 
 
 def _leads_nowhere(entry: os.DirEntry[str]) -> bool:

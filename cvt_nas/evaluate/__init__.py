@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cvt_nas.arch import ArchConfig, load_arch
 from cvt_nas.config import DataConfig, TrainingConfig
-from cvt_nas.data import ImageData, Preprocessing, check_data, find_data, shape_of
+from cvt_nas.data import ImageData, Preprocessing, check_data, find_data, shape_of, trained_classes
 from cvt_nas.engine import logits_of
 from cvt_nas.errors import ArchError, DataError, ResourceError, first_line
 from cvt_nas.evaluate.preprocessing import preprocessing_beside
@@ -126,6 +126,7 @@ def evaluate_model(
         device = "cpu"
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     beside, source = preprocessing_beside(network.folder)
+    network = _named_as_trained(network, data)
     arch = network.arch.with_image_size(image_size or beside.get("image_size", network.arch.image_size))
     images, dataset = _open_images(arch, network, data, str(path), num_workers, on_error, on_note)
     places, note = _places_of(network, images, data, str(path))
@@ -226,6 +227,14 @@ def _open_images(
         on_note=on_note,
     )
     return images, dataset
+
+
+def _named_as_trained(network: _Network, data: str | Path) -> _Network:
+    """The same with the classes of train/, where the weights name none and the test images have some of these alone."""
+    if network.classes is not None or len(names := trained_classes(data) or ()) != network.arch.num_classes:
+        return network
+    note = f"{network.unnamed}: they are taken in the order of the training images' classes, {_listed(names)}"
+    return dataclasses.replace(network, classes=names, notes=(*network.notes, note))
 
 
 def _places_of(network: _Network, images: ImageData, data: str | Path, weights: str) -> tuple[Tensor, str | None]:

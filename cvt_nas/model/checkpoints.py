@@ -157,7 +157,9 @@ def weights_files(path: str | Path) -> tuple[Path, ...]:
                     f"{path}: is {what}, without weights to begin with: cvt-nas export --format torch has them"
                 )
         others = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
-        found = f"; give one of its files: {', '.join(others[:_MAX_NAMED])}" if others else ""
+        inner = sorted(str(file.parent) for name in _NAMES for file in path.glob(f"*/{name}"))
+        kind = "files" if others else "folders"
+        found = f"; give one of its {kind}: {', '.join((others or inner)[:_MAX_NAMED])}" if others or inner else ""
         raise ArchError(f"{path}: holds neither {' nor '.join(_NAMES)}{found}")
     if path.name.endswith(".index.json"):
         return _shards_of(path)

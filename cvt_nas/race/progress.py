@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from cvt_nas.escaping import printable
 from cvt_nas.race.events import (
     ConfirmationStarted,
     EpochDone,
@@ -98,7 +99,7 @@ class ConsoleProgress:
     def __call__(self, event: RaceEvent) -> None:
         if isinstance(event, TrialResult) and event.status in FAILURES:
             said = f"trial {round_and_trial(event.number)[1]} failed: {event.reason}"
-            self._console.print(said, markup=False, emoji=False, highlight=False)
+            self._console.print(printable(said), markup=False, emoji=False, highlight=False)
         if isinstance(event, SupernetEpochDone | EpochDone) and event.note and type(event) not in self._noted:
             self._noted.add(type(event))
             whose = f"trial {round_and_trial(event.number)[1]}" if isinstance(event, EpochDone) else "supernet"

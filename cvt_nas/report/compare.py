@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from cvt_nas.arch import Cost
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.errors import RunFolderError, SpaceFileError
+from cvt_nas.escaping import told
 from cvt_nas.report.figures import AXES, NAMES, log_ticks
 from cvt_nas.report.page import figure_html, html_page, table_html
 from cvt_nas.report.tables import growth_frame
@@ -57,10 +58,13 @@ class Comparison:
 
     @classmethod
     def of(cls, runs: Sequence[RunFolder]) -> "Comparison":
-        """Raises:
-        RunFolderError: They are of different data, or have no cost in common.
+        """A run that is named twice, or whose copy is named too, counts once.
+
+        Raises:
+            RunFolderError: They are of different data, or have no cost in common.
         """
         manifests = [run.manifest for run in runs]
+        runs = [run for index, run in enumerate(runs) if manifests[index] not in manifests[:index]]
         if len(found := sorted({str(manifest["dataset"]) for manifest in manifests})) > 1:
             raise RunFolderError(f"runs on {' and '.join(found)} do not compare: name runs on the same data")
         known = [(run, data) for run in runs if (data := DataIdentity.of(run.manifest)) is not None]
@@ -96,7 +100,7 @@ class Comparison:
         rows = [
             {
                 "group": group.name,
-                "run": run.place,
+                "run": told(run.place),
                 "seed": run.manifest["seed"],
                 "trials": len(run.results()),
                 "complete": sum(result.status == "complete" for result in run.results()),
@@ -234,7 +238,7 @@ def _fronts_figure(comparison: Comparison, metric: CostMetric) -> go.Figure:
                     name=group.name,
                     legendgroup=group.name,
                     showlegend=run is group.runs[0],
-                    text=[f"{member.arch_id}, trial {member.number}<br>{run.place}" for member in steps],
+                    text=[f"{member.arch_id}, trial {member.number}<br>{told(run.place)}" for member in steps],
                     hovertemplate="%{text}<br>%{x}: %{y:.4f}<extra></extra>",
                 )
             )

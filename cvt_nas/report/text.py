@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from rich.table import Table
 from rich.text import Text
 
+from cvt_nas.escaping import printable
 from cvt_nas.latency import LatencyTable
 from cvt_nas.report.tables import deciding_epochs
 from cvt_nas.results import RunFolder, SupernetQuality, Tau, TrialResult, rank_correlations
@@ -13,7 +14,7 @@ from cvt_nas.results import RunFolder, SupernetQuality, Tau, TrialResult, rank_c
 def front_table(run: RunFolder) -> Table:
     """The front for a terminal, knee and best marked."""
     front, tested = run.front(), run.test_accuracies()
-    title = Text(f"Pareto front of {run.manifest['name']}: {' / '.join(front.metrics)}")  # in which nothing is markup
+    title = Text(printable(f"Pareto front of {run.manifest['name']}: {' / '.join(front.metrics)}"))  # no markup in it
     table = Table(title=title, title_justify="left")
     confirmed = any(member.confirmation is not None for member in front.members)
     more = [("front", "right")] if confirmed else []  # with it, 80 characters still hold the whole table

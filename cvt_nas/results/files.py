@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import re
 import time
@@ -16,7 +17,10 @@ from pydantic import TypeAdapter, ValidationError
 from cvt_nas.errors import RunFolderError, StorageError
 from cvt_nas.results.mirror import end_of_lines, mirror_of
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_FOR_GOOD = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG,
+    errno.ELOOP,
+}  # fmt: skip
 _AWAY = {errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.EREMOTEIO}
 T = TypeVar("T")
 _PARTIAL = ".partial"
@@ -32,9 +36,29 @@ def parse_json(adapter: TypeAdapter[T], text: str | bytes, where: str, *, strict
         RunFolderError: It is not of that form; `where` names it.
     """
     try:
-        return adapter.validate_json(text, strict=strict)
+        found = adapter.validate_json(text, strict=strict)
+        load_finite(text)
     except ValidationError as error:
         raise RunFolderError(f"{where}: {first_problem(error)}") from error
+    except ValueError as error:
+        raise RunFolderError(f"{where}: {error}") from error
+    return found
+
+
+def load_finite(text: str | bytes) -> Any:
+    """`json.loads`, which refuses numbers that are not finite, as no record of ours holds any.
+
+    Raises:
+        ValueError: It holds one, or is not JSON.
+    """
+
+    def refuse(word: str) -> float:
+        raise ValueError(f"got {word}, must be a finite number")
+
+    def finite(word: str) -> float:
+        return value if math.isfinite(value := float(word)) else refuse(word)
+
+    return json.loads(text, parse_constant=refuse, parse_float=finite)
 
 
 def first_problem(error: ValidationError) -> str:
@@ -53,7 +77,7 @@ def patiently(action: Callable[[], T], *, seconds: float = 60.0) -> T:
     """`action`, again and again while the file system that it writes to is away, as one on a network may be.
 
     Raises:
-        StorageError: It did not come back within `seconds`; or it is full, or must not be written to, which does not
+        StorageError: It did not come back within `seconds`; or it is full, or cannot be written to, which does not
             pass by itself.
     """
     deadline, pause = time.monotonic() + seconds, 0.1
@@ -61,9 +85,9 @@ def patiently(action: Callable[[], T], *, seconds: float = 60.0) -> T:
         try:
             return action()
         except OSError as error:
-            if error.errno not in _NO_ROOM | _AWAY:
+            if error.errno not in _FOR_GOOD | _AWAY:
                 raise
-            if error.errno in _NO_ROOM or time.monotonic() > deadline:
+            if error.errno in _FOR_GOOD or time.monotonic() > deadline:
                 raise StorageError(error.errno, error.strerror, error.filename) from error
         time.sleep(pause)
         pause = min(2 * pause, 5.0)
@@ -98,7 +122,9 @@ def _write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -
                     raise file.error  # noqa: B904  the cause, and not what a library made of it
                 raise
         partial.replace(path)
-    except BaseException:  # half a file would keep a full disk full
+    except BaseException as error:  # half a file would keep a full disk full
+        if isinstance(error, OSError):
+            error.filename = str(path)
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
@@ -191,7 +217,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     trees = []
     for number, line in enumerate(lines, start=1):
         try:
-            trees.append(json.loads(line))
+            trees.append(load_finite(line))
         except ValueError as error:
             raise RunFolderError(f"{path}:{number}: damaged: {error}") from error
     return trees

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -28,6 +29,7 @@ from cvt_nas.results.files import (
     fetch,
     holds_files,
     json_text,
+    load_finite,
     parse_json,
     read_lines,
     remove_partials,
@@ -38,7 +40,7 @@ from cvt_nas.results.mirror import add_mirror, is_url, local_folder, mirror_of
 from cvt_nas.results.narrowing import Narrowing
 from cvt_nas.results.pareto import HypervolumeBox, ParetoFront
 from cvt_nas.results.quality import SupernetQuality
-from cvt_nas.results.trial import Metric, TrialResult, round_and_trial, without_retried
+from cvt_nas.results.trial import Metric, TrialResult, check_line, round_and_trial, without_retried
 
 T = TypeVar("T")
 _SECONDS_BETWEEN_LOOKS, _SECONDS_TO_SHOW_LIFE = 5.0, 15.0
@@ -238,10 +240,10 @@ class RunFolder:
         path = self.path / "manifest.json"
         try:
             text = path.read_text(encoding="utf-8")
-            tree = json.loads(text)
+            tree = load_finite(text)
         except json.JSONDecodeError as error:
             raise RunFolderError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise RunFolderError(f"{path}: cannot be read: {error}") from error
         if not isinstance(tree, dict):
             raise RunFolderError(f"{path}: got a {type(tree).__name__}, must be an object")
@@ -505,6 +507,10 @@ class RunFolder:
             assert found is not None, "a front with members has both"
             return found
         limit = re.fullmatch(r"\s*(flops|params|latency_ms)\s*<\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][0-9]+)?)\s*", what)
+        if limit is None and re.search(r"\W", what):
+            raise RunFolderError(
+                f"{what!r}: must be knee, best, an arch id, or a limit as flops<4e9, params<20e6 or latency_ms<2"
+            )
         if limit is None:
             return self.find(what)
         metric = cast(Metric, limit[1])
@@ -529,11 +535,11 @@ class RunFolder:
 
     def latencies(self) -> dict[str, float]:
         """Milliseconds of one image's forward pass, measured, by arch id; the last of several measurements."""
-        return dict(self._read("latency.jsonl", lambda tree: (str(tree["arch_id"]), float(tree["median_ms"]))))
+        return dict(self._read("latency.jsonl", partial(_figure, name="median_ms")))
 
     def test_accuracies(self) -> dict[str, float]:
         """Accuracy on the test split by arch id."""
-        return dict(self._read("test.jsonl", lambda tree: (str(tree["arch_id"]), float(tree["test_accuracy"]))))
+        return dict(self._read("test.jsonl", partial(_figure, name="test_accuracy")))
 
     def _read(self, name: str, parse: Callable[[Mapping[str, Any]], T]) -> list[T]:
         """Every line of a record, which may be one that somebody sent; anew only where it has grown since."""
@@ -600,6 +606,12 @@ def _parsed(path: Path, parse: Callable[[Mapping[str, Any]], T]) -> list[T]:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunFolderError(f"{path}:{number}: is no line of such a record: {error!r}") from error
     return found
+
+
+def _figure(tree: Mapping[str, Any], *, name: str) -> tuple[str, float]:
+    """A figure of an architecture, by its id."""
+    check_line(tree)
+    return str(tree["arch_id"]), float(tree[name])
 
 
 def _is_alive(pid: int) -> bool:

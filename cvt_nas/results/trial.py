@@ -50,6 +50,8 @@ class _Line(TypedDict, total=False):
     spent: float | None
     micro_batch: int | None
     activation_checkpointing: bool
+    test_accuracy: float
+    median_ms: float
 
 
 _LINE = TypeAdapter(_Line)
