@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -514,6 +515,38 @@ def _(desk: Desk) -> str:
     return desk.eval(desk.saved(desk.model.state_dict()), "--arch", desk.arch(), data=data)
 
 
+@case("folders of a network drive's own", before="a fourth class", after=(*RIGHT, "val: @web/ begins with @"))
+def _(desk: Desk) -> str:
+    data = desk.images()
+    for split in ("train", "val"):
+        for name in ("@Recycle", "@tmp", "@SynoResource", "@SynoFinder-log", "RECYCLER", "#snapshot", "@web"):
+            shutil.copytree(data / split / "cat", data / split / name)
+    return desk.eval(desk.saved(desk.model.state_dict()), "--arch", desk.arch(), data=data)
+
+
+@case("test images of some classes, and weights without names", before="refused",
+      after=(*RIGHT, "order of the training images' classes, 0 cat, 1 dog, 2 fish"))  # fmt: skip
+def _(desk: Desk) -> str:
+    data = desk.images()
+    shutil.rmtree(data / "val" / "dog")
+    return desk.eval(desk.saved(desk.model.state_dict()), "--arch", desk.arch(), data=data)
+
+
+@case("a folder val/ beside train/, and weights without names", before="refused", after=RIGHT)
+def _(desk: Desk) -> str:
+    data = desk.images()
+    shutil.rmtree(data / "val" / "cat")
+    return desk.eval(desk.saved(desk.model.state_dict()), "--arch", desk.arch(), data=data / "val")
+
+
+@case("test images of another class, and weights without names", before="exit 0, top-1 0.3333",
+      after=("exit 2", "classes that train/ beside them has not: ant;"))  # fmt: skip
+def _(desk: Desk) -> str:
+    data = desk.images()
+    (data / "val" / "fish").rename(data / "val" / "ant")
+    return desk.eval(desk.saved(desk.model.state_dict()), "--arch", desk.arch(), data=data)
+
+
 def add_layout(split: str) -> None:
     @case(f"train/ and {split}/", before="the two folders as classes, or refused", after=RIGHT)
     def _(desk: Desk) -> str:
@@ -689,6 +722,20 @@ def _(desk: Desk) -> str:
                        PYTHONCOERCECLOCALE="0", PYTHONIOENCODING="ascii")  # fmt: skip
     assert "Traceback" not in found
     return found
+
+
+@case("a run folder that is not UTF-8", before="exit 2 after the whole training",
+      after=(r"exit 2\ncvt-nas: --out .*: is not UTF-8; take another name",))  # fmt: skip
+def _(desk: Desk) -> str:
+    out = desk / os.fsdecode(b"t_\xff")
+    found = desk.run("train", desk.arch(), "--space", desk.space(), "--data", desk.images(), "--out", out)
+    assert not out.exists()
+    return found
+
+
+@case("a training that diverges", before="exit 2, and a search exit 1", after=("exit 1", "loss not finite"))
+def _(desk: Desk) -> str:
+    return train_in(desk, desk.space(), desk.images(), ARCH, "--lr", "1e9")
 
 
 @case("a home that cannot be written", before="a traceback", after=("exit 0", "1,797 images|digits"))

@@ -20,12 +20,13 @@ from cvt_nas import load_arch, load_model
 from cvt_nas.arch import save_arch
 from cvt_nas.cli import main
 from cvt_nas.cli.arguments import build_parser
-from cvt_nas.cli.output import nothing_found
+from cvt_nas.cli.output import command, nothing_found
 from cvt_nas.cli.searching import resuming
-from cvt_nas.config import load_experiment
+from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.errors import StorageError
 from cvt_nas.model import probe_error
 from cvt_nas.results import RunFolder, Status, cache_folder
+from test_export import run_of
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -386,6 +387,163 @@ def test_a_mistake_exits_with_2_and_one_line(
     assert refused(capsys, *arguments) == f"cvt-nas: {message}"
 
 
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        (f"check {LONG}", "read: File name too long"),
+        (f"profile {LONG}", "read: File name too long"),
+        (f"report {LONG}", "read: File name too long"),
+        (f"query {LONG}", "read: File name too long"),
+        (f"eval {LONG}", "read: File name too long"),
+        (f"eval file --arch {LONG}", "read: File name too long"),
+        (f"train arch.json --space space.yaml --init {LONG}", "read: File name too long"),
+        (f"train arch.json --space space.yaml --gpus 0 --out {LONG}", "written: File name too long"),
+        (f"search --space space.yaml --cpus 1 --gpus 0 --out {LONG}", "written: File name too long"),
+        (f"export run --to {LONG}", "written: File name too long"),
+        (f"compare run --to {LONG}", "written: File name too long"),
+        ("compare run --to run", "written: Is a directory"),
+        ("compare run --to file/page.html", "written: File exists"),
+        ("compare run --to /proc/no/page.html", "written: No such file or directory"),
+        ("export run --to file/model", "written: Not a directory"),
+        ("train arch.json --space space.yaml --gpus 0 --out file/run", "written: Not a directory"),
+        ("export run --to loop/model", "written: Too many levels of symbolic links"),
+        ("space run", "read: Is a directory"),
+    ],
+)
+def test_a_path_that_is_none_is_one_line_that_says_whether_it_is_read_or_written(
+    small: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    command: str, what: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    run_of(small.space.smallest, small, tmp_path / "run")
+    save_arch(small.space.smallest, tmp_path / "arch.json")
+    (tmp_path / "space.yaml").write_text(small_digits())
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    message = refused(capsys, *command.split())
+    assert message.startswith("cvt-nas: ")
+    assert message.endswith(f": cannot be {what}")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("errno_", "line"), [
+    (errno.EACCES, "cvt-nas: mine/arch.json: cannot be read: Permission denied"),
+    (errno.ESTALE, "cvt-nas: mine/arch.json: cannot be read: Stale file handle"),
+])  # fmt: skip
+def test_what_cannot_be_read_is_not_said_to_be_unwritable(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, errno_: int, line: str
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise OSError(errno_, os.strerror(errno_), str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)  # root may read anything
+    assert refused(capsys, "profile", "mine/arch.json") == line
+
+
+def test_an_error_of_a_file_that_nobody_named_is_a_fault_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: object) -> None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), "/usr/lib/ours")
+
+    monkeypatch.setattr("cvt_nas.config.load_experiment", fail)
+    with pytest.raises(FileNotFoundError):
+        main(["space", "x.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("words", "unbuffered"),
+    [(["profile", "cvt-13"], ""), (["profile", "cvt-13"], "1"), (["report", "nowhere"], ""), (["--help"], "")],
+)
+def test_where_nobody_reads_on_the_command_ends_in_silence(words: list[str], unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command, environment = [sys.executable, "-m", "cvt_nas.cli", *words], os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    to = {"stdout": subprocess.DEVNULL, "stderr": writer} if words[0] == "report" else {
+        "stdout": writer, "stderr": subprocess.PIPE}  # fmt: skip
+    found = subprocess.run(command, env=environment, check=False, **to)
+    os.close(writer)
+    assert (found.returncode, found.stderr or b"") == (1, b"")
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with Path("/dev/full").open("wb") as full:
+        found = subprocess.run(
+            [sys.executable, "-m", "cvt_nas.cli", "profile", "cvt-13"],
+            env=os.environ | {"PYTHONUNBUFFERED": ""}, stdout=full, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+    assert (found.returncode, found.stderr) == (
+        2, b"cvt-nas: the output cannot be written: No space left on device\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [(["check", ""], "an argument"), (["eval", "w.pth", "--data", ""], "--data"),
+     (["eval", "w.pth", "--data="], "--data"), (["compare", "a", "--to", ""], "--to")],
+)  # fmt: skip
+def test_an_empty_word_is_not_the_current_folder(
+    capsys: pytest.CaptureFixture[str], words: list[str], name: str
+) -> None:
+    assert refused(capsys, *words) == f"cvt-nas: {name}: is empty, as of a variable that is not set"
+
+
+def test_a_run_whose_name_begins_with_a_dash_can_be_pasted(
+    small: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_of(small.space.smallest, small, tmp_path / "-run")
+    monkeypatch.chdir(tmp_path)
+    lines = printed(capsys, "report", "--", "-run").splitlines()
+    assert lines[-1] == "next: cvt-nas export ./-run --pick knee --to my_model"
+    assert lines[-2].startswith("plots: ./-run/report.html, ")
+
+
+@pytest.mark.parametrize("name", ["plain", "it's", "a\nb", "\x1b[31m \\ 'x'"])
+def test_a_word_with_control_characters_can_be_pasted_into_bash(name: str) -> None:
+    found = subprocess.run(["bash", "-c", f"printf %s {command(name)}"], capture_output=True, text=True, check=True)
+    assert found.stdout == name
+    assert command(name).isprintable()
+
+
+def test_eval_of_a_run_asks_for_images_or_for_one_of_its_models(
+    small: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(small.space.smallest, small, tmp_path / "run")
+    assert refused(capsys, "eval", str(run.path)) == (
+        f"cvt-nas: {run.path}: is a run; name one of its models, as {run.path}:best"
+    )
+    run.amend_manifest(dataset="imagefolder")
+    assert refused(capsys, "eval", f"{run.path}:best") == (
+        f"cvt-nas: {run.path}:best: name the images by --data DIR, or a data set by its name"
+    )
+
+
+def test_eval_of_a_folder_of_checkpoints_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "checkpoint-500").mkdir()
+    (tmp_path / "checkpoint-500" / "model.safetensors").write_bytes(b"")
+    assert f"; give one of its folders: {tmp_path}/checkpoint-500" in refused(
+        capsys, "eval", str(tmp_path), "--data", "digits"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("profile microsoft/cvt-21-384-22k", "cvt-21"), ("profile CvT-W24-384x384", "cvt-w24"),
+        ("profile CvT-13-224x224-IN-1k.pth", "cvt-13"), ("profile cvt-13-cifr", "cvt-13-cifar"),
+        ("check CIFAR10", "cifar10"), ("check Digits", "digits"), ("check fashion_mnist", "fashion-mnist"),
+    ],
+)  # fmt: skip
+def test_another_spelling_is_asked_for(capsys: pytest.CaptureFixture[str], command: str, name: str) -> None:
+    assert refused(capsys, *command.split()).endswith(f"; did you mean {name!r}?")
+
+
+def test_eval_of_the_name_of_a_network_asks_for_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cvt-13", "CvT-13"):
+        assert refused(capsys, "eval", name).startswith(f"cvt-nas: {name}: is an architecture; give its weights")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -425,6 +583,14 @@ def test_a_search_that_a_time_budget_ended_offers_a_greater_one() -> None:
     again = resuming(options, "results/x", time_budget=90.0)
     assert again == "cvt-nas search --space x.yaml --out results/x --resume --time-budget 180s"
     assert build_parser().parse_args(again.split()[1:]).time_budget == 180
+
+
+def test_a_command_that_goes_on_can_be_pasted_whatever_its_paths_begin_with() -> None:
+    given = ["search", "--space=-s.yaml", "--out=-run", "--data=-d", "--wandb=--p"]
+    options = build_parser().parse_args(given)
+    again = build_parser().parse_args(words_of(resuming(options, "-run"))[1:])
+    assert again.resume
+    assert {**vars(again), "resume": False} == vars(options)
 
 
 def test_a_training_without_a_result_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from conftest import small_digits
 from cvt_nas.arch import ArchConfig, BlockConfig, arch_from_dict, arch_to_dict, cost_of, load_arch
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment, parse_experiment
-from cvt_nas.errors import ExportError
+from cvt_nas.errors import ExportError, RunFolderError
 from cvt_nas.export import FORMATS, Format, export
 from cvt_nas.export.hub import FILES
 from cvt_nas.export.hugging_face import misfits
@@ -106,6 +107,21 @@ def test_the_image_processor_prepares_an_image_as_training_did(
         std=(0.4,),
     )
     torch.testing.assert_close(found[0], expected(image), rtol=0, atol=0.02)  # two roundings to 8 bits
+
+
+def test_a_folder_that_exporters_cannot_name_is_refused_before_anything_is_written(
+    small: Experiment, tmp_path: Path
+) -> None:
+    to = tmp_path / os.fsdecode(b"\xff") / "model"
+    with pytest.raises(ExportError, match="^--to .*: is not UTF-8; take another name$"):
+        export(run_of(GELU, small, tmp_path / "run"), "best", to, format="onnx")
+    assert not to.parent.exists()
+
+
+@pytest.mark.parametrize("what", ["flop<1e9", "params<=1e9", "flops>1"])
+def test_a_limit_that_is_none_says_how_they_are_written(small: Experiment, tmp_path: Path, what: str) -> None:
+    with pytest.raises(RunFolderError, match=r"must be knee, best, an arch id, or a limit as flops<4e9, params<20e6"):
+        export(run_of(GELU, small, tmp_path / "run"), what, tmp_path / "model")
 
 
 def test_labels_travel_to_transformers(small: Experiment, tmp_path: Path) -> None:

@@ -21,12 +21,13 @@ from conftest import SPACES
 from cvt_nas import load_arch, load_model
 from cvt_nas.arch import arch_from_dict, arch_to_dict
 from cvt_nas.cli import main
-from cvt_nas.config import load_experiment, parse_experiment
+from cvt_nas.config import Experiment, load_experiment, parse_experiment
 from cvt_nas.errors import ArchError, RunFolderError, SpaceFileError
 from cvt_nas.model import build_model, read_weights, save_model
 from cvt_nas.report import write_report
 from cvt_nas.results import RunFolder
 from test_engine import tiny_arch
+from test_export import GELU, run_of
 
 BASE = yaml.safe_load((SPACES / "digits.yaml").read_text())
 ODD = st.one_of(
@@ -265,6 +266,27 @@ def test_a_record_of_the_front_with_a_line_of_another_kind_is_one_line(
     (tmp_path / "run" / name).write_text(json.dumps(line) + "\n")
     assert main(["report", str(tmp_path / "run")]) == 2
     assert re.fullmatch(rf"cvt-nas: \S+{name}:1: is no line of such a record: .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", '"nan"'])
+@pytest.mark.parametrize(
+    ("name", "key"), [("trials.jsonl", "accuracy"), ("test.jsonl", "test_accuracy"), ("manifest.json", "seed")]
+)
+def test_a_number_that_is_not_finite_is_refused_with_its_line(
+    small: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, key: str, number: str
+) -> None:
+    run = run_of(GELU, small, tmp_path / "run")
+    run.append_test_accuracy(0, GELU.id, 0.5, 10)
+    text = (run.path / name).read_text()
+    (run.path / name).write_text(re.sub(rf'"{key}": [\d.]+', f'"{key}": {number}', text))
+    where = f"{name}" if name == "manifest.json" else f"{name}:1"
+    for verb in (["report"], ["export", "--to", str(tmp_path / "m")], ["compare", "--to", str(tmp_path / "c.html")]):
+        if name == "test.jsonl" and verb[0] == "compare":
+            continue
+        assert main([verb[0], str(run.path), *verb[1:]]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"cvt-nas: {run.path}/{where}: ")
+        assert error.count("\n") == 1
 
 
 def test_the_name_of_a_run_is_no_markup_of_the_terminal(

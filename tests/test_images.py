@@ -96,7 +96,25 @@ def test_a_clean_folder_has_the_classes_images_and_splits_that_torchvision_and_s
 
 @pytest.mark.parametrize(
     "name",
-    [".ipynb_checkpoints", ".git", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "__pycache__", "lost+found"],
+    [
+        ".ipynb_checkpoints",
+        ".git",
+        "__MACOSX",
+        "@eaDir",
+        "#recycle",
+        "$RECYCLE.BIN",
+        "__pycache__",
+        "lost+found",
+        "@Recycle",
+        "@Recently-Snapshot",
+        "@SynoResource",
+        "@tmp",
+        "@GMT-2024.01.01-00.00.00",
+        "~snapshot",
+        "#snapshot",
+        "RECYCLER",
+        "found.000",
+    ],
 )
 def test_hidden_and_system_folders_are_no_classes_and_hold_no_images(tmp_path: Path, name: str) -> None:
     for part in ("train", "val"):
@@ -110,6 +128,37 @@ def test_hidden_and_system_folders_are_no_classes_and_hold_no_images(tmp_path: P
     assert data.notes == ()
     assert shape_of(*find_data(tmp_path)) == (None, 3)
     assert shape_of(*find_data(tmp_path), test_only=True) == (None, 3)
+
+
+def test_a_folder_that_begins_as_a_network_drive_s_own_is_left_out_with_a_note_unless_all_do(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        write_images(tmp_path / "some" / part, (*NAMES, "@web"))
+        write_images(tmp_path / "handles" / part, ("@ada", "@bob", "@carl"))
+        write_images(tmp_path / "signs" / part, ("#", "@", "recycled"))
+    some = open_folder(tmp_path / "some")
+    assert some.class_names == NAMES
+    assert some.notes == tuple(
+        f"{tmp_path}/some/{part}: @web/ begins with @, as a network drive's own folders do, and is no class"
+        for part in ("train", "val")
+    )
+    assert open_folder(tmp_path / "handles").class_names == ("@ada", "@bob", "@carl")
+    assert open_folder(tmp_path / "signs").class_names == ("#", "@", "recycled")
+
+
+def test_names_with_control_characters_are_shown_without_obeying_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "train", ("a\x1b[31mb", "c\nd"))
+    write_images(tmp_path / "val", ("a\x1b[31mb", "c\nd"))
+    (tmp_path / "val" / "c\nd" / "\x9bx\u202e.png").write_text("no image")
+    assert main(["check", str(tmp_path)]) == 1
+    assert main(["check", str(tmp_path / "no\nsuch\x1b")]) == 2
+    printed = capsys.readouterr()
+    assert r"cannot be read: val/c\nd/\x9bx\u202e.png" in printed.out
+    assert r"classes: a\x1b[31mb 8, c\nd 8" in printed.out
+    assert printed.err.startswith(rf"cvt-nas: --data {tmp_path}/no\nsuch\x1b: neither")
+    assert printed.err.count("\n") == 1
+    assert printed.out.replace("\n", "").isprintable()
 
 
 def test_hidden_files_are_passed_in_silence_and_others_are_counted(tmp_path: Path) -> None:

@@ -532,6 +532,31 @@ def test_runs_on_different_data_do_not_compare(several: list[RunFolder], tmp_pat
         Comparison.of([several[0], other])
 
 
+def test_a_run_that_is_named_twice_counts_once(
+    several: list[RunFolder], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _, repeat = several
+    (tmp_path / "link").symlink_to(first.path)
+    shutil.copytree(first.path, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", str(first.path), "link", "copy", str(repeat.path), "--to", "c.html", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["groups"] == Comparison.of([first, repeat]).summary()["groups"]
+    assert printed.err == "note: 2 of the folders hold a run again, which counts once\n"
+
+
+@pytest.mark.parametrize("name", [b"o_\xc3\xa9", b"o_\xff"])
+def test_runs_of_any_path_compare_in_any_locale(several: list[RunFolder], tmp_path: Path, name: bytes) -> None:
+    shutil.copytree(several[0].path, os.fsencode(tmp_path) + b"/" + name)
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cvt_nas.cli", "compare", name, "--to", "c.html"],
+        cwd=tmp_path, env=os.environ | locale, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert name.decode(errors="backslashreplace") in (tmp_path / "c.html").read_text(encoding="utf-8")
+
+
 def test_compare_writes_a_page_and_says_what_is_on_it(
     several: list[RunFolder], page: Page, complaints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
