@@ -14,7 +14,7 @@ from cvt_nas.data import ImageData, find_data, shape_of
 from cvt_nas.engine import TrainingSetup, drop_checkpoints, evaluate, progress_reports
 from cvt_nas.engine.optimization import checkpoint_before
 from cvt_nas.errors import ArchError, DataError, ResourceError, RunFolderError, StorageError, TrainingEndedError
-from cvt_nas.escaping import why_no_text
+from cvt_nas.escaping import told, why_no_text
 from cvt_nas.model import CvT, initialise, load_model, read_weights, weights_files
 from cvt_nas.results import ROOM, DataIdentity, RunFolder, Status, TrialResult
 
@@ -55,7 +55,7 @@ def train(
     """
     out = Path(out).absolute()
     if why := why_no_text(out):  # the trained weights could not be loaded again
-        raise RunFolderError(f"--out {out}: {why}")
+        raise RunFolderError(f"--out {told(str(out))}: {why}")
     _check_fits(arch, experiment)
     device, num_workers = _devices(device, num_workers)
     begun = _open_begun(arch, experiment, out, init) if resume else None

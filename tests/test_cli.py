@@ -459,10 +459,14 @@ def test_an_error_of_a_file_that_nobody_named_is_a_fault_of_ours(monkeypatch: py
 def test_where_nobody_reads_on_the_command_ends_in_silence(words: list[str], unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command, environment = [sys.executable, "-m", "cvt_nas.cli", *words], os.environ | {"PYTHONUNBUFFERED": unbuffered}
-    to = {"stdout": subprocess.DEVNULL, "stderr": writer} if words[0] == "report" else {
-        "stdout": writer, "stderr": subprocess.PIPE}  # fmt: skip
-    found = subprocess.run(command, env=environment, check=False, **to)
+    is_message = words[0] == "report"
+    found = subprocess.run(
+        [sys.executable, "-m", "cvt_nas.cli", *words],
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=subprocess.DEVNULL if is_message else writer,
+        stderr=writer if is_message else subprocess.PIPE,
+        check=False,
+    )
     os.close(writer)
     assert (found.returncode, found.stderr or b"") == (1, b"")
 

@@ -547,7 +547,7 @@ def test_a_run_that_is_named_twice_counts_once(
 
 @pytest.mark.parametrize("name", [b"o_\xc3\xa9", b"o_\xff"])
 def test_runs_of_any_path_compare_in_any_locale(several: list[RunFolder], tmp_path: Path, name: bytes) -> None:
-    shutil.copytree(several[0].path, os.fsencode(tmp_path) + b"/" + name)
+    shutil.copytree(several[0].path, tmp_path / os.fsdecode(name))
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(
         [sys.executable, "-m", "cvt_nas.cli", "compare", name, "--to", "c.html"],

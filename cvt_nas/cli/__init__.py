@@ -86,7 +86,7 @@ def _line_of(error: OSError, options: argparse.Namespace) -> str | None:
         return None
     where = None if error.filename is None else os.fsdecode(error.filename)
     near = {True: 0, False: 0}  # the nearest of the places that are written, and of the others
-    for name, value in vars(options).items() if where is not None else ():
+    for name, value in vars(options).items():
         for given in value if isinstance(value, list) else [value or "results" if name == "out" else value]:
             near[name in _WRITTEN] = max(near[name in _WRITTEN], _nearness(where, given))
     if isinstance(error, StorageError) or error.errno in _NO_ROOM or (near[True] and near[True] >= near[False]):
@@ -100,9 +100,9 @@ def _line_of(error: OSError, options: argparse.Namespace) -> str | None:
     return f"{'' if where is None else f'{where}: '}{what}{error.strerror}"
 
 
-def _nearness(where: str, given: object) -> int:
+def _nearness(where: str | None, given: object) -> int:
     """How near `where` is to what an argument names, RUN:ID included: 0 it is neither in it nor holds it."""
-    if not isinstance(given, str | Path):
+    if where is None or not isinstance(given, str | Path):
         return 0
     path = f"{os.path.abspath(where)}/"
     names = [f"{os.path.abspath(name)}/" for name in (str(given), str(given).rpartition(":")[0]) if name]

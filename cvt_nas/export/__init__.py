@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cvt_nas.errors import ExportError
-from cvt_nas.escaping import why_no_text
+from cvt_nas.escaping import told, why_no_text
 from cvt_nas.export.card import model_card
 from cvt_nas.export.formats import FORMATS, OPSET, Format, check_opset
 from cvt_nas.export.hub import check_repo_id, push
@@ -63,7 +63,7 @@ def export(
             raise ExportError(f"--opset {opset}: is for --format onnx, not {format}")
         check_opset(opset)
     if why := why_no_text(to.absolute()):  # exporters keep paths as text
-        raise ExportError(f"--to {to}: {why}")
+        raise ExportError(f"--to {told(str(to))}: {why}")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ExportError(f"--to {to}: is not empty; name a new folder")
     model = load_model(source)

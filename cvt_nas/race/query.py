@@ -14,7 +14,7 @@ from cvt_nas.data import save_preprocessing
 from cvt_nas.engine import Inheritance, TrainingSetup, open_inheritance
 from cvt_nas.engine.latency import measure_latency
 from cvt_nas.errors import RunFolderError
-from cvt_nas.escaping import why_no_text
+from cvt_nas.escaping import told, why_no_text
 from cvt_nas.model import CvT, save_model
 from cvt_nas.race.latency import experiment_of
 from cvt_nas.race.narrowing import searched_space
@@ -74,7 +74,7 @@ def query(
         CvtNasError: The data are not as they must be.
     """
     if to is not None and (why := why_no_text(to)):
-        raise RunFolderError(f"--to {to}: {why}")
+        raise RunFolderError(f"--to {told(str(to))}: {why}")
     if to is not None and to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RunFolderError(f"--to {to}: is not empty; name a new folder")
     if device is None:
