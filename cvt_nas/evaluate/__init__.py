@@ -231,10 +231,21 @@ def _open_images(
 
 def _named_as_trained(network: _Network, data: str | Path) -> _Network:
     """The same with the classes of train/, where the weights name none and the test images have some of these alone."""
-    if network.classes is not None or len(names := trained_classes(data) or ()) != network.arch.num_classes:
+    if any(told.is_certain for group in network.names.groups for told in group):
         return network
-    note = f"{network.unnamed}: they are taken in the order of the training images' classes, {_listed(names)}"
-    return dataclasses.replace(network, classes=names, notes=(*network.notes, note))
+    names = trained_classes(data) or ()
+    if len(names) != network.arch.num_classes:
+        return network
+    told, why_none = network.names.matching(names)
+    if told is not None:
+        return network
+    rows, note = network.names.rows_without_names(names, why_none, is_published=network.is_published)
+    in_order = tuple(name for _, name in sorted(zip(rows, names, strict=True)))
+    return dataclasses.replace(
+        network,
+        names=dataclasses.replace(network.names, groups=((Told("train/", in_order),),)),
+        notes=(*network.notes, f"{note}, as train/ beside the test images has them"),
+    )
 
 
 def _places_of(network: _Network, images: ImageData, data: str | Path, weights: str) -> tuple[Tensor, str | None]:
