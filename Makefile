@@ -30,9 +30,10 @@ newest oldest: %: .venv-%
 
 .venv-oldest:
 	$(PYTHON) -m venv --clear $@
-	$@/bin/pip install --quiet --upgrade pip packaging
-	$@/bin/python .ci/lowest.py > $@/constraints.txt
-	$@/bin/pip install --quiet --constraint $@/constraints.txt --editable '.[dev]'
+	$@/bin/pip install --quiet --upgrade pip uv
+	$@/bin/uv pip compile --quiet --resolution lowest-direct --all-extras --python $@/bin/python \
+	    --output-file $@/lowest.txt pyproject.toml
+	$@/bin/pip install --quiet --no-deps --requirement $@/lowest.txt --editable .
 
 # Known faults of what is installed, as far as the list of them can be reached.
 audit: test-env
