@@ -104,6 +104,8 @@ def train(
         if run is None:
             run = RunFolder.create(out, manifest)
             stack.enter_context(run.locked())
+        if num_workers > 1:
+            setup.save_listing()
         if on_note is not None:
             for note in (begins or {}).get("notes", []):
                 on_note(note)

@@ -1,5 +1,6 @@
 """Folders of images as people have them: what is read, by which rule, what is refused, and what is said."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,10 +21,12 @@ from pydantic import TypeAdapter
 
 from cvt_nas.arch import load_arch
 from cvt_nas.cli import main
-from cvt_nas.config import DataConfig, parse_experiment
-from cvt_nas.data import SPLITS, check_data, find_data, load_data, shape_of
+from cvt_nas.config import AugmentConfig, DataConfig, parse_experiment
+from cvt_nas.data import SPLITS, check_data, find_data, load_data, seed_all, shape_of
+from cvt_nas.data.augment import with_every_magnitude
 from cvt_nas.data.folders import FolderData
 from cvt_nas.data.images import hold_out, split_off_search
+from cvt_nas.data.layout import find_layout, list_images, load_listing, save_listing
 from cvt_nas.data.reading import read_image
 from cvt_nas.data.report import check_set
 from cvt_nas.engine import TrainingSetup
@@ -741,13 +744,108 @@ def test_an_image_damaged_since_a_run_was_trained_is_to_be_mended(tmp_path: Path
         check_data(config, **settings, known=known, place="run")
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_batches_are_what_timm_makes_of_each_image_to_the_bit(channels: int, tmp_path: Path) -> None:
+    from timm.data.transforms_factory import create_transform
+
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "val", num=2)
+    config = DataConfig(dataset="imagefolder", num_workers=0, search_fraction=0.25)
+    data = FolderData(config, tmp_path, 16, channels)
+    pre = data.preprocessing
+    common: dict[str, Any] = {"interpolation": pre.interpolation, "mean": pre.mean, "std": pre.std}
+
+    def images(split: Any, transform: Any, seeds: tuple[int, ...] | None) -> torch.Tensor:
+        files, found = data.files[data._source[split]], list[torch.Tensor]()
+        rows = data._rows[split]
+        for row in rows if seeds is None else np.random.default_rng(seeds).permutation(rows):
+            if seeds is not None:
+                seed_all(*seeds, int(row))
+            found.append(transform(read_image(f"{files.root}/{files.names[row]}", data.mode)))
+        return torch.stack(found)
+
+    (tested, _), = data.eval_batches("test", batch_size=6, device=CPU)  # fmt: skip
+    assert torch.equal(tested, images("test", create_transform(16, crop_pct=pre.crop_pct, **common), None))
+    augment = AugmentConfig(randaugment="rand-m9-mstd0.5-inc1", flip=True)
+    batches = data.train_batches(batch_size=9, augment=augment, device=CPU, seed=1, epoch=2)
+    trained = torch.cat([images for images, _ in batches])
+    transform = create_transform(
+        16, is_training=True, scale=(augment.crop_scale, 1.0), hflip=0.5, color_jitter=augment.color_jitter,
+        auto_augment=augment.randaugment, re_prob=0.0, **common,
+    )  # fmt: skip
+    assert torch.equal(trained, images("train", with_every_magnitude(transform), (1, 2))[: len(trained)])
+
+
 def test_a_worker_refuses_images_that_its_driver_has_not_seen(tmp_path: Path) -> None:
     write_images(tmp_path / "train")
     write_images(tmp_path / "val", num=2)
     setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run_path=tmp_path, data=tmp_path).checked()
     shutil.copy(tmp_path / "val" / "cat" / "0.png", tmp_path / "val" / "cat" / "late.png")
+    assert setup.open_data().num_images("test") == 6  # what this process has looked at
+    as_in_another_process()
     with pytest.raises(DataError, match=r"has changed since the run began: .*'test': 6} images, now .*'test': 7}"):
         setup.open_data()
+
+
+def as_in_another_process() -> None:
+    """Forgets the data set that this one has opened."""
+    from cvt_nas.engine import setup
+
+    setup._OPENED.clear()
+
+
+def test_workers_have_the_images_that_the_driver_has_listed_and_look_through_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, run = tmp_path / "data", tmp_path / "run"
+    write_images(root / "train")
+    write_images(root / "val", num=2)
+    (root / "train" / "cat" / "grö\nße.png").write_bytes((root / "train" / "cat" / "0.png").read_bytes())
+    run.mkdir()
+    setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run_path=run, data=root).checked()
+    setup.save_listing()
+    found: Any = setup.open_data()
+    as_in_another_process()
+    shutil.copy(root / "val" / "cat" / "0.png", root / "val" / "cat" / "late.png")
+    monkeypatch.setattr("cvt_nas.data.folders.list_images", None)
+    again: Any = setup.open_data()
+    assert again is not found
+    for role, images in found.files.items():
+        assert again.files[role].names == images.names
+        np.testing.assert_array_equal(again.files[role].labels, images.labels)
+    for split, rows in found._rows.items():
+        np.testing.assert_array_equal(again._rows[split], rows)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "message"),
+    [
+        (["cat/../../../etc/passwd"] * 24, [0, 1, 2] * 8, "names a file outside .*train: 'cat/../'"),
+        (["/etc/passwd"] * 24, [0, 1, 2] * 8, "names a file outside .*train: '/'"),
+        (["cat/0.png", "cat/./1.png"] * 12, [0, 1, 2] * 8, "names a file outside"),
+        (["cat/0.png", ""] * 12, [0, 1, 2] * 8, "names a file outside"),
+        (["cat/0.png"] * 24, [0, 1, 3] * 8, "is of other images than .*train had"),
+        (["cat/0.png"] * 23, [0, 1, 2] * 8, "is of other images than .*train had"),
+    ],
+)
+def test_a_listing_of_somebody_else_leads_nowhere(
+    names: list[str], labels: list[int], message: str, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "train")
+    layout, listing = find_layout(tmp_path), tmp_path / "images.npz"
+    images = dataclasses.replace(list_images(layout, "train"), names=names, labels=np.array(labels))
+    with listing.open("wb") as file:
+        save_listing({"train": images}, file)
+    with pytest.raises(DataError, match=message):
+        load_listing(listing, layout)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"no listing"])
+def test_a_damaged_listing_is_named(content: bytes, tmp_path: Path) -> None:
+    write_images(tmp_path / "train")
+    (tmp_path / "images.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"images.npz: is damaged, or of other splits"):
+        load_listing(tmp_path / "images.npz", find_layout(tmp_path))
 
 
 def test_a_search_keeps_the_identity_of_its_data_and_checks_it(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "DEBIAN_FASHION_MNIST",
     "SPLITS",
     "Batch",
+    "FolderData",
     "ImageCheck",
     "ImageData",
     "Preprocessing",
@@ -43,6 +44,8 @@ def load_data(
     num_classes: int,
     test_only: bool = False,
     skipped: Collection[str] = (),
+    listing: Path | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> ImageData:
     """The data set of a space file.
 
@@ -53,12 +56,18 @@ def load_data(
         image_size, num_channels, num_classes: What the space's networks expect.
         test_only: Whether the test split alone is needed; a folder of images may then lack the others.
         skipped: Images of a folder to leave out, as paths below `root`.
+        listing: What `FolderData.save_listing` wrote of the same images, so that their folders, which may hold
+            millions, are not looked through again.
+        on_note: Called with how far that is, where it takes long.
 
     Raises:
         DataError: It is missing, incomplete, or does not fit; one line says what and where.
     """
     if config.dataset in ("imagefolder", "imagenet"):
-        data: ImageData = FolderData(config, root, image_size, num_channels, test_only=test_only, skipped=skipped)
+        data: ImageData = FolderData(
+            config, root, image_size, num_channels, test_only=test_only, skipped=skipped, listing=listing,
+            on_note=on_note,
+        )  # fmt: skip
         channels = num_channels
     else:
         arrays = open_arrays(config.dataset, root)
@@ -95,7 +104,7 @@ def check_data(
         RunFolderError: The set is not the `known` one.
     """
     skipped = () if known is None else known.skipped
-    data = load_data(config, root=root, skipped=skipped, **settings)
+    data = load_data(config, root=root, skipped=skipped, on_note=on_note, **settings)
     identity = data.identity()
     if known is not None:
         known.check_same(identity, place)

@@ -4,12 +4,13 @@ import copy
 import functools
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from cvt_nas.config import AugmentConfig, DataConfig
@@ -25,7 +26,16 @@ from cvt_nas.data.images import (
     seed_all,
     split_off_search,
 )
-from cvt_nas.data.layout import Images, Layout, Role, find_layout, list_images, problems_of
+from cvt_nas.data.layout import (
+    Images,
+    Layout,
+    Role,
+    find_layout,
+    list_images,
+    load_listing,
+    problems_of,
+    save_listing,
+)
 from cvt_nas.data.reading import read_image
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
@@ -39,6 +49,8 @@ class FolderData:
     Args:
         test_only: Whether the test images suffice; they may then lie in `root` itself.
         skipped: Images to leave out, as paths below `root`.
+        listing: What `save_listing` wrote of the same images; else folders are looked through.
+        on_note: Called with how far that is, where it takes long.
 
     Attributes:
         mode: Pillow's, as which images are read.
@@ -55,6 +67,8 @@ class FolderData:
         *,
         test_only: bool = False,
         skipped: Collection[str] = (),
+        listing: Path | None = None,
+        on_note: Callable[[str], None] | None = None,
     ) -> None:
         from joblib import cpu_count
 
@@ -76,9 +90,13 @@ class FolderData:
                     f"{layout.places['train']}: {layout.class_names[0]}/ is the only class folder; one class is no task"
                 )
         self.root, self.class_names = root, layout.class_names
-        self.files: dict[Role, Images] = {role: list_images(layout, role) for role in layout.places}
-        if problems := problems_of(layout, self.files):
-            raise DataError(f"{config.dataset}: {'; '.join(problems)}")
+        self.files: dict[Role, Images]
+        if listing is not None:
+            self.files = load_listing(listing, layout)
+        else:
+            self.files = {role: list_images(layout, role, on_note=on_note) for role in layout.places}
+            if problems := problems_of(layout, self.files):
+                raise DataError(f"{config.dataset}: {'; '.join(problems)}")
         self.skipped = tuple(sorted(skipped))
         self._images: dict[Role, Images] = {
             role: images.without(root, frozenset(skipped)) for role, images in self.files.items()
@@ -155,6 +173,10 @@ class FolderData:
             notes=list(self.notes),
         )
 
+    def save_listing(self, to: BinaryIO) -> None:
+        """See `load_data`."""
+        save_listing(self.files, to)
+
     def measured(self) -> list[str]:
         """Paths of the images that are not trained on."""
         return [
@@ -221,6 +243,7 @@ class FolderData:
             interpolation=pre.interpolation,
             mean=pre.mean,
             std=pre.std,
+            normalize=augment.random_erasing > 0,  # whose noise is of normalised values; else on the device
         )
         transform = with_every_magnitude(transform)
         order = np.random.default_rng((seed, epoch)).permutation(self._rows["train"])[rank::world_size]
@@ -230,10 +253,10 @@ class FolderData:
             usable = usable[: len(usable) // batch_size * batch_size]
         rows = usable[first * batch_size :]
         loader = self._loader("train", rows, transform, batch_size, device, seeds=(seed, epoch))
+        normalised = self._normaliser(device)
         for index, (images, labels) in enumerate(loader, start=first):
             seed_all(seed, epoch, index, rank)
-            x, targets = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            yield mix(x.contiguous(memory_format=torch.channels_last), targets)
+            yield mix(normalised(images), labels.to(device, non_blocking=True))
 
     def eval_batches(
         self,
@@ -254,13 +277,28 @@ class FolderData:
             interpolation=pre.interpolation,
             crop_pct=pre.crop_pct,
             crop_mode="squash" if pre.crop_pct == 1 else "center",
-            mean=pre.mean,
-            std=pre.std,
+            normalize=False,
         )
         rows = in_order(self._rows[split], shuffled)[rank::world_size]
+        normalised = self._normaliser(device)
         for images, labels in self._loader(split, rows[first * batch_size :], transform, batch_size, device):
-            x = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-            yield x, labels.to(device, non_blocking=True)
+            yield normalised(images), labels.to(device, non_blocking=True)
+
+    def _normaliser(self, device: torch.device) -> Callable[[Tensor], Float[Tensor, "batch channels height width"]]:
+        """Takes a batch to the device, where its bytes become what timm makes of them, channels-last.
+
+        Bytes are a quarter of what else the processes of the loader would hand over.
+        """
+        pre = self.preprocessing
+        mean, std = (torch.tensor(each, device=device)[:, None, None] for each in (pre.mean, pre.std))
+
+        def normalised(images: Tensor) -> Tensor:
+            x = images.to(device, non_blocking=True)
+            if x.dtype == torch.uint8:
+                x = x.float().div_(255).sub_(mean).div_(std)
+            return x.contiguous(memory_format=torch.channels_last)
+
+        return normalised
 
 
 class _Images(torch.utils.data.Dataset):
@@ -281,7 +319,7 @@ class _Images(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int] | DataError:
         row = int(self.rows[index])
         if self.seeds is not None:
-            seed_all(*self.seeds, row)
+            seed_all(*self.seeds, row, on_devices=False)
         try:
             image = self.read(f"{self.images.root}/{self.images.names[row]}")
         except DataError as error:

@@ -3,13 +3,15 @@
 import os
 import re
 import stat
+import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -33,6 +35,8 @@ _OF_A_DRIVE = re.compile(r"@\w{2,}", re.ASCII)  # as the firmware of network dri
 _WORDS = "|".join(spelling for spellings in SPELLINGS.values() for spelling in spellings)
 _LIKE_SPLIT = re.compile(rf"^({_WORDS})(set|val|images|imgs|data)?(?![a-z])|(?<![a-z])({_WORDS})(set)?$")
 _NUM_NAMED = 5
+_SECONDS_BETWEEN = 5.0  # notes on how far it is
+_OUTSIDE = re.compile(r"(^|[/\0])\.{0,2}([/\0]|$)")  # in names that are parted by zero bytes
 _NUM_THREADS = 16  # so that a network disk has several requests at a time
 
 
@@ -203,9 +207,14 @@ def find_layout(root: Path) -> Layout:
     return Layout(root=root, places=places, class_names=_class_names(first), notes=tuple(notes))
 
 
-def list_images(layout: Layout, role: Role) -> Images:
-    """The images of a split, whatever else may be wrong with it; see `problems_of`."""
+def list_images(layout: Layout, role: Role, *, on_note: Callable[[str], None] | None = None) -> Images:
+    """The images of a split, whatever else may be wrong with it; see `problems_of`.
+
+    Args:
+        on_note: Called with how far it is, where it takes long.
+    """
     place, names, labels, odd = layout.places[role], list[str](), list[int](), list[str]()
+    said = time.monotonic()
     ignored: Counter[str] = Counter()
     classes = _folders(place)
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
@@ -220,6 +229,9 @@ def list_images(layout: Layout, role: Role) -> Images:
                         labels.append(label)
                     else:
                         ignored[suffix_of(file)] += 1
+            if on_note is not None and time.monotonic() - said >= _SECONDS_BETWEEN:
+                said = time.monotonic()
+                on_note(f"looking for images in {place}: {len(names):,} in {label + 1:,} of {len(classes):,} classes")
     for entry in _entries(place):
         if is_hidden(entry.name):
             continue
@@ -235,6 +247,40 @@ def list_images(layout: Layout, role: Role) -> Images:
         ignored=ignored,
         odd=sorted(odd + _not_text(place, classes, names)),
     )
+
+
+def save_listing(files: Mapping[Role, Images], to: BinaryIO) -> None:
+    """Writes what `load_listing` reads."""
+    arrays: dict[str, np.ndarray] = {}
+    for role, images in files.items():
+        arrays[f"{role} names"] = np.frombuffer("\0".join(images.names).encode(), np.uint8)
+        arrays[f"{role} labels"] = images.labels.astype(np.int32)
+    np.savez_compressed(to, allow_pickle=False, **arrays)
+
+
+def load_listing(listing: Path, layout: Layout) -> dict[Role, Images]:
+    """The images that `save_listing` has kept, as `list_images` found them, so that no folder is looked through again.
+
+    Raises:
+        DataError: It is damaged, of other splits or classes, or names files outside their split.
+    """
+    try:
+        with np.load(listing, allow_pickle=False) as arrays:
+            kept = {name: arrays[name] for name in arrays.files}
+        files: dict[Role, Images] = {}
+        for role, place in layout.places.items():
+            text, labels = kept[f"{role} names"].tobytes().decode(), kept[f"{role} labels"].astype(np.int64)
+            names = text.split("\0")
+            if (found := _OUTSIDE.search(text)) is not None:
+                raise DataError(f"{listing}: names a file outside {place}: {text[: found.end()].split(chr(0))[-1]!r}")
+            if labels.shape != (len(names),) or not 0 <= labels.min() <= labels.max() < len(layout.class_names):
+                raise DataError(f"{listing}: is of other images than {place} had")
+            files[role] = Images(
+                root=place, class_names=layout.class_names, names=names, labels=labels, ignored=Counter()
+            )
+    except (KeyError, ValueError, EOFError, BadZipFile) as error:
+        raise DataError(f"{listing}: is damaged, or of other splits: {error}") from error
+    return files
 
 
 def problems_of(layout: Layout, files: Mapping[Role, Images]) -> list[str]:

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
 from cvt_nas.config import DataConfig, Experiment, SupernetConfig, TrainingConfig
-from cvt_nas.data import SPLITS, ImageData, check_data, load_data
+from cvt_nas.data import SPLITS, FolderData, ImageData, check_data, load_data
 from cvt_nas.errors import DataError, RunFolderError
-from cvt_nas.results import DataIdentity, RunFolder
+from cvt_nas.results import DataIdentity, RunFolder, fetch, write_atomically
 from cvt_nas.space import ArchSpace, NarrowedSpace, SearchSpace
 
 _UNTOLD = "{}: was begun by an earlier version, so whether its data are the same cannot be told"
@@ -134,7 +133,7 @@ class TrainingSetup:
         recorded = None if run is None else DataIdentity.of(run.manifest)
         known = recorded if run is not None and run.has_trained else None
         place = "" if run is None else run.place
-        _, identity = check_data(
+        data, identity = check_data(
             self.data, root=self.data_root, known=known, place=place, on_note=on_note, **self._shape
         )
         if run is not None and recorded is None:
@@ -148,7 +147,9 @@ class TrainingSetup:
             if (difference := recorded.difference(identity)) is not None:
                 say(f"{place}: was begun with other data: {difference}; nothing was trained on those yet")
             run.amend_manifest(data=identity.to_json())
-        return replace(self, identity=identity)
+        found = replace(self, identity=identity)
+        found._keep(data)
+        return found
 
     def identified(self, run: RunFolder, *, on_note: Callable[[str], None] | None = None) -> Self:
         """The same with the identity that `run` was begun with, once it is sure that the data are those.
@@ -162,13 +163,50 @@ class TrainingSetup:
             return self
         data = load_data(self.data, root=self.data_root, skipped=known.skipped, **self._shape)
         known.check_same(data.identity(), run.place)
-        return replace(self, identity=known)
+        found = replace(self, identity=known)
+        found._keep(data)
+        return found
+
+    def save_listing(self) -> None:
+        """Keeps the names of the images in the run folder, so that no worker has to look through the folders again."""
+        data = self._open_whole()
+        if isinstance(data, FolderData):
+            write_atomically(self.run.listing_path, data.save_listing)
 
     def open_data(self) -> ImageData:
-        """The whole data set, or where there is a phase, the images of its classes."""
-        data = _open_data(self.data, self.data_root, self.identity, tuple(self._shape.items()))
+        """The whole data set, or where there is a phase, the images of its classes.
+
+        A worker that goes from trial to trial opens it once.
+
+        Raises:
+            DataError: It is not what the driver looked at; or see `load_data`.
+        """
+        data = self._open_whole()
         phase = None if self.shared is None else self.shared.phase
         return data if phase is None else data.of_classes(phase.classes)
+
+    def _open_whole(self) -> ImageData:
+        if self._key not in _OPENED:
+            skipped, listing = (), None
+            if self.identity is not None:
+                skipped, listing = self.identity.skipped, self.run.listing_path
+                fetch(listing)
+                listing = listing if listing.is_file() else None
+            data = load_data(self.data, root=self.data_root, skipped=skipped, listing=listing, **self._shape)
+            now = {split: data.num_images(split) for split in SPLITS}
+            if self.identity is not None and now != self.identity.splits:
+                known = dict(self.identity.splits)
+                raise DataError(f"{self.data_root}: has changed since the run began: {known} images, now {now}")
+            self._keep(data)
+        return _OPENED[self._key]
+
+    def _keep(self, data: ImageData) -> None:
+        _OPENED.clear()
+        _OPENED[self._key] = data
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return self.data, self.data_root, self.identity, tuple(self._shape.items())
 
     @property
     def _shape(self) -> dict[str, Any]:
@@ -183,21 +221,7 @@ class TrainingSetup:
         return self.run.phase_weights_path(self.shared.last_epoch)
 
 
-@lru_cache(maxsize=1)
-def _open_data(
-    config: DataConfig, root: Path | None, identity: DataIdentity | None, shape: tuple[tuple[str, Any], ...]
-) -> ImageData:
-    """A worker that goes from trial to trial opens the data set once.
-
-    Raises:
-        DataError: It is not what the driver looked at; or see `load_data`.
-    """
-    skipped = () if identity is None else identity.skipped
-    data = load_data(config, root=root, skipped=skipped, **dict(shape))
-    now = {split: data.num_images(split) for split in SPLITS}
-    if identity is not None and now != identity.splits:
-        raise DataError(f"{root}: has changed since the run began: {dict(identity.splits)} images, now {now}")
-    return data
+_OPENED: dict[tuple[Any, ...], ImageData] = {}  # the last data set that this process opened
 
 
 def _ignore(note: str) -> None:

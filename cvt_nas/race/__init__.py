@@ -140,6 +140,7 @@ def search(
             }
             run = RunFolder.create(out, manifest)
             stack.enter_context(run.locked())
+        setup.save_listing()
         stack.enter_context(budget.running(run, stop))
         on_event = following(*callbacks)
         if progress is not None:

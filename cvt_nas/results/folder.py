@@ -293,6 +293,11 @@ class RunFolder:
         return self.path / "study.journal"
 
     @property
+    def listing_path(self) -> Path:
+        """Names of the images of a folder, for the workers; see `TrainingSetup.save_listing`."""
+        return self.path / "images.npz"
+
+    @property
     def tune_path(self) -> Path:
         return self.path / "tune"
 
