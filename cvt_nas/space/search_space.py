@@ -267,10 +267,12 @@ class SearchSpace(ArchSpace):
 
     @cached_property
     def _cost_range(self) -> tuple[Cost, Cost]:
-        least, greatest = {}, {}
-        for name in (*COST_METRICS, *(["latency_us"] if self.latency is not None else [])):
-            least[name], greatest[name] = self._extreme(name, min), self._extreme(name, max)
-        return Cost(**least), Cost(**greatest)
+        names = (*COST_METRICS, *(["latency_us"] if self.latency is not None else []))
+        least, greatest = zip(*(self._extremes(names).values()), strict=True)
+        return (
+            Cost(**dict(zip(names, map(min, zip(*least, strict=True)), strict=True))),
+            Cost(**dict(zip(names, map(max, zip(*greatest, strict=True)), strict=True))),
+        )
 
     @property
     def greatest_grids(self) -> tuple[int, ...]:
@@ -301,25 +303,43 @@ class SearchSpace(ArchSpace):
             states = after
         return Parts(embeddings=tuple(embeddings), blocks=tuple(blocks), heads=tuple(states))
 
-    def _extreme(self, name: str, pick: Any) -> int:
-        """`pick` of the cost `name` over the space, by dynamic programming over (width, grid) after each stage."""
-        states = {(self.num_channels, self.image_size): 0}
+    def _extremes(self, names: Sequence[str]) -> dict[tuple[int, int], tuple[list[int], list[int]]]:
+        """For each width and grid in front of the head, the least and the greatest costs `names` of whole networks.
+
+        By dynamic programming over the width and the grid after each stage.
+        """
+
+        def of(cost: Cost) -> list[int]:
+            return [getattr(cost, name) for name in names]
+
+        zero = [0] * len(names)
+        states = {(self.num_channels, self.image_size): (zero, zero)}
         for stage in self.stages:
-            after: dict[tuple[int, int], int] = {}
+            after: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
             choices = {block for blocks in stage.block_sets() for block in blocks}
-            depth, of_blocks = pick(stage.depth), dict[tuple[int, int], int]()
-            for (channels, side), spent in states.items():
+            of_blocks = dict[tuple[int, int], tuple[list[int], list[int]]]()
+            for (channels, side), (low, high) in states.items():
                 for some in self._embeddings(stage):
-                    dim, grid = some.embed_dim, some.grid_after(side)
-                    embedding = getattr(self._embedding_cost(some, channels, grid), name)
-                    if (dim, grid) not in of_blocks:
-                        of_blocks[dim, grid] = depth * pick(
-                            getattr(self._block_cost(block, dim, grid, stage.class_token), name) for block in choices
+                    key = dim, grid = some.embed_dim, some.grid_after(side)
+                    if key not in of_blocks:
+                        costs = [of(self._block_cost(block, dim, grid, stage.class_token)) for block in choices]
+                        of_blocks[key] = (
+                            [min(stage.depth) * min(each) for each in zip(*costs, strict=True)],
+                            [max(stage.depth) * max(each) for each in zip(*costs, strict=True)],
                         )
-                    total = spent + embedding + of_blocks[dim, grid]
-                    after[dim, grid] = pick(after.get((dim, grid), total), total)
+                    embedding = of(self._embedding_cost(some, channels, grid))
+                    lower, higher = of_blocks[key]
+                    lows, highs = (_sums(low, embedding, lower), _sums(high, embedding, higher))
+                    if key in after:
+                        lows, highs = list(map(min, lows, after[key][0])), list(map(max, highs, after[key][1]))
+                    after[key] = lows, highs
             states = after
-        return pick(spent + getattr(self._head_cost(dim, grid), name) for (dim, grid), spent in states.items())
+        heads = {(dim, grid): of(self._head_cost(dim, grid)) for dim, grid in states}
+        return {key: (_sums(low, heads[key]), _sums(high, heads[key])) for key, (low, high) in states.items()}
+
+
+def _sums(*parts: Sequence[int]) -> list[int]:
+    return list(map(sum, zip(*parts, strict=True)))
 
 
 def _distinct(rows: Int[np.ndarray, "rows values"]) -> tuple[list[list[int]], Int[np.ndarray, " rows"]]:
