@@ -53,7 +53,7 @@ def ray() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def one_shot(ray: None, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A search with no training after the supernet's."""
-    return search(with_supernet(epochs=0), out=tmp_path_factory.mktemp("one-shot") / "run", gpus=0)
+    return search(with_supernet(epochs=0), out=tmp_path_factory.mktemp("one-shot") / "run", cpus=1, gpus=0)
 
 
 @pytest.fixture(scope="module")

@@ -202,10 +202,10 @@ def test_a_front_by_latency_alone_has_a_knee(timed: Experiment) -> None:
 
 def test_a_search_goes_by_latency_measures_its_front_and_keeps_its_table(tmp_path: Path) -> None:
     experiment = parse_experiment(DIGITS, "digits.yaml")
-    run = search(experiment, out=tmp_path / "run", trials=2, cpus=2, gpus=0)
+    run = search(experiment, out=tmp_path / "run", trials=2, cpus=1, gpus=0)
     table = run.manifest["latency_table"]
     assert table["device"]
-    run = search(experiment, out=tmp_path / "run", trials=4, cpus=2, gpus=0, resume=True)
+    run = search(experiment, out=tmp_path / "run", trials=4, cpus=1, gpus=0, resume=True)
     assert run.manifest["latency_table"] == table
     space = experiment.with_latency(LatencyTable.from_json(table)).space
     results = run.results()

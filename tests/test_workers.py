@@ -210,6 +210,7 @@ def unreachable(method: str, times: int) -> Callable[[Any], Any]:
 class TestReports:
     """Of workers that have no training to do."""
 
+    @pytest.mark.slow
     def test_a_report_whose_queue_cannot_be_reached_at_first_arrives(self, tmp_path: Path) -> None:
         reports_of, wrap = two_epochs(), unreachable("put", 1)
         found = heard(
@@ -217,6 +218,7 @@ class TestReports:
         )
         assert [report["epoch"] for report in found] == [1, 2]
 
+    @pytest.mark.slow
     def test_workers_that_cannot_tell_whether_they_are_heard_are_started_again(self, tmp_path: Path) -> None:
         reports_of, wrap = two_epochs(), unreachable("empty", 99)
 
@@ -259,6 +261,7 @@ class TestReports:
             heard(lambda config: _run_on_worker(config, reports), tmp_path, max_failures=0)
         assert str(raised.value) == "the training ended: ValueError: boom"
 
+    @pytest.mark.slow
     def test_a_training_that_still_waits_for_devices_asks_for_none_once_it_is_ended(self, tmp_path: Path) -> None:
         taken = placement_group([{"CPU": 3}])
         ray.get(taken.ready())
