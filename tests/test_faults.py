@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -288,6 +289,27 @@ def test_batches_that_do_not_fit_in_shared_memory_are_refused_before_a_worker_is
         ResourceError, match=r"/dev/shm has \S+ MiB left, and batches .* --shm-size.*data.num_workers: 0"
     ):
         check_shared_memory(large, num_slots=1)
+
+
+def test_batches_of_bytes_take_a_quarter_of_the_shared_memory_that_erased_ones_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = parse_experiment(small_digits(), "small.yaml")
+    setup = TrainingSetup.of(experiment, run_path=tmp_path, data=None)
+    training = setup.training
+    erased = dataclasses.replace(training, augment=dataclasses.replace(training.augment, random_erasing=0.25))
+    monkeypatch.setattr(TrainingSetup, "open_data", lambda self: SimpleNamespace(_num_workers=3))
+    needed = 2 * 3 * 2 * training.batch_size * 8 * 8  # slots, processes, batches of each
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    check_shared_memory(setup, num_slots=2)
+    with pytest.raises(ResourceError):
+        check_shared_memory(dataclasses.replace(setup, training=erased), num_slots=2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=4 * needed))
+    check_shared_memory(dataclasses.replace(setup, training=erased), num_slots=2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
+    with pytest.raises(ResourceError):
+        check_shared_memory(setup, num_slots=2)
 
 
 ODD_PLACE = """

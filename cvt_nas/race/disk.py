@@ -108,8 +108,9 @@ def check_shared_memory(setup: TrainingSetup, *, num_slots: int) -> None:
     shared = Path("/dev/shm")
     if num_workers == 0 or not shared.is_dir():
         return
-    images = setup.training.batch_size * setup.num_channels * setup.image_size**2
-    needed, free = num_slots * num_workers * _PREFETCHED * images * _BYTES, shutil.disk_usage(shared).free
+    values = setup.training.batch_size * setup.num_channels * setup.image_size**2
+    size = _BYTES if setup.training.augment.random_erasing > 0 else 1  # see `FolderData.train_batches`
+    needed, free = num_slots * num_workers * _PREFETCHED * values * size, shutil.disk_usage(shared).free
     if needed > free:
         raise ResourceError(
             f"{shared} has {free / 2**20:.3g} MiB left, and batches on their way need about {needed / 2**20:.3g} MiB "
