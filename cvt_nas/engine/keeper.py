@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from cvt_nas.config import TrainingConfig
-from cvt_nas.engine.memory import Room
+from cvt_nas.data import ImageData
+from cvt_nas.engine.memory import Meter, MicroBatches, Room, meter_of
 from cvt_nas.engine.optimization import (
     DivergedError,
     TrainingState,
     average_over_ranks,
+    batch_size_of_rank,
     rank_and_world_size,
     read_checkpoint,
 )
@@ -70,6 +72,43 @@ class Progress:
     def forget_losses(self) -> None:
         self.loss_sums = torch.zeros_like(self.loss_sums)
         self.counts = [0] * len(self.counts)
+
+
+def micro_batches_for(
+    config: TrainingConfig,
+    state: TrainingState,
+    data: ImageData,
+    progress: Progress,
+    device: torch.device,
+    *,
+    meter: Meter | None,
+    at_most: int | None,
+    on_room: Callable[[Room], None] | None,
+) -> MicroBatches:
+    """Cuts the batches of a training on `data`; `progress` knows what a checkpoint says of that, and is told.
+
+    Args:
+        meter: Of the device's memory; None for that of `device`.
+        at_most, on_room: See `MicroBatches`.
+    """
+    world_size = rank_and_world_size()[1]
+    num_images, batch_size = data.num_images("train"), batch_size_of_rank(config, world_size)
+
+    def told(room: Room) -> None:
+        progress.take(room)
+        if on_room is not None:
+            on_room(room)
+
+    return MicroBatches(
+        config, state.model, device,
+        batch_size=min(batch_size, math.ceil(num_images / world_size)),
+        meter=meter or meter_of(device),
+        bytes_to_come=state.bytes_to_come,
+        is_uneven=num_images < batch_size * world_size,
+        known=(progress.micro_batch, progress.activation_checkpointing),
+        at_most=at_most,
+        on_room=told,
+    )  # fmt: skip
 
 
 class Keeper:

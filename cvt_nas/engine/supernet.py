@@ -22,7 +22,7 @@ from cvt_nas.arch import ArchConfig
 from cvt_nas.config import SupernetConfig
 from cvt_nas.data import Batch, ImageData, Split, seed_all
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, count_right, recalibrate_batch_norm
-from cvt_nas.engine.keeper import Keeper, Progress
+from cvt_nas.engine.keeper import Keeper, Progress, micro_batches_for
 from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
 from cvt_nas.engine.optimization import (
     DivergedError,
@@ -133,22 +133,9 @@ def train_supernet(
     progress = _Progress.of(saved, sampler, device)
     evaluated = supernet if averaged is None else cast(Supernet, averaged.module)
 
-    def told(room: Room) -> None:
-        progress.take(room)
-        if on_room is not None:
-            on_room(room)
-
-    num_images = data.num_images("train")
-    micro_batches = MicroBatches(
-        config, supernet, device,
-        batch_size=min(batch_size, math.ceil(num_images / world_size)),
-        meter=meter or meter_of(device),
-        bytes_to_come=state.bytes_to_come,
-        is_uneven=num_images < batch_size * world_size,
-        known=(progress.micro_batch, progress.activation_checkpointing),
-        at_most=at_most,
-        on_room=told,
-    )  # fmt: skip
+    micro_batches = micro_batches_for(
+        config, state, data, progress, device, meter=meter, at_most=at_most, on_room=on_room
+    )
     if progress.epoch >= shared.last_epoch:
         yield progress.epoch_done(evaluated)
         return

@@ -18,7 +18,7 @@ from cvt_nas.arch import ArchConfig
 from cvt_nas.config import TrainingConfig
 from cvt_nas.data import ImageData, save_preprocessing, seed_all
 from cvt_nas.engine.evaluation import autocast, class_accuracies, evaluate
-from cvt_nas.engine.keeper import Keeper, Progress
+from cvt_nas.engine.keeper import Keeper, Progress, micro_batches_for
 from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
 from cvt_nas.engine.optimization import (
     DivergedError,
@@ -139,22 +139,9 @@ def fit(
     progress = _progress_of(saved, device)
     evaluated = model if state.averaged is None else cast(CvT, state.averaged.module)
 
-    def told(room: Room) -> None:
-        progress.take(room)
-        if on_room is not None:
-            on_room(room)
-
-    num_images = data.num_images("train")
-    micro_batches = MicroBatches(
-        training, model, device,
-        batch_size=min(batch_size, math.ceil(num_images / world_size)),
-        meter=meter or meter_of(device),
-        bytes_to_come=state.bytes_to_come,
-        is_uneven=num_images < batch_size * world_size,
-        known=(progress.micro_batch, progress.activation_checkpointing),
-        at_most=at_most,
-        on_room=told,
-    )  # fmt: skip
+    micro_batches = micro_batches_for(
+        training, state, data, progress, device, meter=meter, at_most=at_most, on_room=on_room
+    )
     if progress.epoch:
         if progress.epoch == training.epochs:
             _keep(evaluated, data, model_folder, rank, before_writing)
