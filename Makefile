@@ -53,6 +53,7 @@ test-env: .venv/installed-dev
 	.venv/bin/pip install --quiet --editable .
 	touch $@
 
-.venv/installed-dev: .venv/installed
+.venv/installed-dev: pyproject.toml
+	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --editable '.[dev]'
-	touch $@
+	touch .venv/installed $@

@@ -72,9 +72,8 @@ def at_epoch(count: int, action: Any) -> Watch:
 
 @pytest.mark.usefixtures("two_cpus")
 class TestOnTwoCpus:
-    @pytest.mark.parametrize(
-        "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGSTOP], ids=["killed", "hung"]
-    )
+    @pytest.mark.slow
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
     def test_a_trial_that_loses_its_worker_goes_on_from_its_checkpoint(
         self, undisturbed: list[dict[str, Any]], tmp_path: Path, number: signal.Signals
     ) -> None:

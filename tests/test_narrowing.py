@@ -266,6 +266,7 @@ def whole(ray: None, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return search(da_nas(), out=tmp_path_factory.mktemp("da-nas") / "run", cpus=1, gpus=0)
 
 
+@pytest.mark.slow
 def test_choices_are_dropped_on_more_and_more_classes_and_candidates_have_what_is_left(whole: RunFolder) -> None:
     experiment, narrowing = da_nas(), whole.narrowing()
     assert narrowing is not None
@@ -327,6 +328,7 @@ def test_a_search_that_is_interrupted_between_its_parts_ends_as_one_that_was_not
     assert [(c.arch.id, c.accuracy) for c in run.candidates()] == [(c.arch.id, c.accuracy) for c in whole.candidates()]
 
 
+@pytest.mark.slow
 def test_a_query_keeps_to_what_is_left(whole: RunFolder) -> None:
     space = searched_space(da_nas(), whole)
     answers = query(whole, number=3)
@@ -334,6 +336,7 @@ def test_a_query_keeps_to_what_is_left(whole: RunFolder) -> None:
     assert all(answer.arch in space for answer in answers)
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_told(whole: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "run"
     shutil.copytree(whole.path, path)

@@ -79,8 +79,6 @@ class TestOnTwoGpus:
         assert soon(gpus_are_free, 5)
         assert soon(lambda: not own_processes("Janitor"))
         assert checkpoint.stat().st_mtime_ns == written
-        again, _ = train(tmp_path)  # at once, on the same checkpoint
-        again.close()
 
     def test_a_lost_queue_is_a_lost_worker_and_writes_nothing_more(self, tmp_path: Path) -> None:
         reports, checkpoint = train(tmp_path)
