@@ -43,10 +43,12 @@ from ray.exceptions import (  # noqa: E402
     RayTaskError,
 )
 from ray.train import (  # noqa: E402
+    ControllerError,
     FailureConfig,
     RunConfig,
     ScalingConfig,
     TrainingFailedError,
+    WorkerGroupError,
     get_context,
 )
 from ray.train.v2._internal.execution.callback import ControllerCallback  # noqa: E402
@@ -166,7 +168,7 @@ def fit_on_workers(
     use_gpus: bool,
     keep_model: bool = True,
     num_known: int = 0,
-    max_failures: int = 3,
+    may_move: bool = False,
 ) -> Generator[dict[str, Any], None, None]:
     """Trains `arch` as `engine.fit` does, on `num_workers` workers that share each batch.
 
@@ -179,16 +181,17 @@ def fit_on_workers(
         use_gpus: Whether each worker takes a GPU. Where `setup.device` is `cpu`, the GPU is only a slot.
         keep_model: Whether the trained weights go to the run folder, as the architecture's.
         num_known: See `engine.progress_reports`.
-        max_failures: Deaths of a worker after which the training is given up.
+        may_move: Whether a worker that dies, or finds no device, ends the training by `WorkerLostError`: it can go on
+            with another number of workers.
 
     Yields:
         The reports of `engine.progress_reports`, by the first worker.
 
     Raises:
-        WorkerLostError: What the workers are heard by died, or their last report did not arrive.
+        WorkerLostError: What the workers are heard by died, or their last report did not arrive; see also `may_move`.
         CvtNasError: A worker raised it, as for an image that cannot be read.
         StorageError: Likewise, where it is not the `status` of a report.
-        ray.train.TrainingFailedError: More workers died than `max_failures`, or the code raised.
+        ray.train.TrainingFailedError: A worker died more than three times, or the code raised.
     """
     return _reports_of_workers(
         _train_on_worker,
@@ -205,7 +208,7 @@ def fit_on_workers(
         num_workers=num_workers,
         cpus_per_worker=cpus_per_worker,
         use_gpus=use_gpus,
-        max_failures=max_failures,
+        may_move=may_move,
     )
 
 
@@ -217,7 +220,6 @@ def train_supernet_on_workers(
     cpus_per_worker: float,
     use_gpus: bool,
     initial: Path | None = None,
-    max_failures: int = 3,
 ) -> Generator[dict[str, Any], None, None]:
     """Trains the supernet of `setup.shared` as `engine.train_supernet` does, on workers that share each batch.
 
@@ -227,7 +229,7 @@ def train_supernet_on_workers(
 
     Args:
         initial: Weights to begin with; see `model.read_weights`.
-        use_gpus, max_failures: As in `fit_on_workers`.
+        use_gpus: As in `fit_on_workers`.
 
     Yields:
         The reports of `engine.supernet_reports`, by the first worker.
@@ -236,7 +238,7 @@ def train_supernet_on_workers(
         WorkerLostError: What the workers are heard by died, or their last report did not arrive.
         CvtNasError: A worker raised it, as for an image that cannot be read.
         StorageError: Likewise, where it is not the `status` of a report.
-        ray.train.TrainingFailedError: More workers died than `max_failures`, or the code raised.
+        ray.train.TrainingFailedError: A worker died more than three times, or the code raised.
     """
     return _reports_of_workers(
         _train_supernet_on_worker,
@@ -246,7 +248,6 @@ def train_supernet_on_workers(
         num_workers=num_workers,
         cpus_per_worker=cpus_per_worker,
         use_gpus=use_gpus,
-        max_failures=max_failures,
     )
 
 
@@ -294,7 +295,8 @@ def _reports_of_attempt(
     num_workers: int,
     cpus_per_worker: float,
     use_gpus: bool,
-    max_failures: int,
+    max_failures: int = 3,
+    may_move: bool = False,
 ) -> Generator[dict[str, Any], None, None]:
     """What the first of the workers that run `train` puts into the queue `reports` of its config, up to `_DONE`.
 
@@ -323,7 +325,10 @@ def _reports_of_attempt(
         run_config=RunConfig(
             name=name,
             **setup.run.ray_storage(),
-            failure_config=FailureConfig(max_failures=max_failures),
+            failure_config=FailureConfig(
+                max_failures=0 if may_move else max_failures,
+                controller_failure_limit=2 if may_move else -1,  # three times 20 s to find devices, or without end
+            ),
             callbacks=[cast(Any, _Introduction(reports, janitor))],  # as Ray's own are, not only a user's
         ),
     )
@@ -354,6 +359,8 @@ def _reports_of_attempt(
             yield report
             if report["status"] != "running":
                 return  # Ray Train may not know yet: a worker still waits, or is started again, see `_is_heard`
+        if outcome and may_move and _is_loss(outcome[0]):
+            raise WorkerLostError(first_line(outcome[0])) from outcome[0]
         if outcome:
             raise outcome[0]
         if not is_done:
@@ -362,6 +369,14 @@ def _reports_of_attempt(
         raise WorkerLostError(first_line(error)) from error
     finally:
         _end(controller, reports, thread)
+
+
+def _is_loss(error: BaseException) -> bool:
+    """Whether a training ended since a worker died, or since there was no device for one."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else []
+    return isinstance(error, ControllerError) or any(
+        isinstance(getattr(failure, "health_check_failure", failure), RayActorError) for failure in failures
+    )
 
 
 def _end(controller: Any, reports: Queue, thread: threading.Thread) -> None:

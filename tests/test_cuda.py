@@ -134,7 +134,11 @@ def test_a_trial_takes_no_more_memory_than_there_is_and_ends_as_if_it_was_told(
             small, run_path=tmp_path, data=None, device="cuda", training=training(epochs=1, batch_size=1024, **settings)
         )
         arch = json.dumps(arch_to_dict(small.space.largest))
-        run_trial({"number": number, "arch": arch, "seed": 0, "num_known": 0}, setup, resources)
+        run_trial(
+            {"number": number, "arch": arch, "seed": 0, "num_known": 0, "gpus": resources.gpus_per_trial},
+            setup,
+            resources,
+        )
         return torch.cuda.max_memory_reserved()
 
     whole = run(0)

@@ -197,7 +197,7 @@ def _fingerprint_of(text: str) -> str:
     tree = yaml.safe_load(text)
     tree.pop("name")
     search = tree.setdefault("search", {})  # a section that only holds what is left out is as good as none
-    for name in ("trials", "candidates", "confirm", "max_failures", "trial_timeout"):
+    for name in ("trials", "candidates", "confirm", "max_failures", "trial_timeout", "spread_last"):
         search.pop(name, None)
     for name in ("training", "supernet"):
         for setting in ("micro_batch", "activation_checkpointing", "checkpoint_minutes"):

@@ -404,6 +404,9 @@ class SearchConfig:
         max_failures: Times that a trial whose worker died, with its node or alone, begins again on its checkpoint.
         trial_timeout: Seconds without a report after which a trial counts as hung, and its worker is killed; none
             where absent. A report comes once an epoch.
+        spread_last: Whether the trials that are left at the end, fewer than there are slots, train on several GPUs
+            each, so that none stands idle. They share the batch, and each GPU has batch norm statistics of its own
+            images, whose mean is kept; their accuracy may differ a little from that on one GPU.
     """
 
     trials: PositiveInt = 50
@@ -418,6 +421,7 @@ class SearchConfig:
     confirm: ConfirmConfig | None = None
     max_failures: Annotated[int, Field(ge=0)] = 3
     trial_timeout: PositiveFloat | None = None
+    spread_last: bool = False
 
     @property
     def has_supernet(self) -> bool:

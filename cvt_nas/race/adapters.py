@@ -25,6 +25,7 @@ from cvt_nas.engine import drop_checkpoints
 from cvt_nas.errors import SearchFailedError, StorageError
 from cvt_nas.race.asha import Asha, losses_of_cost
 from cvt_nas.race.events import EpochDone, TrialPaused, TrialStarted
+from cvt_nas.race.spread import Spread
 from cvt_nas.race.study import PartialTrial, Proposal
 from cvt_nas.results import FAILURES, ROOM, RunFolder, TrialResult, delete, exists, fetch
 
@@ -37,6 +38,11 @@ class AskTell(Protocol):
 
     def ask(self) -> Proposal | None:
         """What to train next; None where nothing is left."""
+        ...
+
+    @property
+    def has_no_more(self) -> bool:
+        """Whether `ask` would give nothing, as far as that is known beforehand."""
         ...
 
     def tell(self, ended: TrialResult, /) -> None: ...
@@ -98,6 +104,9 @@ class _InFlight:
         heard: When it last reported, or began.
         num_deaths: Workers that it lost.
         fate: How it lost the last of them.
+        gpus: That it has, or had last.
+        known: Epochs that it had behind it at `started`.
+        is_to_spread: Whether it ends here, to begin again on more GPUs.
     """
 
     proposal: Proposal
@@ -107,6 +116,9 @@ class _InFlight:
     heard: float = 0.0
     num_deaths: int = 0
     fate: str = ""
+    gpus: float = 0.0
+    known: int = 0
+    is_to_spread: bool = False
 
     @classmethod
     def of(cls, trial: PartialTrial) -> "_InFlight":
@@ -137,9 +149,11 @@ class SourceSearcher(Searcher):
     """
 
     def __init__(self, source: AskTell, experiment: Experiment, asha: Asha | None, run: RunFolder,
-                 record: Callable[[TrialResult], None], events: queue.Queue[Any]) -> None:  # fmt: skip
+                 record: Callable[[TrialResult], None], events: queue.Queue[Any],
+                 gpus_per_trial: float = 0.0, spread: Spread | None = None) -> None:  # fmt: skip
         super().__init__()  # with no metric: Tune would end the whole search over one report without it
         self._source, self._asha, self._run, self._record, self._events = source, asha, run, record, events
+        self._gpus_per_trial, self._spread = gpus_per_trial, spread
         self._space, self._max_epochs = experiment.space, experiment.training.epochs
         self._max_failures = experiment.search.max_failures
         self._metrics = experiment.objectives
@@ -209,6 +223,7 @@ class SourceSearcher(Searcher):
             for number in sorted(self._paused):
                 self._finish(self._paused.pop(number))
             return Searcher.FINISHED
+        trial.gpus, trial.is_to_spread, trial.known = self._gpus_for(trial), False, trial.last.get("epoch", 0)
         trial.started = trial.heard = time.monotonic()
         self._running[trial_id] = trial
         proposal = trial.proposal
@@ -221,8 +236,9 @@ class SourceSearcher(Searcher):
                 arch_to_dict(arch)
             ),  # one string: Tune writes the settings of all trials, time and again
             "seed": proposal.seed,
-            "num_known": trial.last.get("epoch", 0),
+            "num_known": trial.known,
             "costs": losses_of_cost(proposal.cost, self._metrics),
+            "gpus": trial.gpus,
         }
 
     def _next(self) -> _InFlight | None:
@@ -235,6 +251,24 @@ class SourceSearcher(Searcher):
             return trial
         proposal = self._source.ask()
         return None if proposal is None else _InFlight(proposal=proposal)
+
+    def _gpus_for(self, trial: _InFlight) -> float:
+        """More than `gpus_per_trial` where the trials that are left do not fill the slots."""
+        if self._spread is None or not self._source.has_no_more:
+            return self._gpus_per_trial
+        others = [other.gpus for other in self._running.values() if other is not trial]
+        num_waiting = len(self._again) + (0 if self._asha is None else self._asha.num_promotable)
+        return self._spread.gpus_for(others, num_waiting)
+
+    def ends_to_spread(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether a trial that would go on ends here, to begin again at once on GPUs that are idle."""
+        trial = self._running[trial_id]
+        if self._spread is None or trial.is_to_spread:
+            return trial.is_to_spread
+        seconds_an_epoch = (time.monotonic() - trial.started) / max(result["epoch"] - trial.known, 1)
+        seconds_left = seconds_an_epoch * (self._max_epochs - result["epoch"])
+        trial.is_to_spread = self._spread.is_worth_it(trial.gpus, self._gpus_for(trial), seconds_left=seconds_left)
+        return trial.is_to_spread
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         trial = self._running[trial_id]
@@ -271,7 +305,10 @@ class SourceSearcher(Searcher):
                 self._again.append(trial)
                 return
         with self._while_writable():
-            if not error and self._asha is not None and self._asha.is_paused(number):
+            if not error and trial.is_to_spread:
+                self._source.report(trial.partial())
+                self._again.append(trial)
+            elif not error and self._asha is not None and self._asha.is_paused(number):
                 self._source.pause(trial.partial())
                 self._paused[number] = trial
                 self._events.put(TrialPaused(number=number))
@@ -346,17 +383,23 @@ def kind_of_failure(result: TrialResult) -> str:
     return re.sub(r"\S*/\S*|\b(?:0x)?[0-9a-f]*\d[0-9a-f]*\b", "#", result.reason or "")
 
 
-class AshaScheduler(FIFOScheduler):
-    """Tune's view of the rungs. To Tune, a paused trial has ended; promoted, it is a new one on the old checkpoint."""
+class RaceScheduler(FIFOScheduler):
+    """Tune's view of the rungs. To Tune, a paused trial has ended; promoted, it is a new one on the old checkpoint.
 
-    def __init__(self, asha: Asha) -> None:
+    So is one that begins again on more GPUs.
+    """
+
+    def __init__(self, asha: Asha | None, searcher: SourceSearcher) -> None:
         super().__init__()
-        self._asha = asha
+        self._asha, self._searcher = asha, searcher
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         del tune_controller
         if result["status"] != "running":
             return TrialScheduler.CONTINUE  # it is about to end by itself
-        losses = (1 - result["accuracy"], *trial.config["costs"])
-        decision = self._asha.decide(trial.config["number"], result["epoch"], losses)
-        return TrialScheduler.CONTINUE if decision == "go" else TrialScheduler.STOP
+        if self._asha is not None:
+            losses = (1 - result["accuracy"], *trial.config["costs"])
+            if self._asha.decide(trial.config["number"], result["epoch"], losses) != "go":
+                return TrialScheduler.STOP
+        ends = self._searcher.ends_to_spread(trial.trial_id, result)
+        return TrialScheduler.STOP if ends else TrialScheduler.CONTINUE

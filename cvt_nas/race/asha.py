@@ -82,6 +82,11 @@ class Asha:
                 return number
         return None
 
+    @property
+    def num_promotable(self) -> int:
+        """Paused trials that may go on now."""
+        return len({number for milestone in self.rungs for number in self._may_pass(milestone)})
+
     def is_paused(self, number: int) -> bool:
         return any(number in waiting for waiting in self._waiting.values())
 

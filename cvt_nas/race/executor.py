@@ -5,22 +5,25 @@ own state is kept, and an interrupted race goes on by starting it again on the s
 again after the race (`cvt_nas.race.confirm`) is launched by the same code.
 """
 
+import functools
 import logging
 import queue
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+import ray
 from ray import tune
-from ray.tune.schedulers import FIFOScheduler
 
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
-from cvt_nas.race.adapters import AshaScheduler, AskTell, SourceSearcher, StopWhenSet, Watchdog
+from cvt_nas.race.adapters import AskTell, RaceScheduler, SourceSearcher, StopWhenSet, Watchdog
 from cvt_nas.race.asha import Asha, accuracy_ranks, losses_of_cost, pareto_ranks
 from cvt_nas.race.events import RaceEvent
 from cvt_nas.race.resources import Resources
+from cvt_nas.race.spread import Spread
 from cvt_nas.race.study import PartialTrial, Proposal, Study
 from cvt_nas.race.trial import WAITING_CPUS, run_trial
 from cvt_nas.results import FAILURES, RunFolder, TrialResult
@@ -38,6 +41,10 @@ class Plan:
 
     def ask(self) -> Proposal | None:
         return self._left.popleft() if self._left else None
+
+    @property
+    def has_no_more(self) -> bool:
+        return not self._left
 
     def tell(self, ended: TrialResult) -> None:
         """Nothing: the record holds it."""
@@ -108,22 +115,26 @@ def launch_trials(
     """
     events: queue.Queue[RaceEvent | BaseException | None] = queue.Queue()
     closing = threading.Event()  # where the reader goes away before the end
-    searcher = SourceSearcher(source, experiment, asha, run, record, events)
+    spread = None
+    if experiment.search.spread_last and resources.num_gpus > 1:
+        spread = Spread(
+            num_gpus=lambda: min(resources.num_gpus, int(ray.cluster_resources().get("GPU", 0))),
+            gpus_per_trial=resources.gpus_per_trial,
+            batch_size=experiment.training.batch_size,
+        )
+    searcher = SourceSearcher(source, experiment, asha, run, record, events, resources.gpus_per_trial, spread)
     timeout = experiment.search.trial_timeout
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(run_trial, setup=setup, resources=resources, keep_model=keep_models),
-            # with several GPUs the trial itself only waits for its workers, which claim them one by one
-            {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
-            if resources.num_workers == 1
-            else {"cpu": WAITING_CPUS},
+            functools.partial(_bundle_of, resources=resources),
         ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=FIFOScheduler() if asha is None else AshaScheduler(asha),
+            scheduler=RaceScheduler(asha, searcher),
             num_samples=-1,  # the source counts
             max_concurrent_trials=resources.num_slots,
-            reuse_actors=reuse_workers,
+            reuse_actors=reuse_workers and spread is None,  # one that is kept for later keeps its GPU
         ),
         run_config=tune.RunConfig(
             name="race",
@@ -159,6 +170,13 @@ def launch_trials(
         closing.set()
         thread.join(timeout=30)
         run.drop_ray_files()
+
+
+def _bundle_of(config: Mapping[str, Any], resources: Resources) -> tune.PlacementGroupFactory:
+    """What Tune reserves for a trial: with several GPUs it only waits for its workers, which claim them one by one."""
+    if config["gpus"] > 1:
+        return tune.PlacementGroupFactory([{"CPU": WAITING_CPUS}])
+    return tune.PlacementGroupFactory([{"CPU": resources.cpus_per_trial, "GPU": config["gpus"]}])
 
 
 def asha_of(

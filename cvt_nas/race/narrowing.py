@@ -103,7 +103,7 @@ def _class_curves(
     """`class_curves` of the space's smallest network, by a worker; None where `stop` is set before it is done."""
     assert setup.shared is not None, "the caller knows that there is a supernet"
     worker: Any = ray.remote(_class_curves_of).options(
-        num_cpus=resources.cpus_per_trial / resources.num_workers,
+        num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_trial / resources.num_workers,
     )
     done = worker.remote(setup, arch_to_dict(setup.shared.space.smallest), epochs, derive_seed(seed, 0, "classes"))

@@ -41,9 +41,13 @@ class Resources:
         return max(int(self.gpus_per_trial), 1)
 
     @property
+    def cpus_per_worker(self) -> float:
+        return self.cpus_per_trial / self.num_workers
+
+    @property
     def num_threads(self) -> int:
-        """Threads of a trial, so that trials side by side do not fight for cores."""
-        return max(int(self.cpus_per_trial / self.num_workers), 1)
+        """Threads of each of a trial's processes, so that they do not fight for cores."""
+        return max(int(self.cpus_per_worker), 1)
 
     def describe(self) -> str:
         on = "CPU" if self.gpus_per_trial == 0 else f"GPU{'' if self.gpus_per_trial == 1 else 's'}"

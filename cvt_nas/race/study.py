@@ -180,8 +180,12 @@ class Study:
     @property
     def is_done(self) -> bool:
         """Whether every trial that was launched has ended, and no further one would be launched."""
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return not (running or self._retries) and (self._exhausted or self._is_full)
+        return self.has_no_more and not self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    @property
+    def has_no_more(self) -> bool:
+        """Whether `ask` would give nothing, as far as is known without a proposal."""
+        return not (self._orphans or self._retries) and (self._exhausted or self._is_full)
 
     def ask(self) -> Proposal | None:
         """The next architecture to train: first those in flight when the run was interrupted, if `interrupted` did not

@@ -28,10 +28,11 @@ def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resour
     """
     run, number = setup.run, config["number"]
     arch = arch_from_dict(json.loads(config["arch"]))
-    device = _device() if resources.num_workers == 1 else f"{resources.num_workers} gpus"
+    num_workers = max(int(config["gpus"]), 1)
+    device = _device() if num_workers == 1 else f"{num_workers} gpus"
 
     def reports() -> Generator[dict[str, Any], None, None]:
-        if resources.num_workers == 1:
+        if num_workers == 1:
             return progress_reports(
                 arch,
                 setup,
@@ -46,11 +47,12 @@ def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resour
             setup,
             number=number,
             seed=config["seed"],
-            num_workers=resources.num_workers,
-            cpus_per_worker=(resources.cpus_per_trial - WAITING_CPUS) / resources.num_workers,
+            num_workers=num_workers,
+            cpus_per_worker=resources.cpus_per_worker - WAITING_CPUS / num_workers,
             use_gpus=True,
             keep_model=keep_model,
             num_known=config["num_known"],
+            may_move=num_workers > resources.num_workers,
         )
 
     try:
