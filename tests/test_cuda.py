@@ -235,6 +235,7 @@ def test_a_run_with_a_supernet_trains_ranks_and_races_on_the_gpu(tmp_path: Path)
 def test_workers_of_a_training_share_their_work_by_nccl(small: Experiment, tmp_path: Path) -> None:
     """One worker only, where there is one GPU: that is a process group all the same."""
     num_workers = torch.cuda.device_count()
+    assert num_workers > 0, "no GPU is here"
     run = RunFolder(tmp_path)
     setup = TrainingSetup.of(small, run_path=run.path, data=None, device="cuda", training=training(epochs=2))
     with local_ray(num_cpus=num_workers, num_gpus=num_workers):
