@@ -31,7 +31,7 @@ import ray
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from optuna.storages import JournalStorage
+from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray._private import ray_constants
@@ -56,12 +56,21 @@ from cvt_nas.race.inherit import supernet_workers
 from cvt_nas.race.journal import open_journal
 from cvt_nas.race.progress import ConsoleProgress
 from cvt_nas.race.resources import claim_resources
-from cvt_nas.race.samplers import SAMPLERS, Progress, derive_seed, params_of, progress_of, progress_to_attrs
+from cvt_nas.race.samplers import (
+    SAMPLERS,
+    Progress,
+    SamplerName,
+    derive_seed,
+    params_of,
+    progress_of,
+    progress_to_attrs,
+)
 from cvt_nas.race.study import PartialTrial, Proposal, Study
 from cvt_nas.race.trial import read_test_split
 from cvt_nas.results import RunFolder, TrialResult
 from cvt_nas.space import Genome
 from test_engine import tiny_arch
+from test_supernet_training import SPACE
 
 EPOCH = {"  epochs:": "  epochs: 1", "  warmup_epochs:": "  warmup_epochs: 0"}
 
@@ -297,6 +306,23 @@ def test_proposals_are_feasible_new_and_begin_with_the_anchors(tmp_path: Path, s
     assert len({arch.id for arch in archs}) == num_trials
     assert all(experiment.space.is_feasible(cost_of(arch)) for arch in archs)
     assert len({proposal.seed for proposal in proposals}) == num_trials
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_small_space_is_proposed_whole_and_nothing_twice(sampler: SamplerName) -> None:
+    kept = ("embed_dim", "depth", "num_heads", "kv_stride")  # at their first option
+    stages = (dataclasses.replace(s, **{name: getattr(s, name)[:1] for name in kept}) for s in SPACE.stages)
+    space = dataclasses.replace(SPACE, stages=tuple(stages))
+    experiment = dataclasses.replace(with_sampler(sampler), space=space)
+    study = Study(
+        space, metrics=("accuracy", "flops"), sampler=sampler, storage=InMemoryStorage(), num_trials=None, seed=0
+    )
+    proposed = list[Genome]()
+    while len(proposed) < 20 and (proposal := study.ask()) is not None:
+        proposed.append(proposal.genome)
+        study.tell(result_of(experiment, proposal, made_up_accuracy(proposal)))
+    assert sorted(proposed) == sorted(space.all_genomes(100) or [])
+    assert len(proposed) == 16
 
 
 @pytest.mark.usefixtures("fast_disk")

@@ -169,7 +169,7 @@ class Study:
                     continue
             if is_whole(trial, self._space):
                 last[self._canonical_of(trial)] = trial
-        self._seen |= last.keys()
+        self._seen.update(last)  # in place, since the sampler has it, too; `|=` with keys makes another set
         return last
 
     @property
