@@ -558,6 +558,25 @@ for _split in ("test", "valid", "validation", "Val"):
     add_layout(_split)
 
 
+@case("test images that are the training images, by a link", before="exit 0, accuracy on training images",
+      after=("exit 2", "data: train and val are one folder, by a link"))  # fmt: skip
+def _(desk: Desk) -> str:
+    data = desk.images("train")
+    (data / "val").symlink_to("train")
+    return train_in(desk, desk.space(), data)
+
+
+@case("a class whose test images are training images, by a link", before="exit 0, no word",
+      after=("exit 1", "problem: .*data: train/cat and val/cat are one folder, by a link",
+             "problem: .*data: train/fish and train/ray are one folder"))  # fmt: skip
+def _(desk: Desk) -> str:
+    data = desk.images()
+    shutil.rmtree(data / "val" / "cat")
+    (data / "val" / "cat").symlink_to(data / "train" / "cat")
+    (data / "train" / "ray").symlink_to("fish")
+    return desk.run("check", data)
+
+
 @case("train/ alone", before="refused", after=("exit 0", "note: .*held out"))
 def _(desk: Desk) -> str:
     return train_in(desk, desk.space(), desk.images("train"))

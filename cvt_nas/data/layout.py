@@ -285,7 +285,7 @@ def load_listing(listing: Path, layout: Layout) -> dict[Role, Images]:
 
 def problems_of(layout: Layout, files: Mapping[Role, Images]) -> list[str]:
     """Why the splits of a folder do not fit each other, one line each."""
-    problems = []
+    problems = list(_linked(layout))
     first = next(iter(files.values()))
     for images in files.values():
         if odd := sorted(set(first.class_names) ^ set(images.class_names)):
@@ -302,6 +302,19 @@ def problems_of(layout: Layout, files: Mapping[Role, Images]) -> list[str]:
             seen = f"; there are files of {_few(ends)}, and {' '.join(SUFFIXES)} are read" if ends else ""
             problems.append(f"{images.root}: class folders without an image: {_few(empty)}{seen}")
     return problems
+
+
+def _linked(layout: Layout) -> Iterator[str]:
+    """Folders that links make one: their images would be trained on and tested, or have two labels."""
+    seen: dict[str, Path] = {}
+    for place in layout.places.values():
+        for folder in (place, *(place / name for name in _folders(place))):
+            first = seen.setdefault(os.path.realpath(folder), folder)
+            if first != folder:
+                pair = " and ".join(told(str(each.relative_to(layout.root))) for each in (first, folder))
+                yield f"{layout.root}: {pair} are one folder, by a link; an image must have one split and one class"
+                if folder == place:
+                    break
 
 
 def is_image(name: str) -> bool:
