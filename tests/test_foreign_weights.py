@@ -185,6 +185,11 @@ FORMS: dict[str, tuple[Callable[[State], Any], str]] = {
         "took 'state_dict', the averaged weights; took 'ema_net.module.' off the names; left state_dict.net (another "
         "network)",
     ),
+    "mmengine's averages": (
+        lambda s: {"meta": {"mmengine_version": "0.10.7"}, "state_dict": s,
+                   "ema_state_dict": {**prefixed(other(s), "module."), "steps": torch.tensor(3)}},
+        "took 'state_dict'; left ema_state_dict.module (another network), meta",
+    ),
     "net": (lambda s: {"net": s, "acc": 93.2, "epoch": 5}, "took 'net'; left acc, epoch"),
     "DeepSpeed": (lambda s: {"module": s, "dp_world_size": 8}, "took 'module'; left dp_world_size"),
     "DataParallel": (lambda s: in_a_module(s, nn.DataParallel), "took 'module.' off the names"),
@@ -364,6 +369,10 @@ REFUSED: dict[str, tuple[Callable[[State, Path], Any], str]] = {
     "a list": (lambda s, _: [s], r"it holds other things than tensors with names: a list of (dict|OrderedDict)"),
     "numpy arrays": (
         lambda s, _: {name: tensor.numpy() for name, tensor in s.items()}, r"with names: stage0\S+ \(ndarray\)",
+    ),
+    "an adapter alone": (
+        lambda s, _: {"base_model.model.head.lora_A.weight": torch.zeros(2, 8)},
+        r"is an adapter of peft without .*torch.save\(model.merge_and_unload\(\).state_dict\(\), 'weights.pth'\)",
     ),
     "a tensor too many": (lambda s, _: {**s, "stage0.extra": torch.zeros(2)}, "unexpected: stage0.extra"),
     "an adapter": (
@@ -676,6 +685,9 @@ def test_all_of_imagenets_classes_are_matched_by_id_and_by_words() -> None:
         {"classes": '{"0": "b", "1": "c", "2": "a"}'},
         {"classes": "{'b': 0, 'c': 1, 'a': 2}"},
         {"pairs": [(1, "c"), (0, "b"), (2, "a")]},
+        {"categories": [{"id": 1, "name": "c", "isthing": 1}, {"id": 0, "name": "b"}, {"id": 2, "name": "a"}]},
+        {"categories": [{"id": 1, "name": "b", "supercategory": "x"}, {"id": 2, "name": "c"}, {"id": 3, "name": "a"}]},
+        {"idx_to_class": {1: "b", 2: "c", 3: "a"}},
         {"class_index": {"0": ["b", "bee"], "1": ["c", "sea"], "2": ["a", "ay"]}},
         {"opt": argparse.Namespace(names=["b", "c", "a"])},
         {"optimizer": {"names": ["a", "b", "c"]}, "names": ["b", "c", "a"]},
@@ -704,6 +716,8 @@ def test_a_head_is_put_into_the_order_of_the_data_by_the_names_that_a_checkpoint
 NAMED_BESIDE = {
     "classes.txt": "b\nc\na\n",
     "labels.txt": "0 b\n1 c\n2 a\n",
+    "classes.names": "b\nc\na\n",
+    "label_map.txt": "1: b\n2: c\n3: a\n",
     "class_indices.json": '{"0": "b", "1": "c", "2": "a"}',
     "class_to_idx.json": '{"a": 2, "b": 0, "c": 1}',
     "imagenet_class_index.json": '{"0": ["b", "bee"], "1": ["c", "sea"], "2": ["a", "ay"]}',
@@ -723,6 +737,15 @@ def test_a_head_is_put_into_the_order_of_the_data_by_the_names_in_a_file_beside_
     notes = initialise(model, tmp_path / "w.pth", classes=("a", "b", "c"))
     assert torch.equal(model.head.weight, source.head.weight[[2, 0, 1]])
     assert notes[0] == "the order of the classes is that of the files beside w.pth: b, c, a"
+
+
+def test_names_that_end_in_numbers_are_names(tmp_path: Path) -> None:
+    arch = dataclasses.replace(ARCH, num_classes=3)
+    source, model = build_model(arch), build_model(arch)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    (tmp_path / "classes.txt").write_text("class 0\nclass 1\nclass 2\n")
+    initialise(model, tmp_path / "w.pth", classes=("class 2", "class 0", "class 1"))
+    assert torch.equal(model.head.weight, source.head.weight[[2, 0, 1]])
 
 
 @pytest.mark.parametrize("metadata", [{"classes": "b,c,a"}, {"meta": '{"id2name": {"0": "b", "1": "c", "2": "a"}}'}])
@@ -800,7 +823,7 @@ def test_a_published_network_has_imagenets_classes_whatever_the_folders_are_sort
         ),
         ({"class_names": list("abcd")}, "class_names: names 4 classes, the head has 10"),
         ({"meta": {"classes": list("aabcdefghi")}}, "meta.classes: names 'a' more than once"),
-        ({"class_to_idx": {"a": 1, "b": 2}}, "class_to_idx: must have one name for each index from 0"),
+        ({"class_to_idx": {"a": 1, "b": 3}}, "class_to_idx: must have one name for each index from 0"),
         ({"labels": [3, 1, 2], "names": 3, "classes": {}}, "nothing beside the weights names their classes"),
     ],
     ids=str,
@@ -809,6 +832,21 @@ def test_names_that_cannot_be_used_are_said(beside: dict[str, Any], why: str, st
     torch.save({"state_dict": state, **beside}, tmp_path / "w.pth")
     notes = initialise(build_model(ARCH), tmp_path / "w.pth", classes=tuple("abcdefghij"))
     assert notes[-1] == f"{why}: they are taken in the data's order, 0 a, 1 b, 2 c, ..."
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "note"),
+    [
+        ("labels.csv", "0,j\n", "labels.csv is not read, which .txt .json .names are"),
+        ("w_classes.yaml", "names: [j]\n", "w_classes.yaml is not read, which .txt .json .names are"),
+    ],
+)
+def test_names_beside_that_are_not_taken_are_said(
+    name: str, content: str, note: str, state: State, tmp_path: Path
+) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    (tmp_path / name).write_text(content)
+    assert any(note in line for line in initialise(build_model(ARCH), tmp_path / "w.pth", classes=tuple("abcdefghij")))
 
 
 @pytest.mark.parametrize(
@@ -862,6 +900,25 @@ def test_a_folder_with_other_names_lists_the_files_of_weights(state: State, tmp_
     torch.save(state, tmp_path / "epoch3.ckpt")
     (tmp_path / "log.txt").touch()
     with pytest.raises(ArchError, match=r"nor pytorch_model.bin; give one of its files: epoch3.ckpt$"):
+        read_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["parts/.metadata", "parts/__0_0.distcp"], "parts: is a checkpoint of torch.distributed; join its parts: "),
+        (["zero_to_fp32.py", "latest"], "is a checkpoint of DeepSpeed; join its parts: python .*zero_to_fp32.py "),
+        (["adapter_config.json", "adapter_model.safetensors"], "is an adapter of peft without the network"),
+        (["blobs/1f", "snapshots/c0/model.safetensors"], "give one of its folders: .*snapshots/c0"),
+    ],
+)
+def test_a_folder_of_weights_in_another_form_says_what_makes_them_readable(
+    files: list[str], message: str, tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ArchError, match=message):
         read_weights(tmp_path)
 
 

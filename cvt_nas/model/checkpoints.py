@@ -1,6 +1,7 @@
 """Weights from elsewhere: which files hold them, and what lies beside these and tells what they are of."""
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from cvt_nas.arch import ArchConfig, arch_of_config, class_names_of_config, is_c
 from cvt_nas.errors import ArchError
 from cvt_nas.model.classes import ClassNames, Told, class_names_beside, class_names_in
 from cvt_nas.model.unpickling import metadata_of, read_content, read_json
-from cvt_nas.model.unwrapping import unwrap
+from cvt_nas.model.unwrapping import ADAPTER, unwrap
 from cvt_nas.results import fetch
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")  # under which transformers and this package write them
@@ -20,6 +21,14 @@ _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<number>\d{5})(?P<suffix>\.\w+)")
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar")  # of files of weights, as others name them
 _MAX_NAMED = 6  # files in a message
 _MAX_NAME = 255  # characters of a file's name
+_IN_PARTS = {  # files by which a folder shows that its weights are in another form, and how to make weights of them
+    "*.distcp": (
+        "is a checkpoint of torch.distributed; join its parts: "
+        "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pth"
+    ),
+    "zero_to_fp32.py": "is a checkpoint of DeepSpeed; join its parts: python {folder}/zero_to_fp32.py {folder} joined",
+    "adapter_config.json": ADAPTER,
+}
 _PROGRAMS = {"model.onnx": "an ONNX export", "model.pt2": "an export as a program of torch.export"}
 
 
@@ -156,8 +165,12 @@ def weights_files(path: str | Path) -> tuple[Path, ...]:
                 raise ArchError(
                     f"{path}: is {what}, without weights to begin with: cvt-nas export --format torch has them"
                 )
+        _check_no_parts(path, "")
         others = sorted(file.name for file in path.iterdir() if file.suffix in _SUFFIXES)
-        inner = sorted(str(file.parent) for name in _NAMES for file in path.glob(f"*/{name}"))
+        inner = sorted(str(file.parent) for name in _NAMES for deep in ("*", "snapshots/*")
+                       for file in path.glob(f"{deep}/{name}"))  # fmt: skip
+        if not others and not inner:
+            _check_no_parts(path, "*/")
         kind = "files" if others else "folders"
         found = f"; give one of its {kind}: {', '.join((others or inner)[:_MAX_NAMED])}" if others or inner else ""
         raise ArchError(f"{path}: holds neither {' nor '.join(_NAMES)}{found}")
@@ -173,6 +186,12 @@ def weights_files(path: str | Path) -> tuple[Path, ...]:
         ]
         return tuple(_present(path.with_name(name), path) for name in names)
     return (path,)
+
+
+def _check_no_parts(path: Path, below: str) -> None:
+    for name, how in _IN_PARTS.items():
+        if found := sorted(path.glob(f"{below}{name}")):
+            raise ArchError(f"{found[0].parent}: {how.format(folder=shlex.quote(str(found[0].parent)))}")
 
 
 def _shards_of(index: Path) -> tuple[Path, ...]:

@@ -23,6 +23,7 @@ from cvt_nas.model.unwrapping import is_of_optimizer
 _TELLING = re.compile(r"class|label|categor|vocab|synset|target_?name|to_?name|\bnames$", re.IGNORECASE)
 _FILE = re.compile(r"(class(es)?|labels?|categor(y|ies)|targets?|vocab|synsets?|names?|words?|index|indices|idx|ids?|"
                    r"to|list|map(ping)?|dict|imagenet|[\W\d_])+")  # fmt: skip
+_READ = (".txt", ".json", ".names")  # suffixes of files of names; darknet's is the last
 _NUM_SHOWN = 3  # names in a note
 _MAX_DEPTH = 12  # of settings in settings
 _MAX_LISTED = 1000  # settings in a list
@@ -194,7 +195,10 @@ def class_names_beside(path: Path, num_classes: int) -> tuple[tuple[Told, ...], 
     for file in sorted(folder.iterdir()):
         stem = file.stem.lower().removeprefix(own)
         is_said = _TELLING.search(stem) is not None and _FILE.fullmatch(stem) is not None
-        if file.name != "config.json" and (not is_said or file.suffix.lower() not in (".txt", ".json")):
+        if file.name != "config.json" and not is_said:
+            continue
+        if file.suffix.lower() not in _READ:
+            unusable = unusable or f"{file.name} is not read, which {' '.join(_READ)} are"
             continue
         try:
             text = file.read_text(encoding="utf-8-sig") if file.stat().st_size <= _MAX_TEXT else ""
@@ -260,6 +264,8 @@ def _names_of(tree: Any) -> Iterator[tuple[tuple[Any, ...], bool]]:
         names = tuple(map(_name_of, tree))
         if all(isinstance(entry, list | tuple) and len(entry) == 2 for entry in tree):
             pairs = list(tree)
+        elif all(isinstance(entry, Mapping) and {"id", "name"} <= entry.keys() for entry in tree):  # as COCO's
+            pairs = [(entry["id"], entry["name"]) for entry in tree]
         elif not pairs and tree and None not in names and not _are_made_up(names):
             yield names, False
     ways = []
@@ -267,7 +273,9 @@ def _names_of(tree: Any) -> Iterator[tuple[tuple[Any, ...], bool]]:
         indices, names = [_index_of(pair[index_at]) for pair in pairs], [_name_of(pair[1 - index_at]) for pair in pairs]
         if pairs and None not in indices and None not in names:
             by_index = dict(zip(indices, names, strict=True))
-            ways.append((indices, tuple(by_index.get(index) for index in range(len(pairs))), index_at == 0))
+            counts_from_1 = set(indices) == set(range(1, len(pairs) + 1)) and None in map(_index_of, names)
+            first = 1 if counts_from_1 else 0  # as in COCO and MATLAB; names that are numbers could be either
+            ways.append((indices, tuple(by_index.get(first + index) for index in range(len(pairs))), index_at == 0))
     if len(ways) > 1:  # names that are numbers themselves: the indices are what ascends
         ways = [way for way in ways if way[0] == sorted(way[0])] or ways
     yield from ((names, is_by_index) for _, names, is_by_index in ways if not _are_made_up(names))
@@ -279,7 +287,9 @@ def _lines_of(text: str) -> tuple[list[str], list[tuple[str, str]]]:
     lines = [line.strip() for line in (re.split("[,;]", lines[0]) if len(lines) == 1 else lines)]
     for form in (r"(?P<index>\d+)[\s,;:=]+(?P<name>.+)", r"(?P<name>.+?)[\s,;:=]+(?P<index>\d+)"):
         found = [match for match in (re.fullmatch(form, line) for line in lines) if match]
-        if len(found) == len(lines) > 1 and sorted(int(pair["index"]) for pair in found) == list(range(len(lines))):
+        indices = sorted(int(pair["index"]) for pair in found)
+        are_parted = len({pair["name"] for pair in found}) == len(lines) > 1  # "class 0" and "class 1" are names
+        if are_parted and indices in (list(range(len(lines))), list(range(1, len(lines) + 1))):
             return lines, [(pair["index"], pair["name"]) for pair in found]
     return (lines if len(lines) > 1 else []), []
 

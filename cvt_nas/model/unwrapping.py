@@ -42,9 +42,15 @@ _QUANTISED = frozenset(("_packed_params", "zero_point", "SCB", "absmax", "quant_
 _WORD_ENDS = re.compile(
     r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[-\s]"
 )  # of `modelEMA`, `EMAModel`, `model-ema`
-_RAW_BESIDE_AVERAGED = "current_model_state"  # of Lightning's WeightAveraging, whose `state_dict` is the average
+# where `state_dict` is the average, what the weights before it go by
+_RAW_OF_LIGHTNING = "current_model_state"  # of its WeightAveraging
+_RAW_OF_MMENGINE = "ema_state_dict"  # of its EMAHook, which swaps the two as it saves them
 _HEADS = frozenset(("head", "heads", "cls_head", "classifier", "fc", "linear"))  # names of what classifies elsewhere
 _BATCHES = "num_batches_tracked"
+ADAPTER = (
+    "is an adapter of peft without the network that it changes; save the whole network: "
+    "torch.save(model.merge_and_unload().state_dict(), 'weights.pth')"
+)
 
 _Key = tuple[tuple[str, ...], str]  # the keys of the dict that a tensor is in, and its name there
 _Tensors = Mapping[_Key, Tensor]
@@ -113,7 +119,7 @@ def unwrap(content: Any, path: Path) -> Unwrapped:
         raise ArchError(
             f"{path}: is no state dict of a CvT: it holds other things than tensors with names: {_kinds(content)}"
         )
-    place, others = _choose(_places(tensors), tensors, path)
+    place, others = _choose(_places(tensors), tensors, path, raw_key=_raw_key(content))
     parts: list[str] = []
     inside = {name: tensors[keys, name] for keys, name in _members(place, tensors)}
     if packed := next((name for name in inside if _QUANTISED.intersection(name.split("."))), None):
@@ -197,8 +203,16 @@ def _members(place: _Place, tensors: _Tensors) -> list[_Key]:
     ]
 
 
-def _choose(places: list[_Place], tensors: _Tensors, path: Path) -> tuple[_Place, list[_Place]]:
+def _raw_key(content: Any) -> str:
+    """The key of the weights that are no average, in a checkpoint whose `state_dict` is one."""
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    return _RAW_OF_MMENGINE if isinstance(meta, Mapping) and "mmengine_version" in meta else _RAW_OF_LIGHTNING
+
+
+def _choose(places: list[_Place], tensors: _Tensors, path: Path, *, raw_key: str) -> tuple[_Place, list[_Place]]:
     """The network that is to be taken, and the others."""
+    if not places and all(".lora_" in name for _, name in tensors):
+        raise ArchError(f"{path}: {ADAPTER}")
     if not places:
         some = ", ".join(sorted(".".join((*keys, name)) for keys, name in tensors)[:3])
         raise ArchError(
@@ -209,10 +223,8 @@ def _choose(places: list[_Place], tensors: _Tensors, path: Path) -> tuple[_Place
     if not networks:
         shown = ", ".join(place.shown for place in places)
         raise ArchError(f"{path}: holds no network: by its name, {shown} is what an optimizer keeps")
-    chosen = [place for place in networks if place.is_averaged] or networks
-    if len(chosen) == len(networks):
-        raw = [place for place in networks if place.keys and place.keys[-1] == _RAW_BESIDE_AVERAGED]
-        chosen = [place for place in networks if place not in raw] or networks
+    averages = [place for place in networks if place.keys[-1:] != (raw_key,)] or networks
+    chosen = [place for place in averages if place.is_averaged] or averages
     first = chosen[0]
     for other in chosen[1:]:
         if not _are_equal(first, other, tensors):
