@@ -485,6 +485,32 @@ for _name, _write in GREY_FILES.items():
     add_grey(_name, _write)
 
 
+DIM_FILES: dict[str, Callable[[np.ndarray, Path], None]] = {
+    "12 bits in a 16-bit PNG": lambda pixels, path: Image.fromarray(pixels // 16).save(f"{path}.png"),
+    "8 bits in a 16-bit TIFF": lambda pixels, path: Image.fromarray(pixels // 256).save(f"{path}.tif"),
+    "floats up to 1/255": lambda pixels, path: Image.fromarray((pixels / 2**24).astype(np.float32)).save(f"{path}.tif"),
+}
+
+
+def add_dim(name: str, write: Callable[[np.ndarray, Path], None]) -> None:
+    @case(name, before="black images, accuracy 0.3333, no word of it",
+          after="note: 48 images with more than 8 bits, .* is above 1?[0-9] of 255, .*scale them")  # fmt: skip
+    def _(desk: Desk) -> str:
+        return desk.run("check", write_grey(desk, write))
+
+
+for _name, _write in DIM_FILES.items():
+    add_dim(_name, _write)
+
+
+@case("a test image of 1 x 60,000 pixels", before="MemoryError at 224 pixels",
+      after=("exit 2", "cat/thread.png: 60,000 x 1 pixels, more than 2,000 times as long as wide"))  # fmt: skip
+def _(desk: Desk) -> str:
+    data = desk.images()
+    Image.new("RGB", (60_000, 1)).save(data / "val" / "cat" / "thread.png")
+    return desk.eval(desk.saved(desk.model.state_dict()), "--arch", desk.arch(), data=data)
+
+
 @case("32-bit whole numbers", before="white images", after=("exit 2", r"cat/0\.tif: integers of 32 bits"))
 def _(desk: Desk) -> str:
     data = write_grey(desk, lambda pixels, path: Image.fromarray(pixels.astype(np.int32)).save(f"{path}.tif"))

@@ -27,7 +27,7 @@ from cvt_nas.data.augment import with_every_magnitude
 from cvt_nas.data.folders import FolderData
 from cvt_nas.data.images import hold_out, split_off_search
 from cvt_nas.data.layout import find_layout, list_images, load_listing, save_listing
-from cvt_nas.data.reading import read_image
+from cvt_nas.data.reading import read_header, read_image
 from cvt_nas.data.report import check_set
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import DataError, RunFolderError
@@ -117,6 +117,10 @@ def test_a_clean_folder_has_the_classes_images_and_splits_that_torchvision_and_s
         "#snapshot",
         "RECYCLER",
         "found.000",
+        "RECYCLED",
+        "$WINDOWS.~BT",
+        "_vti_cnf",
+        "_gsdata_",
     ],
 )
 def test_hidden_and_system_folders_are_no_classes_and_hold_no_images(tmp_path: Path, name: str) -> None:
@@ -400,7 +404,12 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "empty": ("a.jpg", holding(b""), "no image: the file is empty"),
     "signed bytes": ("a.tif", lambda path: tiff(path, (GREY // 2).astype("i1"), 8, sample_format=2), "signed integers"),
     "float64": ("a.tif", lambda path: tiff(path, GREY.astype("<f8"), 64, sample_format=3), "a TIFF of a kind"),
-    "HEIC": ("a.jpg", holding(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"), "no image: no format that is read"),
+    "HEIC": ("a.jpg", holding(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"), "no image: a HEIC picture; save it as JPEG"),
+    "AVIF": ("a.jpg", saved(COLOUR, format="AVIF"), "no image: an AVIF picture; save it as JPEG or PNG"),
+    "JPEG 2000": ("a.jpg", saved(COLOUR, format="JPEG2000"), "no image: a JPEG 2000 picture"),
+    "a PDF": ("a.jpg", holding(b"%PDF-1.7\n%\xe2\xe3"), "no image: a PDF"),
+    "no width": ("a.png", lambda path: png(path, np.zeros((4, 0), np.uint16), 0), "no image: a PNG without a size"),
+    "a thread": ("a.png", saved(np.zeros((1, 2001), np.uint8)), "2,001 x 1 pixels, more than 2,000 times as long"),
     "PostScript": ("a.jpg", holding(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "no image: it begins as text"),
     "text": ("a.jpg", holding(b"not found"), "no image: it begins as text"),
     "a web page": ("a.jpg", holding(b"<!DOCTYPE html>"), "no image: a web page"),
@@ -461,6 +470,7 @@ def test_the_orientation_of_exif_is_applied(tmp_path: Path, kind: str, orientati
         tmp_path / f"a.{suffix}", exif=exif, **options
     )
     found = np.asarray(read_image(tmp_path / f"a.{suffix}", "L")).astype(int)
+    assert read_header(tmp_path / f"a.{suffix}").turned == (orientation > 1)
     assert found.shape == meant.shape
     assert np.abs(found - meant).max() <= 40  # JPEG's own loss
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cvt_nas.data.layout import Images, Role
-from cvt_nas.data.reading import Header, decode, read_header
+from cvt_nas.data.reading import Header, decode, is_deep, read_header
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 
@@ -17,6 +17,7 @@ OnNote = Callable[[str], None]
 _PART = 200  # images a thread takes at a time
 _SECONDS_UNTIL_SAID, _SECONDS_BETWEEN = 1.0, 2.0
 _NUM_NAMED = 5
+_DIM = 65  # of 255; white of 14 bits in a file of 16 is read as 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +27,8 @@ class ImageCheck:
     Args:
         damaged: Of each image that cannot be read, its path below the data set, and what is wrong with it.
         formats, modes: Images of each of Pillow's formats and modes.
+        brightest: The greatest value of the decoded images that have more than 8 bits, as it is read; None where
+            there are none.
         least, most: The narrowest and the widest image, by pixels; (width, height). None where none can be read.
         turned, animated, transparent, large: Images that EXIF turns, that have several frames, that have transparency,
             and that Pillow finds large enough to warn of.
@@ -35,6 +38,7 @@ class ImageCheck:
     damaged: Mapping[str, str]
     formats: Counter[str]
     modes: Counter[str]
+    brightest: int | None
     least: tuple[int, int] | None
     most: tuple[int, int] | None
     turned: int
@@ -45,15 +49,25 @@ class ImageCheck:
     @property
     def notes(self) -> list[str]:
         """How those images are read that could be read in another way."""
-        deep = sum(number for mode, number in self.modes.items() if mode.startswith("I;16") or mode in ("I", "F"))
+        deep = sum(number for mode, number in self.modes.items() if is_deep(mode))
         told = [
             (self.turned, "turned as their EXIF says"),
             (self.animated, "with several frames, of which the first is read"),
             (self.transparent, "with transparency, which is dropped"),
-            (deep, "with more than 8 bits, read as 8"),
+            (deep, f"with more than 8 bits, read as 8{self._dimness}"),
             (self.large, "so large that decoding them takes long"),
         ]
         return [f"{number:,} image{'s' if number > 1 else ''} {how}" for number, how in told if number]
+
+    @property
+    def _dimness(self) -> str:
+        """What is said where all is so dark that whole classes may look the same, as 12 bits in files of 16."""
+        if self.brightest is None or self.brightest >= _DIM:
+            return ""
+        return (
+            f": no pixel of those looked at is above {self.brightest} of 255, so that most of what they show may be "
+            f"lost; scale them so that white is 65,535, or 1 in floats"
+        )
 
     def check_readable(self, *, is_resumed: bool = False) -> None:
         """Refuses images that cannot be read.
@@ -108,11 +122,11 @@ def check_images(
     formats, modes = Counter[str](), Counter[str]()
     numbers: Counter[str] = Counter()
     damaged: dict[str, str] = {}
-    least, most = None, None
+    least, most, brightest = None, None, None
 
     held_out = frozenset(measured)
 
-    def look(part: tuple[Path, Sequence[str], bool]) -> list[Header | DataError]:
+    def look(part: tuple[Path, Sequence[str], bool]) -> list[tuple[Header, int | None] | DataError]:
         root, names, whole = part
         paths = [f"{root}/{name}" for name in names]
         return [_look_at(path, mode, whole or path in held_out) for path in paths]
@@ -130,10 +144,12 @@ def check_images(
             look, [(images.root, images.names[start : start + _PART], whole) for images, start, whole in parts]
         )
         for (images, start, _), found in zip(parts, looked, strict=True):
-            for name, header in zip(images.names[start:], found, strict=False):
-                if isinstance(header, DataError):
-                    damaged[told(images.below(top) + name)] = str(header).removeprefix(f"{images.root}/{name}: ")
+            for name, seen in zip(images.names[start:], found, strict=False):
+                if isinstance(seen, DataError):
+                    damaged[told(images.below(top) + name)] = str(seen).removeprefix(f"{images.root}/{name}: ")
                     continue
+                header, brightness = seen
+                brightest = brightness if brightest is None else max(brightest, brightness or 0)
                 formats[header.format] += 1
                 modes[header.mode] += 1
                 area = header.size[0] * header.size[1]
@@ -145,20 +161,22 @@ def check_images(
                 )  # fmt: skip
             say(len(found))
     return ImageCheck(
-        num_images=total, damaged=damaged, formats=formats, modes=modes, least=least, most=most,
+        num_images=total, damaged=damaged, formats=formats, modes=modes, brightest=brightest, least=least, most=most,
         turned=numbers["turned"], animated=numbers["animated"], transparent=numbers["transparent"],
         large=numbers["large"],
     )  # fmt: skip
 
 
-def _look_at(path: str, mode: str, decode_all: bool) -> Header | DataError:
+def _look_at(path: str, mode: str, decode_all: bool) -> tuple[Header, int | None] | DataError:
+    """What the header tells, and of a decoded image with more than 8 bits the greatest value."""
     try:
         header = read_header(path)
-        if decode_all or not header.whole:
-            decode(path, mode)
+        if not (decode_all or not header.whole):
+            return header, None
+        image = decode(path, mode)
     except DataError as error:
         return error
-    return header
+    return header, image.convert("L").getextrema()[1] if is_deep(header.mode) else None
 
 
 def _progress(total: int, on_note: OnNote | None) -> Callable[[int], None]:

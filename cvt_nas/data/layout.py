@@ -27,7 +27,8 @@ SPELLINGS: dict[Role, tuple[str, ...]] = {
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 _SYSTEM = re.compile(
     r"__macosx|__pycache__|lost\+found|system volume information|network trash folder|temporary items"
-    r"|thumbs\.db(:.*)?|ehthumbs\.db|desktop\.ini|\$recycle\.bin|(?-i:RECYCLER)|found\.\d{3}"  # recycler may be a class
+    r"|thumbs\.db(:.*)?|ehthumbs\.db|desktop\.ini|found\.\d{3}|msocache|thevolumesettingsfolder|_gsdata_|_vti_\w{3,7}"
+    r"|\$(recycle\.bin|windows\.~\w\w|winreagent|sysreset|extend)|(?-i:RECYCLE[RD])"  # recycler may be a class
     r"|@(eadir|tmp|syno.*|recycle|recently-snapshot|snapshot|sharesnapshot|sharebin|gmt-.*)|[#~]snapshot|#recycle",
     re.IGNORECASE,
 )

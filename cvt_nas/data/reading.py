@@ -2,8 +2,9 @@
 
 Eight bits are read as they are. Sixteen bits of grey are divided by 257, so that white stays white, and twelve by
 4095 / 255; of sixteen bits of colour, Pillow keeps the upper eight. Floats must lie between 0 and 1, and are multiplied
-by 255. Integers of 32 bits are refused, since nothing tells where their white is. EXIF's orientation is applied,
-transparency is dropped, and of several frames the first is taken.
+by 255. Integers of 32 bits are refused, since nothing tells where their white is, and images more than 2,000 times as
+long as wide, which would be gigantic once their shorter side is resized. EXIF's orientation is applied, transparency is
+dropped, and of several frames the first is taken.
 """
 
 import os
@@ -23,6 +24,17 @@ _SAMPLE_FORMAT, _SIGNED = 339, 2
 _STRIPS, _TILES = (273, 279), (324, 325)
 _WHITE_IS_ZERO = 0
 _TAIL = 64
+_MAX_RATIO = 2000  # of an image's sides; at 256 pixels of the shorter, 131 million pixels
+_OTHER_KINDS = {  # by what their first bytes hold
+    b"ftypavi": "an AVIF picture",
+    b"ftypheic": "a HEIC picture",
+    b"ftypmif1": "a HEIF picture",
+    b"ftyp": "a video",
+    b"jP  \r\n": "a JPEG 2000 picture",
+    b"\x89PNG": "a PNG without a size that can be read",
+    b"%PDF": "a PDF",
+    b"\0\0\x01\0": "an icon",
+}
 # Of the suffixes that are read; another may start a program, as Ghostscript
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 
@@ -97,12 +109,17 @@ def read_header(path: str | Path) -> Header:
                 mode=image.mode,
                 size=image.size,
                 num_frames=getattr(image, "n_frames", 1),
-                turned="exif" in image.info and _orientation(image) not in (None, 1),
+                turned=_has_exif(image) and _orientation(image) in range(2, 9),
                 transparent=image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info,
                 whole=_is_whole(image, file),
             )
     except Exception as error:
         raise DataError(f"{path}: {why_unreadable(error, path)}") from error
+
+
+def is_deep(mode: str) -> bool:
+    """Whether Pillow's mode is of grey with more than 8 bits."""
+    return mode.startswith("I;16") or mode in ("I", "F")
 
 
 def why_unreadable(error: Exception, path: str | Path) -> str:
@@ -134,17 +151,23 @@ def _what_instead(path: str | Path) -> str:
         return "a web page"
     if start.startswith((b"II*\0", b"MM\0*")):
         return "a TIFF of a kind that is not read; save it with 8 or 16 bits"
+    if kind := next((kind for sign, kind in _OTHER_KINDS.items() if sign in start[:12]), None):
+        return f"{kind}; save it as JPEG or PNG"
     return "it begins as text" if start.isascii() and b"\0" not in start else "no format that is read"
 
 
 def _check_kind(image: Any) -> None:
     """Refuses what has no rule, by its header."""
+    if max(image.size) > _MAX_RATIO * min(image.size):
+        width, height = image.size
+        raise DataError(
+            f"{width:,} x {height:,} pixels, more than {_MAX_RATIO:,} times as long as wide: it would be gigantic once "
+            f"its shorter side is resized; crop it"
+        )
     is_byte = image.format == "TIFF" and image.mode in _CONVERTED
     if is_byte and _SIGNED in np.atleast_1d(image.tag_v2.get(_SAMPLE_FORMAT, 1)):
         raise DataError("signed integers of 8 bits, which would be read as unsigned; save it unsigned")
-    if image.mode in _CONVERTED or image.mode.startswith("I;16") or image.mode == "F":
-        return
-    if image.mode == "I" and _bits(image) == 16:
+    if image.mode in _CONVERTED or (is_deep(image.mode) and (image.mode != "I" or _bits(image) == 16)):
         return
     if image.mode == "I":
         raise DataError("integers of 32 bits, of which nothing tells where white is; save it with 8 or 16 bits")
@@ -177,6 +200,11 @@ def _in_8_bits(image: Any) -> Any:
     if (orientation := _orientation(image)) is not None:
         scaled.getexif()[_ORIENTATION] = orientation
     return scaled
+
+
+def _has_exif(image: Any) -> bool:
+    """Whether anything can hold an orientation: EXIF, XMP, or the tags of a TIFF."""
+    return image.format == "TIFF" or not image.info.keys().isdisjoint(("exif", "xmp", "XML:com.adobe.xmp"))
 
 
 def _orientation(image: Any) -> int | None:
