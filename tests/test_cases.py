@@ -403,6 +403,39 @@ def _(desk: Desk) -> str:
     return found
 
 
+@case("statistics of batch norm that cannot be", before="exit 0, an accuracy of answers that are no numbers",
+      after=("exit 2", "answers 24 of 24 images with numbers that are not finite; its weights may be"))  # fmt: skip
+def _(desk: Desk) -> str:
+    state = desk.model.state_dict()
+    return desk.eval_state(
+        {name: -tensor if name.endswith("running_var") else tensor for name, tensor in state.items()}
+    )
+
+
+@case("a checkpoint with a few bytes changed", before="exit 0, another accuracy",
+      after=("exit 2", r"weights.pth: cannot be read: is damaged: weights/data/\d+ is not as it was"))  # fmt: skip
+def _(desk: Desk) -> str:
+    path = desk.saved(desk.model.state_dict())
+    content, part = path.read_bytes(), desk.model.head.weight.detach().numpy().tobytes()
+    assert content.count(part) == 1
+    path.write_bytes(content.replace(part, part[::-1]))
+    return desk.eval(path, "--arch", desk.arch())
+
+
+@case("weights that come through a pipe", before="hangs, or a message of torch's", after=("exit 2", "no regular file"))
+def _(desk: Desk) -> str:
+    os.mkfifo(desk / "weights.pth")
+    return desk.eval(desk / "weights.pth")
+
+
+@case("a config with a byte order mark", before="refused", after=RIGHT)
+def _(desk: Desk) -> str:
+    for name in ("config.json", "preprocessor_config.json"):
+        path = (desk / "port" if (desk / "port").exists() else port(desk)) / name
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    return desk.eval(desk / "port")
+
+
 # Weights: what an architecture may be called, and how images are prepared
 
 

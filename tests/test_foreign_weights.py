@@ -475,6 +475,15 @@ def test_a_file_is_read_by_its_content_whatever_its_name_says(state: State, trai
     assert torch.equal(load_checkpoint(tmp_path / "weights.pth", ARCH).head.weight, trained.head.weight)
 
 
+def test_a_file_without_checksums_is_read(state: State, trained: CvT, tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, tmp_path / "w.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(load_checkpoint(tmp_path / "w.pth", ARCH).head.weight, trained.head.weight)
+
+
 def test_a_file_that_is_cut_off_is_refused(state: State, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "weights.pth")
     content = (tmp_path / "weights.pth").read_bytes()

@@ -112,7 +112,7 @@ def evaluate_model(
         on_note: Called with what there is to say of the data, and with each of the notes of the `Evaluation`.
 
     Raises:
-        ArchError: The weights cannot be read, do not fit, or have no head.
+        ArchError: The weights cannot be read, do not fit, or have no head; or the network's answers are not finite.
         DataError: The data set is missing, or has other classes than the network; or images cannot be prepared as the
             files beside the weights say.
         ResourceError: There is no GPU, or no runtime for the program.
@@ -139,17 +139,24 @@ def evaluate_model(
             on_note(note)
     model: Any = network.model if network.is_program else _resized(network.model, arch).to(torch_device).eval()
     settings = TrainingConfig(epochs=0, precision=precision)
-    right, places = torch.zeros(2, device=torch_device), places.to(torch_device)
+    counts, places = torch.zeros(3, device=torch_device), places.to(torch_device)
     for batch, labels in images.eval_batches("test", batch_size=batch_size, device=torch_device):
         logits = logits_of(model, batch, settings)
         answers = places[logits.topk(min(_TOP, arch.num_classes)).indices] == labels[:, None]
-        right += torch.stack([answers[:, 0].sum(), answers.sum()])
-    top1, top5 = (right.double() / images.num_images("test")).tolist()
+        counts += torch.stack([answers[:, 0].sum(), answers.sum(), (~logits.isfinite().all(dim=1)).sum()])
+    num_images = images.num_images("test")
+    top1, top5, lost = (counts.double() / num_images).tolist()
+    if lost:
+        why = "its weights may be damaged" if precision == "fp32" else f"try --precision fp32 instead of {precision}"
+        raise ArchError(
+            f"{weights}: the network answers {round(lost * num_images):,} of {num_images:,} images with numbers that "
+            f"are not finite; {why}"
+        )
     return Evaluation(
         arch_id=arch.id,
         top1=top1,
         top5=top5,
-        num_images=images.num_images("test"),
+        num_images=num_images,
         image_size=arch.image_size,
         notes=tuple(notes),
     )

@@ -56,7 +56,7 @@ def preprocessing_beside(folder: Path) -> tuple[Found, Path | None]:
     for name, read in readers.items():
         if (path := folder / name).is_file():
             try:
-                tree = json.loads(path.read_text(encoding="utf-8"))
+                tree = json.loads(path.read_text(encoding="utf-8-sig"))
                 if not isinstance(tree, dict) and name != "config.json":
                     raise ValueError(f"got a {type(tree).__name__}, must be an object of settings")
                 if name != "config.json":

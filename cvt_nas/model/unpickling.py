@@ -10,6 +10,7 @@ import pickletools
 import uuid
 import warnings
 import zipfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ _SAVE_ALONE = "save its weights alone: torch.save(model.state_dict(), 'weights.p
 _UNKNOWN = "which may run code as it is read"
 _KNOWN_ALONE = "; only types that are known to be harmless are read"
 _HEAD = 64  # bytes by which a file is recognised
+_CHUNK = 2**24  # bytes
 _MAX_NAMED = 3  # types in a message
 
 
@@ -88,6 +90,8 @@ def read_content(path: Path) -> Any:
         ArchError: It is no such file, or holds a type that is not known to be harmless; the message names it.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ArchError(f"{path}: cannot be read: is no regular file, such as a pipe, which could be read but once")
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except OSError as error:
@@ -139,6 +143,7 @@ def _other_kind(path: Path, head: bytes) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            damaged = _damaged_part(archive)
     except (zipfile.BadZipFile, OSError) as error:
         return f"is cut off or damaged: {error}"
     if any(name.endswith("/constants.pkl") for name in names):
@@ -147,7 +152,21 @@ def _other_kind(path: Path, head: bytes) -> str:
         return "is a program of torch.export; give its folder to `eval`, or weights: cvt-nas export --format torch"
     if not any(name.endswith("data.pkl") for name in names):
         return "is a zip archive that torch.save did not write"
-    return ""
+    return f"is damaged: {damaged} is not as it was saved; fetch or save it again" if damaged else ""
+
+
+def _damaged_part(archive: zipfile.ZipFile) -> str | None:
+    """The first file in the archive that is not of its CRC, which torch's reader does not look at."""
+    for part in archive.infolist():
+        if not part.CRC:  # as torch.save leaves it where its set_crc32_options is off
+            continue
+        try:
+            with archive.open(part) as file:
+                while file.read(_CHUNK):
+                    pass
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+            return part.filename
+    return None
 
 
 def _check_types(path: Path) -> None:
@@ -200,6 +219,6 @@ def read_json(path: Path) -> Any:
         ArchError: It cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # as some editors of Windows write it
     except (OSError, ValueError, RecursionError) as error:
         raise ArchError(f"{path}: cannot be read: {first_line(error)}") from error
