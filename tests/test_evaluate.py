@@ -241,7 +241,10 @@ def test_an_answer_is_right_by_the_name_of_its_class(
     said = capsys.readouterr()
     found = json.loads(said.out)
     assert found["top1"] == 1.0
-    note = "the classes are matched by their names, since the orders differ: the network's is 0 fish, 1 cat, 2 dog"
+    note = (
+        "the classes are matched by their names, since the orders differ: by config.json, the network's is 0 fish, "
+        "1 cat, 2 dog"
+    )
     assert found["notes"] == ([] if order == CLASSES else [note])
     assert said.err == "".join(f"note: {line}\n" for line in found["notes"])
 

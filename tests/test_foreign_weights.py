@@ -333,6 +333,10 @@ REFUSED: dict[str, tuple[Callable[[State, Path], Any], str]] = {
         lambda s, _: {**headed(s, "", "head.2."), "head.0.weight": torch.zeros(16, 16)},
         r"has no head.weight; it holds head.2.weight, head.2.bias, head.0.weight instead, must be one linear layer",
     ),
+    "a head of its own and another": (
+        lambda s, _: {**prefixed(s, "backbone."), "fc.weight": torch.zeros(3, 10), "fc.bias": torch.zeros(3)},
+        r"holds fc.weight beside the network's own head, and nothing tells which classifies; save the network alone",
+    ),
     "a head of another width": (
         lambda s, _: {**headed(s, "", "fc."), "fc.weight": torch.zeros(10, 8)},
         r"has no head.weight; it holds fc.weight, fc.bias instead",
@@ -643,6 +647,8 @@ def test_the_folder_that_timm_writes_is_read_by_its_config(tmp_path: Path) -> No
         (("cat", "bird"), ("cat", "dog"), (0, None)),
         (("n01440764", "n01443537"), ("goldfish, Carassius auratus", "tench, Tinca tinca"), (1, 0)),
         (("tench", "goldfish"), ("n01443537", "n01440764"), (1, 0)),
+        (("n01440764-tench", "n01443537_goldfish"), ("goldfish, Carassius auratus", "n01440764 tench"), (1, 0)),
+        (("n014407640", "n01440764x"), ("tench, Tinca tinca", "goldfish"), (None, None)),
         (("crane",), ("n02012849", "n03126707"), (None,)),
         (("0", "1"), ("1", "0"), (1, 0)),
         (("cat", "cat"), ("cat", "dog"), (None, None)),
@@ -700,6 +706,7 @@ def test_all_of_imagenets_classes_are_matched_by_id_and_by_words() -> None:
         {"class_index": {"0": ["b", "bee"], "1": ["c", "sea"], "2": ["a", "ay"]}},
         {"opt": argparse.Namespace(names=["b", "c", "a"])},
         {"optimizer": {"names": ["a", "b", "c"]}, "names": ["b", "c", "a"]},
+        {"class_counts": {"a": 0, "b": 1, "c": 2}, "sorted_by_acc": ["a", "b", "c"], "names": ["b", "c", "a"]},
     ],
     ids=str,
 )

@@ -290,7 +290,8 @@ def _places_of(network: _Network, images: ImageData, data: str | Path, weights: 
         return places, None
     return (
         places,
-        f"the classes are matched by their names, since the orders differ: the network's is {listed(theirs)}",
+        f"the classes are matched by their names, since the orders differ: by {told.place}, the network's is "
+        f"{listed(theirs)}",
     )
 
 

@@ -44,7 +44,7 @@ class Weights:
         source: The file that tells it.
         is_port: Whether they are of transformers' port, which computes GELU, whatever they were trained with.
         names: Of the classes, in the order of the head's rows, where anything tells them.
-        head_like: Names of tensors that go by the name of a head, where there is none.
+        head_like: Names of tensors that go by the name of a head, where there is none, or beside the network's own.
         is_bound: Whether the name of the file binds it to what lies beside it.
         foreign: Why what lies beside a file of another name is not read, as it is of another network.
         notes: What was taken of the file, for people.

@@ -21,6 +21,9 @@ from cvt_nas.model.unwrapping import is_of_optimizer
 
 # names of settings and files that hold names of classes; what others hold, does where it matches the data's
 _TELLING = re.compile(r"class|label|categor|vocab|synset|target_?name|to_?name|\bnames$", re.IGNORECASE)
+# names of settings that hold numbers of classes, or list classes in an order of merit
+_STATISTIC = re.compile(r"(?<![a-z])(counts?|weights?|freq\w*|support|sorted_by|rank\w*|acc|accurac\w+|errors?|"
+                        r"wrong|scores?|loss(es)?|confus\w*)(?![a-z])", re.IGNORECASE)  # fmt: skip
 _FILE = re.compile(r"(class(es)?|labels?|categor(y|ies)|targets?|vocab|synsets?|names?|words?|index|indices|idx|ids?|"
                    r"to|list|map(ping)?|dict|imagenet|[\W\d_])+")  # fmt: skip
 _READ = (".txt", ".json", ".names")  # suffixes of files of names; darknet's is the last
@@ -28,7 +31,7 @@ _NUM_SHOWN = 3  # names in a note
 _MAX_DEPTH = 12  # of settings in settings
 _MAX_LISTED = 1000  # settings in a list
 _MAX_TEXT = 2**22  # characters
-_SYNSET = re.compile(r"n\d{8}")
+_SYNSET = re.compile(r"n\d{8}(?![^\W_])")  # alone, or before the words, as in n02085620-Chihuahua
 
 
 def match_classes(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int | None, ...]:
@@ -168,6 +171,8 @@ def class_names_in(
     found, unusable = [], None
     for keys, tree in _settings(content):
         key = next((key for key in reversed(keys) if not key.isdecimal()), "")
+        if _STATISTIC.search(key):
+            continue
         is_told = is_said or _TELLING.search(key) is not None
         shown = ": ".join(filter(None, (file, ".".join(keys))))
         for names, is_by_index in _names_of(tree):
@@ -334,7 +339,7 @@ def _synsets(names: Sequence[str]) -> list[str | None]:
     """The ids of ImageNet's classes that the names mean; None for what means none, or several."""
     by_words, order = _imagenet()
     found = [
-        name if _SYNSET.fullmatch(name) else by_words.get(plain)
+        told[0] if (told := _SYNSET.match(name)) else by_words.get(plain)
         for name, plain in zip(names, _plain(names), strict=True)
     ]
     # words such as "crane" mean two classes; a list in ImageNet's own order tells which

@@ -62,7 +62,8 @@ class Unwrapped:
 
     Args:
         is_port: Whether the names were those of transformers' port.
-        head_like: Names of tensors that go by the name of a head, where there is none that can be taken.
+        head_like: Names of tensors that go by the name of a head, where there is none that can be taken; or beside the
+            network, where it has one and they fit its features or its answers.
         note: What was taken, left and changed, in one line; empty where the file holds the network and nothing else.
     """
 
@@ -131,8 +132,16 @@ def unwrap(content: Any, path: Path) -> Unwrapped:
         parts.append("took the averaged weights")
     if place.prefix:
         parts.append(f"took {place.prefix!r} off the names")
-    head_like = [] if "head.weight" in state else _head_like(place, others, tensors)
-    if root := _head_root(head_like, place, tensors, state):
+    head_like = _head_like(place, others, tensors)
+    if "head.weight" in state:
+        widths = {(size,) for size in state["head.weight"].shape}  # of the answers, and of the features
+        head_like = [
+            name
+            for name in head_like
+            if not name.startswith(place.prefix) and tensors[place.keys, name].shape[1:] in widths
+        ]
+        root = None
+    elif root := _head_root(head_like, place, tensors, state):
         parts.append(f"took {root!r} for the head")
         for part in ("weight", "bias"):
             _check_readable(tensor := tensors[place.keys, f"{root}.{part}"], f"{root}.{part}", path)

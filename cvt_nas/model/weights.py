@@ -47,10 +47,15 @@ def load_checkpoint(
 
 def fitted(weights: Weights, arch: ArchConfig | None = None) -> tuple[CvT, tuple[str, ...]]:
     """`load_checkpoint` of what was read already, and its notes."""
-    if weights.num_classes is None and weights.head_like:
+    if weights.head_like:
+        held = ", ".join(weights.head_like[:3]) + (" and more" if len(weights.head_like) > 3 else "")
+        if weights.num_classes is not None:
+            raise ArchError(
+                f"{weights.path}: holds {held} beside the network's own head, and nothing tells which classifies; save "
+                f"the network alone, with the head that is meant"
+            )
         raise ArchError(
-            f"{weights.path}: has no head.weight; it holds {', '.join(weights.head_like[:3])}"
-            f"{' and more' if len(weights.head_like) > 3 else ''} instead, must be one linear layer of plain weights"
+            f"{weights.path}: has no head.weight; it holds {held} instead, must be one linear layer of plain weights"
         )
     if weights.num_classes is None:
         raise ArchError(
