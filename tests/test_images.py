@@ -451,6 +451,21 @@ def test_a_file_that_was_cut_off_is_found_by_its_header_and_its_end(tmp_path: Pa
     check_data(config, **settings)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("white", [65_535, 4_095])
+def test_colours_of_sixteen_bits_that_are_read_nearly_black_are_said(tmp_path: Path, white: int, suffix: str) -> None:
+    values = (np.random.default_rng(0).random((16, 16, 3)) * white).astype("<u2")
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(2):
+                path = tmp_path / part / name / f"{number}.{suffix}"
+                png(path, values, 2) if suffix == "png" else tiff(path, values, 16)
+    notes = check_set(tmp_path).notes
+    assert [note.startswith("8 images with more than 8 bits, read as 8") for note in notes] == [True, False]
+    assert ("scale them so that white is 65,535" in notes[0]) == (white < 65_535)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "raw", "tiff_lzw", "16 bits", "16 bits, png"])
 def test_the_orientation_of_exif_is_applied(tmp_path: Path, kind: str, orientation: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cvt_nas.data.layout import Images, Role
-from cvt_nas.data.reading import Header, decode, is_deep, read_header
+from cvt_nas.data.reading import Header, decode, read_header
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 
@@ -30,8 +30,8 @@ class ImageCheck:
         brightest: The greatest value of the decoded images that have more than 8 bits, as it is read; None where
             there are none.
         least, most: The narrowest and the widest image, by pixels; (width, height). None where none can be read.
-        turned, animated, transparent, large: Images that EXIF turns, that have several frames, that have transparency,
-            and that Pillow finds large enough to warn of.
+        turned, animated, transparent, deep, large: Images that EXIF turns, that have several frames, that have
+            transparency, that have more than 8 bits, and that Pillow finds large enough to warn of.
     """
 
     num_images: int
@@ -44,17 +44,17 @@ class ImageCheck:
     turned: int
     animated: int
     transparent: int
+    deep: int
     large: int
 
     @property
     def notes(self) -> list[str]:
         """How those images are read that could be read in another way."""
-        deep = sum(number for mode, number in self.modes.items() if is_deep(mode))
         told = [
             (self.turned, "turned as their EXIF says"),
             (self.animated, "with several frames, of which the first is read"),
             (self.transparent, "with transparency, which is dropped"),
-            (deep, f"with more than 8 bits, read as 8{self._dimness}"),
+            (self.deep, f"with more than 8 bits, read as 8{self._dimness}"),
             (self.large, "so large that decoding them takes long"),
         ]
         return [f"{number:,} image{'s' if number > 1 else ''} {how}" for number, how in told if number]
@@ -157,13 +157,13 @@ def check_images(
                 most = header.size if most is None or area > most[0] * most[1] else most
                 numbers.update(
                     turned=header.turned, animated=header.num_frames > 1, transparent=header.transparent,
-                    large=area > limit,
+                    deep=header.deep, large=area > limit,
                 )  # fmt: skip
             say(len(found))
     return ImageCheck(
         num_images=total, damaged=damaged, formats=formats, modes=modes, brightest=brightest, least=least, most=most,
         turned=numbers["turned"], animated=numbers["animated"], transparent=numbers["transparent"],
-        large=numbers["large"],
+        deep=numbers["deep"], large=numbers["large"],
     )  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def _look_at(path: str, mode: str, decode_all: bool) -> tuple[Header, int | None
         image = decode(path, mode)
     except DataError as error:
         return error
-    return header, image.convert("L").getextrema()[1] if is_deep(header.mode) else None
+    return header, image.convert("L").getextrema()[1] if header.deep else None
 
 
 def _progress(total: int, on_note: OnNote | None) -> Callable[[int], None]:

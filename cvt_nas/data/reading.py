@@ -44,6 +44,7 @@ class Header:
     """What an image's header tells.
 
     Args:
+        deep: Whether its values have more than 8 bits, also where Pillow keeps the upper eight alone.
         size: Width and height as stored, in pixels.
         turned: Whether EXIF says that it is to be turned or mirrored.
         whole: Whether the file seems to be as long as it should, and the rule for its values needs no look at them;
@@ -52,6 +53,7 @@ class Header:
 
     format: str
     mode: str
+    deep: bool
     size: tuple[int, int]
     num_frames: int
     turned: bool
@@ -107,6 +109,7 @@ def read_header(path: str | Path) -> Header:
             return Header(
                 format=format_,
                 mode=image.mode,
+                deep=_is_deep(image.mode) or any(";16" in str(tile.args) for tile in image.tile),
                 size=image.size,
                 num_frames=getattr(image, "n_frames", 1),
                 turned=_has_exif(image) and _orientation(image) in range(2, 9),
@@ -115,11 +118,6 @@ def read_header(path: str | Path) -> Header:
             )
     except Exception as error:
         raise DataError(f"{path}: {why_unreadable(error, path)}") from error
-
-
-def is_deep(mode: str) -> bool:
-    """Whether Pillow's mode is of grey with more than 8 bits."""
-    return mode.startswith("I;16") or mode in ("I", "F")
 
 
 def why_unreadable(error: Exception, path: str | Path) -> str:
@@ -167,7 +165,7 @@ def _check_kind(image: Any) -> None:
     is_byte = image.format == "TIFF" and image.mode in _CONVERTED
     if is_byte and _SIGNED in np.atleast_1d(image.tag_v2.get(_SAMPLE_FORMAT, 1)):
         raise DataError("signed integers of 8 bits, which would be read as unsigned; save it unsigned")
-    if image.mode in _CONVERTED or (is_deep(image.mode) and (image.mode != "I" or _bits(image) == 16)):
+    if image.mode in _CONVERTED or (_is_deep(image.mode) and (image.mode != "I" or _bits(image) == 16)):
         return
     if image.mode == "I":
         raise DataError("integers of 32 bits, of which nothing tells where white is; save it with 8 or 16 bits")
@@ -179,6 +177,11 @@ def _bits(image: Any) -> int:
     if image.format == "TIFF":
         return int(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0])
     return 16 if image.format in ("PNG", "PPM") or image.mode.startswith("I;16") else 32
+
+
+def _is_deep(mode: str) -> bool:
+    """Whether Pillow's mode is of grey with more than 8 bits."""
+    return mode.startswith("I;16") or mode in ("I", "F")
 
 
 def _in_8_bits(image: Any) -> Any:
