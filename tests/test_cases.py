@@ -625,6 +625,27 @@ def _(desk: Desk) -> str:
     return train_in(desk, desk.space(), data)
 
 
+@case("test images that are training images, by links of files", before="exit 0, no word",
+      after=("exit 0", "note: 9 images of the other splits that links make training images, too"))  # fmt: skip
+def _(desk: Desk) -> str:
+    data = desk.images()
+    for number in range(8):
+        (data / "val" / "cat" / f"{number}.png").unlink()
+        (data / "val" / "cat" / f"{number}.png").symlink_to(data / "train" / "cat" / f"{number}.png")
+    os.link(data / "train" / "dog" / "0.png", data / "val" / "dog" / "again.png")
+    return desk.run("check", data)
+
+
+@case("a run folder among the class folders", before="exit 0, and --resume is refused: a class without an image",
+      after=("exit 2", "--out .*/data/run: would be read as a class of .*/data; write elsewhere by"))  # fmt: skip
+def _(desk: Desk) -> str:
+    data = desk.images(".")
+    out = data / "run"
+    found = desk.run("train", desk.arch(), "--space", desk.space(), "--data", data, "--gpus", "0", "--out", out)
+    assert not out.exists()
+    return found
+
+
 @case("a class whose test images are training images, by a link", before="exit 0, no word",
       after=("exit 1", "problem: .*data: train/cat and val/cat are one folder, by a link",
              "problem: .*data: train/fish and train/ray are one folder"))  # fmt: skip

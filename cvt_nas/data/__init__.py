@@ -9,7 +9,7 @@ from typing import Any
 from cvt_nas.config import DataConfig
 from cvt_nas.data.arrays import DEBIAN_FASHION_MNIST, ArrayData, open_arrays
 from cvt_nas.data.checking import ImageCheck, check_images
-from cvt_nas.data.find import find_data, shape_of, trained_classes
+from cvt_nas.data.find import check_outside, find_data, shape_of, trained_classes
 from cvt_nas.data.folders import FolderData
 from cvt_nas.data.images import SPLITS, Batch, ImageData, Preprocessing, Split, seed_all
 from cvt_nas.errors import DataError
@@ -26,6 +26,7 @@ __all__ = [
     "Split",
     "check_data",
     "check_folder",
+    "check_outside",
     "find_data",
     "load_data",
     "save_preprocessing",

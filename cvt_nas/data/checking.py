@@ -2,11 +2,14 @@
 
 import time
 import warnings
+from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from cvt_nas.data.layout import Images, Role
 from cvt_nas.data.reading import Header, decode, read_header
@@ -29,6 +32,7 @@ class ImageCheck:
         formats, modes: Images of each of Pillow's formats and modes.
         brightest: The greatest value of the decoded images that have more than 8 bits, as it is read; None where
             there are none.
+        shared: Images of the other splits that are also in the folder of the training images, by links.
         least, most: The narrowest and the widest image, by pixels; (width, height). None where none can be read.
         turned, animated, transparent, deep, large: Images that EXIF turns, that have several frames, that have
             transparency, that have more than 8 bits, and that Pillow finds large enough to warn of.
@@ -39,6 +43,7 @@ class ImageCheck:
     formats: Counter[str]
     modes: Counter[str]
     brightest: int | None
+    shared: int
     least: tuple[int, int] | None
     most: tuple[int, int] | None
     turned: int
@@ -55,6 +60,7 @@ class ImageCheck:
             (self.animated, "with several frames, of which the first is read"),
             (self.transparent, "with transparency, which is dropped"),
             (self.deep, f"with more than 8 bits, read as 8{self._dimness}"),
+            (self.shared, "of the other splits that links make training images, too: accuracy on them tells nothing"),
             (self.large, "so large that decoding them takes long"),
         ]
         return [f"{number:,} image{'s' if number > 1 else ''} {how}" for number, how in told if number]
@@ -123,6 +129,7 @@ def check_images(
     numbers: Counter[str] = Counter()
     damaged: dict[str, str] = {}
     least, most, brightest = None, None, None
+    marks = {role: array("q") for role in files}
 
     held_out = frozenset(measured)
 
@@ -132,7 +139,7 @@ def check_images(
         return [_look_at(path, mode, whole or path in held_out) for path in paths]
 
     parts = [
-        (images, start, decode_all or role != "train")
+        (role, images, start, decode_all or role != "train")
         for role, images in files.items()
         for start in range(0, len(images.names), _PART)
     ]
@@ -141,15 +148,16 @@ def check_images(
     with warnings.catch_warnings(), ThreadPoolExecutor(2 * cpu_count() + 2) as threads:
         warnings.simplefilter("ignore")  # Pillow's, which `large` and `damaged` stand for
         looked = threads.map(
-            look, [(images.root, images.names[start : start + _PART], whole) for images, start, whole in parts]
+            look, [(images.root, images.names[start : start + _PART], whole) for _, images, start, whole in parts]
         )
-        for (images, start, _), found in zip(parts, looked, strict=True):
+        for (role, images, start, _), found in zip(parts, looked, strict=True):
             for name, seen in zip(images.names[start:], found, strict=False):
                 if isinstance(seen, DataError):
                     damaged[told(images.below(top) + name)] = str(seen).removeprefix(f"{images.root}/{name}: ")
                     continue
                 header, brightness = seen
                 brightest = brightness if brightest is None else max(brightest, brightness or 0)
+                marks[role].append(header.mark)
                 formats[header.format] += 1
                 modes[header.mode] += 1
                 area = header.size[0] * header.size[1]
@@ -160,11 +168,19 @@ def check_images(
                     deep=header.deep, large=area > limit,
                 )  # fmt: skip
             say(len(found))
+    trained = np.asarray(marks.pop("train", ()))
+    shared = sum(np.count_nonzero(np.isin(own, trained) & (np.asarray(own) != 0)) for own in marks.values())
     return ImageCheck(
-        num_images=total, damaged=damaged, formats=formats, modes=modes, brightest=brightest, least=least, most=most,
-        turned=numbers["turned"], animated=numbers["animated"], transparent=numbers["transparent"],
-        deep=numbers["deep"], large=numbers["large"],
-    )  # fmt: skip
+        num_images=total,
+        damaged=damaged,
+        formats=formats,
+        modes=modes,
+        brightest=brightest,
+        shared=int(shared),
+        least=least,
+        most=most,
+        **{name: numbers[name] for name in ("turned", "animated", "transparent", "deep", "large")},
+    )
 
 
 def _look_at(path: str, mode: str, decode_all: bool) -> tuple[Header, int | None] | DataError:

@@ -4,7 +4,7 @@ import difflib
 from pathlib import Path
 
 from cvt_nas.config import Dataset
-from cvt_nas.data.layout import find_layout
+from cvt_nas.data.layout import find_layout, is_hidden
 from cvt_nas.errors import DataError
 
 _SHAPES: dict[Dataset, tuple[int, int]] = {
@@ -67,6 +67,21 @@ def trained_classes(named: str | Path) -> tuple[str, ...] | None:
             f"which class is which cannot be told, since the weights name none"
         )
     return theirs
+
+
+def check_outside(folder: Path, dataset: Dataset, root: Path | None) -> None:
+    """Whether the folder of a run lies beside the images, and not among the class folders as one of them.
+
+    Raises:
+        DataError: It would be read as a class, and the run could not go on.
+    """
+    if dataset in _SHAPES or root is None:
+        return
+    folder = folder.resolve()
+    for place in find_layout(root).places.values():
+        above = place.resolve()
+        if folder.is_relative_to(above) and not any(map(is_hidden, folder.relative_to(above).parts)):
+            raise DataError(f"--out {folder}: would be read as a class of {place}; write elsewhere by --out")
 
 
 def shape_of(dataset: Dataset, root: Path | None, *, test_only: bool = False) -> tuple[int | None, int]:

@@ -46,6 +46,7 @@ class Header:
     Args:
         deep: Whether its values have more than 8 bits, also where Pillow keeps the upper eight alone.
         size: Width and height as stored, in pixels.
+        mark: Of the file itself, the same for all links to it; 0 where the file system has none.
         turned: Whether EXIF says that it is to be turned or mirrored.
         whole: Whether the file seems to be as long as it should, and the rule for its values needs no look at them;
             where that cannot be told, False.
@@ -55,6 +56,7 @@ class Header:
     mode: str
     deep: bool
     size: tuple[int, int]
+    mark: int
     num_frames: int
     turned: bool
     transparent: bool
@@ -111,6 +113,7 @@ def read_header(path: str | Path) -> Header:
                 mode=image.mode,
                 deep=_is_deep(image.mode) or any(";16" in str(tile.args) for tile in image.tile),
                 size=image.size,
+                mark=_mark_of(file),
                 num_frames=getattr(image, "n_frames", 1),
                 turned=_has_exif(image) and _orientation(image) in range(2, 9),
                 transparent=image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info,
@@ -226,6 +229,12 @@ def _turned(image: Any) -> Any:
         return ImageOps.exif_transpose(image)
     except Exception as error:
         raise DataError(f"damaged: its EXIF says that it is turned, and cannot be read: {error}") from error
+
+
+def _mark_of(file: BinaryIO) -> int:
+    """A number of 63 bits; that two files have the same is as good as impossible."""
+    status = os.fstat(file.fileno())
+    return hash((status.st_dev, status.st_ino)) & (2**63 - 1) if status.st_ino else 0
 
 
 def _is_whole(image: Any, file: BinaryIO) -> bool:

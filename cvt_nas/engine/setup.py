@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 
 from cvt_nas.config import DataConfig, Experiment, SupernetConfig, TrainingConfig
-from cvt_nas.data import SPLITS, FolderData, ImageData, check_data, load_data
+from cvt_nas.data import SPLITS, FolderData, ImageData, check_data, check_outside, load_data
 from cvt_nas.errors import DataError, RunFolderError
 from cvt_nas.results import DataIdentity, RunFolder, fetch, write_atomically
 from cvt_nas.space import ArchSpace, NarrowedSpace, SearchSpace
@@ -126,10 +126,12 @@ class TrainingSetup:
                 after an image was mended that all trials failed on.
 
         Raises:
-            DataError: The data are not as they must be.
+            DataError: The data are not as they must be, or the run folder lies among them.
             RunFolderError: They are not those that `run` was begun with.
         """
         say = on_note or _ignore
+        if run is None:
+            check_outside(self.run_path, self.data.dataset, self.data_root)
         recorded = None if run is None else DataIdentity.of(run.manifest)
         known = recorded if run is not None and run.has_trained else None
         place = "" if run is None else run.place
