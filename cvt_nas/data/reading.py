@@ -111,7 +111,7 @@ def read_header(path: str | Path) -> Header:
             return Header(
                 format=format_,
                 mode=image.mode,
-                deep=_is_deep(image.mode) or any(";16" in str(tile.args) for tile in image.tile),
+                deep=_is_deep(image.mode) or any(";16" in str(tile[3]) for tile in image.tile),
                 size=image.size,
                 mark=_mark_of(file),
                 num_frames=getattr(image, "n_frames", 1),
