@@ -212,6 +212,9 @@ class Noise:
         """None, since accuracy is not asked for."""
         return iter(())
 
+    def close(self) -> None:
+        """Nothing is read ahead."""
+
     def identity(self) -> Any:
         raise NotImplementedError
 

@@ -174,6 +174,9 @@ class MadeOnTheDevice:
     def eval_batches(self, split: str, **options: Any) -> Iterator[Any]:
         yield self._batch(self.num_images(split))
 
+    def close(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize("gigabytes", [8, 16, 24])
 def test_cvt_13_trains_a_batch_of_2048_on_a_small_card(memory_for: Callable[[int], None], gigabytes: int) -> None:

@@ -21,9 +21,8 @@ from pydantic import TypeAdapter
 
 from cvt_nas.arch import load_arch
 from cvt_nas.cli import main
-from cvt_nas.config import AugmentConfig, DataConfig, parse_experiment
-from cvt_nas.data import SPLITS, check_data, find_data, load_data, seed_all, shape_of
-from cvt_nas.data.augment import with_every_magnitude
+from cvt_nas.config import DataConfig, parse_experiment
+from cvt_nas.data import SPLITS, check_data, find_data, load_data, shape_of
 from cvt_nas.data.folders import FolderData
 from cvt_nas.data.images import hold_out, split_off_search
 from cvt_nas.data.layout import find_layout, list_images, load_listing, save_listing
@@ -767,38 +766,6 @@ def test_an_image_damaged_since_a_run_was_trained_is_to_be_mended(tmp_path: Path
     path.write_bytes(bytes(path.stat().st_size))  # of the same size
     with pytest.raises(DataError, match=r"train/cat/3.png: .*; mend them, or begin another run$"):
         check_data(config, **settings, known=known, place="run")
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_batches_are_what_timm_makes_of_each_image_to_the_bit(channels: int, tmp_path: Path) -> None:
-    from timm.data.transforms_factory import create_transform
-
-    write_images(tmp_path / "train")
-    write_images(tmp_path / "val", num=2)
-    config = DataConfig(dataset="imagefolder", num_workers=0, search_fraction=0.25)
-    data = FolderData(config, tmp_path, 16, channels)
-    pre = data.preprocessing
-    common: dict[str, Any] = {"interpolation": pre.interpolation, "mean": pre.mean, "std": pre.std}
-
-    def images(split: Any, transform: Any, seeds: tuple[int, ...] | None) -> torch.Tensor:
-        files, found = data.files[data._source[split]], list[torch.Tensor]()
-        rows = data._rows[split]
-        for row in rows if seeds is None else np.random.default_rng(seeds).permutation(rows):
-            if seeds is not None:
-                seed_all(*seeds, int(row))
-            found.append(transform(read_image(f"{files.root}/{files.names[row]}", data.mode)))
-        return torch.stack(found)
-
-    (tested, _), = data.eval_batches("test", batch_size=6, device=CPU)  # fmt: skip
-    assert torch.equal(tested, images("test", create_transform(16, crop_pct=pre.crop_pct, **common), None))
-    augment = AugmentConfig(randaugment="rand-m9-mstd0.5-inc1", flip=True)
-    batches = data.train_batches(batch_size=9, augment=augment, device=CPU, seed=1, epoch=2)
-    trained = torch.cat([images for images, _ in batches])
-    transform = create_transform(
-        16, is_training=True, scale=(augment.crop_scale, 1.0), hflip=0.5, color_jitter=augment.color_jitter,
-        auto_augment=augment.randaugment, re_prob=0.0, **common,
-    )  # fmt: skip
-    assert torch.equal(trained, images("train", with_every_magnitude(transform), (1, 2))[: len(trained)])
 
 
 def test_a_worker_refuses_images_that_its_driver_has_not_seen(tmp_path: Path) -> None:

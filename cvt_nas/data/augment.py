@@ -1,6 +1,7 @@
 """Augmentation: timm's and torchvision's; only shift and mirror are here, since theirs draw once a batch."""
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cvt_nas.config import AugmentConfig
+from cvt_nas.data.images import generator_of, seed_of
 
 
 def shift_and_flip(images: UInt8[Tensor, "b c h w"], *, padding: int, flip: bool) -> UInt8[Tensor, "b c h w"]:
@@ -26,11 +28,29 @@ def shift_and_flip(images: UInt8[Tensor, "b c h w"], *, padding: int, flip: bool
 
 
 def erasing_of(augment: AugmentConfig, device: torch.device) -> Any:
-    if augment.random_erasing == 0:
-        return lambda images: images
+    """Random erasing of a batch of normalised images, in place: a function of it and of what seeds the draws.
+
+    The latter is None, where the global random states are taken as they are, or the seeds of each image. An image that
+    comes with its own is erased in the same way in whichever batch it is.
+    """
     from timm.data.random_erasing import RandomErasing
 
-    return RandomErasing(augment.random_erasing, mode="pixel", device=str(device))
+    erase = RandomErasing(augment.random_erasing, mode="pixel", device=str(device))
+
+    def erase_each(images: Tensor, seeds: Sequence[tuple[int, ...]] | None = None) -> Tensor:
+        if augment.random_erasing == 0:
+            return images
+        if seeds is None:
+            return erase(images)
+        noise = generator_of(device)
+        for image, own in zip(images, seeds, strict=True):
+            seed = seed_of(*own, "erase")
+            random.seed(seed)
+            noise.manual_seed(seed)
+            erase(image)
+        return images
+
+    return erase_each
 
 
 def mixing_of(augment: AugmentConfig, num_classes: int) -> Any:

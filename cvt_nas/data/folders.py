@@ -4,17 +4,18 @@ import copy
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from cvt_nas.config import AugmentConfig, DataConfig
-from cvt_nas.data.augment import mixing_of, with_every_magnitude
+from cvt_nas.data.augment import erasing_of, mixing_of
 from cvt_nas.data.images import (
     SPLITS,
     Batch,
@@ -36,7 +37,9 @@ from cvt_nas.data.layout import (
     problems_of,
     save_listing,
 )
+from cvt_nas.data.loading import Portion, Source, Stream
 from cvt_nas.data.reading import read_image
+from cvt_nas.data.transforms import EvalTransform, TrainTransform
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
 
@@ -79,6 +82,7 @@ class FolderData:
                 f"{config.dataset}: images are read as grey or colour, space.num_channels is {num_channels}"
             )
         self._num_workers = min(config.num_workers, cpu_count())
+        self._ahead: Stream | None = None  # what processes have begun to read for the next call
         self.mode = "L" if num_channels == 1 else "RGB"
         layout = find_layout(root)
         if test_only:
@@ -191,30 +195,12 @@ class FolderData:
 
     def of_classes(self, classes: Collection[int]) -> Self:
         some = copy.copy(self)
+        some._ahead = None
         some._rows = {
             split: rows[np.isin(self._images[self._source[split]].labels[rows], list(classes))]
             for split, rows in self._rows.items()
         }
         return some
-
-    def _loader(
-        self, split: Split, rows: np.ndarray, transform: Any, batch_size: int, device: torch.device,
-        seeds: tuple[int, ...] | None = None,
-    ) -> Iterator[Any]:  # fmt: skip
-        from torch.utils.data import DataLoader
-
-        read = functools.partial(read_image, mode=self.mode)
-        batches = DataLoader(
-            _Images(self._images[self._source[split]], rows, read, transform, seeds),
-            batch_size=batch_size,
-            num_workers=self._num_workers,
-            pin_memory=device.type == "cuda",
-            collate_fn=_collate,
-        )
-        for batch in batches:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
 
     def train_batches(
         self,
@@ -227,36 +213,46 @@ class FolderData:
         first: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        until: int | None = None,
+        evaluated: tuple[Split, int] | None = None,
     ) -> Iterator[Batch]:
-        from timm.data.transforms_factory import create_transform
+        drawn = _Drawn(batch_size=batch_size, augment=augment, seed=seed, rank=rank, world_size=world_size)
 
-        pre = self.preprocessing
-        transform = create_transform(
-            pre.image_size,
-            is_training=True,
-            scale=(augment.crop_scale, 1.0),
-            hflip=0.5 if augment.flip else 0.0,
-            color_jitter=augment.color_jitter,
-            auto_augment=augment.randaugment,
-            re_prob=augment.random_erasing,
-            re_mode="pixel",
-            interpolation=pre.interpolation,
-            mean=pre.mean,
-            std=pre.std,
-            normalize=augment.random_erasing > 0,  # whose noise is of normalised values; else on the device
-        )
-        transform = with_every_magnitude(transform)
-        order = np.random.default_rng((seed, epoch)).permutation(self._rows["train"])[rank::world_size]
-        mix = mixing_of(augment, len(self.class_names))
-        usable = order[: self.num_images("train") // world_size]  # the same number of steps on every rank
-        if len(usable) >= batch_size:
-            usable = usable[: len(usable) // batch_size * batch_size]
-        rows = usable[first * batch_size :]
-        loader = self._loader("train", rows, transform, batch_size, device, seeds=(seed, epoch))
+        def then() -> Iterator[Portion]:
+            for number in range(epoch, until or 0):
+                if number > epoch:
+                    yield self._train_portion(drawn, number)
+                if evaluated is not None:
+                    yield self._eval_portion(*evaluated, rank=rank, world_size=world_size)
+
+        def sources() -> dict[str, Source]:
+            found = {"train": self._source_of("train", TrainTransform(self.preprocessing, augment))}
+            if evaluated is not None:
+                found["eval"] = self._source_of(evaluated[0], EvalTransform(self.preprocessing))
+            return found
+
+        due = self._train_portion(drawn, epoch, first)
+        if self._ahead is not None and self._ahead.next_key != due.key:
+            self.close()
+        erase, mix = erasing_of(augment, device), mixing_of(augment, len(self.class_names))
         normalised = self._normaliser(device)
-        for index, (images, labels) in enumerate(loader, start=first):
+        for index, (rows, images, labels) in enumerate(self._batches(due, sources, device, then()), start=first):
+            inputs = erase(normalised(images), [(seed, epoch, row) for row in rows.tolist()])
             seed_all(seed, epoch, index, rank)
-            yield mix(normalised(images), labels.to(device, non_blocking=True))
+            yield mix(inputs, labels.to(device, non_blocking=True))
+
+    def _train_portion(self, drawn: "_Drawn", epoch: int, first: int = 0) -> Portion:
+        size, rank, world_size = drawn.batch_size, drawn.rank, drawn.world_size
+        order = np.random.default_rng((drawn.seed, epoch)).permutation(self._rows["train"])[rank::world_size]
+        usable = order[: self.num_images("train") // world_size]  # the same number of steps on every rank
+        if len(usable) >= size:
+            usable = usable[: len(usable) // size * size]
+        return Portion(
+            key=(drawn, epoch, first),
+            source="train",
+            batches=[usable[start : start + size] for start in range(first * size, len(usable), size)],
+            seeds=(drawn.seed, epoch),
+        )
 
     def eval_batches(
         self,
@@ -269,65 +265,82 @@ class FolderData:
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[Batch]:
-        from timm.data.transforms_factory import create_transform
+        def sources() -> dict[str, Source]:
+            return {"eval": self._source_of(split, EvalTransform(self.preprocessing))}
 
-        pre = self.preprocessing
-        transform = create_transform(
-            pre.image_size,
-            interpolation=pre.interpolation,
-            crop_pct=pre.crop_pct,
-            crop_mode="squash" if pre.crop_pct == 1 else "center",
-            normalize=False,
-        )
-        rows = in_order(self._rows[split], shuffled)[rank::world_size]
+        due = self._eval_portion(
+            split, batch_size, shuffled=shuffled, first=first, rank=rank, world_size=world_size
+        )  # fmt: skip
         normalised = self._normaliser(device)
-        for images, labels in self._loader(split, rows[first * batch_size :], transform, batch_size, device):
+        for _, images, labels in self._batches(due, sources, device):
             yield normalised(images), labels.to(device, non_blocking=True)
 
-    def _normaliser(self, device: torch.device) -> Callable[[Tensor], Float[Tensor, "batch channels height width"]]:
-        """Takes a batch to the device, where its bytes become what timm makes of them, channels-last.
+    def _eval_portion(
+        self, split: Split, size: int, *, shuffled: bool = False, first: int = 0, rank: int, world_size: int
+    ) -> Portion:
+        rows = in_order(self._rows[split], shuffled)[rank::world_size]
+        return Portion(
+            key=(split, size, shuffled, first, rank, world_size),
+            source="eval",
+            batches=[rows[start : start + size] for start in range(first * size, len(rows), size)],
+        )
 
-        Bytes are a quarter of what else the processes of the loader would hand over.
+    def _source_of(self, split: Split, transform: Any) -> Source:
+        return Source(images=self._images[self._source[split]], transform=transform)
+
+    def _batches(
+        self,
+        due: Portion,
+        sources: Callable[[], Mapping[str, Source]],
+        device: torch.device,
+        then: Iterable[Portion] = (),
+    ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        """Those of `due`, by processes that have begun with it, or else by new ones, which go on with `then`."""
+        if self._ahead is not None and self._ahead.next_key == due.key:
+            stream, self._ahead = self._ahead, None
+        else:
+            read = functools.partial(read_image, mode=self.mode)
+            stream = Stream(
+                sources(), read, due, then, num_workers=self._num_workers, pin_memory=device.type == "cuda"
+            )  # fmt: skip
+        goes_on = False
+        try:
+            yield from stream.portion()
+            goes_on = stream.next_key is not None
+        finally:
+            if goes_on:
+                self._ahead = stream
+            else:
+                stream.close()
+
+    def close(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def _normaliser(
+        self, device: torch.device
+    ) -> Callable[[UInt8[Tensor, "batch height width channels"]], Float[Tensor, "batch channels height width"]]:
+        """Takes the bytes of a batch to the device, and normalises them there to what timm makes of them.
+
+        They are a quarter of what else the processes of the loader would hand over, and the main process would carry.
         """
         pre = self.preprocessing
         mean, std = (torch.tensor(each, device=device)[:, None, None] for each in (pre.mean, pre.std))
 
         def normalised(images: Tensor) -> Tensor:
-            x = images.to(device, non_blocking=True)
-            if x.dtype == torch.uint8:
-                x = x.float().div_(255).sub_(mean).div_(std)
-            return x.contiguous(memory_format=torch.channels_last)
+            x = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+            return x.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
 
         return normalised
 
 
-class _Images(torch.utils.data.Dataset):
-    """The images at `rows` of a folder, transformed; at random by `seeds` and the row, whichever process does it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Drawn:
+    """What the batches of a training are drawn by, apart from the epoch."""
 
-    An image that cannot be read is the error that says so: raised in a worker, it would arrive with the worker's
-    traceback in its message.
-    """
-
-    def __init__(
-        self, images: Images, rows: np.ndarray, read: Any, transform: Any, seeds: tuple[int, ...] | None
-    ) -> None:
-        self.images, self.rows, self.read, self.transform, self.seeds = images, rows, read, transform, seeds
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | DataError:
-        row = int(self.rows[index])
-        if self.seeds is not None:
-            seed_all(*self.seeds, row, on_devices=False)
-        try:
-            image = self.read(f"{self.images.root}/{self.images.names[row]}")
-        except DataError as error:
-            return DataError(str(error))  # without what caused it, which need not be pickled
-        return self.transform(image), int(self.images.labels[row])
-
-
-def _collate(items: Sequence[Any]) -> Any:
-    from torch.utils.data import default_collate
-
-    return next((item for item in items if isinstance(item, DataError)), None) or default_collate(list(items))
+    batch_size: int
+    augment: AugmentConfig
+    seed: int
+    rank: int
+    world_size: int

@@ -63,6 +63,8 @@ class ImageData(Protocol):
         first: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        until: int | None = None,
+        evaluated: tuple[Split, int] | None = None,
     ) -> Iterator[Batch]:
         """One epoch of shuffled, augmented batches; a last one that is not full is dropped.
 
@@ -73,6 +75,9 @@ class ImageData(Protocol):
             batch_size: Images a batch on this rank.
             epoch: From 0.
             first: Number of the batch to begin with.
+            until: Number of epochs, where the caller goes on with the next ones; processes that read images then live
+                until `close`, or the last epoch, and have the first batches of the next epoch ready.
+            evaluated: A split that is evaluated after each epoch, and the size of its batches.
 
         Yields:
             Images, `(batch, channels, height, width)`, and targets: class indices `(batch,)`, or
@@ -99,6 +104,10 @@ class ImageData(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Ends the processes that read ahead, where there are any; the next batches start new ones."""
+        ...
+
 
 def seed_all(*seeds: int, on_devices: bool = True) -> None:
     """Sets Python's, numpy's and torch's global random states from `seeds`.
@@ -107,10 +116,22 @@ def seed_all(*seeds: int, on_devices: bool = True) -> None:
         on_devices: Whether those of GPUs as well. What is drawn on the CPU is the same; without them it takes a tenth
             of the time, which counts where it is done for each image.
     """
-    seed = int.from_bytes(hashlib.sha256(repr(seeds).encode()).digest()[:4], "little")
+    seed = seed_of(*seeds)
     random.seed(seed)
     np.random.seed(seed)
     (torch.manual_seed if on_devices else torch.default_generator.manual_seed)(seed)
+
+
+def seed_of(*seeds: int | str) -> int:
+    """One seed, of 32 bits, from several."""
+    return int.from_bytes(hashlib.sha256(repr(seeds).encode()).digest()[:4], "little")
+
+
+def generator_of(device: torch.device) -> torch.Generator:
+    """What torch draws from on `device`, unless it is told otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    return torch.default_generator
 
 
 def split_off_search(

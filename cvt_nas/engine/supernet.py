@@ -4,6 +4,7 @@ Where a process group is initialised, all ranks train the same subnets, each on 
 are averaged once a step, after all its subnets, which DDP cannot do where each pass uses other weights.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -142,33 +143,35 @@ def train_supernet(
     keeper.start_clock(progress)
     if saved is None:
         keeper.save(progress)
-    while progress.epoch < shared.last_epoch:
-        keeper.start_clock(progress)
-        supernet.train()
-        for images, targets in data.train_batches(
-            batch_size=batch_size,
-            augment=config.augment,
-            device=device,
-            seed=seed,
-            epoch=progress.draws(config),
-            first=progress.step,
-            rank=rank,
-            world_size=world_size,
-        ):
-            set_learning_rate(state.optimizer, config, progress.epoch + progress.step / num_steps)
-            subnets = sampler.draw(progress.epoch, progress.step)
-            losses = _step(state, subnets, images, targets, config, micro_batches, greediest)
-            progress.add(subnets, losses)
-            progress.step += 1
-            is_end = progress.step == num_steps and progress.epoch + 1 == shared.last_epoch
-            if keeper.check(progress, num_steps=num_steps, begins_again=is_end, stop=stop):
-                return
-        if progress.step == 0:
-            continue
-        progress.learn()
-        progress.next_epoch()
-        keeper.save(progress)
-        yield progress.epoch_done(evaluated)
+    with contextlib.closing(data):  # the processes that read images ahead end with the training
+        while progress.epoch < shared.last_epoch:
+            keeper.start_clock(progress)
+            supernet.train()
+            for images, targets in data.train_batches(
+                batch_size=batch_size,
+                augment=config.augment,
+                device=device,
+                seed=seed,
+                epoch=progress.draws(config),
+                first=progress.step,
+                rank=rank,
+                world_size=world_size,
+                until=shared.last_epoch,
+            ):
+                set_learning_rate(state.optimizer, config, progress.epoch + progress.step / num_steps)
+                subnets = sampler.draw(progress.epoch, progress.step)
+                losses = _step(state, subnets, images, targets, config, micro_batches, greediest)
+                progress.add(subnets, losses)
+                progress.step += 1
+                is_end = progress.step == num_steps and progress.epoch + 1 == shared.last_epoch
+                if keeper.check(progress, num_steps=num_steps, begins_again=is_end, stop=stop):
+                    return
+            if progress.step == 0:
+                continue
+            progress.learn()
+            progress.next_epoch()
+            keeper.save(progress)
+            yield progress.epoch_done(evaluated)
 
 
 def _step(

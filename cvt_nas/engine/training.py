@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cvt_nas.arch import ArchConfig
 from cvt_nas.config import TrainingConfig
 from cvt_nas.data import ImageData, save_preprocessing, seed_all
-from cvt_nas.engine.evaluation import autocast, class_accuracies, evaluate
+from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, class_accuracies, evaluate
 from cvt_nas.engine.keeper import Keeper, Progress, micro_batches_for
 from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
 from cvt_nas.engine.optimization import (
@@ -154,35 +154,38 @@ def fit(
             **_OWN_BUFFERS,
         )
 
-    while progress.epoch < training.epochs:
-        keeper.start_clock(progress)
-        trained.train()
-        for images, targets in data.train_batches(
-            batch_size=batch_size,
-            augment=training.augment,
-            device=device,
-            seed=seed,
-            epoch=progress.draws(training),
-            first=progress.step,
-            rank=rank,
-            world_size=world_size,
-        ):
-            set_learning_rate(state.optimizer, training, progress.epoch + progress.step / num_steps)
-            progress.loss_sums += _step(state, trained, images, targets, training, micro_batches)
-            progress.counts[0] += 1
-            progress.step += 1
-            keeper.check(progress, num_steps=num_steps, begins_again=True)
+    with contextlib.closing(data):  # the processes that read images ahead end with the training
+        while progress.epoch < training.epochs:
+            keeper.start_clock(progress)
+            trained.train()
+            for images, targets in data.train_batches(
+                batch_size=batch_size,
+                augment=training.augment,
+                device=device,
+                seed=seed,
+                epoch=progress.draws(training),
+                first=progress.step,
+                rank=rank,
+                world_size=world_size,
+                until=training.epochs,
+                evaluated=("search", EVAL_BATCH_SIZE),
+            ):
+                set_learning_rate(state.optimizer, training, progress.epoch + progress.step / num_steps)
+                progress.loss_sums += _step(state, trained, images, targets, training, micro_batches)
+                progress.counts[0] += 1
+                progress.step += 1
+                keeper.check(progress, num_steps=num_steps, begins_again=True)
+                if progress.step == 0:
+                    break
             if progress.step == 0:
-                break
-        if progress.step == 0:
-            continue
-        loss = progress.loss_sums.item() / max(progress.counts[0], 1)
-        progress.curve.append(evaluate(evaluated, data, "search", training=training, device=device))
-        progress.next_epoch()
-        keeper.save(progress)
-        if progress.epoch == training.epochs:
-            _keep(evaluated, data, model_folder, rank, before_writing)
-        yield _epoch(progress, loss, evaluated)
+                continue
+            loss = progress.loss_sums.item() / max(progress.counts[0], 1)
+            progress.curve.append(evaluate(evaluated, data, "search", training=training, device=device))
+            progress.next_epoch()
+            keeper.save(progress)
+            if progress.epoch == training.epochs:
+                _keep(evaluated, data, model_folder, rank, before_writing)
+            yield _epoch(progress, loss, evaluated)
 
 
 def _step(

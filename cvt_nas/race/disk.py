@@ -108,9 +108,8 @@ def check_shared_memory(setup: TrainingSetup, *, num_slots: int) -> None:
     shared = Path("/dev/shm")
     if num_workers == 0 or not shared.is_dir():
         return
-    values = setup.training.batch_size * setup.num_channels * setup.image_size**2
-    size = _BYTES if setup.training.augment.random_erasing > 0 else 1  # see `FolderData.train_batches`
-    needed, free = num_slots * num_workers * _PREFETCHED * values * size, shutil.disk_usage(shared).free
+    batch = setup.training.batch_size * setup.num_channels * setup.image_size**2  # bytes
+    needed, free = num_slots * num_workers * _PREFETCHED * batch, shutil.disk_usage(shared).free
     if needed > free:
         raise ResourceError(
             f"{shared} has {free / 2**20:.3g} MiB left, and batches on their way need about {needed / 2**20:.3g} MiB "

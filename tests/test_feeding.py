@@ -1,0 +1,246 @@
+"""What processes make of the images of a folder, against timm's own pipeline; and how long they live."""
+
+import functools
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from timm.data.transforms_factory import create_transform
+
+from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
+from cvt_nas.config import AugmentConfig, DataConfig, TrainingConfig
+from cvt_nas.data import Preprocessing, seed_all
+from cvt_nas.data.augment import with_every_magnitude
+from cvt_nas.data.folders import FolderData
+from cvt_nas.data.transforms import EvalTransform, TrainTransform
+from cvt_nas.engine import fit
+
+CPU = torch.device("cpu")
+EVERYTHING = AugmentConfig(
+    crop_scale=0.3, flip=True, randaugment="rand-m9-mstd0.5-inc1", random_erasing=0.5, mixup=0.2, cutmix=1.0
+)
+STAGE = StageConfig(patch_kernel=7, patch_stride=4, patch_padding=2, embed_dim=16, blocks=(BlockConfig(),))
+TINY = ArchConfig(image_size=16, num_channels=3, num_classes=2, stages=(STAGE,))
+
+
+@functools.cache
+def photographs(mode: str) -> list[Image.Image]:
+    """scikit-learn's two, in several shapes."""
+    sizes = [(640, 427), (427, 640), (500, 375), (300, 299), (180, 240), (90, 60), (1000, 200), (256, 256)]
+    pictures = [Image.fromarray(picture) for picture in load_sample_images().images]
+    return [pictures[index % 2].resize(size).convert(mode) for index, size in enumerate(sizes)]
+
+
+def preprocessing_of(mode: str, **changes: Any) -> Preprocessing:
+    num = 1 if mode == "L" else 3
+    return Preprocessing(**{
+        "image_size": 64, "mean": (0.45,) * num, "std": (0.22,) * num, "interpolation": "bicubic", "crop_pct": 0.875,
+        **changes,
+    })  # fmt: skip
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Of the bytes of an image, from timm's."""
+    assert (found.dtype, found.permute(2, 0, 1).shape) == (torch.uint8, expected.shape)
+    return (found.permute(2, 0, 1).int() - expected.int()).abs().float()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("as_array", [False, True])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_training_image_is_timm_s_but_for_some_values_that_differ_by_one_or_two(
+    interpolation: Any, as_array: bool, mode: str
+) -> None:
+    pre = preprocessing_of(mode, interpolation=interpolation)
+    augment = AugmentConfig(crop_scale=0.08, flip=True)
+    ours = TrainTransform(pre, augment)
+    timm_s: Any = create_transform(
+        pre.image_size, is_training=True, scale=(0.08, 1.0), hflip=0.5, color_jitter=None, normalize=False,
+        interpolation=interpolation,
+    )  # fmt: skip
+    found = []
+    for seed in range(8):
+        for picture in photographs(mode):
+            seed_all(seed)
+            expected = timm_s(picture)
+            seed_all(seed)
+            given = np.asarray(picture).reshape(*picture.size[::-1], -1) if as_array else picture
+            found.append(difference(ours(given), expected))
+    assert max(each.max() for each in found) <= 2
+    assert torch.stack(found).mean() < 0.02
+
+
+@pytest.mark.parametrize("changes", [{"randaugment": "rand-m9-mstd0.5-inc1"}, {"color_jitter": 0.4},
+                                     {"randaugment": "rand-m9-t3a-inc1", "color_jitter": 0.3}])  # fmt: skip
+def test_colours_are_changed_by_timm_s_draws(changes: dict[str, Any]) -> None:
+    pre, augment = preprocessing_of("RGB"), AugmentConfig(crop_scale=0.3, flip=True, **changes)
+    ours = TrainTransform(pre, augment)
+    timm_s: Any = with_every_magnitude(
+        create_transform(
+            pre.image_size, is_training=True, scale=(0.3, 1.0), hflip=0.5, color_jitter=augment.color_jitter,
+            auto_augment=augment.randaugment, interpolation="bicubic", mean=pre.mean, std=pre.std, normalize=False,
+        )
+    )  # fmt: skip
+    found = []
+    for seed in range(8):
+        for picture in photographs("RGB"):
+            seed_all(seed)
+            expected = timm_s(picture)
+            seed_all(seed)
+            found.append(difference(ours(picture), expected))
+    assert torch.stack(found).mean() < 0.25  # a value that differs by one may be on the other side of a threshold
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.95, 1.0])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos", "nearest"])
+def test_an_image_is_evaluated_as_timm_has_it(interpolation: Any, crop_pct: float, mode: str) -> None:
+    pre = preprocessing_of(mode, crop_pct=crop_pct, interpolation=interpolation)
+    timm_s: Any = create_transform(
+        pre.image_size, interpolation=interpolation, crop_pct=crop_pct, normalize=False,
+        crop_mode="squash" if crop_pct == 1 else "center",
+    )  # fmt: skip
+    found = [difference(EvalTransform(pre)(picture), timm_s(picture)) for picture in photographs(mode)]
+    by_torch = interpolation in ("bicubic", "bilinear")
+    assert max(each.max() for each in found) <= 2 * by_torch
+    assert torch.stack(found).mean() < 0.02
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photographs")
+    for part, number in (("train", 24), ("val", 6)):
+        for index in range(number):
+            place = root / part / ("a", "b")[index % 2]
+            place.mkdir(parents=True, exist_ok=True)
+            photographs("RGB")[index % 8].resize((40 + index, 40)).save(place / f"{index}.jpg")
+    return root
+
+
+def open_folder(root: Path, **config: Any) -> FolderData:
+    return FolderData(DataConfig(dataset="imagefolder", **{"search_fraction": 0.25, **config}), root, 16, 3)
+
+
+def test_an_image_is_the_same_in_whichever_batch_and_on_whichever_rank(folder: Path) -> None:
+    augment = AugmentConfig(crop_scale=0.3, flip=True, randaugment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
+    data = open_folder(folder, num_workers=0)
+
+    def images(batch_size: int, **ranks: int) -> set[bytes]:
+        batches = data.train_batches(batch_size=batch_size, augment=augment, device=CPU, seed=1, epoch=2, **ranks)
+        return {image.numpy().tobytes() for found, _ in batches for image in found}
+
+    whole = images(18)
+    assert len(whole) == 18
+    assert images(6) == whole
+    assert images(3, rank=0, world_size=2) | images(3, rank=1, world_size=2) == whole
+
+
+def test_some_images_are_erased_by_noise_and_the_others_are_as_they_were(folder: Path) -> None:
+    data = open_folder(folder, num_workers=0)
+
+    def images(probability: float) -> torch.Tensor:
+        augment = AugmentConfig(random_erasing=probability)
+        ((found, _),) = data.train_batches(batch_size=18, augment=augment, device=CPU, seed=1, epoch=2)
+        return found
+
+    whole, half, every = images(0), images(0.5), images(1)
+    changed = (half != whole).flatten(1).any(1)
+    assert 0 < changed.sum() < 18
+    assert torch.equal(half[changed], every[changed])
+    assert ((every != whole).flatten(1).float().mean(1) < 0.4).all()
+
+
+def started() -> set[int | None]:
+    return {process.pid for process in multiprocessing.active_children()}
+
+
+@pytest.fixture
+def no_more_processes() -> Iterator[None]:
+    before = started()
+    yield
+    assert started() <= before
+
+
+@pytest.mark.usefixtures("no_more_processes")
+def test_the_processes_of_a_loader_live_through_epochs_and_evaluations(folder: Path) -> None:
+    data, alone = open_folder(folder, num_workers=2), open_folder(folder, num_workers=0)
+    options: dict[str, Any] = {"batch_size": 4, "augment": EVERYTHING, "device": CPU, "seed": 3}
+    ahead: dict[str, Any] = {"until": 3, "evaluated": ("search", 4)}
+    before, alive = started(), set[frozenset[int | None]]()
+    for epoch in range(3):
+        found = list(data.train_batches(epoch=epoch, **options, **ahead))
+        alive.add(frozenset(started() - before))
+        for batch, expected in zip(found, alone.train_batches(epoch=epoch, **options), strict=True):
+            assert all(torch.equal(*pair) for pair in zip(batch, expected, strict=True))
+        evaluated = data.eval_batches("search", batch_size=4, device=CPU)
+        for batch, expected in zip(evaluated, alone.eval_batches("search", batch_size=4, device=CPU), strict=True):
+            assert all(torch.equal(*pair) for pair in zip(batch, expected, strict=True))
+    assert len(alive) == 1
+    assert len(alive.pop()) == min(2, os.cpu_count() or 1)
+    assert started() == before  # the last evaluation was all that was announced
+
+
+@pytest.mark.usefixtures("no_more_processes")
+@pytest.mark.parametrize("ends", ["closed", "elsewhere", "in mid-epoch"])
+def test_processes_end_where_a_training_goes_another_way(ends: str, folder: Path) -> None:
+    data, before = open_folder(folder, num_workers=1), started()
+    options: dict[str, Any] = {"batch_size": 4, "augment": EVERYTHING, "device": CPU, "seed": 3}
+    batches = data.train_batches(epoch=0, until=9, evaluated=("search", 4), **options)
+    if ends == "in mid-epoch":
+        next(batches)
+        del batches
+    else:
+        assert len(list(batches)) == 4
+        first = started() - before
+        assert len(first) == 1
+        if ends == "elsewhere":  # as after a rollback
+            assert len(list(data.train_batches(epoch=9, **options))) == 4
+        else:
+            data.close()
+    assert started() == before
+
+
+@pytest.mark.usefixtures("no_more_processes")
+@pytest.mark.parametrize("ends", ["itself", "early", "with an error"])
+def test_a_training_leaves_no_process_behind(ends: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_folder(folder, num_workers=1)
+    training = TrainingConfig(epochs=3, batch_size=4, lr=1e-3, augment=EVERYTHING)
+    epochs = fit(TINY, training, data, device=CPU, seed=0)
+    if ends == "itself":
+        assert len(list(epochs)) == 3
+        return
+    next(epochs)
+    assert started()
+    if ends == "early":
+        epochs.close()
+        return
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("cvt_nas.engine.training._step", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        next(epochs)
+
+
+def test_the_next_epoch_s_batches_are_read_while_it_is_evaluated(folder: Path) -> None:
+    data = open_folder(folder, num_workers=1)
+    options: dict[str, Any] = {"batch_size": 8, "augment": AugmentConfig(), "device": CPU, "seed": 3}
+    for _ in data.train_batches(epoch=0, until=2, **options):
+        pass
+    time.sleep(0.5)
+    for path in folder.glob("train/*/*.jpg"):
+        path.rename(path.with_suffix(".away"))
+    try:
+        assert len(list(data.train_batches(epoch=1, until=2, **options))) == 2
+    finally:
+        for path in folder.glob("train/*/*.away"):
+            path.rename(path.with_suffix(".jpg"))
