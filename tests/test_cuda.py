@@ -23,6 +23,7 @@ from cvt_nas.race.resources import Resources
 from cvt_nas.race.trial import run_trial
 from cvt_nas.results import RunFolder
 from cvt_nas.supernet import extract
+from test_augment import array_data, image_folder
 from test_engine import CPU, tiny_arch, training, weights_of
 from test_inherit import with_supernet
 from test_supernet_training import SPACE, config
@@ -246,3 +247,27 @@ def test_workers_of_a_training_share_their_work_by_nccl(small: Experiment, tmp_p
             tiny_arch(), setup, number=0, seed=0, num_workers=num_workers, cpus_per_worker=1, use_gpus=True
         )
     assert (last["epoch"], last["status"]) == (2, "running")
+
+
+@pytest.mark.parametrize("kind", ["folder", "arrays"])
+def test_batches_are_augmented_as_on_the_cpu_and_wait_for_nothing(kind: str, tmp_path: Path) -> None:
+    augment = AugmentConfig(flip=True, randaugment="rand-m9-mstd0.5-inc1-p1")
+    if kind == "folder":
+        image_folder(tmp_path, 60)
+        config = DataConfig(dataset="imagefolder", search_fraction=0.1, num_workers=1)
+        data = load_data(config, root=tmp_path, image_size=16, num_channels=3, num_classes=2)
+    else:
+        data = array_data(60)
+
+    def batches(device: torch.device) -> list[torch.Tensor]:
+        found = data.train_batches(batch_size=8, augment=augment, device=device, seed=0, epoch=0)
+        return [images for images, _ in found]
+
+    expected = batches(CPU)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = batches(CUDA)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    away = (torch.cat(found).cpu() - torch.cat(expected)).abs().mean() * 255 * min(data.preprocessing.std)
+    assert away < 0.05  # of 255

@@ -1,8 +1,10 @@
 """What processes make of the images of a folder, against timm's own pipeline; and how long they live."""
 
+import dataclasses
 import functools
 import multiprocessing
 import os
+import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from timm.data.transforms_factory import create_transform
 
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.config import AugmentConfig, DataConfig, TrainingConfig
-from cvt_nas.data import Preprocessing, seed_all
+from cvt_nas.data import Preprocessing, load_data, seed_all
 from cvt_nas.data.augment import with_every_magnitude
 from cvt_nas.data.folders import FolderData
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
@@ -61,7 +63,7 @@ def test_a_training_image_is_timm_s_but_for_some_values_that_differ_by_one_or_tw
 ) -> None:
     pre = preprocessing_of(mode, interpolation=interpolation)
     augment = AugmentConfig(crop_scale=0.08, flip=True)
-    ours = TrainTransform(pre, augment)
+    ours = TrainTransform(pre, augment, CPU)
     timm_s: Any = create_transform(
         pre.image_size, is_training=True, scale=(0.08, 1.0), hflip=0.5, color_jitter=None, normalize=False,
         interpolation=interpolation,
@@ -73,7 +75,7 @@ def test_a_training_image_is_timm_s_but_for_some_values_that_differ_by_one_or_tw
             expected = timm_s(picture)
             seed_all(seed)
             given = np.asarray(picture).reshape(*picture.size[::-1], -1) if as_array else picture
-            found.append(difference(ours(given), expected))
+            found.append(difference(*ours(given), expected))
     assert max(each.max() for each in found) <= 2
     assert torch.stack(found).mean() < 0.02
 
@@ -82,7 +84,7 @@ def test_a_training_image_is_timm_s_but_for_some_values_that_differ_by_one_or_tw
                                      {"randaugment": "rand-m9-t3a-inc1", "color_jitter": 0.3}])  # fmt: skip
 def test_colours_are_changed_by_timm_s_draws(changes: dict[str, Any]) -> None:
     pre, augment = preprocessing_of("RGB"), AugmentConfig(crop_scale=0.3, flip=True, **changes)
-    ours = TrainTransform(pre, augment)
+    ours = TrainTransform(pre, augment, CPU)
     timm_s: Any = with_every_magnitude(
         create_transform(
             pre.image_size, is_training=True, scale=(0.3, 1.0), hflip=0.5, color_jitter=augment.color_jitter,
@@ -95,8 +97,20 @@ def test_colours_are_changed_by_timm_s_draws(changes: dict[str, Any]) -> None:
             seed_all(seed)
             expected = timm_s(picture)
             seed_all(seed)
-            found.append(difference(ours(picture), expected))
+            found.append(difference(*ours(picture), expected))
     assert torch.stack(found).mean() < 0.25  # a value that differs by one may be on the other side of a threshold
+
+
+def test_a_transform_can_be_sent_to_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for on_device in (False, True):
+        monkeypatch.setattr("cvt_nas.data.transforms.computes_on", lambda device, there=on_device: there)
+        transform = TrainTransform(preprocessing_of("RGB"), EVERYTHING, CPU)
+        sent, (picture, *_) = pickle.loads(pickle.dumps(transform)), photographs("RGB")
+        for seed in range(5):
+            seed_all(seed)
+            expected = transform(picture)
+            seed_all(seed)
+            assert all(torch.equal(*pair) for pair in zip(sent(picture), expected, strict=True))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -108,7 +122,7 @@ def test_an_image_is_evaluated_as_timm_has_it(interpolation: Any, crop_pct: floa
         pre.image_size, interpolation=interpolation, crop_pct=crop_pct, normalize=False,
         crop_mode="squash" if crop_pct == 1 else "center",
     )  # fmt: skip
-    found = [difference(EvalTransform(pre)(picture), timm_s(picture)) for picture in photographs(mode)]
+    found = [difference(*EvalTransform(pre)(picture), timm_s(picture)) for picture in photographs(mode)]
     by_torch = interpolation in ("bicubic", "bilinear")
     assert max(each.max() for each in found) <= 2 * by_torch
     assert torch.stack(found).mean() < 0.02
@@ -156,6 +170,43 @@ def test_some_images_are_erased_by_noise_and_the_others_are_as_they_were(folder:
     assert 0 < changed.sum() < 18
     assert torch.equal(half[changed], every[changed])
     assert ((every != whole).flatten(1).float().mean(1) < 0.4).all()
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_device_augments_a_folder_s_batches_as_pil_does(
+    num_workers: int, num_channels: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DataConfig(dataset="imagefolder", search_fraction=0.25, num_workers=num_workers)
+    data = FolderData(config, folder, 16, num_channels)
+    augment = dataclasses.replace(EVERYTHING, randaugment="rand-m9-mstd0.5-inc1-p1")
+
+    def batches() -> list[Any]:
+        return list(data.train_batches(batch_size=6, augment=augment, device=CPU, seed=1, epoch=2))
+
+    by_pil = batches()
+    monkeypatch.setattr("cvt_nas.data.transforms.computes_on", lambda device: True)
+    for (ours, targets), (expected, same) in zip(batches(), by_pil, strict=True):
+        away = (ours - expected).abs() * 255 * min(data.preprocessing.std)
+        assert away.mean() < 0.05  # of 255
+        assert torch.equal(targets, same)
+
+
+def test_a_device_augments_arrays_as_pil_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_data(DataConfig(dataset="digits"), root=None, image_size=8, num_channels=1, num_classes=10)
+    augment = AugmentConfig(
+        crop_padding=1, flip=True, randaugment="rand-m9-mstd0.5-inc1-p1", random_erasing=0.5, mixup=0.2, cutmix=1.0
+    )
+
+    def batches() -> list[Any]:
+        found = data.train_batches(batch_size=64, augment=augment, device=CPU, seed=1, epoch=2)
+        return [(images, targets, torch.rand(1)) for images, targets in found]
+
+    by_pil = batches()
+    monkeypatch.setattr("cvt_nas.data.augment.computes_on", lambda device: True)
+    for (ours, *others), (expected, *same) in zip(batches(), by_pil, strict=True):
+        assert (ours - expected).abs().mean() * 255 * data.preprocessing.std[0] < 0.05
+        assert all(torch.equal(*pair) for pair in zip(others, same, strict=True))
 
 
 def started() -> set[int | None]:

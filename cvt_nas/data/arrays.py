@@ -281,12 +281,11 @@ class ArrayData:
         order = np.random.default_rng((seed, epoch)).permutation(self._rows["train"])[rank::world_size]
         num_batches = max(self.num_images("train") // (world_size * batch_size), 1)
         erase, mix = erasing_of(augment, device), mixing_of(augment, len(self.class_names))
-        policy = randaugment_of(augment, self._images["train"].shape[1])
+        policy = randaugment_of(augment, self._images["train"].shape[1], device)
         for index in range(first, num_batches):
             seed_all(seed, epoch, index, rank)
             images, labels = self._batch("train", order[index * batch_size : (index + 1) * batch_size])
-            if policy is not None:
-                images = torch.stack([policy(image) for image in images])
+            images = to_device(policy(images), device)
             images = shift_and_flip(images, padding=augment.crop_padding, flip=augment.flip)
             x, targets = erase(self._to_input(images, device)), to_device(labels, device)
             yield mix(x, targets)

@@ -10,20 +10,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cvt_nas.config import AugmentConfig
-from cvt_nas.data.images import generator_of, seed_of
+from cvt_nas.data.images import generator_of, seed_of, to_device
+from cvt_nas.data.randaugment import augmented, computes_on, fill_of, recording
 
 
 def shift_and_flip(images: UInt8[Tensor, "b c h w"], *, padding: int, flip: bool) -> UInt8[Tensor, "b c h w"]:
     """Each image shifted by up to `padding` pixels into zeros, and mirrored with probability 1/2."""
     if not padding and not flip:
         return images
-    num, _, height, width = images.shape
+    num, _, height, width = images.shape  # drawn on the CPU, whichever device the images are on
     rows = torch.arange(height) + torch.randint(0, 2 * padding + 1, (num, 1))
     columns = torch.arange(width) + torch.randint(0, 2 * padding + 1, (num, 1))
     if flip:
         columns = torch.where(torch.rand(num, 1) < 0.5, columns.flip(1), columns)
     padded = F.pad(images, (padding,) * 4)
-    picked = padded[torch.arange(num)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    each, rows, columns = (to_device(x, images.device) for x in (torch.arange(num), rows, columns))
+    picked = padded[each[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)
 
 
@@ -68,16 +70,22 @@ def mixing_of(augment: AugmentConfig, num_classes: int) -> Any:
     return mix
 
 
-def randaugment_of(augment: AugmentConfig, num_channels: int) -> Any:
-    """RandAugment of one uint8 image `(channels, height, width)`; None where it is off."""
+def randaugment_of(augment: AugmentConfig, num_channels: int, device: torch.device) -> Any:
+    """RandAugment of a batch of bytes `(batch, channels, height, width)`: on `device` where that pays, or else by PIL.
+
+    The draws are the same, an image after the other, from the global random states.
+    """
     if augment.randaugment is None:
-        return None
+        return lambda images: images
     from timm.data.auto_augment import rand_augment_transform
     from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
     fill = 128 if num_channels == 1 else (128,) * num_channels
     policy = with_every_magnitude(rand_augment_transform(augment.randaugment, {"img_mean": fill}))
-    return lambda image: pil_to_tensor(policy(to_pil_image(image)))
+    if not computes_on(device):
+        return lambda images: torch.stack([pil_to_tensor(policy(to_pil_image(image))) for image in images])
+    colour, draw = fill_of(policy), recording(policy)
+    return lambda images: augmented(to_device(images, device), torch.stack([draw() for _ in images]), colour)
 
 
 def with_every_magnitude(transform: Any) -> Any:

@@ -26,6 +26,7 @@ from cvt_nas.data.images import (
     in_order,
     seed_all,
     split_off_search,
+    to_device,
 )
 from cvt_nas.data.layout import (
     Images,
@@ -38,6 +39,7 @@ from cvt_nas.data.layout import (
     save_listing,
 )
 from cvt_nas.data.loading import Portion, Source, Stream
+from cvt_nas.data.randaugment import augmented
 from cvt_nas.data.reading import read_image
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
 from cvt_nas.errors import DataError
@@ -225,8 +227,10 @@ class FolderData:
                 if evaluated is not None:
                     yield self._eval_portion(*evaluated, rank=rank, world_size=world_size)
 
+        transform = TrainTransform(self.preprocessing, augment, device)
+
         def sources() -> dict[str, Source]:
-            found = {"train": self._source_of("train", TrainTransform(self.preprocessing, augment))}
+            found = {"train": self._source_of("train", transform)}
             if evaluated is not None:
                 found["eval"] = self._source_of(evaluated[0], EvalTransform(self.preprocessing))
             return found
@@ -236,7 +240,10 @@ class FolderData:
             self.close()
         erase, mix = erasing_of(augment, device), mixing_of(augment, len(self.class_names))
         normalised = self._normaliser(device)
-        for index, (rows, images, labels) in enumerate(self._batches(due, sources, device, then()), start=first):
+        for index, (rows, labels, made) in enumerate(self._batches(due, sources, device, then()), start=first):
+            images = made[0].to(device, non_blocking=True).permute(0, 3, 1, 2)
+            if transform.fill is not None:
+                images = augmented(images, made[1], transform.fill)
             inputs = erase(normalised(images), [(seed, epoch, row) for row in rows.tolist()])
             seed_all(seed, epoch, index, rank)
             yield mix(inputs, labels.to(device, non_blocking=True))
@@ -272,7 +279,8 @@ class FolderData:
             split, batch_size, shuffled=shuffled, first=first, rank=rank, world_size=world_size
         )  # fmt: skip
         normalised = self._normaliser(device)
-        for _, images, labels in self._batches(due, sources, device):
+        for _, labels, (images,) in self._batches(due, sources, device):
+            images = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
             yield normalised(images), labels.to(device, non_blocking=True)
 
     def _eval_portion(
@@ -294,7 +302,7 @@ class FolderData:
         sources: Callable[[], Mapping[str, Source]],
         device: torch.device,
         then: Iterable[Portion] = (),
-    ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    ) -> Iterator[tuple[np.ndarray, Tensor, tuple[Tensor, ...]]]:
         """Those of `due`, by processes that have begun with it, or else by new ones, which go on with `then`."""
         if self._ahead is not None and self._ahead.next_key == due.key:
             stream, self._ahead = self._ahead, None
@@ -320,17 +328,17 @@ class FolderData:
 
     def _normaliser(
         self, device: torch.device
-    ) -> Callable[[UInt8[Tensor, "batch height width channels"]], Float[Tensor, "batch channels height width"]]:
-        """Takes the bytes of a batch to the device, and normalises them there to what timm makes of them.
+    ) -> Callable[[UInt8[Tensor, "batch channels height width"]], Float[Tensor, "batch channels height width"]]:
+        """Makes of bytes on the device what timm makes of them, channels-last.
 
         They are a quarter of what else the processes of the loader would hand over, and the main process would carry.
         """
         pre = self.preprocessing
-        mean, std = (torch.tensor(each, device=device)[:, None, None] for each in (pre.mean, pre.std))
+        mean, std = (to_device(torch.tensor(each), device)[:, None, None] for each in (pre.mean, pre.std))
 
         def normalised(images: Tensor) -> Tensor:
-            x = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
-            return x.float().div_(255).sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+            x = images.float().div_(255).sub_(mean).div_(std)
+            return x.contiguous(memory_format=torch.channels_last)
 
         return normalised
 

@@ -224,6 +224,6 @@ def in_order(rows: np.ndarray, shuffled: bool) -> np.ndarray:
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda":
+    if device.type == "cuda" and x.device.type == "cpu":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)

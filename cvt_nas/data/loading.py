@@ -23,11 +23,11 @@ class Source:
 
     Args:
         images: The files of a folder, and their labels.
-        transform: From a decoded image to bytes, `(height, width, channels)`.
+        transform: From a decoded image to bytes, `(height, width, channels)`, and whatever else there is of it.
     """
 
     images: Images
-    transform: Callable[[Any], Tensor]
+    transform: Callable[[Any], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,8 +95,8 @@ class Stream:
         """Of the portion whose batches are due next; None where none was asked for."""
         return self._asked[0].key if self._asked else None
 
-    def portion(self) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-        """Of each batch of the portion that is due, its rows, bytes `(batch, height, width, channels)` and labels."""
+    def portion(self) -> Iterator[tuple[np.ndarray, Tensor, tuple[Tensor, ...]]]:
+        """Of each batch of the portion that is due, its rows, labels, and what the transform made of its images."""
         for rows in self._asked[0].batches:
             assert self._batches is not None, "it was closed"
             batch = next(self._batches)
@@ -118,7 +118,7 @@ class _Reader(torch.utils.data.Dataset):
     def __init__(self, sources: Mapping[str, Source], read: Callable[[str], Any]) -> None:
         self._sources, self._read = sources, read
 
-    def __getitem__(self, request: _Request) -> tuple[Tensor, Tensor] | DataError:
+    def __getitem__(self, request: _Request) -> tuple[Tensor, tuple[Tensor, ...]] | DataError:
         from torch.utils.data import default_collate
 
         name, rows, seeds = request
@@ -132,7 +132,9 @@ class _Reader(torch.utils.data.Dataset):
                 return DataError(str(error))  # without what caused it, which need not be pickled
             found.append(source.transform(image))
         # torch's own, since it puts the images together where the main process can read them
-        return default_collate(found), torch.from_numpy(source.images.labels[rows])
+        return torch.from_numpy(source.images.labels[rows]), tuple(
+            map(default_collate, map(list, zip(*found, strict=True)))
+        )
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from cvt_nas.config import AugmentConfig
 from cvt_nas.data.augment import with_every_magnitude
 from cvt_nas.data.images import Preprocessing
+from cvt_nas.data.randaugment import computes_on, fill_of, recording
 
 _BY_TORCH = ("bilinear", "bicubic")  # which torch has with antialiasing
 
@@ -37,9 +38,15 @@ class TrainTransform:
     """What timm's transform for training makes of an image, up to its normalisation, from the same draws.
 
     Called with a decoded image, an array or PIL's, it draws from the global random states.
+
+    Args:
+        device: Where RandAugment may be computed. There, the image is as it was before it, and what was drawn is told.
+
+    Attributes:
+        fill: Of RandAugment on the device; see `fill_of`. None where there is none.
     """
 
-    def __init__(self, preprocessing: Preprocessing, augment: AugmentConfig) -> None:
+    def __init__(self, preprocessing: Preprocessing, augment: AugmentConfig, device: torch.device) -> None:
         from timm.data.transforms_factory import create_transform
 
         self._size, self._interpolation = preprocessing.image_size, preprocessing.interpolation
@@ -57,9 +64,14 @@ class TrainTransform:
         )
         (self._cropping,) = primary.transforms
         self._flips = augment.flip
-        self._by_pil = with_every_magnitude(secondary) if secondary.transforms else None
+        steps = with_every_magnitude(secondary).transforms
+        self._draw, self.fill = None, None
+        if len(steps) == 1 and augment.randaugment is not None and computes_on(device):
+            self.fill, self._draw = fill_of(steps[0]), recording(steps[0])
+        self._by_pil = None if self._draw is not None or not steps else secondary
 
-    def __call__(self, image: Any) -> UInt8[Tensor, "height width channels"]:
+    def __call__(self, image: Any) -> tuple[Tensor, ...]:
+        """Its bytes `(height, width, channels)`; and where the device computes RandAugment, `(layers, 3)` for it."""
         height, width = _size_of(image)
         sized = torch.empty(1, 1, 1).expand(1, height, width)  # timm asks an image for its size alone
         top, left, height, width = self._cropping.get_params(sized, self._cropping.scale, self._cropping.ratio)
@@ -68,7 +80,7 @@ class TrainTransform:
             pixels = pixels.flip(1)
         if self._by_pil is not None:
             pixels = _to_tensor(self._by_pil(_to_image(pixels.numpy())))
-        return pixels
+        return (pixels,) if self._draw is None else (pixels, self._draw())
 
 
 class EvalTransform:
@@ -79,14 +91,14 @@ class EvalTransform:
         self._side = math.floor(preprocessing.image_size / preprocessing.crop_pct)
         self._squashes = preprocessing.crop_pct == 1
 
-    def __call__(self, image: Any) -> UInt8[Tensor, "height width channels"]:
+    def __call__(self, image: Any) -> tuple[UInt8[Tensor, "height width channels"]]:
         height, width = _size_of(image)
         shorter, rows, columns = min(height, width), self._side, self._side
         if not self._squashes:
             rows, columns = (self._side * side // shorter for side in (height, width))
         pixels = resized(_cut(image, 0, 0, height, width), rows, columns, self._interpolation)
         top, left = (round((side - self._size) / 2) for side in (rows, columns))
-        return pixels[top : top + self._size, left : left + self._size]
+        return (pixels[top : top + self._size, left : left + self._size],)
 
 
 def _size_of(image: Any) -> tuple[int, int]:
