@@ -40,7 +40,7 @@ from cvt_nas.data.layout import (
 )
 from cvt_nas.data.loading import Portion, Source, Stream
 from cvt_nas.data.randaugment import augmented
-from cvt_nas.data.reading import read_image
+from cvt_nas.data.reading import read_pixels
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
@@ -307,7 +307,7 @@ class FolderData:
         if self._ahead is not None and self._ahead.next_key == due.key:
             stream, self._ahead = self._ahead, None
         else:
-            read = functools.partial(read_image, mode=self.mode)
+            read = functools.partial(read_pixels, mode=self.mode)
             stream = Stream(
                 sources(), read, due, then, num_workers=self._num_workers, pin_memory=device.type == "cuda"
             )  # fmt: skip

@@ -7,6 +7,10 @@ long as wide, which would be gigantic once their shorter side is resized. EXIF's
 dropped, and of several frames the first is taken.
 """
 
+import functools
+import importlib
+import io
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -35,6 +39,7 @@ _OTHER_KINDS = {  # by what their first bytes hold
     b"%PDF": "a PDF",
     b"\0\0\x01\0": "an icon",
 }
+_JPEG, _METADATA = b"\xff\xd8\xff", b"\xff\xe1"  # how a file begins, and EXIF and XMP in it
 # Of the suffixes that are read; another may start a program, as Ghostscript
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 
@@ -94,6 +99,63 @@ def decode(path: str | Path, mode: str) -> Any:
             return turned.convert(mode)
     except Exception as error:  # Pillow's plugins raise whatever their parsers run into
         raise DataError(f"{path}: {why_unreadable(error, path)}") from error
+
+
+def read_pixels(path: str | Path, mode: str) -> Any:
+    """The same pixels as an array `(height, width, channels)` where that is faster, or else as a Pillow image.
+
+    It is where `simplejpeg` is installed and decodes the file without a complaint. Pillow has all others, since it is
+    more patient, and its word counts on what is damaged.
+
+    Raises:
+        DataError: See `read_image`.
+    """
+    found = _by_simplejpeg(path, mode)
+    return read_image(path, mode) if found is None else found
+
+
+def _by_simplejpeg(path: str | Path, mode: str) -> Any:
+    """None where Pillow is to decide."""
+    from PIL import Image
+
+    simplejpeg = _simplejpeg()
+    if simplejpeg is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+        if not content.startswith(_JPEG):
+            return None
+        height, width, space, _ = simplejpeg.decode_jpeg_header(content)
+        if space not in ("YCbCr", "Gray") or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
+            return None
+        if _METADATA in content and _is_turned(content):
+            return None
+        if space == "Gray":
+            pixels = simplejpeg.decode_jpeg(content, "GRAY")
+            return pixels if mode == "L" else pixels.repeat(3, axis=2)
+        pixels = simplejpeg.decode_jpeg(content, "RGB")
+        return pixels if mode == "RGB" else Image.fromarray(pixels).convert(mode)
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def _is_turned(content: bytes) -> bool:
+    """Whether the metadata of a JPEG file say so; Pillow knows of EXIF's and XMP's."""
+    from PIL import Image
+
+    with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+        warnings.simplefilter("ignore")
+        return _orientation(image) not in (None, 1)
+
+
+@functools.cache
+def _simplejpeg() -> Any:
+    """The module, where it is installed."""
+    try:
+        return importlib.import_module("simplejpeg")
+    except ImportError:
+        return None
 
 
 def read_header(path: str | Path) -> Header:
