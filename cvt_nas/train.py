@@ -86,6 +86,7 @@ def train(
                 raise DataError(f"--data {data}: {difference}: the architecture was found on other classes")
             if on_note is not None:
                 on_note(f"{data}: other data than those that the architecture was found on: {difference}")
+        setup = setup.fitting_shared_memory(num_processes=num_workers, on_note=on_note)
         images = setup.open_data()
         if weights is not None:
             begins = {

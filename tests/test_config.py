@@ -326,8 +326,8 @@ def test_a_randaugment_that_timm_takes_is_read_and_draws(policy: str) -> None:
     text = base_with("  augment: {crop_padding: 1", f"  augment: {{randaugment: {policy}")
     augment = parse_experiment(text, "my.yaml").training.augment
     assert augment.randaugment == policy
-    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    assert randaugment_of(augment, num_channels=3)(image).shape == image.shape
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    assert randaugment_of(augment, 3, torch.device("cpu"))(images).shape == images.shape
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Searches that are broken on purpose, on real Ray: what ends, what goes on, and that nothing is lost or done twice."""
 
 import contextlib
-import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.distributed import start_local_ray, temporary_folder_of_ray
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import ResourceError, RunFolderError, SearchFailedError
-from cvt_nas.race.disk import bytes_needed, check_disk, check_shared_memory
+from cvt_nas.race.disk import bytes_needed, check_disk
 from cvt_nas.race.events import EpochDone, TrialStarted
 from cvt_nas.results import RunFolder
 
@@ -273,7 +272,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_starts(small:
     assert not ray.is_initialized()
 
 
-def test_batches_that_do_not_fit_in_shared_memory_are_refused_before_a_worker_is_killed(tmp_path: Path) -> None:
+def test_batches_that_have_no_room_in_shared_memory_go_through_pipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for part in ("train", "val"):
         for name in ("a", "b"):
             (tmp_path / part / name).mkdir(parents=True)
@@ -282,26 +283,15 @@ def test_batches_that_do_not_fit_in_shared_memory_are_refused_before_a_worker_is
     change = {"data:": "data: {dataset: imagefolder, num_workers: 1}", "  num_classes:": "  num_classes: 2"}
     experiment = parse_experiment(small_digits(**change), "folder.yaml")
     setup = TrainingSetup.of(experiment, run_path=tmp_path / "run", data=tmp_path)
-    check_shared_memory(setup, num_slots=1)
-    large = dataclasses.replace(setup, training=dataclasses.replace(setup.training, batch_size=2**36))
-    with pytest.raises(
-        ResourceError, match=r"/dev/shm has \S+ MiB left, and batches .* --shm-size.*data.num_workers: 0"
-    ):
-        check_shared_memory(large, num_slots=1)
-
-
-def test_a_byte_of_shared_memory_is_asked_for_a_value_of_each_batch_on_its_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    setup = TrainingSetup.of(parse_experiment(small_digits(), "small.yaml"), run_path=tmp_path, data=None)
-    monkeypatch.setattr(TrainingSetup, "open_data", lambda self: SimpleNamespace(_num_workers=3))
-    needed = 2 * 3 * 2 * setup.training.batch_size * 8 * 8  # slots, processes, batches of each
-    usage = shutil.disk_usage(tmp_path)
+    needed = 2 * 3 * 256 * 8 * 8  # processes that train, batches of each, bytes
+    usage, notes = shutil.disk_usage(tmp_path), list[str]()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
-    check_shared_memory(setup, num_slots=2)
+    assert setup.fitting_shared_memory(num_processes=2, on_note=notes.append) == setup
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
-    with pytest.raises(ResourceError):
-        check_shared_memory(setup, num_slots=2)
+    assert not setup.fitting_shared_memory(num_processes=2, on_note=notes.append).shares_memory
+    assert re.match(r"/dev/shm has \S+ MiB left, and batches .* go through pipes.* --shm-size", *notes)
+    arrays = TrainingSetup.of(parse_experiment(small_digits(), "small.yaml"), run_path=tmp_path / "run", data=None)
+    assert arrays.fitting_shared_memory(num_processes=2) == arrays
 
 
 ODD_PLACE = """

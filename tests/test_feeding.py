@@ -5,11 +5,15 @@ import functools
 import multiprocessing
 import os
 import pickle
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -295,3 +299,39 @@ def test_the_next_epoch_s_batches_are_read_while_it_is_evaluated(folder: Path) -
     finally:
         for path in folder.glob("train/*/*.away"):
             path.rename(path.with_suffix(".jpg"))
+
+
+SMALL = """
+import sys, torch
+from pathlib import Path
+from cvt_nas.config import AugmentConfig, DataConfig
+from cvt_nas.data import loading
+from cvt_nas.data.folders import FolderData
+
+config = DataConfig(dataset="imagefolder", search_fraction=0.25, num_workers=2)
+data = FolderData(config, Path(sys.argv[1]), 512, 3)
+assert loading.free_shared_memory() <= 2**20
+options = {"batch_size": 4, "augment": AugmentConfig(), "device": torch.device("cpu"), "seed": 3}
+print(sum(len(labels) for epoch in range(2) for _, labels in data.train_batches(epoch=epoch, until=2, **options)))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="only root mounts")
+def test_a_small_shared_memory_suffices(folder: Path) -> None:
+    """Of 1 MiB, in which no batch of 3 MiB has room."""
+    mounted = 'mount -t tmpfs -o size=1m none /dev/shm && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", mounted, "sh", sys.executable, "-c", SMALL, str(folder)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unshare" in found.stderr or "mount:" in found.stderr:
+        pytest.skip(f"this machine cannot: {found.stderr}")
+    assert (found.returncode, found.stdout.strip()) == (0, "32"), found.stderr
+
+
+def test_auto_follows_the_cpus_of_a_process_that_trains(folder: Path) -> None:
+    data = open_folder(folder)
+    machine = joblib.cpu_count()
+    for num_cpus in (1, 2, 10**6):
+        data.num_cpus = num_cpus
+        assert data.num_workers(CPU) == min(num_cpus, machine) - 1
+        assert data.num_workers(torch.device("cuda")) == max(min(num_cpus, machine) - 1, 1)
+    assert open_folder(folder, num_workers=0).num_workers(torch.device("cuda")) == 0

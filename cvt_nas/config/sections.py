@@ -52,6 +52,12 @@ def _auto_or_count(value: Any) -> Any:
     raise ValueError(f"got {show(value)}, must be auto, or a whole number of at least 1")
 
 
+def _auto_or_workers(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and value >= 0):
+        return value
+    raise ValueError(f"got {show(value)}, must be auto, or a whole number of at least 0")
+
+
 def _on_or_off(value: Any) -> Any:
     """`on` and `off`, which YAML reads as true and false."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
@@ -178,7 +184,8 @@ class DataConfig:
         train_fraction: Share of what is left of it that is trained on, stratified: a cheaper, weaker proxy.
         split_seed: Seed of these splits.
         num_workers: Processes that decode images of a folder, for each process that trains (each device of a trial),
-            but no more than the machine has CPUs; in-memory sets need none.
+            but no more than the machine has CPUs; in-memory sets need none. `auto`: as many as the process that trains
+            has CPUs, less one for itself; where it trains on a GPU, at least one.
         on_error: Where images of a folder cannot be read: `raise` ends the run before it begins; `skip` leaves them
             out of every split, for which each image is decoded once beforehand.
     """
@@ -188,7 +195,7 @@ class DataConfig:
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     split_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
-    num_workers: Annotated[int, Field(ge=0)] = 2
+    num_workers: Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_workers)] = "auto"
     on_error: Literal["raise", "skip"] = "raise"
 
 

@@ -12,6 +12,7 @@ from cvt_nas.data.checking import ImageCheck, check_images
 from cvt_nas.data.find import check_outside, find_data, shape_of, trained_classes
 from cvt_nas.data.folders import FolderData
 from cvt_nas.data.images import SPLITS, Batch, ImageData, Preprocessing, Split, seed_all
+from cvt_nas.data.loading import free_shared_memory, num_on_their_way
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity, write_atomically
 
@@ -28,7 +29,9 @@ __all__ = [
     "check_folder",
     "check_outside",
     "find_data",
+    "free_shared_memory",
     "load_data",
+    "num_on_their_way",
     "save_preprocessing",
     "seed_all",
     "shape_of",

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from joblib import cpu_count
 from torch import Tensor
 
 from cvt_nas.config import AugmentConfig, DataConfig
@@ -38,7 +39,7 @@ from cvt_nas.data.layout import (
     problems_of,
     save_listing,
 )
-from cvt_nas.data.loading import Portion, Source, Stream
+from cvt_nas.data.loading import Portion, Reader, Source, Stream, free_shared_memory, num_on_their_way
 from cvt_nas.data.randaugment import augmented
 from cvt_nas.data.reading import read_pixels
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
@@ -60,6 +61,8 @@ class FolderData:
     Attributes:
         mode: Pillow's, as which images are read.
         files: The images of each folder, those to skip included.
+        num_cpus: Of the process that trains, which `data.num_workers: auto` follows; the machine's until it is set.
+        shares_memory: Whether its processes may hand over batches in `/dev/shm`, where that has room for them.
         notes: What is left out and how the splits are made, one line each.
     """
 
@@ -75,15 +78,13 @@ class FolderData:
         listing: Path | None = None,
         on_note: Callable[[str], None] | None = None,
     ) -> None:
-        from joblib import cpu_count
-
         if root is None:
             raise DataError(f"{config.dataset}: give the folder that holds train/ and val/ by --data DIR")
         if num_channels not in (1, 3):
             raise DataError(
                 f"{config.dataset}: images are read as grey or colour, space.num_channels is {num_channels}"
             )
-        self._num_workers = min(config.num_workers, cpu_count())
+        self._num_workers, self.num_cpus, self.shares_memory = config.num_workers, cpu_count(), True
         self._ahead: Stream | None = None  # what processes have begun to read for the next call
         self.mode = "L" if num_channels == 1 else "RGB"
         layout = find_layout(root)
@@ -240,7 +241,9 @@ class FolderData:
             self.close()
         erase, mix = erasing_of(augment, device), mixing_of(augment, len(self.class_names))
         normalised = self._normaliser(device)
-        for index, (rows, labels, made) in enumerate(self._batches(due, sources, device, then()), start=first):
+        largest = max(batch_size, 0 if evaluated is None else evaluated[1])
+        batches = self._batches(due, sources, device, then(), largest=largest)
+        for index, (rows, labels, made) in enumerate(batches, start=first):
             images = made[0].to(device, non_blocking=True).permute(0, 3, 1, 2)
             if transform.fill is not None:
                 images = augmented(images, made[1], transform.fill)
@@ -279,7 +282,7 @@ class FolderData:
             split, batch_size, shuffled=shuffled, first=first, rank=rank, world_size=world_size
         )  # fmt: skip
         normalised = self._normaliser(device)
-        for _, labels, (images,) in self._batches(due, sources, device):
+        for _, labels, (images,) in self._batches(due, sources, device, largest=batch_size):
             images = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
             yield normalised(images), labels.to(device, non_blocking=True)
 
@@ -302,14 +305,21 @@ class FolderData:
         sources: Callable[[], Mapping[str, Source]],
         device: torch.device,
         then: Iterable[Portion] = (),
+        *,
+        largest: int,
     ) -> Iterator[tuple[np.ndarray, Tensor, tuple[Tensor, ...]]]:
-        """Those of `due`, by processes that have begun with it, or else by new ones, which go on with `then`."""
+        """Those of `due`, by processes that have begun with it, or else by new ones, which go on with `then`.
+
+        Args:
+            largest: Images of the largest batch.
+        """
         if self._ahead is not None and self._ahead.next_key == due.key:
             stream, self._ahead = self._ahead, None
         else:
-            read = functools.partial(read_pixels, mode=self.mode)
+            reader = Reader(sources(), functools.partial(read_pixels, mode=self.mode))
             stream = Stream(
-                sources(), read, due, then, num_workers=self._num_workers, pin_memory=device.type == "cuda"
+                reader, due, then, num_workers=self.num_workers(device), pin_memory=device.type == "cuda",
+                shares_memory=self.shares_memory and self._fits(largest, device),
             )  # fmt: skip
         goes_on = False
         try:
@@ -320,6 +330,17 @@ class FolderData:
                 self._ahead = stream
             else:
                 stream.close()
+
+    def num_workers(self, device: torch.device) -> int:
+        """Processes that read for one that trains on `device`."""
+        if self._num_workers != "auto":
+            return min(int(self._num_workers), cpu_count())
+        return max(min(self.num_cpus, cpu_count()) - 1, 1 if device.type == "cuda" else 0)
+
+    def _fits(self, batch_size: int, device: torch.device) -> bool:
+        """Whether what is on its way has room in shared memory."""
+        values = batch_size * len(self.preprocessing.mean) * self.preprocessing.image_size**2  # a byte each
+        return values * num_on_their_way(self.num_workers(device)) <= free_shared_memory()
 
     def close(self) -> None:
         if self._ahead is not None:

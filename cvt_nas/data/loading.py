@@ -1,9 +1,12 @@
 """Batches of bytes that processes read from files, a few of them ahead, through the end of an epoch."""
 
 import itertools
+import math
+import shutil
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ from cvt_nas.data.images import seed_all
 from cvt_nas.data.layout import Images
 from cvt_nas.errors import DataError
 
+_AHEAD = 2  # batches of each process
+_SHARED = Path("/dev/shm")
 _Request = tuple[str, np.ndarray, tuple[int, ...] | None]  # name of a source, rows, seeds
 
 
@@ -47,6 +52,16 @@ class Portion:
     seeds: tuple[int, ...] | None = None
 
 
+def num_on_their_way(num_workers: int) -> int:
+    """Batches that processes have ready or in hand, and one that is in use."""
+    return num_workers * _AHEAD + 1
+
+
+def free_shared_memory() -> float:
+    """Bytes; in a container, 64 MiB by default. Infinite where the system has no such folder."""
+    return shutil.disk_usage(_SHARED).free if _SHARED.is_dir() else math.inf
+
+
 class Stream:
     """The batches of several portions, one after the other, read by processes that live as long as it does.
 
@@ -54,31 +69,33 @@ class Stream:
     a `DataError`, raised when its batch is due.
 
     Args:
-        read: The decoded image of a path.
         first, then: The portions; the latter are taken as far as batches are asked for.
         num_workers: Processes; 0 where this one reads, and then nothing is ahead.
+        shares_memory: Whether they hand over batches in shared memory; else through pipes, which takes the process that
+            reads those a copy more.
     """
 
     def __init__(
         self,
-        sources: Mapping[str, Source],
-        read: Callable[[str], Any],
+        reader: "Reader",
         first: Portion,
         then: Iterable[Portion] = (),
         *,
         num_workers: int,
         pin_memory: bool,
+        shares_memory: bool = True,
     ) -> None:
         from torch.utils.data import DataLoader
 
-        self._asked = deque([first])
+        self._asked, self._pins = deque([first]), pin_memory and not shares_memory
         batches = DataLoader(
-            _Reader(sources, read),
+            reader,
             sampler=self._requests(first, then if num_workers else ()),
             batch_size=None,
             num_workers=num_workers,
+            prefetch_factor=_AHEAD if num_workers else None,
             pin_memory=pin_memory,
-            collate_fn=_as_it_is,
+            collate_fn=collated if shares_memory or not num_workers else _collated_as_arrays,
             generator=torch.Generator(),  # of its own, so that the global one is left as it is
         )
         self._batches: Iterator[Any] | None = iter(batches)
@@ -102,8 +119,15 @@ class Stream:
             batch = next(self._batches)
             if isinstance(batch, DataError):
                 raise batch
-            yield rows, *batch
+            labels, made = batch
+            if isinstance(labels, np.ndarray):
+                labels, *made = map(self._from_array, (labels, *made))
+            yield rows, labels, tuple(made)
         self._asked.popleft()
+
+    def _from_array(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self._pins else tensor  # torch's loader pins tensors alone
 
     def close(self) -> None:
         """Ends the processes."""
@@ -111,16 +135,20 @@ class Stream:
         self._asked.clear()
 
 
-class _Reader(torch.utils.data.Dataset):
-    """What a process does. An image that cannot be read is the error that says so: raised in a worker, it would arrive
-    with the worker's traceback in its message."""
+class Reader(torch.utils.data.Dataset):
+    """What a process does: from rows to labels and images.
+
+    An image that cannot be read is the error that says so: raised in a worker, it would arrive with the worker's
+    traceback in its message.
+
+    Args:
+        read: The decoded image of a path.
+    """
 
     def __init__(self, sources: Mapping[str, Source], read: Callable[[str], Any]) -> None:
         self._sources, self._read = sources, read
 
-    def __getitem__(self, request: _Request) -> tuple[Tensor, tuple[Tensor, ...]] | DataError:
-        from torch.utils.data import default_collate
-
+    def __getitem__(self, request: _Request) -> "_Read":
         name, rows, seeds = request
         source, found = self._sources[name], []
         for row in rows.tolist():
@@ -131,11 +159,25 @@ class _Reader(torch.utils.data.Dataset):
             except DataError as error:
                 return DataError(str(error))  # without what caused it, which need not be pickled
             found.append(source.transform(image))
-        # torch's own, since it puts the images together where the main process can read them
-        return torch.from_numpy(source.images.labels[rows]), tuple(
-            map(default_collate, map(list, zip(*found, strict=True)))
-        )
+        return torch.from_numpy(source.images.labels[rows]), found
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+_Read = tuple[Tensor, Sequence[tuple[Tensor, ...]]] | DataError  # labels, and what was made of each image
+
+
+def collated(read: _Read) -> tuple[Tensor, tuple[Tensor, ...]] | DataError:
+    """A batch, by torch's own function, which in a loader's process writes it into shared memory."""
+    from torch.utils.data import default_collate
+
+    if isinstance(read, DataError):
+        return read
+    labels, found = read
+    return labels, tuple(default_collate(list(parts)) for parts in zip(*found, strict=True))
+
+
+def _collated_as_arrays(read: _Read) -> tuple[np.ndarray, tuple[np.ndarray, ...]] | DataError:
+    """The same in what travels through a pipe."""
+    if isinstance(read, DataError):
+        return read
+    labels, found = read
+    return labels.numpy(), tuple(torch.stack(parts).numpy() for parts in zip(*found, strict=True))

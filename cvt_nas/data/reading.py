@@ -96,7 +96,7 @@ def decode(path: str | Path, mode: str) -> Any:
                 turned = turned.convert("RGBA")
             if turned.mode == "LAB" and mode == "L":
                 turned = turned.convert("RGB")
-            return turned.convert(mode)
+            return turned if turned.mode == mode else turned.convert(mode)
     except Exception as error:  # Pillow's plugins raise whatever their parsers run into
         raise DataError(f"{path}: {why_unreadable(error, path)}") from error
 

@@ -8,7 +8,17 @@ from typing import Any, Self
 import torch
 
 from cvt_nas.config import DataConfig, Experiment, SupernetConfig, TrainingConfig
-from cvt_nas.data import SPLITS, FolderData, ImageData, check_data, check_outside, load_data
+from cvt_nas.data import (
+    SPLITS,
+    FolderData,
+    ImageData,
+    check_data,
+    check_outside,
+    free_shared_memory,
+    load_data,
+    num_on_their_way,
+)
+from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE
 from cvt_nas.errors import DataError, RunFolderError
 from cvt_nas.results import DataIdentity, RunFolder, fetch, write_atomically
 from cvt_nas.space import ArchSpace, NarrowedSpace, SearchSpace
@@ -66,6 +76,7 @@ class TrainingSetup:
         memory_share: Part of a GPU's memory that a training has, where others share the GPU.
         shared: Where trials begin with the weights that they inherit.
         init: Or with these, where it is one architecture that is trained; see `model.initialise`.
+        shares_memory: Whether batches that processes read may be handed over in `/dev/shm`.
         identity: Of the data, once `checked` has looked at them; with the images that every worker leaves out.
     """
 
@@ -82,6 +93,7 @@ class TrainingSetup:
     memory_share: float = 1.0
     shared: SharedWeights | None = None
     init: Path | None = None
+    shares_memory: bool = True
     identity: DataIdentity | None = None
 
     @classmethod
@@ -169,6 +181,28 @@ class TrainingSetup:
         found._keep(data)
         return found
 
+    def fitting_shared_memory(self, *, num_processes: int, on_note: Callable[[str], None] | None = None) -> Self:
+        """The same, by which batches go through pipes where those on their way have no room in `/dev/shm`.
+
+        In a container, that has 64 MiB by default, and a process that filled it would be killed.
+
+        Args:
+            num_processes: That train side by side on this machine.
+        """
+        data = self.open_data()
+        num_workers = data.num_workers(self.torch_device) if isinstance(data, FolderData) else 0
+        if num_workers == 0:
+            return self
+        values = max(self.training.batch_size, EVAL_BATCH_SIZE) * self.num_channels * self.image_size**2
+        needed, free = num_processes * num_on_their_way(num_workers) * values, free_shared_memory()  # a byte each
+        if needed <= free:
+            return self
+        (on_note or _ignore)(
+            f"/dev/shm has {free / 2**20:.3g} MiB left, and batches on their way need about {needed / 2**20:.3g} MiB: "
+            f"they go through pipes, which takes a little longer; docker run --shm-size makes room"
+        )
+        return replace(self, shares_memory=False)
+
     def save_listing(self) -> None:
         """Keeps the names of the images in the run folder, so that no worker has to look through the folders again."""
         data = self._open_whole()
@@ -200,7 +234,10 @@ class TrainingSetup:
                 known = dict(self.identity.splits)
                 raise DataError(f"{self.data_root}: has changed since the run began: {known} images, now {now}")
             self._keep(data)
-        return _OPENED[self._key]
+        data = _OPENED[self._key]
+        if isinstance(data, FolderData):
+            data.num_cpus, data.shares_memory = self.num_threads, self.shares_memory
+        return data
 
     def _keep(self, data: ImageData) -> None:
         _OPENED.clear()

@@ -14,7 +14,7 @@ from cvt_nas.errors import ArchError, CvtNasError, RunFolderError, StorageError
 from cvt_nas.race.budget import TimeBudget
 from cvt_nas.race.client import search_through_client
 from cvt_nas.race.confirm import confirm_front
-from cvt_nas.race.disk import check_disk, check_shared_memory, check_writable
+from cvt_nas.race.disk import check_disk, check_writable
 from cvt_nas.race.events import Follower, RaceEvent, following
 from cvt_nas.race.executor import race
 from cvt_nas.race.inherit import heirs, rank_candidates, record_as_trials, train_shared_weights
@@ -124,7 +124,8 @@ def search(
         num_left = num_trials - sum(result.status not in FAILURES for result in ended)  # what failed is tried again
         check_disk(experiment, place.path, num_trials=max(num_left, 0), num_slots=resources.num_slots, run=run)
         if address is None:
-            check_shared_memory(setup, num_slots=resources.num_slots)
+            num_processes = resources.num_slots * resources.num_workers
+            setup = setup.fitting_shared_memory(num_processes=num_processes, on_note=on_note)
         if experiment.goes_by_latency:
             experiment = with_latency(experiment, run, setup, resources, seed=seed)
             if setup.shared is not None:  # whose random subnets meet the constraints, too

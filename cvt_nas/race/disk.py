@@ -1,4 +1,4 @@
-"""Whether a search fits on the disk that it writes to, and in the shared memory; asked before it begins."""
+"""Whether a search fits on the disk that it writes to; asked before it begins."""
 
 import math
 import os
@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cvt_nas.config import Experiment, TrainingConfig
-from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import ResourceError, RunFolderError
 from cvt_nas.results import RunFolder
 
 _BYTES = 4  # of a parameter
-_PREFETCHED = 2  # batches of a process
 _NUM_DRAWN = 64
 _KEPT, _WRITTEN = 2, 1  # checkpoints of a trial: the last one and the one before it, and one that is being written
 
@@ -96,22 +94,3 @@ def check_writable(out: Path) -> None:
     folder = next(parent for parent in (out, *out.parents) if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise RunFolderError(f"{out}: cannot be written, since {folder} cannot; name another place by --out DIR")
-
-
-def check_shared_memory(setup: TrainingSetup, *, num_slots: int) -> None:
-    """Whether batches that processes of a data set hand over fit in `/dev/shm`, without which these would be killed.
-
-    Raises:
-        ResourceError: They do not. In a container, that is 64 MiB by default.
-    """
-    num_workers = getattr(setup.open_data(), "_num_workers", 0)  # of a set whose images are decoded in processes
-    shared = Path("/dev/shm")
-    if num_workers == 0 or not shared.is_dir():
-        return
-    batch = setup.training.batch_size * setup.num_channels * setup.image_size**2  # bytes
-    needed, free = num_slots * num_workers * _PREFETCHED * batch, shutil.disk_usage(shared).free
-    if needed > free:
-        raise ResourceError(
-            f"{shared} has {free / 2**20:.3g} MiB left, and batches on their way need about {needed / 2**20:.3g} MiB "
-            f"there; make room (docker run --shm-size), or set data.num_workers: 0 or a smaller training.batch_size"
-        )
