@@ -212,6 +212,9 @@ class Noise:
         """None, since accuracy is not asked for."""
         return iter(())
 
+    def prepared(self, images: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
     def close(self) -> None:
         """Nothing is read ahead."""
 

@@ -23,7 +23,7 @@ from timm.data.transforms_factory import create_transform
 
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.config import AugmentConfig, DataConfig, TrainingConfig
-from cvt_nas.data import Preprocessing, load_data, seed_all
+from cvt_nas.data import ImageData, Preprocessing, load_data, seed_all
 from cvt_nas.data.augment import with_every_magnitude
 from cvt_nas.data.folders import FolderData
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
@@ -314,6 +314,21 @@ assert loading.free_shared_memory() <= 2**20
 options = {"batch_size": 4, "augment": AugmentConfig(), "device": torch.device("cpu"), "seed": 3}
 print(sum(len(labels) for epoch in range(2) for _, labels in data.train_batches(epoch=epoch, until=2, **options)))
 """
+
+
+@pytest.mark.parametrize("kind", ["folder", "arrays", "arrays resized"])
+def test_bytes_are_prepared_as_an_evaluation_prepares_them(kind: str, folder: Path) -> None:
+    side = 12 if kind == "arrays resized" else 8
+    config = DataConfig(dataset="digits")
+    data: ImageData = load_data(config, root=None, image_size=side, num_channels=1, num_classes=10)
+    if kind == "folder":
+        data = open_folder(folder, num_workers=0)
+    options: dict[str, Any] = {"batch_size": 4, "device": CPU}
+    kept = data.eval_batches("search", as_bytes=True, **options)
+    for (images, labels), (expected, same) in zip(kept, data.eval_batches("search", **options), strict=True):
+        assert images.dtype == torch.uint8
+        assert torch.equal(data.prepared(images), expected)
+        assert torch.equal(labels, same)
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="only root mounts")

@@ -434,7 +434,7 @@ def test_what_memory_is_not_for_is_read_again(digits: ImageData, monkeypatch: py
     supernet, settings = Supernet(SPACE), config()
     wanted = Inheritance(supernet, settings, digits, CPU).accuracy(SPACE.smallest)
     assert wanted[1] == digits.num_images("search") > 256
-    monkeypatch.setattr("cvt_nas.engine.supernet._MAX_KEPT_BYTES", 256 * 64 * 4)  # a batch
+    monkeypatch.setattr("cvt_nas.engine.supernet._MAX_KEPT_BYTES", 256 * 64)  # a batch
     inheritance = Inheritance(supernet, settings, digits, CPU)
     assert inheritance.accuracy(SPACE.smallest, bar=1.1, num_screening_images=100)[1] == 256
     assert [inheritance.accuracy(SPACE.smallest) for _ in range(2)] == [wanted, wanted]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cvt_nas import __version__
-from cvt_nas.cli import searching, verbs
+from cvt_nas.cli import packing, searching, verbs
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -134,6 +134,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="decode the training images too, which finds damage in the middle of a file",
     )
     _add_json(check)
+
+    pack = add("pack", packing.pack, "encode a folder of images once more, as small JPEG files for a slow disk")
+    pack.add_argument("data", metavar="DATA", help="folder of the data set")
+    pack.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder, or one that was begun so")
+    pack.add_argument(
+        "--short-side", type=_positive, default=256, metavar="N", help="pixels of the shorter side of large images"
+    )
+    pack.add_argument(
+        "--on-error", choices=["raise", "skip"], default="raise", help="whether images that cannot be read are left out"
+    )
+    _add_json(pack)
 
     report = add("report", verbs.report, "rebuild the page, tables and plots of a run folder")
     report.add_argument("run", metavar="RUN")

@@ -1,6 +1,7 @@
 """What several verbs print."""
 
 import shlex
+import sys
 from collections import Counter
 from typing import Any, TextIO
 
@@ -10,6 +11,10 @@ from cvt_nas.escaping import printable
 def write(*lines: str, file: TextIO | None = None, flush: bool = False) -> None:
     """Prints lines of text, in which no name of a file or class is obeyed by the terminal."""
     print(*map(printable, lines), sep="\n", file=file, flush=flush)
+
+
+def print_note(note: str) -> None:
+    write(f"note: {note}", file=sys.stderr, flush=True)
 
 
 def say(console: Any, text: str, **style: Any) -> None:

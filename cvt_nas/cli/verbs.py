@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cvt_nas.cli.output import command, operand, print_front, quoted, say, write
+from cvt_nas.cli.output import command, operand, print_front, print_note, quoted, say, write
 from cvt_nas.cli.searching import SignalledStop
 from cvt_nas.errors import ArchError, DataError, ExportError, StorageError
 
@@ -66,7 +66,7 @@ def _load_arch(text: str, image_size: int | None = None) -> Any:
         size, why = image_size, "as the space has them"
     if size is None:
         size, why = arch.image_size, "as of the published models"
-    _print_note(f"{config} tells no size of images: {size} x {size}, {why}")
+    print_note(f"{config} tells no size of images: {size} x {size}, {why}")
     return arch.with_image_size(size)
 
 
@@ -155,7 +155,7 @@ def train(options: argparse.Namespace) -> int:
         if options.arch in NAMED_ARCHS:
             arch, note = fitted(arch, experiment)
             if note is not None:
-                _print_note(note)
+                print_note(note)
     elif run is not None:
         experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
         origin = DataIdentity.of(run.manifest)
@@ -174,7 +174,7 @@ def train(options: argparse.Namespace) -> int:
         note = report.get("note")
         if note is not None and note not in said:
             said.add(note)
-            _print_note(note)
+            print_note(note)
         if report["status"] == "running":
             done = f"epoch {report['epoch']}/{experiment.training.epochs}, accuracy {report['accuracy']:.4f}"
             write(f"{done}, {report['train_seconds']:.0f} s", file=sys.stderr, flush=True)
@@ -190,7 +190,7 @@ def train(options: argparse.Namespace) -> int:
         init=options.init,
         resume=options.resume,
         origin=origin,
-        on_note=_print_note,
+        on_note=print_note,
         on_report=told,
     )
     from cvt_nas.results import RunFolder
@@ -206,10 +206,6 @@ def train(options: argparse.Namespace) -> int:
     write(f"plots: {', '.join(plots)}")
     write("next: " + command("cvt-nas", "export", operand(str(out)), "--pick", "best", "--to", "my_model"))
     return 0
-
-
-def _print_note(note: str) -> None:
-    write(f"note: {note}", file=sys.stderr, flush=True)
 
 
 def _with_training(experiment: Any, options: argparse.Namespace) -> Any:
@@ -277,7 +273,7 @@ def evaluate(options: argparse.Namespace) -> int:
         device=options.device,
         precision=options.precision,
         on_error=on_error,
-        on_note=_print_note,
+        on_note=print_note,
     )
     if options.json:
         write(json.dumps(asdict(found)))
@@ -301,7 +297,7 @@ def query(options: argparse.Namespace) -> int:
         number=options.top,
         data=options.data,
         to=options.to,
-        on_note=_print_note,
+        on_note=print_note,
     )
     if options.json:
         write(json.dumps([
@@ -323,7 +319,7 @@ def query(options: argparse.Namespace) -> int:
 def check(options: argparse.Namespace) -> int:
     from cvt_nas.data.report import check_set
 
-    report = check_set(options.data, decode=options.decode, on_note=_print_note)
+    report = check_set(options.data, decode=options.decode, on_note=print_note)
     if options.json:
         write(json.dumps(report.to_json()))
     else:
@@ -371,9 +367,7 @@ def compare(options: argparse.Namespace) -> int:
     write_atomically(options.to.absolute(), compare_page(comparison))
     found = comparison.summary()
     if (num_again := len(options.runs) - len(found["runs"])) > 0:
-        _print_note(
-            f"{num_again} of the folders {'holds' if num_again == 1 else 'hold'} a run again, which counts once"
-        )
+        print_note(f"{num_again} of the folders {'holds' if num_again == 1 else 'hold'} a run again, which counts once")
     if options.json:
         write(json.dumps(found))
         return 0

@@ -248,9 +248,9 @@ class ArrayData:
     def _batch(self, split: Split, rows: np.ndarray) -> tuple[UInt8[Tensor, "b c h w"], Int[Tensor, " b"]]:
         return torch.from_numpy(self._images[split][rows]), torch.from_numpy(self._labels[split][rows])
 
-    def _to_input(self, images: UInt8[Tensor, "b c h w"], device: torch.device) -> Float[Tensor, "b c h w"]:
+    def prepared(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Resized, cropped and normalised as `preprocessing` says; channels last."""
-        x = to_device(images, device).to(dtype=torch.float32, memory_format=torch.channels_last).div_(255)
+        x = images.to(dtype=torch.float32, memory_format=torch.channels_last).div_(255)
         size, mode = self.preprocessing.image_size, self.preprocessing.interpolation
         side = round(size / self.preprocessing.crop_pct)
         if x.shape[-2:] != (side, side):
@@ -258,7 +258,7 @@ class ArrayData:
         edge = (side - size) // 2
         x = x[..., edge : edge + size, edge : edge + size]
         mean, std = (
-            to_device(torch.tensor(values).view(1, -1, 1, 1), device)
+            to_device(torch.tensor(values).view(1, -1, 1, 1), images.device)
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
         return (x - mean) / std
@@ -287,7 +287,7 @@ class ArrayData:
             images, labels = self._batch("train", order[index * batch_size : (index + 1) * batch_size])
             images = to_device(policy(images), device)
             images = shift_and_flip(images, padding=augment.crop_padding, flip=augment.flip)
-            x, targets = erase(self._to_input(images, device)), to_device(labels, device)
+            x, targets = erase(self.prepared(images)), to_device(labels, device)
             yield mix(x, targets)
 
     def eval_batches(
@@ -300,11 +300,13 @@ class ArrayData:
         first: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        as_bytes: bool = False,
     ) -> Iterator[Batch]:
         rows = in_order(self._rows[split], shuffled)[rank::world_size]
         for start in range(first * batch_size, len(rows), batch_size):
             images, labels = self._batch(split, rows[start : start + batch_size])
-            yield self._to_input(images, device), to_device(labels, device)
+            images = to_device(images, device)
+            yield images if as_bytes else self.prepared(images), to_device(labels, device)
 
     def close(self) -> None:
         pass  # there are no processes

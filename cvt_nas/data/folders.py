@@ -274,6 +274,7 @@ class FolderData:
         first: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        as_bytes: bool = False,
     ) -> Iterator[Batch]:
         def sources() -> dict[str, Source]:
             return {"eval": self._source_of(split, EvalTransform(self.preprocessing))}
@@ -284,7 +285,12 @@ class FolderData:
         normalised = self._normaliser(device)
         for _, labels, (images,) in self._batches(due, sources, device, largest=batch_size):
             images = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
-            yield normalised(images), labels.to(device, non_blocking=True)
+            yield images if as_bytes else normalised(images), labels.to(device, non_blocking=True)
+
+    def prepared(
+        self, images: UInt8[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        return self._normaliser(images.device)(images)
 
     def _eval_portion(
         self, split: Split, size: int, *, shuffled: bool = False, first: int = 0, rank: int, world_size: int

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from cvt_nas.config import AugmentConfig, DataConfig
@@ -95,13 +95,22 @@ class ImageData(Protocol):
         first: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        as_bytes: bool = False,
     ) -> Iterator[Batch]:
         """Every image of this rank's share of `split` once, without augmentation; targets are class indices.
 
         Args:
             shuffled: In an order that is random, and the same each time, so that the first images are a fair sample.
             first: Number of the batch to begin with.
+            as_bytes: Whether images are given, on the device, as what `prepared` makes inputs of: a quarter of these or
+                less.
         """
+        ...
+
+    def prepared(
+        self, images: UInt8[Tensor, "batch channels rows columns"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """The inputs of a network, on the device of `images`, which `eval_batches` gave as bytes."""
         ...
 
     def close(self) -> None:

@@ -48,7 +48,7 @@ from cvt_nas.supernet import Supernet, extract, lent_weights
 
 _MAX_RATIO = 5.0  # of probabilities, q over p, in an alpha-divergence: what the paper clips at
 _LEAST_RATIO = 1e-6
-_MAX_KEPT_BYTES = 2**31  # of a CPU's memory; more than what all are screened on, in colour at 224 pixels
+_MAX_KEPT_BYTES = 2**31  # of a CPU's memory: 14,000 images, in colour at 224 pixels
 _KEPT_SHARE = 4  # of a GPU's free memory, one part in so many: trials that share one open it one after the other
 
 
@@ -490,19 +490,19 @@ class Inheritance:
         free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
         self._max_kept_bytes = _MAX_KEPT_BYTES if free_bytes is None else free_bytes // _KEPT_SHARE
 
-    def _batches(self, split: Split, first: int = 0) -> Iterator[Batch]:
+    def _batches(self, split: Split, first: int = 0, *, as_bytes: bool = False) -> Iterator[Batch]:
         return self._data.eval_batches(
-            split, batch_size=EVAL_BATCH_SIZE, device=self._device, shuffled=True, first=first
+            split, batch_size=EVAL_BATCH_SIZE, device=self._device, shuffled=True, first=first, as_bytes=as_bytes
         )
 
     def _search_batches(self) -> Iterator[Batch]:
-        """As the networks see them; the first of them, as many as memory is for, are kept for all subnets."""
+        """As bytes; the first of them, as many as memory is for, are kept for all subnets."""
         yield from self._search
         first = len(self._search)
         if first * EVAL_BATCH_SIZE >= self._data.num_images("search"):
             return
         kept_bytes = sum(images.nbytes for images, _ in self._search)
-        for number, batch in enumerate(self._batches("search", first), start=first):
+        for number, batch in enumerate(self._batches("search", first, as_bytes=True), start=first):
             kept_bytes += batch[0].nbytes
             if number == len(self._search) and kept_bytes <= self._max_kept_bytes:
                 self._search.append(batch)
@@ -527,7 +527,7 @@ class Inheritance:
         model = self.model(arch)
         num_right, num_images = torch.zeros((), device=self._device), 0
         for images, labels in self._search_batches():
-            num_right += count_right(model, images, labels, self._config)
+            num_right += count_right(model, self._data.prepared(images), labels, self._config)
             num_images += len(images)
             if bar is not None and num_images >= num_screening_images:
                 share = num_right.item() / num_images

@@ -1,0 +1,174 @@
+"""A folder of images, encoded once more as small JPEG files, for disks that are slower than processors."""
+
+import contextlib
+import io
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cvt_nas.data.layout import find_layout, list_images, problems_of
+from cvt_nas.data.reading import read_header, read_image
+from cvt_nas.data.transforms import resized
+from cvt_nas.errors import DataError
+from cvt_nas.escaping import told
+
+QUALITY = 90
+_SETTINGS = ".pack.json"  # hidden, so no part of the data set
+_NUM_NAMED = 5
+_SECONDS_BETWEEN = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packed:
+    """What became of the images of a folder.
+
+    Args:
+        encoded: Images that were decoded, made smaller where they were large, and encoded.
+        copied: JPEG files that are small already, and are the same bytes.
+        there: Images that an earlier call has left.
+        damaged: Of each image that cannot be read, its path below the data set, and what is wrong with it.
+        bytes_before, bytes_after: Of all files that could be read.
+    """
+
+    encoded: int
+    copied: int
+    there: int
+    damaged: dict[str, str]
+    bytes_before: int
+    bytes_after: int
+
+
+def pack(
+    root: Path,
+    to: Path,
+    *,
+    short_side: int,
+    on_error: Literal["raise", "skip"] = "raise",
+    on_note: Callable[[str], None] | None = None,
+) -> Packed:
+    """Writes each image of the data set at `root` to `to` as a JPEG of quality 90, in the same folders.
+
+    An image whose shorter side is longer than `short_side` is made smaller to that, with antialiasing; none is made
+    larger. It is turned as its EXIF says, has no metadata and 8 bits, and is read by the rules of `reading`. So what a
+    network sees is other pixels than before: a few of 255 in the mean. A JPEG that is small already is copied.
+
+    A call that was cut off is gone on with by the same call. No file is replaced.
+
+    Args:
+        short_side: Pixels.
+        on_error: Whether images that cannot be read are left out; else they are an error, once all others are written.
+        on_note: Called with how far it is.
+
+    Raises:
+        DataError: `root` is no data set of class folders; `to` is a part of it, or holds something else; or images
+            cannot be read, and are not to be left out.
+    """
+    from joblib import cpu_count
+
+    layout = find_layout(root)
+    files = {role: list_images(layout, role) for role in layout.places}
+    if problems := problems_of(layout, files):
+        raise DataError(f"{root}: {'; '.join(problems)}")
+    _begin(layout.root, to, {"source": str(root.resolve()), "short_side": short_side, "quality": QUALITY})
+    jobs = [
+        (images.root / name, to / images.root.relative_to(layout.root) / new)
+        for images in files.values()
+        for name, new in zip(images.names, _new_names(images.names), strict=True)
+    ]
+    for folder in sorted({new.parent for _, new in jobs}):
+        folder.mkdir(parents=True, exist_ok=True)
+    kinds, damaged, sizes = Counter[str](), dict[str, str](), np.zeros(2, dtype=np.int64)
+    said = time.monotonic()
+    with ThreadPoolExecutor(cpu_count()) as threads:  # Pillow and torch work without Python's lock
+        found = threads.map(lambda job: _packed(*job, short_side), jobs)
+        for number, ((path, new), kind) in enumerate(zip(jobs, found, strict=True), start=1):
+            if isinstance(kind, DataError):
+                damaged[told(str(path.relative_to(layout.root)))] = str(kind).removeprefix(f"{path}: ")
+            else:
+                kinds[kind] += 1
+                sizes += path.stat().st_size, new.stat().st_size
+            if on_note is not None and number < len(jobs) and time.monotonic() - said >= _SECONDS_BETWEEN:
+                said = time.monotonic()
+                on_note(f"packing images: {number:,} of {len(jobs):,}")
+    if damaged and on_error == "raise":
+        named = "; ".join(f"{path}: {why}" for path, why in list(damaged.items())[:_NUM_NAMED])
+        more = f"; and {len(damaged) - _NUM_NAMED:,} more" if len(damaged) > _NUM_NAMED else ""
+        raise DataError(
+            f"{len(damaged):,} of {len(jobs):,} images cannot be read: {named}{more}; the others are packed: mend or "
+            f"delete these, or leave them out by --on-error skip, and go on by the same command"
+        )
+    before, after = sizes.tolist()
+    return Packed(
+        encoded=kinds["encoded"], copied=kinds["copied"], there=kinds["there"], damaged=damaged,
+        bytes_before=before, bytes_after=after,
+    )  # fmt: skip
+
+
+def _begin(root: Path, to: Path, settings: dict[str, object]) -> None:
+    """Makes sure that `to` is new, or was begun by the same settings."""
+    inner, outer = to.resolve(), root.resolve()
+    if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+        raise DataError(f"--to {to}: must lie beside {root}, not in it and not around it")
+    kept = to / _SETTINGS
+    if kept.is_file():
+        known = json.loads(kept.read_text(encoding="utf-8"))
+        if known != settings:
+            raise DataError(f"--to {to}: was packed as {known}, not as {settings}; name another folder")
+        return
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise DataError(f"--to {to}: is there already; name a new folder")
+    to.mkdir(parents=True, exist_ok=True)
+    _write(kept, json.dumps(settings).encode())
+
+
+def _new_names(names: Sequence[str]) -> list[str]:
+    """With the suffix `.jpg`: in place of the old one, or behind it where names would be the same."""
+    stems = [os.path.splitext(name)[0] for name in names]
+    counts = Counter(stems)
+    return [f"{stem if counts[stem] == 1 else name}.jpg" for name, stem in zip(names, stems, strict=True)]
+
+
+def _packed(path: Path, new: Path, short_side: int) -> str | DataError:
+    """Writes one image; says how, or why not."""
+    from PIL import Image
+
+    if new.exists():
+        return "there"
+    try:
+        header = read_header(path)
+        image = read_image(path, "L" if header.mode in ("1", "L", "F") or header.mode.startswith("I") else "RGB")
+    except DataError as error:
+        return error
+    if header.format == "JPEG" and min(header.size) <= short_side and not header.turned and header.mode in ("L", "RGB"):
+        _write(new, path.read_bytes())
+        return "copied"
+    width, height = image.size
+    if min(width, height) > short_side:
+        side = min(width, height)
+        rows, columns = (max(round(each * short_side / side), short_side) for each in (height, width))
+        pixels = resized(np.array(image).reshape(height, width, -1), rows, columns, "bicubic").numpy()
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    content = io.BytesIO()
+    Image.fromarray(np.array(image)).save(content, "JPEG", quality=QUALITY)  # without its metadata
+    _write(new, content.getvalue())
+    return "encoded"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """The whole file, or none."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
