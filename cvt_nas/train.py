@@ -80,13 +80,13 @@ def train(
         if begun is not None:
             stack.enter_context(begun.locked())  # before its manifest is amended
         setup = setup.checked(begun, on_note=on_note)
+        setup = setup.fitting_shared_memory(num_processes=num_workers, on_note=on_note)
         assert setup.identity is not None, "it was just looked at"
         if origin is not None and (difference := origin.difference(setup.identity)) is not None:
             if origin.classes_sha256 != setup.identity.classes_sha256:
                 raise DataError(f"--data {data}: {difference}: the architecture was found on other classes")
             if on_note is not None:
                 on_note(f"{data}: other data than those that the architecture was found on: {difference}")
-        setup = setup.fitting_shared_memory(num_processes=num_workers, on_note=on_note)
         images = setup.open_data()
         if weights is not None:
             begins = {

@@ -289,7 +289,8 @@ def test_batches_that_have_no_room_in_shared_memory_go_through_pipes(
     assert setup.fitting_shared_memory(num_processes=2, on_note=notes.append) == setup
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
     assert not setup.fitting_shared_memory(num_processes=2, on_note=notes.append).shares_memory
-    assert re.match(r"/dev/shm has \S+ MiB left, and batches .* go through pipes.* --shm-size", *notes)
+    (note,) = notes
+    assert re.match(r"/dev/shm has \S+ MiB left, and batches .* go through pipes.* --shm-size", note)
     arrays = TrainingSetup.of(parse_experiment(small_digits(), "small.yaml"), run_path=tmp_path / "run", data=None)
     assert arrays.fitting_shared_memory(num_processes=2) == arrays
 

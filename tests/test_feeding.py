@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import multiprocessing
 import os
 import pickle
@@ -21,6 +22,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data.transforms_factory import create_transform
 
+import feed
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.config import AugmentConfig, DataConfig, TrainingConfig
 from cvt_nas.data import ImageData, Preprocessing, load_data, seed_all
@@ -79,7 +81,7 @@ def test_a_training_image_is_timm_s_but_for_some_values_that_differ_by_one_or_tw
             expected = timm_s(picture)
             seed_all(seed)
             given = np.asarray(picture).reshape(*picture.size[::-1], -1) if as_array else picture
-            found.append(difference(*ours(given), expected))
+            found.append(difference(ours(given)[0], expected))
     assert max(each.max() for each in found) <= 2
     assert torch.stack(found).mean() < 0.02
 
@@ -101,7 +103,7 @@ def test_colours_are_changed_by_timm_s_draws(changes: dict[str, Any]) -> None:
             seed_all(seed)
             expected = timm_s(picture)
             seed_all(seed)
-            found.append(difference(*ours(picture), expected))
+            found.append(difference(ours(picture)[0], expected))
     assert torch.stack(found).mean() < 0.25  # a value that differs by one may be on the other side of a threshold
 
 
@@ -126,7 +128,7 @@ def test_an_image_is_evaluated_as_timm_has_it(interpolation: Any, crop_pct: floa
         pre.image_size, interpolation=interpolation, crop_pct=crop_pct, normalize=False,
         crop_mode="squash" if crop_pct == 1 else "center",
     )  # fmt: skip
-    found = [difference(*EvalTransform(pre)(picture), timm_s(picture)) for picture in photographs(mode)]
+    found = [difference(EvalTransform(pre)(picture)[0], timm_s(picture)) for picture in photographs(mode)]
     by_torch = interpolation in ("bicubic", "bilinear")
     assert max(each.max() for each in found) <= 2 * by_torch
     assert torch.stack(found).mean() < 0.02
@@ -151,7 +153,7 @@ def test_an_image_is_the_same_in_whichever_batch_and_on_whichever_rank(folder: P
     augment = AugmentConfig(crop_scale=0.3, flip=True, randaugment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
     data = open_folder(folder, num_workers=0)
 
-    def images(batch_size: int, **ranks: int) -> set[bytes]:
+    def images(batch_size: int, **ranks: Any) -> set[bytes]:
         batches = data.train_batches(batch_size=batch_size, augment=augment, device=CPU, seed=1, epoch=2, **ranks)
         return {image.numpy().tobytes() for found, _ in batches for image in found}
 
@@ -350,3 +352,17 @@ def test_auto_follows_the_cpus_of_a_process_that_trains(folder: Path) -> None:
         assert data.num_workers(CPU) == min(num_cpus, machine) - 1
         assert data.num_workers(torch.device("cuda")) == max(min(num_cpus, machine) - 1, 1)
     assert open_folder(folder, num_workers=0).num_workers(torch.device("cuda")) == 0
+
+
+def test_the_benchmark_compares_each_way_of_reading_with_timm_s(capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    try:
+        feed.main(["--images", "16", "--size", "32", "--batch", "4", "--rounds", "1", "--workers", "1", "--json"])
+    finally:
+        torch.set_num_threads(threads)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for stage in ("training", "evaluation"):
+        found = {line["pipeline"]: line for line in lines if line["stage"] == stage}
+        assert {"timm", "ours"} <= found.keys()
+        assert found["timm"]["times_timm"] == [1, 1, 1]
+        assert all(line["ms"] > 0 and line["images_per_second"][0] > 0 for line in found.values())

@@ -87,6 +87,7 @@ class Stream:
     ) -> None:
         from torch.utils.data import DataLoader
 
+        collate: Any = collated if shares_memory or not num_workers else _collated_as_arrays
         self._asked, self._pins = deque([first]), pin_memory and not shares_memory
         batches = DataLoader(
             reader,
@@ -95,7 +96,7 @@ class Stream:
             num_workers=num_workers,
             prefetch_factor=_AHEAD if num_workers else None,
             pin_memory=pin_memory,
-            collate_fn=collated if shares_memory or not num_workers else _collated_as_arrays,
+            collate_fn=collate,
             generator=torch.Generator(),  # of its own, so that the global one is left as it is
         )
         self._batches: Iterator[Any] | None = iter(batches)

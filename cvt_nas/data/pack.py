@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from cvt_nas.data.layout import find_layout, list_images, problems_of
+from cvt_nas.data.layout import Images, Role, find_layout, list_images, problems_of
 from cvt_nas.data.reading import read_header, read_image
 from cvt_nas.data.transforms import resized
 from cvt_nas.errors import DataError
@@ -74,7 +74,7 @@ def pack(
     from joblib import cpu_count
 
     layout = find_layout(root)
-    files = {role: list_images(layout, role) for role in layout.places}
+    files: dict[Role, Images] = {role: list_images(layout, role) for role in layout.places}
     if problems := problems_of(layout, files):
         raise DataError(f"{root}: {'; '.join(problems)}")
     _begin(layout.root, to, {"source": str(root.resolve()), "short_side": short_side, "quality": QUALITY})
@@ -88,7 +88,7 @@ def pack(
     kinds, damaged, sizes = Counter[str](), dict[str, str](), np.zeros(2, dtype=np.int64)
     said = time.monotonic()
     with ThreadPoolExecutor(cpu_count()) as threads:  # Pillow and torch work without Python's lock
-        found = threads.map(lambda job: _packed(*job, short_side), jobs)
+        found = threads.map(lambda job: _packed(job[0], job[1], short_side), jobs)
         for number, ((path, new), kind) in enumerate(zip(jobs, found, strict=True), start=1):
             if isinstance(kind, DataError):
                 damaged[told(str(path.relative_to(layout.root)))] = str(kind).removeprefix(f"{path}: ")

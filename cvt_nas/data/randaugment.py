@@ -233,7 +233,9 @@ def _blur(images: _Bytes, values: _Values, fill: Tensor) -> _Bytes:
             (torch.arange(last + 1, device=x.device) + shift).clamp(0, last) for shift in range(-reach, reach + 1)
         ]
         for _ in range(_PASSES):
-            total = sum(weights[:, k] * x.index_select(axis, place) for k, place in enumerate(places))
+            total = torch.zeros_like(x)
+            for k, place in enumerate(places):
+                total += weights[:, k] * x.index_select(axis, place)
             x = total + (1 << _SCALE_BITS - 1) >> _SCALE_BITS
     return x.to(torch.uint8)
 

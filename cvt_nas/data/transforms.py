@@ -50,18 +50,20 @@ class TrainTransform:
         from timm.data.transforms_factory import create_transform
 
         self._size, self._interpolation = preprocessing.image_size, preprocessing.interpolation
-        primary, secondary, _ = create_transform(
+        jitter: Any = augment.color_jitter or None
+        transforms: Any = create_transform(
             preprocessing.image_size,
             is_training=True,
             scale=(augment.crop_scale, 1.0),
             hflip=0.0,
-            color_jitter=augment.color_jitter or None,
+            color_jitter=jitter,
             auto_augment=augment.randaugment,
             interpolation=preprocessing.interpolation,
             mean=preprocessing.mean,
             std=preprocessing.std,
             separate=True,
         )
+        primary, secondary, _ = transforms
         (self._cropping,) = primary.transforms
         self._flips = augment.flip
         steps = with_every_magnitude(secondary).transforms
