@@ -70,9 +70,10 @@ def test_a_training_image_is_timm_s_but_for_some_values_that_differ_by_one_or_tw
     pre = preprocessing_of(mode, interpolation=interpolation)
     augment = AugmentConfig(crop_scale=0.08, flip=True)
     ours = TrainTransform(pre, augment, CPU)
+    without_jitter: dict[str, Any] = {"color_jitter": None}
     timm_s: Any = create_transform(
-        pre.image_size, is_training=True, scale=(0.08, 1.0), hflip=0.5, color_jitter=None, normalize=False,
-        interpolation=interpolation,
+        pre.image_size, is_training=True, scale=(0.08, 1.0), hflip=0.5, normalize=False,
+        interpolation=interpolation, **without_jitter,
     )  # fmt: skip
     found = []
     for seed in range(8):
