@@ -83,6 +83,9 @@ def test_what_cannot_be_read_has_pillow_s_reason(content: bytes | None, tmp_path
 def test_other_formats_and_gigantic_images_are_pillow_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photograph().save(tmp_path / "a.jpg", "PNG")  # as its suffix says nothing
     assert isinstance(read_pixels(tmp_path / "a.jpg", "RGB"), Image.Image)
+    Image.new("RGB", (4002, 2)).save(tmp_path / "thin.jpg")
+    with pytest.raises(DataError, match="2,000 times as long as wide"):
+        read_pixels(tmp_path / "thin.jpg", "RGB")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(DataError, match="gigantic"):
         read_pixels(write(tmp_path / "a.jpg"), "RGB")

@@ -129,6 +129,8 @@ def _by_simplejpeg(path: str | Path, mode: str) -> Any:
         height, width, space, _ = simplejpeg.decode_jpeg_header(content)
         if space not in ("YCbCr", "Gray") or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
             return None
+        if max(height, width) > _MAX_RATIO * min(height, width):
+            return None
         if _METADATA in content and _is_turned(content):
             return None
         if space == "Gray":
