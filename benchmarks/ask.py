@@ -18,9 +18,9 @@ from pathlib import Path
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from cvt_nas.bench import Outcome
 from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.race.samplers import SAMPLERS, SamplerName
+from cvt_nas.race.simulation import Outcome
 from cvt_nas.race.study import Proposal, Study
 from cvt_nas.results import Status
 

@@ -1,9 +1,7 @@
 """What the rungs of a space file cost, by a simulated search: who passes them, and where the epochs go.
 
-A search of the file's trials, with its sampler, scheduler, mode, epochs, grace period and reduction factor, on a
-simulated clock. Architectures are random members of its space with their exact costs; accuracies are made up, since
-nothing of 300 epochs on ImageNet is at hand: a better end for larger networks, a preference for each option, a
-deviation of early epochs that fades until the end, and noise. Epochs take as long as a network has FLOPs.
+A search with the file's space, sampler, scheduler, mode and reduction factor, on a simulated clock. Accuracies are made
+up (`MadeUpCurves`), since nothing of 300 epochs on ImageNet is at hand. Epochs take as long as a network has FLOPs.
 
 `--former` has the rungs and the rule of before: rungs up to the end, and whoever is among the best third at the moment
 goes on, however many did before.
@@ -13,21 +11,18 @@ goes on, however many did before.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
 from optuna.storages import InMemoryStorage
 from scipy.stats import kendalltau
 
-from cvt_nas.bench import Outcome, RacedStudy, Settings, Table, simulate
 from cvt_nas.config import Experiment, load_experiment
-from cvt_nas.race.asha import Asha, Decision, accuracy_ranks, pareto_ranks
+from cvt_nas.race.asha import Asha, accuracy_ranks, pareto_ranks
+from cvt_nas.race.simulation import Asked, MadeUpCurves, RacedStudy, run_clock
 from cvt_nas.race.study import Proposal, Study
-from cvt_nas.results import Metric
-
-NUM_NETWORKS, EARLY, NOISE = 3_000, 0.008, 0.003  # standard deviations of accuracies
 
 
 def main() -> None:
@@ -36,50 +31,22 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--grace-period", type=int, default=10)
     parser.add_argument("--mode", choices=["promote", "stop"], help="instead of the file's")
     parser.add_argument("--former", action="store_true", help="the rungs and the rule of before")
     options = parser.parse_args()
-    experiment = load_experiment(options.space)
-    if options.mode is not None:
-        experiment = experiment.changed(search={"mode": options.mode})
+    search: dict[str, Any] = {"trials": options.trials, "grace_period": options.grace_period}
+    search |= {} if options.mode is None else {"mode": options.mode}
+    experiment = load_experiment(options.space).changed(training={"epochs": options.epochs}, search=search)
     rows = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        table = made_up(experiment, seed)
-        search = Counted(table, experiment, seed=seed, former=options.former)
-        settings = Settings(metrics=search.metrics, budget=10**9, num_workers=options.workers)
-        simulate(table, search, settings, seed=seed)
-        rows.append(search.shares())
+        rows.append(shares(experiment, num_workers=options.workers, seed=seed, former=options.former))
         print(f"seed {seed}: " + ", ".join(f"{name} {value:.3f}" for name, value in rows[-1].items()), flush=True)
     for name in rows[0]:
         values = [row[name] for row in rows]
         print(f"{name}: {np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-
-
-def made_up(experiment: Experiment, seed: int) -> Table:
-    """Random architectures of the space, with made-up learning curves."""
-    space, num_epochs, rng = experiment.space, experiment.training.epochs, np.random.default_rng(seed)
-    random, genomes = Random(seed), set()
-    while len(genomes) < NUM_NETWORKS:
-        genome = space.sample_feasible(random)
-        assert genome is not None
-        genomes.add(space.canonical(genome))
-    rows = sorted(genomes)
-    costs = [space.cost(genome) for genome in rows]
-    flops = np.array([cost.flops for cost in costs], dtype=float)
-    likes = [rng.normal(0, 0.004, len(gene.options)) for gene in space.genes]
-    end = 0.78 + 0.04 * np.log(flops / flops.mean())
-    end += np.array([sum(like[option] for like, option in zip(likes, genome, strict=True)) for genome in rows])
-    epochs = np.arange(1, num_epochs + 1)
-    left = 1 - epochs / num_epochs
-    early = EARLY * rng.normal(size=len(rows))
-    curves = end[:, None] * (1 - 0.5 * np.exp(-epochs / 15)) + early[:, None] * left**2
-    curves += rng.normal(0, NOISE, curves.shape)
-    found: list[Any] = [kendalltau(curves[:, rung - 1], curves[:, -1]) for rung in experiment.rungs]
-    print("tau with the end, at the rungs: " + ", ".join(f"{each.statistic:.2f}" for each in found), flush=True)
-    return Table(
-        genes=space.genes, rows={genome: row for row, genome in enumerate(rows)}, costs=tuple(costs),
-        curves=tuple(np.clip(curve, 0, 1)[None] for curve in curves), seconds_per_epoch=flops / flops.mean(),
-    )  # fmt: skip
 
 
 class Former(Asha):
@@ -89,50 +56,51 @@ class Former(Asha):
         return [number for number in self._best(milestone) if number in self._waiting[milestone]]
 
 
-class Counted(RacedStudy):
-    """The search of a space file, which counts the epochs of each trial."""
+def shares(experiment: Experiment, *, num_workers: int, seed: int, former: bool) -> dict[str, float]:
+    """Of a simulated search: its epochs, and who passed each rung."""
+    search, num_epochs, space = experiment.search, experiment.training.epochs, experiment.space
+    rungs = experiment.rungs
+    while former and (further := rungs[-1] * search.reduction_factor) < num_epochs:
+        rungs = (*rungs, further)
+    asha = (Former if former else Asha)(
+        max_epochs=num_epochs, grace_period=search.grace_period, reduction_factor=search.reduction_factor,
+        ranking=pareto_ranks if search.scheduler == "pareto-asha" else accuracy_ranks, mode=search.mode, rungs=rungs,
+    )  # fmt: skip
+    study = Study(
+        space, metrics=experiment.objectives, sampler=search.sampler, storage=InMemoryStorage(),
+        num_trials=search.trials, seed=seed,
+    )  # fmt: skip
+    curves, proposals, epochs = (
+        MadeUpCurves(space, num_epochs=num_epochs, seed=seed),
+        list[Proposal](),
+        dict[int, int](),
+    )
+    for event in run_clock(
+        RacedStudy(study, asha, experiment.objectives), num_slots=num_workers, num_epochs=num_epochs, curve_of=curves,
+        epoch_seconds=lambda proposal: float(proposal.cost.flops),
+    ):  # fmt: skip
+        if isinstance(event, Asked):
+            proposals += [event.proposal] if event.is_new else []
+        else:
+            epochs[event.proposal.number] = event.epochs
+    return {**taus([curves(proposal) for proposal in proposals], rungs), **_shares(epochs, rungs, num_epochs)}
 
-    def __init__(self, table: Table, experiment: Experiment, *, seed: int, former: bool) -> None:
-        search, num_epochs = experiment.search, table.num_epochs
-        self.metrics: tuple[Metric, ...] = experiment.objectives
-        rungs = experiment.rungs
-        while former and (further := rungs[-1] * search.reduction_factor) < num_epochs:
-            rungs = (*rungs, further)
-        self.asha = (Former if former else Asha)(
-            max_epochs=num_epochs, grace_period=search.grace_period, reduction_factor=search.reduction_factor,
-            ranking=pareto_ranks if search.scheduler == "pareto-asha" else accuracy_ranks, mode=search.mode,
-            rungs=rungs,
-        )  # fmt: skip
-        study = Study(
-            table, metrics=self.metrics, sampler=search.sampler, storage=InMemoryStorage(), num_trials=search.trials,
-            seed=seed,
-        )  # fmt: skip
-        super().__init__(study, self.asha, self.metrics)
-        self.num_epochs, self.epochs = num_epochs, dict[int, int]()
 
-    def start(self, table: Table, settings: Settings, *, seed: int) -> "Counted":
-        del table, settings, seed
-        return self
+def taus(curves: Sequence[np.ndarray], rungs: Sequence[int]) -> dict[str, float]:
+    """Kendall's, of the accuracies at each rung with those of the end."""
+    table = np.array(curves)
+    found: list[Any] = [kendalltau(table[:, rung - 1], table[:, -1]) for rung in rungs]
+    return {f"tau at {rung}": float(each.statistic) for rung, each in zip(rungs, found, strict=True)}
 
-    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
-        self.epochs[proposal.number] = len(curve)
-        return super().decide(proposal, curve)
 
-    def tell(self, ended: Outcome) -> None:
-        self.epochs[ended.number] = ended.epochs
-        super().tell(ended)
-
-    def shares(self) -> dict[str, float]:
-        epochs = np.array(list(self.epochs.values()))
-        found = {
-            "epochs of all trials": float(epochs.sum()),
-            "trained in full": float((epochs == self.num_epochs).sum()),
-        }
-        for rung in self.asha.rungs:
-            found[f"share that passes {rung}"] = float((epochs > rung).sum() / (epochs >= rung).sum())
-        for rung in self.asha.rungs:
-            found[f"share of epochs on trials that end at {rung}"] = float(epochs[epochs == rung].sum() / epochs.sum())
-        return found
+def _shares(epochs_of: dict[int, int], rungs: Sequence[int], num_epochs: int) -> dict[str, float]:
+    epochs = np.array(list(epochs_of.values()))
+    found = {"epochs of all trials": float(epochs.sum()), "trained in full": float((epochs == num_epochs).sum())}
+    for rung in rungs:
+        found[f"share that passes {rung}"] = float((epochs > rung).sum() / (epochs >= rung).sum())
+    for rung in rungs:
+        found[f"share of epochs on trials that end at {rung}"] = float(epochs[epochs == rung].sum() / epochs.sum())
+    return found
 
 
 if __name__ == "__main__":

@@ -6,11 +6,9 @@ epoch), and optionally `seed` and `seconds_per_epoch`. What a search sees is one
 random; what it is judged by is the mean over the seeds.
 """
 
-import heapq
 import itertools
 import random
 import re
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -28,10 +26,11 @@ from scipy.stats import wilcoxon
 
 from cvt_nas.arch import Cost
 from cvt_nas.errors import TableError
-from cvt_nas.race.asha import Asha, Decision, accuracy_ranks, losses_of_cost, pareto_ranks
+from cvt_nas.race.asha import Asha, accuracy_ranks, pareto_ranks
 from cvt_nas.race.samplers import SAMPLERS, SamplerName, derive_seed, distributions_of, genome_of
+from cvt_nas.race.simulation import Asked, RacedStudy, Search, run_clock
 from cvt_nas.race.study import Ended, PartialTrial, Proposal, Study
-from cvt_nas.results import Metric, Status, hypervolume, is_non_dominated
+from cvt_nas.results import Metric, hypervolume, is_non_dominated
 from cvt_nas.space import COST_METRICS, Gene, Genome
 
 SCHEDULERS = ("pareto-asha", "asha", "none")
@@ -186,18 +185,6 @@ def load_table(path: Path) -> Table:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """How a simulated trial ended."""
-
-    number: int
-    status: Status
-    epochs: int
-    curve: tuple[float, ...]
-    cost: Cost
-    reason: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
     """A sampler and a scheduler, written `surrogate+pareto-asha`, or `surrogate+pareto-asha:stop`."""
 
@@ -286,26 +273,6 @@ class Settings:
     reduction_factor: int = 3
 
 
-class Search(Protocol):
-    """What `simulate` drives: who proposes trials and who stops them, as one."""
-
-    def ask(self) -> Proposal | None:
-        """What a free worker trains next: a new trial, or a paused one, which goes on from where it stood.
-
-        Returns:
-            None where there is nothing to train.
-        """
-        ...
-
-    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
-        """After each epoch of a trial but the last: whether it goes on."""
-        ...
-
-    def tell(self, ended: Outcome) -> None:
-        """A trial was trained in full, or was stopped by `decide`."""
-        ...
-
-
 class SearchMethod(Protocol):
     """A way to search, whose `str` is its name in a comparison; pickled where searches run in other processes."""
 
@@ -317,79 +284,36 @@ def simulate(table: Table, method: SearchMethod, settings: Settings, *, seed: in
 
     Workers are asynchronous; a trial takes its epochs times its seconds per epoch.
     """
-    search = method.start(table, settings, seed=seed)
-    clock = itertools.count()
-    events: list[tuple[float, int, Proposal, int]] = []  # when which proposal will have trained how many epochs
-    paused: dict[int, int] = {}  # trials, with the epochs that they have trained
-    trained, asks, seen = [], [], []
-    spent, num_free, now = 0, settings.num_workers, 0.0
-    while spent < settings.budget:
-        while num_free:
-            started = time.perf_counter()
-            proposal = search.ask()
-            seconds = time.perf_counter() - started
-            if proposal is None:
-                break
-            row = table.rows[table.canonical(proposal.genome)]
-            if proposal.number not in paused:
-                asks.append(seconds)
-                seen.append(row)
-            epochs = paused.pop(proposal.number, 0)
-            heapq.heappush(events, (now + table.seconds_per_epoch[row], next(clock), proposal, epochs + 1))
-            num_free -= 1
-        if not events:
-            break
-        now, _, proposal, epochs = heapq.heappop(events)
+    trained, asks, seen, spent = [], [], [], 0
+
+    def row_of(proposal: Proposal) -> int:
+        return table.rows[table.canonical(proposal.genome)]
+
+    def curve_of(proposal: Proposal) -> np.ndarray:
+        curves = table.curves[row_of(proposal)]
+        return curves[proposal.seed % len(curves)]
+
+    for event in run_clock(
+        method.start(table, settings, seed=seed),
+        num_slots=settings.num_workers,
+        num_epochs=table.num_epochs,
+        curve_of=curve_of,
+        epoch_seconds=lambda proposal: table.seconds_per_epoch[row_of(proposal)],
+    ):
+        if isinstance(event, Asked):
+            if event.is_new:
+                asks.append(event.seconds)
+                seen.append(row_of(event.proposal))
+            continue
         spent += 1
-        row = table.rows[table.canonical(proposal.genome)]
-        curves = table.curves[row]
-        curve = tuple(curves[proposal.seed % len(curves)][:epochs].tolist())
-        is_complete = epochs == table.num_epochs
-        if is_complete:
-            trained.append((spent, row))
-        decision = "stop" if is_complete else search.decide(proposal, curve)
-        if decision == "go":
-            heapq.heappush(events, (now + table.seconds_per_epoch[row], next(clock), proposal, epochs + 1))
-            continue
-        num_free += 1
-        if decision == "pause":
-            paused[proposal.number] = epochs
-            continue
-        status = "complete" if is_complete else "stopped"
-        search.tell(Outcome(number=proposal.number, status=status, epochs=epochs, curve=curve, cost=proposal.cost))
+        if event.is_complete:
+            trained.append((spent, row_of(event.proposal)))
+        if spent >= settings.budget:
+            break
     return Trace(
         trained=tuple(trained), num_trials=len(seen), num_duplicates=len(seen) - len(set(seen)),
         ask_seconds=tuple(asks),
     )  # fmt: skip
-
-
-class RacedStudy:
-    """A study that proposes, and the rungs that stop or pause its trials, if there are any."""
-
-    def __init__(self, study: "Study | PlainStudy", asha: Asha | None, metrics: Sequence[Metric]) -> None:
-        self._study, self._asha, self._metrics = study, asha, metrics
-        self._paused: dict[int, PartialTrial] = {}
-
-    def ask(self) -> Proposal | None:
-        if self._asha is not None and self._paused and (number := self._asha.promote()) is not None:
-            trial = self._paused.pop(number)
-            self._study.promote(trial)
-            return trial.proposal
-        return self._study.ask()
-
-    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
-        if self._asha is None:
-            return "go"
-        losses = (1 - curve[-1], *losses_of_cost(proposal.cost, self._metrics))
-        decision = self._asha.decide(proposal.number, len(curve), losses)
-        if decision == "pause":
-            trial = PartialTrial(proposal=proposal, curve=curve, seconds=0.0, train_seconds=0.0)
-            self._paused[proposal.number] = trial
-            self._study.pause(trial)
-        return decision
-
-    def tell(self, ended: Outcome) -> None:
-        self._study.tell(ended)
 
 
 def _study_of(table: Table, sampler: str, metrics: Sequence[Metric], seed: int) -> "Study | PlainStudy":

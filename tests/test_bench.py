@@ -13,8 +13,6 @@ import pytest
 
 from cvt_nas.bench import (
     Method,
-    Outcome,
-    Search,
     Settings,
     Table,
     Trace,
@@ -26,6 +24,7 @@ from cvt_nas.bench import (
 from cvt_nas.cli import main
 from cvt_nas.errors import TableError
 from cvt_nas.race.asha import Decision
+from cvt_nas.race.simulation import Outcome, Search
 from cvt_nas.race.study import Proposal
 from cvt_nas.results import hypervolume
 

@@ -852,12 +852,15 @@ class TestOnTwoCpus:
             printed.err.splitlines()[-1],
         )
         assert json.loads(printed.out)["statuses"] == {"diverged": 3}
+        assert re.match(r"expected: .*; first front after .*\nbottleneck: network; more cores", printed.err)
+        assert run.manifest["plan"]["hours"] > 0
         assert [result.status for result in run.results()] == ["diverged"] * 3
         assert all("loss not finite in epoch" in str(result.reason) for result in run.results())
         assert [trial.state for trial in optuna_trials(run)] == [TrialState.FAIL] * 3
         assert not run.front().members
         assert main([*arguments, "--resume"]) == 1
         assert len(run.ended()) == 3, "what diverged would do so again"
+        assert "expected: " not in capsys.readouterr().err, "how much of it is over is not known"
 
     def test_a_trial_that_raises_ends_as_failed_with_its_traceback(self, tmp_path: Path, small: Experiment) -> None:
         run_path = tmp_path / "run"

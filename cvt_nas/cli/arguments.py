@@ -51,6 +51,29 @@ def build_parser() -> argparse.ArgumentParser:
     space.add_argument("file", metavar="FILE")
     _add_json(space)
 
+    plan = add("plan", searching.plan, "what a search takes: memory, hours, disk, its bottleneck, and what to change")
+    plan.add_argument("--space", required=True, metavar="FILE", help="the space file")
+    plan.add_argument("--data", metavar="DIR", help="folder of the data set; ImageNet's size is known without")
+    plan.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
+    plan.add_argument("--gpus-per-trial", type=_above_0, metavar="X", help="a fraction below 1, or a whole number")
+    plan.add_argument("--cpus", type=_whole, metavar="N", help="CPUs to use; all of them if absent")
+    plan.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where the search would write")
+    plan.add_argument("--trials", type=_positive, metavar="N", help="instead of the file's number")
+    plan.add_argument(
+        "--hours", type=_above_0, metavar="H", help="find the trials, epochs and grace period that end in H hours"
+    )
+    plan.add_argument(
+        "--images-per-second",
+        type=_above_0,
+        metavar="X",
+        help="of another machine: that one of its GPUs trains the first anchor by, or else the median network",
+    )
+    plan.add_argument(
+        "--loader-images-per-second", type=_above_0, metavar="X", help="of another machine, for one of its GPUs"
+    )
+    plan.add_argument("--gpu-memory", type=_above_0, metavar="GIB", help="of another machine's GPU; 80 if absent")
+    _add_json(plan)
+
     profile = add("profile", verbs.profile, "params and FLOPs of an architecture, per stage and in total")
     profile.add_argument("arch", metavar="ARCH", help="cvt-13, cvt-21, cvt-w24, an arch.json, or RUN:ID")
     profile.add_argument("--image-size", type=_positive, metavar="N", help="pixels, instead of its own")

@@ -1,4 +1,4 @@
-"""The verbs that run a search, or what is like one: `search` and `supernet evaluate`."""
+"""The verbs that run a search, or what is like one: `search`, `plan` and `supernet evaluate`."""
 
 import argparse
 import json
@@ -36,6 +36,10 @@ def search(options: argparse.Namespace) -> int:
     def warn(message: str) -> None:
         say(console, f"warning: {message}")
 
+    def expected(plan: Any) -> None:
+        for line in plan.short_lines():
+            say(console, line)
+
     @contextmanager
     def progress(run: Any, resources: Any, num_trials: int, deadline: float | None) -> Iterator[Any]:
         say(console, f"{experiment.name}: {num_trials} trials, {resources.describe()}; {run.place}")
@@ -63,6 +67,7 @@ def search(options: argparse.Namespace) -> int:
             stop=stop,
             progress=progress,
             on_note=lambda note: say(console, f"note: {note}"),
+            on_plan=expected,
         )
     write_report(run)
     num_trials = experiment.search.trials if options.trials is None else options.trials
@@ -85,6 +90,34 @@ def search(options: argparse.Namespace) -> int:
     if not run.front().members:
         write(f"cvt-nas: {nothing_found(results, is_time_over=stop.is_set())}", file=sys.stderr)
         return 1
+    return 0
+
+
+def plan(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from cvt_nas.config import load_experiment
+    from cvt_nas.race.planning import plan as plan_search
+
+    experiment, console = load_experiment(options.space), Console(stderr=True, soft_wrap=True)
+    found = plan_search(
+        experiment,
+        data=options.data,
+        gpus=options.gpus,
+        gpus_per_trial=options.gpus_per_trial,
+        cpus=options.cpus,
+        trials=options.trials,
+        hours=options.hours,
+        images_per_second=options.images_per_second,
+        loader_images_per_second=options.loader_images_per_second,
+        gpu_memory=options.gpu_memory,
+        out=options.out,
+        on_note=lambda note: say(console, f"note: {note}"),
+    )
+    if options.json:
+        write(json.dumps(found.to_json()))
+    else:
+        write(*found.lines())
     return 0
 
 

@@ -6,7 +6,7 @@ DDP and `batch_size` is divided among the ranks. The device is an argument, neve
 
 from cvt_nas.engine.evaluation import evaluate, fvcore_cost, logits_of, recalibrate_batch_norm
 from cvt_nas.engine.optimization import DivergedError, drop_checkpoints, learning_rate, prepare_device
-from cvt_nas.engine.setup import Phase, SharedWeights, TrainingSetup
+from cvt_nas.engine.setup import Phase, SharedWeights, TrainingSetup, shared_memory_needed
 from cvt_nas.engine.supernet import (
     Inheritance,
     SupernetEpoch,
@@ -37,6 +37,7 @@ __all__ = [
     "prepare_device",
     "progress_reports",
     "recalibrate_batch_norm",
+    "shared_memory_needed",
     "supernet_reports",
     "train_supernet",
 ]

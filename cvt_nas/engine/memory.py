@@ -19,7 +19,7 @@ from cvt_nas.engine.optimization import is_out_of_memory, least_over_ranks, rank
 
 LEAST_USEFUL = 16  # images that batch norm needs: `training.activation_checkpointing` has the source
 _PROBED = 16  # images of the larger pass, which even a small device has memory for
-_SPARE = 0.1  # of the memory: blocks do not fit into it without gaps
+SPARE = 0.1  # of the memory: blocks do not fit into it without gaps
 T = TypeVar("T")
 
 
@@ -254,7 +254,7 @@ class MicroBatches:
         found = self._batch_size if peaks else 1
         if peaks and peaks[1] > peaks[0]:
             slope = (peaks[1] - peaks[0]) / (larger - larger // 2)
-            left = (1 - _SPARE) * self._meter.room() - self._bytes_to_come() - peaks[1]
+            left = (1 - SPARE) * self._meter.room() - self._bytes_to_come() - peaks[1]
             found = max(math.floor(left / slope) + larger, 1)
         return least_over_ranks(min(found, self._batch_size), self._device)
 

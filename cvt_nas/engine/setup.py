@@ -63,6 +63,20 @@ class SharedWeights:
         return self.config.epochs if self.phase is None else self.phase.last_epoch
 
 
+def shared_memory_needed(training: TrainingConfig, *, num_values: int, num_loaders: int, num_processes: int) -> int:
+    """Bytes of `/dev/shm` that batches on their way take at most.
+
+    Args:
+        num_values: Of an image, a byte each.
+        num_loaders: Processes that read the images for each that trains; 0 where it does so itself.
+        num_processes: That train side by side on this machine.
+    """
+    if num_loaders == 0:
+        return 0
+    largest = max(training.batch_size, EVAL_BATCH_SIZE)
+    return num_processes * num_on_their_way(num_loaders) * largest * num_values
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingSetup:
     """What every worker needs to train any architecture of an experiment.
@@ -119,6 +133,14 @@ class TrainingSetup:
             "shared": shared,
         }
         return cls(**{**fields, **settings})
+
+    def on(self, device: str, *, num_threads: int, gpus: float) -> Self:
+        """The same for workers on `device`.
+
+        Args:
+            gpus: Of a trial; below 1, others share one with it.
+        """
+        return replace(self, device=device, num_threads=num_threads, memory_share=min(gpus or 1.0, 1.0))
 
     @property
     def run(self) -> RunFolder:
@@ -181,6 +203,12 @@ class TrainingSetup:
         found._keep(data)
         return found
 
+    @property
+    def num_loaders(self) -> int:
+        """Processes that read the images for each that trains; 0 where it does so itself."""
+        data = self.open_data()
+        return data.num_workers(self.torch_device) if isinstance(data, FolderData) else 0
+
     def fitting_shared_memory(self, *, num_processes: int, on_note: Callable[[str], None] | None = None) -> Self:
         """The same, by which batches go through pipes where those on their way have no room in `/dev/shm`.
 
@@ -189,12 +217,15 @@ class TrainingSetup:
         Args:
             num_processes: That train side by side on this machine.
         """
-        data = self.open_data()
-        num_workers = data.num_workers(self.torch_device) if isinstance(data, FolderData) else 0
-        if num_workers == 0:
-            return self
-        values = max(self.training.batch_size, EVAL_BATCH_SIZE) * self.num_channels * self.image_size**2
-        needed, free = num_processes * num_on_their_way(num_workers) * values, free_shared_memory()  # a byte each
+        needed, free = (
+            shared_memory_needed(
+                self.training,
+                num_values=self.num_channels * self.image_size**2,
+                num_loaders=self.num_loaders,
+                num_processes=num_processes,
+            ),
+            free_shared_memory(),
+        )
         if needed <= free:
             return self
         (on_note or _ignore)(

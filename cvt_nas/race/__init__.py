@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -21,6 +22,8 @@ from cvt_nas.race.inherit import heirs, rank_candidates, record_as_trials, train
 from cvt_nas.race.journal import open_journal
 from cvt_nas.race.latency import measure_front, with_latency
 from cvt_nas.race.narrowing import searched_space, train_and_narrow
+from cvt_nas.race.plan import Plan
+from cvt_nas.race.planning import plan_of_search
 from cvt_nas.race.resources import Resources, claim_resources
 from cvt_nas.race.study import Study
 from cvt_nas.race.trial import read_test_split
@@ -50,6 +53,7 @@ def search(
     progress: ProgressFactory | None = None,
     callbacks: Sequence[Follower] = (),
     on_note: Callable[[str], None] | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
 ) -> RunFolder:
     """Runs a search and returns its folder; ends early, in order, where `stop` is set or the time is over.
 
@@ -72,12 +76,14 @@ def search(
         callbacks: Called with each event as well, one after the other and in this process, also where the search runs
             on another machine; what one raises ends the search.
         on_note: Called with what there is to say of the data, and how far the check of its images is.
+        on_plan: Called with what the search is expected to take, before anything else is trained; measuring that takes
+            some seconds, and the manifest keeps it. Not of a run that is resumed, nor of one on another machine.
 
     Raises:
         CvtNasError: Something that can be told before any compute is spent: data, resources, folder. Or the first
             trials all failed, or nothing can be written any more; the record is whole all the same.
     """
-    stop = threading.Event() if stop is None else stop
+    stop, started = threading.Event() if stop is None else stop, time.time()
     if address is not None and address.startswith("ray://"):
         return search_through_client(
             experiment, address=address, out=out, stop=stop, progress=progress, callbacks=callbacks,
@@ -114,12 +120,7 @@ def search(
         resources = stack.enter_context(
             claim_resources(gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device)
         )
-        setup = dataclasses.replace(
-            setup,
-            device=resources.device,
-            num_threads=resources.num_threads,
-            memory_share=min(resources.gpus_per_trial or 1.0, 1.0),
-        )
+        setup = setup.on(resources.device, num_threads=resources.num_threads, gpus=resources.gpus_per_trial)
         ended = () if run is None else run.results()
         num_left = num_trials - sum(result.status not in FAILURES for result in ended)  # what failed is tried again
         check_disk(experiment, place.path, num_trials=max(num_left, 0), num_slots=resources.num_slots, run=run)
@@ -131,6 +132,14 @@ def search(
             if setup.shared is not None:  # whose random subnets meet the constraints, too
                 setup = dataclasses.replace(setup, shared=dataclasses.replace(setup.shared, space=experiment.space))
         if run is None:
+            plan = None
+            if on_plan is not None:
+                plan = plan_of_search(
+                    experiment, setup, resources,
+                    num_trials=num_trials, seed=seed, out=place.path, started=started, on_note=on_note,
+                )  # fmt: skip
+            if on_plan is not None and plan is not None:
+                on_plan(plan)
             manifest = {
                 **experiment.manifest(seed=seed, num_trials=num_trials),
                 "warm_start": None if initial is None else str(initial),
@@ -138,6 +147,7 @@ def search(
                 "time_budget": time_budget,
                 "resources": dataclasses.asdict(resources),
                 "data": identity.to_json(),
+                **({} if plan is None else {"plan": plan.to_json()}),
             }
             run = RunFolder.create(out, manifest)
             stack.enter_context(run.locked())

@@ -77,7 +77,7 @@ def check_disk(
     Raises:
         ResourceError: It does not.
     """
-    folder = next(parent for parent in (out, *out.parents) if parent.exists())
+    folder = nearest_folder(out)
     free = shutil.disk_usage(folder).free
     rungs = None if run is None else experiment.rungs_of(run.manifest)
     needed = bytes_needed(experiment, num_trials=num_trials, num_slots=num_slots, rungs=rungs)
@@ -89,8 +89,14 @@ def check_disk(
         )
 
 
+def nearest_folder(out: Path) -> Path:
+    """Where `out` is to be made, as far as it is there already."""
+    out = out.absolute()
+    return next(parent for parent in (out, *out.parents) if parent.exists())
+
+
 def check_writable(out: Path) -> None:
     """Raises RunFolderError where `out`, which need not be there yet, could not be written."""
-    folder = next(parent for parent in (out, *out.parents) if parent.exists())
+    folder = nearest_folder(out)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise RunFolderError(f"{out}: cannot be written, since {folder} cannot; name another place by --out DIR")

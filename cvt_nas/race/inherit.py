@@ -197,6 +197,11 @@ def rank_candidates(
             yield candidate
 
 
+def num_judges(resources: Resources) -> int:
+    """Workers that measure what subnets inherit."""
+    return resources.num_gpus if resources.gpus_per_trial >= 1 else resources.num_slots
+
+
 class _Judges:
     """The workers: one for each GPU, or for each of the trials that share one, or each CPU.
 
@@ -205,10 +210,11 @@ class _Judges:
 
     def __init__(self, setup: TrainingSetup, resources: Resources) -> None:
         self._in_hand: dict[Any, tuple[int, Any]] = {}
+        num_workers = num_judges(resources)
         if resources.gpus_per_trial >= 1:
-            num_workers, num_cpus, num_gpus = resources.num_gpus, resources.cpus_per_gpu, 1.0
+            num_cpus, num_gpus = resources.cpus_per_gpu, 1.0
         else:
-            num_workers, num_cpus, num_gpus = resources.num_slots, resources.cpus_per_trial, resources.gpus_per_trial
+            num_cpus, num_gpus = resources.cpus_per_trial, resources.gpus_per_trial
         worker: Any = ray.remote(_Judge).options(
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=_MAX_RESTARTS, max_task_retries=_MAX_RESTARTS
         )

@@ -77,8 +77,7 @@ def claim_resources(
     Raises:
         ResourceError: There is less than what was asked for, or no node can hold a single trial.
     """
-    if gpus_per_trial is not None and not (0 < gpus_per_trial < 1 or gpus_per_trial == int(gpus_per_trial) >= 1):
-        raise ResourceError(f"--gpus-per-trial: got {gpus_per_trial:g}, must be a fraction below 1 or a whole number")
+    check_gpus_per_trial(gpus_per_trial)
     if gpus == 0 and gpus_per_trial is not None:
         raise ResourceError(f"--gpus-per-trial: got {gpus_per_trial:g} with --gpus 0; drop one of the two")
     started = not ray.is_initialized()
@@ -91,19 +90,20 @@ def claim_resources(
             ray.shutdown()
 
 
+def check_gpus_per_trial(number: float | None) -> None:
+    """Raises ResourceError where Ray would not understand it."""
+    if number is not None and not (0 < number < 1 or number == int(number) >= 1):
+        raise ResourceError(f"--gpus-per-trial: got {number:g}, must be a fraction below 1 or a whole number")
+
+
 def _start_ray(*, gpus: int | None, cpus: int | None, address: str | None, local_device: str | None) -> None:
     if address is not None:
         join_cluster(address)
         return
-    from joblib import cpu_count  # of a container, what it may use
-
-    there = 0 if local_device == "cpu" else _num_local_gpus()
+    there = 0 if local_device == "cpu" else num_local_gpus()
     if gpus is not None and gpus > there and local_device != "cpu":
         raise ResourceError(f"--gpus {gpus}: this machine has {there}")
-    num_cpus = cpu_count()
-    if cpus is not None and cpus > num_cpus:
-        raise ResourceError(f"--cpus {cpus}: this machine has {num_cpus}")
-    start_local_ray(num_cpus=num_cpus if cpus is None else cpus, num_gpus=there if gpus is None else gpus)
+    start_local_ray(num_cpus=_num_local_cpus(cpus), num_gpus=there if gpus is None else gpus)
 
 
 def join_cluster(address: str) -> None:
@@ -131,7 +131,30 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _num_local_gpus() -> int:
+def _num_local_cpus(wanted: int | None) -> int:
+    from joblib import cpu_count  # of a container, what it may use
+
+    there = cpu_count()
+    if wanted is not None and wanted > there:
+        raise ResourceError(f"--cpus {wanted}: this machine has {there}")
+    return there if wanted is None else wanted
+
+
+def local_cpus(cpus: int | None) -> Resources:
+    """What `claim_resources` would find on this machine without its GPUs, or with as many `cpus`.
+
+    Raises:
+        ResourceError: There are not so many.
+    """
+    return _of_cpus(_num_local_cpus(cpus), num_nodes=1)
+
+
+def _of_cpus(number: int, *, num_nodes: int) -> Resources:
+    return Resources(num_slots=number, cpus_per_trial=1, gpus_per_trial=0, device="cpu", num_nodes=num_nodes)
+
+
+def num_local_gpus() -> int:
+    """That torch sees on this machine."""
     import torch
 
     return torch.cuda.device_count()
@@ -154,13 +177,13 @@ def _divide(
             raise ResourceError(f"--gpus-per-trial {gpus_per_trial:g}: there is no GPU here")
         if use_cpus < 1:
             raise ResourceError("the cluster has no CPU for a trial")
-        return Resources(num_slots=use_cpus, cpus_per_trial=1, gpus_per_trial=0, device="cpu", num_nodes=len(nodes))
+        return _of_cpus(use_cpus, num_nodes=len(nodes))
     per_trial = 1.0 if gpus_per_trial is None else gpus_per_trial
-    by_node = [_slots_of(node.get("GPU", 0), per_trial) for node in nodes]
+    by_node = [slots_of(node.get("GPU", 0), per_trial) for node in nodes]
     if sum(by_node) == 0:
         most = max(int(node.get("GPU", 0)) for node in nodes)
         raise ResourceError(f"--gpus-per-trial {per_trial:g}: no node has more than {most}")
-    num_slots = min(sum(by_node), _slots_of(use_gpus, per_trial))
+    num_slots = min(sum(by_node), slots_of(use_gpus, per_trial))
     if num_slots == 0:
         raise ResourceError(f"--gpus-per-trial {per_trial:g}: more than the {use_gpus} of --gpus")
     # the node with the fewest CPUs for its slots decides, so that GPUs and not CPUs are what runs out
@@ -186,7 +209,7 @@ def _whole_cpus(share: float) -> float:
     return int(share) if share >= 1 else share
 
 
-def _slots_of(gpus: float, per_trial: float) -> int:
+def slots_of(gpus: float, per_trial: float) -> int:
     """Whole trials that fit: a fraction never spans two GPUs."""
     if per_trial >= 1:
         return int(gpus // per_trial)

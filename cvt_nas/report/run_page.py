@@ -159,7 +159,7 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
     cards = [
         ("Trials", str(len(results)), f"of {run.manifest['trials']} planned" if "trials" in run.manifest else ""),
         ("Stopped early", str(statuses["stopped"]), f"{lost} lost" if lost else ""),
-        ("Time", _time(spent), "" if run.seconds_spent else "of training, all workers together"),
+        ("Time", _time(spent), _expected(run) if run.seconds_spent else "of training, all workers together"),
         ("Hypervolume", f"{front.hypervolume(run.box):.4f}", "from accuracy 0 at the greatest costs"),
         ("On the front", str(len(front.members)), ""),
     ]
@@ -184,6 +184,13 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
         notes.append("no trial has reached its last epoch yet, so there is no front")
     warnings = "".join(f'<p class="warning">{html.escape(note)}</p>' for note in notes)
     return f'<dl class="cards">{"".join(parts)}</dl>{told}{warnings}'
+
+
+def _expected(run: RunFolder) -> str:
+    """What the plan of the search said; nothing where it has none, or is none that can be read."""
+    plan = run.manifest.get("plan")
+    hours = plan.get("hours") if isinstance(plan, dict) else None
+    return f"{_time(3600 * hours)} expected" if isinstance(hours, int | float) else ""
 
 
 def _time(seconds: float) -> str:

@@ -1,0 +1,231 @@
+"""How fast this machine trains a network, and how fast images come: by a few steps of a real training."""
+
+import dataclasses
+import itertools
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from cvt_nas.arch import ArchConfig, cost_of
+from cvt_nas.config import TrainingConfig
+from cvt_nas.data import Batch, ImageData, Split
+from cvt_nas.engine.memory import Room, meter_of
+from cvt_nas.engine.optimization import batch_size_of_rank, is_out_of_memory
+from cvt_nas.engine.setup import SharedWeights
+from cvt_nas.engine.supernet import train_supernet
+from cvt_nas.engine.training import fit
+from cvt_nas.results import DataIdentity
+
+_FLOPS_OF_STEP = 10**10  # of a forward pass on a CPU, so that a step takes seconds at most, whatever the batch
+_LOADED_AT_ONCE = 64  # images of a batch while the loader is timed: the first of a large one takes long
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """Seconds of the parts of a training.
+
+    Args:
+        step: Of an image in a step of training, its share of the optimizer's work included.
+        load: Of an image that a step waited for.
+        evaluation: Of an image on which accuracy is measured, its loading included.
+        begin: Of what comes before the first step.
+        epoch_end: Of what comes after an epoch's last image: a checkpoint.
+        room: What the device has memory for; None on a CPU, where a batch goes through whole.
+    """
+
+    step: float
+    load: float
+    evaluation: float
+    begin: float
+    epoch_end: float
+    room: Room | None
+
+
+class _Timing(NamedTuple):
+    """Of one batch."""
+
+    num_images: int
+    load: float
+    step: float
+
+
+class _TimedData:
+    """A data set that times whoever goes through its batches, and ends an epoch after some seconds.
+
+    Args:
+        most_images: Of a batch.
+    """
+
+    def __init__(self, data: ImageData, device: torch.device, *, seconds: float, most_images: int) -> None:
+        self.preprocessing, self.class_names = data.preprocessing, data.class_names
+        self._data, self._device, self._seconds, self._most_images = data, device, seconds, most_images
+        self.trained, self.evaluated = list[_Timing](), list[_Timing]()
+        self.first_asked = self.last_done = 0.0
+
+    def identity(self) -> DataIdentity:
+        return self._data.identity()
+
+    def num_images(self, split: Split) -> int:
+        return self._data.num_images(split)
+
+    def of_classes(self, classes: Collection[int]) -> Self:
+        raise AssertionError(f"nothing that is timed is of some classes alone: {classes}")
+
+    def train_batches(
+        self, *, until: int | None = None, evaluated: tuple[Split, int] | None = None, **settings: Any
+    ) -> Iterator[Batch]:
+        del until, evaluated  # nothing is read ahead of what comes after an epoch that is cut
+        self.first_asked = time.perf_counter()
+        return self._timed(self._data.train_batches(**settings), self.trained, self._seconds)
+
+    def eval_batches(self, split: Split, *, batch_size: int, **settings: Any) -> Iterator[Batch]:
+        batch_size = min(batch_size, self._most_images)
+        batches = self._data.eval_batches(split, batch_size=batch_size, **settings)
+        return self._timed(batches, self.evaluated, self._seconds / 2)
+
+    def prepared(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return self._data.prepared(images)
+
+    def close(self) -> None:
+        self._data.close()
+
+    def _timed(self, batches: Iterator[Batch], timings: list[_Timing], seconds: float) -> Iterator[Batch]:
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            loaded = self._now()
+            yield batch
+            self.last_done = self._now()
+            timings.append(_Timing(len(batch[0]), loaded - asked, self.last_done - loaded))
+            if sum(timing.load + timing.step for timing in timings[1:]) >= seconds:
+                return
+
+    def _now(self) -> float:
+        """Once the device has nothing left to do."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def measure_training(
+    arch: ArchConfig,
+    training: TrainingConfig,
+    data: ImageData,
+    *,
+    device: torch.device,
+    seconds: float,
+    num_devices: int = 1,
+    memory_share: float = 1.0,
+) -> Speed | None:
+    """Trains `arch` by `fit` for about `seconds`, and evaluates it for half as long, a first batch of each not counted.
+
+    On a CPU, batches of large networks are cut, since an image takes as long in a small one.
+
+    Args:
+        num_devices: That share a batch; one of them is measured.
+        memory_share: See `meter_of`.
+
+    Returns:
+        None where the device has no memory for it.
+    """
+    most_images = _most_images(cost_of(arch).flops, device)
+    timed = _TimedData(data, device, seconds=seconds, most_images=most_images)
+    short = _cut(training, batch_size=min(batch_size_of_rank(training, num_devices), most_images))
+    rooms = list[Room]()
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        epochs = fit(
+            arch, short, timed, device=device, seed=0, checkpoint=Path(folder) / "checkpoints" / "0.pt",
+            meter=meter_of(device, memory_share), on_room=rooms.append,
+        )  # fmt: skip
+        try:
+            next(epochs)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        finally:
+            epochs.close()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        ended = time.perf_counter()
+    trained, evaluated = _mean(timed.trained), _mean(timed.evaluated)
+    return Speed(
+        step=trained.step,
+        load=trained.load,
+        evaluation=evaluated.load + evaluated.step,
+        begin=timed.first_asked - started,
+        epoch_end=ended - timed.last_done,
+        room=rooms[-1] if rooms and device.type == "cuda" else None,
+    )
+
+
+def measure_supernet(
+    shared: SharedWeights, data: ImageData, *, device: torch.device, seconds: float, num_devices: int
+) -> float | None:
+    """Seconds of an image in a step of the supernet's training on one of `num_devices`, its loading included.
+
+    What devices tell each other is not counted. None where the device has no memory for it.
+    """
+    most_images = _most_images(2 * cost_of(shared.space.largest).flops, device)
+    timed = _TimedData(data, device, seconds=seconds, most_images=most_images)
+    batch_size = min(batch_size_of_rank(shared.config, num_devices), most_images)
+    config = _cut(dataclasses.replace(shared.config, opening={}), batch_size=batch_size)
+    epochs = train_supernet(dataclasses.replace(shared, config=config), timed, device=device, seed=0)
+    try:
+        next(epochs)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    finally:
+        epochs.close()
+    mean = _mean(timed.trained)
+    return mean.load + mean.step
+
+
+def measure_loader(data: ImageData, training: TrainingConfig, *, device: torch.device, seconds: float) -> float:
+    """Images a second that `train_batches` gives to whoever only takes them, after the first two batches."""
+    batches = data.train_batches(
+        batch_size=min(training.batch_size, _LOADED_AT_ONCE), augment=training.augment, device=device, seed=0, epoch=0
+    )
+    num_images, started = 0, time.perf_counter()
+    for number, (images, _) in enumerate(batches):
+        if number == 1:
+            num_images, started = 0, time.perf_counter()
+        num_images += len(images) if number != 1 else 0
+        if number > 2 and time.perf_counter() - started >= seconds:
+            break
+    return num_images / max(time.perf_counter() - started, 1e-9)
+
+
+def _most_images(flops: int, device: torch.device) -> int:
+    if device.type == "cuda":
+        return 2**20
+    return max(2 * (_FLOPS_OF_STEP // (2 * flops)), 2)  # even, for mixing
+
+
+def _cut(training: Any, *, batch_size: int) -> Any:
+    """With a learning rate that keeps losses finite; all else takes as long as in the training itself."""
+    epochs = max(training.epochs, 2)
+    return dataclasses.replace(
+        training, epochs=epochs, batch_size=batch_size, lr=1e-8, min_lr=0.0, warmup_epochs=0.0, restarts=[]
+    )
+
+
+def _mean(timings: Sequence[_Timing]) -> _Timing:
+    """Of an image, but of the first batch, which warms up; where there is no other, of that."""
+    counted = list(itertools.islice(timings, 1, None)) or list(timings)
+    num_images = max(sum(timing.num_images for timing in counted), 1)
+    return _Timing(
+        1, sum(timing.load for timing in counted) / num_images, sum(timing.step for timing in counted) / num_images
+    )

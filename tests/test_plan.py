@@ -1,0 +1,302 @@
+"""What `cvt-nas plan` says before anything is spent."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from conftest import SPACES, small_digits
+from cvt_nas.arch import ArchConfig
+from cvt_nas.cli import main
+from cvt_nas.config import Experiment, load_experiment, parse_experiment
+from cvt_nas.data import Split
+from cvt_nas.engine import TrainingSetup
+from cvt_nas.engine.footprint import Footprint, footprint
+from cvt_nas.engine.speed import measure_loader, measure_supernet, measure_training
+from cvt_nas.model import CvT
+from cvt_nas.race.forecast import fit_to_hours, plan_search
+from cvt_nas.race.machine import Machine, three_networks
+from cvt_nas.race.measuring import state_machine
+from cvt_nas.race.plan import Plan
+from cvt_nas.report import write_report
+from cvt_nas.results import RunFolder
+from small_device import SmallDevice
+from test_results import MANIFEST, trial
+
+IMAGES: dict[Split, int] = {"train": 10_000, "search": 1_000, "test": 1_000}
+CPU = torch.device("cpu")
+KEYS = {
+    "name", "gpus", "slots", "trials", "images", "networks", "loader_images_per_second", "epochs", "trained_in_full",
+    "sampler_seconds", "parts", "hours", "gpu_hours", "first_front_hours", "disk_bytes", "shared_memory_bytes",
+    "bottleneck", "advice", "notes", "fit",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cvt13() -> Experiment:
+    return load_experiment(SPACES / "cvt13.yaml")
+
+
+def stated(experiment: Experiment, *, num_gpus: int = 8, gpus_per_trial: float = 1.0, **settings: Any) -> Machine:
+    speeds: dict[str, Any] = {"images_per_second": 1_000.0, "loader_images_per_second": None, "gpu_memory": None}
+    return state_machine(experiment, num_gpus=num_gpus, gpus_per_trial=gpus_per_trial, **{**speeds, **settings})
+
+
+def plan_of(experiment: Experiment, machine: Machine, **settings: Any) -> Plan:
+    given = {"num_trials": experiment.search.trials, "seed": 0, "out": None, **settings}
+    return plan_search(experiment, machine, IMAGES, **given)
+
+
+def test_the_estimate_of_memory_is_what_was_measured_of_cvt_13_and_its_space(cvt13: Experiment) -> None:
+    def mib(arch: ArchConfig) -> float:
+        return footprint(arch, cvt13.training).image_bytes / 2**20
+
+    rng = random.Random(0)
+    drawn = [cvt13.space.decode(cvt13.space.sample_feasible(rng) or ()) for _ in range(20)]
+    # measured at 224 pixels in bf16: 57 MiB an image of CvT-13, 43 to 68 of random networks of cvt13.yaml
+    for arch, measured in ((cvt13.anchor_archs()["cvt-13"], 57), (drawn[6], 43), (drawn[15], 68)):
+        assert mib(arch) == pytest.approx(measured, rel=0.15)
+
+
+def test_the_estimate_of_memory_is_what_a_step_takes(digits: Experiment) -> None:
+    arch = digits.space.largest
+
+    def peak(num_images: int) -> int:
+        with SmallDevice() as device:
+            model = CvT(arch, drop_path=digits.training.drop_path)
+            images = torch.zeros(num_images, 1, 8, 8).contiguous(memory_format=torch.channels_last)
+
+            def step() -> None:
+                F.cross_entropy(model(images), torch.zeros(num_images, dtype=torch.long)).backward()
+
+            step()  # leaves gradients
+            return device.peak_of(step)
+
+    each = (peak(96) - peak(64)) / 32
+    assert footprint(arch, digits.training).image_bytes == pytest.approx(each, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("gib", "settings", "room"),
+    [
+        (80, {}, (1024, False)),  # of 2,048: two equal parts
+        (24, {}, (342, False)),
+        (2.5, {}, (23, False)),
+        (1.5, {}, (7, True)),  # fewer than batch norm needs
+        (0.5, {}, (0, True)),
+        (80, {"micro_batch": 100}, (98, False)),
+        (80, {"activation_checkpointing": "on"}, (1024, True)),
+    ],
+)
+def test_a_batch_is_cut_to_what_memory_holds(
+    cvt13: Experiment, gib: float, settings: dict[str, Any], room: tuple[int, bool]
+) -> None:
+    training = dataclasses.replace(cvt13.training, **settings)
+    taken = Footprint(image_bytes=57 * 2**20, fixed_bytes=950 * 2**20)
+    assert taken.room(training, batch_size=2048, memory_bytes=int(gib * 2**30)) == room
+
+
+def test_steps_evaluations_and_loading_are_timed(digits: Experiment) -> None:
+    data = TrainingSetup.of(digits, run_path=Path("unused"), data=None).open_data()
+    small, large = (
+        measure_training(arch, digits.training, data, device=CPU, seconds=0.2)
+        for arch in (digits.space.smallest, digits.space.largest)
+    )
+    assert small is not None
+    assert large is not None
+    assert 0 < small.step < large.step
+    assert small.room is None, "a CPU takes batches whole"
+    assert min(small.load, small.evaluation, small.begin, small.epoch_end) > 0
+    assert measure_loader(data, digits.training, device=CPU, seconds=0.1) > 1 / (small.step + small.load)
+
+
+def test_a_step_of_a_supernet_takes_longer_than_one_of_its_largest_network() -> None:
+    text = small_digits(**{"search:": "supernet: {epochs: 2, batch_size: 64}\nsearch: {weights: supernet}"})
+    setup = TrainingSetup.of(parse_experiment(text, "supernet.yaml"), run_path=Path("unused"), data=None)
+    assert setup.shared is not None
+    data, space = setup.open_data(), setup.shared.space
+    seconds = measure_supernet(setup.shared, data, device=CPU, seconds=0.2, num_devices=1)
+    largest = measure_training(space.largest, setup.training, data, device=CPU, seconds=0.2)
+    assert seconds is not None
+    assert largest is not None
+    assert seconds > largest.step
+
+
+def test_the_three_networks_are_feasible_and_in_order(cvt13: Experiment) -> None:
+    costs = [cvt13.space.cost(genome) for genome in three_networks(cvt13).values()]
+    assert all(cvt13.space.is_feasible(cost) for cost in costs)
+    assert costs[0].flops < costs[1].flops < costs[2].flops
+
+
+def test_the_first_anchor_has_the_stated_speed(digits: Experiment) -> None:
+    machine = stated(digits, images_per_second=1420)
+    flops = digits.space.cost(digits.anchors["cvt-like"]).flops
+    assert 1 / machine.step(flops) == pytest.approx(1420, rel=1e-3)
+
+
+@pytest.mark.parametrize("more", [{"num_gpus": 4}, {"images_per_second": 2_000.0}])
+def test_more_gpus_or_faster_ones_take_less_time(small: Experiment, more: dict[str, Any]) -> None:
+    one, other = plan_of(small, stated(small, num_gpus=2)), plan_of(small, stated(small, **{"num_gpus": 2, **more}))
+    assert other.hours < one.hours
+    assert other.first_front <= one.first_front
+
+
+def test_the_parts_of_a_search_are_counted() -> None:
+    plain = parse_experiment(small_digits(), "plain.yaml")
+    search = "search: {weights: WEIGHTS, trials: 4, candidates: 20, confirm: {seeds: 2}}"
+    text = small_digits(**{"search:": "supernet: {epochs: 5, batch_size: 64}\n" + search})
+    supernet, narrowed = (
+        parse_experiment(text.replace("WEIGHTS", weights), f"{weights}.yaml") for weights in ("supernet", "da-nas")
+    )
+    parts = [plan_of(each, stated(each)).parts for each in (plain, supernet, narrowed)]
+    assert [name for name, seconds in parts[0].items() if seconds] == ["start", "race", "test"]
+    assert all(parts[1].values())
+    assert parts[2]["supernet"] != parts[1]["supernet"], "fewer classes at first, and probes"
+
+
+@pytest.mark.parametrize("objectives", ["latency_ms: minimize", "params: minimize, latency_ms: minimize"])
+def test_latency_that_nobody_has_measured_yet_is_left_out(objectives: str) -> None:
+    line = f"objectives: {{accuracy: maximize, {objectives}}}\nconstraints: {{latency_ms: {{max: 5}}}}"
+    experiment = parse_experiment(small_digits(**{"objectives:": line}), "latency.yaml")
+    found = plan_of(experiment, stated(experiment))
+    assert found.race is not None
+    assert len(found.race.proposals) == experiment.search.trials
+    assert any(note.startswith("latency is not known before") for note in found.notes)
+
+
+def test_only_candidates_are_counted_where_nothing_is_trained_on() -> None:
+    text = small_digits(**{
+        "search:": "supernet: {epochs: 5, batch_size: 64}\nsearch: {weights: supernet, trials: 9, candidates: 20}",
+        "  epochs:": "  epochs: 0", "  warmup_epochs:": "  warmup_epochs: 0",
+    })  # fmt: skip
+    found = plan_of(parse_experiment(text, "one_shot.yaml"), stated(parse_experiment(text, "one_shot.yaml")))
+    assert found.race is None
+    assert found.parts["race"] == 0
+    assert found.first_front == pytest.approx(3600 * found.hours)
+
+
+def changed(machine: Machine, **settings: Any) -> Machine:
+    return dataclasses.replace(machine, **settings)
+
+
+def _flat(machine: Machine) -> Machine:
+    step = machine.networks[1].step
+    return changed(machine, networks=tuple(dataclasses.replace(each, step=step) for each in machine.networks))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("network", lambda machine: machine),
+        ("loader", lambda machine: changed(machine, load=1.0)),
+        ("launches", _flat),
+        ("memory", lambda machine: changed(machine, networks=tuple(
+            dataclasses.replace(each, micro_batch=0) for each in machine.networks))),
+        ("sampler", lambda machine: changed(machine, begin=0.0, networks=tuple(
+            dataclasses.replace(each, step=1e-12, evaluation=1e-12) for each in machine.networks))),
+    ],
+)  # fmt: skip
+def test_what_holds_a_search_up_has_a_name(small: Experiment, name: str, change: Any) -> None:
+    assert plan_of(small, change(stated(small))).bottleneck == name
+
+
+def test_a_disk_that_is_too_small_is_named(digits: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 2**20})
+    monkeypatch.setattr("cvt_nas.race.forecast.shutil.disk_usage", lambda _: usage)
+    found = plan_of(digits, stated(digits), out=tmp_path / "not" / "there")
+    assert found.bottleneck == "disk"
+    assert str(tmp_path) in found.advice
+
+
+def test_settings_are_found_that_end_in_time(digits: Experiment) -> None:
+    machine = changed(stated(digits, num_gpus=2), start=0.0, worker_start=0.0, begin=0.0)
+    whole = plan_of(digits, machine)
+    assert whole.race is not None
+
+    def fit(hours: float) -> Any:
+        known = whole.race.proposals if whole.race else ()
+        return fit_to_hours(digits, machine, IMAGES, hours=hours, seed=0, known=known)
+
+    enough, less, least = fit(2 * whole.hours), fit(0.8 * whole.hours), fit(0.5 * whole.hours)
+    assert (enough.trials, enough.epochs) == (digits.search.trials, digits.training.epochs)
+    assert less.trials < enough.trials, "trials go first"
+    assert less.epochs == enough.epochs
+    assert least.epochs < less.epochs, "then epochs"
+    assert least.grace_period <= enough.grace_period
+    for found, hours in ((less, 0.8), (least, 0.5)):
+        assert found.hours <= hours * whole.hours
+
+
+def plan_line(tmp_path: Path, *more: str, text: str | None = None) -> list[str]:
+    space = tmp_path / "small.yaml"
+    space.write_text(small_digits() if text is None else text)
+    return ["plan", "--space", str(space), *more]
+
+
+def test_the_plan_of_this_machine_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(plan_line(tmp_path, "--cpus", "2", "--gpus", "0", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() == KEYS
+    assert (found["gpus"], found["slots"], found["gpu_hours"]) == (0, 2, 0)
+    assert found["hours"] == pytest.approx(sum(found["parts"].values()))
+    assert 0 < found["first_front_hours"] <= found["hours"]
+    assert found["images"] == {"train": 1077, "search": 360, "test": 360}
+    assert [network["name"] for network in found["networks"]] == ["smallest", "median", "largest"]
+    assert all(network["images_per_second"] > 1 for network in found["networks"])
+    assert not [note for note in found["notes"] if "stated" in note or "taken to be" in note]
+
+
+def test_the_plan_of_another_machine_tells_what_was_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--gpus", "8", "--images-per-second", "50000", "--gpu-memory", "24"]
+    assert main(plan_line(tmp_path, *words, "--hours", "5")) == 0
+    out = capsys.readouterr().out
+    assert "GPU hours" in out
+    assert "stated: 50,000 images/s of cvt-like" in out
+    assert "search: trials: 8, grace_period: 1" in out
+
+
+def test_imagenet_is_planned_without_its_images(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--gpus", "8", "--images-per-second", "1420", "--trials", "12", "--json"]
+    assert main(["plan", "--space", str(SPACES / "cvt13.yaml"), *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(found["images"].values()) == 1_281_167 + 50_000
+    assert found["shared_memory_bytes"] > 2**30
+    assert any("a loader of" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--images-per-second", "100"], "say how many by --gpus N"),
+        (["--gpus", "8", "--images-per-second", "100", "--cpus", "4"], "--cpus: is of this machine"),
+        (["--gpu-memory", "24"], "are of another machine"),
+        (["--gpus", "2", "--images-per-second", "100", "--gpus-per-trial", "4"], "more than the 2 of --gpus"),
+        (["--gpus", "2", "--images-per-second", "100", "--gpus-per-trial", "1.5"], "a fraction below 1 or a whole"),
+        (["--gpus", "1", "--images-per-second", "1", "--hours", "0.01"], "--hours 0.01: 8 trials of"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert main(plan_line(tmp_path, *words)) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("plan", "told"), [({"hours": 0.5}, "30 min expected"), ([], "<dd>28.3 min<small></small>")])
+def test_the_page_of_a_run_tells_what_was_expected(tmp_path: Path, plan: Any, told: str) -> None:
+    run = RunFolder.create(tmp_path / "run", {**MANIFEST, "plan": plan})
+    run.append(trial(0, 0.9))
+    run.write_seconds_spent(1700.0)
+    write_report(run)
+    assert told in (run.path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+def test_gpus_that_are_not_here_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(plan_line(tmp_path, "--gpus", "8")) == 2
+    assert "--gpus 8: this machine has none to measure on; give --images-per-second" in capsys.readouterr().err
