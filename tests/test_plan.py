@@ -146,6 +146,19 @@ def test_more_gpus_or_faster_ones_take_less_time(small: Experiment, more: dict[s
     assert other.first_front <= one.first_front
 
 
+def test_trials_that_are_left_take_less_time_where_they_are_spread() -> None:
+    """Of five alike on four GPUs, the last has one until the others end, and all of them from its next epoch on."""
+    lines = {"search:": "search: {trials: 5, sampler: random, scheduler: none, seed: 0, spread_last: %s}"}
+    experiment = parse_experiment(small_digits(**lines).replace("%s", "false"), "one.yaml")
+    spread = parse_experiment(small_digits(**lines).replace("%s", "true"), "spread.yaml")
+    machine = stated(experiment, num_gpus=4)
+    alike = [dataclasses.replace(network, step=0.1, evaluation=0.0) for network in machine.networks]
+    machine = dataclasses.replace(machine, networks=tuple(alike), begin=0.0, epoch_end=0.0, worker_start=0.0)
+    epoch = 0.1 * IMAGES["train"]
+    assert plan_of(experiment, machine).parts["race"] == pytest.approx(2 * 3 * epoch, rel=1e-3)
+    assert plan_of(spread, machine).parts["race"] == pytest.approx(3 * epoch + epoch + 2 * epoch / 4, rel=1e-3)
+
+
 def test_the_parts_of_a_search_are_counted() -> None:
     plain = parse_experiment(small_digits(), "plain.yaml")
     search = "search: {weights: WEIGHTS, trials: 4, candidates: 20, confirm: {seeds: 2}}"

@@ -25,6 +25,7 @@ from cvt_nas.race.machine import Machine
 from cvt_nas.race.plan import NUM_OF_FIRST_FRONT, Fit, Plan, SimulatedRace, size
 from cvt_nas.race.samplers import SamplerName
 from cvt_nas.race.simulation import Asked, MadeUpCurves, RacedStudy, run_clock
+from cvt_nas.race.spread import Spread
 from cvt_nas.race.study import Proposal, Study
 from cvt_nas.results import Metric, is_non_dominated
 
@@ -77,6 +78,14 @@ def simulate_race(
         curve_of=MadeUpCurves(space, num_epochs=num_epochs, seed=seed),
         epoch_seconds=lambda proposal: machine.epoch(proposal.cost.flops, num_images),
         begin_seconds=machine.begin,
+        spread=Spread(
+            num_gpus=lambda: machine.num_gpus,
+            gpus_per_trial=machine.num_gpus / machine.num_slots,
+            batch_size=experiment.training.batch_size,
+        )
+        if experiment.search.spread_last and machine.num_gpus > 1
+        else None,
+        has_no_more=lambda: study.has_no_more,
     ):
         if isinstance(event, Asked):
             asked += [event] if event.is_new else []

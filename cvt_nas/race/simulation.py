@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from cvt_nas.arch import Cost
 from cvt_nas.race.asha import Asha, Decision, losses_of_cost
+from cvt_nas.race.spread import Spread
 from cvt_nas.race.study import Ended, PartialTrial, Proposal
 from cvt_nas.results import Metric, Status
 from cvt_nas.space import Genome, GenomeSpace
@@ -131,6 +132,8 @@ def run_clock(
     curve_of: Callable[[Proposal], Sequence[float] | Float[np.ndarray, " epochs"]],
     epoch_seconds: Callable[[Proposal], float],
     begin_seconds: float = 0.0,
+    spread: Spread | None = None,
+    has_no_more: Callable[[], bool] = bool,
 ) -> Iterator[Asked | EpochEnded]:
     """A race of `search` whose trials run side by side, asynchronously, until nothing is left to train.
 
@@ -138,6 +141,8 @@ def run_clock(
         curve_of: Accuracy of a trial after each epoch.
         epoch_seconds: Of one epoch of a trial.
         begin_seconds: Of a slot whenever it takes up a trial, a paused one included.
+        spread: Of `search.spread_last`; a trial on so many times as many GPUs takes so much less time.
+        has_no_more: Whether no new trial will be asked for, without which nothing is spread.
 
     Yields:
         What happens, in its order. Whoever has seen enough stops reading.
@@ -145,9 +150,26 @@ def run_clock(
     clock = itertools.count()
     events: list[tuple[float, int, Proposal, int]] = []  # when which proposal will have trained how many epochs
     paused: dict[int, int] = {}  # trials, with the epochs that they have trained
+    gpus: dict[int, float] = {}  # of the trials that run
     num_free, now = num_slots, 0.0
+
+    def seconds_of(proposal: Proposal, *, num_left: int) -> float:
+        """Of its next epoch, on its share of the GPUs that are idle, where it begins again on more of them."""
+        if spread is None:
+            return epoch_seconds(proposal)
+        begins = proposal.number not in gpus
+        has = gpus.setdefault(proposal.number, spread.gpus_per_trial)
+        seconds = epoch_seconds(proposal) * spread.gpus_per_trial
+        more = has
+        if has_no_more():
+            more = spread.gpus_for([of for number, of in gpus.items() if number != proposal.number])
+        if begins or spread.is_worth_it(has, more, seconds_left=seconds / has * num_left):
+            gpus[proposal.number] = more
+        waits = begin_seconds if gpus[proposal.number] != has and not begins else 0.0
+        return waits + seconds / gpus[proposal.number]
+
     while True:
-        while num_free:
+        while num_free and (spread is None or sum(gpus.values()) < spread.num_gpus()):
             started = time.perf_counter()
             proposal = search.ask()
             seconds = time.perf_counter() - started
@@ -155,7 +177,7 @@ def run_clock(
                 break
             epochs = paused.pop(proposal.number, 0)
             yield Asked(proposal=proposal, seconds=seconds, is_new=epochs == 0)
-            done = now + begin_seconds + epoch_seconds(proposal)
+            done = now + begin_seconds + seconds_of(proposal, num_left=num_epochs - epochs)
             heapq.heappush(events, (done, next(clock), proposal, epochs + 1))
             num_free -= 1
         if not events:
@@ -165,9 +187,11 @@ def run_clock(
         is_complete = epochs == num_epochs
         decision = "stop" if is_complete else search.decide(proposal, curve)
         if decision == "go":
-            heapq.heappush(events, (now + epoch_seconds(proposal), next(clock), proposal, epochs + 1))
+            done = now + seconds_of(proposal, num_left=num_epochs - epochs)
+            heapq.heappush(events, (done, next(clock), proposal, epochs + 1))
         else:
             num_free += 1
+            gpus.pop(proposal.number, None)
             if decision == "pause":
                 paused[proposal.number] = epochs
             else:
