@@ -153,10 +153,10 @@ def _is_turned(content: bytes) -> bool:
 
 @functools.cache
 def _simplejpeg() -> Any:
-    """The module, where it is installed."""
+    """The module, where it is installed and can be used."""
     try:
         return importlib.import_module("simplejpeg")
-    except ImportError:
+    except (ImportError, ValueError):  # the latter of one that was built for another numpy
         return None
 
 
