@@ -404,7 +404,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "signed bytes": ("a.tif", lambda path: tiff(path, (GREY // 2).astype("i1"), 8, sample_format=2), "signed integers"),
     "float64": ("a.tif", lambda path: tiff(path, GREY.astype("<f8"), 64, sample_format=3), "a TIFF of a kind"),
     "HEIC": ("a.jpg", holding(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"), "no image: a HEIC picture; save it as JPEG"),
-    "AVIF": ("a.jpg", saved(COLOUR, format="AVIF"), "no image: an AVIF picture; save it as JPEG or PNG"),
+    "AVIF": ("a.jpg", holding(b"\0\0\0 ftypavif" + bytes(200)), "no image: an AVIF picture; save it as JPEG or PNG"),
     "JPEG 2000": ("a.jpg", saved(COLOUR, format="JPEG2000"), "no image: a JPEG 2000 picture"),
     "a PDF": ("a.jpg", holding(b"%PDF-1.7\n%\xe2\xe3"), "no image: a PDF"),
     "no width": ("a.png", lambda path: png(path, np.zeros((4, 0), np.uint16), 0), "no image: a PNG without a size"),
