@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -147,16 +147,8 @@ def measure_training(
             arch, short, timed, device=device, seed=0, checkpoint=Path(folder) / "checkpoints" / "0.pt",
             meter=meter_of(device, memory_share), on_room=rooms.append,
         )  # fmt: skip
-        try:
-            next(epochs)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
+        if not _has_memory_for(epochs, device):
             return None
-        finally:
-            epochs.close()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
         ended = time.perf_counter()
     trained, evaluated = _mean(timed.trained), _mean(timed.evaluated)
     return Speed(
@@ -181,16 +173,25 @@ def measure_supernet(
     batch_size = min(batch_size_of_rank(shared.config, num_devices), most_images)
     config = _cut(dataclasses.replace(shared.config, opening={}), batch_size=batch_size)
     epochs = train_supernet(dataclasses.replace(shared, config=config), timed, device=device, seed=0)
+    if not _has_memory_for(epochs, device):
+        return None
+    mean = _mean(timed.trained)
+    return mean.load + mean.step
+
+
+def _has_memory_for(epochs: Generator[object, None, None], device: torch.device) -> bool:
+    """Whether the first epoch of a training, which ends there, goes through."""
     try:
         next(epochs)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return None
+        return False
     finally:
         epochs.close()
-    mean = _mean(timed.trained)
-    return mean.load + mean.step
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return True
 
 
 def measure_loader(data: ImageData, training: TrainingConfig, *, device: torch.device, seconds: float) -> float:
