@@ -118,9 +118,11 @@ def test_what_a_hook_keeps_of_a_linear_is_not_changed_afterwards(model: Any, tra
 def test_a_hook_can_replace_what_a_linear_gives(model: Any) -> None:
     before = logits_of(model)
     for name in names_of(model, nn.Linear):
-        handle = model.get_submodule(name).register_forward_hook(lambda module, inputs, output: output + 1)
+        handle = model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output: output + torch.linspace(0, 1, output.shape[-1])
+        )
         assert not torch.allclose(logits_of(model), before) or name.endswith("proj_k"), name
-        handle.remove()  # one number added to all keys changes no attention but that to the class token
+        handle.remove()  # what is added to all keys alike changes no attention but that to the class token
 
 
 @pytest.mark.parametrize("targets", [["fc1", "fc2"], ["proj_q", "proj_k", "proj_v"], "all-linear"])
