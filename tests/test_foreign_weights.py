@@ -398,7 +398,7 @@ REFUSED: dict[str, tuple[Callable[[State, Path], Any], str]] = {
         lambda s, folder: {"model": s, "args": Pickled(folder / "owned")},
         r"holds posix.system, which may run code as it is read; save its weights alone: torch.save\(model",
     ),
-    "a function": (lambda s, _: {"model": s, "fn": print}, r"holds (builtins\.)?print, which may run code"),
+    "a function": (lambda s, _: {"model": s, "fn": sorted}, r"holds (builtins\.)?sorted, which may run code"),
     "a type of one's own": (lambda s, _: {"model": s, "cfg": Learner}, r"holds test_foreign_weights\.Learner, which"),
     "a module": (lambda _, __: build_model(ARCH), r"holds (a whole pickled module, )?cvt_nas\.model\.network\.CvT, wh"),
 }  # fmt: skip
