@@ -82,6 +82,42 @@ class Room:
         return {"micro_batch": self.micro_batch, "activation_checkpointing": self.activation_checkpointing}
 
 
+class _Statistics:
+    """The running statistics of a network's batch norms, moved once a batch by the mean over its parts.
+
+    Each part replaces them by its own, so that the momentum of a batch norm is the same for all parts: a compiled block
+    has it as a constant.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        self._norms = [norm for norm in self._norms if norm.track_running_stats]
+        self._before, self._sums = list[Tensor](), list[Tensor]()
+
+    @contextlib.contextmanager
+    def of_part(self, share: float, *, is_first: bool, is_last: bool) -> Iterator[None]:
+        """The pass of a part that has this share of the batch."""
+        momenta = [norm.momentum for norm in self._norms]
+        assert len(set(momenta)) <= 1, "a network's batch norms have torch's default"
+        running = [tensor for norm in self._norms for tensor in (norm.running_mean, norm.running_var)]
+        for norm in self._norms:
+            norm.momentum = 1.0
+        if is_first and running:
+            self._before = [tensor.clone() for tensor in running]
+            self._sums = [torch.zeros_like(tensor) for tensor in running]
+        try:
+            yield
+        finally:
+            for norm, momentum in zip(self._norms, momenta, strict=True):
+                norm.momentum = momentum
+        if running:
+            with torch.no_grad():
+                _add(self._sums, running, alpha=share)
+                if is_last:
+                    _copy(running, cast(Any, torch)._foreach_lerp(self._before, self._sums, momenta[0]))
+                    self._before, self._sums = [], []
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     """Of a batch.
@@ -89,40 +125,24 @@ class Part:
     Args:
         rows: Which images.
         share: Of the batch's images.
-        later: Share of those that come after it.
         weight: By which the mean loss of these images counts; `share`, unless ranks have unequal batches.
-        norms: Of the network, as far as they have running statistics.
+        is_first, is_last: Of the batch.
+        statistics: Of the network.
     """
 
     rows: slice
     share: float
-    later: float
     weight: float
-    norms: Sequence[nn.BatchNorm2d]
+    is_first: bool
+    is_last: bool
+    statistics: _Statistics
 
-    @property
-    def is_last(self) -> bool:
-        return self.later == 0
-
-    @contextlib.contextmanager
-    def moving_statistics(self) -> Iterator[None]:
-        """The forward pass of the part, in which batch norms move their running statistics by its share of the batch.
-
-        With momentum `m`, shares `w` and statistics `x` of its parts, a batch takes `r` to `(1 - m) r + m sum(w x)`, as
-        far as in one piece. So part `i` has the momentum `m w[i] / (1 - m sum(w[j] for j > i))`.
-        """
+    def moving_statistics(self) -> contextlib.AbstractContextManager[None]:
+        """The forward and backward pass of the part, in which batch norms move their running statistics by its share
+        of the batch: as far as in one piece."""
         if self.share == 1:
-            yield
-            return
-        momenta = [norm.momentum for norm in self.norms]
-        for norm, momentum in zip(self.norms, momenta, strict=True):
-            assert momentum is not None, "a network's batch norms have torch's default"
-            norm.momentum = momentum * self.share / (1 - momentum * self.later)
-        try:
-            yield
-        finally:
-            for norm, momentum in zip(self.norms, momenta, strict=True):
-                norm.momentum = momentum
+            return contextlib.nullcontext()
+        return self.statistics.of_part(self.share, is_first=self.is_first, is_last=self.is_last)
 
 
 class MicroBatches:
@@ -158,7 +178,7 @@ class MicroBatches:
         self._config, self._model, self._device, self._meter = config, model, device, meter
         self._batch_size, self._bytes_to_come, self._is_uneven = batch_size, bytes_to_come, is_uneven
         self._on_room, self._at_most, self._ran_out = on_room, at_most, at_most is not None
-        self._norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        self._statistics = _Statistics(model)
         self._undo = _Undo(list(model.buffers()), device)
         self._micro_batch: int | None = None
         self._recomputes = config.activation_checkpointing == "on"
@@ -218,17 +238,16 @@ class MicroBatches:
         assert self._micro_batch is not None, "it was measured"
         number = min(math.ceil(self._batch_size / self._micro_batch), max(num_images, 1))
         ends = [index * num_images // number for index in range(number + 1)]
-        if number == 1:
-            return [Part(rows=slice(None), share=1.0, later=0.0, weight=weight, norms=self._norms)]
         return [
             Part(
-                rows=slice(start, end),
-                share=(end - start) / num_images,
-                later=(num_images - end) / num_images,
-                weight=weight * (end - start) / num_images,
-                norms=self._norms,
+                rows=slice(start, end) if number > 1 else slice(None),
+                share=(end - start) / num_images if number > 1 else 1.0,
+                weight=weight * (end - start) / num_images if number > 1 else weight,
+                is_first=index == 0,
+                is_last=index == number - 1,
+                statistics=self._statistics,
             )
-            for start, end in itertools.pairwise(ends)
+            for index, (start, end) in enumerate(itertools.pairwise(ends))
         ]
 
     def _measure(self, probe: Callable[[Sequence[Part]], object]) -> None:
@@ -262,8 +281,12 @@ class MicroBatches:
         """Of two parts of so many images: the second goes forward while the gradients of the first are there."""
         assert self._meter is not None, "else nothing is measured"
         halves = [
-            Part(rows=slice(0, size), share=0.5, later=later, weight=0.5, norms=self._norms) for later in (0.5, 0.0)
-        ]
+            Part(
+                rows=slice(0, size), share=0.5, weight=0.5,
+                is_first=is_first, is_last=not is_first, statistics=self._statistics,
+            )
+            for is_first in (True, False)
+        ]  # fmt: skip
         self._undo.remember()
         try:
             return self._meter.peak_of(lambda: probe(halves))
@@ -310,7 +333,7 @@ class MicroBatches:
         return f"{micro_batch:,} of the {self._batch_size:,} images of a batch{whose} are trained at once{again}: {why}"
 
 
-_copy = cast(Any, torch)._foreach_copy_
+_add, _copy = cast(Any, torch)._foreach_add_, cast(Any, torch)._foreach_copy_
 
 
 class _Undo:

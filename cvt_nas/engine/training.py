@@ -231,8 +231,8 @@ def _backward(
         kept: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if isinstance(trained, DistributedDataParallel) and not part.is_last:
             kept = trained.no_sync()  # ranks add up their gradients once a batch
-        with kept:
-            with part.moving_statistics(), autocast(training, images.device):
+        with kept, part.moving_statistics():
+            with autocast(training, images.device):
                 logits = trained(images[part.rows])
             loss = F.cross_entropy(logits.float(), targets[part.rows], label_smoothing=training.label_smoothing)
             loss = loss * part.weight

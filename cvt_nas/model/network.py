@@ -28,13 +28,15 @@ torch.fx.wrap("rearrange")
 torch.fx.wrap("resized_positions")
 
 
-def drop_path(x: Float[Tensor, "batch tokens channels"], rate: float) -> Float[Tensor, "batch tokens channels"]:
-    """Zeroes whole samples of a residual branch with probability `rate`, and scales the others up to match.
+def drop_path_scales(tokens: Float[Tensor, "batch tokens channels"], rate: float) -> Float[Tensor, "batch 1 1"]:
+    """What a residual branch of `tokens` is multiplied by: 0 with probability `rate`, else what makes up for that.
 
     Source: Huang et al. 2016, arXiv:1603.09382.
     """
-    keep = torch.empty(x.shape[0], 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - rate)
-    return x * keep.div_(1 - rate)
+    kind = tokens.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tokens.dtype  # that of the branch
+    keep = torch.empty(tokens.shape[0], 1, 1, dtype=dtype, device=tokens.device).bernoulli_(1 - rate)
+    return keep.div_(1 - rate)
 
 
 class ConvEmbed(nn.Module):
@@ -159,7 +161,13 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention and MLP, each a residual branch that training may drop."""
+    """Pre-norm transformer block: attention and MLP, each a residual branch that training may drop.
+
+    Attributes:
+        compute: `compute_block`, or a compiled one that trains in its place.
+    """
+
+    compute: Callable[..., Tensor] | None = None
 
     def __init__(self, block: BlockConfig, dim: int, class_token: bool, drop_path_rate: float) -> None:
         super().__init__()
@@ -169,14 +177,33 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, mlp_width(dim, block.mlp_ratio), block.activation)
 
-    def _branch(self, x: Tensor) -> Tensor:
-        return drop_path(x, self.drop_path_rate) if self.training and self.drop_path_rate > 0 else x
-
     def forward(
         self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, int]
     ) -> Float[Tensor, "batch tokens channels"]:
-        tokens = tokens + self._branch(self.attn(self.norm1(tokens), grid))
-        return tokens + self._branch(self.mlp(self.norm2(tokens)))
+        if not self.training:
+            return compute_block(self, tokens, grid)
+        scales = []
+        if self.drop_path_rate > 0:
+            scales = [drop_path_scales(tokens, self.drop_path_rate) for _ in range(2)]
+        return (self.compute or compute_block)(self, tokens, grid, *scales)
+
+
+def compute_block(
+    block: Block,
+    tokens: Float[Tensor, "batch tokens channels"],
+    grid: tuple[int, int],
+    attention_scales: Float[Tensor, "batch 1 1"] | None = None,
+    mlp_scales: Float[Tensor, "batch 1 1"] | None = None,
+) -> Float[Tensor, "batch tokens channels"]:
+    """A block without its random draws, so that it can be compiled and answers alike.
+
+    Args:
+        attention_scales, mlp_scales: Of its two branches, see `drop_path_scales`; None where neither may be dropped.
+    """
+    branch = block.attn(block.norm1(tokens), grid)
+    tokens = tokens + (branch if attention_scales is None else branch * attention_scales)
+    branch = block.mlp(block.norm2(tokens))
+    return tokens + (branch if mlp_scales is None else branch * mlp_scales)
 
 
 class Stage(nn.Module):
