@@ -89,7 +89,7 @@ def test_without_batch_norm_parts_have_the_gradient_of_the_whole_batch(
         state.model.register_forward_hook(lambda module, inputs, answer: sizes.append(len(answer)))
         cut = cut_by(said, state, batch_size)
         loss = cut.run(
-            lambda parts: _backward(state, state.model, images, targets, said, parts),
+            lambda parts: _backward(state, state.model, images, targets, training=said, parts=parts),
             lambda parts: pytest.fail("nothing is measured"),
             batch_size,
         )

@@ -200,7 +200,7 @@ def _fingerprint_of(text: str) -> str:
     for name in ("trials", "candidates", "confirm", "max_failures", "trial_timeout", "spread_last"):
         search.pop(name, None)
     for name in ("training", "supernet"):
-        for setting in ("micro_batch", "activation_checkpointing", "checkpoint_minutes"):
+        for setting in ("micro_batch", "activation_checkpointing", "compile", "checkpoint_minutes"):
             (tree.get(name) or {}).pop(setting, None)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -259,6 +259,13 @@ class TrainingConfig:
             memory and about a third more time, and changes no result. `auto` does where the device has otherwise room
             for fewer than 16 images, below which batch norm suffers (Wu and He 2018, arXiv:1803.08494, table 2), and
             for fewer than are asked for.
+        compile: How the steps of a training run on a GPU; on a CPU, as they are. `graph` launches the whole forward and
+            backward pass at once, as a CUDA graph, with the same results to the bit: where one GPU has a batch whole in
+            half of its memory. `blocks` compiles each kind of block, which takes a minute for a network, and
+            changes results by rounding. `auto` measures at the start of a search or a training which is fastest for
+            its networks on its GPU, and leaves that in the manifest; `blocks` is tried where a training lasts longer
+            than ten minutes. A supernet changes from step to step: of its subnets, `auto` and `graph` launch the
+            largest and the smallest at once.
         checkpoint_minutes: Minutes after which a checkpoint is written within an epoch, at the next multiple of 20
             steps, so that a kill loses no more. 0 writes them at the end of each epoch only. It changes no result: a
             training that is killed and resumed ends with the same weights, to the bit. (With three devices or more for
@@ -284,6 +291,7 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     micro_batch: Annotated[Literal["auto"] | int, BeforeValidator(_auto_or_count)] = "auto"
     activation_checkpointing: Annotated[Literal["auto", "off", "on"], BeforeValidator(_on_or_off)] = "auto"
+    compile: Annotated[Literal["auto", "off", "graph", "blocks"], BeforeValidator(_on_or_off)] = "auto"
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 

@@ -5,6 +5,7 @@ whole batch, to rounding, wherever the answer to an image does not depend on the
 """
 
 import contextlib
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -99,7 +100,7 @@ class _Statistics:
         """The pass of a part that has this share of the batch."""
         momenta = [norm.momentum for norm in self._norms]
         assert len(set(momenta)) <= 1, "a network's batch norms have torch's default"
-        running = [tensor for norm in self._norms for tensor in (norm.running_mean, norm.running_var)]
+        running: list[Any] = [tensor for norm in self._norms for tensor in (norm.running_mean, norm.running_var)]
         for norm in self._norms:
             norm.momentum = 1.0
         if is_first and running:
@@ -189,6 +190,13 @@ class MicroBatches:
             self._settle(self._wanted, self._recomputes)
 
     @property
+    def whole_part(self) -> "Part":
+        """Of a batch that is not cut."""
+        return Part(
+            rows=slice(None), share=1.0, weight=1.0, is_first=True, is_last=True, statistics=self._statistics
+        )  # fmt: skip
+
+    @property
     def _asked(self) -> int:
         """Images at once, where there is memory for them."""
         said = self._config.micro_batch
@@ -238,11 +246,13 @@ class MicroBatches:
         assert self._micro_batch is not None, "it was measured"
         number = min(math.ceil(self._batch_size / self._micro_batch), max(num_images, 1))
         ends = [index * num_images // number for index in range(number + 1)]
+        if number == 1:
+            return [dataclasses.replace(self.whole_part, weight=weight)]
         return [
             Part(
-                rows=slice(start, end) if number > 1 else slice(None),
-                share=(end - start) / num_images if number > 1 else 1.0,
-                weight=weight * (end - start) / num_images if number > 1 else weight,
+                rows=slice(start, end),
+                share=(end - start) / num_images,
+                weight=weight * (end - start) / num_images,
                 is_first=index == 0,
                 is_last=index == number - 1,
                 statistics=self._statistics,

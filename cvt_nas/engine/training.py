@@ -1,6 +1,7 @@
 """One architecture, trained from a fresh initialisation or on from a checkpoint."""
 
 import contextlib
+import functools
 import inspect
 import math
 from collections.abc import Callable, Generator, Sequence
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cvt_nas.arch import ArchConfig
 from cvt_nas.config import TrainingConfig
 from cvt_nas.data import ImageData, save_preprocessing, seed_all
+from cvt_nas.engine.compiling import CompiledBlocks
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, class_accuracies, evaluate
 from cvt_nas.engine.keeper import Keeper, Progress, micro_batches_for
 from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
@@ -32,6 +34,7 @@ from cvt_nas.engine.optimization import (
     set_learning_rate,
     times_of,
 )
+from cvt_nas.engine.replay import ReplayedPass, recorder_of
 from cvt_nas.engine.setup import TrainingSetup
 from cvt_nas.engine.supernet import open_inheritance
 from cvt_nas.errors import StorageError, first_line
@@ -45,6 +48,9 @@ _OWN_BUFFERS: dict[str, Any] = {
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     else "broadcast_buffers": False
 }
+
+
+Backward = Callable[..., Float[Tensor, ""]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,8 +157,10 @@ def fit(
         trained = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
             **_OWN_BUFFERS,
         )
+    backward = _fast_backward(state, trained, training, micro_batches, device=device, meter=meter)
 
     with contextlib.closing(data):  # the processes that read images ahead end with the training
         while progress.epoch < training.epochs:
@@ -171,7 +179,7 @@ def fit(
                 evaluated=("search", EVAL_BATCH_SIZE),
             ):
                 set_learning_rate(state.optimizer, training, progress.epoch + progress.step / num_steps)
-                progress.loss_sums += _step(state, trained, images, targets, training, micro_batches)
+                progress.loss_sums += _step(state, trained, images, targets, training, micro_batches, backward)
                 progress.counts[0] += 1
                 progress.step += 1
                 keeper.check(progress, num_steps=num_steps, begins_again=True)
@@ -195,15 +203,18 @@ def _step(
     targets: Tensor,
     training: TrainingConfig,
     micro_batches: MicroBatches,
+    backward: Backward | None = None,
 ) -> Float[Tensor, ""]:
     """One step of the optimizer; the mean loss, left on the device, since to read it each step would stall a GPU.
 
     Args:
         trained: The model of `state`, or what shares its gradients among ranks.
+        backward: What `_backward` does, in another way.
     """
+    backward = backward or functools.partial(_backward, state, trained, training=training)
     loss = micro_batches.run(
-        lambda parts: _backward(state, trained, images, targets, training, parts),
-        lambda parts: _backward(state, state.model, images, targets, training, parts),
+        lambda parts: backward(images, targets, parts=parts),
+        lambda parts: _backward(state, state.model, images, targets, training=training, parts=parts),
         len(images),
     )
     if training.clip_grad_norm is not None:
@@ -216,7 +227,52 @@ def _step(
     return loss
 
 
+def _fast_backward(
+    state: TrainingState,
+    trained: nn.Module,
+    training: TrainingConfig,
+    micro_batches: MicroBatches,
+    *,
+    device: torch.device,
+    meter: Meter | None,
+) -> Backward:
+    """`_backward` by the setting `compile`."""
+    model = cast(CvT, state.model)
+    compiled = CompiledBlocks(model) if training.compile == "blocks" else contextlib.nullcontext
+    record = recorder_of(device) if training.compile in ("auto", "graph") and trained is model else None
+    replayed = None
+    if record is not None:
+        whole = micro_batches.whole_part
+        replayed = ReplayedPass(
+            lambda images, targets: (_pass(state, model, images, targets, training, [whole]),),
+            list(model.parameters()), record, meter=meter or meter_of(device),
+        )  # fmt: skip
+
+    def backward(images: Tensor, targets: Tensor, *, parts: Sequence[Part]) -> Float[Tensor, ""]:
+        if replayed is not None and len(parts) == 1:
+            state.optimizer.zero_grad(set_to_none=True)
+            return replayed(images, targets)[0]
+        with compiled():
+            return _backward(state, trained, images, targets, training=training, parts=parts)
+
+    return backward
+
+
 def _backward(
+    state: TrainingState,
+    trained: nn.Module,
+    images: Float[Tensor, "batch channels height width"],
+    targets: Tensor,
+    *,
+    training: TrainingConfig,
+    parts: Sequence[Part],
+) -> Float[Tensor, ""]:
+    """Leaves the gradient of the mean loss over the images of `parts`, which it returns."""
+    state.optimizer.zero_grad(set_to_none=True)
+    return _pass(state, trained, images, targets, training, parts)
+
+
+def _pass(
     state: TrainingState,
     trained: nn.Module,
     images: Float[Tensor, "batch channels height width"],
@@ -224,8 +280,7 @@ def _backward(
     training: TrainingConfig,
     parts: Sequence[Part],
 ) -> Float[Tensor, ""]:
-    """Leaves the gradient of the mean loss over the images of `parts`, which it returns."""
-    state.optimizer.zero_grad(set_to_none=True)
+    """Adds the gradient of the mean loss over the images of `parts`, which it returns."""
     total = torch.zeros((), device=images.device)
     for part in parts:
         kept: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()

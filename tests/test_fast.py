@@ -1,0 +1,164 @@
+"""Trainings whose blocks are compiled, or whose passes are replayed: they end as those that run as they are."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cvt_nas.config import AugmentConfig, TrainingConfig
+from cvt_nas.data import ImageData
+from cvt_nas.engine import compiling, fit
+from cvt_nas.model import CvT
+from killed import CPU, open_digits
+from small_device import SmallDevice
+from test_engine import tiny_arch, training, weights_of
+
+MIXED = AugmentConfig(crop_padding=1, mixup=0.2, random_erasing=0.25)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return open_digits().of_classes((0, 1))  # three batches of 64
+
+
+def trained(data: ImageData, settings: TrainingConfig, **options: Any) -> tuple[Tensor, float]:
+    *_, last = fit(tiny_arch(), settings, data, device=CPU, seed=0, **options)
+    return weights_of(last), last.loss
+
+
+# --- replayed passes ------------------------------------------------------------------------------------------------
+
+
+class CallsAgain:
+    """Stands in for CUDA's graphs, of which a CPU has none: to replay a pass, it calls it again, and puts what it makes
+    where it was when it was recorded. To record leaves no trace, as a capture, in which nothing runs.
+
+    Args:
+        fails: Whether nothing can be recorded.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
+        self.num_recorded = self.num_replayed = 0
+        self._fails = fails
+        self._models: list[nn.Module] = []
+
+        def made(*args: Any, **options: Any) -> CvT:
+            self._models.append(model := CvT(*args, **options))
+            return model
+
+        monkeypatch.setattr("cvt_nas.engine.training.CvT", made)
+        monkeypatch.setattr("cvt_nas.engine.training.recorder_of", lambda device: self.record)
+
+    def record(self, run: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
+        if self._fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        model, drawn = self._models[-1], torch.get_rng_state()
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        made = run()
+        kept = [(p, p.grad) for p in model.parameters() if p.grad is not None]
+        model.load_state_dict(buffers, strict=False)
+        torch.set_rng_state(drawn)
+        self.num_recorded += 1
+
+        def replay() -> None:
+            before = [(p, p.grad) for p in model.parameters()]
+            model.zero_grad(set_to_none=True)
+            for own, new in zip(made, run(), strict=True):
+                own.copy_(new)
+            for parameter, gradient in kept:
+                assert parameter.grad is not None
+                gradient.copy_(parameter.grad)
+            for parameter, gradient in before:
+                parameter.grad = gradient
+            self.num_replayed += 1
+
+        return made, replay
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"drop_path": 0.2, "clip_grad_norm": 0.1, "augment": MIXED},
+        {"optimizer": "sgd", "lr": 0.05, "ema_decay": 0.0},
+        {"precision": "bf16", "activation_checkpointing": "on"},
+    ],
+    ids=str,
+)
+def test_a_training_that_is_replayed_ends_as_one_that_is_not(
+    data: ImageData, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = trained(data, training(epochs=4, compile="off", **settings))
+    graphs = CallsAgain(monkeypatch)
+    weights, loss = trained(data, training(epochs=4, compile="graph", **settings))
+    assert torch.equal(weights, plain[0])
+    assert loss == plain[1]
+    assert (graphs.num_recorded, graphs.num_replayed) == (1, 4 * 3 - 2)
+
+    cut = fit(tiny_arch(), training(epochs=4, **settings), data, device=CPU, seed=0, checkpoint=tmp_path / "0.pt")
+    next(cut)
+    cut.close()
+    weights, _ = trained(data, training(epochs=4, **settings), checkpoint=tmp_path / "0.pt")
+    assert torch.equal(weights, plain[0])
+
+
+@pytest.mark.parametrize("why", ["it cannot be recorded", "it takes more than half of the memory", "batches are cut"])
+def test_a_pass_that_cannot_be_replayed_runs_as_it_is(
+    data: ImageData, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut: dict[str, Any] = {"micro_batch": 32} if why == "batches are cut" else {}
+    plain = trained(data, training(drop_path=0.2, compile="off", **cut))
+    graphs = CallsAgain(monkeypatch, fails=why == "it cannot be recorded")
+    settings = training(drop_path=0.2, compile="graph", **cut)
+    if why == "it takes more than half of the memory":
+        with SmallDevice() as device:
+            peak = device.peak_of(lambda: trained(data, training(drop_path=0.2, compile="off")))
+        with SmallDevice(1.3 * peak) as device:
+            weights, _ = trained(data, settings, meter=device)
+        assert device.num_refused == 0
+    else:
+        weights, _ = trained(data, settings)
+    assert torch.equal(weights, plain[0])
+    assert graphs.num_replayed == 0
+
+
+# --- compiled blocks ------------------------------------------------------------------------------------------------
+
+
+OF_TORCH = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+def num_compiled() -> int:
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
+@OF_TORCH
+@pytest.mark.parametrize("settings", [{}, {"micro_batch": 32}, {"activation_checkpointing": "on"}], ids=str)
+def test_a_training_with_compiled_blocks_draws_as_one_without_and_a_kind_is_compiled_once(
+    data: ImageData, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")  # without code for this CPU, which takes a minute
+    monkeypatch.setattr(compiling, "_COMPILED", {})
+    settings = {"epochs": 1, "drop_path": 0.2, "augment": MIXED, **settings}
+    plain, plain_loss = trained(data, training(**settings, compile="off"))
+    before = num_compiled()
+    weights, loss = trained(data, training(**settings, compile="blocks"))
+    assert num_compiled() - before == 3  # one of the first stage, two of the second: one that is dropped, and one not
+    torch.testing.assert_close(weights, plain, rtol=1e-3, atol=1e-4)
+    assert loss == pytest.approx(plain_loss, rel=1e-4)
+    assert torch.equal(trained(data, training(**settings, compile="blocks"))[0], weights)
+    assert num_compiled() - before == 3, "another network of the same kinds"
+
+
+@OF_TORCH
+@pytest.mark.slow
+def test_blocks_that_inductor_compiles_train_as_those_that_are_not_compiled(data: ImageData) -> None:
+    settings = {"epochs": 2, "drop_path": 0.2, "augment": MIXED}
+    plain, plain_loss = trained(data, training(**settings, compile="off"))
+    weights, loss = trained(data, training(**settings, compile="blocks"))
+    torch.testing.assert_close(weights, plain, rtol=1e-2, atol=1e-3)
+    assert loss == pytest.approx(plain_loss, rel=1e-3)
