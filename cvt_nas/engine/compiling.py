@@ -19,7 +19,10 @@ _COMPILED: dict[Any, Callable[..., Tensor]] = {}
 
 
 class CompiledBlocks:
-    """Called, a context in which the blocks of `model` train as compiled ones: same draws, same sums but for rounding."""
+    """Called, a context in which the blocks of `model` train as compiled ones.
+
+    They draw as those that are not compiled, and their sums differ by rounding.
+    """
 
     def __init__(self, model: CvT) -> None:
         self._blocks: list[tuple[Block, Callable[..., Tensor]]] = []
