@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from cvt_nas.config import AugmentConfig, TrainingConfig
 from cvt_nas.data import ImageData
-from cvt_nas.engine import compiling, fit
+from cvt_nas.engine import SharedWeights, compiling, fit, train_supernet
+from cvt_nas.engine import supernet as supernet_engine
 from cvt_nas.model import CvT
+from cvt_nas.supernet import Supernet
 from killed import CPU, open_digits
 from small_device import SmallDevice
 from test_engine import tiny_arch, training, weights_of
+from test_supernet_training import SPACE, config, equal
 
 MIXED = AugmentConfig(crop_padding=1, mixup=0.2, random_erasing=0.25)
 
@@ -45,12 +48,20 @@ class CallsAgain:
         self._fails = fails
         self._models: list[nn.Module] = []
 
+        made_supernet = supernet_engine._supernet_of
+
         def made(*args: Any, **options: Any) -> CvT:
             self._models.append(model := CvT(*args, **options))
             return model
 
+        def supernet_of(shared: SharedWeights) -> Supernet:
+            self._models.append(supernet := made_supernet(shared))
+            return supernet
+
         monkeypatch.setattr("cvt_nas.engine.training.CvT", made)
-        monkeypatch.setattr("cvt_nas.engine.training.recorder_of", lambda device: self.record)
+        monkeypatch.setattr("cvt_nas.engine.supernet._supernet_of", supernet_of)
+        for room in ("training", "supernet"):
+            monkeypatch.setattr(f"cvt_nas.engine.{room}.recorder_of", lambda device: self.record)
 
     def record(self, run: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
         if self._fails:
@@ -122,6 +133,31 @@ def test_a_pass_that_cannot_be_replayed_runs_as_it_is(
         weights, _ = trained(data, settings)
     assert torch.equal(weights, plain[0])
     assert graphs.num_replayed == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"drop_path": 0.2, "distillation": "alpha", "project_gradients": True, "augment": MIXED},
+        {"opening": {"kernel_size": 2}, "kernel_maps": True, "own_norms": ["kv_stride"], "distillation": "none"},
+    ],
+    ids=str,
+)
+def test_a_supernet_whose_largest_and_smallest_are_replayed_ends_as_one_without(
+    data: ImageData, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shared_weights(way: str) -> dict[str, Tensor]:
+        shared = SharedWeights(space=SPACE, config=config(epochs=4, batch_size=64, compile=way, **settings))
+        *_, last = train_supernet(shared, data, device=CPU, seed=0)
+        return {name: tensor.clone() for name, tensor in last.supernet.state_dict().items()}
+
+    plain = shared_weights("off")
+    graphs = CallsAgain(monkeypatch)
+    assert equal(shared_weights("graph"), plain)
+    num_smallest = 2 if "opening" in settings else 1  # it is another once kernels are opened
+    assert graphs.num_recorded == 1 + num_smallest
+    num_steps = 4 * (data.num_images("train") // 64)
+    assert graphs.num_replayed == 2 * num_steps - 2 * (1 + num_smallest)
 
 
 # --- compiled blocks ------------------------------------------------------------------------------------------------

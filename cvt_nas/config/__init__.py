@@ -556,6 +556,7 @@ def _without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str])
     check(("da_nas",), file.search.weights != "da-nas", f"search.weights is {file.search.weights}")
     if file.supernet is not None:
         idle = file.supernet
+        check(("supernet", "compile"), idle.compile == "blocks", "its subnets change from step to step; graph has one")
         check(("supernet", "drop_path_on_all"), idle.drop_path == 0, "drop_path is 0")
         no_largest = "without sandwich there is no largest subnet"
         check(("supernet", "project_gradients"), not idle.sandwich, no_largest)

@@ -39,8 +39,9 @@ from cvt_nas.engine.optimization import (
     rank_and_world_size,
     set_learning_rate,
 )
+from cvt_nas.engine.replay import Recorder, ReplayedPass, recorder_of
 from cvt_nas.engine.setup import SharedWeights, TrainingSetup
-from cvt_nas.engine.subnets import KINDS, Subnet, SubnetSampler
+from cvt_nas.engine.subnets import KINDS, Kind, Subnet, SubnetSampler
 from cvt_nas.errors import ArchError, StorageError, first_line
 from cvt_nas.model import CvT
 from cvt_nas.results import exists, fetch, push, write_atomically
@@ -137,6 +138,10 @@ def train_supernet(
     micro_batches = micro_batches_for(
         config, state, data, progress, device, meter=meter, at_most=at_most, on_room=on_room
     )
+    record = recorder_of(device) if config.compile in ("auto", "graph") else None
+    fixed = None
+    if record is not None:
+        fixed = _FixedSubnets(state, config, record, part=micro_batches.whole_part, meter=meter or meter_of(device))
     if progress.epoch >= shared.last_epoch:
         yield progress.epoch_done(evaluated)
         return
@@ -160,7 +165,7 @@ def train_supernet(
             ):
                 set_learning_rate(state.optimizer, config, progress.epoch + progress.step / num_steps)
                 subnets = sampler.draw(progress.epoch, progress.step)
-                losses = _step(state, subnets, images, targets, config, micro_batches, greediest)
+                losses = _step(state, subnets, images, targets, config, micro_batches, greediest, fixed)
                 progress.add(subnets, losses)
                 progress.step += 1
                 is_end = progress.step == num_steps and progress.epoch + 1 == shared.last_epoch
@@ -182,15 +187,17 @@ def _step(
     config: SupernetConfig,
     micro_batches: MicroBatches,
     greediest: Sequence[Subnet],
+    fixed: "_FixedSubnets | None" = None,
 ) -> list[Float[Tensor, ""]]:
     """One step of the optimizer on the mean loss of `subnets`; their losses, detached, on the images of all ranks.
 
     Args:
         greediest: Subnets of a step that takes as much memory as any can.
+        fixed: Replays some of them; None where nothing is replayed.
     """
     supernet = cast(Supernet, state.model)
     losses, of_largest = micro_batches.run(
-        lambda parts: _backward(state, subnets, images, targets, config, parts),
+        lambda parts: _backward(state, subnets, images, targets, config, parts, fixed),
         lambda parts: _backward(state, greediest, images, targets, config, parts),
         len(images),
     )
@@ -217,6 +224,7 @@ def _backward(
     targets: Tensor,
     config: SupernetConfig,
     parts: Sequence[Part],
+    fixed: "_FixedSubnets | None" = None,
 ) -> tuple[list[Float[Tensor, ""]], dict[nn.Parameter, Tensor]]:
     """Leaves the gradient of the mean loss of `subnets` over the images of `parts`.
 
@@ -224,28 +232,83 @@ def _backward(
         The loss of each, detached; and where it has to give way to the others, the largest's part of the gradient,
         which is then not in what is left.
     """
-    supernet = cast(Supernet, state.model)
     state.optimizer.zero_grad(set_to_none=True)
-    losses, teacher = [], None
+    losses, teacher = [], list[Tensor]()
     of_largest: dict[nn.Parameter, Tensor] = {}
     for subnet in subnets:
-        total, answers = torch.zeros((), device=images.device), []
-        for number, part in enumerate(parts):
-            with autocast(config, images.device):
-                logits = supernet(images[part.rows], subnet.arch)
-            logits = logits.float()
-            loss = _loss_of(logits, targets[part.rows], None if teacher is None else teacher[number], config)
-            loss = loss * part.weight
-            state.scaler.scale(loss / len(subnets)).backward()
-            total += loss.detach()
-            answers.append(logits.detach())
+        if fixed is not None and subnet.kind != "random" and len(parts) == 1 and parts[0].weight == 1:
+            total, *answers = fixed(subnet, len(subnets), images, targets, *teacher)
+        else:
+            total, *answers = _pass(state, subnet, len(subnets), images, targets, teacher, config, parts)
         losses.append(total)
         if subnet.kind == "largest":
             teacher = answers
             if config.project_gradients:
-                of_largest = {p: p.grad for p in supernet.parameters() if p.grad is not None}
+                of_largest = {p: p.grad for p in state.model.parameters() if p.grad is not None}
                 state.optimizer.zero_grad(set_to_none=True)
     return losses, of_largest
+
+
+def _pass(
+    state: TrainingState,
+    subnet: Subnet,
+    num_subnets: int,
+    images: Float[Tensor, "batch channels height width"],
+    targets: Tensor,
+    teacher: Sequence[Float[Tensor, "part classes"]],
+    config: SupernetConfig,
+    parts: Sequence[Part],
+) -> tuple[Tensor, ...]:
+    """Adds the gradient of one of the `num_subnets` of a step.
+
+    Args:
+        teacher: The largest's answers to each part; none where there are none yet.
+
+    Returns:
+        Its loss, and its answers to each part, detached.
+    """
+    total, answers = torch.zeros((), device=images.device), []
+    for number, part in enumerate(parts):
+        with autocast(config, images.device):
+            logits = state.model(images[part.rows], subnet.arch)
+        logits = logits.float()
+        loss = _loss_of(logits, targets[part.rows], teacher[number] if teacher else None, config)
+        loss = loss * part.weight
+        state.scaler.scale(loss / num_subnets).backward()
+        total += loss.detach()
+        answers.append(logits.detach())
+    return total, *answers
+
+
+class _FixedSubnets:
+    """Replays the passes of the subnets that each step has again: the largest and the smallest.
+
+    Args:
+        part: A whole batch.
+        record, meter: See `ReplayedPass`.
+    """
+
+    def __init__(
+        self, state: TrainingState, config: SupernetConfig, record: Recorder, *, part: Part, meter: Meter | None
+    ) -> None:
+        self._state, self._config, self._part, self._record, self._meter = state, config, part, record, meter
+        self._passes: dict[Kind, tuple[ArchConfig, ReplayedPass]] = {}
+
+    def __call__(
+        self, subnet: Subnet, num_subnets: int, images: Tensor, targets: Tensor, *teacher: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What `_pass` returns, valid until the next step."""
+        arch, replayed = self._passes.get(subnet.kind, (None, None))
+        if replayed is None or arch != subnet.arch:  # the smallest is another once a choice is opened
+
+            def run(images: Tensor, targets: Tensor, *teacher: Tensor) -> tuple[Tensor, ...]:
+                return _pass(
+                    self._state, subnet, num_subnets, images, targets, teacher, self._config, [self._part]
+                )  # fmt: skip
+
+            replayed = ReplayedPass(run, list(self._state.model.parameters()), self._record, meter=self._meter)
+            self._passes[subnet.kind] = subnet.arch, replayed
+        return replayed(images, targets, *teacher)
 
 
 def _loss_of(
