@@ -43,6 +43,9 @@ SUPERNET_STEP = "supernet step of tables"
 def _throughputs() -> Iterable[str]:
     large, *small = NETWORKS
     yield from (f"{large}, {precision}, {kind}" for precision in ("bf16", "fp32") for kind in KINDS)
+    yield from (
+        f"{name}, {precision}, ways" for precision, name in (("bf16", large), *(("fp32", one) for one in small))
+    )
     yield SUPERNET_STEP
     yield from (f"{name}, {of}, {kind}" for of in ("fp32", "bf16") for name in small for kind in KINDS)
     yield from (f"{large}, bf16, {kind}, compiled" for kind in KINDS)  # each takes a minute to compile
@@ -301,6 +304,10 @@ def _search_text(line: dict[str, Any]) -> str:
 
 
 def _throughput_text(line: dict[str, Any]) -> str:
+    if "fastest" in line:
+        rates = line["images_per_second"]
+        ratios = (f"{way} {rate:,.0f} ({rate / rates['off']:.2f} times)" for way, rate in rates.items() if way != "off")
+        return f"training by fit, batch {line['batch']}: off {rates['off']:,.0f} images/s, {', '.join(ratios)}"
     if "ms" in line:
         return f"{line['ms']:.1f} ms, batch {line['batch']}{_busy(line['gpu_busy'])}"
     text = f"{line['images_per_second']['ours']:,.0f} images/s, batch {line['batch']}{_busy(line['gpu_busy']['ours'])}"

@@ -16,6 +16,7 @@ from cvt_nas.config import SupernetConfig, TrainingConfig, load_experiment
 from cvt_nas.data import Batch, Preprocessing, Split
 from cvt_nas.engine import SharedWeights, fit, train_supernet
 from cvt_nas.engine.optimization import is_out_of_memory
+from cvt_nas.engine.speed import fastest_way
 from cvt_nas.errors import first_line
 from cvt_nas.model import CvT
 
@@ -58,6 +59,22 @@ def rates(name: str, device: torch.device, *, tiny: bool) -> dict[str, Any]:
         "gpu_busy": {name: busy_share(runs[name], device, medians[name]) for name in seconds},
         "launch_us": _launch_us(device), "failed": failed,
     }  # fmt: skip
+
+
+def ways(name: str, device: torch.device, *, tiny: bool) -> dict[str, Any]:
+    """Images a second of a training by `fit`, by each value of `training.compile`, on noise."""
+    import step
+
+    network, precision, _ = name.rsplit(", ", 2)
+    arch, size = (tiny_arch(), 4) if tiny else (step.CASES[network][0], 128)
+    settings: dict[str, Any] = {"precision": precision, "clip_grad_norm": 1.0, "drop_path": 0.1}
+    found = fastest_way(
+        arch, TrainingConfig(epochs=1, batch_size=size, **settings), Noise(arch, size, num_batches=1000), device=device,
+        seconds=0.01 if tiny else 3.0, worth_compiling=float("inf") if tiny else 0.0,
+    )  # fmt: skip
+    if found is None:
+        raise RuntimeError(f"a batch of {size} does not fit")
+    return {"batch": size, **found.to_json()}
 
 
 def tiny_arch() -> ArchConfig:

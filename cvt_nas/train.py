@@ -13,6 +13,7 @@ from cvt_nas.config import Experiment, load_recipe
 from cvt_nas.data import ImageData, find_data, shape_of
 from cvt_nas.engine import TrainingSetup, drop_checkpoints, evaluate, progress_reports
 from cvt_nas.engine.optimization import checkpoint_before
+from cvt_nas.engine.speed import fastest_way
 from cvt_nas.errors import ArchError, DataError, ResourceError, RunFolderError, StorageError, TrainingEndedError
 from cvt_nas.escaping import told, why_no_text
 from cvt_nas.model import CvT, initialise, load_model, read_weights, weights_files
@@ -81,9 +82,10 @@ def train(
             stack.enter_context(begun.locked())  # before its manifest is amended
         setup = setup.checked(begun, on_note=on_note)
         setup = setup.fitting_shared_memory(num_processes=num_workers, on_note=on_note)
-        assert setup.identity is not None, "it was just looked at"
-        if origin is not None and (difference := origin.difference(setup.identity)) is not None:
-            if origin.classes_sha256 != setup.identity.classes_sha256:
+        identity = setup.identity
+        assert identity is not None, "it was just looked at"
+        if origin is not None and (difference := origin.difference(identity)) is not None:
+            if origin.classes_sha256 != identity.classes_sha256:
                 raise DataError(f"--data {data}: {difference}: the architecture was found on other classes")
             if on_note is not None:
                 on_note(f"{data}: other data than those that the architecture was found on: {difference}")
@@ -94,12 +96,19 @@ def train(
                 "sha256": _digest(weights_files(weights.path)),
                 "notes": list(initialise(CvT(arch), weights, classes=images.class_names)),
             }
+        found = None
+        if device == "cuda" and setup.training.compile == "auto":
+            found = begun.manifest.get("compile") if begun is not None else _fastest_way(arch, setup, num_workers)
+            if found is not None:
+                training = dataclasses.replace(setup.training, compile=found["fastest"])
+                setup = dataclasses.replace(setup, training=training)
         manifest = {
             **experiment.manifest(seed=seed, num_trials=1),
             "arch_id": arch.id,
             "resources": {"num_workers": num_workers, "device": device},
-            "data": setup.identity.to_json(),
+            "data": identity.to_json(),
             **({} if begins is None else {"init": begins}),
+            **({} if found is None else {"compile": found}),
         }
         run = begun
         if run is None:
@@ -255,6 +264,12 @@ def _devices(device: Literal["cpu", "cuda"] | None, num_workers: int | None) -> 
     if device == "cuda" and (num_workers or 1) > num_gpus:
         raise ResourceError(f"--gpus {num_workers or 1}: this machine has {num_gpus}")
     return device, num_workers or (num_gpus if device == "cuda" else 1)
+
+
+def _fastest_way(arch: ArchConfig, setup: TrainingSetup, num_workers: int) -> dict[str, Any] | None:
+    """What the manifest keeps of it; None where the GPU has no memory for the network, which the training will say."""
+    found = fastest_way(arch, setup.training, setup.open_data(), device=setup.torch_device, num_devices=num_workers)
+    return None if found is None else found.to_json()
 
 
 def _cpu_threads(num_workers: int) -> int:

@@ -107,6 +107,52 @@ def test_few_steps_of_a_supernet_wait_for_the_gpu(digits_data: ImageData) -> Non
     assert 0 < syncs(16) <= syncs(256) + num_steps / 10  # every twentieth looks whether all is finite
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_training_that_is_replayed_ends_as_one_that_is_not(digits_data: ImageData, precision: str) -> None:
+    def ended(way: str) -> tuple[torch.Tensor, float]:
+        settings = training(
+            compile=way, precision=precision, drop_path=0.2, clip_grad_norm=0.5, augment=AUGMENTED, micro_batch=64
+        )
+        *_, last = fit(tiny_arch(), settings, digits_data, device=CUDA, seed=0)
+        return weights_of(last), last.loss
+
+    (weights, loss), (plain, plain_loss) = ended("graph"), ended("off")
+    assert torch.equal(weights, plain)
+    assert loss == plain_loss
+
+
+def test_a_supernet_whose_largest_and_smallest_are_replayed_ends_as_one_without(digits_data: ImageData) -> None:
+    def ended(way: str) -> dict[str, torch.Tensor]:
+        shared = SharedWeights(space=SPACE, config=config(compile=way, drop_path=0.2, distillation="alpha"))
+        *_, last = train_supernet(shared, digits_data, device=CUDA, seed=0)
+        return {name: tensor.clone() for name, tensor in last.supernet.state_dict().items()}
+
+    replayed, plain = ended("graph"), ended("off")
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in replayed.items())
+
+
+def test_a_pass_is_one_launch_once_it_is_recorded(digits_data: ImageData) -> None:
+    def num_launches(way: str) -> int:
+        settings = training(epochs=1, compile=way, micro_batch=64)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            list(fit(tiny_arch(), settings, digits_data, device=CUDA, seed=0))
+        return sum(event.count for event in profiler.key_averages() if event.key == "cudaLaunchKernel")
+
+    assert num_launches("graph") < num_launches("off") / 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_blocks_train_as_those_that_are_not_compiled(digits_data: ImageData, precision: str) -> None:
+    def ended(way: str) -> Any:
+        settings = training(epochs=10, compile=way, precision=precision, drop_path=0.1)
+        *_, last = fit(tiny_arch(), settings, digits_data, device=CUDA, seed=0)
+        return last
+
+    compiled, plain = ended("blocks"), ended("off")
+    assert compiled.loss == pytest.approx(plain.loss, rel=0.05)
+    assert compiled.accuracy == pytest.approx(plain.accuracy, abs=0.05)
+
+
 @pytest.fixture
 def memory_for() -> Iterator[Callable[[int], None]]:
     """Allows this process no more of the GPU's memory than so many bytes."""

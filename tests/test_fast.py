@@ -12,6 +12,7 @@ from cvt_nas.config import AugmentConfig, TrainingConfig
 from cvt_nas.data import ImageData
 from cvt_nas.engine import SharedWeights, compiling, fit, train_supernet
 from cvt_nas.engine import supernet as supernet_engine
+from cvt_nas.engine.speed import FastestWay, fastest_way
 from cvt_nas.model import CvT
 from cvt_nas.supernet import Supernet
 from killed import CPU, open_digits
@@ -198,3 +199,44 @@ def test_blocks_that_inductor_compiles_train_as_those_that_are_not_compiled(data
     weights, loss = trained(data, training(**settings, compile="blocks"))
     torch.testing.assert_close(weights, plain, rtol=1e-2, atol=1e-3)
     assert loss == pytest.approx(plain_loss, rel=1e-3)
+
+
+# --- which of them --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rates", "fastest"),
+    [
+        ({"off": 100.0, "graph": 300.0}, "graph"),
+        ({"off": 100.0, "graph": 99.0}, "off"),
+        ({"off": 100.0, "graph": 102.0, "blocks": 170.0}, "blocks"),
+        ({"off": 100.0, "graph": 150.0, "blocks": 160.0}, "graph"),  # blocks change results, if by rounding
+    ],
+    ids=str,
+)
+def test_the_fastest_way_is_taken_and_compiled_blocks_where_they_gain_a_tenth(
+    rates: dict[Any, float], fastest: str
+) -> None:
+    found = FastestWay.of(rates)
+    assert found.fastest == fastest
+    assert found.describe().startswith(f"{fastest}, by images/s: off 100")
+
+
+@OF_TORCH
+@pytest.mark.parametrize(
+    ("options", "ways"),
+    [
+        ({}, {"off", "graph"}),
+        ({"num_devices": 2}, {"off"}),
+        ({"worth_compiling": 0.0}, {"off", "graph", "blocks"}),
+    ],
+    ids=str,
+)
+def test_every_way_that_may_be_worth_it_is_measured(
+    data: ImageData, options: dict[str, Any], ways: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    found = fastest_way(tiny_arch(), training(), data, device=CPU, seconds=0.05, **options)
+    assert found is not None
+    assert found.images_per_second.keys() == ways
+    assert all(rate > 0 for rate in found.images_per_second.values())

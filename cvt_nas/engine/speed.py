@@ -1,13 +1,12 @@
 """How fast this machine trains a network, and how fast images come: by a few steps of a real training."""
 
 import dataclasses
-import itertools
 import tempfile
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from jaxtyping import Float, UInt8
@@ -24,6 +23,8 @@ from cvt_nas.engine.training import fit
 from cvt_nas.results import DataIdentity
 
 _FLOPS_OF_STEP = 10**10  # of a forward pass on a CPU, so that a step takes seconds at most, whatever the batch
+_BLOCKS_GAIN = 1.1
+_WARM_UPS = 3  # batches on a GPU, the last of which is recorded where steps are replayed
 _LOADED_AT_ONCE = 64  # images of a batch while the loader is timed: the first of a large one takes long
 
 
@@ -66,6 +67,7 @@ class _TimedData:
     def __init__(self, data: ImageData, device: torch.device, *, seconds: float, most_images: int) -> None:
         self.preprocessing, self.class_names = data.preprocessing, data.class_names
         self._data, self._device, self._seconds, self._most_images = data, device, seconds, most_images
+        self.num_warm_ups = _WARM_UPS if device.type == "cuda" else 1
         self.trained, self.evaluated = list[_Timing](), list[_Timing]()
         self.first_asked = self.last_done = 0.0
 
@@ -106,7 +108,7 @@ class _TimedData:
             yield batch
             self.last_done = self._now()
             timings.append(_Timing(len(batch[0]), loaded - asked, self.last_done - loaded))
-            if sum(timing.load + timing.step for timing in timings[1:]) >= seconds:
+            if sum(timing.load + timing.step for timing in timings[self.num_warm_ups :]) >= seconds:
                 return
 
     def _now(self) -> float:
@@ -126,9 +128,10 @@ def measure_training(
     num_devices: int = 1,
     memory_share: float = 1.0,
 ) -> Speed | None:
-    """Trains `arch` by `fit` for about `seconds`, and evaluates it for half as long, a first batch of each not counted.
+    """Trains `arch` by `fit` for about `seconds`, and evaluates it for half as long.
 
-    On a CPU, batches of large networks are cut, since an image takes as long in a small one.
+    The first batches of each, which warm up, are not counted. On a CPU, batches of large networks are cut, since an
+    image takes as long in a small one.
 
     Args:
         num_devices: That share a batch; one of them is measured.
@@ -150,7 +153,7 @@ def measure_training(
         if not _has_memory_for(epochs, device):
             return None
         ended = time.perf_counter()
-    trained, evaluated = _mean(timed.trained), _mean(timed.evaluated)
+    trained, evaluated = _mean(timed.trained, timed.num_warm_ups), _mean(timed.evaluated, timed.num_warm_ups)
     return Speed(
         step=trained.step,
         load=trained.load,
@@ -159,6 +162,78 @@ def measure_training(
         epoch_end=ended - timed.last_done,
         room=rooms[-1] if rooms and device.type == "cuda" else None,
     )
+
+
+Way = Literal["off", "graph", "blocks"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FastestWay:
+    """How a training's steps run fastest on a device, of the values of `training.compile`.
+
+    Args:
+        images_per_second: By each way that was tried.
+    """
+
+    fastest: Way
+    images_per_second: dict[Way, float]
+
+    @classmethod
+    def of(cls, images_per_second: dict[Way, float]) -> Self:
+        """Compiled blocks where they gain a tenth, since they change results by rounding, and each kind is compiled
+        again on each machine."""
+
+        def worth(way: Way) -> float:
+            return images_per_second[way] / (_BLOCKS_GAIN if way == "blocks" else 1)
+
+        return cls(fastest=max(images_per_second, key=worth), images_per_second=images_per_second)
+
+    def describe(self) -> str:
+        rates = ", ".join(f"{way} {rate:,.0f}" for way, rate in self.images_per_second.items())
+        return f"{self.fastest}, by images/s: {rates}"
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def fastest_way(
+    arch: ArchConfig,
+    training: TrainingConfig,
+    data: ImageData,
+    *,
+    device: torch.device,
+    num_devices: int = 1,
+    memory_share: float = 1.0,
+    seconds: float = 1.0,
+    worth_compiling: float = 600.0,
+) -> FastestWay | None:
+    """Trains `arch` for some seconds in each way, loading left out.
+
+    Args:
+        num_devices, memory_share: See `measure_training`. Only a training on one device can be replayed.
+        seconds: Of each way, beside what warms it up.
+        worth_compiling: Seconds that the training takes otherwise, from which on compiled blocks are tried.
+
+    Returns:
+        None where the device has no memory for it.
+    """
+    rates: dict[Way, float] = {}
+    ways: list[Way] = ["off", "graph"] if num_devices == 1 else ["off"]
+
+    def measure(way: Way) -> bool:
+        by_way = dataclasses.replace(training, compile=way)
+        found = measure_training(
+            arch, by_way, data, device=device, seconds=seconds, num_devices=num_devices, memory_share=memory_share
+        )
+        if found is not None:
+            rates[way] = 1 / found.step
+        return found is not None
+
+    if not all(measure(way) for way in ways):
+        return None
+    if training.epochs * data.num_images("train") / max(rates.values()) / num_devices >= worth_compiling:
+        measure("blocks")
+    return FastestWay.of(rates)
 
 
 def measure_supernet(
@@ -175,7 +250,7 @@ def measure_supernet(
     epochs = train_supernet(dataclasses.replace(shared, config=config), timed, device=device, seed=0)
     if not _has_memory_for(epochs, device):
         return None
-    mean = _mean(timed.trained)
+    mean = _mean(timed.trained, timed.num_warm_ups)
     return mean.load + mean.step
 
 
@@ -223,9 +298,9 @@ def _cut(training: Any, *, batch_size: int) -> Any:
     )
 
 
-def _mean(timings: Sequence[_Timing]) -> _Timing:
-    """Of an image, but of the first batch, which warms up; where there is no other, of that."""
-    counted = list(itertools.islice(timings, 1, None)) or list(timings)
+def _mean(timings: Sequence[_Timing], num_warm_ups: int) -> _Timing:
+    """Of an image, but of the first batches, which warm up; where there are no others, of the last."""
+    counted = list(timings[num_warm_ups:]) or list(timings[-1:])
     num_images = max(sum(timing.num_images for timing in counted), 1)
     return _Timing(
         1, sum(timing.load for timing in counted) / num_images, sum(timing.step for timing in counted) / num_images

@@ -14,6 +14,7 @@ from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import ArchError, CvtNasError, RunFolderError, StorageError
 from cvt_nas.race.budget import TimeBudget
 from cvt_nas.race.client import search_through_client
+from cvt_nas.race.compiling import with_fastest_way
 from cvt_nas.race.confirm import confirm_front
 from cvt_nas.race.disk import check_disk, check_writable
 from cvt_nas.race.events import Follower, RaceEvent, following
@@ -131,6 +132,7 @@ def search(
             experiment = with_latency(experiment, run, setup, resources, seed=seed)
             if setup.shared is not None:  # whose random subnets meet the constraints, too
                 setup = dataclasses.replace(setup, shared=dataclasses.replace(setup.shared, space=experiment.space))
+        setup, way = with_fastest_way(experiment, run, setup, resources, on_note=on_note)
         if run is None:
             plan = None
             if on_plan is not None:
@@ -147,6 +149,7 @@ def search(
                 "time_budget": time_budget,
                 "resources": dataclasses.asdict(resources),
                 "data": identity.to_json(),
+                **way,
                 **({} if plan is None else {"plan": plan.to_json()}),
             }
             run = RunFolder.create(out, manifest)
