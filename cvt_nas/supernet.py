@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -322,9 +322,18 @@ class _Cut:
     ) -> None:
         self._values, self._name, self._index, self._kernel_map = values, name, index, kernel_map
 
-    def __call__(self) -> Tensor:
-        tensor = self._values[self._name]
-        if self._index is not None:
+    @property
+    def whole(self) -> Tensor:
+        return self._values[self._name]
+
+    @property
+    def index(self) -> tuple[slice, ...] | None:
+        return self._index
+
+    def __call__(self, part: Tensor | None = None) -> Tensor:
+        """The subnet's tensor; of `part` where that was cut out already."""
+        tensor = self.whole if part is None else part
+        if part is None and self._index is not None:
             tensor = tensor[self._index].contiguous()
         if self._kernel_map is not None:
             owner, name = self._kernel_map
@@ -332,13 +341,35 @@ class _Cut:
         return tensor
 
     def put(self, tensor: Tensor) -> None:
-        whole = self._values[self._name]
+        whole = self.whole
         if self._index is None:
             whole.copy_(tensor)
             return
         if whole.ndim == 4:  # what surrounds the kernel
             whole[self._index[:2]] = 0
         whole[self._index] = tensor
+
+
+class _CutOut(torch.autograd.Function):
+    """Parts of parameters, whose gradients are added to those of the parameters where they lie.
+
+    Autograd by itself would lay each into a tensor of zeros as large as the parameter, and add that: three launches on a
+    GPU, and more memory to go through.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, indices: Sequence[tuple[slice, ...]], *wholes: Tensor) -> tuple[Tensor, ...]:
+        ctx.indices, ctx.wholes = indices, wholes
+        return tuple(whole[index].contiguous() for whole, index in zip(wholes, indices, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        for whole, index, gradient in zip(ctx.wholes, ctx.indices, gradients, strict=True):
+            if gradient is not None:
+                if whole.grad is None:
+                    whole.grad = torch.zeros_like(whole)
+                whole.grad[index].add_(gradient)
+        return (None,) * (1 + len(gradients))
 
 
 def _cut_from(
@@ -383,11 +414,18 @@ class _Hollow:
                         self._slots.append((values, key, full, cut_of(full, value.shape, block)))
             if isinstance(part, nn.BatchNorm2d):
                 part.track_running_stats = False  # in training, neither read nor written; in eval mode, read
+        is_learned = [cut.index is not None and cut.whole.requires_grad for *_, cut in self._slots]
+        self._learned = [slot for slot, is_so in zip(self._slots, is_learned, strict=True) if is_so]
+        self._others = [slot for slot, is_so in zip(self._slots, is_learned, strict=True) if not is_so]
+        self._indices = [cut.index for *_, cut in self._learned]
         self._empty()
 
     def __call__(self, *inputs: Any) -> Any:
-        for values, key, _, cut in self._slots:
+        for values, key, _, cut in self._others:
             values[key] = cut()
+        parts = _CutOut.apply(self._indices, *(cut.whole for *_, cut in self._learned))
+        for (values, key, _, cut), part in zip(self._learned, cast(Any, parts), strict=True):
+            values[key] = cut(part)
         try:
             return self.module(*inputs)
         finally:
