@@ -353,8 +353,8 @@ class _Cut:
 class _CutOut(torch.autograd.Function):
     """Parts of parameters, whose gradients are added to those of the parameters where they lie.
 
-    Autograd by itself would lay each into a tensor of zeros as large as the parameter, and add that: three launches on a
-    GPU, and more memory to go through.
+    Autograd by itself would lay each into a tensor of zeros as large as the parameter, and add that: two launches more
+    on a GPU, and more memory to go through.
     """
 
     @staticmethod
