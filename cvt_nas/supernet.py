@@ -8,6 +8,7 @@ Sources: Yu et al. 2020, arXiv:2003.11142, one set of weights that is trained at
 arXiv:2107.00651, shared so between transformers.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.errors import ArchError
@@ -85,7 +85,8 @@ class Supernet(nn.Module):
                 embedding.pos_embed = nn.Parameter(resized_positions(embedding.pos_embed.detach(), (side, side)))
         self._drop_path = [drop_path] * len(space.stages) if isinstance(drop_path, int | float) else list(drop_path)
         self._drop_path_on_all, self._own_norms = drop_path_on_all, frozenset(own_norms)
-        self._sync_batch_norm, self._regularised = sync_batch_norm, regularised or self.largest
+        self._ranks = _Ranks() if sync_batch_norm else None
+        self._regularised = regularised or self.largest
         self.kernel_maps, self.norms = nn.ParameterDict(), nn.ModuleDict()
         for name, module in list(self.shared.named_modules()):
             if (place := _PROJECTION.fullmatch(name)) is None:
@@ -126,6 +127,21 @@ class Supernet(nn.Module):
     def set_recomputing(self, on: bool) -> None:
         """As in `CvT`, for all subnets."""
         self._recomputes = on
+
+    @contextlib.contextmanager
+    def without_other_ranks(self) -> Iterator[None]:
+        """Within it, a pass waits for no other rank: batch norm has the statistics of this rank's images alone.
+
+        It takes as much memory, so it shows what a pass takes, and may end for want of it on one rank alone.
+        """
+        if self._ranks is None:
+            yield
+            return
+        self._ranks.are_heard = False
+        try:
+            yield
+        finally:
+            self._ranks.are_heard = True
 
     @torch.no_grad()
     def state_of(self, arch: ArchConfig) -> dict[str, Tensor]:
@@ -208,9 +224,9 @@ class Supernet(nn.Module):
         if key not in self._hollows:
             with torch.device("meta"):
                 module = make(*arguments)
-                for part in list(module.modules()) if self._sync_batch_norm else ():
-                    if isinstance(part, ConvProjection):
-                        part.bn = _SyncedBatchNorm(part.bn.num_features)
+                for part in list(module.modules()):
+                    if isinstance(part, ConvProjection) and self._ranks is not None:
+                        part.bn = _SyncedBatchNorm(part.bn.num_features, self._ranks)
             self._hollows[key] = _Hollow(module.train(self.training), name, block, self._cut_of)
         return self._hollows[key]
 
@@ -291,15 +307,49 @@ def _elsewhere(space: SearchSpace, weights: Weights) -> list[str]:
     return found
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over all ranks, and so the sum of its gradients; torch has deprecated its own."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        del ctx
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        del ctx
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+_sum_over_ranks: Any = _SumOverRanks.apply
+
+
+@dataclass(slots=True)
+class _Ranks:
+    """Whether batch norm has the statistics of other ranks' images, too."""
+
+    are_heard: bool = True
+
+
 class _SyncedBatchNorm(nn.BatchNorm2d):
     """Batch norm whose statistics in training are of all ranks' images; torch's own is for GPUs alone."""
+
+    def __init__(self, num_features: int, ranks: _Ranks) -> None:
+        super().__init__(num_features)
+        self._ranks = ranks
 
     def forward(self, input: Float[Tensor, "batch channels height width"]) -> Tensor:  # noqa: A002  torch's name
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
         values = input.float()
         moments = torch.stack([values.mean((0, 2, 3)), values.square().mean((0, 2, 3))])
-        mean, square = all_reduce(moments).div(dist.get_world_size()).unbind()
+        if self._ranks.are_heard:
+            moments = _sum_over_ranks(moments).div(dist.get_world_size())
+        mean, square = moments.unbind()
         scale = self.weight * torch.rsqrt((square - mean.square()).clamp(min=0) + self.eps)
         shift = self.bias - mean * scale
         return (values * scale[:, None, None] + shift[:, None, None]).to(input.dtype)

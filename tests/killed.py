@@ -23,6 +23,7 @@ from cvt_nas.engine.training import _step as training_step
 from cvt_nas.model import CvT
 from cvt_nas.space import SearchSpace, StageSpace
 from cvt_nas.supernet import Supernet
+from small_device import SmallDevice
 from strategies import per_stage
 
 CPU = torch.device("cpu")
@@ -186,3 +187,34 @@ def gradients(rank: int = 0, world_size: int = 1, **settings: Any) -> dict[str, 
             supernet_step(state, sampler.draw(0, 0), images, targets, config, cut, sampler.greediest())
         found |= {f"{kind} {name}": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return found
+
+
+def measured_on_ranks(folder: Path, rank: int, world_size: int) -> None:
+    """A supernet whose batch norm has the statistics of all ranks; the second has memory for twelve images at once."""
+    torch.set_num_threads(1)
+    join(folder / "measured", rank, world_size)
+    data = open_digits().of_classes((0,))
+    plain = {
+        "epochs": 1, "batch_size": 64, "lr": 3e-3, "num_random": 1, "activation_checkpointing": "off",
+        "sync_batch_norm": True,
+    }  # fmt: skip
+    micro_batches = list[int]()
+
+    def train(**settings: Any) -> None:
+        shared = SharedWeights(space=SPACE, config=SupernetConfig(**(plain | settings)))
+        list(
+            train_supernet(
+                shared,
+                data,
+                device=CPU,
+                seed=0,
+                meter=device,
+                on_room=lambda room: micro_batches.append(room.micro_batch),
+            )
+        )
+
+    with SmallDevice() as device:
+        train(micro_batch=12)
+    with SmallDevice(device.peak if rank == 1 else 1e9) as device:
+        train()
+    torch.save((micro_batches, device.num_refused), folder / f"{rank}.pt")

@@ -21,7 +21,7 @@ from cvt_nas.model import CvT
 from cvt_nas.race.events import EpochDone
 from cvt_nas.race.progress import ConsoleProgress
 from cvt_nas.results import HypervolumeBox, TrialResult
-from killed import ALWAYS, CPU, gradients, gradients_on_ranks, open_digits
+from killed import ALWAYS, CPU, gradients, gradients_on_ranks, measured_on_ranks, open_digits
 from small_device import SmallDevice
 from test_engine import setup_for, tiny_arch, training
 from test_keeper import run_processes
@@ -267,6 +267,14 @@ def test_a_supernet_is_cut_by_its_largest_subnet_and_is_as_if_it_was_told(data: 
         _, rooms = found(settings)
         assert device.num_refused > 0, "where nothing is measured, it is halved"
     assert (rooms[0].micro_batch, rooms[0].ran_out, rooms[-1].ran_out) == (64, False, True)
+
+
+def test_a_rank_that_has_no_memory_to_measure_with_keeps_no_other_waiting(tmp_path: Path) -> None:
+    assert run_processes(measured_on_ranks, tmp_path, number=2) == [0, 0]
+    (first, refused_first), (second, refused_second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert (refused_first, refused_second > 0) == (0, True)
+    assert first == second
+    assert 1 <= first[-1] <= 12
 
 
 # --- what is said of it ---------------------------------------------------------------------------------------------

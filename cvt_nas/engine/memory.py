@@ -223,8 +223,8 @@ class MicroBatches:
         again, with smaller parts. With several ranks it raises, since the others wait for this one.
 
         Args:
-            probe: The same for parts of this batch, without a word to other ranks (but where batch norm has the
-                statistics of all). The memory that it takes is the most that `backward` takes of any batch.
+            probe: The same for parts of this batch, without a word to other ranks: one may run out of memory in it. The
+                memory that it takes is the most that `backward` takes of any batch.
 
         Raises:
             torch.OutOfMemoryError: There is no memory for one image, or there are several ranks.

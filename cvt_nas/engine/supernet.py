@@ -196,10 +196,13 @@ def _step(
         fixed: Replays some of them; None where nothing is replayed.
     """
     supernet = cast(Supernet, state.model)
+
+    def probe(parts: Sequence[Part]) -> None:
+        with supernet.without_other_ranks():
+            _backward(state, greediest, images, targets, config, parts)
+
     losses, of_largest = micro_batches.run(
-        lambda parts: _backward(state, subnets, images, targets, config, parts, fixed),
-        lambda parts: _backward(state, greediest, images, targets, config, parts),
-        len(images),
+        lambda parts: _backward(state, subnets, images, targets, config, parts, fixed), probe, len(images)
     )
     gradients = [*of_largest.values(), *(p.grad for p in supernet.parameters() if p.grad is not None)]
     means = torch.stack(losses)
