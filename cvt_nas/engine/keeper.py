@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cvt_nas.config import TrainingConfig
-from cvt_nas.data import ImageData
+from cvt_nas.data import Batch, ImageData, Split
 from cvt_nas.engine.memory import Meter, MicroBatches, Room, meter_of
 from cvt_nas.engine.optimization import (
     DivergedError,
@@ -109,6 +109,42 @@ def micro_batches_for(
         at_most=at_most,
         on_room=told,
     )  # fmt: skip
+
+
+def num_steps_of(config: TrainingConfig, data: ImageData) -> int:
+    """Of an epoch."""
+    world_size = rank_and_world_size()[1]
+    return max(data.num_images("train") // (batch_size_of_rank(config, world_size) * world_size), 1)
+
+
+def batches_from(
+    progress: Progress,
+    config: TrainingConfig,
+    data: ImageData,
+    device: torch.device,
+    *,
+    seed: int,
+    until: int,
+    evaluated: tuple[Split, int] | None = None,
+) -> Iterator[Batch]:
+    """This rank's batches of the epoch that `progress` is in, from the next step on.
+
+    Args:
+        until, evaluated: See `ImageData.train_batches`.
+    """
+    rank, world_size = rank_and_world_size()
+    return data.train_batches(
+        batch_size=batch_size_of_rank(config, world_size),
+        augment=config.augment,
+        device=device,
+        seed=seed,
+        epoch=progress.draws(config),
+        first=progress.step,
+        rank=rank,
+        world_size=world_size,
+        until=until,
+        evaluated=evaluated,
+    )
 
 
 class Keeper:

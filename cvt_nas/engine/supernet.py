@@ -23,14 +23,13 @@ from cvt_nas.arch import ArchConfig
 from cvt_nas.config import SupernetConfig
 from cvt_nas.data import Batch, ImageData, Split, seed_all
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, count_right, recalibrate_batch_norm
-from cvt_nas.engine.keeper import Keeper, Progress, micro_batches_for
+from cvt_nas.engine.keeper import Keeper, Progress, batches_from, micro_batches_for, num_steps_of
 from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
 from cvt_nas.engine.optimization import (
     DivergedError,
     TrainingState,
     average_over_ranks,
     averaged_model,
-    batch_size_of_rank,
     drop_checkpoints,
     from_first_rank,
     is_out_of_memory,
@@ -112,13 +111,11 @@ def train_supernet(
         ArchError: `initial` has a weight that the supernet has not.
         DivergedError: There is no checkpoint to go back to, or it went back three times already.
     """
-    rank, world_size = rank_and_world_size()
     config = shared.config
     prepare_device(device)
     seed_all(seed)
     supernet = _supernet_of(shared).to(device)
-    batch_size = batch_size_of_rank(config, world_size)
-    num_steps = max(data.num_images("train") // (batch_size * world_size), 1)
+    num_steps = num_steps_of(config, data)
     averaged = averaged_model(supernet, config, num_steps=num_steps)
     state = TrainingState(
         model=supernet,
@@ -152,17 +149,7 @@ def train_supernet(
         while progress.epoch < shared.last_epoch:
             keeper.start_clock(progress)
             supernet.train()
-            for images, targets in data.train_batches(
-                batch_size=batch_size,
-                augment=config.augment,
-                device=device,
-                seed=seed,
-                epoch=progress.draws(config),
-                first=progress.step,
-                rank=rank,
-                world_size=world_size,
-                until=shared.last_epoch,
-            ):
+            for images, targets in batches_from(progress, config, data, device, seed=seed, until=shared.last_epoch):
                 set_learning_rate(state.optimizer, config, progress.epoch + progress.step / num_steps)
                 subnets = sampler.draw(progress.epoch, progress.step)
                 losses = _step(state, subnets, images, targets, config, micro_batches, greediest, fixed)

@@ -20,13 +20,12 @@ from cvt_nas.config import TrainingConfig
 from cvt_nas.data import ImageData, save_preprocessing, seed_all
 from cvt_nas.engine.compiling import CompiledBlocks
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, class_accuracies, evaluate
-from cvt_nas.engine.keeper import Keeper, Progress, micro_batches_for
+from cvt_nas.engine.keeper import Keeper, Progress, batches_from, micro_batches_for, num_steps_of
 from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
 from cvt_nas.engine.optimization import (
     DivergedError,
     TrainingState,
     averaged_model,
-    batch_size_of_rank,
     is_out_of_memory,
     optimizer_of,
     prepare_device,
@@ -118,8 +117,7 @@ def fit(
     """
     rank, world_size = rank_and_world_size()
     prepare_device(device)
-    batch_size = batch_size_of_rank(training, world_size)
-    num_steps = max(data.num_images("train") // (batch_size * world_size), 1)
+    num_steps = num_steps_of(training, data)
 
     def begin(weights: Callable[[], CvT] | None = None) -> TrainingState:
         seed_all(seed)
@@ -166,18 +164,10 @@ def fit(
         while progress.epoch < training.epochs:
             keeper.start_clock(progress)
             trained.train()
-            for images, targets in data.train_batches(
-                batch_size=batch_size,
-                augment=training.augment,
-                device=device,
-                seed=seed,
-                epoch=progress.draws(training),
-                first=progress.step,
-                rank=rank,
-                world_size=world_size,
-                until=training.epochs,
-                evaluated=("search", EVAL_BATCH_SIZE),
-            ):
+            for images, targets in batches_from(
+                progress, training, data, device,
+                seed=seed, until=training.epochs, evaluated=("search", EVAL_BATCH_SIZE),
+            ):  # fmt: skip
                 set_learning_rate(state.optimizer, training, progress.epoch + progress.step / num_steps)
                 progress.loss_sums += _step(state, trained, images, targets, training, micro_batches, backward)
                 progress.counts[0] += 1
