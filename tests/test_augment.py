@@ -14,10 +14,11 @@ from timm.data.transforms_factory import create_transform
 
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.config import AugmentConfig, DataConfig, TrainingConfig
-from cvt_nas.data import ImageData, load_data
+from cvt_nas.data import ImageData, load_data, seed_all
 from cvt_nas.data.arrays import ArrayData, Arrays
-from cvt_nas.data.augment import with_every_magnitude
+from cvt_nas.data.augment import mixing_of, with_every_magnitude
 from cvt_nas.engine import fit
+from small_device import SmallDevice
 
 CPU = torch.device("cpu")
 ENDS = (
@@ -122,6 +123,54 @@ def test_images_pass_twenty_operations_of_the_greatest_magnitude(kind: str, num_
     ((images, _),) = data.train_batches(batch_size=36, augment=augment, device=CPU, seed=0, epoch=0)
     assert images.shape == (36, num_channels, 16, 16)
     assert images.isfinite().all()
+
+
+@pytest.mark.parametrize("number", [66, 65, 8])
+@pytest.mark.parametrize("kinds", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}])
+def test_a_batch_that_is_mixed_in_pieces_is_the_same_to_the_bit(
+    kinds: dict[str, Any], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mix = mixing_of(AugmentConfig(**kinds), 10)
+
+    def mixed(seed: int, pieces: int) -> list[torch.Tensor]:
+        """Of so many values each, and what is drawn after it."""
+        monkeypatch.setattr("cvt_nas.data.augment._MIXED_VALUES", pieces)
+        seed_all(seed)
+        images = torch.randn(number, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+        return [*mix(images, torch.randint(0, 10, (number,))), torch.from_numpy(np.random.rand(1))]
+
+    for seed in range(4):
+        whole = mixed(seed, 2**30)
+        assert [len(each) for each in whole[:2]] == [number // 2 * 2] * 2
+        assert not torch.equal(whole[0], whole[0].flip(0))
+        for pieces in (1, 10 * 3 * 8 * 8):
+            assert all(torch.equal(*pair) for pair in zip(mixed(seed, pieces), whole, strict=True))
+
+
+@pytest.mark.parametrize("randaugment", [None, "rand-m9-mstd0.5-inc1-p1"])
+@pytest.mark.parametrize("kind", ["folder", "array"])
+def test_a_batch_takes_little_more_memory_to_make_than_it_has(
+    kind: str, randaugment: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = folder_data(tmp_path, 60) if kind == "folder" else array_data(60)
+    for module, name, value in (
+        ("augment", "computes_on", lambda device: True),
+        ("transforms", "computes_on", lambda device: True),
+        ("augment", "_MIXED_VALUES", 4 * 3 * 16 * 16),
+        ("randaugment", "_CHUNK_VALUES", 3 * 16 * 16),
+    ):
+        monkeypatch.setattr(f"cvt_nas.data.{module}.{name}", value)
+    augment = AugmentConfig(
+        flip=True, crop_padding=2 if kind == "array" else 0, randaugment=randaugment, random_erasing=0.5, mixup=0.8,
+        cutmix=1.0,
+    )  # fmt: skip
+    with SmallDevice() as device:
+        batches = data.train_batches(batch_size=50, augment=augment, device=CPU, seed=0, epoch=0)
+        images, targets = next(batches)
+        held = device.live
+    assert device.peak <= 1.75 * images.nbytes, "its bytes, and a few images that are mixed or changed"
+    if kind == "array":
+        assert held <= images.nbytes + targets.nbytes + 100, "its bytes are gone"
 
 
 @pytest.mark.slow

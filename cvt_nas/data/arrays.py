@@ -256,12 +256,12 @@ class ArrayData:
         if x.shape[-2:] != (side, side):
             x = F.interpolate(x, size=(side, side), mode=mode, antialias=True).clamp_(0, 1)  # bicubic overshoots
         edge = (side - size) // 2
-        x = x[..., edge : edge + size, edge : edge + size]
+        x = x[..., edge : edge + size, edge : edge + size].contiguous(memory_format=torch.channels_last)
         mean, std = (
             to_device(torch.tensor(values).view(1, -1, 1, 1), images.device)
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
-        return (x - mean) / std
+        return x.sub_(mean).div_(std)  # in place: of a large batch, each copy is a gigabyte
 
     def train_batches(
         self,
@@ -282,13 +282,15 @@ class ArrayData:
         num_batches = max(self.num_images("train") // (world_size * batch_size), 1)
         erase, mix = erasing_of(augment, device), mixing_of(augment, len(self.class_names))
         policy = randaugment_of(augment, self._images["train"].shape[1], device)
-        for index in range(first, num_batches):
+
+        def made(index: int) -> Batch:  # of which nothing but the batch is held on to
             seed_all(seed, epoch, index, rank)
             images, labels = self._batch("train", order[index * batch_size : (index + 1) * batch_size])
             images = to_device(policy(images), device)
             images = shift_and_flip(images, padding=augment.crop_padding, flip=augment.flip)
-            x, targets = erase(self.prepared(images)), to_device(labels, device)
-            yield mix(x, targets)
+            return mix(erase(self.prepared(images)), to_device(labels, device))
+
+        yield from map(made, range(first, num_batches))
 
     def eval_batches(
         self,

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 from cvt_nas.config import AugmentConfig
 from cvt_nas.data.images import generator_of, seed_of, to_device
 from cvt_nas.data.randaugment import augmented, computes_on, fill_of, recording
+
+_MIXED_VALUES = 2**25  # at once, since timm copies what it mixes: 128 MiB
 
 
 def shift_and_flip(images: UInt8[Tensor, "b c h w"], *, padding: int, flip: bool) -> UInt8[Tensor, "b c h w"]:
@@ -56,6 +59,7 @@ def erasing_of(augment: AugmentConfig, device: torch.device) -> Any:
 
 
 def mixing_of(augment: AugmentConfig, num_classes: int) -> Any:
+    """Mixup or cutmix of a batch of normalised images, in place: a function of it and of its labels."""
     if augment.mixup == 0 and augment.cutmix == 0:
         return lambda images, labels: (images, labels)
     from timm.data.mixup import Mixup
@@ -65,7 +69,22 @@ def mixing_of(augment: AugmentConfig, num_classes: int) -> Any:
 
     def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         even = len(images) // 2 * 2  # of a set smaller than a batch, the number can be odd, which timm refuses
-        return mixup(images[:even], labels[:even])
+        images, labels = images[:even], labels[:even]
+        pairs = max(_MIXED_VALUES // (2 * images.shape[1:].numel()), 1)
+        if even <= 2 * pairs:
+            return mixup(images, labels)
+        # the first image is mixed with the last, the second with the last but one: some from both ends at a time
+        targets = torch.empty(even, num_classes, device=labels.device)
+        drawn = np.random.get_state()
+        for start in range(0, even // 2, pairs):
+            stop = min(start + pairs, even // 2)
+            ends = slice(start, stop), slice(even - stop, even - start)
+            np.random.set_state(drawn)  # what timm draws is for the whole batch
+            mixed = mixup(*(torch.cat([whole[end] for end in ends]) for whole in (images, labels)))
+            for whole, some in zip((images, targets), mixed, strict=True):
+                for end, half in zip(ends, some.chunk(2), strict=True):
+                    whole[end] = half
+        return images, targets
 
     return mix
 

@@ -242,14 +242,17 @@ class FolderData:
         erase, mix = erasing_of(augment, device), mixing_of(augment, len(self.class_names))
         normalised = self._normaliser(device)
         largest = max(batch_size, 0 if evaluated is None else evaluated[1])
-        batches = self._batches(due, sources, device, then(), largest=largest)
-        for index, (rows, labels, made) in enumerate(batches, start=first):
+
+        def finished(index: int, rows: np.ndarray, labels: Tensor, made: tuple[Tensor, ...]) -> Batch:
             images = made[0].to(device, non_blocking=True).permute(0, 3, 1, 2)
             if transform.fill is not None:
                 images = augmented(images, made[1], transform.fill)
             inputs = erase(normalised(images), [(seed, epoch, row) for row in rows.tolist()])
             seed_all(seed, epoch, index, rank)
-            yield mix(inputs, labels.to(device, non_blocking=True))
+            return mix(inputs, labels.to(device, non_blocking=True))
+
+        for index, read in enumerate(self._batches(due, sources, device, then(), largest=largest), start=first):
+            yield finished(index, *read)  # of which nothing on the device but the batch is held on to
 
     def _train_portion(self, drawn: "_Drawn", epoch: int, first: int = 0) -> Portion:
         size, rank, world_size = drawn.batch_size, drawn.rank, drawn.world_size
