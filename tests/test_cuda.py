@@ -221,6 +221,9 @@ class MadeOnTheDevice:
     def eval_batches(self, split: str, **options: Any) -> Iterator[Any]:
         yield self._batch(self.num_images(split))
 
+    def prepared(self, images: torch.Tensor) -> torch.Tensor:
+        return images  # they were made so
+
     def close(self) -> None:
         pass
 

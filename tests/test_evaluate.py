@@ -132,8 +132,8 @@ def test_from_384_pixels_on_the_whole_image_is_seen(tmp_path: Path, monkeypatch:
 
     seen = []
     original = cvt_nas.evaluate.logits_of
-    monkeypatch.setattr(cvt_nas.evaluate, "logits_of", lambda model, images, training: (
-        seen.append(images) or original(model, images, training)
+    monkeypatch.setattr(cvt_nas.evaluate, "logits_of", lambda model, images, training, prepared: (
+        seen.append(prepared(images)) or original(model, images, training, prepared)
     ))  # fmt: skip
     torch.save(build_model(RGB).state_dict(), tmp_path / "w.pth")
     pixels = np.zeros((448, 448, 3), np.uint8)
@@ -314,8 +314,8 @@ def test_images_are_prepared_as_transformers_does_by_the_same_file(
     import cvt_nas.evaluate
 
     seen, original = list[torch.Tensor](), cvt_nas.evaluate.logits_of
-    monkeypatch.setattr(cvt_nas.evaluate, "logits_of", lambda model, images, settings: (
-        seen.append(images) or original(model, images, settings)
+    monkeypatch.setattr(cvt_nas.evaluate, "logits_of", lambda model, images, settings, prepared: (
+        seen.append(prepared(images)) or original(model, images, settings, prepared)
     ))  # fmt: skip
     processor = processors()[name]
     saved_port(tmp_path / "port", CLASSES, processor)

@@ -11,9 +11,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from cvt_nas.arch import Cost, arch_to_dict, cost_of
-from cvt_nas.config import AugmentConfig, Experiment, SpaceFileError, TrainingConfig, parse_experiment
-from cvt_nas.data import ImageData
-from cvt_nas.engine import SharedWeights, fit, supernet_reports, train_supernet
+from cvt_nas.config import AugmentConfig, DataConfig, Experiment, SpaceFileError, TrainingConfig, parse_experiment
+from cvt_nas.data import ImageData, load_data
+from cvt_nas.engine import SharedWeights, evaluate, fit, supernet_reports, train_supernet
 from cvt_nas.engine.memory import MicroBatches, Room
 from cvt_nas.engine.optimization import TrainingState, averaged_model, optimizer_of
 from cvt_nas.engine.training import _backward, _step, progress_reports
@@ -216,6 +216,20 @@ def test_a_training_that_is_resumed_keeps_to_what_it_found(data: ImageData, tmp_
 def test_one_image_without_memory_for_it_is_out_of_memory(data: ImageData) -> None:
     with SmallDevice(bytes_for(1) // 3) as device, pytest.raises(torch.OutOfMemoryError):
         trained(data, training(epochs=1), meter=device)
+
+
+def test_images_that_cannot_be_prepared_at_once_are_evaluated_in_halves() -> None:
+    digits = load_data(DataConfig(dataset="digits"), root=None, image_size=64, num_channels=1, num_classes=10)
+    arch = dataclasses.replace(tiny_arch(), image_size=64)
+    stem = dataclasses.replace(arch.stages[0], patch_kernel=17, patch_stride=16, patch_padding=0)
+    model = CvT(dataclasses.replace(arch, stages=(stem, *arch.stages[1:])))
+    whole = evaluate(model, digits, "search", training=training(), device=CPU)
+    images, _ = next(digits.eval_batches("search", batch_size=256, device=CPU, as_bytes=True))
+    with SmallDevice() as device:
+        digits.prepared(images)
+    with SmallDevice(device.peak - 1) as device:
+        assert evaluate(model, digits, "search", training=training(), device=CPU) == whole
+    assert device.num_refused > 0
 
 
 # --- blocks that are computed again ---------------------------------------------------------------------------------

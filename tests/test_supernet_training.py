@@ -40,6 +40,7 @@ from cvt_nas.model import CvT
 from cvt_nas.results import RunFolder
 from cvt_nas.space import Bound, SearchSpace, StageSpace
 from cvt_nas.supernet import Supernet, extract
+from small_device import SmallDevice
 
 CPU = torch.device("cpu")
 STAGE = StageSpace(
@@ -385,12 +386,25 @@ def test_batch_norms_are_measured_on_training_images_and_accuracy_on_the_search_
     ))  # fmt: skip
     Inheritance(Supernet(SPACE), config(), digits, CPU).accuracy(SPACE.smallest)
     train, search = (
-        {tuple(image.flatten().tolist()) for image in next(digits.eval_batches(split, batch_size=2000, device=CPU))[0]}
+        {tuple(image.flatten().tolist()) for image in images}
         for split in ("train", "search")
+        for images, _ in digits.eval_batches(split, batch_size=2000, device=CPU, as_bytes=True)
     )
     of_measured, of_rated = ({tuple(i.flatten().tolist()) for i in torch.cat(seen)} for seen in (measured, rated))
     assert of_measured <= train
     assert of_rated == search
+
+
+def test_images_for_batch_norms_are_kept_as_bytes_and_measured_as_in_an_evaluation(digits: ImageData) -> None:
+    supernet, settings = Supernet(SPACE), config(calibration_images=500)
+    with SmallDevice() as device:
+        inheritance = Inheritance(supernet, settings, digits, CPU)
+        kept = device.live
+    assert kept == 2 * 256 * 8 * 8, "a byte a pixel, of whole batches"
+    found, expected = inheritance.model(SPACE.largest), extract(supernet, SPACE.largest)
+    batches = digits.eval_batches("train", batch_size=256, device=CPU, shuffled=True)
+    recalibrate_batch_norm(expected, [images for images, _ in itertools.islice(batches, 2)], settings)
+    assert equal(dict(found.state_dict()), dict(expected.state_dict()))
 
 
 def test_statistics_are_the_plain_average_over_the_batches_and_drop_path_is_off() -> None:

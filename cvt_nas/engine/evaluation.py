@@ -2,12 +2,12 @@
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from cvt_nas.arch import Cost
@@ -18,6 +18,13 @@ from cvt_nas.model import CvT
 
 EVAL_BATCH_SIZE = 256
 
+Given = Shaped[Tensor, "batch channels rows columns"]  # images as bytes, or as what a network takes
+Inputs = Float[Tensor, "batch channels height width"]
+
+
+def _as_given(images: Inputs) -> Inputs:
+    return images
+
 
 @torch.inference_mode()
 def evaluate(model: CvT, data: ImageData, split: Split, *, training: TrainingConfig, device: torch.device) -> float:
@@ -25,9 +32,11 @@ def evaluate(model: CvT, data: ImageData, split: Split, *, training: TrainingCon
     rank, world_size = rank_and_world_size()
     model.eval()
     num_right = torch.zeros((), device=device)
-    batches = data.eval_batches(split, batch_size=EVAL_BATCH_SIZE, device=device, rank=rank, world_size=world_size)
+    batches = data.eval_batches(
+        split, batch_size=EVAL_BATCH_SIZE, device=device, rank=rank, world_size=world_size, as_bytes=True
+    )
     for images, labels in batches:
-        num_right += count_right(model, images, labels, training)
+        num_right += count_right(model, images, labels, training, data.prepared)
     if world_size > 1:
         dist.all_reduce(num_right)
     return num_right.item() / data.num_images(split)
@@ -40,8 +49,8 @@ def class_accuracies(
     """Of each class, the fraction of its images in `split` that `model` classifies right; 0 where it has none."""
     model.eval()
     num_right, num_images = torch.zeros(2, model.arch.num_classes, device=device).unbind()
-    for images, labels in data.eval_batches(split, batch_size=EVAL_BATCH_SIZE, device=device):
-        is_right = _are_right(logits_of(model, images, training), labels)
+    for images, labels in data.eval_batches(split, batch_size=EVAL_BATCH_SIZE, device=device, as_bytes=True):
+        is_right = _are_right(logits_of(model, images, training, data.prepared), labels)
         num_right.index_add_(0, labels, is_right.float())
         num_images.index_add_(0, labels, torch.ones_like(is_right, dtype=torch.float32))
     return (num_right / num_images.clamp(min=1)).tolist()
@@ -49,12 +58,13 @@ def class_accuracies(
 
 def count_right(
     model: CvT,
-    images: Float[Tensor, "batch channels height width"],
+    images: Given,
     labels: Int[Tensor, " batch"],
     training: TrainingConfig,
+    prepared: Callable[[Given], Inputs] = _as_given,
 ) -> Int[Tensor, ""]:
-    """How many of a batch `model` classifies right, on its device; in the precision of `training`."""
-    return _are_right(logits_of(model, images, training), labels).sum()
+    """How many of a batch `model` classifies right; see `logits_of`."""
+    return _are_right(logits_of(model, images, training, prepared), labels).sum()
 
 
 def _are_right(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
@@ -63,25 +73,39 @@ def _are_right(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " bat
 
 
 def logits_of(
-    model: CvT, images: Float[Tensor, "batch channels height width"], training: TrainingConfig
+    model: CvT,
+    images: Given,
+    training: TrainingConfig,
+    prepared: Callable[[Given], Inputs] = _as_given,
 ) -> Float[Tensor, "batch classes"]:
     """What `model` answers, on its device; in the precision of `training`.
 
-    Where the device's memory does not suffice, the halves of the batch are looked at one after the other.
+    Where the device's memory does not suffice, the halves of the batch are prepared and looked at one after the other.
+
+    Args:
+        images: On the device of `model`.
+        prepared: Makes the network's inputs of them, as `ImageData.prepared` of bytes.
     """
     try:
-        with autocast(training, images.device):
-            return model(images)
+        return _answers(model, prepared(images), training)
     except RuntimeError as error:
         if len(images) == 1 or not is_out_of_memory(error):
             raise
     # only here, since an exception holds on to the tensors of the pass that failed
-    return torch.cat([logits_of(model, half, training) for half in images.chunk(2)])
+    return torch.cat([logits_of(model, half, training, prepared) for half in images.chunk(2)])
+
+
+def _answers(model: nn.Module, inputs: Inputs, training: TrainingConfig) -> Float[Tensor, "batch classes"]:
+    with autocast(training, inputs.device):
+        return model(inputs)
 
 
 @torch.inference_mode()
 def recalibrate_batch_norm(
-    model: nn.Module, batches: Sequence[Float[Tensor, "batch channels height width"]], training: TrainingConfig
+    model: nn.Module,
+    batches: Sequence[Given],
+    training: TrainingConfig,
+    prepared: Callable[[Given], Inputs] = _as_given,
 ) -> int:
     """Replaces the statistics of batch norm by their plain average over `batches`.
 
@@ -90,8 +114,9 @@ def recalibrate_batch_norm(
 
     Args:
         model: Changed in place: running means and variances, never a weight. Left in eval mode.
-        batches: Training images, normalised as in training, on the model's device.
+        batches: Training images, on the model's device.
         training: Says in which precision.
+        prepared: Makes of a batch what it is in training; see `logits_of`.
 
     Returns:
         Number of images seen.
@@ -113,8 +138,7 @@ def recalibrate_batch_norm(
         for number, images in enumerate(batches, start=1):
             for norm in norms:
                 norm.momentum = 1 / number  # torch's own cumulative average reads its count from the device
-            with autocast(training, images.device):
-                model(images)
+            _answers(model, prepared(images), training)
         return sum(map(len, batches))
     except RuntimeError as error:
         if max(map(len, batches)) == 1 or not is_out_of_memory(error):
@@ -123,7 +147,8 @@ def recalibrate_batch_norm(
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
-    return recalibrate_batch_norm(model, [half for images in batches for half in images.chunk(2)], training)
+    halves = [half for images in batches for half in images.chunk(2)]
+    return recalibrate_batch_norm(model, halves, training, prepared)
 
 
 def autocast(training: TrainingConfig, device: torch.device) -> Any:

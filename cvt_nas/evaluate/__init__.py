@@ -140,8 +140,8 @@ def evaluate_model(
     model: Any = network.model if network.is_program else _resized(network.model, arch).to(torch_device).eval()
     settings = TrainingConfig(epochs=0, precision=precision)
     counts, places = torch.zeros(3, device=torch_device), places.to(torch_device)
-    for batch, labels in images.eval_batches("test", batch_size=batch_size, device=torch_device):
-        logits = logits_of(model, batch, settings)
+    for batch, labels in images.eval_batches("test", batch_size=batch_size, device=torch_device, as_bytes=True):
+        logits = logits_of(model, batch, settings, images.prepared)
         answers = places[logits.topk(min(_TOP, arch.num_classes)).indices] == labels[:, None]
         counts += torch.stack([answers[:, 0].sum(), answers.sum(), (~logits.isfinite().all(dim=1)).sum()])
     num_images = images.num_images("test")
