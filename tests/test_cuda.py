@@ -15,7 +15,7 @@ import torch
 from cvt_nas import load_model, search
 from cvt_nas.arch import arch_to_dict, load_arch
 from cvt_nas.config import AugmentConfig, DataConfig, Experiment
-from cvt_nas.data import ImageData, load_data
+from cvt_nas.data import ImageData, load_data, made_beside_steps
 from cvt_nas.distributed import fit_on_workers, local_ray
 from cvt_nas.engine import Inheritance, SharedWeights, TrainingSetup, fit, train_supernet
 from cvt_nas.model import CvT
@@ -298,19 +298,22 @@ def test_workers_of_a_training_share_their_work_by_nccl(small: Experiment, tmp_p
     assert (last["epoch"], last["status"]) == (2, "running")
 
 
+def pictures(kind: str, folder: Path) -> ImageData:
+    if kind == "arrays":
+        return array_data(60)
+    image_folder(folder, 60)
+    config = DataConfig(dataset="imagefolder", search_fraction=0.1, num_workers=1)
+    return load_data(config, root=folder, image_size=16, num_channels=3, num_classes=2)
+
+
 @pytest.mark.parametrize("kind", ["folder", "arrays"])
 def test_batches_are_augmented_as_on_the_cpu_and_wait_for_nothing(kind: str, tmp_path: Path) -> None:
     augment = AugmentConfig(flip=True, randaugment="rand-m9-mstd0.5-inc1-p1")
-    if kind == "folder":
-        image_folder(tmp_path, 60)
-        config = DataConfig(dataset="imagefolder", search_fraction=0.1, num_workers=1)
-        data = load_data(config, root=tmp_path, image_size=16, num_channels=3, num_classes=2)
-    else:
-        data = array_data(60)
+    data = pictures(kind, tmp_path)
 
     def batches(device: torch.device) -> list[torch.Tensor]:
         found = data.train_batches(batch_size=8, augment=augment, device=device, seed=0, epoch=0)
-        return [images for images, _ in found]
+        return [images.clone() for images, _ in made_beside_steps(found, device)]
 
     expected = batches(CPU)
     torch.cuda.set_sync_debug_mode("error")
@@ -320,3 +323,62 @@ def test_batches_are_augmented_as_on_the_cpu_and_wait_for_nothing(kind: str, tmp
         torch.cuda.set_sync_debug_mode("default")
     away = (torch.cat(found).cpu() - torch.cat(expected)).abs().mean() * 255 * min(data.preprocessing.std)
     assert away < 0.05  # of 255
+
+
+@pytest.mark.parametrize("kind", ["folder", "arrays"])
+def test_batches_that_are_made_beside_steps_are_the_same_to_the_bit(kind: str, tmp_path: Path) -> None:
+    augment = AugmentConfig(
+        flip=True, randaugment="rand-m9-mstd0.5-inc1-p1", random_erasing=0.5, mixup=0.2, cutmix=1.0
+    )  # fmt: skip
+    data, work = pictures(kind, tmp_path), torch.randn(4096, 4096, device=CUDA)
+    product = work @ work
+
+    def seen(*, beside: bool) -> list[torch.Tensor]:
+        """Batches as they are at the end of a long step, and what is drawn in it."""
+        found = list[torch.Tensor]()
+        for epoch in range(3):
+            batches = data.train_batches(batch_size=8, augment=augment, device=CUDA, seed=0, epoch=epoch)
+            for images, targets in made_beside_steps(batches, CUDA) if beside else batches:
+                for _ in range(20):
+                    torch.matmul(work, work, out=product)
+                found += [images.clone(), targets.clone(), torch.rand(2, device=CUDA), torch.rand(2)]
+        return found
+
+    pairs = list(zip(seen(beside=True), seen(beside=False), strict=True))
+    assert len(pairs) == 4 * 3 * (data.num_images("train") // 8)
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_two_batches_are_in_memory_at_a_time_however_far_the_host_is_ahead() -> None:
+    size, work = 2**24, torch.randn(4096, 4096, device=CUDA)
+    product = work @ work  # with what cuBLAS takes at first
+
+    def noise() -> Iterator[Any]:
+        for _ in range(12):
+            yield torch.randn(size // 4, device=CUDA), torch.zeros(1, device=CUDA)
+
+    def bytes_of(batches: Iterator[Any]) -> int:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
+        torch.cuda.reset_peak_memory_stats()
+        for images, _ in batches:
+            for _ in range(20):
+                torch.matmul(work, work, out=product)
+            images.mul_(2)
+        return torch.cuda.max_memory_reserved() - before
+
+    assert bytes_of(made_beside_steps(noise(), CUDA)) < 2.5 * size + 2**23  # and a little for the targets
+
+
+def test_a_training_whose_batches_are_made_beside_its_steps_ends_as_one_without(
+    digits_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for beside in (True, False):
+        if not beside:
+            monkeypatch.setattr("cvt_nas.engine.keeper.made_beside_steps", lambda batches, device: batches)
+        settings = training(epochs=2, drop_path=0.1, augment=AUGMENTED)
+        *_, last = fit(tiny_arch(), settings, digits_data, device=CUDA, seed=0)
+        found.append(weights_of(last))
+    assert torch.equal(*found)

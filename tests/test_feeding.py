@@ -25,7 +25,7 @@ from timm.data.transforms_factory import create_transform
 import feed
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.config import AugmentConfig, DataConfig, TrainingConfig
-from cvt_nas.data import ImageData, Preprocessing, load_data, seed_all
+from cvt_nas.data import ImageData, Preprocessing, load_data, made_beside_steps, seed_all
 from cvt_nas.data.augment import with_every_magnitude
 from cvt_nas.data.folders import FolderData
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
@@ -214,6 +214,24 @@ def test_a_device_augments_arrays_as_pil_does(monkeypatch: pytest.MonkeyPatch) -
     for (ours, *others), (expected, *same) in zip(batches(), by_pil, strict=True):
         assert (ours - expected).abs().mean() * 255 * data.preprocessing.std[0] < 0.05
         assert all(torch.equal(*pair) for pair in zip(others, same, strict=True))
+
+
+def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for_and_what_makes_them_ends_with_them() -> None:
+    seen = list[str]()
+
+    def batches() -> Iterator[Any]:
+        try:
+            for number in range(3):
+                seen.append(f"{number} is made")
+                yield number, number
+        finally:
+            seen.append("closed")
+
+    for number, _ in made_beside_steps(batches(), CPU):
+        seen.append(f"step {number}")
+        if number == 1:
+            break
+    assert seen == ["0 is made", "step 0", "1 is made", "step 1", "closed"]
 
 
 def started() -> set[int | None]:

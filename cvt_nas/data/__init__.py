@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cvt_nas.config import DataConfig
+from cvt_nas.data.ahead import made_beside_steps
 from cvt_nas.data.arrays import DEBIAN_FASHION_MNIST, ArrayData, open_arrays
 from cvt_nas.data.checking import ImageCheck, check_images
 from cvt_nas.data.find import check_outside, find_data, shape_of, trained_classes
@@ -31,6 +32,7 @@ __all__ = [
     "find_data",
     "free_shared_memory",
     "load_data",
+    "made_beside_steps",
     "num_on_their_way",
     "save_preprocessing",
     "seed_all",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cvt_nas.config import TrainingConfig
-from cvt_nas.data import Batch, ImageData, Split
+from cvt_nas.data import Batch, ImageData, Split, made_beside_steps
 from cvt_nas.engine.memory import Meter, MicroBatches, Room, meter_of
 from cvt_nas.engine.optimization import (
     DivergedError,
@@ -127,13 +127,13 @@ def batches_from(
     until: int,
     evaluated: tuple[Split, int] | None = None,
 ) -> Iterator[Batch]:
-    """This rank's batches of the epoch that `progress` is in, from the next step on.
+    """This rank's batches of the epoch that `progress` is in, from the next step on; see `made_beside_steps`.
 
     Args:
         until, evaluated: See `ImageData.train_batches`.
     """
     rank, world_size = rank_and_world_size()
-    return data.train_batches(
+    batches = data.train_batches(
         batch_size=batch_size_of_rank(config, world_size),
         augment=config.augment,
         device=device,
@@ -145,6 +145,7 @@ def batches_from(
         until=until,
         evaluated=evaluated,
     )
+    return made_beside_steps(batches, device)
 
 
 class Keeper:
