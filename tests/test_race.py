@@ -726,6 +726,7 @@ class TestWithLogicalGpus:
             ({"gpus": 2, "gpus_per_trial": 4}, "--gpus-per-trial 4: more than the 2 of --gpus"),
             ({"gpus_per_trial": 16}, "--gpus-per-trial 16: no node has more than 8"),
             ({"gpus": 0, "gpus_per_trial": 1}, "--gpus-per-trial: got 1 with --gpus 0; drop one of the two"),
+            ({"gpus": 0, "gpus_per_trial": "auto"}, "--gpus-per-trial: got auto with --gpus 0; drop one of the two"),
             ({"cpus": 9}, "--cpus 9: the cluster has 8"),
         ],
     )
@@ -746,7 +747,7 @@ class TestWithLogicalGpus:
                 return resources.num_slots, resources.cpus_per_trial, resources.num_workers
 
         assert slots() == (8, 1, 1)
-        assert slots(gpus=4) == (4, 1, 1)
+        assert slots(gpus=4) == slots(gpus=4, gpus_per_trial="auto") == (4, 1, 1)
         assert slots(gpus=8, gpus_per_trial=0.25) == (32, 0.25, 1)
         assert slots(gpus=8, gpus_per_trial=0.3) == (24, 1 / 3, 1)
         assert slots(gpus=8, gpus_per_trial=2) == (4, 2, 2)

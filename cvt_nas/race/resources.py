@@ -3,15 +3,17 @@
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import ray
 
 import cvt_nas
 from cvt_nas.distributed import connect_ray, start_local_ray
 from cvt_nas.errors import ResourceError, first_line
+
+GpusPerTrial = float | Literal["auto"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +51,17 @@ class Resources:
         """Threads of each of a trial's processes, so that they do not fight for cores."""
         return max(int(self.cpus_per_worker), 1)
 
+    def shared(self, gpus_per_trial: float) -> Self:
+        """The same GPUs, of which a trial has a fraction instead of one whole; CPUs are divided accordingly."""
+        assert self.gpus_per_trial == 1, "several GPUs of a trial are not divided"
+        on_each = slots_of(1, gpus_per_trial)
+        return replace(
+            self,
+            num_slots=on_each * self.num_slots,
+            cpus_per_trial=_whole_cpus(self.cpus_per_gpu / on_each),
+            gpus_per_trial=gpus_per_trial,
+        )
+
     def describe(self) -> str:
         on = "CPU" if self.gpus_per_trial == 0 else f"GPU{'' if self.gpus_per_trial == 1 else 's'}"
         each = f"{self.cpus_per_trial:g} CPU" if on == "CPU" else f"{self.gpus_per_trial:g} {on}"
@@ -59,7 +72,7 @@ class Resources:
 def claim_resources(
     *,
     gpus: int | None = None,
-    gpus_per_trial: float | None = None,
+    gpus_per_trial: GpusPerTrial | None = None,
     cpus: int | None = None,
     address: str | None = None,
     device: Literal["cpu", "cuda"] | None = None,
@@ -68,7 +81,8 @@ def claim_resources(
 
     Args:
         gpus: GPUs to use; None for all of them, 0 for the CPU.
-        gpus_per_trial: A fraction below 1, or a whole number; None for 1.
+        gpus_per_trial: A fraction below 1, or a whole number; None for 1. With `auto`, each trial has one GPU, until
+            `cvt_nas.race.sharing` has found how many share it.
         cpus: CPUs to use; None for all of them.
         address: Of a Ray cluster to join; None for this machine alone, on loopback. Where the caller
             has initialised Ray already, that is what is used.
@@ -78,8 +92,8 @@ def claim_resources(
         ResourceError: There is less than what was asked for, or no node can hold a single trial.
     """
     check_gpus_per_trial(gpus_per_trial)
-    if gpus == 0 and gpus_per_trial is not None:
-        raise ResourceError(f"--gpus-per-trial: got {gpus_per_trial:g} with --gpus 0; drop one of the two")
+    if gpus == 0:
+        check_has_no_share(gpus_per_trial, gpus=gpus)
     started = not ray.is_initialized()
     if started:
         _start_ray(gpus=gpus, cpus=cpus, address=address, local_device=device)
@@ -90,10 +104,20 @@ def claim_resources(
             ray.shutdown()
 
 
-def check_gpus_per_trial(number: float | None) -> None:
+def check_gpus_per_trial(number: GpusPerTrial | None) -> None:
     """Raises ResourceError where Ray would not understand it."""
-    if number is not None and not (0 < number < 1 or number == int(number) >= 1):
+    if isinstance(number, float | int) and not (0 < number < 1 or number == int(number) >= 1):
         raise ResourceError(f"--gpus-per-trial: got {number:g}, must be a fraction below 1 or a whole number")
+
+
+def check_has_no_share(gpus_per_trial: GpusPerTrial | None, *, gpus: int | None) -> None:
+    """Raises ResourceError where a trial on CPUs was to have a number of GPUs."""
+    if gpus_per_trial is None:
+        return
+    said = gpus_per_trial if gpus_per_trial == "auto" else f"{gpus_per_trial:g}"
+    if gpus == 0:
+        raise ResourceError(f"--gpus-per-trial: got {said} with --gpus 0; drop one of the two")
+    raise ResourceError(f"--gpus-per-trial {said}: there is no GPU here")
 
 
 def _start_ray(*, gpus: int | None, cpus: int | None, address: str | None, local_device: str | None) -> None:
@@ -161,7 +185,7 @@ def num_local_gpus() -> int:
 
 
 def _divide(
-    *, gpus: int | None, gpus_per_trial: float | None, cpus: int | None, device: Literal["cpu", "cuda"] | None
+    *, gpus: int | None, gpus_per_trial: GpusPerTrial | None, cpus: int | None, device: Literal["cpu", "cuda"] | None
 ) -> Resources:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
@@ -173,17 +197,17 @@ def _divide(
     use_gpus = num_gpus if gpus is None else gpus
     use_cpus = num_cpus if cpus is None else cpus
     if use_gpus == 0:
-        if gpus_per_trial is not None:
-            raise ResourceError(f"--gpus-per-trial {gpus_per_trial:g}: there is no GPU here")
+        check_has_no_share(gpus_per_trial, gpus=gpus)
         if use_cpus < 1:
             raise ResourceError("the cluster has no CPU for a trial")
         return _of_cpus(use_cpus, num_nodes=len(nodes))
-    per_trial = 1.0 if gpus_per_trial is None else gpus_per_trial
-    by_node = [slots_of(node.get("GPU", 0), per_trial) for node in nodes]
+    per_trial = 1.0 if gpus_per_trial is None or gpus_per_trial == "auto" else gpus_per_trial
+    whole = max(per_trial, 1.0)
+    by_node = [slots_of(node.get("GPU", 0), whole) for node in nodes]
     if sum(by_node) == 0:
         most = max(int(node.get("GPU", 0)) for node in nodes)
         raise ResourceError(f"--gpus-per-trial {per_trial:g}: no node has more than {most}")
-    num_slots = min(sum(by_node), slots_of(use_gpus, per_trial))
+    num_slots = min(sum(by_node), slots_of(use_gpus, whole))
     if num_slots == 0:
         raise ResourceError(f"--gpus-per-trial {per_trial:g}: more than the {use_gpus} of --gpus")
     # the node with the fewest CPUs for its slots decides, so that GPUs and not CPUs are what runs out
@@ -193,15 +217,16 @@ def _divide(
     with_both = [(int(node.get("GPU", 0)), node.get("CPU", 0)) for node in nodes if node.get("GPU") and node.get("CPU")]
     use_gpus = min(use_gpus, sum(on_node for on_node, _ in with_both))
     share_of_gpu = min(on_node_cpus / on_node for on_node, on_node_cpus in with_both)
-    return Resources(
+    found = Resources(
         num_slots=num_slots,
         cpus_per_trial=_whole_cpus(min(share, use_cpus / num_slots)),
-        gpus_per_trial=per_trial,
+        gpus_per_trial=whole,
         device=device or "cuda",
         num_nodes=len(nodes),
         num_gpus=use_gpus,
         cpus_per_gpu=_whole_cpus(min(share_of_gpu, use_cpus / use_gpus)),
     )
+    return found if per_trial == whole else found.shared(per_trial)
 
 
 def _whole_cpus(share: float) -> float:
