@@ -1,6 +1,7 @@
 """What `cvt-nas plan` says before anything is spent."""
 
 import dataclasses
+import itertools
 import json
 import random
 from pathlib import Path
@@ -113,6 +114,19 @@ def test_steps_evaluations_and_loading_are_timed(digits: Experiment) -> None:
     assert small.room is None, "a CPU takes batches whole"
     assert min(small.load, small.evaluation, small.begin, small.epoch_end) > 0
     assert measure_loader(data, digits.training, device=CPU, seconds=0.1) > 1 / (small.step + small.load)
+
+
+def test_a_small_data_set_is_trained_on_again_until_the_seconds_are_over(digits: Experiment) -> None:
+    few = digits.changed(data={"train_fraction": 0.01}, training={"batch_size": 2})
+    data = TrainingSetup.of(few, run_path=Path("unused"), data=None).open_data()
+    num_batches = data.num_images("train") // 2
+    speeds = [
+        measure_training(few.space.smallest, few.training, data, device=CPU, seconds=0.5, repeats=repeats)
+        for repeats in (False, True)
+    ]
+    once, again = (speed.batches for speed in speeds if speed is not None)
+    assert len(once) < num_batches < len(again), "without the first, which is not counted"
+    assert all(batch.began >= last.ended - 1e-6 for last, batch in itertools.pairwise(again))
 
 
 def test_a_step_of_a_supernet_takes_longer_than_one_of_its_largest_network() -> None:

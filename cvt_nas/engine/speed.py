@@ -25,7 +25,22 @@ from cvt_nas.results import DataIdentity
 _FLOPS_OF_STEP = 10**10  # of a forward pass on a CPU, so that a step takes seconds at most, whatever the batch
 _BLOCKS_GAIN = 1.1
 _WARM_UPS = 3  # batches on a GPU, the last of which is recorded where steps are replayed
+_MOST_EPOCHS = 10**6  # that a training goes on for, to be timed
 _LOADED_AT_ONCE = 64  # images of a batch while the loader is timed: the first of a large one takes long
+
+
+class Timing(NamedTuple):
+    """Of a batch: when it was asked for, by `time.perf_counter`, which all processes of a machine share on Linux, and
+    the seconds until it was there, and then until the step with it was done."""
+
+    num_images: int
+    began: float
+    load: float
+    step: float
+
+    @property
+    def ended(self) -> float:
+        return self.began + self.load + self.step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +48,7 @@ class Speed:
     """Seconds of the parts of a training.
 
     Args:
+        batches: That are counted, one directly after the other.
         step: Of an image in a step of training, its share of the optimizer's work included.
         load: Of an image that a step waited for.
         evaluation: Of an image on which accuracy is measured, its loading included.
@@ -41,6 +57,7 @@ class Speed:
         room: What the device has memory for; None on a CPU, where a batch goes through whole.
     """
 
+    batches: tuple[Timing, ...]
     step: float
     load: float
     evaluation: float
@@ -49,26 +66,22 @@ class Speed:
     room: Room | None
 
 
-class _Timing(NamedTuple):
-    """Of one batch."""
-
-    num_images: int
-    load: float
-    step: float
-
-
 class _TimedData:
     """A data set that times whoever goes through its batches, and ends an epoch after some seconds.
 
     Args:
         most_images: Of a batch.
+        repeats: Whether an epoch goes on with the images of the next ones until the seconds are over.
     """
 
-    def __init__(self, data: ImageData, device: torch.device, *, seconds: float, most_images: int) -> None:
+    def __init__(
+        self, data: ImageData, device: torch.device, *, seconds: float, most_images: int, repeats: bool = False
+    ) -> None:
         self.preprocessing, self.class_names = data.preprocessing, data.class_names
         self._data, self._device, self._seconds, self._most_images = data, device, seconds, most_images
+        self._repeats = repeats
         self.num_warm_ups = _WARM_UPS if device.type == "cuda" else 1
-        self.trained, self.evaluated = list[_Timing](), list[_Timing]()
+        self.trained, self.evaluated = list[Timing](), list[Timing]()
         self.first_asked = self.last_done = 0.0
 
     def identity(self) -> DataIdentity:
@@ -81,11 +94,17 @@ class _TimedData:
         raise AssertionError(f"nothing that is timed is of some classes alone: {classes}")
 
     def train_batches(
-        self, *, until: int | None = None, evaluated: tuple[Split, int] | None = None, **settings: Any
+        self, *, epoch: int, until: int | None = None, evaluated: tuple[Split, int] | None = None, **settings: Any
     ) -> Iterator[Batch]:
         del until, evaluated  # nothing is read ahead of what comes after an epoch that is cut
         self.first_asked = time.perf_counter()
-        return self._timed(self._data.train_batches(**settings), self.trained, self._seconds)
+        last = epoch + (_MOST_EPOCHS if self._repeats else 1)
+        batches = (
+            batch
+            for number in range(epoch, last)
+            for batch in self._data.train_batches(epoch=number, until=last if self._repeats else None, **settings)
+        )
+        return self._timed(batches, self.trained, self._seconds)
 
     def eval_batches(self, split: Split, *, batch_size: int, **settings: Any) -> Iterator[Batch]:
         batch_size = min(batch_size, self._most_images)
@@ -98,7 +117,7 @@ class _TimedData:
     def close(self) -> None:
         self._data.close()
 
-    def _timed(self, batches: Iterator[Batch], timings: list[_Timing], seconds: float) -> Iterator[Batch]:
+    def _timed(self, batches: Iterator[Batch], timings: list[Timing], seconds: float) -> Iterator[Batch]:
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)
@@ -107,7 +126,7 @@ class _TimedData:
             loaded = self._now()
             yield batch
             self.last_done = self._now()
-            timings.append(_Timing(len(batch[0]), loaded - asked, self.last_done - loaded))
+            timings.append(Timing(len(batch[0]), asked, loaded - asked, self.last_done - loaded))
             if sum(timing.load + timing.step for timing in timings[self.num_warm_ups :]) >= seconds:
                 return
 
@@ -127,6 +146,7 @@ def measure_training(
     seconds: float,
     num_devices: int = 1,
     memory_share: float = 1.0,
+    repeats: bool = False,
 ) -> Speed | None:
     """Trains `arch` by `fit` for about `seconds`, and evaluates it for half as long.
 
@@ -136,12 +156,13 @@ def measure_training(
     Args:
         num_devices: That share a batch; one of them is measured.
         memory_share: See `meter_of`.
+        repeats: Whether the images of a small data set are trained on again until the seconds are over.
 
     Returns:
         None where the device has no memory for it.
     """
     most_images = _most_images(cost_of(arch).flops, device)
-    timed = _TimedData(data, device, seconds=seconds, most_images=most_images)
+    timed = _TimedData(data, device, seconds=seconds, most_images=most_images, repeats=repeats)
     short = _cut(training, batch_size=min(batch_size_of_rank(training, num_devices), most_images))
     rooms = list[Room]()
     with tempfile.TemporaryDirectory() as folder:
@@ -153,11 +174,12 @@ def measure_training(
         if not _has_memory_for(epochs, device):
             return None
         ended = time.perf_counter()
-    trained, evaluated = _mean(timed.trained, timed.num_warm_ups), _mean(timed.evaluated, timed.num_warm_ups)
+    load, step = _mean(timed.trained, timed.num_warm_ups)
     return Speed(
-        step=trained.step,
-        load=trained.load,
-        evaluation=evaluated.load + evaluated.step,
+        batches=_counted(timed.trained, timed.num_warm_ups),
+        step=step,
+        load=load,
+        evaluation=sum(_mean(timed.evaluated, timed.num_warm_ups)),
         begin=timed.first_asked - started,
         epoch_end=ended - timed.last_done,
         room=rooms[-1] if rooms and device.type == "cuda" else None,
@@ -223,8 +245,9 @@ def fastest_way(
     def measure(way: Way) -> bool:
         by_way = dataclasses.replace(training, compile=way)
         found = measure_training(
-            arch, by_way, data, device=device, seconds=seconds, num_devices=num_devices, memory_share=memory_share
-        )
+            arch, by_way, data,
+            device=device, seconds=seconds, num_devices=num_devices, memory_share=memory_share, repeats=True,
+        )  # fmt: skip
         if found is not None:
             rates[way] = 1 / found.step
         return found is not None
@@ -250,8 +273,7 @@ def measure_supernet(
     epochs = train_supernet(dataclasses.replace(shared, config=config), timed, device=device, seed=0)
     if not _has_memory_for(epochs, device):
         return None
-    mean = _mean(timed.trained, timed.num_warm_ups)
-    return mean.load + mean.step
+    return sum(_mean(timed.trained, timed.num_warm_ups))
 
 
 def _has_memory_for(epochs: Generator[object, None, None], device: torch.device) -> bool:
@@ -298,10 +320,13 @@ def _cut(training: Any, *, batch_size: int) -> Any:
     )
 
 
-def _mean(timings: Sequence[_Timing], num_warm_ups: int) -> _Timing:
-    """Of an image, but of the first batches, which warm up; where there are no others, of the last."""
-    counted = list(timings[num_warm_ups:]) or list(timings[-1:])
+def _counted(timings: Sequence[Timing], num_warm_ups: int) -> tuple[Timing, ...]:
+    """All but the first, which warm up; where there are no others, the last."""
+    return tuple(timings[num_warm_ups:]) or tuple(timings[-1:])
+
+
+def _mean(timings: Sequence[Timing], num_warm_ups: int) -> tuple[float, float]:
+    """Seconds of an image: until it was loaded, and until the step with it was done."""
+    counted = _counted(timings, num_warm_ups)
     num_images = max(sum(timing.num_images for timing in counted), 1)
-    return _Timing(
-        1, sum(timing.load for timing in counted) / num_images, sum(timing.step for timing in counted) / num_images
-    )
+    return sum(timing.load for timing in counted) / num_images, sum(timing.step for timing in counted) / num_images
