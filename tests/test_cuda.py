@@ -19,6 +19,7 @@ from cvt_nas.data import ImageData, load_data, made_beside_steps
 from cvt_nas.distributed import fit_on_workers, local_ray
 from cvt_nas.engine import Inheritance, SharedWeights, TrainingSetup, fit, train_supernet
 from cvt_nas.model import CvT
+from cvt_nas.race.planning import plan
 from cvt_nas.race.resources import Resources
 from cvt_nas.race.trial import run_trial
 from cvt_nas.results import RunFolder
@@ -269,14 +270,26 @@ def test_a_supernet_learns_as_on_the_cpu(digits_data: ImageData, precision: str)
         torch.testing.assert_close(extract(supernet, arch).eval()(images), supernet(images, arch), rtol=0, atol=0)
 
 
-def test_trials_share_a_gpu_and_their_models_load_anywhere(small: Experiment, tmp_path: Path) -> None:
-    run = search(small, out=tmp_path / "run", gpus=1, gpus_per_trial=0.5)
+@pytest.mark.parametrize("gpus_per_trial", [0.5, "auto"])
+def test_trials_share_a_gpu_and_their_models_load_anywhere(
+    small: Experiment, tmp_path: Path, gpus_per_trial: Any
+) -> None:
+    run = search(small, out=tmp_path / "run", gpus=1, gpus_per_trial=gpus_per_trial)
+    found = run.manifest.get("sharing", {"trials_per_gpu": 2})
+    assert run.manifest["resources"]["num_slots"] == found["trials_per_gpu"]
     trials = run.results()
     assert len(trials) == 8
     assert {trial.device for trial in trials} == {"gpu 0"}
     complete = [trial for trial in trials if trial.status == "complete"]
     model = load_model(run.model_path(complete[0].arch_id))
     assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_a_plan_measures_how_many_trials_share_a_gpu(small: Experiment, tmp_path: Path) -> None:
+    found = plan(small, gpus=1, gpus_per_trial="auto", out=tmp_path / "run")
+    number = found.machine.num_slots
+    outcome = "each trial has a GPU of its own" if number == 1 else f"{number} trials share a GPU"
+    assert found.notes[0].startswith(f"{outcome}; images/s by the number of processes on it: 1: ")
 
 
 def test_a_run_with_a_supernet_trains_ranks_and_races_on_the_gpu(tmp_path: Path) -> None:

@@ -232,6 +232,12 @@ def test_what_holds_a_search_up_has_a_name(small: Experiment, name: str, change:
     assert plan_of(small, change(stated(small))).bottleneck == name
 
 
+def test_whoever_shares_gpus_is_not_told_to(small: Experiment) -> None:
+    advice = [plan_of(small, _flat(stated(small, gpus_per_trial=share))).advice for share in (1.0, 0.5)]
+    assert ["--gpus-per-trial auto" in each for each in advice] == [True, False]
+    assert all(each.endswith("a greater training.batch_size") for each in advice)
+
+
 def test_a_disk_that_is_too_small_is_named(digits: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 2**20})
     monkeypatch.setattr("cvt_nas.race.forecast.shutil.disk_usage", lambda _: usage)

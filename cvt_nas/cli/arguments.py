@@ -24,7 +24,12 @@ def build_parser() -> argparse.ArgumentParser:
     search = add("search", searching.search, "search a space, and write the Pareto front to a run folder")
     search.add_argument("--space", required=True, metavar="FILE", help="the space file")
     search.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
-    search.add_argument("--gpus-per-trial", type=float, metavar="X", help="a fraction below 1, or a whole number")
+    search.add_argument(
+        "--gpus-per-trial",
+        type=_gpus_per_trial,
+        metavar="X",
+        help="a fraction below 1, a whole number, or auto: as many trials share a GPU as train most images together",
+    )
     search.add_argument("--cpus", type=_whole, metavar="N", help="CPUs to use; all of them if absent")
     search.add_argument("--data", metavar="DIR", help="folder of the data set")
     search.add_argument("--out", metavar="DIR", help="run folder, or its URL; results/NAME if absent")
@@ -55,7 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--space", required=True, metavar="FILE", help="the space file")
     plan.add_argument("--data", metavar="DIR", help="folder of the data set; ImageNet's size is known without")
     plan.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
-    plan.add_argument("--gpus-per-trial", type=_above_0, metavar="X", help="a fraction below 1, or a whole number")
+    plan.add_argument(
+        "--gpus-per-trial", type=_gpus_per_trial, metavar="X", help="a fraction below 1, a whole number, or auto"
+    )
     plan.add_argument("--cpus", type=_whole, metavar="N", help="CPUs to use; all of them if absent")
     plan.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where the search would write")
     plan.add_argument("--trials", type=_positive, metavar="N", help="instead of the file's number")
@@ -251,6 +258,13 @@ def _above_0(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"got {text!r}, must be a number above 0")
     return value
+
+
+def _gpus_per_trial(text: str) -> float | str:
+    try:
+        return text if text == "auto" else _above_0(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be auto, a fraction below 1, or a whole number") from None
 
 
 def _duration(text: str) -> float:

@@ -25,7 +25,8 @@ from cvt_nas.race.latency import measure_front, with_latency
 from cvt_nas.race.narrowing import searched_space, train_and_narrow
 from cvt_nas.race.plan import Plan
 from cvt_nas.race.planning import plan_of_search
-from cvt_nas.race.resources import Resources, claim_resources
+from cvt_nas.race.resources import GpusPerTrial, Resources, claim_resources
+from cvt_nas.race.sharing import divide_as_asked
 from cvt_nas.race.study import Study
 from cvt_nas.race.trial import read_test_split
 from cvt_nas.results import FAILURES, RunFolder, TrialResult
@@ -40,7 +41,7 @@ def search(
     out: str | Path,
     data: str | Path | None = None,
     gpus: int | None = None,
-    gpus_per_trial: float | None = None,
+    gpus_per_trial: GpusPerTrial | None = None,
     cpus: int | None = None,
     trials: int | None = None,
     time_budget: float | None = None,
@@ -64,7 +65,8 @@ def search(
     Args:
         out: The run folder, new unless `resume`: a path, or a URL that fsspec knows.
         data: Folder of the data set, where it needs one.
-        gpus, gpus_per_trial, cpus, address, device: See `claim_resources`.
+        gpus, gpus_per_trial, cpus, address, device: See `claim_resources`. With `auto`, it is measured first how many
+            trials share a GPU best. A resumed run keeps that number, unless another one is given here.
         trials: Instead of the file's number.
         time_budget: Seconds, over all the processes that work on the run; a resumed one keeps what it had.
         seed: Instead of the file's.
@@ -76,7 +78,8 @@ def search(
         progress: Makes what is called with each event of the race (`cvt_nas.race.events`).
         callbacks: Called with each event as well, one after the other and in this process, also where the search runs
             on another machine; what one raises ends the search.
-        on_note: Called with what there is to say of the data, and how far the check of its images is.
+        on_note: Called with what there is to say of the data, how far the check of its images is, and how many trials
+            share a GPU where that was measured.
         on_plan: Called with what the search is expected to take, before anything else is trained; measuring that takes
             some seconds, and the manifest keeps it. Not of a run that is resumed, nor of one on another machine.
 
@@ -121,6 +124,9 @@ def search(
         resources = stack.enter_context(
             claim_resources(gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device)
         )
+        resources, sharing = divide_as_asked(
+            experiment, setup, resources, asked=gpus_per_trial, num_trials=num_trials, run=run, on_note=on_note
+        )
         setup = setup.on(resources.device, num_threads=resources.num_threads, gpus=resources.gpus_per_trial)
         ended = () if run is None else run.results()
         num_left = num_trials - sum(result.status not in FAILURES for result in ended)  # what failed is tried again
@@ -148,6 +154,7 @@ def search(
                 **({"warm_start_notes": list(notes)} if notes else {}),
                 "time_budget": time_budget,
                 "resources": dataclasses.asdict(resources),
+                **({} if sharing is None else {"sharing": sharing.to_json()}),
                 "data": identity.to_json(),
                 **way,
                 **({} if plan is None else {"plan": plan.to_json()}),

@@ -270,7 +270,10 @@ def _bottleneck(
         return "loader", f"a greater data.num_workers, or more CPU cores for each trial; it has {at_most}"
     is_far = smallest.cost.flops < _LAUNCH_RATIO * median.cost.flops
     if machine.num_gpus and is_far and smallest.step > _LAUNCH_RATIO * median.step:
-        return "launches", "several trials on a GPU (--gpus-per-trial 0.5), or a greater training.batch_size"
+        are_shared = machine.num_slots > machine.num_gpus
+        return "launches", (
+            "" if are_shared else "several trials on a GPU (--gpus-per-trial auto), or "
+        ) + "a greater training.batch_size"
     if experiment.training.precision == "fp32" and machine.num_gpus:
         return "network", "training.precision: bf16, more GPUs, or fewer epochs and trials (--hours H)"
     return "network", f"more {'GPUs' if machine.num_gpus else 'cores'}, or fewer epochs and trials (--hours H)"

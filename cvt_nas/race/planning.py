@@ -1,6 +1,7 @@
 """`cvt-nas plan`: the speeds of this machine or another, and what a search takes by them."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,15 @@ from cvt_nas.race.measuring import (
     state_machine,
 )
 from cvt_nas.race.plan import Plan
-from cvt_nas.race.resources import Resources, claim_resources, local_cpus, num_local_gpus
+from cvt_nas.race.resources import (
+    GpusPerTrial,
+    Resources,
+    check_has_no_share,
+    claim_resources,
+    local_cpus,
+    num_local_gpus,
+)
+from cvt_nas.race.sharing import find_sharing
 
 
 def plan(
@@ -31,7 +40,7 @@ def plan(
     *,
     data: str | Path | None = None,
     gpus: int | None = None,
-    gpus_per_trial: float | None = None,
+    gpus_per_trial: GpusPerTrial | None = None,
     cpus: int | None = None,
     trials: int | None = None,
     hours: float | None = None,
@@ -46,7 +55,7 @@ def plan(
     Args:
         data: Folder of the data set, where it needs one; ImageNet's number of images is known without.
         gpus: More than this machine has are taken to be like those that it has.
-        gpus_per_trial, cpus: See `claim_resources`.
+        gpus_per_trial, cpus: See `claim_resources`; `auto` is measured as for a search.
         trials: Instead of the file's number.
         hours: Trials, epochs and a grace period that end in this time are looked for, too; see `fit_to_hours`.
         images_per_second: Of another machine, of which nothing is measured; see `state_machine`.
@@ -65,6 +74,10 @@ def plan(
             raise ResourceError("--images-per-second: is of a machine with GPUs; say how many by --gpus N")
         if cpus is not None:
             raise ResourceError("--cpus: is of this machine; leave it out with --images-per-second")
+        if gpus_per_trial == "auto":
+            raise ResourceError(
+                "--gpus-per-trial auto: is measured on this machine; give a number with --images-per-second"
+            )
         num_images = sizes_of(experiment, setup)
         machine = state_machine(
             experiment,
@@ -85,8 +98,12 @@ def plan(
                 f"--gpus {gpus}: this machine has none to measure on; give --images-per-second of one of them"
             )
         started = time.time()
+        if gpus == 0 or there == 0:
+            check_has_no_share(gpus_per_trial, gpus=gpus)
         setup = setup.checked(on_note=on_note)
         num_images = sizes_of(experiment, setup)
+        scale = 1.0 if gpus is None or gpus <= there else gpus / there
+        notes: tuple[str, ...] = ()
         if gpus == 0 or there == 0:
             resources = local_cpus(cpus)
             measured = measure_cpus(experiment, _on(setup, resources), resources, seconds=SECONDS)
@@ -94,10 +111,15 @@ def plan(
         else:
             measured_on = gpus if gpus is None else min(gpus, there)
             with claim_resources(gpus=measured_on, gpus_per_trial=gpus_per_trial, cpus=cpus) as resources:
+                if gpus_per_trial == "auto":
+                    num_trials = math.ceil(experiment.search.trials / scale)  # of those that are here
+                    sharing = find_sharing(experiment, setup, resources, num_trials=num_trials)
+                    notes = (sharing.describe(resources.num_gpus),)
+                    resources = sharing.divide(resources)
                 start = time.time() - started
                 measured = measure_workers(experiment, _on(setup, resources), resources, seconds=SECONDS)
-        scale = 1.0 if gpus is None or gpus <= there else gpus / there
         machine = machine_of(measured, experiment, _on(setup, resources), resources, scale=scale, start=start)
+        machine = dataclasses.replace(machine, notes=(*notes, *machine.notes))
     seed, num_trials = experiment.search.seed, experiment.search.trials
     where = out if images_per_second is None else None
     found = plan_search(experiment, machine, num_images, num_trials=num_trials, seed=seed, out=where)
