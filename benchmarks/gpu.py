@@ -60,7 +60,7 @@ STAGES: dict[str, tuple[str, ...]] = {  # their measurements; the most important
     "feed": ("1 worker", "a quarter of the CPUs", "half of the CPUs", "every CPU"),
     "latency": tuple(f"{name}, batch {size}" for name in NETWORKS for size in (1, 64)),
 }
-SHARES = {"tests": 150, "search": 140, "throughput": 200, "memory": 60, "feed": 40, "latency": 20}  # of the time
+SHARES = {"tests": 150, "search": 240, "throughput": 200, "memory": 60, "feed": 40, "latency": 20}  # of the time
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -296,10 +296,11 @@ def _tests_text(line: dict[str, Any]) -> str:
 
 def _search_text(line: dict[str, Any]) -> str:
     statuses = ", ".join(f"{number} {status}" for status, number in line["statuses"].items())
+    shared = line.get("trials_per_gpu")  # lines of an earlier version have none
     return (
         f"{line['dataset']}: {line['trials']} trials ({statuses}) in {line['seconds']:.0f} s, "
         f"front of {line['front']}, best {line['best']:.3f}, hypervolume {line['hypervolume']:.3f}"
-        f"{_busy(line['gpu_busy'])}"
+        f"{'' if shared is None else f', {shared} trials at a time'}{_busy(line['gpu_busy'])}"
     )
 
 

@@ -5,6 +5,7 @@ What a stage finds is a line as soon as it is measured; what fails is a line tha
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import gc
 import json
@@ -35,6 +36,8 @@ from gpu_steps import memory_of, rates, supernet_step, synchronise, tiny_arch, w
 TINY_TEST = "tests/test_ablations.py::test_a_grid_that_patches_cannot_have_is_refused"
 SECONDS_TO_COMPILE = 75  # ours, and that of transformers; or our blocks
 SECONDS_TO_END = 20  # of a search: the front's test accuracies, the report, and Ray
+SAMPLES_A_SECOND = 2  # of nvidia-smi
+SECONDS_TO_SHARE = 45  # of a search, before its budget: to find how many trials share the GPU
 
 
 def main() -> None:
@@ -171,15 +174,17 @@ def _search(bench: Bench, name: str, seconds: float) -> dict[str, Any]:
     tree = space_file(with_supernet=name == "with a supernet", tiny=bench.is_tiny)
     space.write_text(json.dumps(tree, indent=1))  # JSON is YAML
     has_gpu = bench.device.type == "cuda"
-    resources = ["--gpus", "1", "--gpus-per-trial", "0.25"] if has_gpu else ["--gpus", "0", "--cpus", "1"]
+    resources = ["--gpus", "1", "--gpus-per-trial", "auto"] if has_gpu else ["--gpus", "0", "--cpus", "1"]
     if run.exists() and any(line["name"] == name for line in _results(bench)):
         run.rename(run.with_name(f"{slug}-before-{time.time_ns()}"))  # it is to be measured anew
     resume = ["--resume"] if (run / "manifest.json").exists() else []
+    if has_gpu and not resume:
+        seconds -= SECONDS_TO_SHARE
     command = [
         sys.executable, "-m", "cvt_nas.cli", "search", "--space", str(space), "--out", str(run), "--json", *resources,
         "--time-budget", f"{max(seconds, 10):.0f}s", *resume,
     ]  # fmt: skip
-    started = time.perf_counter()
+    started, began = time.perf_counter(), time.time()
     with gpu_utilisation(has_gpu) as samples:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
     seconds = time.perf_counter() - started
@@ -188,13 +193,18 @@ def _search(bench: Bench, name: str, seconds: float) -> dict[str, Any]:
             run.rename(run.with_name(f"{slug}-failed-{time.time_ns()}"))  # the next one begins afresh
         raise RuntimeError(f"cvt-nas search ended with status {done.returncode}: {gpu.last_line(out / 'gpu.log')}")
     found, trials = json.loads(done.stdout), (run / "trials.jsonl").read_text().splitlines()
-    busy = np.trim_zeros(np.array(samples)) / 100  # from the first to the last moment that anything ran
+    manifest = json.loads((run / "manifest.json").read_text())
+    # what shares the GPU was measured before the run was there, by fewer processes and with breaks
+    before = max(datetime.datetime.fromisoformat(manifest["created"]).timestamp() - began, 0.0)
+    # from the first to the last moment that anything of the search ran
+    busy = np.trim_zeros(np.array(samples[int(before * SAMPLES_A_SECOND) :])) / 100
     return {
         "dataset": tree["data"]["dataset"], "trials": found["trials"], "statuses": found["statuses"],
         "seconds": round(seconds, 1), "front": len(found["front"]), "hypervolume": found["hypervolume"],
         "best": max(member["accuracy"] for member in found["front"]), "resumed": bool(resume),
         "devices": sorted({json.loads(trial)["device"] for trial in trials}),
         "gpu_busy": float(busy.mean()) if len(busy) else None, "folder": run.name,
+        "trials_per_gpu": manifest["sharing"]["trials_per_gpu"] if "sharing" in manifest else None,
     }  # fmt: skip
 
 
@@ -225,9 +235,10 @@ def space_file(*, with_supernet: bool, tiny: bool) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def gpu_utilisation(has_gpu: bool) -> Iterator[list[int]]:
-    """What nvidia-smi tells twice a second, in percent of the time; filled at the end, and empty without it."""
+    """What nvidia-smi tells, in percent of the time; filled at the end, and empty without it."""
     samples: list[int] = []
-    command = ["nvidia-smi", "-i", "0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "500"]
+    command = ["nvidia-smi", "-i", "0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    command += ["-lms", f"{1000 // SAMPLES_A_SECOND}"]
     try:
         smi = subprocess.Popen(command, stdout=subprocess.PIPE, text=True) if has_gpu else None
     except FileNotFoundError:

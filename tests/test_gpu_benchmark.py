@@ -126,9 +126,19 @@ def test_searches_run_by_the_command_line_and_through_ray(tmp_path: Path, own_si
     assert [line["name"] for line in lines] == ["from scratch", "with a supernet"]
     for line in lines:
         assert line["statuses"] == {"complete": 2}
-        assert (line["trials"], line["devices"]) == (2, ["cpu"])
+        assert (line["trials"], line["devices"], line["trials_per_gpu"]) == (2, ["cpu"], None)
         assert 0 < line["hypervolume"] < 1
         assert (tmp_path / line["folder"] / "report.html").exists()
+
+
+@pytest.mark.parametrize(("shared", "told"), [({"trials_per_gpu": 4}, ", 4 trials at a time"), ({}, "")])
+def test_a_search_tells_how_many_trials_shared_the_gpu(shared: dict[str, int], told: str) -> None:
+    line = {
+        "stage": "search", "name": "from scratch", "dataset": "digits", "trials": 24, "statuses": {"complete": 24},
+        "seconds": 60.0, "front": 5, "best": 0.9, "hypervolume": 0.8, "gpu_busy": 0.91, **shared,
+    }  # fmt: skip
+    found = "front of 5, best 0.900, hypervolume 0.800"
+    assert gpu.text_of(line) == f"digits: 24 trials (24 complete) in 60 s, {found}{told}, GPU busy 91%"
 
 
 def test_a_measurement_that_fails_is_a_line_and_the_next_one_is_made(tmp_path: Path) -> None:
