@@ -180,7 +180,7 @@ class MicroBatches:
         self._batch_size, self._bytes_to_come, self._is_uneven = batch_size, bytes_to_come, is_uneven
         self._on_room, self._at_most, self._ran_out = on_room, at_most, at_most is not None
         self._statistics = _Statistics(model)
-        self._undo = _Undo(list(model.buffers()), device)
+        self._undo = Undo(list(model.buffers()), device)
         self._micro_batch: int | None = None
         self._recomputes = config.activation_checkpointing == "on"
         if known[0] is not None:
@@ -346,7 +346,7 @@ class MicroBatches:
 _add, _copy = cast(Any, torch)._foreach_add_, cast(Any, torch)._foreach_copy_
 
 
-class _Undo:
+class Undo:
     """Takes a network's buffers and the random states back to what they were when it was last told to remember."""
 
     def __init__(self, buffers: Sequence[Tensor], device: torch.device) -> None:

@@ -4,17 +4,18 @@ A replay runs the kernels that were recorded, on the same memory, with the rando
 results are those of the pass itself, to the bit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from cvt_nas.engine.memory import Meter
+from cvt_nas.engine.memory import Meter, Undo
 
 Pass = Callable[..., tuple[Tensor, ...]]
 Recorder = Callable[[Callable[[], tuple[Tensor, ...]]], tuple[tuple[Tensor, ...], Callable[[], None]]]
 _WARM_UPS = 2  # by which libraries have what they make at first; the second on a stream of its own, as the graph
+_TOLERANCE = 0.01  # of the norm of all that a pass makes
 _MOST_ROOM = 0.5  # of the memory that a pass may take: a graph keeps it, and evaluation needs some, too
 
 
@@ -40,23 +41,24 @@ def recorder_of(device: torch.device) -> Recorder | None:
 class ReplayedPass:
     """A pass that is recorded once it has run twice, and replayed from then on.
 
-    It runs as it is where a batch has another shape than the first, where it takes more than half of the memory, and
-    where it cannot be recorded.
+    The third time it both runs and is replayed, and has to give the same. It runs as it is where it does not, where it
+    cannot be recorded, where it takes more than half of the memory, and where a batch has another shape than the first.
 
     Args:
-        run: What is made of the tensors of a batch; adds gradients to those of `parameters`. The host may not look at
-            what the device computes.
+        run: What is made of the tensors of a batch; adds gradients to those of `model`. The host may not look at what
+            the device computes.
         record: See `recorder_of`.
         meter: Of the device's memory; None where there is always enough.
     """
 
-    def __init__(self, run: Pass, parameters: Sequence[nn.Parameter], record: Recorder, *, meter: Meter | None) -> None:
-        self._run, self._parameters, self._record, self._meter = run, parameters, record, meter
+    def __init__(self, run: Pass, model: nn.Module, record: Recorder, *, meter: Meter | None) -> None:
+        self._run, self._record, self._meter = run, record, meter
+        self._parameters, self._buffers = list(model.parameters()), list(model.buffers())
         self._num_runs = 0
         self._is_possible = True
         self._inputs: list[Tensor] = []
         self._made: tuple[Tensor, ...] = ()
-        self._gradients: list[tuple[nn.Parameter, Tensor]] = []
+        self._gradients: dict[nn.Parameter, Tensor] = {}
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -66,15 +68,14 @@ class ReplayedPass:
         if self._num_runs < _WARM_UPS:
             self._num_runs += 1
             return self._warm_up(*inputs)
-        if self._replay is None and not self._try_to_record(inputs):
-            return self._run(*inputs)
+        if self._replay is None:
+            return self._run_and_record(*inputs)
         if any(_layout(new) != _layout(own) for new, own in zip(inputs, self._inputs, strict=True)):
             return self._run(*inputs)
         for own, new in zip(self._inputs, inputs, strict=True):
             own.copy_(new)
-        assert self._replay is not None, "it was recorded"
         self._replay()
-        self._add_gradients()
+        self._add(self._gradients)
         return self._made
 
     def _warm_up(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -85,36 +86,62 @@ class ReplayedPass:
         self._is_possible = peak <= _MOST_ROOM * self._meter.room()
         return made[0]
 
-    def _try_to_record(self, inputs: Sequence[Tensor]) -> bool:
-        before = [parameter.grad for parameter in self._parameters]
-        device = inputs[0].device
-        drawn = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        own = [tensor.clone() for tensor in inputs]
+    def _run_and_record(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        before = self._take_gradients()
+        undo = Undo(self._buffers, inputs[0].device)
+        undo.remember()
+        self._inputs = [tensor.clone() for tensor in inputs]
         try:
-            for parameter in self._parameters:
-                parameter.grad = None
-            self._made, self._replay = self._record(lambda: self._run(*own))
-            self._gradients = [(p, p.grad) for p in self._parameters if p.grad is not None]
-            self._inputs = own
+            self._made, self._replay = self._record(lambda: self._run(*self._inputs))
+            self._gradients = self._take_gradients()
+            self._replay()
         except RuntimeError:  # of CUDA, where something in it cannot be recorded, or memory runs out
-            self._is_possible = False
-            if drawn is not None:
-                torch.cuda.synchronize(device)
-                torch.cuda.set_rng_state(drawn, device)
-        finally:
-            for parameter, gradient in zip(self._parameters, before, strict=True):
-                parameter.grad = gradient
-        return self._replay is not None
+            self._take_gradients()
+        replayed = [*self._made, *self._gradients.values(), *(buffer.clone() for buffer in self._buffers)]
+        undo()
+        made = self._run(*inputs)
+        gradients = self._take_gradients()
+        self._is_possible = (
+            self._replay is not None
+            and list(map(id, gradients)) == list(map(id, self._gradients))
+            and _agree(replayed, [*made, *(gradients[p] for p in self._gradients), *self._buffers])
+        )
+        if not self._is_possible:  # what was recorded is let go of, and its memory
+            self._made, self._gradients, self._replay, self._inputs = (), {}, None, []
+        self._add(before)
+        self._add(gradients)
+        return made
 
-    def _add_gradients(self) -> None:
-        given = [(p.grad, gradient) for p, gradient in self._gradients if p.grad is not None]
-        for parameter, gradient in self._gradients:
+    def _take_gradients(self) -> dict[nn.Parameter, Tensor]:
+        """Those that parameters have now, and then have no more."""
+        found = {parameter: parameter.grad for parameter in self._parameters if parameter.grad is not None}
+        for parameter in self._parameters:
+            parameter.grad = None
+        return found
+
+    @torch.no_grad()
+    def _add(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
+        """To those that parameters have."""
+        sums = [parameter.grad for parameter in gradients if parameter.grad is not None]
+        added = [gradient for parameter, gradient in gradients.items() if parameter.grad is not None]
+        for parameter, gradient in gradients.items():
             if parameter.grad is None:
                 parameter.grad = gradient
-        if given:
-            sums, added = map(list, zip(*given, strict=True))
+        if sums:
             cast(Any, torch)._foreach_add_(sums, added)
 
 
 def _layout(tensor: Tensor) -> Any:
     return tensor.shape, tensor.dtype, tensor.stride()
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    """In double precision; what is not finite, as where fp16 scales its loss too much, is alike."""
+    return tensor.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _agree(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether all tensors together are the same but for sums in another order, which attention on a GPU may take."""
+    pairs = [tuple(map(_finite, pair)) for pair in zip(found, expected, strict=True)]
+    difference = sum((one - other).square().sum() for one, other in pairs)
+    return bool(difference <= _TOLERANCE**2 * sum(other.square().sum() for _, other in pairs))

@@ -296,7 +296,7 @@ class _FixedSubnets:
                     self._state, subnet, num_subnets, images, targets, teacher, self._config, [self._part]
                 )  # fmt: skip
 
-            replayed = ReplayedPass(run, list(self._state.model.parameters()), self._record, meter=self._meter)
+            replayed = ReplayedPass(run, self._state.model, self._record, meter=self._meter)
             self._passes[subnet.kind] = subnet.arch, replayed
         return replayed(images, targets, *teacher)
 

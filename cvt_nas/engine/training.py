@@ -235,7 +235,7 @@ def _fast_backward(
         whole = micro_batches.whole_part
         replayed = ReplayedPass(
             lambda images, targets: (_pass(state, model, images, targets, training, [whole]),),
-            list(model.parameters()), record, meter=meter or meter_of(device),
+            model, record, meter=meter or meter_of(device),
         )  # fmt: skip
 
     def backward(images: Tensor, targets: Tensor, *, parts: Sequence[Part]) -> Float[Tensor, ""]:
