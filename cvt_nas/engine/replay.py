@@ -14,7 +14,7 @@ from cvt_nas.engine.memory import Meter, Undo
 
 Pass = Callable[..., tuple[Tensor, ...]]
 Recorder = Callable[[Callable[[], tuple[Tensor, ...]]], tuple[tuple[Tensor, ...], Callable[[], None]]]
-_WARM_UPS = 2  # by which libraries have what they make at first; the second on a stream of its own, as the graph
+_WARM_UPS = 2  # by which libraries have loaded what they need, and what a step makes at first is there
 _TOLERANCE = 0.01  # of the norm of all that a pass makes
 _MOST_ROOM = 0.5  # of the memory that a pass may take: a graph keeps it, and evaluation needs some, too
 
