@@ -192,6 +192,7 @@ def one_gpu() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_gpu")
 class TestWithALogicalGpu:
+    @pytest.mark.slow  # a minute
     def test_a_search_has_the_slots_that_were_found_and_goes_on_with_these(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
