@@ -495,6 +495,7 @@ def optuna_trials(run: RunFolder) -> list[FrozenTrial]:
     return optuna.load_study(study_name="cvt-nas", storage=storage).trials
 
 
+@pytest.mark.slow  # 90 seconds
 @pytest.mark.usefixtures("two_cpus")
 def test_a_confirmation_is_added_to_a_finished_run_is_interrupted_and_goes_on(
     tmp_path: Path, finished_run: RunFolder

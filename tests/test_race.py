@@ -873,7 +873,8 @@ class TestOnTwoCpus:
         assert "FileExistsError" in str(run.results()[0].reason)
         assert "Traceback" in run.error_path(0).read_text()
 
-    @pytest.mark.parametrize("full", [pytest.param("trials.jsonl", marks=pytest.mark.slow), "study.journal"])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("full", ["trials.jsonl", "study.journal"])
     def test_a_disk_that_fills_up_ends_the_search_with_its_name_and_nothing_is_lost(
         self, small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
     ) -> None:
