@@ -260,12 +260,12 @@ class TrainingConfig:
             for fewer than 16 images, below which batch norm suffers (Wu and He 2018, arXiv:1803.08494, table 2), and
             for fewer than are asked for.
         compile: How the steps of a training run on a GPU; on a CPU, as they are. `graph` launches the whole forward and
-            backward pass at once, as a CUDA graph, with the same results to the bit: where one GPU has a batch whole in
-            half of its memory. `blocks` compiles each kind of block, which takes a minute for a network, and
-            changes results by rounding. `auto` measures at the start of a search or a training which is fastest for
-            its networks on its GPU, and leaves that in the manifest; `blocks` is tried where a training lasts longer
-            than ten minutes. A supernet changes from step to step: of its subnets, `auto` and `graph` launch the
-            largest and the smallest at once.
+            backward pass at once, as a CUDA graph, by the same kernels. It needs a batch that one GPU has whole in half
+            of its memory, and it is used once it has given what the pass itself gives. `blocks` compiles each kind of
+            block, which takes a minute for a network, and changes results by rounding. `auto` measures at the start of
+            a search or a training which is fastest for its networks on its GPU, and leaves that in the manifest.
+            `blocks` is tried where a training lasts longer than ten minutes. Of a supernet, `auto` and `graph` launch
+            the largest and the smallest subnet at once.
         checkpoint_minutes: Minutes after which a checkpoint is written within an epoch, at the next multiple of 20
             steps, so that a kill loses no more. 0 writes them at the end of each epoch only. It changes no result: a
             training that is killed and resumed ends with the same weights, to the bit. (With three devices or more for

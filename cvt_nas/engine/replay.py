@@ -99,18 +99,26 @@ class ReplayedPass:
             self._take_gradients()
         replayed = [*self._made, *self._gradients.values(), *(buffer.clone() for buffer in self._buffers)]
         undo()
-        made = self._run(*inputs)
+        try:
+            made = self._run(*inputs)
+        except RuntimeError:  # memory ran out beside what was recorded
+            self._give_up()
+            raise
         gradients = self._take_gradients()
-        self._is_possible = (
-            self._replay is not None
-            and list(map(id, gradients)) == list(map(id, self._gradients))
-            and _agree(replayed, [*made, *(gradients[p] for p in self._gradients), *self._buffers])
-        )
-        if not self._is_possible:  # what was recorded is let go of, and its memory
-            self._made, self._gradients, self._replay, self._inputs = (), {}, None, []
+        if (
+            self._replay is None
+            or list(map(id, gradients)) != list(map(id, self._gradients))
+            or not _agree(replayed, [*made, *gradients.values(), *self._buffers])
+        ):
+            self._give_up()
         self._add(before)
         self._add(gradients)
         return made
+
+    def _give_up(self) -> None:
+        """Lets go of what was recorded, and its memory."""
+        self._is_possible = False
+        self._made, self._gradients, self._replay, self._inputs = (), {}, None, []
 
     def _take_gradients(self) -> dict[nn.Parameter, Tensor]:
         """Those that parameters have now, and then have no more."""
