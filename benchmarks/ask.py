@@ -19,9 +19,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from cvt_nas.config import Experiment, load_experiment
-from cvt_nas.race.samplers import SAMPLERS, SamplerName
-from cvt_nas.race.simulation import Outcome
-from cvt_nas.race.study import Proposal, Study
+from cvt_nas.propose.samplers import SAMPLERS, SamplerName
+from cvt_nas.propose.simulation import Outcome
+from cvt_nas.propose.study import Proposal, Study
 from cvt_nas.results import Status
 
 NUM_EPOCHS = 9

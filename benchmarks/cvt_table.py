@@ -22,7 +22,7 @@ from cvt_nas.arch import cost_of
 from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import fit
-from cvt_nas.results import write_atomically
+from cvt_nas.run import write_atomically
 from cvt_nas.space import Genome, SearchSpace, spread_over_flops
 
 TABLES = Path(__file__).parent / "tables"

@@ -38,10 +38,10 @@ from cvt_nas import bench
 from cvt_nas.arch import Cost
 from cvt_nas.bench import SearchMethod, Settings, Table
 from cvt_nas.errors import CvtNasError
-from cvt_nas.race.asha import Decision
-from cvt_nas.race.samplers import derive_seed, distributions_of
-from cvt_nas.race.simulation import Outcome, Search
-from cvt_nas.race.study import Proposal
+from cvt_nas.propose.asha import Decision
+from cvt_nas.propose.samplers import derive_seed, distributions_of
+from cvt_nas.propose.simulation import Outcome, Search
+from cvt_nas.propose.study import Proposal
 from cvt_nas.results import Metric
 
 FAST_PEERS = ("ray-optuna+asha", "ray-optuna+fifo", "syne-tune-moasha", "syne-tune-morea", "syne-tune-morea:20")

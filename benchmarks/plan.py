@@ -15,7 +15,7 @@ from typing import Any
 
 from cvt_nas import search
 from cvt_nas.config import load_experiment
-from cvt_nas.race.plan import NUM_OF_FIRST_FRONT, Plan
+from cvt_nas.plan.values import NUM_OF_FIRST_FRONT, Plan
 from cvt_nas.report import write_report
 from cvt_nas.results import TrialResult
 

@@ -21,8 +21,9 @@ from cvt_nas import search
 from cvt_nas.config import load_experiment
 from cvt_nas.engine import TrainingSetup, open_inheritance
 from cvt_nas.model import CvT
-from cvt_nas.race.query import query
-from cvt_nas.results import Candidate, RunFolder
+from cvt_nas.pipeline.query import query
+from cvt_nas.results import Candidate
+from cvt_nas.run import RunFolder
 
 
 def main() -> None:

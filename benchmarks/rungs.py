@@ -20,9 +20,9 @@ from optuna.storages import InMemoryStorage
 from scipy.stats import kendalltau
 
 from cvt_nas.config import Experiment, load_experiment
-from cvt_nas.race.asha import Asha, accuracy_ranks, pareto_ranks
-from cvt_nas.race.simulation import Asked, MadeUpCurves, RacedStudy, run_clock
-from cvt_nas.race.study import Proposal, Study
+from cvt_nas.propose.asha import Asha, accuracy_ranks, pareto_ranks
+from cvt_nas.propose.simulation import Asked, MadeUpCurves, RacedStudy, run_clock
+from cvt_nas.propose.study import Proposal, Study
 
 
 def main() -> None:

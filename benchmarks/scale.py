@@ -24,11 +24,13 @@ from ray import tune
 
 from cvt_nas.arch import cost_of
 from cvt_nas.config import Experiment, parse_experiment
-from cvt_nas.distributed import local_ray
-from cvt_nas.race import executor, open_study
-from cvt_nas.race.events import EpochDone, TrialStarted
+from cvt_nas.launch import race as executor
+from cvt_nas.launch.ranks import local_ray
+from cvt_nas.pipeline import open_study
 from cvt_nas.report import write_report
-from cvt_nas.results import RunFolder, TrialResult
+from cvt_nas.results import TrialResult
+from cvt_nas.results.events import EpochDone, TrialStarted
+from cvt_nas.run import RunFolder
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
 

@@ -31,7 +31,8 @@ from cvt_nas.config import DaNasConfig, Experiment, load_experiment
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import evaluate
 from cvt_nas.model import load_model
-from cvt_nas.results import RunFolder, hypervolume, is_non_dominated
+from cvt_nas.results import hypervolume, is_non_dominated
+from cvt_nas.run import RunFolder
 
 METHODS = {  # the colours are told apart by the colour-blind, too
     "defaults": ("this tool", "#0072B2"),

@@ -25,7 +25,8 @@ import torch
 from cvt_nas.config import AugmentConfig, SupernetConfig, load_experiment
 from cvt_nas.data import load_data
 from cvt_nas.engine import Inheritance, SharedWeights, fit, train_supernet
-from cvt_nas.results import judge_supernet, write_atomically
+from cvt_nas.results import judge_supernet
+from cvt_nas.run import write_atomically
 from cvt_nas.space import Genome, spread_over_flops
 from cvt_table import NUM_NETWORKS, gene_columns
 

@@ -13,7 +13,7 @@ from cvt_nas.arch import ArchConfig, cost_of
 from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import evaluate, fit
-from cvt_nas.results import write_atomically
+from cvt_nas.run import write_atomically
 
 Task = tuple[str, ArchConfig, int]
 

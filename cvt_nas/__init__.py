@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from cvt_nas.evaluate import evaluate_model
     from cvt_nas.export import export as export_model
     from cvt_nas.model import build_model, load_checkpoint, load_model
-    from cvt_nas.race import search
-    from cvt_nas.race.quality import evaluate_supernet
-    from cvt_nas.race.query import query
+    from cvt_nas.pipeline import search
+    from cvt_nas.pipeline.query import query
+    from cvt_nas.pipeline.verdict import evaluate_supernet
     from cvt_nas.report import Comparison, front_frame, trials_frame, write_report
-    from cvt_nas.results import ParetoFront, RunFolder, TrialResult
+    from cvt_nas.results import ParetoFront, TrialResult
+    from cvt_nas.run import RunFolder
     from cvt_nas.space import SearchSpace
     from cvt_nas.train import train as train_model
 
@@ -29,13 +30,13 @@ _HOME = {  # of each name its module, and there its name
     "CvtNasError": ("errors", "CvtNasError"),
     "Experiment": ("config", "Experiment"),
     "ParetoFront": ("results", "ParetoFront"),
-    "RunFolder": ("results", "RunFolder"),
+    "RunFolder": ("run", "RunFolder"),
     "SearchSpace": ("space", "SearchSpace"),
     "TrialResult": ("results", "TrialResult"),
     "build_model": ("model", "build_model"),
     "cost_of": ("arch", "cost_of"),
     "evaluate_model": ("evaluate", "evaluate_model"),
-    "evaluate_supernet": ("race.quality", "evaluate_supernet"),
+    "evaluate_supernet": ("pipeline.verdict", "evaluate_supernet"),
     "export_model": ("export", "export"),
     "front_frame": ("report", "front_frame"),
     "load_arch": ("arch", "load_arch"),
@@ -44,8 +45,8 @@ _HOME = {  # of each name its module, and there its name
     "load_model": ("model", "load_model"),
     "load_recipe": ("config", "load_recipe"),
     "measure_latency": ("engine.latency", "measure_latency"),
-    "query": ("race.query", "query"),
-    "search": ("race", "search"),
+    "query": ("pipeline.query", "query"),
+    "search": ("pipeline", "search"),
     "train_model": ("train", "train"),
     "trials_frame": ("report", "trials_frame"),
     "write_report": ("report", "write_report"),

@@ -17,7 +17,8 @@ from cvt_nas.engine.speed import fastest_way
 from cvt_nas.errors import ArchError, DataError, ResourceError, RunFolderError, StorageError, TrainingEndedError
 from cvt_nas.escaping import told, why_no_text
 from cvt_nas.model import CvT, initialise, load_model, read_weights, weights_files
-from cvt_nas.results import ROOM, DataIdentity, RunFolder, Status, TrialResult
+from cvt_nas.results import ROOM, DataIdentity, Status, TrialResult
+from cvt_nas.run import RunFolder
 
 
 def train(
@@ -289,7 +290,7 @@ def _reports(arch: ArchConfig, setup: TrainingSetup, run: RunFolder, num_workers
             model_folder=run.model_path(arch.id),
         )
         return
-    from cvt_nas.distributed import ending_in, fit_on_workers, local_ray
+    from cvt_nas.launch.ranks import ending_in, fit_on_workers, local_ray
 
     num_cpus, num_gpus = num_workers * setup.num_threads, num_workers if setup.device == "cuda" else 0
     with local_ray(num_cpus=num_cpus, num_gpus=num_gpus), ending_in(TrainingEndedError, "the training ended"):

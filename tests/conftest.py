@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from cvt_nas.config import Experiment, load_experiment, parse_experiment
-from cvt_nas.results import RunFolder
+from cvt_nas.run import RunFolder
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before a test imports MLflow

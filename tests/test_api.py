@@ -11,7 +11,7 @@ import pytest
 
 import cvt_nas
 from cvt_nas.report import front_frame, trials_frame
-from cvt_nas.results import RunFolder
+from cvt_nas.run import RunFolder
 
 SURFACE = """
     ArchConfig Comparison Cost CvtNasError Experiment ParetoFront RunFolder SearchSpace TrialResult build_model cost_of

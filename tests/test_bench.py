@@ -23,9 +23,9 @@ from cvt_nas.bench import (
 )
 from cvt_nas.cli import main
 from cvt_nas.errors import TableError
-from cvt_nas.race.asha import Decision
-from cvt_nas.race.simulation import Outcome, Search
-from cvt_nas.race.study import Proposal
+from cvt_nas.propose.asha import Decision
+from cvt_nas.propose.simulation import Outcome, Search
+from cvt_nas.propose.study import Proposal
 from cvt_nas.results import hypervolume
 
 METRICS = ("accuracy", "flops")

@@ -25,7 +25,8 @@ from cvt_nas.cli.searching import resuming
 from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.errors import StorageError
 from cvt_nas.model import probe_error
-from cvt_nas.results import RunFolder, Status, cache_folder
+from cvt_nas.results import Status
+from cvt_nas.run import RunFolder, cache_folder
 from test_export import run_of
 
 

@@ -29,17 +29,15 @@ from conftest import Watch, small_digits
 from cvt_nas import load_model, search
 from cvt_nas.cli import main
 from cvt_nas.config import ConfirmConfig, Experiment, parse_experiment
-from cvt_nas.distributed import _train_on_worker, start_local_ray
 from cvt_nas.export import export
-from cvt_nas.race.confirm import further_training, plan_of
-from cvt_nas.race.events import ConfirmationStarted, EpochDone, TrialStarted
-from cvt_nas.race.progress import ConsoleProgress
-from cvt_nas.race.samplers import derive_seed
+from cvt_nas.follow.terminal import ConsoleProgress
+from cvt_nas.launch.ranks import _train_on_worker, start_local_ray
+from cvt_nas.pipeline.confirm import further_training, plan_of
+from cvt_nas.propose.samplers import derive_seed
 from cvt_nas.report import confirmation_lines, front_figure, front_frame, front_table, summary, write_report
 from cvt_nas.results import (
     ConfirmPlan,
     ParetoFront,
-    RunFolder,
     Status,
     TrialResult,
     confirm,
@@ -49,6 +47,8 @@ from cvt_nas.results import (
     round_and_trial,
     with_memberships,
 )
+from cvt_nas.results.events import ConfirmationStarted, EpochDone, TrialStarted
+from cvt_nas.run import RunFolder
 from test_results import ALL, MANIFEST, trial
 
 
@@ -420,9 +420,9 @@ def test_workers_that_share_a_training_keep_its_weights_only_if_told_to(
         def get_world_rank(self) -> int:
             return 0
 
-    monkeypatch.setattr("cvt_nas.distributed.get_context", Context)
+    monkeypatch.setattr("cvt_nas.launch.ranks.get_context", Context)
     monkeypatch.setattr(
-        "cvt_nas.distributed.progress_reports", lambda *_, model_folder, **__: folders.append(model_folder) or ()
+        "cvt_nas.launch.ranks.progress_reports", lambda *_, model_folder, **__: folders.append(model_folder) or ()
     )
     arch = trial(0, 0.5).to_json()["arch"]
     _train_on_worker({"arch": arch, "setup": Setup, "number": 0, "seed": 0, "reports": Queue(), "keep_model": keep,
@@ -461,7 +461,7 @@ def test_a_search_that_is_stopped_while_it_confirms_says_how_to_go_on(
         stop.set()
         return run
 
-    monkeypatch.setattr("cvt_nas.race.search", stopped)
+    monkeypatch.setattr("cvt_nas.pipeline.search", stopped)
     assert main(["search", "--space", str(space), "--out", str(out)]) == 0
     captured = capsys.readouterr()
     assert captured.err.splitlines()[-1] == (

@@ -16,13 +16,13 @@ from cvt_nas import load_model, search
 from cvt_nas.arch import arch_to_dict, load_arch
 from cvt_nas.config import AugmentConfig, DataConfig, Experiment
 from cvt_nas.data import ImageData, load_data, made_beside_steps
-from cvt_nas.distributed import fit_on_workers, local_ray
 from cvt_nas.engine import Inheritance, SharedWeights, TrainingSetup, fit, train_supernet
+from cvt_nas.launch.ranks import fit_on_workers, local_ray
+from cvt_nas.launch.resources import Resources
+from cvt_nas.launch.trial import run_trial
 from cvt_nas.model import CvT
-from cvt_nas.race.planning import plan
-from cvt_nas.race.resources import Resources
-from cvt_nas.race.trial import run_trial
-from cvt_nas.results import RunFolder
+from cvt_nas.plan.planning import plan
+from cvt_nas.run import RunFolder
 from cvt_nas.supernet import extract
 from test_augment import array_data, image_folder
 from test_engine import CPU, tiny_arch, training, weights_of
@@ -170,8 +170,8 @@ def test_a_trial_takes_no_more_memory_than_there_is_and_ends_as_if_it_was_told(
     small: Experiment, tmp_path: Path, memory_for: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reports: list[dict[str, Any]] = []
-    monkeypatch.setattr("cvt_nas.race.trial.tune.report", reports.append)
-    monkeypatch.setattr("cvt_nas.race.trial._device", lambda: "gpu 0")
+    monkeypatch.setattr("cvt_nas.launch.trial.tune.report", reports.append)
+    monkeypatch.setattr("cvt_nas.launch.trial._device", lambda: "gpu 0")
     resources = Resources(num_slots=1, cpus_per_trial=1, gpus_per_trial=1, device="cuda")
 
     def run(number: int, **settings: Any) -> int:

@@ -19,7 +19,7 @@ from cvt_nas.errors import ArchError, DataError, ResourceError
 from cvt_nas.evaluate import evaluate_model
 from cvt_nas.export import export
 from cvt_nas.model import CvT, initialise, load_checkpoint, save_model
-from cvt_nas.results import RunFolder
+from cvt_nas.run import RunFolder
 from cvt_nas.train import train
 from strategies import per_stage
 from test_init import GELU, port_of

@@ -20,7 +20,8 @@ from cvt_nas.export import FORMATS, Format, export
 from cvt_nas.export.hub import FILES
 from cvt_nas.export.hugging_face import misfits
 from cvt_nas.model import CvT, load_model, save_model
-from cvt_nas.results import RunFolder, TrialResult
+from cvt_nas.results import TrialResult
+from cvt_nas.run import RunFolder
 from strategies import per_stage
 from test_model import randomise
 

@@ -24,12 +24,12 @@ import fault_drill
 from conftest import Watch, own_processes, small_digits
 from cvt_nas import search
 from cvt_nas.config import Experiment, parse_experiment
-from cvt_nas.distributed import start_local_ray, temporary_folder_of_ray
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import ResourceError, RunFolderError, SearchFailedError
-from cvt_nas.race.disk import bytes_needed, check_disk
-from cvt_nas.race.events import EpochDone, TrialStarted
-from cvt_nas.results import RunFolder
+from cvt_nas.launch.ranks import start_local_ray, temporary_folder_of_ray
+from cvt_nas.plan.disk import bytes_needed, check_disk
+from cvt_nas.results.events import EpochDone, TrialStarted
+from cvt_nas.run import RunFolder
 
 IN_FULL = {"trials": 4, "sampler": "random", "scheduler": "none", "seed": 0}
 
@@ -296,7 +296,7 @@ def test_batches_that_have_no_room_in_shared_memory_go_through_pipes(
 
 ODD_PLACE = """
 import ray, sys
-from cvt_nas.distributed import start_local_ray, temporary_folder_of_ray
+from cvt_nas.launch.ranks import start_local_ray, temporary_folder_of_ray
 from cvt_nas.engine import TrainingSetup
 start_local_ray(num_cpus=1, num_gpus=0)
 print(ray.get(ray.remote(lambda: "works").remote()))
@@ -335,7 +335,7 @@ def test_a_folder_for_ray_that_is_too_long_is_named(tmp_path: Path, monkeypatch:
 
 def test_a_search_that_does_not_fit_on_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = experiment_with(trials=16, mode="promote", reduction_factor=4)
-    monkeypatch.setattr("cvt_nas.race.disk._BYTES", 2**50)
+    monkeypatch.setattr("cvt_nas.plan.disk._BYTES", 2**50)
     with pytest.raises(
         ResourceError, match=r"needs about \S+ GiB for weights and checkpoints, and \S+ has \S+ GiB left"
     ):

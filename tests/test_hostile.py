@@ -25,7 +25,7 @@ from cvt_nas.config import Experiment, load_experiment, parse_experiment
 from cvt_nas.errors import ArchError, RunFolderError, SpaceFileError
 from cvt_nas.model import build_model, read_weights, save_model
 from cvt_nas.report import write_report
-from cvt_nas.results import RunFolder
+from cvt_nas.run import RunFolder
 from test_engine import tiny_arch
 from test_export import GELU, run_of
 

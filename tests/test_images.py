@@ -32,8 +32,9 @@ from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import DataError, RunFolderError
 from cvt_nas.report import Comparison
 from cvt_nas.report.run_page import run_page
-from cvt_nas.results import DataIdentity, RunFolder
-from cvt_nas.results.files import parse_json
+from cvt_nas.results import DataIdentity
+from cvt_nas.results.parsing import parse_json
+from cvt_nas.run import RunFolder
 from cvt_nas.train import fitted, train
 
 CPU = torch.device("cpu")

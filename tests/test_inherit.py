@@ -20,15 +20,16 @@ from cvt_nas.arch import Cost, cost_of
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.data import load_data
-from cvt_nas.distributed import local_ray
 from cvt_nas.engine import evaluate
 from cvt_nas.errors import CvtNasError, RunFolderError, SpaceFileError
-from cvt_nas.race.inherit import _Bars, heirs, supernet_workers
-from cvt_nas.race.quality import evaluate_supernet
-from cvt_nas.race.query import latency_ms, query
-from cvt_nas.race.resources import Resources
+from cvt_nas.launch.ranks import local_ray
+from cvt_nas.launch.resources import Resources
+from cvt_nas.pipeline.inherit import _Bars, heirs, supernet_workers
+from cvt_nas.pipeline.query import latency_ms, query
+from cvt_nas.pipeline.verdict import evaluate_supernet
 from cvt_nas.report import quality_verdict, run_page
-from cvt_nas.results import Candidate, Origin, RunFolder, judge_supernet
+from cvt_nas.results import Candidate, Origin, judge_supernet
+from cvt_nas.run import RunFolder
 from test_latency_search import made_up_table, sum_of_parts
 
 SUPERNET = "supernet: {epochs: 3, batch_size: 64, lr: 5.0e-3, ema_decay: 0.9, sampling: flops}"
@@ -194,7 +195,7 @@ def test_a_query_finds_more_under_new_limits_without_training(
     most = 20 * latency_ms(space.largest, torch.device("cpu"))
     assert all(0 < (answer.latency_ms or 0) <= most for answer in query(inherited, max_latency_ms=most, number=2))
     with monkeypatch.context() as patch:  # times that do not change with what else the machine does
-        patch.setattr("cvt_nas.race.query.latency_ms", lambda arch, device: cost_of(arch).flops / 1e6)
+        patch.setattr("cvt_nas.pipeline.query.latency_ms", lambda arch, device: cost_of(arch).flops / 1e6)
         timed = query(inherited, max_latency_ms=limit / 1e6, number=2)
     assert [answer.latency_ms for answer in timed] == [answer.cost.flops / 1e6 for answer in timed]
     assert len(timed) == 2

@@ -27,7 +27,7 @@ from cvt_nas.model import (
     read_weights,
     save_model,
 )
-from cvt_nas.results import RunFolder
+from cvt_nas.run import RunFolder
 from cvt_nas.train import train
 from strategies import per_stage
 from test_hostile import Pickled

@@ -35,7 +35,7 @@ from cvt_nas.engine.optimization import (
 )
 from cvt_nas.engine.training import _step
 from cvt_nas.model import CvT
-from cvt_nas.results import add_mirror
+from cvt_nas.run import add_mirror
 from killed import (
     ALWAYS,
     ARCH,

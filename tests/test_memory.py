@@ -17,10 +17,10 @@ from cvt_nas.engine import SharedWeights, evaluate, fit, supernet_reports, train
 from cvt_nas.engine.memory import MicroBatches, Room
 from cvt_nas.engine.optimization import TrainingState, averaged_model, optimizer_of
 from cvt_nas.engine.training import _backward, _step, progress_reports
+from cvt_nas.follow.terminal import ConsoleProgress
 from cvt_nas.model import CvT
-from cvt_nas.race.events import EpochDone
-from cvt_nas.race.progress import ConsoleProgress
 from cvt_nas.results import HypervolumeBox, TrialResult
+from cvt_nas.results.events import EpochDone
 from killed import ALWAYS, CPU, gradients, gradients_on_ranks, measured_on_ranks, open_digits
 from small_device import SmallDevice
 from test_engine import setup_for, tiny_arch, training

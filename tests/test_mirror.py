@@ -18,9 +18,10 @@ from cvt_nas import load_model, search
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.errors import RunFolderError, StorageError
-from cvt_nas.results import RunFolder, TrialResult, add_mirror, mirror_of, write_atomically
-from cvt_nas.results.files import append_line, delete, exists, fetch
-from cvt_nas.results.mirror import _MIRRORS, Mirror, local_folder
+from cvt_nas.results import TrialResult
+from cvt_nas.run import RunFolder, add_mirror, mirror_of, write_atomically
+from cvt_nas.run.files import append_line, delete, exists, fetch
+from cvt_nas.run.mirror import _MIRRORS, Mirror, local_folder
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_what_a_machine_did_alone_gives_way_to_what_another_went_on_with(
 
 
 def test_a_piece_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machines: Any) -> None:
-    monkeypatch.setattr("cvt_nas.results.mirror._PATIENCE", 0.3)
+    monkeypatch.setattr("cvt_nas.run.mirror._PATIENCE", 0.3)
     add_mirror(tmp_path / "one", f"file://{tmp_path}/there")
     append_line(tmp_path / "one" / "trials.jsonl", {"number": 0, "text": "x" * 500})
     grow(tmp_path / "one", range(1, 4))
@@ -363,7 +364,7 @@ def test_a_lock_in_the_store_never_replaces_the_one_that_is_held(tmp_path: Path,
 def test_a_store_that_is_none_or_does_not_answer_is_one_line(
     tmp_path: Path, small: Experiment, monkeypatch: pytest.MonkeyPatch, machines: Any
 ) -> None:
-    monkeypatch.setattr("cvt_nas.results.mirror._PATIENCE", 0.5)
+    monkeypatch.setattr("cvt_nas.run.mirror._PATIENCE", 0.5)
     with pytest.raises(RunFolderError, match="nonsense"):
         RunFolder.open("nonsense://bucket/run")
     machines()
@@ -377,7 +378,7 @@ def test_a_store_that_is_none_or_does_not_answer_is_one_line(
 def test_a_run_that_another_machine_works_on_is_refused_while_it_shows_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machines: Any
 ) -> None:
-    monkeypatch.setattr("cvt_nas.results.folder._SECONDS_TO_SHOW_LIFE", 2.5)
+    monkeypatch.setattr("cvt_nas.run.folder._SECONDS_TO_SHOW_LIFE", 2.5)
     there = tmp_path / "there"
     run = RunFolder.create(f"file://{there}", {"name": "it"})
     (there / "holder.json").write_text(json.dumps({"host": "elsewhere", "pid": 7}))

@@ -25,16 +25,16 @@ from cvt_nas.arch import cost_of
 from cvt_nas.cli import main
 from cvt_nas.config import DataConfig, Experiment, SupernetConfig, parse_experiment
 from cvt_nas.data import ImageData, load_data
-from cvt_nas.distributed import local_ray
 from cvt_nas.engine import Phase, SharedWeights, evaluate, train_supernet
 from cvt_nas.engine.evaluation import class_accuracies
 from cvt_nas.errors import ArchError, RunFolderError, SpaceFileError
+from cvt_nas.launch.ranks import local_ray
 from cvt_nas.model import CvT
-from cvt_nas.race.events import OptionsDropped
-from cvt_nas.race.narrowing import contributions, easiest_first, searched_space, without_weakest
-from cvt_nas.race.query import query
+from cvt_nas.pipeline.narrowing import contributions, easiest_first, searched_space, without_weakest
+from cvt_nas.pipeline.query import query
 from cvt_nas.report import run_page
-from cvt_nas.results import RunFolder
+from cvt_nas.results.events import OptionsDropped
+from cvt_nas.run import RunFolder
 from cvt_nas.space import Bound, NarrowedSpace, spread_over_flops
 from strategies import spaces
 from test_supernet_training import SPACE

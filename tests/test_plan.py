@@ -20,12 +20,12 @@ from cvt_nas.engine import TrainingSetup
 from cvt_nas.engine.footprint import Footprint, footprint
 from cvt_nas.engine.speed import measure_loader, measure_supernet, measure_training
 from cvt_nas.model import CvT
-from cvt_nas.race.forecast import fit_to_hours, plan_search
-from cvt_nas.race.machine import Machine, three_networks
-from cvt_nas.race.measuring import state_machine
-from cvt_nas.race.plan import Plan
+from cvt_nas.plan.forecast import fit_to_hours, plan_search
+from cvt_nas.plan.machine import Machine, three_networks
+from cvt_nas.plan.measuring import state_machine
+from cvt_nas.plan.values import Plan
 from cvt_nas.report import write_report
-from cvt_nas.results import RunFolder
+from cvt_nas.run import RunFolder
 from small_device import SmallDevice
 from test_results import MANIFEST, trial
 
@@ -240,7 +240,7 @@ def test_whoever_shares_gpus_is_not_told_to(small: Experiment) -> None:
 
 def test_a_disk_that_is_too_small_is_named(digits: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 2**20})
-    monkeypatch.setattr("cvt_nas.race.forecast.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("cvt_nas.plan.forecast.shutil.disk_usage", lambda _: usage)
     found = plan_of(digits, stated(digits), out=tmp_path / "not" / "there")
     assert found.bottleneck == "disk"
     assert str(tmp_path) in found.advice

@@ -44,19 +44,20 @@ from cvt_nas.arch import cost_of
 from cvt_nas.cli import main
 from cvt_nas.config import AugmentConfig, Experiment, parse_experiment
 from cvt_nas.data import ImageData
-from cvt_nas.distributed import fit_on_workers, local_ray, start_local_ray
 from cvt_nas.engine import TrainingSetup, evaluate, progress_reports
 from cvt_nas.errors import CvtNasError, DataError, ResourceError, RunFolderError, SearchFailedError
-from cvt_nas.race import executor, open_study
-from cvt_nas.race.adapters import SourceSearcher, kind_of_failure
-from cvt_nas.race.asha import Asha, Ranking, accuracy_ranks, pareto_ranks
-from cvt_nas.race.events import EpochDone, TrialPaused, TrialStarted
-from cvt_nas.race.executor import asha_of
-from cvt_nas.race.inherit import supernet_workers
-from cvt_nas.race.journal import open_journal
-from cvt_nas.race.progress import ConsoleProgress
-from cvt_nas.race.resources import claim_resources
-from cvt_nas.race.samplers import (
+from cvt_nas.follow.terminal import ConsoleProgress
+from cvt_nas.launch import race as executor
+from cvt_nas.launch.race import asha_of
+from cvt_nas.launch.ranks import fit_on_workers, local_ray, start_local_ray
+from cvt_nas.launch.resources import claim_resources
+from cvt_nas.launch.trial import read_test_split
+from cvt_nas.launch.tune import SourceSearcher, kind_of_failure
+from cvt_nas.pipeline import open_study
+from cvt_nas.pipeline.inherit import supernet_workers
+from cvt_nas.propose.asha import Asha, Ranking, accuracy_ranks, pareto_ranks
+from cvt_nas.propose.journal import open_journal
+from cvt_nas.propose.samplers import (
     SAMPLERS,
     Progress,
     SamplerName,
@@ -65,9 +66,10 @@ from cvt_nas.race.samplers import (
     progress_of,
     progress_to_attrs,
 )
-from cvt_nas.race.study import PartialTrial, Proposal, Study
-from cvt_nas.race.trial import read_test_split
-from cvt_nas.results import RunFolder, TrialResult
+from cvt_nas.propose.study import PartialTrial, Proposal, Study
+from cvt_nas.results import TrialResult
+from cvt_nas.results.events import EpochDone, TrialPaused, TrialStarted
+from cvt_nas.run import RunFolder
 from cvt_nas.space import Genome
 from test_engine import tiny_arch
 from test_supernet_training import SPACE

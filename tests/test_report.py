@@ -32,14 +32,8 @@ from cvt_nas.report import Comparison, compare_page, watch, write_report
 from cvt_nas.report.figures import thinned
 from cvt_nas.report.published import published_models
 from cvt_nas.report.tables import choices_frame, growth_frame, importance_frame
-from cvt_nas.results import (
-    HypervolumeBox,
-    ParetoFront,
-    RunFolder,
-    TrialResult,
-    distances_to_front,
-    is_non_dominated,
-)
+from cvt_nas.results import HypervolumeBox, ParetoFront, TrialResult, distances_to_front, is_non_dominated
+from cvt_nas.run import RunFolder
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 SCREENSHOTS = Path(__file__).parent.parent / "results" / "screenshots"  # to be looked at by a person

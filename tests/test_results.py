@@ -22,16 +22,13 @@ from cvt_nas.results import (
     DataIdentity,
     HypervolumeBox,
     ParetoFront,
-    RunFolder,
     Status,
     TrialResult,
     hypervolume,
     is_non_dominated,
-    patiently,
-    repair_last_line,
-    write_atomically,
 )
-from cvt_nas.results.files import append_line, read_lines
+from cvt_nas.run import RunFolder, patiently, repair_last_line, write_atomically
+from cvt_nas.run.files import append_line, read_lines
 
 ALL = ("accuracy", "params", "flops")
 MANIFEST = {
@@ -315,7 +312,7 @@ def test_a_record_of_the_data_is_read_as_it_was_written() -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from cvt_nas.results import RunFolder
+from cvt_nas.run import RunFolder
 with RunFolder(Path(sys.argv[1])).locked():
     print("held", flush=True)
     time.sleep(600)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from conftest import small_digits
 from cvt_nas.config import parse_experiment
 from cvt_nas.report import front_frame, rank_lines, summary, trials_frame, write_report
-from cvt_nas.results import RunFolder, TrialResult, rank_correlations, rung_epochs
+from cvt_nas.results import TrialResult, rank_correlations, rung_epochs
+from cvt_nas.run import RunFolder
 from test_results import MANIFEST, trial
 
 Curve = tuple[float, ...]

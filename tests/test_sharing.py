@@ -17,13 +17,13 @@ from conftest import Watch, own_processes, small_digits
 from cvt_nas import search
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment, parse_experiment
-from cvt_nas.distributed import start_local_ray
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.engine.memory import Room
 from cvt_nas.engine.speed import Timing
-from cvt_nas.race import sharing
-from cvt_nas.race.resources import Resources, claim_resources
-from cvt_nas.race.sharing import (
+from cvt_nas.launch.ranks import start_local_ray
+from cvt_nas.launch.resources import Resources, claim_resources
+from cvt_nas.plan import sharing
+from cvt_nas.plan.sharing import (
     Sharing,
     _Probe,
     choose_sharing,
@@ -32,7 +32,7 @@ from cvt_nas.race.sharing import (
     most_on_a_gpu,
     rate_together,
 )
-from cvt_nas.results import RunFolder
+from cvt_nas.run import RunFolder
 from test_results import MANIFEST
 
 LIMIT = "no more are allowed"

@@ -11,10 +11,10 @@ import pytest
 from conftest import Watch, own_processes, small_digits
 from cvt_nas import search
 from cvt_nas.config import Experiment, parse_experiment
-from cvt_nas.distributed import local_ray
-from cvt_nas.race import spread
-from cvt_nas.race.events import EpochDone, TrialStarted
-from cvt_nas.race.spread import Spread
+from cvt_nas.launch.ranks import local_ray
+from cvt_nas.propose import spread
+from cvt_nas.propose.spread import Spread
+from cvt_nas.results.events import EpochDone, TrialStarted
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from cvt_nas.engine.subnets import SubnetSampler
 from cvt_nas.engine.supernet import _loss_of, _step, alpha_divergence, give_way, save_supernet
 from cvt_nas.errors import StorageError
 from cvt_nas.model import CvT
-from cvt_nas.results import RunFolder
+from cvt_nas.run import RunFolder
 from cvt_nas.space import Bound, SearchSpace, StageSpace
 from cvt_nas.supernet import Supernet, extract
 from small_device import SmallDevice
@@ -487,7 +487,7 @@ def test_a_training_begins_with_the_weights_of_a_model_where_it_has_them(digits:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
-    from cvt_nas.distributed import local_ray
+    from cvt_nas.launch.ranks import local_ray
 
     with local_ray(num_cpus=2, num_gpus=0):
         yield
@@ -501,7 +501,7 @@ def setup_for(path: Path, settings: SupernetConfig) -> TrainingSetup:
 
 
 def on_workers(path: Path, settings: SupernetConfig, num_workers: int) -> Iterator[dict[str, Any]]:
-    from cvt_nas.distributed import train_supernet_on_workers
+    from cvt_nas.launch.ranks import train_supernet_on_workers
 
     return train_supernet_on_workers(
         setup_for(path, settings), seed=0, num_workers=num_workers, cpus_per_worker=1, use_gpus=False

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvt_nas.config import Experiment
-from cvt_nas.race.surrogate import (
+from cvt_nas.propose.surrogate import (
     NUM_INITIAL,
     Observation,
     Surrogate,

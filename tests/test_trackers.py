@@ -23,12 +23,13 @@ from wandb.proto import wandb_internal_pb2
 from cvt_nas import search
 from cvt_nas.arch import ArchConfig, cost_of
 from cvt_nas.config import Experiment
-from cvt_nas.distributed import local_ray
 from cvt_nas.errors import CvtNasError
-from cvt_nas.race import trackers as module
-from cvt_nas.race.events import EpochDone, RaceEvent, TrialPaused, TrialStarted
-from cvt_nas.race.trackers import check_trackers, config_of, trackers
-from cvt_nas.results import RunFolder, Status, TrialResult, further_number
+from cvt_nas.follow import trackers as module
+from cvt_nas.follow.trackers import check_trackers, config_of, trackers
+from cvt_nas.launch.ranks import local_ray
+from cvt_nas.results import Status, TrialResult, further_number
+from cvt_nas.results.events import EpochDone, RaceEvent, TrialPaused, TrialStarted
+from cvt_nas.run import RunFolder
 from test_engine import tiny_arch
 
 pytestmark = [

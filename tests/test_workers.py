@@ -23,7 +23,9 @@ from conftest import Watch, own_processes, small_digits
 from cvt_nas import search
 from cvt_nas.arch import ArchConfig
 from cvt_nas.config import parse_experiment
-from cvt_nas.distributed import (
+from cvt_nas.engine import TrainingSetup
+from cvt_nas.errors import DataError, TrainingEndedError
+from cvt_nas.launch.ranks import (
     WorkerLostError,
     _reports_of_workers,
     _run_on_worker,
@@ -32,10 +34,8 @@ from cvt_nas.distributed import (
     fit_on_workers,
     start_local_ray,
 )
-from cvt_nas.engine import TrainingSetup
-from cvt_nas.errors import DataError, TrainingEndedError
-from cvt_nas.race.events import EpochDone, TrialPaused, TrialStarted
-from cvt_nas.results import RunFolder
+from cvt_nas.results.events import EpochDone, TrialPaused, TrialStarted
+from cvt_nas.run import RunFolder
 
 ON_TWO: dict[str, Any] = {"number": 0, "seed": 0, "num_workers": 2, "cpus_per_worker": 1, "use_gpus": True}
 LONG = parse_experiment(small_digits(**{"  epochs:": "  epochs: 1000"}), "long.yaml")
@@ -221,7 +221,7 @@ class TestReports:
         reports_of, wrap = two_epochs(), unreachable("empty", 99)
 
         def train(config: dict[str, Any]) -> None:
-            from cvt_nas import distributed
+            from cvt_nas.launch import ranks as distributed
 
             begun = tmp_path / "begun"
             if not begun.exists():

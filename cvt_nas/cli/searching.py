@@ -23,12 +23,12 @@ def search(options: argparse.Namespace) -> int:
     for warning in experiment.warnings:
         say(console, f"warning: {warning}")
 
-    from cvt_nas.race import search as run_search
-    from cvt_nas.race.events import following
-    from cvt_nas.race.progress import ConsoleProgress
-    from cvt_nas.race.trackers import check_trackers, trackers
+    from cvt_nas.follow.terminal import ConsoleProgress
+    from cvt_nas.follow.trackers import check_trackers, trackers
+    from cvt_nas.pipeline import search as run_search
     from cvt_nas.report import summary, write_report
     from cvt_nas.results import FAILURES
+    from cvt_nas.results.events import following
 
     tracked = {"tensorboard": options.tensorboard, "mlflow": options.mlflow, "wandb": options.wandb}
     check_trackers(**tracked)
@@ -97,7 +97,7 @@ def plan(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from cvt_nas.config import load_experiment
-    from cvt_nas.race.planning import plan as plan_search
+    from cvt_nas.plan.planning import plan as plan_search
 
     experiment, console = load_experiment(options.space), Console(stderr=True, soft_wrap=True)
     found = plan_search(
@@ -147,10 +147,10 @@ def _option(name: str, value: str) -> list[str]:
 def supernet(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from cvt_nas.race.progress import ConsoleProgress
-    from cvt_nas.race.quality import evaluate_supernet
+    from cvt_nas.follow.terminal import ConsoleProgress
+    from cvt_nas.pipeline.verdict import evaluate_supernet
     from cvt_nas.report import quality_lines, write_report
-    from cvt_nas.results import RunFolder
+    from cvt_nas.run import RunFolder
 
     run, console = RunFolder.open(options.run), Console(stderr=True, soft_wrap=True)
 

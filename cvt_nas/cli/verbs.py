@@ -72,7 +72,7 @@ def _load_arch(text: str, image_size: int | None = None) -> Any:
 
 def _arch_of(text: str, image_size: int | None = None) -> tuple[Any, Any]:
     """The architecture that ARCH names, and its run's folder where it is RUN:ID; see `_load_arch`."""
-    from cvt_nas.results import RunFolder, is_url
+    from cvt_nas.run import RunFolder, is_url
 
     folder, colon, arch_id = text.rpartition(":")
     if colon and (is_url(folder) or (Path(folder) / "manifest.json").is_file()):
@@ -193,7 +193,7 @@ def train(options: argparse.Namespace) -> int:
         on_note=print_note,
         on_report=told,
     )
-    from cvt_nas.results import RunFolder
+    from cvt_nas.run import RunFolder
 
     run = RunFolder.open(out)
     write_report(run)
@@ -285,9 +285,9 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def query(options: argparse.Namespace) -> int:
     from cvt_nas.arch import describe_stages
-    from cvt_nas.race.query import query
+    from cvt_nas.pipeline.query import query
     from cvt_nas.report import short
-    from cvt_nas.results import RunFolder
+    from cvt_nas.run import RunFolder
 
     answers = query(
         RunFolder.open(options.run),
@@ -330,8 +330,9 @@ def check(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from cvt_nas.report import summary, watch, write_pictures, write_report
-    from cvt_nas.results import RunFolder
+    from cvt_nas.follow.watch import watch
+    from cvt_nas.report import summary, write_pictures, write_report
+    from cvt_nas.run import RunFolder
 
     run, console = RunFolder.open(options.run), Console(stderr=True, soft_wrap=True)
     unwritten: StorageError | None = None
@@ -360,7 +361,7 @@ def report(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     from cvt_nas.report import Comparison, compare_page
-    from cvt_nas.results import RunFolder, write_atomically
+    from cvt_nas.run import RunFolder, write_atomically
 
     comparison = Comparison.of([RunFolder.open(place) for place in options.runs])
     options.to.parent.mkdir(parents=True, exist_ok=True)
@@ -418,7 +419,7 @@ def bench(options: argparse.Namespace) -> int:
 def export(options: argparse.Namespace) -> int:
     from cvt_nas.export import check_repo_id, export, push
     from cvt_nas.report import accuracy_text
-    from cvt_nas.results import RunFolder
+    from cvt_nas.run import RunFolder
 
     if options.push is not None:
         check_repo_id(options.push)

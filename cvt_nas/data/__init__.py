@@ -15,7 +15,8 @@ from cvt_nas.data.folders import FolderData
 from cvt_nas.data.images import SPLITS, Batch, ImageData, Preprocessing, Split, seed_all
 from cvt_nas.data.loading import free_shared_memory, num_on_their_way
 from cvt_nas.errors import DataError
-from cvt_nas.results import DataIdentity, write_atomically
+from cvt_nas.results import DataIdentity
+from cvt_nas.run import write_atomically
 
 __all__ = [
     "DEBIAN_FASHION_MNIST",

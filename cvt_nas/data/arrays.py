@@ -31,7 +31,8 @@ from cvt_nas.data.images import (
     to_device,
 )
 from cvt_nas.errors import DataError
-from cvt_nas.results import DataIdentity, cache_folder
+from cvt_nas.results import DataIdentity
+from cvt_nas.run import cache_folder
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cvt_nas.config import TrainingConfig
-from cvt_nas.results import delete, fetch, patiently, push, write_atomically
+from cvt_nas.run import delete, fetch, patiently, push, write_atomically
 
 T = TypeVar("T")
 

@@ -20,7 +20,8 @@ from cvt_nas.data import (
 )
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE
 from cvt_nas.errors import DataError, RunFolderError
-from cvt_nas.results import DataIdentity, RunFolder, fetch, write_atomically
+from cvt_nas.results import DataIdentity
+from cvt_nas.run import RunFolder, fetch, write_atomically
 from cvt_nas.space import ArchSpace, NarrowedSpace, SearchSpace
 
 _UNTOLD = "{}: was begun by an earlier version, so whether its data are the same cannot be told"

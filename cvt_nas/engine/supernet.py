@@ -43,7 +43,7 @@ from cvt_nas.engine.setup import SharedWeights, TrainingSetup
 from cvt_nas.engine.subnets import KINDS, Kind, Subnet, SubnetSampler
 from cvt_nas.errors import ArchError, StorageError, first_line
 from cvt_nas.model import CvT
-from cvt_nas.results import exists, fetch, push, write_atomically
+from cvt_nas.run import exists, fetch, push, write_atomically
 from cvt_nas.supernet import Supernet, extract, lent_weights
 
 _MAX_RATIO = 5.0  # of probabilities, q over p, in an alpha-divergence: what the paper clips at

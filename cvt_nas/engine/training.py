@@ -38,7 +38,7 @@ from cvt_nas.engine.setup import TrainingSetup
 from cvt_nas.engine.supernet import open_inheritance
 from cvt_nas.errors import StorageError, first_line
 from cvt_nas.model import CvT, initialise, save_model
-from cvt_nas.results import patiently
+from cvt_nas.run import patiently
 
 # Each rank has statistics of its own images, until they are averaged. torch 2.13 renamed the argument, with a warning;
 # that buffers are the first rank's at the start is new, and changes nothing: all ranks begin alike.

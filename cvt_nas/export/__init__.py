@@ -17,7 +17,8 @@ from cvt_nas.export.card import model_card
 from cvt_nas.export.formats import FORMATS, OPSET, Format, check_opset
 from cvt_nas.export.hub import check_repo_id, push
 from cvt_nas.model import CvT, load_model, probe_error, probe_logits
-from cvt_nas.results import RunFolder, TrialResult, fetch
+from cvt_nas.results import TrialResult
+from cvt_nas.run import RunFolder, fetch
 
 __all__ = ["FORMATS", "Format", "check_repo_id", "export", "push"]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cvt_nas.arch import describe_stages
-from cvt_nas.results import RunFolder, TrialResult
+from cvt_nas.results import TrialResult
+from cvt_nas.run import RunFolder
 
 
 def model_card(

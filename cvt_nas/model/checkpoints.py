@@ -14,7 +14,7 @@ from cvt_nas.errors import ArchError
 from cvt_nas.model.classes import ClassNames, Told, class_names_beside, class_names_in
 from cvt_nas.model.unpickling import metadata_of, read_content, read_json
 from cvt_nas.model.unwrapping import ADAPTER, unwrap
-from cvt_nas.results import fetch
+from cvt_nas.run import fetch
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")  # under which transformers and this package write them
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<number>\d{5})(?P<suffix>\.\w+)")

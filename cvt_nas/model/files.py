@@ -14,7 +14,7 @@ from torch import Tensor
 from cvt_nas.arch import arch_to_dict, cost_of, load_arch
 from cvt_nas.errors import ArchError, first_line
 from cvt_nas.model.network import CvT
-from cvt_nas.results import fetch, write_atomically
+from cvt_nas.run import fetch, write_atomically
 
 
 def save_model(model: CvT, folder: Path) -> None:

@@ -16,7 +16,6 @@ from cvt_nas.report.text import (
     rank_lines,
     short,
 )
-from cvt_nas.report.watch import watch
 from cvt_nas.report.write import report_paths, write_report
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
     "short",
     "summary",
     "trials_frame",
-    "watch",
     "write_pictures",
     "write_report",
 ]

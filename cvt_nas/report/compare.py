@@ -20,7 +20,8 @@ from cvt_nas.escaping import told
 from cvt_nas.report.figures import AXES, NAMES, log_ticks
 from cvt_nas.report.page import figure_html, html_page, table_html
 from cvt_nas.report.tables import growth_frame
-from cvt_nas.results import DataIdentity, HypervolumeBox, Metric, ParetoFront, RunFolder
+from cvt_nas.results import DataIdentity, HypervolumeBox, Metric, ParetoFront
+from cvt_nas.run import RunFolder
 from cvt_nas.space import ALL_COST_METRICS, CostMetric
 
 # Okabe and Ito's colours, told apart also by the colour-blind; grey for black, which a dark page swallows

@@ -14,7 +14,8 @@ import plotly.graph_objects as go
 from cvt_nas.arch import describe_stages
 from cvt_nas.report.published import PublishedModel
 from cvt_nas.report.text import accuracy_text, short
-from cvt_nas.results import Metric, ParetoFront, RunFolder, TrialResult
+from cvt_nas.results import Metric, ParetoFront, TrialResult
+from cvt_nas.run import RunFolder
 from cvt_nas.space import CostMetric
 
 AXES: dict[CostMetric, str] = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from cvt_nas.arch import NAMED_ARCHS, ArchConfig
-from cvt_nas.results import RunFolder
+from cvt_nas.run import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

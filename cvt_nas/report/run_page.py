@@ -32,7 +32,8 @@ from cvt_nas.report.text import (
     rank_lines,
     short,
 )
-from cvt_nas.results import DataIdentity, RunFolder, TrialResult
+from cvt_nas.results import DataIdentity, TrialResult
+from cvt_nas.run import RunFolder
 
 
 def run_page(run: RunFolder, *, refresh: int | None = None) -> str:

@@ -16,7 +16,6 @@ from cvt_nas.results import (
     HypervolumeBox,
     Metric,
     RankCorrelation,
-    RunFolder,
     TrialResult,
     distances_to_front,
     hypervolume,
@@ -24,6 +23,7 @@ from cvt_nas.results import (
     losses_of,
     rank_correlations,
 )
+from cvt_nas.run import RunFolder
 from cvt_nas.space import COST_METRICS, CostMetric
 
 

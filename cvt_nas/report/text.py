@@ -8,7 +8,8 @@ from rich.text import Text
 from cvt_nas.escaping import printable
 from cvt_nas.latency import LatencyTable
 from cvt_nas.report.tables import deciding_epochs
-from cvt_nas.results import RunFolder, SupernetQuality, Tau, TrialResult, rank_correlations
+from cvt_nas.results import SupernetQuality, Tau, TrialResult, rank_correlations
+from cvt_nas.run import RunFolder
 
 
 def front_table(run: RunFolder) -> Table:

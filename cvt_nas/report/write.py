@@ -10,7 +10,8 @@ from plotly.offline import get_plotlyjs, get_plotlyjs_version
 from cvt_nas.report.figures import front_figure
 from cvt_nas.report.run_page import run_page
 from cvt_nas.report.tables import front_frame, ranks_frame
-from cvt_nas.results import Metric, RunFolder, write_atomically
+from cvt_nas.results import Metric
+from cvt_nas.run import RunFolder, write_atomically
 
 
 def write_report(run: RunFolder, *, refresh: int | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from cvt_nas.errors import RunFolderError
-from cvt_nas.results.files import parse_json
+from cvt_nas.results.parsing import parse_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

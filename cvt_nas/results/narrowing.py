@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import TypeAdapter
 
-from cvt_nas.results.files import parse_json
+from cvt_nas.results.parsing import parse_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

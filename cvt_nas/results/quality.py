@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from cvt_nas.results.files import parse_json
+from cvt_nas.results.parsing import parse_json
 
 NUM_FLOPS_BINS = 4
 NUM_RESAMPLES = 1_000

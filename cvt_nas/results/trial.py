@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
-from cvt_nas.results.files import first_problem
+from cvt_nas.results.parsing import first_problem
 
 Metric = Literal["accuracy", "params", "flops", "latency_ms"]
 Status = Literal["complete", "stopped", "diverged", "failed", "oom"]

@@ -1,0 +1,107 @@
+"""A search on a cluster that this machine is no part of: it runs on the cluster, and is followed from here."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from ray.util.queue import Empty, Queue
+
+from cvt_nas.config import Experiment
+from cvt_nas.launch.ranks import HEAD
+from cvt_nas.launch.resources import join_cluster
+from cvt_nas.results.events import Follower, following
+from cvt_nas.run import RunFolder, fetch, is_url
+
+
+def search_through_client(
+    search: Callable[..., RunFolder],
+    experiment: Experiment,
+    *,
+    address: str,
+    out: str | Path,
+    stop: threading.Event,
+    progress: Any,
+    callbacks: Sequence[Follower],
+    on_note: Callable[[str], None] | None,
+    **options: Any,
+) -> RunFolder:
+    """`search`, a function of an experiment, as a task on the cluster whose Ray client listens at `address`, as
+    `ray://host:10001`.
+
+    The paths among `options`, and `out`, are those of the cluster; `out` must be one here as well, or a URL.
+    """
+    out = str(out) if is_url(out) else str(Path(out).absolute())
+    join_cluster(address)
+    try:
+        events, actor = Queue(actor_options={"num_cpus": 0, "resources": HEAD}), cast(Any, ray.remote(_Flag))
+        flag = actor.options(num_cpus=0, resources=HEAD).remote()
+        task: Any = ray.remote(_search).options(num_cpus=0, max_retries=0, resources=HEAD)
+        done = task.remote(search, experiment, {**options, "out": out}, events, flag)
+        with ExitStack() as stack:
+            on_event = following(*callbacks)
+            while True:
+                if stop.is_set():
+                    ray.get(flag.set.remote())
+                try:
+                    event = events.get(timeout=0.5)
+                except (Empty, queue.Empty):
+                    if ray.wait([done], timeout=0)[0]:
+                        break
+                    continue
+                if isinstance(event, str):
+                    if on_note is not None:
+                        on_note(event)
+                elif not isinstance(event, tuple):
+                    on_event(event)
+                elif progress is not None:
+                    resources, num_trials, left = event
+                    deadline = None if left is None else time.monotonic() + left
+                    follower = stack.enter_context(progress(RunFolder.open(out), resources, num_trials, deadline))
+                    on_event = following(follower, *callbacks)
+            ray.get(done)
+    finally:
+        ray.shutdown()
+    run = RunFolder.open(out)
+    for name in ("trials.jsonl", "candidates.jsonl", "confirm.json", "confirm.jsonl", "test.jsonl"):
+        fetch(run.path / name)
+    return run
+
+
+class _Flag:
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+
+def _search(
+    search: Callable[..., RunFolder], experiment: Experiment, options: dict[str, Any], events: Queue, flag: Any
+) -> None:
+    stop, is_over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(1.0):
+            if ray.get(flag.is_set.remote()):
+                stop.set()
+                return
+
+    @contextmanager
+    def forward(run: RunFolder, resources: Any, num_trials: int, deadline: float | None) -> Any:
+        del run
+        events.put((resources, num_trials, None if deadline is None else deadline - time.monotonic()))
+        yield events.put
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        search(experiment, stop=stop, progress=forward, on_note=events.put, **options)
+    finally:
+        is_over.set()

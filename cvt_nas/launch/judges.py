@@ -1,0 +1,149 @@
+"""Workers that measure what subnets inherit from a supernet, and how many there are.
+
+Ranking takes seconds an architecture, too little to begin a trial for: a worker holds the supernet and the images as
+long as there are candidates, and has its next one before it is done with the last.
+"""
+
+import itertools
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Self
+
+import ray
+import torch
+
+from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict
+from cvt_nas.data import save_preprocessing
+from cvt_nas.engine import TrainingSetup, open_inheritance, prepare_device
+from cvt_nas.launch.ranks import get_from_workers
+from cvt_nas.launch.resources import Resources
+from cvt_nas.model import save_model
+
+NUM_SCREENING_IMAGES = 2_048
+_IN_HAND = 2  # candidates of a worker, so that it does not wait for the next one's proposal
+_MAX_RESTARTS = 3  # of a worker
+_LEAST_SHARE = 32  # images of a batch, on which batch norm still has something to go by
+
+
+def supernet_workers(resources: Resources, *, batch_size: int) -> tuple[int, float]:
+    """How many, and CPUs of each: one for each GPU, however many trials share it, or as the batch has images for."""
+    if resources.num_gpus > 0:
+        return resources.num_gpus, resources.cpus_per_gpu
+    num_cpus = resources.num_slots * resources.cpus_per_trial
+    num_workers = min(resources.num_slots, max(batch_size // _LEAST_SHARE, 1))
+    # of several nodes it is not known whether one has more than a trial's
+    return num_workers, num_cpus / num_workers if resources.num_nodes == 1 else resources.cpus_per_trial
+
+
+class _Judge:
+    """A worker that measures what subnets inherit."""
+
+    def __init__(self, setup: TrainingSetup) -> None:
+        torch.set_num_threads(setup.num_threads)
+        prepare_device(setup.torch_device)
+        self._inheritance, self._data = open_inheritance(setup, setup.torch_device), setup.open_data()
+        self._run = setup.run
+
+    def judge(self, arch: dict[str, Any], bar: float | None) -> tuple[float, int, float]:
+        """Accuracy, the number of images that it is of, and seconds; see `Inheritance.accuracy`."""
+        started = time.perf_counter()
+        accuracy, num_images = self._inheritance.accuracy(
+            arch_from_dict(arch), bar=bar, num_screening_images=NUM_SCREENING_IMAGES
+        )
+        return accuracy, num_images, time.perf_counter() - started
+
+    def save(self, arch: dict[str, Any]) -> None:
+        """Keeps the weights of a subnet as its architecture's."""
+        model = self._inheritance.model(arch_from_dict(arch))
+        folder = self._run.model_path(model.arch.id)
+        save_model(model, folder)
+        save_preprocessing(self._data, folder)
+
+
+def num_judges(resources: Resources) -> int:
+    """Workers that measure what subnets inherit."""
+    return resources.num_gpus if resources.gpus_per_trial >= 1 else resources.num_slots
+
+
+class Judges:
+    """The workers: one for each GPU, or for each of the trials that share one, or each CPU.
+
+    One that dies is started again by Ray, and what it had in hand with it.
+    """
+
+    def __init__(self, setup: TrainingSetup, resources: Resources) -> None:
+        self._in_hand: dict[Any, tuple[int, Any]] = {}
+        num_workers = num_judges(resources)
+        if resources.gpus_per_trial >= 1:
+            num_cpus, num_gpus = resources.cpus_per_gpu, 1.0
+        else:
+            num_cpus, num_gpus = resources.cpus_per_trial, resources.gpus_per_trial
+        worker: Any = ray.remote(_Judge).options(
+            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=_MAX_RESTARTS, max_task_retries=_MAX_RESTARTS
+        )
+        self._workers: list[Any] = [worker.remote(setup) for _ in range(num_workers)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for worker in self._workers:  # whose devices the trials wait for
+            ray.kill(worker)
+
+    @property
+    def num_in_hand_at_most(self) -> int:
+        return _IN_HAND * len(self._workers)
+
+    @property
+    def num_free(self) -> int:
+        """How many more they would take."""
+        return self.num_in_hand_at_most - len(self._in_hand)
+
+    def submit(self, token: Any, arch: ArchConfig, bar: float | None = None) -> None:
+        """Gives it to the worker that has the least in hand; `next` returns `token` with the result."""
+        load = Counter(index for index, _ in self._in_hand.values())
+        index = min(range(len(self._workers)), key=lambda index: load[index])
+        self._in_hand[self._workers[index].judge.remote(arch_to_dict(arch), bar)] = index, token
+
+    def next(self) -> tuple[Any, float, int, float] | None:
+        """The next that is done: its token, accuracy, images and seconds; None where nothing is in hand."""
+        if not self._in_hand:
+            return None
+        (done, *_), _ = ray.wait(list(self._in_hand), num_returns=1)
+        _, token = self._in_hand.pop(done)
+        return token, *get_from_workers(done)
+
+    def save(self, archs: Sequence[ArchConfig]) -> None:
+        """Keeps the weights of these subnets as their architectures'."""
+        turns = zip(itertools.cycle(self._workers), archs, strict=False)
+        get_from_workers([worker.save.remote(arch_to_dict(arch)) for worker, arch in turns])
+
+
+def inherited_accuracies(
+    archs: Sequence[ArchConfig],
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    stop: threading.Event,
+    is_screening: bool = False,
+) -> list[float] | None:
+    """Of each; None where `stop` is set before all are known.
+
+    Args:
+        is_screening: Whether to go by the part of the search split that all candidates are screened on, and not by all
+            of it.
+    """
+    bar = math.inf if is_screening else None  # which is out of reach after that part
+    found, left = [0.0] * len(archs), iter(enumerate(archs))
+    with Judges(setup, resources) as judges:
+        while not stop.is_set():
+            for index, arch in itertools.islice(left, judges.num_free):
+                judges.submit(index, arch, bar)
+            judged = judges.next()
+            if judged is None:
+                return found
+            index, found[index], _, _ = judged
+    return None

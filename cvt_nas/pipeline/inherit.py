@@ -1,0 +1,226 @@
+"""Before a race with `weights: supernet`: the supernet is trained, and candidates are ranked by what they inherit."""
+
+import dataclasses
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cvt_nas.arch import Cost
+from cvt_nas.config import Experiment
+from cvt_nas.engine import TrainingSetup
+from cvt_nas.errors import SearchFailedError, StorageError
+from cvt_nas.launch.judges import Judges, supernet_workers
+from cvt_nas.launch.ranks import ending_in, train_supernet_on_workers
+from cvt_nas.launch.resources import Resources
+from cvt_nas.propose.asha import pareto_ranks
+from cvt_nas.propose.journal import open_journal
+from cvt_nas.propose.samplers import derive_seed
+from cvt_nas.propose.study import Study
+from cvt_nas.results import ROOM, Candidate, Metric, TrialResult
+from cvt_nas.results.events import RankingStarted, SupernetEpochDone
+from cvt_nas.run import RunFolder, exists
+from cvt_nas.space import ArchSpace, Genome
+
+
+def train_shared_weights(
+    run: RunFolder,
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    seed: int,
+    stop: threading.Event,
+    initial: Path | None = None,
+) -> Iterator[SupernetEpochDone]:
+    """Trains the supernet of `setup.shared` on all the devices, until its weights are in the run folder; where there is
+    a phase, those of its end.
+
+    Where `stop` is set, the workers write a checkpoint, from which the next call goes on.
+
+    Args:
+        initial: Weights to begin with; see `model.read_weights`.
+
+    Raises:
+        SearchFailedError: It diverged, ran out of device memory, or its workers died again and again.
+        StorageError: Nothing can be written any more.
+    """
+    assert setup.shared is not None, "the caller knows that there is a supernet"
+    if exists(setup.weights_path):
+        return
+    run.stop_supernet(asked=False)
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.5):
+            if stop.is_set():
+                run.stop_supernet()
+                return
+
+    threading.Thread(target=watch, name="watch", daemon=True).start()
+    room: dict[str, Any] = {}
+    num_workers, cpus_per_worker = supernet_workers(resources, batch_size=setup.shared.config.batch_size)
+    try:
+        with ending_in(SearchFailedError, "the training of the supernet ended"):
+            for report in train_supernet_on_workers(
+                dataclasses.replace(setup, num_threads=max(int(cpus_per_worker), 1), memory_share=1.0),
+                seed=derive_seed(seed, 0, "supernet"),
+                num_workers=num_workers,
+                cpus_per_worker=cpus_per_worker,
+                use_gpus=resources.gpus_per_trial > 0,
+                initial=initial,
+            ):
+                if report["status"] == "storage":
+                    raise StorageError(report["reason"])
+                if report["status"] != "running":
+                    raise SearchFailedError(f"the training of the supernet ended: {report['reason']}")
+                found = {name: report[name] for name in ROOM if name in report}
+                if found != room:
+                    room = found
+                    run.amend_manifest(supernet=room)
+                yield SupernetEpochDone(
+                    epoch=report["epoch"],
+                    num_epochs=setup.shared.config.epochs,
+                    losses=report["losses"],
+                    note=report.get("note"),
+                )
+    finally:
+        is_over.set()
+
+
+def rank_candidates(
+    experiment: Experiment,
+    run: RunFolder,
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    space: ArchSpace,
+    seed: int,
+    stop: threading.Event,
+) -> Iterator[RankingStarted | Candidate]:
+    """Proposes `search.candidates` architectures of `space` and measures what they inherit, until `stop` is set.
+
+    Every one is in the run's record before it is yielded.
+
+    Raises:
+        ray.exceptions.RayError: Workers died again and again, or the code raised.
+    """
+    size = math.prod(len(gene.options) for gene in space.genes)
+    num_planned, ended = min(experiment.search.candidates, size), run.candidates()
+    yield RankingStarted(num_planned=num_planned, ended=ended)
+    archs = {name: experiment.space.decode(genome) for name, genome in experiment.anchors.items()}
+    study = Study(
+        space,
+        metrics=experiment.objectives,
+        sampler=experiment.search.sampler,
+        storage=open_journal(run.candidates_journal_path),
+        num_trials=num_planned,
+        seed=derive_seed(seed, 0, "candidates"),
+        anchors={name: space.encode(arch) for name, arch in archs.items() if arch in space},
+        recorded=ended,
+    )
+    if study.is_done:
+        return
+    bars = _Bars(ended)
+    with Judges(setup, resources) as judges:
+        while True:
+            while judges.num_free and not stop.is_set() and (proposal := study.ask()) is not None:
+                # of those that one worker has surely judged by now, so that with one an interruption changes nothing
+                bar = bars.below(proposal.cost, before=proposal.number - judges.num_in_hand_at_most + 1)
+                judges.submit(proposal, space.decode(proposal.genome), bar)
+            judged = judges.next()
+            if judged is None:
+                return
+            proposal, accuracy, num_images, seconds = judged
+            candidate = Candidate(
+                number=proposal.number,
+                arch=space.decode(proposal.genome),
+                cost=proposal.cost,
+                accuracy=accuracy,
+                num_images=num_images,
+                seconds=seconds,
+            )
+            run.append_candidate(candidate)
+            study.tell(candidate)
+            bars.add(candidate)
+            yield candidate
+
+
+def heirs(experiment: Experiment, candidates: Sequence[Candidate], number: int) -> dict[str, Genome]:
+    """The best of the candidates by accuracy and cost together, best first, named for the journal.
+
+    Those that were out of reach after part of the images come last.
+    """
+    whole = _measured_whole(candidates)
+    numbers = {candidate.number for candidate in whole}
+    chosen: list[Candidate] = []
+    for group in (whole, [candidate for candidate in candidates if candidate.number not in numbers]):
+        losses = np.array([[_loss_of(candidate, metric) for metric in experiment.objectives] for candidate in group])
+        chosen += [group[index] for index in (np.argsort(pareto_ranks(losses)) if group else [])]
+    return {f"candidate {found.number}": experiment.space.encode(found.arch) for found in chosen[:number]}
+
+
+def record_as_trials(run: RunFolder, setup: TrainingSetup, resources: Resources) -> None:
+    """Where nothing is trained on: the candidates are the trials, and the front's members keep their weights.
+
+    Of a candidate that was out of reach after part of the images, the trial counts as stopped.
+    """
+    candidates, known = run.candidates(), {result.number for result in run.results()}
+    whole = {candidate.number for candidate in _measured_whole(candidates)}
+    for candidate in candidates:
+        if candidate.number not in known:
+            run.append(
+                TrialResult(
+                    number=candidate.number,
+                    arch=candidate.arch,
+                    status="complete" if candidate.number in whole else "stopped",
+                    epochs=0,
+                    accuracy=candidate.accuracy,
+                    cost=candidate.cost,
+                    curve=(),
+                    seconds=candidate.seconds,
+                    train_seconds=0.0,
+                    seed=0,
+                    device=resources.device,
+                    inherited=candidate.accuracy,
+                )
+            )
+    # the preprocessing is what a worker writes last: without it, it was killed at it
+    members = [m.arch for m in run.front().members if not exists(run.model_path(m.arch_id) / "preprocessing.json")]
+    if members:
+        with Judges(setup, resources) as judges:
+            judges.save(members)
+
+
+def _loss_of(candidate: Candidate, metric: Metric) -> float:
+    return 1 - candidate.accuracy if metric == "accuracy" else float(getattr(candidate.cost, metric))
+
+
+def _measured_whole(candidates: Sequence[Candidate]) -> list[Candidate]:
+    most = max((candidate.num_images for candidate in candidates), default=0)
+    return [candidate for candidate in candidates if candidate.num_images == most]
+
+
+class _Bars:
+    """What a candidate has to beat: the best accuracy, on all the images, at no more params and FLOPs."""
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self._known = _measured_whole(candidates)
+
+    def add(self, candidate: Candidate) -> None:
+        if not self._known or candidate.num_images >= self._known[0].num_images:
+            self._known.append(candidate)
+
+    def below(self, cost: Cost, *, before: int) -> float | None:
+        """Of the candidates with numbers below `before`; None where none of them costs so little."""
+        found = [
+            known.accuracy
+            for known in self._known
+            if known.number < before
+            and known.cost.params <= cost.params
+            and known.cost.flops <= cost.flops
+            and known.cost.latency_us <= cost.latency_us
+        ]
+        return max(found, default=None)

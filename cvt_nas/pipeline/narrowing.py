@@ -1,0 +1,186 @@
+"""DA-NAS-style search: a supernet is trained on more and more classes, and on the way loses its weakest options.
+
+In the style of Dai et al. 2020, arXiv:2003.12563, whose code is not public. From the paper are the order of the classes
+by how soon they are learned, the warm-up and three steps on a growing share of them, and the share of the options that
+goes after each step. Ours are: one network, the space's smallest, whose short training puts the classes in order, by
+their mean accuracy over its epochs; shared weights that are cut, not weighed by gates, so that no cost is in the loss;
+and options that are judged by the accuracies that random subnets inherit, at equal cost, of which see `contributions`.
+"""
+
+import dataclasses
+import math
+import random
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from jaxtyping import Float
+
+from cvt_nas.arch import arch_from_dict, arch_to_dict
+from cvt_nas.config import Experiment
+from cvt_nas.engine import Phase, TrainingSetup, class_curves
+from cvt_nas.errors import RunFolderError
+from cvt_nas.launch.judges import inherited_accuracies
+from cvt_nas.launch.ranks import get_from_workers
+from cvt_nas.launch.resources import Resources
+from cvt_nas.pipeline.inherit import train_shared_weights
+from cvt_nas.propose.samplers import derive_seed
+from cvt_nas.results import DroppedOption, Metric, Narrowing, NarrowingStep
+from cvt_nas.results.events import OptionsDropped, SupernetEpochDone
+from cvt_nas.run import RunFolder, delete
+from cvt_nas.space import ArchSpace, Genome, NarrowedSpace, spread_over_flops
+
+_RIDGE = 1.0  # prior precision of each option's effect, in units of the noise
+
+
+def searched_space(experiment: Experiment, run: RunFolder) -> ArchSpace:
+    """What candidates are drawn from: the space of `experiment`, as far as the run has not narrowed it.
+
+    Raises:
+        RunFolderError: The run's record of that is damaged.
+    """
+    narrowing = run.narrowing() if experiment.search.weights == "da-nas" else None
+    try:
+        return experiment.space if narrowing is None else NarrowedSpace(experiment.space, narrowing.kept)
+    except ValueError as error:
+        raise RunFolderError(f"{run.path}: what is left of the space: {error}") from error
+
+
+def train_and_narrow(
+    experiment: Experiment,
+    run: RunFolder,
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    seed: int,
+    stop: threading.Event,
+    initial: Path | None = None,
+) -> Iterator[SupernetEpochDone | OptionsDropped]:
+    """`train_shared_weights`, part by part, and after each of them what is dropped; the run's record has all of it.
+
+    Where `stop` is set, the next call goes on from there.
+    """
+    shared, config = setup.shared, experiment.da_nas
+    assert shared is not None, "the caller knows that there is a supernet"
+    narrowing = run.narrowing()
+    if narrowing is None:
+        curves = _class_curves(setup, resources, epochs=config.ordering_epochs, seed=seed, stop=stop)
+        if curves is None:
+            return
+        narrowing = Narrowing(class_order=easiest_first(curves), class_curves=tuple(map(tuple, curves)))
+        run.write_narrowing(narrowing)
+    counts = config.class_counts(len(narrowing.class_order))
+    parts = zip(config.last_epochs(shared.config.epochs), counts, strict=True)
+    for number, (last_epoch, num_classes) in list(enumerate(parts))[len(narrowing.steps) :]:
+        classes = narrowing.class_order[:num_classes]
+        phase = Phase(last_epoch=last_epoch, classes=classes, kept=narrowing.kept)
+        part = dataclasses.replace(setup, shared=dataclasses.replace(shared, phase=phase))
+        yield from train_shared_weights(run, part, resources, seed=seed, stop=stop, initial=initial)
+        if stop.is_set():
+            return
+        space, dropped = NarrowedSpace(experiment.space, narrowing.kept), ()
+        if number > 0 and space.genes:
+            genomes = spread_over_flops(space, config.probes, seed=derive_seed(seed, number, "probes"))
+            archs = [space.decode(genome) for genome in genomes]
+            accuracies = inherited_accuracies(archs, part, resources, stop=stop, is_screening=True)
+            if accuracies is None:
+                return
+            effects = contributions(space, genomes, accuracies, experiment.objectives)
+            space, dropped = without_weakest(space, effects, config.drop_ratio)
+        num_left = math.prod(len(gene.options) for gene in space.genes)
+        step = NarrowingStep(last_epoch=last_epoch, classes=classes, dropped=dropped, num_left=num_left)
+        narrowing = narrowing.after(step, space.kept)
+        run.write_narrowing(narrowing)
+        if last_epoch < shared.config.epochs:
+            delete(run.phase_weights_path(last_epoch))
+        yield OptionsDropped(step=step)
+
+
+def _class_curves(
+    setup: TrainingSetup, resources: Resources, *, epochs: int, seed: int, stop: threading.Event
+) -> list[list[float]] | None:
+    """`class_curves` of the space's smallest network, by a worker; None where `stop` is set before it is done."""
+    assert setup.shared is not None, "the caller knows that there is a supernet"
+    worker: Any = ray.remote(_class_curves_of).options(
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=resources.gpus_per_trial / resources.num_workers,
+    )
+    done = worker.remote(setup, arch_to_dict(setup.shared.space.smallest), epochs, derive_seed(seed, 0, "classes"))
+    while not ray.wait([done], timeout=0.5)[0]:
+        if stop.is_set():
+            ray.cancel(done, force=True)
+            return None
+    return get_from_workers(done)
+
+
+def _class_curves_of(setup: TrainingSetup, arch: dict[str, Any], epochs: int, seed: int) -> list[list[float]]:
+    return class_curves(arch_from_dict(arch), setup, epochs=epochs, seed=seed)
+
+
+def easiest_first(curves: Sequence[Sequence[float]]) -> tuple[int, ...]:
+    """Classes by their mean accuracy over the epochs, `(epochs, classes)`: soon learned, and well."""
+    return tuple(np.argsort(-np.mean(curves, axis=0), kind="stable").tolist())
+
+
+def contributions(
+    space: ArchSpace, genomes: Sequence[Genome], accuracies: Sequence[float], objectives: Sequence[Metric]
+) -> dict[str, Float[np.ndarray, " options"]]:
+    """What each option of each gene adds to accuracy beyond what its cost does.
+
+    A ridge regression on the options, beside a parabola in the log of each cost that is an objective: the trend of
+    accuracy over cost is no option's merit, and where costs are equal, what is left of it is.
+    """
+    costs = [space.cost(genome) for genome in genomes]
+    logs = np.log([[getattr(cost, metric) for metric in objectives if metric != "accuracy"] for cost in costs])
+    logs = (logs - logs.mean(axis=0)) / np.maximum(logs.std(axis=0), 1e-9)
+    trend = np.hstack([np.ones((len(genomes), 1)), logs, logs**2])
+    options = np.array([_features(space, genome) for genome in genomes])
+    scale = max(float(np.std(accuracies)), 1e-9)
+    design = np.hstack([trend, options])
+    prior = np.diag(np.r_[np.full(trend.shape[1], 1e-6), np.full(options.shape[1], _RIDGE)])
+    effects = np.linalg.solve(design.T @ design + prior, design.T @ (np.array(accuracies) / scale))[trend.shape[1] :]
+    ends = np.cumsum([len(gene.options) for gene in space.genes])[:-1]
+    return {gene.name: part * scale for gene, part in zip(space.genes, np.split(effects, ends), strict=True)}
+
+
+def _features(space: ArchSpace, genome: Genome) -> list[float]:
+    """A one for each option that the network has; none of a block that it lacks."""
+    depths = [len(stage.blocks) for stage in space.decode(genome).stages]
+    return [
+        float(index == option and (gene.block is None or gene.block < depths[gene.stage]))
+        for gene, option in zip(space.genes, genome, strict=True)
+        for index in range(len(gene.options))
+    ]
+
+
+def without_weakest(
+    space: NarrowedSpace, effects: Mapping[str, Float[np.ndarray, " options"]], ratio: float
+) -> tuple[NarrowedSpace, tuple[DroppedOption, ...]]:
+    """`space` without the options that are farthest behind the best of their gene.
+
+    Args:
+        ratio: Share that goes of those that could: of each gene all but the best.
+
+    Returns:
+        What is left, and what was dropped. An option without which nothing would be feasible stays.
+    """
+    genes = space.genes
+    behind = sorted(
+        (effects[gene.name][index] - effects[gene.name].max(), place, index)
+        for place, gene in enumerate(genes)
+        for index in range(len(gene.options))
+        if index != int(effects[gene.name].argmax())
+    )
+    dropped: list[DroppedOption] = []
+    for contribution, place, index in behind:
+        if len(dropped) == round(ratio * len(behind)):
+            break
+        name, option = genes[place].name, genes[place].options[index]
+        less = space.without(name, option)
+        if less.sample_feasible(random.Random(0)) is not None:
+            space = less
+            dropped.append(DroppedOption(gene=name, option=option, contribution=round(float(contribution), 6)))
+    return space, tuple(dropped)

@@ -1,0 +1,164 @@
+"""A trained supernet, searched again under new limits: in seconds, since nothing is trained."""
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cvt_nas.arch import ArchConfig, Cost, cost_of
+from cvt_nas.data import save_preprocessing
+from cvt_nas.engine import Inheritance, TrainingSetup, open_inheritance
+from cvt_nas.engine.latency import measure_latency
+from cvt_nas.errors import RunFolderError
+from cvt_nas.escaping import told, why_no_text
+from cvt_nas.model import CvT, save_model
+from cvt_nas.pipeline.latency import experiment_of
+from cvt_nas.pipeline.narrowing import searched_space
+from cvt_nas.propose.surrogate import Observation, Surrogate
+from cvt_nas.run import RunFolder
+from cvt_nas.space import Bound, CostMetric, SearchSpace
+
+_MAX_PROMISING = 2_000  # architectures that latency chooses among
+_NUM_TIMED, _MAX_TIMED = 24, 50  # to tell the others' latency by; of those that are likely to be fast enough
+_MAX_RUNS, _MAX_SECONDS = 15, 0.5  # of each that is timed, but five runs at least
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """An architecture within the limits.
+
+    Args:
+        accuracy: On the search split, with the inherited weights.
+        latency_ms: Median of a batch of one on the device of the query; None where it was not asked for.
+    """
+
+    arch: ArchConfig
+    cost: Cost
+    accuracy: float
+    latency_ms: float | None
+
+
+def query(
+    run: RunFolder,
+    *,
+    max_params: int | None = None,
+    max_flops: int | None = None,
+    max_latency_ms: float | None = None,
+    number: int = 5,
+    data: str | Path | None = None,
+    device: torch.device | None = None,
+    to: Path | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> list[Answer]:
+    """The architectures of most inherited accuracy within the limits, as far as a model of the candidates tells.
+
+    It chooses among thousands; those that it chooses are measured on the search split.
+
+    Args:
+        run: With a trained supernet, and candidates that were ranked by it.
+        number: Of architectures.
+        data: Folder of the data set, where it needs one.
+        device: Where they are measured; a GPU where there is one.
+        to: A new folder for the weights of the first.
+        on_note: Called with what there is to say of the data.
+
+    Returns:
+        The most accurate first.
+
+    Raises:
+        RunFolderError: The run has no trained supernet or too few candidates, or nothing was found within the limits.
+        CvtNasError: The data are not as they must be.
+    """
+    if to is not None and (why := why_no_text(to)):
+        raise RunFolderError(f"--to {told(str(to))}: {why}")
+    if to is not None and to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise RunFolderError(f"--to {to}: is not empty; name a new folder")
+    if device is None:
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    experiment = experiment_of(run)
+    candidates = run.candidates()
+    if experiment.supernet is None or not run.has_supernet or len(candidates) < 3:
+        raise RunFolderError(f"{run.path}: has no trained supernet with ranked candidates to search again")
+    whole = _limited(experiment.space, {"params": max_params, "flops": max_flops})
+    space = searched_space(dataclasses.replace(experiment, space=whole), run)
+    observations = [
+        Observation(genome=space.encode(candidate.arch), curve=candidate.curve, status=candidate.status)
+        for candidate in candidates
+    ]
+    promising: list[ArchConfig] = []
+    if (found := space.sample_feasible(random.Random(0), tries=20_000)) is not None:
+        surrogate = Surrogate(space, costs=["params", "flops"], seed=int(run.manifest["seed"]))
+        genomes = surrogate.most_accurate(observations, number if max_latency_ms is None else _MAX_PROMISING)
+        promising = [space.decode(genome) for genome in genomes or [found]]
+    if max_latency_ms is not None and promising:
+        promising = _likely_fast(promising, max_latency_ms, device)
+    setup = TrainingSetup.of(
+        experiment,
+        run_path=run.path,
+        run_url=run.url,
+        data=data,
+        device=device.type,
+        num_threads=torch.get_num_threads(),
+    ).identified(run, on_note=on_note)
+    inheritance, answers = open_inheritance(setup, device), []
+    for arch in promising:
+        latency = None if max_latency_ms is None else latency_ms(arch, device)
+        if latency is not None and max_latency_ms is not None and latency > max_latency_ms:
+            continue
+        accuracy, _ = inheritance.accuracy(arch)
+        cost = space.cost(space.encode(arch))
+        answers.append(Answer(arch=arch, cost=cost, accuracy=accuracy, latency_ms=latency))
+        if len(answers) == number:
+            break
+    if not answers:
+        limits = {"params": max_params, "flops": max_flops, "latency_ms": max_latency_ms}
+        said = ", ".join(f"{name} up to {limit:g}" for name, limit in limits.items() if limit is not None)
+        raise RunFolderError(f"{run.path}: nothing in the space was found with {said or 'any cost'}")
+    answers.sort(key=lambda answer: -answer.accuracy)
+    if to is not None:
+        _write(answers[0].arch, inheritance, setup, to)
+    return answers
+
+
+def latency_ms(arch: ArchConfig, device: torch.device) -> float:
+    """Median time of a forward pass of one image, in milliseconds."""
+    return measure_latency(CvT(arch), device=device, max_seconds=_MAX_SECONDS, max_runs=_MAX_RUNS).median_ms
+
+
+def _likely_fast(archs: Sequence[ArchConfig], limit: float, device: torch.device) -> list[ArchConfig]:
+    """Those of `archs`, in their order, whose latency is likely to be within `limit`: by a line through some timed."""
+    features = np.array(
+        [[1, cost.flops, cost.params, sum(len(stage.blocks) for stage in arch.stages)]
+         for arch in archs for cost in [cost_of(arch)]], dtype=float
+    )  # fmt: skip
+    features /= features.max(axis=0)
+    by_flops = np.argsort(features[:, 1], kind="stable")
+    timed = by_flops[np.unique(np.linspace(0, len(archs) - 1, _NUM_TIMED).astype(int))]
+    times = np.array([latency_ms(archs[index], device) for index in timed])
+    line, *_ = np.linalg.lstsq(features[timed], times, rcond=None)
+    margin = np.abs(features[timed] @ line - times).mean()
+    likely = np.flatnonzero(features @ line <= limit + margin)
+    return [archs[index] for index in likely[:_MAX_TIMED]]
+
+
+def _limited(space: SearchSpace, limits: dict[CostMetric, int | None]) -> SearchSpace:
+    """`space` within the tighter of its own bounds and these."""
+    bounds, (least, _) = dict(space.bounds), space.cost_range
+    for metric, limit in limits.items():
+        if limit is not None:
+            if limit < getattr(least, metric):
+                raise RunFolderError(
+                    f"--max-{metric} {limit:g}: the space has nothing below {getattr(least, metric):g}"
+                )
+            own = bounds.get(metric, Bound())
+            bounds[metric] = Bound(min=own.min, max=limit if own.max is None else min(limit, own.max))
+    return dataclasses.replace(space, bounds=bounds)
+
+
+def _write(arch: ArchConfig, inheritance: Inheritance, setup: TrainingSetup, to: Path) -> None:
+    save_model(inheritance.model(arch), to)
+    save_preprocessing(setup.open_data(), to)

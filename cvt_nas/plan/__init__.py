@@ -1,0 +1,1 @@
+"""What a search will take, measured before anything is spent."""

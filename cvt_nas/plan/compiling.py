@@ -1,0 +1,60 @@
+"""How the steps of a search's trainings run on its GPUs: measured once, and the same for all trials."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import torch
+
+from cvt_nas.arch import arch_from_dict, arch_to_dict
+from cvt_nas.config import Experiment
+from cvt_nas.engine import TrainingSetup
+from cvt_nas.engine.speed import FastestWay, fastest_way
+from cvt_nas.launch.ranks import get_from_workers
+from cvt_nas.launch.resources import Resources
+from cvt_nas.plan.machine import three_networks
+from cvt_nas.run import RunFolder
+
+
+def with_fastest_way(
+    experiment: Experiment,
+    run: RunFolder | None,
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    on_note: Callable[[str], None] | None = None,
+) -> tuple[TrainingSetup, dict[str, Any]]:
+    """`setup` with a `training.compile` that is not `auto`, where trials train on a GPU; and what the manifest keeps.
+
+    It is that of the space's median network, measured on one worker with a trial's share of a GPU.
+
+    Args:
+        run: What is gone on with; it keeps the way that it had.
+    """
+    if setup.device != "cuda" or setup.training.compile != "auto" or experiment.training.epochs == 0:
+        return setup, {}
+    if run is not None:
+        known = run.manifest.get("compile", {"fastest": "auto"})
+        return _by(setup, known["fastest"]), {}
+    limits = {"num_cpus": min(resources.cpus_per_trial, 1), "num_gpus": min(resources.gpus_per_trial, 1)}
+    remote: Any = ray.remote(_measure).options(**limits)
+    arch = arch_to_dict(experiment.space.decode(three_networks(experiment)["median"]))
+    (found,) = get_from_workers([remote.remote(setup, arch, resources.num_workers)])
+    if found is None:
+        return setup, {}
+    if on_note is not None:
+        on_note(f"training.compile: {found.describe()}")
+    return _by(setup, found.fastest), {"compile": found.to_json()}
+
+
+def _by(setup: TrainingSetup, way: Any) -> TrainingSetup:
+    return dataclasses.replace(setup, training=dataclasses.replace(setup.training, compile=way))
+
+
+def _measure(setup: TrainingSetup, arch: dict[str, Any], num_devices: int) -> FastestWay | None:
+    torch.set_num_threads(setup.num_threads)
+    return fastest_way(
+        arch_from_dict(arch), setup.training, setup.open_data(),
+        device=setup.torch_device, num_devices=num_devices, memory_share=setup.memory_share,
+    )  # fmt: skip

@@ -1,0 +1,343 @@
+"""The speeds that a plan goes by: measured on the slots of this machine, or stated of another."""
+
+import multiprocessing
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray._private import ray_constants
+
+from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict
+from cvt_nas.config import Experiment
+from cvt_nas.data import SPLITS, Split
+from cvt_nas.engine import TrainingSetup
+from cvt_nas.engine.footprint import Footprint, footprint
+from cvt_nas.engine.speed import Speed, measure_loader, measure_supernet, measure_training
+from cvt_nas.errors import ResourceError
+from cvt_nas.launch.judges import num_judges, supernet_workers
+from cvt_nas.launch.ranks import get_from_workers
+from cvt_nas.launch.resources import Resources, check_gpus_per_trial, slots_of
+from cvt_nas.plan.machine import Machine, Name, NetworkSpeed, three_networks
+from cvt_nas.space import Genome
+
+SECONDS = 2.0  # of each measurement
+QUICK_SECONDS = 0.4  # at the beginning of a search
+_MOST_SLOTS = 16  # that are measured on side by side
+_FORWARD_SHARE = 1 / 3  # of a training step, forward and backward; Kaplan et al. 2020, arXiv:2001.08361, section 2.1
+_CPUS_OF_GPU = 16  # of the machines that are rented with GPUs
+_LOADED_BY_CORE = 345  # images of 500 x 375 a second, whose RandAugment is left to the GPU; benchmarks/README.md
+_STATED_GIB = 80
+_MOST_WAITING = 1.3  # see `Measured`, beyond which that is said
+_BUSY = "other processes kept the CPUs busy while this was measured; times are of a search beside them"
+_NICENESS = 15  # of Ray's workers, unless RAY_worker_niceness says otherwise
+_BEGIN = 0.2  # seconds, of Ray and of a network's weights; "What of a trial is not training" in benchmarks/README.md
+RAY_CPU_SECONDS, _WORKER_CPU_SECONDS = 4.0, 7.0  # to start it, and a worker that imports torch
+_STATED_BEGIN, _STATED_START = 2.0, 20.0  # of a machine with GPUs; the latter of Ray, and of each worker
+_SIZES: Mapping[str, tuple[int, int]] = {"imagenet": (1_281_167, 50_000)}  # training and test images, as published
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What the slots found, side by side.
+
+    Args:
+        genomes: Of the networks that were measured.
+        speeds: Of each network on each slot; None where the device had no memory for it.
+        loader: Images a second, on each slot.
+        supernet: Seconds of an image on one device, likewise.
+        worker_start: Seconds until a worker had begun, or would have.
+        waiting: Seconds of the clock to one of the CPU, of which other processes have the rest.
+    """
+
+    genomes: Mapping[Name, Genome]
+    speeds: Mapping[Name, tuple[Speed | None, ...]]
+    loader: tuple[float, ...]
+    supernet: tuple[float | None, ...]
+    worker_start: float
+    waiting: float
+
+    @property
+    def every_speed(self) -> list[Speed]:
+        return [speed for speeds in self.speeds.values() for speed in speeds if speed is not None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _OfSlot:
+    """What one slot found.
+
+    Args:
+        begun: When, on the clock of `time.time`.
+        waiting: As of all of them.
+    """
+
+    speeds: dict[Name, Speed | None]
+    loader: float
+    supernet: float | None
+    begun: float
+    waiting: float
+
+
+def measure_cpus(experiment: Experiment, setup: TrainingSetup, resources: Resources, *, seconds: float) -> Measured:
+    """Trains the space's three networks in as many processes side by side as there are slots.
+
+    They are forked, so that they need not import torch, which takes a worker of Ray longer than what is measured; and
+    they are as nice to other processes as Ray's workers are.
+
+    Args:
+        setup: With the device and threads of a trial.
+        seconds: Of each network, the supernet and the loader.
+    """
+    number, genomes = min(resources.num_slots, _MOST_SLOTS), three_networks(experiment)
+    task = _task(experiment, genomes, setup, resources, seconds)
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    nice = {"initializer": os.nice, "initargs": (int(os.environ.get(ray_constants.RAY_WORKER_NICENESS, _NICENESS)),)}
+    with warnings.catch_warnings(), ProcessPoolExecutor(number, mp_context=context, **nice) as pool:
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside a fork, which has none of their locks
+        running = [pool.submit(_measure, *task) for _ in range(number)]
+        found = [each.result() for each in running]
+    return _together(genomes, found, worker_start=_WORKER_CPU_SECONDS * _waiting(found))
+
+
+def measure_workers(experiment: Experiment, setup: TrainingSetup, resources: Resources, *, seconds: float) -> Measured:
+    """`measure_cpus`, on workers of Ray, each with a trial's share of the GPUs.
+
+    Where a batch is shared by the GPUs of a trial, one of them is measured, and the others are taken to help in full.
+    """
+    limits = {"num_cpus": min(resources.cpus_per_trial, 1), "num_gpus": min(resources.gpus_per_trial, 1)}
+    remote: Any = ray.remote(_measure).options(**limits)
+    number, genomes = min(resources.num_slots, _MOST_SLOTS), three_networks(experiment)
+    task = _task(experiment, genomes, setup, resources, seconds)
+    started = time.time()
+    found: list[_OfSlot] = get_from_workers([remote.remote(*task) for _ in range(number)])
+    return _together(genomes, found, worker_start=_mean([each.begun for each in found]) - started)
+
+
+def _task(
+    experiment: Experiment,
+    genomes: Mapping[Name, Genome],
+    setup: TrainingSetup,
+    resources: Resources,
+    seconds: float,
+) -> tuple[TrainingSetup, dict[Name, dict[str, Any]], float, int, int]:
+    plain: dict[Name, dict[str, Any]] = {
+        name: arch_to_dict(experiment.space.decode(genome)) for name, genome in genomes.items()
+    }
+    return setup, plain, seconds, resources.num_workers, _supernet_devices(setup, resources)
+
+
+def _supernet_devices(setup: TrainingSetup, resources: Resources) -> int:
+    if setup.shared is None:
+        return 1
+    return supernet_workers(resources, batch_size=setup.shared.config.batch_size)[0]
+
+
+def _together(genomes: Mapping[Name, Genome], found: Sequence[_OfSlot], *, worker_start: float) -> Measured:
+    return Measured(
+        genomes=genomes,
+        speeds={name: tuple(each.speeds[name] for each in found) for name in found[0].speeds},
+        loader=tuple(each.loader for each in found),
+        supernet=tuple(each.supernet for each in found),
+        worker_start=worker_start,
+        waiting=_waiting(found),
+    )
+
+
+def _waiting(found: Sequence[_OfSlot]) -> float:
+    return _mean([each.waiting for each in found])
+
+
+def machine_of(
+    measured: Measured,
+    experiment: Experiment,
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    scale: float = 1.0,
+    start: float = 0.0,
+) -> Machine:
+    """The machine that was measured.
+
+    Args:
+        scale: How many times as many GPUs of the same kind the search has.
+        start: Seconds until the search begins to train.
+
+    Raises:
+        ResourceError: The device has no memory for a network, or the supernet.
+    """
+    space, training = experiment.space, setup.training
+    networks = []
+    for name, genome in measured.genomes.items():
+        arch = space.decode(genome)
+        known = [speed for speed in measured.speeds[name] if speed is not None]
+        if not known:
+            raise ResourceError(f"the {name} network: the device has no memory for one image; make the space smaller")
+        rooms = [speed.room for speed in known if speed.room is not None]
+        networks.append(NetworkSpeed(
+            name=name, arch_id=arch.id, cost=space.cost(genome),
+            image_bytes=footprint(arch, training).image_bytes,
+            micro_batch=min(
+                (room.micro_batch for room in rooms), default=training.batch_size // resources.num_workers
+            ),
+            activation_checkpointing=any(room.activation_checkpointing for room in rooms),
+            step=_mean([speed.step for speed in known]) / resources.num_workers,
+            evaluation=_mean([speed.evaluation for speed in known]),
+        ))  # fmt: skip
+    supernet = None
+    if setup.shared is not None:
+        seconds = [each for each in measured.supernet if each is not None]
+        if not seconds:
+            raise ResourceError("the supernet: the device has no memory for one image; make the space smaller")
+        supernet = _mean(seconds) / _supernet_devices(setup, resources) / scale
+    speeds, num_workers = measured.every_speed, setup.num_loaders
+    load = _mean([1 / rate for rate in measured.loader] if num_workers else [speed.load for speed in speeds])
+    return Machine(
+        num_slots=round(resources.num_slots * scale),
+        num_gpus=round(resources.num_gpus * scale),
+        num_judges=round(num_judges(resources) * scale),
+        num_loaders=num_workers,
+        networks=tuple(networks),
+        load=load / resources.num_workers,
+        start=start,
+        worker_start=measured.worker_start,
+        begin=_BEGIN + min(speed.begin for speed in speeds),
+        epoch_end=_mean([speed.epoch_end for speed in speeds]),
+        supernet_step=supernet,
+        notes=(_BUSY,) if resources.device == "cpu" and measured.waiting > _MOST_WAITING else (),
+    )
+
+
+def _measure(
+    setup: TrainingSetup, archs: Mapping[Name, dict[str, Any]], seconds: float, num_devices: int, supernet_devices: int
+) -> _OfSlot:
+    """In a process of its own."""
+    begun = time.time()
+    torch.set_num_threads(setup.num_threads)
+    data, device = setup.open_data(), setup.torch_device
+    started, cpu_started = time.perf_counter(), time.process_time()
+    speeds: dict[Name, Speed | None] = {
+        name: measure_training(
+            arch_from_dict(arch), setup.training, data,
+            device=device, seconds=seconds, num_devices=num_devices, memory_share=setup.memory_share,
+        )
+        for name, arch in archs.items()
+    }  # fmt: skip
+    waiting = (time.perf_counter() - started) / max(time.process_time() - cpu_started, 1e-9)
+    supernet = None
+    if setup.shared is not None:
+        supernet = measure_supernet(setup.shared, data, device=device, seconds=seconds, num_devices=supernet_devices)
+    loader = measure_loader(data, setup.training, device=device, seconds=seconds)
+    return _OfSlot(speeds=speeds, loader=loader, supernet=supernet, begun=begun, waiting=max(waiting, 1.0))
+
+
+def state_machine(
+    experiment: Experiment,
+    *,
+    num_gpus: int,
+    gpus_per_trial: float,
+    images_per_second: float,
+    loader_images_per_second: float | None,
+    gpu_memory: float | None,
+) -> Machine:
+    """A machine with GPUs that is not this one.
+
+    Args:
+        gpus_per_trial: See `claim_resources`.
+        images_per_second: Of one GPU that trains the space's first anchor, or the median network where it has none, by
+            the batch and precision of `training`. Others take their FLOPs' share of that.
+        loader_images_per_second: For one GPU; what `data.num_workers` processes load, if absent.
+        gpu_memory: GiB of a GPU; 80 if absent.
+    """
+    space, training, notes = experiment.space, experiment.training, list[str]()
+    archs: dict[Name, ArchConfig] = {name: space.decode(genome) for name, genome in three_networks(experiment).items()}
+    named = next(iter(experiment.anchors.items()), None)
+    reference, flops = "the median network", space.cost(space.encode(archs["median"])).flops
+    if named is not None:
+        reference, flops = named[0], space.cost(named[1]).flops
+    notes.append(f"stated: {images_per_second:,.0f} images/s of {reference} on a GPU; others by their FLOPs")
+    if gpu_memory is None:
+        notes.append(f"taken to be: {_STATED_GIB} GiB a GPU (--gpu-memory)")
+    is_of_files = experiment.data.dataset in ("imagenet", "imagefolder")
+    said = experiment.data.num_workers
+    num_workers = _CPUS_OF_GPU - 1 if said == "auto" else min(int(said), _CPUS_OF_GPU)
+    num_workers = num_workers if is_of_files else 0
+    if loader_images_per_second is None and is_of_files:
+        loader_images_per_second = _LOADED_BY_CORE * max(num_workers, 1)
+        notes.append(
+            f"taken to be: a loader of {loader_images_per_second:,} images/s, {_LOADED_BY_CORE} by each of "
+            f"{num_workers} processes (--loader-images-per-second)"
+        )
+    share, num_devices = min(gpus_per_trial, 1.0), max(int(gpus_per_trial), 1)
+    check_gpus_per_trial(gpus_per_trial)
+    num_slots = slots_of(num_gpus, gpus_per_trial)
+    if num_slots == 0:
+        raise ResourceError(f"--gpus-per-trial {gpus_per_trial:g}: more than the {num_gpus} of --gpus")
+    memory_bytes = int(share * (gpu_memory or _STATED_GIB) * 2**30)
+
+    def step(of: float) -> float:
+        return of / flops / images_per_second
+
+    networks = []
+    for name, arch in archs.items():
+        cost, taken = space.cost(space.encode(arch)), footprint(arch, training)
+        micro_batch, recomputes = _room(taken, experiment, num_devices, memory_bytes)
+        seconds = step(cost.flops) / share
+        networks.append(NetworkSpeed(
+            name=name, arch_id=arch.id, cost=cost, image_bytes=taken.image_bytes, micro_batch=micro_batch,
+            activation_checkpointing=recomputes, step=seconds / num_devices, evaluation=_FORWARD_SHARE * seconds,
+        ))  # fmt: skip
+    supernet = None
+    if experiment.supernet is not None and experiment.search.has_supernet:
+        supernet = step(_flops_of_step(experiment)) / num_gpus
+    return Machine(
+        num_slots=num_slots,
+        num_gpus=num_gpus,
+        num_judges=max(num_slots, num_gpus),
+        num_loaders=num_workers,
+        networks=tuple(networks),
+        load=0.0 if loader_images_per_second is None else 1 / (loader_images_per_second * gpus_per_trial),
+        start=_STATED_START,
+        worker_start=_STATED_START,
+        begin=_STATED_BEGIN,
+        supernet_step=supernet,
+        notes=tuple(notes),
+    )
+
+
+def _room(taken: Footprint, experiment: Experiment, num_devices: int, memory_bytes: int) -> tuple[int, bool]:
+    training = experiment.training
+    return taken.room(training, batch_size=training.batch_size // num_devices, memory_bytes=memory_bytes)
+
+
+def _flops_of_step(experiment: Experiment) -> float:
+    """Of all the subnets of a supernet's step together, random ones being the median of feasible ones."""
+    space, config = experiment.space, experiment.supernet
+    assert config is not None, "the caller knows that there is a supernet"
+    median = space.cost(three_networks(experiment)["median"]).flops
+    ends = (space.smallest_genome, space.encode(space.largest)) if config.sandwich else ()
+    return config.num_random * median + sum(space.cost(genome).flops for genome in ends)
+
+
+def sizes_of(experiment: Experiment, setup: TrainingSetup) -> dict[Split, int]:
+    """Images of each split; of ImageNet as published, where no folder is given.
+
+    Raises:
+        DataError: There are none.
+    """
+    config = experiment.data
+    if config.dataset in _SIZES and setup.data_root is None:
+        train, test = _SIZES[config.dataset]
+        search = round(config.search_fraction * train)
+        return {"train": round(config.train_fraction * (train - search)), "search": search, "test": test}
+    data = setup.open_data()
+    return {split: data.num_images(split) for split in SPLITS}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,175 @@
+"""`cvt-nas plan`: the speeds of this machine or another, and what a search takes by them."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError
+
+from cvt_nas.config import Experiment
+from cvt_nas.engine import TrainingSetup
+from cvt_nas.errors import CvtNasError, ResourceError, first_line
+from cvt_nas.launch.resources import (
+    GpusPerTrial,
+    Resources,
+    check_has_no_share,
+    claim_resources,
+    local_cpus,
+    num_local_gpus,
+)
+from cvt_nas.plan.forecast import fit_to_hours, plan_search
+from cvt_nas.plan.measuring import (
+    QUICK_SECONDS,
+    RAY_CPU_SECONDS,
+    SECONDS,
+    machine_of,
+    measure_cpus,
+    measure_workers,
+    sizes_of,
+    state_machine,
+)
+from cvt_nas.plan.sharing import find_sharing
+from cvt_nas.plan.values import Plan
+
+
+def plan(
+    experiment: Experiment,
+    *,
+    data: str | Path | None = None,
+    gpus: int | None = None,
+    gpus_per_trial: GpusPerTrial | None = None,
+    cpus: int | None = None,
+    trials: int | None = None,
+    hours: float | None = None,
+    images_per_second: float | None = None,
+    loader_images_per_second: float | None = None,
+    gpu_memory: float | None = None,
+    out: Path = Path("results"),
+    on_note: Callable[[str], None] | None = None,
+) -> Plan:
+    """What the search of `experiment` takes, before anything is spent.
+
+    Args:
+        data: Folder of the data set, where it needs one; ImageNet's number of images is known without.
+        gpus: More than this machine has are taken to be like those that it has.
+        gpus_per_trial, cpus: See `claim_resources`; `auto` is measured as for a search.
+        trials: Instead of the file's number.
+        hours: Trials, epochs and a grace period that end in this time are looked for, too; see `fit_to_hours`.
+        images_per_second: Of another machine, of which nothing is measured; see `state_machine`.
+        loader_images_per_second, gpu_memory: Of that machine, too.
+        out: Where the search is to be written.
+        on_note: Called with what there is to say of the data.
+
+    Raises:
+        CvtNasError: Data or resources are not as they must be, or nothing fits into `hours`.
+    """
+    if trials is not None:
+        experiment = experiment.changed(search={"trials": trials})
+    setup = TrainingSetup.of(experiment, run_path=out.absolute(), data=data)
+    if images_per_second is not None:
+        if not gpus:
+            raise ResourceError("--images-per-second: is of a machine with GPUs; say how many by --gpus N")
+        if cpus is not None:
+            raise ResourceError("--cpus: is of this machine; leave it out with --images-per-second")
+        if gpus_per_trial == "auto":
+            raise ResourceError(
+                "--gpus-per-trial auto: is measured on this machine; give a number with --images-per-second"
+            )
+        num_images = sizes_of(experiment, setup)
+        machine = state_machine(
+            experiment,
+            num_gpus=gpus,
+            gpus_per_trial=1.0 if gpus_per_trial is None else gpus_per_trial,
+            images_per_second=images_per_second,
+            loader_images_per_second=loader_images_per_second,
+            gpu_memory=gpu_memory,
+        )
+    else:
+        if loader_images_per_second is not None or gpu_memory is not None:
+            raise ResourceError(
+                "--loader-images-per-second, --gpu-memory: are of another machine; give its --images-per-second, too"
+            )
+        there = num_local_gpus()
+        if gpus is not None and gpus > there == 0:
+            raise ResourceError(
+                f"--gpus {gpus}: this machine has none to measure on; give --images-per-second of one of them"
+            )
+        started = time.time()
+        if gpus == 0 or there == 0:
+            check_has_no_share(gpus_per_trial, gpus=gpus)
+        setup = setup.checked(on_note=on_note)
+        num_images = sizes_of(experiment, setup)
+        scale = 1.0 if gpus is None or gpus <= there else gpus / there
+        notes: tuple[str, ...] = ()
+        if gpus == 0 or there == 0:
+            resources = local_cpus(cpus)
+            measured = measure_cpus(experiment, _on(setup, resources), resources, seconds=SECONDS)
+            start = RAY_CPU_SECONDS * measured.waiting
+        else:
+            measured_on = gpus if gpus is None else min(gpus, there)
+            with claim_resources(gpus=measured_on, gpus_per_trial=gpus_per_trial, cpus=cpus) as resources:
+                if gpus_per_trial == "auto":
+                    num_trials = math.ceil(experiment.search.trials / scale)  # of those that are here
+                    sharing = find_sharing(experiment, setup, resources, num_trials=num_trials)
+                    notes = (sharing.describe(resources.num_gpus),)
+                    resources = sharing.divide(resources)
+                start = time.time() - started
+                measured = measure_workers(experiment, _on(setup, resources), resources, seconds=SECONDS)
+        machine = machine_of(measured, experiment, _on(setup, resources), resources, scale=scale, start=start)
+        machine = dataclasses.replace(machine, notes=(*notes, *machine.notes))
+    seed, num_trials = experiment.search.seed, experiment.search.trials
+    where = out if images_per_second is None else None
+    found = plan_search(experiment, machine, num_images, num_trials=num_trials, seed=seed, out=where)
+    if hours is None:
+        return found
+    known = () if found.race is None else found.race.proposals
+    fit = fit_to_hours(experiment, machine, num_images, hours=hours, seed=seed, known=known)
+    return dataclasses.replace(found, fit=fit)
+
+
+def _on(setup: TrainingSetup, resources: Resources) -> TrainingSetup:
+    return setup.on(resources.device, num_threads=resources.num_threads, gpus=resources.gpus_per_trial)
+
+
+def plan_of_search(
+    experiment: Experiment,
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    num_trials: int,
+    seed: int,
+    out: Path,
+    started: float,
+    on_note: Callable[[str], None] | None = None,
+) -> Plan | None:
+    """What a search that is about to begin takes, in a few seconds.
+
+    Args:
+        setup: With the device and threads of a trial.
+        started: When it was started, on the clock of `time.time`.
+        on_note: Called where that cannot be told.
+
+    Returns:
+        None where it cannot be told, as of data that trials will fail on: what is wrong is theirs to record.
+    """
+    measure = measure_cpus if _is_here(resources) else measure_workers
+    try:
+        measured = measure(experiment, setup, resources, seconds=QUICK_SECONDS)
+        machine = machine_of(measured, experiment, setup, resources, start=time.time() - started)
+        return plan_search(
+            experiment, machine, sizes_of(experiment, setup), num_trials=num_trials, seed=seed, out=out, is_quick=True
+        )
+    except (CvtNasError, RuntimeError, RayError) as error:  # a process that is killed is a RuntimeError, too
+        if on_note is not None:
+            on_note(f"how long the search will take cannot be told: {first_line(error)}")
+        return None
+
+
+def _is_here(resources: Resources) -> bool:
+    """Whether trials run on the CPUs of this machine, which need no worker of Ray to be measured on."""
+    node = ray.get_runtime_context().get_node_id()
+    alive = [each["NodeID"] for each in ray.nodes() if each["Alive"]]
+    return resources.device == "cpu" and alive == [node]

@@ -1,0 +1,288 @@
+"""How many trials share a GPU best, as measured on one of them: `--gpus-per-trial auto`."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import ray
+import torch
+from ray.exceptions import RayError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cvt_nas.arch import arch_from_dict, arch_to_dict
+from cvt_nas.config import Experiment
+from cvt_nas.engine import TrainingSetup
+from cvt_nas.engine.memory import LEAST_USEFUL, Room
+from cvt_nas.engine.speed import Speed, Timing, measure_training
+from cvt_nas.errors import CvtNasError, first_line
+from cvt_nas.launch.ranks import get_from_workers
+from cvt_nas.launch.resources import GpusPerTrial, Resources
+from cvt_nas.plan.machine import three_networks
+from cvt_nas.run import RunFolder
+
+# The more trials run at once, the fewer have ended when the sampler proposes the next, and the less memory each has. A
+# smaller gain is not worth that, and can hardly be told from noise in two seconds.
+GAIN = 0.1
+_MOST = 16  # processes on a GPU: each has some hundred MiB of its memory for CUDA alone
+_SECONDS, _SECONDS_OF_LARGEST = 2.0, 0.4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sharing:
+    """How many trials share a GPU, and why.
+
+    Args:
+        trials_per_gpu: A power of 2.
+        rates: Images a second that so many processes trained together.
+        reason: Why no more share one.
+    """
+
+    trials_per_gpu: int
+    rates: Mapping[int, float]
+    reason: str
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> Self | None:
+        """What a run began with; None where that was not to be found."""
+        found = manifest.get("sharing")
+        if found is None:
+            return None
+        rates = {int(number): rate for number, rate in found["images_per_second"].items()}
+        return cls(trials_per_gpu=found["trials_per_gpu"], rates=rates, reason=found["reason"])
+
+    def to_json(self) -> dict[str, Any]:
+        rates = {str(number): rate for number, rate in self.rates.items()}
+        return {"trials_per_gpu": self.trials_per_gpu, "images_per_second": rates, "reason": self.reason}
+
+    def divide(self, resources: Resources) -> Resources:
+        """`resources` with so many trials on each GPU; as they are where they have none."""
+        return resources.shared(1 / self.trials_per_gpu) if resources.num_gpus else resources
+
+    def describe(self, num_gpus: int) -> str:
+        """In a line.
+
+        Args:
+            num_gpus: Of which one was measured.
+        """
+        of = ", ".join(f"{number}: {rate:,.0f}" for number, rate in self.rates.items())
+        measured = f"images/s by the number of processes on {'it' if num_gpus == 1 else f'one of {num_gpus}'}: {of}; "
+        return f"{self.outcome}; {measured if of else ''}{self.reason}"
+
+    @property
+    def outcome(self) -> str:
+        number = self.trials_per_gpu
+        return "each trial has a GPU of its own" if number == 1 else f"{number} trials share a GPU"
+
+
+def choose_sharing(rate_of: Callable[[int], float | str], *, most: int, reason: str) -> Sharing:
+    """Doubles the processes on a GPU as long as all together become at least `GAIN` faster.
+
+    Args:
+        rate_of: Images a second of so many; or why there is none.
+        most: Processes.
+        reason: Why there may be no more.
+    """
+    number, rates = 1, dict[int, float]()
+    for tried in (2**power for power in range(most.bit_length())):
+        found = rate_of(tried)
+        if isinstance(found, str):
+            reason = found
+            break
+        rates[tried] = found
+        if tried > 1 and found < (1 + GAIN) * rates[number]:
+            reason = f"{tried} gain less than {GAIN:.0%} over {number}"
+            break
+        number = tried
+    return Sharing(trials_per_gpu=number, rates=rates, reason=reason)
+
+
+def most_on_a_gpu(resources: Resources, *, num_trials: int) -> tuple[int, str]:
+    """Processes that there may be on a GPU, and what bounds them.
+
+    Each has a CPU at least, which starts the GPU's work: with less, small networks would wait for that.
+    """
+    num_gpus = resources.num_gpus
+    trials = f"{num_trials} trial{'' if num_trials == 1 else 's'}"
+    bounds = [
+        (_MOST, f"no more than {_MOST} are tried"),
+        (int(resources.cpus_per_gpu), f"each needs a CPU, and there are {resources.cpus_per_gpu:g} for a GPU"),
+        (
+            math.ceil(num_trials / num_gpus),
+            f"there are {num_gpus} GPUs for {trials}" if num_gpus > 1 else f"{trials} in all",
+        ),
+    ]
+    most, reason = min(bounds, key=lambda bound: bound[0])
+    return max(most, 1), reason
+
+
+def find_sharing(experiment: Experiment, setup: TrainingSetup, resources: Resources, *, num_trials: int) -> Sharing:
+    """Trains the space's median network in 1, 2, 4, ... processes on one GPU, and compares what they do together.
+
+    They are workers of Ray, each with its share of the GPU's memory, in which the largest network has to train as it
+    does alone. Other GPUs are taken to be alike.
+
+    Args:
+        resources: Of which each trial has one GPU.
+
+    Raises:
+        CvtNasError: The data are not as they must be.
+        RayError: A network cannot be trained in one process.
+    """
+    most, reason = most_on_a_gpu(resources, num_trials=num_trials)
+    if most == 1:
+        return Sharing(trials_per_gpu=1, rates={}, reason=reason)
+    # one bundle, so that whoever is in it shares the same GPU
+    group = placement_group([{"GPU": 1, "CPU": resources.cpus_per_gpu}])
+    probe = _Probe(experiment, setup, resources, PlacementGroupSchedulingStrategy(group), most=most)
+    try:
+        return choose_sharing(probe.rate, most=most, reason=reason)
+    finally:  # whatever starts next imports torch first: until then, the GPU's memory is free again
+        probe.end()
+        remove_placement_group(group)
+
+
+def divide_as_asked(
+    experiment: Experiment,
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    asked: GpusPerTrial | None,
+    num_trials: int,
+    run: RunFolder | None,
+    on_note: Callable[[str], None] | None,
+) -> tuple[Resources, Sharing | None]:
+    """For a search: `resources` with as many trials on each GPU as share it best, where that is `asked` for.
+
+    A run keeps what was found for it, unless another number is asked for.
+
+    Args:
+        run: What is gone on with.
+
+    Returns:
+        Also what was found, for the manifest; None where nothing was to be found, or could not be: that trials cannot
+        train is theirs to record.
+    """
+    known = None if run is None else Sharing.of(run.manifest)
+    if asked not in (None, "auto") or (asked is None and known is None):
+        return resources, None
+    say = on_note or _ignore
+    if known is not None:
+        say(f"{known.outcome}, as was found when the run began")
+        return known.divide(resources), known
+    try:
+        found = find_sharing(experiment, setup, resources, num_trials=num_trials)
+    except (CvtNasError, RayError) as error:
+        say(f"how many trials share a GPU best cannot be told, so each has one of its own: {first_line(error)}")
+        return resources, None
+    say(found.describe(resources.num_gpus))
+    if run is not None:
+        run.amend_manifest(sharing=found.to_json())
+    return found.divide(resources), found
+
+
+def rate_together(processes: Sequence[Sequence[Timing]]) -> float | None:
+    """Images a second of all processes, in the time in which all of them trained.
+
+    Args:
+        processes: The batches of each, one directly after the other.
+
+    Returns:
+        None where that time is less than half of what one of them trained for.
+    """
+    begins, ends = ([batches[end] for batches in processes] for end in (0, -1))
+    start, end = max(batch.began for batch in begins), min(batch.ended for batch in ends)
+    longest = max(last.ended - first.began for first, last in zip(begins, ends, strict=True))
+    if end - start < longest / 2:
+        return None
+    images = 0.0
+    for batch in (batch for batches in processes for batch in batches):
+        within = min(batch.ended, end) - max(batch.began, start)
+        images += batch.num_images * max(within, 0.0) / (batch.ended - batch.began)
+    return images / (end - start)
+
+
+class _Process:
+    """One of those that share a GPU."""
+
+    def open(self, setup: TrainingSetup) -> None:
+        setup.open_data()
+
+    def train(self, setup: TrainingSetup, arch: Mapping[str, Any], num_processes: int, seconds: float) -> Speed | None:
+        torch.set_num_threads(setup.num_threads)
+        setup = setup.fitting_shared_memory(num_processes=num_processes)
+        return measure_training(
+            arch_from_dict(arch), setup.training, setup.open_data(),
+            device=setup.torch_device, seconds=seconds, memory_share=setup.memory_share, repeats=True,
+        )  # fmt: skip
+
+
+class _Probe:
+    """The processes on a GPU, to which more and more are added.
+
+    Args:
+        resources: Of which each trial has one GPU.
+        place: Where they are.
+        most: How many there may be.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        setup: TrainingSetup,
+        resources: Resources,
+        place: PlacementGroupSchedulingStrategy,
+        *,
+        most: int,
+    ) -> None:
+        space, genomes = experiment.space, three_networks(experiment)
+        self._median, self._largest = (arch_to_dict(space.decode(genomes[name])) for name in ("median", "largest"))
+        self._setup, self._resources = setup, resources
+        remote: Any = ray.remote(_Process)
+        self._actor = remote.options(num_cpus=1, num_gpus=1 / 2 ** (most.bit_length() - 1), scheduling_strategy=place)
+        self._processes: list[Any] = []
+        self._alone: Room | None = None
+
+    def rate(self, number: int) -> float | str:
+        """Images a second that `number` of them train together; or why there is no such figure."""
+        self._processes += [self._actor.remote() for _ in range(number - len(self._processes))]
+        shared = self._resources.shared(1 / number)
+        setup = self._setup.on(shared.device, num_threads=shared.num_threads, gpus=shared.gpus_per_trial)
+        try:
+            self._together("open", setup)  # all have begun, and begin with the next at the same time
+            largest = self._together("train", setup, self._largest, number, _SECONDS_OF_LARGEST)
+            rooms = [speed.room for speed in largest if speed is not None and speed.room is not None]
+            if number == 1:
+                self._alone = next(iter(rooms), None)
+            if None in largest or any(is_starved(room, self._alone) for room in rooms):
+                return f"{number} leave too little memory for the largest network"
+            median = self._together("train", setup, self._median, number, _SECONDS)
+        except RayError as error:
+            if number == 1:
+                raise
+            return f"{number} processes failed: {first_line(error)}"
+        if None in median:
+            return f"{number} leave too little memory for the median network"
+        rate = rate_together([speed.batches for speed in median])
+        return f"{number} did not train at the same time" if rate is None else rate
+
+    def _together(self, method: str, *arguments: Any) -> list[Any]:
+        return get_from_workers([getattr(process, method).remote(*arguments) for process in self._processes])
+
+    def end(self) -> None:
+        for process in self._processes:
+            ray.kill(process)
+
+
+def is_starved(room: Room, alone: Room | None) -> bool:
+    """Whether a network has fewer images at once than batch norm needs, or computes blocks again, unlike alone."""
+    if alone is None:
+        return False
+    return room.micro_batch < min(alone.micro_batch, LEAST_USEFUL) or (
+        room.activation_checkpointing and not alone.activation_checkpointing
+    )
+
+
+def _ignore(note: str) -> None:
+    del note

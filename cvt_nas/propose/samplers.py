@@ -1,0 +1,199 @@
+"""Optuna's samplers, made to propose only what is feasible and new: they are asked again until they do.
+
+Each proposal is a function of the seed and of the trials told so far, so that a resumed search goes on as
+if it had never been interrupted.
+"""
+
+import hashlib
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from cvt_nas.propose.surrogate import Observation
+from cvt_nas.space import Genome, GenomeSpace
+
+SamplerName = Literal["surrogate", "tpe", "nsga2", "gp", "random"]
+SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
+
+_SAMPLER_TRIES = 50
+_GP_TRIES = 3  # each fits the process again, and most find the same maximum
+_RANDOM_TRIES = 2_000
+_ENUMERABLE = 20_000
+
+
+class UnseenSampler(BaseSampler):
+    """A sampler for Optuna's study, whose proposals are feasible and new.
+
+    Args:
+        kind: One of Optuna's.
+        seen: Canonical genomes that were proposed; the owner adds to it.
+    """
+
+    def __init__(
+        self, kind: Literal["tpe", "nsga2", "gp"], space: GenomeSpace, *, seed: int, seen: set[Genome]
+    ) -> None:
+        self._kind, self._space, self._seed, self._seen = kind, space, seed, seen
+        self._distributions = distributions_of(space)
+        self._fallback: Genome | None = None
+        self._inner: BaseSampler = self._make(0)
+
+    def _make(self, number: int) -> BaseSampler:
+        seed = derive_seed(self._seed, number, "proposal")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if self._kind == "tpe":
+                return TPESampler(n_startup_trials=10, multivariate=True, constant_liar=True, seed=seed)
+            if self._kind == "nsga2":
+                # Optuna's population of 50 makes the first 50 trials random; searches here are short
+                return NSGAIISampler(population_size=20, seed=seed)
+            return GPSampler(seed=seed, n_startup_trials=10, deterministic_objective=False)
+
+    def prepare(self, number: int) -> bool:
+        """Readies the proposal of trial `number`; False where nothing feasible and new is left."""
+        self._inner = self._make(number)
+        self._fallback = draw_unseen(
+            self._space, self._seen, random.Random(derive_seed(self._seed, number, "fallback"))
+        )
+        return self._fallback is not None
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        del study, trial
+        return self._distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        assert self._fallback is not None, "prepare() comes before ask()"
+        inner_space = self._inner.infer_relative_search_space(study, trial)
+        for _ in range(_GP_TRIES if self._kind == "gp" else _SAMPLER_TRIES):
+            params = dict(self._inner.sample_relative(study, trial, inner_space))
+            for name, distribution in search_space.items():
+                if name not in params:
+                    params[name] = self._inner.sample_independent(study, trial, name, distribution)
+            if is_new(genome := genome_of(self._space, params), self._space, self._seen):
+                return params_of(self._space, self._space.canonical(genome))
+        return params_of(self._space, self._fallback)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._inner.before_trial(study, trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._inner.after_trial(study, trial, state, values)
+
+
+def is_new(genome: Genome, space: GenomeSpace, seen: set[Genome]) -> bool:
+    """Whether `genome` is feasible and, in its canonical form, not in `seen`."""
+    return space.canonical(genome) not in seen and space.is_feasible(space.cost(genome))
+
+
+def draw_unseen(space: GenomeSpace, seen: set[Genome], rng: random.Random) -> Genome | None:
+    """A random genome that `is_new`, canonical; None where none is found: none is left, or next to none."""
+    for _ in range(_RANDOM_TRIES):
+        genome = space.sample_feasible(rng)
+        if genome is None:
+            break
+        if is_new(genome, space, seen):
+            return space.canonical(genome)
+    return next((genome for genome in space.all_genomes(_ENUMERABLE) or () if is_new(genome, space, seen)), None)
+
+
+def observation_of(trial: FrozenTrial, space: GenomeSpace) -> Observation:
+    """What a trial of Optuna's teaches a surrogate; one that is paused teaches what a stopped one does."""
+    status = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped", TrialState.RUNNING: "running"}
+    genome, progress = genome_of(space, trial.params), progress_of(trial)
+    if trial.state == TrialState.RUNNING and progress.is_paused:
+        return Observation(genome=genome, curve=progress.curve, status="stopped")
+    return Observation(
+        genome=genome, curve=tuple(trial.user_attrs.get("curve", ())), status=status.get(trial.state, "failed")
+    )
+
+
+class Progress(NamedTuple):
+    """How far a trial in flight has come, as its study's storage has it.
+
+    Args:
+        curve: Accuracy after each epoch.
+        seconds: Spent on it, and `train_seconds` of them in epochs.
+    """
+
+    curve: tuple[float, ...] = ()
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    is_paused: bool = False
+
+
+_EPOCHS = 16  # of a curve in one attribute, so that an epoch adds no more to a journal however long the training is
+
+
+def progress_to_attrs(progress: Progress, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of a trial that keep `progress`, in the order in which they are to be written.
+
+    Whole parts of the curve have attributes of their own, and are written once. Intermediate values would be the place
+    for a curve, if Optuna's TPE could rank stopped trials by them where there are several objectives.
+
+    Args:
+        known: Those that it has already.
+    """
+    begin = len(progress.curve) // _EPOCHS * _EPOCHS
+    parts = {_part(at): list(progress.curve[at : at + _EPOCHS]) for at in range(0, begin, _EPOCHS)}
+    rest = {**progress._asdict(), "begin": begin, "curve": list(progress.curve[begin:])}
+    return {name: part for name, part in parts.items() if known.get(name) != part} | {"progress": rest}
+
+
+def progress_of(trial: FrozenTrial) -> Progress:
+    """Of a trial in flight; nothing of one that has reported nothing. Earlier versions kept the curve in one piece."""
+    attrs = trial.user_attrs
+    if (kept := attrs.get("progress")) is None:
+        return Progress()
+    curve = [accuracy for at in range(0, kept.get("begin", 0), _EPOCHS) for accuracy in attrs[_part(at)]]
+    return Progress(
+        curve=(*curve, *kept["curve"]),
+        seconds=kept["seconds"],
+        train_seconds=kept["train_seconds"],
+        is_paused=bool(kept.get("is_paused")),
+    )
+
+
+def _part(begin: int) -> str:
+    return f"accuracy, epochs {begin + 1} to {begin + _EPOCHS}"
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed of 31 bits that is a function of `parts`."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little") >> 1
+
+
+def distributions_of(space: GenomeSpace) -> dict[str, BaseDistribution]:
+    """Ordinal genes as integers, so that samplers can use their order."""
+    return {
+        gene.name: IntDistribution(0, len(gene.options) - 1)
+        if gene.is_ordinal
+        else CategoricalDistribution(tuple(range(len(gene.options))))
+        for gene in space.genes
+    }
+
+
+def genome_of(space: GenomeSpace, params: Mapping[str, Any]) -> Genome:
+    return tuple(int(params[gene.name]) for gene in space.genes)
+
+
+def params_of(space: GenomeSpace, genome: Genome) -> dict[str, int]:
+    return {gene.name: index for gene, index in zip(space.genes, genome, strict=True)}
+
+
+def is_whole(trial: FrozenTrial, space: GenomeSpace) -> bool:
+    """Whether every gene was written before a crash could tear the proposal."""
+    return all(gene.name in trial.params for gene in space.genes)

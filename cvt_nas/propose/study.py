@@ -1,0 +1,353 @@
+"""What Optuna proposed, and how each trial ended: ask and tell, on a storage that survives a crash."""
+
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+from optuna.samplers import RandomSampler
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from cvt_nas.arch import Cost
+from cvt_nas.propose.samplers import (
+    Progress,
+    SamplerName,
+    UnseenSampler,
+    derive_seed,
+    distributions_of,
+    draw_unseen,
+    genome_of,
+    is_whole,
+    observation_of,
+    params_of,
+    progress_of,
+    progress_to_attrs,
+)
+from cvt_nas.propose.surrogate import Observation, Surrogate
+from cvt_nas.results import FAILURES, Metric, Status
+from cvt_nas.space import ALL_COST_METRICS, Genome, GenomeSpace
+
+_STUDY_NAME = "cvt-nas"
+_FITTED = "hyperparameters"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proposal:
+    """An architecture to train, feasible and new.
+
+    Args:
+        number: Of the trial, in the run and in the study.
+        seed: Of its training.
+    """
+
+    number: int
+    genome: Genome
+    cost: Cost
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartialTrial:
+    """How far a trial came that has not ended.
+
+    Args:
+        seconds: Spent on it, and `train_seconds` of them in epochs.
+    """
+
+    proposal: Proposal
+    curve: tuple[float, ...]
+    seconds: float
+    train_seconds: float
+
+
+class Ended(Protocol):
+    """How a trial ended; a `TrialResult` is one."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def status(self) -> Status: ...
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def curve(self) -> tuple[float, ...]: ...
+    @property
+    def cost(self) -> Cost: ...
+    @property
+    def reason(self) -> str | None: ...
+
+
+class Study:
+    """Ask and tell.
+
+    Opening the storage of a search that was interrupted settles what its record already holds, and makes
+    `ask` begin with the trials that were in flight. After them come the architectures whose last trial failed or ran
+    out of memory: they are tried once more, each by a trial with a number and a seed of its own.
+
+    Args:
+        metrics: The objectives, accuracy first.
+        num_trials: After how many `ask` ends; None where it never does.
+        seed: Of proposals and of the trials' trainings.
+        anchors: Proposed first, by name.
+        recorded: The trials that have ended, of which Optuna may not know yet.
+    """
+
+    def __init__(
+        self,
+        space: GenomeSpace,
+        *,
+        metrics: Sequence[Metric],
+        sampler: SamplerName,
+        storage: BaseStorage,
+        num_trials: int | None,
+        seed: int,
+        anchors: Mapping[str, Genome] | None = None,
+        recorded: Sequence[Ended] = (),
+    ) -> None:
+        self._space, self._num_trials, self._seed = space, num_trials, seed
+        self._metrics = tuple(metrics)
+        self._seen: set[Genome] = set()
+        self._observed: dict[int, tuple[FrozenTrial, Observation]] = {}
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._surrogate = self._optuna_sampler = None
+        if sampler == "surrogate":
+            self._surrogate = Surrogate(space, costs=[m for m in ALL_COST_METRICS if m in metrics], seed=seed)
+        elif sampler != "random":
+            self._optuna_sampler = UnseenSampler(sampler, space, seed=seed, seen=self._seen)
+        self._study = optuna.create_study(
+            study_name=_STUDY_NAME,
+            storage=storage,
+            directions=["maximize" if metric == "accuracy" else "minimize" for metric in self._metrics],
+            sampler=self._optuna_sampler or RandomSampler(seed),  # the latter is never asked
+            load_if_exists=True,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.set_metric_names(list(self._metrics))
+        if self._surrogate is not None:
+            kept = self._study.user_attrs.get(_FITTED, {})
+            self._surrogate.fitted |= {int(number): np.array(values) for number, values in kept.items()}
+        self._orphans: list[FrozenTrial] = []
+        self._paused: list[FrozenTrial] = []
+        self._exhausted = False
+        last = self._resume({ended.number: ended for ended in recorded})
+        named = {name: space.canonical(genome) for name, genome in (anchors or {}).items()}
+        self._anchors = {name: genome for name, genome in named.items() if genome not in self._seen}
+        self._retries = self._failed(last, list(named.values()))
+
+    def _failed(self, last: Mapping[Genome, FrozenTrial], first: Sequence[Genome]) -> list[FrozenTrial]:
+        """Of the last trials of all architectures those that failed: `first` in its order, then by number."""
+        place = {genome: index for index, genome in enumerate(first)}
+        failed = {
+            genome: trial
+            for genome, trial in last.items()
+            if trial.state == TrialState.FAIL and trial.user_attrs.get("status") in FAILURES
+        }
+        return sorted(failed.values(), key=lambda trial: (
+            place.get(self._canonical_of(trial), len(place)), trial.number
+        ))  # fmt: skip
+
+    def _canonical_of(self, trial: FrozenTrial) -> Genome:
+        return self._space.canonical(genome_of(self._space, trial.params))
+
+    def _resume(self, recorded: Mapping[int, Ended]) -> dict[Genome, FrozenTrial]:
+        """Settles what an earlier process left; returns the last trial of each architecture."""
+        last: dict[Genome, FrozenTrial] = {}
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.state == TrialState.RUNNING:
+                if trial.number in recorded:  # recorded, then killed before Optuna was told
+                    self.tell(recorded[trial.number])
+                    trial = self._study.get_trials(deepcopy=False)[trial.number]
+                elif is_whole(trial, self._space):
+                    (self._paused if progress_of(trial).is_paused else self._orphans).append(trial)
+                else:  # killed while Optuna was writing the proposal: nothing was trained
+                    self._study.tell(trial.number, state=TrialState.FAIL)
+                    continue
+            if is_whole(trial, self._space):
+                last[self._canonical_of(trial)] = trial
+        self._seen.update(last)  # in place, since the sampler has it, too; `|=` with keys makes another set
+        return last
+
+    @property
+    def num_asked(self) -> int:
+        """Architectures that were launched, in this process or an earlier one, however often."""
+        return len(self._seen)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every trial that was launched has ended, and no further one would be launched."""
+        return self.has_no_more and not self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+    @property
+    def has_no_more(self) -> bool:
+        """Whether `ask` would give nothing, as far as is known without a proposal."""
+        return not (self._orphans or self._retries) and (self._exhausted or self._is_full)
+
+    def ask(self) -> Proposal | None:
+        """The next architecture to train: first those in flight when the run was interrupted, if `interrupted` did not
+        hand them over, then those that failed, then anchors.
+
+        Returns:
+            None where the number of trials is reached, or the space holds nothing feasible that is new.
+        """
+        if self._orphans:
+            return self._proposal(self._orphans.pop(0))
+        if self._retries:
+            failed = self._retries[0]
+            anchor = {name: value for name, value in failed.user_attrs.items() if name == "anchor"}
+            trial = self._begin(genome_of(self._space, failed.params), retry_of=failed.number, **anchor)
+            del self._retries[0]
+            return self._proposal(trial)
+        if self._is_full:
+            return None
+        number = len(self._study.get_trials(deepcopy=False))
+        trial = (
+            self._propose(number) if self._optuna_sampler is None else self._ask_optuna(self._optuna_sampler, number)
+        )
+        if trial is None:
+            self._exhausted = True
+            return None
+        proposal = self._proposal(trial)
+        self._seen.add(self._space.canonical(proposal.genome))
+        self._anchors = {name: genome for name, genome in self._anchors.items() if genome not in self._seen}
+        return proposal
+
+    def _propose(self, number: int) -> FrozenTrial | None:
+        if self._anchors:
+            name, genome = next(iter(self._anchors.items()))
+            return self._begin(genome, anchor=name)
+        genome = None
+        if self._surrogate is not None:
+            genome = self._ask_surrogate(self._surrogate, number)
+        if genome is None:
+            genome = draw_unseen(self._space, self._seen, random.Random(derive_seed(self._seed, number, "proposal")))
+        return None if genome is None else self._begin(genome)
+
+    def _ask_surrogate(self, surrogate: Surrogate, number: int) -> Genome | None:
+        num_fitted = len(surrogate.fitted)
+        genome = surrogate.propose(number, self._observations(), self._seen)
+        if len(surrogate.fitted) > num_fitted:  # before the proposal, or a crash would part them
+            latest = sorted(surrogate.fitted)[-2:]  # a trial that is promoted counts no more, until it has ended
+            self._study.set_user_attr(_FITTED, {str(used): surrogate.fitted[used].tolist() for used in latest})
+        return genome
+
+    def _observations(self) -> list[Observation]:
+        """Of the trials, in the order of their numbers, but of those that failed and were tried again.
+
+        One is read again where it has changed: Optuna's storages put another object in its place then.
+        """
+        observations, trials = [], self._study.get_trials(deepcopy=False)
+        retried = {trial.user_attrs.get("retry_of") for trial in trials}
+        for trial in trials:
+            if trial.number in retried:
+                continue
+            known = self._observed.get(trial.number)
+            if known is None or known[0] is not trial:
+                if not is_whole(trial, self._space):
+                    continue
+                known = self._observed[trial.number] = trial, observation_of(trial, self._space)
+            observations.append(known[1])
+        return observations
+
+    def _ask_optuna(self, sampler: UnseenSampler, number: int) -> FrozenTrial | None:
+        if self._anchors:
+            name, genome = next(iter(self._anchors.items()))
+            waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            if name not in (trial.user_attrs.get("anchor") for trial in waiting):  # from before a crash
+                self._study.enqueue_trial(params_of(self._space, genome), user_attrs={"anchor": name})
+        if not sampler.prepare(number):
+            return None
+        trial = self._study.ask(distributions_of(self._space))
+        for name, value in self._attributes_of(genome_of(self._space, trial.params)).items():
+            trial.set_user_attr(name, value)
+        return self._study.get_trials(deepcopy=False)[trial.number]
+
+    def _begin(self, genome: Genome, **attributes: Any) -> FrozenTrial:
+        """A running trial of `genome`, written at once: `Study.ask` would wait for the disk gene by gene."""
+        trial = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=params_of(self._space, genome),
+            distributions=distributions_of(self._space),
+            user_attrs={**self._attributes_of(genome), **attributes},
+        )
+        trial_id = self._study._storage.create_new_trial(self._study._study_id, template_trial=trial)
+        return self._study._storage.get_trial(trial_id)
+
+    def _attributes_of(self, genome: Genome) -> dict[str, Any]:
+        """What the indices mean, for whoever opens the journal in optuna-dashboard."""
+        genes = zip(self._space.genes, genome, strict=True)
+        choices = {gene.name: gene.options[index] for gene, index in genes}
+        cost = self._space.cost(genome).to_json()
+        return {"arch_id": self._space.arch_id(genome), "choices": choices, **cost}
+
+    @property
+    def _is_full(self) -> bool:
+        return self._num_trials is not None and self.num_asked >= self._num_trials
+
+    def report(self, trial: PartialTrial) -> None:
+        """Keeps how far a trial in flight came, for `interrupted` after a crash."""
+        self._keep(trial, is_paused=False)
+
+    def pause(self, trial: PartialTrial) -> None:
+        """Keeps how far a trial came, for `paused` after a crash; to Optuna it goes on running."""
+        self._keep(trial, is_paused=True)
+
+    def promote(self, trial: PartialTrial) -> None:
+        """Marks a paused trial as in flight."""
+        self._keep(trial, is_paused=False)
+
+    def _keep(self, trial: PartialTrial, *, is_paused: bool) -> None:
+        storage = self._study._storage
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, trial.proposal.number)
+        progress = Progress(
+            curve=trial.curve, seconds=trial.seconds, train_seconds=trial.train_seconds, is_paused=is_paused
+        )
+        for name, value in progress_to_attrs(progress, storage.get_trial(trial_id).user_attrs).items():
+            storage.set_trial_user_attr(trial_id, name, value)
+
+    def paused(self) -> Iterator[PartialTrial]:
+        """Trials that were paused when the search was interrupted."""
+        return map(self._partial, self._paused)
+
+    def interrupted(self) -> Iterator[PartialTrial]:
+        """Hands over the trials that were in flight when the search was interrupted; `ask` begins with the others."""
+        while self._orphans:
+            yield self._partial(self._orphans.pop(0))
+
+    def _partial(self, trial: FrozenTrial) -> PartialTrial:
+        progress = progress_of(trial)
+        return PartialTrial(
+            proposal=self._proposal(trial),
+            curve=progress.curve,
+            seconds=progress.seconds,
+            train_seconds=progress.train_seconds,
+        )
+
+    def _proposal(self, trial: FrozenTrial) -> Proposal:
+        genome = genome_of(self._space, trial.params)
+        return Proposal(
+            number=trial.number,
+            genome=genome,
+            cost=self._space.cost(genome),
+            seed=derive_seed(self._seed, trial.number, "training"),
+        )
+
+    def tell(self, ended: Ended) -> None:
+        """Tells Optuna how a trial ended: complete with its values, stopped as pruned, all others as failed."""
+        storage = self._study._storage
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, ended.number)
+        attributes = {"status": ended.status, "epochs": ended.epochs, "curve": list(ended.curve)}
+        for name, value in attributes.items():
+            storage.set_trial_user_attr(trial_id, name, value)
+        if ended.status == "complete":
+            costs = [getattr(ended.cost, metric) for metric in self._metrics[1:]]
+            self._study.tell(ended.number, [ended.curve[-1], *costs])
+        elif ended.status == "stopped":
+            self._study.tell(ended.number, state=TrialState.PRUNED)
+        else:
+            storage.set_trial_user_attr(trial_id, "reason", ended.reason or "")
+            self._study.tell(ended.number, state=TrialState.FAIL)

@@ -1,0 +1,172 @@
+"""Files that a crash leaves whole: written at once, or line by line."""
+
+import contextlib
+import errno
+import io
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+from cvt_nas.errors import RunFolderError, StorageError
+from cvt_nas.results.parsing import json_text, load_finite
+from cvt_nas.run.mirror import end_of_lines, mirror_of
+
+_FOR_GOOD = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG,
+    errno.ELOOP,
+}  # fmt: skip
+_AWAY = {errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.EREMOTEIO}
+T = TypeVar("T")
+_PARTIAL = ".partial"
+
+
+def patiently(action: Callable[[], T], *, seconds: float = 60.0) -> T:
+    """`action`, again and again while the file system that it writes to is away, as one on a network may be.
+
+    Raises:
+        StorageError: It did not come back within `seconds`; or it is full, or cannot be written to, which does not
+            pass by itself.
+    """
+    deadline, pause = time.monotonic() + seconds, 0.1
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in _FOR_GOOD | _AWAY:
+                raise
+            if error.errno in _FOR_GOOD or time.monotonic() > deadline:
+                raise StorageError(error.errno, error.strerror, error.filename) from error
+        time.sleep(pause)
+        pause = min(2 * pause, 5.0)
+
+
+def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -> None:
+    """Writes a file so that a crash leaves the old one or the new one, never a part.
+
+    Args:
+        path: Where to; its folder exists.
+        content: The text, or a function that writes the file to what it is given.
+
+    Raises:
+        StorageError: See `patiently`.
+    """
+    patiently(lambda: _write_atomically(path, content))
+    push(path)
+
+
+def _write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+    try:
+        with _File(partial, "wb") as file:
+            try:
+                if isinstance(content, str):
+                    file.write(content.encode("utf-8", "surrogateescape"))
+                else:
+                    content(cast(BinaryIO, file))
+                os.fsync(file.fileno())
+            except Exception:
+                if file.error is not None:
+                    raise file.error  # noqa: B904  the cause, and not what a library made of it
+                raise
+        partial.replace(path)
+    except BaseException as error:  # half a file would keep a full disk full
+        if isinstance(error, OSError):
+            error.filename = str(path)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+class _File(io.FileIO):
+    """A file that remembers why it could not be written, since not every library that writes to it does."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view, done = memoryview(data).cast("B"), 0
+        while done < len(view):
+            try:
+                done += super().write(view[done:]) or 0
+            except OSError as error:
+                error.filename, self.error = self.name, error
+                raise
+        return done
+
+
+def remove_partials(folder: Path) -> None:
+    """Deletes what processes that were killed left half written; none may be at work in `folder` or below."""
+    for partial in folder.rglob(f".*{_PARTIAL}"):
+        partial.unlink(missing_ok=True)
+
+
+def append_line(path: Path, tree: Mapping[str, Any]) -> None:
+    """On disk when it returns. Where it raises, as `patiently` does, nothing was added that `read_lines` would read."""
+
+    def append() -> None:
+        repair_last_line(path)
+        with _File(path, "ab") as file:
+            end = file.tell()
+            try:
+                file.write(json_text(tree).encode() + b"\n")
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)  # or the next attempt would add it twice
+                raise
+
+    patiently(append)
+    if (copy := mirror_of(path)) is not None:
+        copy.push_late()  # of what it is about, so that it is never ahead
+        copy.push(path)
+
+
+def push(path: Path) -> None:
+    """Copies a file that is here to where other machines fetch it from; see `add_mirror`."""
+    if (copy := mirror_of(path)) is not None:
+        copy.push(path)
+
+
+def fetch(path: Path) -> None:
+    """Brings a file or folder here, as another machine may have written it; see `add_mirror`."""
+    if (copy := mirror_of(path)) is not None:
+        copy.pull(path)
+
+
+def exists(path: Path) -> bool:
+    """Whether a file is here, or where another machine may have written it."""
+    return path.exists() or ((copy := mirror_of(path)) is not None and copy.exists(path))
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether any file lies below a folder, here or where another machine may have written it."""
+    if any(path.is_file() for path in folder.rglob("*")):
+        return True
+    return (copy := mirror_of(folder)) is not None and copy.holds_files(folder)
+
+
+def delete(path: Path) -> None:
+    """A file, if it is there, here and elsewhere."""
+    path.unlink(missing_ok=True)
+    if (copy := mirror_of(path)) is not None:
+        copy.delete(path)
+
+
+def repair_last_line(path: Path) -> None:
+    """Cuts off a last line that was torn by a crash or a full disk, which what follows would join."""
+    if path.exists() and (whole := end_of_lines(path)) < path.stat().st_size:
+        os.truncate(path, whole)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is nothing, or torn
+    trees = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            trees.append(load_finite(line))
+        except ValueError as error:
+            raise RunFolderError(f"{path}:{number}: damaged: {error}") from error
+    return trees
