@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from ray.air.integrations.wandb import WandbLoggerCallback
-from ray.tune.logger.tensorboardx import TBXLoggerCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # type: ignore[attr-defined]
 from wandb.proto import wandb_internal_pb2
@@ -25,8 +24,9 @@ from cvt_nas.arch import ArchConfig, cost_of
 from cvt_nas.config import Experiment
 from cvt_nas.errors import CvtNasError
 from cvt_nas.follow import trackers as module
-from cvt_nas.follow.trackers import check_trackers, config_of, trackers
-from cvt_nas.launch.ranks import local_ray
+from cvt_nas.follow.tensorboard import TensorBoard
+from cvt_nas.follow.tracker import config_of
+from cvt_nas.follow.trackers import check_trackers, trackers
 from cvt_nas.results import Status, TrialResult, further_number
 from cvt_nas.results.events import EpochDone, RaceEvent, TrialPaused, TrialStarted
 from cvt_nas.run import RunFolder
@@ -110,9 +110,9 @@ def tell(run: RunFolder, events: Sequence[RaceEvent], warned: list[str], **asked
 
 def tensorboard_curve(folder: Path) -> list[tuple[int, float]]:
     read = EventAccumulator(str(folder)).Reload()
-    if "ray/tune/accuracy" not in read.Tags()["scalars"]:
+    if "accuracy" not in read.Tags()["scalars"]:
         return []
-    return [(point.step, point.value) for point in read.Scalars("ray/tune/accuracy")]
+    return [(point.step, point.value) for point in read.Scalars("accuracy")]
 
 
 def hparams(folder: Path) -> dict[str, Any]:
@@ -151,15 +151,26 @@ def wandb_records(path: Path) -> Iterator[Any]:
             whole = b""
 
 
-def wandb_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Config and history."""
-    config, history = {}, []
+@dataclasses.dataclass
+class WandbRun:
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    summary: dict[str, Any] = dataclasses.field(default_factory=dict)
+    exit_code: int | None = None
+
+
+def wandb_run(path: Path) -> WandbRun:
+    told = WandbRun()
     for record in wandb_records(path):
         for item in (*record.run.config.update, *record.config.update):
-            config[item.key] = json.loads(item.value_json)
+            told.config[item.key] = json.loads(item.value_json)
+        for item in record.summary.update:
+            told.summary[item.key] = json.loads(item.value_json)
         if record.history.item:
-            history.append({item.nested_key[-1]: json.loads(item.value_json) for item in record.history.item})
-    return config, history
+            told.history.append({item.nested_key[-1]: json.loads(item.value_json) for item in record.history.item})
+        if record.HasField("exit"):
+            told.exit_code = record.exit.exit_code
+    return told
 
 
 # --- each tracker
@@ -192,7 +203,7 @@ def test_tensorboard_holds_one_run_for_each_trial_across_pauses_deaths_and_inter
         assert (values["status"], values["number"], values["arch_id"]) == (status, number, ARCH.id)
         assert values["flops"] == cost_of(ARCH).flops
         assert values["stage0.embed_dim"] == ARCH.stages[0].embed_dim
-        (last,) = EventAccumulator(str(folder)).Reload().Scalars("ray/tune/train_seconds")
+        (last,) = EventAccumulator(str(folder)).Reload().Scalars("train_seconds")
         assert (last.step, last.value) == (EPOCHS[number], 7.5)
 
 
@@ -228,16 +239,15 @@ def test_two_runs_with_the_same_name_share_an_mlflow_experiment_and_no_trial(
     assert len(client.search_runs([found.experiment_id])) == 2
 
 
-@pytest.fixture(scope="module")
-def ray_offline() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "offline")
-        patch.delenv("WANDB_API_KEY", raising=False)
-        with local_ray(num_cpus=2, num_gpus=0):
-            yield
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    yield
+    wandb.teardown()  # its process, which would serve the next run
 
 
-@pytest.mark.usefixtures("ray_offline")
+@pytest.mark.usefixtures("offline")
 def test_wandb_offline_holds_one_whole_run_for_each_trial_in_the_run_folder(
     run: RunFolder, warned: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,72 +259,65 @@ def test_wandb_offline_holds_one_whole_run_for_each_trial_in_the_run_folder(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my-run"]
     found = {}
     for path in (run.path / "wandb").glob("offline-run-*/*.wandb"):
-        config, history = wandb_run(path)
-        found[config["number"]] = config, history
+        told = wandb_run(path)
+        found[told.config["number"]] = told
     assert len(list((run.path / "wandb").glob("offline-run-*"))) == len(found) == 2
-    for number, (config, history) in found.items():
-        assert (config["status"], config["arch_id"]) == (STATUSES[number], ARCH.id)
-        assert config["stage0.depth"] == len(ARCH.stages[0].blocks)
-        assert [(row["_step"], row["accuracy"]) for row in history] == curve_of(number)
-        assert history[-1]["final_accuracy"] == accuracy(number, EPOCHS[number])
-        assert history[-1]["train_seconds"] == 7.5
-    assert found[2][0]["reason"] == "the worker process died, 2 times"
-
-
-def noting() -> type:
-    """In the place of what talks to W&B: notes in a file what it is told. A class that is sent to Ray by value."""
-
-    class NotedRun:
-        def __init__(self, logdir: str, queue: Any, exclude: Any, to_config: Any, **settings: Any) -> None:
-            if settings["project"] == "broken":
-                raise ImportError("cannot begin")
-            self._file, self._queue, self._settings = Path(logdir) / "noted.jsonl", queue, settings
-
-        def run(self) -> None:
-            if self._settings["project"] == "refused":
-                raise PermissionError("no such project\nat all")
-            self._note("init", self._settings["id"], self._settings["resume"], os.environ["WANDB_BASE_URL"])
-            while (told := self._queue.get())[0].name == "RESULT":
-                self._note("log", self._settings["id"], told[1]["training_iteration"], told[1].get("accuracy"))
-            self._note("finish", self._settings["id"])
-
-        def _note(self, *values: Any) -> None:
-            with self._file.open("a") as file:
-                file.write(json.dumps(values) + "\n")
-
-    return NotedRun
+    for number, told in found.items():
+        assert (told.config["status"], told.config["arch_id"]) == (STATUSES[number], ARCH.id)
+        assert told.config["stage0.depth"] == len(ARCH.stages[0].blocks)
+        assert [(row["_step"], row["accuracy"]) for row in told.history] == curve_of(number)
+        assert told.summary["final_accuracy"] == accuracy(number, EPOCHS[number])
+        assert told.summary["train_seconds"] == 7.5
+        assert told.exit_code == (number == 2)
+    assert found[2].config["reason"] == "the worker process died, 2 times"
 
 
 @pytest.fixture
-def online(ray_offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WandbLoggerCallback, "_logger_actor_cls", noting())
-    monkeypatch.delenv("WANDB_MODE")
+def online(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What is told to a stand-in for W&B's client, as no server of W&B's is here."""
+    told: list[tuple[Any, ...]] = []
+
+    class NotedRun:
+        def __init__(self, **settings: Any) -> None:
+            if settings["project"] == "refused":
+                raise PermissionError("no such project\nat all")
+            self._id, self.config, self.summary = settings["id"], self, self
+            told.append(("init", self._id, settings["resume"]))
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            told.append(("log", self._id, step, values["accuracy"]))
+
+        def update(self, values: dict[str, Any], **options: Any) -> None:
+            told.append(("update", self._id, *values))
+
+        def finish(self, exit_code: int = 0) -> None:
+            told.append(("finish", self._id, exit_code))
+
+    monkeypatch.setattr(wandb, "init", NotedRun)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "https://our.wandb")  # after Ray was started, as on a cluster
+    return told
 
 
-@pytest.mark.usefixtures("online")
 def test_wandb_goes_on_with_a_trial_s_run_after_a_pause_and_after_an_interruption(
-    run: RunFolder, warned: list[str]
+    run: RunFolder, warned: list[str], online: list[tuple[Any, ...]]
 ) -> None:
     for events in ([*FIRST[:3], started(0), epoch(0, 2)], [started(0), epoch(0, 3), ended(0, 3)]):
         tell(run, events, warned, wandb="my-project")
     assert not warned
-    noted = [json.loads(line) for line in (run.path / "noted.jsonl").read_text().splitlines()]
-    (name,) = {line[1] for line in noted}
-    parts = [
-        [["init", name, "allow", "https://our.wandb"], ["log", name, done, accuracy(0, done)]] for done in (1, 2, 3)
-    ]
-    parts[-1].append(["log", name, 3, None])  # the summary
-    assert noted == [line for part in parts for line in [*part, ["finish", name]]]
+    (name,) = {line[1] for line in online}
+    parts = [[("init", name, "allow"), ("log", name, done, accuracy(0, done))] for done in (1, 2, 3)]
+    summary = ("epochs", "params", "flops", "train_seconds", "final_accuracy")
+    parts[-1] += [("update", name, "status"), ("update", name, *summary)]
+    assert online == [line for part in parts for line in [*part, ("finish", name, 0)]]
 
 
-@pytest.mark.usefixtures("online")
-def test_what_wandb_refuses_is_one_warning_and_the_search_goes_on(run: RunFolder, warned: list[str]) -> None:
+def test_what_wandb_refuses_is_one_warning_and_the_search_goes_on(
+    run: RunFolder, warned: list[str], online: list[tuple[Any, ...]]
+) -> None:
     tell(run, FIRST[:1], warned, wandb="refused")
     assert warned == ["--wandb refused: no such project; the search goes on without it"]
-    tell(run, FIRST[:1], warned, wandb="broken")
-    assert warned[1:] == ["--wandb broken: ImportError: cannot begin; the search goes on without it"]
+    assert online == []
 
 
 # --- what goes wrong
@@ -344,14 +347,14 @@ def any_metric(store: str) -> bool:
     client = MlflowClient(store)
     found = client.get_experiment_by_name("my-run")
     runs = [] if found is None else client.search_runs([found.experiment_id])
-    return any("training_iteration" in run.data.metrics and "accuracy" in run.data.metrics for run in runs)
+    return any("accuracy" in run.data.metrics for run in runs)
 
 
 def test_a_tracker_that_hangs_holds_up_neither_the_search_nor_its_end(
     run: RunFolder, warned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     awake = threading.Event()
-    monkeypatch.setattr(TBXLoggerCallback, "log_trial_start", lambda *_: awake.wait(60))
+    monkeypatch.setattr(TensorBoard, "begin", lambda *_: awake.wait(60))
     monkeypatch.setattr(module, "_SECONDS_OF_SILENCE", 0.2)
     tell(run, FIRST, warned, tensorboard=True)
     awake.set()
@@ -385,7 +388,6 @@ def test_what_a_tracker_lacks_is_one_line_before_anything_starts(
 # --- a search
 
 
-@pytest.mark.usefixtures("ray_offline")
 def test_a_search_calls_back_and_its_curves_in_tensorboard_are_those_of_its_record(
     small: Experiment, tmp_path: Path
 ) -> None:

@@ -1,0 +1,80 @@
+"""A search in MLflow: an experiment of the run's name, and in it a run for each trial."""
+
+import os
+
+from cvt_nas.errors import CvtNasError, first_line
+from cvt_nas.follow.tracker import LOST, TrackedTrial, Tracker, ending_of, summary_of
+from cvt_nas.results import TrialResult
+from cvt_nas.run import RunFolder
+
+
+class MLflow(Tracker):
+    """Two tags tell which run is a trial's, so that every process finds it again.
+
+    Args:
+        uri: Of the tracking server or its database.
+    """
+
+    def __init__(self, run: RunFolder, uri: str) -> None:
+        import mlflow
+
+        super().__init__(run)
+        self._client = mlflow.MlflowClient(uri)
+        experiment = self._client.get_experiment_by_name(self.run_name)
+        self._experiment = (
+            self._client.create_experiment(self.run_name) if experiment is None else experiment.experiment_id
+        )
+        self._runs: dict[str, str] = {}
+
+    def begin(self, trial: TrackedTrial) -> None:
+        if trial.id in self._runs:  # it was paused
+            return
+        tags = {"search": self.run_key, "trial_name": trial.name}
+        wanted = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+        if found := self._client.search_runs([self._experiment], wanted, max_results=1):
+            self._runs[trial.id] = found[0].info.run_id
+            self._client.update_run(self._runs[trial.id], status="RUNNING")
+            return
+        self._runs[trial.id] = self._client.create_run(self._experiment, tags=tags, run_name=trial.name).info.run_id
+        for name, value in trial.config.items():
+            self._client.log_param(self._runs[trial.id], name, value)
+
+    def log(self, trial: TrackedTrial, epoch: int, accuracy: float) -> None:
+        self._client.log_metric(self._runs[trial.id], "accuracy", accuracy, step=epoch)
+
+    def pause(self, trial: TrackedTrial) -> None:
+        """Nothing: a run holds nothing here."""
+
+    def end(self, trial: TrackedTrial, result: TrialResult) -> None:
+        run_id = self._runs.pop(trial.id)
+        for name, value in ending_of(result).items():
+            self._client.set_tag(run_id, name, value)
+        for name, number in summary_of(result).items():
+            self._client.log_metric(run_id, name, number, step=result.epochs)
+        self._client.set_terminated(run_id, status="FAILED" if result.status in LOST else "FINISHED")
+
+    def close(self) -> None:
+        for run_id in self._runs.values():  # those that wait, too
+            self._client.set_terminated(run_id, status="KILLED")
+
+
+def check_mlflow(uri: str) -> None:
+    """Whether an MLflow server answers at `uri`.
+
+    Raises:
+        CvtNasError: None does.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # as Ray's usage statistics are
+    import mlflow
+
+    # it would try for minutes
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+    limits = {name: value for name, value in limits.items() if name not in os.environ}
+    os.environ.update(limits)
+    try:
+        mlflow.MlflowClient(uri).search_experiments(max_results=1)
+    except Exception as error:
+        raise CvtNasError(f"--mlflow {uri}: {first_line(error)}") from error
+    finally:
+        for name in limits:
+            del os.environ[name]

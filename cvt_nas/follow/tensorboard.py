@@ -1,0 +1,45 @@
+"""A search in TensorBoard: a folder for each trial."""
+
+import itertools
+import os
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams
+
+from cvt_nas.follow.tracker import TrackedTrial, Tracker, summary_of
+from cvt_nas.results import TrialResult
+from cvt_nas.run import RunFolder
+
+_numbers = itertools.count()  # of files, which are otherwise named by the second
+
+
+class TensorBoard(Tracker):
+    """Each time that a trial is on a worker makes a file in the trial's folder; TensorBoard reads them as one."""
+
+    def __init__(self, run: RunFolder) -> None:
+        super().__init__(run)
+        self._folder = run.tensorboard_path
+        self._writers: dict[str, SummaryWriter] = {}
+
+    def begin(self, trial: TrackedTrial) -> None:
+        suffix = f".{next(_numbers):06}.{os.getpid()}"  # TensorBoard reads files in the order of their names
+        self._writers[trial.id] = SummaryWriter(str(self._place(trial)), filename_suffix=suffix)
+
+    def log(self, trial: TrackedTrial, epoch: int, accuracy: float) -> None:
+        self._writers[trial.id].add_scalar("accuracy", accuracy, epoch)
+        self._writers[trial.id].flush()
+
+    def pause(self, trial: TrackedTrial) -> None:
+        self._writers.pop(trial.id).close()
+
+    def end(self, trial: TrackedTrial, result: TrialResult) -> None:
+        writer, values = self._writers[trial.id], summary_of(result)
+        for part in hparams({**trial.config, "status": result.status}, values):
+            writer.file_writer.add_summary(part)  # `add_hparams` would write a folder or a file of its own
+        for name, value in values.items():
+            writer.add_scalar(name, value, result.epochs)
+        self.pause(trial)
+
+    def _place(self, trial: TrackedTrial) -> Path:
+        return self._folder / trial.name

@@ -1,0 +1,122 @@
+"""One experiment tracker, told of a search's trials by the events of the search."""
+
+import dataclasses
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cvt_nas.arch import ArchConfig, BlockConfig, cost_of
+from cvt_nas.results import TrialResult
+from cvt_nas.results.events import EpochDone, RaceEvent, TrialPaused, TrialStarted
+from cvt_nas.run import RunFolder
+
+LOST = {"diverged", "failed", "oom"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackedTrial:
+    """A trial as trackers know it.
+
+    Args:
+        id: The same in whatever process, and different from that of every other run's trials.
+        name: For people.
+        config: What is known of it beforehand, by flat names.
+    """
+
+    id: str
+    name: str
+    config: dict[str, Any]
+
+
+class Tracker(ABC):
+    """What all trackers share: which trials are on a worker, and what each event means for them.
+
+    Args:
+        run: Its name groups the trials.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run_name = Path(run.place).name
+        self.run_key = hashlib.sha256(json.dumps(run.manifest, sort_keys=True).encode()).hexdigest()[:8]
+        self._live: dict[int, TrackedTrial] = {}
+
+    def __call__(self, event: RaceEvent) -> None:
+        if isinstance(event, TrialStarted):
+            self._started(event.number, event.arch, event.seed)
+        elif isinstance(event, EpochDone):
+            self.log(self._live[event.number], event.epoch, event.accuracy)
+        elif isinstance(event, TrialPaused):
+            self.pause(self._live.pop(event.number))
+        elif isinstance(event, TrialResult):
+            trial = self._started(event.number, event.arch, event.seed)  # another process may have paused it
+            self.end(trial, event)
+            del self._live[event.number]
+
+    def close(self) -> None:
+        """The search has ended; trials that are still on a worker go on when it is resumed."""
+        for trial in self._live.values():
+            self.interrupt(trial)
+
+    @abstractmethod
+    def begin(self, trial: TrackedTrial) -> None:
+        """A trial began, or goes on after a pause or an interruption."""
+
+    @abstractmethod
+    def log(self, trial: TrackedTrial, epoch: int, accuracy: float) -> None:
+        """After each epoch."""
+
+    @abstractmethod
+    def pause(self, trial: TrackedTrial) -> None:
+        """Gives back what the trial holds: many may wait at a time."""
+
+    def interrupt(self, trial: TrackedTrial) -> None:
+        """The search ended while the trial was on a worker."""
+        self.pause(trial)
+
+    @abstractmethod
+    def end(self, trial: TrackedTrial, result: TrialResult) -> None:
+        """The trial ended for good."""
+
+    def _started(self, number: int, arch: ArchConfig, seed: int) -> TrackedTrial:
+        if number not in self._live:  # it may have lost its worker, and have another one now
+            trial = TrackedTrial(
+                id=f"{self.run_key}-{number}", name=f"{number}-{arch.id}", config=config_of(number, arch, seed)
+            )
+            self.begin(trial)
+            self._live[number] = trial
+        return self._live[number]
+
+
+def config_of(number: int, arch: ArchConfig, seed: int) -> dict[str, Any]:
+    """What a tracker shows of a trial, as `stage0.embed_dim`.
+
+    Values that differ from block to block are listed as text.
+    """
+    cost = cost_of(arch)
+    config = {"number": number, "arch_id": arch.id, "params": cost.params, "flops": cost.flops, "seed": seed}
+    for index, stage in enumerate(arch.stages):
+        config |= {f"stage{index}.embed_dim": stage.embed_dim, f"stage{index}.depth": len(stage.blocks)}
+        for choice in dataclasses.fields(BlockConfig):
+            values = [getattr(block, choice.name) for block in stage.blocks]
+            same = len(set(values)) == 1
+            config[f"stage{index}.{choice.name}"] = values[0] if same else ",".join(map(str, values))
+    return config
+
+
+def ending_of(result: TrialResult) -> dict[str, str]:
+    """How a trial ended, in words."""
+    return {"status": result.status} | ({} if result.reason is None else {"reason": result.reason})
+
+
+def summary_of(result: TrialResult) -> dict[str, float]:
+    """How a trial ended, in numbers."""
+    values = {
+        "epochs": result.epochs,
+        "params": result.cost.params,
+        "flops": result.cost.flops,
+        "train_seconds": result.train_seconds,
+    }
+    return values if result.accuracy is None else values | {"final_accuracy": result.accuracy}
