@@ -38,6 +38,7 @@ START = "start"  # what a stage has failed at that came to no measurement
 NETWORKS = ("CvT-13 at 224", "small, 28 px, stem stride 4", "small, 32 px, stem stride 2")  # as in step.py
 KINDS = ("training", "forward")
 SUPERNET_STEP = "supernet step of tables"
+PROJECTIONS = "depth-wise projections of CvT-13, bf16"
 
 
 def _throughputs() -> Iterable[str]:
@@ -47,6 +48,7 @@ def _throughputs() -> Iterable[str]:
         f"{name}, {precision}, ways" for precision, name in (("bf16", large), *(("fp32", one) for one in small))
     )
     yield SUPERNET_STEP
+    yield PROJECTIONS
     yield from (f"{name}, {of}, {kind}" for of in ("fp32", "bf16") for name in small for kind in KINDS)
     yield from (f"{large}, bf16, {kind}, compiled" for kind in KINDS)  # each takes a minute to compile
     yield from (f"{name}, fp32, {kind}, compiled" for name in small for kind in KINDS)
@@ -309,6 +311,9 @@ def _throughput_text(line: dict[str, Any]) -> str:
         rates = line["images_per_second"]
         ratios = (f"{way} {rate:,.0f} ({rate / rates['off']:.2f} times)" for way, rate in rates.items() if way != "off")
         return f"training by fit, batch {line['batch']}: off {rates['off']:,.0f} images/s, {', '.join(ratios)}"
+    if "speed_at_once" in line:
+        speeds = ", ".join(f"{speed:.2f} times at {shape}" for shape, speed in line["speed_at_once"].items())
+        return f"keys and values by one convolution, against one each: {speeds}; batch {line['batch']}"
     if "ms" in line:
         return f"{line['ms']:.1f} ms, batch {line['batch']}{_busy(line['gpu_busy'])}"
     text = f"{line['images_per_second']['ours']:,.0f} images/s, batch {line['batch']}{_busy(line['gpu_busy']['ours'])}"

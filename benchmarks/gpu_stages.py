@@ -31,7 +31,7 @@ from cvt_nas.engine import prepare_device
 from cvt_nas.engine.latency import measure_latency
 from cvt_nas.errors import first_line
 from cvt_nas.model import CvT
-from gpu_steps import memory_of, rates, supernet_step, synchronise, tiny_arch, ways
+from gpu_steps import memory_of, projections, rates, supernet_step, synchronise, tiny_arch, ways
 
 TINY_TEST = "tests/test_ablations.py::test_a_grid_that_patches_cannot_have_is_refused"
 SECONDS_TO_COMPILE = 75  # ours, and that of transformers; or our blocks
@@ -262,7 +262,7 @@ def throughput(bench: Bench) -> None:
         ):
             continue  # another run, or the end of this one, has more time for it
         function = functools.partial(ways if name.endswith("ways") else rates, name)
-        function = supernet_step if name == gpu.SUPERNET_STEP else function
+        function = {gpu.SUPERNET_STEP: supernet_step, gpu.PROJECTIONS: projections}.get(name, function)
         bench.measure(name, functools.partial(function, bench.device, tiny=bench.is_tiny))
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from cvt_nas.arch import ArchConfig
 from cvt_nas.config import SupernetConfig, TrainingConfig, load_experiment
@@ -75,6 +77,32 @@ def ways(name: str, device: torch.device, *, tiny: bool) -> dict[str, Any]:
     if found is None:
         raise RuntimeError(f"a batch of {size} does not fit")
     return {"batch": size, **found.to_json()}
+
+
+def projections(device: torch.device, *, tiny: bool) -> dict[str, Any]:
+    """Whether one convolution for keys and values pays: speed, against one for each, of forward and backward.
+
+    By stage, with a query's convolution of stride 1 beside them in both.
+    """
+    batch, found = 2 if tiny else 128, {}
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    for channels, side in ((64, 56), (192, 28), (384, 14)):
+        maps = torch.randn(batch, channels, side, side, device=device, dtype=dtype, requires_grad=True)
+        weights = [torch.randn(times * channels, 1, 3, 3, device=device, dtype=dtype) for times in (1, 1, 1, 2)]
+        query, key, value, both = (weight.requires_grad_() for weight in weights)
+
+        def convolve(weights: Sequence[Tensor], maps: Tensor = maps, query: Tensor = query) -> None:
+            nhwc = maps.contiguous(memory_format=torch.channels_last)
+            parts = [(query, 1), *((weight, 2) for weight in weights)]
+            outs = [F.conv2d(nhwc, weight, None, stride, 1, groups=maps.shape[1]) for weight, stride in parts]
+            torch.autograd.backward([out.sum() for out in outs])
+
+        steps = {"apart": lambda k=key, v=value: convolve((k, v)), "at once": lambda kv=both: convolve((kv,))}
+        seconds, _ = interleaved(steps, device, num_rounds=1 if tiny else 5, chunk=0.01 if tiny else 0.1)
+        found[f"{channels} x {side} x {side}"] = statistics.median(seconds["apart"]) / statistics.median(
+            seconds["at once"]
+        )
+    return {"batch": batch, "speed_at_once": found}
 
 
 def tiny_arch() -> ArchConfig:

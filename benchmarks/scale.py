@@ -24,9 +24,11 @@ from ray import tune
 
 from cvt_nas.arch import cost_of
 from cvt_nas.config import Experiment, parse_experiment
-from cvt_nas.launch import race as executor
+from cvt_nas.launch import trials as launcher
 from cvt_nas.launch.ranks import local_ray
+from cvt_nas.launch.search import Search
 from cvt_nas.pipeline import open_study
+from cvt_nas.propose.race import race_of
 from cvt_nas.report import write_report
 from cvt_nas.results import TrialResult
 from cvt_nas.results.events import EpochDone, TrialStarted
@@ -65,7 +67,7 @@ def main() -> None:
             print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
         started = time.perf_counter()
         study = open_study(experiment, RunFolder.open(run.path), num_trials=options.trials + 1, seed=0)
-        executor.asha_of(experiment, study, run.results())
+        race_of(experiment, study, run.results())
         study.ask()
         print(f"resume, until the first proposal: {time.perf_counter() - started:.1f} s")
         started = time.perf_counter()
@@ -85,7 +87,7 @@ def _experiment(num_trials: int, sampler: str, scheduler: str) -> Experiment:
 def _search(
     experiment: Experiment, run: RunFolder, num_slots: int, seconds_per_epoch: float, num_trials: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    executor.run_trial = sleep_through  # the only part that is not real
+    launcher.run_trial = sleep_through  # the only part that is not real
     slots: Any = SimpleNamespace(cpus_per_trial=1, gpus_per_trial=0, num_workers=1, num_slots=num_slots)
     rows, ended, epochs = [], list[TrialResult](), list[float]()
     asked, heard = dict[int, float](), dict[int, float]()  # when a trial was begun first, and first reported
@@ -94,7 +96,11 @@ def _search(
         study = open_study(experiment, run, num_trials=num_trials, seed=0)
         setup: Any = seconds_per_epoch
         begun = time.perf_counter()
-        for event in executor.race(experiment, study, run, setup, slots, stop=threading.Event()):
+        search = Search(
+            experiment=experiment, run=run, setup=setup, resources=slots, seed=0, num_trials=num_trials,
+            stop=threading.Event(),
+        )  # fmt: skip
+        for event in launcher.run_trials(search, race_of(experiment, study, ()), keep=run.append):
             now = time.perf_counter() - begun
             if isinstance(event, TrialStarted):
                 asked.setdefault(event.number, now)

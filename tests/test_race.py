@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -47,16 +48,17 @@ from cvt_nas.data import ImageData
 from cvt_nas.engine import TrainingSetup, evaluate, progress_reports
 from cvt_nas.errors import CvtNasError, DataError, ResourceError, RunFolderError, SearchFailedError
 from cvt_nas.follow.terminal import ConsoleProgress
-from cvt_nas.launch import race as executor
-from cvt_nas.launch.race import asha_of
+from cvt_nas.launch.flight import kind_of_failure
+from cvt_nas.launch.judges import supernet_workers
 from cvt_nas.launch.ranks import fit_on_workers, local_ray, start_local_ray
 from cvt_nas.launch.resources import claim_resources
 from cvt_nas.launch.trial import read_test_split
-from cvt_nas.launch.tune import SourceSearcher, kind_of_failure
+from cvt_nas.launch.tune import RaceSearcher
 from cvt_nas.pipeline import open_study
-from cvt_nas.pipeline.inherit import supernet_workers
+from cvt_nas.pipeline.phases import race_trials
 from cvt_nas.propose.asha import Asha, Ranking, accuracy_ranks, pareto_ranks
 from cvt_nas.propose.journal import open_journal
+from cvt_nas.propose.race import Race, race_of
 from cvt_nas.propose.samplers import (
     SAMPLERS,
     Progress,
@@ -442,11 +444,9 @@ def test_a_trial_that_has_passed_a_rung_is_not_judged_there_again_after_a_crash(
     for better in others:
         study.pause(better)  # and killed here
     study, run = study_of(experiment, tmp_path / "run", 5)
-    asha = asha_of(experiment, study, run.results())
-    assert asha is not None
-    searcher = SourceSearcher(study, experiment, asha, run, run.append, queue.Queue())
+    searcher = RaceSearcher(race_of(experiment, study, run.results()), experiment, run, run.append, queue.Queue())
     assert searcher.suggest("again")["number"] == 0
-    assert not asha.is_paused(0)
+    assert searcher.goes_on("again", {"curve": [0.1], "epoch": 1})
 
 
 def test_a_race_of_a_run_that_recorded_no_rungs_has_those_of_its_time(
@@ -454,12 +454,13 @@ def test_a_race_of_a_run_that_recorded_no_rungs_has_those_of_its_time(
 ) -> None:
     text = small_digits(**{"  epochs:": "  epochs: 8", "search:": "search: {sampler: random, reduction_factor: 3}"})
     experiment, found = parse_experiment(text, "old.yaml"), list[Any]()
-    study, run = study_of(experiment, tmp_path / "run", 5)
+    _, run = study_of(experiment, tmp_path / "run", 5)
     manifest = {name: value for name, value in run.manifest.items() if name != "rungs"}
     (run.path / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr(executor, "launch_trials", lambda *args, asha, **settings: found.append(asha))
-    executor.race(experiment, study, run, setup=None, resources=None, stop=threading.Event())  # pyright: ignore[reportArgumentType]
-    assert list(found[0].rungs) == [1, 3]
+    monkeypatch.setattr("cvt_nas.pipeline.phases.run_trials", lambda search, race, keep: iter([found.append(race)]))
+    search: Any = SimpleNamespace(experiment=experiment, run=run, num_trials=5, seed=0)
+    assert next(race_trials(search)) is None
+    assert list(found[0].asha.rungs) == [1, 3]
 
 
 def lost(experiment: Experiment, proposal: Proposal, status: Any) -> TrialResult:
@@ -631,10 +632,11 @@ def test_failures_are_alike_whatever_numbers_and_paths_they_name(
     assert kind_of_failure(out_of_memory) == kind_of_failure(dataclasses.replace(out_of_memory, reason="2 GiB"))
 
 
-def searcher_of(experiment: Experiment, path: Path) -> tuple[SourceSearcher, queue.Queue[Any], RunFolder]:
+def searcher_of(experiment: Experiment, path: Path) -> tuple[RaceSearcher, queue.Queue[Any], RunFolder]:
     study, run = study_of(experiment, path, 8)
     events = queue.Queue[Any]()
-    return SourceSearcher(study, experiment, None, run, run.append, events), events, run
+    race = Race(study, None, experiment.objectives)
+    return RaceSearcher(race, experiment, run, run.append, events), events, run
 
 
 @pytest.mark.usefixtures("fast_disk")

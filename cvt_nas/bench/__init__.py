@@ -27,9 +27,10 @@ from scipy.stats import wilcoxon
 from cvt_nas.arch import Cost
 from cvt_nas.errors import TableError
 from cvt_nas.propose.asha import Asha, accuracy_ranks, pareto_ranks
+from cvt_nas.propose.race import Race, Source
 from cvt_nas.propose.samplers import SAMPLERS, SamplerName, derive_seed, distributions_of, genome_of
-from cvt_nas.propose.simulation import Asked, RacedStudy, Search, run_clock
-from cvt_nas.propose.study import Ended, PartialTrial, Proposal, Study
+from cvt_nas.propose.simulation import Asked, Search, run_clock
+from cvt_nas.propose.study import Ended, Proposal, Study
 from cvt_nas.results import Metric, hypervolume, is_non_dominated
 from cvt_nas.space import COST_METRICS, Gene, Genome
 
@@ -195,7 +196,7 @@ class Method:
     def __str__(self) -> str:
         return f"{self.sampler}+{self.scheduler}{':stop' if self.mode == 'stop' else ''}"
 
-    def start(self, table: Table, settings: "Settings", *, seed: int) -> "RacedStudy":
+    def start(self, table: Table, settings: "Settings", *, seed: int) -> "Race":
         asha = None
         if self.scheduler != "none":
             asha = Asha(
@@ -205,7 +206,7 @@ class Method:
                 ranking=pareto_ranks if self.scheduler == "pareto-asha" else accuracy_ranks,
                 mode=self.mode,
             )
-        return RacedStudy(_study_of(table, self.sampler, settings.metrics, seed), asha, settings.metrics)
+        return Race(_study_of(table, self.sampler, settings.metrics, seed), asha, settings.metrics)
 
 
 def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
@@ -340,7 +341,7 @@ def _plain_sampler(name: str, seed: int) -> BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-class PlainStudy:
+class PlainStudy(Source):
     """Optuna as it ships, which may propose what it proposed before: the baseline of `Study`."""
 
     def __init__(self, table: Table, *, metrics: Sequence[Metric], sampler: BaseSampler, seed: int) -> None:
@@ -356,13 +357,7 @@ class PlainStudy:
         seed = derive_seed(self._seed, trial.number, "training")
         return Proposal(number=trial.number, genome=genome, cost=self._table.cost(genome), seed=seed)
 
-    def pause(self, trial: PartialTrial) -> None:
-        """Nothing: to Optuna it goes on running."""
-
-    def promote(self, trial: PartialTrial) -> None:
-        """Nothing, as for `pause`."""
-
-    def tell(self, ended: Ended) -> None:
+    def tell(self, ended: Ended, /) -> None:
         if ended.status == "complete":
             values = {"accuracy": ended.curve[-1], "params": ended.cost.params, "flops": ended.cost.flops}
             self._study.tell(ended.number, [values[metric] for metric in self._metrics])

@@ -1,20 +1,18 @@
 """After the race: its best architectures are trained again, with seeds that had no part in their selection."""
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from cvt_nas.config import ConfirmConfig, Experiment
-from cvt_nas.engine import TrainingSetup
-from cvt_nas.launch.race import Plan, launch_trials
-from cvt_nas.launch.resources import Resources
+from cvt_nas.config import ConfirmConfig
+from cvt_nas.launch.search import Search
+from cvt_nas.launch.trials import run_trials
 from cvt_nas.propose.asha import pareto_ranks
+from cvt_nas.propose.race import FixedPlan, Race
 from cvt_nas.propose.samplers import derive_seed
 from cvt_nas.propose.study import Proposal
 from cvt_nas.results import FAILURES, ConfirmPlan, Metric, ParetoFront, TrialResult, losses_of, round_and_trial
 from cvt_nas.results.events import ConfirmationStarted, RaceEvent
-from cvt_nas.run import RunFolder
 from cvt_nas.space import SearchSpace
 
 
@@ -45,29 +43,19 @@ def further_training(trial: TrialResult, number: int, space: SearchSpace, *, see
     )
 
 
-def confirm_front(
-    experiment: Experiment,
-    run: RunFolder,
-    setup: TrainingSetup,
-    resources: Resources,
-    *,
-    seed: int,
-    stop: threading.Event,
-    reuse_workers: bool = True,
-) -> Iterator[RaceEvent]:
-    """Trains again what `search.confirm` chooses, until every seed has ended or `stop` is set.
+def confirm_front(search: Search) -> Generator[RaceEvent, None, bool]:
+    """Trains again what `search.confirm` of the experiment chooses, until every seed has ended.
 
     The plan is made anew from the race's results, which is the same plan unless the race or the settings grew.
     Whatever ended before is kept, in any case. A training keeps no weights: those of the race are what is exported.
 
-    Args:
-        seed: Of the run.
-
-    Raises:
-        ray.exceptions.RayError: Ray itself failed; the record is whole all the same.
+    Returns:
+        Whether all have ended.
     """
+    experiment, run = search.experiment, search.run
     settings = experiment.search.confirm
-    assert settings is not None, "the caller knows whether there is anything to confirm"
+    if settings is None or experiment.training.epochs == 0:
+        return True
     trials = run.results()
     plan = plan_of(trials, experiment.objectives, settings)
     run.write_confirm_plan(plan)
@@ -76,13 +64,12 @@ def confirm_front(
     numbers, known = plan.numbers, {result.number for result in ended}
     left = [number for number in numbers if number not in known]
     yield ConfirmationStarted(num_planned=len(numbers), ended=ended)
-    if not left or stop.is_set():
-        return
-    by_number = {trial.number: trial for trial in trials}
-    source = Plan(
-        further_training(by_number[round_and_trial(number)[1]], number, experiment.space, seed=seed) for number in left
-    )
-    yield from launch_trials(
-        experiment, source, run, setup, resources, asha=None, record=run.append_confirmation, stop=stop,
-        keep_models=False, reuse_workers=reuse_workers,
-    )  # fmt: skip
+    if left and not search.stop.is_set():
+        by_number = {trial.number: trial for trial in trials}
+        source = FixedPlan(
+            further_training(by_number[round_and_trial(number)[1]], number, experiment.space, seed=search.seed)
+            for number in left
+        )
+        race = Race(source, None, experiment.objectives)
+        yield from run_trials(search, race, keep=run.append_confirmation, keep_models=False)
+    return not run.unconfirmed()

@@ -3,53 +3,43 @@
 import dataclasses
 import math
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
 
 from cvt_nas.arch import Cost
 from cvt_nas.config import Experiment
-from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import SearchFailedError, StorageError
 from cvt_nas.launch.judges import Judges, supernet_workers
 from cvt_nas.launch.ranks import ending_in, train_supernet_on_workers
-from cvt_nas.launch.resources import Resources
+from cvt_nas.launch.search import Search
 from cvt_nas.propose.asha import pareto_ranks
 from cvt_nas.propose.journal import open_journal
 from cvt_nas.propose.samplers import derive_seed
 from cvt_nas.propose.study import Study
 from cvt_nas.results import ROOM, Candidate, Metric, TrialResult
 from cvt_nas.results.events import RankingStarted, SupernetEpochDone
-from cvt_nas.run import RunFolder, exists
+from cvt_nas.run import exists
 from cvt_nas.space import ArchSpace, Genome
 
 
-def train_shared_weights(
-    run: RunFolder,
-    setup: TrainingSetup,
-    resources: Resources,
-    *,
-    seed: int,
-    stop: threading.Event,
-    initial: Path | None = None,
-) -> Iterator[SupernetEpochDone]:
-    """Trains the supernet of `setup.shared` on all the devices, until its weights are in the run folder; where there is
-    a phase, those of its end.
+def train_weights(search: Search) -> Generator[SupernetEpochDone, None, bool]:
+    """Trains the supernet on all the devices, until its weights are in the run folder; with phases, those of this one.
 
-    Where `stop` is set, the workers write a checkpoint, from which the next call goes on.
+    Where the search is to stop, the workers write a checkpoint, from which the next call goes on.
 
-    Args:
-        initial: Weights to begin with; see `model.read_weights`.
+    Returns:
+        Whether the weights are there.
 
     Raises:
         SearchFailedError: It diverged, ran out of device memory, or its workers died again and again.
         StorageError: Nothing can be written any more.
     """
+    run, setup, stop = search.run, search.setup, search.stop
     assert setup.shared is not None, "the caller knows that there is a supernet"
     if exists(setup.weights_path):
-        return
+        return True
     run.stop_supernet(asked=False)
     is_over = threading.Event()
 
@@ -61,16 +51,16 @@ def train_shared_weights(
 
     threading.Thread(target=watch, name="watch", daemon=True).start()
     room: dict[str, Any] = {}
-    num_workers, cpus_per_worker = supernet_workers(resources, batch_size=setup.shared.config.batch_size)
+    num_workers, cpus_per_worker = supernet_workers(search.resources, batch_size=setup.shared.config.batch_size)
     try:
         with ending_in(SearchFailedError, "the training of the supernet ended"):
             for report in train_supernet_on_workers(
                 dataclasses.replace(setup, num_threads=max(int(cpus_per_worker), 1), memory_share=1.0),
-                seed=derive_seed(seed, 0, "supernet"),
+                seed=derive_seed(search.seed, 0, "supernet"),
                 num_workers=num_workers,
                 cpus_per_worker=cpus_per_worker,
-                use_gpus=resources.gpus_per_trial > 0,
-                initial=initial,
+                use_gpus=search.resources.gpus_per_trial > 0,
+                initial=search.initial,
             ):
                 if report["status"] == "storage":
                     raise StorageError(report["reason"])
@@ -88,25 +78,21 @@ def train_shared_weights(
                 )
     finally:
         is_over.set()
+    return exists(setup.weights_path)
 
 
-def rank_candidates(
-    experiment: Experiment,
-    run: RunFolder,
-    setup: TrainingSetup,
-    resources: Resources,
-    *,
-    space: ArchSpace,
-    seed: int,
-    stop: threading.Event,
-) -> Iterator[RankingStarted | Candidate]:
-    """Proposes `search.candidates` architectures of `space` and measures what they inherit, until `stop` is set.
+def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarted | Candidate, None, bool]:
+    """Proposes `search.candidates` architectures of `space` and measures what they inherit.
 
     Every one is in the run's record before it is yielded.
+
+    Returns:
+        Whether all are ranked.
 
     Raises:
         ray.exceptions.RayError: Workers died again and again, or the code raised.
     """
+    experiment, run = search.experiment, search.run
     size = math.prod(len(gene.options) for gene in space.genes)
     num_planned, ended = min(experiment.search.candidates, size), run.candidates()
     yield RankingStarted(num_planned=num_planned, ended=ended)
@@ -117,22 +103,24 @@ def rank_candidates(
         sampler=experiment.search.sampler,
         storage=open_journal(run.candidates_journal_path),
         num_trials=num_planned,
-        seed=derive_seed(seed, 0, "candidates"),
+        seed=derive_seed(search.seed, 0, "candidates"),
         anchors={name: space.encode(arch) for name, arch in archs.items() if arch in space},
         recorded=ended,
     )
     if study.is_done:
-        return
+        return True
+    if search.stop.is_set():
+        return False
     bars = _Bars(ended)
-    with Judges(setup, resources) as judges:
+    with Judges(search.setup, search.resources) as judges:
         while True:
-            while judges.num_free and not stop.is_set() and (proposal := study.ask()) is not None:
+            while judges.num_free and not search.stop.is_set() and (proposal := study.ask()) is not None:
                 # of those that one worker has surely judged by now, so that with one an interruption changes nothing
                 bar = bars.below(proposal.cost, before=proposal.number - judges.num_in_hand_at_most + 1)
                 judges.submit(proposal, space.decode(proposal.genome), bar)
             judged = judges.next()
             if judged is None:
-                return
+                return study.is_done
             proposal, accuracy, num_images, seconds = judged
             candidate = Candidate(
                 number=proposal.number,
@@ -162,11 +150,12 @@ def heirs(experiment: Experiment, candidates: Sequence[Candidate], number: int) 
     return {f"candidate {found.number}": experiment.space.encode(found.arch) for found in chosen[:number]}
 
 
-def record_as_trials(run: RunFolder, setup: TrainingSetup, resources: Resources) -> None:
+def record_as_trials(search: Search) -> None:
     """Where nothing is trained on: the candidates are the trials, and the front's members keep their weights.
 
     Of a candidate that was out of reach after part of the images, the trial counts as stopped.
     """
+    run = search.run
     candidates, known = run.candidates(), {result.number for result in run.results()}
     whole = {candidate.number for candidate in _measured_whole(candidates)}
     for candidate in candidates:
@@ -183,14 +172,14 @@ def record_as_trials(run: RunFolder, setup: TrainingSetup, resources: Resources)
                     seconds=candidate.seconds,
                     train_seconds=0.0,
                     seed=0,
-                    device=resources.device,
+                    device=search.resources.device,
                     inherited=candidate.accuracy,
                 )
             )
     # the preprocessing is what a worker writes last: without it, it was killed at it
     members = [m.arch for m in run.front().members if not exists(run.model_path(m.arch_id) / "preprocessing.json")]
     if members:
-        with Judges(setup, resources) as judges:
+        with Judges(search.setup, search.resources) as judges:
             judges.save(members)
 
 

@@ -12,6 +12,7 @@ from cvt_nas.engine.latency import Latency, measure_latency, measure_table
 from cvt_nas.latency import LatencyTable
 from cvt_nas.launch.ranks import get_from_workers
 from cvt_nas.launch.resources import Resources
+from cvt_nas.launch.search import Search
 from cvt_nas.model import load_model
 from cvt_nas.run import RunFolder
 from cvt_nas.space import SearchSpace
@@ -43,12 +44,17 @@ def _with_table_of(run: RunFolder, experiment: Experiment) -> Experiment:
     return experiment if table is None else experiment.with_latency(LatencyTable.from_json(table))
 
 
-def measure_front(run: RunFolder, setup: TrainingSetup, resources: Resources) -> None:
-    """Times each member of the front that was not yet, one after the other, and records it."""
-    known = run.latencies()
+def measure_front(search: Search) -> None:
+    """Times each member of the front that was not yet, one after the other, and records it.
+
+    Only of a run that goes by latency.
+    """
+    run, known = search.run, search.run.latencies()
+    if "latency_table" not in run.manifest:
+        return
     for member in run.front().members:
         if member.arch_id not in known:
-            found = _on_worker(resources, _measure_model, member.arch_id, setup)
+            found = _on_worker(search.resources, _measure_model, member.arch_id, search.setup)
             run.append_latency(member.arch_id, found.to_json())
 
 

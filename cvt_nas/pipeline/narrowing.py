@@ -11,8 +11,7 @@ import dataclasses
 import math
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,8 @@ from cvt_nas.errors import RunFolderError
 from cvt_nas.launch.judges import inherited_accuracies
 from cvt_nas.launch.ranks import get_from_workers
 from cvt_nas.launch.resources import Resources
-from cvt_nas.pipeline.inherit import train_shared_weights
+from cvt_nas.launch.search import Search
+from cvt_nas.pipeline.inherit import train_weights
 from cvt_nas.propose.samplers import derive_seed
 from cvt_nas.results import DroppedOption, Metric, Narrowing, NarrowingStep
 from cvt_nas.results.events import OptionsDropped, SupernetEpochDone
@@ -49,27 +49,20 @@ def searched_space(experiment: Experiment, run: RunFolder) -> ArchSpace:
         raise RunFolderError(f"{run.path}: what is left of the space: {error}") from error
 
 
-def train_and_narrow(
-    experiment: Experiment,
-    run: RunFolder,
-    setup: TrainingSetup,
-    resources: Resources,
-    *,
-    seed: int,
-    stop: threading.Event,
-    initial: Path | None = None,
-) -> Iterator[SupernetEpochDone | OptionsDropped]:
-    """`train_shared_weights`, part by part, and after each of them what is dropped; the run's record has all of it.
+def train_and_narrow(search: Search) -> Generator[SupernetEpochDone | OptionsDropped, None, bool]:
+    """`train_weights`, part by part, and after each of them what is dropped; the run's record has all of it.
 
-    Where `stop` is set, the next call goes on from there.
+    Returns:
+        Whether the last part is done.
     """
+    experiment, run, setup, resources = search.experiment, search.run, search.setup, search.resources
     shared, config = setup.shared, experiment.da_nas
     assert shared is not None, "the caller knows that there is a supernet"
     narrowing = run.narrowing()
     if narrowing is None:
-        curves = _class_curves(setup, resources, epochs=config.ordering_epochs, seed=seed, stop=stop)
+        curves = _class_curves(setup, resources, epochs=config.ordering_epochs, seed=search.seed, stop=search.stop)
         if curves is None:
-            return
+            return False
         narrowing = Narrowing(class_order=easiest_first(curves), class_curves=tuple(map(tuple, curves)))
         run.write_narrowing(narrowing)
     counts = config.class_counts(len(narrowing.class_order))
@@ -78,16 +71,16 @@ def train_and_narrow(
         classes = narrowing.class_order[:num_classes]
         phase = Phase(last_epoch=last_epoch, classes=classes, kept=narrowing.kept)
         part = dataclasses.replace(setup, shared=dataclasses.replace(shared, phase=phase))
-        yield from train_shared_weights(run, part, resources, seed=seed, stop=stop, initial=initial)
-        if stop.is_set():
-            return
+        is_trained = yield from train_weights(dataclasses.replace(search, setup=part))
+        if not is_trained or search.stop.is_set():
+            return False
         space, dropped = NarrowedSpace(experiment.space, narrowing.kept), ()
         if number > 0 and space.genes:
-            genomes = spread_over_flops(space, config.probes, seed=derive_seed(seed, number, "probes"))
+            genomes = spread_over_flops(space, config.probes, seed=derive_seed(search.seed, number, "probes"))
             archs = [space.decode(genome) for genome in genomes]
-            accuracies = inherited_accuracies(archs, part, resources, stop=stop, is_screening=True)
+            accuracies = inherited_accuracies(archs, part, resources, stop=search.stop, is_screening=True)
             if accuracies is None:
-                return
+                return False
             effects = contributions(space, genomes, accuracies, experiment.objectives)
             space, dropped = without_weakest(space, effects, config.drop_ratio)
         num_left = math.prod(len(gene.options) for gene in space.genes)
@@ -97,6 +90,7 @@ def train_and_narrow(
         if last_epoch < shared.config.epochs:
             delete(run.phase_weights_path(last_epoch))
         yield OptionsDropped(step=step)
+    return True
 
 
 def _class_curves(

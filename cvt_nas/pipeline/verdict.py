@@ -9,15 +9,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-import cvt_nas.launch.ranks  # noqa: F401  sets Ray's environment before anything here imports Ray
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import RunFolderError
 from cvt_nas.launch.judges import inherited_accuracies
-from cvt_nas.launch.race import Plan, launch_trials
 from cvt_nas.launch.resources import claim_resources
+from cvt_nas.launch.search import Search
+from cvt_nas.launch.trials import run_trials
 from cvt_nas.pipeline.latency import experiment_of
 from cvt_nas.pipeline.narrowing import searched_space
+from cvt_nas.propose.race import FixedPlan, Race
 from cvt_nas.propose.samplers import derive_seed
 from cvt_nas.propose.study import Proposal
 from cvt_nas.results import (
@@ -97,10 +98,12 @@ def evaluate_supernet(
         setup, of_supernet = (dataclasses.replace(each, **granted) for each in (setup, of_supernet))
         follow = nullcontext(_ignore) if progress is None else progress(alone, resources, len(left) + len(done), None)
         with follow as on_event:
-            for event in launch_trials(
-                experiment, Plan(left), alone, setup, resources, asha=None, record=alone.append, stop=stop,
-                keep_models=False,
-            ):  # fmt: skip
+            search = Search(
+                experiment=experiment, run=alone, setup=setup, resources=resources, seed=seed, num_trials=len(left),
+                stop=stop,
+            )  # fmt: skip
+            race = Race(FixedPlan(left), None, experiment.objectives)
+            for event in run_trials(search, race, keep=alone.append, keep_models=False):
                 on_event(event)
         if stop.is_set():
             return None

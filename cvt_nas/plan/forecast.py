@@ -18,13 +18,13 @@ from cvt_nas.data import Split
 from cvt_nas.engine import shared_memory_needed
 from cvt_nas.errors import CvtNasError
 from cvt_nas.launch.judges import NUM_SCREENING_IMAGES
-from cvt_nas.launch.race import asha_of
 from cvt_nas.plan.disk import bytes_needed, nearest_folder
 from cvt_nas.plan.machine import Machine
 from cvt_nas.plan.values import NUM_OF_FIRST_FRONT, Fit, Plan, SimulatedRace, size
 from cvt_nas.propose.asha import pareto_ranks
+from cvt_nas.propose.race import race_of
 from cvt_nas.propose.samplers import SamplerName
-from cvt_nas.propose.simulation import Asked, MadeUpCurves, RacedStudy, run_clock
+from cvt_nas.propose.simulation import Asked, MadeUpCurves, run_clock
 from cvt_nas.propose.spread import Spread
 from cvt_nas.propose.study import Proposal, Study
 from cvt_nas.results import Metric, is_non_dominated
@@ -72,7 +72,7 @@ def simulate_race(
     num_epochs = experiment.training.epochs
     asked, complete, ends, seconds, spent = list[Asked](), list[Proposal](), list[float](), 0.0, 0
     for event in run_clock(
-        RacedStudy(study, asha_of(experiment, study, ()), metrics),
+        race_of(experiment, study, ()),
         num_slots=machine.num_slots,
         num_epochs=num_epochs,
         curve_of=MadeUpCurves(space, num_epochs=num_epochs, seed=seed),

@@ -1,4 +1,4 @@
-"""A race on a simulated clock: the study, rungs and rankings of a real one, and whatever curves instead of training."""
+"""A race on a simulated clock: it is decided as a real one, and has whatever curves instead of training."""
 
 import heapq
 import itertools
@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float
 
 from cvt_nas.arch import Cost
-from cvt_nas.propose.asha import Asha, Decision, losses_of_cost
+from cvt_nas.propose.asha import Decision
 from cvt_nas.propose.spread import Spread
-from cvt_nas.propose.study import Ended, PartialTrial, Proposal
-from cvt_nas.results import Metric, Status
+from cvt_nas.propose.study import Proposal
+from cvt_nas.results import Status
 from cvt_nas.space import Genome, GenomeSpace
 
 _EARLY, _NOISE = 0.008, 0.003  # standard deviations of made-up accuracies
@@ -34,7 +34,7 @@ class Outcome:
 
 
 class Search(Protocol):
-    """What `run_clock` drives: who proposes trials and who stops them, as one."""
+    """What `run_clock` drives: who proposes trials and who stops them, as one. `Race` is one."""
 
     def ask(self) -> Proposal | None:
         """What a free worker trains next: a new trial, or a paused one, which goes on from where it stood.
@@ -51,47 +51,6 @@ class Search(Protocol):
     def tell(self, ended: Outcome) -> None:
         """A trial was trained in full, or was stopped by `decide`."""
         ...
-
-
-class Proposer(Protocol):
-    """The part of `Study` that a simulation needs."""
-
-    def ask(self) -> Proposal | None: ...
-
-    def tell(self, ended: Ended, /) -> None: ...
-
-    def pause(self, trial: PartialTrial, /) -> None: ...
-
-    def promote(self, trial: PartialTrial, /) -> None: ...
-
-
-class RacedStudy:
-    """A study that proposes, and the rungs that stop or pause its trials, if there are any."""
-
-    def __init__(self, study: Proposer, asha: Asha | None, metrics: Sequence[Metric]) -> None:
-        self._study, self._asha, self._metrics = study, asha, metrics
-        self._paused: dict[int, PartialTrial] = {}
-
-    def ask(self) -> Proposal | None:
-        if self._asha is not None and self._paused and (number := self._asha.promote()) is not None:
-            trial = self._paused.pop(number)
-            self._study.promote(trial)
-            return trial.proposal
-        return self._study.ask()
-
-    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
-        if self._asha is None:
-            return "go"
-        losses = (1 - curve[-1], *losses_of_cost(proposal.cost, self._metrics))
-        decision = self._asha.decide(proposal.number, len(curve), losses)
-        if decision == "pause":
-            trial = PartialTrial(proposal=proposal, curve=curve, seconds=0.0, train_seconds=0.0)
-            self._paused[proposal.number] = trial
-            self._study.pause(trial)
-        return decision
-
-    def tell(self, ended: Outcome) -> None:
-        self._study.tell(ended)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,89 @@
+"""The phases of a search, in their order."""
+
+from collections.abc import Generator, Sequence
+
+from cvt_nas.config import Experiment
+from cvt_nas.launch.search import Search
+from cvt_nas.launch.trial import read_test_split
+from cvt_nas.launch.trials import run_trials
+from cvt_nas.pipeline.confirm import confirm_front
+from cvt_nas.pipeline.inherit import heirs, rank_candidates, record_as_trials, train_weights
+from cvt_nas.pipeline.latency import measure_front
+from cvt_nas.pipeline.narrowing import searched_space, train_and_narrow
+from cvt_nas.propose.journal import open_journal
+from cvt_nas.propose.race import race_of
+from cvt_nas.propose.study import Study
+from cvt_nas.results import TrialResult
+from cvt_nas.results.events import RaceEvent
+from cvt_nas.run import RunFolder
+
+Phase = Generator[RaceEvent, None, bool]  # yields what happens; returns whether it is over, so that the next can begin
+
+
+def run_phases(search: Search) -> Generator[RaceEvent, None, None]:
+    """Whatever of the search is not done yet, until it is to stop. Each phase skips what is done."""
+    for phase in (train_supernet, rank_subnets, race_trials, confirm_front):
+        if not (yield from phase(search)):
+            return
+    test_front(search)
+    measure_front(search)
+
+
+def train_supernet(search: Search) -> Phase:
+    """The shared weights, where there are any; by DA-NAS, the space is narrowed meanwhile."""
+    if search.setup.shared is None:
+        return True
+    is_da_nas = search.experiment.search.weights == "da-nas"
+    return (yield from (train_and_narrow(search) if is_da_nas else train_weights(search)))
+
+
+def rank_subnets(search: Search) -> Phase:
+    """Candidates by what they inherit; without further training, they are the trials."""
+    if search.setup.shared is None:
+        return True
+    is_ranked = yield from rank_candidates(search, searched_space(search.experiment, search.run))
+    if search.experiment.training.epochs == 0:
+        record_as_trials(search)  # as far as the time went
+    return is_ranked
+
+
+def race_trials(search: Search) -> Phase:
+    """Trials of what the study proposes, until it proposes none."""
+    experiment, run = search.experiment, search.run
+    if experiment.training.epochs == 0:
+        return True
+    study = open_study(experiment, run, num_trials=search.num_trials, seed=search.seed)
+    race = race_of(experiment, study, run.results(), rungs=experiment.rungs_of(run.manifest))
+    yield from run_trials(search, race, keep=run.append)
+    return study.is_done
+
+
+def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed: int) -> Study:
+    """The study on a run's journal, which optuna-dashboard can open at the same time.
+
+    Of a run with candidates, its trials are the anchors and the best of these.
+    """
+    first = dict(experiment.anchors)
+    if candidates := run.candidates():
+        first |= heirs(experiment, candidates, num_trials)
+        num_trials = min(num_trials, len(set(first.values())))
+    return Study(
+        experiment.space,
+        metrics=experiment.objectives,
+        sampler=experiment.search.sampler,
+        storage=open_journal(run.journal_path),
+        num_trials=num_trials,
+        seed=seed,
+        anchors=first,
+        recorded=run.results(),
+    )
+
+
+def test_front(search: Search) -> None:
+    """Reads the test split once for each member of the front that it was not read for yet, with the race's weights."""
+    known = search.run.test_accuracies()
+    members: Sequence[TrialResult] = [m for m in search.run.front().members if m.arch_id not in known]
+    for member, (accuracy, num_images) in zip(
+        members, read_test_split(members, search.setup, search.resources), strict=True
+    ):
+        search.run.append_test_accuracy(member.number, member.arch_id, accuracy, num_images)

@@ -1,0 +1,203 @@
+"""The search: from an experiment to a run folder with its record, its models and its front."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Literal
+
+from cvt_nas.config import Experiment
+from cvt_nas.engine import TrainingSetup
+from cvt_nas.errors import ArchError, CvtNasError, RunFolderError, StorageError
+from cvt_nas.launch.client import search_through_client
+from cvt_nas.launch.resources import GpusPerTrial, Resources, claim_resources
+from cvt_nas.launch.search import Search
+from cvt_nas.pipeline.latency import with_latency
+from cvt_nas.pipeline.phases import run_phases
+from cvt_nas.plan.compiling import with_fastest_way
+from cvt_nas.plan.disk import check_disk, check_writable
+from cvt_nas.plan.planning import plan_of_search
+from cvt_nas.plan.sharing import divide_as_asked
+from cvt_nas.plan.values import Plan
+from cvt_nas.results import FAILURES
+from cvt_nas.results.events import Follower, following
+from cvt_nas.run import RunFolder
+from cvt_nas.run.budget import TimeBudget
+from cvt_nas.supernet import Supernet, lent_weights
+
+ProgressFactory = Callable[[RunFolder, Resources, int, float | None], AbstractContextManager[Follower]]
+
+
+def search(
+    experiment: Experiment,
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    gpus: int | None = None,
+    gpus_per_trial: GpusPerTrial | None = None,
+    cpus: int | None = None,
+    trials: int | None = None,
+    time_budget: float | None = None,
+    seed: int | None = None,
+    address: str | None = None,
+    warm_start: str | Path | None = None,
+    resume: bool = False,
+    device: Literal["cpu", "cuda"] | None = None,
+    reuse_workers: bool = True,
+    stop: threading.Event | None = None,
+    progress: ProgressFactory | None = None,
+    callbacks: Sequence[Follower] = (),
+    on_note: Callable[[str], None] | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
+) -> RunFolder:
+    """Runs a search and returns its folder; ends early, in order, where `stop` is set or the time is over.
+
+    Once the race is over, what `search.confirm` chooses is trained again, and once that is over, the test split is
+    read for the members of the front. A resumed run may have another `search.confirm` than it began with.
+
+    Args:
+        out: The run folder, new unless `resume`: a path, or a URL that fsspec knows.
+        data: Folder of the data set, where it needs one.
+        gpus, gpus_per_trial, cpus, address, device: See `claim_resources`. With `auto`, it is measured first how many
+            trials share a GPU best. A resumed run keeps that number, unless another one is given here.
+        trials: Instead of the file's number.
+        time_budget: Seconds, over all the processes that work on the run; a resumed one keeps what it had.
+        seed: Instead of the file's.
+        warm_start: Weights that the supernet begins with; see `model.read_weights`. What there is to be said of them
+            is in `warm_start_notes` of the manifest.
+        resume: Go on with the run in `out`; trials in flight continue from their last epoch, and those that failed or
+            ran out of memory are tried again, anchors first, by new trials of the same architectures.
+        reuse_workers: Whether a worker process outlives its trial; off only to measure what that saves.
+        progress: Makes what is called with each event of the race (`cvt_nas.results.events`).
+        callbacks: Called with each event as well, one after the other and in this process, also where the search runs
+            on another machine; what one raises ends the search.
+        on_note: Called with what there is to say of the data, how far the check of its images is, and how many trials
+            share a GPU where that was measured.
+        on_plan: Called with what the search is expected to take, before anything else is trained; measuring that takes
+            some seconds, and the manifest keeps it. Not of a run that is resumed, nor of one on another machine.
+
+    Raises:
+        CvtNasError: Something that can be told before any compute is spent: data, resources, folder. Or the first
+            trials all failed, or nothing can be written any more; the record is whole all the same.
+    """
+    stop, started = threading.Event() if stop is None else stop, time.time()
+    if address is not None and address.startswith("ray://"):
+        return search_through_client(
+            search, experiment, address=address, out=out, stop=stop, progress=progress, callbacks=callbacks,
+            on_note=on_note, data=data,
+            gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, trials=trials, time_budget=time_budget, seed=seed,
+            warm_start=warm_start, resume=resume, device=device, reuse_workers=reuse_workers,
+        )  # fmt: skip
+    num_trials = experiment.search.trials if trials is None else trials
+    place = RunFolder.at(out)
+    check_writable(place.path)
+    setup = TrainingSetup.of(experiment, run_path=place.path, run_url=place.url, data=data)
+    if setup.shared is not None and num_trials > experiment.search.candidates and experiment.training.epochs > 0:
+        raise CvtNasError(f"{num_trials} trials: more than the {experiment.search.candidates} of search.candidates")
+    with ExitStack() as stack:
+        run = None
+        if resume:
+            run = RunFolder.open(out)
+            stack.enter_context(run.locked())
+            _check_resumes(run, experiment, seed, warm_start)
+            seed = int(run.manifest["seed"])
+            warm_start = warm_start or run.manifest.get("warm_start")
+            time_budget = time_budget or run.manifest.get("time_budget")
+        else:
+            place.check_new()
+        seed = experiment.search.seed if seed is None else seed
+        initial = None if warm_start is None else Path(warm_start).absolute()
+        setup = setup.checked(run, on_note=on_note)
+        identity = setup.identity
+        assert identity is not None, "they were just looked at"
+        notes: tuple[str, ...] = ()
+        if initial is not None and (run is None or not run.has_begun_supernet):
+            notes = _check_lends_weights(initial, setup)
+        budget = TimeBudget(time_budget, run)
+        resources = stack.enter_context(
+            claim_resources(gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device)
+        )
+        resources, sharing = divide_as_asked(
+            experiment, setup, resources, asked=gpus_per_trial, num_trials=num_trials, run=run, on_note=on_note
+        )
+        setup = setup.on(resources.device, num_threads=resources.num_threads, gpus=resources.gpus_per_trial)
+        ended = () if run is None else run.results()
+        num_left = num_trials - sum(result.status not in FAILURES for result in ended)  # what failed is tried again
+        check_disk(experiment, place.path, num_trials=max(num_left, 0), num_slots=resources.num_slots, run=run)
+        if address is None:
+            num_processes = resources.num_slots * resources.num_workers
+            setup = setup.fitting_shared_memory(num_processes=num_processes, on_note=on_note)
+        if experiment.goes_by_latency:
+            experiment = with_latency(experiment, run, setup, resources, seed=seed)
+            if setup.shared is not None:  # whose random subnets meet the constraints, too
+                setup = dataclasses.replace(setup, shared=dataclasses.replace(setup.shared, space=experiment.space))
+        setup, way = with_fastest_way(experiment, run, setup, resources, on_note=on_note)
+        if run is None:
+            plan = None
+            if on_plan is not None:
+                plan = plan_of_search(
+                    experiment, setup, resources,
+                    num_trials=num_trials, seed=seed, out=place.path, started=started, on_note=on_note,
+                )  # fmt: skip
+            if on_plan is not None and plan is not None:
+                on_plan(plan)
+            manifest = {
+                **experiment.manifest(seed=seed, num_trials=num_trials),
+                "warm_start": None if initial is None else str(initial),
+                **({"warm_start_notes": list(notes)} if notes else {}),
+                "time_budget": time_budget,
+                "resources": dataclasses.asdict(resources),
+                **({} if sharing is None else {"sharing": sharing.to_json()}),
+                "data": identity.to_json(),
+                **way,
+                **({} if plan is None else {"plan": plan.to_json()}),
+            }
+            run = RunFolder.create(out, manifest)
+            stack.enter_context(run.locked())
+        setup.save_listing()
+        stack.enter_context(budget.running(run, stop))
+        on_event = following(*callbacks)
+        if progress is not None:
+            follower = stack.enter_context(progress(run, resources, num_trials, budget.deadline))
+            on_event = following(follower, *callbacks)
+        work = Search(
+            experiment=experiment, run=run, setup=setup, resources=resources, seed=seed, num_trials=num_trials,
+            stop=stop, initial=initial, reuse_workers=reuse_workers,
+        )  # fmt: skip
+        try:
+            for event in run_phases(work):
+                on_event(event)
+        except StorageError as error:
+            raise RunFolderError(
+                f"{out}: nothing can be written any more: {error}; what was done is kept, and goes on by --resume"
+            ) from error
+    return run
+
+
+def _check_lends_weights(initial: Path, setup: TrainingSetup) -> tuple[str, ...]:
+    """Before any compute is spent: whether the weights at `initial` have a place in the supernet; notes on them."""
+    if setup.shared is None:
+        raise ArchError(f"--warm-start {initial}: is for search.weights: supernet")
+    space = setup.shared.space
+    state, notes = lent_weights(space, initial, classes=setup.open_data().class_names)
+    Supernet(space).insert_state(state)
+    return notes
+
+
+def _check_resumes(run: RunFolder, experiment: Experiment, seed: int | None, warm_start: str | Path | None) -> None:
+    if not experiment.compares_with(run.manifest):
+        raise RunFolderError(
+            f"{run.path} was started from another version of the space file (kept in its manifest.json): results would "
+            f"not compare; only the number of trials or candidates, search.confirm, max_failures and trial_timeout can "
+            f"change. Write elsewhere by --out DIR"
+        )
+    if seed is not None and seed != run.manifest["seed"]:
+        raise RunFolderError(f"--seed {seed}: {run.path} was started with seed {run.manifest['seed']}; leave it out")
+    began = run.manifest.get("warm_start")
+    if warm_start is not None and run.has_begun_supernet and str(Path(warm_start).absolute()) != began:
+        raise RunFolderError(
+            f"--warm-start {warm_start}: the supernet of {run.path} began with {began or 'a fresh initialisation'}; "
+            f"leave it out"
+        )
