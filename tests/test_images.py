@@ -25,7 +25,8 @@ from cvt_nas.config import DataConfig, parse_experiment
 from cvt_nas.data import SPLITS, check_data, find_data, load_data, shape_of
 from cvt_nas.data.folders import FolderData
 from cvt_nas.data.images import hold_out, split_off_search
-from cvt_nas.data.layout import find_layout, list_images, load_listing, save_listing
+from cvt_nas.data.layout import find_layout
+from cvt_nas.data.listing import list_images, load_listing, save_listing
 from cvt_nas.data.reading import read_header, read_image
 from cvt_nas.data.report import check_set
 from cvt_nas.engine import TrainingSetup

@@ -8,13 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cvt_nas.config import Experiment
-from cvt_nas.propose.surrogate import (
-    NUM_INITIAL,
-    Observation,
-    Surrogate,
-    expected_hypervolume_improvement,
-    final_accuracies,
-)
+from cvt_nas.propose.improvement import expected_hypervolume_improvement
+from cvt_nas.propose.observations import Observation, final_accuracies
+from cvt_nas.propose.surrogate import NUM_INITIAL, Surrogate
 from cvt_nas.results import hypervolume
 from cvt_nas.space import Genome
 
