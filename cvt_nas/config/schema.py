@@ -43,14 +43,14 @@ class _Generator(GenerateJsonSchema):
 
 
 def first_paragraph(section: type) -> str:
-    return " ".join(inspect.getdoc(section).partition("\n\n")[0].split())
+    return " ".join((inspect.getdoc(section) or "").partition("\n\n")[0].split())
 
 
 def meanings_of(section: type) -> dict[str, str]:
     """The meaning of each setting of a section, by the `Args` of its docstring and of the sections that it extends."""
     meanings: dict[str, str] = {}
     for cls in reversed(section.__mro__):
-        _, _, arguments = (inspect.cleandoc(cls.__doc__ or "")).partition("Args:\n")
+        _, _, arguments = inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")
         for entry in re.split(r"^    (?=\w)", arguments, flags=re.MULTILINE)[1:]:
             name, _, meaning = entry.partition(": ")
             meanings[name] = " ".join(meaning.split())

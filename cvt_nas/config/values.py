@@ -81,13 +81,10 @@ FEW = Field(min_length=1, max_length=2**4)
 
 def _fixed_or_choice(option: Any, *, rule: str) -> BeforeValidator:
     """Takes a scalar for a list of one. The schema tells both apart, so that an editor can say what each means."""
-    choice = Field(
-        description=f"A choice of these options, which must {rule}.", json_schema_extra={"uniqueItems": True}
-    )
-    return BeforeValidator(
-        _as_options,
-        json_schema_input_type=Annotated[option, Field(description="Fixed.")] | Annotated[list[option], FEW, choice],
-    )
+    note = Field(description=f"A choice of these options, which must {rule}.", json_schema_extra={"uniqueItems": True})
+    fixed: Any = Annotated[option, Field(description="Fixed.")]
+    choice: Any = Annotated[list[option], FEW, note]
+    return BeforeValidator(_as_options, json_schema_input_type=fixed | choice)
 
 
 IntOptions = Annotated[list[Size], FEW, _fixed_or_choice(Size, rule="rise"), AfterValidator(_rising)]
