@@ -48,7 +48,8 @@ def test_every_recipe_keeps_the_schema(name: str, validator: Draft202012Validato
 
 def test_the_schema_beside_the_ready_files_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["space", "--schema"]) == 0
-    assert capsys.readouterr().out == FILE.read_text(encoding="utf-8")
+    is_same = capsys.readouterr().out == FILE.read_text(encoding="utf-8")
+    assert is_same, f"write it again: cvt-nas space --schema > {FILE.relative_to(SPACES.parent)}"
 
 
 def test_without_a_file_the_command_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
