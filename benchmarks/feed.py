@@ -31,7 +31,7 @@ from cvt_nas.config import AugmentConfig, DataConfig
 from cvt_nas.data import seed_all
 from cvt_nas.data.augment import with_every_magnitude
 from cvt_nas.data.folders import FolderData
-from cvt_nas.data.layout import Images
+from cvt_nas.data.listing import Images
 from cvt_nas.data.loading import Portion, Reader, Source, Stream, collated
 from cvt_nas.data.reading import read_image, read_pixels
 from cvt_nas.data.transforms import EvalTransform, TrainTransform

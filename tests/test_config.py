@@ -1,15 +1,17 @@
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from jsonschema import Draft202012Validator
 from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
 from conftest import SPACES, small_digits
-from cvt_nas import load_experiment
+from cvt_nas import config, load_experiment
 from cvt_nas.arch import cost_of
-from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.config import Experiment
+from cvt_nas.config.schema import schema
 from cvt_nas.data.augment import randaugment_of
 from cvt_nas.errors import SpaceFileError
 
@@ -58,9 +60,18 @@ search: {trials: 32, sampler: tpe, scheduler: asha, grace_period: 2, reduction_f
 """
 
 
+SCHEMA = Draft202012Validator(schema())
+
+
+def parse_experiment(text: str, where: str) -> Experiment:
+    """The reader's, of a file that the schema takes too."""
+    SCHEMA.validate(yaml.safe_load(text))
+    return config.parse_experiment(text, where)
+
+
 def problems_of(text: str) -> list[str]:
     with pytest.raises(SpaceFileError) as error:
-        parse_experiment(text, "my.yaml")
+        config.parse_experiment(text, "my.yaml")
     return list(error.value.problems)
 
 
@@ -391,17 +402,6 @@ def test_the_fingerprint_changes_with_anything_but_the_name_and_the_number_of_tr
     other = small_digits(**{"  epochs:": "  epochs: 4"})
     assert parse_experiment(same, "a").fingerprint == small.fingerprint
     assert parse_experiment(other, "b").fingerprint != small.fingerprint
-
-
-def test_a_manifest_does_not_need_an_installed_package(small: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    def version(name: str) -> str:
-        if name == "cvt-nas":
-            raise metadata.PackageNotFoundError(name)
-        return "1.0"
-
-    monkeypatch.setattr(metadata, "version", version)
-    versions = small.manifest(seed=0, num_trials=1)["versions"]
-    assert (versions["cvt-nas"], versions["torch"]) == ("not installed", "1.0")
 
 
 SEARCHES = ["", "search: {}", "search: {trials: 9}", "search: {confirm: {seeds: 2}}", "search: {confirm: {top: 4}}"]

@@ -11,12 +11,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from cvt_nas.arch import Cost, arch_to_dict, cost_of
-from cvt_nas.config import AugmentConfig, DataConfig, Experiment, SpaceFileError, TrainingConfig, parse_experiment
+from cvt_nas.config import AugmentConfig, DataConfig, Experiment, TrainingConfig, parse_experiment
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import SharedWeights, evaluate, fit, supernet_reports, train_supernet
 from cvt_nas.engine.memory import MicroBatches, Room
 from cvt_nas.engine.optimization import TrainingState, averaged_model, optimizer_of
 from cvt_nas.engine.training import _backward, _step, progress_reports
+from cvt_nas.errors import SpaceFileError
 from cvt_nas.follow.terminal import ConsoleProgress
 from cvt_nas.model import CvT
 from cvt_nas.results import HypervolumeBox, TrialResult

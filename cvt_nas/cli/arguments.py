@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cvt_nas import __version__
-from cvt_nas.cli import packing, searching, verbs
+from cvt_nas.cli import archs, data, runs, searching, spaces, tables, training
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,8 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_json(search)
 
-    space = add("space", verbs.space, "size of a space, range of its costs, share that meets the constraints")
-    space.add_argument("file", metavar="FILE")
+    space = add("space", spaces.space, "size of a space, range of its costs, share that meets the constraints")
+    space.add_argument("file", nargs="?", metavar="FILE", help="the space file")
+    space.add_argument("--schema", action="store_true", help="print the JSON Schema of space files, for editors")
     _add_json(space)
 
     plan = add("plan", searching.plan, "what a search takes: memory, hours, disk, its bottleneck, and what to change")
@@ -81,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpu-memory", type=_above_0, metavar="GIB", help="of another machine's GPU; 80 if absent")
     _add_json(plan)
 
-    profile = add("profile", verbs.profile, "params and FLOPs of an architecture, per stage and in total")
+    profile = add("profile", archs.profile, "params and FLOPs of an architecture, per stage and in total")
     profile.add_argument("arch", metavar="ARCH", help="cvt-13, cvt-21, cvt-w24, an arch.json, or RUN:ID")
     profile.add_argument("--image-size", type=_positive, metavar="N", help="pixels, instead of its own")
     profile.add_argument("--latency", choices=["cpu", "cuda"], help="time forward passes there, too")
@@ -89,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     profile.add_argument("--batch", type=_positive, metavar="N", help="with --latency: images in a pass, 1 if absent")
     _add_json(profile)
 
-    train = add("train", verbs.train, "train one architecture in full")
+    train = add("train", training.train, "train one architecture in full")
     train.add_argument("arch", metavar="ARCH", help="cvt-13, cvt-21, cvt-w24, cvt-13-cifar, an arch.json, or RUN:ID")
     train.add_argument(
         "--space", metavar="FILE",
@@ -119,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run folder")
     _add_json(train)
 
-    evaluate = add("eval", verbs.evaluate, "top-1 and top-5 accuracy of a trained network on the test images")
+    evaluate = add("eval", training.evaluate, "top-1 and top-5 accuracy of a trained network on the test images")
     evaluate.add_argument(
         "weights", metavar="WEIGHTS", help="a model's folder, one of transformers' CvT, an official .pth, or RUN:ID"
     )
@@ -131,7 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     _add_json(evaluate)
 
-    query = add("query", verbs.query, "search a trained supernet again under new limits, without training anything")
+    query = add("query", runs.query, "search a trained supernet again under new limits, without training anything")
     query.add_argument("run", metavar="RUN")
     query.add_argument("--max-params", type=_above_0, metavar="N", help="for example 15e6")
     query.add_argument("--max-flops", type=_above_0, metavar="N", help="for example 3e9")
@@ -156,7 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
     supernet.add_argument("--address", metavar="ADDR", help="Ray cluster to join: auto, or host:port")
     _add_json(supernet)
 
-    check = add("check", verbs.check, "look at a data set: its classes and splits, and each image that cannot be read")
+    check = add("check", data.check, "look at a data set: its classes and splits, and each image that cannot be read")
     check.add_argument("data", metavar="DATA", help="folder of the data set, or a name, as fashion-mnist")
     check.add_argument(
         "--decode",
@@ -165,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_json(check)
 
-    pack = add("pack", packing.pack, "encode a folder of images once more, as small JPEG files for a slow disk")
+    pack = add("pack", data.pack, "encode a folder of images once more, as small JPEG files for a slow disk")
     pack.add_argument("data", metavar="DATA", help="folder of the data set")
     pack.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder, or one that was begun so")
     pack.add_argument(
@@ -176,21 +177,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_json(pack)
 
-    report = add("report", verbs.report, "rebuild the page, tables and plots of a run folder")
+    report = add("report", runs.report, "rebuild the page, tables and plots of a run folder")
     report.add_argument("run", metavar="RUN")
     report.add_argument("--static", choices=["png", "svg", "pdf"], help="the figures as files for papers, too")
     report.add_argument("--watch", nargs="?", type=_positive, const=10, metavar="SECONDS",
                         help="rebuild as results arrive, until the search is over")  # fmt: skip
     _add_json(report)
 
-    compare = add("compare", verbs.compare, "fronts of several runs overlaid, hypervolume side by side")
+    compare = add("compare", runs.compare, "fronts of several runs overlaid, hypervolume side by side")
     compare.add_argument("runs", nargs="+", metavar="RUN")
     compare.add_argument(
         "--to", type=Path, default=Path("results/compare.html"), metavar="FILE", help="the page; results/compare.html"
     )
     _add_json(compare)
 
-    bench = add("bench", verbs.bench, "compare searchers and schedulers on a table instead of training")
+    bench = add("bench", tables.bench, "compare searchers and schedulers on a table instead of training")
     bench.add_argument("--table", required=True, type=Path, metavar="FILE", help="CSV or parquet")
     bench.add_argument("--objectives", type=_list, default=["accuracy", "flops"], metavar="LIST")
     bench.add_argument(
@@ -211,7 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--plot", type=Path, metavar="FILE", help="HTML page of hypervolume over epochs")
     _add_json(bench)
 
-    export = add("export", verbs.export, "write one architecture of a run as a plain model")
+    export = add("export", runs.export, "write one architecture of a run as a plain model")
     export.add_argument("run", metavar="RUN")
     export.add_argument("--pick", default="knee", metavar="WHAT", help='knee, best, an arch id, or "flops<4e9"')
     export.add_argument("--to", required=True, metavar="DIR", help="a new folder")

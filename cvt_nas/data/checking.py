@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cvt_nas.data.layout import Images, Role
+from cvt_nas.data.layout import Role
+from cvt_nas.data.listing import Images
 from cvt_nas.data.reading import Header, decode, read_header
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told

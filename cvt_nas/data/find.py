@@ -4,7 +4,8 @@ import difflib
 from pathlib import Path
 
 from cvt_nas.config import Dataset
-from cvt_nas.data.layout import find_layout, is_hidden
+from cvt_nas.data.layout import find_layout
+from cvt_nas.data.tree import is_hidden
 from cvt_nas.errors import DataError
 
 _SHAPES: dict[Dataset, tuple[int, int]] = {

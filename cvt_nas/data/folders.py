@@ -29,16 +29,8 @@ from cvt_nas.data.images import (
     split_off_search,
     to_device,
 )
-from cvt_nas.data.layout import (
-    Images,
-    Layout,
-    Role,
-    find_layout,
-    list_images,
-    load_listing,
-    problems_of,
-    save_listing,
-)
+from cvt_nas.data.layout import Layout, Role, find_layout
+from cvt_nas.data.listing import Images, list_images, load_listing, problems_of, save_listing
 from cvt_nas.data.loading import Portion, Reader, Source, Stream, free_shared_memory, num_on_their_way
 from cvt_nas.data.randaugment import augmented
 from cvt_nas.data.reading import read_pixels

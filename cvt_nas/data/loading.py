@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cvt_nas.data.images import seed_all
-from cvt_nas.data.layout import Images
+from cvt_nas.data.listing import Images
 from cvt_nas.errors import DataError
 
 _AHEAD = 2  # batches of each process

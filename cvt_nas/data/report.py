@@ -11,7 +11,8 @@ from cvt_nas.config import DataConfig
 from cvt_nas.data import ImageData, find_data, load_data, shape_of
 from cvt_nas.data.checking import ImageCheck, check_images
 from cvt_nas.data.folders import FolderData
-from cvt_nas.data.layout import Images, Layout, Role, find_layout, list_images, problems_of
+from cvt_nas.data.layout import Layout, Role, find_layout
+from cvt_nas.data.listing import Images, list_images, problems_of
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 from cvt_nas.results import DataIdentity

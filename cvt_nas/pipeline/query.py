@@ -18,7 +18,8 @@ from cvt_nas.escaping import told, why_no_text
 from cvt_nas.model import CvT, save_model
 from cvt_nas.pipeline.latency import experiment_of
 from cvt_nas.pipeline.narrowing import searched_space
-from cvt_nas.propose.surrogate import Observation, Surrogate
+from cvt_nas.propose.observations import Observation
+from cvt_nas.propose.surrogate import Surrogate
 from cvt_nas.run import RunFolder
 from cvt_nas.space import Bound, CostMetric, SearchSpace
 

@@ -190,3 +190,6 @@ def _epsilon_net(losses: np.ndarray) -> np.ndarray:
         distances = np.minimum(distances, np.linalg.norm(scaled - scaled[farthest], axis=1))
         distances[chosen] = -1
     return order[chosen]
+
+
+RANKINGS: dict[str, Ranking] = {"pareto-asha": pareto_ranks, "asha": accuracy_ranks}  # of each scheduler with rungs

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from cvt_nas.config import Experiment
-from cvt_nas.propose.asha import Asha, Decision, accuracy_ranks, losses_of_cost, pareto_ranks
+from cvt_nas.propose.asha import RANKINGS, Asha, Decision, losses_of_cost
 from cvt_nas.propose.study import Ended, PartialTrial, Proposal, Study
 from cvt_nas.results import FAILURES, Metric, TrialResult
 
@@ -162,7 +162,7 @@ def race_of(experiment: Experiment, study: Study, results: Sequence[TrialResult]
         max_epochs=experiment.training.epochs,
         grace_period=settings.grace_period,
         reduction_factor=settings.reduction_factor,
-        ranking=pareto_ranks if settings.scheduler == "pareto-asha" else accuracy_ranks,
+        ranking=RANKINGS[settings.scheduler],
         mode=settings.mode,
         rungs=rungs,
     )

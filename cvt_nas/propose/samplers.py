@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from cvt_nas.propose.surrogate import Observation
+from cvt_nas.propose.observations import Observation
 from cvt_nas.space import Genome, GenomeSpace
 
 SamplerName = Literal["surrogate", "tpe", "nsga2", "gp", "random"]

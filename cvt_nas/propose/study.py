@@ -13,6 +13,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from cvt_nas.arch import Cost
+from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.samplers import (
     Progress,
     SamplerName,
@@ -27,7 +28,7 @@ from cvt_nas.propose.samplers import (
     progress_of,
     progress_to_attrs,
 )
-from cvt_nas.propose.surrogate import Observation, Surrogate
+from cvt_nas.propose.surrogate import Surrogate
 from cvt_nas.results import FAILURES, Metric, Status
 from cvt_nas.space import ALL_COST_METRICS, Genome, GenomeSpace
 

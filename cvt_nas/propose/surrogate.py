@@ -3,22 +3,21 @@
 A Gaussian process models accuracy alone. With costs known, the expected hypervolume improvement of a
 candidate is a closed form: a sum of ordinary expected improvements over the cells of cost space to its
 right, each weighted by the cell's area.
-
-SciPy and scikit-learn are imported where they are used: that takes seconds, which the workers of a search need not
-wait, and only its driver proposes.
 """
 
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from cvt_nas.arch import Cost
+from cvt_nas.propose.gaussian import Posterior, fit_hyperparameters, prior_of
+from cvt_nas.propose.improvement import expected_hypervolume_improvement
+from cvt_nas.propose.observations import Observation, final_accuracies
 from cvt_nas.results import is_non_dominated
 from cvt_nas.space import CostMetric, Genome, GenomeSpace
 
@@ -33,20 +32,6 @@ NUM_CANDIDATES = 1_500
 # the operation that it had written off.
 _OVERCONFIDENCE = 1.5
 ENUMERABLE = 4_000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Observation:
-    """What a trial taught so far.
-
-    Args:
-        curve: Accuracy after each epoch; empty for a trial in flight that reported none, and for one that failed.
-        status: `complete`, `stopped`, `running`, or `failed` for whatever ended without an accuracy.
-    """
-
-    genome: Genome
-    curve: tuple[float, ...]
-    status: str
 
 
 class Surrogate:
@@ -78,7 +63,7 @@ class Surrogate:
         self._sample = sorted(sample, key=lambda genome: space.cost(genome).flops)
         logs = self._log_costs(self._costs_of(self._sample))
         self._log_mean, self._log_sd = logs.mean(axis=0), np.maximum(logs.std(axis=0), 1e-9)
-        self._prior = _prior_of(space)
+        self._prior = prior_of(space)
         self.fitted: dict[int, np.ndarray] = {}
         self._table = None if self._every is None else _Candidates.of(self, {g: space.cost(g) for g in self._every})
 
@@ -189,7 +174,7 @@ class Surrogate:
         costs = {g: cost for g, cost in space.costs_of(drawn).items() if g not in seen and space.is_feasible(cost)}
         return _Candidates.of(self, costs) if costs else None
 
-    def _model(self, evaluated: Sequence[Observation]) -> "_Posterior":
+    def _model(self, evaluated: Sequence[Observation]) -> "Posterior":
         values, noises = final_accuracies(evaluated)
         values = np.maximum(values, np.median(values) - 2 * (values.max() - np.median(values)))
         step = REFIT_EVERY if len(evaluated) < MAX_FITTED else REFIT_EVERY_LATER
@@ -200,13 +185,13 @@ class Surrogate:
             if num_used > MAX_FITTED:
                 rng = np.random.default_rng((self._seed, num_used))
                 chosen = np.sort(rng.choice(num_used, MAX_FITTED, replace=False))
-            self.fitted[num_used] = _fit_hyperparameters(
+            self.fitted[num_used] = fit_hyperparameters(
                 features[chosen], values[chosen], noises[chosen], prior=self._prior
             )
         if len(values) > MAX_CONDITIONED:
             kept = self._most_telling(evaluated, values)
             features, values, noises = features[kept], values[kept], noises[kept]
-        return _Posterior.of(features, values, noises, self.fitted[num_used])
+        return Posterior.of(features, values, noises, self.fitted[num_used])
 
     def _most_telling(self, evaluated: Sequence[Observation], values: np.ndarray) -> np.ndarray:
         """Half of what the model can hold from near the front, half from everywhere."""
@@ -258,21 +243,24 @@ class Surrogate:
         return np.hstack([*columns, (self._log_costs(costs) - self._log_mean) / self._log_sd])
 
 
-@cache
-def _blas() -> ThreadpoolController:
-    """Matrices of a few hundred rows are no work for several threads, which would fight with the trials for cores."""
-    return ThreadpoolController()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Candidates:
+    genomes: list[Genome]
+    features: np.ndarray
+    costs: np.ndarray
 
+    @classmethod
+    def of(cls, surrogate: Surrogate, costs: Mapping[Genome, Cost]) -> "_Candidates":
+        genomes, values = list(costs), list(costs.values())
+        return cls(
+            genomes=genomes,
+            features=surrogate.features(genomes, values),
+            costs=surrogate.scaled_costs(genomes, values),
+        )
 
-def _prior_of(space: GenomeSpace) -> np.ndarray:
-    """Logarithms of the medians, before anything is seen, of each feature's length scale and of the noise.
-
-    Each option of a categorical gene has a length scale of its own: one of them may stand far from all the others.
-    """
-    lengths = []
-    for gene in space.genes:
-        lengths += [_ORDINAL_LENGTH] if gene.is_ordinal else [_OPTION_LENGTH] * len(gene.options)
-    return np.log([*lengths, _COST_LENGTH, _COST_LENGTH, _NOISE])
+    def where(self, kept: np.ndarray) -> "_Candidates":
+        genomes = [genome for genome, keep in zip(self.genomes, kept, strict=True) if keep]
+        return _Candidates(genomes=genomes, features=self.features[kept], costs=self.costs[kept])
 
 
 def _draw_candidates(parents: np.ndarray, num_options: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -295,195 +283,7 @@ def _draw_candidates(parents: np.ndarray, num_options: np.ndarray, rng: np.rando
     return np.vstack([children, np.zeros((1, num_genes), dtype=int), num_options - 1])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Candidates:
-    genomes: list[Genome]
-    features: np.ndarray
-    costs: np.ndarray
-
-    @classmethod
-    def of(cls, surrogate: Surrogate, costs: Mapping[Genome, Cost]) -> "_Candidates":
-        genomes, values = list(costs), list(costs.values())
-        return cls(
-            genomes=genomes,
-            features=surrogate.features(genomes, values),
-            costs=surrogate.scaled_costs(genomes, values),
-        )
-
-    def where(self, kept: np.ndarray) -> "_Candidates":
-        genomes = [genome for genome, keep in zip(self.genomes, kept, strict=True) if keep]
-        return _Candidates(genomes=genomes, features=self.features[kept], costs=self.costs[kept])
-
-
-def expected_hypervolume_improvement(
-    mean: np.ndarray, sd: np.ndarray, costs: np.ndarray, *, front_costs: np.ndarray, front_levels: np.ndarray
-) -> np.ndarray:
-    """Expected growth of the volume between the front and accuracy 0 at cost 1.
-
-    The accuracy that is reached at each cost so far is a step function; a candidate adds to each of its cells
-    to the right of its own cost the cell's area times what its accuracy exceeds the step.
-
-    Args:
-        mean, sd: Of the candidates' accuracies, Gaussian, `(candidates,)`.
-        costs: Exact, scaled so that the reference is 1, `(candidates, 1 or 2)`.
-        front_costs: Of what was evaluated, `(evaluated, 1 or 2)`.
-        front_levels: Its accuracies, `(evaluated,)`.
-
-    Returns:
-        `(candidates,)`.
-    """
-    from scipy.special import ndtr
-
-    if costs.shape[1] == 1:  # one cost is two, of which one is free
-        costs, front_costs = (np.column_stack([c, np.zeros(len(c))]) for c in (costs, front_costs))
-    keep = is_non_dominated(np.column_stack([-front_levels, front_costs])) & (front_costs < 1).all(axis=1)
-    front_costs, front_levels = front_costs[keep], np.maximum(front_levels[keep], 0.0)
-    edges = [np.unique(np.concatenate([[-np.inf], front_costs[:, axis]])) for axis in (0, 1)]
-    reached = np.zeros((len(edges[0]), len(edges[1])))
-    rows, columns = (np.searchsorted(edges[axis], front_costs[:, axis]) for axis in (0, 1))
-    np.maximum.at(reached, (rows, columns), front_levels)
-    reached = np.maximum.accumulate(np.maximum.accumulate(reached, axis=0), axis=1)
-    levels, index = np.unique(reached, return_inverse=True)
-    index = index.reshape(reached.shape)
-    z = (mean[:, None] - levels[None, :]) / sd[:, None]
-    gains = sd[:, None] * (z * ndtr(z) + np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi))
-    lengths = []
-    for axis in (0, 1):
-        upper = np.append(edges[axis][1:], 1.0)
-        lengths.append(np.maximum(upper - np.maximum(edges[axis], costs[:, [axis]]), 0.0))
-    total = np.zeros(len(mean))
-    for row in range(len(edges[0])):
-        concerned = lengths[0][:, row] > 0
-        cells = (lengths[1][concerned] * gains[concerned][:, index[row]]).sum(axis=1)
-        total[concerned] += lengths[0][concerned, row] * cells
-    return total
-
-
-def final_accuracies(evaluated: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy at the full number of epochs, measured or guessed, and the variance of the guess.
-
-    Where a trial was stopped, its last accuracy is carried on by a line fitted to the complete trials between
-    that epoch and the end. That those were chosen by the same accuracy does not bias the line. A failed trial
-    counts as the worst of the others.
-    """
-    complete = [o.curve for o in evaluated if o.status == "complete"]
-    finals = np.array([curve[-1] for curve in complete])
-    scale = max(float(finals.std()), 1e-3)
-    lines: dict[int, tuple[float, float, float, float]] = {}
-    values, noises = np.full(len(evaluated), np.nan), np.zeros(len(evaluated))
-    for index, observation in enumerate(evaluated):
-        if observation.status == "complete":
-            values[index] = observation.curve[-1]
-        elif observation.status == "stopped" and observation.curve:
-            epoch = len(observation.curve)
-            if epoch not in lines:
-                lines[epoch] = _line(np.array([curve[epoch - 1] for curve in complete]), finals, scale)
-            slope, x_mean, y_mean, variance = lines[epoch]
-            values[index] = y_mean + slope * (observation.curve[-1] - x_mean)
-            noises[index] = variance
-    failed = np.isnan(values)
-    values[failed] = np.min(values[~failed])
-    return values, noises
-
-
-def _line(x: np.ndarray, y: np.ndarray, scale: float) -> tuple[float, float, float, float]:
-    """Slope, means and residual variance of a line whose slope is drawn towards 1/2 where there is little to go by."""
-    x_mean, y_mean = float(x.mean()), float(y.mean())
-    prior, strength = 0.5, scale**2
-    slope = (((x - x_mean) * (y - y_mean)).sum() + prior * strength) / (((x - x_mean) ** 2).sum() + strength)
-    residuals = y - y_mean - slope * (x - x_mean)
-    return slope, x_mean, y_mean, float(((residuals**2).sum() + scale**2) / (len(x) + 1))
-
-
-# Medians of log-normal priors: length scales of features in [0, 1], of standardised logarithms of costs, and the noise
-# as a share of the variance; then standard deviations of their logarithms.
-_ORDINAL_LENGTH, _OPTION_LENGTH, _COST_LENGTH, _NOISE = 0.7, 2.2, 2.2, 1e-2
-_LENGTH_SD, _NOISE_SD = 0.5, 1.0
-
-
-def _fit_hyperparameters(
-    features: np.ndarray, values: np.ndarray, noises: np.ndarray, *, prior: np.ndarray
-) -> np.ndarray:
-    """Logarithms of the length scales and of the noise, at the maximum of the posterior."""
-    from scipy.optimize import minimize
-    from sklearn.gaussian_process.kernels import WhiteKernel
-
-    y, scale = _standardised(values)
-    sds = np.array([*[_LENGTH_SD] * (len(prior) - 1), _NOISE_SD])
-
-    def most_probable(negative_log_likelihood: Any, theta: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, float]:
-        def negative_log_posterior(theta: np.ndarray) -> tuple[float, np.ndarray]:
-            value, slope = negative_log_likelihood(theta)
-            away = (theta - prior) / sds
-            return value + 0.5 * away @ away, slope + away / sds
-
-        found = minimize(
-            negative_log_posterior, theta, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40}
-        )
-        return found.x, found.fun
-
-    kernel = _rbf(prior[:-1]) + WhiteKernel(_NOISE, (1e-5, 1.0))
-    return _regressor(kernel, alpha=noises / scale**2, optimizer=most_probable).fit(features, y).kernel_.theta
-
-
-def _rbf(log_lengths: np.ndarray) -> Any:
-    from sklearn.gaussian_process.kernels import RBF
-
-    lengths: Any = np.exp(log_lengths)  # which the stubs take for one number
-    return RBF(lengths, (1e-2, 1e2))
-
-
-def _regressor(kernel: Any, *, alpha: Any, optimizer: Any) -> Any:
-    from sklearn.gaussian_process import GaussianProcessRegressor
-
-    return GaussianProcessRegressor(kernel, alpha=alpha, optimizer=optimizer)
-
-
-def _standardised(values: np.ndarray) -> tuple[np.ndarray, float]:
-    scale = max(float(values.std()), 1e-6)
-    return (values - values.mean()) / scale, scale
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Posterior:
-    """The Gaussian process given its observations; accuracies in their own unit outside, standardised inside."""
-
-    regressor: Any
-    features: np.ndarray
-    y: np.ndarray
-    noises: np.ndarray
-    mean: float
-    scale: float
-    theta: np.ndarray = field(repr=False)
-
-    @classmethod
-    def of(cls, features: np.ndarray, values: np.ndarray, noises: np.ndarray, theta: np.ndarray) -> "_Posterior":
-        y, scale = _standardised(values)
-        return cls._given(features, y, noises / scale**2 + math.exp(theta[-1]), float(values.mean()), scale, theta)
-
-    @classmethod
-    def _given(
-        cls, features: np.ndarray, y: np.ndarray, noises: np.ndarray, mean: float, scale: float, theta: np.ndarray
-    ) -> "_Posterior":
-        regressor = _regressor(_rbf(theta[:-1]), alpha=noises, optimizer=None).fit(features, y)
-        return cls(regressor=regressor, features=features, y=y, noises=noises, mean=mean, scale=scale, theta=theta)
-
-    def conditioned_on(self, features: np.ndarray, values: np.ndarray) -> "_Posterior":
-        noise = np.full(len(values), math.exp(self.theta[-1]))
-        return self._given(
-            np.vstack([self.features, features]),
-            np.append(self.y, (values - self.mean) / self.scale),
-            np.append(self.noises, noise),
-            self.mean,
-            self.scale,
-            self.theta,
-        )
-
-    def expect(self, features: np.ndarray) -> np.ndarray:
-        """Mean of the accuracy."""
-        return self.mean + self.scale * self.regressor.predict(features)
-
-    def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the accuracy itself, without the noise of measuring it."""
-        mean, sd = self.regressor.predict(features, return_std=True)
-        return self.mean + self.scale * mean, self.scale * np.maximum(sd, 1e-9)
+@cache
+def _blas() -> ThreadpoolController:
+    """Matrices of a few hundred rows are no work for several threads, which would fight with the trials for cores."""
+    return ThreadpoolController()

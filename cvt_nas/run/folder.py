@@ -39,6 +39,7 @@ from cvt_nas.run.files import (
     write_atomically,
 )
 from cvt_nas.run.mirror import add_mirror, is_url, local_folder, mirror_of
+from cvt_nas.run.origin import origin
 
 T = TypeVar("T")
 _SECONDS_BETWEEN_LOOKS, _SECONDS_TO_SHOW_LIFE = 5.0, 15.0
@@ -99,7 +100,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, place: str | Path, manifest: Mapping[str, Any]) -> Self:
-        """A new run at a path or URL.
+        """A new run at a path or URL. Its manifest tells its `origin`, too.
 
         Raises:
             RunFolderError: `place` holds a run already, or cannot be written.
@@ -108,7 +109,7 @@ class RunFolder:
             run = cls.at(place)
             run.check_new()
             run.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(run.path / "manifest.json", json_text(manifest, indent=2) + "\n")
+            write_atomically(run.path / "manifest.json", json_text({**origin(), **manifest}, indent=2) + "\n")
         except OSError as error:
             raise RunFolderError(f"{place}: cannot be written: {error.strerror or error}") from error
         return run

@@ -1,4 +1,4 @@
-"""The verb that encodes a folder of images once more."""
+"""The verbs for data sets: one looks at them, one encodes a folder of images once more."""
 
 import argparse
 import dataclasses
@@ -6,6 +6,17 @@ import json
 from pathlib import Path
 
 from cvt_nas.cli.output import print_note, write
+
+
+def check(options: argparse.Namespace) -> int:
+    from cvt_nas.data.report import check_set
+
+    report = check_set(options.data, decode=options.decode, on_note=print_note)
+    if options.json:
+        write(json.dumps(report.to_json()))
+    else:
+        write(*report.lines())
+    return 0 if report.is_usable else 1
 
 
 def pack(options: argparse.Namespace) -> int:

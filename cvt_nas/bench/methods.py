@@ -1,0 +1,148 @@
+"""The ways to search that are compared: a sampler and a scheduler each."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast, get_args
+
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.storages import InMemoryStorage
+
+from cvt_nas.bench.table import Table
+from cvt_nas.errors import TableError
+from cvt_nas.propose.asha import RANKINGS, Asha
+from cvt_nas.propose.race import Race, Source
+from cvt_nas.propose.samplers import SAMPLERS, SamplerName, derive_seed, distributions_of, genome_of
+from cvt_nas.propose.simulation import Search
+from cvt_nas.propose.study import Ended, Proposal, Study
+from cvt_nas.results import Metric
+
+SCHEDULERS = ("pareto-asha", "asha", "none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What all the methods of a comparison share.
+
+    Args:
+        budget: Epochs that each search may spend.
+        num_workers: Trials side by side, on the simulated clock.
+        grace_period, reduction_factor: Of the schedulers that have rungs.
+    """
+
+    metrics: tuple[Metric, ...]
+    budget: int
+    num_workers: int = 4
+    grace_period: int = 1
+    reduction_factor: int = 3
+
+
+class SearchMethod(Protocol):
+    """A way to search, whose `str` is its name in a comparison; pickled where searches run in other processes."""
+
+    def start(self, table: Table, settings: Settings, *, seed: int) -> Search: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """A sampler and a scheduler, written `surrogate+pareto-asha`, or `surrogate+pareto-asha:stop`."""
+
+    sampler: str
+    scheduler: str
+    mode: Literal["stop", "promote"] = "promote"
+
+    def __str__(self) -> str:
+        return f"{self.sampler}+{self.scheduler}{':stop' if self.mode == 'stop' else ''}"
+
+    def start(self, table: Table, settings: Settings, *, seed: int) -> Race:
+        asha = None
+        if self.scheduler != "none":
+            asha = Asha(
+                max_epochs=table.num_epochs,
+                grace_period=settings.grace_period,
+                reduction_factor=settings.reduction_factor,
+                ranking=RANKINGS[self.scheduler],
+                mode=self.mode,
+            )
+        return Race(_study_of(table, self.sampler, settings.metrics, seed), asha, settings.metrics)
+
+
+def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
+    """The objectives, accuracy first.
+
+    Raises:
+        TableError: A name is unknown, accuracy is missing, or it is alone.
+    """
+    for name in names:
+        if name not in get_args(Metric):
+            raise TableError(f"--objectives: got {name}, must be of {', '.join(get_args(Metric))}")
+    if "accuracy" not in names or len(set(names)) < 2:
+        raise TableError(f"--objectives: got {','.join(names)}, must be accuracy and params, flops or both")
+    return tuple(metric for metric in get_args(Metric) if metric in names)
+
+
+def methods_of(samplers: Sequence[str], schedulers: Sequence[str]) -> list[Method]:
+    """Every sampler with every scheduler, a scheduler with `:stop` where a rung decides for good.
+
+    Raises:
+        TableError: A name is unknown.
+    """
+    methods = []
+    for sampler, scheduler in itertools.product(samplers, schedulers):
+        name, _, mode = scheduler.partition(":")
+        if sampler not in (*SAMPLERS, *PLAIN_SAMPLERS):
+            raise TableError(f"--searcher: got {sampler}, must be one of {', '.join((*SAMPLERS, *PLAIN_SAMPLERS))}")
+        if name not in SCHEDULERS or mode not in ("", "stop", "promote") or (mode and name == "none"):
+            raise TableError(f"--scheduler: got {scheduler}, must be one of {', '.join(SCHEDULERS)}, or asha:stop, "
+                             f"pareto-asha:stop")  # fmt: skip
+        methods.append(Method(sampler=sampler, scheduler=name, mode="stop" if mode == "stop" else "promote"))
+    return methods
+
+
+def _study_of(table: Table, sampler: str, metrics: Sequence[Metric], seed: int) -> Source:
+    if sampler in SAMPLERS:
+        name = cast(SamplerName, sampler)
+        return Study(table, metrics=metrics, sampler=name, storage=InMemoryStorage(), num_trials=None, seed=seed)
+    return PlainStudy(table, metrics=metrics, sampler=_plain_sampler(sampler, seed), seed=seed)
+
+
+PLAIN_SAMPLERS = ("optuna-random", "optuna-tpe", "optuna-tpe-multivariate", "optuna-nsga2", "optuna-nsga3", "optuna-gp")
+
+
+def _plain_sampler(name: str, seed: int) -> BaseSampler:
+    if name == "optuna-tpe":
+        return optuna.samplers.TPESampler(seed=seed)
+    if name == "optuna-tpe-multivariate":
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True)
+    if name == "optuna-nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed)
+    if name == "optuna-nsga3":
+        return optuna.samplers.NSGAIIISampler(seed=seed)
+    if name == "optuna-gp":
+        return optuna.samplers.GPSampler(seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+class PlainStudy(Source):
+    """Optuna as it ships, which may propose what it proposed before: the baseline of `Study`."""
+
+    def __init__(self, table: Table, *, metrics: Sequence[Metric], sampler: BaseSampler, seed: int) -> None:
+        self._table, self._metrics, self._seed = table, metrics, seed
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._study = optuna.create_study(
+            directions=["maximize" if metric == "accuracy" else "minimize" for metric in metrics], sampler=sampler
+        )
+
+    def ask(self) -> Proposal | None:
+        trial = self._study.ask(distributions_of(self._table))
+        genome = genome_of(self._table, trial.params)
+        seed = derive_seed(self._seed, trial.number, "training")
+        return Proposal(number=trial.number, genome=genome, cost=self._table.cost(genome), seed=seed)
+
+    def tell(self, ended: Ended, /) -> None:
+        if ended.status == "complete":
+            values = {"accuracy": ended.curve[-1], "params": ended.cost.params, "flops": ended.cost.flops}
+            self._study.tell(ended.number, [values[metric] for metric in self._metrics])
+        else:
+            self._study.tell(ended.number, state=optuna.trial.TrialState.PRUNED)

@@ -1,0 +1,115 @@
+"""Searches on a table, on a simulated clock, and how good what they found is."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+
+from cvt_nas.bench.methods import SearchMethod, Settings
+from cvt_nas.bench.table import Table
+from cvt_nas.propose.simulation import Asked, run_clock
+from cvt_nas.propose.study import Proposal
+from cvt_nas.results import hypervolume, is_non_dominated
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trace:
+    """What one simulated search did.
+
+    Args:
+        trained: For each architecture that was trained in full, the epochs spent by then and its row.
+        num_duplicates: Trials of an architecture that an earlier trial had.
+        ask_seconds: Of each proposal.
+    """
+
+    trained: tuple[tuple[int, int], ...]
+    num_trials: int
+    num_duplicates: int
+    ask_seconds: tuple[float, ...]
+
+
+def simulate(table: Table, method: SearchMethod, settings: Settings, *, seed: int) -> Trace:
+    """One search on the table, until its budget of epochs is spent.
+
+    Workers are asynchronous; a trial takes its epochs times its seconds per epoch.
+    """
+    trained, asks, seen, spent = [], [], [], 0
+
+    def row_of(proposal: Proposal) -> int:
+        return table.rows[table.canonical(proposal.genome)]
+
+    def curve_of(proposal: Proposal) -> np.ndarray:
+        curves = table.curves[row_of(proposal)]
+        return curves[proposal.seed % len(curves)]
+
+    for event in run_clock(
+        method.start(table, settings, seed=seed),
+        num_slots=settings.num_workers,
+        num_epochs=table.num_epochs,
+        curve_of=curve_of,
+        epoch_seconds=lambda proposal: table.seconds_per_epoch[row_of(proposal)],
+    ):
+        if isinstance(event, Asked):
+            if event.is_new:
+                asks.append(event.seconds)
+                seen.append(row_of(event.proposal))
+            continue
+        spent += 1
+        if event.is_complete:
+            trained.append((spent, row_of(event.proposal)))
+        if spent >= settings.budget:
+            break
+    return Trace(
+        trained=tuple(trained), num_trials=len(seen), num_duplicates=len(seen) - len(set(seen)),
+        ask_seconds=tuple(asks),
+    )  # fmt: skip
+
+
+def anytime_hypervolume(table: Table, trace: Trace, settings: Settings) -> np.ndarray:
+    """After each epoch, `(budget,)`: true hypervolume of what was trained in full, as a share of the whole table's."""
+    losses, budget = table.losses(settings.metrics), settings.budget
+    whole = table.hypervolume(settings.metrics)
+    values, front = np.zeros(budget), np.empty((0, losses.shape[1]))
+    known: set[int] = set()
+    for spent, row in trace.trained:
+        if spent > budget or row in known:
+            continue
+        known.add(row)
+        front = np.vstack([front, losses[row]])
+        front = front[is_non_dominated(front)]
+        values[spent - 1 :] = hypervolume(front) / whole
+    return values
+
+
+Run = tuple[SearchMethod, int, np.ndarray, Trace]
+
+
+def compare(
+    table: Table, methods: Sequence[SearchMethod], settings: Settings, *, seeds: Sequence[int], processes: int = 1
+) -> Iterator[Run]:
+    """Every method with every seed, seed by seed, so that a comparison that is stopped early is still paired.
+
+    Yields:
+        Method, seed, hypervolume after each epoch, and what was done.
+    """
+    tasks = [(method, seed) for seed in seeds for method in methods]
+    with ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=_hold, initargs=(table, settings)
+    ) as pool:
+        yield from pool.map(_run, tasks)
+
+
+_held: list[Any] = []
+
+
+def _hold(table: Table, settings: Settings) -> None:
+    _held[:] = [table, settings]
+
+
+def _run(task: tuple[SearchMethod, int]) -> Run:
+    (method, seed), (table, settings) = task, _held
+    trace = simulate(table, method, settings, seed=seed)
+    return method, seed, anytime_hypervolume(table, trace, settings), trace

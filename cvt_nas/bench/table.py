@@ -1,0 +1,169 @@
+"""A table of trained architectures, as a space that samplers can search.
+
+A table has one row for each architecture and seed: a column for each gene (`g0`, `g1`, ... ordinal, `c0`, ...
+categorical; option indices), `params`, `flops`, `acc_1` to `acc_E` (accuracy on the search split after each
+epoch), and optionally `seed` and `seconds_per_epoch`. What a search sees is one seed of an architecture, drawn at
+random; what it is judged by is the mean over the seeds.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cvt_nas.arch import Cost
+from cvt_nas.errors import TableError
+from cvt_nas.results import Metric, hypervolume
+from cvt_nas.space import COST_METRICS, Gene, Genome
+
+_REFERENCE = 1.02  # of the greatest cost in the table
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as a space that samplers can search: its members are its rows, and nothing else.
+
+    Args:
+        genes: Ordinal and categorical choices.
+        rows: Index of each genome.
+        costs: Of each genome.
+        curves: For each genome its seeds' curves, `(seeds, epochs)`.
+        seconds_per_epoch: Of each genome.
+    """
+
+    genes: tuple[Gene, ...]
+    rows: dict[Genome, int]
+    costs: tuple[Cost, ...]
+    curves: tuple[np.ndarray, ...]
+    seconds_per_epoch: np.ndarray
+    _nearest: dict[Genome, Genome] = field(default_factory=dict, repr=False)
+    _hypervolumes: dict[tuple[Metric, ...], float] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def genomes(self) -> list[Genome]:
+        return list(self.rows)
+
+    @cached_property
+    def _genome_array(self) -> np.ndarray:
+        return np.array(self.genomes)
+
+    @property
+    def num_epochs(self) -> int:
+        return self.curves[0].shape[1]
+
+    @property
+    def cost_range(self) -> tuple[Cost, Cost]:
+        """From nothing to the reference point."""
+        params, flops = (max(getattr(cost, name) for cost in self.costs) for name in ("params", "flops"))
+        return Cost(params=0, flops=0), Cost(params=int(_REFERENCE * params), flops=int(_REFERENCE * flops))
+
+    def cost(self, genome: Sequence[int]) -> Cost:
+        return self.costs[self.rows[self.canonical(genome)]]
+
+    def costs_of(self, genomes: np.ndarray) -> dict[Genome, Cost]:
+        """Of the rows nearest to `genomes`, each once."""
+        nearest = dict.fromkeys(self.canonical(genome) for genome in genomes.tolist())
+        return {genome: self.cost(genome) for genome in nearest}
+
+    def canonical(self, genome: Sequence[int]) -> Genome:
+        """The row nearest to `genome`: samplers that do not know the rows propose what is not in the table."""
+        genome = tuple(genome)
+        if genome in self.rows:
+            return genome
+        if genome not in self._nearest:
+            spans = np.array([max(len(gene.options) - 1, 1) if gene.is_ordinal else 0 for gene in self.genes])
+            away = np.abs(self._genome_array - np.array(genome))
+            distances = np.where(spans > 0, away / np.maximum(spans, 1), away != 0).sum(axis=1)
+            self._nearest[genome] = self.genomes[int(np.argmin(distances))]
+        return self._nearest[genome]
+
+    def arch_id(self, genome: Sequence[int]) -> str:
+        return str(self.rows[self.canonical(genome)])
+
+    def is_feasible(self, cost: Cost) -> bool:
+        del cost
+        return True
+
+    def sample_feasible(self, rng: random.Random) -> Genome | None:
+        return rng.choice(self.genomes)
+
+    def all_genomes(self, limit: int) -> list[Genome] | None:
+        return self.genomes if len(self.rows) <= limit else None
+
+    def true_accuracies(self) -> np.ndarray:
+        """At the last epoch, the mean over seeds, of each row."""
+        return np.array([curves[:, -1].mean() for curves in self.curves])
+
+    def losses(self, metrics: Sequence[Metric]) -> np.ndarray:
+        """True losses of each row, scaled so that the reference point is all ones."""
+        _, greatest = self.cost_range
+        columns = [
+            1 - self.true_accuracies()
+            if metric == "accuracy"
+            else np.array([getattr(cost, metric) for cost in self.costs]) / getattr(greatest, metric)
+            for metric in metrics
+        ]
+        return np.stack(columns, axis=1)
+
+    def hypervolume(self, metrics: Sequence[Metric]) -> float:
+        """True hypervolume of all the rows; measured once, since thousands of them take seconds."""
+        if tuple(metrics) not in self._hypervolumes:
+            self._hypervolumes[tuple(metrics)] = hypervolume(self.losses(metrics))
+        return self._hypervolumes[tuple(metrics)]
+
+
+def load_table(path: Path) -> Table:
+    """Reads a table from CSV or parquet.
+
+    Raises:
+        TableError: It cannot be read, lacks columns, or holds values that make no sense.
+    """
+    try:
+        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise TableError(f"{path}: cannot be read: {error}") from error
+    columns = [str(name) for name in frame.columns]
+    genes = sorted((name for name in columns if re.fullmatch(r"[gc]\d+", name)), key=lambda name: int(name[1:]))
+    epochs = sorted((name for name in columns if re.fullmatch(r"acc_\d+", name)), key=lambda name: int(name[4:]))
+    if missing := [name for name in COST_METRICS if name not in columns]:
+        raise TableError(f"{path}: lacks the columns {', '.join(missing)}")
+    if not genes or not epochs:
+        raise TableError(f"{path}: needs a column for each gene (g0, g1, ... or c0, c1, ...), and acc_1 to acc_E")
+    if [int(name[4:]) for name in epochs] != list(range(1, len(epochs) + 1)):
+        raise TableError(f"{path}: got {', '.join(epochs)}, must be acc_1 to acc_{len(epochs)}")
+    try:
+        options = frame[genes].to_numpy(dtype=int)
+        costs = frame[list(COST_METRICS)].to_numpy(dtype=int)
+        curves = frame[epochs].to_numpy(dtype=float)
+        seconds = frame["seconds_per_epoch"].to_numpy(dtype=float) if "seconds_per_epoch" in columns else None
+    except ValueError as error:
+        raise TableError(f"{path}: {error}") from error
+    if not ((curves >= 0) & (curves <= 1)).all():  # a cell that is empty fails too
+        raise TableError(f"{path}: accuracies must be fractions in [0, 1]")
+    if (options < 0).any() or (costs <= 0).any():
+        raise TableError(f"{path}: genes must be option indices from 0, params and flops above 0")
+    members: dict[Genome, list[int]] = {}
+    for index, genome in enumerate(map(tuple, options.tolist())):
+        members.setdefault(genome, []).append(index)
+    members = dict(sorted(members.items()))
+    firsts = [indices[0] for indices in members.values()]
+    return Table(
+        genes=tuple(
+            Gene(
+                name=name, stage=0, block=None, choice="projection" if name[0] == "c" else "depth",
+                options=tuple(range(int(options[:, position].max()) + 1)),
+            )
+            for position, name in enumerate(genes)
+        ),
+        rows={genome: row for row, genome in enumerate(members)},
+        costs=tuple(Cost(params=int(costs[first, 0]), flops=int(costs[first, 1])) for first in firsts),
+        curves=tuple(curves[indices] for indices in members.values()),
+        seconds_per_epoch=np.array(
+            [1.0 if seconds is None else seconds[indices].mean() for indices in members.values()]
+        ),
+    )  # fmt: skip

@@ -1,0 +1,104 @@
+"""The verb that tells of an architecture, and how an architecture is named."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cvt_nas.cli.output import print_note, write
+from cvt_nas.errors import ArchError
+
+
+def load_named(text: str, image_size: int | None = None) -> Any:
+    """The architecture that a name or a file tells.
+
+    A config of transformers tells no size of images: then it is that of the processor beside it, or `image_size`.
+    """
+    from cvt_nas.arch import NAMED_ARCHS, is_of_transformers, load_arch, read_object
+
+    arch, path = load_arch(text), Path(text)
+    config = path / "config.json" if path.is_dir() and not (path / "arch.json").is_file() else path
+    if text in NAMED_ARCHS or not config.is_file() or not is_of_transformers(read_object(config)):
+        return arch
+    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+
+    found, source = preprocessing_beside(config.parent)
+    size, why = found.get("image_size"), f"as {source} says"
+    if size is None:
+        size, why = image_size, "as the space has them"
+    if size is None:
+        size, why = arch.image_size, "as of the published models"
+    print_note(f"{config} tells no size of images: {size} x {size}, {why}")
+    return arch.with_image_size(size)
+
+
+def arch_of(text: str, image_size: int | None = None) -> tuple[Any, Any]:
+    """The architecture that ARCH names, and its run's folder where it is RUN:ID; see `load_named`."""
+    from cvt_nas.run import RunFolder, is_url
+
+    folder, colon, arch_id = text.rpartition(":")
+    if colon and (is_url(folder) or (Path(folder) / "manifest.json").is_file()):
+        run = RunFolder.open(folder)
+        return (run.pick(arch_id) if arch_id in ("knee", "best") else run.find(arch_id)).arch, run
+    if colon and not Path(text).exists():
+        raise ArchError(f"{text}: {folder} holds no run")
+    return load_named(text, image_size), None
+
+
+def profile(options: argparse.Namespace) -> int:
+    from cvt_nas.arch import attention_flops, cost_of, describe_stages, stage_costs
+    from cvt_nas.report import published_as, short
+
+    arch, _ = arch_of(options.arch)
+    if options.image_size is not None:
+        arch = arch.with_image_size(options.image_size)
+    total, stages, published = cost_of(arch), stage_costs(arch), published_as(arch)
+    without_attention = total.flops - attention_flops(arch)
+    latency = _latency(arch, options)
+    if options.json:
+        result = {
+            "arch_id": arch.id,
+            "image_size": arch.image_size,
+            "params": total.params,
+            "flops": total.flops,
+            "flops_without_attention": without_attention,
+            "published": [asdict(model) for model in published],
+            "stages": [
+                {
+                    "params": cost.params,
+                    "flops": cost.flops,
+                    "embed_dim": stage.embed_dim,
+                    "depth": len(stage.blocks),
+                    "grid": grid,
+                }
+                for cost, stage, grid in zip(stages, arch.stages, arch.grids, strict=True)
+            ],
+            **({} if latency is None else {"latency": latency.to_json()}),
+        }
+        write(json.dumps(result))
+        return 0
+    for cost, line in zip(stages, describe_stages(arch), strict=True):
+        write(f"{short(cost.params):>7} params {short(cost.flops):>7} FLOPs  {line}")
+    write(f"{short(total.params):>7} params {short(total.flops):>7} FLOPs  in total at {arch.image_size} x "
+          f"{arch.image_size}, head included: {total.params:,} and {total.flops:,}")  # fmt: skip
+    write("A multiply-add is one FLOP; norms and attention's two products are counted, as fvcore does. Without those "
+          f"products, which some papers leave out: {short(without_attention)} FLOPs.")  # fmt: skip
+    for model in published:
+        write(f"published: {model.line}")
+    if latency is not None:
+        from cvt_nas.engine.latency import latency_line
+
+        write(latency_line(latency))
+    return 0
+
+
+def _latency(arch: Any, options: argparse.Namespace) -> Any:
+    """What `--latency` asks for; None where it is not given."""
+    if options.latency is None:
+        if options.onnx or options.batch is not None:
+            raise ArchError("--onnx, --batch: say how latency is measured; give --latency cpu or cuda with them")
+        return None
+    from cvt_nas.export.latency import profile_latency
+
+    return profile_latency(arch, device=options.latency, onnx=options.onnx, batch_size=options.batch or 1)

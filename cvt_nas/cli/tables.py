@@ -1,0 +1,40 @@
+"""The verb that compares searches on a table."""
+
+import argparse
+import json
+import sys
+
+from cvt_nas.cli.output import write
+
+
+def bench(options: argparse.Namespace) -> int:
+    from cvt_nas import bench
+
+    metrics = bench.metrics_of(options.objectives)
+    methods = bench.methods_of(options.searcher, options.scheduler)
+    table = bench.load_table(options.table)
+    settings = bench.Settings(
+        metrics=metrics,
+        budget=options.budget,
+        num_workers=options.workers,
+        grace_period=options.grace_period,
+        reduction_factor=options.reduction_factor,
+    )
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    runs = []
+    for run in bench.compare(table, methods, settings, seeds=seeds, processes=options.processes):
+        runs.append(run)
+        method, seed, values, _ = run
+        write(f"seed {seed}, {method}: {values[-1]:.4f}, {len(runs)}/{len(methods) * len(seeds)}", file=sys.stderr)
+    if options.plot is not None:
+        bench.plot(runs, settings, options.plot)
+    summary = bench.summarise(runs, settings)
+    if options.json:
+        write(json.dumps({"table": str(options.table), "objectives": list(metrics), **summary}))
+        return 0
+    write(f"{'hypervolume after a share of the budget, mean of the seeds':40}")
+    write(f"{'':32}" + "".join(f"{float(f):>9.0%}" for f in next(iter(summary["methods"].values()))["hypervolume"]))
+    for name, found in summary["methods"].items():
+        means = [sum(values) / len(values) for values in found["hypervolume"].values()]
+        write(f"{name:32}" + "".join(f"{mean:9.4f}" for mean in means))
+    return 0

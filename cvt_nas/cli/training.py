@@ -1,0 +1,155 @@
+"""The verbs that train one network, and measure one."""
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cvt_nas.cli.archs import arch_of, load_named
+from cvt_nas.cli.output import command, operand, print_note, quoted, write
+from cvt_nas.errors import ArchError, DataError
+
+
+def train(options: argparse.Namespace) -> int:
+    from cvt_nas.arch import NAMED_ARCHS
+    from cvt_nas.config import load_experiment, parse_experiment
+    from cvt_nas.results import DataIdentity
+    from cvt_nas.train import fitted, recipe_for, train
+
+    given = None if options.space is None else load_experiment(options.space)
+    arch, run = arch_of(options.arch, None if given is None else given.space.image_size)
+    data, origin = options.data, None
+    if given is not None:
+        experiment = given
+        if options.arch in NAMED_ARCHS:
+            arch, note = fitted(arch, experiment)
+            if note is not None:
+                print_note(note)
+    elif run is not None:
+        experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
+        origin = DataIdentity.of(run.manifest)
+    elif options.arch in NAMED_ARCHS:
+        experiment, data = recipe_for(options.arch, data)
+        arch = experiment.space.largest
+    else:
+        raise ArchError(f"{options.arch}: name the file whose data and training are to be used by --space FILE")
+    experiment = _with_training(experiment, options)
+
+    from cvt_nas.report import report_paths, summary, write_report
+
+    said = set[str]()
+
+    def told(report: dict[str, Any]) -> None:
+        note = report.get("note")
+        if note is not None and note not in said:
+            said.add(note)
+            print_note(note)
+        if report["status"] == "running":
+            done = f"epoch {report['epoch']}/{experiment.training.epochs}, accuracy {report['accuracy']:.4f}"
+            write(f"{done}, {report['train_seconds']:.0f} s", file=sys.stderr, flush=True)
+
+    out = Path(options.out or Path("results") / f"train-{arch.id}")
+    result = train(
+        arch,
+        experiment,
+        out=out,
+        data=data,
+        num_workers=options.gpus,
+        seed=options.seed,
+        init=options.init,
+        resume=options.resume,
+        origin=origin,
+        on_note=print_note,
+        on_report=told,
+    )
+    from cvt_nas.run import RunFolder
+
+    run = RunFolder.open(out)
+    write_report(run)
+    if options.json:
+        write(json.dumps(summary(run)))
+        return 0
+    test = run.test_accuracies()[arch.id]
+    write(f"{arch.id}: accuracy {result.accuracy:.4f} on the search split, {test:.4f} on the test split; {out}")
+    plots = [quoted(str(path)) for path in report_paths(run) if path.suffix == ".html"]
+    write(f"plots: {', '.join(plots)}")
+    write("next: " + command("cvt-nas", "export", operand(str(out)), "--pick", "best", "--to", "my_model"))
+    return 0
+
+
+def _with_training(experiment: Any, options: argparse.Namespace) -> Any:
+    """The same with what the command line says of `training`.
+
+    Learning rates belong to their batch size: with another one they are scaled in proportion, unless `--lr` is given.
+    """
+    own = experiment.training
+    told = {
+        "optimizer": options.optimizer,
+        "schedule": options.sched,
+        "lr": options.lr,
+        "batch_size": options.batch_size,
+    }
+    changes = {name: value for name, value in told.items() if value is not None}
+    if options.batch_size not in (None, own.batch_size) and options.lr is None:
+        rates = [name for name in ("lr", "min_lr", "warmup_lr") if getattr(own, name) > 0]
+        if own.warmup_epochs == 0:
+            rates.remove("warmup_lr")
+        factor = options.batch_size / own.batch_size
+        scaled = {name: float(f"{factor * getattr(own, name):.6g}") for name in rates}
+        changes |= scaled
+        rescaled = ", ".join(f"{name} {getattr(own, name):g} becomes {to:g}" for name, to in scaled.items())
+        write(f"note: --batch-size {options.batch_size} instead of {own.batch_size}: {rescaled}, in proportion; "
+              f"--lr sets it otherwise", file=sys.stderr)  # fmt: skip
+    if options.epochs is not None:
+        lasting = experiment.training.lasting(options.epochs)
+        changes |= {name: getattr(lasting, name) for name in ("epochs", "warmup_epochs", "restarts")}
+    return experiment.changed(training={name: to for name, to in changes.items() if to != getattr(own, name)})
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from cvt_nas.arch import NAMED_ARCHS
+    from cvt_nas.config import parse_experiment
+    from cvt_nas.evaluate import evaluate_model
+
+    weights, data, arch, on_error = options.weights, options.data, None, "raise"
+    if re.match("https?://", weights):
+        raise ArchError(f"{weights}: is an address; download the weights first, and give their file or folder")
+    if not Path(weights).exists():  # then it is RUN:ID
+        if ":" not in weights and weights.lower().replace("_", "-") not in NAMED_ARCHS:
+            on_hub = re.fullmatch(r"[\w-]+/[\w-]+(\.\d+)?", weights)
+            hint = f"; of the Hugging Face Hub, download it first: hf download {weights} --local-dir DIR"
+            raise ArchError(f"{weights}: no such file or folder{hint if on_hub else ''}")
+        if ":" not in weights:
+            raise ArchError(f"{weights}: is an architecture; give its weights: a folder, a .pth, or RUN:ID")
+        trained, run = arch_of(weights)
+        assert run is not None, "nothing else has a colon and is no path"
+        if data is None and (dataset := run.manifest["dataset"]) not in ("imagefolder", "imagenet"):
+            data = dataset
+        weights = run.model_path(trained.id)
+        on_error = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json").data.on_error
+    elif (Path(weights) / "manifest.json").is_file():
+        raise ArchError(f"{weights}: is a run; name one of its models, as {weights}:best")
+    if options.arch is not None:
+        arch = load_named(options.arch)
+    if data is None:
+        raise DataError(f"{options.weights}: name the images by --data DIR, or a data set by its name")
+    found = evaluate_model(
+        weights,
+        data=data,
+        arch=arch,
+        image_size=options.image_size,
+        batch_size=options.batch_size,
+        device=options.device,
+        precision=options.precision,
+        on_error=on_error,
+        on_note=print_note,
+    )
+    if options.json:
+        write(json.dumps(asdict(found)))
+        return 0
+    write(f"{found.arch_id}: top-1 {found.top1:.4f}, top-5 {found.top5:.4f} of {found.num_images:,} test images at "
+          f"{found.image_size} x {found.image_size}")  # fmt: skip
+    return 0

@@ -1,0 +1,67 @@
+"""The search space that a space file describes, and whether anything in it meets the constraints."""
+
+import random
+
+from cvt_nas.config.reader import Reader
+from cvt_nas.config.sections import BoundSection, ConstraintsSection, SpaceFile
+from cvt_nas.errors import ArchError
+from cvt_nas.space import COST_METRICS, Bound, CostMetric, SearchSpace, StageSpace
+
+
+def space_of(file: SpaceFile, reader: Reader) -> SearchSpace:
+    last = len(file.space.stages) - 1
+    try:
+        return SearchSpace(
+            image_size=file.space.image_size,
+            num_channels=file.space.num_channels,
+            num_classes=file.space.num_classes,
+            stages=tuple(
+                StageSpace(
+                    patch_kernel=tuple(section.patch.kernel),
+                    patch_stride=tuple(section.patch.stride),
+                    patch_padding=section.patch.padding,
+                    embed_dim=tuple(section.embed_dim),
+                    depth=tuple(section.depth),
+                    kv_stride=tuple(section.kv_stride),
+                    kernel_size=tuple(section.kernel_size),
+                    num_heads=tuple(section.num_heads),
+                    mlp_ratio=tuple(section.mlp_ratio),
+                    projection=tuple(section.projection),
+                    per_block=frozenset(section.per_block),
+                    class_token=file.space.pool == "class_token" and index == last,
+                    activation=file.space.activation,
+                    pos_embed=section.pos_embed,
+                )
+                for index, section in enumerate(file.space.stages)
+            ),
+            bounds=_bounds_of(file.constraints),
+        )
+    except ArchError as error:
+        reader.add(("space", "stages", *([] if error.stage is None else [error.stage, "patch"])), str(error))
+        reader.stop_if_wrong()
+        raise
+
+
+def _bounds_of(constraints: ConstraintsSection) -> dict[CostMetric, Bound]:
+    bounds: dict[CostMetric, Bound] = {}
+    for metric in COST_METRICS:
+        section: BoundSection = getattr(constraints, metric)
+        if (section.min, section.max) != (None, None):
+            bounds[metric] = Bound(min=section.min, max=section.max)
+    if constraints.latency_ms.max is not None:
+        bounds["latency_ms"] = Bound(max=constraints.latency_ms.max)
+    return bounds
+
+
+def check_feasible(space: SearchSpace, reader: Reader) -> None:
+    least, greatest = space.cost_range
+    for metric, bound in space.bounds.items():
+        if metric == "latency_ms":  # nothing is known of it yet
+            continue
+        low, high = getattr(least, metric), getattr(greatest, metric)
+        if bound.max is not None and low > bound.max:
+            reader.add(("constraints", metric, "max"), f"got {bound.max:_}, the space begins at {low:_}")
+        elif bound.min is not None and high < bound.min:
+            reader.add(("constraints", metric, "min"), f"got {bound.min:_}, the space ends at {high:_}")
+    if not reader.problems and space.sample_feasible(random.Random(0), tries=20_000) is None:
+        reader.add(("constraints",), "no architecture among 20,000 that were tried meets them all")

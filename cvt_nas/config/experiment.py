@@ -1,0 +1,237 @@
+"""An experiment: a space file, read and checked."""
+
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from cvt_nas.arch import NAMED_ARCHS, ArchConfig
+from cvt_nas.config.anchors import anchors_of
+from cvt_nas.config.building import check_feasible, space_of
+from cvt_nas.config.checks import check_stages, check_supernet, check_training
+from cvt_nas.config.idle import without_effect
+from cvt_nas.config.reader import MAX_LENGTH, Reader, explain
+from cvt_nas.config.sections import DaNasConfig, DataConfig, SearchConfig, SpaceFile, SupernetConfig, TrainingConfig
+from cvt_nas.errors import ArchError, SpaceFileError
+from cvt_nas.latency import LatencyTable
+from cvt_nas.results import HypervolumeBox, Metric, rung_epochs
+from cvt_nas.space import ALL_COST_METRICS, COST_METRICS, Genome, SearchSpace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """A space file, read and checked.
+
+    Args:
+        anchors: Architectures evaluated first, by name; all of them inside the space and its bounds.
+        objectives: Accuracy is maximised, costs are minimised.
+        text: The file itself.
+        warnings: Settings of the file that have no effect, one line each.
+    """
+
+    name: str
+    space: SearchSpace
+    anchors: Mapping[str, Genome]
+    objectives: tuple[Metric, ...]
+    data: DataConfig
+    training: TrainingConfig
+    supernet: SupernetConfig | None
+    da_nas: DaNasConfig
+    search: SearchConfig
+    text: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def box(self) -> HypervolumeBox:
+        least, greatest = self.space.cost_range
+        return HypervolumeBox(least=least, greatest=greatest)
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs after which the scheduler decides, or would if there were one."""
+        return self._rungs()
+
+    def rungs_of(self, manifest: Mapping[str, Any]) -> tuple[int, ...]:
+        """Those of a run that began already: of its manifest, or where that lacks them, by the rule of its time."""
+        recorded = manifest.get("rungs")
+        return self._rungs(also_late=True) if recorded is None else tuple(recorded)
+
+    def _rungs(self, **rule: bool) -> tuple[int, ...]:
+        search = self.search
+        return rung_epochs(
+            self.training.epochs, grace_period=search.grace_period, reduction_factor=search.reduction_factor, **rule
+        )
+
+    @property
+    def goes_by_latency(self) -> bool:
+        """Whether a search needs a `LatencyTable`."""
+        return "latency_ms" in self.objectives or "latency_ms" in self.space.bounds
+
+    def with_latency(self, table: LatencyTable) -> Self:
+        """The same, with latency among the costs. Anchors that it puts outside the constraints are left out.
+
+        Raises:
+            SpaceFileError: Nothing is as fast as the constraints ask.
+        """
+        space = dataclasses.replace(self.space, latency=table)
+        if space.sample_feasible(random.Random(0), tries=20_000) is None:
+            least, bound = space.cost_range[0].latency_ms, space.bounds["latency_ms"].max
+            raise SpaceFileError([
+                f"constraints.latency_ms.max: got {bound:g}, no architecture meets it and the other constraints; the "
+                f"space begins at {least:.3g} on {table.device}"
+            ])  # fmt: skip
+        anchors = {name: genome for name, genome in self.anchors.items() if space.is_feasible(space.cost(genome))}
+        return dataclasses.replace(self, space=space, anchors=anchors)
+
+    def changed(self, **sections: Mapping[str, Any]) -> "Experiment":
+        """The same with other values in some sections of its file, for example `training={"lr": 1e-3}`.
+
+        Raises:
+            SpaceFileError: The values are wrong, or do not fit the rest.
+        """
+        if not any(sections.values()):
+            return self
+        tree = yaml.safe_load(self.text)
+        for name, values in sections.items():
+            tree[name] = {**tree.get(name, {}), **values}
+        return parse_experiment(yaml.safe_dump(tree, sort_keys=False), f"{self.name}, changed")
+
+    def anchor_archs(self) -> dict[str, ArchConfig]:
+        return {name: self.space.decode(genome) for name, genome in self.anchors.items()}
+
+    def manifest(self, *, seed: int, num_trials: int) -> dict[str, Any]:
+        """What a run folder keeps of the experiment: plain JSON values."""
+        return {
+            "format": 1,
+            "name": self.name,
+            "trials": num_trials,
+            "seed": seed,
+            "objectives": list(self.objectives),
+            "hypervolume_box": self.box.to_json(),
+            "epochs": self.training.epochs,
+            "rungs": list(self.rungs),
+            "dataset": self.data.dataset,
+            "fingerprint": self.fingerprint,
+            "space_file_sha256": hashlib.sha256(self.text.encode()).hexdigest(),
+            "space_file": self.text,
+            **({} if self.space.latency is None else {"latency_table": self.space.latency.to_json()}),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that makes two results comparable: the file without its name, its number of trials, what is
+        trained again when they are over, how faults are met, and what is cut to fit a device's memory."""
+        return _fingerprint_of(self.text)
+
+    def compares_with(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether the run of `manifest` is of this experiment, so that it can go on with this file.
+
+        By the file that the manifest holds, not by its fingerprint, which an earlier version of this tool may have
+        made in another way.
+        """
+        return self.fingerprint == _fingerprint_of(manifest["space_file"])
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Reads and checks a space file.
+
+    Raises:
+        SpaceFileError: The file is missing, not YAML, or wrong; holds every problem found.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > 4 * MAX_LENGTH:  # a character has four bytes at most
+            raise SpaceFileError([f"{path}: too long for a space file: {path.stat().st_size:,} bytes"])
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
+        raise SpaceFileError([f"{path}: cannot be read: {reason}"]) from error
+    return parse_experiment(text, str(path))
+
+
+def load_recipe(name: str) -> Experiment:
+    """How a published network was trained, as a space file whose space is that network alone.
+
+    Raises:
+        ArchError: There is none of this name.
+    """
+    file = resources.files("cvt_nas") / "recipes" / f"{name}.yaml"
+    if name not in NAMED_ARCHS or not file.is_file():
+        raise ArchError(f"{name}: no recipe has this name, but {', '.join(NAMED_ARCHS)} have")
+    return parse_experiment(file.read_text(encoding="utf-8"), f"recipe {name}")
+
+
+def parse_experiment(text: str, where: str) -> Experiment:
+    """`load_experiment` of a text; `where` names it in messages."""
+    reader = Reader(text, where)
+    tree = reader.read()
+    if not isinstance(tree, dict):
+        reader.stop_if_wrong()
+    try:
+        file = _FILE.validate_json(json.dumps(tree))
+    except ValidationError as error:
+        for details in error.errors():
+            reader.add(*explain(details, tree, SpaceFile))
+        reader.stop_if_wrong()
+        raise AssertionError("a failed validation has errors") from error
+    reader.stop_if_wrong()
+    return _build(file, reader)
+
+
+_FILE = TypeAdapter(SpaceFile)
+
+
+def _build(file: SpaceFile, reader: Reader) -> Experiment:
+    """What pydantic cannot check, that the parts fit each other, and the experiment that they make."""
+    objectives: tuple[Metric, ...] = (
+        "accuracy",
+        *(metric for metric in ALL_COST_METRICS if getattr(file.objectives, metric) is not None),
+    )
+    if not 2 <= len(objectives) <= 3:
+        told = "accuracy alone" if len(objectives) == 1 else "three costs"
+        reader.add(("objectives",), f"got {told}, must hold one or two of params, flops, latency_ms beside accuracy")
+    check_stages(file.space, reader)
+    check_training(file.training, "training", len(file.space.stages), reader)
+    check_supernet(file, reader)
+    for metric in COST_METRICS:
+        bound = getattr(file.constraints, metric)
+        if bound.min is not None and bound.max is not None and bound.min > bound.max:
+            reader.add(("constraints", metric), f"got min {bound.min} above max {bound.max}")
+    reader.stop_if_wrong()
+    space = space_of(file, reader)
+    check_feasible(space, reader)
+    anchors = anchors_of(file.anchors, space, reader)
+    reader.stop_if_wrong()
+    return Experiment(
+        name=file.name,
+        space=space,
+        anchors=anchors,
+        objectives=objectives,
+        data=file.data,
+        training=file.training,
+        supernet=file.supernet,
+        da_nas=file.da_nas,
+        search=file.search,
+        text=reader.text,
+        warnings=without_effect(file, reader, chosen={gene.choice for gene in space.genes}),
+    )
+
+
+def _fingerprint_of(text: str) -> str:
+    tree = yaml.safe_load(text)
+    tree.pop("name")
+    search = tree.setdefault("search", {})  # a section that only holds what is left out is as good as none
+    for name in ("trials", "candidates", "confirm", "max_failures", "trial_timeout", "spread_last"):
+        search.pop(name, None)
+    for name in ("training", "supernet"):
+        for setting in ("micro_batch", "activation_checkpointing", "compile", "checkpoint_minutes"):
+            (tree.get(name) or {}).pop(setting, None)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,57 @@
+"""Settings of a space file that have no effect."""
+
+from collections.abc import Collection
+
+from cvt_nas.config.reader import Key, Reader, dotted
+from cvt_nas.config.sections import SpaceFile
+
+
+def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) -> tuple[str, ...]:
+    """Settings that are written in the file and change nothing; `chosen` is what the space leaves open."""
+    written = set(reader.lines)
+    from_folder = file.data.dataset in ("imagefolder", "imagenet")
+    found: list[tuple[Key, str]] = []
+
+    def check(key: Key, idle: bool, why: str) -> None:
+        if idle and key in written:
+            found.append((key, why))
+
+    for name, section in (("training", file.training), ("supernet", file.supernet)):
+        if section is None:
+            continue
+        check((name, "momentum"), section.optimizer == "adamw", "AdamW has none")
+        check((name, "warmup_lr"), section.warmup_epochs == 0, "warmup_epochs is 0")
+        check((name, "restarts"), section.schedule == "wsd", "the schedule is wsd")
+        check((name, "decay_fraction"), section.schedule == "cosine", "the schedule is cosine")
+        whole = section.micro_batch != "auto" and section.micro_batch >= section.batch_size
+        check((name, "micro_batch"), whole, f"batch_size is {section.batch_size}, so no batch is cut")
+        check((name, "augment", "crop_padding"), from_folder, "images of a folder are cropped by crop_scale")
+        check((name, "augment", "crop_scale"), not from_folder, "in-memory images are cropped by crop_padding")
+        check((name, "augment", "color_jitter"), not from_folder, "only images of a folder are jittered")
+        replaced = from_folder and section.augment.randaugment is not None
+        check((name, "augment", "color_jitter"), replaced, "randaugment changes colours in its place")
+    check(("data", "num_workers"), not from_folder, "an in-memory set needs no workers")
+    check(("data", "test_fraction"), not from_folder, f"{file.data.dataset} has test images of its own")
+    check(("data", "on_error"), not from_folder, "only images of a folder can be left out")
+    if not file.search.has_supernet:
+        check(("supernet",), True, "search.weights is scratch")
+        check(("search", "candidates"), True, "search.weights is scratch")
+    check(("da_nas",), file.search.weights != "da-nas", f"search.weights is {file.search.weights}")
+    if file.supernet is not None:
+        idle = file.supernet
+        check(("supernet", "compile"), idle.compile == "blocks", "its subnets change from step to step; graph has one")
+        check(("supernet", "drop_path_on_all"), idle.drop_path == 0, "drop_path is 0")
+        no_largest = "without sandwich there is no largest subnet"
+        check(("supernet", "project_gradients"), not idle.sandwich, no_largest)
+        check(("supernet", "drop_path"), not (idle.sandwich or idle.drop_path_on_all), no_largest)
+        blind = idle.sampling == "front" and not idle.sandwich
+        check(("supernet", "sampling"), blind, "without sandwich no losses are compared, and front is as flops")
+        check(("supernet", "distillation_weight"), idle.distillation == "none", "distillation is none")
+        check(("supernet", "sampling"), idle.num_random == 0, "num_random is 0")
+        check(("supernet", "kernel_maps"), "kernel_size" not in chosen, "the space has no choice of kernel_size")
+        for name in ("own_norms", "opening"):
+            fixed = ", ".join(choice for choice in getattr(idle, name) if choice not in chosen)
+            check(("supernet", name), bool(fixed), f"the space has no choice of {fixed}")
+    for name in ("mode", "grace_period", "reduction_factor"):
+        check(("search", name), file.search.scheduler == "none", "the scheduler is none")
+    return tuple(f"{reader.where}:{reader.lines[key]}: {dotted(key)}: has no effect: {why}" for key, why in found)

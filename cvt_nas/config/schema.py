@@ -1,0 +1,57 @@
+"""The JSON Schema of the space file (draft 2020-12), from the sections that the reader checks it by."""
+
+import inspect
+import re
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+
+from cvt_nas.config.sections import SpaceFile
+
+
+def schema() -> dict[str, Any]:
+    """What a space file may hold: for each setting its type, options, bounds, default and meaning.
+
+    The schema knows each setting by itself. That settings fit each other, as `num_heads` and `embed_dim`, only the
+    reader can tell.
+    """
+    found = TypeAdapter(SpaceFile).json_schema(schema_generator=_Generator)
+    return {"$schema": _Generator.schema_dialect, "title": "cvt-nas space file", **found}
+
+
+class _Generator(GenerateJsonSchema):
+    """Pydantic's generator, which knows neither docstrings' `Args` nor defaults that a factory makes."""
+
+    def dataclass_schema(self, schema: Any) -> JsonSchemaValue:
+        section, found = schema["cls"], super().dataclass_schema(schema)
+        meanings = meanings_of(section)
+        del found["title"]
+        found["description"] = first_paragraph(section)
+        for field in fields(section):
+            shown = found["properties"][field.name]
+            if field.name in meanings:
+                shown["description"] = meanings[field.name]
+            if field.default_factory is not MISSING and not is_dataclass(made := field.default_factory()):
+                shown["default"] = made
+        return found
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        del schema
+        return False  # it would be the name again
+
+
+def first_paragraph(section: type) -> str:
+    return " ".join((inspect.getdoc(section) or "").partition("\n\n")[0].split())
+
+
+def meanings_of(section: type) -> dict[str, str]:
+    """The meaning of each setting of a section, by the `Args` of its docstring and of the sections that it extends."""
+    meanings: dict[str, str] = {}
+    for cls in reversed(section.__mro__):
+        _, _, arguments = inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")
+        for entry in re.split(r"^    (?=\w)", arguments, flags=re.MULTILINE)[1:]:
+            name, _, meaning = entry.partition(": ")
+            meanings[name] = " ".join(meaning.split())
+    return meanings

@@ -1,0 +1,24 @@
+"""The sections of the space file: what each setting means, its values and its default."""
+
+from cvt_nas.config.sections.data import DataConfig, Dataset
+from cvt_nas.config.sections.file import SpaceFile
+from cvt_nas.config.sections.search import ConfirmConfig, SearchConfig
+from cvt_nas.config.sections.space import BoundSection, ConstraintsSection, ObjectivesSection, SpaceSection
+from cvt_nas.config.sections.supernet import DaNasConfig, SupernetConfig
+from cvt_nas.config.sections.training import AugmentConfig, TrainingConfig
+
+__all__ = [
+    "AugmentConfig",
+    "BoundSection",
+    "ConfirmConfig",
+    "ConstraintsSection",
+    "DaNasConfig",
+    "DataConfig",
+    "Dataset",
+    "ObjectivesSection",
+    "SearchConfig",
+    "SpaceFile",
+    "SpaceSection",
+    "SupernetConfig",
+    "TrainingConfig",
+]

@@ -1,0 +1,73 @@
+"""Section `search`: who proposes architectures, who stops their training, and what is trained again."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+
+from cvt_nas.config.values import STRICT, FrontOrCount, PositiveFloat, PositiveInt, Seed
+
+
+@validated(config=STRICT, frozen=True, kw_only=True)
+class ConfirmConfig:
+    """Section `search.confirm`: after the race, its best architectures are trained again, with further seeds.
+
+    What won the race was partly lucky, and its accuracy is too high for that. The further trainings had no part
+    in the selection: their mean is unbiased, and the front is drawn by it.
+
+    Args:
+        top: Which architectures: `front`, the members of the race's front, or the first so many trials by
+            non-dominated sorting. Only they compete from then on; a number above the front's size gives those
+            a chance that were unlucky.
+        seeds: Further trainings of each. With one there is no standard deviation, and no probability of membership.
+    """
+
+    top: Annotated[FrontOrCount, Field(examples=[8])] = "front"
+    seeds: PositiveInt = 3
+
+
+@validated(config=STRICT, frozen=True, kw_only=True)
+class SearchConfig:
+    """Section `search`: who proposes architectures, who stops their training, and what is trained again.
+
+    Args:
+        trials: Architectures to train, anchors included.
+        sampler: Who proposes them. `surrogate` models accuracy by a Gaussian process and knows the costs;
+            `tpe`, `nsga2` and `gp` are Optuna's; `random` draws evenly.
+        scheduler: `pareto-asha` stops trials that are weak for what they cost, `asha` the least accurate at
+            each rung; `none` trains every trial in full.
+        mode: At a rung, `promote` lets a trial pause, and go on once it is among the best; `stop` decides for good.
+        grace_period: Epochs of the first rung.
+        reduction_factor: One in so many goes on past a rung; rungs are so many times farther apart, and none but the
+            first stands beyond `training.epochs` divided by it.
+        weights: `scratch`, every trial from a fresh initialisation; `supernet`, from the weights that it inherits;
+            `da-nas`, the same, of a supernet whose space was narrowed while it was trained.
+        candidates: Architectures ranked by the accuracy that they inherit, where trials inherit weights. The best
+            `trials` of them are then trained on, in their order.
+        seed: Seed of proposals and trainings.
+        confirm: Further trainings of the best, after the race. There are none where it is absent.
+        max_failures: Times that a trial whose worker died, with its node or alone, begins again on its checkpoint.
+        trial_timeout: Seconds without a report after which a trial counts as hung, and its worker is killed; none
+            where absent. A report comes once an epoch.
+        spread_last: Whether the trials that are left at the end, fewer than there are slots, train on several GPUs
+            each, so that none stands idle. They share the batch, and each GPU has batch norm statistics of its own
+            images, whose mean is kept; their accuracy may differ a little from that on one GPU.
+    """
+
+    trials: PositiveInt = 50
+    sampler: Literal["surrogate", "tpe", "nsga2", "gp", "random"] = "surrogate"
+    scheduler: Literal["pareto-asha", "asha", "none"] = "pareto-asha"
+    mode: Literal["stop", "promote"] = "promote"
+    grace_period: PositiveInt = 1
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    weights: Literal["scratch", "supernet", "da-nas"] = "scratch"
+    candidates: PositiveInt = 1000
+    seed: Seed = 0
+    confirm: ConfirmConfig | None = None
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    trial_timeout: Annotated[PositiveFloat, Field(examples=[3600.0])] | None = None
+    spread_last: bool = False
+
+    @property
+    def has_supernet(self) -> bool:
+        return self.weights != "scratch"

@@ -1,0 +1,146 @@
+"""Sections `space`, `objectives` and `constraints`: the networks that are searched, and what is wanted of them."""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as validated
+
+from cvt_nas.config.values import (
+    FEW,
+    STRICT,
+    DepthOptions,
+    FloatOptions,
+    IntOptions,
+    PositiveFloat,
+    PositiveInt,
+    ProjectionOptions,
+    Size,
+)
+
+
+@validated(config=STRICT, frozen=True, kw_only=True)
+class PatchSection:
+    """Section `space.stages[].patch`: the convolution at the start of a stage, which embeds its input.
+
+    Args:
+        kernel: Side of the kernel, in pixels.
+        stride: Stride of the convolution: each side of the grid is divided by it.
+        padding: Pixels of zero padding on each side. Half of the kernel where absent.
+    """
+
+    kernel: Annotated[IntOptions, Field(examples=[3])]
+    stride: Annotated[IntOptions, Field(examples=[2])]
+    padding: Annotated[int, Field(ge=0, le=2**16, examples=[1])] | None = None
+
+
+@validated(config=STRICT, frozen=True, kw_only=True)
+class StageSection:
+    """One stage of the networks. A scalar is fixed, and a list is a choice of the search.
+
+    Args:
+        embed_dim: Channels of the stage.
+        depth: Number of blocks.
+        num_heads: Attention heads of a block. Each option must divide every `embed_dim` of the stage.
+        mlp_ratio: Hidden units of a block's MLP, as a multiple of `embed_dim`.
+        kernel_size: Side of the depth-wise kernels that project queries, keys and values. It must be odd.
+        kv_stride: Stride of the projections of keys and values, so that attention has fewer of them.
+        projection: What comes before the linear projections: `dw_bn`, a depth-wise convolution and a batch norm, as in
+            the official CvT; `avg`, average pooling of keys and values; `linear`, nothing.
+        per_block: Choices that each block of the stage makes for itself. The others are made once for all its blocks.
+        pos_embed: Whether the stage has a learned position embedding.
+    """
+
+    patch: PatchSection
+    embed_dim: Annotated[IntOptions, Field(examples=[[64, 96, 128]])]
+    depth: Annotated[DepthOptions, Field(examples=[[1, 2]])]
+    num_heads: Annotated[IntOptions, Field(examples=[[1, 2]])]
+    mlp_ratio: Annotated[FloatOptions, Field(examples=[[2.0, 4.0]])] = field(default_factory=lambda: [4.0])
+    kernel_size: Annotated[IntOptions, Field(examples=[[3, 5]])] = field(default_factory=lambda: [3])
+    kv_stride: Annotated[IntOptions, Field(examples=[[1, 2]])] = field(default_factory=lambda: [2])
+    projection: Annotated[ProjectionOptions, Field(examples=[["dw_bn", "avg"]])] = field(
+        default_factory=lambda: ["dw_bn"]
+    )
+    per_block: Annotated[
+        list[Literal["kv_stride", "kernel_size", "num_heads", "mlp_ratio", "projection"]],
+        Field(examples=[["kv_stride", "mlp_ratio"]]),
+    ] = field(default_factory=list)
+    pos_embed: bool = False
+
+
+@validated(config=STRICT, frozen=True, kw_only=True)
+class SpaceSection:
+    """Section `space`: the networks that a search may choose from.
+
+    Args:
+        image_size: Side of the images, in pixels.
+        num_channels: Channels of the images: 1 for grey ones, 3 for colour.
+        num_classes: Classes of the images.
+        activation: Activation of all MLPs: `quick_gelu` as in the official CvT, or `gelu` as in transformers' port, so
+            that what is found can be exported to it.
+        pool: What the head sees: `class_token`, which the last stage then has, or the `mean` of its tokens.
+        stages: The stages of the networks, first to last.
+    """
+
+    image_size: Annotated[Size, Field(examples=[224])]
+    num_channels: Size = 3
+    num_classes: Annotated[int, Field(ge=1, le=2**20, examples=[1000])]
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    pool: Literal["class_token", "mean"] = "class_token"
+    stages: Annotated[list[StageSection], FEW]
+
+
+@validated(config=STRICT, frozen=True, kw_only=True)
+class BoundSection:
+    """The least and the greatest cost that a network may have.
+
+    Args:
+        min: The least that is allowed. No limit where absent.
+        max: The most that is allowed. No limit where absent.
+    """
+
+    min: Annotated[PositiveInt, Field(examples=[1_000_000])] | None = None
+    max: Annotated[PositiveInt, Field(examples=[20_000_000])] | None = None
+
+
+@validated(config=STRICT, frozen=True, kw_only=True)
+class LatencyBoundSection:
+    """The longest time that a network may take.
+
+    Args:
+        max: Milliseconds for one image on this machine, at most. No limit where absent.
+    """
+
+    max: Annotated[PositiveFloat, Field(examples=[5.0])] | None = None
+
+
+@validated(config=STRICT, frozen=True, kw_only=True)
+class ConstraintsSection:
+    """Section `constraints`: bounds on costs. Networks outside them are not proposed.
+
+    Args:
+        params: Bounds on the number of parameters.
+        flops: Bounds on the FLOPs of one image; a multiply-add is one.
+        latency_ms: Bound on the latency of one image.
+    """
+
+    params: BoundSection = field(default_factory=BoundSection)
+    flops: BoundSection = field(default_factory=BoundSection)
+    latency_ms: LatencyBoundSection = field(default_factory=LatencyBoundSection)
+
+
+@validated(config=STRICT | {"json_schema_extra": {"minProperties": 2}}, frozen=True, kw_only=True)
+class ObjectivesSection:
+    """Section `objectives`: accuracy, and one or two costs. Accuracy, params and FLOPs where absent.
+
+    Args:
+        accuracy: Accuracy on the search split, which every search has.
+        params: Number of parameters.
+        flops: FLOPs of one image; a multiply-add is one.
+        latency_ms: Latency of one image on this machine, in milliseconds, from a table that the search measures first.
+    """
+
+    accuracy: Literal["maximize"]
+    params: Literal["minimize"] | None = None
+    flops: Literal["minimize"] | None = None
+    latency_ms: Literal["minimize"] | None = None

@@ -1,0 +1,51 @@
+"""The expected hypervolume improvement of a candidate whose costs are known."""
+
+import math
+
+import numpy as np
+
+from cvt_nas.results import is_non_dominated
+
+
+def expected_hypervolume_improvement(
+    mean: np.ndarray, sd: np.ndarray, costs: np.ndarray, *, front_costs: np.ndarray, front_levels: np.ndarray
+) -> np.ndarray:
+    """Expected growth of the volume between the front and accuracy 0 at cost 1.
+
+    The accuracy that is reached at each cost so far is a step function; a candidate adds to each of its cells
+    to the right of its own cost the cell's area times what its accuracy exceeds the step.
+
+    Args:
+        mean, sd: Of the candidates' accuracies, Gaussian, `(candidates,)`.
+        costs: Exact, scaled so that the reference is 1, `(candidates, 1 or 2)`.
+        front_costs: Of what was evaluated, `(evaluated, 1 or 2)`.
+        front_levels: Its accuracies, `(evaluated,)`.
+
+    Returns:
+        `(candidates,)`.
+    """
+    from scipy.special import ndtr
+
+    if costs.shape[1] == 1:  # one cost is two, of which one is free
+        costs, front_costs = (np.column_stack([c, np.zeros(len(c))]) for c in (costs, front_costs))
+    keep = is_non_dominated(np.column_stack([-front_levels, front_costs])) & (front_costs < 1).all(axis=1)
+    front_costs, front_levels = front_costs[keep], np.maximum(front_levels[keep], 0.0)
+    edges = [np.unique(np.concatenate([[-np.inf], front_costs[:, axis]])) for axis in (0, 1)]
+    reached = np.zeros((len(edges[0]), len(edges[1])))
+    rows, columns = (np.searchsorted(edges[axis], front_costs[:, axis]) for axis in (0, 1))
+    np.maximum.at(reached, (rows, columns), front_levels)
+    reached = np.maximum.accumulate(np.maximum.accumulate(reached, axis=0), axis=1)
+    levels, index = np.unique(reached, return_inverse=True)
+    index = index.reshape(reached.shape)
+    z = (mean[:, None] - levels[None, :]) / sd[:, None]
+    gains = sd[:, None] * (z * ndtr(z) + np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi))
+    lengths = []
+    for axis in (0, 1):
+        upper = np.append(edges[axis][1:], 1.0)
+        lengths.append(np.maximum(upper - np.maximum(edges[axis], costs[:, [axis]]), 0.0))
+    total = np.zeros(len(mean))
+    for row in range(len(edges[0])):
+        concerned = lengths[0][:, row] > 0
+        cells = (lengths[1][concerned] * gains[concerned][:, index[row]]).sum(axis=1)
+        total[concerned] += lengths[0][concerned, row] * cells
+    return total

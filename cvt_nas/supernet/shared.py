@@ -1,0 +1,258 @@
+"""The shared weights of a space, and what is cut out of them."""
+
+import contextlib
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
+from cvt_nas.errors import ArchError
+from cvt_nas.model import (
+    Block,
+    ConvEmbed,
+    ConvProjection,
+    CvT,
+    forward_stages,
+    resized_positions,
+)
+from cvt_nas.space import SearchSpace
+from cvt_nas.supernet.cuts import Cut, cut_from
+from cvt_nas.supernet.hollow import Hollow, HollowModel, HollowStage
+from cvt_nas.supernet.ranks import Ranks, SyncedBatchNorm
+
+NormChoice = Literal["kv_stride", "kernel_size"]
+_MAX_CACHED = 4096  # modules without weights: tens of kilobytes each
+_PROJECTION = re.compile(r"stage(\d+)\.blocks\.(\d+)\.attn\.conv_proj_([qkv])")
+
+
+class Supernet(nn.Module):
+    """The shared weights of a space.
+
+    Nothing of a forward pass stays behind: which subnet runs is an argument, and batch norm in training uses the
+    statistics of the batch and keeps none. So a subnet has to be extracted, and the statistics of its batch norms
+    measured, before its accuracy means anything.
+
+    Args:
+        space: Whose members are the subnets.
+        drop_path: As in `CvT`; of the largest subnet alone, since the small ones underfit as they are.
+        regularised: Which that is, where not all of the space is trained.
+        drop_path_on_all: Of every subnet instead.
+        kernel_maps: Whether the centre of a depth-wise kernel passes a learned linear map, one for each convolution
+            and size, at first the identity (Cai et al. 2020, arXiv:1908.09791, section 3.3).
+        own_norms: Choices of a block whose options have batch norms of their own, as widths have in Yu et al. 2019,
+            arXiv:1812.08928.
+        sync_batch_norm: Whether the statistics of a batch are over all the ranks of the process group.
+
+    Raises:
+        ValueError: `drop_path` has not one rate for each stage.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        drop_path: float | Sequence[float] = 0.0,
+        drop_path_on_all: bool = False,
+        kernel_maps: bool = False,
+        own_norms: Collection[NormChoice] = (),
+        sync_batch_norm: bool = False,
+        regularised: ArchConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.largest = space.largest
+        self.shared = CvT(self.largest, drop_path=drop_path)
+        for index, side in enumerate(space.greatest_grids):
+            embedding: Any = self.shared.get_submodule(f"stage{index}.patch_embed")
+            if embedding.pos_embed is not None:
+                embedding.pos_embed = nn.Parameter(resized_positions(embedding.pos_embed.detach(), (side, side)))
+        self._drop_path = [drop_path] * len(space.stages) if isinstance(drop_path, int | float) else list(drop_path)
+        self._drop_path_on_all, self._own_norms = drop_path_on_all, frozenset(own_norms)
+        self._ranks = Ranks() if sync_batch_norm else None
+        self._regularised = regularised or self.largest
+        self.kernel_maps, self.norms = nn.ParameterDict(), nn.ModuleDict()
+        for name, module in list(self.shared.named_modules()):
+            if (place := _PROJECTION.fullmatch(name)) is None:
+                continue
+            stage = space.stages[int(place[1])]
+            for side in stage.kernel_size[:-1] if kernel_maps else ():
+                self.kernel_maps[_key(f"{name}.k{side}")] = nn.Parameter(torch.eye(side * side))
+            for side in stage.kernel_size:
+                for stride in stage.kv_stride:
+                    key = self._norm_key(name, BlockConfig(kernel_size=side, kv_stride=stride))
+                    if key is not None and key not in self.norms:
+                        self.norms[key] = nn.BatchNorm2d(module.get_submodule("bn").num_features)  # type: ignore[arg-type]
+        self._recomputes = False
+        self._hollows: dict[Any, Hollow] = {}
+        self._hollow_models: dict[ArchConfig, HollowModel] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: they cut from their own weights."""
+        return {**self.__dict__, "_hollows": {}, "_hollow_models": {}}
+
+    def train(self, mode: bool = True) -> Self:
+        for hollow in self._hollows.values():
+            hollow.module.train(mode)
+        return super().train(mode)
+
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"], arch: ArchConfig
+    ) -> Float[Tensor, "batch classes"]:
+        """Logits of the subnet `arch`.
+
+        Raises:
+            ArchError: `arch` needs a weight that is not there.
+        """
+        hollow = self._hollow_model(arch)
+        stages = [partial(stage, recomputes=self._recomputes) for stage in hollow.stages]
+        return forward_stages(arch, stages, hollow.norm, hollow.head, images)
+
+    def set_recomputing(self, on: bool) -> None:
+        """As in `CvT`, for all subnets."""
+        self._recomputes = on
+
+    @contextlib.contextmanager
+    def without_other_ranks(self) -> Iterator[None]:
+        """Within it, a pass waits for no other rank: batch norm has the statistics of this rank's images alone.
+
+        It takes as much memory, so it shows what a pass takes, and may end for want of it on one rank alone.
+        """
+        if self._ranks is None:
+            yield
+            return
+        self._ranks.are_heard = False
+        try:
+            yield
+        finally:
+            self._ranks.are_heard = True
+
+    @torch.no_grad()
+    def state_of(self, arch: ArchConfig) -> dict[str, Tensor]:
+        """State dict of the plain `CvT(arch)`: cuts, which share memory with the supernet where they are whole.
+
+        Raises:
+            ArchError: `arch` needs a weight that is not there.
+        """
+        return {name: cut() for name, cut in self._hollow_model(arch).cuts()}
+
+    @torch.no_grad()
+    def insert(self, model: CvT) -> None:
+        """Puts the weights of `model` where the subnet of its architecture has them: the inverse of `extract`.
+
+        What lies around a kernel is set to zero, so that subnets with a larger one answer as `model` does, too. What
+        lies beyond its channels and blocks stays as it is, and so does the head where `model` has other classes. Batch
+        norms of one projection are all set to that of `model`.
+
+        Raises:
+            ArchError: It has a weight that has no place here.
+        """
+        has_head = model.arch.num_classes == self.largest.num_classes
+        self.insert_state({n: t for n, t in model.state_dict().items() if has_head or not n.startswith("head.")})
+
+    @torch.no_grad()
+    def insert_state(self, state: Mapping[str, Tensor]) -> None:
+        """`insert` of the tensors of a model, of which some may be missing.
+
+        Raises:
+            ArchError: One has no place here.
+        """
+        for name, tensor in state.items():
+            path, _, last = name.rpartition(".")
+            self._cut_of(name, tensor.shape, None).put(tensor)
+            for key, norm in self.norms.items():
+                if path.endswith(".bn") and key.startswith(_key(f"{path[:-3]}.")):
+                    cut_from(norm, last, name, tensor.shape).put(tensor)
+
+    def _hollow_model(self, arch: ArchConfig) -> "HollowModel":
+        if arch in self._hollow_models:
+            return self._hollow_models[arch]
+        if len(self._hollows) + len(self._hollow_models) >= _MAX_CACHED:
+            self._hollows.clear()
+            self._hollow_models.clear()
+        is_regularised = self._drop_path_on_all or arch == self._regularised
+        rates = self._drop_path if is_regularised else [0.0] * len(arch.stages)
+        channels = (arch.num_channels, *(stage.embed_dim for stage in arch.stages))
+        self._hollow_models[arch] = HollowModel(
+            stages=[
+                self._hollow_stage(index, stage, channels[index], grid, rates[index])
+                for index, (stage, grid) in enumerate(zip(arch.stages, arch.grids, strict=True))
+            ],
+            norm=self._hollow("norm", None, nn.LayerNorm, channels[-1]),
+            head=self._hollow("head", None, nn.Linear, channels[-1], arch.num_classes),
+        )
+        return self._hollow_models[arch]
+
+    def _hollow_stage(
+        self, index: int, stage: StageConfig, in_channels: int, grid: int, drop_path: float
+    ) -> "HollowStage":
+        name, width, last = f"stage{index}", stage.embed_dim, max(len(stage.blocks) - 1, 1)
+        embedding = replace(stage, blocks=(BlockConfig(),))  # in which the blocks have no part
+        token = f"{name}.cls_token"
+        patch_embed = self._hollow(f"{name}.patch_embed", None, ConvEmbed, embedding, in_channels, grid)
+        blocks = []
+        for number, block in enumerate(stage.blocks):
+            arguments = (block, width, stage.class_token, drop_path * number / last)
+            blocks.append(self._hollow(f"{name}.blocks.{number}", block, Block, *arguments))
+        return HollowStage(
+            patch_embed=patch_embed,
+            cls_token=(token, self._cut_of(token, torch.Size((1, 1, width)), None)) if stage.class_token else None,
+            blocks=blocks,
+        )
+
+    def _hollow(
+        self, name: str, block: BlockConfig | None, make: Callable[..., nn.Module], *arguments: Any
+    ) -> "Hollow":
+        """The module `name` of a `CvT`, which is `make(*arguments)`; made once, since that takes milliseconds."""
+        key = (name, *arguments)
+        if key not in self._hollows:
+            with torch.device("meta"):
+                module = make(*arguments)
+                for part in list(module.modules()):
+                    if isinstance(part, ConvProjection) and self._ranks is not None:
+                        part.bn = SyncedBatchNorm(part.bn.num_features, self._ranks)
+            self._hollows[key] = Hollow(module.train(self.training), name, block, self._cut_of)
+        return self._hollows[key]
+
+    def _cut_of(self, name: str, shape: torch.Size, block: BlockConfig | None) -> "Cut":
+        """Where the tensor `name` of a subnet, of that shape, lies; `block` is the one that it belongs to."""
+        path, _, tensor = name.rpartition(".")
+        own_norm, kernel_map = None, None
+        if block is not None and path.endswith(".bn"):
+            own_norm = self._norm_key(path[:-3], block)
+        if block is not None and path.endswith(".conv"):
+            key = _key(f"{path[:-5]}.k{block.kernel_size}")
+            kernel_map = (self.kernel_maps._parameters, key) if key in self.kernel_maps else None
+        try:
+            owner = self.shared.get_submodule(path) if own_norm is None else self.norms[own_norm]
+        except (AttributeError, KeyError):
+            raise ArchError(f"{name}: the supernet of {self.largest.id} has no such weight") from None
+        return cut_from(owner, tensor, name, shape, kernel_map)
+
+    def _norm_key(self, projection: str, block: BlockConfig) -> str | None:
+        """Name in `norms` of a projection's batch norm in such a block; None where it has none of its own."""
+        size = f".k{block.kernel_size}" if "kernel_size" in self._own_norms else ""
+        # queries keep stride 1, whatever that of keys and values is
+        stride = f".s{block.kv_stride}" if "kv_stride" in self._own_norms and projection[-1] != "q" else ""
+        return _key(f"{projection}{size}{stride}") if size or stride else None
+
+
+def extract(supernet: Supernet, arch: ArchConfig) -> CvT:
+    """The subnet `arch` as a plain model with weights of its own, on the supernet's device.
+
+    Raises:
+        ArchError: `arch` needs a weight that is not there.
+    """
+    with torch.device(supernet.shared.head.weight.device):
+        model = CvT(arch)
+    model.load_state_dict(supernet.state_of(arch))
+    return model.train(supernet.training)
+
+
+def _key(path: str) -> str:
+    """A path as a name that a dict of parameters takes."""
+    return path.replace(".", "_")
