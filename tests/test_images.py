@@ -708,10 +708,12 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"run: was begun with other data: 1 train image more"):
         trained(root, out, resume=True)
     experiment, run = parse_experiment(SPACE, "tiny.yaml"), RunFolder.open(out)
-    setup = TrainingSetup.of(experiment, run_path=out, data=root)
+    setup = TrainingSetup.of(experiment, run=RunFolder(out), data=root)
     with pytest.raises(RunFolderError, match=r"1 train image more"):  # as for a query
         setup.identified(run)
-    assert TrainingSetup.of(experiment, run_path=out, data=tmp_path / "moved").identified(run).identity is not None
+    assert (
+        TrainingSetup.of(experiment, run=RunFolder(out), data=tmp_path / "moved").identified(run).identity is not None
+    )
 
     trained(root, tmp_path / "other")
     with pytest.raises(RunFolderError, match=r"are of other data, and do not compare: 1 train image more"):
@@ -772,7 +774,7 @@ def test_an_image_damaged_since_a_run_was_trained_is_to_be_mended(tmp_path: Path
 def test_a_worker_refuses_images_that_its_driver_has_not_seen(tmp_path: Path) -> None:
     write_images(tmp_path / "train")
     write_images(tmp_path / "val", num=2)
-    setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run_path=tmp_path, data=tmp_path).checked()
+    setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run=RunFolder(tmp_path), data=tmp_path).checked()
     shutil.copy(tmp_path / "val" / "cat" / "0.png", tmp_path / "val" / "cat" / "late.png")
     assert setup.open_data().num_images("test") == 6  # what this process has looked at
     as_in_another_process()
@@ -795,7 +797,7 @@ def test_workers_have_the_images_that_the_driver_has_listed_and_look_through_no_
     write_images(root / "val", num=2)
     (root / "train" / "cat" / "grö\nße.png").write_bytes((root / "train" / "cat" / "0.png").read_bytes())
     run.mkdir()
-    setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run_path=run, data=root).checked()
+    setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run=RunFolder(run), data=root).checked()
     setup.save_listing()
     found: Any = setup.open_data()
     as_in_another_process()
@@ -1085,7 +1087,7 @@ def test_training_an_architecture_of_a_run_on_other_data_is_said_or_refused(
     manifest = {name: value for name, value in run.manifest.items() if name != "data"}
     (out / "manifest.json").write_text(json.dumps(manifest))  # as an earlier version wrote it
     notes: list[str] = []
-    setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run_path=out, data=root)
+    setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run=RunFolder(out), data=root)
     setup.identified(run, on_note=notes.append)  # as for a query
     assert notes == [f"{out}: was begun by an earlier version, so whether its data are the same cannot be told"]
 

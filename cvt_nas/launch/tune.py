@@ -21,14 +21,14 @@ from ray.tune.search import Searcher
 
 from cvt_nas.arch import arch_to_dict
 from cvt_nas.config import Experiment
-from cvt_nas.engine import drop_checkpoints
+from cvt_nas.engine import Checkpoint
 from cvt_nas.errors import SearchFailedError, StorageError
 from cvt_nas.propose.asha import Asha, losses_of_cost
 from cvt_nas.propose.spread import Spread
 from cvt_nas.propose.study import PartialTrial, Proposal
 from cvt_nas.results import FAILURES, ROOM, TrialResult
 from cvt_nas.results.events import EpochDone, TrialPaused, TrialStarted
-from cvt_nas.run import RunFolder, delete, exists, fetch
+from cvt_nas.run import RunFolder
 
 _MAX_SAME_FAILURES = 3  # of the first trials, before the others are spared
 _NO_REASON = "no reason was given"
@@ -228,7 +228,7 @@ class SourceSearcher(Searcher):
         trial.started = trial.heard = time.monotonic()
         self._running[trial_id] = trial
         proposal = trial.proposal
-        delete(self._run.error_path(proposal.number))
+        self._run.store.delete(self._run.error_path(proposal.number))
         arch = self._space.decode(proposal.genome)
         self._events.put(TrialStarted(number=proposal.number, arch=arch, seed=proposal.seed))
         return {
@@ -300,7 +300,7 @@ class SourceSearcher(Searcher):
         if trial.last.get("status") == "storage":  # it stays in flight: with room, it goes on
             self._events.put(StorageError(trial.last["reason"]))
             return
-        if error and not exists(self._run.error_path(number)):
+        if error and not self._run.store.exists(self._run.error_path(number)):
             trial.num_deaths += 1
             if trial.num_deaths <= self._max_failures:
                 self._again.append(trial)
@@ -347,14 +347,14 @@ class SourceSearcher(Searcher):
         self._record(result)
         self._source.tell(result)
         with contextlib.suppress(OSError):  # a checkpoint too many is no reason to end the search
-            drop_checkpoints(self._run.checkpoint_path(proposal.number))
+            Checkpoint(self._run.checkpoint_path(proposal.number), self._run.store).drop()
         self._events.put(result)
         self._count_failure(result)
 
     def _why_failed(self, trial: _InFlight) -> str:
         log = self._run.error_path(trial.proposal.number)
-        if exists(log):
-            fetch(log)
+        if self._run.store.exists(log):
+            self._run.store.fetch(log)
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             # some messages end in empty lines, or in indented ones
             return next((line for line in reversed(lines) if line.strip() and not line[0].isspace()), _NO_REASON)

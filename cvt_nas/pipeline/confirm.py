@@ -70,8 +70,8 @@ def confirm_front(
     assert settings is not None, "the caller knows whether there is anything to confirm"
     trials = run.results()
     plan = plan_of(trials, experiment.objectives, settings)
-    run.write_confirm_plan(plan)
-    of_plan = [result for result in run.confirmations() if result.number in set(plan.numbers)]
+    run.confirmations.write_plan(plan)
+    of_plan = [result for result in run.confirmations.results() if result.number in set(plan.numbers)]
     ended = tuple(result for result in of_plan if result.status not in FAILURES)  # what failed is tried again
     numbers, known = plan.numbers, {result.number for result in ended}
     left = [number for number in numbers if number not in known]
@@ -83,6 +83,6 @@ def confirm_front(
         further_training(by_number[round_and_trial(number)[1]], number, experiment.space, seed=seed) for number in left
     )
     yield from launch_trials(
-        experiment, source, run, setup, resources, asha=None, record=run.append_confirmation, stop=stop,
+        experiment, source, run, setup, resources, asha=None, record=run.confirmations.append, stop=stop,
         keep_models=False, reuse_workers=reuse_workers,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from cvt_nas.propose.samplers import derive_seed
 from cvt_nas.propose.study import Study
 from cvt_nas.results import ROOM, Candidate, Metric, TrialResult
 from cvt_nas.results.events import RankingStarted, SupernetEpochDone
-from cvt_nas.run import RunFolder, exists
+from cvt_nas.run import RunFolder
 from cvt_nas.space import ArchSpace, Genome
 
 
@@ -48,15 +48,15 @@ def train_shared_weights(
         StorageError: Nothing can be written any more.
     """
     assert setup.shared is not None, "the caller knows that there is a supernet"
-    if exists(setup.weights_path):
+    if run.store.exists(setup.weights_path):
         return
-    run.stop_supernet(asked=False)
+    run.supernet.take_back_stop()
     is_over = threading.Event()
 
     def watch() -> None:
         while not is_over.wait(0.5):
             if stop.is_set():
-                run.stop_supernet()
+                run.supernet.ask_to_stop()
                 return
 
     threading.Thread(target=watch, name="watch", daemon=True).start()
@@ -115,7 +115,7 @@ def rank_candidates(
         space,
         metrics=experiment.objectives,
         sampler=experiment.search.sampler,
-        storage=open_journal(run.candidates_journal_path),
+        storage=open_journal(run.candidates_journal_path, run.store),
         num_trials=num_planned,
         seed=derive_seed(seed, 0, "candidates"),
         anchors={name: space.encode(arch) for name, arch in archs.items() if arch in space},
@@ -187,8 +187,7 @@ def record_as_trials(run: RunFolder, setup: TrainingSetup, resources: Resources)
                     inherited=candidate.accuracy,
                 )
             )
-    # the preprocessing is what a worker writes last: without it, it was killed at it
-    members = [m.arch for m in run.front().members if not exists(run.model_path(m.arch_id) / "preprocessing.json")]
+    members = [member.arch for member in run.front().members if not run.has_model(member.arch_id)]
     if members:
         with Judges(setup, resources) as judges:
             judges.save(members)
