@@ -20,9 +20,10 @@ from ray.tune.search.optuna import OptunaSearch
 
 from cvt_nas.arch import arch_to_dict, cost_of
 from cvt_nas.config import load_experiment
-from cvt_nas.data import load_data
+from cvt_nas.data import load_data, save_preprocessing
 from cvt_nas.engine import fit
 from cvt_nas.launch.ranks import local_ray
+from cvt_nas.model import save_model
 
 
 def train(config: dict[str, int], space: Path, models: Path) -> None:
@@ -36,7 +37,10 @@ def train(config: dict[str, int], space: Path, models: Path) -> None:
     )  # fmt: skip
     arch = inside.decode(tuple(config[gene.name] for gene in inside.genes))
     cost = cost_of(arch)
-    for epoch in fit(arch, training, data, device=torch.device("cpu"), seed=0, model_folder=models / arch.id):
+    for epoch in fit(arch, training, data, device=torch.device("cpu"), seed=0):
+        if epoch.number == training.epochs:
+            save_model(epoch.model, models / arch.id)
+            save_preprocessing(data, models / arch.id)
         tune.report({"accuracy": epoch.accuracy, "params": cost.params, "flops": cost.flops})
 
 

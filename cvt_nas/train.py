@@ -11,8 +11,7 @@ from typing import Any, Literal
 from cvt_nas.arch import ArchConfig, cost_of
 from cvt_nas.config import Experiment, load_recipe
 from cvt_nas.data import ImageData, find_data, shape_of
-from cvt_nas.engine import TrainingSetup, drop_checkpoints, evaluate, progress_reports
-from cvt_nas.engine.optimization import checkpoint_before
+from cvt_nas.engine import Checkpoint, TrainingSetup, evaluate, progress_reports
 from cvt_nas.engine.speed import fastest_way
 from cvt_nas.errors import ArchError, DataError, ResourceError, RunFolderError, StorageError, TrainingEndedError
 from cvt_nas.escaping import told, why_no_text
@@ -68,7 +67,7 @@ def train(
         initialise(CvT(arch), weights)  # or the data would be opened for nothing
     setup = TrainingSetup.of(
         experiment,
-        run_path=out,
+        run=RunFolder(out),
         data=data,
         image_size=arch.image_size,
         device=device,
@@ -183,7 +182,7 @@ def _train_once(
     if run.results():
         return run.results()[0]
     started, report = time.monotonic(), None
-    for report in _reports(arch, setup, run, num_workers, seed):
+    for report in _reports(arch, setup, num_workers, seed):
         if on_report is not None:
             on_report(report)
     assert report is not None, "an epoch at least"
@@ -211,7 +210,7 @@ def _train_once(
     accuracy = evaluate(model, images, "test", training=experiment.training, device=setup.torch_device)
     run.append_test_accuracy(0, arch.id, accuracy, images.num_images("test"))
     run.append(result)
-    drop_checkpoints(run.checkpoint_path(0))
+    Checkpoint(run.checkpoint_path(0), run.store).drop()
     return result
 
 
@@ -231,11 +230,11 @@ def _open_begun(arch: ArchConfig, experiment: Experiment, out: Path, init: str |
     run = RunFolder.open(out)
     if run.manifest.get("arch_id") != arch.id or not experiment.compares_with(run.manifest):
         raise RunFolderError(f"{out} holds another run than this training; name another --out")
-    kept, checkpoint = run.manifest.get("init"), run.checkpoint_path(0)
+    kept = run.manifest.get("init")
     path = None if kept is None else kept["path"]
     if init is not None and str(Path(init).absolute()) != path:
         raise RunFolderError(f"--init {init}: {out} began with {path or 'a fresh initialisation'}; leave it out")
-    is_trained = run.results() or checkpoint.exists() or checkpoint_before(checkpoint).exists()
+    is_trained = run.results() or Checkpoint(run.checkpoint_path(0)).is_here
     if kept is not None and not is_trained and _digest(weights_files(kept["path"])) != kept["sha256"]:
         raise RunFolderError(f"{path}: is not what {out} began with any more; name another --out")
     return run
@@ -279,15 +278,14 @@ def _cpu_threads(num_workers: int) -> int:
     return max(torch.get_num_threads() // num_workers, 1)
 
 
-def _reports(arch: ArchConfig, setup: TrainingSetup, run: RunFolder, num_workers: int, seed: int) -> Any:
+def _reports(arch: ArchConfig, setup: TrainingSetup, num_workers: int, seed: int) -> Any:
     if num_workers == 1:
         yield from progress_reports(
             arch,
             setup,
             device=setup.torch_device,
             seed=seed,
-            checkpoint=run.checkpoint_path(0),
-            model_folder=run.model_path(arch.id),
+            number=0,
         )
         return
     from cvt_nas.launch.ranks import ending_in, fit_on_workers, local_ray

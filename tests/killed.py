@@ -14,13 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cvt_nas.config import AugmentConfig, DataConfig, SupernetConfig, TrainingConfig
 from cvt_nas.data import ImageData, load_data
-from cvt_nas.engine import SharedWeights, TrainingSetup, fit, supernet_reports, train_supernet
+from cvt_nas.engine import Checkpoint, SharedWeights, TrainingSetup, fit, supernet_reports, train_supernet
 from cvt_nas.engine.memory import MicroBatches
 from cvt_nas.engine.optimization import TrainingState, optimizer_of
 from cvt_nas.engine.subnets import SubnetSampler
 from cvt_nas.engine.supernet import _step as supernet_step
 from cvt_nas.engine.training import _step as training_step
 from cvt_nas.model import CvT
+from cvt_nas.run import RunFolder
 from cvt_nas.space import SearchSpace, StageSpace
 from cvt_nas.supernet import Supernet
 from small_device import SmallDevice
@@ -64,7 +65,7 @@ class Deadly:
             yield batch
 
 
-def trained(kind: str, data: ImageData, checkpoint: Path | None, minutes: float) -> list[Any]:
+def trained(kind: str, data: ImageData, checkpoint: Checkpoint | None, minutes: float) -> list[Any]:
     options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": checkpoint}
     if kind == "trial":
         return list(fit(ARCH, TrainingConfig(**CUT, checkpoint_minutes=minutes), data, **options))
@@ -72,7 +73,7 @@ def trained(kind: str, data: ImageData, checkpoint: Path | None, minutes: float)
     return list(train_supernet(shared, data, **options))
 
 
-def bits_of(kind: str, data: ImageData, checkpoint: Path | None, minutes: float) -> dict[str, Any]:
+def bits_of(kind: str, data: ImageData, checkpoint: Checkpoint | None, minutes: float) -> dict[str, Any]:
     """All that a training ends with, to the bit."""
     last = trained(kind, data, checkpoint, minutes)[-1]
     module = last.model if kind == "trial" else last.supernet
@@ -84,7 +85,7 @@ def killed(kind: str, folder: Path, rank: int, world_size: int) -> None:
     torch.set_num_threads(1)
     if world_size > 1:
         join(folder / "killed", rank, world_size)
-    trained(kind, cast(ImageData, Deadly(open_digits(), (1, 25))), folder / "checkpoints" / "0.pt", ALWAYS)
+    trained(kind, cast(ImageData, Deadly(open_digits(), (1, 25))), Checkpoint(folder / "checkpoints" / "0.pt"), ALWAYS)
 
 
 def join(at: Path, rank: int, world_size: int) -> None:
@@ -98,17 +99,17 @@ def on_ranks(folder: Path, rank: int, world_size: int) -> None:
     torch.set_num_threads(1)
     join(folder / "again", rank, world_size)
     data = open_digits()
-    found: dict[str, Any] = {"on": bits_of("trial", data, folder / "checkpoints" / "0.pt", NEVER)}
-    found["whole"] = bits_of("trial", data, folder / "checkpoints" / "1.pt", ALWAYS)
+    found: dict[str, Any] = {"on": bits_of("trial", data, Checkpoint(folder / "checkpoints" / "0.pt"), NEVER)}
+    found["whole"] = bits_of("trial", data, Checkpoint(folder / "checkpoints" / "1.pt"), ALWAYS)
     if rank == 0:
         newest = folder / "checkpoints" / "1.pt"
         newest.write_bytes(newest.read_bytes()[:5000])
     dist.barrier()
-    epochs = trained("trial", data, folder / "checkpoints" / "1.pt", NEVER)
+    epochs = trained("trial", data, Checkpoint(folder / "checkpoints" / "1.pt"), NEVER)
     found["numbers"] = [epoch.number for epoch in epochs]
     found["damaged"] = {name: tensor.clone() for name, tensor in epochs[-1].model.state_dict().items()}
     settings = TrainingConfig(**STILL)
-    *_, last = fit(ARCH, settings, data, device=CPU, seed=0, checkpoint=folder / "checkpoints" / "2.pt")
+    *_, last = fit(ARCH, settings, data, device=CPU, seed=0, checkpoint=Checkpoint(folder / "checkpoints" / "2.pt"))
     found["statistics"], found["accuracy"] = statistics_of(last.model), last.accuracy
     torch.save(found, folder / f"{rank}.pt")
 
@@ -120,7 +121,7 @@ def supernet_on_ranks(folder: Path, rank: int, world_size: int) -> None:
     join(folder / "supernet", rank, world_size)
     setup = TrainingSetup(
         training=TrainingConfig(**STILL), data=DataConfig(dataset="digits"), data_root=None, image_size=8,
-        num_channels=1, num_classes=10, run_path=folder, run_url=f"file://{folder}/there",
+        num_channels=1, num_classes=10, run=RunFolder.at(f"file://{folder}/there"),
         shared=SharedWeights(space=SPACE, config=SupernetConfig(**STILL)),
     )  # fmt: skip
     weights, there = setup.weights_path, folder / "there" / "supernet" / "weights.safetensors"

@@ -290,12 +290,12 @@ def run(tmp_path: Path) -> RunFolder:
 def confirm_run(run: RunFolder, *, members: tuple[int, ...] = (0, 1, 2), rounds: int = 2) -> None:
     """The most accurate trial was lucky: trained again, it is no better than the second. One training is lost."""
     again_in = {0: (0.90, 0.88), 1: (0.91, 0.89), 2: (0.80, None)}
-    run.write_confirm_plan(ConfirmPlan(top="front", seeds=2, members=(0, 1, 2)))
+    run.confirmations.write_plan(ConfirmPlan(top="front", seeds=2, members=(0, 1, 2)))
     for round_ in range(1, rounds + 1):
         for number in members:
             accuracy = again_in[number][round_ - 1]
             status: Status = "diverged" if accuracy is None else "complete"
-            run.append_confirmation(again(run.results()[number], round_, accuracy, status))
+            run.confirmations.append(again(run.results()[number], round_, accuracy, status))
 
 
 def test_the_front_of_a_confirmed_run_is_by_means_and_of_confirmed_architectures_alone(run: RunFolder) -> None:
@@ -307,24 +307,24 @@ def test_the_front_of_a_confirmed_run_is_by_means_and_of_confirmed_architectures
     assert [(result.number, result.own_accuracy) for result in run.confirmed()] == [(0, 0.95), (1, 0.90), (2, 0.80)]
     assert run.find(run.results()[0].arch_id).accuracy == pytest.approx(0.89)
     assert run.results()[0].accuracy == 0.95, "the record stays as it was"
-    assert run.unconfirmed() == []
+    assert run.confirmations.missing() == []
 
 
 def test_the_front_stays_the_race_s_until_each_architecture_of_the_plan_was_trained_again(run: RunFolder) -> None:
     before = run.front()
     confirm_run(run, members=(0, 1), rounds=1)
     assert run.front() == before
-    assert run.unconfirmed() == [1_000_002, 2_000_000, 2_000_001, 2_000_002]
-    run.append_confirmation(again(run.results()[2], 1, 0.8))
+    assert run.confirmations.missing() == [1_000_002, 2_000_000, 2_000_001, 2_000_002]
+    run.confirmations.append(again(run.results()[2], 1, 0.8))
     assert [member.accuracy for member in run.front().members] == [0.91, 0.80]
-    assert run.unconfirmed() == [2_000_000, 2_000_001, 2_000_002]
+    assert run.confirmations.missing() == [2_000_000, 2_000_001, 2_000_002]
 
 
 def test_a_confirmation_of_which_nothing_is_left_leaves_the_race_s_front(run: RunFolder) -> None:
     before = run.front()
-    run.write_confirm_plan(ConfirmPlan(top="front", seeds=1, members=(0, 1, 2)))
+    run.confirmations.write_plan(ConfirmPlan(top="front", seeds=1, members=(0, 1, 2)))
     for result in run.results()[:3]:
-        run.append_confirmation(again(result, 1, None, "failed"))
+        run.confirmations.append(again(result, 1, None, "failed"))
     assert run.front() == before
     assert confirmation_lines(run) == [
         "not confirmed: 3 of 3 further trainings have ended, 3 of them without an accuracy; accuracy is of the race's "
@@ -411,7 +411,7 @@ def test_a_plot_of_a_confirmed_front_has_error_bars_where_there_is_a_spread(run:
 def test_workers_that_share_a_training_keep_its_weights_only_if_told_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
 ) -> None:
-    folders = []
+    kept = list[bool]()
 
     class Setup:
         run, device, torch_device = RunFolder(tmp_path), "cpu", None
@@ -422,12 +422,12 @@ def test_workers_that_share_a_training_keep_its_weights_only_if_told_to(
 
     monkeypatch.setattr("cvt_nas.launch.ranks.get_context", Context)
     monkeypatch.setattr(
-        "cvt_nas.launch.ranks.progress_reports", lambda *_, model_folder, **__: folders.append(model_folder) or ()
+        "cvt_nas.launch.ranks.progress_reports", lambda *_, keep_model, **__: kept.append(keep_model) or ()
     )
     arch = trial(0, 0.5).to_json()["arch"]
     _train_on_worker({"arch": arch, "setup": Setup, "number": 0, "seed": 0, "reports": Queue(), "keep_model": keep,
                       "num_known": 0})  # fmt: skip
-    assert folders == [RunFolder(tmp_path).model_path(trial(0, 0.5).arch_id) if keep else None]
+    assert kept == [keep]
 
 
 def test_the_progress_line_counts_further_trainings_apart_from_the_race_s_trials(run: RunFolder) -> None:
@@ -517,9 +517,9 @@ def test_a_confirmation_is_added_to_a_finished_run_is_interrupted_and_goes_on(
                 stop.set()
 
     run = search(confirming, out=run.path, cpus=2, resume=True, stop=stop, progress=Watch(until_the_second_round))
-    kept = run.confirmations()
+    kept = run.confirmations.results()
     assert kept
-    assert run.unconfirmed()
+    assert run.confirmations.missing()
     assert run.test_accuracies() == tested, "the test split is for a front that is confirmed in full"
 
     def count(event: Any) -> None:
@@ -529,7 +529,7 @@ def test_a_confirmation_is_added_to_a_finished_run_is_interrupted_and_goes_on(
     calm = threading.Event()
     run = search(confirming, out=run.path, cpus=2, resume=True, stop=calm, progress=Watch(count))
     assert not calm.is_set(), "a search that ends by itself stops nobody"
-    further, plan = run.confirmations(), run.confirm_plan()
+    further, plan = run.confirmations.results(), run.confirmations.plan()
     assert plan is not None
     assert sorted(plan.numbers) == [result.number for result in further]
     assert set(kept) <= set(further), "what had ended is kept"

@@ -16,7 +16,7 @@ from cvt_nas import load_model, search
 from cvt_nas.arch import arch_to_dict, load_arch
 from cvt_nas.config import AugmentConfig, DataConfig, Experiment
 from cvt_nas.data import ImageData, load_data, made_beside_steps
-from cvt_nas.engine import Inheritance, SharedWeights, TrainingSetup, fit, train_supernet
+from cvt_nas.engine import Checkpoint, Inheritance, SharedWeights, TrainingSetup, fit, train_supernet
 from cvt_nas.launch.ranks import fit_on_workers, local_ray
 from cvt_nas.launch.resources import Resources
 from cvt_nas.launch.trial import run_trial
@@ -60,15 +60,15 @@ def test_training_learns_in_every_precision(digits_data: ImageData, precision: s
 def test_a_training_that_was_cut_off_ends_as_if_it_was_not(
     digits_data: ImageData, tmp_path: Path, precision: str
 ) -> None:
-    def rest(checkpoint: Path | None = None) -> Iterator[Any]:
+    def rest(checkpoint: Checkpoint | None = None) -> Iterator[Any]:
         settings = training(precision=precision, drop_path=0.1, augment=AUGMENTED)
         return fit(tiny_arch(), settings, digits_data, device=CUDA, seed=0, checkpoint=checkpoint)
 
     *_, whole = rest()
-    cut = rest(tmp_path / "checkpoint.pt")
+    cut = rest(Checkpoint(tmp_path / "checkpoint.pt"))
     next(cut)
     cut.close()  # type: ignore[attr-defined]
-    *_, last = rest(tmp_path / "checkpoint.pt")
+    *_, last = rest(Checkpoint(tmp_path / "checkpoint.pt"))
     assert last.curve == whole.curve
     assert torch.equal(weights_of(last), weights_of(whole))
 
@@ -179,7 +179,11 @@ def test_a_trial_takes_no_more_memory_than_there_is_and_ends_as_if_it_was_told(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         setup = TrainingSetup.of(
-            small, run_path=tmp_path, data=None, device="cuda", training=training(epochs=1, batch_size=1024, **settings)
+            small,
+            run=RunFolder(tmp_path),
+            data=None,
+            device="cuda",
+            training=training(epochs=1, batch_size=1024, **settings),
         )
         arch = json.dumps(arch_to_dict(small.space.largest))
         run_trial(
@@ -294,7 +298,7 @@ def test_a_plan_measures_how_many_trials_share_a_gpu(small: Experiment, tmp_path
 
 def test_a_run_with_a_supernet_trains_ranks_and_races_on_the_gpu(tmp_path: Path) -> None:
     run = search(with_supernet(), out=tmp_path / "run", gpus=1)
-    assert run.has_supernet
+    assert run.supernet.is_trained
     assert {trial.device for trial in run.results()} == {"gpu 0"}
 
 
@@ -303,7 +307,7 @@ def test_workers_of_a_training_share_their_work_by_nccl(small: Experiment, tmp_p
     num_workers = torch.cuda.device_count()
     assert num_workers > 0, "no GPU is here"
     run = RunFolder(tmp_path)
-    setup = TrainingSetup.of(small, run_path=run.path, data=None, device="cuda", training=training(epochs=2))
+    setup = TrainingSetup.of(small, run=run, data=None, device="cuda", training=training(epochs=2))
     with local_ray(num_cpus=num_workers, num_gpus=num_workers):
         *_, last = fit_on_workers(
             tiny_arch(), setup, number=0, seed=0, num_workers=num_workers, cpus_per_worker=1, use_gpus=True

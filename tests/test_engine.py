@@ -10,9 +10,19 @@ import torch
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.config import AugmentConfig, DataConfig, Experiment, TrainingConfig
 from cvt_nas.data import ImageData, load_data
-from cvt_nas.engine import DivergedError, Epoch, TrainingSetup, evaluate, fit, learning_rate, progress_reports
-from cvt_nas.engine.optimization import optimizer_of, read_checkpoint
+from cvt_nas.engine import (
+    Checkpoint,
+    DivergedError,
+    Epoch,
+    TrainingSetup,
+    evaluate,
+    fit,
+    learning_rate,
+    progress_reports,
+)
+from cvt_nas.engine.optimization import optimizer_of
 from cvt_nas.model import CvT, build_model, load_model
+from cvt_nas.run import RunFolder
 
 CPU = torch.device("cpu")
 
@@ -51,6 +61,13 @@ def training(**settings: Any) -> TrainingConfig:
 
 def train(data: ImageData, settings: TrainingConfig, *, seed: int = 0, **options: Any) -> list[Epoch]:
     return list(fit(tiny_arch(), settings, data, device=CPU, seed=seed, **options))
+
+
+# of 344 digits, five steps an epoch: every part of a step has its share in the losses
+RECIPE: dict[str, Any] = {
+    "batch_size": 64, "lr": 3e-3, "warmup_epochs": 1, "drop_path": 0.1, "label_smoothing": 0.1, "clip_grad_norm": 1.0,
+    "augment": AugmentConfig(crop_padding=1, mixup=0.2),
+}  # fmt: skip
 
 
 def weights_of(epoch: Epoch) -> torch.Tensor:
@@ -95,6 +112,12 @@ def test_every_setting_trains_and_changes_what_is_trained(
     assert not torch.equal(weights_of(epochs[-1]), plain)
 
 
+def test_the_first_steps_have_the_losses_that_they_had_in_earlier_versions() -> None:
+    data = load_data(DataConfig(dataset="digits"), root=None, image_size=8, num_channels=1, num_classes=10)
+    epochs = train(data.of_classes((0, 1, 2)), training(**RECIPE))
+    assert [epoch.loss for epoch in epochs] == pytest.approx([2.1969, 1.8081, 1.4809], abs=1e-4)
+
+
 def test_a_seed_fixes_the_weights(data: ImageData) -> None:
     settings = training(epochs=1, drop_path=0.2, augment=AugmentConfig(crop_padding=1, mixup=0.5))
     one, again, other = (weights_of(train(data, settings, seed=seed)[-1]) for seed in (1, 1, 2))
@@ -107,7 +130,7 @@ def test_a_training_that_was_cut_off_ends_as_if_it_was_not(
     data: ImageData, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     whole = train(data, training(drop_path=0.1, **settings))
-    checkpoint = tmp_path / "checkpoint.pt"
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt")
     cut = fit(tiny_arch(), training(drop_path=0.1, **settings), data, device=CPU, seed=0, checkpoint=checkpoint)
     next(cut)
     cut.close()
@@ -127,11 +150,11 @@ def damage(path: Path) -> None:
 
 @pytest.mark.parametrize("how_many", [1, 2])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(data: ImageData, tmp_path: Path, how_many: int) -> None:
-    whole, checkpoint = train(data, training()), tmp_path / "checkpoint.pt"
+    whole, checkpoint = train(data, training()), Checkpoint(tmp_path / "checkpoint.pt")
     cut = fit(tiny_arch(), training(), data, device=CPU, seed=0, checkpoint=checkpoint)
     assert [next(cut).number for _ in range(2)] == [1, 2]
     cut.close()
-    for path in (checkpoint, tmp_path / "checkpoint.before.pt")[:how_many]:
+    for path in (checkpoint.path, tmp_path / "checkpoint.before.pt")[:how_many]:
         damage(path)
     rest = train(data, training(), checkpoint=checkpoint)
     assert [epoch.number for epoch in rest] == [1, 2, 3]  # the first again from its checkpoint, or trained again
@@ -144,7 +167,7 @@ def test_a_checkpoint_that_is_cut_short_is_none(tmp_path: Path) -> None:
     for number, content in enumerate((b"", b"not a zip", bytes(1000))):
         path = tmp_path / f"{number}.pt"
         path.write_bytes(content)
-        assert read_checkpoint(path, CPU) is None
+        assert Checkpoint(path).read(CPU) is None
         assert not path.exists()
 
 
@@ -158,12 +181,13 @@ def test_a_batch_in_two_parts_teaches_what_it_does_as_one(data: ImageData) -> No
     assert one.loss == pytest.approx(two.loss, rel=1e-4)
 
 
-def test_the_trained_model_is_kept_before_its_last_epoch_is_reported(data: ImageData, tmp_path: Path) -> None:
-    images, expected = torch.randn(4, 1, 8, 8), torch.empty(0)
-    for epoch in fit(tiny_arch(), training(), data, device=CPU, seed=0, model_folder=tmp_path / "model"):
-        assert (tmp_path / "model" / "model.safetensors").exists() == (epoch.number == 3)
-        expected = epoch.model.eval()(images)
-    torch.testing.assert_close(load_model(tmp_path / "model")(images), expected)
+def test_the_trained_model_is_kept_before_its_last_epoch_is_reported(small: Experiment, tmp_path: Path) -> None:
+    setup, images = setup_for(small, tmp_path), torch.randn(4, 1, 8, 8)
+    folder = setup.run.model_path(tiny_arch().id)
+    for report in progress_reports(tiny_arch(), setup, number=0, device=CPU, seed=0):
+        assert (folder / "preprocessing.json").exists() == (report["epoch"] == 3)
+    expected = train(setup.open_data(), training())[-1].model.eval()(images)
+    torch.testing.assert_close(load_model(folder)(images), expected)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_its_epoch(data: ImageData) -> None:
@@ -202,10 +226,9 @@ def test_running_out_of_device_memory_is_reported_as_such(
         progress_reports(
             tiny_arch(),
             setup_for(small, tmp_path),
+            number=0,
             device=CPU,
             seed=0,
-            checkpoint=tmp_path / "c.pt",
-            model_folder=tmp_path / "m",
         )
     )
     assert reports[-1]["status"] == "oom"
@@ -215,12 +238,12 @@ def test_running_out_of_device_memory_is_reported_as_such(
 def setup_for(small: Experiment, path: Path) -> TrainingSetup:
     return TrainingSetup(
         training=training(), data=small.data, data_root=None, image_size=8, num_channels=1, num_classes=10,
-        run_path=path,
+        run=RunFolder(path),
     )  # fmt: skip
 
 
 def test_epochs_that_the_reader_knows_are_not_reported_again(small: Experiment, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": tmp_path / "c.pt", "model_folder": None}
+    options: dict[str, Any] = {"number": 0, "device": CPU, "seed": 0, "keep_model": False}
     first = progress_reports(tiny_arch(), setup_for(small, tmp_path), **options)
     assert [next(first)["epoch"], next(first)["epoch"]] == [1, 2]
     first.close()  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cvt_nas.config import AugmentConfig, TrainingConfig
 from cvt_nas.data import ImageData
-from cvt_nas.engine import SharedWeights, compiling, fit, train_supernet
+from cvt_nas.engine import Checkpoint, SharedWeights, compiling, fit, train_supernet
 from cvt_nas.engine import supernet as supernet_engine
 from cvt_nas.engine.speed import FastestWay, fastest_way
 from cvt_nas.model import CvT
@@ -50,7 +50,7 @@ class CallsAgain:
         self._fails, self._errs = fails, errs
         self._models: list[nn.Module] = []
 
-        made_supernet = supernet_engine._supernet_of
+        made_supernet = supernet_engine.supernet_of
 
         def made(*args: Any, **options: Any) -> CvT:
             self._models.append(model := CvT(*args, **options))
@@ -61,7 +61,7 @@ class CallsAgain:
             return supernet
 
         monkeypatch.setattr("cvt_nas.engine.training.CvT", made)
-        monkeypatch.setattr("cvt_nas.engine.supernet._supernet_of", supernet_of)
+        monkeypatch.setattr("cvt_nas.engine.supernet.supernet_of", supernet_of)
         for room in ("training", "supernet"):
             monkeypatch.setattr(f"cvt_nas.engine.{room}.recorder_of", lambda device: self.record)
 
@@ -110,10 +110,12 @@ def test_a_training_that_is_replayed_ends_as_one_that_is_not(
     assert loss == plain[1]
     assert (graphs.num_recorded, graphs.num_replayed) == (1, 4 * 3 - 2)
 
-    cut = fit(tiny_arch(), training(epochs=4, **settings), data, device=CPU, seed=0, checkpoint=tmp_path / "0.pt")
+    cut = fit(
+        tiny_arch(), training(epochs=4, **settings), data, device=CPU, seed=0, checkpoint=Checkpoint(tmp_path / "0.pt")
+    )
     next(cut)
     cut.close()
-    weights, _ = trained(data, training(epochs=4, **settings), checkpoint=tmp_path / "0.pt")
+    weights, _ = trained(data, training(epochs=4, **settings), checkpoint=Checkpoint(tmp_path / "0.pt"))
     assert torch.equal(weights, plain[0])
 
 

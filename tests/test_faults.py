@@ -281,7 +281,7 @@ def test_batches_that_have_no_room_in_shared_memory_go_through_pipes(
                 Image.new("L", (8, 8)).save(tmp_path / part / name / f"{index}.png")
     change = {"data:": "data: {dataset: imagefolder, num_workers: 1}", "  num_classes:": "  num_classes: 2"}
     experiment = parse_experiment(small_digits(**change), "folder.yaml")
-    setup = TrainingSetup.of(experiment, run_path=tmp_path / "run", data=tmp_path)
+    setup = TrainingSetup.of(experiment, run=RunFolder(tmp_path / "run"), data=tmp_path)
     needed = 2 * 3 * 256 * 8 * 8  # processes that train, batches of each, bytes
     usage, notes = shutil.disk_usage(tmp_path), list[str]()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
@@ -290,7 +290,9 @@ def test_batches_that_have_no_room_in_shared_memory_go_through_pipes(
     assert not setup.fitting_shared_memory(num_processes=2, on_note=notes.append).shares_memory
     (note,) = notes
     assert re.match(r"/dev/shm has \S+ MiB left, and batches .* go through pipes.* --shm-size", note)
-    arrays = TrainingSetup.of(parse_experiment(small_digits(), "small.yaml"), run_path=tmp_path / "run", data=None)
+    arrays = TrainingSetup.of(
+        parse_experiment(small_digits(), "small.yaml"), run=RunFolder(tmp_path / "run"), data=None
+    )
     assert arrays.fitting_shared_memory(num_processes=2) == arrays
 
 

@@ -110,10 +110,12 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"run: was begun with other data: 1 train image more"):
         trained(root, out, resume=True)
     experiment, run = parse_experiment(SPACE, "tiny.yaml"), RunFolder.open(out)
-    setup = TrainingSetup.of(experiment, run_path=out, data=root)
+    setup = TrainingSetup.of(experiment, run=RunFolder(out), data=root)
     with pytest.raises(RunFolderError, match=r"1 train image more"):  # as for a query
         setup.identified(run)
-    assert TrainingSetup.of(experiment, run_path=out, data=tmp_path / "moved").identified(run).identity is not None
+    assert (
+        TrainingSetup.of(experiment, run=RunFolder(out), data=tmp_path / "moved").identified(run).identity is not None
+    )
 
     trained(root, tmp_path / "other")
     with pytest.raises(RunFolderError, match=r"are of other data, and do not compare: 1 train image more"):
@@ -240,6 +242,6 @@ def test_training_an_architecture_of_a_run_on_other_data_is_said_or_refused(
     manifest = {name: value for name, value in run.manifest.items() if name != "data"}
     (out / "manifest.json").write_text(json.dumps(manifest))  # as an earlier version wrote it
     notes: list[str] = []
-    setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run_path=out, data=root)
+    setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run=RunFolder(out), data=root)
     setup.identified(run, on_note=notes.append)  # as for a query
     assert notes == [f"{out}: was begun by an earlier version, so whether its data are the same cannot be told"]

@@ -278,15 +278,15 @@ def test_the_page_says_whether_a_supernet_can_be_trusted(inherited: RunFolder) -
                 inherited_accuracies.tolist(), np.stack([truth, truth], axis=1), costs, costs,
                 origin=Origin(dataset="digits", num_images=360, epochs=2, seed=7),
             )  # fmt: skip
-            inherited.quality_path.write_text(json.dumps(quality.to_json()))
-            assert inherited.quality() == quality
+            inherited.supernet.quality_path.write_text(json.dumps(quality.to_json()))
+            assert inherited.supernet.quality() == quality
             assert f"this supernet {verdict}" in (page := run_page(inherited))
             assert "by 40 architectures for 2 epochs, on 360 search images of digits, seed 7" in page
-        inherited.quality_path.write_text('{"num_archs": "many"}')
+        inherited.supernet.quality_path.write_text('{"num_archs": "many"}')
         with pytest.raises(RunFolderError, match=r"quality.json: num_archs: Input should be a valid integer"):
             run_page(inherited)
     finally:
-        inherited.quality_path.unlink()
+        inherited.supernet.quality_path.unlink()
 
 
 @pytest.mark.slow
@@ -296,18 +296,18 @@ def test_a_supernet_is_judged_by_architectures_trained_by_themselves(
     stop, react = interrupted_at("TrialResult", 2)
     options: dict[str, Any] = {"num_archs": 8, "num_seeds": 2, "epochs": 1, "gpus": 0}
     assert evaluate_supernet(inherited, **options, stop=stop, progress=Watch(react)) is None
-    kept = {result.number: result.to_json() for result in RunFolder.open(inherited.standalone_path).results()}
+    kept = {result.number: result.to_json() for result in inherited.standalone.results()}
     assert 2 <= len(kept) < 16
     arguments = ["supernet", "evaluate", str(inherited.path), "--seeds", "2", "--epochs", "1", "--gpus", "0", "--json"]
     assert main([*arguments, "--archs", "8"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == json.loads(inherited.quality_path.read_text())
+    assert found == json.loads(inherited.supernet.quality_path.read_text())
     assert "this supernet can" in (inherited.path / "report.html").read_text()
     assert (found["num_archs"], found["num_seeds"]) == (8, 2)
     assert found["origin"] == {"dataset": "digits", "num_images": 360, "epochs": 1, "seed": 0}
     assert set(found["rankers"]) == {"inherited", "params", "flops"}
     assert found["gap"] == pytest.approx(found["standalone"] - found["inherited"])
-    alone = RunFolder.open(inherited.standalone_path)
+    alone = inherited.standalone
     assert len(alone.results()) == 16
     first = {result.number: result.to_json() for result in alone.results()}
     assert first == first | kept

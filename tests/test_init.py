@@ -379,15 +379,13 @@ def test_a_worker_that_is_told_of_weights_begins_with_them_as_another_would(
     small: Experiment, arch: ArchConfig, trained: RunFolder, tmp_path: Path
 ) -> None:
     """As Ray's workers are told, where several share each batch: by a setup that travels to them."""
-    (tmp_path / "run").mkdir()
-    setup = TrainingSetup.of(small, run_path=tmp_path / "run", data=None, shared=None, init=trained.model_path(arch.id))
+    run, init = RunFolder(tmp_path / "run"), trained.model_path(arch.id)
+    run.path.mkdir()
+    setup = TrainingSetup.of(small, run=run, data=None, shared=None, init=init)
     setup = pickle.loads(pickle.dumps(setup))
     curves = []
-    for name in ("one", "two"):
-        checkpoint = tmp_path / "run" / name / "checkpoint.pt"
-        reports = progress_reports(
-            arch, setup, device=torch.device("cpu"), seed=3, checkpoint=checkpoint, model_folder=None
-        )
+    for number in range(2):
+        reports = progress_reports(arch, setup, number=number, device=torch.device("cpu"), seed=3, keep_model=False)
         curves.append(next(iter(reports))["curve"])
     assert curves[0] == curves[1]
     assert curves[0][0] > 0.8

@@ -15,6 +15,7 @@ import torch
 from cvt_nas.config import AugmentConfig, Experiment
 from cvt_nas.data import ImageData
 from cvt_nas.engine import (
+    Checkpoint,
     DivergedError,
     Epoch,
     SharedWeights,
@@ -25,17 +26,10 @@ from cvt_nas.engine import (
     train_supernet,
 )
 from cvt_nas.engine.keeper import Keeper, Progress
-from cvt_nas.engine.optimization import (
-    TrainingState,
-    averaged_model,
-    checkpoint_before,
-    drop_checkpoints,
-    optimizer_of,
-    read_checkpoint,
-)
+from cvt_nas.engine.optimization import TrainingState
 from cvt_nas.engine.training import _step
 from cvt_nas.model import CvT
-from cvt_nas.run import add_mirror
+from cvt_nas.run import RunFolder
 from killed import (
     ALWAYS,
     ARCH,
@@ -81,10 +75,10 @@ def test_a_training_that_is_killed_in_mid_epoch_ends_as_if_it_was_not(
     data: ImageData, tmp_path: Path, kind: str
 ) -> None:
     assert run_processes(killed, kind, tmp_path) == [-signal.SIGKILL]
-    checkpoint = tmp_path / "checkpoints" / "0.pt"
-    state = torch.load(checkpoint, weights_only=True)
+    checkpoint = Checkpoint(tmp_path / "checkpoints" / "0.pt")
+    state = torch.load(checkpoint.path, weights_only=True)
     assert (state["epoch"], state["step"]) == (1, 20), "by time"
-    assert torch.load(checkpoint_before(checkpoint), weights_only=True)["step"] == 0, "the end of an epoch stays"
+    assert torch.load(checkpoint.before, weights_only=True)["step"] == 0, "the end of an epoch stays"
     assert_equal(bits_of(kind, data, checkpoint, NEVER), bits_of(kind, data, None, NEVER))
 
 
@@ -146,13 +140,13 @@ def test_the_first_rank_says_whether_there_are_weights_already_and_others_get_th
 
 
 def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(data: ImageData, tmp_path: Path) -> None:
-    whole, checkpoint = train(data, training()), tmp_path / "c.pt"
+    whole, checkpoint = train(data, training()), Checkpoint(tmp_path / "c.pt")
     cut = fit(tiny_arch(), training(), data, device=CPU, seed=0, checkpoint=checkpoint)
     next(cut)
     cut.close()
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint.path, weights_only=True)
     names = ("model", "averaged", "optimizer", "scaler", "arch_id", "curve")
-    torch.save({**{name: state[name] for name in names}, "train_seconds": 7.0}, checkpoint)
+    torch.save({**{name: state[name] for name in names}, "train_seconds": 7.0}, checkpoint.path)
     rest = train(data, training(), checkpoint=checkpoint)
     assert rest[0].train_seconds == 7
     assert rest[-1].curve == whole[-1].curve
@@ -167,7 +161,7 @@ def poisoned(data: ImageData, bad: set[tuple[int, int]]) -> ImageData:
 
 
 def train_all(data: ImageData, checkpoint: Path, **settings: Any) -> list[Epoch]:
-    return train(data, training(batch_size=32, **settings), checkpoint=checkpoint)
+    return train(data, training(batch_size=32, **settings), checkpoint=Checkpoint(checkpoint))
 
 
 @pytest.mark.parametrize("at", [(0, 3), (1, 3), (2, 34)], ids=["in the first epoch", "later", "at the end"])
@@ -194,7 +188,7 @@ def test_a_training_has_three_lives_however_often_it_is_cut_off(data: ImageData,
 
     def go_on() -> None:
         """Until the next epoch is over; before it, the last one is told again."""
-        cut = fit(tiny_arch(), settings, bad, device=CPU, seed=0, checkpoint=tmp_path / "c.pt")
+        cut = fit(tiny_arch(), settings, bad, device=CPU, seed=0, checkpoint=Checkpoint(tmp_path / "c.pt"))
         for epoch in itertools.islice(cut, 2 if seen else 1):
             seen.append((epoch.number, epoch.num_rollbacks))
         cut.close()
@@ -215,7 +209,7 @@ def test_a_training_that_cannot_work_diverges_within_its_first_epoch(
         train_all(data, tmp_path / "c.pt", epochs=epochs, lr=1e9)
     shared = SharedWeights(space=SPACE, config=config(epochs=epochs, lr=1e30, optimizer="sgd", ema_decay=0.0))
     with pytest.raises(DivergedError):
-        list(train_supernet(shared, data, device=CPU, seed=0, checkpoint=tmp_path / "supernet.pt"))
+        list(train_supernet(shared, data, device=CPU, seed=0, checkpoint=Checkpoint(tmp_path / "supernet.pt")))
 
 
 @pytest.mark.parametrize("what", ["weight", "statistic", "moment"])
@@ -253,9 +247,7 @@ def test_a_report_says_how_often_a_training_was_rolled_back(
 ) -> None:
     monkeypatch.setattr(TrainingSetup, "open_data", lambda self: poisoned(data, {(1, 0), (2, 0)}))
     reports = list(
-        progress_reports(
-            tiny_arch(), setup_for(small, tmp_path), device=CPU, seed=0, checkpoint=tmp_path / "c.pt", model_folder=None
-        )
+        progress_reports(tiny_arch(), setup_for(small, tmp_path), number=0, device=CPU, seed=0, keep_model=False)
     )
     said = "rolled back {}: a loss or a weight was not finite"
     assert [r.get("reason") for r in reports] == [None, said.format("once"), said.format("2 times")]
@@ -263,11 +255,7 @@ def test_a_report_says_how_often_a_training_was_rolled_back(
 
 
 def fresh_state() -> TrainingState:
-    model, settings = CvT(tiny_arch()), training()
-    return TrainingState(
-        model=model, averaged=averaged_model(model, settings, num_steps=9),
-        optimizer=optimizer_of(model, settings, CPU), scaler=torch.amp.GradScaler("cpu", enabled=False),
-    )  # fmt: skip
+    return TrainingState.of(CvT(tiny_arch()), training(), CPU, num_steps=9)
 
 
 # --- who reads ------------------------------------------------------------------------------------------------------
@@ -276,12 +264,12 @@ def fresh_state() -> TrainingState:
 def test_a_checkpoint_that_another_process_replaces_damages_and_deletes_is_read_whole_or_not_at_all(
     data: ImageData, tmp_path: Path
 ) -> None:
-    list(fit(tiny_arch(), training(epochs=1), data, device=CPU, seed=0, checkpoint=tmp_path / "good.pt"))
+    list(fit(tiny_arch(), training(epochs=1), data, device=CPU, seed=0, checkpoint=Checkpoint(tmp_path / "good.pt")))
     process = multiprocessing.get_context("spawn").Process(target=spoil, args=(tmp_path / "c.pt", 0, 1))
     process.start()
     found = []
     while not (tmp_path / "over").exists() and process.is_alive():
-        state = read_checkpoint(tmp_path / "c.pt", CPU)
+        state = Checkpoint(tmp_path / "c.pt").read(CPU)
         found.append(None if state is None else state["epoch"])
     process.join()
     assert process.exitcode == 0
@@ -289,38 +277,37 @@ def test_a_checkpoint_that_another_process_replaces_damages_and_deletes_is_read_
 
 
 def test_a_checkpoint_is_read_to_the_memory_of_the_cpu(tmp_path: Path) -> None:
-    fresh_state().save(tmp_path / "0.pt")
-    found = read_checkpoint(tmp_path / "0.pt", torch.device("meta"))  # which stands for a device that is nearly full
+    checkpoint = Checkpoint(tmp_path / "0.pt")
+    checkpoint.write(fresh_state().to_plain())
+    found = checkpoint.read(torch.device("meta"))  # which stands for a device that is nearly full
     assert found is not None
     assert {tensor.device for tensor in found["model"].values()} == {CPU}
 
 
 def test_the_end_of_an_epoch_is_found_by_another_machine_and_dropped_with_the_rest(tmp_path: Path) -> None:
-    path, there = tmp_path / "here" / "checkpoints" / "0.pt", tmp_path / "there" / "checkpoints"
-    path.parent.parent.mkdir()
-    add_mirror(path.parent.parent, f"file://{tmp_path}/there")
-    state = fresh_state()
-    state.save(path, keep=False, epoch=1, step=0)
+    run, there = RunFolder.at(f"file://{tmp_path}/there"), tmp_path / "there" / "checkpoints"
+    checkpoint, state = Checkpoint(run.checkpoint_path(0), run.store), fresh_state().to_plain()
+    checkpoint.write({**state, "epoch": 1, "step": 0}, keep=False)
     assert [file.name for file in there.iterdir()] == ["0.pt"]
-    state.save(path, epoch=1, step=20)
-    shutil.rmtree(path.parent)
-    found = read_checkpoint(path, CPU, is_wanted=lambda saved: saved["step"] == 0)
+    checkpoint.write({**state, "epoch": 1, "step": 20})
+    shutil.rmtree(checkpoint.path.parent)
+    found = checkpoint.read(CPU, is_wanted=lambda saved: saved["step"] == 0)
     assert found is not None
     assert found["epoch"] == 1
-    drop_checkpoints(path)
+    checkpoint.drop()
     assert list(there.iterdir()) == []
 
 
 def test_a_training_does_not_go_back_to_the_end_of_an_earlier_epoch_that_was_left_behind(tmp_path: Path) -> None:
-    path, state, settings = tmp_path / "checkpoints" / "0.pt", fresh_state(), training()
+    checkpoint, state, settings = Checkpoint(tmp_path / "checkpoints" / "0.pt"), fresh_state(), training()
     bias = cast(CvT, state.model).head.bias.data
     bias[:] = 1
-    state.save(path, epoch=1, step=0)
+    checkpoint.write({**state.to_plain(), "epoch": 1, "step": 0})
     bias[:] = 2
-    state.save(path, epoch=2, step=20)
+    checkpoint.write({**state.to_plain(), "epoch": 2, "step": 20})
     bias[:] = math.nan
     progress = Progress(epoch=2, step=40, loss_sums=torch.zeros(1), counts=[0])
-    Keeper(path, state, settings, CPU).check(progress, num_steps=60, begins_again=False)
+    Keeper(checkpoint, state, settings, CPU).check(progress, num_steps=60, begins_again=False)
     assert progress.num_rollbacks == 1
     assert bias[0] == 2
 
@@ -343,7 +330,11 @@ def test_the_greatest_value_sees_all_that_must_be_finite(data: ImageData) -> Non
 
 
 def test_dataclasses_of_progress_travel_in_a_checkpoint(data: ImageData, tmp_path: Path) -> None:
-    train(data, dataclasses.replace(training(epochs=1), checkpoint_minutes=ALWAYS), checkpoint=tmp_path / "c.pt")
+    train(
+        data,
+        dataclasses.replace(training(epochs=1), checkpoint_minutes=ALWAYS),
+        checkpoint=Checkpoint(tmp_path / "c.pt"),
+    )
     state = torch.load(tmp_path / "c.pt", weights_only=True)
     assert (state["epoch"], state["step"], state["num_rollbacks"], len(state["curve"])) == (1, 0, 0, 1)
     assert state["seconds"] > 0

@@ -13,6 +13,7 @@ from cvt_nas.data.layout import find_layout
 from cvt_nas.data.listing import list_images, load_listing, save_listing
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import DataError
+from cvt_nas.run import RunFolder
 from image_folders import SPACE, write_images
 
 
@@ -26,7 +27,7 @@ def as_in_another_process() -> None:
 def test_a_worker_refuses_images_that_its_driver_has_not_seen(tmp_path: Path) -> None:
     write_images(tmp_path / "train")
     write_images(tmp_path / "val", num=2)
-    setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run_path=tmp_path, data=tmp_path).checked()
+    setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run=RunFolder(tmp_path), data=tmp_path).checked()
     shutil.copy(tmp_path / "val" / "cat" / "0.png", tmp_path / "val" / "cat" / "late.png")
     assert setup.open_data().num_images("test") == 6  # what this process has looked at
     as_in_another_process()
@@ -42,7 +43,7 @@ def test_workers_have_the_images_that_the_driver_has_listed_and_look_through_no_
     write_images(root / "val", num=2)
     (root / "train" / "cat" / "grö\nße.png").write_bytes((root / "train" / "cat" / "0.png").read_bytes())
     run.mkdir()
-    setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run_path=run, data=root).checked()
+    setup = TrainingSetup.of(parse_experiment(SPACE, "tiny.yaml"), run=RunFolder(run), data=root).checked()
     setup.save_listing()
     found: Any = setup.open_data()
     as_in_another_process()

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from cvt_nas.arch import Cost, arch_to_dict, cost_of
 from cvt_nas.config import AugmentConfig, DataConfig, Experiment, TrainingConfig, parse_experiment
 from cvt_nas.data import ImageData, load_data
-from cvt_nas.engine import SharedWeights, evaluate, fit, supernet_reports, train_supernet
+from cvt_nas.engine import Checkpoint, SharedWeights, evaluate, fit, supernet_reports, train_supernet
 from cvt_nas.engine.memory import MicroBatches, Room
 from cvt_nas.engine.optimization import TrainingState, averaged_model, optimizer_of
-from cvt_nas.engine.training import _backward, _step, progress_reports
+from cvt_nas.engine.reports import progress_reports
+from cvt_nas.engine.training import _backward, _step
 from cvt_nas.errors import SpaceFileError
 from cvt_nas.follow.terminal import ConsoleProgress
 from cvt_nas.model import CvT
@@ -188,10 +189,10 @@ def test_memory_that_runs_out_in_mid_epoch_halves_the_parts_and_loses_nothing(tm
     def cut_off() -> None:
         raise KeyboardInterrupt
 
-    checkpoint, interrupted = tmp_path / "c.pt", cast(Any, Shrinking(digits, 20, cut_off))
+    checkpoint, interrupted = Checkpoint(tmp_path / "c.pt"), cast(Any, Shrinking(digits, 20, cut_off))
     with pytest.raises(KeyboardInterrupt):
         trained(interrupted, settings, checkpoint=checkpoint)
-    assert torch.load(checkpoint, weights_only=True)["step"] == 20
+    assert torch.load(checkpoint.path, weights_only=True)["step"] == 20
     last = rooms[-1]
     told = {
         "micro_batch": last.micro_batch,
@@ -204,12 +205,14 @@ def test_a_training_that_is_resumed_keeps_to_what_it_found(data: ImageData, tmp_
     settings = training(epochs=2, drop_path=0.2)
     with SmallDevice(bytes_for(30, drop_path=0.2)) as device:
         whole, (room,) = trained(data, settings, meter=device)
-        cut = fit(tiny_arch(), settings, data, device=CPU, seed=0, checkpoint=tmp_path / "c.pt", meter=device)
+        cut = fit(
+            tiny_arch(), settings, data, device=CPU, seed=0, checkpoint=Checkpoint(tmp_path / "c.pt"), meter=device
+        )
         next(cut)
         cut.close()
     assert 16 <= room.micro_batch <= 30
     with SmallDevice() as roomy:
-        found, rooms = trained(data, settings, checkpoint=tmp_path / "c.pt", meter=roomy)
+        found, rooms = trained(data, settings, checkpoint=Checkpoint(tmp_path / "c.pt"), meter=roomy)
     assert rooms == [room]
     assert equal(found, whole)
 
@@ -298,13 +301,12 @@ def test_a_rank_that_has_no_memory_to_measure_with_keeps_no_other_waiting(tmp_pa
 def test_reports_of_a_training_say_what_its_device_has_memory_for(
     small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"device": CPU, "seed": 0, "model_folder": None}
 
-    def reports(name: str) -> list[dict[str, Any]]:
-        return list(progress_reports(tiny_arch(), setup_for(small, tmp_path), checkpoint=tmp_path / name, **options))
+    def reports(number: int) -> list[dict[str, Any]]:
+        return list(progress_reports(tiny_arch(), setup_for(small, tmp_path), number=number, device=CPU, seed=0))
 
     with SmallDevice(bytes_for(64) - 1):
-        told = reports("a.pt")
+        told = reports(0)
     assert {(report["status"], report["micro_batch"], report["activation_checkpointing"]) for report in told} == {
         ("running", 32, False)
     }
@@ -312,13 +314,13 @@ def test_reports_of_a_training_say_what_its_device_has_memory_for(
         "32 of the 64 images of a batch are trained at once: device memory ran out"
     }
     with SmallDevice(bytes_for(32)) as device:
-        monkeypatch.setattr("cvt_nas.engine.training.meter_of", lambda *_: device)
-        told = reports("b.pt")
+        monkeypatch.setattr("cvt_nas.engine.reports.meter_of", lambda *_: device)
+        told = reports(1)
     assert {report.get("reason") for report in told} == {None}, "there is nothing to be sorry for"
     assert 16 <= told[-1]["micro_batch"] < 64
     assert "no memory for more" in told[-1]["note"]
     with SmallDevice(1):
-        (last,) = reports("c.pt")
+        (last,) = reports(2)
     assert (last["status"], last["epoch"]) == ("oom", 0)
     *_, of_supernet = supernet_reports(supernet_setup_for(tmp_path, config(epochs=1)), device=CPU, seed=0)
     assert (of_supernet["micro_batch"], of_supernet["note"]) == (128, None)

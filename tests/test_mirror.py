@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 import shutil
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -19,9 +21,9 @@ from cvt_nas.cli import main
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.errors import RunFolderError, StorageError
 from cvt_nas.results import TrialResult
-from cvt_nas.run import RunFolder, add_mirror, mirror_of, write_atomically
-from cvt_nas.run.files import append_line, delete, exists, fetch
-from cvt_nas.run.mirror import _MIRRORS, Mirror, local_folder
+from cvt_nas.run import RunFolder, Store
+from cvt_nas.run.mirror import Mirror
+from cvt_nas.run.places import local_folder
 
 
 @pytest.fixture(scope="module")
@@ -52,54 +54,71 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def machines(tmp_path: Path) -> Iterator[Any]:
-    """Forgets what this machine has of any run, so that it is another one."""
+def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Gives this machine another cache, so that it has nothing of any run, as another one."""
+    numbers = itertools.count()
 
     def another() -> None:
-        for folder in list(_MIRRORS):
-            shutil.rmtree(folder, ignore_errors=True)
-        _MIRRORS.clear()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{next(numbers)}"))
 
     another()
-    yield another
-    another()
+    return another
 
 
-def test_what_is_written_on_one_machine_is_there_on_another(url: str, tmp_path: Path, machines: Any) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    add_mirror(one, url)
-    write_atomically(one / "manifest.json", "{}")
-    append_line(one / "trials.jsonl", {"number": 0})
-    (one / "models" / "abc").mkdir(parents=True)
-    write_atomically(one / "models" / "abc" / "arch.json", "[]")
-    write_atomically(one / "models" / "abc" / "weights", lambda file: file.write(bytes(100_000)))
-    add_mirror(two, url).pull_records()
-    assert sorted(path.name for path in two.iterdir()) == ["manifest.json", "trials.jsonl"]
-    assert exists(two / "models" / "abc" / "weights")
-    fetch(two / "models" / "abc")
-    assert (two / "models" / "abc" / "weights").stat().st_size == 100_000
-    append_line(two / "trials.jsonl", {"number": 1})
-    with (two / "trials.jsonl").open("a") as file:
+def run_in(folder: Path, url: str) -> RunFolder:
+    """A machine's own folder of the run at `url`, which nothing was fetched to yet."""
+    folder.mkdir(exist_ok=True)
+    return RunFolder(folder, Store(Mirror(folder, url)))
+
+
+def test_what_is_written_on_one_machine_is_there_on_another(url: str, tmp_path: Path) -> None:
+    one, two = run_in(tmp_path / "one", url), run_in(tmp_path / "two", url)
+    one.store.write(one.path / "manifest.json", "{}")
+    one.store.append(one.path / "trials.jsonl", {"number": 0})
+    one.model_path("abc").mkdir(parents=True)
+    one.store.write(one.model_path("abc") / "arch.json", "[]")
+    one.store.write(one.model_path("abc") / "weights", lambda file: file.write(bytes(100_000)))
+    two.refresh()
+    assert sorted(path.name for path in two.path.iterdir()) == ["manifest.json", "trials.jsonl"]
+    assert two.store.exists(two.model_path("abc") / "weights")
+    assert (two.fetched_model("abc") / "weights").stat().st_size == 100_000
+    two.store.append(two.path / "trials.jsonl", {"number": 1})
+    with (two.path / "trials.jsonl").open("a") as file:
         file.write("{}\n" * 20)  # not copied yet
-    add_mirror(two, url).pull_records()
-    assert len((two / "trials.jsonl").read_text().splitlines()) == 22
-    add_mirror(one, url).pull_records()
-    assert (one / "trials.jsonl").read_text() == '{"number": 0}\n{"number": 1}\n'
-    delete(two / "manifest.json")
-    assert not exists(two / "manifest.json")
-    fetch(two / "not there")
-    assert not (two / "not there").exists()
+    two.refresh()
+    assert len((two.path / "trials.jsonl").read_text().splitlines()) == 22
+    one.refresh()
+    assert (one.path / "trials.jsonl").read_text() == '{"number": 0}\n{"number": 1}\n'
+    two.store.delete(two.path / "manifest.json")
+    assert not two.store.exists(two.path / "manifest.json")
+    two.store.fetch(two.path / "not there")
+    assert not (two.path / "not there").exists()
 
 
-def test_a_journal_is_copied_now_and_then_and_before_what_depends_on_it(tmp_path: Path, machines: Any) -> None:
+def test_a_run_that_travels_to_another_machine_finds_its_files_by_their_url(
+    url: str, tmp_path: Path, machines: Any
+) -> None:
+    run = RunFolder.create(url, {"name": "it"})
+    run.store.write(run.path / "images.npz", "names")
+    travelling = pickle.dumps((run, run.standalone, RunFolder(tmp_path)))
+    machines()
+    there, standalone, local = pickle.loads(travelling)
+    assert (there.place, standalone.place, local.place) == (url, f"{url}/standalone", str(tmp_path))
+    assert there.path != run.path
+    assert not there.has_begun, "it is for who needs it to fetch it"
+    assert there.store.read_text(there.listing_path) == "names"
+
+
+def test_a_journal_is_copied_now_and_then_and_before_what_depends_on_it(tmp_path: Path) -> None:
     there = tmp_path / "there"
-    copy, journal = add_mirror(tmp_path / "one", f"file://{there}"), tmp_path / "one" / "study.journal"
+    run = run_in(tmp_path / "one", f"file://{there}")
+    journal = run.journal_path
     journal.write_text("a\n")
-    copy.push_soon(journal)
+    run.store.push_soon(journal)
     journal.write_text("a\nb\nhalf a li")
-    copy.push_soon(journal)
+    run.store.push_soon(journal)
     assert (there / "study.journal").read_text() == "a\n"
-    append_line(tmp_path / "one" / "trials.jsonl", {})
+    run.store.append(run.path / "trials.jsonl", {})
     assert (there / "study.journal").read_text() == "a\nb\n"
 
 
@@ -107,49 +126,48 @@ class Killed(BaseException):
     """Ends what does it, as a kill would."""
 
 
-def grow(folder: Path, lines: range) -> None:
+def grow(run: RunFolder, lines: range) -> None:
     for number in lines:
-        append_line(folder / "trials.jsonl", {"number": number, "text": "x" * (number % 7)})
+        run.store.append(run.path / "trials.jsonl", {"number": number, "text": "x" * (number % 7)})
 
 
-def lines_of(folder: Path) -> list[int]:
-    return [json.loads(line)["number"] for line in (folder / "trials.jsonl").read_text().splitlines()]
+def lines_of(run: RunFolder) -> list[int]:
+    return [json.loads(line)["number"] for line in (run.path / "trials.jsonl").read_text().splitlines()]
 
 
-def test_a_record_is_sent_in_few_pieces_and_is_one_file_when_the_work_ends(
-    url: str, tmp_path: Path, machines: Any
-) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    copy = add_mirror(one, url)
+def test_a_record_is_sent_in_few_pieces_and_is_one_file_when_the_work_ends(url: str, tmp_path: Path) -> None:
+    one, two = run_in(tmp_path / "one", url), run_in(tmp_path / "two", url)
     grow(one, range(100))
-    names = sorted(name for name in listed(copy) if name.startswith("trials"))
+    names = pieces_at(url)
     assert 1 < len(names) < 10
     assert names[0] == "trials.jsonl"
-    add_mirror(two, url).pull_records()
+    two.refresh()
     assert lines_of(two) == list(range(100))
     grow(two, range(100, 110))
-    copy.pull_records()
+    one.refresh()
     assert lines_of(one) == list(range(110))
-    add_mirror(two, url).finish(two)
-    assert [name for name in listed(copy) if name.startswith("trials")] == ["trials.jsonl"]
-    assert copy.read(one / "trials.jsonl") == (two / "trials.jsonl").read_bytes()
+    two.store.finish(two.path)
+    assert pieces_at(url) == ["trials.jsonl"]
+    assert one.store.read_newest(one.path / "trials.jsonl") == (two.path / "trials.jsonl").read_bytes()
 
 
-def listed(copy: Mirror) -> list[str]:
-    fs, root = copy._fs
+def pieces_at(url: str) -> list[str]:
+    """Names of what holds the record of trials there."""
+    fs, root = fsspec.core.url_to_fs(url)
     fs.invalidate_cache()
-    return sorted(name.rpartition("/")[2] for name in fs.ls(root, detail=False))
+    names = sorted(name.rpartition("/")[2] for name in fs.ls(root, detail=False))
+    return [name for name in names if name.startswith("trials")]
 
 
 @pytest.mark.parametrize("at", ["put", "remove"])
-def test_a_record_is_whole_on_another_machine_wherever_the_first_was_killed(
-    tmp_path: Path, machines: Any, at: str
-) -> None:
+def test_a_record_is_whole_on_another_machine_wherever_the_first_was_killed(tmp_path: Path, at: str) -> None:
     """Before each of the requests that fourteen lines and the end of the work make."""
     for number in itertools.count():
-        url, one, two = f"file://{tmp_path}/there{number}", tmp_path / f"one{number}", tmp_path / f"two{number}"
+        url = f"file://{tmp_path}/there{number}"
         left = [number]
-        copy = add_mirror(one, url)
+        copy = Mirror(tmp_path / f"one{number}", url)
+        copy.folder.mkdir()
+        one, two = RunFolder(copy.folder, Store(copy)), run_in(tmp_path / f"two{number}", url)
         do = getattr(copy, f"_{at}")
 
         def count(*about: Any, do: Any = do, left: list[int] = left) -> None:
@@ -162,49 +180,44 @@ def test_a_record_is_whole_on_another_machine_wherever_the_first_was_killed(
         was_killed = False
         try:
             grow(one, range(14))
-            copy.finish(one)
+            one.store.finish(one.path)
         except Killed:
             was_killed = True
-        other = add_mirror(two, url)
-        other.pull_records()
-        known = lines_of(two) if (two / "trials.jsonl").exists() else []
+        two.refresh()
+        known = lines_of(two) if (two.path / "trials.jsonl").exists() else []
         told = lines_of(one)
-        assert known in (told, told[:-1])  # all for which `append_line` returned
+        assert known in (told, told[:-1])  # all for which `append` returned
         grow(two, range(len(known), 18))
-        other.finish(two)
-        assert [name for name in listed(other) if name.startswith("trials")] == ["trials.jsonl"]
-        machines()
-        add_mirror(one, url).pull_records()
+        two.store.finish(two.path)
+        assert pieces_at(url) == ["trials.jsonl"]
+        one = run_in(one.path, url)
+        one.refresh()
         assert lines_of(one) == list(range(18))
-        machines()
         if not was_killed:
             assert number > 5
             return
 
 
-def test_what_a_machine_did_alone_gives_way_to_what_another_went_on_with(
-    url: str, tmp_path: Path, machines: Any
-) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    add_mirror(one, url)
+def test_what_a_machine_did_alone_gives_way_to_what_another_went_on_with(url: str, tmp_path: Path) -> None:
+    one, two = run_in(tmp_path / "one", url), run_in(tmp_path / "two", url)
     grow(one, range(3))
-    with (one / "trials.jsonl").open("a") as file:
+    with (one.path / "trials.jsonl").open("a") as file:
         file.write('{"number": 77}\n' * 50)  # and the machine was lost before it could send it
-    add_mirror(two, url).pull_records()
+    two.refresh()
     grow(two, range(3, 6))
-    _MIRRORS.clear()
-    add_mirror(one, url).pull_records()
+    one = run_in(one.path, url)
+    one.refresh()
     assert lines_of(one) == list(range(6))
 
 
-def test_a_piece_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machines: Any) -> None:
+def test_a_piece_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cvt_nas.run.mirror._PATIENCE", 0.3)
-    add_mirror(tmp_path / "one", f"file://{tmp_path}/there")
-    append_line(tmp_path / "one" / "trials.jsonl", {"number": 0, "text": "x" * 500})
-    grow(tmp_path / "one", range(1, 4))
+    one, two = (run_in(tmp_path / name, f"file://{tmp_path}/there") for name in ("one", "two"))
+    one.store.append(one.path / "trials.jsonl", {"number": 0, "text": "x" * 500})
+    grow(one, range(1, 4))
     (tmp_path / "there" / "trials.jsonl").unlink()
     with pytest.raises(StorageError, match=r"trials.jsonl: lacks the bytes from 0 to \d+"):
-        add_mirror(tmp_path / "two", f"file://{tmp_path}/there").pull_records()
+        two.refresh()
 
 
 HOSTILE_NAMES = ["../owned", "models/../../owned", "models/./owned", "models//owned", "..\\owned", "C:owned", "a\0b"]
@@ -213,8 +226,6 @@ HOSTILE_NAMES = ["../owned", "models/../../owned", "models/./owned", "models//ow
 def hostile_store(kind: str, name: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """URL of a run with an object of that name."""
     if kind == "memory":
-        import fsspec
-
         fs = fsspec.filesystem("memory")
         fs.store.clear()
         root = f"/{tmp_path.name}"
@@ -233,14 +244,14 @@ def hostile_store(kind: str, name: str, request: pytest.FixtureRequest, tmp_path
 @pytest.mark.parametrize("kind", ["memory", "s3"])
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_a_name_in_a_store_that_leads_out_of_the_run_folder_is_refused_and_nothing_is_written(
-    kind: str, name: str, request: pytest.FixtureRequest, tmp_path: Path, machines: Any
+    kind: str, name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     url = hostile_store(kind, name, request, tmp_path)
     folder = tmp_path / "cache" / "runs" / "run"
     copy = Mirror(folder, url)
 
     def pull() -> None:
-        copy.pull_records()
+        copy.pull_records(folder)
         copy.pull(folder / "models")
 
     with pytest.raises(StorageError, match=r"holds an object named '.*', which could be written outside") as caught:
@@ -249,13 +260,13 @@ def test_a_name_in_a_store_that_leads_out_of_the_run_folder_is_refused_and_nothi
     assert not list(tmp_path.rglob("owned*"))
 
 
-def test_a_store_whose_folders_are_marked_by_empty_objects_is_read(s3: str, tmp_path: Path, machines: Any) -> None:
+def test_a_store_whose_folders_are_marked_by_empty_objects_is_read(s3: str, tmp_path: Path) -> None:
     import boto3
 
     for key in ("", "manifest.json", "models/", "models/abc/", "models/abc/arch.json"):
         boto3.client("s3").put_object(Bucket="runs", Key=f"{tmp_path.name}/{key}", Body=b"{}" if "." in key else b"")
     copy = Mirror(tmp_path / "here", f"{s3}/{tmp_path.name}")
-    copy.pull_records()
+    copy.pull_records(copy.folder)
     copy.pull(tmp_path / "here" / "models")
     assert sorted(str(path.relative_to(copy.folder)) for path in copy.folder.rglob("*.json")) == [
         "manifest.json", "models/abc/arch.json",
@@ -277,7 +288,7 @@ def test_the_command_line_names_a_url_that_holds_such_a_name(
         )
 
 
-def test_a_link_that_leads_out_of_the_run_folder_is_not_written_through(tmp_path: Path, machines: Any) -> None:
+def test_a_link_that_leads_out_of_the_run_folder_is_not_written_through(tmp_path: Path) -> None:
     there, here, outside = tmp_path / "there", tmp_path / "here", tmp_path / "outside"
     (there / "models" / "abc").mkdir(parents=True)
     (there / "models" / "abc" / "arch.json").write_text("{}")
@@ -289,55 +300,49 @@ def test_a_link_that_leads_out_of_the_run_folder_is_not_written_through(tmp_path
     assert not list(outside.iterdir())
 
 
-def test_a_run_inside_a_run_keeps_the_lines_of_every_machine(url: str, tmp_path: Path, machines: Any) -> None:
+def test_a_run_inside_a_run_keeps_the_lines_of_every_machine(url: str, tmp_path: Path) -> None:
     """`standalone/` is worked on by one machine, by another, and by the first again."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    for number, folder in enumerate((one, two, one, two)):
-        _MIRRORS.clear()
-        add_mirror(folder, url).pull_records()
-        alone = RunFolder(folder / "standalone")
+    for number in range(4):
+        run = run_in(tmp_path / ("one", "two")[number % 2], url)
+        run.refresh()
+        alone = run.standalone
         alone.refresh()
         if number == 0:
-            alone = RunFolder.create(alone.path, {"name": "it"})
+            alone.begin({"name": "it"})
         with alone.locked():
-            assert number == 0 or lines_of(alone.path) == list(range(3 * number))
-            grow(alone.path, range(3 * number, 3 * number + 3))
-    assert lines_of(two / "standalone") == list(range(12))
+            assert number == 0 or lines_of(alone) == list(range(3 * number))
+            grow(alone, range(3 * number, 3 * number + 3))
+        assert lines_of(alone) == list(range(3 * number + 3))
 
 
-def test_a_line_is_never_added_to_a_record_that_has_other_lines_in_the_store(
-    url: str, tmp_path: Path, machines: Any
-) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    copy = add_mirror(one, url)
-    (one / "standalone").mkdir(parents=True)
-    grow(one / "standalone", range(3))
-    shutil.copytree(one, two)
-    grow(one / "standalone", range(3, 9))
-    copy.finish(one)
-    kept = copy.read(one / "standalone" / "trials.jsonl")
-    add_mirror(two, url)
+def test_a_line_is_never_added_to_a_record_that_has_other_lines_in_the_store(url: str, tmp_path: Path) -> None:
+    run = run_in(tmp_path / "one", url)
+    one, two = run.standalone, run_in(tmp_path / "two", url).standalone
+    one.path.mkdir()
+    grow(one, range(3))
+    shutil.copytree(one.path, two.path)
+    grow(one, range(3, 9))
+    run.store.finish(run.path)
+    kept = one.store.read_newest(one.path / "trials.jsonl")
     with pytest.raises(StorageError, match="standalone/trials.jsonl there has lines that are not here"):
-        grow(two / "standalone", range(100, 120))
-    assert copy.read(one / "standalone" / "trials.jsonl") == kept
-    assert not [name for name in listed(copy) if name.startswith("trials")]
-    _MIRRORS.clear()
-    add_mirror(one, url)  # by a new process, whose record begins as that in the store does
-    grow(one / "standalone", range(9, 12))
-    add_mirror(two, url).pull_records(two / "standalone")
-    assert lines_of(two / "standalone") == list(range(12))
+        grow(two, range(100, 120))
+    assert one.store.read_newest(one.path / "trials.jsonl") == kept
+    assert pieces_at(url) == []
+    grow(run_in(run.path, url).standalone, range(9, 12))  # a new process, whose record begins as that in the store does
+    two.refresh()
+    assert lines_of(two) == list(range(12))
 
 
 def test_a_checkpoint_of_another_machine_counts_as_training(url: str, tmp_path: Path, machines: Any) -> None:
     run = RunFolder.create(url, {"name": "it"})
     assert not run.has_trained
     run.checkpoint_path(0).parent.mkdir()
-    write_atomically(run.checkpoint_path(0), "weights")
+    run.store.write(run.checkpoint_path(0), "weights")
     machines()
     run = RunFolder.open(url)
     assert not run.checkpoint_path(0).exists()
     assert run.has_trained
-    delete(run.checkpoint_path(0))  # after which some stores keep an empty folder
+    run.store.delete(run.checkpoint_path(0))  # after which some stores keep an empty folder
     assert not run.has_trained
 
 
@@ -354,11 +359,11 @@ def test_a_lock_in_the_store_never_replaces_the_one_that_is_held(tmp_path: Path,
         other = RunFolder.open(f"file://{there}")
         with pytest.raises(RunFolderError, match="is at work on it"), other.locked():
             pass
-    fetch(run.path / "standalone")
+    run.store.fetch(run.standalone.path)
     assert not {path.name for path in run.path.rglob("*")} & {
         "study.journal.lock", ".manifest.json.7.partial", "trials.jsonl.7.partial",
     }  # fmt: skip
-    assert [path.name for path in (run.path / "standalone").iterdir()] == ["holder.json"]
+    assert [path.name for path in run.standalone.path.iterdir()] == ["holder.json"]
 
 
 def test_a_store_that_is_none_or_does_not_answer_is_one_line(
@@ -378,7 +383,7 @@ def test_a_store_that_is_none_or_does_not_answer_is_one_line(
 def test_a_run_that_another_machine_works_on_is_refused_while_it_shows_life(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machines: Any
 ) -> None:
-    monkeypatch.setattr("cvt_nas.run.folder._SECONDS_TO_SHOW_LIFE", 2.5)
+    monkeypatch.setattr("cvt_nas.run.lock._SECONDS_TO_SHOW_LIFE", 2.5)
     there = tmp_path / "there"
     run = RunFolder.create(f"file://{there}", {"name": "it"})
     (there / "holder.json").write_text(json.dumps({"host": "elsewhere", "pid": 7}))
@@ -421,7 +426,7 @@ def test_a_search_at_a_url_goes_on_and_is_read_on_another_machine(
     machines()
     assert not local_folder(url).exists()
     run = search(experiment, out=url, cpus=2, resume=True)
-    assert mirror_of(run.path) is not None
+    assert run.url == url
     record = sorted(fault_drill.record_of(run.path), key=lambda tree: tree["number"])
     alone = search(experiment, out=tmp_path / "alone", cpus=2)
     assert record == sorted(fault_drill.record_of(alone.path), key=lambda tree: tree["number"])

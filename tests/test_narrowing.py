@@ -25,7 +25,7 @@ from cvt_nas.arch import cost_of
 from cvt_nas.cli import main
 from cvt_nas.config import DataConfig, Experiment, SupernetConfig, parse_experiment
 from cvt_nas.data import ImageData, load_data
-from cvt_nas.engine import Phase, SharedWeights, evaluate, train_supernet
+from cvt_nas.engine import Checkpoint, Phase, SharedWeights, evaluate, train_supernet
 from cvt_nas.engine.evaluation import class_accuracies
 from cvt_nas.errors import ArchError, RunFolderError, SpaceFileError
 from cvt_nas.launch.ranks import local_ray
@@ -195,7 +195,7 @@ def test_a_training_in_phases_that_have_everything_is_the_training(digits: Image
     for last_epoch in (1, 3):
         phase = Phase(last_epoch=last_epoch, classes=tuple(range(10)), kept={})
         part = dataclasses.replace(shared, phase=phase)
-        for epoch in train_supernet(part, digits, device=CPU, seed=0, checkpoint=tmp_path / "it.pt"):
+        for epoch in train_supernet(part, digits, device=CPU, seed=0, checkpoint=Checkpoint(tmp_path / "it.pt")):
             numbers.append(epoch.number)
             found = epoch.supernet.state_dict()
     assert numbers == [1, 2, 3]
@@ -268,7 +268,7 @@ def whole(ray: None, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 @pytest.mark.slow
 def test_choices_are_dropped_on_more_and_more_classes_and_candidates_have_what_is_left(whole: RunFolder) -> None:
-    experiment, narrowing = da_nas(), whole.narrowing()
+    experiment, narrowing = da_nas(), whole.supernet.narrowing()
     assert narrowing is not None
     assert sorted(narrowing.class_order) == list(range(10))
     assert np.shape(narrowing.class_curves) == (1, 10)
@@ -285,7 +285,7 @@ def test_choices_are_dropped_on_more_and_more_classes_and_candidates_have_what_i
             depth = len(candidate.arch.stages[gene.stage].blocks)
             assert (gene.name, gene.options[index]) not in names or (gene.block or 0) >= depth
     assert len(whole.candidates()) == len({candidate.arch.id for candidate in whole.candidates()}) == 8
-    assert not list(whole.supernet_path.glob("epoch-*"))
+    assert not list(whole.supernet.path.glob("epoch-*"))
     page = run_page(whole)
     assert "epoch 4, 10 classes" in page
     assert narrowing.steps[1].dropped[0].gene in page
@@ -311,7 +311,7 @@ def test_a_search_that_is_interrupted_between_its_parts_ends_as_one_that_was_not
     for number in (1, 2):
         stop, react = interrupted_at(OptionsDropped, 1)
         run = search(da_nas(), out=path, cpus=1, gpus=0, resume=number > 1, stop=stop, progress=Watch(react))
-        narrowing = run.narrowing()
+        narrowing = run.supernet.narrowing()
         assert narrowing is not None
         assert len(narrowing.steps) == number
         assert not run.candidates()
@@ -324,7 +324,7 @@ def test_a_search_that_is_interrupted_between_its_parts_ends_as_one_that_was_not
 
     run = search(da_nas(), out=path, cpus=1, gpus=0, resume=True, progress=Watch(kill))
     assert killed
-    assert run.narrowing() == whole.narrowing()
+    assert run.supernet.narrowing() == whole.supernet.narrowing()
     assert [(c.arch.id, c.accuracy) for c in run.candidates()] == [(c.arch.id, c.accuracy) for c in whole.candidates()]
 
 
@@ -342,7 +342,7 @@ def test_a_damaged_record_is_told(whole: RunFolder, tmp_path: Path, capsys: pyte
     shutil.copytree(whole.path, path)
     (path / "supernet/narrowing.json").write_text('{"class_order": [0], "class_curves": [], "kept": {"a": ["b"]}}')
     with pytest.raises(RunFolderError, match=r"narrowing.json: kept.a.0: Input should be a valid integer"):
-        RunFolder(path).narrowing()
+        RunFolder(path).supernet.narrowing()
     assert main(["query", str(path), "--max-flops", "1e9"]) == 2
     assert "narrowing.json: kept.a.0" in capsys.readouterr().err
 
@@ -351,7 +351,7 @@ def test_a_damaged_record_is_told(whole: RunFolder, tmp_path: Path, capsys: pyte
 def test_the_best_of_what_is_left_are_trained_on_beside_the_anchors(ray: None, tmp_path: Path) -> None:
     experiment = da_nas(epochs=1, section="da_nas: {probes: 12}")
     run = search(experiment, out=tmp_path / "run", cpus=2, gpus=0)
-    narrowing = run.narrowing()
+    narrowing = run.supernet.narrowing()
     assert narrowing is not None
     assert [step.last_epoch for step in narrowing.steps] == [1, 2, 3, 4]
     assert [step.classes for step in narrowing.steps] == [narrowing.class_order[:n] for n in (2, 3, 6, 10)]

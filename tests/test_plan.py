@@ -103,7 +103,7 @@ def test_a_batch_is_cut_to_what_memory_holds(
 
 
 def test_steps_evaluations_and_loading_are_timed(digits: Experiment) -> None:
-    data = TrainingSetup.of(digits, run_path=Path("unused"), data=None).open_data()
+    data = TrainingSetup.of(digits, run=RunFolder(Path("unused")), data=None).open_data()
     small, large = (
         measure_training(arch, digits.training, data, device=CPU, seconds=0.2)
         for arch in (digits.space.smallest, digits.space.largest)
@@ -118,7 +118,7 @@ def test_steps_evaluations_and_loading_are_timed(digits: Experiment) -> None:
 
 def test_a_small_data_set_is_trained_on_again_until_the_seconds_are_over(digits: Experiment) -> None:
     few = digits.changed(data={"train_fraction": 0.01}, training={"batch_size": 2})
-    data = TrainingSetup.of(few, run_path=Path("unused"), data=None).open_data()
+    data = TrainingSetup.of(few, run=RunFolder(Path("unused")), data=None).open_data()
     num_batches = data.num_images("train") // 2
     speeds = [
         measure_training(few.space.smallest, few.training, data, device=CPU, seconds=0.5, repeats=repeats)
@@ -131,7 +131,7 @@ def test_a_small_data_set_is_trained_on_again_until_the_seconds_are_over(digits:
 
 def test_a_step_of_a_supernet_takes_longer_than_one_of_its_largest_network() -> None:
     text = small_digits(**{"search:": "supernet: {epochs: 2, batch_size: 64}\nsearch: {weights: supernet}"})
-    setup = TrainingSetup.of(parse_experiment(text, "supernet.yaml"), run_path=Path("unused"), data=None)
+    setup = TrainingSetup.of(parse_experiment(text, "supernet.yaml"), run=RunFolder(Path("unused")), data=None)
     assert setup.shared is not None
     data, space = setup.open_data(), setup.shared.space
     seconds = measure_supernet(setup.shared, data, device=CPU, seconds=0.2, num_devices=1)

@@ -532,8 +532,9 @@ def test_heirs_that_failed_are_tried_again_in_the_order_of_their_ranks(tmp_path:
 
     def study(names: list[str], run: RunFolder) -> Study:
         return Study(
-            experiment.space, metrics=experiment.objectives, sampler="random", storage=open_journal(run.journal_path),
-            num_trials=3, seed=0, anchors={name: first[name] for name in names}, recorded=run.results(),
+            experiment.space, metrics=experiment.objectives, sampler="random", num_trials=3, seed=0,
+            storage=open_journal(run.journal_path, run.store), anchors={name: first[name] for name in names},
+            recorded=run.results(),
         )  # fmt: skip
 
     run = RunFolder.create(tmp_path / "run", experiment.manifest(seed=0, num_trials=3))
@@ -833,7 +834,7 @@ class TestOnTwoCpus:
         members = run.front().members
         shutil.rmtree(run.model_path(members[-1].arch_id))
         with claim_resources(gpus=0, cpus=2) as resources, pytest.raises(CvtNasError) as error:
-            read_test_split(members, TrainingSetup.of(small, run_path=run.path, data=None), resources)
+            read_test_split(members, TrainingSetup.of(small, run=run, data=None), resources)
         assert members[-1].arch_id in str(error.value)
         assert "\n" not in str(error.value)
 
@@ -1055,31 +1056,29 @@ def test_two_workers_train_as_one_with_the_whole_batch(small: Experiment, tmp_pa
         image_size=8,
         num_channels=1,
         num_classes=10,
-        run_path=tmp_path / "two",
+        run=RunFolder(tmp_path / "two"),
     )
     arch = tiny_arch("linear")
-    alone = list(
-        progress_reports(
-            arch, setup, device=torch.device("cpu"), seed=0, checkpoint=tmp_path / "c.pt", model_folder=tmp_path / "one"
-        )
-    )
+    (tmp_path / "one").mkdir()
+    by_itself = dataclasses.replace(setup, run=RunFolder(tmp_path / "one"))
+    alone = list(progress_reports(arch, by_itself, number=0, device=torch.device("cpu"), seed=0))
     with local_ray(num_cpus=2, num_gpus=0):
         together = list(fit_on_workers(arch, setup, number=0, seed=0, num_workers=2, cpus_per_worker=1, use_gpus=False))
     assert [report["accuracy"] for report in together] == pytest.approx(
         [report["accuracy"] for report in alone], abs=0.006
     )
-    one, two = load_model(tmp_path / "one"), load_model(RunFolder(setup.run_path).model_path(arch.id))
+    one, two = (load_model(each.run.model_path(arch.id)) for each in (by_itself, setup))
     for ours, theirs in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
 def test_what_two_workers_keep_is_what_they_evaluated(small: Experiment, tmp_path: Path) -> None:
-    setup = TrainingSetup.of(small, run_path=tmp_path / "run", data=None)
+    setup = TrainingSetup.of(small, run=RunFolder(tmp_path / "run"), data=None)
     arch = tiny_arch()
     with local_ray(num_cpus=2, num_gpus=0):
         *_, last = fit_on_workers(arch, setup, number=0, seed=0, num_workers=2, cpus_per_worker=1, use_gpus=False)
-    model = load_model(RunFolder(setup.run_path).model_path(arch.id))
+    model = load_model(setup.run.model_path(arch.id))
     found = evaluate(model, setup.open_data(), "search", training=small.training, device=torch.device("cpu"))
     assert found == pytest.approx(last["accuracy"], abs=1e-6)
 
@@ -1100,7 +1099,7 @@ def test_memory_that_runs_out_on_one_worker_ends_all_and_leaves_room_for_another
         """For the second worker alone, once, where all go through their images."""
 
         def open_data(self) -> ImageData:
-            data, marker = super().open_data(), self.run_path / "was-full"
+            data, marker = super().open_data(), self.run.path / "was-full"
             batches = data.train_batches
 
             def until_it_is_full(**options):  # no types: what travels to the worker does not know their names
@@ -1114,14 +1113,14 @@ def test_memory_that_runs_out_on_one_worker_ends_all_and_leaves_room_for_another
             data.train_batches = until_it_is_full
             return data
 
-    setup = Full.of(small, run_path=tmp_path / "run", data=None)
+    setup = Full.of(small, run=RunFolder(tmp_path / "run"), data=None)
     options: dict[str, Any] = {"seed": 0, "num_workers": 2, "cpus_per_worker": 1, "use_gpus": False}
     with local_ray(num_cpus=2, num_gpus=0):
         (report,) = fit_on_workers(tiny_arch(), setup, number=0, **options)
         assert (report["status"], report["reason"]) == ("oom", "CUDA out of memory")
-        again = TrainingSetup.of(small, run_path=tmp_path / "run", data=None)
+        again = TrainingSetup.of(small, run=RunFolder(tmp_path / "run"), data=None)
         reports = list(fit_on_workers(tiny_arch(), again, number=0, **options))
-        fuller = FullInMidEpoch.of(small, run_path=tmp_path / "run", data=None)
+        fuller = FullInMidEpoch.of(small, run=RunFolder(tmp_path / "run"), data=None)
         halved = list(fit_on_workers(tiny_arch(), fuller, number=1, **options))
     share = small.training.batch_size // 2
     for found, at_once in ((reports, share), (halved, share // 2)):

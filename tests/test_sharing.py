@@ -173,7 +173,7 @@ def test_a_run_keeps_what_was_found_unless_another_number_is_asked_for(
     """A number that is asked for was divided by before; without GPUs, there are as many slots as CPUs."""
     found = Sharing(trials_per_gpu=4, rates={1: 10.0, 2: 20.0, 4: 40.0}, reason="it is made up")
     run = RunFolder.create(tmp_path / "run", {**MANIFEST, "sharing": found.to_json()})
-    setup = TrainingSetup.of(small, run_path=run.path, data=None)
+    setup = TrainingSetup.of(small, run=run, data=None)
     resources = resources_of(gpus, 16)
     if gpus == 0:
         resources = Resources(num_slots=3, cpus_per_trial=1, gpus_per_trial=0, device="cpu")
@@ -234,7 +234,7 @@ class TestWithALogicalGpu:
 
     def test_a_run_that_began_without_keeps_what_is_found_later(self, tmp_path: Path, small: Experiment) -> None:
         run = RunFolder.create(tmp_path / "run", MANIFEST)
-        setup = TrainingSetup.of(small, run_path=run.path, data=None)
+        setup = TrainingSetup.of(small, run=run, data=None)
         notes: list[str] = []
         with claim_resources(gpus_per_trial="auto", device="cpu") as resources:
             divided, found = divide_as_asked(
@@ -246,7 +246,7 @@ class TestWithALogicalGpu:
 
     def test_what_cannot_be_trained_is_a_note_and_each_trial_has_a_gpu(self, tmp_path: Path) -> None:
         experiment = parse_experiment(small_digits(**{"data:": "data: {dataset: imagefolder}"}), "folder.yaml")
-        setup = TrainingSetup.of(experiment, run_path=tmp_path / "run", data=tmp_path / "missing")
+        setup = TrainingSetup.of(experiment, run=RunFolder(tmp_path / "run"), data=tmp_path / "missing")
         notes: list[str] = []
         with claim_resources(gpus_per_trial="auto", device="cpu") as resources:
             assert divide_as_asked(
@@ -261,7 +261,7 @@ class TestWithALogicalGpu:
         self, tmp_path: Path, small: Experiment, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sharing, "_SECONDS", 0.1)
-        setup = TrainingSetup.of(small, run_path=tmp_path / "run", data=None)
+        setup = TrainingSetup.of(small, run=RunFolder(tmp_path / "run"), data=None)
         group = placement_group([{"GPU": 1, "CPU": 2}])
         with claim_resources(gpus_per_trial="auto", device="cpu") as resources:
             probe = _Probe(small, setup, resources, PlacementGroupSchedulingStrategy(group), most=2)

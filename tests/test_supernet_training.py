@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import cvt_nas.engine.supernet as engine_supernet
+import cvt_nas.engine.inheritance as engine_inheritance
 from conftest import own_processes
 from cvt_nas.arch import cost_of
 from cvt_nas.config import AugmentConfig, DataConfig, SupernetConfig
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import (
+    Checkpoint,
     DivergedError,
     Inheritance,
     SharedWeights,
@@ -32,15 +33,18 @@ from cvt_nas.engine import (
     supernet_reports,
     train_supernet,
 )
+from cvt_nas.engine.distillation import alpha_divergence, give_way, loss_of
+from cvt_nas.engine.inheritance import save_supernet
 from cvt_nas.engine.optimization import TrainingState
 from cvt_nas.engine.subnets import SubnetSampler
-from cvt_nas.engine.supernet import _loss_of, _step, alpha_divergence, give_way, save_supernet
+from cvt_nas.engine.supernet import _step
 from cvt_nas.errors import StorageError
 from cvt_nas.model import CvT
 from cvt_nas.run import RunFolder
 from cvt_nas.space import Bound, SearchSpace, StageSpace
 from cvt_nas.supernet import Supernet, extract
 from small_device import SmallDevice
+from test_engine import RECIPE
 
 CPU = torch.device("cpu")
 STAGE = StageSpace(
@@ -189,14 +193,14 @@ def test_a_loss_is_of_the_labels_and_of_the_teacher_by_their_shares(distillation
     targets = torch.arange(6)
 
     def loss(weight: float) -> float:
-        return float(_loss_of(logits, targets, teacher, config(distillation=distillation, distillation_weight=weight)))
+        return float(loss_of(logits, targets, teacher, config(distillation=distillation, distillation_weight=weight)))
 
     smooth = config(label_smoothing=0.1, distillation=distillation, distillation_weight=0.25)
-    assert float(_loss_of(logits, targets, teacher, smooth)) == loss(0.25), "the largest alone is regularised"
-    assert float(_loss_of(logits, targets, None, smooth)) == pytest.approx(
-        0.9 * float(_loss_of(logits, targets, None, config())) - 0.1 * float(logits.log_softmax(1).mean())
+    assert float(loss_of(logits, targets, teacher, smooth)) == loss(0.25), "the largest alone is regularised"
+    assert float(loss_of(logits, targets, None, smooth)) == pytest.approx(
+        0.9 * float(loss_of(logits, targets, None, config())) - 0.1 * float(logits.log_softmax(1).mean())
     )
-    labels = float(_loss_of(logits, targets, None, config(distillation=distillation)))
+    labels = float(loss_of(logits, targets, None, config(distillation=distillation)))
     assert labels == float(torch.nn.functional.cross_entropy(logits, targets))
     assert loss(0.25) == pytest.approx(0.75 * labels + 0.25 * loss(1.0))
     assert loss(1.0) == pytest.approx(
@@ -227,6 +231,14 @@ def test_every_ingredient_changes_what_is_trained(digits: ImageData) -> None:
     assert not equal(by_flops, to_front)  # once there is an epoch to learn from
 
 
+def test_the_first_steps_have_the_losses_that_they_had_in_earlier_versions(digits: ImageData) -> None:
+    settings = config(**RECIPE, distillation="alpha", project_gradients=True)
+    shared, data = SharedWeights(space=SPACE, config=settings), digits.of_classes((0, 1, 2))
+    first, second = train_supernet(shared, data, device=CPU, seed=0)
+    assert first.losses == pytest.approx({"largest": 2.2875, "smallest": 0.0020, "random": 0.0005}, abs=1e-4)
+    assert second.losses == pytest.approx({"largest": 2.1113, "smallest": 0.0048, "random": 0.0031}, abs=1e-4)
+
+
 # --- to the step ----------------------------------------------------------------------------------------------------
 
 
@@ -235,9 +247,9 @@ def test_a_training_that_was_stopped_at_any_step_ends_with_the_same_weights(
     digits: ImageData, tmp_path: Path, at: int
 ) -> None:
     settings = config(sampling="front", drop_path=0.2, augment=AugmentConfig(crop_padding=1, mixup=0.2))
-    whole = state_after(digits, settings, checkpoint=tmp_path / "whole.pt")
+    whole = state_after(digits, settings, checkpoint=Checkpoint(tmp_path / "whole.pt"))
     steps = iter(range(1, 100))
-    options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": tmp_path / "stopped.pt"}
+    options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": Checkpoint(tmp_path / "stopped.pt")}
     stopped = list(
         train_supernet(SharedWeights(space=SPACE, config=settings), digits, stop=lambda: next(steps) == at, **options)
     )
@@ -259,7 +271,7 @@ def test_a_crash_costs_no_more_than_what_came_after_the_last_checkpoint(digits: 
         return False
 
     shared = SharedWeights(space=SPACE, config=settings)
-    options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": tmp_path / "it.pt"}
+    options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": Checkpoint(tmp_path / "it.pt")}
     with pytest.raises(KeyboardInterrupt):
         list(train_supernet(shared, digits, stop=crash, **options))
     assert torch.load(tmp_path / "it.pt", weights_only=True)["step"] == 20
@@ -282,7 +294,7 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         del arguments, progress
         raise StorageError(errno.ENOSPC, "no room", "checkpoint.pt")
 
-    monkeypatch.setattr(TrainingState, "save", save)
+    monkeypatch.setattr(Checkpoint, "write", save)
     (report,) = supernet_reports(setup_for(tmp_path, config()), device=CPU, seed=0)
     assert (report["status"], report["reason"]) == ("storage", "no room: checkpoint.pt")
 
@@ -307,7 +319,11 @@ def test_a_loss_that_is_not_finite_takes_the_training_back_and_on_with_other_ima
 ) -> None:
     data = cast(ImageData, Poisoned(digits, {(1, 3)}))
     epochs = train_supernet(
-        SharedWeights(space=SPACE, config=config(epochs=3)), data, device=CPU, seed=0, checkpoint=tmp_path / "it.pt"
+        SharedWeights(space=SPACE, config=config(epochs=3)),
+        data,
+        device=CPU,
+        seed=0,
+        checkpoint=Checkpoint(tmp_path / "it.pt"),
     )
     first = next(epochs)
     after_one = {name: tensor.clone() for name, tensor in first.supernet.state_dict().items()}
@@ -333,7 +349,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(
         return losses
 
     monkeypatch.setattr("cvt_nas.engine.supernet._step", broken_once)
-    options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": tmp_path / "it.pt"}
+    options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": Checkpoint(tmp_path / "it.pt")}
     epochs = list(train_supernet(SharedWeights(space=SPACE, config=config(epochs=3)), digits, **options))
     assert [epoch.num_rollbacks for epoch in epochs] == [1, 1, 1]
     assert all(torch.isfinite(tensor).all() for tensor in epochs[-1].supernet.state_dict().values())
@@ -345,7 +361,10 @@ def test_a_training_that_diverges_again_and_again_ends_with_an_error(digits: Ima
     with pytest.raises(DivergedError, match="loss not finite in epoch 4"):
         list(
             train_supernet(
-                SharedWeights(space=SPACE, config=config(epochs=9)), data, checkpoint=tmp_path / "it.pt", **options
+                SharedWeights(space=SPACE, config=config(epochs=9)),
+                data,
+                checkpoint=Checkpoint(tmp_path / "it.pt"),
+                **options,
             )
         )
     with pytest.raises(DivergedError, match="loss not finite in epoch 1"):
@@ -377,11 +396,11 @@ def test_batch_norms_are_measured_on_training_images_and_accuracy_on_the_search_
     digits: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured, rated = list[Tensor](), list[Tensor]()
-    measure, rate = engine_supernet.recalibrate_batch_norm, engine_supernet.count_right
-    monkeypatch.setattr(engine_supernet, "recalibrate_batch_norm", lambda model, images, *about: (
+    measure, rate = engine_inheritance.recalibrate_batch_norm, engine_inheritance.count_right
+    monkeypatch.setattr(engine_inheritance, "recalibrate_batch_norm", lambda model, images, *about: (
         measured.extend(images) or measure(model, images, *about)
     ))  # fmt: skip
-    monkeypatch.setattr(engine_supernet, "count_right", lambda model, images, *about: (
+    monkeypatch.setattr(engine_inheritance, "count_right", lambda model, images, *about: (
         rated.append(images) or rate(model, images, *about)
     ))  # fmt: skip
     Inheritance(Supernet(SPACE), config(), digits, CPU).accuracy(SPACE.smallest)
@@ -448,7 +467,7 @@ def test_what_memory_is_not_for_is_read_again(digits: ImageData, monkeypatch: py
     supernet, settings = Supernet(SPACE), config()
     wanted = Inheritance(supernet, settings, digits, CPU).accuracy(SPACE.smallest)
     assert wanted[1] == digits.num_images("search") > 256
-    monkeypatch.setattr("cvt_nas.engine.supernet._MAX_KEPT_BYTES", 256 * 64)  # a batch
+    monkeypatch.setattr("cvt_nas.engine.inheritance._MAX_KEPT_BYTES", 256 * 64)  # a batch
     inheritance = Inheritance(supernet, settings, digits, CPU)
     assert inheritance.accuracy(SPACE.smallest, bar=1.1, num_screening_images=100)[1] == 256
     assert [inheritance.accuracy(SPACE.smallest) for _ in range(2)] == [wanted, wanted]
@@ -473,7 +492,10 @@ def test_a_training_begins_with_the_weights_of_a_model_where_it_has_them(digits:
     options: dict[str, Any] = {"device": CPU, "seed": 0, "initial": model.state_dict, "stop": lambda: True}
     assert not list(
         train_supernet(
-            SharedWeights(space=SPACE, config=config(lr=1e-9)), digits, checkpoint=tmp_path / "it.pt", **options
+            SharedWeights(space=SPACE, config=config(lr=1e-9)),
+            digits,
+            checkpoint=Checkpoint(tmp_path / "it.pt"),
+            **options,
         )
     )
     supernet = Supernet(SPACE)
@@ -496,7 +518,7 @@ def ray() -> Iterator[None]:
 def setup_for(path: Path, settings: SupernetConfig) -> TrainingSetup:
     return TrainingSetup(
         training=settings, data=DataConfig(dataset="digits"), data_root=None, image_size=8, num_channels=1,
-        num_classes=10, run_path=path, shared=SharedWeights(space=SPACE, config=settings),
+        num_classes=10, run=RunFolder(path), shared=SharedWeights(space=SPACE, config=settings),
     )  # fmt: skip
 
 
@@ -557,10 +579,10 @@ def test_workers_that_are_asked_to_stop_go_on_as_if_they_had_not_stopped(tmp_pat
     (tmp_path / "stopped").mkdir()
     run, last = RunFolder(tmp_path / "stopped"), 0
     for report in on_workers(run.path, settings, 2):
-        run.stop_supernet()
+        run.supernet.ask_to_stop()
         last = report["epoch"]
     assert 0 < last < 12
-    run.stop_supernet(asked=False)
+    run.supernet.take_back_stop()
     rest = list(on_workers(run.path, settings, 2))
     assert rest[-1]["epoch"] == 12
     assert rest[-1]["losses"] == whole[-1]["losses"]

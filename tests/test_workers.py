@@ -50,7 +50,7 @@ def two_gpus() -> Iterator[None]:
 
 def train(path: Path) -> tuple[Generator[dict[str, Any], None, None], Path]:
     """A training of a thousand epochs on two workers, which has begun, and its checkpoint."""
-    setup = TrainingSetup.of(LONG, run_path=path, data=None)
+    setup = TrainingSetup.of(LONG, run=RunFolder(path), data=None)
     path.mkdir(exist_ok=True)
     reports = fit_on_workers(LONG.space.largest, setup, **ON_TWO)
     assert next(reports)["status"] == "running"
@@ -107,7 +107,7 @@ class TestOnTwoGpus:
                 return os.getpid(), self.epoch
 
         launcher: Any = ray.remote(Launcher).options(num_cpus=0, max_concurrency=2).remote()
-        launcher.train.remote(LONG.space.largest, TrainingSetup.of(LONG, run_path=tmp_path, data=None), ON_TWO)
+        launcher.train.remote(LONG.space.largest, TrainingSetup.of(LONG, run=RunFolder(tmp_path), data=None), ON_TWO)
         pid = ray.get(launcher.told.remote())[0]
         try:
             assert soon(lambda: ray.get(launcher.told.remote())[1] > 0, 300)
@@ -170,7 +170,7 @@ class TestOnTwoGpus:
 
 def heard(train: Callable[[dict[str, Any]], None], path: Path, **changes: Any) -> list[dict[str, Any]]:
     """The reports of `train`, which each worker runs instead of a training."""
-    setup = TrainingSetup.of(LONG, run_path=path, data=None)
+    setup = TrainingSetup.of(LONG, run=RunFolder(path), data=None)
     options = {"num_workers": 1, "cpus_per_worker": 1, "use_gpus": False, "max_failures": 1, **changes}
     return list(_reports_of_workers(train, {"setup": setup, "seed": 0}, name="train-0", setup=setup, **options))
 

@@ -78,7 +78,7 @@ def search(options: argparse.Namespace) -> int:
         write(json.dumps(summary(run)))
     else:
         print_front(run, out)
-    results, plan, num_left = run.results(), run.confirm_plan(), len(run.unconfirmed())
+    results, plan, num_left = run.results(), run.confirmations.plan(), len(run.confirmations.missing())
     if stop.is_set() and (num_left or num_done < num_trials or any(result.status in FAILURES for result in results)):
         done = f"{num_done} of {num_trials} trials"
         if plan is not None and num_left:  # the race is over

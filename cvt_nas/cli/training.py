@@ -128,7 +128,7 @@ def evaluate(options: argparse.Namespace) -> int:
         assert run is not None, "nothing else has a colon and is no path"
         if data is None and (dataset := run.manifest["dataset"]) not in ("imagefolder", "imagenet"):
             data = dataset
-        weights = run.model_path(trained.id)
+        weights = run.fetched_model(trained.id)
         on_error = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json").data.on_error
     elif (Path(weights) / "manifest.json").is_file():
         raise ArchError(f"{weights}: is a run; name one of its models, as {weights}:best")

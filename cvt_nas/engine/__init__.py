@@ -4,20 +4,17 @@ One code path for the CPU, one GPU and several: where a process group is initial
 DDP and `batch_size` is divided among the ranks. The device is an argument, never a guess.
 """
 
+from cvt_nas.engine.checkpoint import Checkpoint
 from cvt_nas.engine.evaluation import evaluate, fvcore_cost, logits_of, recalibrate_batch_norm
-from cvt_nas.engine.optimization import DivergedError, drop_checkpoints, learning_rate, prepare_device
+from cvt_nas.engine.inheritance import Inheritance, open_inheritance, open_supernet
+from cvt_nas.engine.optimization import DivergedError, learning_rate, prepare_device
+from cvt_nas.engine.reports import class_curves, keep_trained, progress_reports, supernet_reports
 from cvt_nas.engine.setup import Phase, SharedWeights, TrainingSetup, shared_memory_needed
-from cvt_nas.engine.supernet import (
-    Inheritance,
-    SupernetEpoch,
-    open_inheritance,
-    open_supernet,
-    supernet_reports,
-    train_supernet,
-)
-from cvt_nas.engine.training import Epoch, class_curves, fit, progress_reports
+from cvt_nas.engine.supernet import SupernetEpoch, train_supernet
+from cvt_nas.engine.training import Epoch, fit
 
 __all__ = [
+    "Checkpoint",
     "DivergedError",
     "Epoch",
     "Inheritance",
@@ -26,10 +23,10 @@ __all__ = [
     "SupernetEpoch",
     "TrainingSetup",
     "class_curves",
-    "drop_checkpoints",
     "evaluate",
     "fit",
     "fvcore_cost",
+    "keep_trained",
     "learning_rate",
     "logits_of",
     "open_inheritance",

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from cvt_nas.config import TrainingConfig
 from cvt_nas.data import Batch, ImageData, Split, made_beside_steps
+from cvt_nas.engine.checkpoint import Checkpoint
 from cvt_nas.engine.memory import Meter, MicroBatches, Room, meter_of
 from cvt_nas.engine.optimization import (
     DivergedError,
@@ -20,7 +20,6 @@ from cvt_nas.engine.optimization import (
     average_over_ranks,
     batch_size_of_rank,
     rank_and_world_size,
-    read_checkpoint,
 )
 
 _STEPS_BETWEEN_CHECKS = 20  # a GPU stands still while its numbers are read
@@ -155,16 +154,16 @@ class Keeper:
     of the step alone, so a training ends with the same weights whenever checkpoints were written, and read again.
 
     Args:
-        path: None where nothing is kept, and so there is no way back.
+        checkpoint: None where nothing is kept, and so there is no way back.
         config: Says by which time a checkpoint is due.
         label: Saved along with each.
         fresh: The state that the training begins with, to go back to in the first epoch; None where it was saved.
-        before_writing: See `TrainingState.save`.
+        before_writing: See `Checkpoint.write`.
     """
 
     def __init__(
         self,
-        path: Path | None,
+        checkpoint: Checkpoint | None,
         state: TrainingState,
         config: TrainingConfig,
         device: torch.device,
@@ -173,15 +172,15 @@ class Keeper:
         fresh: Callable[[], TrainingState] | None = None,
         before_writing: Callable[[], None] | None = None,
     ) -> None:
-        self._path, self._state, self._device = path, state, device
+        self._checkpoint, self._state, self._device = checkpoint, state, device
         self._due_after = 60 * config.checkpoint_minutes or math.inf
         self._label, self._fresh, self._before_writing = label or {}, fresh, before_writing
-        self._saved_step: int | None = None  # of what is at `path`; None where that is nothing of this training
+        self._saved_step: int | None = None  # of the checkpoint; None where that is none of this training
         self._started = self._last_saved = time.perf_counter()
 
     def load(self) -> dict[str, Any] | None:
         """Takes over the last checkpoint; the progress that was saved with it, or None where there is none."""
-        saved = read_checkpoint(self._path, self._device, is_wanted=self._is_own)
+        saved = self._read(self._is_own)
         if saved is None:
             return None
         self._saved_step = saved.get("step", 0)
@@ -191,6 +190,9 @@ class Keeper:
             for name, value in progress.items()
             if name not in self._label
         }
+
+    def _read(self, is_wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+        return None if self._checkpoint is None else self._checkpoint.read(self._device, is_wanted=is_wanted)
 
     def _is_own(self, saved: dict[str, Any]) -> bool:
         return all(saved.get(name) == value for name, value in self._label.items())
@@ -202,13 +204,11 @@ class Keeper:
     def save(self, progress: Progress) -> None:
         self._last_saved = time.perf_counter()
         progress.seconds = self._last_saved - self._started
-        if self._path is not None and rank_and_world_size()[0] == 0:
-            self._state.save(
-                self._path,
+        if self._checkpoint is not None and rank_and_world_size()[0] == 0:
+            self._checkpoint.write(
+                {**self._state.to_plain(), **self._label, **progress.to_plain()},
                 keep=self._saved_step == 0,  # the end of an epoch stays until that of the next
                 before_writing=self._before_writing,
-                **self._label,
-                **progress.to_plain(),
             )
         self._saved_step = progress.step
 
@@ -256,17 +256,17 @@ class Keeper:
 
     def _go_back(self, progress: Progress, *, begins_again: bool) -> None:
         good = None
-        if self._path is not None and progress.num_rollbacks < _MAX_ROLLBACKS:
+        if self._checkpoint is not None and progress.num_rollbacks < _MAX_ROLLBACKS:
 
             def is_end_of_last_epoch(saved: dict[str, Any]) -> bool:
                 # one before it may be left here, from when this machine had the training an earlier time
                 end = saved.get("step", 0), saved.get("epoch", progress.epoch)
                 return self._is_own(saved) and end == (0, progress.epoch)
 
-            good = read_checkpoint(self._path, self._device, is_wanted=is_end_of_last_epoch)
+            good = self._read(is_end_of_last_epoch)
             if good is None and progress.epoch == 0 and self._fresh is not None:
                 good = self._fresh().to_plain()
-            good = good or read_checkpoint(self._path, self._device, is_wanted=self._is_own)
+            good = good or self._read(self._is_own)
         if good is None:
             raise DivergedError(progress.epoch + 1, progress.curve, progress.num_rollbacks)
         self._state.load(good)

@@ -1,15 +1,10 @@
 """What every training shares: optimizer, learning rate, averaged weights, and the ranks that it runs on."""
 
-import contextlib
-import io
 import math
 import os
-import pickle
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,7 +13,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cvt_nas.config import TrainingConfig
-from cvt_nas.run import delete, fetch, patiently, push, write_atomically
 
 T = TypeVar("T")
 
@@ -199,34 +193,23 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
-    def save(
-        self, path: Path, *, keep: bool = True, before_writing: Callable[[], None] | None = None, **progress: Any
-    ) -> None:
-        """Writes `path`, at once or not at all.
+    @classmethod
+    def of(cls, model: nn.Module, training: TrainingConfig, device: torch.device, *, num_steps: int) -> Self:
+        """Before the first step.
 
         Args:
-            keep: Whether what was there stays, as the checkpoint before. That is mirrored where `progress` has a
-                `step` other than 0: the new one is then of no end of an epoch.
-            before_writing: Called when the new file is about to take its place; what it raises leaves all as it was.
-            progress: Numbers, texts, tensors, and lists of them.
+            model: On `device`.
+            num_steps: Of an epoch.
         """
-        state, before = {**self.to_plain(), **progress}, checkpoint_before(path)
-        patiently(path.parent.parent.stat)  # where a disk is not mounted, nothing takes its place
-        path.parent.mkdir(exist_ok=True)
-
-        def write(file: BinaryIO) -> None:
-            torch.save(state, file)
-            if before_writing is not None:
-                before_writing()
-            if keep and path.exists():
-                path.replace(before)
-
-        write_atomically(path, write)
-        if keep and progress.get("step") and before.exists():  # to go back to, where another machine goes on
-            push(before)
+        return cls(
+            model=model,
+            averaged=averaged_model(model, training, num_steps=num_steps),
+            optimizer=optimizer_of(model, training, device),
+            scaler=torch.amp.GradScaler(device.type, enabled=training.precision == "fp16" and device.type == "cuda"),
+        )
 
     def to_plain(self) -> dict[str, Any]:
-        """What `load` takes."""
+        """What `load` takes: numbers, texts, tensors, and lists and dictionaries of them."""
         return {
             "model": self.model.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
@@ -262,7 +245,7 @@ class TrainingState:
         )[None]
 
     def load(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Takes over what `save` wrote; the progress that was saved with it."""
+        """Takes over what `to_plain` gave, out of `state`; what else was in that."""
         self.model.load_state_dict(state.pop("model"))
         averaged = state.pop("averaged")
         if self.averaged is not None:
@@ -270,76 +253,3 @@ class TrainingState:
         self.optimizer.load_state_dict(state.pop("optimizer"))
         self.scaler.load_state_dict(state.pop("scaler"))
         return state
-
-
-def checkpoint_before(path: Path) -> Path:
-    """Where the checkpoint goes that `path` takes the place of."""
-    return path.with_name(f"{path.stem}.before{path.suffix}")
-
-
-def drop_checkpoints(path: Path) -> None:
-    """Deletes the checkpoint at `path` and the one before it, as far as they are there."""
-    delete(path)
-    delete(checkpoint_before(path))
-
-
-def read_checkpoint(
-    path: Path | None, device: torch.device, *, is_wanted: Callable[[dict[str, Any]], bool] = lambda _: True
-) -> dict[str, Any] | None:
-    """What `TrainingState.save` wrote, for its `load`: that at `path`, or else the one before it.
-
-    The first rank alone reads, and deletes what is damaged; the others get what it read, so that all begin alike. The
-    tensors are in the CPU's memory, since a device holds the training that they are for already.
-
-    Args:
-        device: By which ranks talk to each other.
-        is_wanted: Says of each whether it will do.
-
-    Returns:
-        None where neither is there, whole and wanted.
-    """
-    if path is None:
-        return None
-    rank, world_size = rank_and_world_size()
-    content: bytes | None = None
-    if rank == 0:
-        fetch(path)
-        for candidate in (path, checkpoint_before(path)):
-            if candidate != path and not candidate.exists():
-                fetch(candidate)
-            found = _read_whole(candidate)
-            if found is not None and is_wanted(found[1]):
-                if world_size == 1:
-                    return found[1]
-                content = found[0]
-                break
-        found = None  # or it would be in memory twice
-    content = from_first_rank(content, device)
-    return None if content is None else _state_of(content)
-
-
-def _read_whole(path: Path) -> tuple[bytes, dict[str, Any]] | None:
-    """The file's content, and the state that it is; None where it is missing or damaged.
-
-    Read once, since another process may replace or delete it meanwhile.
-    """
-    try:
-        with path.open("rb") as file:
-            content, number = file.read(), os.fstat(file.fileno()).st_ino
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load compares no checksum
-            damaged = archive.testzip()
-        if damaged is None:
-            return content, _state_of(content)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, pickle.UnpicklingError):
-        pass
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_ino == number:  # not one that took its place
-            path.unlink()
-    return None
-
-
-def _state_of(content: bytes) -> dict[str, Any]:
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

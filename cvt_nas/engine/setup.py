@@ -21,7 +21,7 @@ from cvt_nas.data import (
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE
 from cvt_nas.errors import DataError, RunFolderError
 from cvt_nas.results import DataIdentity
-from cvt_nas.run import RunFolder, fetch, write_atomically
+from cvt_nas.run import RunFolder
 from cvt_nas.space import ArchSpace, NarrowedSpace, SearchSpace
 
 _UNTOLD = "{}: was begun by an earlier version, so whether its data are the same cannot be told"
@@ -84,8 +84,7 @@ class TrainingSetup:
 
     Args:
         data_root: Folder of the data set, absolute, since workers run elsewhere.
-        run_path: The run folder, absolute; every node sees it.
-        run_url: Where it is copied to; then each node has a folder of its own instead.
+        run: The run folder, with an absolute path that every node sees, or at a URL.
         device: `cpu` or `cuda`, as it was resolved before the start.
         num_threads: Of torch in each worker, so that workers side by side do not fight for cores.
         memory_share: Part of a GPU's memory that a training has, where others share the GPU.
@@ -101,8 +100,7 @@ class TrainingSetup:
     image_size: int
     num_channels: int
     num_classes: int
-    run_path: Path
-    run_url: str | None = None
+    run: RunFolder
     device: str = "cpu"
     num_threads: int = 1
     memory_share: float = 1.0
@@ -112,7 +110,7 @@ class TrainingSetup:
     identity: DataIdentity | None = None
 
     @classmethod
-    def of(cls, experiment: Experiment, *, run_path: Path, data: str | Path | None, **settings: Any) -> Self:
+    def of(cls, experiment: Experiment, *, run: RunFolder, data: str | Path | None, **settings: Any) -> Self:
         """For any architecture in the space of `experiment`; with a supernet where its file searches with one.
 
         Args:
@@ -130,7 +128,7 @@ class TrainingSetup:
             "image_size": space.image_size,
             "num_channels": space.num_channels,
             "num_classes": space.num_classes,
-            "run_path": run_path,
+            "run": run,
             "shared": shared,
         }
         return cls(**{**fields, **settings})
@@ -142,11 +140,6 @@ class TrainingSetup:
             gpus: Of a trial; below 1, others share one with it.
         """
         return replace(self, device=device, num_threads=num_threads, memory_share=min(gpus or 1.0, 1.0))
-
-    @property
-    def run(self) -> RunFolder:
-        """The run folder, as this machine has it."""
-        return RunFolder(self.run_path) if self.run_url is None else RunFolder.at(self.run_url)
 
     @property
     def torch_device(self) -> torch.device:
@@ -166,7 +159,7 @@ class TrainingSetup:
         """
         say = on_note or _ignore
         if run is None:
-            check_outside(self.run_path, self.data.dataset, self.data_root)
+            check_outside(self.run.path, self.data.dataset, self.data_root)
         recorded = None if run is None else DataIdentity.of(run.manifest)
         known = recorded if run is not None and run.has_trained else None
         place = "" if run is None else run.place
@@ -239,7 +232,7 @@ class TrainingSetup:
         """Keeps the names of the images in the run folder, so that no worker has to look through the folders again."""
         data = self._open_whole()
         if isinstance(data, FolderData):
-            write_atomically(self.run.listing_path, data.save_listing)
+            self.run.store.write(self.run.listing_path, data.save_listing)
 
     def open_data(self) -> ImageData:
         """The whole data set, or where there is a phase, the images of its classes.
@@ -258,7 +251,7 @@ class TrainingSetup:
             skipped, listing = (), None
             if self.identity is not None:
                 skipped, listing = self.identity.skipped, self.run.listing_path
-                fetch(listing)
+                self.run.store.fetch(listing)
                 listing = listing if listing.is_file() else None
             data = load_data(self.data, root=self.data_root, skipped=skipped, listing=listing, **self._shape)
             now = {split: data.num_images(split) for split in SPLITS}
@@ -288,8 +281,8 @@ class TrainingSetup:
         """Of the supernet, after its training, or after the phase."""
         assert self.shared is not None, "the caller knows that there is a supernet"
         if self.shared.last_epoch == self.shared.config.epochs:
-            return self.run.supernet_weights_path
-        return self.run.phase_weights_path(self.shared.last_epoch)
+            return self.run.supernet.weights_path
+        return self.run.supernet.phase_weights_path(self.shared.last_epoch)
 
 
 _OPENED: dict[tuple[Any, ...], ImageData] = {}  # the last data set that this process opened

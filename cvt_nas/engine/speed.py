@@ -15,6 +15,7 @@ from torch import Tensor
 from cvt_nas.arch import ArchConfig, cost_of
 from cvt_nas.config import TrainingConfig
 from cvt_nas.data import Batch, ImageData, Split
+from cvt_nas.engine.checkpoint import Checkpoint
 from cvt_nas.engine.memory import Room, meter_of
 from cvt_nas.engine.optimization import batch_size_of_rank, is_out_of_memory
 from cvt_nas.engine.setup import SharedWeights
@@ -168,7 +169,7 @@ def measure_training(
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         epochs = fit(
-            arch, short, timed, device=device, seed=0, checkpoint=Path(folder) / "checkpoints" / "0.pt",
+            arch, short, timed, device=device, seed=0, checkpoint=Checkpoint(Path(folder) / "checkpoints" / "0.pt"),
             meter=meter_of(device, memory_share), on_room=rooms.append,
         )  # fmt: skip
         if not _has_memory_for(epochs, device):

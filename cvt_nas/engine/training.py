@@ -6,7 +6,6 @@ import inspect
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,28 +16,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cvt_nas.arch import ArchConfig
 from cvt_nas.config import TrainingConfig
-from cvt_nas.data import ImageData, save_preprocessing, seed_all
+from cvt_nas.data import ImageData, seed_all
+from cvt_nas.engine.checkpoint import Checkpoint
 from cvt_nas.engine.compiling import CompiledBlocks
-from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, class_accuracies, evaluate
+from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, evaluate
 from cvt_nas.engine.keeper import Keeper, Progress, batches_from, micro_batches_for, num_steps_of
 from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
 from cvt_nas.engine.optimization import (
-    DivergedError,
     TrainingState,
-    averaged_model,
-    is_out_of_memory,
-    optimizer_of,
     prepare_device,
     rank_and_world_size,
     set_learning_rate,
-    times_of,
 )
 from cvt_nas.engine.replay import ReplayedPass, recorder_of
-from cvt_nas.engine.setup import TrainingSetup
-from cvt_nas.engine.supernet import open_inheritance
-from cvt_nas.errors import StorageError, first_line
-from cvt_nas.model import CvT, initialise, save_model
-from cvt_nas.run import patiently
+from cvt_nas.model import CvT
 
 # Each rank has statistics of its own images, until they are averaged. torch 2.13 renamed the argument, with a warning;
 # that buffers are the first rank's at the start is new, and changes nothing: all ranks begin alike.
@@ -82,8 +73,7 @@ def fit(
     *,
     device: torch.device,
     seed: int,
-    checkpoint: Path | None = None,
-    model_folder: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     initial: Callable[[], CvT] | None = None,
     meter: Meter | None = None,
     at_most: int | None = None,
@@ -100,9 +90,8 @@ def fit(
         training: Section `training` of the space file.
         device: Where to train; the current rank's, where there are several.
         seed: Of initialisation, order, augmentation and drop path.
-        checkpoint: File that is read if it is there, and replaced after each epoch and every
+        checkpoint: Is read if it is there, and replaced after each epoch and every
             `training.checkpoint_minutes`.
-        model_folder: Gets the trained model, complete before the last epoch is yielded.
         initial: Whose weights it begins with where there is no checkpoint, instead of a fresh initialisation.
         meter: Of the device's memory; None for that of `device`.
         at_most, on_room: See `MicroBatches`.
@@ -115,7 +104,6 @@ def fit(
     Raises:
         DivergedError: There is no `checkpoint`, or the training went back three times already.
     """
-    rank, world_size = rank_and_world_size()
     prepare_device(device)
     num_steps = num_steps_of(training, data)
 
@@ -124,12 +112,7 @@ def fit(
         model = CvT(arch, drop_path=training.drop_path).to(device)
         if weights is not None:
             model.load_state_dict(weights().state_dict())
-        return TrainingState(
-            model=model,
-            averaged=averaged_model(model, training, num_steps=num_steps),
-            optimizer=optimizer_of(model, training, device),
-            scaler=torch.amp.GradScaler(device.type, enabled=training.precision == "fp16" and device.type == "cuda"),
-        )
+        return TrainingState.of(model, training, device, num_steps=num_steps)
 
     state = begin()
     keeper = Keeper(
@@ -147,11 +130,9 @@ def fit(
         training, state, data, progress, device, meter=meter, at_most=at_most, on_room=on_room
     )
     if progress.epoch:
-        if progress.epoch == training.epochs:
-            _keep(evaluated, data, model_folder, rank, before_writing)
         yield _epoch(progress, math.nan, evaluated)
     trained: nn.Module = model
-    if world_size > 1:
+    if rank_and_world_size()[1] > 1:
         trained = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
@@ -181,8 +162,6 @@ def fit(
             progress.curve.append(evaluate(evaluated, data, "search", training=training, device=device))
             progress.next_epoch()
             keeper.save(progress)
-            if progress.epoch == training.epochs:
-                _keep(evaluated, data, model_folder, rank, before_writing)
             yield _epoch(progress, loss, evaluated)
 
 
@@ -293,120 +272,6 @@ def _progress_of(saved: dict[str, Any] | None, device: torch.device) -> Progress
     elif "epoch" not in saved:
         saved = {"epoch": len(saved["curve"]), "curve": saved["curve"], "seconds": saved["train_seconds"]}
     return Progress(**{"loss_sums": torch.zeros(1, device=device), "counts": [0], **saved})
-
-
-def progress_reports(
-    arch: ArchConfig,
-    setup: TrainingSetup,
-    *,
-    device: torch.device,
-    seed: int,
-    checkpoint: Path,
-    model_folder: Path | None,
-    num_known: int = 0,
-    at_most: int | None = None,
-    before_writing: Callable[[], None] | None = None,
-) -> Generator[dict[str, Any], None, None]:
-    """`fit`, as plain values that travel between processes: what a worker reports of its training.
-
-    Args:
-        num_known: Epochs that the reader knows already, from before an interruption, and is not told again.
-        at_most: See `MicroBatches`.
-        before_writing: See `fit`.
-
-    Yields:
-        After each epoch `epoch, accuracy, curve, train_seconds, status`, and what `Room` has; status is `running`, or
-        in a last report `diverged`, `oom` or, where nothing more can be written, `storage`, then with a `reason`. A
-        training that went back, or ran out of memory and went on with less, has a `reason` from then on, too.
-    """
-    torch.set_num_threads(setup.num_threads)
-    report: dict[str, Any] = {"epoch": 0, "accuracy": 0.0, "curve": [], "train_seconds": 0.0, "status": "running"}
-    reasons: dict[str, str] = {}
-
-    def told(room: Room) -> None:
-        report.update(room.to_plain(), note=room.note)
-        if room.ran_out and room.note is not None:
-            reasons["memory"] = room.note
-
-    try:
-        for epoch in fit(
-            arch,
-            setup.training,
-            setup.open_data(),
-            device=device,
-            seed=seed,
-            checkpoint=checkpoint,
-            model_folder=model_folder,
-            initial=_initial(arch, setup, device),
-            meter=meter_of(device, setup.memory_share),
-            at_most=at_most,
-            on_room=told,
-            before_writing=before_writing,
-        ):
-            if epoch.number <= num_known < setup.training.epochs:
-                continue
-            report |= {"epoch": epoch.number, "accuracy": epoch.accuracy, "train_seconds": epoch.train_seconds}
-            report["curve"] = list(epoch.curve)
-            if epoch.num_rollbacks:
-                times = times_of(epoch.num_rollbacks)
-                reasons["rollbacks"] = f"rolled back {times}: a loss or a weight was not finite"
-            if reasons:
-                report["reason"] = "; ".join(reasons.values())
-            yield dict(report)
-    except DivergedError as error:
-        known = {"epoch": error.epoch, "curve": list(error.curve), "accuracy": error.curve[-1] if error.curve else 0.0}
-        yield {**report, **known, "status": "diverged", "reason": str(error)}
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        yield {**report, "status": "oom", "reason": first_line(error)}
-        if rank_and_world_size()[1] > 1:
-            raise  # the other ranks wait for this one, until it dies
-    except StorageError as error:
-        yield {**report, "status": "storage", "reason": f"{error.strerror}: {error.filename}"}
-        if rank_and_world_size()[1] > 1:
-            raise
-    finally:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def class_curves(arch: ArchConfig, setup: TrainingSetup, *, epochs: int, seed: int) -> list[list[float]]:
-    """Accuracy of each class on the search split, after each epoch of a short training as that of `setup.shared`."""
-    assert setup.shared is not None, "the caller knows that there is a supernet"
-    torch.set_num_threads(setup.num_threads)
-    training, data, device = setup.shared.config.lasting(epochs), setup.open_data(), setup.torch_device
-    return [
-        class_accuracies(epoch.model, data, "search", training=training, device=device)
-        for epoch in fit(arch, training, data, device=device, seed=seed, meter=meter_of(device, setup.memory_share))
-    ]
-
-
-def _initial(arch: ArchConfig, setup: TrainingSetup, device: torch.device) -> Callable[[], CvT] | None:
-    """Whose weights a training begins with; None for a fresh initialisation."""
-    init = setup.init
-
-    def initialised() -> CvT:
-        assert init is not None
-        model = CvT(arch)
-        initialise(model, init, classes=setup.open_data().class_names)
-        return model
-
-    if init is not None:
-        return initialised
-    return None if setup.shared is None else lambda: open_inheritance(setup, device).model(arch)
-
-
-def _keep(
-    model: CvT, data: ImageData, folder: Path | None, rank: int, before_writing: Callable[[], None] | None
-) -> None:
-    if folder is None or rank > 0:
-        return
-    if before_writing is not None:
-        before_writing()
-    patiently(folder.parent.parent.stat)  # where a disk is not mounted, nothing takes its place
-    save_model(model, folder)
-    save_preprocessing(data, folder)
 
 
 def _epoch(progress: Progress, loss: float, model: CvT) -> Epoch:

@@ -18,7 +18,7 @@ from cvt_nas.export.formats import FORMATS, OPSET, Format, check_opset
 from cvt_nas.export.hub import check_repo_id, push
 from cvt_nas.model import CvT, load_model, probe_error, probe_logits
 from cvt_nas.results import TrialResult
-from cvt_nas.run import RunFolder, fetch
+from cvt_nas.run import RunFolder
 
 __all__ = ["FORMATS", "Format", "check_repo_id", "export", "push"]
 
@@ -95,9 +95,7 @@ def export(
 
 def _weights_of(run: RunFolder, result: TrialResult) -> Path:
     """The folder of the trial's trained model."""
-    source = run.model_path(result.arch_id)
-    if not source.exists():
-        fetch(source)
+    source = run.fetched_model(result.arch_id)
     if not (source / "model.safetensors").is_file():
         why = (
             f"its weights are not in {source.parent}"

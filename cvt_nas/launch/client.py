@@ -15,7 +15,7 @@ from cvt_nas.config import Experiment
 from cvt_nas.launch.ranks import HEAD
 from cvt_nas.launch.resources import join_cluster
 from cvt_nas.results.events import Follower, following
-from cvt_nas.run import RunFolder, fetch, is_url
+from cvt_nas.run import RunFolder, is_url
 
 
 def search_through_client(
@@ -66,10 +66,7 @@ def search_through_client(
             ray.get(done)
     finally:
         ray.shutdown()
-    run = RunFolder.open(out)
-    for name in ("trials.jsonl", "candidates.jsonl", "confirm.json", "confirm.jsonl", "test.jsonl"):
-        fetch(run.path / name)
-    return run
+    return RunFolder.open(out)
 
 
 class _Flag:

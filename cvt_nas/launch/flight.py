@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cvt_nas.config import Experiment
-from cvt_nas.engine import drop_checkpoints
+from cvt_nas.engine import Checkpoint
 from cvt_nas.errors import SearchFailedError
 from cvt_nas.propose.study import PartialTrial, Proposal
 from cvt_nas.results import FAILURES, ROOM, TrialResult
-from cvt_nas.run import RunFolder, exists, fetch
+from cvt_nas.run import RunFolder
 
 _MAX_SAME_FAILURES = 3  # of the first trials, before the others are spared
 _NO_REASON = "no reason was given"
@@ -125,7 +125,7 @@ class Recorder:
         )
         self._keep(result)
         with contextlib.suppress(OSError):  # a checkpoint too many is no reason to end the search
-            drop_checkpoints(self._run.checkpoint_path(proposal.number))
+            Checkpoint(self._run.checkpoint_path(proposal.number), self._run.store).drop()
         return result
 
     def why_to_end(self, result: TrialResult) -> SearchFailedError | None:
@@ -144,8 +144,8 @@ class Recorder:
 
     def _why_failed(self, flight: Flight) -> str:
         log = self._run.error_path(flight.proposal.number)
-        if exists(log):
-            fetch(log)
+        if self._run.store.exists(log):
+            self._run.store.fetch(log)
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
             # some messages end in empty lines, or in indented ones
             return next((line for line in reversed(lines) if line.strip() and not line[0].isspace()), _NO_REASON)

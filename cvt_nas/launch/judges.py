@@ -16,11 +16,9 @@ import ray
 import torch
 
 from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict
-from cvt_nas.data import save_preprocessing
-from cvt_nas.engine import TrainingSetup, open_inheritance, prepare_device
+from cvt_nas.engine import TrainingSetup, keep_trained, open_inheritance, prepare_device
 from cvt_nas.launch.ranks import get_from_workers
 from cvt_nas.launch.resources import Resources
-from cvt_nas.model import save_model
 
 NUM_SCREENING_IMAGES = 2_048
 _IN_HAND = 2  # candidates of a worker, so that it does not wait for the next one's proposal
@@ -57,10 +55,7 @@ class _Judge:
 
     def save(self, arch: dict[str, Any]) -> None:
         """Keeps the weights of a subnet as its architecture's."""
-        model = self._inheritance.model(arch_from_dict(arch))
-        folder = self._run.model_path(model.arch.id)
-        save_model(model, folder)
-        save_preprocessing(self._data, folder)
+        keep_trained(self._inheritance.model(arch_from_dict(arch)), self._data, self._run)
 
 
 def num_judges(resources: Resources) -> int:

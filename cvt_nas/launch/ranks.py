@@ -225,7 +225,7 @@ def train_supernet_on_workers(
 
     A worker that dies is replaced, and all of them go on from the last checkpoint in the run folder; and so, with half
     as many images at once, where a device's memory runs out. Where that holds a
-    request to stop (`RunFolder.stop_supernet`), they write a checkpoint and end.
+    request to stop (`SupernetFolder.ask_to_stop`), they write a checkpoint and end.
 
     Args:
         initial: Weights to begin with; see `model.read_weights`.
@@ -324,7 +324,7 @@ def _reports_of_attempt(
         torch_config=TorchConfig(backend="nccl" if setup.device == "cuda" else "gloo"),
         run_config=RunConfig(
             name=name,
-            **setup.run.ray_storage(),
+            **setup.run.store.ray_storage(setup.run.tune_path),
             failure_config=FailureConfig(
                 max_failures=0 if may_move else max_failures,
                 controller_failure_limit=2 if may_move else -1,  # three times 20 s to find devices, or without end
@@ -542,13 +542,12 @@ def _run_on_worker(config: dict[str, Any], reports_of: Callable[..., Iterator[di
 
 
 def _train_on_worker(config: dict[str, Any]) -> None:
-    run, arch = config["setup"].run, arch_from_dict(config["arch"])
     _run_on_worker(
         config,
         progress_reports,
-        arch=arch,
-        checkpoint=run.checkpoint_path(config["number"]),
-        model_folder=run.model_path(arch.id) if config["keep_model"] else None,
+        arch=arch_from_dict(config["arch"]),
+        number=config["number"],
+        keep_model=config["keep_model"],
         num_known=config["num_known"],
         at_most=config.get("at_most"),
     )

@@ -16,7 +16,6 @@ from cvt_nas.launch.ranks import WorkerLostError, fit_on_workers, get_from_worke
 from cvt_nas.launch.resources import Resources
 from cvt_nas.model import load_model
 from cvt_nas.results import TrialResult
-from cvt_nas.run import write_atomically
 
 WAITING_CPUS = 0.01
 
@@ -39,8 +38,8 @@ def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resour
                 setup,
                 device=setup.torch_device,
                 seed=config["seed"],
-                checkpoint=run.checkpoint_path(number),
-                model_folder=run.model_path(arch.id) if keep_model else None,
+                number=number,
+                keep_model=keep_model,
                 num_known=config["num_known"],
             )
         return fit_on_workers(
@@ -65,7 +64,7 @@ def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resour
     except Exception:
         log = run.error_path(number)
         log.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(log, traceback.format_exc())
+        run.store.write(log, traceback.format_exc())
         raise
 
 
@@ -84,7 +83,7 @@ def read_test_split(
 def _test_accuracy(arch_id: str, setup: TrainingSetup) -> tuple[float, int]:
     torch.set_num_threads(setup.num_threads)
     device = setup.torch_device
-    model = load_model(setup.run.model_path(arch_id)).to(device)
+    model = load_model(setup.run.fetched_model(arch_id)).to(device)
     assert fvcore_cost(model) == cost_of(model.arch), f"closed form and fvcore disagree on {arch_id}"
     data = setup.open_data()
     accuracy = evaluate(model, data, "test", training=setup.training, device=device)

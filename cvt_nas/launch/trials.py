@@ -59,7 +59,7 @@ def run_trials(
         ),
         run_config=tune.RunConfig(
             name="race",
-            **run.ray_storage(),
+            **run.store.ray_storage(run.tune_path),
             stop=StopWhenSet(search.stop, closing),
             failure_config=tune.FailureConfig(max_failures=0),  # the searcher tries again
             callbacks=[] if timeout is None else [Watchdog(searcher, timeout)],
@@ -90,7 +90,7 @@ def run_trials(
     finally:
         closing.set()
         thread.join(timeout=30)
-        run.drop_ray_files()
+        run.store.delete(run.tune_path)
 
 
 def _bundle_of(config: Mapping[str, Any], resources: Resources) -> tune.PlacementGroupFactory:

@@ -25,7 +25,7 @@ from cvt_nas.propose.race import Race
 from cvt_nas.propose.spread import Spread
 from cvt_nas.results import TrialResult
 from cvt_nas.results.events import EpochDone, TrialPaused, TrialStarted
-from cvt_nas.run import RunFolder, delete, exists
+from cvt_nas.run import RunFolder
 
 
 class StopWhenSet(tune.Stopper):
@@ -146,7 +146,7 @@ class RaceSearcher(Searcher):
         flight = self._waiting.pop(proposal.number, None) or Flight(proposal=proposal)
         flight.begin(self._gpus_for(flight))
         self._running[trial_id] = flight
-        delete(self._run.error_path(proposal.number))
+        self._run.store.delete(self._run.error_path(proposal.number))
         arch = self._space.decode(proposal.genome)
         self._events.put(TrialStarted(number=proposal.number, arch=arch, seed=proposal.seed))
         return {
@@ -216,7 +216,7 @@ class RaceSearcher(Searcher):
         if flight.last.get("status") == "storage":  # it stays in flight: with room, it goes on
             self._events.put(StorageError(flight.last["reason"]))
             return
-        if error and not exists(self._run.error_path(number)):
+        if error and not self._run.store.exists(self._run.error_path(number)):
             flight.num_deaths += 1
             if flight.num_deaths <= self._max_failures:
                 self._try_again(flight)

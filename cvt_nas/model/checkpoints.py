@@ -14,7 +14,6 @@ from cvt_nas.errors import ArchError
 from cvt_nas.model.classes import ClassNames, Told, class_names_beside, class_names_in
 from cvt_nas.model.unpickling import metadata_of, read_content, read_json
 from cvt_nas.model.unwrapping import ADAPTER, unwrap
-from cvt_nas.run import fetch
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")  # under which transformers and this package write them
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<number>\d{5})(?P<suffix>\.\w+)")
@@ -92,8 +91,6 @@ def read_weights(path: str | Path, arch: ArchConfig | None = None) -> Weights:
         ArchError: They cannot be read, or are of no CvT; or what lies beside them is of another network.
     """
     path = Path(path)
-    if not path.exists():
-        fetch(path)
     files = weights_files(path)
     contents = [read_content(file) for file in files]
     content = contents[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 from cvt_nas.arch import arch_to_dict, cost_of, load_arch
 from cvt_nas.errors import ArchError, first_line
 from cvt_nas.model.network import CvT
-from cvt_nas.run import fetch, write_atomically
+from cvt_nas.run import write_atomically
 
 
 def save_model(model: CvT, folder: Path) -> None:
@@ -46,8 +46,6 @@ def load_model(folder: str | Path) -> CvT:
     """
     folder = Path(folder)
     weights = folder / "model.safetensors"
-    if not weights.exists():
-        fetch(folder)
     arch = load_arch(folder / "arch.json")
     try:
         if 2 * cost_of(arch).params > weights.stat().st_size:  # before any memory is taken for it

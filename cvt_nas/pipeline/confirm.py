@@ -58,8 +58,8 @@ def confirm_front(search: Search) -> Generator[RaceEvent, None, bool]:
         return True
     trials = run.results()
     plan = plan_of(trials, experiment.objectives, settings)
-    run.write_confirm_plan(plan)
-    of_plan = [result for result in run.confirmations() if result.number in set(plan.numbers)]
+    run.confirmations.write_plan(plan)
+    of_plan = [result for result in run.confirmations.results() if result.number in set(plan.numbers)]
     ended = tuple(result for result in of_plan if result.status not in FAILURES)  # what failed is tried again
     numbers, known = plan.numbers, {result.number for result in ended}
     left = [number for number in numbers if number not in known]
@@ -71,5 +71,5 @@ def confirm_front(search: Search) -> Generator[RaceEvent, None, bool]:
             for number in left
         )
         race = Race(source, None, experiment.objectives)
-        yield from run_trials(search, race, keep=run.append_confirmation, keep_models=False)
-    return not run.unconfirmed()
+        yield from run_trials(search, race, keep=run.confirmations.append, keep_models=False)
+    return not run.confirmations.missing()

@@ -20,7 +20,6 @@ from cvt_nas.propose.samplers import derive_seed
 from cvt_nas.propose.study import Study
 from cvt_nas.results import ROOM, Candidate, Metric, TrialResult
 from cvt_nas.results.events import RankingStarted, SupernetEpochDone
-from cvt_nas.run import exists
 from cvt_nas.space import ArchSpace, Genome
 
 
@@ -38,15 +37,15 @@ def train_weights(search: Search) -> Generator[SupernetEpochDone, None, bool]:
     """
     run, setup, stop = search.run, search.setup, search.stop
     assert setup.shared is not None, "the caller knows that there is a supernet"
-    if exists(setup.weights_path):
+    if run.store.exists(setup.weights_path):
         return True
-    run.stop_supernet(asked=False)
+    run.supernet.take_back_stop()
     is_over = threading.Event()
 
     def watch() -> None:
         while not is_over.wait(0.5):
             if stop.is_set():
-                run.stop_supernet()
+                run.supernet.ask_to_stop()
                 return
 
     threading.Thread(target=watch, name="watch", daemon=True).start()
@@ -78,7 +77,7 @@ def train_weights(search: Search) -> Generator[SupernetEpochDone, None, bool]:
                 )
     finally:
         is_over.set()
-    return exists(setup.weights_path)
+    return run.store.exists(setup.weights_path)
 
 
 def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarted | Candidate, None, bool]:
@@ -101,7 +100,7 @@ def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarte
         space,
         metrics=experiment.objectives,
         sampler=experiment.search.sampler,
-        storage=open_journal(run.candidates_journal_path),
+        storage=open_journal(run.candidates_journal_path, run.store),
         num_trials=num_planned,
         seed=derive_seed(search.seed, 0, "candidates"),
         anchors={name: space.encode(arch) for name, arch in archs.items() if arch in space},
@@ -176,8 +175,7 @@ def record_as_trials(search: Search) -> None:
                     inherited=candidate.accuracy,
                 )
             )
-    # the preprocessing is what a worker writes last: without it, it was killed at it
-    members = [m.arch for m in run.front().members if not exists(run.model_path(m.arch_id) / "preprocessing.json")]
+    members = [member.arch for member in run.front().members if not run.has_model(member.arch_id)]
     if members:
         with Judges(search.setup, search.resources) as judges:
             judges.save(members)

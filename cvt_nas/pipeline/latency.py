@@ -72,4 +72,4 @@ def _measure_table(space: SearchSpace, setup: TrainingSetup, seed: int) -> Laten
 
 def _measure_model(arch_id: str, setup: TrainingSetup) -> Latency:
     torch.set_num_threads(setup.num_threads)
-    return measure_latency(load_model(setup.run.model_path(arch_id)), device=setup.torch_device)
+    return measure_latency(load_model(setup.run.fetched_model(arch_id)), device=setup.torch_device)

@@ -30,7 +30,7 @@ from cvt_nas.pipeline.inherit import train_weights
 from cvt_nas.propose.samplers import derive_seed
 from cvt_nas.results import DroppedOption, Metric, Narrowing, NarrowingStep
 from cvt_nas.results.events import OptionsDropped, SupernetEpochDone
-from cvt_nas.run import RunFolder, delete
+from cvt_nas.run import RunFolder
 from cvt_nas.space import ArchSpace, Genome, NarrowedSpace, spread_over_flops
 
 _RIDGE = 1.0  # prior precision of each option's effect, in units of the noise
@@ -42,7 +42,7 @@ def searched_space(experiment: Experiment, run: RunFolder) -> ArchSpace:
     Raises:
         RunFolderError: The run's record of that is damaged.
     """
-    narrowing = run.narrowing() if experiment.search.weights == "da-nas" else None
+    narrowing = run.supernet.narrowing() if experiment.search.weights == "da-nas" else None
     try:
         return experiment.space if narrowing is None else NarrowedSpace(experiment.space, narrowing.kept)
     except ValueError as error:
@@ -58,13 +58,13 @@ def train_and_narrow(search: Search) -> Generator[SupernetEpochDone | OptionsDro
     experiment, run, setup, resources = search.experiment, search.run, search.setup, search.resources
     shared, config = setup.shared, experiment.da_nas
     assert shared is not None, "the caller knows that there is a supernet"
-    narrowing = run.narrowing()
+    narrowing = run.supernet.narrowing()
     if narrowing is None:
         curves = _class_curves(setup, resources, epochs=config.ordering_epochs, seed=search.seed, stop=search.stop)
         if curves is None:
             return False
         narrowing = Narrowing(class_order=easiest_first(curves), class_curves=tuple(map(tuple, curves)))
-        run.write_narrowing(narrowing)
+        run.supernet.write_narrowing(narrowing)
     counts = config.class_counts(len(narrowing.class_order))
     parts = zip(config.last_epochs(shared.config.epochs), counts, strict=True)
     for number, (last_epoch, num_classes) in list(enumerate(parts))[len(narrowing.steps) :]:
@@ -86,9 +86,9 @@ def train_and_narrow(search: Search) -> Generator[SupernetEpochDone | OptionsDro
         num_left = math.prod(len(gene.options) for gene in space.genes)
         step = NarrowingStep(last_epoch=last_epoch, classes=classes, dropped=dropped, num_left=num_left)
         narrowing = narrowing.after(step, space.kept)
-        run.write_narrowing(narrowing)
+        run.supernet.write_narrowing(narrowing)
         if last_epoch < shared.config.epochs:
-            delete(run.phase_weights_path(last_epoch))
+            run.store.delete(run.supernet.phase_weights_path(last_epoch))
         yield OptionsDropped(step=step)
     return True
 

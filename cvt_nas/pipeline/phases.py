@@ -71,7 +71,7 @@ def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed:
         experiment.space,
         metrics=experiment.objectives,
         sampler=experiment.search.sampler,
-        storage=open_journal(run.journal_path),
+        storage=open_journal(run.journal_path, run.store),
         num_trials=num_trials,
         seed=seed,
         anchors=first,

@@ -82,7 +82,7 @@ def query(
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     experiment = experiment_of(run)
     candidates = run.candidates()
-    if experiment.supernet is None or not run.has_supernet or len(candidates) < 3:
+    if experiment.supernet is None or not run.supernet.is_trained or len(candidates) < 3:
         raise RunFolderError(f"{run.path}: has no trained supernet with ranked candidates to search again")
     whole = _limited(experiment.space, {"params": max_params, "flops": max_flops})
     space = searched_space(dataclasses.replace(experiment, space=whole), run)
@@ -99,8 +99,7 @@ def query(
         promising = _likely_fast(promising, max_latency_ms, device)
     setup = TrainingSetup.of(
         experiment,
-        run_path=run.path,
-        run_url=run.url,
+        run=run,
         data=data,
         device=device.type,
         num_threads=torch.get_num_threads(),

@@ -93,13 +93,14 @@ def search(
     num_trials = experiment.search.trials if trials is None else trials
     place = RunFolder.at(out)
     check_writable(place.path)
-    setup = TrainingSetup.of(experiment, run_path=place.path, run_url=place.url, data=data)
+    setup = TrainingSetup.of(experiment, run=place, data=data)
     if setup.shared is not None and num_trials > experiment.search.candidates and experiment.training.epochs > 0:
         raise CvtNasError(f"{num_trials} trials: more than the {experiment.search.candidates} of search.candidates")
     with ExitStack() as stack:
         run = None
         if resume:
-            run = RunFolder.open(out)
+            place.check_begun(out)
+            run = place
             stack.enter_context(run.locked())
             _check_resumes(run, experiment, seed, warm_start)
             seed = int(run.manifest["seed"])
@@ -113,7 +114,7 @@ def search(
         identity = setup.identity
         assert identity is not None, "they were just looked at"
         notes: tuple[str, ...] = ()
-        if initial is not None and (run is None or not run.has_begun_supernet):
+        if initial is not None and (run is None or not run.supernet.has_begun):
             notes = _check_lends_weights(initial, setup)
         budget = TimeBudget(time_budget, run)
         resources = stack.enter_context(
@@ -154,7 +155,8 @@ def search(
                 **way,
                 **({} if plan is None else {"plan": plan.to_json()}),
             }
-            run = RunFolder.create(out, manifest)
+            place.begin(manifest)
+            run = place
             stack.enter_context(run.locked())
         setup.save_listing()
         stack.enter_context(budget.running(run, stop))
@@ -196,7 +198,7 @@ def _check_resumes(run: RunFolder, experiment: Experiment, seed: int | None, war
     if seed is not None and seed != run.manifest["seed"]:
         raise RunFolderError(f"--seed {seed}: {run.path} was started with seed {run.manifest['seed']}; leave it out")
     began = run.manifest.get("warm_start")
-    if warm_start is not None and run.has_begun_supernet and str(Path(warm_start).absolute()) != began:
+    if warm_start is not None and run.supernet.has_begun and str(Path(warm_start).absolute()) != began:
         raise RunFolderError(
             f"--warm-start {warm_start}: the supernet of {run.path} began with {began or 'a fresh initialisation'}; "
             f"leave it out"

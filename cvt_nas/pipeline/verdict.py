@@ -1,7 +1,6 @@
 """The quality gate of a supernet: architectures that it ranks are trained by themselves, and the ranks compared."""
 
 import dataclasses
-import json
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -29,7 +28,7 @@ from cvt_nas.results import (
     judge_supernet,
     round_and_trial,
 )
-from cvt_nas.run import RunFolder, write_atomically
+from cvt_nas.run import RunFolder
 from cvt_nas.space import Genome, spread_over_flops
 
 _MIN_ARCHS, _MAX_ARCHS = 8, 500
@@ -80,11 +79,10 @@ def evaluate_supernet(
     space = searched_space(experiment, run)
     drawn = spread_over_flops(space, _MAX_ARCHS, seed=derive_seed(seed, 0, "quality"))[:num_archs]
     genomes = [experiment.space.encode(space.decode(genome)) for genome in drawn]
-    of_supernet = TrainingSetup.of(experiment, run_path=run.path, run_url=run.url, data=data).checked(run)
-    url = None if run.url is None else f"{run.url}/{run.standalone_path.name}"
-    setup = dataclasses.replace(of_supernet, run_path=run.standalone_path, run_url=url, shared=None)
-    assert setup.identity is not None, "it was just looked at"
-    alone = _open_standalone(run, experiment, setup.identity, seed=seed, num_trainings=len(genomes) * num_seeds)
+    of_supernet = TrainingSetup.of(experiment, run=run, data=data).checked(run)
+    assert of_supernet.identity is not None, "it was just looked at"
+    alone = _open_standalone(run, experiment, of_supernet.identity, seed=seed, num_trainings=len(genomes) * num_seeds)
+    setup = dataclasses.replace(of_supernet, run=alone, shared=None)
     with (
         alone.locked(),
         claim_resources(
@@ -132,12 +130,12 @@ def evaluate_supernet(
             seed=seed,
         ),
     )
-    write_atomically(run.quality_path, json.dumps(quality.to_json(), indent=2) + "\n")
+    run.supernet.write_quality(quality)
     return quality
 
 
 def _standalone(experiment: Experiment, run: RunFolder, epochs: int | None) -> Experiment:
-    if not run.has_supernet:
+    if not run.supernet.is_trained:
         raise RunFolderError(f"{run.path}: has no trained supernet; it needs search.weights: supernet")
     num_epochs = experiment.training.epochs if epochs is None else epochs
     if num_epochs == 0:
@@ -148,17 +146,16 @@ def _standalone(experiment: Experiment, run: RunFolder, epochs: int | None) -> E
 def _open_standalone(
     run: RunFolder, experiment: Experiment, identity: DataIdentity, *, seed: int, num_trainings: int
 ) -> RunFolder:
-    path = run.standalone_path
-    RunFolder(path).refresh()
-    if not (path / "manifest.json").exists():
-        manifest = {**experiment.manifest(seed=seed, num_trials=num_trainings), "data": identity.to_json()}
-        return RunFolder.create(path, manifest)
-    alone = RunFolder.open(path)
+    alone = run.standalone
+    alone.refresh()
+    if not alone.has_begun:
+        alone.begin({**experiment.manifest(seed=seed, num_trials=num_trainings), "data": identity.to_json()})
+        return alone
     if (known := DataIdentity.of(alone.manifest)) is not None:
-        known.check_same(identity, str(path))
+        known.check_same(identity, str(alone.path))
     if alone.manifest["epochs"] != experiment.training.epochs:
         raise RunFolderError(
-            f"{path} holds trainings of {alone.manifest['epochs']} epochs; go on with --epochs "
+            f"{alone.path} holds trainings of {alone.manifest['epochs']} epochs; go on with --epochs "
             f"{alone.manifest['epochs']}, or move it away"
         )
     return alone

@@ -33,6 +33,7 @@ from cvt_nas.plan.measuring import (
 )
 from cvt_nas.plan.sharing import find_sharing
 from cvt_nas.plan.values import Plan
+from cvt_nas.run import RunFolder
 
 
 def plan(
@@ -68,7 +69,7 @@ def plan(
     """
     if trials is not None:
         experiment = experiment.changed(search={"trials": trials})
-    setup = TrainingSetup.of(experiment, run_path=out.absolute(), data=data)
+    setup = TrainingSetup.of(experiment, run=RunFolder(out.absolute()), data=data)
     if images_per_second is not None:
         if not gpus:
             raise ResourceError("--images-per-second: is of a machine with GPUs; say how many by --gpus N")

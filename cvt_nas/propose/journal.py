@@ -6,17 +6,17 @@ from typing import Any
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from cvt_nas.run import mirror_of, patiently, repair_last_line
+from cvt_nas.run import Store, patiently, repair_last_line
 
 
-def open_journal(path: Path) -> JournalStorage:
-    return JournalStorage(_Backend(path))
+def open_journal(path: Path, store: Store) -> JournalStorage:
+    return JournalStorage(_Backend(path, store))
 
 
 class _Backend(JournalFileBackend):
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, store: Store) -> None:
         super().__init__(str(path))
-        self._path = path
+        self._path, self._store = path, store
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         def append() -> None:
@@ -24,5 +24,4 @@ class _Backend(JournalFileBackend):
             super(_Backend, self).append_logs(logs)
 
         patiently(append)
-        if (copy := mirror_of(self._path)) is not None:
-            copy.push_soon(self._path)
+        self._store.push_soon(self._path)

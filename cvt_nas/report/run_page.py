@@ -178,7 +178,7 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
     )
     notes = [*skipped, *confirmation_lines(run), *(line for line in rank_lines(run) if line.startswith("warning: "))]
     lines = [*latency_lines(run), *narrowing_lines(run)]
-    if (quality := run.quality()) is not None:
+    if (quality := run.supernet.quality()) is not None:
         (notes if quality.faults else lines).append(quality_verdict(quality))
     told = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
     if not front.members:

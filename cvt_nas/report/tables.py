@@ -149,7 +149,7 @@ def summary(run: RunFolder) -> dict[str, object]:
 
 
 def _confirmation_summary(run: RunFolder) -> dict[str, object]:
-    plan = run.confirm_plan()
+    plan = run.confirmations.plan()
     if plan is None:
         return {}
     confirmed = [
@@ -162,7 +162,7 @@ def _confirmation_summary(run: RunFolder) -> dict[str, object]:
         for result in run.confirmed()
     ]
     num_planned = len(plan.numbers)
-    ended = num_planned - len(run.unconfirmed())
+    ended = num_planned - len(run.confirmations.missing())
     return {"confirmation": {"planned": num_planned, "ended": ended, "confirmed": confirmed}}
 
 

@@ -140,10 +140,10 @@ def _origin(quality: SupernetQuality) -> str:
 
 def confirmation_lines(run: RunFolder) -> list[str]:
     """What the accuracies of the front are, where a plan of further trainings says that they should be means."""
-    plan = run.confirm_plan()
+    plan = run.confirmations.plan()
     if plan is None or not plan.numbers:
         return []
-    ended = [result for result in run.confirmations() if result.number in plan.numbers]
+    ended = [result for result in run.confirmations.results() if result.number in plan.numbers]
     num_lost = sum(result.status != "complete" for result in ended)
     done = f"{len(ended)} of {len(plan.numbers)} further trainings have ended"
     lost = f", {num_lost} of them without an accuracy" if num_lost else ""
@@ -171,7 +171,7 @@ def _membership_text(result: TrialResult) -> str:
 
 def narrowing_lines(run: RunFolder) -> list[str]:
     """What a DA-NAS-style search dropped, and after which part of its training."""
-    narrowing = run.narrowing()
+    narrowing = run.supernet.narrowing()
     if narrowing is None:
         return []
     return [

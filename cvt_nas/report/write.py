@@ -11,7 +11,7 @@ from cvt_nas.report.figures import front_figure
 from cvt_nas.report.run_page import run_page
 from cvt_nas.report.tables import front_frame, ranks_frame
 from cvt_nas.results import Metric
-from cvt_nas.run import RunFolder, write_atomically
+from cvt_nas.run import RunFolder
 
 
 def write_report(run: RunFolder, *, refresh: int | None = None) -> None:
@@ -20,13 +20,13 @@ def write_report(run: RunFolder, *, refresh: int | None = None) -> None:
     Args:
         refresh: Seconds after which the page loads itself again, while the search runs.
     """
-    write_atomically(run.path / "pareto.csv", front_frame(run).to_csv(index=False))
-    write_atomically(run.path / "ranks.csv", ranks_frame(run).to_csv(index=False))
-    write_atomically(run.path / "report.html", run_page(run, refresh=refresh))
-    write_atomically(run.path / "plotly.min.js", get_plotlyjs())
+    run.store.write(run.path / "pareto.csv", front_frame(run).to_csv(index=False))
+    run.store.write(run.path / "ranks.csv", ranks_frame(run).to_csv(index=False))
+    run.store.write(run.path / "report.html", run_page(run, refresh=refresh))
+    run.store.write(run.path / "plotly.min.js", get_plotlyjs())
     for metric in run.metrics:
         if metric != "accuracy":
-            write_atomically(run.path / f"pareto_{metric}.html", _page(run, front_figure(run, metric), metric))
+            run.store.write(run.path / f"pareto_{metric}.html", _page(run, front_figure(run, metric), metric))
 
 
 def _page(run: RunFolder, figure: go.Figure, metric: Metric) -> str:

@@ -3,22 +3,18 @@
 `RunFolder` is the only code that knows file names under `results/`.
 """
 
-from cvt_nas.run.files import delete, exists, fetch, patiently, push, repair_last_line, write_atomically
+from cvt_nas.run.files import patiently, repair_last_line, write_atomically
 from cvt_nas.run.folder import RunFolder
-from cvt_nas.run.mirror import add_mirror, cache_folder, can_write_to, is_url, mirror_of
+from cvt_nas.run.places import cache_folder, can_write_to, is_url
+from cvt_nas.run.store import Store
 
 __all__ = [
     "RunFolder",
-    "add_mirror",
+    "Store",
     "cache_folder",
     "can_write_to",
-    "delete",
-    "exists",
-    "fetch",
     "is_url",
-    "mirror_of",
     "patiently",
-    "push",
     "repair_last_line",
     "write_atomically",
 ]

@@ -11,7 +11,6 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from cvt_nas.errors import RunFolderError, StorageError
 from cvt_nas.results.parsing import json_text, load_finite
-from cvt_nas.run.mirror import end_of_lines, mirror_of
 
 _FOR_GOOD = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG,
@@ -20,6 +19,7 @@ _FOR_GOOD = {
 _AWAY = {errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.ETIMEDOUT, errno.EREMOTEIO}
 T = TypeVar("T")
 _PARTIAL = ".partial"
+_BLOCK = 4096
 
 
 def patiently(action: Callable[[], T], *, seconds: float = 60.0) -> T:
@@ -53,7 +53,6 @@ def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) ->
         StorageError: See `patiently`.
     """
     patiently(lambda: _write_atomically(path, content))
-    push(path)
 
 
 def _write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -> None:
@@ -117,40 +116,6 @@ def append_line(path: Path, tree: Mapping[str, Any]) -> None:
                 raise
 
     patiently(append)
-    if (copy := mirror_of(path)) is not None:
-        copy.push_late()  # of what it is about, so that it is never ahead
-        copy.push(path)
-
-
-def push(path: Path) -> None:
-    """Copies a file that is here to where other machines fetch it from; see `add_mirror`."""
-    if (copy := mirror_of(path)) is not None:
-        copy.push(path)
-
-
-def fetch(path: Path) -> None:
-    """Brings a file or folder here, as another machine may have written it; see `add_mirror`."""
-    if (copy := mirror_of(path)) is not None:
-        copy.pull(path)
-
-
-def exists(path: Path) -> bool:
-    """Whether a file is here, or where another machine may have written it."""
-    return path.exists() or ((copy := mirror_of(path)) is not None and copy.exists(path))
-
-
-def holds_files(folder: Path) -> bool:
-    """Whether any file lies below a folder, here or where another machine may have written it."""
-    if any(path.is_file() for path in folder.rglob("*")):
-        return True
-    return (copy := mirror_of(folder)) is not None and copy.holds_files(folder)
-
-
-def delete(path: Path) -> None:
-    """A file, if it is there, here and elsewhere."""
-    path.unlink(missing_ok=True)
-    if (copy := mirror_of(path)) is not None:
-        copy.delete(path)
 
 
 def repair_last_line(path: Path) -> None:
@@ -170,3 +135,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise RunFolderError(f"{path}:{number}: damaged: {error}") from error
     return trees
+
+
+def end_of_lines(path: Path) -> int:
+    """Where the last whole line of a file ends: what follows it is still being written, or torn."""
+    with path.open("rb") as file:
+        at = file.seek(0, os.SEEK_END)
+        while at:
+            begin = max(at - _BLOCK, 0)
+            file.seek(begin)
+            newline = file.read(at - begin).rfind(b"\n")
+            if newline >= 0:
+                return begin + newline + 1
+            at = begin
+    return 0
+
+
+def read_between(path: Path, begin: int, end: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(begin)
+        return file.read(end - begin)

@@ -1,8 +1,7 @@
 """Copies of run folders elsewhere: in an object store, or on any file system that fsspec knows.
 
-A run whose place is a URL lies in a folder of each machine that works on it, and what is written there goes to the URL
-before it counts as written. What another machine wrote is fetched before it is read. The copy elsewhere is what
-remains when a machine does not.
+A run whose place is a URL lies in a folder of each machine that works on it. The copy elsewhere is what remains when a
+machine does not.
 
 A record that only grows is sent in pieces. Each piece holds what was added since the last one, and takes in the pieces
 before it that are no longer than itself. So the number of pieces, and how often each byte is sent, grow only as the
@@ -11,79 +10,28 @@ piece has the record's own name; `trials.jsonl.000000001234` is one that begins 
 """
 
 import contextlib
-import getpass
-import hashlib
-import logging
 import os
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cvt_nas.errors import StorageError
+from cvt_nas.run.files import end_of_lines, read_between
 
 T = TypeVar("T")
 _PATIENCE = 60.0  # seconds for which a store may be away
 _SECONDS_BETWEEN_PUSHES = 5.0  # of a file that grows line by line, and of which nobody waits for the last
-_BLOCK = 4096
 _GROWING = (".jsonl", ".journal")
 _PIECE = re.compile(r"(.+\.(?:jsonl|journal))\.(\d{12,})")
 # locks of this machine's processes and files that are half written: in a store, they mean nothing
 _NEVER_READ = re.compile(r"lock|.+\.journal\.lock.*|.+\.partial")
 # one request replaces an object there; elsewhere it takes a file beside it, which is renamed
 _REPLACES_AT_ONCE = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}
-
-
-def is_url(place: str | Path) -> bool:
-    return "://" in str(place)
-
-
-def local_folder(url: str) -> Path:
-    """Where this machine keeps what lies at `url`."""
-    return cache_folder() / "runs" / hashlib.sha256(url.encode()).hexdigest()[:16]
-
-
-def cache_folder() -> Path:
-    """Where this machine keeps what can be made again, below `XDG_CACHE_HOME` or the home directory.
-
-    Where that cannot be written, it is a folder of the user's own below the temporary directory, which is said once.
-
-    Raises:
-        StorageError: That cannot be written either, or belongs to somebody else.
-    """
-    return _writable_cache(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), tempfile.gettempdir())
-
-
-@cache
-def _writable_cache(wanted: str, temporary: str) -> Path:
-    folder = Path(wanted) / "cvt-nas"
-    if folder.is_absolute() and can_write_to(folder):
-        return folder
-    instead = Path(temporary) / f"cvt-nas-{getattr(os, 'getuid', getpass.getuser)()}"
-    with contextlib.suppress(OSError):
-        instead.mkdir(mode=0o700)
-    if not can_write_to(instead) or not _is_own(instead):
-        raise StorageError(f"neither {folder} nor {instead} can be written; set XDG_CACHE_HOME to a folder that can")
-    logging.getLogger("cvt_nas").warning("%s cannot be written: %s is used instead", folder, instead)
-    return instead
-
-
-def _is_own(folder: Path) -> bool:
-    """Whether nobody else can have put it there, as in a temporary directory that all may write to."""
-    return not hasattr(os, "getuid") or (not folder.is_symlink() and folder.stat().st_uid == os.getuid())
-
-
-def can_write_to(folder: Path) -> bool:
-    """Whether it is a folder that can be written, which it is made if it is missing."""
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        return os.access(folder, os.W_OK | os.X_OK)
-    return False
 
 
 def path_below(folder: Path, name: str, where: str) -> Path:
@@ -123,6 +71,10 @@ class Mirror:
         self._pieces: dict[Path, list[_Piece]] = {}  # of records, as they are there
         self._compared: set[Path] = set()  # records whose copies here are known to be of what is there
         self._lock, self._growing = threading.Lock(), threading.RLock()
+
+    def url_of(self, path: Path) -> str:
+        below = path.relative_to(self.folder).as_posix()
+        return self.url if below == "." else f"{self.url}/{below}"
 
     @cached_property
     def _fs(self) -> tuple[Any, str]:
@@ -188,7 +140,7 @@ class Mirror:
             begin = left.pop().offset
         piece = _Piece(offset=begin, end=end)
         folder = self._there(path.parent)
-        content = _read(path, begin, end)
+        content = read_between(path, begin, end)
         self._put(f"{folder}/{piece.name_of(path)}", lambda there: self._fs[0].pipe_file(there, content))
         self._pieces[path] = [*left, piece]
         self._compared.add(path)
@@ -251,15 +203,11 @@ class Mirror:
 
         self._patiently(get)
 
-    def pull_records(self, folder: Path | None = None) -> None:
-        """Fetches the files of a folder, but not of those below it; of a record, what it lacks here.
-
-        Args:
-            folder: The mirrored folder, or one below it; None for the mirrored folder.
-        """
+    def pull_records(self, folder: Path) -> None:
+        """Fetches the files of a folder, but not of those below it; of a record, what it lacks here."""
 
         def get() -> None:
-            others, records = self._listed(folder or self.folder)
+            others, records = self._listed(folder)
             for path, kind in others.items():
                 if kind == "file":
                     self.pull(path)
@@ -400,39 +348,3 @@ def _in_order(pieces: Iterable[_Piece]) -> list[_Piece]:
         if not found or piece.end > found[-1].end:
             found.append(piece)
     return found
-
-
-def end_of_lines(path: Path) -> int:
-    """Where the last whole line of a file ends: what follows it is still being written, or torn."""
-    with path.open("rb") as file:
-        at = file.seek(0, os.SEEK_END)
-        while at:
-            begin = max(at - _BLOCK, 0)
-            file.seek(begin)
-            newline = file.read(at - begin).rfind(b"\n")
-            if newline >= 0:
-                return begin + newline + 1
-            at = begin
-    return 0
-
-
-def _read(path: Path, begin: int, end: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(begin)
-        return file.read(end - begin)
-
-
-_MIRRORS: dict[Path, Mirror] = {}
-
-
-def add_mirror(folder: Path, url: str) -> Mirror:
-    """From now on, what this process writes below `folder` goes to `url` as well."""
-    if folder not in _MIRRORS:
-        folder.mkdir(parents=True, exist_ok=True)
-        _MIRRORS[folder] = Mirror(folder, url)
-    return _MIRRORS[folder]
-
-
-def mirror_of(path: Path) -> Mirror | None:
-    """That of the folder which `path` lies in, if it has one."""
-    return next((found for folder, found in _MIRRORS.items() if path.is_relative_to(folder)), None)

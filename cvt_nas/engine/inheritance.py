@@ -1,0 +1,131 @@
+"""What a subnet inherits of trained shared weights."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_of
+
+from cvt_nas.arch import ArchConfig
+from cvt_nas.config import SupernetConfig
+from cvt_nas.data import Batch, ImageData, Split
+from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, count_right, recalibrate_batch_norm
+from cvt_nas.engine.setup import SharedWeights, TrainingSetup
+from cvt_nas.engine.supernet import supernet_of
+from cvt_nas.errors import ArchError, first_line
+from cvt_nas.model import CvT
+from cvt_nas.run import write_atomically
+from cvt_nas.supernet import Supernet, extract
+
+_MAX_KEPT_BYTES = 2**31  # of a CPU's memory: 14,000 images, in colour at 224 pixels
+_KEPT_SHARE = 4  # of a GPU's free memory, one part in so many: trials that share one open it one after the other
+
+
+def open_supernet(shared: SharedWeights, path: Path) -> Supernet:
+    """The supernet whose weights `save_supernet` wrote, on the CPU.
+
+    Raises:
+        ArchError: The file is missing, or of another space.
+    """
+    supernet = supernet_of(shared)
+    try:
+        supernet.load_state_dict(load_file(path))
+    except (OSError, RuntimeError) as error:
+        raise ArchError(f"{path}: {first_line(error)}") from error
+    return supernet.eval()
+
+
+def save_supernet(supernet: Supernet, path: Path) -> None:
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in supernet.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(safetensors_of(state)))
+
+
+class Inheritance:
+    """Accuracies of subnets on the search split, with the weights that they inherit.
+
+    Args:
+        supernet: On `device`; not changed.
+        config: Section `supernet` of the space file.
+    """
+
+    def __init__(self, supernet: Supernet, config: SupernetConfig, data: ImageData, device: torch.device) -> None:
+        self._supernet, self._config, self._data, self._device = supernet, config, data, device
+        num_batches = math.ceil(config.calibration_images / EVAL_BATCH_SIZE)
+        batches = itertools.islice(self._batches("train"), num_batches)
+        self._calibration = [images for images, _ in batches]  # of 2,048 in colour at 224 pixels, 294 MiB
+        self._search: list[Batch] = []
+        free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+        self._max_kept_bytes = _MAX_KEPT_BYTES if free_bytes is None else free_bytes // _KEPT_SHARE
+
+    def _batches(self, split: Split, first: int = 0) -> Iterator[Batch]:
+        """As bytes, without augmentation."""
+        return self._data.eval_batches(
+            split, batch_size=EVAL_BATCH_SIZE, device=self._device, shuffled=True, first=first, as_bytes=True
+        )
+
+    def _search_batches(self) -> Iterator[Batch]:
+        """The first of them, as many as memory is for, are kept for all subnets."""
+        yield from self._search
+        first = len(self._search)
+        if first * EVAL_BATCH_SIZE >= self._data.num_images("search"):
+            return
+        kept_bytes = sum(images.nbytes for images, _ in self._search)
+        for number, batch in enumerate(self._batches("search", first), start=first):
+            kept_bytes += batch[0].nbytes
+            if number == len(self._search) and kept_bytes <= self._max_kept_bytes:
+                self._search.append(batch)
+            yield batch
+
+    def model(self, arch: ArchConfig) -> CvT:
+        """The subnet as a plain model, its batch norms measured on training images, in eval mode."""
+        model = extract(self._supernet, arch)
+        recalibrate_batch_norm(model, self._calibration, self._config, self._data.prepared)
+        return model
+
+    @torch.inference_mode()
+    def accuracy(
+        self, arch: ArchConfig, *, bar: float | None = None, num_screening_images: int = 0
+    ) -> tuple[float, int]:
+        """Fraction that is right of the images that were looked at, and their number.
+
+        Args:
+            bar: Where it cannot be reached any more, by three standard errors, the rest is not looked at.
+            num_screening_images: Before so many, the same for all subnets, nothing is concluded.
+        """
+        model = self.model(arch)
+        num_right, num_images = torch.zeros((), device=self._device), 0
+        for images, labels in self._search_batches():
+            num_right += count_right(model, images, labels, self._config, self._data.prepared)
+            num_images += len(images)
+            if bar is not None and num_images >= num_screening_images:
+                share = num_right.item() / num_images
+                if share + 3 * math.sqrt(max(share * (1 - share), 1 / num_images) / num_images) < bar:
+                    break
+        return num_right.item() / num_images, num_images
+
+
+def open_inheritance(setup: TrainingSetup, device: torch.device) -> Inheritance:
+    """What the trials of `setup` inherit, on `device`. A worker that goes from trial to trial opens it once.
+
+    Raises:
+        ArchError: The run folder has no weights of a supernet, or those of another space.
+    """
+    assert setup.shared is not None, "the caller knows that there is a supernet"
+    path = setup.weights_path
+    if not path.exists():
+        setup.run.store.fetch(path)
+    written = path.stat().st_mtime_ns if path.exists() else None  # another run may take the place of one
+    key = (path, written, setup.data, setup.data_root, device)
+    if key not in _OPEN:
+        supernet = open_supernet(setup.shared, path).to(device)
+        _OPEN.clear()
+        _OPEN[key] = Inheritance(supernet, setup.shared.config, setup.open_data(), device)
+    return _OPEN[key]
+
+
+_OPEN: dict[Any, Inheritance] = {}

@@ -1,0 +1,227 @@
+"""Trainings of a run as plain values that travel between processes: what a worker reports of them."""
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cvt_nas.arch import ArchConfig
+from cvt_nas.data import ImageData, save_preprocessing
+from cvt_nas.engine.checkpoint import Checkpoint
+from cvt_nas.engine.evaluation import class_accuracies
+from cvt_nas.engine.inheritance import open_inheritance, save_supernet
+from cvt_nas.engine.memory import Room, meter_of
+from cvt_nas.engine.optimization import (
+    DivergedError,
+    from_first_rank,
+    is_out_of_memory,
+    rank_and_world_size,
+    times_of,
+)
+from cvt_nas.engine.setup import TrainingSetup
+from cvt_nas.engine.supernet import train_supernet
+from cvt_nas.engine.training import fit
+from cvt_nas.errors import StorageError, first_line
+from cvt_nas.model import CvT, initialise, save_model
+from cvt_nas.run import RunFolder, patiently
+from cvt_nas.supernet import lent_weights
+
+
+def progress_reports(
+    arch: ArchConfig,
+    setup: TrainingSetup,
+    *,
+    number: int,
+    device: torch.device,
+    seed: int,
+    keep_model: bool = True,
+    num_known: int = 0,
+    at_most: int | None = None,
+    before_writing: Callable[[], None] | None = None,
+) -> Generator[dict[str, Any], None, None]:
+    """`fit`, as plain values that travel between processes: what a worker reports of its training.
+
+    Args:
+        number: Of the trial; names its checkpoint in the run folder.
+        keep_model: Whether the trained network goes to the run folder, before the last report is yielded.
+        num_known: Epochs that the reader knows already, from before an interruption, and is not told again.
+        at_most: See `MicroBatches`.
+        before_writing: See `fit`.
+
+    Yields:
+        After each epoch `epoch, accuracy, curve, train_seconds, status`, and what `Room` has; status is `running`, or
+        in a last report `diverged`, `oom` or, where nothing more can be written, `storage`, then with a `reason`. A
+        training that went back, or ran out of memory and went on with less, has a `reason` from then on, too.
+    """
+    torch.set_num_threads(setup.num_threads)
+    report: dict[str, Any] = {"epoch": 0, "accuracy": 0.0, "curve": [], "train_seconds": 0.0, "status": "running"}
+    reasons: dict[str, str] = {}
+
+    def told(room: Room) -> None:
+        report.update(room.to_plain(), note=room.note)
+        if room.ran_out and room.note is not None:
+            reasons["memory"] = room.note
+
+    try:
+        data = setup.open_data()
+        for epoch in fit(
+            arch,
+            setup.training,
+            data,
+            device=device,
+            seed=seed,
+            checkpoint=Checkpoint(setup.run.checkpoint_path(number), setup.run.store),
+            initial=_initial(arch, setup, device),
+            meter=meter_of(device, setup.memory_share),
+            at_most=at_most,
+            on_room=told,
+            before_writing=before_writing,
+        ):
+            is_last = epoch.number == setup.training.epochs
+            if is_last and keep_model and rank_and_world_size()[0] == 0:
+                if before_writing is not None:
+                    before_writing()
+                keep_trained(epoch.model, data, setup.run)
+            if epoch.number <= num_known < setup.training.epochs:
+                continue
+            report |= {"epoch": epoch.number, "accuracy": epoch.accuracy, "train_seconds": epoch.train_seconds}
+            report["curve"] = list(epoch.curve)
+            if epoch.num_rollbacks:
+                times = times_of(epoch.num_rollbacks)
+                reasons["rollbacks"] = f"rolled back {times}: a loss or a weight was not finite"
+            if reasons:
+                report["reason"] = "; ".join(reasons.values())
+            yield dict(report)
+    except DivergedError as error:
+        known = {"epoch": error.epoch, "curve": list(error.curve), "accuracy": error.curve[-1] if error.curve else 0.0}
+        yield {**report, **known, "status": "diverged", "reason": str(error)}
+    except (RuntimeError, StorageError) as error:
+        yield {**report, **_end_by(error)}
+        if rank_and_world_size()[1] > 1:
+            raise  # the other ranks wait for this one, until it dies
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def supernet_reports(
+    setup: TrainingSetup,
+    *,
+    device: torch.device,
+    seed: int,
+    initial: Path | None = None,
+    at_most: int | None = None,
+    before_writing: Callable[[], None] | None = None,
+) -> Generator[dict[str, Any], None, None]:
+    """`train_supernet` of `setup.shared`, as plain values that travel between processes.
+
+    Its weights are in the folder before the last report is yielded, and its checkpoint, where nothing is left to train,
+    is not any more. Where the weights are there already, there is only that report.
+
+    Args:
+        initial: Weights to begin with; see `model.read_weights`.
+        at_most: See `MicroBatches`.
+        before_writing: See `fit`.
+
+    Yields:
+        After each epoch `epoch, losses, num_rollbacks, seconds, status`, and what `Room` has; status is `running`, or
+        in a last report `diverged`, `oom` or, where nothing more can be written, `storage`, then with a `reason`.
+    """
+    shared = setup.shared
+    assert shared is not None, "the caller knows that there is a supernet"
+    torch.set_num_threads(setup.num_threads)
+    run = setup.run
+    rank, world_size = rank_and_world_size()
+    checkpoint = Checkpoint(run.supernet.checkpoint_path, run.store)
+    report: dict[str, Any] = {"epoch": 0, "losses": {}, "num_rollbacks": 0, "seconds": 0.0, "status": "running"}
+    is_whole = shared.last_epoch == shared.config.epochs
+    is_there = rank == 0 and run.store.exists(setup.weights_path)
+    if from_first_rank(is_there, device):  # a worker died between that and its last report
+        if rank == 0 and setup.weights_path.exists():  # it may have died before they were mirrored
+            run.store.push(setup.weights_path)
+        if is_whole and rank == 0:
+            checkpoint.drop()
+        yield {**report, "epoch": shared.last_epoch}
+        return
+    data = setup.open_data()
+
+    def told(room: Room) -> None:
+        report.update(room.to_plain(), note=room.note)
+
+    try:
+        for epoch in train_supernet(
+            shared,
+            data,
+            device=device,
+            seed=seed,
+            checkpoint=checkpoint,
+            initial=None
+            if initial is None
+            else lambda: lent_weights(shared.space, initial, classes=data.class_names)[0],
+            stop=run.supernet.is_stopped,
+            meter=meter_of(device, setup.memory_share),
+            at_most=at_most,
+            on_room=told,
+            before_writing=before_writing,
+        ):
+            report |= {"epoch": epoch.number, "losses": epoch.losses, "num_rollbacks": epoch.num_rollbacks}
+            report["seconds"] = epoch.seconds
+            if epoch.number == shared.last_epoch and rank == 0:
+                if before_writing is not None:
+                    before_writing()
+                save_supernet(epoch.supernet, setup.weights_path)
+                run.store.push(setup.weights_path)
+                if is_whole:
+                    checkpoint.drop()
+            yield dict(report)
+    except DivergedError as error:
+        yield {**report, "status": "diverged", "reason": str(error)}
+    except (RuntimeError, StorageError) as error:
+        yield {**report, **_end_by(error)}
+        if world_size > 1:
+            raise
+
+
+def _end_by(error: RuntimeError | StorageError) -> dict[str, str]:
+    """What the last report says of a training that ended so; raises `error` again where it is of another kind."""
+    if isinstance(error, StorageError):
+        return {"status": "storage", "reason": f"{error.strerror}: {error.filename}"}
+    if not is_out_of_memory(error):
+        raise error
+    return {"status": "oom", "reason": first_line(error)}
+
+
+def class_curves(arch: ArchConfig, setup: TrainingSetup, *, epochs: int, seed: int) -> list[list[float]]:
+    """Accuracy of each class on the search split, after each epoch of a short training as that of `setup.shared`."""
+    assert setup.shared is not None, "the caller knows that there is a supernet"
+    torch.set_num_threads(setup.num_threads)
+    training, data, device = setup.shared.config.lasting(epochs), setup.open_data(), setup.torch_device
+    return [
+        class_accuracies(epoch.model, data, "search", training=training, device=device)
+        for epoch in fit(arch, training, data, device=device, seed=seed, meter=meter_of(device, setup.memory_share))
+    ]
+
+
+def _initial(arch: ArchConfig, setup: TrainingSetup, device: torch.device) -> Callable[[], CvT] | None:
+    """Whose weights a training begins with; None for a fresh initialisation."""
+    init = setup.init
+
+    def initialised() -> CvT:
+        assert init is not None
+        model = CvT(arch)
+        initialise(model, init, classes=setup.open_data().class_names)
+        return model
+
+    if init is not None:
+        return initialised
+    return None if setup.shared is None else lambda: open_inheritance(setup, device).model(arch)
+
+
+def keep_trained(model: CvT, data: ImageData, run: RunFolder) -> None:
+    """Writes a trained network to the run folder, as its architecture's."""
+    patiently(run.path.stat)  # where a disk is not mounted, nothing takes its place
+    folder = run.model_path(model.arch.id)
+    save_model(model, folder)
+    save_preprocessing(data, folder)
+    run.push_model(model.arch.id)

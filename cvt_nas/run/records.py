@@ -1,0 +1,48 @@
+"""Records of a run: files to which lines are added, and of which none is ever changed."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from cvt_nas.errors import RunFolderError
+from cvt_nas.run.files import read_lines
+from cvt_nas.run.store import Store
+
+T = TypeVar("T")
+
+
+class Record(Generic[T]):
+    """A file with a value a line.
+
+    Args:
+        parse: Makes a value of a line, which may be one that somebody sent.
+    """
+
+    def __init__(self, path: Path, store: Store, parse: Callable[[Mapping[str, Any]], T]) -> None:
+        self._path, self._store, self._parse = path, store, parse
+        self._known: tuple[tuple[int, int] | None, list[T]] = None, []  # size and time of the file, and its values
+
+    def append(self, tree: Mapping[str, Any]) -> None:
+        """Adds a line, on disk when this returns."""
+        self._store.append(self._path, tree)
+
+    def read(self) -> list[T]:
+        """Every line; anew only where the file has changed since. A last line torn by a crash is left out.
+
+        Raises:
+            RunFolderError: Another line is damaged.
+        """
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return []
+        mark = (status.st_size, status.st_mtime_ns)
+        if mark != self._known[0]:
+            self._known = mark, [self._parsed(*line) for line in enumerate(read_lines(self._path), start=1)]
+        return self._known[1]
+
+    def _parsed(self, number: int, tree: Mapping[str, Any]) -> T:
+        try:
+            return self._parse(tree)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunFolderError(f"{self._path}:{number}: is no line of such a record: {error!r}") from error

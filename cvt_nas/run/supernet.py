@@ -1,0 +1,95 @@
+"""What a run keeps of its supernet."""
+
+import json
+import time
+from pathlib import Path
+
+from cvt_nas.results.narrowing import Narrowing
+from cvt_nas.results.quality import SupernetQuality
+from cvt_nas.run.store import Store
+
+_SECONDS_BETWEEN_LOOKS = 5.0
+
+
+class SupernetFolder:
+    """The folder `supernet/` of a run, whose files `RunFolder` lists."""
+
+    def __init__(self, path: Path, store: Store) -> None:
+        self.path, self._store = path, store
+        self._looked = 0.0
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    @property
+    def weights_path(self) -> Path:
+        return self.path / "weights.safetensors"
+
+    def phase_weights_path(self, last_epoch: int) -> Path:
+        """Of a supernet, after a phase of its training that is not the last."""
+        return self.path / f"epoch-{last_epoch}.safetensors"
+
+    @property
+    def quality_path(self) -> Path:
+        """How well the supernet ranks: `SupernetQuality.to_json`."""
+        return self.path / "quality.json"
+
+    @property
+    def _narrowing_path(self) -> Path:
+        return self.path / "narrowing.json"
+
+    @property
+    def _stop_path(self) -> Path:
+        return self.path / "stop"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is trained, on whatever machine."""
+        return self._store.exists(self.weights_path)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has weights of its own, to go on from."""
+        return self.is_trained or self._store.exists(self.checkpoint_path)
+
+    def ask_to_stop(self) -> None:
+        """Asks the workers that train the supernet, on whatever node, to write a checkpoint and end."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._store.write(self._stop_path, "")
+
+    def take_back_stop(self) -> None:
+        self._store.delete(self._stop_path)
+
+    def is_stopped(self) -> bool:
+        """Whether its training is asked to end; where there is a URL, that is looked up every few seconds."""
+        now = time.monotonic()
+        if self._store.url_of(self.path) is None or now - self._looked < _SECONDS_BETWEEN_LOOKS:
+            return self._stop_path.exists()
+        self._looked = now
+        return self._store.exists(self._stop_path)
+
+    def write_narrowing(self, narrowing: Narrowing) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._store.write(self._narrowing_path, narrowing.to_json())
+
+    def narrowing(self) -> Narrowing | None:
+        """What was dropped of the space so far; None where nothing is, or is yet.
+
+        Raises:
+            RunFolderError: The file is damaged.
+        """
+        text = self._store.read_text(path := self._narrowing_path)
+        return None if text is None else Narrowing.from_json(text, str(path))
+
+    def write_quality(self, quality: SupernetQuality) -> None:
+        self._store.write(self.quality_path, json.dumps(quality.to_json(), indent=2) + "\n")
+
+    def quality(self) -> SupernetQuality | None:
+        """How well the supernet ranks; None where it was not judged.
+
+        Raises:
+            RunFolderError: The file is damaged.
+        """
+        text = self._store.read_text(path := self.quality_path)
+        return None if text is None else SupernetQuality.from_json(text, str(path))
