@@ -133,7 +133,7 @@ def command_line() -> str:
     (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     parts = []
     for name, verb in verbs.choices.items():
-        verb.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=100)
+        verb.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=76)
         rows = [
             f"| `{_form_of(action)}` | {_cell(action.help or '')}{_default_of(action)} |"
             for action in verb._actions
@@ -141,7 +141,7 @@ def command_line() -> str:
         ]
         usage = verb.format_usage().removeprefix("usage: ").rstrip()
         parts += [
-            f"## {name}", f"{(verb.description or '').capitalize()}.", f"```text\n{usage}\n```",
+            f"## {name}", f"{_sentence(verb.description or '')}", f"```text\n{usage}\n```",
             "\n".join(["| argument | meaning |", "|---|---|", *rows]),
         ]  # fmt: skip
     return "\n\n".join(parts)
@@ -160,6 +160,10 @@ def _default_of(action: argparse.Action) -> str:
         return ""
     default = ",".join(action.default) if isinstance(action.default, list) else action.default
     return f" (default: `{default}`)"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _cell(text: str) -> str:
