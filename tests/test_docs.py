@@ -72,6 +72,7 @@ def test_the_readme_is_short() -> None:
     assert 120 <= len(README.read_text(encoding="utf-8").splitlines()) <= 180
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     cvt_nas = tmp_path / "bin" / "cvt-nas"
