@@ -1,6 +1,7 @@
 """The README, the pages under `docs/` and what their commands do. `make docs` checks links, anchors and assets."""
 
 import argparse
+import ast
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import cvt_nas
 from cvt_nas.cli.arguments import build_parser
 from cvt_nas.config import parse_experiment
 
@@ -68,6 +70,15 @@ def test_each_whole_space_file_of_a_page_is_valid_and_each_part_names_known_sett
                 assert {key, *(value if isinstance(value, dict) else ())} <= names
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_of_a_page_uses_public_names_alone(page: Path) -> None:
+    for language, _, text in blocks(page):
+        if language == "python":
+            used = {node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+            names = {node.attr for node in used if isinstance(node.value, ast.Name) and node.value.id == "cvt_nas"}
+            assert names <= set(cvt_nas.__all__)
+
+
 def test_the_readme_is_short() -> None:
     assert 120 <= len(README.read_text(encoding="utf-8").splitlines()) <= 180
 
@@ -75,10 +86,10 @@ def test_the_readme_is_short() -> None:
 @pytest.mark.slow
 def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
-    cvt_nas = tmp_path / "bin" / "cvt-nas"
-    cvt_nas.write_text(f'#!/bin/sh\nexec {sys.executable} -m cvt_nas.cli "$@"\n')
-    cvt_nas.chmod(0o755)
-    environment = os.environ | {"PATH": f"{cvt_nas.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    program = tmp_path / "bin" / "cvt-nas"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m cvt_nas.cli "$@"\n')
+    program.chmod(0o755)
+    environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     for language, title, text in blocks(TUTORIAL):
         if title:
             (tmp_path / title).write_text(text, encoding="utf-8")
