@@ -1,7 +1,7 @@
 # The two commands of the README, and the slow studies.
 PYTHON ?= python3
 
-.PHONY: audit demo newest nightly oldest slow test test-env
+.PHONY: audit demo docs newest nightly oldest slow test test-env
 
 # A search on the digits that ship with scikit-learn: about three minutes on two cores.
 demo: .venv/installed
@@ -12,6 +12,10 @@ test: test-env
 
 slow: test-env
 	.venv/bin/pytest -m slow
+
+# The pages under docs/ as a site; a link that leads to nothing is an error.
+docs: test-env
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 # The suite, and a training with every augmentation, with the newest and with the oldest versions that pyproject.toml
 # allows, each in an environment of its own. It takes hours and gigabytes, so CI leaves it out. `make -k nightly` goes

@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections import Counter
@@ -1210,11 +1209,11 @@ SHIMS = {
 
 
 @pytest.mark.slow
-def test_the_slurm_script_of_the_readme_searches_on_two_nodes_stops_before_its_time_is_over_and_queues_again(
+def test_the_slurm_script_of_the_docs_searches_on_two_nodes_stops_before_its_time_is_over_and_queues_again(
     tmp_path: Path,
 ) -> None:
-    text = (SPACES.parent / "README.md").read_text()
-    script = textwrap.dedent(text[text.index("    #!/bin/bash") :].split("\n\n")[0])
+    text = (SPACES.parent / "docs" / "guides" / "clusters.md").read_text()
+    script = text[text.index("#!/bin/bash") :].split("```")[0]
     (tmp_path / "bin").mkdir()
     for name, body in SHIMS.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")

@@ -1,0 +1,192 @@
+"""What MkDocs does beside its own work when it builds the site.
+
+- `<!-- include: PATH -->`: from there on, the page is that file of the repository.
+- `<!-- rendered: NAME -->`: a part of the reference, made from the code.
+- Links that lead out of `docs/` go to the page that includes the file, or to a copy of the file in the site.
+- A page that would load something from the network is an error.
+"""
+
+import argparse
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import cvt_nas  # noqa: E402
+from cvt_nas.cli.arguments import build_parser  # noqa: E402
+
+if TYPE_CHECKING:
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
+
+DOCS = ROOT / "docs"
+_INCLUDE = re.compile(r"<!-- include: (\S+) -->.*", re.DOTALL)
+_RENDERED = re.compile(r"<!-- rendered: ([a-z ]+) -->")
+_LINK = re.compile(r"\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
+_LOADED = re.compile(
+    r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(?:https?:)?//|<link\b(?![^>]*canonical)[^>]*\bhref=[\"']?(?:https?:)?//"
+    r"|url\([\"']?(?:https?:)?//|@import[^;]*//"
+)
+
+
+def on_files(files: "Files", *, config: Any) -> "Files":
+    from mkdocs.structure.files import File
+
+    pages = _including_pages()
+    for page in sorted(DOCS.rglob("*.md")):
+        for _, path in _links(*_with_included(page)):
+            if path.is_file() and not path.is_relative_to(DOCS) and path not in pages:
+                name = _copy_of(path)
+                if files.get_file_from_path(name) is None:
+                    files.append(File.generated(config, name, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: "Page", config: Any, files: "Files") -> str:
+    del markdown, config, files  # the file is read again, together with what it includes
+    text, source = _with_included(DOCS / page.file.src_uri)
+    text = _with_links(text, source, DOCS / page.file.src_uri)
+    return _RENDERED.sub(lambda found: RENDERED[found[1]](), text)
+
+
+def on_post_build(*, config: Any) -> None:
+    """Raises:
+    RuntimeError: A page, or a style sheet, would load something from the network.
+    """
+    for path in sorted(Path(config["site_dir"]).rglob("*")):
+        if path.suffix in (".html", ".css") and (found := _LOADED.search(path.read_text(encoding="utf-8"))):
+            raise RuntimeError(f"{path}: loads something from the network: {found[0]}")
+
+
+def _with_included(page: Path) -> tuple[str, Path]:
+    """The text of a page without its front matter, and the file that its links are relative to.
+
+    Where the page has a title of its own, that of the included file is left out.
+    """
+    text = page.read_text(encoding="utf-8")
+    found = _INCLUDE.search(text)
+    if found is None:
+        return text, page
+    before, source = text[: found.start()], ROOT / found[1]
+    included = source.read_text(encoding="utf-8")
+    if before.strip():
+        included = _with_links(before, page, source) + re.sub(r"\A# .*\n", "", included)
+    return included, source
+
+
+def _including_pages() -> dict[Path, Path]:
+    """The page that includes each file which some page includes."""
+    pages = {}
+    for page in sorted(DOCS.rglob("*.md")):
+        if found := _INCLUDE.search(page.read_text(encoding="utf-8")):
+            pages[ROOT / found[1]] = page
+    return pages
+
+
+def _links(text: str, source: Path) -> Iterator[tuple[re.Match[str], Path]]:
+    """Each link to a file of the repository, and the file."""
+    for found in _LINK.finditer(text):
+        if not re.match(r"[a-z]+:", found[2]):
+            yield found, Path(os.path.normpath(source.parent / found[2]))
+
+
+def _with_links(text: str, source: Path, page: Path) -> str:
+    """`text`, whose links are relative to `source`, with links that are relative to `page`.
+
+    Raises:
+        FileNotFoundError: A link leads to nothing.
+    """
+    pages = _including_pages()
+
+    def moved(found: re.Match[str]) -> str:
+        if re.match(r"[a-z]+:", found[2]):
+            return found[0]
+        path = Path(os.path.normpath(source.parent / found[2]))
+        if not path.exists():
+            raise FileNotFoundError(f"{source}: {found[0]}: leads to nothing")
+        label = _with_links(found[1], source, page)
+        if path.is_dir():
+            return label
+        if path in pages:
+            path = pages[path]
+        elif not path.is_relative_to(DOCS) and page.is_relative_to(DOCS):
+            path = DOCS / _copy_of(path)
+        return f"[{label}]({os.path.relpath(path, page.parent)}{found[3] or ''})"
+
+    return _LINK.sub(moved, text)
+
+
+def _copy_of(path: Path) -> str:
+    """Where a file of the repository lies in the site, relative to `docs/`."""
+    return f"repository/{path.relative_to(ROOT).as_posix()}"
+
+
+def command_line() -> str:
+    """Each verb with its arguments, from the parser itself."""
+    parser = build_parser()
+    (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    parts = []
+    for name, verb in verbs.choices.items():
+        verb.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=76)
+        rows = [
+            f"| `{_form_of(action)}` | {_cell(action.help or '')}{_default_of(action)} |"
+            for action in verb._actions
+            if not isinstance(action, argparse._HelpAction)
+        ]
+        usage = verb.format_usage().removeprefix("usage: ").rstrip()
+        parts += [
+            f"## {name}", f"{_sentence(verb.description or '')}", f"```text\n{usage}\n```",
+            "\n".join(["| argument | meaning |", "|---|---|", *rows]),
+        ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def _form_of(action: argparse.Action) -> str:
+    """As `--trials N`."""
+    value = action.metavar or ("{" + ",".join(action.choices) + "}" if action.choices else "")
+    value = "" if action.nargs == 0 else str(value or action.dest.upper())
+    name = ", ".join(action.option_strings)
+    return _cell(f"{name} {value}".strip())
+
+
+def _default_of(action: argparse.Action) -> str:
+    if action.default in (None, False) or action.required or not action.option_strings:
+        return ""
+    default = ",".join(action.default) if isinstance(action.default, list) else action.default
+    return f" (default: `{default}`)"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def python() -> str:
+    """Every public name, for mkdocstrings to render."""
+    functions = [name for name in cvt_nas.__all__ if name.islower()]
+    values = [name for name in cvt_nas.__all__ if not name.islower()]
+    lines = ["## Functions", *(f"::: cvt_nas.{name}" for name in functions), "## Values"]
+    members = "\n    options: {members: true, show_if_no_docstring: false}"
+    return "\n\n".join([*lines, *(f"::: cvt_nas.{name}{members}" for name in values)])
+
+
+def layers() -> str:
+    """The layers of the package, each room a link to its paragraph."""
+    tree = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    rows = [
+        "| " + ", ".join(f"[`{room}`](#{room})" for room in layer.split(" | ")) + " |"
+        for layer in tree["tool"]["importlinter"]["contracts"][0]["layers"]
+    ]
+    return "\n".join(["| rooms |", "|---|", *rows])
+
+
+RENDERED: dict[str, Callable[[], str]] = {"command line": command_line, "layers": layers, "python": python}
