@@ -28,7 +28,8 @@ from conftest import SPACES
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment, load_experiment, parse_experiment
 from cvt_nas.errors import RunFolderError
-from cvt_nas.report import Comparison, compare_page, watch, write_report
+from cvt_nas.follow.watch import watch
+from cvt_nas.report import Comparison, compare_page, write_report
 from cvt_nas.report.figures import thinned
 from cvt_nas.report.published import published_models
 from cvt_nas.report.tables import choices_frame, growth_frame, importance_frame
