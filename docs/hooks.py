@@ -175,7 +175,7 @@ def python() -> str:
     functions = [name for name in cvt_nas.__all__ if name.islower()]
     values = [name for name in cvt_nas.__all__ if not name.islower()]
     lines = ["## Functions", *(f"::: cvt_nas.{name}" for name in functions), "## Values"]
-    members = "\n    options: {members: true, show_if_no_docstring: false}"
+    members = "\n    options: {members: null}"
     return "\n\n".join([*lines, *(f"::: cvt_nas.{name}{members}" for name in values)])
 
 
