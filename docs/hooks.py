@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import cvt_nas  # noqa: E402
 from cvt_nas.cli.arguments import build_parser  # noqa: E402
+from cvt_nas.config.reference import Setting, settings  # noqa: E402
 
 if TYPE_CHECKING:
     from mkdocs.structure.files import Files
@@ -179,6 +180,47 @@ def python() -> str:
     return "\n\n".join([*lines, *(f"::: cvt_nas.{name}{members}" for name in values)])
 
 
+def space_file() -> str:
+    """The settings of each section. What `supernet` takes over from `training` is not repeated."""
+    sections: dict[str, list[Setting]] = {}
+    for setting in settings():
+        sections.setdefault(setting.name.rpartition(".")[0], []).append(setting)
+    inherited = {
+        f"supernet{name.removeprefix('training')}": found
+        for name, found in sections.items()
+        if name.startswith("training")
+    }
+    parts = []
+    for name, found in sections.items():
+        same = {_meaning_of(setting) for setting in inherited.get(name, ())}
+        own = [setting for setting in found if _meaning_of(setting) not in same]
+        if not own:
+            continue
+        rows = [
+            f"| `{_key(setting)}` | {_cell(setting.type)} | {_cell(setting.meaning)} | {_default(setting)} |"
+            for setting in own
+        ]
+        parts.append(f"## {name or 'The file itself'}")
+        if same:
+            parts.append("All settings of [`training`](#training) with their defaults, those of its sections too, and:")
+        parts.append("\n".join(["| setting | values | meaning | default |", "|---|---|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def _key(setting: Setting) -> str:
+    return setting.name.rpartition(".")[2]
+
+
+def _meaning_of(setting: Setting) -> tuple[str, ...]:
+    return (_key(setting), setting.type, setting.meaning, setting.default or "")
+
+
+def _default(setting: Setting) -> str:
+    if setting.default is None:
+        return "required"
+    return "" if setting.default == "null" else f"`{setting.default}`"
+
+
 def layers() -> str:
     """The layers of the package, each room a link to its paragraph."""
     tree = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -189,4 +231,6 @@ def layers() -> str:
     return "\n".join(["| rooms |", "|---|", *rows])
 
 
-RENDERED: dict[str, Callable[[], str]] = {"command line": command_line, "layers": layers, "python": python}
+RENDERED: dict[str, Callable[[], str]] = {
+    "command line": command_line, "layers": layers, "python": python, "space file": space_file,
+}  # fmt: skip
