@@ -7,6 +7,7 @@
 """
 
 import argparse
+import ast
 import os
 import re
 import sys
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 DOCS = ROOT / "docs"
 _INCLUDE = re.compile(r"<!-- include: (\S+) -->.*", re.DOTALL)
-_RENDERED = re.compile(r"<!-- rendered: ([a-z ]+) -->")
+_RENDERED = re.compile(r"<!-- rendered: (?:(files) )?([a-z ]+) -->")
 _LINK = re.compile(r"\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
 _LOADED = re.compile(
     r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(?:https?:)?//|<link\b(?![^>]*canonical)[^>]*\bhref=[\"']?(?:https?:)?//"
@@ -53,7 +54,7 @@ def on_page_markdown(markdown: str, *, page: "Page", config: Any, files: "Files"
     del markdown, config, files  # the file is read again, together with what it includes
     text, source = _with_included(DOCS / page.file.src_uri)
     text = _with_links(text, source, DOCS / page.file.src_uri)
-    return _RENDERED.sub(lambda found: RENDERED[found[1]](), text)
+    return _RENDERED.sub(lambda found: files_of(found[2]) if found[1] else RENDERED[found[2]](), text)
 
 
 def on_post_build(*, config: Any) -> None:
@@ -229,6 +230,18 @@ def layers() -> str:
         for layer in tree["tool"]["importlinter"]["contracts"][0]["layers"]
     ]
     return "\n".join(["| rooms |", "|---|", *rows])
+
+
+def files_of(room: str) -> str:
+    """The modules of a package, each with the first sentence of its docstring."""
+    rows = []
+    for path in sorted((ROOT / "cvt_nas" / room).iterdir()):
+        module = path / "__init__.py" if path.is_dir() else path
+        if module.suffix == ".py" and module.is_file() and path.name != "__init__.py":
+            told = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+            first = " ".join(re.split(r"(?<=\.)\s|\n\n", told)[0].split())
+            rows.append(f"| `{path.name}{'/' * path.is_dir()}` | {_cell(first)} |")
+    return "\n".join(["| file | |", "|---|---|", *rows])
 
 
 RENDERED: dict[str, Callable[[], str]] = {
