@@ -10,27 +10,24 @@ import argparse
 import ast
 import os
 import re
-import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import cvt_nas  # noqa: E402
-from cvt_nas.cli.arguments import build_parser  # noqa: E402
-from cvt_nas.config.reference import Setting, settings  # noqa: E402
+import cvt_nas
+from cvt_nas.cli.arguments import build_parser
+from cvt_nas.config.reference import Setting, settings
 
 if TYPE_CHECKING:
     from mkdocs.structure.files import Files
     from mkdocs.structure.pages import Page
 
+ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 _INCLUDE = re.compile(r"<!-- include: (\S+) -->.*", re.DOTALL)
 _RENDERED = re.compile(r"<!-- rendered: (?:(files) )?([a-z ]+) -->")
-_LINK = re.compile(r"\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
+_LINK = re.compile(r"\[([^\[\]]*)\]\((?![a-z]+:)([^()\s#]+)(#[^()\s]*)?\)")
 _LOADED = re.compile(
     r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(?:https?:)?//|<link\b(?![^>]*canonical)[^>]*\bhref=[\"']?(?:https?:)?//"
     r"|url\([\"']?(?:https?:)?//|@import[^;]*//"
@@ -42,7 +39,9 @@ def on_files(files: "Files", *, config: Any) -> "Files":
 
     pages = _including_pages()
     for page in sorted(DOCS.rglob("*.md")):
-        for _, path in _links(*_with_included(page)):
+        text, source = _with_included(page)
+        for link in _LINK.finditer(text):
+            path = _target(link, source)
             if path.is_file() and not path.is_relative_to(DOCS) and path not in pages:
                 name = _copy_of(path)
                 if files.get_file_from_path(name) is None:
@@ -67,7 +66,7 @@ def on_post_build(*, config: Any) -> None:
 
 
 def _with_included(page: Path) -> tuple[str, Path]:
-    """The text of a page without its front matter, and the file that its links are relative to.
+    """The text of a page, and the file that its links are relative to.
 
     Where the page has a title of its own, that of the included file is left out.
     """
@@ -91,11 +90,9 @@ def _including_pages() -> dict[Path, Path]:
     return pages
 
 
-def _links(text: str, source: Path) -> Iterator[tuple[re.Match[str], Path]]:
-    """Each link to a file of the repository, and the file."""
-    for found in _LINK.finditer(text):
-        if not re.match(r"[a-z]+:", found[2]):
-            yield found, Path(os.path.normpath(source.parent / found[2]))
+def _target(link: re.Match[str], source: Path) -> Path:
+    """The file or folder of the repository that a link in `source` leads to."""
+    return Path(os.path.normpath(source.parent / link[2]))
 
 
 def _with_links(text: str, source: Path, page: Path) -> str:
@@ -106,20 +103,17 @@ def _with_links(text: str, source: Path, page: Path) -> str:
     """
     pages = _including_pages()
 
-    def moved(found: re.Match[str]) -> str:
-        if re.match(r"[a-z]+:", found[2]):
-            return found[0]
-        path = Path(os.path.normpath(source.parent / found[2]))
+    def moved(link: re.Match[str]) -> str:
+        path = _target(link, source)
         if not path.exists():
-            raise FileNotFoundError(f"{source}: {found[0]}: leads to nothing")
-        label = _with_links(found[1], source, page)
+            raise FileNotFoundError(f"{source}: {link[0]}: leads to nothing")
         if path.is_dir():
-            return label
+            return link[1]
         if path in pages:
             path = pages[path]
         elif not path.is_relative_to(DOCS) and page.is_relative_to(DOCS):
             path = DOCS / _copy_of(path)
-        return f"[{label}]({os.path.relpath(path, page.parent)}{found[3] or ''})"
+        return f"[{link[1]}]({os.path.relpath(path, page.parent)}{link[3] or ''})"
 
     return _LINK.sub(moved, text)
 
