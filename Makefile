@@ -13,7 +13,7 @@ test: test-env
 slow: test-env
 	.venv/bin/pytest -m slow
 
-# The pages under docs/ as a site; a link that leads to nothing is an error. With --quiet, mkdocs would not count warnings.
+# The pages under docs/ as a site. A link that leads to nothing is an error, which --quiet would hide.
 docs: test-env
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
