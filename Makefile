@@ -13,9 +13,9 @@ test: test-env
 slow: test-env
 	.venv/bin/pytest -m slow
 
-# The pages under docs/ as a site; a link that leads to nothing is an error.
+# The pages under docs/ as a site. A link that leads to nothing is an error, which --quiet would hide.
 docs: test-env
-	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 # The suite, and a training with every augmentation, with the newest and with the oldest versions that pyproject.toml
 # allows, each in an environment of its own. It takes hours and gigabytes, so CI leaves it out. `make -k nightly` goes

@@ -7,28 +7,27 @@
 """
 
 import argparse
+import ast
 import os
 import re
-import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import cvt_nas  # noqa: E402
-from cvt_nas.cli.arguments import build_parser  # noqa: E402
+import cvt_nas
+from cvt_nas.cli.arguments import build_parser
+from cvt_nas.config.reference import Setting, settings
 
 if TYPE_CHECKING:
     from mkdocs.structure.files import Files
     from mkdocs.structure.pages import Page
 
+ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 _INCLUDE = re.compile(r"<!-- include: (\S+) -->.*", re.DOTALL)
-_RENDERED = re.compile(r"<!-- rendered: ([a-z ]+) -->")
-_LINK = re.compile(r"\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
+_RENDERED = re.compile(r"<!-- rendered: (?:(files) )?([a-z ]+) -->")
+_LINK = re.compile(r"\[([^\[\]]*)\]\((?![a-z]+:)([^()\s#]+)(#[^()\s]*)?\)")
 _LOADED = re.compile(
     r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(?:https?:)?//|<link\b(?![^>]*canonical)[^>]*\bhref=[\"']?(?:https?:)?//"
     r"|url\([\"']?(?:https?:)?//|@import[^;]*//"
@@ -40,7 +39,9 @@ def on_files(files: "Files", *, config: Any) -> "Files":
 
     pages = _including_pages()
     for page in sorted(DOCS.rglob("*.md")):
-        for _, path in _links(*_with_included(page)):
+        text, source = _with_included(page)
+        for link in _LINK.finditer(text):
+            path = _target(link, source)
             if path.is_file() and not path.is_relative_to(DOCS) and path not in pages:
                 name = _copy_of(path)
                 if files.get_file_from_path(name) is None:
@@ -52,7 +53,7 @@ def on_page_markdown(markdown: str, *, page: "Page", config: Any, files: "Files"
     del markdown, config, files  # the file is read again, together with what it includes
     text, source = _with_included(DOCS / page.file.src_uri)
     text = _with_links(text, source, DOCS / page.file.src_uri)
-    return _RENDERED.sub(lambda found: RENDERED[found[1]](), text)
+    return _RENDERED.sub(lambda found: files_of(found[2]) if found[1] else RENDERED[found[2]](), text)
 
 
 def on_post_build(*, config: Any) -> None:
@@ -65,7 +66,7 @@ def on_post_build(*, config: Any) -> None:
 
 
 def _with_included(page: Path) -> tuple[str, Path]:
-    """The text of a page without its front matter, and the file that its links are relative to.
+    """The text of a page, and the file that its links are relative to.
 
     Where the page has a title of its own, that of the included file is left out.
     """
@@ -89,11 +90,9 @@ def _including_pages() -> dict[Path, Path]:
     return pages
 
 
-def _links(text: str, source: Path) -> Iterator[tuple[re.Match[str], Path]]:
-    """Each link to a file of the repository, and the file."""
-    for found in _LINK.finditer(text):
-        if not re.match(r"[a-z]+:", found[2]):
-            yield found, Path(os.path.normpath(source.parent / found[2]))
+def _target(link: re.Match[str], source: Path) -> Path:
+    """The file or folder of the repository that a link in `source` leads to."""
+    return Path(os.path.normpath(source.parent / link[2]))
 
 
 def _with_links(text: str, source: Path, page: Path) -> str:
@@ -104,20 +103,17 @@ def _with_links(text: str, source: Path, page: Path) -> str:
     """
     pages = _including_pages()
 
-    def moved(found: re.Match[str]) -> str:
-        if re.match(r"[a-z]+:", found[2]):
-            return found[0]
-        path = Path(os.path.normpath(source.parent / found[2]))
+    def moved(link: re.Match[str]) -> str:
+        path = _target(link, source)
         if not path.exists():
-            raise FileNotFoundError(f"{source}: {found[0]}: leads to nothing")
-        label = _with_links(found[1], source, page)
+            raise FileNotFoundError(f"{source}: {link[0]}: leads to nothing")
         if path.is_dir():
-            return label
+            return link[1]
         if path in pages:
             path = pages[path]
         elif not path.is_relative_to(DOCS) and page.is_relative_to(DOCS):
             path = DOCS / _copy_of(path)
-        return f"[{label}]({os.path.relpath(path, page.parent)}{found[3] or ''})"
+        return f"[{link[1]}]({os.path.relpath(path, page.parent)}{link[3] or ''})"
 
     return _LINK.sub(moved, text)
 
@@ -175,8 +171,49 @@ def python() -> str:
     functions = [name for name in cvt_nas.__all__ if name.islower()]
     values = [name for name in cvt_nas.__all__ if not name.islower()]
     lines = ["## Functions", *(f"::: cvt_nas.{name}" for name in functions), "## Values"]
-    members = "\n    options: {members: true, show_if_no_docstring: false}"
+    members = "\n    options: {members: null}"
     return "\n\n".join([*lines, *(f"::: cvt_nas.{name}{members}" for name in values)])
+
+
+def space_file() -> str:
+    """The settings of each section. What `supernet` takes over from `training` is not repeated."""
+    sections: dict[str, list[Setting]] = {}
+    for setting in settings():
+        sections.setdefault(setting.name.rpartition(".")[0], []).append(setting)
+    inherited = {
+        f"supernet{name.removeprefix('training')}": found
+        for name, found in sections.items()
+        if name.startswith("training")
+    }
+    parts = []
+    for name, found in sections.items():
+        same = {_meaning_of(setting) for setting in inherited.get(name, ())}
+        own = [setting for setting in found if _meaning_of(setting) not in same]
+        if not own:
+            continue
+        rows = [
+            f"| `{_key(setting)}` | {_cell(setting.type)} | {_cell(setting.meaning)} | {_default(setting)} |"
+            for setting in own
+        ]
+        parts.append(f"## {name or 'The file itself'}")
+        if same:
+            parts.append("All settings of [`training`](#training) with their defaults, those of its sections too, and:")
+        parts.append("\n".join(["| setting | values | meaning | default |", "|---|---|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def _key(setting: Setting) -> str:
+    return setting.name.rpartition(".")[2]
+
+
+def _meaning_of(setting: Setting) -> tuple[str, ...]:
+    return (_key(setting), setting.type, setting.meaning, setting.default or "")
+
+
+def _default(setting: Setting) -> str:
+    if setting.default is None:
+        return "required"
+    return "" if setting.default == "null" else f"`{setting.default}`"
 
 
 def layers() -> str:
@@ -189,4 +226,18 @@ def layers() -> str:
     return "\n".join(["| rooms |", "|---|", *rows])
 
 
-RENDERED: dict[str, Callable[[], str]] = {"command line": command_line, "layers": layers, "python": python}
+def files_of(room: str) -> str:
+    """The modules of a package, each with the first sentence of its docstring."""
+    rows = []
+    for path in sorted((ROOT / "cvt_nas" / room).iterdir()):
+        module = path / "__init__.py" if path.is_dir() else path
+        if module.suffix == ".py" and module.is_file() and path.name != "__init__.py":
+            told = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+            first = " ".join(re.split(r"(?<=\.)\s|\n\n", told)[0].split())
+            rows.append(f"| `{path.name}{'/' * path.is_dir()}` | {_cell(first)} |")
+    return "\n".join(["| file | |", "|---|---|", *rows])
+
+
+RENDERED: dict[str, Callable[[], str]] = {
+    "command line": command_line, "layers": layers, "python": python, "space file": space_file,
+}  # fmt: skip
