@@ -35,6 +35,7 @@ class TensorBoard(Tracker):
 
     def end(self, trial: TrackedTrial, result: TrialResult) -> None:
         writer, values = self._writers[trial.id], summary_of(result)
+        assert writer.file_writer is not None, "it is there until the writer is closed"
         for part in hparams({**trial.config, "status": result.status}, values):
             writer.file_writer.add_summary(part)  # `add_hparams` would write a folder or a file of its own
         for name, value in values.items():
