@@ -18,8 +18,8 @@ import torch
 from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict
 from cvt_nas.data import save_preprocessing
 from cvt_nas.engine import TrainingSetup, open_inheritance, prepare_device
-from cvt_nas.launch.ranks import get_from_workers
 from cvt_nas.launch.resources import Resources
+from cvt_nas.launch.tasks import get_from_workers
 from cvt_nas.model import save_model
 
 NUM_SCREENING_IMAGES = 2_048
