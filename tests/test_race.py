@@ -1060,6 +1060,7 @@ def test_two_workers_train_as_one_with_the_whole_batch(small: Experiment, tmp_pa
         num_classes=10,
         run_path=tmp_path / "two",
     )
+    setup.run_path.mkdir()
     arch = tiny_arch("linear")
     alone = list(
         progress_reports(
@@ -1078,7 +1079,7 @@ def test_two_workers_train_as_one_with_the_whole_batch(small: Experiment, tmp_pa
 
 @pytest.mark.slow
 def test_what_two_workers_keep_is_what_they_evaluated(small: Experiment, tmp_path: Path) -> None:
-    setup = TrainingSetup.of(small, run_path=tmp_path / "run", data=None)
+    setup = TrainingSetup.of(small, run_path=tmp_path, data=None)
     arch = tiny_arch()
     with local_ray(num_cpus=2, num_gpus=0):
         *_, last = training_reports(arch, setup, number=0, **ON_TWO)
@@ -1117,13 +1118,13 @@ def test_memory_that_runs_out_on_one_worker_ends_all_and_leaves_room_for_another
             data.train_batches = until_it_is_full
             return data
 
-    setup = Full.of(small, run_path=tmp_path / "run", data=None)
+    setup = Full.of(small, run_path=tmp_path, data=None)
     with local_ray(num_cpus=2, num_gpus=0):
         (report,) = training_reports(tiny_arch(), setup, number=0, **ON_TWO)
         assert (report["status"], report["reason"]) == ("oom", "CUDA out of memory")
-        again = TrainingSetup.of(small, run_path=tmp_path / "run", data=None)
+        again = TrainingSetup.of(small, run_path=tmp_path, data=None)
         reports = list(training_reports(tiny_arch(), again, number=0, **ON_TWO))
-        fuller = FullInMidEpoch.of(small, run_path=tmp_path / "run", data=None)
+        fuller = FullInMidEpoch.of(small, run_path=tmp_path, data=None)
         halved = list(training_reports(tiny_arch(), fuller, number=1, **ON_TWO))
     share = small.training.batch_size // 2
     for found, at_once in ((reports, share), (halved, share // 2)):

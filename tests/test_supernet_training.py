@@ -503,6 +503,7 @@ def setup_for(path: Path, settings: SupernetConfig) -> TrainingSetup:
 def on_workers(path: Path, settings: SupernetConfig, num_workers: int) -> Iterator[dict[str, Any]]:
     from cvt_nas.launch.ranks import reports_of_ranks
 
+    path.mkdir(exist_ok=True)
     return reports_of_ranks(
         supernet_reports, setup=setup_for(path, settings), seed=0, num_ranks=num_workers, cpus_per_rank=1,
         use_gpus=False,
@@ -553,7 +554,6 @@ def test_a_killed_worker_is_replaced_and_the_training_goes_on_from_the_checkpoin
 @pytest.mark.usefixtures("ray")
 def test_workers_that_are_asked_to_stop_go_on_as_if_they_had_not_stopped(tmp_path: Path) -> None:
     settings = config(epochs=12, sampling="front", drop_path=0.2, augment=AugmentConfig(crop_padding=1, mixup=0.2))
-    (tmp_path / "whole").mkdir()
     whole = list(on_workers(tmp_path / "whole", settings, 2))
     (tmp_path / "stopped").mkdir()
     run, last = RunFolder(tmp_path / "stopped"), 0

@@ -159,7 +159,6 @@ class Keeper:
         config: Says by which time a checkpoint is due.
         label: Saved along with each.
         fresh: The state that the training begins with, to go back to in the first epoch; None where it was saved.
-        before_writing: See `TrainingState.save`.
     """
 
     def __init__(
@@ -171,11 +170,10 @@ class Keeper:
         *,
         label: dict[str, Any] | None = None,
         fresh: Callable[[], TrainingState] | None = None,
-        before_writing: Callable[[], None] | None = None,
     ) -> None:
         self._path, self._state, self._device = path, state, device
         self._due_after = 60 * config.checkpoint_minutes or math.inf
-        self._label, self._fresh, self._before_writing = label or {}, fresh, before_writing
+        self._label, self._fresh = label or {}, fresh
         self._saved_step: int | None = None  # of what is at `path`; None where that is nothing of this training
         self._started = self._last_saved = time.perf_counter()
 
@@ -206,7 +204,6 @@ class Keeper:
             self._state.save(
                 self._path,
                 keep=self._saved_step == 0,  # the end of an epoch stays until that of the next
-                before_writing=self._before_writing,
                 **self._label,
                 **progress.to_plain(),
             )

@@ -199,15 +199,12 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
-    def save(
-        self, path: Path, *, keep: bool = True, before_writing: Callable[[], None] | None = None, **progress: Any
-    ) -> None:
+    def save(self, path: Path, *, keep: bool = True, **progress: Any) -> None:
         """Writes `path`, at once or not at all.
 
         Args:
             keep: Whether what was there stays, as the checkpoint before. That is mirrored where `progress` has a
                 `step` other than 0: the new one is then of no end of an epoch.
-            before_writing: Called when the new file is about to take its place; what it raises leaves all as it was.
             progress: Numbers, texts, tensors, and lists of them.
         """
         state, before = {**self.to_plain(), **progress}, checkpoint_before(path)
@@ -216,8 +213,6 @@ class TrainingState:
 
         def write(file: BinaryIO) -> None:
             torch.save(state, file)
-            if before_writing is not None:
-                before_writing()
             if keep and path.exists():
                 path.replace(before)
 

@@ -84,7 +84,6 @@ def train_supernet(
     meter: Meter | None = None,
     at_most: int | None = None,
     on_room: Callable[[Room], None] | None = None,
-    before_writing: Callable[[], None] | None = None,
 ) -> Generator[SupernetEpoch, None, None]:
     """Trains shared weights from a fresh initialisation, or on from `checkpoint`, an epoch at a time.
 
@@ -101,7 +100,7 @@ def train_supernet(
         initial: Tensors to begin with, where there is no checkpoint; see `Supernet.insert_state`.
         stop: Asked after each step, or every 20 where there are several ranks; where it says so, the checkpoint is
             written, and the training ends there.
-        meter, at_most, on_room, before_writing: See `fit`. The largest subnet decides how many images go through at
+        meter, at_most, on_room: See `fit`. The largest subnet decides how many images go through at
             once, for all of them.
 
     Yields:
@@ -125,7 +124,7 @@ def train_supernet(
     )
     sampler = SubnetSampler(shared.drawn_from, config, seed=seed)
     greediest = sampler.greediest()
-    keeper = Keeper(checkpoint, state, config, device, before_writing=before_writing)
+    keeper = Keeper(checkpoint, state, config, device)
     saved = keeper.load()
     if saved is None and initial is not None:
         supernet.insert_state(initial())  # the first step gives them to the average, too
@@ -418,7 +417,6 @@ def supernet_reports(
     seed: int,
     initial: Path | None = None,
     at_most: int | None = None,
-    before_writing: Callable[[], None] | None = None,
 ) -> Generator[dict[str, Any], None, None]:
     """`train_supernet` of `setup.shared`, as plain values that travel between processes.
 
@@ -428,7 +426,6 @@ def supernet_reports(
     Args:
         initial: Weights to begin with; see `model.read_weights`.
         at_most: See `MicroBatches`.
-        before_writing: See `fit`.
 
     Yields:
         After each epoch `epoch, losses, num_rollbacks, seconds, status`, and what `Room` has; status is `running`, or
@@ -469,13 +466,10 @@ def supernet_reports(
             meter=meter_of(device, setup.memory_share),
             at_most=at_most,
             on_room=told,
-            before_writing=before_writing,
         ):
             report |= {"epoch": epoch.number, "losses": epoch.losses, "num_rollbacks": epoch.num_rollbacks}
             report["seconds"] = epoch.seconds
             if epoch.number == shared.last_epoch and rank == 0:
-                if before_writing is not None:
-                    before_writing()
                 save_supernet(epoch.supernet, setup.weights_path)
                 if is_whole:
                     drop_checkpoints(checkpoint)

@@ -88,7 +88,6 @@ def fit(
     meter: Meter | None = None,
     at_most: int | None = None,
     on_room: Callable[[Room], None] | None = None,
-    before_writing: Callable[[], None] | None = None,
 ) -> Generator[Epoch, None, None]:
     """Trains `arch` from the start, or on from `checkpoint`, an epoch at a time.
 
@@ -106,7 +105,6 @@ def fit(
         initial: Whose weights it begins with where there is no checkpoint, instead of a fresh initialisation.
         meter: Of the device's memory; None for that of `device`.
         at_most, on_room: See `MicroBatches`.
-        before_writing: Called before a file takes its place; what it raises ends the training.
 
     Yields:
         One `Epoch` after each; before them again the last that the checkpoint has, where it has one. Its model is then
@@ -134,7 +132,7 @@ def fit(
     state = begin()
     keeper = Keeper(
         checkpoint, state, training, device,
-        label={"arch_id": arch.id}, fresh=lambda: begin(initial), before_writing=before_writing,
+        label={"arch_id": arch.id}, fresh=lambda: begin(initial),
     )  # fmt: skip
     saved = keeper.load()
     model = cast(CvT, state.model)
@@ -148,7 +146,7 @@ def fit(
     )
     if progress.epoch:
         if progress.epoch == training.epochs:
-            _keep(evaluated, data, model_folder, rank, before_writing)
+            _keep(evaluated, data, model_folder, rank)
         yield _epoch(progress, math.nan, evaluated)
     trained: nn.Module = model
     if world_size > 1:
@@ -182,7 +180,7 @@ def fit(
             progress.next_epoch()
             keeper.save(progress)
             if progress.epoch == training.epochs:
-                _keep(evaluated, data, model_folder, rank, before_writing)
+                _keep(evaluated, data, model_folder, rank)
             yield _epoch(progress, loss, evaluated)
 
 
@@ -305,14 +303,12 @@ def progress_reports(
     model_folder: Path | None,
     num_known: int = 0,
     at_most: int | None = None,
-    before_writing: Callable[[], None] | None = None,
 ) -> Generator[dict[str, Any], None, None]:
     """`fit`, as plain values that travel between processes: what a worker reports of its training.
 
     Args:
         num_known: Epochs that the reader knows already, from before an interruption, and is not told again.
         at_most: See `MicroBatches`.
-        before_writing: See `fit`.
 
     Yields:
         After each epoch `epoch, accuracy, curve, train_seconds, status`, and what `Room` has; status is `running`, or
@@ -341,7 +337,6 @@ def progress_reports(
             meter=meter_of(device, setup.memory_share),
             at_most=at_most,
             on_room=told,
-            before_writing=before_writing,
         ):
             if epoch.number <= num_known < setup.training.epochs:
                 continue
@@ -397,13 +392,9 @@ def _initial(arch: ArchConfig, setup: TrainingSetup, device: torch.device) -> Ca
     return None if setup.shared is None else lambda: open_inheritance(setup, device).model(arch)
 
 
-def _keep(
-    model: CvT, data: ImageData, folder: Path | None, rank: int, before_writing: Callable[[], None] | None
-) -> None:
+def _keep(model: CvT, data: ImageData, folder: Path | None, rank: int) -> None:
     if folder is None or rank > 0:
         return
-    if before_writing is not None:
-        before_writing()
     patiently(folder.parent.parent.stat)  # where a disk is not mounted, nothing takes its place
     save_model(model, folder)
     save_preprocessing(data, folder)
