@@ -22,7 +22,7 @@ from cvt_nas.arch import arch_to_dict, cost_of
 from cvt_nas.config import load_experiment
 from cvt_nas.data import load_data, save_preprocessing
 from cvt_nas.engine import fit
-from cvt_nas.launch.ranks import local_ray
+from cvt_nas.launch.cluster import local_ray
 from cvt_nas.model import save_model
 
 

@@ -25,7 +25,7 @@ from ray import tune
 from cvt_nas.arch import cost_of
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.launch import trials as launcher
-from cvt_nas.launch.ranks import local_ray
+from cvt_nas.launch.cluster import local_ray
 from cvt_nas.launch.search import Search
 from cvt_nas.pipeline import open_study
 from cvt_nas.propose.race import race_of

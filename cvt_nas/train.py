@@ -11,10 +11,11 @@ from typing import Any, Literal
 from cvt_nas.arch import ArchConfig, cost_of
 from cvt_nas.config import Experiment, load_recipe
 from cvt_nas.data import ImageData, find_data, shape_of
-from cvt_nas.engine import Checkpoint, TrainingSetup, evaluate, progress_reports
+from cvt_nas.engine import Checkpoint, TrainingSetup, evaluate
 from cvt_nas.engine.speed import fastest_way
 from cvt_nas.errors import ArchError, DataError, ResourceError, RunFolderError, StorageError, TrainingEndedError
 from cvt_nas.escaping import told, why_no_text
+from cvt_nas.launch.devices import ending_in, training_reports
 from cvt_nas.model import CvT, initialise, load_model, read_weights, weights_files
 from cvt_nas.results import ROOM, DataIdentity, Status, TrialResult
 from cvt_nas.run import RunFolder
@@ -182,9 +183,18 @@ def _train_once(
     if run.results():
         return run.results()[0]
     started, report = time.monotonic(), None
-    for report in _reports(arch, setup, num_workers, seed):
-        if on_report is not None:
-            on_report(report)
+    with ending_in(TrainingEndedError, "the training ended"):
+        for report in training_reports(
+            arch,
+            setup,
+            number=0,
+            seed=seed,
+            num_devices=num_workers,
+            cpus_per_device=setup.num_threads,
+            use_gpus=setup.device == "cuda",
+        ):
+            if on_report is not None:
+                on_report(report)
     assert report is not None, "an epoch at least"
     if report["status"] == "storage":
         raise StorageError(report["reason"])
@@ -276,28 +286,3 @@ def _cpu_threads(num_workers: int) -> int:
     import torch
 
     return max(torch.get_num_threads() // num_workers, 1)
-
-
-def _reports(arch: ArchConfig, setup: TrainingSetup, num_workers: int, seed: int) -> Any:
-    if num_workers == 1:
-        yield from progress_reports(
-            arch,
-            setup,
-            device=setup.torch_device,
-            seed=seed,
-            number=0,
-        )
-        return
-    from cvt_nas.launch.ranks import ending_in, fit_on_workers, local_ray
-
-    num_cpus, num_gpus = num_workers * setup.num_threads, num_workers if setup.device == "cuda" else 0
-    with local_ray(num_cpus=num_cpus, num_gpus=num_gpus), ending_in(TrainingEndedError, "the training ended"):
-        yield from fit_on_workers(
-            arch,
-            setup,
-            number=0,
-            seed=seed,
-            num_workers=num_workers,
-            cpus_per_worker=setup.num_threads,
-            use_gpus=setup.device == "cuda",
-        )

@@ -11,7 +11,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -29,9 +28,11 @@ from conftest import Watch, small_digits
 from cvt_nas import load_model, search
 from cvt_nas.cli import main
 from cvt_nas.config import ConfirmConfig, Experiment, parse_experiment
+from cvt_nas.engine import TrainingSetup
 from cvt_nas.export import export
 from cvt_nas.follow.terminal import ConsoleProgress
-from cvt_nas.launch.ranks import _train_on_worker, start_local_ray
+from cvt_nas.launch.cluster import start_local_ray
+from cvt_nas.launch.devices import training_reports
 from cvt_nas.pipeline.confirm import further_training, plan_of
 from cvt_nas.propose.samplers import derive_seed
 from cvt_nas.report import confirmation_lines, front_figure, front_frame, front_table, summary, write_report
@@ -408,25 +409,15 @@ def test_a_plot_of_a_confirmed_front_has_error_bars_where_there_is_a_spread(run:
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_workers_that_share_a_training_keep_its_weights_only_if_told_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+def test_a_training_keeps_its_weights_only_if_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Experiment, keep: bool
 ) -> None:
-    kept = list[bool]()
-
-    class Setup:
-        run, device, torch_device = RunFolder(tmp_path), "cpu", None
-
-    class Context:
-        def get_world_rank(self) -> int:
-            return 0
-
-    monkeypatch.setattr("cvt_nas.launch.ranks.get_context", Context)
+    kept, setup = list[bool](), TrainingSetup.of(small, run=RunFolder(tmp_path), data=None)
     monkeypatch.setattr(
-        "cvt_nas.launch.ranks.progress_reports", lambda *_, keep_model, **__: kept.append(keep_model) or ()
+        "cvt_nas.launch.devices.progress_reports", lambda *_, keep_model, **__: kept.append(keep_model) or ()
     )
-    arch = trial(0, 0.5).to_json()["arch"]
-    _train_on_worker({"arch": arch, "setup": Setup, "number": 0, "seed": 0, "reports": Queue(), "keep_model": keep,
-                      "num_known": 0})  # fmt: skip
+    arch = trial(0, 0.5).arch
+    training_reports(arch, setup, number=0, seed=0, num_devices=1, cpus_per_device=1, use_gpus=False, keep_model=keep)
     assert kept == [keep]
 
 

@@ -16,8 +16,17 @@ from cvt_nas import load_model, search
 from cvt_nas.arch import arch_to_dict, load_arch
 from cvt_nas.config import AugmentConfig, DataConfig, Experiment
 from cvt_nas.data import ImageData, load_data, made_beside_steps
-from cvt_nas.engine import Checkpoint, Inheritance, SharedWeights, TrainingSetup, fit, train_supernet
-from cvt_nas.launch.ranks import fit_on_workers, local_ray
+from cvt_nas.engine import (
+    Checkpoint,
+    Inheritance,
+    SharedWeights,
+    TrainingSetup,
+    fit,
+    progress_reports,
+    train_supernet,
+)
+from cvt_nas.launch.cluster import local_ray
+from cvt_nas.launch.ranks import reports_of_ranks
 from cvt_nas.launch.resources import Resources
 from cvt_nas.launch.trial import run_trial
 from cvt_nas.model import CvT
@@ -309,9 +318,10 @@ def test_workers_of_a_training_share_their_work_by_nccl(small: Experiment, tmp_p
     run = RunFolder(tmp_path)
     setup = TrainingSetup.of(small, run=run, data=None, device="cuda", training=training(epochs=2))
     with local_ray(num_cpus=num_workers, num_gpus=num_workers):
-        *_, last = fit_on_workers(
-            tiny_arch(), setup, number=0, seed=0, num_workers=num_workers, cpus_per_worker=1, use_gpus=True
-        )
+        *_, last = reports_of_ranks(
+            progress_reports, setup=setup, num_ranks=num_workers, cpus_per_rank=1, use_gpus=True, arch=tiny_arch(),
+            number=0, seed=0, keep_model=True, num_known=0,
+        )  # fmt: skip
     assert (last["epoch"], last["status"]) == (2, "running")
 
 

@@ -26,7 +26,7 @@ from cvt_nas import search
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import ResourceError, RunFolderError, SearchFailedError
-from cvt_nas.launch.ranks import start_local_ray, temporary_folder_of_ray
+from cvt_nas.launch.cluster import start_local_ray, temporary_folder_of_ray
 from cvt_nas.plan.disk import bytes_needed, check_disk
 from cvt_nas.results.events import EpochDone, TrialStarted
 from cvt_nas.run import RunFolder
@@ -298,7 +298,7 @@ def test_batches_that_have_no_room_in_shared_memory_go_through_pipes(
 
 ODD_PLACE = """
 import ray, sys
-from cvt_nas.launch.ranks import start_local_ray, temporary_folder_of_ray
+from cvt_nas.launch.cluster import start_local_ray, temporary_folder_of_ray
 from cvt_nas.engine import TrainingSetup
 start_local_ray(num_cpus=1, num_gpus=0)
 print(ray.get(ray.remote(lambda: "works").remote()))

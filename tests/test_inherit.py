@@ -22,7 +22,7 @@ from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.data import load_data
 from cvt_nas.engine import evaluate
 from cvt_nas.errors import CvtNasError, RunFolderError, SpaceFileError
-from cvt_nas.launch.ranks import local_ray
+from cvt_nas.launch.cluster import local_ray
 from cvt_nas.launch.resources import Resources
 from cvt_nas.pipeline.inherit import _Bars, heirs, supernet_workers
 from cvt_nas.pipeline.query import latency_ms, query

@@ -28,7 +28,7 @@ from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import Checkpoint, Phase, SharedWeights, evaluate, train_supernet
 from cvt_nas.engine.evaluation import class_accuracies
 from cvt_nas.errors import ArchError, RunFolderError, SpaceFileError
-from cvt_nas.launch.ranks import local_ray
+from cvt_nas.launch.cluster import local_ray
 from cvt_nas.model import CvT
 from cvt_nas.pipeline.narrowing import contributions, easiest_first, searched_space, without_weakest
 from cvt_nas.pipeline.query import query

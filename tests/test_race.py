@@ -47,9 +47,10 @@ from cvt_nas.data import ImageData
 from cvt_nas.engine import TrainingSetup, evaluate, progress_reports
 from cvt_nas.errors import CvtNasError, DataError, ResourceError, RunFolderError, SearchFailedError
 from cvt_nas.follow.terminal import ConsoleProgress
+from cvt_nas.launch.cluster import local_ray, start_local_ray
+from cvt_nas.launch.devices import training_reports
 from cvt_nas.launch.flight import kind_of_failure
 from cvt_nas.launch.judges import supernet_workers
-from cvt_nas.launch.ranks import fit_on_workers, local_ray, start_local_ray
 from cvt_nas.launch.resources import claim_resources
 from cvt_nas.launch.trial import read_test_split
 from cvt_nas.launch.tune import RaceSearcher
@@ -1041,6 +1042,8 @@ def test_an_address_where_no_cluster_answers_is_one_line(small: Experiment, tmp_
 
 # --- several workers
 
+ON_TWO: dict[str, Any] = {"seed": 0, "num_devices": 2, "cpus_per_device": 1, "use_gpus": False}
+
 
 @pytest.mark.slow
 def test_two_workers_train_as_one_with_the_whole_batch(small: Experiment, tmp_path: Path) -> None:
@@ -1058,11 +1061,12 @@ def test_two_workers_train_as_one_with_the_whole_batch(small: Experiment, tmp_pa
         run=RunFolder(tmp_path / "two"),
     )
     arch = tiny_arch("linear")
-    (tmp_path / "one").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
     by_itself = dataclasses.replace(setup, run=RunFolder(tmp_path / "one"))
     alone = list(progress_reports(arch, by_itself, number=0, device=torch.device("cpu"), seed=0))
     with local_ray(num_cpus=2, num_gpus=0):
-        together = list(fit_on_workers(arch, setup, number=0, seed=0, num_workers=2, cpus_per_worker=1, use_gpus=False))
+        together = list(training_reports(arch, setup, number=0, **ON_TWO))
     assert [report["accuracy"] for report in together] == pytest.approx(
         [report["accuracy"] for report in alone], abs=0.006
     )
@@ -1073,10 +1077,10 @@ def test_two_workers_train_as_one_with_the_whole_batch(small: Experiment, tmp_pa
 
 @pytest.mark.slow
 def test_what_two_workers_keep_is_what_they_evaluated(small: Experiment, tmp_path: Path) -> None:
-    setup = TrainingSetup.of(small, run=RunFolder(tmp_path / "run"), data=None)
+    setup = TrainingSetup.of(small, run=RunFolder(tmp_path), data=None)
     arch = tiny_arch()
     with local_ray(num_cpus=2, num_gpus=0):
-        *_, last = fit_on_workers(arch, setup, number=0, seed=0, num_workers=2, cpus_per_worker=1, use_gpus=False)
+        *_, last = training_reports(arch, setup, number=0, **ON_TWO)
     model = load_model(setup.run.model_path(arch.id))
     found = evaluate(model, setup.open_data(), "search", training=small.training, device=torch.device("cpu"))
     assert found == pytest.approx(last["accuracy"], abs=1e-6)
@@ -1112,15 +1116,14 @@ def test_memory_that_runs_out_on_one_worker_ends_all_and_leaves_room_for_another
             data.train_batches = until_it_is_full
             return data
 
-    setup = Full.of(small, run=RunFolder(tmp_path / "run"), data=None)
-    options: dict[str, Any] = {"seed": 0, "num_workers": 2, "cpus_per_worker": 1, "use_gpus": False}
+    setup = Full.of(small, run=RunFolder(tmp_path), data=None)
     with local_ray(num_cpus=2, num_gpus=0):
-        (report,) = fit_on_workers(tiny_arch(), setup, number=0, **options)
+        (report,) = training_reports(tiny_arch(), setup, number=0, **ON_TWO)
         assert (report["status"], report["reason"]) == ("oom", "CUDA out of memory")
-        again = TrainingSetup.of(small, run=RunFolder(tmp_path / "run"), data=None)
-        reports = list(fit_on_workers(tiny_arch(), again, number=0, **options))
-        fuller = FullInMidEpoch.of(small, run=RunFolder(tmp_path / "run"), data=None)
-        halved = list(fit_on_workers(tiny_arch(), fuller, number=1, **options))
+        again = TrainingSetup.of(small, run=RunFolder(tmp_path), data=None)
+        reports = list(training_reports(tiny_arch(), again, number=0, **ON_TWO))
+        fuller = FullInMidEpoch.of(small, run=RunFolder(tmp_path), data=None)
+        halved = list(training_reports(tiny_arch(), fuller, number=1, **ON_TWO))
     share = small.training.batch_size // 2
     for found, at_once in ((reports, share), (halved, share // 2)):
         assert [report["status"] for report in found] == ["running"] * small.training.epochs

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import placement_group_table
 
 from conftest import Watch, own_processes, small_digits
 from cvt_nas import search
@@ -20,12 +19,14 @@ from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.engine.memory import Room
 from cvt_nas.engine.speed import Timing
-from cvt_nas.launch.ranks import start_local_ray
+from cvt_nas.launch.cluster import start_local_ray
 from cvt_nas.launch.resources import Resources, claim_resources
+from cvt_nas.launch.tasks import SharedGpu
 from cvt_nas.plan import sharing
 from cvt_nas.plan.sharing import (
     Sharing,
     _Probe,
+    _Process,
     choose_sharing,
     divide_as_asked,
     is_starved,
@@ -262,14 +263,12 @@ class TestWithALogicalGpu:
     ) -> None:
         monkeypatch.setattr(sharing, "_SECONDS", 0.1)
         setup = TrainingSetup.of(small, run=RunFolder(tmp_path / "run"), data=None)
-        group = placement_group([{"GPU": 1, "CPU": 2}])
-        with claim_resources(gpus_per_trial="auto", device="cpu") as resources:
-            probe = _Probe(small, setup, resources, PlacementGroupSchedulingStrategy(group), most=2)
-            try:
-                assert isinstance(probe.rate(1), float)
-                (process,) = own_processes("ray::_Process")
-                os.kill(process, signal.SIGKILL)
-                assert str(probe.rate(2)).startswith("2 processes failed: ")
-            finally:
-                probe.end()
-                remove_placement_group(group)
+        with (
+            claim_resources(gpus_per_trial="auto", device="cpu") as resources,
+            SharedGpu(_Process, num_cpus=2, most=2) as gpu,
+        ):
+            probe = _Probe(small, setup, resources, gpu)
+            assert isinstance(probe.rate(1), float)
+            (process,) = own_processes("ray::_Process")
+            os.kill(process, signal.SIGKILL)
+            assert str(probe.rate(2)).startswith("2 processes failed: ")

@@ -11,7 +11,7 @@ import pytest
 from conftest import Watch, own_processes, small_digits
 from cvt_nas import search
 from cvt_nas.config import Experiment, parse_experiment
-from cvt_nas.launch.ranks import local_ray
+from cvt_nas.launch.cluster import local_ray
 from cvt_nas.propose import spread
 from cvt_nas.propose.spread import Spread
 from cvt_nas.results.events import EpochDone, TrialStarted
@@ -91,7 +91,7 @@ def test_a_trial_on_several_gpus_that_loses_one_begins_again_on_its_checkpoint(t
         if isinstance(event, EpochDone):
             epochs.append(event.epoch)
             if event.epoch == 2 and not killed:
-                killed.append(own_processes("RayTrainWorker")[0])
+                killed.append(own_processes("ray::_Rank")[0])
                 os.kill(killed[0], signal.SIGKILL)
 
     run = search(experiment_of(1, epochs=20), out=tmp_path / "run", gpus=4, device="cpu", progress=Watch(kill))

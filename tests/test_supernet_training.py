@@ -509,7 +509,7 @@ def test_a_training_begins_with_the_weights_of_a_model_where_it_has_them(digits:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
-    from cvt_nas.launch.ranks import local_ray
+    from cvt_nas.launch.cluster import local_ray
 
     with local_ray(num_cpus=2, num_gpus=0):
         yield
@@ -523,11 +523,13 @@ def setup_for(path: Path, settings: SupernetConfig) -> TrainingSetup:
 
 
 def on_workers(path: Path, settings: SupernetConfig, num_workers: int) -> Iterator[dict[str, Any]]:
-    from cvt_nas.launch.ranks import train_supernet_on_workers
+    from cvt_nas.launch.ranks import reports_of_ranks
 
-    return train_supernet_on_workers(
-        setup_for(path, settings), seed=0, num_workers=num_workers, cpus_per_worker=1, use_gpus=False
-    )
+    path.mkdir(exist_ok=True)
+    return reports_of_ranks(
+        supernet_reports, setup=setup_for(path, settings), seed=0, num_ranks=num_workers, cpus_per_rank=1,
+        use_gpus=False,
+    )  # fmt: skip
 
 
 @pytest.mark.usefixtures("ray")
@@ -556,7 +558,7 @@ def test_a_killed_worker_is_replaced_and_the_training_goes_on_from_the_checkpoin
     for report in on_workers(tmp_path / "killed", settings, 2):
         seen.append(report["epoch"])
         if len(seen) == 1:
-            workers = own_processes("TrainWorker")
+            workers = own_processes("ray::_Rank")
             assert len(workers) == 2
             os.kill(workers[0], signal.SIGKILL)
     assert seen == [1, 2, 3]  # from the beginning it would be 1, 1, 2, 3
@@ -574,7 +576,6 @@ def test_a_killed_worker_is_replaced_and_the_training_goes_on_from_the_checkpoin
 @pytest.mark.usefixtures("ray")
 def test_workers_that_are_asked_to_stop_go_on_as_if_they_had_not_stopped(tmp_path: Path) -> None:
     settings = config(epochs=12, sampling="front", drop_path=0.2, augment=AugmentConfig(crop_padding=1, mixup=0.2))
-    (tmp_path / "whole").mkdir()
     whole = list(on_workers(tmp_path / "whole", settings, 2))
     (tmp_path / "stopped").mkdir()
     run, last = RunFolder(tmp_path / "stopped"), 0

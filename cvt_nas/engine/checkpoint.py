@@ -38,24 +38,19 @@ class Checkpoint:
         """Whether this machine has one."""
         return self.path.exists() or self.before.exists()
 
-    def write(
-        self, state: dict[str, Any], *, keep: bool = True, before_writing: Callable[[], None] | None = None
-    ) -> None:
+    def write(self, state: dict[str, Any], *, keep: bool = True) -> None:
         """Writes a new one, at once or not at all.
 
         Args:
             state: Numbers, texts, tensors, and lists and dictionaries of them.
             keep: Whether what was there stays, as the checkpoint before. That is mirrored where `state` has a `step`
                 other than 0: the new one is then of no end of an epoch.
-            before_writing: Called when the new file is about to take its place; what it raises leaves all as it was.
         """
         patiently(self.path.parent.parent.stat)  # where a disk is not mounted, nothing takes its place
         self.path.parent.mkdir(exist_ok=True)
 
         def write(file: BinaryIO) -> None:
             torch.save(state, file)
-            if before_writing is not None:
-                before_writing()
             if keep and self.path.exists():
                 self.path.replace(self.before)
 

@@ -158,7 +158,6 @@ class Keeper:
         config: Says by which time a checkpoint is due.
         label: Saved along with each.
         fresh: The state that the training begins with, to go back to in the first epoch; None where it was saved.
-        before_writing: See `Checkpoint.write`.
     """
 
     def __init__(
@@ -170,11 +169,10 @@ class Keeper:
         *,
         label: dict[str, Any] | None = None,
         fresh: Callable[[], TrainingState] | None = None,
-        before_writing: Callable[[], None] | None = None,
     ) -> None:
         self._checkpoint, self._state, self._device = checkpoint, state, device
         self._due_after = 60 * config.checkpoint_minutes or math.inf
-        self._label, self._fresh, self._before_writing = label or {}, fresh, before_writing
+        self._label, self._fresh = label or {}, fresh
         self._saved_step: int | None = None  # of the checkpoint; None where that is none of this training
         self._started = self._last_saved = time.perf_counter()
 
@@ -208,7 +206,6 @@ class Keeper:
             self._checkpoint.write(
                 {**self._state.to_plain(), **self._label, **progress.to_plain()},
                 keep=self._saved_step == 0,  # the end of an epoch stays until that of the next
-                before_writing=self._before_writing,
             )
         self._saved_step = progress.step
 

@@ -38,7 +38,6 @@ def progress_reports(
     keep_model: bool = True,
     num_known: int = 0,
     at_most: int | None = None,
-    before_writing: Callable[[], None] | None = None,
 ) -> Generator[dict[str, Any], None, None]:
     """`fit`, as plain values that travel between processes: what a worker reports of its training.
 
@@ -47,7 +46,6 @@ def progress_reports(
         keep_model: Whether the trained network goes to the run folder, before the last report is yielded.
         num_known: Epochs that the reader knows already, from before an interruption, and is not told again.
         at_most: See `MicroBatches`.
-        before_writing: See `fit`.
 
     Yields:
         After each epoch `epoch, accuracy, curve, train_seconds, status`, and what `Room` has; status is `running`, or
@@ -76,12 +74,9 @@ def progress_reports(
             meter=meter_of(device, setup.memory_share),
             at_most=at_most,
             on_room=told,
-            before_writing=before_writing,
         ):
             is_last = epoch.number == setup.training.epochs
             if is_last and keep_model and rank_and_world_size()[0] == 0:
-                if before_writing is not None:
-                    before_writing()
                 keep_trained(epoch.model, data, setup.run)
             if epoch.number <= num_known < setup.training.epochs:
                 continue
@@ -112,7 +107,6 @@ def supernet_reports(
     seed: int,
     initial: Path | None = None,
     at_most: int | None = None,
-    before_writing: Callable[[], None] | None = None,
 ) -> Generator[dict[str, Any], None, None]:
     """`train_supernet` of `setup.shared`, as plain values that travel between processes.
 
@@ -122,7 +116,6 @@ def supernet_reports(
     Args:
         initial: Weights to begin with; see `model.read_weights`.
         at_most: See `MicroBatches`.
-        before_writing: See `fit`.
 
     Yields:
         After each epoch `epoch, losses, num_rollbacks, seconds, status`, and what `Room` has; status is `running`, or
@@ -163,13 +156,10 @@ def supernet_reports(
             meter=meter_of(device, setup.memory_share),
             at_most=at_most,
             on_room=told,
-            before_writing=before_writing,
         ):
             report |= {"epoch": epoch.number, "losses": epoch.losses, "num_rollbacks": epoch.num_rollbacks}
             report["seconds"] = epoch.seconds
             if epoch.number == shared.last_epoch and rank == 0:
-                if before_writing is not None:
-                    before_writing()
                 save_supernet(epoch.supernet, setup.weights_path)
                 run.store.push(setup.weights_path)
                 if is_whole:

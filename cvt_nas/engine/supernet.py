@@ -67,7 +67,6 @@ def train_supernet(
     meter: Meter | None = None,
     at_most: int | None = None,
     on_room: Callable[[Room], None] | None = None,
-    before_writing: Callable[[], None] | None = None,
 ) -> Generator[SupernetEpoch, None, None]:
     """Trains shared weights from a fresh initialisation, or on from `checkpoint`, an epoch at a time.
 
@@ -84,7 +83,7 @@ def train_supernet(
         initial: Tensors to begin with, where there is no checkpoint; see `Supernet.insert_state`.
         stop: Asked after each step, or every 20 where there are several ranks; where it says so, the checkpoint is
             written, and the training ends there.
-        meter, at_most, on_room, before_writing: See `fit`. The largest subnet decides how many images go through at
+        meter, at_most, on_room: See `fit`. The largest subnet decides how many images go through at
             once, for all of them.
 
     Yields:
@@ -102,7 +101,7 @@ def train_supernet(
     state = TrainingState.of(supernet, config, device, num_steps=num_steps)
     sampler = SubnetSampler(shared.drawn_from, config, seed=seed)
     greediest = sampler.greediest()
-    keeper = Keeper(checkpoint, state, config, device, before_writing=before_writing)
+    keeper = Keeper(checkpoint, state, config, device)
     saved = keeper.load()
     if saved is None and initial is not None:
         supernet.insert_state(initial())  # the first step gives them to the average, too

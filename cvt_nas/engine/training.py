@@ -78,7 +78,6 @@ def fit(
     meter: Meter | None = None,
     at_most: int | None = None,
     on_room: Callable[[Room], None] | None = None,
-    before_writing: Callable[[], None] | None = None,
 ) -> Generator[Epoch, None, None]:
     """Trains `arch` from the start, or on from `checkpoint`, an epoch at a time.
 
@@ -95,7 +94,6 @@ def fit(
         initial: Whose weights it begins with where there is no checkpoint, instead of a fresh initialisation.
         meter: Of the device's memory; None for that of `device`.
         at_most, on_room: See `MicroBatches`.
-        before_writing: Called before a file takes its place; what it raises ends the training.
 
     Yields:
         One `Epoch` after each; before them again the last that the checkpoint has, where it has one. Its model is then
@@ -117,7 +115,7 @@ def fit(
     state = begin()
     keeper = Keeper(
         checkpoint, state, training, device,
-        label={"arch_id": arch.id}, fresh=lambda: begin(initial), before_writing=before_writing,
+        label={"arch_id": arch.id}, fresh=lambda: begin(initial),
     )  # fmt: skip
     saved = keeper.load()
     model = cast(CvT, state.model)

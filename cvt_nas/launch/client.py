@@ -12,8 +12,7 @@ import ray
 from ray.util.queue import Empty, Queue
 
 from cvt_nas.config import Experiment
-from cvt_nas.launch.ranks import HEAD
-from cvt_nas.launch.resources import join_cluster
+from cvt_nas.launch.cluster import HEAD, join_cluster
 from cvt_nas.results.events import Follower, following
 from cvt_nas.run import RunFolder, is_url
 

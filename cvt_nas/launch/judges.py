@@ -17,8 +17,8 @@ import torch
 
 from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict
 from cvt_nas.engine import TrainingSetup, keep_trained, open_inheritance, prepare_device
-from cvt_nas.launch.ranks import get_from_workers
 from cvt_nas.launch.resources import Resources
+from cvt_nas.launch.tasks import get_from_workers
 
 NUM_SCREENING_IMAGES = 2_048
 _IN_HAND = 2  # candidates of a worker, so that it does not wait for the next one's proposal

@@ -1,17 +1,14 @@
 """What a search runs on: started, counted, and checked before a trial could wait for it for ever."""
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, Self
 
 import ray
 
-import cvt_nas
-from cvt_nas.errors import ResourceError, first_line
-from cvt_nas.launch.ranks import connect_ray, start_local_ray
+from cvt_nas.errors import ResourceError
+from cvt_nas.launch.cluster import join_cluster, start_local_ray
 
 GpusPerTrial = float | Literal["auto"]
 
@@ -128,31 +125,6 @@ def _start_ray(*, gpus: int | None, cpus: int | None, address: str | None, local
     if gpus is not None and gpus > there and local_device != "cpu":
         raise ResourceError(f"--gpus {gpus}: this machine has {there}")
     start_local_ray(num_cpus=_num_local_cpus(cpus), num_gpus=there if gpus is None else gpus)
-
-
-def join_cluster(address: str) -> None:
-    """Joins a cluster; the code of this very version goes along, whatever its nodes have installed.
-
-    Raises:
-        ResourceError: None answers.
-    """
-    try:
-        _check_answers(address)
-        connect_ray(address=address, runtime_env={"py_modules": [str(Path(cvt_nas.__file__).parent)]})
-    except OSError as error:  # ConnectionError, which Ray raises, is one
-        raise ResourceError(
-            f"--address {address}: no Ray cluster answers ({first_line(error)}); "
-            f"where it asks for a token, set RAY_AUTH_MODE=token here"
-        ) from error
-    except ImportError as error:
-        raise ResourceError(f"--address {address}: Ray's client needs pip install 'ray[client]'") from error
-
-
-def _check_answers(address: str) -> None:
-    """Raises OSError where nothing listens at `host:port`: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _num_local_cpus(wanted: int | None) -> int:

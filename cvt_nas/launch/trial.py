@@ -3,7 +3,7 @@
 import contextlib
 import json
 import traceback
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -11,61 +11,55 @@ import torch
 from ray import tune
 
 from cvt_nas.arch import arch_from_dict, cost_of
-from cvt_nas.engine import TrainingSetup, evaluate, fvcore_cost, progress_reports
-from cvt_nas.launch.ranks import WorkerLostError, fit_on_workers, get_from_workers
+from cvt_nas.engine import TrainingSetup, evaluate, fvcore_cost
+from cvt_nas.launch.devices import WorkerLostError, WorkersFailedError, training_reports
 from cvt_nas.launch.resources import Resources
+from cvt_nas.launch.tasks import on_devices
 from cvt_nas.model import load_model
 from cvt_nas.results import TrialResult
 
-WAITING_CPUS = 0.01
+WAITING_CPUS = 0.01  # of a trial whose ranks do the work
 
 
 def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resources, keep_model: bool = True) -> None:
-    """Trains the architecture of `config`, here or on workers of its own, and passes each report on to Tune.
+    """Trains the architecture of `config`, here or on ranks of its own, and passes each report on to Tune.
 
     Args:
         keep_model: Whether the trained weights go to the run folder, as the architecture's.
     """
-    run, number = setup.run, config["number"]
-    arch = arch_from_dict(json.loads(config["arch"]))
-    num_workers = max(int(config["gpus"]), 1)
-    device = _device() if num_workers == 1 else f"{num_workers} gpus"
-
-    def reports() -> Generator[dict[str, Any], None, None]:
-        if num_workers == 1:
-            return progress_reports(
-                arch,
+    number, num_devices = config["number"], max(int(config["gpus"]), 1)
+    device = _device() if num_devices == 1 else f"{num_devices} gpus"
+    try:
+        with contextlib.closing(  # ranks end at once where Tune ends the trial
+            training_reports(
+                arch_from_dict(json.loads(config["arch"])),
                 setup,
-                device=setup.torch_device,
-                seed=config["seed"],
                 number=number,
+                seed=config["seed"],
+                num_devices=num_devices,
+                cpus_per_device=cpus_of_rank(resources, num_devices),
+                use_gpus=True,
                 keep_model=keep_model,
                 num_known=config["num_known"],
+                may_move=num_devices > resources.num_workers,
+                group=ray.util.get_current_placement_group(),
             )
-        return fit_on_workers(
-            arch,
-            setup,
-            number=number,
-            seed=config["seed"],
-            num_workers=num_workers,
-            cpus_per_worker=resources.cpus_per_worker - WAITING_CPUS / num_workers,
-            use_gpus=True,
-            keep_model=keep_model,
-            num_known=config["num_known"],
-            may_move=num_workers > resources.num_workers,
-        )
-
-    try:
-        with contextlib.closing(reports()) as of_trial:  # workers end at once where Tune ends the trial
-            for report in of_trial:
+        ) as reports:
+            for report in reports:
                 tune.report({**report, "device": device})
     except WorkerLostError:
         raise  # which is no fault of the trial, so it has no log: the searcher tries it again
-    except Exception:
-        log = run.error_path(number)
+    except Exception as error:
+        log = setup.run.error_path(number)
         log.parent.mkdir(parents=True, exist_ok=True)
-        run.store.write(log, traceback.format_exc())
+        known = error.__cause__ if isinstance(error, WorkersFailedError) else error
+        setup.run.store.write(log, "".join(traceback.format_exception(known)))
         raise
+
+
+def cpus_of_rank(resources: Resources, num_ranks: int) -> float:
+    """What is left for each of a trial's ranks, on as many GPUs, by the process that waits for them."""
+    return resources.cpus_per_worker - WAITING_CPUS / num_ranks
 
 
 def read_test_split(
@@ -75,9 +69,7 @@ def read_test_split(
 
     Measured on workers, several side by side, each with one device.
     """
-    num_gpus = min(resources.gpus_per_trial, 1)
-    remote = ray.remote(_test_accuracy).options(num_cpus=min(resources.cpus_per_trial, 1), num_gpus=num_gpus)
-    return get_from_workers([remote.remote(member.arch_id, setup) for member in members])
+    return on_devices(resources, _test_accuracy, [(member.arch_id, setup) for member in members])
 
 
 def _test_accuracy(arch_id: str, setup: TrainingSetup) -> tuple[float, int]:

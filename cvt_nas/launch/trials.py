@@ -15,9 +15,10 @@ from typing import Any
 import ray
 from ray import tune
 
+from cvt_nas.launch.ranks import bundles_of_ranks
 from cvt_nas.launch.resources import Resources
 from cvt_nas.launch.search import Search
-from cvt_nas.launch.trial import WAITING_CPUS, run_trial
+from cvt_nas.launch.trial import WAITING_CPUS, cpus_of_rank, run_trial
 from cvt_nas.launch.tune import RaceScheduler, RaceSearcher, StopWhenSet, Watchdog
 from cvt_nas.propose.race import Race
 from cvt_nas.propose.spread import Spread
@@ -48,7 +49,7 @@ def run_trials(
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(run_trial, setup=search.setup, resources=resources, keep_model=keep_models),
-            functools.partial(_bundle_of, resources=resources),
+            functools.partial(_bundles_of, resources=resources),
         ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
@@ -93,11 +94,16 @@ def run_trials(
         run.store.delete(run.tune_path)
 
 
-def _bundle_of(config: Mapping[str, Any], resources: Resources) -> tune.PlacementGroupFactory:
-    """What Tune reserves for a trial: with several GPUs it only waits for its workers, which claim them one by one."""
-    if config["gpus"] > 1:
-        return tune.PlacementGroupFactory([{"CPU": WAITING_CPUS}])
-    return tune.PlacementGroupFactory([{"CPU": resources.cpus_per_trial, "GPU": config["gpus"]}])
+def _bundles_of(config: Mapping[str, Any], resources: Resources) -> tune.PlacementGroupFactory:
+    """What Tune reserves for a trial: with several GPUs a place for its own process, which only waits, and its ranks.
+
+    Tune frees them however the trial ends. Ray alone would keep what a trial asked for by itself until the job is over.
+    """
+    if config["gpus"] <= 1:
+        return tune.PlacementGroupFactory([{"CPU": resources.cpus_per_trial, "GPU": config["gpus"]}])
+    num_ranks = int(config["gpus"])
+    ranks = bundles_of_ranks(num_ranks, cpus_per_rank=cpus_of_rank(resources, num_ranks), use_gpus=True)
+    return tune.PlacementGroupFactory([{"CPU": WAITING_CPUS}, *ranks])
 
 
 def _spread_of(search: Search) -> Spread | None:

@@ -189,6 +189,14 @@ class RaceSearcher(Searcher):
         flight.is_to_spread = self._spread.is_worth_it(flight.gpus, self._gpus_for(flight), seconds_left=seconds_left)
         return flight.is_to_spread
 
+    def waits_in_vain(self, trial_id: str) -> bool:
+        """Whether a trial is to have more GPUs than are left, as where a node died; it begins again with those."""
+        flight = self._running.get(trial_id)
+        if flight is None or self._spread is None or flight.gpus <= max(self._gpus_per_trial, 1):
+            return False
+        flight.is_to_spread = flight.gpus > self._spread.num_gpus()
+        return flight.is_to_spread
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         flight = self._running[trial_id]
         self._tell_epoch(flight, result)
@@ -250,6 +258,12 @@ class RaceScheduler(FIFOScheduler):
     def __init__(self, searcher: RaceSearcher) -> None:
         super().__init__()
         self._searcher = searcher
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        for trial in list(tune_controller.get_live_trials()):
+            if trial.status == "PENDING" and self._searcher.waits_in_vain(trial.trial_id):
+                tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         del tune_controller

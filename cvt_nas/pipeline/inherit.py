@@ -10,9 +10,11 @@ import numpy as np
 
 from cvt_nas.arch import Cost
 from cvt_nas.config import Experiment
+from cvt_nas.engine import supernet_reports
 from cvt_nas.errors import SearchFailedError, StorageError
+from cvt_nas.launch.devices import ending_in
 from cvt_nas.launch.judges import Judges, supernet_workers
-from cvt_nas.launch.ranks import ending_in, train_supernet_on_workers
+from cvt_nas.launch.ranks import reports_of_ranks
 from cvt_nas.launch.search import Search
 from cvt_nas.propose.asha import pareto_ranks
 from cvt_nas.propose.journal import open_journal
@@ -53,12 +55,13 @@ def train_weights(search: Search) -> Generator[SupernetEpochDone, None, bool]:
     num_workers, cpus_per_worker = supernet_workers(search.resources, batch_size=setup.shared.config.batch_size)
     try:
         with ending_in(SearchFailedError, "the training of the supernet ended"):
-            for report in train_supernet_on_workers(
-                dataclasses.replace(setup, num_threads=max(int(cpus_per_worker), 1), memory_share=1.0),
-                seed=derive_seed(search.seed, 0, "supernet"),
-                num_workers=num_workers,
-                cpus_per_worker=cpus_per_worker,
+            for report in reports_of_ranks(
+                supernet_reports,
+                setup=dataclasses.replace(setup, num_threads=max(int(cpus_per_worker), 1), memory_share=1.0),
+                num_ranks=num_workers,
+                cpus_per_rank=cpus_per_worker,
                 use_gpus=search.resources.gpus_per_trial > 0,
+                seed=derive_seed(search.seed, 0, "supernet"),
                 initial=search.initial,
             ):
                 if report["status"] == "storage":
@@ -89,7 +92,7 @@ def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarte
         Whether all are ranked.
 
     Raises:
-        ray.exceptions.RayError: Workers died again and again, or the code raised.
+        WorkersFailedError: Workers died again and again, or the code raised.
     """
     experiment, run = search.experiment, search.run
     size = math.prod(len(gene.options) for gene in space.genes)

@@ -15,7 +15,6 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import ray
 from jaxtyping import Float
 
 from cvt_nas.arch import arch_from_dict, arch_to_dict
@@ -23,9 +22,9 @@ from cvt_nas.config import Experiment
 from cvt_nas.engine import Phase, TrainingSetup, class_curves
 from cvt_nas.errors import RunFolderError
 from cvt_nas.launch.judges import inherited_accuracies
-from cvt_nas.launch.ranks import get_from_workers
 from cvt_nas.launch.resources import Resources
 from cvt_nas.launch.search import Search
+from cvt_nas.launch.tasks import on_worker
 from cvt_nas.pipeline.inherit import train_weights
 from cvt_nas.propose.samplers import derive_seed
 from cvt_nas.results import DroppedOption, Metric, Narrowing, NarrowingStep
@@ -98,16 +97,8 @@ def _class_curves(
 ) -> list[list[float]] | None:
     """`class_curves` of the space's smallest network, by a worker; None where `stop` is set before it is done."""
     assert setup.shared is not None, "the caller knows that there is a supernet"
-    worker: Any = ray.remote(_class_curves_of).options(
-        num_cpus=resources.cpus_per_worker,
-        num_gpus=resources.gpus_per_trial / resources.num_workers,
-    )
-    done = worker.remote(setup, arch_to_dict(setup.shared.space.smallest), epochs, derive_seed(seed, 0, "classes"))
-    while not ray.wait([done], timeout=0.5)[0]:
-        if stop.is_set():
-            ray.cancel(done, force=True)
-            return None
-    return get_from_workers(done)
+    smallest, seed = arch_to_dict(setup.shared.space.smallest), derive_seed(seed, 0, "classes")
+    return on_worker(resources, _class_curves_of, setup, smallest, epochs, seed, stop=stop)
 
 
 def _class_curves_of(setup: TrainingSetup, arch: dict[str, Any], epochs: int, seed: int) -> list[list[float]]:

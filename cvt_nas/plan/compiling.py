@@ -4,15 +4,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import ray
 import torch
 
 from cvt_nas.arch import arch_from_dict, arch_to_dict
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.engine.speed import FastestWay, fastest_way
-from cvt_nas.launch.ranks import get_from_workers
 from cvt_nas.launch.resources import Resources
+from cvt_nas.launch.tasks import on_device
 from cvt_nas.plan.machine import three_networks
 from cvt_nas.run import RunFolder
 
@@ -37,10 +36,8 @@ def with_fastest_way(
     if run is not None:
         known = run.manifest.get("compile", {"fastest": "auto"})
         return _by(setup, known["fastest"]), {}
-    limits = {"num_cpus": min(resources.cpus_per_trial, 1), "num_gpus": min(resources.gpus_per_trial, 1)}
-    remote: Any = ray.remote(_measure).options(**limits)
     arch = arch_to_dict(experiment.space.decode(three_networks(experiment)["median"]))
-    (found,) = get_from_workers([remote.remote(setup, arch, resources.num_workers)])
+    found = on_device(resources, _measure, setup, arch, resources.num_workers)
     if found is None:
         return setup, {}
     if on_note is not None:

@@ -36,7 +36,6 @@ _LAUNCH_RATIO = 0.8  # of seconds an image: a network with far fewer FLOPs that 
 _SAMPLER_SHARE = 0.25  # of the time between two proposals, beyond which slots wait for them
 _FEW_TRIALS, _FEW_EPOCHS = 20, 0.25  # what `fit_to_hours` goes down to: trials, and a share of the file's epochs
 _EPOCH_STEP = 0.8
-_STARTS_OF_TRAIN = 2  # of workers one after the other: Ray Train has a controller, which starts the others
 
 
 def simulate_race(
@@ -180,9 +179,7 @@ def _parts(
         "confirm": 0.0 if race is None else _confirming(experiment, machine, num_images, race, members),
         "test": testing + _REPORT_SECONDS,
     }
-    own = {
-        "supernet": _STARTS_OF_TRAIN * (len(experiment.da_nas.classes) if experiment.search.weights == "da-nas" else 1)
-    }
+    own = {"supernet": len(experiment.da_nas.classes) if experiment.search.weights == "da-nas" else 1}
     starts = {name: machine.worker_start * own.get(name, 1) for name, seconds in parts.items() if seconds}
     return {"start": machine.start, **{name: seconds + starts.get(name, 0.0) for name, seconds in parts.items()}}
 

@@ -10,9 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 import torch
-from ray._private import ray_constants
 
 from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict
 from cvt_nas.config import Experiment
@@ -22,8 +20,9 @@ from cvt_nas.engine.footprint import Footprint, footprint
 from cvt_nas.engine.speed import Speed, measure_loader, measure_supernet, measure_training
 from cvt_nas.errors import ResourceError
 from cvt_nas.launch.judges import num_judges, supernet_workers
-from cvt_nas.launch.ranks import get_from_workers
+from cvt_nas.launch.private import worker_niceness
 from cvt_nas.launch.resources import Resources, check_gpus_per_trial, slots_of
+from cvt_nas.launch.tasks import on_devices
 from cvt_nas.plan.machine import Machine, Name, NetworkSpeed, three_networks
 from cvt_nas.space import Genome
 
@@ -36,7 +35,6 @@ _LOADED_BY_CORE = 345  # images of 500 x 375 a second, whose RandAugment is left
 _STATED_GIB = 80
 _MOST_WAITING = 1.3  # see `Measured`, beyond which that is said
 _BUSY = "other processes kept the CPUs busy while this was measured; times are of a search beside them"
-_NICENESS = 15  # of Ray's workers, unless RAY_worker_niceness says otherwise
 _BEGIN = 0.2  # seconds, of Ray and of a network's weights; "What of a trial is not training" in benchmarks/README.md
 RAY_CPU_SECONDS, _WORKER_CPU_SECONDS = 4.0, 7.0  # to start it, and a worker that imports torch
 _STATED_BEGIN, _STATED_START = 2.0, 20.0  # of a machine with GPUs; the latter of Ray, and of each worker
@@ -97,7 +95,7 @@ def measure_cpus(experiment: Experiment, setup: TrainingSetup, resources: Resour
     number, genomes = min(resources.num_slots, _MOST_SLOTS), three_networks(experiment)
     task = _task(experiment, genomes, setup, resources, seconds)
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    nice = {"initializer": os.nice, "initargs": (int(os.environ.get(ray_constants.RAY_WORKER_NICENESS, _NICENESS)),)}
+    nice = {"initializer": os.nice, "initargs": (worker_niceness(),)}
     with warnings.catch_warnings(), ProcessPoolExecutor(number, mp_context=context, **nice) as pool:
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside a fork, which has none of their locks
         running = [pool.submit(_measure, *task) for _ in range(number)]
@@ -110,12 +108,10 @@ def measure_workers(experiment: Experiment, setup: TrainingSetup, resources: Res
 
     Where a batch is shared by the GPUs of a trial, one of them is measured, and the others are taken to help in full.
     """
-    limits = {"num_cpus": min(resources.cpus_per_trial, 1), "num_gpus": min(resources.gpus_per_trial, 1)}
-    remote: Any = ray.remote(_measure).options(**limits)
     number, genomes = min(resources.num_slots, _MOST_SLOTS), three_networks(experiment)
     task = _task(experiment, genomes, setup, resources, seconds)
     started = time.time()
-    found: list[_OfSlot] = get_from_workers([remote.remote(*task) for _ in range(number)])
+    found = on_devices(resources, _measure, [task] * number)
     return _together(genomes, found, worker_start=_mean([each.begun for each in found]) - started)
 
 

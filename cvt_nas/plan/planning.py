@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import ray
-from ray.exceptions import RayError
-
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import CvtNasError, ResourceError, first_line
+from cvt_nas.launch.cluster import is_this_machine_alone
+from cvt_nas.launch.devices import WorkersFailedError
 from cvt_nas.launch.resources import (
     GpusPerTrial,
     Resources,
@@ -163,7 +162,7 @@ def plan_of_search(
         return plan_search(
             experiment, machine, sizes_of(experiment, setup), num_trials=num_trials, seed=seed, out=out, is_quick=True
         )
-    except (CvtNasError, RuntimeError, RayError) as error:  # a process that is killed is a RuntimeError, too
+    except (CvtNasError, RuntimeError, WorkersFailedError) as error:  # a process that is killed is a RuntimeError, too
         if on_note is not None:
             on_note(f"how long the search will take cannot be told: {first_line(error)}")
         return None
@@ -171,6 +170,4 @@ def plan_of_search(
 
 def _is_here(resources: Resources) -> bool:
     """Whether trials run on the CPUs of this machine, which need no worker of Ray to be measured on."""
-    node = ray.get_runtime_context().get_node_id()
-    alive = [each["NodeID"] for each in ray.nodes() if each["Alive"]]
-    return resources.device == "cpu" and alive == [node]
+    return resources.device == "cpu" and is_this_machine_alone()

@@ -5,11 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import ray
 import torch
-from ray.exceptions import RayError
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cvt_nas.arch import arch_from_dict, arch_to_dict
 from cvt_nas.config import Experiment
@@ -17,8 +13,9 @@ from cvt_nas.engine import TrainingSetup
 from cvt_nas.engine.memory import LEAST_USEFUL, Room
 from cvt_nas.engine.speed import Speed, Timing, measure_training
 from cvt_nas.errors import CvtNasError, first_line
-from cvt_nas.launch.ranks import get_from_workers
+from cvt_nas.launch.devices import WorkersFailedError
 from cvt_nas.launch.resources import GpusPerTrial, Resources
+from cvt_nas.launch.tasks import SharedGpu
 from cvt_nas.plan.machine import three_networks
 from cvt_nas.run import RunFolder
 
@@ -128,19 +125,13 @@ def find_sharing(experiment: Experiment, setup: TrainingSetup, resources: Resour
 
     Raises:
         CvtNasError: The data are not as they must be.
-        RayError: A network cannot be trained in one process.
+        WorkersFailedError: A network cannot be trained in one process.
     """
     most, reason = most_on_a_gpu(resources, num_trials=num_trials)
     if most == 1:
         return Sharing(trials_per_gpu=1, rates={}, reason=reason)
-    # one bundle, so that whoever is in it shares the same GPU
-    group = placement_group([{"GPU": 1, "CPU": resources.cpus_per_gpu}])
-    probe = _Probe(experiment, setup, resources, PlacementGroupSchedulingStrategy(group), most=most)
-    try:
-        return choose_sharing(probe.rate, most=most, reason=reason)
-    finally:  # whatever starts next imports torch first: until then, the GPU's memory is free again
-        probe.end()
-        remove_placement_group(group)
+    with SharedGpu(_Process, num_cpus=resources.cpus_per_gpu, most=most) as gpu:
+        return choose_sharing(_Probe(experiment, setup, resources, gpu).rate, most=most, reason=reason)
 
 
 def divide_as_asked(
@@ -173,7 +164,7 @@ def divide_as_asked(
         return known.divide(resources), known
     try:
         found = find_sharing(experiment, setup, resources, num_trials=num_trials)
-    except (CvtNasError, RayError) as error:
+    except (CvtNasError, WorkersFailedError) as error:
         say(f"how many trials share a GPU best cannot be told, so each has one of its own: {first_line(error)}")
         return resources, None
     say(found.describe(resources.num_gpus))
@@ -223,56 +214,36 @@ class _Probe:
 
     Args:
         resources: Of which each trial has one GPU.
-        place: Where they are.
-        most: How many there may be.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        setup: TrainingSetup,
-        resources: Resources,
-        place: PlacementGroupSchedulingStrategy,
-        *,
-        most: int,
-    ) -> None:
+    def __init__(self, experiment: Experiment, setup: TrainingSetup, resources: Resources, gpu: SharedGpu) -> None:
         space, genomes = experiment.space, three_networks(experiment)
         self._median, self._largest = (arch_to_dict(space.decode(genomes[name])) for name in ("median", "largest"))
-        self._setup, self._resources = setup, resources
-        remote: Any = ray.remote(_Process)
-        self._actor = remote.options(num_cpus=1, num_gpus=1 / 2 ** (most.bit_length() - 1), scheduling_strategy=place)
-        self._processes: list[Any] = []
+        self._setup, self._resources, self._gpu = setup, resources, gpu
         self._alone: Room | None = None
 
     def rate(self, number: int) -> float | str:
         """Images a second that `number` of them train together; or why there is no such figure."""
-        self._processes += [self._actor.remote() for _ in range(number - len(self._processes))]
+        self._gpu.add_up_to(number)
         shared = self._resources.shared(1 / number)
         setup = self._setup.on(shared.device, num_threads=shared.num_threads, gpus=shared.gpus_per_trial)
         try:
-            self._together("open", setup)  # all have begun, and begin with the next at the same time
-            largest = self._together("train", setup, self._largest, number, _SECONDS_OF_LARGEST)
+            self._gpu.together("open", setup)  # all have begun, and begin with the next at the same time
+            largest = self._gpu.together("train", setup, self._largest, number, _SECONDS_OF_LARGEST)
             rooms = [speed.room for speed in largest if speed is not None and speed.room is not None]
             if number == 1:
                 self._alone = next(iter(rooms), None)
             if None in largest or any(is_starved(room, self._alone) for room in rooms):
                 return f"{number} leave too little memory for the largest network"
-            median = self._together("train", setup, self._median, number, _SECONDS)
-        except RayError as error:
+            median = self._gpu.together("train", setup, self._median, number, _SECONDS)
+        except WorkersFailedError as error:
             if number == 1:
                 raise
-            return f"{number} processes failed: {first_line(error)}"
+            return f"{number} processes failed: {error}"
         if None in median:
             return f"{number} leave too little memory for the median network"
         rate = rate_together([speed.batches for speed in median])
         return f"{number} did not train at the same time" if rate is None else rate
-
-    def _together(self, method: str, *arguments: Any) -> list[Any]:
-        return get_from_workers([getattr(process, method).remote(*arguments) for process in self._processes])
-
-    def end(self) -> None:
-        for process in self._processes:
-            ray.kill(process)
 
 
 def is_starved(room: Room, alone: Room | None) -> bool:

@@ -1,0 +1,70 @@
+"""The training of one architecture: in this process, or on several devices at once."""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from cvt_nas.arch import ArchConfig
+from cvt_nas.engine import TrainingSetup, progress_reports
+from cvt_nas.errors import CvtNasError
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+
+def training_reports(
+    arch: ArchConfig,
+    setup: TrainingSetup,
+    *,
+    number: int,
+    seed: int,
+    num_devices: int,
+    cpus_per_device: float,
+    use_gpus: bool,
+    keep_model: bool = True,
+    num_known: int = 0,
+    may_move: bool = False,
+    group: "PlacementGroup | None" = None,
+) -> Generator[dict[str, Any], None, None]:
+    """Trains `arch` as `engine.fit` does: here on one device, or as ranks that share each batch.
+
+    Args:
+        number: Of the trial; names its checkpoint in the run folder.
+        keep_model: Whether the trained weights go to the run folder, as the architecture's.
+        num_known: See `engine.progress_reports`.
+        cpus_per_device, use_gpus, may_move, group: See `reports_of_ranks`.
+
+    Yields:
+        The reports of `engine.progress_reports`, by the first rank.
+
+    Raises:
+        CvtNasError, StorageError, WorkersFailedError, WorkerLostError: See `reports_of_ranks`.
+    """
+    options = {
+        "arch": arch, "setup": setup, "number": number, "seed": seed, "keep_model": keep_model, "num_known": num_known,
+    }  # fmt: skip
+    if num_devices == 1:
+        return progress_reports(device=setup.torch_device, **options)
+    from cvt_nas.launch.ranks import reports_of_ranks  # imports Ray, which one device does not need
+
+    return reports_of_ranks(
+        progress_reports, num_ranks=num_devices, cpus_per_rank=cpus_per_device, use_gpus=use_gpus, may_move=may_move,
+        group=group, **options,
+    )  # fmt: skip
+
+
+class WorkersFailedError(Exception):
+    """Workers died again and again, or their code raised what no user can fix: why, in one line. Its cause is Ray's."""
+
+
+class WorkerLostError(WorkersFailedError):
+    """A worker died, and the training can go on elsewhere."""
+
+
+@contextmanager
+def ending_in(kind: type[CvtNasError], what: str) -> Iterator[None]:
+    """Workers that fail end the block with an error of `kind`: `what`, and the reason."""
+    try:
+        yield
+    except WorkersFailedError as error:
+        raise kind(f"{what}: {error}") from error.__cause__
