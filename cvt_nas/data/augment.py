@@ -38,13 +38,13 @@ def erasing_of(augment: AugmentConfig, device: torch.device) -> Any:
     The latter is None, where the global random states are taken as they are, or the seeds of each image. An image that
     comes with its own is erased in the same way in whichever batch it is.
     """
-    from timm.data.random_erasing import RandomErasing
+    if augment.random_erasing == 0:
+        return lambda images, seeds=None: images  # noqa: ARG005
+    from timm.data.random_erasing import RandomErasing  # imports all of timm, a second
 
     erase = RandomErasing(augment.random_erasing, mode="pixel", device=str(device))
 
     def erase_each(images: Tensor, seeds: Sequence[tuple[int, ...]] | None = None) -> Tensor:
-        if augment.random_erasing == 0:
-            return images
         if seeds is None:
             return erase(images)
         noise = generator_of(device)
