@@ -203,7 +203,7 @@ class _Rank:
     def open_store(self) -> tuple[str, int]:
         """Where the ranks meet: address and port of this one, which is the first."""
         host = ray.util.get_node_ip_address()
-        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
+        self._store = _store(host, 0, is_master=True, wait_for_workers=False)
         return host, self._store.port
 
     def begin(
@@ -229,13 +229,19 @@ class _Rank:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
             device, backend = torch.device("cuda", gpus.index(self.place().gpu)), "nccl"
             torch.cuda.set_device(device)
-        store = self._store if rank == 0 else dist.TCPStore(host, port, timeout=_PATIENCE)
+        store = self._store if rank == 0 else _store(host, port)
         dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=_PATIENCE)
         self._reports = reports(setup=setup, device=device, **options)
 
     def advance(self) -> dict[str, Any] | None:
         """Trains until there is the next report; None where there is no more."""
         return next(self._reports, None)
+
+
+def _store(host: str, port: int, **options: Any) -> Any:
+    """What ranks meet by."""
+    store: Any = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]  # documented, but not in `__all__`
+    return store(host, port, timeout=_PATIENCE, **options)
 
 
 def _loopback() -> str:
