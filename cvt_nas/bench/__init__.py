@@ -1,10 +1,8 @@
 """Searches on a table instead of training: the same study, rungs and rankings, on a simulated clock."""
 
 from cvt_nas.bench.methods import (
-    PLAIN_SAMPLERS,
     SCHEDULERS,
     Method,
-    PlainStudy,
     SearchMethod,
     Settings,
     methods_of,
@@ -17,10 +15,8 @@ from cvt_nas.bench.table import Table, load_table
 __all__ = [
     "FRACTIONS",
     "LEVELS",
-    "PLAIN_SAMPLERS",
     "SCHEDULERS",
     "Method",
-    "PlainStudy",
     "Run",
     "SearchMethod",
     "Settings",

@@ -5,17 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast, get_args
 
-import optuna
-from optuna.samplers import BaseSampler
-from optuna.storages import InMemoryStorage
-
 from cvt_nas.bench.table import Table
 from cvt_nas.errors import TableError
 from cvt_nas.propose.asha import RANKINGS, Asha
+from cvt_nas.propose.plain import PLAIN_SAMPLERS, PlainStudy
 from cvt_nas.propose.race import Race, Source
-from cvt_nas.propose.samplers import SAMPLERS, SamplerName, derive_seed, distributions_of, genome_of
+from cvt_nas.propose.samplers import SAMPLERS, SamplerName
 from cvt_nas.propose.simulation import Search
-from cvt_nas.propose.study import Ended, Proposal, Study
+from cvt_nas.propose.study import Study
 from cvt_nas.results import Metric
 
 SCHEDULERS = ("pareto-asha", "asha", "none")
@@ -103,46 +100,5 @@ def methods_of(samplers: Sequence[str], schedulers: Sequence[str]) -> list[Metho
 def _study_of(table: Table, sampler: str, metrics: Sequence[Metric], seed: int) -> Source:
     if sampler in SAMPLERS:
         name = cast(SamplerName, sampler)
-        return Study(table, metrics=metrics, sampler=name, storage=InMemoryStorage(), num_trials=None, seed=seed)
-    return PlainStudy(table, metrics=metrics, sampler=_plain_sampler(sampler, seed), seed=seed)
-
-
-PLAIN_SAMPLERS = ("optuna-random", "optuna-tpe", "optuna-tpe-multivariate", "optuna-nsga2", "optuna-nsga3", "optuna-gp")
-
-
-def _plain_sampler(name: str, seed: int) -> BaseSampler:
-    if name == "optuna-tpe":
-        return optuna.samplers.TPESampler(seed=seed)
-    if name == "optuna-tpe-multivariate":
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True)
-    if name == "optuna-nsga2":
-        return optuna.samplers.NSGAIISampler(seed=seed)
-    if name == "optuna-nsga3":
-        return optuna.samplers.NSGAIIISampler(seed=seed)
-    if name == "optuna-gp":
-        return optuna.samplers.GPSampler(seed=seed)
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
-class PlainStudy(Source):
-    """Optuna as it ships, which may propose what it proposed before: the baseline of `Study`."""
-
-    def __init__(self, table: Table, *, metrics: Sequence[Metric], sampler: BaseSampler, seed: int) -> None:
-        self._table, self._metrics, self._seed = table, metrics, seed
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._study = optuna.create_study(
-            directions=["maximize" if metric == "accuracy" else "minimize" for metric in metrics], sampler=sampler
-        )
-
-    def ask(self) -> Proposal | None:
-        trial = self._study.ask(distributions_of(self._table))
-        genome = genome_of(self._table, trial.params)
-        seed = derive_seed(self._seed, trial.number, "training")
-        return Proposal(number=trial.number, genome=genome, cost=self._table.cost(genome), seed=seed)
-
-    def tell(self, ended: Ended, /) -> None:
-        if ended.status == "complete":
-            values = {"accuracy": ended.curve[-1], "params": ended.cost.params, "flops": ended.cost.flops}
-            self._study.tell(ended.number, [values[metric] for metric in self._metrics])
-        else:
-            self._study.tell(ended.number, state=optuna.trial.TrialState.PRUNED)
+        return Study(table, metrics=metrics, sampler=name, num_trials=None, seed=seed)
+    return PlainStudy(table, metrics=metrics, sampler=sampler, seed=seed)

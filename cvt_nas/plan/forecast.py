@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from optuna.storages import InMemoryStorage
 
 from cvt_nas.config import Experiment
 from cvt_nas.data import Split
@@ -64,7 +63,7 @@ def simulate_race(
     metrics = metrics if len(metrics) > 1 else ("accuracy", "flops")
     experiment = dataclasses.replace(experiment, space=space, objectives=metrics)
     study = Study(
-        space, metrics=metrics, sampler=sampler or experiment.search.sampler, storage=InMemoryStorage(),
+        space, metrics=metrics, sampler=sampler or experiment.search.sampler,
         num_trials=num_trials, seed=seed,
         anchors={str(proposal.number): proposal.genome for proposal in known} or experiment.anchors,
     )  # fmt: skip

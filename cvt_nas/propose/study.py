@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cvt_nas.arch import Cost
 from cvt_nas.propose.observations import Observation
+from cvt_nas.propose.private import StoredTrials
 from cvt_nas.propose.samplers import (
     Progress,
     SamplerName,
@@ -91,6 +92,7 @@ class Study:
 
     Args:
         metrics: The objectives, accuracy first.
+        storage: None for one in memory.
         num_trials: After how many `ask` ends; None where it never does.
         seed: Of proposals and of the trials' trainings.
         anchors: Proposed first, by name.
@@ -103,9 +105,9 @@ class Study:
         *,
         metrics: Sequence[Metric],
         sampler: SamplerName,
-        storage: BaseStorage,
         num_trials: int | None,
         seed: int,
+        storage: BaseStorage | None = None,
         anchors: Mapping[str, Genome] | None = None,
         recorded: Sequence[Ended] = (),
     ) -> None:
@@ -126,6 +128,7 @@ class Study:
             sampler=self._optuna_sampler or RandomSampler(seed),  # the latter is never asked
             load_if_exists=True,
         )
+        self._stored = StoredTrials(self._study)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.set_metric_names(list(self._metrics))
@@ -268,15 +271,14 @@ class Study:
         return self._study.get_trials(deepcopy=False)[trial.number]
 
     def _begin(self, genome: Genome, **attributes: Any) -> FrozenTrial:
-        """A running trial of `genome`, written at once: `Study.ask` would wait for the disk gene by gene."""
+        """A running trial of `genome`."""
         trial = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=params_of(self._space, genome),
             distributions=distributions_of(self._space),
             user_attrs={**self._attributes_of(genome), **attributes},
         )
-        trial_id = self._study._storage.create_new_trial(self._study._study_id, template_trial=trial)
-        return self._study._storage.get_trial(trial_id)
+        return self._stored.add(trial)
 
     def _attributes_of(self, genome: Genome) -> dict[str, Any]:
         """What the indices mean, for whoever opens the journal in optuna-dashboard."""
@@ -302,13 +304,11 @@ class Study:
         self._keep(trial, is_paused=False)
 
     def _keep(self, trial: PartialTrial, *, is_paused: bool) -> None:
-        storage = self._study._storage
-        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, trial.proposal.number)
+        number = trial.proposal.number
         progress = Progress(
             curve=trial.curve, seconds=trial.seconds, train_seconds=trial.train_seconds, is_paused=is_paused
         )
-        for name, value in progress_to_attrs(progress, storage.get_trial(trial_id).user_attrs).items():
-            storage.set_trial_user_attr(trial_id, name, value)
+        self._stored.set_attributes(number, progress_to_attrs(progress, self._stored.attributes(number)))
 
     def paused(self) -> Iterator[PartialTrial]:
         """Trials that were paused when the search was interrupted."""
@@ -339,16 +339,13 @@ class Study:
 
     def tell(self, ended: Ended) -> None:
         """Tells Optuna how a trial ended: complete with its values, stopped as pruned, all others as failed."""
-        storage = self._study._storage
-        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, ended.number)
         attributes = {"status": ended.status, "epochs": ended.epochs, "curve": list(ended.curve)}
-        for name, value in attributes.items():
-            storage.set_trial_user_attr(trial_id, name, value)
+        self._stored.set_attributes(ended.number, attributes)
         if ended.status == "complete":
             costs = [getattr(ended.cost, metric) for metric in self._metrics[1:]]
             self._study.tell(ended.number, [ended.curve[-1], *costs])
         elif ended.status == "stopped":
             self._study.tell(ended.number, state=TrialState.PRUNED)
         else:
-            storage.set_trial_user_attr(trial_id, "reason", ended.reason or "")
+            self._stored.set_attributes(ended.number, {"reason": ended.reason or ""})
             self._study.tell(ended.number, state=TrialState.FAIL)
