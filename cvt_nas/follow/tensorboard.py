@@ -3,13 +3,14 @@
 import itertools
 import os
 from pathlib import Path
-
-from tensorboardX import SummaryWriter
-from tensorboardX.summary import hparams
+from typing import TYPE_CHECKING
 
 from cvt_nas.follow.tracker import TrackedTrial, Tracker, summary_of
 from cvt_nas.results import TrialResult
 from cvt_nas.run import RunFolder
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 _numbers = itertools.count()  # of files, which are otherwise named by the second
 
@@ -23,6 +24,8 @@ class TensorBoard(Tracker):
         self._writers: dict[str, SummaryWriter] = {}
 
     def begin(self, trial: TrackedTrial) -> None:
+        from tensorboardX import SummaryWriter  # half a second, which other searches need not wait
+
         suffix = f".{next(_numbers):06}.{os.getpid()}"  # TensorBoard reads files in the order of their names
         self._writers[trial.id] = SummaryWriter(str(self._place(trial)), filename_suffix=suffix)
 
@@ -34,6 +37,8 @@ class TensorBoard(Tracker):
         self._writers.pop(trial.id).close()
 
     def end(self, trial: TrackedTrial, result: TrialResult) -> None:
+        from tensorboardX.summary import hparams
+
         writer, values = self._writers[trial.id], summary_of(result)
         assert writer.file_writer is not None, "it is there until the writer is closed"
         for part in hparams({**trial.config, "status": result.status}, values):
