@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cvt_nas.arch import ArchConfig, StageConfig
 from cvt_nas.config import load_experiment
-from trainings import markdown, train_all
+from shared import markdown, train_all
 
 HERE = Path(__file__).parent
 # of each table of the paper its rows, and their top-1 accuracy on ImageNet

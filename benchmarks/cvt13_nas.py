@@ -15,7 +15,7 @@ from pathlib import Path
 from cvt_nas.arch import ArchConfig, attention_flops, cost_of
 from cvt_nas.config import load_experiment
 from cvt_nas.run import RunFolder
-from trainings import markdown, train_all
+from shared import markdown, train_all
 
 SPACE = Path(__file__).parent.parent / "search_spaces" / "cvt13_nas_small.yaml"
 BASELINE, FINER = "cvt-13", "cvt-13-stride-1"

@@ -35,7 +35,7 @@ from cvt_nas.data.listing import Images
 from cvt_nas.data.loading import Portion, Reader, Source, Stream, collated
 from cvt_nas.data.reading import read_image, read_pixels
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
-from gpu_stages import make_photographs
+from shared import make_photographs
 
 Read = Callable[[np.ndarray], Any]  # of some rows, the batch
 BEFORE = {"training": "timm", "evaluation": "timm"}

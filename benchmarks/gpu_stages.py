@@ -9,7 +9,6 @@ import datetime
 import functools
 import gc
 import json
-import os
 import random
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from cvt_nas.engine.latency import measure_latency
 from cvt_nas.errors import first_line
 from cvt_nas.model import CvT
 from gpu_steps import memory_of, projections, rates, supernet_step, synchronise, tiny_arch, ways
+from shared import make_photographs, networks
 
 TINY_TEST = "tests/test_ablations.py::test_a_grid_that_patches_cannot_have_is_refused"
 SECONDS_TO_COMPILE = 75  # ours, and that of transformers; or our blocks
@@ -316,45 +316,12 @@ def _feed(bench: Bench, folder: Path, workers: int, cpus: int) -> dict[str, Any]
     return {"workers": workers, "cpus": cpus, "images_per_second": rate}
 
 
-def make_photographs(folder: Path, num_files: int, *, num_links: int) -> None:
-    """Crops of photographs, 500 x 375, as JPEGs in `train/` and `val/`, each of the former with so many names."""
-    from PIL import Image
-
-    rng, sources = random.Random(0), _photographs()
-    for index in range(num_files):
-        image = Image.fromarray(sources[index % len(sources)])
-        width, height = image.width * rng.uniform(0.7, 1), image.height * rng.uniform(0.7, 1)
-        left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
-        cut = image.resize((500, 375), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
-        place = folder / ("train" if index % 4 else "val") / f"class-{index // 4 % 2}"
-        place.mkdir(parents=True, exist_ok=True)
-        cut.save(place / f"{index}.jpg", quality=rng.randint(90, 96))
-        for link in range(num_links - 1 if index % 4 else 0):
-            os.link(place / f"{index}.jpg", place / f"{index}-{link}.jpg")
-
-
-def _photographs() -> list[np.ndarray]:
-    """scikit-learn's two, and those that come with scikit-image, where it is installed."""
-    from sklearn.datasets import load_sample_images
-
-    found = list(load_sample_images().images)
-    with contextlib.suppress(ImportError):
-        from skimage import data  # type: ignore[import-not-found]
-
-        for name in ("astronaut", "coffee", "chelsea"):
-            with contextlib.suppress(Exception):  # it would have to be downloaded
-                found.append(np.asarray(getattr(data, name)()))
-    return found
-
-
 def latency(bench: Bench) -> None:
     """A forward pass in fp32 with TF32, by `measure_latency`."""
-    import step
-
     prepare_device(bench.device)
     for name in gpu.STAGES["latency"]:
         network, size = name.rsplit(", batch ", 1)
-        arch = tiny_arch() if bench.is_tiny else step.CASES[network][0]
+        arch = tiny_arch() if bench.is_tiny else networks()[network][0]
         bench.measure(name, functools.partial(_latency, bench, arch, int(size)))
 
 

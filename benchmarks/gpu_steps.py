@@ -21,6 +21,7 @@ from cvt_nas.engine.optimization import is_out_of_memory
 from cvt_nas.engine.speed import fastest_way
 from cvt_nas.errors import first_line
 from cvt_nas.model import CvT
+from shared import eval_step, networks, train_step
 
 GIB = 2**30
 LIMITS = {"8 GiB": 8 * GIB, "16 GiB": 16 * GIB, "24 GiB": 24 * GIB}
@@ -29,12 +30,11 @@ TINY_LIMITS = {"1 MiB": 2**20, "4 MiB": 2**22}
 
 def rates(name: str, device: torch.device, *, tiny: bool) -> dict[str, Any]:
     """Images a second of the network, precision and kind in `name`; others' speed over ours, by quartiles."""
-    import step
     from test_model import hugging_face_twin
 
     is_compiled = name.endswith(", compiled")
     network, precision, kind = name.removesuffix(", compiled").rsplit(", ", 2)
-    arch, size = (tiny_arch(), 4) if tiny else (step.CASES[network][0], 128)
+    arch, size = (tiny_arch(), 4) if tiny else (networks()[network][0], 128)
     in_order = torch.are_deterministic_algorithms_enabled()
 
     def twin() -> Any:
@@ -47,7 +47,7 @@ def rates(name: str, device: torch.device, *, tiny: bool) -> dict[str, Any]:
         models |= {"compiled": compiled(CvT(arch).to(device)), "transformers compiled": compiled(twin())}
     else:
         models["transformers"] = twin()
-    make = step.train_step if kind == "training" else step.eval_step
+    make = train_step if kind == "training" else eval_step
     steps = {name: make(model, precision, device, in_order=in_order) for name, model in models.items()}
     images = torch.randn(size, arch.num_channels, arch.image_size, arch.image_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -65,10 +65,8 @@ def rates(name: str, device: torch.device, *, tiny: bool) -> dict[str, Any]:
 
 def ways(name: str, device: torch.device, *, tiny: bool) -> dict[str, Any]:
     """Images a second of a training by `fit`, by each value of `training.compile`, on noise."""
-    import step
-
     network, precision, _ = name.rsplit(", ", 2)
-    arch, size = (tiny_arch(), 4) if tiny else (step.CASES[network][0], 128)
+    arch, size = (tiny_arch(), 4) if tiny else (networks()[network][0], 128)
     settings: dict[str, Any] = {"precision": precision, "clip_grad_norm": 1.0, "drop_path": 0.1}
     found = fastest_way(
         arch, TrainingConfig(epochs=1, batch_size=size, **settings), Noise(arch, size, num_batches=1000), device=device,
@@ -107,7 +105,7 @@ def projections(device: torch.device, *, tiny: bool) -> dict[str, Any]:
 
 def tiny_arch() -> ArchConfig:
     """The smallest that transformers' CvT can be, too."""
-    from step import per_stage
+    from strategies import per_stage
 
     three = {"heads": (1,) * 3, "kernels": (3,) * 3, "strides": (1,) * 3, "ratios": (1.0,) * 3}
     return per_stage(image_size=8, stem=(3, 1, 1), dims=(4, 8, 16), depths=(1, 2, 3), **three)  # type: ignore[arg-type]

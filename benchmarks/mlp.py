@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cvt_nas.model import CvT
 from cvt_nas.model.network import Mlp, quick_gelu
-from step import CASES, eval_step, train_step
+from shared import eval_step, networks, train_step
 
 SCALE = 1.702
 
@@ -46,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    for name, (arch, batch_size) in CASES.items():
+    for name, (arch, batch_size) in networks().items():
         images = torch.randn(batch_size, arch.num_channels, arch.image_size, arch.image_size)
         images = images.contiguous(memory_format=torch.channels_last)
         labels = torch.randint(0, arch.num_classes, (batch_size,))

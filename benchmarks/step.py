@@ -11,68 +11,16 @@ sums on a GPU are always in the same order.
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from cvt_nas import load_arch
-from cvt_nas.arch import ArchConfig
 from cvt_nas.engine import prepare_device
 from cvt_nas.model import CvT
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from strategies import per_stage
+from shared import eval_step, networks, train_step
 from test_model import hugging_face_twin
-
-CASES: dict[str, tuple[ArchConfig, int]] = {
-    "CvT-13 at 224": (load_arch("cvt-13"), 2),
-    "small, 28 px, stem stride 4": (
-        per_stage(image_size=28, num_channels=1, stem=(7, 4, 2), dims=(16, 48, 96), depths=(1, 2, 3), heads=(1, 3, 6),
-                  kernels=(3,) * 3, strides=(2,) * 3, ratios=(4.0,) * 3), 128
-    ),
-    "small, 32 px, stem stride 2": (
-        per_stage(image_size=32, stem=(3, 2, 1), dims=(32, 64, 128), depths=(1, 2, 4), heads=(2, 4, 8),
-                  kernels=(3,) * 3, strides=(2,) * 3, ratios=(4.0,) * 3), 64
-    ),
-}  # fmt: skip
-
-
-def train_step(
-    model: Any, precision: str, device: torch.device, *, in_order: bool
-) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
-        torch.use_deterministic_algorithms(in_order, warn_only=True)
-        model.train()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(images)
-        logits = getattr(logits, "logits", logits)
-        loss = F.cross_entropy(logits.float(), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def eval_step(
-    model: Any, precision: str, device: torch.device, *, in_order: bool
-) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    @torch.inference_mode()
-    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
-        del labels
-        torch.use_deterministic_algorithms(in_order, warn_only=True)
-        model.eval()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            model(images)
-
-    return step
 
 
 def seconds_of(step: Callable[[torch.Tensor, torch.Tensor], None], *batch: torch.Tensor) -> float:
@@ -98,7 +46,7 @@ def main() -> None:
     against_ourselves = options.compile or options.precision != "fp32" or any_order
     prepare_device(device)
     print(f"torch {torch.__version__}, {options.threads} thread(s), {device}")
-    for name, (arch, usual) in CASES.items():
+    for name, (arch, usual) in networks().items():
         batch_size = options.batch or usual
         ours: Any = CvT(arch).to(device)
         other = CvT(arch).to(device) if against_ourselves else hugging_face_twin(arch, quick_gelu=False).to(device)

@@ -18,7 +18,7 @@ import torch
 import gpu
 import gpu_stages
 import gpu_steps
-import step
+from shared import networks
 
 MADE_UP = """
 import json, os, subprocess, sys, time
@@ -92,7 +92,7 @@ def wait_for(condition: Any) -> None:
 
 def test_every_stage_has_names_a_share_and_words() -> None:
     assert list(gpu.STAGES) == list(gpu.SHARES) == list(gpu.TEXTS) == list(gpu_stages.STAGES)
-    assert list(step.CASES) == list(gpu.NETWORKS)
+    assert list(networks()) == list(gpu.NETWORKS)
 
 
 @pytest.mark.parametrize("stage", ["throughput", "memory", "feed", "latency"])

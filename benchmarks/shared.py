@@ -1,20 +1,27 @@
-"""Networks by name, each trained with several seeds: what other scripts here make their tables of."""
+"""What several scripts here share: trainings of networks by name, steps that are timed, and photographs as files."""
 
+import contextlib
 import multiprocessing
+import os
+import random
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from torch.nn import functional as F
 
-from cvt_nas.arch import ArchConfig, cost_of
+from cvt_nas.arch import ArchConfig, cost_of, load_arch
 from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import evaluate, fit
 from cvt_nas.run import write_atomically
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # for what tests compare with, too
 Task = tuple[str, ArchConfig, int]
 
 
@@ -100,3 +107,84 @@ def markdown(table: pd.DataFrame, names: Sequence[str], **columns: Mapping[str, 
             *(values.get(name, "") for values in columns.values()),
         ]))  # fmt: skip
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def networks() -> dict[str, tuple[ArchConfig, int]]:
+    """Those whose steps are timed, each with a batch size for a CPU."""
+    from strategies import per_stage
+
+    return {
+        "CvT-13 at 224": (load_arch("cvt-13"), 2),
+        "small, 28 px, stem stride 4": (
+            per_stage(image_size=28, num_channels=1, stem=(7, 4, 2), dims=(16, 48, 96), depths=(1, 2, 3),
+                      heads=(1, 3, 6), kernels=(3,) * 3, strides=(2,) * 3, ratios=(4.0,) * 3), 128
+        ),
+        "small, 32 px, stem stride 2": (
+            per_stage(image_size=32, stem=(3, 2, 1), dims=(32, 64, 128), depths=(1, 2, 4),
+                      heads=(2, 4, 8), kernels=(3,) * 3, strides=(2,) * 3, ratios=(4.0,) * 3), 64
+        ),
+    }  # fmt: skip
+
+
+def train_step(
+    model: Any, precision: str, device: torch.device, *, in_order: bool
+) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        torch.use_deterministic_algorithms(in_order, warn_only=True)
+        model.train()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(images)
+        logits = getattr(logits, "logits", logits)
+        loss = F.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def eval_step(
+    model: Any, precision: str, device: torch.device, *, in_order: bool
+) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    @torch.inference_mode()
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        del labels
+        torch.use_deterministic_algorithms(in_order, warn_only=True)
+        model.eval()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            model(images)
+
+    return step
+
+
+def make_photographs(folder: Path, num_files: int, *, num_links: int) -> None:
+    """Crops of photographs, 500 x 375, as JPEGs in `train/` and `val/`, each of the former with so many names."""
+    from PIL import Image
+
+    rng, sources = random.Random(0), _photographs()
+    for index in range(num_files):
+        image = Image.fromarray(sources[index % len(sources)])
+        width, height = image.width * rng.uniform(0.7, 1), image.height * rng.uniform(0.7, 1)
+        left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+        cut = image.resize((500, 375), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+        place = folder / ("train" if index % 4 else "val") / f"class-{index // 4 % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        cut.save(place / f"{index}.jpg", quality=rng.randint(90, 96))
+        for link in range(num_links - 1 if index % 4 else 0):
+            os.link(place / f"{index}.jpg", place / f"{index}-{link}.jpg")
+
+
+def _photographs() -> list[np.ndarray]:
+    """scikit-learn's two, and those that come with scikit-image, where it is installed."""
+    from sklearn.datasets import load_sample_images
+
+    found = list(load_sample_images().images)
+    with contextlib.suppress(ImportError):
+        from skimage import data  # type: ignore[import-not-found]
+
+        for name in ("astronaut", "coffee", "chelsea"):
+            with contextlib.suppress(Exception):  # it would have to be downloaded
+                found.append(np.asarray(getattr(data, name)()))
+    return found
