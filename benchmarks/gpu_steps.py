@@ -97,9 +97,8 @@ def projections(device: torch.device, *, tiny: bool) -> dict[str, Any]:
 
         steps = {"apart": lambda k=key, v=value: convolve((k, v)), "at once": lambda kv=both: convolve((kv,))}
         seconds, _ = interleaved(steps, device, num_rounds=1 if tiny else 5, chunk=0.01 if tiny else 0.1)
-        found[f"{channels} x {side} x {side}"] = statistics.median(seconds["apart"]) / statistics.median(
-            seconds["at once"]
-        )
+        apart, at_once = (statistics.median(seconds[way]) for way in steps)
+        found[f"{channels} x {side} x {side}"] = apart / at_once
     return {"batch": batch, "speed_at_once": found}
 
 
