@@ -79,6 +79,15 @@ def test_python_of_a_page_uses_public_names_alone(page: Path) -> None:
             assert names <= set(cvt_nas.__all__)
 
 
+def test_the_table_of_tests_names_every_file_of_them() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.partition("## What is tested where")[2]
+    named = {
+        name for row in re.findall(r"^\|[^|]*\|([^|]*)\|$", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    }
+    assert named == {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+
+
 def test_the_readme_is_short() -> None:
     assert 120 <= len(README.read_text(encoding="utf-8").splitlines()) <= 180
 
