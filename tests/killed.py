@@ -40,13 +40,17 @@ STAGE = StageSpace(
 SPACE = SearchSpace(image_size=8, num_channels=1, num_classes=10, bounds={}, stages=(STAGE,))
 PLAIN = dataclasses.replace(SPACE, stages=(dataclasses.replace(STAGE, projection=("avg",)),))  # without batch norm
 CUT = {
-    "epochs": 3, "batch_size": 32, "lr": 3e-3, "drop_path": 0.1, "augment": AugmentConfig(crop_padding=1, mixup=0.2),
+    "epochs": 2, "batch_size": 16, "lr": 3e-3, "drop_path": 0.1, "augment": AugmentConfig(crop_padding=1, mixup=0.2),
 }  # fmt: skip
 STILL = {"epochs": 1, "batch_size": 32, "lr": 1e-30, "weight_decay": 0.0, "ema_decay": 0.0}  # weights do not move
 
 
-def open_digits() -> ImageData:
-    return load_data(DataConfig(dataset="digits"), root=None, image_size=8, num_channels=1, num_classes=10)
+FEW = 0.32  # of the training images: 22 batches of 16, of which checkpoints may be written after the 20th
+
+
+def open_digits(train_fraction: float = 1.0) -> ImageData:
+    config = DataConfig(dataset="digits", train_fraction=train_fraction)
+    return load_data(config, root=None, image_size=8, num_channels=1, num_classes=10)
 
 
 class Deadly:
@@ -85,7 +89,9 @@ def killed(kind: str, folder: Path, rank: int, world_size: int) -> None:
     torch.set_num_threads(1)
     if world_size > 1:
         join(folder / "killed", rank, world_size)
-    trained(kind, cast(ImageData, Deadly(open_digits(), (1, 25))), Checkpoint(folder / "checkpoints" / "0.pt"), ALWAYS)
+    trained(
+        kind, cast(ImageData, Deadly(open_digits(FEW), (1, 21))), Checkpoint(folder / "checkpoints" / "0.pt"), ALWAYS
+    )
 
 
 def join(at: Path, rank: int, world_size: int) -> None:
@@ -98,7 +104,7 @@ def on_ranks(folder: Path, rank: int, world_size: int) -> None:
     """After the kill: the training goes on; one is not disturbed; one loses its newest checkpoint; and a short one."""
     torch.set_num_threads(1)
     join(folder / "again", rank, world_size)
-    data = open_digits()
+    data = open_digits(FEW)
     found: dict[str, Any] = {"on": bits_of("trial", data, Checkpoint(folder / "checkpoints" / "0.pt"), NEVER)}
     found["whole"] = bits_of("trial", data, Checkpoint(folder / "checkpoints" / "1.pt"), ALWAYS)
     if rank == 0:
@@ -120,8 +126,8 @@ def supernet_on_ranks(folder: Path, rank: int, world_size: int) -> None:
     os.environ["XDG_CACHE_HOME"] = str(folder / f"node{rank}")
     join(folder / "supernet", rank, world_size)
     setup = TrainingSetup(
-        training=TrainingConfig(**STILL), data=DataConfig(dataset="digits"), data_root=None, image_size=8,
-        num_channels=1, num_classes=10, run=RunFolder.at(f"file://{folder}/there"),
+        training=TrainingConfig(**STILL), data=DataConfig(dataset="digits", train_fraction=FEW), data_root=None,
+        image_size=8, num_channels=1, num_classes=10, run=RunFolder.at(f"file://{folder}/there"),
         shared=SharedWeights(space=SPACE, config=SupernetConfig(**STILL)),
     )  # fmt: skip
     weights, there = setup.weights_path, folder / "there" / "supernet" / "weights.safetensors"

@@ -1,8 +1,10 @@
 """Every format, loaded again by the tools that it is for."""
 
 import dataclasses
+import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +61,29 @@ def run_of(arch: ArchConfig, experiment: Experiment, folder: Path, **preprocessi
     return run
 
 
+@pytest.fixture(scope="module")
+def run(small: Experiment, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return run_of(GELU, small, tmp_path_factory.mktemp("exported") / "run")
+
+
+@pytest.fixture(scope="module")
+def exported(run: RunFolder) -> Callable[[str], Path]:
+    """The folder `model` of a format, which is written once, as that takes seconds."""
+
+    @functools.cache
+    def folder_of(name: str) -> Path:
+        to = run.path.parent / name / "model"
+        assert export(run, "best", to, format=name).arch_id == GELU.id
+        return to
+
+    return folder_of
+
+
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "torch"])
 def test_what_is_exported_answers_as_the_trained_model_for_any_number_of_images(
-    small: Experiment, tmp_path: Path, name: str
+    run: RunFolder, exported: Callable[[str], Path], name: str
 ) -> None:
-    run, to = run_of(GELU, small, tmp_path / "run"), tmp_path / "model"
-    assert export(run, "best", to, format=name).arch_id == GELU.id
+    to = exported(name)
     assert {path.name for path in to.iterdir()} <= set(FILES), "what `push` uploads"
     model, logits_of = load_model(run.model_path(GELU.id)), FORMATS[name].load(to)
     for num_images in (1, 5):
@@ -75,12 +94,11 @@ def test_what_is_exported_answers_as_the_trained_model_for_any_number_of_images(
 
 @pytest.mark.parametrize("name", ["hf", "timm", "onnx", "pt2"])
 def test_the_lines_of_the_model_card_run(
-    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    small: Experiment, exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    export(run_of(GELU, small, tmp_path / "run"), "best", tmp_path / "model", format=name)
-    card = (tmp_path / "model" / "README.md").read_text()
+    card = (exported(name) / "README.md").read_text()
     lines = card.partition("## Use\n")[2].partition("\nImages are")[0]
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(exported(name).parent)
     found: dict[str, Any] = {}
     exec("\n".join(line[4:] for line in lines.splitlines()), found)
     assert np.shape(found["logits"].detach() if name != "onnx" else found["logits"]) == (1, 10)
@@ -91,14 +109,18 @@ def test_the_lines_of_the_model_card_run(
     ("preprocessing", "crop"), [({}, False), ({"crop_pct": 0.875, "interpolation": "bicubic"}, True)]
 )
 def test_the_image_processor_prepares_an_image_as_training_did(
-    small: Experiment, tmp_path: Path, preprocessing: dict[str, Any], crop: bool
+    small: Experiment, exported: Callable[[str], Path], tmp_path: Path, preprocessing: dict[str, Any], crop: bool
 ) -> None:
     from timm.data.transforms_factory import create_transform
     from transformers import AutoImageProcessor
 
-    export(run_of(GELU, small, tmp_path / "run", **preprocessing), "best", tmp_path / "model", format="hf")
+    if preprocessing:
+        folder = tmp_path / "model"
+        export(run_of(GELU, small, tmp_path / "run", **preprocessing), "best", folder, format="hf")
+    else:
+        folder = exported("hf")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70), dtype=np.uint8), mode="L")
-    found = AutoImageProcessor.from_pretrained(tmp_path / "model")(image, return_tensors="pt")["pixel_values"]
+    found = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"]
     expected: Any = create_transform(
         32,
         interpolation=preprocessing.get("interpolation", "bilinear"),
@@ -125,9 +147,8 @@ def test_a_limit_that_is_none_says_how_they_are_written(small: Experiment, tmp_p
         export(run_of(GELU, small, tmp_path / "run"), what, tmp_path / "model")
 
 
-def test_labels_travel_to_transformers(small: Experiment, tmp_path: Path) -> None:
-    export(run_of(GELU, small, tmp_path / "run"), "best", tmp_path / "model", format="hf")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
+def test_labels_travel_to_transformers(exported: Callable[[str], Path]) -> None:
+    config = json.loads((exported("hf") / "config.json").read_text())
     assert config["id2label"] == {str(index): label for index, label in enumerate(CLASSES)}
     assert config["label2id"]["class 3"] == 3
 
@@ -235,14 +256,15 @@ def test_a_space_file_says_the_activation_and_ids_of_other_networks_stay(small: 
     assert cost_of(gelu.space.largest) == cost_of(small.space.largest)
 
 
-@pytest.mark.parametrize("opset", [18, 22])
+# one that is not the default takes the same way as another
+@pytest.mark.parametrize("opset", [18, pytest.param(22, marks=pytest.mark.slow)])
 def test_an_onnx_file_has_the_opset_that_was_asked_for_and_the_card_says_it(
-    small: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str], opset: int
+    run: RunFolder, tmp_path: Path, opset: int
 ) -> None:
     import onnx
 
-    run, to = run_of(GELU, small, tmp_path / "run"), tmp_path / "model"
-    arguments = ["export", str(tmp_path / "run"), "--pick", "best", "--to", str(to), "--format", "onnx"]
+    to = tmp_path / "model"
+    arguments = ["export", str(run.path), "--pick", "best", "--to", str(to), "--format", "onnx"]
     assert main([*arguments, "--opset", str(opset)]) == 0
     assert [(found.domain, found.version) for found in onnx.load(to / "model.onnx").opset_import] == [("", opset)]
     assert f"# opset {opset}, any number of images" in (to / "README.md").read_text()
@@ -253,10 +275,9 @@ def test_an_onnx_file_has_the_opset_that_was_asked_for_and_the_card_says_it(
 
 
 def test_an_opset_that_cannot_be_written_is_refused_before_anything_is(
-    small: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_of(GELU, small, tmp_path / "run")
-    arguments = ["export", str(tmp_path / "run"), "--pick", "best", "--to", str(tmp_path / "model")]
+    arguments = ["export", str(run.path), "--pick", "best", "--to", str(tmp_path / "model")]
     for opset in (11, 17, 99):
         assert main([*arguments, "--format", "onnx", "--opset", str(opset)]) == 2
         assert f"--opset {opset}: must be from 18 to 2" in capsys.readouterr().err

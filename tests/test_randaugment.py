@@ -64,7 +64,7 @@ def is_the_same(found: torch.Tensor, expected: torch.Tensor, *, exactly: bool) -
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-@pytest.mark.parametrize("magnitude", ["m0", "m5", "m10", "m30-mmax30"])
+@pytest.mark.parametrize("magnitude", ["m0", "m10", "m30-mmax30"])
 @pytest.mark.parametrize("chosen", ["inc0", "inc1", "t3a-inc1"])
 def test_each_operation_is_pil_s(chosen: str, magnitude: str, mode: str) -> None:
     config = f"rand-{magnitude}-{chosen}-n1-p1"

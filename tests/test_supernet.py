@@ -42,7 +42,7 @@ def images_for(arch: ArchConfig, number: int = 3) -> torch.Tensor:
     return torch.randn(number, arch.num_channels, arch.image_size, arch.image_size)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     spaces(), st.randoms(use_true_random=False), st.booleans(), st.sets(st.sampled_from(["kv_stride", "kernel_size"]))
 )

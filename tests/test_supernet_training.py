@@ -56,6 +56,10 @@ SPACE = SearchSpace(
     stages=(STAGE, dataclasses.replace(STAGE, patch_stride=(2,), class_token=True)),
 )  # fmt: skip
 
+DIGITS = DataConfig(dataset="digits")
+FEW_DIGITS = DataConfig(dataset="digits", train_fraction=0.12)
+FEW: dict[str, Any] = {"batch_size": 32}
+
 
 def config(**values: Any) -> SupernetConfig:
     return SupernetConfig(**{"epochs": 2, "batch_size": 128, "lr": 3e-3, "ema_decay": 0.9} | values)
@@ -63,7 +67,15 @@ def config(**values: Any) -> SupernetConfig:
 
 @pytest.fixture(scope="module")
 def digits() -> ImageData:
-    return load_data(DataConfig(dataset="digits"), root=None, image_size=8, num_channels=1, num_classes=10)
+    return load_data(DIGITS, root=None, image_size=8, num_channels=1, num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def few() -> ImageData:
+    """Training images for an epoch of four steps of `FEW`, and all images of the search split."""
+    data = load_data(FEW_DIGITS, root=None, image_size=8, num_channels=1, num_classes=10)
+    assert data.num_images("train") // FEW["batch_size"] == 4
+    return data
 
 
 def state_after(data: ImageData, settings: SupernetConfig, **options: Any) -> dict[str, Tensor]:
@@ -210,8 +222,8 @@ def test_a_loss_is_of_the_labels_and_of_the_teacher_by_their_shares(distillation
     )
 
 
-def test_every_ingredient_changes_what_is_trained(digits: ImageData) -> None:
-    settings, few = config(epochs=1, batch_size=32, drop_path=0.3, label_smoothing=0.1), digits.of_classes((0, 1))
+def test_every_ingredient_changes_what_is_trained(few: ImageData) -> None:
+    settings = config(**FEW, epochs=1, drop_path=0.3, label_smoothing=0.1)
     plain = state_after(few, settings)
     assert equal(plain, state_after(few, settings))
     for switch in (
@@ -242,46 +254,50 @@ def test_the_first_steps_have_the_losses_that_they_had_in_earlier_versions(digit
 # --- to the step ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", [1, 8, 9, 12])
+STOPPED = config(**FEW, sampling="front", drop_path=0.2, augment=AugmentConfig(crop_padding=1, mixup=0.2))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(few: ImageData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    return state_after(few, STOPPED, checkpoint=Checkpoint(tmp_path_factory.mktemp("undisturbed") / "it.pt"))
+
+
+@pytest.mark.parametrize("at", [1, 4, 5, 6])
 def test_a_training_that_was_stopped_at_any_step_ends_with_the_same_weights(
-    digits: ImageData, tmp_path: Path, at: int
+    few: ImageData, undisturbed: dict[str, Tensor], tmp_path: Path, at: int
 ) -> None:
-    settings = config(sampling="front", drop_path=0.2, augment=AugmentConfig(crop_padding=1, mixup=0.2))
-    whole = state_after(digits, settings, checkpoint=Checkpoint(tmp_path / "whole.pt"))
-    steps = iter(range(1, 100))
-    options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": Checkpoint(tmp_path / "stopped.pt")}
-    stopped = list(
-        train_supernet(SharedWeights(space=SPACE, config=settings), digits, stop=lambda: next(steps) == at, **options)
-    )
-    assert len(stopped) == (at > 8)  # steps of an epoch
-    *_, last = train_supernet(SharedWeights(space=SPACE, config=settings), digits, **options)
-    assert equal(whole, dict(last.supernet.state_dict()))
-    (again,) = train_supernet(SharedWeights(space=SPACE, config=settings), digits, **options)
+    shared, steps = SharedWeights(space=SPACE, config=STOPPED), iter(range(1, 100))
+    options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": Checkpoint(tmp_path / "it.pt")}
+    stopped = list(train_supernet(shared, few, stop=lambda: next(steps) == at, **options))
+    assert len(stopped) == (at > 4)  # steps of an epoch
+    *_, last = train_supernet(shared, few, **options)
+    assert equal(undisturbed, dict(last.supernet.state_dict()))
+    (again,) = train_supernet(shared, few, **options)
     assert (again.number, again.losses) == (2, last.losses)
-    assert equal(whole, dict(again.supernet.state_dict()))
+    assert equal(undisturbed, dict(again.supernet.state_dict()))
 
 
-def test_a_crash_costs_no_more_than_what_came_after_the_last_checkpoint(digits: ImageData, tmp_path: Path) -> None:
-    settings = config(batch_size=32, epochs=1, checkpoint_minutes=1e-9)  # 35 steps, looked at after 20
+def test_a_crash_costs_no_more_than_what_came_after_the_last_checkpoint(few: ImageData, tmp_path: Path) -> None:
+    settings = config(batch_size=6, epochs=1, checkpoint_minutes=1e-9)  # 22 steps, looked at after 20
     steps = itertools.count(1)
 
     def crash() -> bool:
-        if next(steps) == 30:
+        if next(steps) == 21:
             raise KeyboardInterrupt
         return False
 
     shared = SharedWeights(space=SPACE, config=settings)
     options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": Checkpoint(tmp_path / "it.pt")}
     with pytest.raises(KeyboardInterrupt):
-        list(train_supernet(shared, digits, stop=crash, **options))
+        list(train_supernet(shared, few, stop=crash, **options))
     assert torch.load(tmp_path / "it.pt", weights_only=True)["step"] == 20
     no_more: Any = lambda: pytest.fail("there is a checkpoint")  # noqa: E731
-    *_, last = train_supernet(shared, digits, initial=no_more, **options)
-    assert equal(state_after(digits, settings), dict(last.supernet.state_dict()))
+    *_, last = train_supernet(shared, few, initial=no_more, **options)
+    assert equal(state_after(few, settings), dict(last.supernet.state_dict()))
 
 
 def test_what_is_trained_already_is_not_trained_again(tmp_path: Path) -> None:
-    setup = setup_for(tmp_path, config(epochs=1))
+    setup = setup_for(tmp_path, config(**FEW, epochs=1))
     *_, first = supernet_reports(setup, device=CPU, seed=0)
     weights = setup.weights_path.read_bytes()
     (again,) = supernet_reports(setup, device=CPU, seed=1)
@@ -315,16 +331,11 @@ class Poisoned:
 
 
 def test_a_loss_that_is_not_finite_takes_the_training_back_and_on_with_other_images(
-    digits: ImageData, tmp_path: Path
+    few: ImageData, tmp_path: Path
 ) -> None:
-    data = cast(ImageData, Poisoned(digits, {(1, 3)}))
-    epochs = train_supernet(
-        SharedWeights(space=SPACE, config=config(epochs=3)),
-        data,
-        device=CPU,
-        seed=0,
-        checkpoint=Checkpoint(tmp_path / "it.pt"),
-    )
+    shared = SharedWeights(space=SPACE, config=config(**FEW, epochs=3))
+    data, checkpoint = cast(ImageData, Poisoned(few, {(1, 3)})), Checkpoint(tmp_path / "it.pt")
+    epochs = train_supernet(shared, data, device=CPU, seed=0, checkpoint=checkpoint)
     first = next(epochs)
     after_one = {name: tensor.clone() for name, tensor in first.supernet.state_dict().items()}
     second = next(epochs)
@@ -337,59 +348,54 @@ def test_a_loss_that_is_not_finite_takes_the_training_back_and_on_with_other_ima
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(
-    digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of an epoch's last step the loss is fine, and the update breaks a weight."""
     steps = itertools.count(1)
 
     def broken_once(state: TrainingState, *arguments: Any) -> list[Tensor]:
         losses = _step(state, *arguments)
-        if next(steps) == 8:
+        if next(steps) == 4:
             next(state.model.parameters()).data.fill_(math.inf)
         return losses
 
     monkeypatch.setattr("cvt_nas.engine.supernet._step", broken_once)
     options: dict[str, Any] = {"device": CPU, "seed": 0, "checkpoint": Checkpoint(tmp_path / "it.pt")}
-    epochs = list(train_supernet(SharedWeights(space=SPACE, config=config(epochs=3)), digits, **options))
+    epochs = list(train_supernet(SharedWeights(space=SPACE, config=config(**FEW, epochs=3)), few, **options))
     assert [epoch.num_rollbacks for epoch in epochs] == [1, 1, 1]
     assert all(torch.isfinite(tensor).all() for tensor in epochs[-1].supernet.state_dict().values())
 
 
-def test_a_training_that_diverges_again_and_again_ends_with_an_error(digits: ImageData, tmp_path: Path) -> None:
-    data = cast(ImageData, Poisoned(digits, {(epoch, 0) for epoch in range(9)}))
+def test_a_training_that_diverges_again_and_again_ends_with_an_error(few: ImageData, tmp_path: Path) -> None:
+    data = cast(ImageData, Poisoned(few, {(epoch, 0) for epoch in range(9)}))
+    shared = SharedWeights(space=SPACE, config=config(**FEW, epochs=9))
     options: dict[str, Any] = {"device": CPU, "seed": 0}
     with pytest.raises(DivergedError, match="loss not finite in epoch 4"):
-        list(
-            train_supernet(
-                SharedWeights(space=SPACE, config=config(epochs=9)),
-                data,
-                checkpoint=Checkpoint(tmp_path / "it.pt"),
-                **options,
-            )
-        )
+        list(train_supernet(shared, data, checkpoint=Checkpoint(tmp_path / "it.pt"), **options))
     with pytest.raises(DivergedError, match="loss not finite in epoch 1"):
-        list(train_supernet(SharedWeights(space=SPACE, config=config(epochs=9)), data, **options))
+        list(train_supernet(shared, data, **options))
 
 
 # --- what is inherited ----------------------------------------------------------------------------------------------
 
 
 def test_subnets_inherit_accuracy_once_their_batch_norms_are_measured(digits: ImageData) -> None:
-    settings = config(epochs=12, batch_size=32, lr=1e-2)
-    *_, last = train_supernet(SharedWeights(space=SPACE, config=settings), digits, device=CPU, seed=0)
+    stages = tuple(dataclasses.replace(stage, depth=(1,)) for stage in SPACE.stages)  # learns in half of the time
+    space, settings = dataclasses.replace(SPACE, stages=stages), config(epochs=6, batch_size=32, lr=1e-2, num_random=1)
+    *_, last = train_supernet(SharedWeights(space=space, config=settings), digits, device=CPU, seed=0)
     before = {name: tensor.clone() for name, tensor in last.supernet.state_dict().items()}
     inheritance = Inheritance(last.supernet, settings, digits, CPU)
     rng = random.Random(0)
-    for arch in (SPACE.largest, SPACE.smallest, *(SPACE.decode(SPACE.sample(rng)) for _ in range(4))):
+    for arch in (space.largest, space.smallest, *(space.decode(space.sample(rng)) for _ in range(4))):
         unmeasured = extract(last.supernet, arch)
         accuracy, num_images = inheritance.accuracy(arch)
         assert num_images == digits.num_images("search")
         assert accuracy > 0.55, arch
         assert accuracy > evaluate(unmeasured, digits, "search", training=settings, device=CPU) + 0.1
     assert equal(before, dict(last.supernet.state_dict()))  # never written back
-    accuracy, num_images = inheritance.accuracy(SPACE.smallest, bar=0.99, num_screening_images=100)
+    accuracy, num_images = inheritance.accuracy(space.smallest, bar=0.99, num_screening_images=100)
     assert (num_images, accuracy < 0.95) == (256, True)  # a batch, and out of reach
-    assert inheritance.accuracy(SPACE.largest, bar=0.8)[1] == digits.num_images("search")
+    assert inheritance.accuracy(space.largest, bar=0.8)[1] == digits.num_images("search")
 
 
 def test_batch_norms_are_measured_on_training_images_and_accuracy_on_the_search_split(
@@ -485,19 +491,13 @@ def test_the_weights_of_another_run_at_the_same_place_are_read(tmp_path: Path) -
     assert not torch.equal(*found)
 
 
-def test_a_training_begins_with_the_weights_of_a_model_where_it_has_them(digits: ImageData, tmp_path: Path) -> None:
+def test_a_training_begins_with_the_weights_of_a_model_where_it_has_them(few: ImageData, tmp_path: Path) -> None:
     torch.manual_seed(1)
     genome = {gene.name: 0 for gene in SPACE.genes}
     model = CvT(SPACE.decode(tuple(genome.values())))
     options: dict[str, Any] = {"device": CPU, "seed": 0, "initial": model.state_dict, "stop": lambda: True}
-    assert not list(
-        train_supernet(
-            SharedWeights(space=SPACE, config=config(lr=1e-9)),
-            digits,
-            checkpoint=Checkpoint(tmp_path / "it.pt"),
-            **options,
-        )
-    )
+    shared, checkpoint = SharedWeights(space=SPACE, config=config(**FEW, lr=1e-9)), Checkpoint(tmp_path / "it.pt")
+    assert not list(train_supernet(shared, few, checkpoint=checkpoint, **options))
     supernet = Supernet(SPACE)
     supernet.load_state_dict(torch.load(tmp_path / "it.pt", weights_only=True)["model"])
     for name, tensor in extract(supernet, model.arch).named_parameters():
@@ -515,27 +515,25 @@ def ray() -> Iterator[None]:
         yield
 
 
-def setup_for(path: Path, settings: SupernetConfig) -> TrainingSetup:
+def setup_for(path: Path, settings: SupernetConfig, data: DataConfig = FEW_DIGITS) -> TrainingSetup:
     return TrainingSetup(
-        training=settings, data=DataConfig(dataset="digits"), data_root=None, image_size=8, num_channels=1,
+        training=settings, data=data, data_root=None, image_size=8, num_channels=1,
         num_classes=10, run=RunFolder(path), shared=SharedWeights(space=SPACE, config=settings),
     )  # fmt: skip
 
 
-def on_workers(path: Path, settings: SupernetConfig, num_workers: int) -> Iterator[dict[str, Any]]:
+def on_two_workers(path: Path, settings: SupernetConfig, data: DataConfig = DIGITS) -> Iterator[dict[str, Any]]:
     from cvt_nas.launch.ranks import reports_of_ranks
 
     path.mkdir(exist_ok=True)
-    return reports_of_ranks(
-        supernet_reports, setup=setup_for(path, settings), seed=0, num_ranks=num_workers, cpus_per_rank=1,
-        use_gpus=False,
-    )  # fmt: skip
+    setup = setup_for(path, settings, data)
+    return reports_of_ranks(supernet_reports, setup=setup, seed=0, num_ranks=2, cpus_per_rank=1, use_gpus=False)
 
 
 @pytest.mark.usefixtures("ray")
 def test_two_workers_train_as_one_with_the_doubled_batch(tmp_path: Path) -> None:
-    settings = config(epochs=2, sync_batch_norm=True, clip_grad_norm=1.0, distillation="alpha", sampling="front")
-    together = list(on_workers(tmp_path / "two", settings, 2))
+    settings = config(**FEW, sync_batch_norm=True, clip_grad_norm=1.0, distillation="alpha", sampling="front")
+    together = list(on_two_workers(tmp_path / "two", settings, FEW_DIGITS))
     (tmp_path / "one").mkdir()
     alone = list(supernet_reports(setup_for(tmp_path / "one", settings), device=CPU, seed=0))
     assert [report["epoch"] for report in together] == [1, 2]
@@ -555,14 +553,14 @@ def test_two_workers_train_as_one_with_the_doubled_batch(tmp_path: Path) -> None
 def test_a_killed_worker_is_replaced_and_the_training_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     settings = config(epochs=3, batch_size=64)
     seen = []
-    for report in on_workers(tmp_path / "killed", settings, 2):
+    for report in on_two_workers(tmp_path / "killed", settings):
         seen.append(report["epoch"])
         if len(seen) == 1:
             workers = own_processes("ray::_Rank")
             assert len(workers) == 2
             os.kill(workers[0], signal.SIGKILL)
     assert seen == [1, 2, 3]  # from the beginning it would be 1, 1, 2, 3
-    undisturbed = list(on_workers(tmp_path / "undisturbed", settings, 2))[-1]
+    undisturbed = list(on_two_workers(tmp_path / "undisturbed", settings))[-1]
     shared = SharedWeights(space=SPACE, config=settings)
     weights = [
         dict(open_supernet(shared, tmp_path / name / "supernet/weights.safetensors").state_dict())
@@ -576,15 +574,15 @@ def test_a_killed_worker_is_replaced_and_the_training_goes_on_from_the_checkpoin
 @pytest.mark.usefixtures("ray")
 def test_workers_that_are_asked_to_stop_go_on_as_if_they_had_not_stopped(tmp_path: Path) -> None:
     settings = config(epochs=12, sampling="front", drop_path=0.2, augment=AugmentConfig(crop_padding=1, mixup=0.2))
-    whole = list(on_workers(tmp_path / "whole", settings, 2))
+    whole = list(on_two_workers(tmp_path / "whole", settings))
     (tmp_path / "stopped").mkdir()
     run, last = RunFolder(tmp_path / "stopped"), 0
-    for report in on_workers(run.path, settings, 2):
+    for report in on_two_workers(run.path, settings):
         run.supernet.ask_to_stop()
         last = report["epoch"]
     assert 0 < last < 12
     run.supernet.take_back_stop()
-    rest = list(on_workers(run.path, settings, 2))
+    rest = list(on_two_workers(run.path, settings))
     assert rest[-1]["epoch"] == 12
     assert rest[-1]["losses"] == whole[-1]["losses"]
     weights = [load_file(path / "supernet/weights.safetensors") for path in (run.path, tmp_path / "whole")]
