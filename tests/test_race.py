@@ -652,6 +652,7 @@ def test_a_search_whose_first_trials_run_out_of_memory_ends_and_a_resumed_one_wh
             searcher.suggest(trial_id)
             reason = f"CUDA out of memory. Tried to allocate {number + 1}.00 GiB"
             searcher.on_trial_complete(trial_id, {"status": "oom", "epoch": 0, "reason": reason})
+        assert searcher.suggest("one more") is None, "it would go first in the resumed one, as one in flight"
         errors = [event for event in list(events.queue) if isinstance(event, SearchFailedError)]
         assert [str(error) for error in errors] == [
             "the first 3 trials all failed: CUDA out of memory. Tried to allocate 3.00 GiB"
