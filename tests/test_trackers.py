@@ -388,6 +388,7 @@ def test_what_a_tracker_lacks_is_one_line_before_anything_starts(
 # --- a search
 
 
+@pytest.mark.usefixtures("two_cpus")
 def test_a_search_calls_back_and_its_curves_in_tensorboard_are_those_of_its_record(
     small: Experiment, tmp_path: Path
 ) -> None:
