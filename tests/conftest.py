@@ -1,16 +1,20 @@
-"""What several test files share: one small real search, and paths that no user's data lies in."""
+"""What several test files share: one small real search, one Ray, and paths that no user's data lies in."""
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from cvt_nas.config import Experiment, load_experiment, parse_experiment
+from cvt_nas.launch.cluster import start_local_ray
 from cvt_nas.run import RunFolder
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
@@ -89,12 +93,42 @@ def small() -> Experiment:
     return parse_experiment(small_digits(), "small.yaml")
 
 
+_SHARES_RAY = pytest.StashKey[bool]()
+
+
+@pytest.fixture(scope="session")
+def two_cpus() -> None:
+    """A Ray with two CPUs and no GPU for tests in a row, whose searches use what they find."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before any fixture, as some start another Ray
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Starts Ray before a test that asks for `two_cpus`, itself or by a fixture; ends it before one that does not.
+
+    To start and end a Ray takes about six seconds of CPU time, so tests that follow one another share it.
+    """
+    stash, asks = item.config.stash, "two_cpus" in getattr(item, "fixturenames", ())
+    if asks and not ray.is_initialized():
+        start_local_ray(num_cpus=2, num_gpus=0)
+    if not asks and stash.get(_SHARES_RAY, False):
+        ray.shutdown()
+    stash[_SHARES_RAY] = asks
+
+
 @pytest.fixture(scope="session")
 def finished_run(small: Experiment, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A real search of eight trials, through Ray, with its report written."""
+    """A real search of eight trials, through Ray, with its report written.
+
+    It is made once for all processes of pytest-xdist; each has a copy, which its tests may lock.
+    """
     from cvt_nas import search
     from cvt_nas.report import write_report
 
-    run = search(small, out=tmp_path_factory.mktemp("finished") / "run", cpus=2, gpus=0)
-    write_report(run)
-    return run
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished-run"
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            run = search(small, out=shared.with_name("unfinished-run"), cpus=1, gpus=0)
+            write_report(run)
+            run.path.rename(shared)
+    return RunFolder(shutil.copytree(shared, tmp_path_factory.mktemp("finished") / "run"))

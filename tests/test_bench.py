@@ -263,7 +263,7 @@ def test_bench_prints_the_names_that_scripts_rely_on(
 ) -> None:
     page = tmp_path / "plot.html"
     arguments = ["bench", "--table", str(table_file), "--searcher", "random,tpe", "--scheduler", "pareto-asha:stop",
-                 "--budget", "30", "--seeds", "2", "--plot", str(page), "--json"]  # fmt: skip
+                 "--budget", "12", "--seeds", "2", "--plot", str(page), "--json"]  # fmt: skip
     assert main(arguments) == 0
     methods = json.loads(capsys.readouterr().out)["methods"]
     assert set(methods) == {"random+pareto-asha:stop", "tpe+pareto-asha:stop"}

@@ -148,21 +148,25 @@ class Case:
     Args:
         before: What an earlier version did; for people.
         after: Regular expressions that the outcome holds, each of them.
+        is_slow: Whether the row starts Ray, though a test of the search has the same outcome.
     """
 
     name: str
     before: str
     after: tuple[str, ...]
     outcome: Callable[[Desk], str]
+    is_slow: bool = False
 
 
 CASES: list[Case] = []
 
 
-def case(name: str, *, before: str, after: str | tuple[str, ...]) -> Callable[[Callable[[Desk], str]], None]:
+def case(
+    name: str, *, before: str, after: str | tuple[str, ...], is_slow: bool = False
+) -> Callable[[Callable[[Desk], str]], None]:
     def add(outcome: Callable[[Desk], str]) -> None:
         patterns = (after,) if isinstance(after, str) else after
-        CASES.append(Case(name=name, before=before, after=patterns, outcome=outcome))
+        CASES.append(Case(name=name, before=before, after=patterns, outcome=outcome, is_slow=is_slow))
 
     return add
 
@@ -782,7 +786,8 @@ def _(desk: Desk) -> str:
 # Searches that find nothing, and trials that failed
 
 
-@case("a search that finds nothing", before="exit 0, no reason", after=("exit 1", "2 diverged|diverged: 2", "finite"))
+@case("a search that finds nothing", before="exit 0, no reason", after=("exit 1", "2 diverged|diverged: 2", "finite"),
+      is_slow=True)  # fmt: skip
 def _(desk: Desk) -> str:
     space = desk.space(("lr: 3.0e-3", "lr: 1.0e+9"))
     return desk.run("search", "--space", space, "--data", desk.images(), "--cpus", "1", "--out", desk / "run")
@@ -805,7 +810,7 @@ def on_machine(desk: Desk, *words: str | Path, **variables: str) -> str:
     return f"exit {run.returncode}\n{(run.stdout + run.stderr).decode(errors='replace')}"
 
 
-@case("a long TMPDIR", before="a traceback about AF_UNIX", after="exit 0|TMPDIR")
+@case("a long TMPDIR", before="a traceback about AF_UNIX", after="exit 0|TMPDIR", is_slow=True)
 def _(desk: Desk) -> str:
     long = desk / ("x" * 90) / ("y" * 90)
     long.mkdir(parents=True)
@@ -844,7 +849,10 @@ def _(desk: Desk) -> str:
     return found
 
 
-@pytest.mark.parametrize("row", CASES, ids=lambda row: row.name)
+ROWS = [pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.is_slow else []) for row in CASES]
+
+
+@pytest.mark.parametrize("row", ROWS)
 def test_every_case_has_the_right_outcome(
     row: Case, trained: CvT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

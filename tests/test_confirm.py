@@ -9,14 +9,13 @@ import random
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
-import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.storages import JournalStorage
@@ -31,7 +30,6 @@ from cvt_nas.config import ConfirmConfig, Experiment, parse_experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.export import export
 from cvt_nas.follow.terminal import ConsoleProgress
-from cvt_nas.launch.cluster import start_local_ray
 from cvt_nas.launch.devices import training_reports
 from cvt_nas.pipeline.confirm import further_training, plan_of
 from cvt_nas.propose.samplers import derive_seed
@@ -471,14 +469,6 @@ def model_files(run: RunFolder) -> dict[str, tuple[int, int]]:
         for path in sorted((run.path / "models").rglob("*"))
         if path.is_file()
     }
-
-
-@pytest.fixture
-def two_cpus() -> Iterator[None]:
-    """One Ray for several searches, which use what they find."""
-    start_local_ray(num_cpus=2, num_gpus=0)
-    yield
-    ray.shutdown()
 
 
 def optuna_trials(run: RunFolder) -> list[FrozenTrial]:

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +33,9 @@ from cvt_nas.run import RunFolder
 IN_FULL = {"trials": 4, "sampler": "random", "scheduler": "none", "seed": 0}
 
 
-def experiment_with(**search_settings: Any) -> Experiment:
+def experiment_with(epochs: int = 3, **search_settings: Any) -> Experiment:
     line = "search: {" + ", ".join(f"{name}: {value}" for name, value in search_settings.items()) + "}"
-    return parse_experiment(small_digits(**{"search:": line}), "faulty.yaml")
-
-
-@pytest.fixture(scope="class")
-def two_cpus() -> Iterator[None]:
-    start_local_ray(num_cpus=2, num_gpus=0)
-    yield
-    ray.shutdown()
+    return parse_experiment(small_digits(**{"search:": line, "  epochs:": f"  epochs: {epochs}"}), "faulty.yaml")
 
 
 @pytest.fixture(scope="class")
@@ -103,10 +95,11 @@ class TestOnTwoCpus:
         assert 1 <= first.epochs < 3
         assert second.status == "complete"
 
+    @pytest.mark.slow  # five workers are started; test_race.py has the same of made-up reports, and one trial on Ray
     def test_a_search_whose_first_trials_all_fail_alike_ends_and_goes_on_with_them_once_the_cause_is_gone(
         self, tmp_path: Path
     ) -> None:
-        experiment, blocked = experiment_with(**IN_FULL), tmp_path / "run" / "checkpoints"
+        experiment, blocked = experiment_with(epochs=2, **IN_FULL), tmp_path / "run" / "checkpoints"
         blocked.parent.mkdir()
         blocked.write_text("a file where the checkpoints' folder should be")
         run = RunFolder(tmp_path / "run")
@@ -140,14 +133,14 @@ class TestOnTwoCpus:
             search(experiment, out=run.path, cpus=2, resume=True)
 
     def test_two_searches_in_one_folder_are_one_too_many(self, tmp_path: Path) -> None:
-        experiment, errors = experiment_with(**IN_FULL), list[Exception]()
+        experiment, errors = experiment_with(epochs=2, **IN_FULL), list[Exception]()
 
         def second() -> None:
             with pytest.raises(RunFolderError, match=rf"process {os.getpid()} on \S+ is at work on it") as caught:
-                search(experiment, out=tmp_path / "run", cpus=2, resume=True)
+                search(experiment, out=tmp_path / "run", cpus=1, resume=True)
             errors.append(caught.value)
 
-        search(experiment, out=tmp_path / "run", cpus=2, trials=1, progress=at_epoch(1, second))
+        search(experiment, out=tmp_path / "run", cpus=1, trials=1, progress=at_epoch(1, second))
         assert len(errors) == 1
 
 
@@ -180,15 +173,15 @@ def test_what_a_race_with_paused_trials_takes_is_what_was_estimated(tmp_path: Pa
     # all networks have as many weights, so it does not matter which of them pass
     sizes = {"embed_dim:": "64", "depth:": "1", "mlp_ratio:": "2.0", "kernel_size:": "3"}
     lines = {f"      {name}": f"      {name} {value}" for name, value in sizes.items()}
-    settings = "trials: 8, sampler: random, mode: promote, grace_period: 2, reduction_factor: 4, seed: 0"
+    settings = "trials: 4, sampler: random, mode: promote, grace_period: 2, reduction_factor: 4, seed: 0"
     text = small_digits(**lines, **{"anchors:": "", "  cvt-like:": "", "search:": f"search: {{{settings}}}"})
     experiment = parse_experiment(text, "alike.yaml")
     with FullestMoment(tmp_path / "run") as most:
-        search(experiment, out=tmp_path / "run", cpus=2)
-    estimated = bytes_needed(experiment, num_trials=8, num_slots=2)
-    # 50 of these 72 are there when the last trial pauses, a moment that a look may miss
+        search(experiment, out=tmp_path / "run", cpus=1)
+    estimated = bytes_needed(experiment, num_trials=4, num_slots=1)
+    # 25 of these 36 are there when the last trial has paused or ended
     weights = experiment.space.cost_range[1].params * 4
-    assert estimated == (6 * 2 + 2 * 3) * 4 * weights
+    assert estimated == (3 * 2 + 1 * 3) * 4 * weights
     assert 0.5 < most.num_bytes / estimated < 1.2, (most.num_bytes, estimated)
 
 
@@ -335,6 +328,7 @@ def test_a_folder_for_ray_that_is_too_long_is_named(tmp_path: Path, monkeypatch:
         temporary_folder_of_ray()
 
 
+@pytest.mark.usefixtures("two_cpus")
 def test_a_search_that_does_not_fit_on_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = experiment_with(trials=16, mode="promote", reduction_factor=4)
     monkeypatch.setattr("cvt_nas.plan.disk._BYTES", 2**50)

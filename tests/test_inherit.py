@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,15 +33,22 @@ from cvt_nas.results import Candidate, Origin, judge_supernet
 from cvt_nas.run import RunFolder
 from test_latency_search import made_up_table, sum_of_parts
 
-SUPERNET = "supernet: {epochs: 3, batch_size: 64, lr: 5.0e-3, ema_decay: 0.9, sampling: flops}"
+SUPERNET = "supernet: {{epochs: {}, batch_size: 64, lr: 5.0e-3, ema_decay: 0.9, sampling: flops}}"
+SMALL = {  # half the FLOPs of the demo's largest
+    "      embed_dim: [8, 16": "      embed_dim: [8, 16]",
+    "      embed_dim: [16, 32": "      embed_dim: [16, 32]",
+    "      embed_dim: [32, 64": "      embed_dim: [32, 64]",
+    "      depth: [1, 2, 3]": "      depth: [1, 2]",
+    "      kernel_size:": "      kernel_size: 3",
+}
 
 
-def with_supernet(epochs: int = 2, **search_settings: Any) -> Experiment:
+def with_supernet(epochs: int = 2, supernet_epochs: int = 2, **search_settings: Any) -> Experiment:
     settings = {"trials": 3, "candidates": 10, "sampler": "random", "scheduler": "none", "seed": 0} | search_settings
     settings["weights"] = "supernet"
-    line = f"{SUPERNET}\nsearch: {json.dumps(settings)}"
+    line = f"{SUPERNET.format(supernet_epochs)}\nsearch: {json.dumps(settings)}"
     text = small_digits(
-        **{"search:": line, "  epochs:": f"  epochs: {epochs}", "  warmup_epochs:": "  warmup_epochs: 0"}
+        **SMALL, **{"search:": line, "  epochs:": f"  epochs: {epochs}", "  warmup_epochs:": "  warmup_epochs: 0"}
     )
     return parse_experiment(text, "supernet.yaml")
 
@@ -54,14 +62,15 @@ def ray() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def one_shot(ray: None, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A search with no training after the supernet's."""
-    return search(with_supernet(epochs=0), out=tmp_path_factory.mktemp("one-shot") / "run", cpus=1, gpus=0)
+    experiment = with_supernet(epochs=0, supernet_epochs=1)
+    return search(experiment, out=tmp_path_factory.mktemp("one-shot") / "run", cpus=1, gpus=0)
 
 
 @pytest.fixture(scope="module")
 def inherited(ray: None, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A search whose best candidates are trained on, two sharing a GPU, of which one supernet is trained."""
     out = tmp_path_factory.mktemp("inherited") / "run"
-    return search(with_supernet(), out=out, gpus=1, gpus_per_trial=0.5, device="cpu")
+    return search(with_supernet(), out=out, gpus=1, cpus=1, gpus_per_trial=0.5, device="cpu")
 
 
 def test_candidates_are_ranked_and_the_best_trained_on_from_what_they_inherit(inherited: RunFolder) -> None:
@@ -195,7 +204,7 @@ def test_a_query_finds_more_under_new_limits_without_training(
     most = 20 * latency_ms(space.largest, torch.device("cpu"))
     assert all(0 < (answer.latency_ms or 0) <= most for answer in query(inherited, max_latency_ms=most, number=2))
     with monkeypatch.context() as patch:  # times that do not change with what else the machine does
-        patch.setattr("cvt_nas.pipeline.query.latency_ms", lambda arch, device: cost_of(arch).flops / 1e6)
+        patch.setattr(sys.modules[query.__module__], "latency_ms", lambda arch, _: cost_of(arch).flops / 1e6)
         timed = query(inherited, max_latency_ms=limit / 1e6, number=2)
     assert [answer.latency_ms for answer in timed] == [answer.cost.flops / 1e6 for answer in timed]
     assert len(timed) == 2

@@ -188,17 +188,17 @@ def test_the_accuracies_of_the_classes_make_up_the_accuracy(digits: ImageData) -
 
 
 def test_a_training_in_phases_that_have_everything_is_the_training(digits: ImageData, tmp_path: Path) -> None:
-    shared = SharedWeights(space=SPACE, config=SupernetConfig(epochs=3, batch_size=256, lr=3e-3, ema_decay=0.9))
+    shared = SharedWeights(space=SPACE, config=SupernetConfig(epochs=2, batch_size=256, lr=3e-3, ema_decay=0.9))
     *_, whole = train_supernet(shared, digits, device=CPU, seed=0)
     expected = {name: tensor.clone() for name, tensor in whole.supernet.state_dict().items()}
     numbers, found = [], dict[str, torch.Tensor]()
-    for last_epoch in (1, 3):
+    for last_epoch in (1, 2):
         phase = Phase(last_epoch=last_epoch, classes=tuple(range(10)), kept={})
         part = dataclasses.replace(shared, phase=phase)
         for epoch in train_supernet(part, digits, device=CPU, seed=0, checkpoint=Checkpoint(tmp_path / "it.pt")):
             numbers.append(epoch.number)
             found = epoch.supernet.state_dict()
-    assert numbers == [1, 2, 3]
+    assert numbers == [1, 2]
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 

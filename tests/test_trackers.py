@@ -19,9 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # type: ignore[attr-defined]
 from wandb.proto import wandb_internal_pb2
 
+from conftest import small_digits
 from cvt_nas import search
 from cvt_nas.arch import ArchConfig, cost_of
-from cvt_nas.config import Experiment
+from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.errors import CvtNasError
 from cvt_nas.follow import trackers as module
 from cvt_nas.follow.tensorboard import TensorBoard
@@ -388,13 +389,12 @@ def test_what_a_tracker_lacks_is_one_line_before_anything_starts(
 # --- a search
 
 
-def test_a_search_calls_back_and_its_curves_in_tensorboard_are_those_of_its_record(
-    small: Experiment, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("two_cpus")
+def test_a_search_calls_back_and_its_curves_in_tensorboard_are_those_of_its_record(tmp_path: Path) -> None:
     told: list[RaceEvent] = []
-
+    experiment = parse_experiment(small_digits(**{"  epochs:": "  epochs: 2"}), "small.yaml")
     run = search(
-        small, out=tmp_path / "run", cpus=1, trials=4, callbacks=[told.append],
+        experiment, out=tmp_path / "run", cpus=1, trials=3, callbacks=[told.append],
         progress=lambda run, *about: trackers(run, tensorboard=True),
     )  # fmt: skip
     results = run.results()

