@@ -136,7 +136,7 @@ def words_of(command: str) -> list[str]:
     return found.stdout.split("\0")[:-1]
 
 
-@pytest.mark.parametrize("name", ["my run", "it's", "a $HOME b", "[bold]", ":smile:", "größe", "file://"])
+@pytest.mark.parametrize("name", ["my run", "it's a $HOME [bold] :smile: größe", "file://"])
 def test_what_is_said_to_run_next_can_be_pasted(
     finished_run: RunFolder,
     tmp_path: Path,
@@ -263,7 +263,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     assert "Pareto front" in printed.out, "of a run that one may only read"
 
 
-@pytest.mark.parametrize("pick", ["knee", "best", "flops<1e12", "params<1e12"])
+@pytest.mark.parametrize("pick", ["knee", "flops<1e12"])
 def test_an_export_loads_in_one_line_and_answers_as_the_trained_model(
     finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], pick: str
 ) -> None:
@@ -343,9 +343,9 @@ def test_train_trains_one_architecture_of_a_run_in_full_and_its_result_exports(
     stopped = next(result for result in finished_run.results() if result.status == "stopped")
     out, to = tmp_path / "trained", tmp_path / "model"
     arch = f"{finished_run.path}:{stopped.arch_id}"
-    result = json.loads(printed(capsys, "train", arch, "--out", str(out), "--epochs", "4", "--gpus", "0", "--json"))
+    result = json.loads(printed(capsys, "train", arch, "--out", str(out), "--epochs", "2", "--gpus", "0", "--json"))
     assert result["front"][0]["arch_id"] == stopped.arch_id
-    assert RunFolder.open(out).results()[0].epochs == 4
+    assert RunFolder.open(out).results()[0].epochs == 2
     printed(capsys, "export", str(out), "--pick", "best", "--to", str(to))
     assert load_model(to).arch == stopped.arch
 

@@ -173,6 +173,7 @@ def test_an_image_damaged_since_a_run_was_trained_is_to_be_mended(tmp_path: Path
         check_data(config, **settings, known=known, place="run")
 
 
+@pytest.mark.usefixtures("two_cpus")
 def test_a_search_keeps_the_identity_of_its_data_and_checks_it(tmp_path: Path) -> None:
     from cvt_nas import search
 
@@ -180,7 +181,7 @@ def test_a_search_keeps_the_identity_of_its_data_and_checks_it(tmp_path: Path) -
     write_images(root / "train")
     write_images(root / "val", num=2)
     experiment = parse_experiment(SPACE, "tiny.yaml")
-    run = search(experiment, out=out, data=root, cpus=1, gpus=0)
+    run = search(experiment, out=out, data=root, cpus=1, gpus=0, trials=1)
     assert run.manifest["data"]["images"] == {"train": 24, "validation": 6}
     (root / "val" / "cat" / "0.png").rename(root / "val" / "cat" / "x.png")
     with pytest.raises(RunFolderError, match=r"as many images, but some files have another name or size"):

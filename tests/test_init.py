@@ -346,7 +346,7 @@ def test_a_training_that_ended_in_its_first_epoch_begins_again_with_the_same_wei
         raise StoppedError
 
     with monkeypatch.context() as patch:
-        patch.setattr("cvt_nas.train.progress_reports", stopped)
+        patch.setattr("cvt_nas.launch.devices.progress_reports", stopped)
         with pytest.raises(StoppedError):
             train(arch, small, out=out, init=init, **options)
     content = init.read_bytes()

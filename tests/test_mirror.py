@@ -106,7 +106,7 @@ def test_a_run_that_travels_to_another_machine_finds_its_files_by_their_url(
     assert (there.place, standalone.place, local.place) == (url, f"{url}/standalone", str(tmp_path))
     assert there.path != run.path
     assert not there.has_begun, "it is for who needs it to fetch it"
-    assert there.store.read_text(there.listing_path) == "names"
+    assert there.store.read(there.listing_path) == "names"
 
 
 def test_a_journal_is_copied_now_and_then_and_before_what_depends_on_it(tmp_path: Path) -> None:

@@ -93,13 +93,14 @@ def test_options_of_a_training_are_in_its_record_and_a_change_of_them_is_another
 def test_learning_rates_go_with_the_batch_size_unless_one_is_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (SPACES / "digits.yaml").read_text()
+    text = (SPACES / "digits.yaml").read_text().replace("{dataset: digits", "{dataset: digits, train_fraction: 0.2")
+    (tmp_path / "few.yaml").write_text(text)
     file = parse_experiment(text, "digits.yaml").training
     save_arch(load_experiment(SPACES / "digits.yaml").space.smallest, tmp_path / "arch.json")
 
     def trained(*options: str) -> tuple[TrainingConfig, str]:
         out = tmp_path / "-".join(options)
-        arguments = ["train", str(tmp_path / "arch.json"), "--space", str(SPACES / "digits.yaml"), "--epochs", "1"]
+        arguments = ["train", str(tmp_path / "arch.json"), "--space", str(tmp_path / "few.yaml"), "--epochs", "1"]
         assert main([*arguments, "--gpus", "0", "--out", str(out), *options]) == 0
         record = json.loads((out / "manifest.json").read_text())["space_file"]
         return parse_experiment(record, "the record").training, capsys.readouterr().err

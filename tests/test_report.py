@@ -438,7 +438,7 @@ def test_watching_rebuilds_as_trials_end_until_the_search_does(digits: Experimen
 def test_a_search_that_was_killed_is_watched_no_longer(digits: Experiment, tmp_path: Path) -> None:
     run = made_up_run(tmp_path / "run", digits, 3)
     killed = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from cvt_nas.results import RunFolder\n"
+        [sys.executable, "-c", "import sys; from cvt_nas.run import RunFolder\n"
          "with RunFolder.open(sys.argv[1]).locked(): print('held', flush=True); sys.stdin.read()", str(run.path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

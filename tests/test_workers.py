@@ -31,7 +31,7 @@ ON_TWO: dict[str, Any] = {"number": 0, "seed": 0, "num_devices": 2, "cpus_per_de
 LONG = parse_experiment(small_digits(**{"  epochs:": "  epochs: 1000"}), "long.yaml")
 
 
-@pytest.fixture(scope="class")
+@pytest.fixture(scope="module")
 def two_gpus() -> Iterator[None]:
     start_local_ray(num_cpus=3, num_gpus=2)
     yield

@@ -75,7 +75,7 @@ class Store:
             return True
         return self._mirror is not None and self._mirror.holds_files(folder)
 
-    def read_text(self, path: Path) -> str | None:
+    def read(self, path: Path) -> str | None:
         """What a file holds, on whatever machine it was written; None where there is none."""
         if not self.exists(path):
             return None

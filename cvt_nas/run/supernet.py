@@ -79,7 +79,7 @@ class SupernetFolder:
         Raises:
             RunFolderError: The file is damaged.
         """
-        text = self._store.read_text(path := self._narrowing_path)
+        text = self._store.read(path := self._narrowing_path)
         return None if text is None else Narrowing.from_json(text, str(path))
 
     def write_quality(self, quality: SupernetQuality) -> None:
@@ -91,5 +91,5 @@ class SupernetFolder:
         Raises:
             RunFolderError: The file is damaged.
         """
-        text = self._store.read_text(path := self.quality_path)
+        text = self._store.read(path := self.quality_path)
         return None if text is None else SupernetQuality.from_json(text, str(path))
