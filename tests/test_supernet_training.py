@@ -507,14 +507,6 @@ def test_a_training_begins_with_the_weights_of_a_model_where_it_has_them(few: Im
 # --- on several workers ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    from cvt_nas.launch.cluster import local_ray
-
-    with local_ray(num_cpus=2, num_gpus=0):
-        yield
-
-
 def setup_for(path: Path, settings: SupernetConfig, data: DataConfig = FEW_DIGITS) -> TrainingSetup:
     return TrainingSetup(
         training=settings, data=data, data_root=None, image_size=8, num_channels=1,
@@ -530,7 +522,7 @@ def on_two_workers(path: Path, settings: SupernetConfig, data: DataConfig = DIGI
     return reports_of_ranks(supernet_reports, setup=setup, seed=0, num_ranks=2, cpus_per_rank=1, use_gpus=False)
 
 
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("two_cpus")
 def test_two_workers_train_as_one_with_the_doubled_batch(tmp_path: Path) -> None:
     settings = config(**FEW, sync_batch_norm=True, clip_grad_norm=1.0, distillation="alpha", sampling="front")
     together = list(on_two_workers(tmp_path / "two", settings, FEW_DIGITS))
@@ -549,7 +541,7 @@ def test_two_workers_train_as_one_with_the_doubled_batch(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("two_cpus")
 def test_a_killed_worker_is_replaced_and_the_training_goes_on_from_the_checkpoint(tmp_path: Path) -> None:
     settings = config(epochs=3, batch_size=64)
     seen = []
@@ -571,7 +563,7 @@ def test_a_killed_worker_is_replaced_and_the_training_goes_on_from_the_checkpoin
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("two_cpus")
 def test_workers_that_are_asked_to_stop_go_on_as_if_they_had_not_stopped(tmp_path: Path) -> None:
     settings = config(epochs=12, sampling="front", drop_path=0.2, augment=AugmentConfig(crop_padding=1, mixup=0.2))
     whole = list(on_two_workers(tmp_path / "whole", settings))
