@@ -1,3 +1,6 @@
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from conftest import SPACES, small_digits
 from cvt_nas import config, load_experiment
 from cvt_nas.arch import cost_of
 from cvt_nas.config import Experiment
+from cvt_nas.config.experiment import ready_spaces
 from cvt_nas.config.schema import schema
 from cvt_nas.data.augment import randaugment_of
 from cvt_nas.errors import SpaceFileError
@@ -290,6 +294,41 @@ def test_a_repeated_key_does_not_hide_the_other_problems() -> None:
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SpaceFileError, match=r"nothing.yaml: cannot be read: No such file or directory"):
         load_experiment(tmp_path / "nothing.yaml")
+
+
+def test_a_ready_space_is_found_by_its_name_wherever_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [path.stem for path in sorted(SPACES.glob("*.yaml"))]
+    assert list(ready_spaces()) == names
+    for name in names:
+        assert load_experiment(name).text == (SPACES / f"{name}.yaml").read_text()
+    (tmp_path / "digits").mkdir()
+    assert load_experiment("digits").text == (SPACES / "digits.yaml").read_text(), "a folder is no space file"
+    (tmp_path / "cvt13").write_text(small_digits())
+    assert load_experiment("cvt13").text == small_digits(), "a file comes first"
+    with pytest.raises(
+        SpaceFileError, match=r"cvt31: no such file, and no ready space of this name; did you mean 'cvt13'\?"
+    ):
+        load_experiment("cvt31")
+
+
+@pytest.mark.slow  # pip makes an environment to build in
+def test_an_installed_package_has_the_ready_spaces(tmp_path: Path) -> None:
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(tmp_path),
+        str(SPACES.parent),
+    ]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("cvt_nas/search_spaces/")}
+    assert {f"cvt_nas/search_spaces/{path.name}" for path in SPACES.glob("*.yaml")} <= held
 
 
 def test_an_empty_file_says_what_it_must_hold() -> None:

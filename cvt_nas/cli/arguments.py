@@ -22,7 +22,9 @@ def build_parser() -> argparse.ArgumentParser:
         return added
 
     search = add("search", searching.search, "search a space, and write the Pareto front to a run folder")
-    search.add_argument("--space", required=True, metavar="FILE", help="the space file")
+    search.add_argument(
+        "--space", required=True, metavar="FILE", help="the space file, or the name of a ready one such as cvt13"
+    )
     search.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
     search.add_argument(
         "--gpus-per-trial",
@@ -53,12 +55,16 @@ def build_parser() -> argparse.ArgumentParser:
     _add_json(search)
 
     space = add("space", spaces.space, "size of a space, range of its costs, share that meets the constraints")
-    space.add_argument("file", nargs="?", metavar="FILE", help="the space file")
+    space.add_argument(
+        "file", nargs="?", metavar="FILE", help="the space file, or the name of a ready one such as cvt13"
+    )
     space.add_argument("--schema", action="store_true", help="print the JSON Schema of space files, for editors")
     _add_json(space)
 
     plan = add("plan", searching.plan, "what a search takes: memory, hours, disk, its bottleneck, and what to change")
-    plan.add_argument("--space", required=True, metavar="FILE", help="the space file")
+    plan.add_argument(
+        "--space", required=True, metavar="FILE", help="the space file, or the name of a ready one such as cvt13"
+    )
     plan.add_argument("--data", metavar="DIR", help="folder of the data set; ImageNet's size is known without")
     plan.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
     plan.add_argument(

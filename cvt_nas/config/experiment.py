@@ -18,7 +18,7 @@ from cvt_nas.config.anchors import anchors_of
 from cvt_nas.config.building import check_feasible, space_of
 from cvt_nas.config.checks import check_stages, check_supernet, check_training
 from cvt_nas.config.idle import without_effect
-from cvt_nas.config.reader import MAX_LENGTH, Reader, explain
+from cvt_nas.config.reader import MAX_LENGTH, Reader, did_you_mean, explain
 from cvt_nas.config.sections import DaNasConfig, DataConfig, SearchConfig, SpaceFile, SupernetConfig, TrainingConfig
 from cvt_nas.errors import ArchError, SpaceFileError
 from cvt_nas.latency import LatencyTable
@@ -143,10 +143,15 @@ class Experiment:
 def load_experiment(path: str | Path) -> Experiment:
     """Reads and checks a space file.
 
+    Args:
+        path: Of a file; or the name of one that comes with the package, such as `cvt13`.
+
     Raises:
         SpaceFileError: The file is missing, not YAML, or wrong; holds every problem found.
     """
     path = Path(path)
+    if (path.is_dir() or not path.exists()) and path.name == str(path) and not path.suffix:
+        path = _ready_file(path.name)
     try:
         if path.stat().st_size > 4 * MAX_LENGTH:  # a character has four bytes at most
             raise SpaceFileError([f"{path}: too long for a space file: {path.stat().st_size:,} bytes"])
@@ -155,6 +160,23 @@ def load_experiment(path: str | Path) -> Experiment:
         reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
         raise SpaceFileError([f"{path}: cannot be read: {reason}"]) from error
     return parse_experiment(text, str(path))
+
+
+def ready_spaces() -> Mapping[str, Path]:
+    """The space files that come with the package, by name."""
+    package = Path(str(resources.files("cvt_nas")))
+    folders = (package / "search_spaces", package.parent / "search_spaces")  # installed, and in a checkout
+    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def _ready_file(name: str) -> Path:
+    ready = ready_spaces()
+    if name not in ready:
+        raise SpaceFileError(
+            [f"{name}: no such file, and no ready space of this name{did_you_mean(name, list(ready))}"]
+        )
+    return ready[name]
 
 
 def load_recipe(name: str) -> Experiment:
