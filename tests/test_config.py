@@ -306,9 +306,7 @@ def test_a_ready_space_is_found_by_its_name_wherever_one_is(tmp_path: Path, monk
     assert load_experiment("digits").text == (SPACES / "digits.yaml").read_text(), "a folder is no space file"
     (tmp_path / "cvt13").write_text(small_digits())
     assert load_experiment("cvt13").text == small_digits(), "a file comes first"
-    with pytest.raises(
-        SpaceFileError, match=r"cvt31: no such file, and no ready space of this name; did you mean 'cvt13'\?"
-    ):
+    with pytest.raises(SpaceFileError, match=r"cvt31: .*, and no ready space has this name; did you mean 'cvt13'\?"):
         load_experiment("cvt31")
 
 

@@ -150,14 +150,17 @@ def load_experiment(path: str | Path) -> Experiment:
         SpaceFileError: The file is missing, not YAML, or wrong; holds every problem found.
     """
     path = Path(path)
-    if (path.is_dir() or not path.exists()) and path.name == str(path) and not path.suffix:
-        path = _ready_file(path.name)
+    ready = ready_spaces()
+    if str(path) in ready and not path.is_file():
+        path = ready[str(path)]
     try:
         if path.stat().st_size > 4 * MAX_LENGTH:  # a character has four bytes at most
             raise SpaceFileError([f"{path}: too long for a space file: {path.stat().st_size:,} bytes"])
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
+        if isinstance(error, FileNotFoundError) and not path.suffix:
+            reason += f", and no ready space has this name{did_you_mean(str(path), list(ready))}"
         raise SpaceFileError([f"{path}: cannot be read: {reason}"]) from error
     return parse_experiment(text, str(path))
 
@@ -168,15 +171,6 @@ def ready_spaces() -> Mapping[str, Path]:
     folders = (package / "search_spaces", package.parent / "search_spaces")  # installed, and in a checkout
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
-
-
-def _ready_file(name: str) -> Path:
-    ready = ready_spaces()
-    if name not in ready:
-        raise SpaceFileError(
-            [f"{name}: no such file, and no ready space of this name{did_you_mean(name, list(ready))}"]
-        )
-    return ready[name]
 
 
 def load_recipe(name: str) -> Experiment:
