@@ -160,7 +160,7 @@ def load_experiment(path: str | Path) -> Experiment:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
         if isinstance(error, FileNotFoundError) and not path.suffix:
-            reason += f", and no ready space has this name{did_you_mean(str(path), list(ready))}"
+            reason = f"{reason}, and no ready space has this name{did_you_mean(str(path), list(ready))}"
         raise SpaceFileError([f"{path}: cannot be read: {reason}"]) from error
     return parse_experiment(text, str(path))
 
