@@ -205,6 +205,7 @@ class TestReports:
 
 @pytest.mark.slow
 def test_a_training_goes_on_where_nodes_are_lost_that_it_is_not_on(tmp_path: Path) -> None:
+    ray.shutdown()  # the one of the tests above
     with on_loopback():
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         try:
