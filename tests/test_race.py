@@ -51,6 +51,7 @@ from cvt_nas.launch.cluster import local_ray, start_local_ray
 from cvt_nas.launch.devices import training_reports
 from cvt_nas.launch.flight import kind_of_failure
 from cvt_nas.launch.judges import supernet_workers
+from cvt_nas.launch.private import on_loopback
 from cvt_nas.launch.resources import claim_resources
 from cvt_nas.launch.trial import read_test_split
 from cvt_nas.launch.tune import RaceSearcher
@@ -68,6 +69,7 @@ from cvt_nas.propose.samplers import (
     progress_of,
     progress_to_attrs,
 )
+from cvt_nas.propose.spread import Spread
 from cvt_nas.propose.study import PartialTrial, Proposal, Study
 from cvt_nas.results import TrialResult
 from cvt_nas.results.events import EpochDone, TrialPaused, TrialStarted
@@ -662,6 +664,26 @@ def test_a_search_whose_first_trials_run_out_of_memory_ends_and_a_resumed_one_wh
 
 
 @pytest.mark.usefixtures("fast_disk")
+def test_a_trial_that_waits_for_gpus_that_are_gone_begins_again_on_those_that_are_left(tmp_path: Path) -> None:
+    experiment, gpus, events = with_sampler("random"), [4], queue.Queue[Any]()
+    study, run = study_of(experiment, tmp_path / "run", 1)
+    searcher = RaceSearcher(
+        Race(study, None, experiment.objectives), experiment, run, run.append, events, gpus_per_trial=1,
+        spread=Spread(num_gpus=lambda: gpus[0], gpus_per_trial=1, batch_size=64),
+    )  # fmt: skip
+    first = searcher.suggest("more")
+    assert (first["number"], first["gpus"]) == (0, 4), "there is no other trial"
+    assert not searcher.waits_in_vain("more")
+    gpus[0] = 2  # a node died
+    assert searcher.waits_in_vain("more")
+    searcher.on_trial_complete("more")  # as Tune says of one that it stops before it had a worker
+    again = searcher.suggest("again")
+    assert (again["number"], again["gpus"]) == (0, 2)
+    assert not searcher.waits_in_vain("again")
+    assert not run.results()
+
+
+@pytest.mark.usefixtures("fast_disk")
 @pytest.mark.parametrize(
     ("log", "reason"),
     [
@@ -1009,19 +1031,17 @@ def test_a_search_that_is_interrupted_again_and_again_keeps_its_results_and_goes
 # --- a cluster
 
 
-def test_a_search_joins_a_cluster_of_two_nodes_by_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_joins_a_cluster_of_two_nodes_by_its_address(tmp_path: Path) -> None:
     line = "search: {trials: 2, sampler: random, scheduler: none}"
     experiment = parse_experiment(small_digits(**EPOCH, **{"search:": line}), "small.yaml")
-    # keeps the cluster's nodes on loopback, as `start_local_ray` does for a Ray of its own
-    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
-    monkeypatch.setenv(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
-        run = search(experiment, out=tmp_path / "run", address=cluster.address)
-    finally:
-        cluster.shutdown()
+    with on_loopback():
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        try:
+            cluster.add_node(num_cpus=1)
+            cluster.wait_for_nodes()
+            run = search(experiment, out=tmp_path / "run", address=cluster.address)
+        finally:
+            cluster.shutdown()
     resources = run.manifest["resources"]
     assert (resources["num_nodes"], resources["num_slots"]) == (2, 2)
     assert [result.number for result in run.results()] == [0, 1]
