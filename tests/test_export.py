@@ -217,7 +217,7 @@ def test_a_mismatch_fails_says_by_how_much_and_deletes_nothing(
 
     wrong = Format(write=write_a_little_wrong, load=load_model, usage="")
     run = run_of(GELU, small, tmp_path / "run")
-    monkeypatch.setattr("cvt_nas.export.FORMATS", {"torch": wrong})
+    monkeypatch.setattr("cvt_nas.export.exporting.FORMATS", {"torch": wrong})
     with pytest.raises(ExportError, match=r"loaded again, its logits differ by 0\.01 from those of the trained model"):
         export(run, "best", tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").exists()

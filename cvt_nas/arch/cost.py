@@ -101,10 +101,7 @@ def embedding_cost(stage: StageConfig, *, in_channels: int, grid: int) -> Cost:
 def head_cost(*, dim: int, grid: int, class_token: bool, num_classes: int) -> Cost:
     """Cost of the last layer norm, over the class token or else every token, and of the classifier."""
     normed = 1 if class_token else grid**2
-    return Cost(
-        params=2 * dim + (dim + 1) * num_classes,
-        flops=_LAYER_NORM_FLOPS * normed * dim + dim * num_classes,
-    )
+    return Cost(params=2 * dim + (dim + 1) * num_classes, flops=_LAYER_NORM_FLOPS * normed * dim + dim * num_classes)
 
 
 def stage_cost(stage: StageConfig, *, in_channels: int, side: int) -> Cost:

@@ -5,5 +5,3 @@ with its message and no traceback; 130 after Ctrl-C. Where what reads the output
 """
 
 from cvt_nas.cli.entry import main
-
-__all__ = ["main"]

@@ -15,18 +15,3 @@ from cvt_nas.config.sections import (
     SupernetConfig,
     TrainingConfig,
 )
-
-__all__ = [
-    "AugmentConfig",
-    "ConfirmConfig",
-    "DaNasConfig",
-    "DataConfig",
-    "Dataset",
-    "Experiment",
-    "SearchConfig",
-    "SupernetConfig",
-    "TrainingConfig",
-    "load_experiment",
-    "load_recipe",
-    "parse_experiment",
-]

@@ -42,8 +42,7 @@ def check_training(training: TrainingConfig, section: str, num_stages: int, read
         return
     if training.warmup_epochs >= training.epochs:
         reader.add(
-            (section, "warmup_epochs"),
-            f"got {training.warmup_epochs:g}, must be below epochs, {training.epochs}",
+            (section, "warmup_epochs"), f"got {training.warmup_epochs:g}, must be below epochs, {training.epochs}"
         )
     elif training.restarts and not (
         training.warmup_epochs < training.restarts[0] <= training.restarts[-1] < training.epochs
@@ -86,8 +85,7 @@ def check_supernet(file: SpaceFile, reader: Reader) -> None:
             reader.add(("supernet", "opening", choice), f"got {epoch:g}, must be below epochs, {supernet.epochs}")
     if file.search.has_supernet and file.search.candidates < file.search.trials:
         reader.add(
-            ("search", "candidates"),
-            f"got {file.search.candidates}, must be at least trials, {file.search.trials}",
+            ("search", "candidates"), f"got {file.search.candidates}, must be at least trials, {file.search.trials}"
         )
     if file.search.weights == "da-nas":
         _check_da_nas(file, supernet, reader)
@@ -104,8 +102,7 @@ def _check_da_nas(file: SpaceFile, supernet: SupernetConfig, reader: Reader) -> 
         reader.add(("da_nas", "classes"), f"got {config.classes[-1]:g} at the end, must be 1: candidates see all")
     elif len(set(ends)) < len(ends):
         reader.add(
-            ("supernet", "epochs"),
-            f"got {supernet.epochs}, too few: each part of da_nas.lengths must have an epoch",
+            ("supernet", "epochs"), f"got {supernet.epochs}, too few: each part of da_nas.lengths must have an epoch"
         )
     if supernet.sampling == "front":
         reader.add(("supernet", "sampling"), "got front, must be uniform or flops: da-nas drops what it learns of")

@@ -33,7 +33,6 @@ class Experiment:
     Args:
         anchors: Architectures evaluated first, by name; all of them inside the space and its bounds.
         objectives: Accuracy is maximised, costs are minimised.
-        text: The file itself.
         warnings: Settings of the file that have no effect, one line each.
     """
 

@@ -100,11 +100,6 @@ def _number(shown: dict[str, Any]) -> str:
     name = "a whole number" if shown["type"] == "integer" else "a number"
     if "minimum" in shown and "maximum" in shown:
         return f"{name} from {shown['minimum']:,} to {shown['maximum']:,}"
-    words = {
-        "minimum": "of at least",
-        "exclusiveMinimum": "above",
-        "maximum": "at most",
-        "exclusiveMaximum": "below",
-    }
+    words = {"minimum": "of at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     bounds = " and ".join(f"{word} {shown[key]:,}" for key, word in words.items() if key in shown)
     return f"{name} {bounds}".strip()

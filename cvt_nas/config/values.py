@@ -91,10 +91,7 @@ IntOptions = Annotated[list[Size], FEW, _fixed_or_choice(Size, rule="rise"), Aft
 DepthOptions = Annotated[list[Depth], FEW, _fixed_or_choice(Depth, rule="rise"), AfterValidator(_rising)]
 FloatOptions = Annotated[list[Ratio], FEW, _fixed_or_choice(Ratio, rule="rise"), AfterValidator(_rising)]
 ProjectionOptions = Annotated[
-    list[Projection],
-    Field(min_length=1),
-    _fixed_or_choice(Projection, rule="be distinct"),
-    AfterValidator(_distinct),
+    list[Projection], Field(min_length=1), _fixed_or_choice(Projection, rule="be distinct"), AfterValidator(_distinct)
 ]
 
 RisingEpochs = Annotated[list[PositiveInt], Field(json_schema_extra={"uniqueItems": True}), AfterValidator(_rising)]

@@ -9,7 +9,7 @@ from typing import Any
 from cvt_nas.config import DataConfig
 from cvt_nas.data.ahead import made_beside_steps
 from cvt_nas.data.arrays import DEBIAN_FASHION_MNIST, ArrayData, open_arrays
-from cvt_nas.data.checking import ImageCheck, check_images
+from cvt_nas.data.checking import check_images
 from cvt_nas.data.find import check_outside, find_data, shape_of, trained_classes
 from cvt_nas.data.folders import FolderData
 from cvt_nas.data.images import SPLITS, Batch, ImageData, Preprocessing, Split, seed_all
@@ -17,29 +17,6 @@ from cvt_nas.data.loading import free_shared_memory, num_on_their_way
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
 from cvt_nas.run import write_atomically
-
-__all__ = [
-    "DEBIAN_FASHION_MNIST",
-    "SPLITS",
-    "Batch",
-    "FolderData",
-    "ImageCheck",
-    "ImageData",
-    "Preprocessing",
-    "Split",
-    "check_data",
-    "check_folder",
-    "check_outside",
-    "find_data",
-    "free_shared_memory",
-    "load_data",
-    "made_beside_steps",
-    "num_on_their_way",
-    "save_preprocessing",
-    "seed_all",
-    "shape_of",
-    "trained_classes",
-]
 
 
 def load_data(
@@ -57,10 +34,8 @@ def load_data(
     """The data set of a space file.
 
     Args:
-        config: Section `data` of the file.
         root: Folder that holds it; not needed for `digits`, nor for `fashion-mnist` where Debian's
             package is installed.
-        image_size, num_channels, num_classes: What the space's networks expect.
         test_only: Whether the test split alone is needed; a folder of images may then lack the others.
         skipped: Images of a folder to leave out, as paths below `root`.
         listing: What `FolderData.save_listing` wrote of the same images, so that their folders, which may hold
@@ -104,7 +79,6 @@ def check_data(
     Args:
         known: Of the same set, as the run at `place` has recorded it, so that the same images are left out again.
         on_note: Called with what is left out, how the splits are made, and how far the check is.
-        settings: See `load_data`.
 
     Raises:
         DataError: Images cannot be read, and are not to be skipped; or see `load_data`.
@@ -118,7 +92,7 @@ def check_data(
     if not isinstance(data, FolderData):
         return data, identity
     skips = config.on_error == "skip" and known is None
-    found = check_folder(data, decode_all=skips, on_note=on_note)
+    found = check_images(data.root, data.files, data.mode, decode_all=skips, measured=data.measured(), on_note=on_note)
     damaged = {path: why for path, why in found.damaged.items() if path not in skipped}
     notes = [*data.notes, *found.notes]
     if damaged and skips:
@@ -134,15 +108,6 @@ def check_data(
         for note in notes:
             on_note(note)
     return data, identity
-
-
-def check_folder(
-    data: FolderData, *, decode_all: bool = False, on_note: Callable[[str], None] | None = None
-) -> ImageCheck:
-    """See `check_images`."""
-    return check_images(
-        data.root, data.files, data.mode, decode_all=decode_all, measured=data.measured(), on_note=on_note
-    )
 
 
 def save_preprocessing(data: ImageData, folder: Path) -> None:

@@ -20,16 +20,7 @@ from torch.nn import functional as F
 
 from cvt_nas.config import AugmentConfig, DataConfig
 from cvt_nas.data.augment import erasing_of, mixing_of, randaugment_of, shift_and_flip
-from cvt_nas.data.images import (
-    Batch,
-    Preprocessing,
-    Split,
-    digest,
-    in_order,
-    seed_all,
-    split_off_search,
-    to_device,
-)
+from cvt_nas.data.images import Batch, Preprocessing, Split, digest, in_order, seed_all, split_off_search, to_device
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
 from cvt_nas.run import cache_folder

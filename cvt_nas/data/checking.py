@@ -116,7 +116,6 @@ def check_images(
     Threads suffice: a header is a matter of waiting for the disk, and Pillow decodes without Python's lock.
 
     Args:
-        top: Folder of the data set, below which paths are told.
         mode: As which images will be read.
         decode_all: Whether each image is decoded, which finds damage in the middle, too.
         measured: Further images to decode, as paths: those held out of the training images.

@@ -88,9 +88,6 @@ def check_outside(folder: Path, dataset: Dataset, root: Path | None) -> None:
 def shape_of(dataset: Dataset, root: Path | None, *, test_only: bool = False) -> tuple[int | None, int]:
     """Channels, where they are not as one likes, and classes of a data set that `find_data` found.
 
-    Args:
-        test_only: As in `load_data`.
-
     Raises:
         DataError: A folder of images has no folder for each class, or not the images that are asked for.
     """

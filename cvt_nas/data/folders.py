@@ -44,11 +44,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class FolderData:
     """Folders of images, streamed by a DataLoader; `find_layout` says which folder is which split.
 
-    Args:
-        test_only: Whether the test images suffice; they may then lie in `root` itself.
-        skipped: Images to leave out, as paths below `root`.
-        listing: What `save_listing` wrote of the same images; else folders are looked through.
-        on_note: Called with how far that is, where it takes long.
+    The arguments are those of `load_data`.
 
     Attributes:
         mode: Pillow's, as which images are read.
@@ -309,11 +305,7 @@ class FolderData:
         *,
         largest: int,
     ) -> Iterator[tuple[np.ndarray, Tensor, tuple[Tensor, ...]]]:
-        """Those of `due`, by processes that have begun with it, or else by new ones, which go on with `then`.
-
-        Args:
-            largest: Images of the largest batch.
-        """
+        """Those of `due`, by processes that have begun with it, or else by new ones, which go on with `then`."""
         if self._ahead is not None and self._ahead.next_key == due.key:
             stream, self._ahead = self._ahead, None
         else:

@@ -149,7 +149,6 @@ def split_off_search(
     """Indices of train and search: stratified by class, at least one image of each, fixed by the split seed.
 
     Args:
-        class_names: To name a class that is too small.
         guided: Whether other images guide the search, so that none are held out for it.
     """
     train, search = np.arange(len(labels)), np.arange(0)

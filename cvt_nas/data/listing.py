@@ -13,20 +13,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from cvt_nas.data import tree
 from cvt_nas.data.layout import Layout, Role
-from cvt_nas.data.tree import (
-    SUFFIXES,
-    entries_of,
-    few,
-    folders_in,
-    in_byte_order,
-    is_hidden,
-    is_image,
-    itself_and_above,
-    leads_nowhere,
-    suffix_of,
-    walk,
-)
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 
@@ -83,37 +71,33 @@ class Images:
 
 
 def list_images(layout: Layout, role: Role, *, on_note: Callable[[str], None] | None = None) -> Images:
-    """The images of a split, whatever else may be wrong with it; see `problems_of`.
-
-    Args:
-        on_note: Called with how far it is, where it takes long.
-    """
+    """The images of a split, whatever else may be wrong with it; see `problems_of`."""
     place, names, labels, odd = layout.places[role], list[str](), list[int](), list[str]()
     said = time.monotonic()
     ignored: Counter[str] = Counter()
-    classes = folders_in(place)
+    classes = tree.folders_in(place)
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        outside = itself_and_above(place)
-        found = threads.map(lambda name: _in_order(walk(place / name, outside, odd)), classes)
+        outside = tree.itself_and_above(place)
+        found = threads.map(lambda name: _in_order(tree.walk(place / name, outside, odd)), classes)
         for label, parts in enumerate(found):
             for folder, files in parts:
                 prefix = os.path.relpath(folder, place)
-                for file in in_byte_order(files):
-                    if is_image(file):
+                for file in tree.in_byte_order(files):
+                    if tree.is_image(file):
                         names.append(f"{prefix}/{file}")
                         labels.append(label)
                     else:
-                        ignored[suffix_of(file)] += 1
+                        ignored[tree.suffix_of(file)] += 1
             if on_note is not None and time.monotonic() - said >= _SECONDS_BETWEEN:
                 said = time.monotonic()
                 on_note(f"looking for images in {place}: {len(names):,} in {label + 1:,} of {len(classes):,} classes")
-    for entry in entries_of(place):
-        if is_hidden(entry.name):
+    for entry in tree.entries_of(place):
+        if tree.is_hidden(entry.name):
             continue
-        if leads_nowhere(entry):
+        if tree.leads_nowhere(entry):
             odd.append(f"{told(entry.path)}: a link that leads nowhere")
         elif entry.is_file():
-            ignored["images beside the class folders" if is_image(entry.name) else suffix_of(entry.name)] += 1
+            ignored["images beside the class folders" if tree.is_image(entry.name) else tree.suffix_of(entry.name)] += 1
     return Images(
         root=place,
         class_names=tuple(map(told, classes)),
@@ -165,7 +149,7 @@ def problems_of(layout: Layout, files: Mapping[Role, Images]) -> list[str]:
     for images in files.values():
         if odd := sorted(set(first.class_names) ^ set(images.class_names)):
             problems.append(
-                f"{layout.root}: in only one of {first.root.name}/ and {images.root.name}/: {few(odd)}; both must "
+                f"{layout.root}: in only one of {first.root.name}/ and {images.root.name}/: {tree.few(odd)}; both must "
                 f"have the same class folders"
             )
         problems += images.odd[:_NUM_NAMED]
@@ -174,8 +158,8 @@ def problems_of(layout: Layout, files: Mapping[Role, Images]) -> list[str]:
         full = set(images.labels.tolist())
         if empty := [name for label, name in enumerate(images.class_names) if label not in full]:
             ends = sorted(images.ignored)
-            seen = f"; there are files of {few(ends)}, and {' '.join(SUFFIXES)} are read" if ends else ""
-            problems.append(f"{images.root}: class folders without an image: {few(empty)}{seen}")
+            seen = f"; there are files of {tree.few(ends)}, and {' '.join(tree.SUFFIXES)} are read" if ends else ""
+            problems.append(f"{images.root}: class folders without an image: {tree.few(empty)}{seen}")
     return problems
 
 
@@ -183,7 +167,7 @@ def _linked(layout: Layout) -> Iterator[str]:
     """Folders that links make one: their images would be trained on and tested, or have two labels."""
     seen: dict[str, Path] = {}
     for place in layout.places.values():
-        for folder in (place, *(place / name for name in folders_in(place))):
+        for folder in (place, *(place / name for name in tree.folders_in(place))):
             first = seen.setdefault(os.path.realpath(folder), folder)
             if first != folder:
                 pair = " and ".join(told(str(each.relative_to(layout.root))) for each in (first, folder))

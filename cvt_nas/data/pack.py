@@ -66,7 +66,6 @@ def pack(
     Args:
         short_side: Pixels.
         on_error: Whether images that cannot be read are left out; else they are an error, once all others are written.
-        on_note: Called with how far it is.
 
     Raises:
         DataError: `root` is no data set of class folders; `to` is a part of it, or holds something else; or images

@@ -96,7 +96,6 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
     Args:
         data: See `find_data`.
         decode: Whether each image of a folder is decoded.
-        on_note: Called with how far it is.
 
     Raises:
         DataError: It is no data set at all: no folder, no class folders, or a set that is incomplete.

@@ -12,29 +12,3 @@ from cvt_nas.engine.reports import class_curves, keep_trained, progress_reports,
 from cvt_nas.engine.setup import Phase, SharedWeights, TrainingSetup, shared_memory_needed
 from cvt_nas.engine.supernet import SupernetEpoch, train_supernet
 from cvt_nas.engine.training import Epoch, fit
-
-__all__ = [
-    "Checkpoint",
-    "DivergedError",
-    "Epoch",
-    "Inheritance",
-    "Phase",
-    "SharedWeights",
-    "SupernetEpoch",
-    "TrainingSetup",
-    "class_curves",
-    "evaluate",
-    "fit",
-    "fvcore_cost",
-    "keep_trained",
-    "learning_rate",
-    "logits_of",
-    "open_inheritance",
-    "open_supernet",
-    "prepare_device",
-    "progress_reports",
-    "recalibrate_batch_norm",
-    "shared_memory_needed",
-    "supernet_reports",
-    "train_supernet",
-]

@@ -73,10 +73,7 @@ def _are_right(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " bat
 
 
 def logits_of(
-    model: CvT,
-    images: Given,
-    training: TrainingConfig,
-    prepared: Callable[[Given], Inputs] = _as_given,
+    model: CvT, images: Given, training: TrainingConfig, prepared: Callable[[Given], Inputs] = _as_given
 ) -> Float[Tensor, "batch classes"]:
     """What `model` answers, on its device; in the precision of `training`.
 

@@ -209,14 +209,7 @@ class Keeper:
             )
         self._saved_step = progress.step
 
-    def check(
-        self,
-        progress: Progress,
-        *,
-        num_steps: int,
-        begins_again: bool,
-        stop: Callable[[], bool] = bool,
-    ) -> bool:
+    def check(self, progress: Progress, *, num_steps: int, begins_again: bool, stop: Callable[[], bool] = bool) -> bool:
         """Called after each step; looks at the training every 20, and after the last of an epoch's `num_steps`.
 
         All that ranks have of their own images, the sums of losses and statistics of batch norm, becomes its mean over

@@ -89,12 +89,7 @@ def measure_latency(
         if not is_out_of_memory(error):
             raise
         raise ResourceError(f"a batch of {batch_size}: does not fit in the memory of {device_name(device)}") from error
-    return latency_of(
-        seconds,
-        batch_size=batch_size,
-        device=device,
-        runtime=f"torch {torch.__version__}",
-    )
+    return latency_of(seconds, batch_size=batch_size, device=device, runtime=f"torch {torch.__version__}")
 
 
 def measure_table(space: SearchSpace, *, device: torch.device, seed: int = 0) -> LatencyTable:
@@ -180,10 +175,7 @@ def _whole_networks(space: SearchSpace, device: torch.device, seed: int) -> tupl
 def time_runs(run: Callable[[], object], *, max_seconds: float, max_runs: int) -> list[float]:
     """Seconds of each call of `run`, after others that warm up for up to a tenth of the time or a third of the runs."""
     times: list[float] = []
-    for seconds, fewest, most in (
-        (max_seconds / 10, _MIN_WARMUPS, max_runs // 3),
-        (max_seconds, _MIN_RUNS, max_runs),
-    ):
+    for seconds, fewest, most in ((max_seconds / 10, _MIN_WARMUPS, max_runs // 3), (max_seconds, _MIN_RUNS, max_runs)):
         times, end = [], time.perf_counter() + seconds
         while len(times) < fewest or (len(times) < most and time.perf_counter() < end):
             started = time.perf_counter()

@@ -12,13 +12,7 @@ from cvt_nas.engine.checkpoint import Checkpoint
 from cvt_nas.engine.evaluation import class_accuracies
 from cvt_nas.engine.inheritance import open_inheritance, save_supernet
 from cvt_nas.engine.memory import Room, meter_of
-from cvt_nas.engine.optimization import (
-    DivergedError,
-    from_first_rank,
-    is_out_of_memory,
-    rank_and_world_size,
-    times_of,
-)
+from cvt_nas.engine.optimization import DivergedError, from_first_rank, is_out_of_memory, rank_and_world_size, times_of
 from cvt_nas.engine.setup import TrainingSetup
 from cvt_nas.engine.supernet import train_supernet
 from cvt_nas.engine.training import fit
@@ -101,12 +95,7 @@ def progress_reports(
 
 
 def supernet_reports(
-    setup: TrainingSetup,
-    *,
-    device: torch.device,
-    seed: int,
-    initial: Path | None = None,
-    at_most: int | None = None,
+    setup: TrainingSetup, *, device: torch.device, seed: int, initial: Path | None = None, at_most: int | None = None
 ) -> Generator[dict[str, Any], None, None]:
     """`train_supernet` of `setup.shared`, as plain values that travel between processes.
 

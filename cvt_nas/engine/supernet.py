@@ -21,12 +21,7 @@ from cvt_nas.engine.distillation import give_way, loss_of
 from cvt_nas.engine.evaluation import autocast
 from cvt_nas.engine.keeper import Keeper, Progress, batches_from, micro_batches_for, num_steps_of
 from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
-from cvt_nas.engine.optimization import (
-    TrainingState,
-    average_over_ranks,
-    prepare_device,
-    set_learning_rate,
-)
+from cvt_nas.engine.optimization import TrainingState, average_over_ranks, prepare_device, set_learning_rate
 from cvt_nas.engine.replay import Recorder, ReplayedPass, recorder_of
 from cvt_nas.engine.setup import SharedWeights
 from cvt_nas.engine.subnets import KINDS, Kind, Subnet, SubnetSampler

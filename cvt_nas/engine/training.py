@@ -22,12 +22,7 @@ from cvt_nas.engine.compiling import CompiledBlocks
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, evaluate
 from cvt_nas.engine.keeper import Keeper, Progress, batches_from, micro_batches_for, num_steps_of
 from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
-from cvt_nas.engine.optimization import (
-    TrainingState,
-    prepare_device,
-    rank_and_world_size,
-    set_learning_rate,
-)
+from cvt_nas.engine.optimization import TrainingState, prepare_device, rank_and_world_size, set_learning_rate
 from cvt_nas.engine.replay import ReplayedPass, recorder_of
 from cvt_nas.model import CvT
 

@@ -60,9 +60,4 @@ def measure_onnx_latency(
         binding.bind_ortvalue_input("images", onnxruntime.OrtValue.ortvalue_from_numpy(images, device.type, index))
         binding.bind_output("logits", device.type, index)
         seconds = time_runs(lambda: session.run_with_iobinding(binding), max_seconds=max_seconds, max_runs=max_runs)
-    return latency_of(
-        seconds,
-        batch_size=batch_size,
-        device=device,
-        runtime=f"onnxruntime {onnxruntime.__version__}",
-    )
+    return latency_of(seconds, batch_size=batch_size, device=device, runtime=f"onnxruntime {onnxruntime.__version__}")

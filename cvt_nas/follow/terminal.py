@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -33,12 +33,6 @@ from cvt_nas.results.events import (
 from cvt_nas.run import RunFolder
 
 _LINE_EVERY_SECONDS = 10.0
-
-
-class Progress(Protocol):
-    """Whoever wants to follow a search."""
-
-    def __call__(self, event: RaceEvent) -> None: ...
 
 
 class ConsoleProgress:

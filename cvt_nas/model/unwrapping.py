@@ -151,10 +151,7 @@ def unwrap(content: Any, path: Path) -> Unwrapped:
         parts.append("left " + ", ".join(left[:_MAX_NAMED]) + (f" and {len(left) - _MAX_NAMED} more"
                                                               if len(left) > _MAX_NAMED else ""))  # fmt: skip
     return Unwrapped(
-        state=state,
-        is_port=place.is_port,
-        head_like=() if root else tuple(head_like),
-        note="; ".join(parts + changes),
+        state=state, is_port=place.is_port, head_like=() if root else tuple(head_like), note="; ".join(parts + changes)
     )
 
 

@@ -4,5 +4,3 @@ from cvt_nas.pipeline.phases import open_study
 from cvt_nas.pipeline.query import query
 from cvt_nas.pipeline.searching import search
 from cvt_nas.pipeline.verdict import evaluate_supernet
-
-__all__ = ["evaluate_supernet", "open_study", "query", "search"]

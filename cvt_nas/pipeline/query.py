@@ -98,11 +98,7 @@ def query(
     if max_latency_ms is not None and promising:
         promising = _likely_fast(promising, max_latency_ms, device)
     setup = TrainingSetup.of(
-        experiment,
-        run=run,
-        data=data,
-        device=device.type,
-        num_threads=torch.get_num_threads(),
+        experiment, run=run, data=data, device=device.type, num_threads=torch.get_num_threads()
     ).identified(run, on_note=on_note)
     inheritance, answers = open_inheritance(setup, device), []
     for arch in promising:

@@ -20,14 +20,7 @@ from cvt_nas.pipeline.narrowing import searched_space
 from cvt_nas.propose.race import FixedPlan, Race
 from cvt_nas.propose.samplers import derive_seed
 from cvt_nas.propose.study import Proposal
-from cvt_nas.results import (
-    DataIdentity,
-    Origin,
-    SupernetQuality,
-    further_number,
-    judge_supernet,
-    round_and_trial,
-)
+from cvt_nas.results import DataIdentity, Origin, SupernetQuality, further_number, judge_supernet, round_and_trial
 from cvt_nas.run import RunFolder
 from cvt_nas.space import Genome, spread_over_flops
 

@@ -116,11 +116,7 @@ def measure_workers(experiment: Experiment, setup: TrainingSetup, resources: Res
 
 
 def _task(
-    experiment: Experiment,
-    genomes: Mapping[Name, Genome],
-    setup: TrainingSetup,
-    resources: Resources,
-    seconds: float,
+    experiment: Experiment, genomes: Mapping[Name, Genome], setup: TrainingSetup, resources: Resources, seconds: float
 ) -> tuple[TrainingSetup, dict[Name, dict[str, Any]], float, int, int]:
     plain: dict[Name, dict[str, Any]] = {
         name: arch_to_dict(experiment.space.decode(genome)) for name, genome in genomes.items()

@@ -253,9 +253,7 @@ class _Candidates:
     def of(cls, surrogate: Surrogate, costs: Mapping[Genome, Cost]) -> "_Candidates":
         genomes, values = list(costs), list(costs.values())
         return cls(
-            genomes=genomes,
-            features=surrogate.features(genomes, values),
-            costs=surrogate.scaled_costs(genomes, values),
+            genomes=genomes, features=surrogate.features(genomes, values), costs=surrogate.scaled_costs(genomes, values)
         )
 
     def where(self, kept: np.ndarray) -> "_Candidates":

@@ -17,26 +17,3 @@ from cvt_nas.report.text import (
     short,
 )
 from cvt_nas.report.write import report_paths, write_report
-
-__all__ = [
-    "Comparison",
-    "accuracy_text",
-    "compare_page",
-    "confirmation_lines",
-    "front_figure",
-    "front_frame",
-    "front_table",
-    "latency_lines",
-    "published_as",
-    "quality_lines",
-    "quality_verdict",
-    "rank_lines",
-    "ranks_frame",
-    "report_paths",
-    "run_page",
-    "short",
-    "summary",
-    "trials_frame",
-    "write_pictures",
-    "write_report",
-]

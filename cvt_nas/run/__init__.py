@@ -7,14 +7,3 @@ from cvt_nas.run.files import patiently, repair_last_line, write_atomically
 from cvt_nas.run.folder import RunFolder
 from cvt_nas.run.places import cache_folder, can_write_to, is_url
 from cvt_nas.run.store import Store
-
-__all__ = [
-    "RunFolder",
-    "Store",
-    "cache_folder",
-    "can_write_to",
-    "is_url",
-    "patiently",
-    "repair_last_line",
-    "write_atomically",
-]

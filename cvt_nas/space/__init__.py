@@ -20,20 +20,3 @@ from cvt_nas.space.choices import (
 )
 from cvt_nas.space.narrowed import NarrowedSpace
 from cvt_nas.space.search_space import SearchSpace
-
-__all__ = [
-    "ALL_COST_METRICS",
-    "BLOCK_CHOICES",
-    "COST_METRICS",
-    "STAGE_CHOICES",
-    "ArchSpace",
-    "Bound",
-    "CostMetric",
-    "Gene",
-    "Genome",
-    "GenomeSpace",
-    "NarrowedSpace",
-    "SearchSpace",
-    "StageSpace",
-    "spread_over_flops",
-]

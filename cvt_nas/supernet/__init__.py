@@ -10,5 +10,3 @@ arXiv:2107.00651, shared so between transformers.
 
 from cvt_nas.supernet.lending import lent_weights
 from cvt_nas.supernet.shared import Supernet, extract
-
-__all__ = ["Supernet", "extract", "lent_weights"]

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cvt_nas.arch import BlockConfig
-from cvt_nas.model import (
-    forward_stage,
-)
+from cvt_nas.model import forward_stage
 from cvt_nas.supernet.cuts import Cut, CutOut
 
 

@@ -13,14 +13,7 @@ from torch import Tensor, nn
 
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.errors import ArchError
-from cvt_nas.model import (
-    Block,
-    ConvEmbed,
-    ConvProjection,
-    CvT,
-    forward_stages,
-    resized_positions,
-)
+from cvt_nas.model import Block, ConvEmbed, ConvProjection, CvT, forward_stages, resized_positions
 from cvt_nas.space import SearchSpace
 from cvt_nas.supernet.cuts import Cut, cut_from
 from cvt_nas.supernet.hollow import Hollow, HollowModel, HollowStage

@@ -6,19 +6,3 @@ from cvt_nas.config.sections.search import ConfirmConfig, SearchConfig
 from cvt_nas.config.sections.space import BoundSection, ConstraintsSection, ObjectivesSection, SpaceSection
 from cvt_nas.config.sections.supernet import DaNasConfig, SupernetConfig
 from cvt_nas.config.sections.training import AugmentConfig, TrainingConfig
-
-__all__ = [
-    "AugmentConfig",
-    "BoundSection",
-    "ConfirmConfig",
-    "ConstraintsSection",
-    "DaNasConfig",
-    "DataConfig",
-    "Dataset",
-    "ObjectivesSection",
-    "SearchConfig",
-    "SpaceFile",
-    "SpaceSection",
-    "SupernetConfig",
-    "TrainingConfig",
-]

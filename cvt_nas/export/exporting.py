@@ -1,0 +1,125 @@
+"""Writes a network of a run to a folder, and proves that a new process loads it with the same answers."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from cvt_nas.errors import ExportError
+from cvt_nas.escaping import told, why_no_text
+from cvt_nas.export.card import model_card
+from cvt_nas.export.formats import FORMATS, OPSET, check_opset
+from cvt_nas.model import CvT, load_model, probe_error, probe_logits
+from cvt_nas.results import TrialResult
+from cvt_nas.run import RunFolder
+
+LOGIT_TOLERANCE = 1e-5
+_NUM_IMAGES = 3  # another number than the exporters are shown
+
+
+def export(
+    run: RunFolder,
+    pick: str,
+    to: Path,
+    *,
+    format: str = "torch",  # noqa: A002
+    opset: int | None = None,
+) -> TrialResult:
+    """Writes one of the run's networks to `to`, with a model card.
+
+    A process of its own loads it again, and it must answer as the trained one did when its training ended. Where it
+    does not, what was written stays, to be looked at.
+
+    Args:
+        pick: See `RunFolder.pick`.
+        to: A folder that is new or empty.
+        format: One of `FORMATS`.
+        opset: Version of ONNX's operators, where `format` is `onnx`; 20 where it is not given.
+
+    Returns:
+        The trial whose model it is.
+
+    Raises:
+        ExportError: `to` is not empty or cannot be written, the trial has no weights, the format cannot hold the
+            network, needs a package or has no such opset, or the logits differ.
+        RunFolderError: `pick` means nothing in this run.
+    """
+    chosen, result = FORMATS[format], run.pick(pick)
+    source = _weights_of(run, result)
+    if chosen.missing:
+        raise ExportError(
+            f"--format {format}: needs {', '.join(chosen.missing)}: pip install 'cvt-nas[{chosen.extra}]'"
+        )
+    if opset is not None:
+        if format != "onnx":
+            raise ExportError(f"--opset {opset}: is for --format onnx, not {format}")
+        check_opset(opset)
+    if why := why_no_text(to.absolute()):  # exporters keep paths as text
+        raise ExportError(f"--to {told(str(to))}: {why}")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ExportError(f"--to {to}: is not empty; name a new folder")
+    model = load_model(source)
+    error = probe_error(model, source)
+    if not error <= LOGIT_TOLERANCE:  # also where it is not a number
+        raise ExportError(f"{result.arch_id}: its logits differ by {error:.3g} from those of the trained model")
+    if reasons := chosen.misfits(model):
+        raise ExportError(
+            f"{result.arch_id}: --format {format} cannot be this network: {'; '.join(reasons)}. "
+            f"--format torch, timm, onnx and pt2 can"
+        )
+    preprocessing = json.loads((source / "preprocessing.json").read_text(encoding="utf-8"))
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        chosen.write(model, to, preprocessing, **({} if opset is None else {"opset": opset}))
+        card = model_card(run, result, to, preprocessing=preprocessing, usage=chosen.usage, opset=opset or OPSET)
+        (to / "README.md").write_text(card, encoding="utf-8")
+    except OSError as error:
+        raise ExportError(f"--to {to}: cannot be written: {error.strerror or error}") from error
+    error, largest = _difference(model, to, format)
+    if not error <= chosen.tolerance * max(largest, 1.0):
+        raise ExportError(
+            f"{result.arch_id}: loaded again, its logits differ by {error:.3g} from those of the trained model; "
+            f"what was written is in {to}"
+        )
+    return result
+
+
+def _weights_of(run: RunFolder, result: TrialResult) -> Path:
+    """The folder of the trial's trained model."""
+    source = run.fetched_model(result.arch_id)
+    if not (source / "model.safetensors").is_file():
+        why = (
+            f"its weights are not in {source.parent}"
+            if result.status == "complete"
+            else f"its training ended as '{result.status}' after epoch {result.epochs} and left no weights"
+        )
+        arch = shlex.quote(f"{run.place}:{result.arch_id}")
+        raise ExportError(f"{result.arch_id}: {why}; train it in full: cvt-nas train {arch} --out DIR")
+    return source
+
+
+def _difference(model: CvT, folder: Path, format: str) -> tuple[float, float]:  # noqa: A002
+    """Of the logits of what a new process loads from `folder` and those of `model`, the greatest; and of the latter."""
+    size = model.arch.image_size
+    images = torch.randn(_NUM_IMAGES, model.arch.num_channels, size, size, generator=torch.Generator().manual_seed(1))
+    expected = probe_logits(model, images)
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, answered = Path(scratch) / "images.safetensors", Path(scratch) / "logits.safetensors"
+        save_file({"images": images}, asked)
+        process = subprocess.run(
+            [sys.executable, "-m", "cvt_nas.export.reload", format, folder, asked, answered],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        if process.returncode:
+            said = process.stderr.strip().splitlines()
+            raise ExportError(f"{folder}: cannot be loaded again: {said[-1] if said else process.returncode}")
+        return float((load_file(answered)["logits"] - expected).abs().max()), float(expected.abs().max())
