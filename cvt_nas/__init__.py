@@ -14,43 +14,30 @@ if TYPE_CHECKING:
     from cvt_nas.evaluate import evaluate_model
     from cvt_nas.export import export as export_model
     from cvt_nas.model import build_model, load_checkpoint, load_model
-    from cvt_nas.pipeline import search
-    from cvt_nas.pipeline.query import query
-    from cvt_nas.pipeline.verdict import evaluate_supernet
+    from cvt_nas.pipeline import evaluate_supernet, query, search
     from cvt_nas.report import Comparison, front_frame, trials_frame, write_report
     from cvt_nas.results import ParetoFront, TrialResult
     from cvt_nas.run import RunFolder
     from cvt_nas.space import SearchSpace
     from cvt_nas.train import train as train_model
 
-_HOME = {  # of each name its module, and there its name
-    "ArchConfig": ("arch", "ArchConfig"),
-    "Comparison": ("report", "Comparison"),
-    "Cost": ("arch", "Cost"),
-    "CvtNasError": ("errors", "CvtNasError"),
-    "Experiment": ("config", "Experiment"),
-    "ParetoFront": ("results", "ParetoFront"),
-    "RunFolder": ("run", "RunFolder"),
-    "SearchSpace": ("space", "SearchSpace"),
-    "TrialResult": ("results", "TrialResult"),
-    "build_model": ("model", "build_model"),
-    "cost_of": ("arch", "cost_of"),
-    "evaluate_model": ("evaluate", "evaluate_model"),
-    "evaluate_supernet": ("pipeline.verdict", "evaluate_supernet"),
-    "export_model": ("export", "export"),
-    "front_frame": ("report", "front_frame"),
-    "load_arch": ("arch", "load_arch"),
-    "load_checkpoint": ("model", "load_checkpoint"),
-    "load_experiment": ("config", "load_experiment"),
-    "load_model": ("model", "load_model"),
-    "load_recipe": ("config", "load_recipe"),
-    "measure_latency": ("engine.latency", "measure_latency"),
-    "query": ("pipeline.query", "query"),
-    "search": ("pipeline", "search"),
-    "train_model": ("train", "train"),
-    "trials_frame": ("report", "trials_frame"),
-    "write_report": ("report", "write_report"),
+_NAMES_OF = {
+    "arch": ("ArchConfig", "Cost", "cost_of", "load_arch"),
+    "config": ("Experiment", "load_experiment", "load_recipe"),
+    "engine.latency": ("measure_latency",),
+    "errors": ("CvtNasError",),
+    "evaluate": ("evaluate_model",),
+    "export": ("export_model",),
+    "model": ("build_model", "load_checkpoint", "load_model"),
+    "pipeline": ("evaluate_supernet", "query", "search"),
+    "report": ("Comparison", "front_frame", "trials_frame", "write_report"),
+    "results": ("ParetoFront", "TrialResult"),
+    "run": ("RunFolder",),
+    "space": ("SearchSpace",),
+    "train": ("train_model",),
 }
+_HOME = {name: module for module, names in _NAMES_OF.items() for name in names}
+_NAME_THERE = {"export_model": "export", "train_model": "train"}  # where it is another one
 
 __version__ = "0.1.0"
 __all__ = [
@@ -86,8 +73,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'cvt_nas' has no attribute {name!r}")
-    module, there = _HOME[name]
-    return getattr(importlib.import_module(f"cvt_nas.{module}"), there)
+    return getattr(importlib.import_module(f"cvt_nas.{_HOME[name]}"), _NAME_THERE.get(name, name))
 
 
 def __dir__() -> list[str]:

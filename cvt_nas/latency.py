@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -12,13 +11,9 @@ from cvt_nas.errors import RunFolderError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """What the networks of a space are made of.
-
-    Args:
-        embeddings: Stages of any blocks, the channels and the side of the map that they take.
-        blocks: Each with its width, the side of its grid, and whether there is a class token.
-        heads: Width and side of the grid.
-    """
+    """What the networks of a space are made of: embeddings, as stages of any blocks, with the channels and the side of
+    the map that they take; blocks, with their width, the side of the grid and whether there is a class token; and
+    heads, by width and side."""
 
     embeddings: tuple[tuple[StageConfig, int, int], ...]
     blocks: tuple[tuple[BlockConfig, int, int, bool], ...]
@@ -54,11 +49,11 @@ class LatencyTable:
         """With the constant, which is of a network as its one head is."""
         return self.parts[head_key(dim=dim, grid=grid)] + self.constant_us
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, tree: Any) -> "LatencyTable":
+    def from_json(cls, tree: object) -> "LatencyTable":
         """Raises:
         RunFolderError: It is none.
         """

@@ -15,10 +15,8 @@ signatures of these modules; `--torchcompile` can.
 What timm asks of a model is taken from timm 1.0.31, models/_builder.py, models/_features.py and optim/_param_groups.py.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +27,9 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cvt_nas.arch import NAMED_ARCHS, ArchConfig, arch_from_dict, load_arch
-from cvt_nas.model import CvT, forward_stage
+from cvt_nas.model import CvT
 
 torch.fx.wrap("rearrange")  # as in cvt_nas.model.network
 
@@ -80,7 +77,6 @@ class TimmCvT(CvT):
         self.num_prefix_tokens = int(arch.stages[-1].class_token)
         self.global_pool = self._pooling("token" if self.num_prefix_tokens else "avg")
         self.head_drop = nn.Dropout(drop_rate)
-        self.grad_checkpointing = False
         reduction, self.feature_info = 1, []
         for index, stage in enumerate(arch.stages):
             reduction *= stage.patch_stride
@@ -129,16 +125,11 @@ class TimmCvT(CvT):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether a block's activations are computed again in the backward pass instead of kept."""
-        self.grad_checkpointing = enable
+        self.set_recomputing(enable)
 
     def _forward_stage(self, index: int, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens of a stage, class token first, and the map of the others."""
-        stage: Any = self.get_submodule(f"stage{index}")
-        if self.grad_checkpointing:
-            blocks = [partial(_forward_twice, block) for block in stage.blocks]
-            tokens, grid = forward_stage(stage.patch_embed, stage.cls_token, blocks, maps)
-        else:
-            tokens, grid = stage(maps)
+        tokens, grid = self.get_submodule(f"stage{index}")(maps)
         return tokens, _map_of(tokens, grid)
 
     def forward_features(
@@ -232,31 +223,6 @@ def _map_of(
 ) -> Float[Tensor, "batch channels height width"]:
     """The tokens that have a place on the map."""
     return rearrange(tokens[:, tokens.shape[1] - grid[0] * grid[1] :], "b (h w) c -> b c h w", h=grid[0], w=grid[1])
-
-
-def _forward_twice(block: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Any:
-    """The block's tokens; its activations are computed again in the backward pass."""
-    if torch.compiler.is_compiling():  # what is compiled computes again without side effects
-        return checkpoint(block, tokens, grid, use_reentrant=False)
-
-    def contexts() -> tuple[Any, Any]:
-        return contextlib.nullcontext(), _statistics_kept(block)
-
-    return checkpoint(block, tokens, grid, use_reentrant=False, context_fn=contexts)
-
-
-@contextlib.contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """What batch norms meet is not averaged into their statistics a second time."""
-    norms: list[Any] = [module for module in block.modules() if getattr(module, "track_running_stats", False)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
-    try:
-        yield
-    finally:
-        for norm, (momentum, num_batches) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, num_batches
 
 
 def facts_of(arch: ArchConfig) -> dict[str, Any]:

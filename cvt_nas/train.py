@@ -11,13 +11,13 @@ from typing import Any, Literal
 from cvt_nas.arch import ArchConfig, cost_of
 from cvt_nas.config import Experiment, load_recipe
 from cvt_nas.data import ImageData, find_data, shape_of
-from cvt_nas.engine import Checkpoint, TrainingSetup, evaluate
+from cvt_nas.engine import Checkpoint, TrainingReport, TrainingSetup, evaluate
 from cvt_nas.engine.speed import fastest_way
 from cvt_nas.errors import ArchError, DataError, ResourceError, RunFolderError, StorageError, TrainingEndedError
 from cvt_nas.escaping import told, why_no_text
 from cvt_nas.launch.devices import ending_in, training_reports
 from cvt_nas.model import CvT, initialise, load_model, read_weights, weights_files
-from cvt_nas.results import ROOM, DataIdentity, Status, TrialResult
+from cvt_nas.results import DataIdentity, TrialResult
 from cvt_nas.run import RunFolder
 
 
@@ -33,7 +33,7 @@ def train(
     init: str | Path | None = None,
     resume: bool = False,
     origin: DataIdentity | None = None,
-    on_report: Callable[[dict[str, Any]], None] | None = None,
+    on_report: Callable[[TrainingReport], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> TrialResult:
     """Trains `arch` by the `data` and `training` sections of `experiment`, then reads the test split once.
@@ -177,7 +177,7 @@ def _train_once(
     *,
     num_workers: int,
     seed: int,
-    on_report: Callable[[dict[str, Any]], None] | None,
+    on_report: Callable[[TrainingReport], None] | None,
 ) -> TrialResult:
     """The one trial of `run`; what it was, where it has ended."""
     if run.results():
@@ -200,11 +200,10 @@ def _train_once(
         raise StorageError(report["reason"])
     if report["status"] != "running":
         raise TrainingEndedError(f"the training ended: {report['reason']}")
-    status: Status = "complete"
     result = TrialResult(
         number=0,
         arch=arch,
-        status=status,
+        status="complete",
         epochs=report["epoch"],
         accuracy=report["accuracy"],
         cost=cost_of(arch),
@@ -214,7 +213,8 @@ def _train_once(
         seed=seed,
         device=setup.device if num_workers == 1 else f"{num_workers} x {setup.device}",
         reason=report.get("reason"),
-        **{name: report[name] for name in ROOM if name in report},
+        micro_batch=report.get("micro_batch"),
+        activation_checkpointing=report.get("activation_checkpointing", False),
     )
     model = load_model(run.model_path(arch.id)).to(setup.torch_device)
     accuracy = evaluate(model, images, "test", training=experiment.training, device=setup.torch_device)

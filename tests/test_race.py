@@ -375,7 +375,7 @@ def test_a_study_whose_trials_pause_proposes_the_same_wherever_it_is_interrupted
             if proposal.number >= 2 and proposal.number % 3 != 1:  # one of those that wait goes on, and ends
                 promoted = max(waiting, key=lambda waits: curve_of(waits)[0])
                 waiting.remove(promoted)
-                study.promote(partial(promoted))
+                study.report(partial(promoted))
                 result = dataclasses.replace(
                     result_of(experiment, promoted, curve_of(promoted)[-1]), curve=curve_of(promoted)
                 )
@@ -426,7 +426,7 @@ def test_a_paused_trial_is_known_after_a_crash(tmp_path: Path) -> None:
     study, _ = study_of(experiment, tmp_path / "run", 5)
     assert list(study.paused()) == [paused]
     assert list(study.interrupted()) == [running]
-    study.promote(paused)  # and killed again, with both in flight
+    study.report(paused)  # and killed again, with both in flight
     study, _ = study_of(experiment, tmp_path / "run", 5)
     assert list(study.paused()) == []
     assert list(study.interrupted()) == [paused, running]

@@ -7,9 +7,7 @@ from cvt_nas.arch.cost import (
     cost_of,
     embedding_cost,
     head_cost,
-    kv_grid,
     mlp_width,
-    stage_cost,
     stage_costs,
 )
 from cvt_nas.arch.files import load_arch, read_object, save_arch

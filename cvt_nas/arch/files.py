@@ -38,11 +38,7 @@ def load_arch(name_or_path: str | Path) -> ArchConfig:
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
-    """The JSON object in `path`.
-
-    Raises:
-        ArchError: It cannot be read, or holds anything else.
-    """
+    """The JSON object in `path`. Raises ArchError where it cannot be read, or holds anything else."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

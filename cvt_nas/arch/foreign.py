@@ -43,16 +43,10 @@ def is_of_transformers(tree: Mapping[str, Any]) -> bool:
 
 
 def arch_of_config(tree: Mapping[str, Any], path: Path) -> ArchConfig:
-    """The architecture that a `config.json` describes.
+    """The architecture that the `config.json` at `path` describes.
 
     transformers computes GELU in every CvT, whatever its weights were trained with, and has no size of images: it is
-    that of the published models here.
-
-    Args:
-        path: Of the file, for messages.
-
-    Raises:
-        ArchError: It is of another kind of network, or of one that this package does not have.
+    that of the published models here. Raises ArchError where it is of a network that this package does not have.
     """
     try:
         if "architecture" in tree and "model_type" not in tree:
@@ -65,13 +59,8 @@ def arch_of_config(tree: Mapping[str, Any], path: Path) -> ArchConfig:
 
 
 def class_names_of_config(tree: Mapping[str, Any], path: Path) -> tuple[str, ...] | None:
-    """The names of the classes in a `config.json`, in the order of the logits; None where it has none.
-
-    transformers' own `LABEL_0`, `LABEL_1` say nothing.
-
-    Raises:
-        ArchError: They are not one name for each index from 0.
-    """
+    """The names of the classes in a `config.json`, in the order of the logits; None where it has none, or transformers'
+    own `LABEL_0`, `LABEL_1`. Raises ArchError where they are not one name for each index from 0."""
     facts = tree.get("pretrained_cfg")
     told = {
         "id2label": tree.get("id2label"),

@@ -69,7 +69,6 @@ class StageConfig:
     Args:
         patch_kernel, patch_stride, patch_padding: Geometry of the embedding's convolution.
         embed_dim: Width of the stage's tokens.
-        blocks: Its transformer blocks, first to last.
         class_token: Whether a class token joins the tokens; the last stage only.
         pos_embed: Whether a learned vector is added to each token at its place on the map.
     """
@@ -107,7 +106,6 @@ class ArchConfig:
         image_size: Side of the square images, in pixels.
         num_channels: 1 for grey images, 3 for colour.
         num_classes: Width of the head.
-        stages: First to last.
 
     Raises:
         ArchError: It cannot exist: a stage left without tokens, heads that do not divide the width,
@@ -178,11 +176,7 @@ def arch_to_dict(arch: ArchConfig) -> dict[str, Any]:
 
 
 def arch_from_dict(tree: Mapping[str, Any]) -> ArchConfig:
-    """Inverse of `arch_to_dict`.
-
-    Raises:
-        ArchError: A key is missing or unknown, or the network cannot exist.
-    """
+    """Inverse of `arch_to_dict`. Raises ArchError where a key is missing or unknown, or no such network can exist."""
     try:
         stages = tuple(
             StageConfig(

@@ -20,13 +20,8 @@ SCHEDULERS = ("pareto-asha", "asha", "none")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What all the methods of a comparison share.
-
-    Args:
-        budget: Epochs that each search may spend.
-        num_workers: Trials side by side, on the simulated clock.
-        grace_period, reduction_factor: Of the schedulers that have rungs.
-    """
+    """What all the methods of a comparison share: each search may spend `budget` epochs, with so many trials side by
+    side."""
 
     metrics: tuple[Metric, ...]
     budget: int
@@ -66,11 +61,7 @@ class Method:
 
 
 def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
-    """The objectives, accuracy first.
-
-    Raises:
-        TableError: A name is unknown, accuracy is missing, or it is alone.
-    """
+    """The objectives, accuracy first. Raises TableError where a name is unknown, or accuracy is missing or alone."""
     for name in names:
         if name not in get_args(Metric):
             raise TableError(f"--objectives: got {name}, must be of {', '.join(get_args(Metric))}")
@@ -80,11 +71,8 @@ def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
 
 
 def methods_of(samplers: Sequence[str], schedulers: Sequence[str]) -> list[Method]:
-    """Every sampler with every scheduler, a scheduler with `:stop` where a rung decides for good.
-
-    Raises:
-        TableError: A name is unknown.
-    """
+    """Every sampler with every scheduler, a scheduler with `:stop` where a rung decides for good. Raises TableError
+    where a name is unknown."""
     methods = []
     for sampler, scheduler in itertools.product(samplers, schedulers):
         name, _, mode = scheduler.partition(":")

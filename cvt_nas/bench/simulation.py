@@ -17,13 +17,8 @@ from cvt_nas.results import hypervolume, is_non_dominated
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trace:
-    """What one simulated search did.
-
-    Args:
-        trained: For each architecture that was trained in full, the epochs spent by then and its row.
-        num_duplicates: Trials of an architecture that an earlier trial had.
-        ask_seconds: Of each proposal.
-    """
+    """What one simulated search did: of each architecture that was trained in full, the epochs spent by then and its
+    row; the trials, those that an earlier one had; and the seconds of each proposal."""
 
     trained: tuple[tuple[int, int], ...]
     num_trials: int
@@ -90,11 +85,7 @@ Run = tuple[SearchMethod, int, np.ndarray, Trace]
 def compare(
     table: Table, methods: Sequence[SearchMethod], settings: Settings, *, seeds: Sequence[int], processes: int = 1
 ) -> Iterator[Run]:
-    """Every method with every seed, seed by seed, so that a comparison that is stopped early is still paired.
-
-    Yields:
-        Method, seed, hypervolume after each epoch, and what was done.
-    """
+    """Every method with every seed, seed by seed, so that a comparison that is stopped early is still paired."""
     tasks = [(method, seed) for seed in seeds for method in methods]
     with ProcessPoolExecutor(
         processes, mp_context=get_context("spawn"), initializer=_hold, initargs=(table, settings)

@@ -26,15 +26,8 @@ _REFERENCE = 1.02  # of the greatest cost in the table
 
 @dataclass(frozen=True)
 class Table:
-    """A table as a space that samplers can search: its members are its rows, and nothing else.
-
-    Args:
-        genes: Ordinal and categorical choices.
-        rows: Index of each genome.
-        costs: Of each genome.
-        curves: For each genome its seeds' curves, `(seeds, epochs)`.
-        seconds_per_epoch: Of each genome.
-    """
+    """A table as a space that samplers can search: its members are its rows, and nothing else. Of each genome it has
+    its row, its cost, the curves of its seeds, `(seeds, epochs)`, and its seconds per epoch."""
 
     genes: tuple[Gene, ...]
     rows: dict[Genome, int]
@@ -118,11 +111,8 @@ class Table:
 
 
 def load_table(path: Path) -> Table:
-    """Reads a table from CSV or parquet.
-
-    Raises:
-        TableError: It cannot be read, lacks columns, or holds values that make no sense.
-    """
+    """Reads a table from CSV or parquet. Raises TableError where it cannot be read, lacks columns, or makes no
+    sense."""
     try:
         frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except (OSError, ValueError) as error:

@@ -4,13 +4,18 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cvt_nas.cli.output import print_note, write
 from cvt_nas.errors import ArchError
 
+if TYPE_CHECKING:
+    from cvt_nas.arch import ArchConfig
+    from cvt_nas.engine.latency import Latency
+    from cvt_nas.run import RunFolder
 
-def load_named(text: str, image_size: int | None = None) -> Any:
+
+def load_named(text: str, image_size: int | None = None) -> "ArchConfig":
     """The architecture that a name or a file tells.
 
     A config of transformers tells no size of images: then it is that of the processor beside it, or `image_size`.
@@ -33,7 +38,7 @@ def load_named(text: str, image_size: int | None = None) -> Any:
     return arch.with_image_size(size)
 
 
-def arch_of(text: str, image_size: int | None = None) -> tuple[Any, Any]:
+def arch_of(text: str, image_size: int | None = None) -> "tuple[ArchConfig, RunFolder | None]":
     """The architecture that ARCH names, and its run's folder where it is RUN:ID; see `load_named`."""
     from cvt_nas.run import RunFolder, is_url
 
@@ -93,7 +98,7 @@ def profile(options: argparse.Namespace) -> int:
     return 0
 
 
-def _latency(arch: Any, options: argparse.Namespace) -> Any:
+def _latency(arch: "ArchConfig", options: argparse.Namespace) -> "Latency | None":
     """What `--latency` asks for; None where it is not given."""
     if options.latency is None:
         if options.onnx or options.batch is not None:

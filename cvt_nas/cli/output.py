@@ -3,9 +3,17 @@
 import shlex
 import sys
 from collections import Counter
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from cvt_nas.escaping import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from cvt_nas.results import TrialResult
+    from cvt_nas.run import RunFolder
 
 
 def write(*lines: str, file: TextIO | None = None, flush: bool = False) -> None:
@@ -17,9 +25,9 @@ def print_note(note: str) -> None:
     write(f"note: {note}", file=sys.stderr, flush=True)
 
 
-def say(console: Any, text: str, **style: Any) -> None:
+def say(console: "Console", text: str, *, style: str | None = None) -> None:
     """Prints `text` as it stands: nothing in a path or a reason is markup."""
-    console.print(printable(text), markup=False, emoji=False, highlight=False, **style)
+    console.print(printable(text), markup=False, emoji=False, highlight=False, style=style)
 
 
 def command(*words: str) -> str:
@@ -38,12 +46,9 @@ def operand(place: str) -> str:
     return f"./{place}" if place.startswith("-") else place
 
 
-def print_front(run: Any, out: str) -> None:
-    """The front of a run, how far it can be trusted, where its page and plots are, and what to do next.
-
-    Args:
-        out: The run as the user named it.
-    """
+def print_front(run: "RunFolder", out: str) -> None:
+    """Prints the front of a run, how far it can be trusted, its page and plots, and what to do next; `out` is its
+    name."""
     from rich.console import Console
 
     from cvt_nas.report import confirmation_lines, front_table, latency_lines, rank_lines, report_paths
@@ -63,13 +68,8 @@ def print_front(run: Any, out: str) -> None:
     say(console, "next: " + command("cvt-nas", "export", out, "--pick", "knee", "--to", "my_model"), style="bold")
 
 
-def nothing_found(results: Any, *, is_time_over: bool = False) -> str:
-    """Why a search ended without a front, in one line: its trials, how they ended, and the commonest reason.
-
-    Args:
-        results: Of its trials, none of them complete.
-        is_time_over: Whether it ended with its time budget.
-    """
+def nothing_found(results: "Sequence[TrialResult]", *, is_time_over: bool = False) -> str:
+    """Why a search ended without a front, in one line: its trials, how they ended, and the commonest reason."""
     what = "the time budget ended before any trial was complete: " if is_time_over else ""
     if not results:
         return f"{what}no trial has ended"

@@ -8,9 +8,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from cvt_nas.cli.output import command, nothing_found, print_front, say, write
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cvt_nas.launch.resources import Resources
+    from cvt_nas.plan.values import Plan
+    from cvt_nas.results.events import Follower
+    from cvt_nas.run import RunFolder
 
 
 def search(options: argparse.Namespace) -> int:
@@ -36,12 +44,14 @@ def search(options: argparse.Namespace) -> int:
     def warn(message: str) -> None:
         say(console, f"warning: {message}")
 
-    def expected(plan: Any) -> None:
+    def expected(plan: "Plan") -> None:
         for line in plan.short_lines():
             say(console, line)
 
     @contextmanager
-    def progress(run: Any, resources: Any, num_trials: int, deadline: float | None) -> Iterator[Any]:
+    def progress(
+        run: "RunFolder", resources: "Resources", num_trials: int, deadline: float | None
+    ) -> "Iterator[Follower]":
         say(console, f"{experiment.name}: {num_trials} trials, {resources.describe()}; {run.place}")
         for note in run.manifest.get("warm_start_notes", []):
             say(console, f"note: {note}")
@@ -122,11 +132,8 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def resuming(options: argparse.Namespace, out: str, *, time_budget: float | None = None) -> str:
-    """The command that goes on with the search of `options`, whose seed and warm start the run keeps.
-
-    Args:
-        time_budget: Seconds that are spent, where the search ended with them; as many again are offered.
-    """
+    """The command that goes on with the search of `options`, whose seed and warm start the run keeps. Where the search
+    ended with its `time_budget`, in seconds, as many again are offered."""
     words = ["cvt-nas", "search", *_option("space", options.space), *_option("out", out), "--resume"]
     if time_budget is not None:
         words += _option("time-budget", f"{math.ceil(2 * time_budget)}s")
@@ -154,7 +161,7 @@ def supernet(options: argparse.Namespace) -> int:
 
     run, console = RunFolder.open(options.run), Console(stderr=True, soft_wrap=True)
 
-    def progress(alone: Any, resources: Any, num_trials: int, deadline: float | None) -> ConsoleProgress:
+    def progress(alone: RunFolder, resources: "Resources", num_trials: int, deadline: float | None) -> ConsoleProgress:
         say(console, f"{num_trials} trainings, {resources.describe()}; {alone.path}")
         return ConsoleProgress.of(alone, console, num_trials=num_trials, deadline=deadline)
 
@@ -186,7 +193,7 @@ def supernet(options: argparse.Namespace) -> int:
 class SignalledStop(threading.Event):
     """An event that Ctrl-C and SIGTERM set, within a `with`; a second Ctrl-C ends the process at once."""
 
-    def __init__(self, console: Any) -> None:
+    def __init__(self, console: "Console") -> None:
         super().__init__()
         self._console, self.was_signalled = console, False
 

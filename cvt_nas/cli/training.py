@@ -6,11 +6,15 @@ import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cvt_nas.cli.archs import arch_of, load_named
 from cvt_nas.cli.output import command, operand, print_note, quoted, write
 from cvt_nas.errors import ArchError, DataError
+
+if TYPE_CHECKING:
+    from cvt_nas.config import Experiment
+    from cvt_nas.engine import TrainingReport
 
 
 def train(options: argparse.Namespace) -> int:
@@ -42,7 +46,7 @@ def train(options: argparse.Namespace) -> int:
 
     said = set[str]()
 
-    def told(report: dict[str, Any]) -> None:
+    def told(report: "TrainingReport") -> None:
         note = report.get("note")
         if note is not None and note not in said:
             said.add(note)
@@ -80,7 +84,7 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _with_training(experiment: Any, options: argparse.Namespace) -> Any:
+def _with_training(experiment: "Experiment", options: argparse.Namespace) -> "Experiment":
     """The same with what the command line says of `training`.
 
     Learning rates belong to their batch size: with another one they are scaled in proportion, unless `--lr` is given.

@@ -11,7 +11,6 @@ from cvt_nas.config.sections import (
     DaNasConfig,
     DataConfig,
     Dataset,
-    SearchConfig,
     SupernetConfig,
     TrainingConfig,
 )

@@ -75,11 +75,8 @@ class Experiment:
         return "latency_ms" in self.objectives or "latency_ms" in self.space.bounds
 
     def with_latency(self, table: LatencyTable) -> Self:
-        """The same, with latency among the costs. Anchors that it puts outside the constraints are left out.
-
-        Raises:
-            SpaceFileError: Nothing is as fast as the constraints ask.
-        """
+        """The same, with latency among the costs, without anchors that it puts outside the constraints. Raises
+        SpaceFileError where nothing is as fast as the constraints ask."""
         space = dataclasses.replace(self.space, latency=table)
         if space.sample_feasible(random.Random(0), tries=20_000) is None:
             least, bound = space.cost_range[0].latency_ms, space.bounds["latency_ms"].max
@@ -91,11 +88,8 @@ class Experiment:
         return dataclasses.replace(self, space=space, anchors=anchors)
 
     def changed(self, **sections: Mapping[str, Any]) -> "Experiment":
-        """The same with other values in some sections of its file, for example `training={"lr": 1e-3}`.
-
-        Raises:
-            SpaceFileError: The values are wrong, or do not fit the rest.
-        """
+        """The same with other values in some sections of its file, for example `training={"lr": 1e-3}`. Raises
+        SpaceFileError where the values are wrong, or do not fit the rest."""
         if not any(sections.values()):
             return self
         tree = yaml.safe_load(self.text)
@@ -106,7 +100,7 @@ class Experiment:
     def anchor_archs(self) -> dict[str, ArchConfig]:
         return {name: self.space.decode(genome) for name, genome in self.anchors.items()}
 
-    def manifest(self, *, seed: int, num_trials: int) -> dict[str, Any]:
+    def manifest(self, *, seed: int, num_trials: int) -> dict[str, object]:
         """What a run folder keeps of the experiment: plain JSON values."""
         return {
             "format": 1,

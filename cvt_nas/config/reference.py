@@ -11,15 +11,8 @@ from cvt_nas.config.schema import schema
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """A setting of the space file.
-
-    Args:
-        name: With its sections, as `training.lr`; in a list of sections, as `space.stages[].depth`.
-        type: In words, as `a number above 0`.
-        default: As YAML; None where the file must hold the setting.
-        meaning: One paragraph.
-        example: A line of YAML that sets it.
-    """
+    """A setting of the space file: its `name` with its sections, as `training.lr` or `space.stages[].depth`; its type
+    in words; its default as YAML, None where the file must hold it; its meaning; and a line of YAML that sets it."""
 
     name: str
     type: str

@@ -77,14 +77,8 @@ class ImageCheck:
         )
 
     def check_readable(self, *, is_resumed: bool = False) -> None:
-        """Refuses images that cannot be read.
-
-        Args:
-            is_resumed: Whether they are those of a run that trained on them, which can no longer leave any out.
-
-        Raises:
-            DataError: Some cannot be read; all are counted, and the first are named.
-        """
+        """Raises DataError where images cannot be read, of which all are counted, and the first named; `is_resumed`
+        where a run trained on them, which can no longer leave any out."""
         if self.damaged:
             named = "; ".join(f"{path}: {why}" for path, why in list(self.damaged.items())[:_NUM_NAMED])
             more = len(self.damaged) - _NUM_NAMED

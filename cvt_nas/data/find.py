@@ -47,13 +47,8 @@ def find_data(named: str | Path) -> tuple[Dataset, Path | None]:
 
 
 def trained_classes(named: str | Path) -> tuple[str, ...] | None:
-    """The classes, in their order, of the training images that lie beside the test images that `named` has or is.
-
-    None where there are no such, or they have the same classes.
-
-    Raises:
-        DataError: The test images have classes that the training images have not.
-    """
+    """The classes, in their order, of the training images beside the test images that `named` has or is; None where
+    there are no such, or they have the same. Raises DataError where the test images have further classes."""
     dataset, root = find_data(named)
     if dataset != "imagefolder":
         return None
@@ -71,11 +66,7 @@ def trained_classes(named: str | Path) -> tuple[str, ...] | None:
 
 
 def check_outside(folder: Path, dataset: Dataset, root: Path | None) -> None:
-    """Whether the folder of a run lies beside the images, and not among the class folders as one of them.
-
-    Raises:
-        DataError: It would be read as a class, and the run could not go on.
-    """
+    """Raises DataError where the folder of a run lies among the class folders: it would be read as a class."""
     if dataset in _SHAPES or root is None:
         return
     folder = folder.resolve()
@@ -86,11 +77,8 @@ def check_outside(folder: Path, dataset: Dataset, root: Path | None) -> None:
 
 
 def shape_of(dataset: Dataset, root: Path | None, *, test_only: bool = False) -> tuple[int | None, int]:
-    """Channels, where they are not as one likes, and classes of a data set that `find_data` found.
-
-    Raises:
-        DataError: A folder of images has no folder for each class, or not the images that are asked for.
-    """
+    """Channels, None where any will do, and classes of a data set that `find_data` found. Raises DataError where a
+    folder has no class folders, or lacks the images that are asked for."""
     if dataset in _SHAPES:
         return _SHAPES[dataset]
     assert root is not None, "a folder of images has a place"

@@ -119,11 +119,9 @@ class ImageData(Protocol):
 
 
 def seed_all(*seeds: int, on_devices: bool = True) -> None:
-    """Sets Python's, numpy's and torch's global random states from `seeds`.
+    """Sets Python's, numpy's and torch's global random states from `seeds`; those of GPUs only `on_devices`.
 
-    Args:
-        on_devices: Whether those of GPUs as well. What is drawn on the CPU is the same; without them it takes a tenth
-            of the time, which counts where it is done for each image.
+    What is drawn on the CPU is the same without them, and a tenth of the time counts where it is done for each image.
     """
     seed = seed_of(*seeds)
     random.seed(seed)

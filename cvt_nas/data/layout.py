@@ -82,19 +82,14 @@ class Layout:
         return None if place is None else tree.class_names_in(place) or None
 
     def check_trainable(self) -> None:
-        """Raises:
-        DataError: There are no training images.
-        """
+        """Raises DataError where there are no training images."""
         if "train" not in self.places:
             raise DataError(f"{self.root} must hold train/ and val/, one folder a class; it has no train/")
 
 
 def find_layout(root: Path) -> Layout:
-    """What the folders below `root` are, by their names; no file is looked for.
-
-    Raises:
-        DataError: Nothing below it is a class folder, or two folders could be the same split.
-    """
+    """What the folders below `root` are, by their names. Raises DataError where nothing below it is a class folder, or
+    two folders could be the same split."""
     if not root.is_dir():
         raise DataError(f"--data {root}: no such folder")
     places: dict[Role, Path] = {}
@@ -154,11 +149,7 @@ def _is_like_split(name: str) -> bool:
 
 
 def _check_flat(root: Path, folders: Sequence[str]) -> None:
-    """Refuses folders that would become classes, and are more likely splits, or what holds them.
-
-    Raises:
-        DataError: Says what to name or to rename instead.
-    """
+    """Raises DataError where folders would become classes, and are more likely splits, or hold splits."""
     like = [folder for folder in folders if _is_like_split(folder)]
     if like and root.resolve().name.lower() not in _WORDS.split("|"):  # whose content is classes, however named
         raise DataError(

@@ -161,11 +161,7 @@ def _simplejpeg() -> Any:
 
 
 def read_header(path: str | Path) -> Header:
-    """What can be told of an image without decoding it.
-
-    Raises:
-        DataError: It cannot be read; one line names the file and the reason.
-    """
+    """What can be told of an image without decoding it. Raises DataError, in one line, where it cannot be read."""
     from PIL import Image
 
     try:

@@ -91,15 +91,9 @@ class SetReport:
 
 
 def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str], None] | None = None) -> SetReport:
-    """Looks at all of a data set, as a training would read it with the settings that a space file has by itself.
-
-    Args:
-        data: See `find_data`.
-        decode: Whether each image of a folder is decoded.
-
-    Raises:
-        DataError: It is no data set at all: no folder, no class folders, or a set that is incomplete.
-    """
+    """Looks at all of a data set, as a training would read it with the settings that a space file has by itself;
+    decodes each image of a folder where asked to. Raises DataError where it is no data set at all, or a set that is
+    incomplete."""
     dataset, root = find_data(data)
     config, problems, notes, test_only = DataConfig(dataset=dataset), list[str](), tuple[str, ...](), False
     layout: Layout | None = None

@@ -49,11 +49,8 @@ def entries_of(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def folders_in(folder: Path, *, all_of_them: bool = False) -> list[str]:
-    """Sorted names of what can be splits or classes in it.
-
-    Args:
-        all_of_them: Also those that are named as a network drive's own; else they are left out, unless all are.
-    """
+    """Sorted names of what can be splits or classes in it. Names of a network drive's own folders are left out, unless
+    there are no others or `all_of_them` are wanted."""
     names = in_byte_order(entry.name for entry in entries_of(folder) if not is_hidden(entry.name) and entry.is_dir())
     others = [name for name in names if not _OF_A_DRIVE.match(name)]
     return names if all_of_them or not others else others

@@ -8,7 +8,14 @@ from cvt_nas.engine.checkpoint import Checkpoint
 from cvt_nas.engine.evaluation import evaluate, fvcore_cost, logits_of, recalibrate_batch_norm
 from cvt_nas.engine.inheritance import Inheritance, open_inheritance, open_supernet
 from cvt_nas.engine.optimization import DivergedError, learning_rate, prepare_device
-from cvt_nas.engine.reports import class_curves, keep_trained, progress_reports, supernet_reports
+from cvt_nas.engine.reports import (
+    Report,
+    TrainingReport,
+    class_curves,
+    keep_trained,
+    progress_reports,
+    supernet_reports,
+)
 from cvt_nas.engine.setup import Phase, SharedWeights, TrainingSetup, shared_memory_needed
-from cvt_nas.engine.supernet import SupernetEpoch, train_supernet
+from cvt_nas.engine.supernet import train_supernet
 from cvt_nas.engine.training import Epoch, fit

@@ -61,17 +61,10 @@ class Checkpoint:
     def read(
         self, device: torch.device, *, is_wanted: Callable[[dict[str, Any]], bool] = lambda _: True
     ) -> dict[str, Any] | None:
-        """What `write` wrote last, or else before that.
+        """What `write` wrote last, or else before that; None where neither is there, whole and wanted.
 
         The first rank alone reads, and deletes what is damaged; the others get what it read, so that all begin alike.
         The tensors are in the CPU's memory, since a device holds the training that they are for already.
-
-        Args:
-            device: By which ranks talk to each other.
-            is_wanted: Says of each whether it will do.
-
-        Returns:
-            None where neither is there, whole and wanted.
         """
         rank, world_size = rank_and_world_size()
         content: bytes | None = None

@@ -75,13 +75,9 @@ def _are_right(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " bat
 def logits_of(
     model: CvT, images: Given, training: TrainingConfig, prepared: Callable[[Given], Inputs] = _as_given
 ) -> Float[Tensor, "batch classes"]:
-    """What `model` answers, on its device; in the precision of `training`.
+    """Answers of `model`, on its device, to what `prepared` makes of `images`, in the precision of `training`.
 
     Where the device's memory does not suffice, the halves of the batch are prepared and looked at one after the other.
-
-    Args:
-        images: On the device of `model`.
-        prepared: Makes the network's inputs of them, as `ImageData.prepared` of bytes.
     """
     try:
         return _answers(model, prepared(images), training)
@@ -112,8 +108,6 @@ def recalibrate_batch_norm(
     Args:
         model: Changed in place: running means and variances, never a weight. Left in eval mode.
         batches: Training images, on the model's device.
-        training: Says in which precision.
-        prepared: Makes of a batch what it is in training; see `logits_of`.
 
     Returns:
         Number of images seen.

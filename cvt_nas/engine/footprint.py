@@ -28,16 +28,10 @@ class Footprint:
     fixed_bytes: int
 
     def room(self, training: TrainingConfig, *, batch_size: int, memory_bytes: int) -> tuple[int, bool]:
-        """Images at once, and whether blocks are computed again; see `MicroBatches`, which measures both.
+        """Images at once, and whether blocks are computed again; see `MicroBatches`, which measures both. 0 images
+        where not even one fits. A device has `batch_size` images of a batch, and this training `memory_bytes` of it.
 
-        What that saves is not estimated: where it is needed, the number is the least that may be expected.
-
-        Args:
-            batch_size: Images of a batch that a device has.
-            memory_bytes: Of a device, as far as this training may have it.
-
-        Returns:
-            0 images where not even one fits.
+        What is saved by computing again is not estimated: where it is needed, the number is the least to be expected.
         """
         left = (1 - SPARE) * memory_bytes - self.fixed_bytes
         fitting = max(math.floor(left / self.image_bytes), 0)

@@ -26,11 +26,8 @@ _KEPT_SHARE = 4  # of a GPU's free memory, one part in so many: trials that shar
 
 
 def open_supernet(shared: SharedWeights, path: Path) -> Supernet:
-    """The supernet whose weights `save_supernet` wrote, on the CPU.
-
-    Raises:
-        ArchError: The file is missing, or of another space.
-    """
+    """The supernet whose weights `save_supernet` wrote, on the CPU. Raises ArchError where the file is missing, or of
+    another space."""
     supernet = supernet_of(shared)
     try:
         supernet.load_state_dict(load_file(path))
@@ -50,7 +47,6 @@ class Inheritance:
 
     Args:
         supernet: On `device`; not changed.
-        config: Section `supernet` of the space file.
     """
 
     def __init__(self, supernet: Supernet, config: SupernetConfig, data: ImageData, device: torch.device) -> None:
@@ -93,9 +89,8 @@ class Inheritance:
     ) -> tuple[float, int]:
         """Fraction that is right of the images that were looked at, and their number.
 
-        Args:
-            bar: Where it cannot be reached any more, by three standard errors, the rest is not looked at.
-            num_screening_images: Before so many, the same for all subnets, nothing is concluded.
+        Once `num_screening_images`, the same for all subnets, are looked at, the rest is not, if `bar` is out of reach
+        by three standard errors.
         """
         model = self.model(arch)
         num_right, num_images = torch.zeros((), device=self._device), 0
@@ -110,10 +105,9 @@ class Inheritance:
 
 
 def open_inheritance(setup: TrainingSetup, device: torch.device) -> Inheritance:
-    """What the trials of `setup` inherit, on `device`. A worker that goes from trial to trial opens it once.
+    """What the trials of `setup` inherit, on `device`; a worker that goes from trial to trial opens it once.
 
-    Raises:
-        ArchError: The run folder has no weights of a supernet, or those of another space.
+    Raises ArchError where the run folder has no weights of a supernet, or those of another space.
     """
     assert setup.shared is not None, "the caller knows that there is a supernet"
     path = setup.weights_path

@@ -84,12 +84,7 @@ def micro_batches_for(
     at_most: int | None,
     on_room: Callable[[Room], None] | None,
 ) -> MicroBatches:
-    """Cuts the batches of a training on `data`; `progress` knows what a checkpoint says of that, and is told.
-
-    Args:
-        meter: Of the device's memory; None for that of `device`.
-        at_most, on_room: See `MicroBatches`.
-    """
+    """Cuts the batches of a training on `data`; `progress` knows what a checkpoint says of that, and is told."""
     world_size = rank_and_world_size()[1]
     num_images, batch_size = data.num_images("train"), batch_size_of_rank(config, world_size)
 
@@ -126,11 +121,7 @@ def batches_from(
     until: int,
     evaluated: tuple[Split, int] | None = None,
 ) -> Iterator[Batch]:
-    """This rank's batches of the epoch that `progress` is in, from the next step on; see `made_beside_steps`.
-
-    Args:
-        until, evaluated: See `ImageData.train_batches`.
-    """
+    """This rank's batches of the epoch that `progress` is in, from the next step on; see `ImageData.train_batches`."""
     rank, world_size = rank_and_world_size()
     batches = data.train_batches(
         batch_size=batch_size_of_rank(config, world_size),
@@ -156,7 +147,6 @@ class Keeper:
     Args:
         checkpoint: None where nothing is kept, and so there is no way back.
         config: Says by which time a checkpoint is due.
-        label: Saved along with each.
         fresh: The state that the training begins with, to go back to in the first epoch; None where it was saved.
     """
 

@@ -77,14 +77,7 @@ def measure_latency(
         copied = copy.deepcopy(model).to(device).eval()
         images = torch.randn(batch_size, model.arch.num_channels, size, size, device=device)
         images = images.contiguous(memory_format=torch.channels_last)
-
-        def run() -> None:
-            copied(images)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-
-        with torch.inference_mode():
-            seconds = time_runs(run, max_seconds=max_seconds, max_runs=max_runs)
+        seconds = _time_passes(copied, (images,), device, max_seconds=max_seconds, max_runs=max_runs)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -138,26 +131,28 @@ def measure_table(space: SearchSpace, *, device: torch.device, seed: int = 0) ->
 
 
 def _part_us(part: nn.Module, inputs: tuple[Any, ...], device: torch.device) -> float:
-    """Median microseconds of a forward pass.
-
-    Raises:
-        ResourceError: The device has too little memory.
-    """
-
-    def run() -> None:
-        part(*inputs)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
+    """Median microseconds of a forward pass."""
     try:
         part = part.to(device).eval()
         inputs = tuple(value.to(device) if isinstance(value, torch.Tensor) else value for value in inputs)
-        with torch.inference_mode():
-            return 1e6 * float(np.median(time_runs(run, max_seconds=_PART_SECONDS, max_runs=_PART_RUNS)))
+        seconds = _time_passes(part, inputs, device, max_seconds=_PART_SECONDS, max_runs=_PART_RUNS)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise ResourceError(f"latency: a part does not fit in the memory of {device_name(device)}") from error
+    return 1e6 * float(np.median(seconds))
+
+
+@torch.inference_mode()
+def _time_passes(
+    module: nn.Module, inputs: tuple[Any, ...], device: torch.device, *, max_seconds: float, max_runs: int
+) -> list[float]:
+    def run() -> None:
+        module(*inputs)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return time_runs(run, max_seconds=max_seconds, max_runs=max_runs)
 
 
 def _whole_networks(space: SearchSpace, device: torch.device, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -209,11 +204,7 @@ def latency_line(latency: Latency) -> str:
 
 
 def check_device(device: torch.device) -> None:
-    """Whether `device` is there.
-
-    Raises:
-        ResourceError: It is a GPU, and there is none that torch can use.
-    """
+    """Raises ResourceError where `device` is a GPU, and there is none that torch can use."""
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ResourceError("cuda: this machine has no GPU that torch can use")
 

@@ -37,11 +37,7 @@ class Meter(Protocol):
 
 
 class CudaMeter:
-    """A GPU's memory, within `torch.cuda.set_per_process_memory_fraction`.
-
-    Args:
-        share: Of the memory that is meant for this process, where others share the GPU.
-    """
+    """A GPU's memory, of which `share` is meant for this process; see `torch.cuda.set_per_process_memory_fraction`."""
 
     def __init__(self, device: torch.device, share: float = 1.0) -> None:
         self._device, self._share = device, share
@@ -77,10 +73,6 @@ class Room:
     activation_checkpointing: bool
     ran_out: bool
     note: str | None
-
-    def to_plain(self) -> dict[str, Any]:
-        """In the names of the record."""
-        return {"micro_batch": self.micro_batch, "activation_checkpointing": self.activation_checkpointing}
 
 
 class _Statistics:
@@ -121,15 +113,8 @@ class _Statistics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """Of a batch.
-
-    Args:
-        rows: Which images.
-        share: Of the batch's images.
-        weight: By which the mean loss of these images counts; `share`, unless ranks have unequal batches.
-        is_first, is_last: Of the batch.
-        statistics: Of the network.
-    """
+    """Of a batch: which images, and their share of it; their mean loss counts by `weight`, which is `share` unless
+    ranks have unequal batches."""
 
     rows: slice
     share: float
@@ -152,14 +137,12 @@ class MicroBatches:
     Where several ranks train, all cut alike, by the one that has the least memory.
 
     Args:
-        model: A `CvT` or a `Supernet`.
         batch_size: Images of a batch that a rank has at most.
         meter: Measures before the first batch; where it is None, a batch goes through whole until memory runs out.
         bytes_to_come: What the training will hold that it does not hold yet, as the moments of the optimizer.
         is_uneven: Whether ranks may have batches of different sizes.
         known: What a checkpoint holds of it: images at once, and whether blocks are computed again.
         at_most: Images at once, since memory ran out with more.
-        on_room: Called once it is known, and again where it changes.
     """
 
     def __init__(

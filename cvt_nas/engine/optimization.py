@@ -18,13 +18,7 @@ T = TypeVar("T")
 
 
 class DivergedError(Exception):
-    """A loss, a weight or a statistic is no longer finite.
-
-    Args:
-        epoch: From 1.
-        curve: Accuracy after each epoch before it.
-        num_rollbacks: Times that the training went back before.
-    """
+    """A loss, a weight or a statistic is no longer finite, in `epoch`, from 1; `curve` has the accuracies before it."""
 
     def __init__(self, epoch: int, curve: Sequence[float] = (), num_rollbacks: int = 0) -> None:
         times = f", after it was rolled back {times_of(num_rollbacks)}" if num_rollbacks else ""
@@ -105,12 +99,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, training: TrainingConfig
 
 
 def averaged_model(model: nn.Module, training: TrainingConfig, *, num_steps: int) -> AveragedModel | None:
-    """Exponential moving average of weights and batch-norm statistics; None where it is off.
+    """Exponential moving average of weights and batch-norm statistics; None where it is off. `num_steps` are of an
+    epoch.
 
     The decay warms up as (1 + n) / (10 + n), a rule of TensorFlow's ExponentialMovingAverage.
-
-    Args:
-        num_steps: Of an epoch.
     """
     decay = 1 - 1 / num_steps if training.ema_decay is None else training.ema_decay
     return None if decay == 0 else _WeightAverage(model, decay)
@@ -195,12 +187,7 @@ class TrainingState:
 
     @classmethod
     def of(cls, model: nn.Module, training: TrainingConfig, device: torch.device, *, num_steps: int) -> Self:
-        """Before the first step.
-
-        Args:
-            model: On `device`.
-            num_steps: Of an epoch.
-        """
+        """Before the first step, with `model` on `device`; `num_steps` are of an epoch."""
         return cls(
             model=model,
             averaged=averaged_model(model, training, num_steps=num_steps),
@@ -216,6 +203,16 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+
+    def step(self, clip_grad_norm: float | None) -> None:
+        """Of the optimizer, by the gradients that are there, and of the averages."""
+        if clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
 
     def bytes_to_come(self) -> int:
         """Of the optimizer's moments, which it makes in its first step."""

@@ -47,7 +47,6 @@ class ReplayedPass:
     Args:
         run: What is made of the tensors of a batch; adds gradients to those of `model`. The host may not look at what
             the device computes.
-        record: See `recorder_of`.
         meter: Of the device's memory; None where there is always enough.
     """
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 
@@ -22,6 +22,40 @@ from cvt_nas.run import RunFolder, patiently
 from cvt_nas.supernet import lent_weights
 
 
+class _Ending(TypedDict):
+    status: Literal["running", "diverged", "oom", "storage"]
+    reason: NotRequired[str]
+
+
+class Report(_Ending):
+    """What a worker reports of a training, after each epoch and where it cannot go on.
+
+    It goes on as long as `status` is `running`; a last report of another status has a `reason`. How batches are cut to
+    fit the device, and the `note` on it, are those of `Room`.
+    """
+
+    epoch: int
+    micro_batch: NotRequired[int]
+    activation_checkpointing: NotRequired[bool]
+    note: NotRequired[str | None]
+
+
+class TrainingReport(Report):
+    """Of one architecture; see `Epoch`. There is a `reason`, too, once it went back, or went on with less memory."""
+
+    accuracy: float
+    curve: list[float]
+    train_seconds: float
+
+
+class SupernetReport(Report):
+    """Of shared weights; see `SupernetEpoch`."""
+
+    losses: dict[str, float]
+    num_rollbacks: int
+    seconds: float
+
+
 def progress_reports(
     arch: ArchConfig,
     setup: TrainingSetup,
@@ -32,26 +66,21 @@ def progress_reports(
     keep_model: bool = True,
     num_known: int = 0,
     at_most: int | None = None,
-) -> Generator[dict[str, Any], None, None]:
-    """`fit`, as plain values that travel between processes: what a worker reports of its training.
+) -> Generator[TrainingReport, None, None]:
+    """`fit`, as plain values that travel between processes.
 
     Args:
-        number: Of the trial; names its checkpoint in the run folder.
         keep_model: Whether the trained network goes to the run folder, before the last report is yielded.
         num_known: Epochs that the reader knows already, from before an interruption, and is not told again.
-        at_most: See `MicroBatches`.
-
-    Yields:
-        After each epoch `epoch, accuracy, curve, train_seconds, status`, and what `Room` has; status is `running`, or
-        in a last report `diverged`, `oom` or, where nothing more can be written, `storage`, then with a `reason`. A
-        training that went back, or ran out of memory and went on with less, has a `reason` from then on, too.
     """
     torch.set_num_threads(setup.num_threads)
-    report: dict[str, Any] = {"epoch": 0, "accuracy": 0.0, "curve": [], "train_seconds": 0.0, "status": "running"}
+    report: TrainingReport = {
+        "epoch": 0, "accuracy": 0.0, "curve": [], "train_seconds": 0.0, "status": "running"
+    }  # fmt: skip
     reasons: dict[str, str] = {}
 
     def told(room: Room) -> None:
-        report.update(room.to_plain(), note=room.note)
+        _add_room(report, room)
         if room.ran_out and room.note is not None:
             reasons["memory"] = room.note
 
@@ -74,17 +103,18 @@ def progress_reports(
                 keep_trained(epoch.model, data, setup.run)
             if epoch.number <= num_known < setup.training.epochs:
                 continue
-            report |= {"epoch": epoch.number, "accuracy": epoch.accuracy, "train_seconds": epoch.train_seconds}
-            report["curve"] = list(epoch.curve)
+            report["epoch"], report["accuracy"], report["curve"] = epoch.number, epoch.accuracy, list(epoch.curve)
+            report["train_seconds"] = epoch.train_seconds
             if epoch.num_rollbacks:
                 times = times_of(epoch.num_rollbacks)
                 reasons["rollbacks"] = f"rolled back {times}: a loss or a weight was not finite"
             if reasons:
                 report["reason"] = "; ".join(reasons.values())
-            yield dict(report)
+            yield report.copy()
     except DivergedError as error:
-        known = {"epoch": error.epoch, "curve": list(error.curve), "accuracy": error.curve[-1] if error.curve else 0.0}
-        yield {**report, **known, "status": "diverged", "reason": str(error)}
+        report["accuracy"] = error.curve[-1] if error.curve else 0.0
+        report["epoch"], report["curve"] = error.epoch, list(error.curve)
+        yield {**report, "status": "diverged", "reason": str(error)}
     except (RuntimeError, StorageError) as error:
         yield {**report, **_end_by(error)}
         if rank_and_world_size()[1] > 1:
@@ -96,19 +126,11 @@ def progress_reports(
 
 def supernet_reports(
     setup: TrainingSetup, *, device: torch.device, seed: int, initial: Path | None = None, at_most: int | None = None
-) -> Generator[dict[str, Any], None, None]:
+) -> Generator[SupernetReport, None, None]:
     """`train_supernet` of `setup.shared`, as plain values that travel between processes.
 
     Its weights are in the folder before the last report is yielded, and its checkpoint, where nothing is left to train,
     is not any more. Where the weights are there already, there is only that report.
-
-    Args:
-        initial: Weights to begin with; see `model.read_weights`.
-        at_most: See `MicroBatches`.
-
-    Yields:
-        After each epoch `epoch, losses, num_rollbacks, seconds, status`, and what `Room` has; status is `running`, or
-        in a last report `diverged`, `oom` or, where nothing more can be written, `storage`, then with a `reason`.
     """
     shared = setup.shared
     assert shared is not None, "the caller knows that there is a supernet"
@@ -116,7 +138,7 @@ def supernet_reports(
     run = setup.run
     rank, world_size = rank_and_world_size()
     checkpoint = Checkpoint(run.supernet.checkpoint_path, run.store)
-    report: dict[str, Any] = {"epoch": 0, "losses": {}, "num_rollbacks": 0, "seconds": 0.0, "status": "running"}
+    report: SupernetReport = {"epoch": 0, "losses": {}, "num_rollbacks": 0, "seconds": 0.0, "status": "running"}
     is_whole = shared.last_epoch == shared.config.epochs
     is_there = rank == 0 and run.store.exists(setup.weights_path)
     if from_first_rank(is_there, device):  # a worker died between that and its last report
@@ -127,9 +149,6 @@ def supernet_reports(
         yield {**report, "epoch": shared.last_epoch}
         return
     data = setup.open_data()
-
-    def told(room: Room) -> None:
-        report.update(room.to_plain(), note=room.note)
 
     try:
         for epoch in train_supernet(
@@ -144,16 +163,16 @@ def supernet_reports(
             stop=run.supernet.is_stopped,
             meter=meter_of(device, setup.memory_share),
             at_most=at_most,
-            on_room=told,
+            on_room=lambda room: _add_room(report, room),
         ):
-            report |= {"epoch": epoch.number, "losses": epoch.losses, "num_rollbacks": epoch.num_rollbacks}
-            report["seconds"] = epoch.seconds
+            report["epoch"], report["losses"] = epoch.number, epoch.losses
+            report["num_rollbacks"], report["seconds"] = epoch.num_rollbacks, epoch.seconds
             if epoch.number == shared.last_epoch and rank == 0:
                 save_supernet(epoch.supernet, setup.weights_path)
                 run.store.push(setup.weights_path)
                 if is_whole:
                     checkpoint.drop()
-            yield dict(report)
+            yield report.copy()
     except DivergedError as error:
         yield {**report, "status": "diverged", "reason": str(error)}
     except (RuntimeError, StorageError) as error:
@@ -162,7 +181,12 @@ def supernet_reports(
             raise
 
 
-def _end_by(error: RuntimeError | StorageError) -> dict[str, str]:
+def _add_room(report: Report, room: Room) -> None:
+    report["micro_batch"], report["activation_checkpointing"] = room.micro_batch, room.activation_checkpointing
+    report["note"] = room.note
+
+
+def _end_by(error: RuntimeError | StorageError) -> _Ending:
     """What the last report says of a training that ended so; raises `error` again where it is of another kind."""
     if isinstance(error, StorageError):
         return {"status": "storage", "reason": f"{error.strerror}: {error.filename}"}
@@ -171,7 +195,7 @@ def _end_by(error: RuntimeError | StorageError) -> dict[str, str]:
     return {"status": "oom", "reason": first_line(error)}
 
 
-def class_curves(arch: ArchConfig, setup: TrainingSetup, *, epochs: int, seed: int) -> list[list[float]]:
+def class_curves(arch: ArchConfig, setup: TrainingSetup, epochs: int, seed: int) -> list[list[float]]:
     """Accuracy of each class on the search split, after each epoch of a short training as that of `setup.shared`."""
     assert setup.shared is not None, "the caller knows that there is a supernet"
     torch.set_num_threads(setup.num_threads)

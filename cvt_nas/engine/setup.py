@@ -29,13 +29,8 @@ _UNTOLD = "{}: was begun by an earlier version, so whether its data are the same
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """A part of the training of a supernet, which has some of the classes, and subnets of a part of the space.
-
-    Args:
-        last_epoch: After which it ends.
-        classes: Indices.
-        kept: See `NarrowedSpace`.
-    """
+    """A part of the training of a supernet, until `last_epoch`, with these classes and options; for `kept` see
+    `NarrowedSpace`."""
 
     last_epoch: int
     classes: tuple[int, ...]
@@ -65,13 +60,8 @@ class SharedWeights:
 
 
 def shared_memory_needed(training: TrainingConfig, *, num_values: int, num_loaders: int, num_processes: int) -> int:
-    """Bytes of `/dev/shm` that batches on their way take at most.
-
-    Args:
-        num_values: Of an image, a byte each.
-        num_loaders: Processes that read the images for each that trains; 0 where it does so itself.
-        num_processes: That train side by side on this machine.
-    """
+    """Bytes of `/dev/shm` that batches on their way take at most, for images of `num_values` bytes, where
+    `num_processes` train side by side and `num_loaders` read the images for each; 0 where each reads its own."""
     if num_loaders == 0:
         return 0
     largest = max(training.batch_size, EVAL_BATCH_SIZE)
@@ -111,12 +101,8 @@ class TrainingSetup:
 
     @classmethod
     def of(cls, experiment: Experiment, *, run: RunFolder, data: str | Path | None, **settings: Any) -> Self:
-        """For any architecture in the space of `experiment`; with a supernet where its file searches with one.
-
-        Args:
-            data: Folder of the data set, where it needs one.
-            settings: Of the other fields, or instead of those of the experiment.
-        """
+        """For any architecture in the space of `experiment`, with a supernet where its file searches with one;
+        `settings` are of the other fields, or take the place of those of the experiment."""
         space, supernet = experiment.space, experiment.supernet
         shared = None
         if supernet is not None and experiment.search.has_supernet:
@@ -134,11 +120,7 @@ class TrainingSetup:
         return cls(**{**fields, **settings})
 
     def on(self, device: str, *, num_threads: int, gpus: float) -> Self:
-        """The same for workers on `device`.
-
-        Args:
-            gpus: Of a trial; below 1, others share one with it.
-        """
+        """The same for workers on `device`. A trial has `gpus`; below 1, others share one with it."""
         return replace(self, device=device, num_threads=num_threads, memory_share=min(gpus or 1.0, 1.0))
 
     @property
@@ -182,11 +164,7 @@ class TrainingSetup:
         return found
 
     def identified(self, run: RunFolder, *, on_note: Callable[[str], None] | None = None) -> Self:
-        """The same with the identity that `run` was begun with, once it is sure that the data are those.
-
-        Raises:
-            RunFolderError: They are others.
-        """
+        """The same with the identity that `run` was begun with. Raises RunFolderError where the data are others."""
         known = DataIdentity.of(run.manifest)
         if known is None:
             (on_note or _ignore)(_UNTOLD.format(run.place))
@@ -204,12 +182,10 @@ class TrainingSetup:
         return data.num_workers(self.torch_device) if isinstance(data, FolderData) else 0
 
     def fitting_shared_memory(self, *, num_processes: int, on_note: Callable[[str], None] | None = None) -> Self:
-        """The same, by which batches go through pipes where those on their way have no room in `/dev/shm`.
+        """The same, for `num_processes` that train side by side: batches go through pipes if `/dev/shm` has no room for
+        them.
 
-        In a container, that has 64 MiB by default, and a process that filled it would be killed.
-
-        Args:
-            num_processes: That train side by side on this machine.
+        In a container, it has 64 MiB by default, and a process that filled it would be killed.
         """
         needed, free = (
             shared_memory_needed(
@@ -235,12 +211,9 @@ class TrainingSetup:
             self.run.store.write(self.run.listing_path, data.save_listing)
 
     def open_data(self) -> ImageData:
-        """The whole data set, or where there is a phase, the images of its classes.
+        """The data set, opened once by each process; where there is a phase, the images of its classes.
 
-        A worker that goes from trial to trial opens it once.
-
-        Raises:
-            DataError: It is not what the driver looked at; or see `load_data`.
+        Raises DataError where it is not what the driver looked at; see also `load_data`.
         """
         data = self._open_whole()
         phase = None if self.shared is None else self.shared.phase

@@ -68,12 +68,8 @@ class Speed:
 
 
 class _TimedData:
-    """A data set that times whoever goes through its batches, and ends an epoch after some seconds.
-
-    Args:
-        most_images: Of a batch.
-        repeats: Whether an epoch goes on with the images of the next ones until the seconds are over.
-    """
+    """A data set that times whoever goes through its batches, and ends an epoch after some seconds; where it `repeats`,
+    the epoch goes on with the images of the next ones until then."""
 
     def __init__(
         self, data: ImageData, device: torch.device, *, seconds: float, most_images: int, repeats: bool = False
@@ -156,7 +152,6 @@ def measure_training(
 
     Args:
         num_devices: That share a batch; one of them is measured.
-        memory_share: See `meter_of`.
         repeats: Whether the images of a small data set are trained on again until the seconds are over.
 
     Returns:
@@ -192,11 +187,8 @@ Way = Literal["off", "graph", "blocks"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FastestWay:
-    """How a training's steps run fastest on a device, of the values of `training.compile`.
-
-    Args:
-        images_per_second: By each way that was tried.
-    """
+    """How a training's steps run fastest on a device: a value of `training.compile`, by the rates of those that were
+    tried."""
 
     fastest: Way
     images_per_second: dict[Way, float]

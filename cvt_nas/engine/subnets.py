@@ -16,6 +16,7 @@ Kind = Literal["largest", "smallest", "random"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _NUM_STRATA, _POOL_SIZE, _NUM_CANDIDATES = 10, 2_000, 4
+_TRIES = 100  # draws, before feasible ones are looked for
 _KEPT, _RIDGE = 0.9, 1.0  # of what was learned, an epoch later; prior precision of each effect
 
 
@@ -97,8 +98,8 @@ class SubnetSampler:
         candidates = [rng.choice(stratum) for _ in range(_NUM_CANDIDATES)]
         return min(candidates, key=lambda genome: float(self._features(genome) @ self._effects))
 
-    def _feasible(self, epoch: int, rng: random.Random, tries: int = 100) -> Genome:
-        for _ in range(tries):
+    def _feasible(self, epoch: int, rng: random.Random) -> Genome:
+        for _ in range(_TRIES):
             genome = self._opened(self._space.sample(rng), epoch)
             if self._space.is_feasible(self._space.cost(genome)):
                 return genome

@@ -32,14 +32,11 @@ _LEAST_RATIO = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SupernetEpoch:
-    """State after one epoch.
+    """State after one epoch; what is not told here is as in `Epoch`.
 
     Args:
-        number: From 1.
         losses: Means over the epoch, of the `largest`, the `smallest` and the `random` subnets of each step; without
             those that a step has none of.
-        num_rollbacks: Times that the training went back to a checkpoint, since a loss or a weight was not finite.
-        seconds: Of all epochs so far.
         supernet: The averaged weights where EMA is on. Valid until the next epoch.
     """
 
@@ -71,15 +68,11 @@ def train_supernet(
 
     Args:
         data: Of the classes that `shared` is trained on now.
-        device: Where to train; the current rank's, where there are several.
-        seed: Of initialisation, images, augmentation, drop path and subnets.
-        checkpoint: Is read if it is there, and replaced after each epoch and every
-            `supernet.checkpoint_minutes`.
         initial: Tensors to begin with, where there is no checkpoint; see `Supernet.insert_state`.
         stop: Asked after each step, or every 20 where there are several ranks; where it says so, the checkpoint is
             written, and the training ends there.
-        meter, at_most, on_room: See `fit`. The largest subnet decides how many images go through at
-            once, for all of them.
+        device, seed, checkpoint, meter, at_most, on_room: See `fit`. The largest subnet decides how many images go
+            through at once, for all of them.
 
     Yields:
         One `SupernetEpoch` after each; the last one again where the checkpoint is complete already.
@@ -149,9 +142,7 @@ def _step(
 ) -> list[Float[Tensor, ""]]:
     """One step of the optimizer on the mean loss of `subnets`; their losses, detached, on the images of all ranks.
 
-    Args:
-        greediest: Subnets of a step that takes as much memory as any can.
-        fixed: Replays some of them; None where nothing is replayed.
+    No step takes more memory than one of the `greediest`. `fixed` replays some subnets.
     """
     supernet = cast(Supernet, state.model)
 
@@ -168,13 +159,7 @@ def _step(
     for parameter, gradient in of_largest.items():  # of all ranks' images, so that two ranks are one with both batches
         give_way(gradient, parameter.grad)
         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-    if config.clip_grad_norm is not None:
-        state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(supernet.parameters(), config.clip_grad_norm)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    if state.averaged is not None:
-        state.averaged.update_parameters(supernet)
+    state.step(config.clip_grad_norm)
     return list(means.unbind())
 
 
@@ -220,13 +205,9 @@ def _pass(
     config: SupernetConfig,
     parts: Sequence[Part],
 ) -> tuple[Tensor, ...]:
-    """Adds the gradient of one of the `num_subnets` of a step.
+    """Adds the gradient of one of the `num_subnets` of a step; its loss, and its answers to each part, detached.
 
-    Args:
-        teacher: The largest's answers to each part; none where there are none yet.
-
-    Returns:
-        Its loss, and its answers to each part, detached.
+    The `teacher` is the largest's answers to each part; none where there are none yet.
     """
     total, answers = torch.zeros((), device=images.device), []
     for number, part in enumerate(parts):
@@ -242,12 +223,7 @@ def _pass(
 
 
 class _FixedSubnets:
-    """Replays the passes of the subnets that each step has again: the largest and the smallest.
-
-    Args:
-        part: A whole batch.
-        record, meter: See `ReplayedPass`.
-    """
+    """Replays the passes on a whole batch of the subnets that each step has again: the largest and the smallest."""
 
     def __init__(
         self, state: TrainingState, config: SupernetConfig, record: Recorder, *, part: Part, meter: Meter | None

@@ -81,13 +81,11 @@ def fit(
     the device has no memory for are cut, by the settings `micro_batch` and `activation_checkpointing`.
 
     Args:
-        training: Section `training` of the space file.
         device: Where to train; the current rank's, where there are several.
         seed: Of initialisation, order, augmentation and drop path.
         checkpoint: Is read if it is there, and replaced after each epoch and every
             `training.checkpoint_minutes`.
         initial: Whose weights it begins with where there is no checkpoint, instead of a fresh initialisation.
-        meter: Of the device's memory; None for that of `device`.
         at_most, on_room: See `MicroBatches`.
 
     Yields:
@@ -167,25 +165,14 @@ def _step(
     micro_batches: MicroBatches,
     backward: Backward | None = None,
 ) -> Float[Tensor, ""]:
-    """One step of the optimizer; the mean loss, left on the device, since to read it each step would stall a GPU.
-
-    Args:
-        trained: The model of `state`, or what shares its gradients among ranks.
-        backward: What `_backward` does, in another way.
-    """
+    """One step of the optimizer; the mean loss, left on the device, since to read it each step would stall a GPU."""
     backward = backward or functools.partial(_backward, state, trained, training=training)
     loss = micro_batches.run(
         lambda parts: backward(images, targets, parts=parts),
         lambda parts: _backward(state, state.model, images, targets, training=training, parts=parts),
         len(images),
     )
-    if training.clip_grad_norm is not None:
-        state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.model.parameters(), training.clip_grad_norm)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    if state.averaged is not None:
-        state.averaged.update_parameters(state.model)
+    state.step(training.clip_grad_norm)
     return loss
 
 

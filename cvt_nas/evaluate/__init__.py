@@ -1,3 +1,3 @@
 """The accuracy of a trained network, whatever trained it, on the test images of a data set."""
 
-from cvt_nas.evaluate.accuracy import Evaluation, evaluate_model
+from cvt_nas.evaluate.accuracy import evaluate_model

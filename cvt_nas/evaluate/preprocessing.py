@@ -45,8 +45,7 @@ class _RefusedError(ValueError):
 def preprocessing_beside(folder: Path) -> tuple[Found, Path | None]:
     """What the files in `folder` say, and which file does; nothing and None where there is none.
 
-    Raises:
-        DataError: A file cannot be read, or asks for what cannot be done.
+    Raises DataError where a file cannot be read, or asks for what cannot be done.
     """
     readers: dict[str, Callable[[Mapping[str, Any]], Found]] = {
         "preprocessing.json": _of_this_package,

@@ -13,12 +13,8 @@ from cvt_nas.run import RunFolder
 def model_card(
     run: RunFolder, result: TrialResult, folder: Path, *, preprocessing: Mapping[str, Any], usage: str, opset: int
 ) -> str:
-    """Markdown, below the lines by which the Hugging Face Hub files it.
-
-    Args:
-        usage: Lines of Python that load it; see `Format`.
-        opset: Of an ONNX file.
-    """
+    """Markdown, below the lines by which the Hugging Face Hub files it. For `usage` see `Format`; `opset` is of an ONNX
+    file."""
     manifest, test = run.manifest, run.test_accuracies().get(result.arch_id)
     size, channels = result.arch.image_size, result.arch.num_channels
     resized = f"resized to {size} x {size}"

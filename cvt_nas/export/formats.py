@@ -1,7 +1,6 @@
 """What a network is written as, and how each of these is loaded again by the tools that it is for."""
 
 import importlib.util
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from cvt_nas.arch import arch_to_dict, save_arch
 from cvt_nas.errors import ExportError
-from cvt_nas.export.hugging_face import load_hugging_face, misfits, write_hugging_face
+from cvt_nas.export.hugging_face import load_hugging_face, misfits, write_hugging_face, write_json
 from cvt_nas.model import CvT, Logits, load_model, load_onnx, load_program, write_weights
 
 OPSET = 20
@@ -49,7 +48,7 @@ class Format:
 
 def _write_torch(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
     write_weights(model, folder)
-    _write_preprocessing(folder, preprocessing)
+    write_json(folder / "preprocessing.json", preprocessing)
 
 
 def _write_timm(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
@@ -67,7 +66,7 @@ def _write_timm(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> N
         "model_args": {"arch": arch_to_dict(model.arch)},
         "pretrained_cfg": {**facts_of(model.arch), **preprocessing_facts(**seen)},
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", config)
 
 
 def _load_timm(folder: Path) -> Logits:
@@ -79,11 +78,7 @@ def _load_timm(folder: Path) -> Logits:
 
 
 def check_opset(opset: int) -> None:
-    """Before anything is written: whether torch can write that opset, and onnxruntime read it.
-
-    Raises:
-        ExportError: It cannot.
-    """
+    """Raises ExportError where torch cannot write that opset, or onnxruntime cannot read it."""
     greatest = _greatest_opset()
     if not _LEAST_OPSET <= opset <= greatest:
         raise ExportError(
@@ -123,13 +118,13 @@ def _write_onnx(model: CvT, folder: Path, preprocessing: Mapping[str, Any], *, o
     if (written := program.model.opset_imports[""]) != opset:  # where no conversion is known, torch says so and goes on
         raise ExportError(f"--opset {opset}: torch {torch.__version__} cannot write this network so, but as {written}")
     save_arch(model.arch, folder / "arch.json")
-    _write_preprocessing(folder, preprocessing)
+    write_json(folder / "preprocessing.json", preprocessing)
     program.save(folder / "model.onnx")
 
 
 def _write_program(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
     save_arch(model.arch, folder / "arch.json")
-    _write_preprocessing(folder, preprocessing)
+    write_json(folder / "preprocessing.json", preprocessing)
     program = torch.export.export(model, (_example(model),), dynamic_shapes={"images": {0: _batch()}})
     torch.export.save(program, os.fspath(folder / "model.pt2"))
 
@@ -142,10 +137,6 @@ def _example(model: CvT) -> Tensor:
 
 def _batch() -> Any:
     return torch.export.Dim("batch", min=1, max=2**16)
-
-
-def _write_preprocessing(folder: Path, preprocessing: Mapping[str, Any]) -> None:
-    (folder / "preprocessing.json").write_text(json.dumps(preprocessing, indent=2) + "\n", encoding="utf-8")
 
 
 FORMATS: dict[str, Format] = {

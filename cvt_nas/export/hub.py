@@ -53,11 +53,8 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Before anything is exported: whether it could be uploaded by that name.
-
-    Raises:
-        ExportError: It is not USER/NAME, or there is no huggingface_hub.
-    """
+    """Raises ExportError where nothing could be uploaded by that name: it is not USER/NAME, or there is no
+    huggingface_hub."""
     try:
         import huggingface_hub  # noqa: F401
         from huggingface_hub.errors import HFValidationError

@@ -81,10 +81,10 @@ def write_hugging_face(model: CvT, folder: Path, preprocessing: Mapping[str, Any
         "id2label": labels,
         "label2id": {label: index for index, label in labels.items()},
     }
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     state = {hugging_face_name(name): tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_json(folder / "preprocessor_config.json", _image_processor(preprocessing))
+    write_json(folder / "preprocessor_config.json", _image_processor(preprocessing))
 
 
 def _image_processor(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _image_processor(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 
 

@@ -19,11 +19,8 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 def profile_latency(
     arch: ArchConfig, *, device: Literal["cpu", "cuda"], onnx: bool = False, batch_size: int = 1
 ) -> Latency:
-    """Latency of `arch` with random weights, which have no part in it.
-
-    Raises:
-        CvtNasError: See `measure_latency` and `measure_onnx_latency`.
-    """
+    """Latency of `arch` with random weights, which have no part in it; see `measure_latency` and
+    `measure_onnx_latency`."""
     measure = measure_onnx_latency if onnx else measure_latency
     return measure(CvT(arch), device=torch.device(device), batch_size=batch_size)
 
@@ -32,11 +29,7 @@ def measure_onnx_latency(
     model: CvT, *, device: torch.device, batch_size: int = 1, max_seconds: float = 5.0, max_runs: int = 300
 ) -> Latency:
     """`measure_latency` of what `--format onnx` writes of `model`, in onnxruntime with as many threads as torch has.
-
-    Raises:
-        ExportError: A package is missing.
-        ResourceError: The device is not there, or the onnxruntime that is installed cannot use it.
-    """
+    Raises ExportError where a package is missing, and ResourceError where onnxruntime cannot use the device."""
     chosen, provider = FORMATS["onnx"], _PROVIDERS[device.type]
     if chosen.missing:
         raise ExportError(f"--onnx: needs {', '.join(chosen.missing)}: pip install 'cvt-nas[{chosen.extra}]'")

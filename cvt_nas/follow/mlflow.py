@@ -9,11 +9,7 @@ from cvt_nas.run import RunFolder
 
 
 class MLflow(Tracker):
-    """Two tags tell which run is a trial's, so that every process finds it again.
-
-    Args:
-        uri: Of the tracking server or its database.
-    """
+    """Two tags tell which run of the server or database at `uri` is a trial's, so that every process finds it again."""
 
     def __init__(self, run: RunFolder, uri: str) -> None:
         import mlflow
@@ -59,11 +55,7 @@ class MLflow(Tracker):
 
 
 def check_mlflow(uri: str) -> None:
-    """Whether an MLflow server answers at `uri`.
-
-    Raises:
-        CvtNasError: None does.
-    """
+    """Raises CvtNasError where no MLflow server answers at `uri`."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # as Ray's usage statistics are
     import mlflow
 

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvt_nas.follow.tracker import TrackedTrial, Tracker, summary_of
@@ -27,7 +26,7 @@ class TensorBoard(Tracker):
         from tensorboardX import SummaryWriter  # half a second, which other searches need not wait
 
         suffix = f".{next(_numbers):06}.{os.getpid()}"  # TensorBoard reads files in the order of their names
-        self._writers[trial.id] = SummaryWriter(str(self._place(trial)), filename_suffix=suffix)
+        self._writers[trial.id] = SummaryWriter(str(self._folder / trial.name), filename_suffix=suffix)
 
     def log(self, trial: TrackedTrial, epoch: int, accuracy: float) -> None:
         self._writers[trial.id].add_scalar("accuracy", accuracy, epoch)
@@ -46,6 +45,3 @@ class TensorBoard(Tracker):
         for name, value in values.items():
             writer.add_scalar(name, value, result.epochs)
         self.pause(trial)
-
-    def _place(self, trial: TrackedTrial) -> Path:
-        return self._folder / trial.name

@@ -17,18 +17,9 @@ from cvt_nas.results import (
     Metric,
     ParetoFront,
     TrialResult,
+    events,
     round_and_trial,
     without_retried,
-)
-from cvt_nas.results.events import (
-    ConfirmationStarted,
-    EpochDone,
-    OptionsDropped,
-    RaceEvent,
-    RankingStarted,
-    SupernetEpochDone,
-    TrialPaused,
-    TrialStarted,
 )
 from cvt_nas.run import RunFolder
 
@@ -58,7 +49,7 @@ class ConsoleProgress:
         self._console, self._metrics, self._box = console, metrics, box
         self._results, self._num_trials, self._num_epochs = list(results), num_trials, num_epochs
         self._further: list[TrialResult] | None = None
-        self._supernet: SupernetEpochDone | None = None
+        self._supernet: events.SupernetEpochDone | None = None
         self._candidates: list[Candidate] | None = None
         self._num_before = len(self._results)
         self._running: dict[int, tuple[int, float]] = {}
@@ -90,37 +81,41 @@ class ConsoleProgress:
         else:
             self._print_line()
 
-    def __call__(self, event: RaceEvent) -> None:
+    def __call__(self, event: events.RaceEvent) -> None:
         if isinstance(event, TrialResult) and event.status in FAILURES:
             said = f"trial {round_and_trial(event.number)[1]} failed: {event.reason}"
             self._console.print(printable(said), markup=False, emoji=False, highlight=False)
-        if isinstance(event, SupernetEpochDone | EpochDone) and event.note and type(event) not in self._noted:
+        if (
+            isinstance(event, events.SupernetEpochDone | events.EpochDone)
+            and event.note
+            and type(event) not in self._noted
+        ):
             self._noted.add(type(event))
-            whose = f"trial {round_and_trial(event.number)[1]}" if isinstance(event, EpochDone) else "supernet"
+            whose = f"trial {round_and_trial(event.number)[1]}" if isinstance(event, events.EpochDone) else "supernet"
             self._console.print(f"note: {whose}: {event.note}", markup=False, emoji=False, highlight=False)
-        if isinstance(event, SupernetEpochDone):
+        if isinstance(event, events.SupernetEpochDone):
             self._supernet = event
-        elif isinstance(event, OptionsDropped):
+        elif isinstance(event, events.OptionsDropped):
             self._console.print(event.step.describe(), highlight=False)
-        elif isinstance(event, RankingStarted):
+        elif isinstance(event, events.RankingStarted):
             self._supernet, self._candidates = None, list(event.ended)
             self._num_candidates, self._num_before = event.num_planned, len(event.ended)
             self._phase_started = time.monotonic()
         elif isinstance(event, Candidate):
             assert self._candidates is not None, "the ranking was announced"
             self._candidates.append(event)
-        elif isinstance(event, TrialStarted):
+        elif isinstance(event, events.TrialStarted):
             if self._candidates is not None:
                 self._candidates, self._num_before = None, len(self._results)
                 self._phase_started = time.monotonic()
             self._running[event.number] = (0, 0.0)
             self._paused.discard(event.number)
-        elif isinstance(event, EpochDone):
+        elif isinstance(event, events.EpochDone):
             self._running[event.number] = (event.epoch, event.accuracy)
-        elif isinstance(event, TrialPaused):
+        elif isinstance(event, events.TrialPaused):
             self._running.pop(event.number, None)
             self._paused.add(event.number)
-        elif isinstance(event, ConfirmationStarted):
+        elif isinstance(event, events.ConfirmationStarted):
             self._running.clear()  # what a signal left in flight
             self._further, self._num_trials = list(event.ended), event.num_planned
             self._num_before, self._phase_started = len(event.ended), time.monotonic()

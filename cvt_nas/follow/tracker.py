@@ -6,7 +6,6 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cvt_nas.arch import ArchConfig, BlockConfig, cost_of
 from cvt_nas.results import TrialResult
@@ -18,25 +17,17 @@ LOST = {"diverged", "failed", "oom"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrackedTrial:
-    """A trial as trackers know it.
-
-    Args:
-        id: The same in whatever process, and different from that of every other run's trials.
-        name: For people.
-        config: What is known of it beforehand, by flat names.
-    """
+    """A trial as trackers know it: by an `id` that is the same in every process, and other than those of other runs; a
+    name for people; and what is known of it beforehand, by flat names."""
 
     id: str
     name: str
-    config: dict[str, Any]
+    config: dict[str, str | int | float]
 
 
 class Tracker(ABC):
-    """What all trackers share: which trials are on a worker, and what each event means for them.
-
-    Args:
-        run: Its name groups the trials.
-    """
+    """What all trackers share: which trials are on a worker, and what each event means for them. The run's name groups
+    trials."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run_name = Path(run.place).name
@@ -90,13 +81,19 @@ class Tracker(ABC):
         return self._live[number]
 
 
-def config_of(number: int, arch: ArchConfig, seed: int) -> dict[str, Any]:
+def config_of(number: int, arch: ArchConfig, seed: int) -> dict[str, str | int | float]:
     """What a tracker shows of a trial, as `stage0.embed_dim`.
 
     Values that differ from block to block are listed as text.
     """
     cost = cost_of(arch)
-    config = {"number": number, "arch_id": arch.id, "params": cost.params, "flops": cost.flops, "seed": seed}
+    config: dict[str, str | int | float] = {
+        "number": number,
+        "arch_id": arch.id,
+        "params": cost.params,
+        "flops": cost.flops,
+        "seed": seed,
+    }
     for index, stage in enumerate(arch.stages):
         config |= {f"stage{index}.embed_dim": stage.embed_dim, f"stage{index}.depth": len(stage.blocks)}
         for choice in dataclasses.fields(BlockConfig):

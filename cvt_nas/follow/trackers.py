@@ -61,11 +61,8 @@ def trackers(
 
 
 def check_trackers(*, tensorboard: bool = False, mlflow: str | None = None, wandb: str | None = None) -> None:
-    """Before any compute is spent: whether `trackers` can do with these what it is asked for.
-
-    Raises:
-        CvtNasError: A package is missing, no MLflow server answers, or there is no key for Weights & Biases.
-    """
+    """Raises CvtNasError, before any compute is spent, where a package is missing, no MLflow server answers, or there
+    is no key for Weights & Biases."""
     del tensorboard  # its package is one of ours
     for package, option in {"mlflow": mlflow, "wandb": wandb}.items():
         if option is not None and importlib.util.find_spec(package) is None:

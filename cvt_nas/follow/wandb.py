@@ -61,11 +61,7 @@ class Wandb(Tracker):
 
 
 def check_wandb(project: str) -> None:
-    """Whether there is a key for W&B, or none is needed. The key itself is not tried.
-
-    Raises:
-        CvtNasError: There is none.
-    """
+    """Raises CvtNasError where W&B needs a key and there is none. The key itself is not tried."""
     from requests.utils import get_netrc_auth  # where `wandb login` keeps a key
 
     if os.environ.get("WANDB_MODE") in ("offline", "disabled"):

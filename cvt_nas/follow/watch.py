@@ -8,15 +8,10 @@ from cvt_nas.run import RunFolder
 
 
 def watch(run: RunFolder, *, seconds: float, stop: threading.Event) -> Iterator[int]:
-    """Writes the report anew whenever trials have ended, until the search has, or `stop` is set.
+    """Writes the report anew whenever trials have ended, until the search has, or `stop` is set; yields how many it
+    holds.
 
-    An open page loads itself again as often, except the last one, whose search is over.
-
-    Args:
-        seconds: Between two looks at the record.
-
-    Yields:
-        How many trials the report holds.
+    The record is looked at every so many seconds. An open page loads itself again as often, but not the last one.
     """
     num_ended_shown = -1
     while True:

@@ -39,11 +39,8 @@ def start_local_ray(*, num_cpus: int, num_gpus: int) -> None:
 
 
 def temporary_folder_of_ray() -> str:
-    """A folder for Ray's session whose path is short enough for the sockets in it: as Ray has it by default, if it is.
-
-    Raises:
-        ResourceError: There is none that can be written.
-    """
+    """A folder for Ray's session whose path is short enough for the sockets in it; Ray's default if that is. Raises
+    ResourceError where there is none that can be written."""
     told = os.environ.get("RAY_TMPDIR")
     for place in [told] if told else [tempfile.gettempdir(), *_SHORT_FOLDERS]:
         if len(os.fsencode(place)) <= _MOST_BYTES and can_write_to(Path(place)):
@@ -77,11 +74,7 @@ def connect_ray(**options: Any) -> None:
 
 
 def join_cluster(address: str) -> None:
-    """Joins a cluster; the code of this very version goes along, whatever its nodes have installed.
-
-    Raises:
-        ResourceError: None answers.
-    """
+    """Joins a cluster, to which the code of this very version goes along. Raises ResourceError where none answers."""
     try:
         _check_answers(address)
         connect_ray(address=address, runtime_env={"py_modules": [str(Path(cvt_nas.__file__).parent)]})

@@ -2,10 +2,10 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cvt_nas.arch import ArchConfig
-from cvt_nas.engine import TrainingSetup, progress_reports
+from cvt_nas.engine import TrainingReport, TrainingSetup, progress_reports
 from cvt_nas.errors import CvtNasError
 
 if TYPE_CHECKING:
@@ -25,21 +25,9 @@ def training_reports(
     num_known: int = 0,
     may_move: bool = False,
     group: "PlacementGroup | None" = None,
-) -> Generator[dict[str, Any], None, None]:
-    """Trains `arch` as `engine.fit` does: here on one device, or as ranks that share each batch.
-
-    Args:
-        number: Of the trial; names its checkpoint in the run folder.
-        keep_model: Whether the trained weights go to the run folder, as the architecture's.
-        num_known: See `engine.progress_reports`.
-        cpus_per_device, use_gpus, may_move, group: See `reports_of_ranks`.
-
-    Yields:
-        The reports of `engine.progress_reports`, by the first rank.
-
-    Raises:
-        CvtNasError, StorageError, WorkersFailedError, WorkerLostError: See `reports_of_ranks`.
-    """
+) -> Generator[TrainingReport, None, None]:
+    """Trains `arch` as `engine.fit` does: here on one device, or as ranks that share each batch; see
+    `reports_of_ranks`. Of several ranks, it yields the reports of the first."""
     options = {
         "arch": arch, "setup": setup, "number": number, "seed": seed, "keep_model": keep_model, "num_known": num_known,
     }  # fmt: skip

@@ -11,7 +11,7 @@ from cvt_nas.config import Experiment
 from cvt_nas.engine import Checkpoint
 from cvt_nas.errors import SearchFailedError
 from cvt_nas.propose.study import PartialTrial, Proposal
-from cvt_nas.results import FAILURES, ROOM, TrialResult
+from cvt_nas.results import FAILURES, TrialResult
 from cvt_nas.run import RunFolder
 
 _MAX_SAME_FAILURES = 3  # of the first trials, before the others are spared
@@ -24,7 +24,7 @@ class Flight:
 
     Args:
         spent: Seconds on workers before `started`.
-        last: Its last report.
+        last: Its last `TrainingReport`, as Tune passes it on, with the `device` where it ran.
         heard: When it last reported, or began.
         num_deaths: Workers that it lost.
         fate: How it lost the last of them.
@@ -83,11 +83,7 @@ class Flight:
 
 
 class Recorder:
-    """Makes the results of trials that end, keeps them, and ends a search in which all fail alike.
-
-    Args:
-        keep: Puts a result into the run's record.
-    """
+    """Makes the results of trials that end, has them kept, and ends a search in which all fail alike."""
 
     def __init__(self, experiment: Experiment, run: RunFolder, keep: Callable[[TrialResult], None]) -> None:
         self._space, self._max_epochs, self._run, self._keep = experiment.space, experiment.training.epochs, run, keep
@@ -121,7 +117,8 @@ class Recorder:
             reason=reason,
             inherited=self._inherited.get(arch.id),
             spent=self._run.seconds_spent,
-            **{name: last[name] for name in ROOM if name in last},
+            micro_batch=last.get("micro_batch"),
+            activation_checkpointing=last.get("activation_checkpointing", False),
         )
         self._keep(result)
         with contextlib.suppress(OSError):  # a checkpoint too many is no reason to end the search

@@ -15,7 +15,7 @@ from typing import Any, Self
 import ray
 import torch
 
-from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict
+from cvt_nas.arch import ArchConfig
 from cvt_nas.engine import TrainingSetup, keep_trained, open_inheritance, prepare_device
 from cvt_nas.launch.resources import Resources
 from cvt_nas.launch.tasks import get_from_workers
@@ -45,17 +45,15 @@ class _Judge:
         self._inheritance, self._data = open_inheritance(setup, setup.torch_device), setup.open_data()
         self._run = setup.run
 
-    def judge(self, arch: dict[str, Any], bar: float | None) -> tuple[float, int, float]:
+    def judge(self, arch: ArchConfig, bar: float | None) -> tuple[float, int, float]:
         """Accuracy, the number of images that it is of, and seconds; see `Inheritance.accuracy`."""
         started = time.perf_counter()
-        accuracy, num_images = self._inheritance.accuracy(
-            arch_from_dict(arch), bar=bar, num_screening_images=NUM_SCREENING_IMAGES
-        )
+        accuracy, num_images = self._inheritance.accuracy(arch, bar=bar, num_screening_images=NUM_SCREENING_IMAGES)
         return accuracy, num_images, time.perf_counter() - started
 
-    def save(self, arch: dict[str, Any]) -> None:
+    def save(self, arch: ArchConfig) -> None:
         """Keeps the weights of a subnet as its architecture's."""
-        keep_trained(self._inheritance.model(arch_from_dict(arch)), self._data, self._run)
+        keep_trained(self._inheritance.model(arch), self._data, self._run)
 
 
 def num_judges(resources: Resources) -> int:
@@ -101,7 +99,7 @@ class Judges:
         """Gives it to the worker that has the least in hand; `next` returns `token` with the result."""
         load = Counter(index for index, _ in self._in_hand.values())
         index = min(range(len(self._workers)), key=lambda index: load[index])
-        self._in_hand[self._workers[index].judge.remote(arch_to_dict(arch), bar)] = index, token
+        self._in_hand[self._workers[index].judge.remote(arch, bar)] = index, token
 
     def next(self) -> tuple[Any, float, int, float] | None:
         """The next that is done: its token, accuracy, images and seconds; None where nothing is in hand."""
@@ -114,7 +112,7 @@ class Judges:
     def save(self, archs: Sequence[ArchConfig]) -> None:
         """Keeps the weights of these subnets as their architectures'."""
         turns = zip(itertools.cycle(self._workers), archs, strict=False)
-        get_from_workers([worker.save.remote(arch_to_dict(arch)) for worker, arch in turns])
+        get_from_workers([worker.save.remote(arch) for worker, arch in turns])
 
 
 def inherited_accuracies(
@@ -125,12 +123,7 @@ def inherited_accuracies(
     stop: threading.Event,
     is_screening: bool = False,
 ) -> list[float] | None:
-    """Of each; None where `stop` is set before all are known.
-
-    Args:
-        is_screening: Whether to go by the part of the search split that all candidates are screened on, and not by all
-            of it.
-    """
+    """Of each; None where `stop` is set before all are known. Screening goes by a part of the search split alone."""
     bar = math.inf if is_screening else None  # which is out of reach after that part
     found, left = [0.0] * len(archs), iter(enumerate(archs))
     with Judges(setup, resources) as judges:

@@ -8,11 +8,11 @@ import ipaddress
 import math
 import os
 import socket
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -21,7 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cvt_nas.engine import TrainingSetup
+from cvt_nas.engine import Report, TrainingSetup
 from cvt_nas.launch.cluster import local_ray
 from cvt_nas.launch.devices import WorkerLostError, WorkersFailedError
 from cvt_nas.launch.tasks import failure_of
@@ -29,6 +29,7 @@ from cvt_nas.launch.tasks import failure_of
 _MAX_FAILURES = 3
 _SECONDS_TO_BEGIN, _SECONDS_TO_DIE = 20.0, 5.0
 _SECONDS_BETWEEN_LOOKS = 1.0
+R = TypeVar("R", bound=Report)
 _PATIENCE = timedelta(minutes=30)  # of ranks with each other, as where one is slow to read its images
 
 
@@ -38,7 +39,7 @@ def bundles_of_ranks(num_ranks: int, *, cpus_per_rank: float, use_gpus: bool) ->
 
 
 def reports_of_ranks(
-    reports: Callable[..., Iterator[dict[str, Any]]],
+    reports: Callable[..., Iterator[R]],
     *,
     setup: TrainingSetup,
     num_ranks: int,
@@ -47,7 +48,7 @@ def reports_of_ranks(
     may_move: bool = False,
     group: PlacementGroup | None = None,
     **options: Any,
-) -> Generator[dict[str, Any], None, None]:
+) -> Generator[R, None, None]:
     """Runs `reports(setup=setup, device=device, **options)` in `num_ranks` processes that form a process group.
 
     Where one dies, or its code raises, all of them are started again, and go on from the last checkpoint; and so, with
@@ -139,15 +140,12 @@ def _placed(
 
 def _reports_of(
     ranks: Sequence[tuple["_Place", Any]],
-    reports: Callable[..., Iterator[dict[str, Any]]],
+    reports: Callable[..., Iterator[R]],
     setup: TrainingSetup,
-    options: dict[str, Any],
-) -> Generator[dict[str, Any], None, None]:
-    """One life of the ranks, which stand still while the reader has a report, so that they can be killed then.
-
-    Raises:
-        RayError: One of them died, or raised.
-    """
+    options: Mapping[str, Any],
+) -> Generator[R, None, None]:
+    """One life of the ranks, which stand still while the reader has a report, so that they can be killed then. Raises
+    RayError where one of them died, or raised."""
     address = ray.get(ranks[0][1].open_store.remote())
     begun = [
         actor.begin.remote(reports, rank, len(ranks), address, _gpus_beside(place, ranks), setup, options)
@@ -158,7 +156,7 @@ def _reports_of(
         yield report
 
 
-def _first_that_counts(work: Sequence[Any]) -> dict[str, Any] | None:
+def _first_that_counts(work: Sequence[Any]) -> Any:
     """The first rank's report, once all have one; that of any which ends, at once, since the others may wait for it."""
     first, left = None, list(work)
     while left:
@@ -208,19 +206,15 @@ class _Rank:
 
     def begin(
         self,
-        reports: Callable[..., Iterator[dict[str, Any]]],
+        reports: Callable[..., Iterator[Report]],
         rank: int,
         num_ranks: int,
         address: tuple[str, int],
         gpus: Sequence[str],
         setup: TrainingSetup,
-        options: dict[str, Any],
+        options: Mapping[str, Any],
     ) -> None:
-        """Joins the process group.
-
-        Args:
-            gpus: Of all ranks on this node.
-        """
+        """Joins the process group; `gpus` are of all ranks on this node."""
         host, port = address
         if ipaddress.ip_address(host).is_loopback:  # gloo would listen on the address of the machine's name
             os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
@@ -233,7 +227,7 @@ class _Rank:
         dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=_PATIENCE)
         self._reports = reports(setup=setup, device=device, **options)
 
-    def advance(self) -> dict[str, Any] | None:
+    def advance(self) -> Report | None:
         """Trains until there is the next report; None where there is no more."""
         return next(self._reports, None)
 

@@ -137,11 +137,8 @@ def _num_local_cpus(wanted: int | None) -> int:
 
 
 def local_cpus(cpus: int | None) -> Resources:
-    """What `claim_resources` would find on this machine without its GPUs, or with as many `cpus`.
-
-    Raises:
-        ResourceError: There are not so many.
-    """
+    """What `claim_resources` would find on this machine without its GPUs, or with as many `cpus`. Raises ResourceError
+    where there are fewer."""
     return _of_cpus(_num_local_cpus(cpus), num_nodes=1)
 
 

@@ -16,8 +16,6 @@ class Search:
 
     Args:
         setup: What workers know, on the device of `resources`.
-        seed: Of the run.
-        num_trials: Of the race.
         stop: Ends the search in order once it is set; never set by a phase.
         initial: Weights that a supernet begins with; see `model.read_weights`.
         reuse_workers: Whether a worker process outlives its trial; off only to measure what that saves.

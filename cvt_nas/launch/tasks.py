@@ -17,12 +17,7 @@ T = TypeVar("T")
 
 
 def get_from_workers(work: Any) -> Any:
-    """`ray.get`.
-
-    Raises:
-        CvtNasError, StorageError: A worker raised it.
-        WorkersFailedError: One died, or raised something else.
-    """
+    """`ray.get`. Raises CvtNasError or StorageError where a worker raised it, else WorkersFailedError."""
     try:
         return ray.get(work)
     except RayError as error:
@@ -39,13 +34,8 @@ def failure_of(error: RayError) -> CvtNasError | StorageError | WorkersFailedErr
 
 
 def on_devices(resources: Resources, function: Callable[..., T], calls: Sequence[Sequence[Any]]) -> list[T]:
-    """`function(*arguments)` of each call, side by side, each on one of the trials' devices.
-
-    Nothing else is on a device that a trial would have for itself.
-
-    Raises:
-        CvtNasError, StorageError, WorkersFailedError: See `get_from_workers`.
-    """
+    """`function(*arguments)` of each call, side by side, each on one of the trials' devices, with nothing else on a
+    device that a trial would have for itself. Raises what `get_from_workers` does."""
     remote: Any = ray.remote(cast(Any, function)).options(
         num_cpus=min(resources.cpus_per_trial, 1), num_gpus=min(resources.gpus_per_trial, 1)
     )
@@ -58,11 +48,8 @@ def on_device(resources: Resources, function: Callable[..., T], *arguments: Any)
 
 
 def on_worker(resources: Resources, function: Callable[..., T], *arguments: Any, stop: threading.Event) -> T | None:
-    """`function(*arguments)` with what one process of a trial has; None where `stop` is set before it is done.
-
-    Raises:
-        CvtNasError, StorageError, WorkersFailedError: See `get_from_workers`.
-    """
+    """`function(*arguments)` with what one process of a trial has; None where `stop` is set before it is done. Raises
+    what `get_from_workers` does."""
     remote: Any = ray.remote(cast(Any, function)).options(
         num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_trial / resources.num_workers
     )
@@ -75,13 +62,7 @@ def on_worker(resources: Resources, function: Callable[..., T], *arguments: Any,
 
 
 class SharedGpu:
-    """A GPU, and processes that share it; they end with the block.
-
-    Args:
-        kind: What each of them is: its methods are what they can do.
-        num_cpus: Of all of them together.
-        most: How many there may be.
-    """
+    """A GPU, and up to `most` processes of a `kind` that share it, and `num_cpus` together; they end with the block."""
 
     def __init__(self, kind: type, *, num_cpus: float, most: int) -> None:
         # one bundle, so that whoever is in it shares the same GPU
@@ -105,9 +86,5 @@ class SharedGpu:
         self._processes += [self._actor.remote() for _ in range(number - len(self._processes))]
 
     def together(self, method: str, *arguments: Any) -> list[Any]:
-        """What each of them returns.
-
-        Raises:
-            CvtNasError, StorageError, WorkersFailedError: See `get_from_workers`.
-        """
+        """What each of them returns. Raises what `get_from_workers` does."""
         return get_from_workers([getattr(process, method).remote(*arguments) for process in self._processes])

@@ -22,11 +22,7 @@ WAITING_CPUS = 0.01  # of a trial whose ranks do the work
 
 
 def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resources, keep_model: bool = True) -> None:
-    """Trains the architecture of `config`, here or on ranks of its own, and passes each report on to Tune.
-
-    Args:
-        keep_model: Whether the trained weights go to the run folder, as the architecture's.
-    """
+    """Trains the architecture of `config`, here or on ranks of its own, and passes each report on to Tune."""
     number, num_devices = config["number"], max(int(config["gpus"]), 1)
     device = _device() if num_devices == 1 else f"{num_devices} gpus"
     try:

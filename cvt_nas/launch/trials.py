@@ -29,16 +29,10 @@ from cvt_nas.results.events import RaceEvent
 def run_trials(
     search: Search, race: Race, *, keep: Callable[[TrialResult], None], keep_models: bool = True
 ) -> Iterator[RaceEvent]:
-    """Runs trials until `race` asks for none, or the search is to stop.
+    """Runs trials until `race` asks for none, or the search is to stop. Raises RayError where Ray itself failed.
 
-    Every result is kept before it is yielded. Trials in flight at a stop stay open; the next call begins with them.
-
-    Args:
-        keep: Puts a result into a record, before `race` is told of it.
-        keep_models: Whether the weights of a trial that ends complete are kept as its architecture's.
-
-    Raises:
-        ray.exceptions.RayError: Ray itself failed; the record is whole all the same.
+    A result is in the record, by `keep`, before `race` is told of it and before it is yielded. Trials in flight at a
+    stop stay open; the next call begins with them.
     """
     experiment, run, resources = search.experiment, search.run, search.resources
     events: queue.Queue[RaceEvent | BaseException | None] = queue.Queue()

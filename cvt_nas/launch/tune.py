@@ -68,8 +68,6 @@ class RaceSearcher(Searcher):
     raise again.
 
     Args:
-        keep: Puts a result into the run's record.
-        events: What happens is put into it.
         gpus_per_trial: As long as all slots are busy.
         spread: Divides GPUs that are idle at the end among the trials that are left.
     """

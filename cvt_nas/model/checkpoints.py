@@ -145,11 +145,8 @@ def _names_beside(weights: Weights) -> tuple[tuple[Told, ...], str | None]:
 
 
 def weights_files(path: str | Path) -> tuple[Path, ...]:
-    """The files that hold the weights at `path`: itself, or those in it.
-
-    Raises:
-        ArchError: It is a folder without any, or a shard is missing.
-    """
+    """The files that hold the weights at `path`: itself, or those in it. Raises ArchError where it is a folder without
+    any, or a shard is missing."""
     path = Path(path)
     if path.is_dir():
         for name in _NAMES:
@@ -247,11 +244,8 @@ def _with_arch(weights: Weights, folder: Path, *, is_bound: bool, given: ArchCon
 
 
 def _told_by(source: Path, weights: Weights, *, is_bound: bool) -> Weights | None:
-    """`weights` with what `source` tells of them; None where it is some other tool's settings.
-
-    Raises:
-        ArchError: It is of another network, or cannot be read.
-    """
+    """`weights` with what `source` tells of them; None where it is some other tool's settings. Raises ArchError where
+    it is of another network, or cannot be read."""
     if source.name == "arch.json":
         return replace(weights, arch=load_arch(source), source=source)
     try:

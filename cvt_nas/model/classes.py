@@ -89,14 +89,8 @@ class ClassNames:
     why_none: str = "nothing beside the weights names their classes"
 
     def matching(self, ours: Sequence[str]) -> tuple[Told | None, str]:
-        """The names by which to match the classes `ours`: those among which all of these are, else what is certain.
-
-        Returns:
-            With it, why there are none.
-
-        Raises:
-            ArchError: Several hold all of them, in different orders.
-        """
+        """The names by which to match the classes `ours`: those among which all of these are, else what is certain; and
+        why there are none. Raises ArchError where several hold all of them, in different orders."""
         for group in self.groups:
             orders: dict[tuple[int | None, ...], Told] = {}
             for told in group:
@@ -159,15 +153,8 @@ def listed(names: Sequence[str]) -> str:
 def class_names_in(
     content: Any, num_classes: int, *, file: str = "", is_said: bool = False
 ) -> tuple[tuple[Told, ...], str | None]:
-    """What names so many classes in settings, known by its structure: a list, a text, or a dict from or to indices.
-
-    Args:
-        file: For people.
-        is_said: Whether all in it is said to be of classes.
-
-    Returns:
-        With them, why what is said to be names of classes cannot be used, where that is so.
-    """
+    """What names so many classes in settings, known by its structure: a list, a text, or a dict from or to indices. And
+    why what is said to be names of classes cannot be used; all of it is, where it `is_said`."""
     found, unusable = [], None
     for keys, tree in _settings(content):
         key = next((key for key in reversed(keys) if not key.isdecimal()), "")

@@ -14,17 +14,8 @@ from cvt_nas.model.weights import check_fits, head_rows, shapes_of
 def lent_state(
     weights: Weights, num_classes: int, classes: Sequence[str] | None
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors that weights lend to a network of so many classes; the head's only where it is of these classes.
-
-    Args:
-        classes: Names of the network's classes, in their order, where they are known.
-
-    Returns:
-        With them, notes for people.
-
-    Raises:
-        ArchError: Tensors are missing, or are of no CvT.
-    """
+    """The tensors that weights lend to a network of so many classes, and notes for people; the head's only where it is
+    of these classes. Raises ArchError where tensors are missing, or are of no CvT."""
     state = dict(weights.state)
     arch = weights.arch or _arch_by_shapes(weights)
     whole = {**shapes_of(arch)}

@@ -253,6 +253,8 @@ def _recomputed(block: Callable[[Tensor, tuple[int, int]], Tensor], tokens: Tens
 
     Source: Chen et al. 2016, arXiv:1604.06174.
     """
+    if torch.compiler.is_compiling():  # what is compiled computes again without side effects
+        return checkpoint(block, tokens, grid, use_reentrant=False)
     modules = block.modules() if isinstance(block, nn.Module) else ()
     norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
     return checkpoint(

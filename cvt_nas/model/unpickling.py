@@ -82,13 +82,9 @@ _HARMLESS: list[Any] = [
 
 
 def read_content(path: Path) -> Any:
-    """What `torch.save` or safetensors wrote to `path`, on the CPU.
-
-    The kind of file is told by its content, not by its name.
-
-    Raises:
-        ArchError: It is no such file, or holds a type that is not known to be harmless; the message names it.
-    """
+    """What `torch.save` or safetensors wrote to `path`, on the CPU; which of them is told by the content, not by the
+    name. Raises ArchError where it is no such file, or holds a type that is not known to be harmless, which it
+    names."""
     try:
         if path.exists() and not path.is_file():
             raise ArchError(f"{path}: cannot be read: is no regular file, such as a pipe, which could be read but once")
@@ -213,11 +209,7 @@ def _reason(error: BaseException) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        ArchError: It cannot be read.
-    """
+    """The content of a JSON file. Raises ArchError where it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))  # as some editors of Windows write it
     except (OSError, ValueError, RecursionError) as error:

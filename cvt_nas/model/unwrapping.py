@@ -108,12 +108,10 @@ def _snake(name: str) -> str:
 
 
 def unwrap(content: Any, path: Path) -> Unwrapped:
-    """The network in what `read_content` gave of the file at `path`.
+    """The network in what `read_content` gave of the file at `path`. Of weights and their average, the average is
+    taken, as timm does to evaluate.
 
-    Of weights and their average, the average is taken, as timm does to evaluate.
-
-    Raises:
-        ArchError: There is none, or there are several, of which none is to be preferred; or its tensors are quantised.
+    Raises ArchError where there is none, or several, of which none is to be preferred; or its tensors are quantised.
     """
     tensors = dict(_tensors(content))
     if not tensors:

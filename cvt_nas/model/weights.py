@@ -112,14 +112,7 @@ def head_rows(
     weights: Weights, num_classes: int, classes: Sequence[str] | None
 ) -> tuple[tuple[int, ...] | None, str | None]:
     """Which rows of the weights' head stand for the classes of the data, in their order; None where it begins afresh.
-
-    Args:
-        num_classes: Of the data.
-        classes: Their names, where they are known.
-
-    Returns:
-        With it a note for people, where there is anything to be said.
-    """
+    And a note for people, where there is anything to be said."""
     found = weights.num_classes
     if found is None:
         return None, "the head begins afresh: the weights are of a backbone without one"
@@ -145,11 +138,8 @@ def head_rows(
 
 
 def is_published(weights: Weights, arch: ArchConfig | None = None) -> bool:
-    """Whether they are of a published network, with ImageNet's classes, as far as can be told.
-
-    Args:
-        arch: Of the weights, where it is known.
-    """
+    """Whether they are of a published network, with ImageNet's classes, as far as can be told; of `arch`, where it is
+    known."""
     if weights.num_classes != _NUM_PUBLISHED or weights.source is not None:  # trainings put files beside them
         return False
     published = [named for named in NAMED_ARCHS.values() if named.num_classes == _NUM_PUBLISHED]
@@ -241,11 +231,8 @@ def _source_of(weights: Weights, arch: ArchConfig) -> ArchConfig:
 
 
 def _published_with(weights: Weights) -> tuple[str, ArchConfig]:
-    """The published architecture, with as many classes as the head has, that the weights fit.
-
-    Raises:
-        ArchError: They fit none.
-    """
+    """The published architecture, with as many classes as the head has, that the weights fit. Raises ArchError for
+    none."""
     assert weights.num_classes is not None, "the caller knows that there is a head"
     for name, named in NAMED_ARCHS.items():
         arch = dataclasses.replace(named, num_classes=weights.num_classes)
@@ -264,11 +251,8 @@ def shapes_of(arch: ArchConfig) -> dict[str, Tensor]:
 
 
 def check_fits(weights: Weights, state: Mapping[str, Tensor], own: Mapping[str, Tensor], arch: ArchConfig) -> None:
-    """Whether `state`, which is of `weights`, can take the place of `own`, the state of a network of `arch`.
-
-    Raises:
-        ArchError: It cannot; the message lists why.
-    """
+    """Raises ArchError, which lists why, where `state`, of `weights`, cannot be that of a network of `arch`, such as
+    `own`."""
     if misfits := _misfits(state, own):
         raise ArchError("\n    ".join([f"{weights.path}: does not fit the architecture {arch.id}:", *misfits]))
 
@@ -293,11 +277,8 @@ def _shown(tensor: Tensor) -> str:
 
 
 def differences(arch: ArchConfig, source: ArchConfig) -> list[str]:
-    """In what no weight shows, how `arch` differs from `source`, whose weights fit it; a line each.
-
-    Raises:
-        ArchError: They have not as many blocks.
-    """
+    """In what no weight shows, how `arch` differs from `source`, whose weights fit it; a line each. Raises ArchError
+    where they have not as many blocks."""
     if [len(stage.blocks) for stage in arch.stages] != [len(stage.blocks) for stage in source.stages]:
         raise ArchError("arch.json: is of another network than the weights")
     stages: dict[str, list[str]] = {}

@@ -17,12 +17,7 @@ from cvt_nas.space import SearchSpace
 
 
 def plan_of(results: Sequence[TrialResult], metrics: Sequence[Metric], settings: ConfirmConfig) -> ConfirmPlan:
-    """What `settings` choose from a race that is over.
-
-    Args:
-        results: Of the race. Only complete trials are chosen.
-        metrics: The objectives.
-    """
+    """What `settings` choose from the complete trials of a race that is over."""
     if settings.top == "front":
         chosen: Sequence[TrialResult] = ParetoFront.of(results, metrics).members
     else:
@@ -44,13 +39,10 @@ def further_training(trial: TrialResult, number: int, space: SearchSpace, *, see
 
 
 def confirm_front(search: Search) -> Generator[RaceEvent, None, bool]:
-    """Trains again what `search.confirm` of the experiment chooses, until every seed has ended.
+    """Trains again what `search.confirm` of the experiment chooses; returns whether every seed has ended.
 
-    The plan is made anew from the race's results, which is the same plan unless the race or the settings grew.
-    Whatever ended before is kept, in any case. A training keeps no weights: those of the race are what is exported.
-
-    Returns:
-        Whether all have ended.
+    The plan is made anew from the race's results, which is the same plan unless the race or the settings grew. What
+    ended before is kept. A training keeps no weights: those of the race are what is exported.
     """
     experiment, run = search.experiment, search.run
     settings = experiment.search.confirm

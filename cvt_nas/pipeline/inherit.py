@@ -4,7 +4,6 @@ import dataclasses
 import math
 import threading
 from collections.abc import Generator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -28,14 +27,9 @@ from cvt_nas.space import ArchSpace, Genome
 def train_weights(search: Search) -> Generator[SupernetEpochDone, None, bool]:
     """Trains the supernet on all the devices, until its weights are in the run folder; with phases, those of this one.
 
-    Where the search is to stop, the workers write a checkpoint, from which the next call goes on.
-
-    Returns:
-        Whether the weights are there.
-
-    Raises:
-        SearchFailedError: It diverged, ran out of device memory, or its workers died again and again.
-        StorageError: Nothing can be written any more.
+    Where the search is to stop, the workers write a checkpoint, from which the next call goes on. Returns whether the
+    weights are there. Raises SearchFailedError where the training cannot go on, and StorageError where nothing can be
+    written any more.
     """
     run, setup, stop = search.run, search.setup, search.stop
     assert setup.shared is not None, "the caller knows that there is a supernet"
@@ -51,7 +45,7 @@ def train_weights(search: Search) -> Generator[SupernetEpochDone, None, bool]:
                 return
 
     threading.Thread(target=watch, name="watch", daemon=True).start()
-    room: dict[str, Any] = {}
+    room: dict[str, object] = {}
     num_workers, cpus_per_worker = supernet_workers(search.resources, batch_size=setup.shared.config.batch_size)
     try:
         with ending_in(SearchFailedError, "the training of the supernet ended"):
@@ -68,7 +62,7 @@ def train_weights(search: Search) -> Generator[SupernetEpochDone, None, bool]:
                     raise StorageError(report["reason"])
                 if report["status"] != "running":
                     raise SearchFailedError(f"the training of the supernet ended: {report['reason']}")
-                found = {name: report[name] for name in ROOM if name in report}
+                found = {name: value for name, value in report.items() if name in ROOM}
                 if found != room:
                     room = found
                     run.amend_manifest(supernet=room)
@@ -84,15 +78,10 @@ def train_weights(search: Search) -> Generator[SupernetEpochDone, None, bool]:
 
 
 def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarted | Candidate, None, bool]:
-    """Proposes `search.candidates` architectures of `space` and measures what they inherit.
+    """Proposes `search.candidates` architectures of `space` and measures what they inherit; returns whether all are
+    ranked.
 
-    Every one is in the run's record before it is yielded.
-
-    Returns:
-        Whether all are ranked.
-
-    Raises:
-        WorkersFailedError: Workers died again and again, or the code raised.
+    Each is in the run's record before it is yielded. Raises WorkersFailedError where workers died again and again.
     """
     experiment, run = search.experiment, search.run
     size = math.prod(len(gene.options) for gene in space.genes)

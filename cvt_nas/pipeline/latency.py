@@ -23,11 +23,8 @@ def experiment_of(run: RunFolder) -> Experiment:
 def with_latency(
     experiment: Experiment, run: RunFolder | None, setup: TrainingSetup, resources: Resources, *, seed: int
 ) -> Experiment:
-    """`experiment` with the table that its run was begun with, or else with one that a worker measures now.
-
-    Raises:
-        CvtNasError: Nothing is as fast as the constraints ask, or there is too much to measure.
-    """
+    """`experiment` with the table that its run was begun with, or else with one that a worker measures now. Raises
+    CvtNasError where nothing is as fast as the constraints ask, or there is too much to measure."""
     if run is not None and "latency_table" in run.manifest:
         return _with_table_of(run, experiment)
     return experiment.with_latency(on_device(resources, _measure_table, experiment.space, setup, seed))

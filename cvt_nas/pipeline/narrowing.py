@@ -12,12 +12,10 @@ import math
 import random
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from cvt_nas.arch import arch_from_dict, arch_to_dict
 from cvt_nas.config import Experiment
 from cvt_nas.engine import Phase, TrainingSetup, class_curves
 from cvt_nas.errors import RunFolderError
@@ -36,11 +34,8 @@ _RIDGE = 1.0  # prior precision of each option's effect, in units of the noise
 
 
 def searched_space(experiment: Experiment, run: RunFolder) -> ArchSpace:
-    """What candidates are drawn from: the space of `experiment`, as far as the run has not narrowed it.
-
-    Raises:
-        RunFolderError: The run's record of that is damaged.
-    """
+    """What candidates are drawn from: the space of `experiment`, as far as the run has narrowed it. Raises
+    RunFolderError where the run's record of that is damaged."""
     narrowing = run.supernet.narrowing() if experiment.search.weights == "da-nas" else None
     try:
         return experiment.space if narrowing is None else NarrowedSpace(experiment.space, narrowing.kept)
@@ -49,11 +44,8 @@ def searched_space(experiment: Experiment, run: RunFolder) -> ArchSpace:
 
 
 def train_and_narrow(search: Search) -> Generator[SupernetEpochDone | OptionsDropped, None, bool]:
-    """`train_weights`, part by part, and after each of them what is dropped; the run's record has all of it.
-
-    Returns:
-        Whether the last part is done.
-    """
+    """`train_weights`, part by part, and after each of them what is dropped, which the run's record has. Returns
+    whether the last part is done."""
     experiment, run, setup, resources = search.experiment, search.run, search.setup, search.resources
     shared, config = setup.shared, experiment.da_nas
     assert shared is not None, "the caller knows that there is a supernet"
@@ -97,12 +89,8 @@ def _class_curves(
 ) -> list[list[float]] | None:
     """`class_curves` of the space's smallest network, by a worker; None where `stop` is set before it is done."""
     assert setup.shared is not None, "the caller knows that there is a supernet"
-    smallest, seed = arch_to_dict(setup.shared.space.smallest), derive_seed(seed, 0, "classes")
-    return on_worker(resources, _class_curves_of, setup, smallest, epochs, seed, stop=stop)
-
-
-def _class_curves_of(setup: TrainingSetup, arch: dict[str, Any], epochs: int, seed: int) -> list[list[float]]:
-    return class_curves(arch_from_dict(arch), setup, epochs=epochs, seed=seed)
+    seed = derive_seed(seed, 0, "classes")
+    return on_worker(resources, class_curves, setup.shared.space.smallest, setup, epochs, seed, stop=stop)
 
 
 def easiest_first(curves: Sequence[Sequence[float]]) -> tuple[int, ...]:
@@ -144,13 +132,10 @@ def _features(space: ArchSpace, genome: Genome) -> list[float]:
 def without_weakest(
     space: NarrowedSpace, effects: Mapping[str, Float[np.ndarray, " options"]], ratio: float
 ) -> tuple[NarrowedSpace, tuple[DroppedOption, ...]]:
-    """`space` without the options that are farthest behind the best of their gene.
+    """`space` without the options that are farthest behind the best of their gene, and what was dropped.
 
-    Args:
-        ratio: Share that goes of those that could: of each gene all but the best.
-
-    Returns:
-        What is left, and what was dropped. An option without which nothing would be feasible stays.
+    A share `ratio` goes of those that could: of each gene all but the best. An option without which nothing would be
+    feasible stays.
     """
     genes = space.genes
     behind = sorted(

@@ -11,7 +11,7 @@ import torch
 
 from cvt_nas.arch import ArchConfig, Cost, cost_of
 from cvt_nas.data import save_preprocessing
-from cvt_nas.engine import Inheritance, TrainingSetup, open_inheritance
+from cvt_nas.engine import TrainingSetup, open_inheritance
 from cvt_nas.engine.latency import measure_latency
 from cvt_nas.errors import RunFolderError
 from cvt_nas.escaping import told, why_no_text
@@ -116,7 +116,8 @@ def query(
         raise RunFolderError(f"{run.path}: nothing in the space was found with {said or 'any cost'}")
     answers.sort(key=lambda answer: -answer.accuracy)
     if to is not None:
-        _write(answers[0].arch, inheritance, setup, to)
+        save_model(inheritance.model(answers[0].arch), to)
+        save_preprocessing(setup.open_data(), to)
     return answers
 
 
@@ -153,8 +154,3 @@ def _limited(space: SearchSpace, limits: dict[CostMetric, int | None]) -> Search
             own = bounds.get(metric, Bound())
             bounds[metric] = Bound(min=own.min, max=limit if own.max is None else min(limit, own.max))
     return dataclasses.replace(space, bounds=bounds)
-
-
-def _write(arch: ArchConfig, inheritance: Inheritance, setup: TrainingSetup, to: Path) -> None:
-    save_model(inheritance.model(arch), to)
-    save_preprocessing(setup.open_data(), to)

@@ -21,6 +21,7 @@ from cvt_nas.propose.race import FixedPlan, Race
 from cvt_nas.propose.samplers import derive_seed
 from cvt_nas.propose.study import Proposal
 from cvt_nas.results import DataIdentity, Origin, SupernetQuality, further_number, judge_supernet, round_and_trial
+from cvt_nas.results.events import following
 from cvt_nas.run import RunFolder
 from cvt_nas.space import Genome, spread_over_flops
 
@@ -87,7 +88,9 @@ def evaluate_supernet(
         left = [p for p in _proposals(genomes, experiment, seed=seed, num_seeds=num_seeds) if p.number not in done]
         granted: dict[str, Any] = {"device": resources.device, "num_threads": resources.num_threads}
         setup, of_supernet = (dataclasses.replace(each, **granted) for each in (setup, of_supernet))
-        follow = nullcontext(_ignore) if progress is None else progress(alone, resources, len(left) + len(done), None)
+        follow = (
+            nullcontext(following()) if progress is None else progress(alone, resources, len(left) + len(done), None)
+        )
         with follow as on_event:
             search = Search(
                 experiment=experiment, run=alone, setup=setup, resources=resources, seed=seed, num_trials=len(left),
@@ -166,7 +169,3 @@ def _proposals(genomes: list[Genome], experiment: Experiment, *, seed: int, num_
         for round_ in range(1, num_seeds + 1)
         for index, genome in enumerate(genomes)
     ]
-
-
-def _ignore(event: object) -> None:
-    del event

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
-from cvt_nas.arch import arch_from_dict, arch_to_dict
+from cvt_nas.arch import ArchConfig
 from cvt_nas.config import Experiment
+from cvt_nas.config.values import Compiling
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.engine.speed import FastestWay, fastest_way
 from cvt_nas.launch.resources import Resources
@@ -23,20 +23,18 @@ def with_fastest_way(
     resources: Resources,
     *,
     on_note: Callable[[str], None] | None = None,
-) -> tuple[TrainingSetup, dict[str, Any]]:
+) -> tuple[TrainingSetup, dict[str, object]]:
     """`setup` with a `training.compile` that is not `auto`, where trials train on a GPU; and what the manifest keeps.
 
-    It is that of the space's median network, measured on one worker with a trial's share of a GPU.
-
-    Args:
-        run: What is gone on with; it keeps the way that it had.
+    It is the fastest for the space's median network on one worker with a trial's share of a GPU. A resumed `run` keeps
+    its own.
     """
     if setup.device != "cuda" or setup.training.compile != "auto" or experiment.training.epochs == 0:
         return setup, {}
     if run is not None:
         known = run.manifest.get("compile", {"fastest": "auto"})
         return _by(setup, known["fastest"]), {}
-    arch = arch_to_dict(experiment.space.decode(three_networks(experiment)["median"]))
+    arch = experiment.space.decode(three_networks(experiment)["median"])
     found = on_device(resources, _measure, setup, arch, resources.num_workers)
     if found is None:
         return setup, {}
@@ -45,13 +43,13 @@ def with_fastest_way(
     return _by(setup, found.fastest), {"compile": found.to_json()}
 
 
-def _by(setup: TrainingSetup, way: Any) -> TrainingSetup:
+def _by(setup: TrainingSetup, way: Compiling) -> TrainingSetup:
     return dataclasses.replace(setup, training=dataclasses.replace(setup.training, compile=way))
 
 
-def _measure(setup: TrainingSetup, arch: dict[str, Any], num_devices: int) -> FastestWay | None:
+def _measure(setup: TrainingSetup, arch: ArchConfig, num_devices: int) -> FastestWay | None:
     torch.set_num_threads(setup.num_threads)
     return fastest_way(
-        arch_from_dict(arch), setup.training, setup.open_data(),
+        arch, setup.training, setup.open_data(),
         device=setup.torch_device, num_devices=num_devices, memory_share=setup.memory_share,
     )  # fmt: skip

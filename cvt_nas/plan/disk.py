@@ -29,7 +29,6 @@ def bytes_needed(experiment: Experiment, *, num_trials: int, num_slots: int, run
 
     Args:
         num_trials: That are not over yet, the paused ones of a resumed run included.
-        num_slots: Trials that run side by side.
         rungs: Of a run that began already; None for those of `experiment`.
     """
     search, training, space = experiment.search, experiment.training, experiment.space
@@ -67,15 +66,9 @@ def _copies(training: TrainingConfig) -> int:
 def check_disk(
     experiment: Experiment, out: Path, *, num_trials: int, num_slots: int, run: RunFolder | None = None
 ) -> None:
-    """Whether what a search writes fits where it writes it.
+    """Raises ResourceError where what a search writes does not fit where it writes it; `out` need not be there yet.
 
-    Args:
-        out: The run folder, which need not be there yet.
-        num_trials, num_slots: See `bytes_needed`.
-        run: The run that is resumed. Checkpoints that it has already take no further room.
-
-    Raises:
-        ResourceError: It does not.
+    Checkpoints that a resumed `run` has already take no further room.
     """
     folder = nearest_folder(out)
     free = shutil.disk_usage(folder).free

@@ -48,13 +48,10 @@ def simulate_race(
     known: Sequence[Proposal] = (),
 ) -> SimulatedRace:
     """The race of `experiment` by its own study and rungs. Latency, which is not known before, is no objective of it.
+    What is `known` was proposed before, and is proposed again first.
 
     Where trials inherit weights, what is trained are the best of the candidates; the sampler's proposals stand for
     these.
-
-    Args:
-        sampler: Instead of the file's, where that would take too long.
-        known: What was proposed before, and is proposed again, in its order, before anything else.
     """
     space = dataclasses.replace(
         experiment.space, bounds={name: at for name, at in experiment.space.bounds.items() if name != "latency_ms"}
@@ -116,14 +113,8 @@ def plan_search(
     is_quick: bool = False,
     known: Sequence[Proposal] = (),
 ) -> Plan:
-    """What the search of `experiment` will take on `machine`.
-
-    Args:
-        num_images: Of each split.
-        out: Where it is to be written; None where that is on another machine.
-        is_quick: Whether more than `MAX_QUICK_TRIALS` are drawn at random instead of by the file's sampler.
-        known: See `simulate_race`.
-    """
+    """What the search of `experiment` will take on `machine`. Where it is written, `out`, is None on another machine. A
+    quick plan draws more than `MAX_QUICK_TRIALS` at random instead of by the file's sampler."""
     notes = list(machine.notes)
     sampler: SamplerName | None = "random" if known else None
     if is_quick and num_trials > MAX_QUICK_TRIALS and experiment.search.sampler != "random":
@@ -284,17 +275,11 @@ def fit_to_hours(
     seed: int,
     known: Sequence[Proposal],
 ) -> Fit:
-    """Trials, epochs and a grace period with which the search ends in `hours`.
+    """Trials, epochs and a grace period with which the search ends in `hours`. Raises CvtNasError where none do.
 
-    With the file's epochs, as many trials as there is time for, up to the file's number. Where that is less than 20,
-    or than the file has, epochs are taken off, a fifth at a time, down to a quarter of the file's, and the grace
-    period in proportion.
-
-    Args:
-        known: What the sampler proposed for the file's settings, and stands for what it would propose.
-
-    Raises:
-        CvtNasError: There is not enough time even for the least of that.
+    With the file's epochs, as many trials as there is time for, up to the file's number. Where that is less than 20, or
+    than the file has, epochs are taken off, a fifth at a time, down to a quarter of the file's, and the grace period in
+    proportion. What the sampler proposed for the file's settings is `known`, and stands for what it would propose.
     """
     most, num_epochs = experiment.search.trials, experiment.training.epochs
     if num_epochs == 0:

@@ -8,11 +8,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from cvt_nas.arch import ArchConfig, arch_from_dict, arch_to_dict
+from cvt_nas.arch import ArchConfig
 from cvt_nas.config import Experiment
 from cvt_nas.data import SPLITS, Split
 from cvt_nas.engine import TrainingSetup
@@ -42,37 +41,15 @@ _SIZES: Mapping[str, tuple[int, int]] = {"imagenet": (1_281_167, 50_000)}  # tra
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """What the slots found, side by side.
-
-    Args:
-        genomes: Of the networks that were measured.
-        speeds: Of each network on each slot; None where the device had no memory for it.
-        loader: Images a second, on each slot.
-        supernet: Seconds of an image on one device, likewise.
-        worker_start: Seconds until a worker had begun, or would have.
-        waiting: Seconds of the clock to one of the CPU, of which other processes have the rest.
-    """
-
-    genomes: Mapping[Name, Genome]
-    speeds: Mapping[Name, tuple[Speed | None, ...]]
-    loader: tuple[float, ...]
-    supernet: tuple[float | None, ...]
-    worker_start: float
-    waiting: float
-
-    @property
-    def every_speed(self) -> list[Speed]:
-        return [speed for speeds in self.speeds.values() for speed in speeds if speed is not None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _OfSlot:
     """What one slot found.
 
     Args:
+        speeds: Of each network; None where the device had no memory for it.
+        loader: Images a second.
+        supernet: Seconds of an image on one device, likewise.
         begun: When, on the clock of `time.time`.
-        waiting: As of all of them.
+        waiting: Seconds of the clock to one of the CPU, of which other processes have the rest.
     """
 
     speeds: dict[Name, Speed | None]
@@ -82,15 +59,25 @@ class _OfSlot:
     waiting: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What the slots found, side by side; `worker_start` seconds passed until a worker had begun, or would have."""
+
+    genomes: Mapping[Name, Genome]
+    slots: Sequence[_OfSlot]
+    worker_start: float
+
+    @property
+    def waiting(self) -> float:
+        """See `_OfSlot`; the mean."""
+        return _mean([slot.waiting for slot in self.slots])
+
+
 def measure_cpus(experiment: Experiment, setup: TrainingSetup, resources: Resources, *, seconds: float) -> Measured:
-    """Trains the space's three networks in as many processes side by side as there are slots.
+    """Trains the space's three networks for some seconds each, in as many processes side by side as there are slots.
 
     They are forked, so that they need not import torch, which takes a worker of Ray longer than what is measured; and
     they are as nice to other processes as Ray's workers are.
-
-    Args:
-        setup: With the device and threads of a trial.
-        seconds: Of each network, the supernet and the loader.
     """
     number, genomes = min(resources.num_slots, _MOST_SLOTS), three_networks(experiment)
     task = _task(experiment, genomes, setup, resources, seconds)
@@ -99,8 +86,9 @@ def measure_cpus(experiment: Experiment, setup: TrainingSetup, resources: Resour
     with warnings.catch_warnings(), ProcessPoolExecutor(number, mp_context=context, **nice) as pool:
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside a fork, which has none of their locks
         running = [pool.submit(_measure, *task) for _ in range(number)]
-        found = [each.result() for each in running]
-    return _together(genomes, found, worker_start=_WORKER_CPU_SECONDS * _waiting(found))
+        slots = [each.result() for each in running]
+    start = _WORKER_CPU_SECONDS * _mean([slot.waiting for slot in slots])
+    return Measured(genomes=genomes, slots=slots, worker_start=start)
 
 
 def measure_workers(experiment: Experiment, setup: TrainingSetup, resources: Resources, *, seconds: float) -> Measured:
@@ -111,38 +99,21 @@ def measure_workers(experiment: Experiment, setup: TrainingSetup, resources: Res
     number, genomes = min(resources.num_slots, _MOST_SLOTS), three_networks(experiment)
     task = _task(experiment, genomes, setup, resources, seconds)
     started = time.time()
-    found = on_devices(resources, _measure, [task] * number)
-    return _together(genomes, found, worker_start=_mean([each.begun for each in found]) - started)
+    slots = on_devices(resources, _measure, [task] * number)
+    return Measured(genomes=genomes, slots=slots, worker_start=_mean([slot.begun for slot in slots]) - started)
 
 
 def _task(
     experiment: Experiment, genomes: Mapping[Name, Genome], setup: TrainingSetup, resources: Resources, seconds: float
-) -> tuple[TrainingSetup, dict[Name, dict[str, Any]], float, int, int]:
-    plain: dict[Name, dict[str, Any]] = {
-        name: arch_to_dict(experiment.space.decode(genome)) for name, genome in genomes.items()
-    }
-    return setup, plain, seconds, resources.num_workers, _supernet_devices(setup, resources)
+) -> tuple[TrainingSetup, dict[Name, ArchConfig], float, int, int]:
+    archs = {name: experiment.space.decode(genome) for name, genome in genomes.items()}
+    return setup, archs, seconds, resources.num_workers, _supernet_devices(setup, resources)
 
 
 def _supernet_devices(setup: TrainingSetup, resources: Resources) -> int:
     if setup.shared is None:
         return 1
     return supernet_workers(resources, batch_size=setup.shared.config.batch_size)[0]
-
-
-def _together(genomes: Mapping[Name, Genome], found: Sequence[_OfSlot], *, worker_start: float) -> Measured:
-    return Measured(
-        genomes=genomes,
-        speeds={name: tuple(each.speeds[name] for each in found) for name in found[0].speeds},
-        loader=tuple(each.loader for each in found),
-        supernet=tuple(each.supernet for each in found),
-        worker_start=worker_start,
-        waiting=_waiting(found),
-    )
-
-
-def _waiting(found: Sequence[_OfSlot]) -> float:
-    return _mean([each.waiting for each in found])
 
 
 def machine_of(
@@ -154,20 +125,13 @@ def machine_of(
     scale: float = 1.0,
     start: float = 0.0,
 ) -> Machine:
-    """The machine that was measured.
-
-    Args:
-        scale: How many times as many GPUs of the same kind the search has.
-        start: Seconds until the search begins to train.
-
-    Raises:
-        ResourceError: The device has no memory for a network, or the supernet.
-    """
+    """The machine that was measured; the search has `scale` times as many GPUs, and begins to train after `start`
+    seconds. Raises ResourceError where the device has no memory for a network, or the supernet."""
     space, training = experiment.space, setup.training
     networks = []
     for name, genome in measured.genomes.items():
         arch = space.decode(genome)
-        known = [speed for speed in measured.speeds[name] if speed is not None]
+        known = [speed for slot in measured.slots if (speed := slot.speeds[name]) is not None]
         if not known:
             raise ResourceError(f"the {name} network: the device has no memory for one image; make the space smaller")
         rooms = [speed.room for speed in known if speed.room is not None]
@@ -183,12 +147,13 @@ def machine_of(
         ))  # fmt: skip
     supernet = None
     if setup.shared is not None:
-        seconds = [each for each in measured.supernet if each is not None]
+        seconds = [slot.supernet for slot in measured.slots if slot.supernet is not None]
         if not seconds:
             raise ResourceError("the supernet: the device has no memory for one image; make the space smaller")
         supernet = _mean(seconds) / _supernet_devices(setup, resources) / scale
-    speeds, num_workers = measured.every_speed, setup.num_loaders
-    load = _mean([1 / rate for rate in measured.loader] if num_workers else [speed.load for speed in speeds])
+    speeds = [speed for name in measured.genomes for slot in measured.slots if (speed := slot.speeds[name]) is not None]
+    num_workers = setup.num_loaders
+    load = _mean([1 / slot.loader for slot in measured.slots] if num_workers else [speed.load for speed in speeds])
     return Machine(
         num_slots=round(resources.num_slots * scale),
         num_gpus=round(resources.num_gpus * scale),
@@ -206,7 +171,7 @@ def machine_of(
 
 
 def _measure(
-    setup: TrainingSetup, archs: Mapping[Name, dict[str, Any]], seconds: float, num_devices: int, supernet_devices: int
+    setup: TrainingSetup, archs: Mapping[Name, ArchConfig], seconds: float, num_devices: int, supernet_devices: int
 ) -> _OfSlot:
     """In a process of its own."""
     begun = time.time()
@@ -215,7 +180,7 @@ def _measure(
     started, cpu_started = time.perf_counter(), time.process_time()
     speeds: dict[Name, Speed | None] = {
         name: measure_training(
-            arch_from_dict(arch), setup.training, data,
+            arch, setup.training, data,
             device=device, seconds=seconds, num_devices=num_devices, memory_share=setup.memory_share,
         )
         for name, arch in archs.items()
@@ -317,11 +282,8 @@ def _flops_of_step(experiment: Experiment) -> float:
 
 
 def sizes_of(experiment: Experiment, setup: TrainingSetup) -> dict[Split, int]:
-    """Images of each split; of ImageNet as published, where no folder is given.
-
-    Raises:
-        DataError: There are none.
-    """
+    """Images of each split; of ImageNet as published, where no folder is given. Raises DataError where there are
+    none."""
     config = experiment.data
     if config.dataset in _SIZES and setup.data_root is None:
         train, test = _SIZES[config.dataset]

@@ -19,17 +19,8 @@ from cvt_nas.launch.resources import (
     local_cpus,
     num_local_gpus,
 )
+from cvt_nas.plan import measuring
 from cvt_nas.plan.forecast import fit_to_hours, plan_search
-from cvt_nas.plan.measuring import (
-    QUICK_SECONDS,
-    RAY_CPU_SECONDS,
-    SECONDS,
-    machine_of,
-    measure_cpus,
-    measure_workers,
-    sizes_of,
-    state_machine,
-)
 from cvt_nas.plan.sharing import find_sharing
 from cvt_nas.plan.values import Plan
 from cvt_nas.run import RunFolder
@@ -78,8 +69,8 @@ def plan(
             raise ResourceError(
                 "--gpus-per-trial auto: is measured on this machine; give a number with --images-per-second"
             )
-        num_images = sizes_of(experiment, setup)
-        machine = state_machine(
+        num_images = measuring.sizes_of(experiment, setup)
+        machine = measuring.state_machine(
             experiment,
             num_gpus=gpus,
             gpus_per_trial=1.0 if gpus_per_trial is None else gpus_per_trial,
@@ -101,13 +92,13 @@ def plan(
         if gpus == 0 or there == 0:
             check_has_no_share(gpus_per_trial, gpus=gpus)
         setup = setup.checked(on_note=on_note)
-        num_images = sizes_of(experiment, setup)
+        num_images = measuring.sizes_of(experiment, setup)
         scale = 1.0 if gpus is None or gpus <= there else gpus / there
         notes: tuple[str, ...] = ()
         if gpus == 0 or there == 0:
             resources = local_cpus(cpus)
-            measured = measure_cpus(experiment, _on(setup, resources), resources, seconds=SECONDS)
-            start = RAY_CPU_SECONDS * measured.waiting
+            measured = measuring.measure_cpus(experiment, _on(setup, resources), resources, seconds=measuring.SECONDS)
+            start = measuring.RAY_CPU_SECONDS * measured.waiting
         else:
             measured_on = gpus if gpus is None else min(gpus, there)
             with claim_resources(gpus=measured_on, gpus_per_trial=gpus_per_trial, cpus=cpus) as resources:
@@ -117,8 +108,10 @@ def plan(
                     notes = (sharing.describe(resources.num_gpus),)
                     resources = sharing.divide(resources)
                 start = time.time() - started
-                measured = measure_workers(experiment, _on(setup, resources), resources, seconds=SECONDS)
-        machine = machine_of(measured, experiment, _on(setup, resources), resources, scale=scale, start=start)
+                measured = measuring.measure_workers(
+                    experiment, _on(setup, resources), resources, seconds=measuring.SECONDS
+                )
+        machine = measuring.machine_of(measured, experiment, _on(setup, resources), resources, scale=scale, start=start)
         machine = dataclasses.replace(machine, notes=(*notes, *machine.notes))
     seed, num_trials = experiment.search.seed, experiment.search.trials
     where = out if images_per_second is None else None
@@ -145,29 +138,26 @@ def plan_of_search(
     started: float,
     on_note: Callable[[str], None] | None = None,
 ) -> Plan | None:
-    """What a search that is about to begin takes, in a few seconds.
+    """What a search that was `started` at that `time.time` takes; measuring it takes a few seconds.
 
-    Args:
-        setup: With the device and threads of a trial.
-        started: When it was started, on the clock of `time.time`.
-        on_note: Called where that cannot be told.
-
-    Returns:
-        None where it cannot be told, as of data that trials will fail on: what is wrong is theirs to record.
+    None where it cannot be told, as of data that trials will fail on: what is wrong is theirs to record.
     """
-    measure = measure_cpus if _is_here(resources) else measure_workers
+    # trials on the CPUs of this machine need no worker of Ray to be measured on
+    is_here = resources.device == "cpu" and is_this_machine_alone()
+    measure = measuring.measure_cpus if is_here else measuring.measure_workers
     try:
-        measured = measure(experiment, setup, resources, seconds=QUICK_SECONDS)
-        machine = machine_of(measured, experiment, setup, resources, start=time.time() - started)
+        measured = measure(experiment, setup, resources, seconds=measuring.QUICK_SECONDS)
+        machine = measuring.machine_of(measured, experiment, setup, resources, start=time.time() - started)
         return plan_search(
-            experiment, machine, sizes_of(experiment, setup), num_trials=num_trials, seed=seed, out=out, is_quick=True
+            experiment,
+            machine,
+            measuring.sizes_of(experiment, setup),
+            num_trials=num_trials,
+            seed=seed,
+            out=out,
+            is_quick=True,
         )
     except (CvtNasError, RuntimeError, WorkersFailedError) as error:  # a process that is killed is a RuntimeError, too
         if on_note is not None:
             on_note(f"how long the search will take cannot be told: {first_line(error)}")
         return None
-
-
-def _is_here(resources: Resources) -> bool:
-    """Whether trials run on the CPUs of this machine, which need no worker of Ray to be measured on."""
-    return resources.device == "cpu" and is_this_machine_alone()

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import torch
 
-from cvt_nas.arch import arch_from_dict, arch_to_dict
+from cvt_nas.arch import ArchConfig
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.engine.memory import LEAST_USEFUL, Room
@@ -49,7 +49,7 @@ class Sharing:
         rates = {int(number): rate for number, rate in found["images_per_second"].items()}
         return cls(trials_per_gpu=found["trials_per_gpu"], rates=rates, reason=found["reason"])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         rates = {str(number): rate for number, rate in self.rates.items()}
         return {"trials_per_gpu": self.trials_per_gpu, "images_per_second": rates, "reason": self.reason}
 
@@ -58,11 +58,7 @@ class Sharing:
         return resources.shared(1 / self.trials_per_gpu) if resources.num_gpus else resources
 
     def describe(self, num_gpus: int) -> str:
-        """In a line.
-
-        Args:
-            num_gpus: Of which one was measured.
-        """
+        """In a line; one of `num_gpus` was measured."""
         of = ", ".join(f"{number}: {rate:,.0f}" for number, rate in self.rates.items())
         measured = f"images/s by the number of processes on {'it' if num_gpus == 1 else f'one of {num_gpus}'}: {of}; "
         return f"{self.outcome}; {measured if of else ''}{self.reason}"
@@ -74,12 +70,9 @@ class Sharing:
 
 
 def choose_sharing(rate_of: Callable[[int], float | str], *, most: int, reason: str) -> Sharing:
-    """Doubles the processes on a GPU as long as all together become at least `GAIN` faster.
+    """Doubles the processes on a GPU, up to `most`, as long as all together become at least `GAIN` faster.
 
-    Args:
-        rate_of: Images a second of so many; or why there is none.
-        most: Processes.
-        reason: Why there may be no more.
+    `rate_of` tells images a second of so many, or why there are none; `reason` is why there may be no more.
     """
     number, rates = 1, dict[int, float]()
     for tried in (2**power for power in range(most.bit_length())):
@@ -118,14 +111,8 @@ def find_sharing(experiment: Experiment, setup: TrainingSetup, resources: Resour
     """Trains the space's median network in 1, 2, 4, ... processes on one GPU, and compares what they do together.
 
     They are workers of Ray, each with its share of the GPU's memory, in which the largest network has to train as it
-    does alone. Other GPUs are taken to be alike.
-
-    Args:
-        resources: Of which each trial has one GPU.
-
-    Raises:
-        CvtNasError: The data are not as they must be.
-        WorkersFailedError: A network cannot be trained in one process.
+    does alone. Other GPUs are taken to be alike. Raises WorkersFailedError where a network cannot be trained in one
+    process.
     """
     most, reason = most_on_a_gpu(resources, num_trials=num_trials)
     if most == 1:
@@ -146,14 +133,8 @@ def divide_as_asked(
 ) -> tuple[Resources, Sharing | None]:
     """For a search: `resources` with as many trials on each GPU as share it best, where that is `asked` for.
 
-    A run keeps what was found for it, unless another number is asked for.
-
-    Args:
-        run: What is gone on with.
-
-    Returns:
-        Also what was found, for the manifest; None where nothing was to be found, or could not be: that trials cannot
-        train is theirs to record.
+    A `run` keeps what was found for it, unless another number is asked for. What was found is returned for the
+    manifest; None where nothing was, or could be: that trials cannot train is theirs to record.
     """
     known = None if run is None else Sharing.of(run.manifest)
     if asked not in (None, "auto") or (asked is None and known is None):
@@ -174,14 +155,8 @@ def divide_as_asked(
 
 
 def rate_together(processes: Sequence[Sequence[Timing]]) -> float | None:
-    """Images a second of all processes, in the time in which all of them trained.
-
-    Args:
-        processes: The batches of each, one directly after the other.
-
-    Returns:
-        None where that time is less than half of what one of them trained for.
-    """
+    """Images a second of all processes, in the time in which all of them trained; None where that time is less than
+    half of what one of them trained for. The batches of each came one directly after the other."""
     begins, ends = ([batches[end] for batches in processes] for end in (0, -1))
     start, end = max(batch.began for batch in begins), min(batch.ended for batch in ends)
     longest = max(last.ended - first.began for first, last in zip(begins, ends, strict=True))
@@ -200,25 +175,21 @@ class _Process:
     def open(self, setup: TrainingSetup) -> None:
         setup.open_data()
 
-    def train(self, setup: TrainingSetup, arch: Mapping[str, Any], num_processes: int, seconds: float) -> Speed | None:
+    def train(self, setup: TrainingSetup, arch: ArchConfig, num_processes: int, seconds: float) -> Speed | None:
         torch.set_num_threads(setup.num_threads)
         setup = setup.fitting_shared_memory(num_processes=num_processes)
         return measure_training(
-            arch_from_dict(arch), setup.training, setup.open_data(),
+            arch, setup.training, setup.open_data(),
             device=setup.torch_device, seconds=seconds, memory_share=setup.memory_share, repeats=True,
         )  # fmt: skip
 
 
 class _Probe:
-    """The processes on a GPU, to which more and more are added.
-
-    Args:
-        resources: Of which each trial has one GPU.
-    """
+    """The processes on a GPU, to which more and more are added; each trial of `resources` has one GPU."""
 
     def __init__(self, experiment: Experiment, setup: TrainingSetup, resources: Resources, gpu: SharedGpu) -> None:
         space, genomes = experiment.space, three_networks(experiment)
-        self._median, self._largest = (arch_to_dict(space.decode(genomes[name])) for name in ("median", "largest"))
+        self._median, self._largest = (space.decode(genomes[name]) for name in ("median", "largest"))
         self._setup, self._resources, self._gpu = setup, resources, gpu
         self._alone: Room | None = None
 

@@ -127,12 +127,8 @@ class Asha:
         is_paused: bool = False,
         is_stopped: bool = False,
     ) -> None:
-        """Puts a trial of an earlier process on the rungs that it reached, all of which it has passed.
-
-        Args:
-            is_paused: But the one that its curve ends at, where it waits.
-            is_stopped: But the one that its curve ends at, where it was stopped.
-        """
+        """Puts a trial of an earlier process on the rungs that it reached, all of which it has passed but the one at
+        the end of its curve, where it `is_paused` or `is_stopped`."""
         for milestone in self.rungs:
             if len(curve) < milestone:
                 continue

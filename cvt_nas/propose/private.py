@@ -24,7 +24,7 @@ class StoredTrials:
     def attributes(self, number: int) -> dict[str, Any]:
         return self._storage.get_trial(self._id_of(number)).user_attrs
 
-    def set_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
+    def set_attributes(self, number: int, attributes: Mapping[str, object]) -> None:
         for name, value in attributes.items():
             self._storage.set_trial_user_attr(self._id_of(number), name, value)
 

@@ -30,13 +30,10 @@ class Source(Protocol):
         return False
 
     def report(self, trial: PartialTrial, /) -> None:
-        """How far a trial has come."""
+        """How far a trial in flight has come; one that waited goes on."""
 
     def pause(self, trial: PartialTrial, /) -> None:
         """A trial waits at a rung."""
-
-    def promote(self, trial: PartialTrial, /) -> None:
-        """A trial that waited goes on."""
 
     def paused(self) -> Iterator[PartialTrial]:
         """What an earlier process paused."""
@@ -97,16 +94,13 @@ class Race:
         return len(self._again) + (0 if self.asha is None else self.asha.num_promotable)
 
     def ask(self) -> Proposal | None:
-        """What a free worker trains next: one that lost its worker, a paused one that may go on, or a new one.
-
-        Returns:
-            None where there is nothing to train as long as no other trial reports.
-        """
+        """What a free worker trains next: a trial that lost its worker, a paused one that may go on, or a new one; None
+        where there is nothing to train until another trial reports."""
         if self._again:
             return self._again.popleft()
         if self.asha is not None and self._paused and (number := self.asha.promote()) is not None:
             trial = self._paused.pop(number)
-            self._source.promote(trial)
+            self._source.report(trial)
             return trial.proposal
         return self._source.ask()
 
@@ -121,12 +115,8 @@ class Race:
     def decide(
         self, proposal: Proposal, curve: tuple[float, ...], *, seconds: float = 0.0, train_seconds: float = 0.0
     ) -> Decision:
-        """After each epoch of a trial but the last: whether it goes on.
-
-        Args:
-            curve: Accuracy after each epoch.
-            seconds, train_seconds: That it took so far; kept with a trial that pauses.
-        """
+        """After each epoch of a trial but the last: whether it goes on. The seconds are kept with a trial that
+        pauses."""
         if self.asha is None:
             return "go"
         losses = (1 - curve[-1], *losses_of_cost(proposal.cost, self._metrics))
@@ -149,12 +139,8 @@ class Race:
 
 
 def race_of(experiment: Experiment, study: Study, results: Sequence[TrialResult], *, rungs: Sequence[int] = ()) -> Race:
-    """The race of the experiment's scheduler, with its rungs as the trials of earlier processes left them.
-
-    Args:
-        rungs: What the run began with, where this version would place them elsewhere: trials that met different rungs
-            would not compare.
-    """
+    """The race of the experiment's scheduler, with its rungs as the trials of earlier processes left them: those that
+    the run began with, since trials that met different `rungs` would not compare."""
     settings, metrics = experiment.search, experiment.objectives
     if settings.scheduler == "none":
         return Race(study, None, metrics)

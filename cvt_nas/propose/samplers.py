@@ -28,12 +28,8 @@ _ENUMERABLE = 20_000
 
 
 class UnseenSampler(BaseSampler):
-    """A sampler for Optuna's study, whose proposals are feasible and new.
-
-    Args:
-        kind: One of Optuna's.
-        seen: Canonical genomes that were proposed; the owner adds to it.
-    """
+    """One of Optuna's samplers for its study, whose proposals are feasible and not in `seen`, to which the owner
+    adds."""
 
     def __init__(
         self, kind: Literal["tpe", "nsga2", "gp"], space: GenomeSpace, *, seed: int, seen: set[Genome]
@@ -138,7 +134,7 @@ class Progress(NamedTuple):
 _EPOCHS = 16  # of a curve in one attribute, so that an epoch adds no more to a journal however long the training is
 
 
-def progress_to_attrs(progress: Progress, known: Mapping[str, Any]) -> dict[str, Any]:
+def progress_to_attrs(progress: Progress, known: Mapping[str, object]) -> dict[str, object]:
     """The attributes of a trial that keep `progress`, in the order in which they are to be written.
 
     Whole parts of the curve have attributes of their own, and are written once. Intermediate values would be the place

@@ -37,11 +37,8 @@ class Search(Protocol):
     """What `run_clock` drives: who proposes trials and who stops them, as one. `Race` is one."""
 
     def ask(self) -> Proposal | None:
-        """What a free worker trains next: a new trial, or a paused one, which goes on from where it stood.
-
-        Returns:
-            None where there is nothing to train.
-        """
+        """What a free worker trains next: a new trial, or a paused one, which goes on from where it stood; None for
+        nothing."""
         ...
 
     def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
@@ -55,12 +52,7 @@ class Search(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """A proposal was made.
-
-    Args:
-        seconds: That it took, on the real clock.
-        is_new: Whether it is a new trial, and none that was paused.
-    """
+    """A proposal was made in some seconds of the real clock; it is new, or one that was paused."""
 
     proposal: Proposal
     seconds: float
@@ -69,13 +61,8 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochEnded:
-    """An epoch of a trial has ended, and whatever follows from it is decided.
-
-    Args:
-        now: On the simulated clock.
-        epochs: That the trial has been trained for.
-        is_complete: Whether that is all of them.
-    """
+    """A trial has been trained for so many epochs, at `now` on the simulated clock, and what follows from it is
+    decided."""
 
     now: float
     proposal: Proposal
@@ -97,7 +84,6 @@ def run_clock(
     """A race of `search` whose trials run side by side, asynchronously, until nothing is left to train.
 
     Args:
-        curve_of: Accuracy of a trial after each epoch.
         epoch_seconds: Of one epoch of a trial.
         begin_seconds: Of a slot whenever it takes up a trial, a paused one included.
         spread: Of `search.spread_last`; a trial on so many times as many GPUs takes so much less time.

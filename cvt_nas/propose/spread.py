@@ -22,12 +22,8 @@ class Spread:
     batch_size: int
 
     def gpus_for(self, others: Sequence[float], num_waiting: int = 0) -> float:
-        """GPUs of a trial that begins now: its fair share of all, as far as they are idle.
-
-        Args:
-            others: What the trials that run now have, each.
-            num_waiting: Other trials that are about to begin.
-        """
+        """GPUs of a trial that begins now: its fair share of all, as far as they are idle beside those of the `others`
+        that run. `num_waiting` more are about to begin."""
         num_gpus = self.num_gpus()
         # two that have a fraction each may be on different GPUs
         idle = num_gpus - sum(max(gpus, 1) for gpus in others)

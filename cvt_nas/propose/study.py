@@ -4,7 +4,7 @@ import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import optuna
@@ -13,22 +13,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from cvt_nas.arch import Cost
+from cvt_nas.propose import samplers
 from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.private import StoredTrials
-from cvt_nas.propose.samplers import (
-    Progress,
-    SamplerName,
-    UnseenSampler,
-    derive_seed,
-    distributions_of,
-    draw_unseen,
-    genome_of,
-    is_whole,
-    observation_of,
-    params_of,
-    progress_of,
-    progress_to_attrs,
-)
 from cvt_nas.propose.surrogate import Surrogate
 from cvt_nas.results import FAILURES, Metric, Status
 from cvt_nas.space import ALL_COST_METRICS, Genome, GenomeSpace
@@ -42,7 +29,6 @@ class Proposal:
     """An architecture to train, feasible and new.
 
     Args:
-        number: Of the trial, in the run and in the study.
         seed: Of its training.
     """
 
@@ -54,11 +40,7 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartialTrial:
-    """How far a trial came that has not ended.
-
-    Args:
-        seconds: Spent on it, and `train_seconds` of them in epochs.
-    """
+    """How far a trial came that has not ended: `seconds` were spent on it, `train_seconds` of them in epochs."""
 
     proposal: Proposal
     curve: tuple[float, ...]
@@ -104,7 +86,7 @@ class Study:
         space: GenomeSpace,
         *,
         metrics: Sequence[Metric],
-        sampler: SamplerName,
+        sampler: samplers.SamplerName,
         num_trials: int | None,
         seed: int,
         storage: BaseStorage | None = None,
@@ -120,7 +102,7 @@ class Study:
         if sampler == "surrogate":
             self._surrogate = Surrogate(space, costs=[m for m in ALL_COST_METRICS if m in metrics], seed=seed)
         elif sampler != "random":
-            self._optuna_sampler = UnseenSampler(sampler, space, seed=seed, seen=self._seen)
+            self._optuna_sampler = samplers.UnseenSampler(sampler, space, seed=seed, seen=self._seen)
         self._study = optuna.create_study(
             study_name=_STUDY_NAME,
             storage=storage,
@@ -156,7 +138,7 @@ class Study:
         ))  # fmt: skip
 
     def _canonical_of(self, trial: FrozenTrial) -> Genome:
-        return self._space.canonical(genome_of(self._space, trial.params))
+        return self._space.canonical(samplers.genome_of(self._space, trial.params))
 
     def _resume(self, recorded: Mapping[int, Ended]) -> dict[Genome, FrozenTrial]:
         """Settles what an earlier process left; returns the last trial of each architecture."""
@@ -166,12 +148,12 @@ class Study:
                 if trial.number in recorded:  # recorded, then killed before Optuna was told
                     self.tell(recorded[trial.number])
                     trial = self._study.get_trials(deepcopy=False)[trial.number]
-                elif is_whole(trial, self._space):
-                    (self._paused if progress_of(trial).is_paused else self._orphans).append(trial)
+                elif samplers.is_whole(trial, self._space):
+                    (self._paused if samplers.progress_of(trial).is_paused else self._orphans).append(trial)
                 else:  # killed while Optuna was writing the proposal: nothing was trained
                     self._study.tell(trial.number, state=TrialState.FAIL)
                     continue
-            if is_whole(trial, self._space):
+            if samplers.is_whole(trial, self._space):
                 last[self._canonical_of(trial)] = trial
         self._seen.update(last)  # in place, since the sampler has it, too; `|=` with keys makes another set
         return last
@@ -192,18 +174,15 @@ class Study:
         return not (self._orphans or self._retries) and (self._exhausted or self._is_full)
 
     def ask(self) -> Proposal | None:
-        """The next architecture to train: first those in flight when the run was interrupted, if `interrupted` did not
-        hand them over, then those that failed, then anchors.
-
-        Returns:
-            None where the number of trials is reached, or the space holds nothing feasible that is new.
-        """
+        """The next architecture to train: those in flight when the run was interrupted, unless `interrupted` handed
+        them over, then those that failed, then anchors. None where the number of trials is reached, or nothing feasible
+        is new."""
         if self._orphans:
             return self._proposal(self._orphans.pop(0))
         if self._retries:
             failed = self._retries[0]
             anchor = {name: value for name, value in failed.user_attrs.items() if name == "anchor"}
-            trial = self._begin(genome_of(self._space, failed.params), retry_of=failed.number, **anchor)
+            trial = self._begin(samplers.genome_of(self._space, failed.params), retry_of=failed.number, **anchor)
             del self._retries[0]
             return self._proposal(trial)
         if self._is_full:
@@ -228,7 +207,9 @@ class Study:
         if self._surrogate is not None:
             genome = self._ask_surrogate(self._surrogate, number)
         if genome is None:
-            genome = draw_unseen(self._space, self._seen, random.Random(derive_seed(self._seed, number, "proposal")))
+            genome = samplers.draw_unseen(
+                self._space, self._seen, random.Random(samplers.derive_seed(self._seed, number, "proposal"))
+            )
         return None if genome is None else self._begin(genome)
 
     def _ask_surrogate(self, surrogate: Surrogate, number: int) -> Genome | None:
@@ -251,36 +232,36 @@ class Study:
                 continue
             known = self._observed.get(trial.number)
             if known is None or known[0] is not trial:
-                if not is_whole(trial, self._space):
+                if not samplers.is_whole(trial, self._space):
                     continue
-                known = self._observed[trial.number] = trial, observation_of(trial, self._space)
+                known = self._observed[trial.number] = trial, samplers.observation_of(trial, self._space)
             observations.append(known[1])
         return observations
 
-    def _ask_optuna(self, sampler: UnseenSampler, number: int) -> FrozenTrial | None:
+    def _ask_optuna(self, sampler: samplers.UnseenSampler, number: int) -> FrozenTrial | None:
         if self._anchors:
             name, genome = next(iter(self._anchors.items()))
             waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if name not in (trial.user_attrs.get("anchor") for trial in waiting):  # from before a crash
-                self._study.enqueue_trial(params_of(self._space, genome), user_attrs={"anchor": name})
+                self._study.enqueue_trial(samplers.params_of(self._space, genome), user_attrs={"anchor": name})
         if not sampler.prepare(number):
             return None
-        trial = self._study.ask(distributions_of(self._space))
-        for name, value in self._attributes_of(genome_of(self._space, trial.params)).items():
+        trial = self._study.ask(samplers.distributions_of(self._space))
+        for name, value in self._attributes_of(samplers.genome_of(self._space, trial.params)).items():
             trial.set_user_attr(name, value)
         return self._study.get_trials(deepcopy=False)[trial.number]
 
-    def _begin(self, genome: Genome, **attributes: Any) -> FrozenTrial:
+    def _begin(self, genome: Genome, **attributes: object) -> FrozenTrial:
         """A running trial of `genome`."""
         trial = optuna.trial.create_trial(
             state=TrialState.RUNNING,
-            params=params_of(self._space, genome),
-            distributions=distributions_of(self._space),
+            params=samplers.params_of(self._space, genome),
+            distributions=samplers.distributions_of(self._space),
             user_attrs={**self._attributes_of(genome), **attributes},
         )
         return self._stored.add(trial)
 
-    def _attributes_of(self, genome: Genome) -> dict[str, Any]:
+    def _attributes_of(self, genome: Genome) -> dict[str, object]:
         """What the indices mean, for whoever opens the journal in optuna-dashboard."""
         genes = zip(self._space.genes, genome, strict=True)
         choices = {gene.name: gene.options[index] for gene, index in genes}
@@ -292,23 +273,19 @@ class Study:
         return self._num_trials is not None and self.num_asked >= self._num_trials
 
     def report(self, trial: PartialTrial) -> None:
-        """Keeps how far a trial in flight came, for `interrupted` after a crash."""
+        """Keeps how far a trial in flight came, for `interrupted` after a crash; one that was paused goes on."""
         self._keep(trial, is_paused=False)
 
     def pause(self, trial: PartialTrial) -> None:
         """Keeps how far a trial came, for `paused` after a crash; to Optuna it goes on running."""
         self._keep(trial, is_paused=True)
 
-    def promote(self, trial: PartialTrial) -> None:
-        """Marks a paused trial as in flight."""
-        self._keep(trial, is_paused=False)
-
     def _keep(self, trial: PartialTrial, *, is_paused: bool) -> None:
         number = trial.proposal.number
-        progress = Progress(
+        progress = samplers.Progress(
             curve=trial.curve, seconds=trial.seconds, train_seconds=trial.train_seconds, is_paused=is_paused
         )
-        self._stored.set_attributes(number, progress_to_attrs(progress, self._stored.attributes(number)))
+        self._stored.set_attributes(number, samplers.progress_to_attrs(progress, self._stored.attributes(number)))
 
     def paused(self) -> Iterator[PartialTrial]:
         """Trials that were paused when the search was interrupted."""
@@ -320,7 +297,7 @@ class Study:
             yield self._partial(self._orphans.pop(0))
 
     def _partial(self, trial: FrozenTrial) -> PartialTrial:
-        progress = progress_of(trial)
+        progress = samplers.progress_of(trial)
         return PartialTrial(
             proposal=self._proposal(trial),
             curve=progress.curve,
@@ -329,12 +306,12 @@ class Study:
         )
 
     def _proposal(self, trial: FrozenTrial) -> Proposal:
-        genome = genome_of(self._space, trial.params)
+        genome = samplers.genome_of(self._space, trial.params)
         return Proposal(
             number=trial.number,
             genome=genome,
             cost=self._space.cost(genome),
-            seed=derive_seed(self._seed, trial.number, "training"),
+            seed=samplers.derive_seed(self._seed, trial.number, "training"),
         )
 
     def tell(self, ended: Ended) -> None:

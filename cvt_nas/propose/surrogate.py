@@ -45,7 +45,6 @@ class Surrogate:
             same number tells more by then, since what was paused may have been trained on.
 
     Args:
-        costs: The costs among the objectives.
         seed: Of the initial design and of the candidates.
     """
 
@@ -68,13 +67,8 @@ class Surrogate:
         self._table = None if self._every is None else _Candidates.of(self, {g: space.cost(g) for g in self._every})
 
     def propose(self, number: int, observations: Sequence[Observation], seen: set[Genome]) -> Genome | None:
-        """A feasible genome that is not in `seen`; None where none was found.
-
-        Args:
-            number: Of the trial, whose random choices follow from it.
-            observations: Of the trials before it, in the order of their numbers.
-            seen: Canonical genomes.
-        """
+        """A feasible genome for trial `number` that is not in `seen`, which holds canonical ones; None where none was
+        found. The observations are of the trials before it, in the order of their numbers."""
         evaluated = [o for o in observations if o.status in ("complete", "stopped", "failed")]
         if number < NUM_INITIAL or sum(o.status == "complete" for o in evaluated) < 3:
             return self._initial(number, seen)
@@ -106,10 +100,8 @@ class Surrogate:
         return candidates.genomes[int(np.argmax(gains))]
 
     def most_accurate(self, observations: Sequence[Observation], number: int) -> list[Genome]:
-        """Feasible genomes, evaluated or not, by the accuracy that is expected of them; the best `number`.
-
-        Empty where none was found.
-        """
+        """Feasible genomes, evaluated or not, by the accuracy that is expected of them; the best `number`, as far as
+        there are any."""
         rng = np.random.default_rng(self._seed)
         drawn = self._candidates(observations, rng, set())
         known = {self._space.canonical(o.genome): self._space.cost(o.genome) for o in observations}
@@ -216,11 +208,7 @@ class Surrogate:
         return [self._known_costs[genome] for genome in genomes]
 
     def scaled_costs(self, genomes: Sequence[Genome], costs: Sequence[Cost] | None = None) -> np.ndarray:
-        """`(genomes, costs)`, 0 at the space's least and 1 at its greatest.
-
-        Args:
-            costs: Of the genomes, where they are known already.
-        """
+        """`(genomes, costs)`, 0 at the space's least and 1 at its greatest; `costs` where they are known already."""
         costs = self._costs_of(genomes) if costs is None else costs
         values = np.array([[getattr(cost, metric) for metric in self._costs] for cost in costs], dtype=float)
         return (values.reshape(-1, len(self._costs)) - self._low) / self._span
@@ -228,9 +216,6 @@ class Surrogate:
     def features(self, genomes: Sequence[Genome], costs: Sequence[Cost] | None = None) -> np.ndarray:
         """What the kernel compares, `(genomes, features)`: options on a scale of 1, one-hot where they have no order,
         then the standardised logarithms of params and FLOPs.
-
-        Args:
-            costs: Of the genomes, where they are known already.
         """
         costs = self._costs_of(genomes) if costs is None else costs
         table = np.array(genomes, dtype=int).reshape(-1, len(self._space.genes))

@@ -33,12 +33,8 @@ _NUM_STEPS = 200
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Runs that are repeats of one another.
-
-    Args:
-        name: Of the space file, and what tells it from another group of that name.
-        runs: At least one, by seed.
-    """
+    """Runs that are repeats of one another, at least one, by seed; `name` is of the space file, or tells groups
+    apart."""
 
     name: str
     runs: tuple[RunFolder, ...]
@@ -46,12 +42,8 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """What runs have in common, and how they differ.
-
-    Args:
-        metrics: The objectives that all of them have.
-        box: From the least of all their spaces' costs to the greatest, so that hypervolumes compare.
-    """
+    """What runs have in common, and how they differ. All have the objectives `metrics`; `box` holds all their spaces,
+    so that hypervolumes compare."""
 
     groups: tuple[Group, ...]
     metrics: tuple[Metric, ...]
@@ -59,11 +51,8 @@ class Comparison:
 
     @classmethod
     def of(cls, runs: Sequence[RunFolder]) -> "Comparison":
-        """A run that is named twice, or whose copy is named too, counts once.
-
-        Raises:
-            RunFolderError: They are of different data, or have no cost in common.
-        """
+        """A run that is named twice, or whose copy is named too, counts once. Raises RunFolderError where runs are of
+        different data, or have no cost in common."""
         manifests = [run.manifest for run in runs]
         runs = [run for index, run in enumerate(runs) if manifests[index] not in manifests[:index]]
         if len(found := sorted({str(manifest["dataset"]) for manifest in manifests})) > 1:
@@ -224,24 +213,22 @@ def _fronts_figure(comparison: Comparison, metric: CostMetric) -> go.Figure:
         for run in group.runs:
             plane = ParetoFront.of(comparison.front(run).members, ("accuracy", metric)).members
             steps = sorted(plane, key=lambda member: member.metric(metric))
-            figure.add_trace(
-                go.Scatter(
-                    x=[member.metric(metric) for member in steps],
-                    y=[member.accuracy for member in steps],
-                    mode="lines+markers",
-                    line={
-                        "shape": "hv",
-                        "width": 1.5,
-                        "color": _COLOURS[index % len(_COLOURS)],
-                        "dash": _DASHES[index % len(_DASHES)],
-                    },
-                    marker={"size": 8, "symbol": _SYMBOLS[index % len(_SYMBOLS)]},
-                    name=group.name,
-                    legendgroup=group.name,
-                    showlegend=run is group.runs[0],
-                    text=[f"{member.arch_id}, trial {member.number}<br>{told(run.place)}" for member in steps],
-                    hovertemplate="%{text}<br>%{x}: %{y:.4f}<extra></extra>",
-                )
+            figure.add_scatter(
+                x=[member.metric(metric) for member in steps],
+                y=[member.accuracy for member in steps],
+                mode="lines+markers",
+                line={
+                    "shape": "hv",
+                    "width": 1.5,
+                    "color": _COLOURS[index % len(_COLOURS)],
+                    "dash": _DASHES[index % len(_DASHES)],
+                },
+                marker={"size": 8, "symbol": _SYMBOLS[index % len(_SYMBOLS)]},
+                name=group.name,
+                legendgroup=group.name,
+                showlegend=run is group.runs[0],
+                text=[f"{member.arch_id}, trial {member.number}<br>{told(run.place)}" for member in steps],
+                hovertemplate="%{text}<br>%{x}: %{y:.4f}<extra></extra>",
             )
     figure.update_layout(
         template="plotly_white",
@@ -267,26 +254,22 @@ def _growth_figure(comparison: Comparison, over: str, title: str, unit: float) -
         same: dict[str, Any] = {"mode": "lines", "legendgroup": group.name}
         if len(growths) > 1:
             for edge, fill in ((values.min(axis=0), None), (values.max(axis=0), "tonexty")):
-                figure.add_trace(
-                    go.Scatter(
-                        x=x,
-                        y=edge.round(6).tolist(),
-                        fill=fill,
-                        fillcolor=_faint(colour),
-                        hoverinfo="skip",
-                        line={"width": 0, "shape": "hv"},
-                        showlegend=False,
-                        **same,
-                    )
+                figure.add_scatter(
+                    x=x,
+                    y=edge.round(6).tolist(),
+                    fill=fill,
+                    fillcolor=_faint(colour),
+                    hoverinfo="skip",
+                    line={"width": 0, "shape": "hv"},
+                    showlegend=False,
+                    **same,
                 )
-        figure.add_trace(
-            go.Scatter(
-                x=x,
-                y=values.mean(axis=0).round(6).tolist(),
-                name=group.name,
-                **same,
-                line={"color": colour, "shape": "hv", "width": 2, "dash": _DASHES[index % len(_DASHES)]},
-            )
+        figure.add_scatter(
+            x=x,
+            y=values.mean(axis=0).round(6).tolist(),
+            name=group.name,
+            **same,
+            line={"color": colour, "shape": "hv", "width": 2, "dash": _DASHES[index % len(_DASHES)]},
         )
     figure.update_layout(
         template="plotly_white",

@@ -61,35 +61,31 @@ def front_figure(
             figure, off_front, name="further trainings, off the front", colour=_CONFIRMED_COLOUR, opacity=0.95,
             error_y=_error_bars(off_front, _CONFIRMED_COLOUR), **points,
         )  # fmt: skip
-    figure.add_trace(
-        go.Scatter(
-            x=[member.metric(metric) for member in steps],
-            y=[member.accuracy for member in steps],
-            mode="lines+markers",
-            line={"shape": "hv", "color": _FRONT_COLOUR, "width": 2},
-            marker={"size": 11, "color": _FRONT_COLOUR},
-            name="Pareto front of further trainings, mean ± standard deviation" if confirmed else "Pareto front",
-            customdata=[member.number for member in steps],
-            text=[_hover(member, describes) for member in steps],
-            hovertemplate="%{text}<extra></extra>",
-            **({"error_y": _error_bars(steps, _FRONT_COLOUR)} if confirmed else {}),
-        )
+    figure.add_scatter(
+        x=[member.metric(metric) for member in steps],
+        y=[member.accuracy for member in steps],
+        mode="lines+markers",
+        line={"shape": "hv", "color": _FRONT_COLOUR, "width": 2},
+        marker={"size": 11, "color": _FRONT_COLOUR},
+        name="Pareto front of further trainings, mean ± standard deviation" if confirmed else "Pareto front",
+        customdata=[member.number for member in steps],
+        text=[_hover(member, describes) for member in steps],
+        hovertemplate="%{text}<extra></extra>",
+        **({"error_y": _error_bars(steps, _FRONT_COLOUR)} if confirmed else {}),
     )
     for names, member in _marked(front).items():
-        figure.add_trace(
-            go.Scatter(
-                x=[member.metric(metric)],
-                y=[member.accuracy],
-                mode="markers+text",
-                marker={"size": 20, "symbol": "diamond-open", "color": _MARK_COLOUR, "line": {"width": 2}},
-                text=[names],
-                textposition="bottom center",
-                textfont={"color": _MARK_COLOUR, "size": 14},
-                cliponaxis=False,
-                name=names,
-                hoverinfo="skip",
-                showlegend=False,
-            )
+        figure.add_scatter(
+            x=[member.metric(metric)],
+            y=[member.accuracy],
+            mode="markers+text",
+            marker={"size": 20, "symbol": "diamond-open", "color": _MARK_COLOUR, "line": {"width": 2}},
+            text=[names],
+            textposition="bottom center",
+            textfont={"color": _MARK_COLOUR, "size": 14},
+            cliponaxis=False,
+            name=names,
+            hoverinfo="skip",
+            showlegend=False,
         )
     figure.update_layout(
         title=f"{run.manifest['name']}: accuracy against {NAMES[metric]}",
@@ -133,43 +129,39 @@ def _add_points(
     figure: go.Figure, results: Sequence[TrialResult], *, metric: Metric, describes: bool, name: str, colour: str,
     opacity: float, **more: Any,
 ) -> None:  # fmt: skip
-    figure.add_trace(
-        go.Scatter(
-            x=[result.metric(metric) for result in results],
-            y=[result.accuracy for result in results],
-            mode="markers",
-            marker={"size": 8, "color": colour, "opacity": opacity},
-            name=name,
-            customdata=[result.number for result in results],
-            text=[_hover(result, describes) for result in results],
-            hovertemplate="%{text}<extra></extra>",
-            **more,
-        )
+    figure.add_scatter(
+        x=[result.metric(metric) for result in results],
+        y=[result.accuracy for result in results],
+        mode="markers",
+        marker={"size": 8, "color": colour, "opacity": opacity},
+        name=name,
+        customdata=[result.number for result in results],
+        text=[_hover(result, describes) for result in results],
+        hovertemplate="%{text}<extra></extra>",
+        **more,
     )
 
 
 def _add_published(figure: go.Figure, published: Sequence[PublishedModel], metric: CostMetric) -> None:
     shown = [(model, cost) for model in published if (cost := getattr(model, metric, None)) is not None]
     if shown:
-        figure.add_trace(
-            go.Scatter(
-                x=[cost for _, cost in shown],
-                y=[model.accuracy for model, _ in shown],
-                mode="markers",
-                marker={
-                    "size": 9,
-                    "color": _PUBLISHED_COLOUR,
-                    "symbol": ["x" if model.pretraining == "ImageNet-1k" else "cross" for model, _ in shown],
-                },
-                name="published models, ImageNet validation",
-                text=[
-                    f"<b>{model.name}</b>, {model.pretraining}, {model.image_size} pixels<br>{model.accuracy:.1%}, "
-                    f"{short(model.params)} params, {short(cost)} {metric}<br>{model.source}"
-                    for model, cost in shown
-                ],
-                hovertemplate="%{text}<extra></extra>",
-                meta="published",
-            )
+        figure.add_scatter(
+            x=[cost for _, cost in shown],
+            y=[model.accuracy for model, _ in shown],
+            mode="markers",
+            marker={
+                "size": 9,
+                "color": _PUBLISHED_COLOUR,
+                "symbol": ["x" if model.pretraining == "ImageNet-1k" else "cross" for model, _ in shown],
+            },
+            name="published models, ImageNet validation",
+            text=[
+                f"<b>{model.name}</b>, {model.pretraining}, {model.image_size} pixels<br>{model.accuracy:.1%}, "
+                f"{short(model.params)} params, {short(cost)} {metric}<br>{model.source}"
+                for model, cost in shown
+            ],
+            hovertemplate="%{text}<extra></extra>",
+            meta="published",
         )
 
 
@@ -247,18 +239,16 @@ def curves_figure(run: RunFolder) -> go.Figure:
             y += [*(accuracy for _, accuracy in points), None]
             numbers += [member.number] * (len(points) + 1)
         if x:
-            figure.add_trace(
-                go.Scatter(
-                    x=x,
-                    y=y,
-                    customdata=numbers,
-                    name=name,
-                    mode="lines+markers" if len(members) <= 60 else "lines",
-                    line={"color": colour, "width": 1.5, "dash": dash},
-                    marker={"size": 4},
-                    opacity=opacity,
-                    hovertemplate="trial %{customdata}, epoch %{x}: %{y:.4f}<extra></extra>",
-                )
+            figure.add_scatter(
+                x=x,
+                y=y,
+                customdata=numbers,
+                name=name,
+                mode="lines+markers" if len(members) <= 60 else "lines",
+                line={"color": colour, "width": 1.5, "dash": dash},
+                marker={"size": 4},
+                opacity=opacity,
+                hovertemplate="trial %{customdata}, epoch %{x}: %{y:.4f}<extra></extra>",
             )
     for epoch in run.rungs:
         figure.add_vline(
@@ -288,9 +278,7 @@ def thinned(curve: Sequence[float]) -> list[tuple[int, float]]:
 def choices_figure(choices: pd.DataFrame, results: Sequence[TrialResult]) -> go.Figure:
     """Parallel coordinates: each choice that varies, the costs and the accuracy, a line for each trial.
 
-    Args:
-        choices: See `choices_frame`.
-        results: Those of its rows, which have an accuracy.
+    `choices` has a row for each of the `results`, all of which have an accuracy; see `choices_frame`.
     """
     accuracies = [result.metric("accuracy") for result in results]
     dimensions: list[dict[str, Any]] = []
@@ -336,15 +324,13 @@ def importance_figure(importances: pd.DataFrame) -> go.Figure:
         ("distance", "distance to the front", _OTHER_COLOUR, "/"),
         ("accuracy", "accuracy", _FRONT_COLOUR, ""),
     ):
-        figure.add_trace(
-            go.Bar(
-                x=ordered[name].round(4).tolist(),
-                y=[label_of(str(choice)) for choice in ordered["choice"]],
-                orientation="h",
-                name=label,
-                marker={"color": colour, "pattern": {"shape": pattern}},
-                hovertemplate="%{y}: %{x:.1%}<extra>" + label + "</extra>",
-            )
+        figure.add_bar(
+            x=ordered[name].round(4).tolist(),
+            y=[label_of(str(choice)) for choice in ordered["choice"]],
+            orientation="h",
+            name=label,
+            marker={"color": colour, "pattern": {"shape": pattern}},
+            hovertemplate="%{y}: %{x:.1%}<extra>" + label + "</extra>",
         )
     figure.update_layout(
         template="plotly_white",

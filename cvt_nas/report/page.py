@@ -7,14 +7,19 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 
 def html_page(
-    *, title: str, head: str, body: str, figures: Mapping[str, go.Figure], data: Mapping[str, Any], refresh: int | None
+    *,
+    title: str,
+    head: str,
+    body: str,
+    figures: Mapping[str, go.Figure],
+    data: Mapping[str, object],
+    refresh: int | None,
 ) -> str:
     """The page.
 
@@ -22,7 +27,6 @@ def html_page(
     forbids all requests too.
 
     Args:
-        title: Plain text.
         head, body: HTML of the header and of the main part; whatever came from a file is escaped in it. A figure goes
             where an element has its name as `data-figure`.
         data: What page.js reads: `{}`, or `trials` and what belongs to them.
@@ -70,25 +74,19 @@ def _text(name: str) -> str:
     return resources.files("cvt_nas.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def packed(tree: Any) -> str:
+def packed(tree: object) -> str:
     """JSON, compressed to about a quarter, in letters none of which ends a script."""
     text = json.dumps(tree, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
-def figure_html(name: str, label: str, *, selects: str | None = None, style: str = "", caption: str = "") -> str:
-    """Where a figure goes.
-
-    Args:
-        label: What it shows, for a screen reader.
-        selects: The cost on its x axis, where a click on a point is to select a trial.
-        caption: HTML.
-    """
+def figure_html(name: str, label: str, *, selects: str | None = None, style: str = "") -> str:
+    """Where a figure goes. `label` says what it shows, for a screen reader; a click on a point of a figure that
+    `selects` by a cost, on its x axis, selects a trial."""
     chosen = "" if selects is None else f' data-selects="{selects}"'
-    under = f"<figcaption>{caption}</figcaption>" if caption else ""
     return (
         f'<figure><div class="plot {style}" data-figure="{name}"{chosen} role="img" aria-label="{html.escape(label)}">'
-        f"</div>{under}</figure>"
+        f"</div></figure>"
     )
 
 

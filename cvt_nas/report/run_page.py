@@ -4,7 +4,6 @@ import html
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -89,7 +88,7 @@ _SECTIONS = (
 )
 
 
-def _data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFrame) -> dict[str, Any]:
+def _data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFrame) -> dict[str, object]:
     front, tested = run.front(), run.test_accuracies()
     knee, best = front.knee(), front.best
     measured = run.latencies()
@@ -134,10 +133,10 @@ def _data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFrame)
     }
 
 
-def _stages(arch: ArchConfig) -> list[list[Any]]:
+def _stages(arch: ArchConfig) -> list[list[object]]:
     """Of each stage what page.js names in `stagesOf`, in its order; without names, since 2,000 trials have many."""
 
-    def blocks_of(stage: StageConfig) -> list[list[Any]]:
+    def blocks_of(stage: StageConfig) -> list[list[object]]:
         return [
             [len(list(alike)), block.num_heads, block.mlp_ratio, block.kernel_size, block.kv_stride, block.projection]
             for block, alike in itertools.groupby(stage.blocks)

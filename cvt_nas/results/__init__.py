@@ -12,12 +12,11 @@ from cvt_nas.results.pareto import (
     is_non_dominated,
     losses_of,
 )
-from cvt_nas.results.quality import Origin, RankingQuality, SupernetQuality, Tau, ceiling_of_mean, judge_supernet
+from cvt_nas.results.quality import Origin, SupernetQuality, Tau, ceiling_of_mean, judge_supernet
 from cvt_nas.results.rungs import RankCorrelation, rank_correlations, rung_epochs
 from cvt_nas.results.trial import (
     FAILURES,
     ROOM,
-    Confirmation,
     Metric,
     Status,
     TrialResult,

@@ -10,14 +10,9 @@ from cvt_nas.results.trial import Status, check_line, cost_from_json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """One of them.
-
-    Args:
-        number: In the order of proposals, from 0; no trial's.
-        accuracy: Fraction of `num_images` of the search split, with the inherited weights.
-        num_images: Fewer than all where it was out of reach of the front already.
-        seconds: Extraction, batch norm and evaluation.
-    """
+    """One of them; its number, in the order of proposals, is no trial's. `accuracy` is a fraction of `num_images` of
+    the search split, with inherited weights: not all where it was out of reach of the front already. `seconds` are of
+    extraction, batch norm and evaluation."""
 
     number: int
     arch: ArchConfig
@@ -44,7 +39,7 @@ class Candidate:
     def reason(self) -> str | None:
         return None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "number": self.number,
             "arch_id": self.arch.id,

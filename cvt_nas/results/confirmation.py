@@ -13,13 +13,8 @@ from cvt_nas.results.trial import DIGITS, Confirmation, Metric, TrialResult, fur
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConfirmPlan:
-    """Which trials' architectures are trained again, and how often each.
-
-    Args:
-        top: As the space file has it.
-        seeds: Rounds; each trains every member once.
-        members: Numbers of the trials, the first to be trained first.
-    """
+    """Which trials' architectures are trained again, by number, the first to be trained first; each once in each of
+    `seeds` rounds."""
 
     top: Literal["front"] | int
     seeds: int
@@ -39,7 +34,6 @@ def confirm(trials: Iterable[TrialResult], further: Iterable[TrialResult]) -> li
     A front of means selects once more, among few, so its members' means are optimistic still, by far less.
 
     Args:
-        trials: Of the race.
         further: Trainings of their architectures, of any status.
 
     Returns:
@@ -70,7 +64,6 @@ def with_memberships(
 
     Args:
         confirmed: What `confirm` returns; its order has no part in the shares.
-        metrics: The objectives.
 
     Returns:
         In the order of `confirmed`. The share is None for an architecture with one seed, whose own luck no resample

@@ -9,12 +9,7 @@ from cvt_nas.results import Candidate, NarrowingStep, TrialResult
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialStarted:
-    """A trial was handed to a worker; again after each pause, and each death of its worker.
-
-    Args:
-        arch: What is trained.
-        seed: Of its training.
-    """
+    """A trial was handed to a worker; again after each pause, and each death of its worker."""
 
     number: int
     arch: ArchConfig
@@ -23,11 +18,8 @@ class TrialStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochDone:
-    """A trial finished an epoch and reported it; told once, whatever becomes of its worker.
-
-    Args:
-        note: For people, where its batches are cut to fit its device.
-    """
+    """A trial finished an epoch and reported it; told once, whatever becomes of its worker. A `note` says how batches
+    are cut to fit its device."""
 
     number: int
     epoch: int
@@ -44,12 +36,8 @@ class TrialPaused:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConfirmationStarted:
-    """The race is over, and the best of it is trained again: what follows is of further trainings.
-
-    Args:
-        num_planned: Further trainings, those of earlier processes included.
-        ended: Those that ended in earlier processes.
-    """
+    """The race is over, and the best of it is trained again: what follows is of `num_planned` further trainings, of
+    which `ended` did so in earlier processes."""
 
     num_planned: int
     ended: tuple[TrialResult, ...]
@@ -57,12 +45,8 @@ class ConfirmationStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SupernetEpochDone:
-    """The shared weights were trained for another epoch.
-
-    Args:
-        losses: See `engine.SupernetEpoch`.
-        note: For people, where its batches are cut to fit the devices.
-    """
+    """The shared weights were trained for another epoch, with these `losses` of each kind of subnet. A `note` says how
+    batches are cut to fit the devices."""
 
     epoch: int
     num_epochs: int
@@ -79,12 +63,8 @@ class OptionsDropped:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankingStarted:
-    """The shared weights are trained; what follows, until a trial starts, are candidates.
-
-    Args:
-        num_planned: Candidates, those of earlier processes included.
-        ended: Those that earlier processes ranked.
-    """
+    """The shared weights are trained; what follows, until a trial starts, are `num_planned` candidates, of which
+    earlier processes ranked `ended`."""
 
     num_planned: int
     ended: tuple[Candidate, ...]

@@ -44,16 +44,12 @@ class DataIdentity:
     def __hash__(self) -> int:
         return hash((self.fingerprint, *self.skipped))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"fingerprint": self.fingerprint, **asdict(self)}
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> "DataIdentity | None":
-        """What a manifest says; None of one of an earlier version.
-
-        Raises:
-            RunFolderError: It is damaged.
-        """
+        """What a manifest says; None for one of an earlier version. Raises RunFolderError where it is damaged."""
         if (tree := manifest.get("data")) is None:
             return None
         return parse_json(_IDENTITY, json.dumps(tree), "manifest.json: data", strict=True)
@@ -76,9 +72,7 @@ class DataIdentity:
         return ", ".join(changed) or "as many images, but some files have another name or size"
 
     def check_same(self, now: "DataIdentity", place: str) -> None:
-        """Raises:
-        RunFolderError: The set of `now` is not this one, which the run at `place` was begun with.
-        """
+        """Raises RunFolderError where the set of `now` is not this one, which the run at `place` was begun with."""
         if (difference := self.difference(now)) is not None:
             raise RunFolderError(
                 f"{place}: was begun with other data: {difference}. Results would not compare: name the same data by "

@@ -11,13 +11,8 @@ from cvt_nas.results.parsing import parse_json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DroppedOption:
-    """An option that is proposed no more.
-
-    Args:
-        gene: Name of the choice.
-        option: Its value.
-        contribution: By how much accuracy it was behind the best option of the choice, at equal cost.
-    """
+    """An option of a choice that is proposed no more: it was behind the best one by `contribution` in accuracy, at
+    equal cost."""
 
     gene: str
     option: int | float | str
@@ -26,14 +21,8 @@ class DroppedOption:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NarrowingStep:
-    """What came of one part of the training.
-
-    Args:
-        last_epoch: After which it ended.
-        classes: That it had.
-        dropped: After it; the least contribution first. Nothing after a warm-up.
-        num_left: Architectures of the space that are left, as genomes.
-    """
+    """What came of one part of the training, until `last_epoch` on these classes: what was `dropped` after it, the
+    least contribution first, nothing after a warm-up; and how many architectures are left, as genomes."""
 
     last_epoch: int
     classes: tuple[int, ...]
@@ -69,10 +58,7 @@ class Narrowing:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "Narrowing":
-        """
-        Raises:
-            RunFolderError: `text` is no such record; `where` names it.
-        """
+        """Inverse of `to_json`. Raises RunFolderError where `text` is no such record; `where` names it."""
         return parse_json(_NARROWING, text, where)
 
 

@@ -13,14 +13,8 @@ T = TypeVar("T")
 
 
 def parse_json(adapter: TypeAdapter[T], text: str | bytes, where: str, *, strict: bool | None = None) -> T:
-    """What `adapter` makes of `text`.
-
-    Args:
-        strict: Whether a value of another type is refused, where it could be converted.
-
-    Raises:
-        RunFolderError: It is not of that form; `where` names it.
-    """
+    """What `adapter` makes of `text`; a `strict` one converts no types. Raises RunFolderError where it is not of that
+    form; `where` names it."""
     try:
         found = adapter.validate_json(text, strict=strict)
         load_finite(text)
@@ -32,11 +26,7 @@ def parse_json(adapter: TypeAdapter[T], text: str | bytes, where: str, *, strict
 
 
 def load_finite(text: str | bytes) -> Any:
-    """`json.loads`, which refuses numbers that are not finite, as no record of ours holds any.
-
-    Raises:
-        ValueError: It holds one, or is not JSON.
-    """
+    """`json.loads`, which raises ValueError at numbers that are not finite: no record of ours holds any."""
 
     def refuse(word: str) -> float:
         raise ValueError(f"got {word}, must be a finite number")
@@ -53,7 +43,7 @@ def first_problem(error: ValidationError) -> str:
     return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
 
 
-def json_text(tree: Any, *, indent: int | None = None) -> str:
+def json_text(tree: object, *, indent: int | None = None) -> str:
     """`tree` as JSON that every reader takes: half a surrogate pair, as of a path that is not UTF-8, is escaped."""
     text = json.dumps(tree, ensure_ascii=False, indent=indent)
     return re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):04x}", text)

@@ -107,10 +107,7 @@ class SupernetQuality:
     @classmethod
     def from_json(cls, text: str, where: str) -> "SupernetQuality":
         """Reads what `to_json` gave, also of earlier versions, whose ceiling was the tau between the first two seeds.
-
-        Raises:
-            RunFolderError: `text` is nothing that `to_json` gives; `where` names it.
-        """
+        Raises RunFolderError where `text`, which `where` names, is something else."""
         quality: SupernetQuality = parse_json(_QUALITY, text, where)
         if quality.between_seeds is None and quality.ceiling is not None:
             between = quality.ceiling
@@ -128,13 +125,7 @@ def judge_supernet(
     flops: Sequence[int],
     origin: Origin | None = None,
 ) -> SupernetQuality:
-    """Compares rankings.
-
-    Args:
-        inherited: Accuracy of each architecture with the supernet's weights.
-        standalone: After its own training, `(archs, seeds)`.
-        origin: Of these.
-    """
+    """Compares rankings: of accuracies inherited by each architecture, and after its own training, `(archs, seeds)`."""
     truth, costs, num_seeds = standalone.mean(axis=1), np.array(flops), standalone.shape[1]
     scores = {"inherited": np.array(inherited), "params": np.array(params), "flops": costs}
     between = _tau(_between_seeds, *standalone.T) if num_seeds > 1 else None

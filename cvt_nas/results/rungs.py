@@ -68,11 +68,8 @@ class RankCorrelation:
 
 
 def rank_correlations(results: Iterable[TrialResult], epochs: Sequence[int]) -> tuple[RankCorrelation, ...]:
-    """Of each of `epochs`, among the complete trials of `results`; not of 0, where they inherited nothing.
-
-    Returns:
-        Nothing where fewer than `MIN_TRIALS` are complete.
-    """
+    """Of each of `epochs`, among the complete trials of `results`; of 0 only where they inherited something. Nothing
+    where fewer than `MIN_TRIALS` are complete."""
     from scipy.stats import kendalltau, rankdata  # half a second, which workers need not wait
 
     complete = [result for result in results if result.status == "complete"]

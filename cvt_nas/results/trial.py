@@ -143,17 +143,14 @@ class TrialResult:
     Args:
         number: Number of the trial in the run and in Optuna's study, from 0; of a further training, see
             `further_number`.
-        arch: What was trained.
         status: `complete` reached the full number of epochs; `stopped` was ended by the scheduler;
             `diverged` met a loss that is not finite; `oom` ran out of device memory; `failed` raised.
-        epochs: Epochs that were trained.
         accuracy: Fraction of the search split after the last of them; None where there was none. Where there is a
             `confirmation`, its mean, which is what competes; the trial's own is `own_accuracy`.
         cost: Exact params and FLOPs; latency as it was predicted, where the search went by it.
         curve: Accuracy on the search split after each epoch.
         seconds: From the proposal to the result, worker start and data included.
         train_seconds: The part of `seconds` spent in epochs, their evaluation included.
-        seed: Seed of this trial's training.
         device: Where it ran, `cpu` or the index of the GPU on its node.
         reason: Why it ended, where it did not end well; or what had to be done about it so that it did.
         inherited: Accuracy with the weights that it inherited from a supernet, before any training of its own; None

@@ -13,15 +13,8 @@ _SECONDS_BETWEEN_NOTES = 5.0  # what a process that is killed forgets at most
 
 
 class TimeBudget:
-    """A number of seconds, less those that were spent before.
-
-    Args:
-        seconds: In all; None for no end.
-        run: What they were spent on; None where it begins now.
-
-    Raises:
-        RunFolderError: They are spent.
-    """
+    """A number of seconds, None for no end, less those that were spent on `run` before. Raises RunFolderError for none
+    left."""
 
     def __init__(self, seconds: float | None, run: RunFolder | None) -> None:
         self._spent = 0.0 if run is None else run.seconds_spent

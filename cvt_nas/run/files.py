@@ -43,15 +43,8 @@ def patiently(action: Callable[[], T], *, seconds: float = 60.0) -> T:
 
 
 def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -> None:
-    """Writes a file so that a crash leaves the old one or the new one, never a part.
-
-    Args:
-        path: Where to; its folder exists.
-        content: The text, or a function that writes the file to what it is given.
-
-    Raises:
-        StorageError: See `patiently`.
-    """
+    """Writes a file so that a crash leaves the old one or the new one, never a part. The folder of `path` exists. A
+    function as `content` writes to what it is given. Raises StorageError, see `patiently`."""
     patiently(lambda: _write_atomically(path, content))
 
 
@@ -100,7 +93,7 @@ def remove_partials(folder: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def append_line(path: Path, tree: Mapping[str, Any]) -> None:
+def append_line(path: Path, tree: Mapping[str, object]) -> None:
     """On disk when it returns. Where it raises, as `patiently` does, nothing was added that `read_lines` would read."""
 
     def append() -> None:

@@ -73,7 +73,7 @@ class RunFolder:
         self._tests = Record(path / "test.jsonl", self.store, partial(_figure, name="test_accuracy"))
         self._latencies = Record(path / "latency.jsonl", self.store, partial(_figure, name="median_ms"))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _folder_at, (self.place,)
 
     @classmethod
@@ -98,7 +98,7 @@ class RunFolder:
         return self.store.place_of(self.path)
 
     @classmethod
-    def create(cls, place: str | Path, manifest: Mapping[str, Any]) -> Self:
+    def create(cls, place: str | Path, manifest: Mapping[str, object]) -> Self:
         """A new run at a path or URL; see `begin`."""
         try:
             run = cls.at(place)
@@ -107,7 +107,7 @@ class RunFolder:
         run.begin(manifest)
         return run
 
-    def begin(self, manifest: Mapping[str, Any]) -> None:
+    def begin(self, manifest: Mapping[str, object]) -> None:
         """Writes the first file of a new run: the manifest, which tells its `origin`, too.
 
         Raises:
@@ -181,7 +181,7 @@ class RunFolder:
         """See `read_manifest`."""
         return read_manifest(self._manifest_path)
 
-    def amend_manifest(self, **entries: Any) -> None:
+    def amend_manifest(self, **entries: object) -> None:
         """Adds entries to the manifest, or replaces those that are told before anything is trained."""
         self.store.write(self._manifest_path, manifest_text({**self.manifest, **entries}))
 
@@ -320,7 +320,7 @@ class RunFolder:
         """Accuracy on the test split by arch id."""
         return dict(self._tests.read())
 
-    def append_latency(self, arch_id: str, latency: Mapping[str, Any]) -> None:
+    def append_latency(self, arch_id: str, latency: Mapping[str, object]) -> None:
         """Records what was measured of one member of the front; see `engine.Latency`."""
         self._latencies.append({"arch_id": arch_id, **latency})
 

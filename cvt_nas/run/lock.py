@@ -20,13 +20,8 @@ _SECONDS_TO_SHOW_LIFE = 15.0
 
 @contextmanager
 def locked(folder: Path, store: Store) -> Iterator[None]:
-    """Keeps all others from working on a run, and mends what a process that was killed left torn.
-
-    The system gives the lock back when a process ends, however it does.
-
-    Raises:
-        RunFolderError: Somebody is at work on it.
-    """
+    """Keeps all others from working on a run, and mends what a process that was killed left torn. The system gives the
+    lock back when a process ends. Raises RunFolderError where somebody is at work on it."""
     lock = FileLock(folder / "lock", timeout=0)
     holder = folder / "holder.json"
     try:

@@ -15,11 +15,8 @@ from cvt_nas.results.trial import Metric
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The entries of a manifest; one that it lacks raises `RunFolderError` when it is asked for.
-
-    Raises:
-        RunFolderError: The file is missing or damaged.
-    """
+    """The entries of a manifest. Raises RunFolderError where the file is missing or damaged, or once an entry is asked
+    for that it lacks."""
     try:
         text = path.read_text(encoding="utf-8")
         tree = load_finite(text)
@@ -35,7 +32,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def manifest_text(entries: Mapping[str, Any]) -> str:
+def manifest_text(entries: Mapping[str, object]) -> str:
     """What `read_manifest` reads."""
     return json_text(entries, indent=2) + "\n"
 

@@ -35,14 +35,8 @@ _REPLACES_AT_ONCE = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}
 
 
 def path_below(folder: Path, name: str, where: str) -> Path:
-    """The path of `name`, which a file or a store gave, right below `folder`.
-
-    Args:
-        where: Who gave it, for the message.
-
-    Raises:
-        StorageError: It is no plain name, so that it could lead to another folder; or it is a link that does.
-    """
+    """The path of `name`, which a file or a store gave, right below `folder`. Raises StorageError where it is no plain
+    name, or a link that leads out of the run folder."""
     path = folder / name
     if not name or name in (".", "..") or re.search(r"[/\\\0]|^[A-Za-z]:", name):
         raise StorageError(f"{where}: holds an object named {name!r}, which could be written outside the run folder")
@@ -177,11 +171,8 @@ class Mirror:
                     self._push_added(path, whole=True)
 
     def pull(self, path: Path) -> None:
-        """Fetches a file or a folder, over what is here; nothing where there is none.
-
-        Raises:
-            StorageError: The store does not answer, or has a name that leads elsewhere.
-        """
+        """Fetches a file or a folder, over what is here; nothing where there is none. Raises StorageError where the
+        store does not answer, or has a name that leads elsewhere."""
         fs, _ = self._fs
         there = self._there(path)
 

@@ -7,12 +7,11 @@ import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 _PACKAGES = ("cvt-nas", "torch", "torchvision", "timm", "ray", "optuna", "fvcore", "numpy")
 
 
-def origin() -> dict[str, Any]:
+def origin() -> dict[str, object]:
     """What a manifest tells of the command, the machine and the packages: plain JSON values."""
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     return {

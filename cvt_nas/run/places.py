@@ -25,9 +25,7 @@ def cache_folder() -> Path:
     """Where this machine keeps what can be made again, below `XDG_CACHE_HOME` or the home directory.
 
     Where that cannot be written, it is a folder of the user's own below the temporary directory, which is said once.
-
-    Raises:
-        StorageError: That cannot be written either, or belongs to somebody else.
+    Raises StorageError where that cannot be written either, or belongs to somebody else.
     """
     return _writable_cache(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), tempfile.gettempdir())
 

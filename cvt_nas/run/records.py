@@ -12,26 +12,19 @@ T = TypeVar("T")
 
 
 class Record(Generic[T]):
-    """A file with a value a line.
-
-    Args:
-        parse: Makes a value of a line, which may be one that somebody sent.
-    """
+    """A file with a value a line, which `parse` makes of it; the line may be one that somebody sent."""
 
     def __init__(self, path: Path, store: Store, parse: Callable[[Mapping[str, Any]], T]) -> None:
         self._path, self._store, self._parse = path, store, parse
         self._known: tuple[tuple[int, int] | None, list[T]] = None, []  # size and time of the file, and its values
 
-    def append(self, tree: Mapping[str, Any]) -> None:
+    def append(self, tree: Mapping[str, object]) -> None:
         """Adds a line, on disk when this returns."""
         self._store.append(self._path, tree)
 
     def read(self) -> list[T]:
-        """Every line; anew only where the file has changed since. A last line torn by a crash is left out.
-
-        Raises:
-            RunFolderError: Another line is damaged.
-        """
+        """Every line; anew only where the file has changed since. A last line torn by a crash is left out, and
+        RunFolderError is raised where another one is damaged."""
         try:
             status = self._path.stat()
         except FileNotFoundError:

@@ -38,7 +38,7 @@ class Store:
         write_atomically(path, content)
         self.push(path)
 
-    def append(self, path: Path, tree: Mapping[str, Any]) -> None:
+    def append(self, path: Path, tree: Mapping[str, object]) -> None:
         """Adds a line to a record, on disk when this returns; see `append_line`."""
         append_line(path, tree)
         if self._mirror is not None:

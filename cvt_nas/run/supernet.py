@@ -16,32 +16,14 @@ class SupernetFolder:
 
     def __init__(self, path: Path, store: Store) -> None:
         self.path, self._store = path, store
+        self.checkpoint_path, self.weights_path = path / "checkpoint.pt", path / "weights.safetensors"
+        self.quality_path, self._narrowing_path = path / "quality.json", path / "narrowing.json"
+        self._stop_path = path / "stop"
         self._looked = 0.0
-
-    @property
-    def checkpoint_path(self) -> Path:
-        return self.path / "checkpoint.pt"
-
-    @property
-    def weights_path(self) -> Path:
-        return self.path / "weights.safetensors"
 
     def phase_weights_path(self, last_epoch: int) -> Path:
         """Of a supernet, after a phase of its training that is not the last."""
         return self.path / f"epoch-{last_epoch}.safetensors"
-
-    @property
-    def quality_path(self) -> Path:
-        """How well the supernet ranks: `SupernetQuality.to_json`."""
-        return self.path / "quality.json"
-
-    @property
-    def _narrowing_path(self) -> Path:
-        return self.path / "narrowing.json"
-
-    @property
-    def _stop_path(self) -> Path:
-        return self.path / "stop"
 
     @property
     def is_trained(self) -> bool:
@@ -74,11 +56,8 @@ class SupernetFolder:
         self._store.write(self._narrowing_path, narrowing.to_json())
 
     def narrowing(self) -> Narrowing | None:
-        """What was dropped of the space so far; None where nothing is, or is yet.
-
-        Raises:
-            RunFolderError: The file is damaged.
-        """
+        """What was dropped of the space so far; None where nothing is yet. Raises RunFolderError where the file is
+        damaged."""
         text = self._store.read(path := self._narrowing_path)
         return None if text is None else Narrowing.from_json(text, str(path))
 
@@ -86,10 +65,7 @@ class SupernetFolder:
         self._store.write(self.quality_path, json.dumps(quality.to_json(), indent=2) + "\n")
 
     def quality(self) -> SupernetQuality | None:
-        """How well the supernet ranks; None where it was not judged.
-
-        Raises:
-            RunFolderError: The file is damaged.
-        """
+        """How well the supernet ranks; None where it was not judged. Raises RunFolderError where the file is
+        damaged."""
         text = self._store.read(path := self.quality_path)
         return None if text is None else SupernetQuality.from_json(text, str(path))

@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -12,6 +12,8 @@ from jaxtyping import Int
 from cvt_nas.arch import ArchConfig, Cost
 from cvt_nas.errors import ArchError
 from cvt_nas.space.choices import Gene, Genome, size_of
+
+_NUM_BINS = 40  # of log-FLOPs
 
 
 class ArchSpace(ABC):
@@ -56,11 +58,8 @@ class ArchSpace(ABC):
         """Sum over the bounds of how far `cost` lies outside each, as a fraction of the bound."""
 
     def decode(self, genome: Sequence[int]) -> ArchConfig:
-        """The architecture of a genome.
-
-        Raises:
-            ValueError: Wrong length, or an index outside its gene's options.
-        """
+        """The architecture of a genome. Raises ValueError where its length is wrong, or an index is outside its gene's
+        options."""
         if len(genome) != len(self.genes):
             raise ValueError(f"genome of {len(genome)} genes, must have {len(self.genes)}")
         for index, gene in zip(genome, self.genes, strict=True):
@@ -93,11 +92,8 @@ class ArchSpace(ABC):
         return tuple(rng.randrange(len(gene.options)) for gene in self.genes)
 
     def sample_feasible(self, rng: random.Random, tries: int = 2_000) -> Genome | None:
-        """A feasible genome: an even draw, mended gene by gene where no draw in a row of 200 is feasible.
-
-        Returns:
-            None where `tries` evaluations of the cost found none.
-        """
+        """A feasible genome: an even draw, mended gene by gene where no draw in a row of 200 is feasible. None where
+        `tries` evaluations of the cost found none."""
         for _ in range(min(200, tries)):
             genome = self.sample(rng)
             if self.is_feasible(self.cost(genome)):
@@ -146,7 +142,6 @@ class ArchSpace(ABC):
     def feasible_fraction(self, *, num_samples: int = 2_000, seed: int = 0) -> float:
         """Share of evenly drawn genomes that meet the bounds; exact where the space has few genomes."""
         num_genomes = math.prod(len(gene.options) for gene in self.genes)
-        genomes: Iterator[Genome] | list[Genome]
         if num_genomes <= num_samples:
             genomes = list(itertools.product(*(range(len(gene.options)) for gene in self.genes)))
         else:
@@ -155,7 +150,7 @@ class ArchSpace(ABC):
         return sum(self.is_feasible(self.cost(genome)) for genome in genomes) / len(genomes)
 
 
-def spread_over_flops(space: ArchSpace, number: int, *, seed: int = 0, num_bins: int = 40) -> list[Genome]:
+def spread_over_flops(space: ArchSpace, number: int, *, seed: int = 0) -> list[Genome]:
     """Genomes of distinct feasible networks, as many from each interval of log-FLOPs as there are; in random order.
 
     Fewer than `number` where the space seems to have no more.
@@ -170,7 +165,7 @@ def spread_over_flops(space: ArchSpace, number: int, *, seed: int = 0, num_bins:
     low, high = min(logs.values()), max(logs.values())
     bins: dict[int, list[Genome]] = {}
     for genome in sorted(logs):
-        at = min(int((logs[genome] - low) / max(high - low, 1e-9) * num_bins), num_bins - 1)
+        at = min(int((logs[genome] - low) / max(high - low, 1e-9) * _NUM_BINS), _NUM_BINS - 1)
         bins.setdefault(at, []).append(genome)
     for members in bins.values():
         rng.shuffle(members)

@@ -27,9 +27,6 @@ class StageSpace:
     Args:
         patch_padding: Padding of the embedding, or None for half of whatever kernel is chosen.
         per_block: Names of the block choices that each block makes for itself.
-        class_token: Whether the stage ends in a class token.
-        activation: Of its MLPs.
-        pos_embed: Whether it has a position embedding.
     """
 
     patch_kernel: tuple[int, ...]
@@ -115,11 +112,8 @@ class Bound:
 
 
 class StageReader:
-    """Reads a stage's part of a genome; where each value stands is looked up once, blocks are built once.
-
-    Args:
-        genes: The stage's own.
-    """
+    """Reads a stage's part of a genome, by the stage's own genes; places are looked up once, and blocks are built
+    once."""
 
     def __init__(self, stage: StageSpace, genes: tuple[Gene, ...]) -> None:
         self.genes, self._stage = genes, stage

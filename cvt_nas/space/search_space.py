@@ -35,7 +35,6 @@ class SearchSpace(ArchSpace):
 
     Args:
         image_size, num_channels, num_classes: As in `ArchConfig`.
-        stages: First to last.
         bounds: Windows that a member's cost must lie in to be feasible; that of latency holds once there is a table.
         latency: What its parts take on some device.
 

@@ -12,11 +12,8 @@ from cvt_nas.errors import ArchError
 def cut_from(
     owner: nn.Module, tensor: str, name: str, shape: torch.Size, kernel_map: tuple[dict, str] | None = None
 ) -> "Cut":
-    """Of the tensor of a module, which a subnet knows as `name`.
-
-    Raises:
-        ArchError: The module has less of it than `shape`, or none.
-    """
+    """A cut of the tensor of a module, which a subnet knows as `name`. Raises ArchError where the module has less of it
+    than `shape`, or none."""
     values = owner._parameters if tensor in owner._parameters else owner._buffers
     whole = values.get(tensor)
     if whole is None or any(inner > outer for inner, outer in zip(shape, whole.shape, strict=True)):

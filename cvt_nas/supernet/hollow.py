@@ -13,13 +13,7 @@ from cvt_nas.supernet.cuts import Cut, CutOut
 
 
 class Hollow:
-    """A plain module without weights: each call borrows them from the supernet.
-
-    Args:
-        module: On the meta device.
-        name: Of it, in a `CvT`.
-        block: Where it is one.
-    """
+    """A plain module, on the meta device, without weights: each call borrows them from the supernet."""
 
     def __init__(
         self,

@@ -13,17 +13,8 @@ from cvt_nas.space import SearchSpace
 def lent_weights(
     space: SearchSpace, path: Path, *, classes: Sequence[str]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """What the weights at `path` lend to a supernet of `space`; see `Supernet.insert_state`.
-
-    Args:
-        classes: Names of the classes of the data, in their order.
-
-    Returns:
-        With the tensors, notes for people: what was taken, and what is otherwise in every network of the space.
-
-    Raises:
-        ArchError: They cannot be read, or are of no CvT.
-    """
+    """What the weights at `path` lend to a supernet of `space` for data of these classes, in their order, see
+    `Supernet.insert_state`; and notes for people. Raises ArchError where they cannot be read, or are of no CvT."""
     weights = read_weights(path)
     state, notes = lent_state(weights, space.num_classes, classes)
     return state, (*notes, *_elsewhere(space, weights))

@@ -36,11 +36,7 @@ class Supernet(nn.Module):
         drop_path: As in `CvT`; of the largest subnet alone, since the small ones underfit as they are.
         regularised: Which that is, where not all of the space is trained.
         drop_path_on_all: Of every subnet instead.
-        kernel_maps: Whether the centre of a depth-wise kernel passes a learned linear map, one for each convolution
-            and size, at first the identity (Cai et al. 2020, arXiv:1908.09791, section 3.3).
-        own_norms: Choices of a block whose options have batch norms of their own, as widths have in Yu et al. 2019,
-            arXiv:1812.08928.
-        sync_batch_norm: Whether the statistics of a batch are over all the ranks of the process group.
+        kernel_maps, own_norms, sync_batch_norm: See `SupernetConfig`.
 
     Raises:
         ValueError: `drop_path` has not one rate for each stage.
@@ -96,11 +92,7 @@ class Supernet(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch channels height width"], arch: ArchConfig
     ) -> Float[Tensor, "batch classes"]:
-        """Logits of the subnet `arch`.
-
-        Raises:
-            ArchError: `arch` needs a weight that is not there.
-        """
+        """Logits of the subnet `arch`. Raises ArchError where it needs a weight that is not there."""
         hollow = self._hollow_model(arch)
         stages = [partial(stage, recomputes=self._recomputes) for stage in hollow.stages]
         return forward_stages(arch, stages, hollow.norm, hollow.head, images)
@@ -126,11 +118,8 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def state_of(self, arch: ArchConfig) -> dict[str, Tensor]:
-        """State dict of the plain `CvT(arch)`: cuts, which share memory with the supernet where they are whole.
-
-        Raises:
-            ArchError: `arch` needs a weight that is not there.
-        """
+        """State dict of the plain `CvT(arch)`: cuts, which share memory with the supernet where they are whole. Raises
+        ArchError where `arch` needs a weight that is not there."""
         return {name: cut() for name, cut in self._hollow_model(arch).cuts()}
 
     @torch.no_grad()
@@ -149,11 +138,8 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def insert_state(self, state: Mapping[str, Tensor]) -> None:
-        """`insert` of the tensors of a model, of which some may be missing.
-
-        Raises:
-            ArchError: One has no place here.
-        """
+        """`insert` of the tensors of a model, of which some may be missing. Raises ArchError where one has no place
+        here."""
         for name, tensor in state.items():
             path, _, last = name.rpartition(".")
             self._cut_of(name, tensor.shape, None).put(tensor)
@@ -235,11 +221,8 @@ class Supernet(nn.Module):
 
 
 def extract(supernet: Supernet, arch: ArchConfig) -> CvT:
-    """The subnet `arch` as a plain model with weights of its own, on the supernet's device.
-
-    Raises:
-        ArchError: `arch` needs a weight that is not there.
-    """
+    """The subnet `arch` as a plain model with weights of its own, on the supernet's device. Raises ArchError where it
+    needs a weight that is not there."""
     with torch.device(supernet.shared.head.weight.device):
         model = CvT(arch)
     model.load_state_dict(supernet.state_of(arch))
