@@ -21,7 +21,7 @@ class Checkpoint:
     """The checkpoint of one training.
 
     Args:
-        path: Its folder is made where it is missing; the folder of that is there.
+        path: Its folder is made if it is missing; the parent of that folder must exist.
         store: Of the run that it is part of.
     """
 
@@ -43,8 +43,8 @@ class Checkpoint:
 
         Args:
             state: Numbers, texts, tensors, and lists and dictionaries of them.
-            keep: Whether what was there stays, as the checkpoint before. That is mirrored where `state` has a `step`
-                other than 0: the new one is then of no end of an epoch.
+            keep: Whether the old one stays, as the checkpoint before. It is mirrored, too, if the new one was written
+                within an epoch: if `state` has a `step` other than 0.
         """
         patiently(self.path.parent.parent.stat)  # where a disk is not mounted, nothing takes its place
         self.path.parent.mkdir(exist_ok=True)

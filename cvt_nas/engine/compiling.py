@@ -19,9 +19,9 @@ _COMPILED: dict[Any, Callable[..., Tensor]] = {}
 
 
 class CompiledBlocks:
-    """Called, a context in which the blocks of `model` train as compiled ones.
+    """A call gives a context in which the blocks of `model` train compiled.
 
-    They draw as those that are not compiled, and their sums differ by rounding.
+    They draw the same random numbers as uncompiled blocks; their sums differ by rounding.
     """
 
     def __init__(self, model: CvT) -> None:
@@ -48,7 +48,7 @@ def _compiled(kind: Any) -> Callable[..., Tensor]:
         if len(_COMPILED) >= _MOST_KINDS:
             _COMPILED.clear()
             torch.compiler.reset()
-        # with code of its own, or what is compiled for one kind would be looked through at each call of another
+        # each kind has code of its own: else, each call would go through what was compiled for other kinds
         code = compute_block.__code__.replace(co_name=f"compute_block_{len(_COMPILED)}")
         function = types.FunctionType(code, compute_block.__globals__, code.co_name, compute_block.__defaults__)
         _COMPILED[kind] = torch.compile(function, backend=BACKEND, dynamic=False, fullgraph=True)

@@ -1,4 +1,4 @@
-"""What the subnets of a step learn from the largest one, and where its own gradient gives way to theirs."""
+"""What the subnets of a step learn from the largest one, and how its gradient gives way to theirs."""
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ def loss_of(
     teacher: Float[Tensor, "batch classes"] | None,
     config: SupernetConfig,
 ) -> Float[Tensor, ""]:
-    """Of the subnet whose `logits` these are; it is the largest, or there is none, where `teacher` is None."""
+    """Loss of the subnet that gave `logits`; `teacher` is None for the largest one, and where there is no largest."""
     weight = 0.0 if teacher is None or config.distillation == "none" else config.distillation_weight
     loss = logits.new_zeros(())
     if weight < 1:
@@ -51,7 +51,7 @@ def alpha_divergence(
 
 
 def give_way(gradient: Tensor, other: Tensor | None) -> None:
-    """Takes from `gradient`, in place, what is against `other`; nothing where they agree.
+    """Removes from `gradient`, in place, its component against `other`; nothing where they agree.
 
     Source: Gong et al. 2022, "NASViT", openreview.net/forum?id=Qaw16njk6L.
     """

@@ -20,8 +20,8 @@ class Footprint:
     """Device memory of a training.
 
     Args:
-        image_bytes: That a forward pass keeps for the backward pass, for each image.
-        fixed_bytes: However many images there are: weights, their gradients, moments and averages, and CUDA itself.
+        image_bytes: Kept by a forward pass for the backward pass, for each image.
+        fixed_bytes: Needed whatever the number of images: weights, gradients, moments, averages, and CUDA itself.
     """
 
     image_bytes: int
@@ -46,7 +46,7 @@ class Footprint:
 
 
 def footprint(arch: ArchConfig, training: TrainingConfig) -> Footprint:
-    """What a GPU's memory would have to hold, by what autograd keeps in a forward pass of a few images on the CPU.
+    """Memory that a training would need on a GPU, by what autograd keeps of a few images' forward pass on the CPU.
 
     A GPU's autocast runs layer norms in fp32, and with them the tokens between blocks; so does this. The memory that
     single operations need for themselves is not counted.

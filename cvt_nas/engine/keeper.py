@@ -1,4 +1,4 @@
-"""What carries a training over kills and over numbers that are not finite: checkpoints, and the way back to one."""
+"""Checkpoints of a training: it goes on from them after a kill, and back to them after numbers that are not finite."""
 
 import dataclasses
 import math
@@ -84,7 +84,7 @@ def micro_batches_for(
     at_most: int | None,
     on_room: Callable[[Room], None] | None,
 ) -> MicroBatches:
-    """Cuts the batches of a training on `data`; `progress` knows what a checkpoint says of that, and is told."""
+    """Cuts the batches of a training on `data`; `progress` holds what a checkpoint says of that, and is updated."""
     world_size = rank_and_world_size()[1]
     num_images, batch_size = data.num_images("train"), batch_size_of_rank(config, world_size)
 

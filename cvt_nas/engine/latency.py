@@ -31,10 +31,10 @@ class Latency:
 
     Args:
         batch_size: Images in a pass.
-        median_ms, p10_ms, p90_ms: What a half, a tenth and nine tenths of the runs took at most.
+        median_ms, p10_ms, p90_ms: Median, 10th and 90th percentile of the runs, in milliseconds.
         device: Name of the processor.
         num_threads: Of the runtime on the CPU, even where that only feeds a GPU.
-        num_runs: That were timed, after those that warm up.
+        num_runs: Timed runs, after those that warm up.
         runtime: What ran the network, with its version.
     """
 

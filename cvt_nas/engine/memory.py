@@ -60,7 +60,7 @@ def meter_of(device: torch.device, share: float = 1.0) -> Meter | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Room:
-    """What a training has found its device to have memory for.
+    """How much of a batch the device of a training has memory for.
 
     Args:
         micro_batch: Images at once, on each device.
@@ -330,7 +330,7 @@ _add, _copy = cast(Any, torch)._foreach_add_, cast(Any, torch)._foreach_copy_
 
 
 class Undo:
-    """Takes a network's buffers and the random states back to what they were when it was last told to remember."""
+    """Restores a network's buffers and the random states as they were at the last `remember`."""
 
     def __init__(self, buffers: Sequence[Tensor], device: torch.device) -> None:
         # of one type each, which a GPU copies at once

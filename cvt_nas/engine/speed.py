@@ -49,7 +49,7 @@ class Speed:
     """Seconds of the parts of a training.
 
     Args:
-        batches: That are counted, one directly after the other.
+        batches: Those that are counted, one directly after the other.
         step: Of an image in a step of training, its share of the optimizer's work included.
         load: Of an image that a step waited for.
         evaluation: Of an image on which accuracy is measured, its loading included.

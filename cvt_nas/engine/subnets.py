@@ -58,8 +58,8 @@ class SubnetSampler:
         return [Subnet(kind=kind, genome=genome, arch=self._space.decode(genome)) for kind, genome in chosen]
 
     def greediest(self) -> list[Subnet]:
-        """Of a step that takes no less memory than any that is drawn: the largest, and it again while what is kept of
-        it for the others is there."""
+        """Subnets of a step that takes as much memory as any: the largest, and the largest again, while the answers
+        of the first are kept for it."""
         kinds: list[Kind] = ["largest", "random"] if self._config.sandwich else ["random"]
         arch = self._space.decode(self._largest)
         return [Subnet(kind=kind, genome=self._largest, arch=arch) for kind in kinds]

@@ -27,7 +27,8 @@ _LEAST_SHARE = 32  # images of a batch, on which batch norm still has something 
 
 
 def supernet_workers(resources: Resources, *, batch_size: int) -> tuple[int, float]:
-    """How many, and CPUs of each: one for each GPU, however many trials share it, or as the batch has images for."""
+    """Workers that train a supernet, and CPUs of each: one for each GPU, or on CPUs as many as the batch is enough
+    for."""
     if resources.num_gpus > 0:
         return resources.num_gpus, resources.cpus_per_gpu
     num_cpus = resources.num_slots * resources.cpus_per_trial

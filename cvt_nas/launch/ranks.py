@@ -157,7 +157,7 @@ def _reports_of(
 
 
 def _first_that_counts(work: Sequence[Any]) -> Any:
-    """The first rank's report, once all have one; that of any which ends, at once, since the others may wait for it."""
+    """The first rank's report once all have one; or at once that of a rank that ends, for which others may wait."""
     first, left = None, list(work)
     while left:
         (done, *_), left = ray.wait(left, num_returns=1)

@@ -83,7 +83,7 @@ def check_disk(
 
 
 def nearest_folder(out: Path) -> Path:
-    """Where `out` is to be made, as far as it is there already."""
+    """The nearest folder that exists: `out` itself, or one above it."""
     out = out.absolute()
     return next(parent for parent in (out, *out.parents) if parent.exists())
 

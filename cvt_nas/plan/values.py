@@ -150,7 +150,7 @@ class Plan:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that it is read in."""
+    """Seconds as text, in a unit that is easy to read."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.3g} {unit}"

@@ -105,7 +105,7 @@ class Race:
         return self._source.ask()
 
     def try_again(self, proposal: Proposal) -> None:
-        """Of a trial that lost its worker: it is asked for before any other."""
+        """A trial lost its worker: `ask` gives it before any other."""
         self._again.append(proposal)
 
     def report(self, trial: PartialTrial) -> None:

@@ -10,9 +10,9 @@ from cvt_nas.results.trial import Status, check_line, cost_from_json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """One of them; its number, in the order of proposals, is no trial's. `accuracy` is a fraction of `num_images` of
-    the search split, with inherited weights: not all where it was out of reach of the front already. `seconds` are of
-    extraction, batch norm and evaluation."""
+    """An architecture that was ranked. Its number, in the order of proposals, is no trial's. `accuracy` is a fraction
+    of `num_images` of the search split, with inherited weights; these are fewer than all where it was out of reach of
+    the front already. `seconds` are of extraction, batch norm and evaluation."""
 
     number: int
     arch: ArchConfig

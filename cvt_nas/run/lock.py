@@ -70,7 +70,7 @@ def _finished_elsewhere(folder: Path, store: Store) -> Iterator[None]:
 
 
 def _check_holder_elsewhere(folder: Path, store: Store) -> None:
-    """Of a run at a URL, no lock tells whether a holder on another machine is alive; his clock does."""
+    """Raises RunFolderError if the clock of a run at a URL moves: then a holder on another machine is alive."""
     if store.url_of(folder) is None:
         return
     holder, clock = folder / "holder.json", folder / "clock.json"
