@@ -197,9 +197,9 @@ def _train_once(
                 on_report(report)
     assert report is not None, "an epoch at least"
     if report["status"] == "storage":
-        raise StorageError(report["reason"])
+        raise StorageError(report.get("reason"))
     if report["status"] != "running":
-        raise TrainingEndedError(f"the training ended: {report['reason']}")
+        raise TrainingEndedError(f"the training ended: {report.get('reason')}")
     result = TrialResult(
         number=0,
         arch=arch,

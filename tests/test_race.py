@@ -1132,7 +1132,7 @@ def test_memory_that_runs_out_on_one_worker_ends_all_and_leaves_room_for_another
     setup = Full.of(small, run=RunFolder(tmp_path), data=None)
     with local_ray(num_cpus=2, num_gpus=0):
         (report,) = training_reports(tiny_arch(), setup, number=0, **ON_TWO)
-        assert (report["status"], report["reason"]) == ("oom", "CUDA out of memory")
+        assert (report["status"], report.get("reason")) == ("oom", "CUDA out of memory")
         again = TrainingSetup.of(small, run=RunFolder(tmp_path), data=None)
         reports = list(training_reports(tiny_arch(), again, number=0, **ON_TWO))
         fuller = FullInMidEpoch.of(small, run=RunFolder(tmp_path), data=None)
@@ -1140,8 +1140,8 @@ def test_memory_that_runs_out_on_one_worker_ends_all_and_leaves_room_for_another
     share = small.training.batch_size // 2
     for found, at_once in ((reports, share), (halved, share // 2)):
         assert [report["status"] for report in found] == ["running"] * small.training.epochs
-        assert {report["micro_batch"] for report in found} == {at_once}
-    assert "device memory ran out" in halved[-1]["reason"]
+        assert {report.get("micro_batch") for report in found} == {at_once}
+    assert "device memory ran out" in str(halved[-1].get("reason"))
 
 
 @contextlib.contextmanager

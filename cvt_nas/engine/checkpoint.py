@@ -8,11 +8,11 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 
-from cvt_nas.engine.optimization import from_first_rank, rank_and_world_size
+from cvt_nas.engine.optimization import State, from_first_rank, rank_and_world_size
 from cvt_nas.run import Store, patiently
 
 
@@ -38,11 +38,10 @@ class Checkpoint:
         """Whether this machine has one."""
         return self.path.exists() or self.before.exists()
 
-    def write(self, state: dict[str, Any], *, keep: bool = True) -> None:
+    def write(self, state: State, *, keep: bool = True) -> None:
         """Writes a new one, at once or not at all.
 
         Args:
-            state: Numbers, texts, tensors, and lists and dictionaries of them.
             keep: Whether the old one stays, as the checkpoint before. It is mirrored, too, if the new one was written
                 within an epoch: if `state` has a `step` other than 0.
         """
@@ -58,9 +57,7 @@ class Checkpoint:
         if keep and state.get("step") and self.before.exists():  # to go back to, where another machine goes on
             self.store.push(self.before)
 
-    def read(
-        self, device: torch.device, *, is_wanted: Callable[[dict[str, Any]], bool] = lambda _: True
-    ) -> dict[str, Any] | None:
+    def read(self, device: torch.device, *, is_wanted: Callable[[State], bool] = lambda _: True) -> State | None:
         """What `write` wrote last, or else before that; None where neither is there, whole and wanted.
 
         The first rank alone reads, and deletes what is damaged; the others get what it read, so that all begin alike.
@@ -89,7 +86,7 @@ class Checkpoint:
         self.store.delete(self.before)
 
 
-def _read_whole(path: Path) -> tuple[bytes, dict[str, Any]] | None:
+def _read_whole(path: Path) -> tuple[bytes, State] | None:
     """The file's content, and the state that it is; None where it is missing or damaged.
 
     Read once, since another process may replace or delete it meanwhile.
@@ -112,5 +109,5 @@ def _read_whole(path: Path) -> tuple[bytes, dict[str, Any]] | None:
     return None
 
 
-def _state_of(content: bytes) -> dict[str, Any]:
+def _state_of(content: bytes) -> State:
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -5,7 +5,7 @@ torch keeps what it compiled on disk, so that all processes of a machine, and so
 
 import contextlib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from cvt_nas.model import Block, CvT, compute_block
 
 BACKEND = "inductor"
 _MOST_KINDS = 256  # that a process keeps: a worker goes from trial to trial
-_COMPILED: dict[Any, Callable[..., Tensor]] = {}
+_COMPILED: dict[Hashable, Callable[..., Tensor]] = {}
 
 
 class CompiledBlocks:
@@ -43,7 +43,7 @@ class CompiledBlocks:
                 block.compute = None
 
 
-def _compiled(kind: Any) -> Callable[..., Tensor]:
+def _compiled(kind: Hashable) -> Callable[..., Tensor]:
     if kind not in _COMPILED:
         if len(_COMPILED) >= _MOST_KINDS:
             _COMPILED.clear()

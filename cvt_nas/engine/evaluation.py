@@ -142,7 +142,7 @@ def recalibrate_batch_norm(
     return recalibrate_batch_norm(model, halves, training, prepared)
 
 
-def autocast(training: TrainingConfig, device: torch.device) -> Any:
+def autocast(training: TrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
     if training.precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if training.precision == "bf16" else torch.float16)

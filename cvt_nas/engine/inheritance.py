@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -122,4 +121,4 @@ def open_inheritance(setup: TrainingSetup, device: torch.device) -> Inheritance:
     return _OPEN[key]
 
 
-_OPEN: dict[Any, Inheritance] = {}
+_OPEN: dict[tuple[object, ...], Inheritance] = {}

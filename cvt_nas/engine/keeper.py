@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from cvt_nas.engine.checkpoint import Checkpoint
 from cvt_nas.engine.memory import Meter, MicroBatches, Room, meter_of
 from cvt_nas.engine.optimization import (
     DivergedError,
+    State,
     TrainingState,
     average_over_ranks,
     batch_size_of_rank,
@@ -51,7 +51,7 @@ class Progress:
     micro_batch: int | None = None
     activation_checkpointing: bool = False
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> State:
         return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
 
     def take(self, room: Room) -> None:
@@ -157,7 +157,7 @@ class Keeper:
         config: TrainingConfig,
         device: torch.device,
         *,
-        label: dict[str, Any] | None = None,
+        label: State | None = None,
         fresh: Callable[[], TrainingState] | None = None,
     ) -> None:
         self._checkpoint, self._state, self._device = checkpoint, state, device
@@ -166,7 +166,7 @@ class Keeper:
         self._saved_step: int | None = None  # of the checkpoint; None where that is none of this training
         self._started = self._last_saved = time.perf_counter()
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self) -> State | None:
         """Takes over the last checkpoint; the progress that was saved with it, or None where there is none."""
         saved = self._read(self._is_own)
         if saved is None:
@@ -179,10 +179,10 @@ class Keeper:
             if name not in self._label
         }
 
-    def _read(self, is_wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    def _read(self, is_wanted: Callable[[State], bool]) -> State | None:
         return None if self._checkpoint is None else self._checkpoint.read(self._device, is_wanted=is_wanted)
 
-    def _is_own(self, saved: dict[str, Any]) -> bool:
+    def _is_own(self, saved: State) -> bool:
         return all(saved.get(name) == value for name, value in self._label.items())
 
     def start_clock(self, progress: Progress) -> None:
@@ -238,7 +238,7 @@ class Keeper:
         good = None
         if self._checkpoint is not None and progress.num_rollbacks < _MAX_ROLLBACKS:
 
-            def is_end_of_last_epoch(saved: dict[str, Any]) -> bool:
+            def is_end_of_last_epoch(saved: State) -> bool:
                 # one before it may be left here, from when this machine had the training an earlier time
                 end = saved.get("step", 0), saved.get("epoch", progress.epoch)
                 return self._is_own(saved) and end == (0, progress.epoch)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +51,7 @@ class Latency:
         """By the median."""
         return 1e3 * self.batch_size / self.median_ms
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {**asdict(self), "images_per_second": self.images_per_second}
 
 
@@ -130,7 +129,7 @@ def measure_table(space: SearchSpace, *, device: torch.device, seed: int = 0) ->
     )
 
 
-def _part_us(part: nn.Module, inputs: tuple[Any, ...], device: torch.device) -> float:
+def _part_us(part: nn.Module, inputs: tuple[object, ...], device: torch.device) -> float:
     """Median microseconds of a forward pass."""
     try:
         part = part.to(device).eval()
@@ -145,7 +144,7 @@ def _part_us(part: nn.Module, inputs: tuple[Any, ...], device: torch.device) -> 
 
 @torch.inference_mode()
 def _time_passes(
-    module: nn.Module, inputs: tuple[Any, ...], device: torch.device, *, max_seconds: float, max_runs: int
+    module: nn.Module, inputs: tuple[object, ...], device: torch.device, *, max_seconds: float, max_runs: int
 ) -> list[float]:
     def run() -> None:
         module(*inputs)

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cvt_nas.config import TrainingConfig
 
 T = TypeVar("T")
+State = dict[str, Any]  # of a checkpoint: numbers, texts, tensors, and lists and dictionaries of them
 
 
 class DivergedError(Exception):
@@ -195,8 +196,8 @@ class TrainingState:
             scaler=torch.amp.GradScaler(device.type, enabled=training.precision == "fp16" and device.type == "cuda"),
         )
 
-    def to_plain(self) -> dict[str, Any]:
-        """What `load` takes: numbers, texts, tensors, and lists and dictionaries of them."""
+    def to_plain(self) -> State:
+        """What `load` takes."""
         return {
             "model": self.model.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
@@ -241,7 +242,7 @@ class TrainingState:
             [*self.model.parameters(), *averaged, *self.statistics(), *moments], norm_type=math.inf
         )[None]
 
-    def load(self, state: dict[str, Any]) -> dict[str, Any]:
+    def load(self, state: State) -> State:
         """Takes over what `to_plain` gave, out of `state`; what else was in that."""
         self.model.load_state_dict(state.pop("model"))
         averaged = state.pop("averaged")

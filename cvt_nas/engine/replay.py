@@ -138,7 +138,7 @@ class ReplayedPass:
             cast(Any, torch)._foreach_add_(sums, added)
 
 
-def _layout(tensor: Tensor) -> Any:
+def _layout(tensor: Tensor) -> object:
     return tensor.shape, tensor.dtype, tensor.stride()
 
 

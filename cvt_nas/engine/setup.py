@@ -242,7 +242,7 @@ class TrainingSetup:
         _OPENED[self._key] = data
 
     @property
-    def _key(self) -> tuple[Any, ...]:
+    def _key(self) -> tuple[object, ...]:
         return self.data, self.data_root, self.identity, tuple(self._shape.items())
 
     @property
@@ -258,7 +258,7 @@ class TrainingSetup:
         return self.run.supernet.phase_weights_path(self.shared.last_epoch)
 
 
-_OPENED: dict[tuple[Any, ...], ImageData] = {}  # the last data set that this process opened
+_OPENED: dict[tuple[object, ...], ImageData] = {}  # the last data set that this process opened
 
 
 def _ignore(note: str) -> None:

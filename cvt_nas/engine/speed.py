@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -23,6 +23,7 @@ from cvt_nas.engine.supernet import train_supernet
 from cvt_nas.engine.training import fit
 from cvt_nas.results import DataIdentity
 
+T = TypeVar("T", bound=TrainingConfig)
 _FLOPS_OF_STEP = 10**10  # of a forward pass on a CPU, so that a step takes seconds at most, whatever the batch
 _BLOCKS_GAIN = 1.1
 _WARM_UPS = 3  # batches on a GPU, the last of which is recorded where steps are replayed
@@ -207,7 +208,7 @@ class FastestWay:
         rates = ", ".join(f"{way} {rate:,.0f}" for way, rate in self.images_per_second.items())
         return f"{self.fastest}, by images/s: {rates}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return dataclasses.asdict(self)
 
 
@@ -305,7 +306,7 @@ def _most_images(flops: int, device: torch.device) -> int:
     return max(2 * (_FLOPS_OF_STEP // (2 * flops)), 2)  # even, for mixing
 
 
-def _cut(training: Any, *, batch_size: int) -> Any:
+def _cut(training: T, *, batch_size: int) -> T:
     """With a learning rate that keeps losses finite; all else takes as long as in the training itself."""
     epochs = max(training.epochs, 2)
     return dataclasses.replace(

@@ -37,7 +37,7 @@ class SubnetSampler:
         self._space, self._config, self._seed = space, config, seed
         self._largest = space.encode(space.largest)
         self._smallest = space.smallest_genome  # not a canonical one: closed choices may bring absent blocks back
-        self._strata: tuple[Any, list[list[Genome]]] = (None, [])
+        self._strata: tuple[int | None, list[list[Genome]]] = (None, [])
         size = 1 + sum(len(gene.options) for gene in space.genes)
         self._precision, self._target = _RIDGE * np.eye(size), np.zeros(size)
         self._effects = np.zeros(size)
@@ -74,10 +74,10 @@ class SubnetSampler:
         self._target = _KEPT * self._target + features.T @ np.array(log_losses)
         self._effects = np.linalg.solve(self._precision, self._target)
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, list[Any]]:
         return {"precision": self._precision.tolist(), "target": self._target.tolist()}
 
-    def load_plain(self, tree: dict[str, Any]) -> None:
+    def load_plain(self, tree: dict[str, list[Any]]) -> None:
         self._precision, self._target = np.array(tree["precision"]), np.array(tree["target"])
         self._effects = np.linalg.solve(self._precision, self._target)
 

@@ -7,7 +7,7 @@ are averaged once a step, after all its subnets, which DDP cannot do where each 
 import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ from cvt_nas.engine.distillation import give_way, loss_of
 from cvt_nas.engine.evaluation import autocast
 from cvt_nas.engine.keeper import Keeper, Progress, batches_from, micro_batches_for, num_steps_of
 from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
-from cvt_nas.engine.optimization import TrainingState, average_over_ranks, prepare_device, set_learning_rate
+from cvt_nas.engine.optimization import State, TrainingState, average_over_ranks, prepare_device, set_learning_rate
 from cvt_nas.engine.replay import Recorder, ReplayedPass, recorder_of
 from cvt_nas.engine.setup import SharedWeights
 from cvt_nas.engine.subnets import KINDS, Kind, Subnet, SubnetSampler
@@ -265,13 +265,13 @@ class _Progress(Progress):
     losses: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, saved: dict[str, Any] | None, sampler: SubnetSampler, device: torch.device) -> "_Progress":
+    def of(cls, saved: State | None, sampler: SubnetSampler, device: torch.device) -> "_Progress":
         if saved is None:
             return cls(loss_sums=torch.zeros(len(KINDS), device=device), counts=[0] * len(KINDS), sampler=sampler)
         sampler.load_plain(saved["sampler"])
         return cls(**{**saved, "sampler": sampler, "log_losses": list(saved["log_losses"].unbind())})
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> State:
         log_losses = torch.stack(self.log_losses) if self.log_losses else torch.zeros(0)
         return {**Progress.to_plain(self), "log_losses": log_losses, "sampler": self.sampler.to_plain()}
 

@@ -22,7 +22,7 @@ from cvt_nas.engine.compiling import CompiledBlocks
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, evaluate
 from cvt_nas.engine.keeper import Keeper, Progress, batches_from, micro_batches_for, num_steps_of
 from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
-from cvt_nas.engine.optimization import TrainingState, prepare_device, rank_and_world_size, set_learning_rate
+from cvt_nas.engine.optimization import State, TrainingState, prepare_device, rank_and_world_size, set_learning_rate
 from cvt_nas.engine.replay import ReplayedPass, recorder_of
 from cvt_nas.model import CvT
 
@@ -232,7 +232,7 @@ def _pass(
     """Adds the gradient of the mean loss over the images of `parts`, which it returns."""
     total = torch.zeros((), device=images.device)
     for part in parts:
-        kept: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        kept: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if isinstance(trained, DistributedDataParallel) and not part.is_last:
             kept = trained.no_sync()  # ranks add up their gradients once a batch
         with kept, part.moving_statistics():
@@ -245,7 +245,7 @@ def _pass(
     return total
 
 
-def _progress_of(saved: dict[str, Any] | None, device: torch.device) -> Progress:
+def _progress_of(saved: State | None, device: torch.device) -> Progress:
     """What a checkpoint holds; one of an earlier version was of an epoch's end, and held less."""
     if saved is None:
         saved = {}

@@ -3,8 +3,8 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from ray.util.queue import Empty, Queue
 
 from cvt_nas.config import Experiment
 from cvt_nas.launch.cluster import HEAD, join_cluster
+from cvt_nas.launch.resources import Resources
 from cvt_nas.results.events import Follower, following
 from cvt_nas.run import RunFolder, is_url
 
@@ -24,10 +25,10 @@ def search_through_client(
     address: str,
     out: str | Path,
     stop: threading.Event,
-    progress: Any,
+    progress: Callable[..., AbstractContextManager[Follower]] | None,
     callbacks: Sequence[Follower],
     on_note: Callable[[str], None] | None,
-    **options: Any,
+    **options: object,
 ) -> RunFolder:
     """`search`, a function of an experiment, as a task on the cluster whose Ray client listens at `address`, as
     `ray://host:10001`.
@@ -80,7 +81,7 @@ class _Flag:
 
 
 def _search(
-    search: Callable[..., RunFolder], experiment: Experiment, options: dict[str, Any], events: Queue, flag: Any
+    search: Callable[..., RunFolder], experiment: Experiment, options: Mapping[str, object], events: Queue, flag: Any
 ) -> None:
     stop, is_over = threading.Event(), threading.Event()
 
@@ -91,7 +92,7 @@ def _search(
                 return
 
     @contextmanager
-    def forward(run: RunFolder, resources: Any, num_trials: int, deadline: float | None) -> Any:
+    def forward(run: RunFolder, resources: Resources, num_trials: int, deadline: float | None) -> Iterator[Follower]:
         del run
         events.put((resources, num_trials, None if deadline is None else deadline - time.monotonic()))
         yield events.put

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import ray
 import torch
@@ -20,6 +20,7 @@ from cvt_nas.engine import TrainingSetup, keep_trained, open_inheritance, prepar
 from cvt_nas.launch.resources import Resources
 from cvt_nas.launch.tasks import get_from_workers
 
+Token = TypeVar("Token")
 NUM_SCREENING_IMAGES = 2_048
 _IN_HAND = 2  # candidates of a worker, so that it does not wait for the next one's proposal
 _MAX_RESTARTS = 3  # of a worker
@@ -62,14 +63,14 @@ def num_judges(resources: Resources) -> int:
     return resources.num_gpus if resources.gpus_per_trial >= 1 else resources.num_slots
 
 
-class Judges:
+class Judges(Generic[Token]):
     """The workers: one for each GPU, or for each of the trials that share one, or each CPU.
 
     One that dies is started again by Ray, and what it had in hand with it.
     """
 
     def __init__(self, setup: TrainingSetup, resources: Resources) -> None:
-        self._in_hand: dict[Any, tuple[int, Any]] = {}
+        self._in_hand: dict[Any, tuple[int, Token]] = {}
         num_workers = num_judges(resources)
         if resources.gpus_per_trial >= 1:
             num_cpus, num_gpus = resources.cpus_per_gpu, 1.0
@@ -96,13 +97,13 @@ class Judges:
         """How many more they would take."""
         return self.num_in_hand_at_most - len(self._in_hand)
 
-    def submit(self, token: Any, arch: ArchConfig, bar: float | None = None) -> None:
+    def submit(self, token: Token, arch: ArchConfig, bar: float | None = None) -> None:
         """Gives it to the worker that has the least in hand; `next` returns `token` with the result."""
         load = Counter(index for index, _ in self._in_hand.values())
         index = min(range(len(self._workers)), key=lambda index: load[index])
         self._in_hand[self._workers[index].judge.remote(arch, bar)] = index, token
 
-    def next(self) -> tuple[Any, float, int, float] | None:
+    def next(self) -> tuple[Token, float, int, float] | None:
         """The next that is done: its token, accuracy, images and seconds; None where nothing is in hand."""
         if not self._in_hand:
             return None
@@ -127,7 +128,7 @@ def inherited_accuracies(
     """Of each; None where `stop` is set before all are known. Screening goes by a part of the search split alone."""
     bar = math.inf if is_screening else None  # which is out of reach after that part
     found, left = [0.0] * len(archs), iter(enumerate(archs))
-    with Judges(setup, resources) as judges:
+    with Judges[int](setup, resources) as judges:
         while not stop.is_set():
             for index, arch in itertools.islice(left, judges.num_free):
                 judges.submit(index, arch, bar)

@@ -33,7 +33,7 @@ def failure_of(error: RayError) -> CvtNasError | StorageError | WorkersFailedErr
     return WorkersFailedError(f"{type(cause).__name__}: {first_line(cause)}")
 
 
-def on_devices(resources: Resources, function: Callable[..., T], calls: Sequence[Sequence[Any]]) -> list[T]:
+def on_devices(resources: Resources, function: Callable[..., T], calls: Sequence[Sequence[object]]) -> list[T]:
     """`function(*arguments)` of each call, side by side, each on one of the trials' devices, with nothing else on a
     device that a trial would have for itself. Raises what `get_from_workers` does."""
     remote: Any = ray.remote(cast(Any, function)).options(
@@ -42,12 +42,12 @@ def on_devices(resources: Resources, function: Callable[..., T], calls: Sequence
     return get_from_workers([remote.remote(*arguments) for arguments in calls])
 
 
-def on_device(resources: Resources, function: Callable[..., T], *arguments: Any) -> T:
+def on_device(resources: Resources, function: Callable[..., T], *arguments: object) -> T:
     """`on_devices` of one call."""
     return on_devices(resources, function, [arguments])[0]
 
 
-def on_worker(resources: Resources, function: Callable[..., T], *arguments: Any, stop: threading.Event) -> T | None:
+def on_worker(resources: Resources, function: Callable[..., T], *arguments: object, stop: threading.Event) -> T | None:
     """`function(*arguments)` with what one process of a trial has; None where `stop` is set before it is done. Raises
     what `get_from_workers` does."""
     remote: Any = ray.remote(cast(Any, function)).options(
@@ -85,6 +85,6 @@ class SharedGpu:
     def add_up_to(self, number: int) -> None:
         self._processes += [self._actor.remote() for _ in range(number - len(self._processes))]
 
-    def together(self, method: str, *arguments: Any) -> list[Any]:
+    def together(self, method: str, *arguments: object) -> list[Any]:
         """What each of them returns. Raises what `get_from_workers` does."""
         return get_from_workers([getattr(process, method).remote(*arguments) for process in self._processes])

@@ -24,7 +24,7 @@ from cvt_nas.propose.asha import losses_of_cost
 from cvt_nas.propose.race import Race
 from cvt_nas.propose.spread import Spread
 from cvt_nas.results import TrialResult
-from cvt_nas.results.events import EpochDone, TrialPaused, TrialStarted
+from cvt_nas.results.events import EpochDone, RaceEvent, TrialPaused, TrialStarted
 from cvt_nas.run import RunFolder
 
 
@@ -39,7 +39,7 @@ class StopWhenSet(tune.Stopper):
     def stop_all(self) -> bool:
         return any(event.is_set() for event in self._events)
 
-    def __reduce__(self) -> Any:  # Tune pickles what it is given, for a restore that is never made
+    def __reduce__(self) -> tuple[object, ...]:  # Tune pickles what it is given, for a restore that is never made
         return (StopWhenSet, ())
 
 
@@ -49,14 +49,14 @@ class Watchdog(tune.Callback):
     def __init__(self, searcher: "RaceSearcher", timeout: float) -> None:
         self._searcher, self._timeout = searcher, timeout
 
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: object) -> None:
         del iteration, info
         for trial in trials:
             actor = trial.temporary_state.ray_actor
             if self._searcher.is_silent(trial.trial_id, self._timeout, is_waiting=actor is None) and actor is not None:
                 ray.kill(actor)
 
-    def __reduce__(self) -> Any:  # as for StopWhenSet
+    def __reduce__(self) -> tuple[object, ...]:  # as for StopWhenSet
         return (tune.Callback, ())
 
 
@@ -78,7 +78,7 @@ class RaceSearcher(Searcher):
         experiment: Experiment,
         run: RunFolder,
         keep: Callable[[TrialResult], None],
-        events: queue.Queue[Any],
+        events: queue.Queue[RaceEvent | BaseException | None],
         *,
         gpus_per_trial: float = 0.0,
         spread: Spread | None = None,
@@ -105,7 +105,7 @@ class RaceSearcher(Searcher):
             flight.heard = now
         return is_silent
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {}
 
     def save(self, checkpoint_path: str) -> None:
@@ -114,7 +114,7 @@ class RaceSearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: the state is the race's."""
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: object) -> bool:
         del metric, mode, config, spec
         return True
 

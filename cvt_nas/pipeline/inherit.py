@@ -18,7 +18,7 @@ from cvt_nas.launch.search import Search
 from cvt_nas.propose.asha import pareto_ranks
 from cvt_nas.propose.journal import open_journal
 from cvt_nas.propose.samplers import derive_seed
-from cvt_nas.propose.study import Study
+from cvt_nas.propose.study import Proposal, Study
 from cvt_nas.results import ROOM, Candidate, Metric, TrialResult
 from cvt_nas.results.events import RankingStarted, SupernetEpochDone
 from cvt_nas.space import ArchSpace, Genome
@@ -59,9 +59,9 @@ def train_weights(search: Search) -> Generator[SupernetEpochDone, None, bool]:
                 initial=search.initial,
             ):
                 if report["status"] == "storage":
-                    raise StorageError(report["reason"])
+                    raise StorageError(report.get("reason"))
                 if report["status"] != "running":
-                    raise SearchFailedError(f"the training of the supernet ended: {report['reason']}")
+                    raise SearchFailedError(f"the training of the supernet ended: {report.get('reason')}")
                 found = {name: value for name, value in report.items() if name in ROOM}
                 if found != room:
                     room = found
@@ -103,7 +103,7 @@ def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarte
     if search.stop.is_set():
         return False
     bars = _Bars(ended)
-    with Judges(search.setup, search.resources) as judges:
+    with Judges[Proposal](search.setup, search.resources) as judges:
         while True:
             while judges.num_free and not search.stop.is_set() and (proposal := study.ask()) is not None:
                 # of those that one worker has surely judged by now, so that with one an interruption changes nothing
@@ -169,7 +169,7 @@ def record_as_trials(search: Search) -> None:
             )
     members = [member.arch for member in run.front().members if not run.has_model(member.arch_id)]
     if members:
-        with Judges(search.setup, search.resources) as judges:
+        with Judges[None](search.setup, search.resources) as judges:
             judges.save(members)
 
 

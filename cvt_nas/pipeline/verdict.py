@@ -4,7 +4,7 @@ import dataclasses
 import threading
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from cvt_nas.launch.search import Search
 from cvt_nas.launch.trials import run_trials
 from cvt_nas.pipeline.latency import experiment_of
 from cvt_nas.pipeline.narrowing import searched_space
+from cvt_nas.pipeline.searching import ProgressFactory
 from cvt_nas.propose.race import FixedPlan, Race
 from cvt_nas.propose.samplers import derive_seed
 from cvt_nas.propose.study import Proposal
@@ -41,7 +42,7 @@ def evaluate_supernet(
     address: str | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     stop: threading.Event | None = None,
-    progress: Any = None,
+    progress: ProgressFactory | None = None,
 ) -> SupernetQuality | None:
     """Judges the supernet of `run` by architectures spread over log-FLOPs, each trained with `num_seeds` seeds.
 
@@ -86,8 +87,10 @@ def evaluate_supernet(
         # what failed, and not by its own fault, is tried again
         done = {result.number for result in alone.results() if result.status in ("complete", "diverged")}
         left = [p for p in _proposals(genomes, experiment, seed=seed, num_seeds=num_seeds) if p.number not in done]
-        granted: dict[str, Any] = {"device": resources.device, "num_threads": resources.num_threads}
-        setup, of_supernet = (dataclasses.replace(each, **granted) for each in (setup, of_supernet))
+        setup, of_supernet = (
+            dataclasses.replace(each, device=resources.device, num_threads=resources.num_threads)
+            for each in (setup, of_supernet)
+        )
         follow = (
             nullcontext(following()) if progress is None else progress(alone, resources, len(left) + len(done), None)
         )

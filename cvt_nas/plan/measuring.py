@@ -106,7 +106,7 @@ def measure_workers(experiment: Experiment, setup: TrainingSetup, resources: Res
 def _task(
     experiment: Experiment, genomes: Mapping[Name, Genome], setup: TrainingSetup, resources: Resources, seconds: float
 ) -> tuple[TrainingSetup, dict[Name, ArchConfig], float, int, int]:
-    archs = {name: experiment.space.decode(genome) for name, genome in genomes.items()}
+    archs: dict[Name, ArchConfig] = {name: experiment.space.decode(genome) for name, genome in genomes.items()}
     return setup, archs, seconds, resources.num_workers, _supernet_devices(setup, resources)
 
 

@@ -134,7 +134,7 @@ class Progress(NamedTuple):
 _EPOCHS = 16  # of a curve in one attribute, so that an epoch adds no more to a journal however long the training is
 
 
-def progress_to_attrs(progress: Progress, known: Mapping[str, object]) -> dict[str, object]:
+def progress_to_attrs(progress: Progress, known: Mapping[str, object]) -> Mapping[str, object]:
     """The attributes of a trial that keep `progress`, in the order in which they are to be written.
 
     Whole parts of the curve have attributes of their own, and are written once. Intermediate values would be the place
