@@ -39,7 +39,9 @@ def train(options: argparse.Namespace) -> int:
     experiment = _with_training(experiment, options)
 
     from cvt_nas.report import report_paths, summary, write_report
+    from cvt_nas.run import RunFolder
 
+    out = Path(options.out or Path("results") / f"train-{arch.id}")
     said = set[str]()
 
     def told(report: dict[str, Any]) -> None:
@@ -48,10 +50,10 @@ def train(options: argparse.Namespace) -> int:
             said.add(note)
             print_note(note)
         if report["status"] == "running":
-            done = f"epoch {report['epoch']}/{experiment.training.epochs}, accuracy {report['accuracy']:.4f}"
+            score = RunFolder(out).score_name
+            done = f"epoch {report['epoch']}/{experiment.training.epochs}, {score} {report['accuracy']:.4f}"
             write(f"{done}, {report['train_seconds']:.0f} s", file=sys.stderr, flush=True)
 
-    out = Path(options.out or Path("results") / f"train-{arch.id}")
     result = train(
         arch,
         experiment,
@@ -65,15 +67,13 @@ def train(options: argparse.Namespace) -> int:
         on_note=print_note,
         on_report=told,
     )
-    from cvt_nas.run import RunFolder
-
     run = RunFolder.open(out)
     write_report(run)
     if options.json:
         write(json.dumps(summary(run)))
         return 0
     test = run.test_accuracies()[arch.id]
-    write(f"{arch.id}: accuracy {result.accuracy:.4f} on the search split, {test:.4f} on the test split; {out}")
+    write(f"{arch.id}: {run.score_name} {result.accuracy:.4f} on the search split, {test:.4f} on the test split; {out}")
     plots = [quoted(str(path)) for path in report_paths(run) if path.suffix == ".html"]
     write(f"plots: {', '.join(plots)}")
     write("next: " + command("cvt-nas", "export", operand(str(out)), "--pick", "best", "--to", "my_model"))

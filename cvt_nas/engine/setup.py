@@ -18,7 +18,9 @@ from cvt_nas.data import (
     load_data,
     num_on_their_way,
 )
+from cvt_nas.engine.criterion import criterion_of
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE
+from cvt_nas.engine.metrics import metric_of
 from cvt_nas.errors import DataError, RunFolderError
 from cvt_nas.results import DataIdentity
 from cvt_nas.run import RunFolder
@@ -179,7 +181,23 @@ class TrainingSetup:
             run.amend_manifest(data=identity.to_json())
         found = replace(self, identity=identity)
         found._keep(data)
+        found._check_task(data)
         return found
+
+    def _check_task(self, data: ImageData) -> None:
+        """Whether loss and metric fit the labels; functions of the user's are imported, so that workers find them."""
+        criterion_of(self.training, data, torch.device("cpu"))
+        metric_of(self.training, data)
+        if self.shared is None:
+            return
+        criterion_of(self.shared.config, data, torch.device("cpu"))
+        if data.is_multi_label and self.shared.config.distillation == "alpha":
+            raise DataError("supernet.distillation: alpha is for images of one class each, and these can have several")
+
+    @property
+    def metric(self) -> str:
+        """What is maximised: the setting `metric` for this data; see `metric_of`."""
+        return metric_of(self.training, self.open_data())
 
     def identified(self, run: RunFolder, *, on_note: Callable[[str], None] | None = None) -> Self:
         """The same with the identity that `run` was begun with, once it is sure that the data are those.

@@ -10,7 +10,7 @@ from typing import Literal
 
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
-from cvt_nas.errors import ArchError, CvtNasError, RunFolderError, StorageError
+from cvt_nas.errors import ArchError, CvtNasError, DataError, RunFolderError, StorageError
 from cvt_nas.launch.client import search_through_client
 from cvt_nas.launch.resources import GpusPerTrial, Resources, claim_resources
 from cvt_nas.launch.search import Search
@@ -113,6 +113,8 @@ def search(
         setup = setup.checked(run, on_note=on_note)
         identity = setup.identity
         assert identity is not None, "they were just looked at"
+        if experiment.search.weights == "da-nas" and setup.open_data().is_multi_label:
+            raise DataError("search.weights: da-nas puts classes in order, and needs images of one class each")
         notes: tuple[str, ...] = ()
         if initial is not None and (run is None or not run.supernet.has_begun):
             notes = _check_lends_weights(initial, setup)
@@ -152,6 +154,7 @@ def search(
                 "resources": dataclasses.asdict(resources),
                 **({} if sharing is None else {"sharing": sharing.to_json()}),
                 "data": identity.to_json(),
+                "metric": setup.metric,
                 **way,
                 **({} if plan is None else {"plan": plan.to_json()}),
             }

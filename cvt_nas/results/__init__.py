@@ -14,6 +14,7 @@ from cvt_nas.results.pareto import (
 )
 from cvt_nas.results.quality import Origin, RankingQuality, SupernetQuality, Tau, ceiling_of_mean, judge_supernet
 from cvt_nas.results.rungs import RankCorrelation, rank_correlations, rung_epochs
+from cvt_nas.results.score import as_title, score_name
 from cvt_nas.results.trial import (
     FAILURES,
     ROOM,
@@ -46,6 +47,7 @@ __all__ = [
     "SupernetQuality",
     "Tau",
     "TrialResult",
+    "as_title",
     "ceiling_of_mean",
     "confirm",
     "distances_to_front",
@@ -57,6 +59,7 @@ __all__ = [
     "rank_correlations",
     "round_and_trial",
     "rung_epochs",
+    "score_name",
     "with_memberships",
     "without_retried",
 ]
