@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,9 +27,11 @@ from cvt_nas.data.images import (
     digest,
     in_order,
     seed_all,
-    split_off_search,
+    targets_of,
     to_device,
+    with_labels_of,
 )
+from cvt_nas.data.splitting import split_off_search
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
 from cvt_nas.run import cache_folder
@@ -39,7 +41,7 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 @dataclass(frozen=True, kw_only=True)
 class Arrays:
-    """A small data set: uint8 images `(images, channels, height, width)`, int64 labels `(images,)`."""
+    """A small data set: uint8 images `(images, channels, height, width)`, labels as `ImageData.labels` has them."""
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -236,18 +238,23 @@ class ArrayData:
             held_out=["search"],
         )
 
+    @property
+    def is_multi_label(self) -> bool:
+        return self._labels["train"].ndim > 1
+
     def num_images(self, split: Split) -> int:
         return len(self._rows[split])
 
+    def labels(self, split: Split) -> np.ndarray:
+        return self._labels[split][self._rows[split]]
+
     def of_classes(self, classes: Collection[int]) -> Self:
         some = copy.copy(self)
-        some._rows = {
-            split: rows[np.isin(self._labels[split][rows], list(classes))] for split, rows in self._rows.items()
-        }
+        some._rows = {split: rows[with_labels_of(self.labels(split), classes)] for split, rows in self._rows.items()}
         return some
 
-    def _batch(self, split: Split, rows: np.ndarray) -> tuple[UInt8[Tensor, "b c h w"], Int[Tensor, " b"]]:
-        return torch.from_numpy(self._images[split][rows]), torch.from_numpy(self._labels[split][rows])
+    def _batch(self, split: Split, rows: np.ndarray) -> tuple[UInt8[Tensor, "b c h w"], Tensor]:
+        return torch.from_numpy(self._images[split][rows]), targets_of(torch.from_numpy(self._labels[split][rows]))
 
     def prepared(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Resized, cropped and normalised as `preprocessing` says; channels last."""
@@ -281,7 +288,8 @@ class ArrayData:
         del until, evaluated  # nothing is read beforehand
         order = np.random.default_rng((seed, epoch)).permutation(self._rows["train"])[rank::world_size]
         num_batches = max(self.num_images("train") // (world_size * batch_size), 1)
-        erase, mix = erasing_of(augment, device), mixing_of(augment, len(self.class_names))
+        erase = erasing_of(augment, device)
+        mix = mixing_of(augment, len(self.class_names), is_multi_label=self.is_multi_label)
         policy = randaugment_of(augment, self._images["train"].shape[1], device)
 
         def made(index: int) -> Batch:  # of which nothing but the batch is held on to

@@ -23,17 +23,18 @@ from cvt_nas.data.images import (
     Preprocessing,
     Split,
     digest,
-    hold_out,
     in_order,
     seed_all,
-    split_off_search,
+    targets_of,
     to_device,
+    with_labels_of,
 )
 from cvt_nas.data.layout import Layout, Role, find_layout
 from cvt_nas.data.listing import Images, list_images, load_listing, problems_of, save_listing
 from cvt_nas.data.loading import Portion, Reader, Source, Stream, free_shared_memory, num_on_their_way
 from cvt_nas.data.randaugment import augmented
 from cvt_nas.data.reading import read_pixels
+from cvt_nas.data.splitting import hold_out, split_off_search
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
@@ -185,16 +186,20 @@ class FolderData:
             for row in self._rows[split]
         ]
 
+    @property
+    def is_multi_label(self) -> bool:
+        return next(iter(self._images.values())).labels.ndim > 1
+
     def num_images(self, split: Split) -> int:
         return len(self._rows[split])
+
+    def labels(self, split: Split) -> np.ndarray:
+        return self._images[self._source[split]].labels[self._rows[split]]
 
     def of_classes(self, classes: Collection[int]) -> Self:
         some = copy.copy(self)
         some._ahead = None
-        some._rows = {
-            split: rows[np.isin(self._images[self._source[split]].labels[rows], list(classes))]
-            for split, rows in self._rows.items()
-        }
+        some._rows = {split: rows[with_labels_of(self.labels(split), classes)] for split, rows in self._rows.items()}
         return some
 
     def train_batches(
@@ -231,7 +236,8 @@ class FolderData:
         due = self._train_portion(drawn, epoch, first)
         if self._ahead is not None and self._ahead.next_key != due.key:
             self.close()
-        erase, mix = erasing_of(augment, device), mixing_of(augment, len(self.class_names))
+        erase = erasing_of(augment, device)
+        mix = mixing_of(augment, len(self.class_names), is_multi_label=self.is_multi_label)
         normalised = self._normaliser(device)
         largest = max(batch_size, 0 if evaluated is None else evaluated[1])
 
@@ -241,7 +247,7 @@ class FolderData:
                 images = augmented(images, made[1], transform.fill)
             inputs = erase(normalised(images), [(seed, epoch, row) for row in rows.tolist()])
             seed_all(seed, epoch, index, rank)
-            return mix(inputs, labels.to(device, non_blocking=True))
+            return mix(inputs, targets_of(labels.to(device, non_blocking=True)))
 
         for index, read in enumerate(self._batches(due, sources, device, then(), largest=largest), start=first):
             yield finished(index, *read)  # of which nothing on the device but the batch is held on to
@@ -280,7 +286,7 @@ class FolderData:
         normalised = self._normaliser(device)
         for _, labels, (images,) in self._batches(due, sources, device, largest=batch_size):
             images = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
-            yield images if as_bytes else normalised(images), labels.to(device, non_blocking=True)
+            yield images if as_bytes else normalised(images), targets_of(labels.to(device, non_blocking=True))
 
     def prepared(
         self, images: UInt8[Tensor, "batch channels height width"]

@@ -1,0 +1,91 @@
+"""Images that have several labels: their splits, and the targets of their batches."""
+
+import numpy as np
+import pytest
+import torch
+
+from cvt_nas.config import AugmentConfig, DataConfig
+from cvt_nas.data import SPLITS
+from cvt_nas.data.arrays import ArrayData, Arrays
+from cvt_nas.data.splitting import hold_out, split_off_search
+from cvt_nas.errors import DataError
+
+CPU = torch.device("cpu")
+NAMES = ("cloud", "sea", "ship", "none")
+
+
+def labels_of(num: int, rates: tuple[float, ...] = (0.5, 0.2, 0.03, 0.1), seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).random((num, len(rates))) < rates).astype(np.uint8)
+
+
+def arrays_of(num: int = 300) -> ArrayData:
+    rng, labels = np.random.default_rng(0), labels_of(num)
+    images = rng.integers(0, 255, (num, 1, 8, 8), dtype=np.uint8)
+    arrays = Arrays(train_images=images, train_labels=labels, test_images=images, test_labels=labels, class_names=NAMES)
+    return ArrayData(DataConfig(dataset="digits"), arrays, 8)
+
+
+def test_each_label_is_held_out_in_proportion() -> None:
+    labels = labels_of(2000)
+    kept, held = hold_out(labels, 0.2, 0, setting="search_fraction")
+    assert sorted([*kept, *held]) == list(range(2000))
+    np.testing.assert_allclose(labels[held].sum(axis=0) / labels.sum(axis=0), 0.2, atol=0.03)
+    again, other = (hold_out(labels, 0.2, seed, setting="search_fraction")[1] for seed in (0, 1))
+    assert np.array_equal(held, again)
+    assert not np.array_equal(held, other)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.99])
+def test_a_rare_label_is_in_both_parts_and_in_what_is_left_of_the_training_images(fraction: float) -> None:
+    labels = np.zeros((60, 5), np.uint8)
+    labels[np.arange(60), np.arange(60) % 3] = 1
+    labels[[4, 9], 3] = labels[[9, 11, 30], 4] = 1
+    kept, held = hold_out(labels, fraction, 0, setting="search_fraction")
+    assert labels[kept].any(axis=0).all()
+    assert labels[held].any(axis=0).all()
+    config = DataConfig(dataset="digits", search_fraction=0.3, train_fraction=0.05)
+    train, _ = split_off_search(labels, config)
+    assert labels[train].any(axis=0).all()
+    assert len(train) < 10
+
+
+def test_a_label_of_one_image_is_refused_by_its_name() -> None:
+    labels = labels_of(100)
+    labels[:, 2] = np.arange(100) == 7
+    with pytest.raises(DataError, match=r"data.search_fraction: .* a single image is left of ship; add images"):
+        split_off_search(labels, DataConfig(dataset="digits"), NAMES)
+
+
+def test_targets_are_zeros_and_ones_for_each_label_in_the_order_that_labels_tells() -> None:
+    data = arrays_of()
+    assert data.is_multi_label
+    for split in SPLITS:
+        targets = torch.cat([targets for _, targets in data.eval_batches(split, batch_size=64, device=CPU)])
+        assert targets.dtype == torch.float32
+        assert data.labels(split).dtype == np.uint8
+        np.testing.assert_array_equal(targets.numpy(), data.labels(split))
+    batches = data.train_batches(batch_size=32, augment=AugmentConfig(), device=CPU, seed=0, epoch=0)
+    assert all(targets.shape == (32, 4) and set(targets.unique().tolist()) == {0.0, 1.0} for _, targets in batches)
+
+
+@pytest.mark.parametrize("kinds", [{"mixup": 0.8}, {"cutmix": 1.0}])
+@pytest.mark.parametrize("most", [2**25, 500])
+def test_mixed_targets_are_mixed_as_the_images_are(
+    kinds: dict[str, float], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cvt_nas.data.augment._MIXED_VALUES", most)
+    data = arrays_of()
+
+    def first(augment: AugmentConfig) -> tuple[torch.Tensor, torch.Tensor]:
+        return next(data.train_batches(batch_size=32, augment=augment, device=CPU, seed=0, epoch=0))
+
+    (_, plain), (_, mixed) = first(AugmentConfig()), first(AugmentConfig(**kinds))
+    share = mixed[(plain == 1) & (plain.flip(0) == 0)].unique()
+    assert len(share) == 1
+    torch.testing.assert_close(mixed, share * plain + (1 - share) * plain.flip(0))
+    assert 0 < share < 1
+
+
+def test_a_part_of_the_labels_is_no_part_of_the_images() -> None:
+    with pytest.raises(DataError, match="images with several labels belong to no one class"):
+        arrays_of().of_classes([0, 1])
