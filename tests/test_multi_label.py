@@ -1,14 +1,24 @@
 """Images that have several labels: their splits, and the targets of their batches."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from cvt_nas.config import AugmentConfig, DataConfig
+from conftest import small_digits
+from cvt_nas.config import AugmentConfig, DataConfig, SupernetConfig, TrainingConfig, parse_experiment
 from cvt_nas.data import SPLITS
 from cvt_nas.data.arrays import ArrayData, Arrays
 from cvt_nas.data.splitting import hold_out, split_off_search
+from cvt_nas.engine import SharedWeights, evaluate, fit, train_supernet
+from cvt_nas.engine.criterion import criterion_of
+from cvt_nas.engine.inheritance import Inheritance
+from cvt_nas.engine.metrics import metric_of
 from cvt_nas.errors import DataError
+from test_engine import tiny_arch
 
 CPU = torch.device("cpu")
 NAMES = ("cloud", "sea", "ship", "none")
@@ -89,3 +99,57 @@ def test_mixed_targets_are_mixed_as_the_images_are(
 def test_a_part_of_the_labels_is_no_part_of_the_images() -> None:
     with pytest.raises(DataError, match="images with several labels belong to no one class"):
         arrays_of().of_classes([0, 1])
+
+
+def digits_with_marks() -> ArrayData:
+    """Small digits, each with the labels that it is even, above 4, and a 7."""
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    images, values = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None], digits.target
+    labels = np.stack([values % 2 == 0, values > 4, values == 7], axis=1).astype(np.uint8)
+    arrays = Arrays(
+        train_images=images[:1200], train_labels=labels[:1200], test_images=images[1200:], test_labels=labels[1200:],
+        class_names=("even", "above 4", "7"),
+    )  # fmt: skip
+    return ArrayData(DataConfig(dataset="digits"), arrays, 8)
+
+
+@pytest.mark.parametrize("settings", [{}, {"metric": "auroc", "class_weights": "balanced", "loss": "auto"}])
+def test_a_network_learns_several_labels_and_is_measured_by_a_metric_of_them(settings: dict[str, Any]) -> None:
+    data = digits_with_marks()
+    training = TrainingConfig(epochs=4, batch_size=32, lr=3e-3, label_smoothing=0.05, **settings)
+    arch = dataclasses.replace(tiny_arch(), num_classes=3)
+    epochs = list(fit(arch, training, data, device=CPU, seed=0))
+    assert epochs[-1].accuracy > 0.9
+    logits = torch.cat([epochs[-1].model(images) for images, _ in data.eval_batches("test", batch_size=64, device=CPU)])
+    name = settings.get("metric", "mean_average_precision")
+    expected = {"auroc": roc_auc_score, "mean_average_precision": average_precision_score}[name](
+        data.labels("test"), logits.detach().numpy()
+    )
+    assert evaluate(epochs[-1].model, data, "test", training=training, device=CPU) == pytest.approx(expected)
+
+
+def test_a_supernet_of_several_labels_is_inherited_from() -> None:
+    data = digits_with_marks()
+    space = parse_experiment(small_digits(**{"  num_classes": "  num_classes: 3"}), "small.yaml").space
+    config = SupernetConfig(epochs=2, batch_size=64, lr=3e-3, num_random=1, metric="macro_f1")
+    shared = SharedWeights(space=space, config=config)
+    (*_, last) = train_supernet(shared, data, device=CPU, seed=0)
+    found, num_images = Inheritance(last.supernet, config, data, CPU).accuracy(space.largest, bar=0.99)
+    assert num_images == data.num_images("search"), "no images are left out where the error is not known"
+    assert 0.4 < found < 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"loss": "cross_entropy"}, "training.loss: cross_entropy is for images of one class each"),
+        ({"metric": "accuracy"}, "training.metric: accuracy is for images of one class each, .* use one of macro_f1"),
+        ({"metric": "balanced_accuracy"}, "training.metric: balanced_accuracy is for images of one class each"),
+    ],
+)
+def test_what_is_for_one_class_an_image_is_refused(settings: dict[str, Any], why: str) -> None:
+    training, data = TrainingConfig(epochs=1, **settings), digits_with_marks()
+    with pytest.raises(DataError, match=why):
+        _ = criterion_of(training, data, CPU), metric_of(training, data)

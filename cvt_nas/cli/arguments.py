@@ -46,6 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="weights that the supernet begins with: an official .pth, a folder of transformers' CvT, or a model's",
     )
+    search.add_argument(
+        "--callback",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="a function of yours, called with each event",
+    )
     search.add_argument("--tensorboard", action="store_true", help="track each trial in the run folder's tensorboard/")
     search.add_argument("--mlflow", metavar="URI", help="track each trial as a run of this MLflow tracking server")
     search.add_argument("--wandb", metavar="PROJECT", help="track each trial as a run of this Weights & Biases project")

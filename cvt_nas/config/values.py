@@ -48,7 +48,7 @@ def _name_or_plugin(options: tuple[str, ...], value: str) -> str:
     if value in options or re.fullmatch(_PLUGIN, value):
         return value
     near = did_you_mean(value, list(options))
-    raise ValueError(f"got {show(value)}, must be one of {', '.join(options)}, or MODULE:FUNCTION{near}")
+    raise ValueError(f"got {show(value)}, must be one of {', '.join(options)}, or MODULE:NAME{near}")
 
 
 def _on_or_off(value: Any) -> Any:
@@ -72,7 +72,7 @@ def _randaugment(value: str) -> str:
     return value
 
 
-_PLUGIN = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
+_PLUGIN = r"[A-Za-z_][\w.]*:[A-Za-z_][\w./-]*"
 _RAND_PART = r"(m|n|mmax|inc)[0-9]{1,4}|(p|mstd)[0-9]{1,4}(\.[0-9]+)?|t(weights|3a|3aw)"
 _MOST_LAYERS = {"tweights": 15, "t3aw": 14}  # their operations, of which timm draws each once at most for an image
 
@@ -126,7 +126,7 @@ AutoOrWorkers = Annotated[
         partial(_word_or_count, "auto", 0), json_schema_input_type=Literal["auto"] | Annotated[int, Field(ge=0)]
     ),
 ]
-_Plugin = Annotated[str, Field(pattern=f"^{_PLUGIN}$", description="MODULE:FUNCTION, of your own.")]
+_Plugin = Annotated[str, Field(pattern=f"^{_PLUGIN}$", description="MODULE:NAME, of your own.")]
 _Loss = Literal["auto", "cross_entropy", "binary_cross_entropy"]
 LossName = Annotated[
     str,
@@ -138,6 +138,12 @@ MetricName = Annotated[
     str,
     WithJsonSchema(TypeAdapter(_Metric | _Plugin).json_schema()),
     AfterValidator(partial(_name_or_plugin, get_args(_Metric))),
+]
+_Sampler = Literal["surrogate", "tpe", "nsga2", "gp", "random"]
+SamplerName = Annotated[
+    str,
+    WithJsonSchema(TypeAdapter(_Sampler | _Plugin).json_schema()),
+    AfterValidator(partial(_name_or_plugin, get_args(_Sampler))),
 ]
 Checkpointing = Annotated[
     Literal["auto", "off", "on"],

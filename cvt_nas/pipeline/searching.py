@@ -21,6 +21,8 @@ from cvt_nas.plan.disk import check_disk, check_writable
 from cvt_nas.plan.planning import plan_of_search
 from cvt_nas.plan.sharing import divide_as_asked
 from cvt_nas.plan.values import Plan
+from cvt_nas.plugins import is_plugin
+from cvt_nas.propose.samplers import load_sampler
 from cvt_nas.results import FAILURES
 from cvt_nas.results.events import Follower, following
 from cvt_nas.run import RunFolder
@@ -90,6 +92,8 @@ def search(
             gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, trials=trials, time_budget=time_budget, seed=seed,
             warm_start=warm_start, resume=resume, device=device, reuse_workers=reuse_workers,
         )  # fmt: skip
+    if is_plugin(experiment.search.sampler):
+        load_sampler(experiment.search.sampler)  # before anything is spent
     num_trials = experiment.search.trials if trials is None else trials
     place = RunFolder.at(out)
     check_writable(place.path)

@@ -17,7 +17,6 @@ from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.private import StoredTrials
 from cvt_nas.propose.samplers import (
     Progress,
-    SamplerName,
     UnseenSampler,
     derive_seed,
     distributions_of,
@@ -92,6 +91,7 @@ class Study:
 
     Args:
         metrics: The objectives, accuracy first.
+        sampler: One of `SAMPLERS`, or a plug-in; see `load_sampler`.
         storage: None for one in memory.
         num_trials: After how many `ask` ends; None where it never does.
         seed: Of proposals and of the trials' trainings.
@@ -104,7 +104,7 @@ class Study:
         space: GenomeSpace,
         *,
         metrics: Sequence[Metric],
-        sampler: SamplerName,
+        sampler: str,
         num_trials: int | None,
         seed: int,
         storage: BaseStorage | None = None,

@@ -15,11 +15,8 @@ from cvt_nas.run import RunFolder
 def front_table(run: RunFolder) -> Table:
     """The front for a terminal, knee and best marked."""
     front, tested = run.front(), run.test_accuracies()
-    title = Text(
-        printable(
-            f"Pareto front of {run.manifest['name']}: {' / '.join(run.score_name if metric == 'accuracy' else metric for metric in front.metrics)}"
-        )
-    )  # no markup in it
+    metrics = [run.score_name if metric == "accuracy" else metric for metric in front.metrics]
+    title = Text(printable(f"Pareto front of {run.manifest['name']}: {' / '.join(metrics)}"))  # no markup in it
     table = Table(title=title, title_justify="left")
     confirmed = any(member.confirmation is not None for member in front.members)
     more = [("front", "right")] if confirmed else []  # with it, 80 characters still hold the whole table

@@ -70,7 +70,7 @@ class TrainingConfig:
         momentum: Momentum of SGD.
         loss: What is minimised. `cross_entropy` is for images of one class each. `binary_cross_entropy` takes each
             class for itself, also where images can have several, and is the mean over classes, as in torch and timm.
-            `auto` is the former, or the latter where images can have several classes. `MODULE:FUNCTION` is a function
+            `auto` is the former, or the latter where images can have several classes. `MODULE:NAME` is a function
             of your own.
         class_weights: Whether rare classes count more. `balanced` weighs the loss of an image by the inverse frequency
             of its class, as in scikit-learn. In `binary_cross_entropy` it weighs the positive labels of a class by the
@@ -80,7 +80,7 @@ class TrainingConfig:
             `balanced_accuracy` the mean of that over classes; `macro_f1`, `mean_average_precision` and `auroc` are
             means over classes, each class against all others. Images that can have several classes need one of these
             last three. `auto` is `accuracy`, or `mean_average_precision` where images can have several classes.
-            `MODULE:FUNCTION` is a function of your own, whose values lie between 0 and 1.
+            `MODULE:NAME` is a function of your own, whose values lie between 0 and 1.
         label_smoothing: Share of each label that is spread evenly over all classes.
         drop_path: Rate of stochastic depth in a stage's last block, rising from 0 within the stage; one for all stages
             or one for each.
