@@ -11,7 +11,7 @@ from PIL import Image
 
 from cvt_nas.config import DataConfig, parse_experiment
 from cvt_nas.data import SPLITS, load_data
-from cvt_nas.data.folders import FolderData
+from cvt_nas.data.streams import StreamedData
 from cvt_nas.run import RunFolder
 from cvt_nas.train import train
 
@@ -31,16 +31,16 @@ def write_images(folder: Path, names: tuple[str, ...] = NAMES, num: int = 8, suf
 
 def open_folder(
     root: Path, *, num_classes: int = 3, num_channels: int = 3, test_only: bool = False, **config: Any
-) -> FolderData:
+) -> StreamedData:
     data = load_data(
         DataConfig(dataset="imagefolder", **{"num_workers": 0, "search_fraction": 0.25, **config}),
         root=root, image_size=16, num_channels=num_channels, num_classes=num_classes, test_only=test_only,
     )  # fmt: skip
-    assert isinstance(data, FolderData)
+    assert isinstance(data, StreamedData)
     return data
 
 
-def sizes(data: FolderData) -> list[int]:
+def sizes(data: StreamedData) -> list[int]:
     return [data.num_images(split) for split in SPLITS]
 
 

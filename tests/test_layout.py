@@ -31,7 +31,7 @@ def test_a_clean_folder_has_the_classes_images_and_splits_that_torchvision_and_s
     (tmp_path / "train" / "b" / "circle").unlink()  # which torchvision follows until the system stops it
     folder = ImageFolder(str(tmp_path / "train"))
     assert list(data.class_names) == folder.classes
-    images = data.files["train"]
+    images = data.records.files["train"]
     assert [
         (f"{images.root}/{n}", label) for n, label in zip(images.names, images.labels, strict=True)
     ] == folder.samples

@@ -6,14 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
 
-from cvt_nas.data.layout import Layout, Role
+from cvt_nas.data.layout import Layout
+from cvt_nas.data.records import Images, Role
 from cvt_nas.data.tree import (
     SUFFIXES,
     entries_of,
@@ -34,52 +34,6 @@ _NUM_NAMED = 5
 _SECONDS_BETWEEN = 5.0  # notes on how far it is
 _OUTSIDE = re.compile(r"(^|[/\0])\.{0,2}([/\0]|$)")  # in names that are parted by zero bytes
 _NUM_THREADS = 16  # so that a network disk has several requests at a time
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Images:
-    """The images of one split.
-
-    Args:
-        root: Its folder.
-        class_names: Of its class folders, sorted.
-        names: Their paths below it, in torchvision's order: by class, then by folder and name.
-        labels: Class index of each, int64.
-        ignored: Visible files that are no images, by suffix.
-        odd: What of its content cannot be used, one line each.
-    """
-
-    root: Path
-    class_names: tuple[str, ...]
-    names: Sequence[str]
-    labels: np.ndarray
-    ignored: Counter[str]
-    odd: Sequence[str] = ()
-
-    def without(self, top: Path, skipped: frozenset[str]) -> "Images":
-        """The same less those at `skipped`, paths below `top` as `told` gives them."""
-        if not skipped:
-            return self
-        below = self.below(top)
-        kept = [index for index, name in enumerate(self.names) if told(below + name) not in skipped]
-        return replace(self, names=[self.names[index] for index in kept], labels=self.labels[kept])
-
-    def below(self, top: Path) -> str:
-        """What makes a name a path below `top`."""
-        return "" if top == self.root else f"{self.root.relative_to(top)}/"
-
-    def sizes(self) -> list[int]:
-        """Bytes of each file; -1 where there is none any more, as behind a link that leads nowhere."""
-
-        def size(name: str) -> int:
-            try:
-                return os.stat(f"{self.root}/{name}").st_size
-            except OSError:
-                return -1
-
-        with ThreadPoolExecutor(_NUM_THREADS) as threads:
-            parts = [self.names[start : start + 1000] for start in range(0, len(self.names), 1000)]
-            return [each for sizes in threads.map(lambda part: [size(name) for name in part], parts) for each in sizes]
 
 
 def list_images(layout: Layout, role: Role, *, on_note: Callable[[str], None] | None = None) -> Images:
@@ -150,9 +104,7 @@ def load_listing(listing: Path, layout: Layout) -> dict[Role, Images]:
                 raise DataError(f"{listing}: names a file outside {place}: {text[: found.end()].split(chr(0))[-1]!r}")
             if labels.shape != (len(names),) or not 0 <= labels.min() <= labels.max() < len(layout.class_names):
                 raise DataError(f"{listing}: is of other images than {place} had")
-            files[role] = Images(
-                root=place, class_names=layout.class_names, names=names, labels=labels, ignored=Counter()
-            )
+            files[role] = Images(root=place, class_names=layout.class_names, names=names, labels=labels)
     except (KeyError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"{listing}: is damaged, or of other splits: {error}") from error
     return files

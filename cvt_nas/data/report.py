@@ -10,9 +10,11 @@ import numpy as np
 from cvt_nas.config import DataConfig
 from cvt_nas.data import ImageData, find_data, load_data, shape_of
 from cvt_nas.data.checking import ImageCheck, check_images
-from cvt_nas.data.folders import FolderData
-from cvt_nas.data.layout import Layout, Role, find_layout
-from cvt_nas.data.listing import Images, list_images, problems_of
+from cvt_nas.data.folders import records_of
+from cvt_nas.data.layout import Layout, find_layout
+from cvt_nas.data.listing import list_images, problems_of
+from cvt_nas.data.records import Images, Role
+from cvt_nas.data.streams import StreamedData
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 from cvt_nas.results import DataIdentity
@@ -122,9 +124,9 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
         problems = problems or [str(error)]
     images: ImageCheck | None = None
     if layout is not None:
-        measured = found.measured() if isinstance(found, FolderData) else ()
-        images = check_images(layout.root, files, "RGB", decode_all=decode, measured=measured, on_note=on_note)
-        notes = (*(found.notes if isinstance(found, FolderData) else layout.notes), *images.notes)
+        measured = found.measured() if isinstance(found, StreamedData) else ()
+        images = check_images(records_of(layout, files), "RGB", decode_all=decode, measured=measured, on_note=on_note)
+        notes = (*(found.notes if isinstance(found, StreamedData) else layout.notes), *images.notes)
         if "train" in files and not decode:
             notes = (*notes, "training images: headers and ends only; --decode reads them whole")
     class_names = found.class_names if found is not None else () if layout is None else layout.class_names
