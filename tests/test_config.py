@@ -159,7 +159,7 @@ CASES = {
         "dataset: digits",
         "dataset: mnist",
         'my.yaml:32: data.dataset: got "mnist", must be one of digits, fashion-mnist, cifar10, cifar100, imagefolder, '
-        "imagenet",
+        "imagenet, table",
     ),
     "a bound on an unknown metric": (
         "objectives:",

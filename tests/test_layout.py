@@ -109,7 +109,7 @@ def test_names_with_control_characters_are_shown_without_obeying_them(
     printed = capsys.readouterr()
     assert r"cannot be read: val/c\nd/\x9bx\u202e.png" in printed.out
     assert r"classes: a\x1b[31mb 8, c\nd 8" in printed.out
-    assert printed.err.startswith(rf"cvt-nas: --data {tmp_path}/no\nsuch\x1b: neither")
+    assert printed.err.startswith(rf"cvt-nas: --data {tmp_path}/no\nsuch\x1b: no such file")
     assert printed.err.count("\n") == 1
     assert printed.out.replace("\n", "").isprintable()
 

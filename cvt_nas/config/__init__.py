@@ -14,6 +14,7 @@ from cvt_nas.config.sections import (
     SearchConfig,
     SupernetConfig,
     TrainingConfig,
+    is_streamed,
 )
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "SearchConfig",
     "SupernetConfig",
     "TrainingConfig",
+    "is_streamed",
     "load_experiment",
     "load_recipe",
     "parse_experiment",

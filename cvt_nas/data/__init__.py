@@ -6,14 +6,14 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from cvt_nas.config import DataConfig
+from cvt_nas.config import DataConfig, is_streamed
 from cvt_nas.data.ahead import made_beside_steps
 from cvt_nas.data.arrays import DEBIAN_FASHION_MNIST, ArrayData, open_arrays
 from cvt_nas.data.checking import ImageCheck, check_images
 from cvt_nas.data.find import check_outside, find_data, shape_of, trained_classes
-from cvt_nas.data.folders import find_folders
 from cvt_nas.data.images import SPLITS, Batch, ImageData, Preprocessing, Split, seed_all
-from cvt_nas.data.listing import save_listing
+from cvt_nas.data.kinds import find_records
+from cvt_nas.data.listing import save_records
 from cvt_nas.data.loading import free_shared_memory, num_on_their_way
 from cvt_nas.data.streams import StreamedData
 from cvt_nas.errors import DataError
@@ -37,8 +37,8 @@ __all__ = [
     "load_data",
     "made_beside_steps",
     "num_on_their_way",
-    "save_listing",
     "save_preprocessing",
+    "save_records",
     "seed_all",
     "shape_of",
     "trained_classes",
@@ -66,15 +66,15 @@ def load_data(
         image_size, num_channels, num_classes: What the space's networks expect.
         test_only: Whether the test split alone is needed; a folder of images may then lack the others.
         skipped: Images of a folder to leave out, as paths below `root`.
-        listing: What `save_listing` wrote of the same images, so that their folders, which may hold
+        listing: What `save_records` wrote of the same images, so that their folders, which may hold
             millions, are not looked through again.
         on_note: Called with how far that is, where it takes long.
 
     Raises:
         DataError: It is missing, incomplete, or does not fit; one line says what and where.
     """
-    if config.dataset in ("imagefolder", "imagenet"):
-        records = find_folders(config.dataset, root, test_only=test_only, listing=listing, on_note=on_note)
+    if is_streamed(config.dataset):
+        records = find_records(config, root, test_only=test_only, listing=listing, on_note=on_note)
         data: ImageData = StreamedData(
             config, records, image_size, num_channels, test_only=test_only, skipped=skipped
         )  # fmt: skip

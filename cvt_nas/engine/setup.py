@@ -18,7 +18,7 @@ from cvt_nas.data import (
     free_shared_memory,
     load_data,
     num_on_their_way,
-    save_listing,
+    save_records,
 )
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE
 from cvt_nas.errors import DataError, RunFolderError
@@ -234,7 +234,7 @@ class TrainingSetup:
         """Keeps the names of the images in the run folder, so that no worker has to look through the folders again."""
         data = self._open_whole()
         if isinstance(data, StreamedData):
-            self.run.store.write(self.run.listing_path, functools.partial(save_listing, data.records.files))
+            self.run.store.write(self.run.listing_path, functools.partial(save_records, data.records))
 
     def open_data(self) -> ImageData:
         """The whole data set, or where there is a phase, the images of its classes.
