@@ -6,8 +6,9 @@ import torch
 
 from cvt_nas.config import AugmentConfig, DataConfig
 from cvt_nas.data import SPLITS
-from cvt_nas.data.arrays import ArrayData, Arrays
+from cvt_nas.data.arrays import ArrayData
 from cvt_nas.data.splitting import hold_out, split_off_search
+from cvt_nas.data.stacks import Arrays
 from cvt_nas.errors import DataError
 
 CPU = torch.device("cpu")
@@ -21,7 +22,9 @@ def labels_of(num: int, rates: tuple[float, ...] = (0.5, 0.2, 0.03, 0.1), seed: 
 def arrays_of(num: int = 300) -> ArrayData:
     rng, labels = np.random.default_rng(0), labels_of(num)
     images = rng.integers(0, 255, (num, 1, 8, 8), dtype=np.uint8)
-    arrays = Arrays(train_images=images, train_labels=labels, test_images=images, test_labels=labels, class_names=NAMES)
+    arrays = Arrays(
+        images={"train": images, "test": images}, labels={"train": labels, "test": labels}, class_names=NAMES
+    )
     return ArrayData(DataConfig(dataset="digits"), arrays, 8)
 
 

@@ -31,7 +31,8 @@ def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) 
         replaced = from_folder and section.augment.randaugment is not None
         check((name, "augment", "color_jitter"), replaced, "randaugment changes colours in its place")
     check(("data", "num_workers"), not from_folder, "an in-memory set needs no workers")
-    check(("data", "test_fraction"), not from_folder, f"{file.data.dataset} has test images of its own")
+    has_test = not from_folder and file.data.dataset not in ("npz", "npy")
+    check(("data", "test_fraction"), has_test, f"{file.data.dataset} has test images of its own")
     for name in ("image_column", "label_column", "label_separator", "split_column"):
         check(("data", name), not has_columns(file.data.dataset), f"{file.data.dataset} has no columns")
     check(("data", "on_error"), not from_folder, "only images of a folder can be left out")

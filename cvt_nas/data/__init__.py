@@ -8,13 +8,14 @@ from typing import Any
 
 from cvt_nas.config import DataConfig, is_streamed
 from cvt_nas.data.ahead import made_beside_steps
-from cvt_nas.data.arrays import DEBIAN_FASHION_MNIST, ArrayData, open_arrays
+from cvt_nas.data.arrays import ArrayData, open_arrays
 from cvt_nas.data.checking import ImageCheck, check_images
 from cvt_nas.data.find import check_outside, find_data, shape_of, trained_classes
 from cvt_nas.data.images import SPLITS, Batch, ImageData, Preprocessing, Split, seed_all
 from cvt_nas.data.kinds import find_records
 from cvt_nas.data.listing import save_records
 from cvt_nas.data.loading import free_shared_memory, num_on_their_way
+from cvt_nas.data.named_sets import DEBIAN_FASHION_MNIST
 from cvt_nas.data.streams import StreamedData
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
@@ -81,8 +82,8 @@ def load_data(
         channels = num_channels
     else:
         arrays = open_arrays(config.dataset, root)
-        channels = arrays.train_images.shape[1]
-        data = ArrayData(config, arrays, image_size)
+        channels = arrays.images["train"].shape[1]
+        data = ArrayData(config, arrays, image_size, test_only=test_only)
     if channels != num_channels:
         raise DataError(f"{config.dataset} has {channels} channels, space.num_channels is {num_channels}")
     if len(data.class_names) != num_classes:
@@ -119,6 +120,9 @@ def check_data(
     if known is not None:
         known.check_same(identity, place)
     if not isinstance(data, StreamedData):
+        if on_note is not None:
+            for note in identity.notes:
+                on_note(note)
         return data, identity
     skips = config.on_error == "skip" and known is None
     found = check_streamed(data, decode_all=skips, on_note=on_note)

@@ -12,6 +12,7 @@ import numpy as np
 
 from cvt_nas.data.reading import Header, Source, decode, read_header
 from cvt_nas.data.records import Images, Records, Role
+from cvt_nas.data.stacks import DIM
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 
@@ -19,7 +20,6 @@ OnNote = Callable[[str], None]
 _PART = 200  # images a thread takes at a time
 _SECONDS_UNTIL_SAID, _SECONDS_BETWEEN = 1.0, 2.0
 _NUM_NAMED = 5
-_DIM = 65  # of 255; white of 14 bits in a file of 16 is read as 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +67,7 @@ class ImageCheck:
     @property
     def _dimness(self) -> str:
         """What is said where all is so dark that whole classes may look the same, as 12 bits in files of 16."""
-        if self.brightest is None or self.brightest >= _DIM:
+        if self.brightest is None or self.brightest >= DIM:
             return ""
         return (
             f": no pixel of those looked at is above {self.brightest} of 255, so that most of what they show may be "

@@ -3,9 +3,11 @@
 import difflib
 from pathlib import Path
 
-from cvt_nas.config import DataConfig, Dataset
+from cvt_nas.config import DataConfig, Dataset, is_streamed
+from cvt_nas.data.arrays import open_arrays
 from cvt_nas.data.kinds import find_records, kind_of_file
 from cvt_nas.data.layout import find_layout
+from cvt_nas.data.stacks import stacks_in
 from cvt_nas.data.tree import is_hidden
 from cvt_nas.errors import DataError
 
@@ -38,7 +40,7 @@ def find_data(named: str | Path) -> tuple[Dataset, Path | None]:
         for known, sign in _SIGNS.items():
             if folder.name == sign or any(folder.glob(sign)) or any(raw.glob(sign)):
                 return known, folder
-        return "imagefolder", folder
+        return ("npy" if stacks_in(folder) else "imagefolder"), folder
     if folder.is_file():
         return kind_of_file(folder), folder
     for known in _SHAPES:
@@ -99,6 +101,9 @@ def shape_of(dataset: Dataset, root: Path | None, *, test_only: bool = False) ->
     """
     if dataset in _SHAPES:
         return _SHAPES[dataset]
+    if not is_streamed(dataset):
+        arrays = open_arrays(dataset, root)
+        return arrays.images["train"].shape[1], len(arrays.class_names)
     if dataset not in ("imagefolder", "imagenet"):
         return None, len(find_records(DataConfig(dataset=dataset), root, test_only=test_only).class_names)
     assert root is not None, "a folder of images has a place"

@@ -7,6 +7,7 @@ from typing import Any
 
 from cvt_nas.config import DataConfig, is_streamed
 from cvt_nas.data import ImageData, find_data, load_data, shape_of
+from cvt_nas.data.arrays import ArrayData
 from cvt_nas.data.checking import ImageCheck, check_images
 from cvt_nas.data.folders import records_of
 from cvt_nas.data.kinds import find_records
@@ -123,7 +124,9 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
             raise
         problems = problems or [str(error)]
     images: ImageCheck | None = None
-    if records is not None:
+    if records is None:
+        notes = found.notes if isinstance(found, ArrayData) else ()
+    else:
         measured = found.measured() if isinstance(found, StreamedData) else ()
         images = check_images(records, "RGB", decode_all=decode, measured=measured, on_note=on_note)
         notes = (*(found.notes if isinstance(found, StreamedData) else records.notes), *images.notes)

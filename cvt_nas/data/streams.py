@@ -32,7 +32,7 @@ from cvt_nas.data.loading import Portion, Reader, Source, Stream, free_shared_me
 from cvt_nas.data.randaugment import augmented
 from cvt_nas.data.reading import read_pixels
 from cvt_nas.data.records import Images, Records, Role
-from cvt_nas.data.splitting import hold_out, split_off_search
+from cvt_nas.data.splitting import rows_of_splits
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
@@ -90,27 +90,16 @@ class StreamedData:
 
     def _split(self, config: DataConfig, *, test_only: bool) -> None:
         """Which rows of which images each split has."""
-        tested, guide = self.records.tested, self.records.guide
         if test_only:
             self._source["test"] = next(iter(self._images))
             self._rows["test"] = np.arange(len(self._images[self._source["test"]].names))
             return
-        self._source = {"train": "train", "search": guide or "train", "test": tested or "train"}
-        labels: dict[Role, np.ndarray] = {role: images.labels for role, images in self._images.items()}
         for images in self._images.values():
             if len(lost := np.flatnonzero(images.counts == 0)):
                 names = ", ".join(self.class_names[label] for label in lost[:5])
                 raise DataError(f"{images.place}: no image that can be read is left of {names}")
-        left, rows = np.arange(len(labels["train"])), self._rows
-        if tested is None:
-            held_out = hold_out(
-                labels["train"], config.test_fraction, config.split_seed, self.class_names, setting="test_fraction"
-            )
-            left, rows["test"] = (np.sort(each) for each in held_out)
-        else:
-            rows["test"] = np.arange(len(labels[tested]))
-        train, search = split_off_search(labels["train"][left], config, self.class_names, guided=guide is not None)
-        rows |= {"train": left[train], "search": left[search] if guide is None else np.arange(len(labels[guide]))}
+        labels = {role: images.labels for role, images in self._images.items()}
+        self._source, self._rows = rows_of_splits(labels, config, self.class_names)
 
     def _notes(self, config: DataConfig, *, test_only: bool) -> Iterator[str]:
         records = self.records

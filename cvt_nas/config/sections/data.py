@@ -9,7 +9,7 @@ from cvt_nas.config.reader import did_you_mean, one_of, show
 from cvt_nas.config.values import STRICT, AutoOrWorkers, Seed
 
 Columns = Annotated[list[str], Field(min_length=2, json_schema_extra={"uniqueItems": True})]
-_IN_MEMORY = ("digits", "fashion-mnist", "cifar10", "cifar100")
+_IN_MEMORY = ("digits", "fashion-mnist", "cifar10", "cifar100", "npz", "npy")
 _STREAMED = ("imagefolder", "imagenet", "table")
 _NAMES = (*_IN_MEMORY, *_STREAMED)
 
@@ -39,11 +39,12 @@ class DataConfig:
 
     Args:
         dataset: The data set. `imagefolder` and `imagenet` read `train/` and `val/`, one folder a class. `table` is a
-            CSV, TSV or Parquet file with a path and a label in each row.
-        search_fraction: Share of the training data held out to guide the search. It has no effect on a folder that has
+            CSV, TSV or Parquet file with a path and a label in each row. `npz` is a file as MedMNIST's, and `npy` a
+            folder of `train_images.npy`, `train_labels.npy` and so on.
+        search_fraction: Share of the training data held out to guide the search. It has no effect where there are
             validation and test images both: then the validation images guide the search.
-        test_fraction: Share of the training images of a folder held out as the test split, where the folder has
-            neither validation nor test images.
+        test_fraction: Share of the training images held out as the test split, where there are neither validation nor
+            test images, as in a folder of class folders.
         train_fraction: Share of the remaining training images that is trained on, stratified by class: a cheaper and
             weaker proxy.
         split_seed: Seed of these splits.

@@ -23,7 +23,10 @@ def kind_of_file(path: Path) -> Dataset:
     """
     if table.is_table(path.name):
         return "table"
-    raise DataError(f"--data {path}: is a file of no kind that is read as a data set: {' '.join(table.SUFFIXES)}")
+    if path.suffix.lower() == ".npz":
+        return "npz"
+    suffixes = " ".join((*table.SUFFIXES, ".npz"))
+    raise DataError(f"--data {path}: is a file of no kind that is read as a data set: {suffixes}")
 
 
 def find_records(
