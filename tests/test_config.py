@@ -158,8 +158,8 @@ CASES = {
     "an unknown data set": (
         "dataset: digits",
         "dataset: mnist",
-        'my.yaml:32: data.dataset: got "mnist", must be one of digits, fashion-mnist, cifar10, cifar100, imagefolder, '
-        "imagenet",
+        'my.yaml:32: data.dataset: got "mnist", must be one of digits, fashion-mnist, cifar10, cifar100, npz, npy, '
+        "imagefolder, imagenet, table",
     ),
     "a bound on an unknown metric": (
         "objectives:",

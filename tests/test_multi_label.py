@@ -11,8 +11,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from conftest import small_digits
 from cvt_nas.config import AugmentConfig, DataConfig, SupernetConfig, TrainingConfig, parse_experiment
 from cvt_nas.data import SPLITS
-from cvt_nas.data.arrays import ArrayData, Arrays
+from cvt_nas.data.arrays import ArrayData
 from cvt_nas.data.splitting import hold_out, split_off_search
+from cvt_nas.data.stacks import Arrays
 from cvt_nas.engine import SharedWeights, evaluate, fit, train_supernet
 from cvt_nas.engine.criterion import criterion_of
 from cvt_nas.engine.inheritance import Inheritance
@@ -31,7 +32,9 @@ def labels_of(num: int, rates: tuple[float, ...] = (0.5, 0.2, 0.03, 0.1), seed: 
 def arrays_of(num: int = 300) -> ArrayData:
     rng, labels = np.random.default_rng(0), labels_of(num)
     images = rng.integers(0, 255, (num, 1, 8, 8), dtype=np.uint8)
-    arrays = Arrays(train_images=images, train_labels=labels, test_images=images, test_labels=labels, class_names=NAMES)
+    arrays = Arrays(
+        images={"train": images, "test": images}, labels={"train": labels, "test": labels}, class_names=NAMES
+    )
     return ArrayData(DataConfig(dataset="digits"), arrays, 8)
 
 
@@ -109,9 +112,10 @@ def digits_with_marks() -> ArrayData:
     images, values = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None], digits.target
     labels = np.stack([values % 2 == 0, values > 4, values == 7], axis=1).astype(np.uint8)
     arrays = Arrays(
-        train_images=images[:1200], train_labels=labels[:1200], test_images=images[1200:], test_labels=labels[1200:],
+        images={"train": images[:1200], "test": images[1200:]},
+        labels={"train": labels[:1200], "test": labels[1200:]},
         class_names=("even", "above 4", "7"),
-    )  # fmt: skip
+    )
     return ArrayData(DataConfig(dataset="digits"), arrays, 8)
 
 

@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
+from cvt_nas.data.records import SPELLINGS, Role, tested_of
 from cvt_nas.data.tree import (
     class_names_in,
     entries_of,
@@ -22,12 +22,6 @@ from cvt_nas.data.tree import (
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 
-Role = Literal["train", "validation", "test"]
-SPELLINGS: dict[Role, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
 _WORDS = "|".join(spelling for spellings in SPELLINGS.values() for spelling in spellings)
 _LIKE_SPLIT = re.compile(rf"^({_WORDS})(set|val|images|imgs|data)?(?![a-z])|(?<![a-z])({_WORDS})(set)?$")
 
@@ -55,14 +49,8 @@ class Layout:
         return self.places.get("train") == self.root
 
     @property
-    def guide(self) -> Role | None:
-        """The folder whose images guide the search, where it is another one than that of the test images."""
-        return "validation" if {"train", "validation", "test"} <= set(self.places) else None
-
-    @property
     def tested(self) -> Role | None:
-        """The folder of the test images; None where they are held out of the training images."""
-        return next((role for role in ("test", "validation") if role in self.places), None)
+        return tested_of(self.places)
 
     def for_test(self) -> "Layout":
         """The same with the test images alone, which are all of the images where no split is marked.

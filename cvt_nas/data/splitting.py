@@ -1,12 +1,41 @@
 """Which training images are held out: by class, or of images with several labels, by label."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 
 from cvt_nas.config import DataConfig
+from cvt_nas.data.images import Split
+from cvt_nas.data.records import Role, guide_of, tested_of
 from cvt_nas.errors import DataError
+
+
+def rows_of_splits(
+    labels: Mapping[Role, np.ndarray], config: DataConfig, class_names: Sequence[str]
+) -> tuple[dict[Split, Role], dict[Split, np.ndarray]]:
+    """Of each split, whose images it has of those that a set marks, and which of them.
+
+    The validation images guide the search where there are test images, too; else images are held out of `train` for it.
+    Where there are neither, test images are held out as well.
+
+    Args:
+        labels: Of the images that are marked as each; see `ImageData.labels`.
+
+    Raises:
+        DataError: See `hold_out`.
+    """
+    tested, guide = tested_of(labels), guide_of(labels)
+    source: dict[Split, Role] = {"train": "train", "search": guide or "train", "test": tested or "train"}
+    left, own = np.arange(len(labels["train"])), labels["train"]
+    if tested is None:
+        held_out = hold_out(own, config.test_fraction, config.split_seed, class_names, setting="test_fraction")
+        left, test = (np.sort(each) for each in held_out)
+    else:
+        test = np.arange(len(labels[tested]))
+    train, search = split_off_search(own[left], config, class_names, guided=guide is not None)
+    search = left[search] if guide is None else np.arange(len(labels[guide]))
+    return source, {"train": left[train], "search": search, "test": test}
 
 
 def split_off_search(

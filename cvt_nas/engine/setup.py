@@ -1,5 +1,6 @@
 """What a worker needs to know before it can train anything."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +11,14 @@ import torch
 from cvt_nas.config import DataConfig, Experiment, SupernetConfig, TrainingConfig
 from cvt_nas.data import (
     SPLITS,
-    FolderData,
     ImageData,
+    StreamedData,
     check_data,
     check_outside,
     free_shared_memory,
     load_data,
     num_on_their_way,
+    save_records,
 )
 from cvt_nas.engine.criterion import criterion_of
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE
@@ -219,7 +221,7 @@ class TrainingSetup:
     def num_loaders(self) -> int:
         """Processes that read the images for each that trains; 0 where it does so itself."""
         data = self.open_data()
-        return data.num_workers(self.torch_device) if isinstance(data, FolderData) else 0
+        return data.num_workers(self.torch_device) if isinstance(data, StreamedData) else 0
 
     def fitting_shared_memory(self, *, num_processes: int, on_note: Callable[[str], None] | None = None) -> Self:
         """The same, by which batches go through pipes where those on their way have no room in `/dev/shm`.
@@ -249,8 +251,8 @@ class TrainingSetup:
     def save_listing(self) -> None:
         """Keeps the names of the images in the run folder, so that no worker has to look through the folders again."""
         data = self._open_whole()
-        if isinstance(data, FolderData):
-            self.run.store.write(self.run.listing_path, data.save_listing)
+        if isinstance(data, StreamedData):
+            self.run.store.write(self.run.listing_path, functools.partial(save_records, data.records))
 
     def open_data(self) -> ImageData:
         """The whole data set, or where there is a phase, the images of its classes.
@@ -278,7 +280,7 @@ class TrainingSetup:
                 raise DataError(f"{self.data_root}: has changed since the run began: {known} images, now {now}")
             self._keep(data)
         data = _OPENED[self._key]
-        if isinstance(data, FolderData):
+        if isinstance(data, StreamedData):
             data.num_cpus, data.shares_memory = self.num_threads, self.shares_memory
         return data
 

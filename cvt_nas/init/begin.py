@@ -1,7 +1,7 @@
 """`cvt-nas init`: a space file for a data set and a machine, with what the search will take."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from cvt_nas.init.looking import DataLook, Host, look_at_data, look_at_machine
 from cvt_nas.init.writing import text_of
 from cvt_nas.model import read_weights
 from cvt_nas.plan.planning import plan as plan_search
-from cvt_nas.plan.values import Plan
+from cvt_nas.plan.values import Plan, duration
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +35,22 @@ class Beginning:
     draft: Draft
     plan: Plan | None
 
+    def to_json(self) -> dict[str, Any]:
+        """What `init --json` prints."""
+        fit = None if self.plan is None else self.plan.fit
+        return {
+            "dataset": self.look.dataset,
+            "classes": list(self.look.class_names),
+            "counts": list(self.look.counts),
+            "images": dict(self.look.num_images),
+            "channels": self.look.num_channels,
+            "median_size": list(self.look.median_size),
+            "image_size": self.experiment.space.image_size,
+            "architectures": self.experiment.space.size,
+            "reasons": self.draft.reasons,
+            "fit": None if fit is None else dataclasses.asdict(fit),
+        }
+
     def lines(self) -> list[str]:
         """What was seen, and what was chosen and why, for a person."""
         training, space = self.experiment.training, self.experiment.space
@@ -51,8 +67,15 @@ class Beginning:
         return [
             *(f"saw: {line}" for line in (*self.look.lines(), self.host.line())),
             *(f"chose: {line}" for line in chosen),
-            *(() if self.plan is None else self.plan.short_lines()),
+            *self._expected(),
         ]
+
+    def _expected(self) -> Iterator[str]:
+        if self.plan is None or self.plan.fit is None:
+            return
+        fit = self.plan.fit
+        yield f"expected: {duration(3600 * fit.hours)}; first front after {duration(3600 * fit.first_front_hours)}"
+        yield f"bottleneck: {self.plan.bottleneck}; {self.plan.advice}"
 
 
 def begin(
@@ -105,9 +128,7 @@ def begin(
         )
         draft = _fitting(draft, plan)
         experiment = parse_experiment(text_of(draft, header), f"the file for {data}")
-    return Beginning(
-        text=text_of(draft, header), experiment=experiment, look=look, host=host, draft=draft, plan=plan
-    )
+    return Beginning(text=text_of(draft, header), experiment=experiment, look=look, host=host, draft=draft, plan=plan)
 
 
 def _ready(name: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def draft_for(look: DataLook, host: Host, *, name: str) -> Draft:
         "data": _data_for(look, reasons),
         "training": training,
         "search": {
-            "trials": 50,
+            "trials": 100,
             "sampler": "surrogate",
             "scheduler": "pareto-asha",
             "grace_period": max(training["epochs"] // 9, 1),
