@@ -106,10 +106,7 @@ def begin(
         ArchError: The weights cannot be read, or nothing tells their architecture.
     """
     look, host = look_at_data(data, on_note=on_note), look_at_machine()
-    if like is None:
-        draft = draft_for(look, host, name=name)
-    else:
-        draft = draft_like(_ready(like), look, name=name, of=like)
+    draft = draft_for(look, host, name=name) if like is None else draft_like(_ready(like), look, name=name, of=like)
     if init is not None:
         arch = read_weights(Path(init)).arch
         if arch is None:

@@ -195,7 +195,7 @@ def _middle_of(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The middle option of each choice that is open anywhere."""
 
     def middle(value: Any) -> Any:
-        return value[len(value) // 2] if isinstance(value, list) else value
+        return value[(len(value) - 1) // 2] if isinstance(value, list) else value
 
     anchor: dict[str, Any] = {}
     strides = [stage["patch"]["stride"] for stage in stages]
@@ -231,8 +231,9 @@ def _training_for(look: DataLook, host: Host, side: int, reasons: dict[str, str]
         training["metric"] = "balanced_accuracy"
     if look.imbalance > _UNBALANCED:
         training["class_weights"] = "balanced"
-    augment: dict[str, Any] = {"flip": True}
-    reasons["augment"] = "set flip to false where left and right are not alike, as in writing"
+    augment: dict[str, Any] = {} if look.dataset == "digits" else {"flip": True}
+    if augment:
+        reasons["augment"] = "take flip away where left and right are not alike, as in writing"
     if look.is_in_memory:
         augment["crop_padding"] = max(side // 8, 1)
     else:
