@@ -30,10 +30,11 @@ from cvt_nas import load_experiment
 from cvt_nas.config import AugmentConfig, DataConfig
 from cvt_nas.data import seed_all
 from cvt_nas.data.augment import with_every_magnitude
-from cvt_nas.data.folders import FolderData
-from cvt_nas.data.listing import Images
+from cvt_nas.data.folders import find_folders
 from cvt_nas.data.loading import Portion, Reader, Source, Stream, collated
 from cvt_nas.data.reading import read_image, read_pixels
+from cvt_nas.data.records import Images
+from cvt_nas.data.streams import StreamedData
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
 from shared import make_photographs
 
@@ -58,7 +59,7 @@ class Timm(Dataset[Any]):
         return default_collate([self[row] for row in rows])
 
 
-def pipelines(data: FolderData, augment: AugmentConfig) -> dict[str, dict[str, Any]]:
+def pipelines(data: StreamedData, augment: AugmentConfig) -> dict[str, dict[str, Any]]:
     """Of training and of evaluation, each way to read; the values read a batch of rows, or are a `Timm`."""
     from timm.data.transforms_factory import create_transform
 
@@ -71,7 +72,7 @@ def pipelines(data: FolderData, augment: AugmentConfig) -> dict[str, dict[str, A
             re_mode="pixel", **common,
         )
     )  # fmt: skip
-    trained, tested = data.files["train"], data.files["validation"]
+    trained, tested = data.records.files["train"], data.records.files["validation"]
     ours = TrainTransform(pre, augment, cpu)
     with mock.patch("cvt_nas.data.transforms.computes_on", return_value=True):
         drawn = TrainTransform(pre, augment, cpu)
@@ -150,9 +151,10 @@ def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
     """A line for each pipeline."""
     make_photographs(folder, options.images, num_links=1)
     augment = load_experiment(gpu.ROOT / "search_spaces" / "cvt13.yaml").training.augment
-    data = FolderData(DataConfig(dataset="imagefolder", num_workers=0), folder, options.size, 3)
+    config = DataConfig(dataset="imagefolder", num_workers=0)
+    data = StreamedData(config, find_folders("imagefolder", folder), options.size, 3)
     for stage, ways in pipelines(data, augment).items():
-        files = data.files["train" if stage == "training" else "validation"]
+        files = data.records.files["train" if stage == "training" else "validation"]
         rng = np.random.default_rng(0)
         times: dict[str, list[float]] = {name: [] for name in ways}
         rates: dict[str, list[float]] = {name: [] for name in ways}

@@ -237,8 +237,13 @@ class Noise:
         self.class_names = tuple(map(str, range(shape.num_classes)))
         self.preprocessing = Preprocessing(image_size=shape.image_size, mean=(0.0,), std=(1.0,))
 
+    is_multi_label = False
+
     def num_images(self, split: Split) -> int:
         return self.batch_size * self.num_batches if split == "train" else 1
+
+    def labels(self, split: Split) -> Any:
+        raise AssertionError(f"the labels of noise, {split}, are made with each batch")
 
     def train_batches(self, *, device: torch.device, **_: Any) -> Iterator[Batch]:
         side = self.shape.image_size

@@ -4,6 +4,7 @@
     ├── ArchError               an architecture that cannot exist, or an unknown name
     ├── SpaceFileError          a space file: every problem of the file, each with its line
     ├── DataError               a data set that is missing, incomplete or does not fit the space
+    ├── PluginError             a function named in a space file that cannot be imported, or gives what it must not
     ├── ResourceError           more GPUs or CPUs asked for than there are
     ├── RunFolderError          a run folder that is missing, taken or damaged
     ├── TableError              a table of a benchmark that cannot be read, or makes no sense
@@ -50,6 +51,10 @@ class SpaceFileError(CvtNasError, ValueError):
 
 class DataError(CvtNasError):
     """A data set that is missing, incomplete, or does not fit the space."""
+
+
+class PluginError(CvtNasError):
+    """A function that a space file names cannot be imported, or gives what it must not."""
 
 
 class ResourceError(CvtNasError):

@@ -108,6 +108,7 @@ def train(
             "arch_id": arch.id,
             "resources": {"num_workers": num_workers, "device": device},
             "data": identity.to_json(),
+            "metric": setup.metric,
             **({} if begins is None else {"init": begins}),
             **({} if found is None else {"compile": found}),
         }

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from cvt_nas.config import DataConfig, parse_experiment
-from cvt_nas.data import SPLITS, load_data
-from cvt_nas.data.folders import FolderData
+from cvt_nas.data import SPLITS, ImageData, find_data, load_data
+from cvt_nas.data.streams import StreamedData
 from cvt_nas.run import RunFolder
 from cvt_nas.train import train
 
@@ -31,16 +31,16 @@ def write_images(folder: Path, names: tuple[str, ...] = NAMES, num: int = 8, suf
 
 def open_folder(
     root: Path, *, num_classes: int = 3, num_channels: int = 3, test_only: bool = False, **config: Any
-) -> FolderData:
+) -> StreamedData:
     data = load_data(
         DataConfig(dataset="imagefolder", **{"num_workers": 0, "search_fraction": 0.25, **config}),
         root=root, image_size=16, num_channels=num_channels, num_classes=num_classes, test_only=test_only,
     )  # fmt: skip
-    assert isinstance(data, FolderData)
+    assert isinstance(data, StreamedData)
     return data
 
 
-def sizes(data: FolderData) -> list[int]:
+def sizes(data: ImageData) -> list[int]:
     return [data.num_images(split) for split in SPLITS]
 
 
@@ -54,6 +54,17 @@ def png(path: Path, values: np.ndarray, color: int) -> None:
     raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b""))
+
+
+def open_kind(
+    root: Path | str, num_classes: int = 3, *, num_channels: int = 3, test_only: bool = False, **config: Any
+) -> ImageData:
+    """The data set at `root`, of the kind that is found there."""
+    dataset, place = find_data(root)
+    return load_data(
+        DataConfig(dataset=dataset, **{"num_workers": 0, "search_fraction": 0.25, **config}),
+        root=place, image_size=16, num_channels=num_channels, num_classes=num_classes, test_only=test_only,
+    )  # fmt: skip
 
 
 def spoil(path: Path) -> None:
@@ -78,9 +89,11 @@ search: {trials: 2, grace_period: 1}
 """
 
 
-def trained(root: Path, out: Path, *, resume: bool = False, on_error: str = "raise") -> tuple[float, list[str]]:
+def trained(
+    root: Path, out: Path, *, resume: bool = False, on_error: str = "raise", dataset: str = "imagefolder"
+) -> tuple[float, list[str]]:
     """Test accuracy, and what was said."""
-    experiment = parse_experiment(SPACE, "tiny.yaml").changed(data={"on_error": on_error})
+    experiment = parse_experiment(SPACE, "tiny.yaml").changed(data={"on_error": on_error, "dataset": dataset})
     arch, notes = experiment.space.largest, list[str]()
     train(arch, experiment, out=out, data=root, device="cpu", resume=resume, on_note=notes.append)
     return RunFolder.open(out).test_accuracies()[arch.id], notes

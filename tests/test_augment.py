@@ -15,8 +15,9 @@ from timm.data.transforms_factory import create_transform
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.config import AugmentConfig, DataConfig, TrainingConfig
 from cvt_nas.data import ImageData, load_data, seed_all
-from cvt_nas.data.arrays import ArrayData, Arrays
+from cvt_nas.data.arrays import ArrayData
 from cvt_nas.data.augment import mixing_of, with_every_magnitude
+from cvt_nas.data.stacks import Arrays
 from cvt_nas.engine import fit
 from small_device import SmallDevice
 
@@ -109,7 +110,7 @@ def array_data(number: int, num_channels: int = 3) -> ImageData:
     images = np.stack(pictures).reshape(number, 16, 16, num_channels).transpose(0, 3, 1, 2)
     labels = np.arange(number) % 2
     arrays = Arrays(
-        train_images=images, train_labels=labels, test_images=images[:8], test_labels=labels[:8],
+        images={"train": images, "test": images[:8]}, labels={"train": labels, "test": labels[:8]},
         class_names=("temple", "flower"),
     )  # fmt: skip
     return ArrayData(DataConfig(dataset="cifar10", search_fraction=0.1), arrays, 16)

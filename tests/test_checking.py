@@ -122,7 +122,7 @@ def test_damage_in_the_middle_of_a_test_image_is_found_before_a_training(tmp_pat
     if held_out:
         data = open_folder(tmp_path)
         row = int(data._rows["test"][0])
-        path = tmp_path / "train" / data.files["train"].names[row]
+        path = tmp_path / "train" / data.records.files["train"].names[row]
     else:
         write_images(tmp_path / "val", num=2)
         path = tmp_path / "val" / "dog" / "1.png"

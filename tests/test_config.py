@@ -105,7 +105,7 @@ CASES = {
         "  warmup_epochs: 2",
         "  zzz: 2",
         "my.yaml:37: training.zzz: unknown key; known here: epochs, batch_size, optimizer, lr, min_lr, schedule, "
-        "restarts, decay_fraction, warmup_epochs, warmup_lr, weight_decay, momentum, label_smoothing, drop_path, clip_grad_norm, ema_decay, precision, micro_batch, activation_checkpointing, compile, checkpoint_minutes, augment",
+        "restarts, decay_fraction, warmup_epochs, warmup_lr, weight_decay, momentum, loss, class_weights, metric, label_smoothing, drop_path, clip_grad_norm, ema_decay, precision, micro_batch, activation_checkpointing, compile, checkpoint_minutes, augment",
     ),
     "restarts outside the training": (
         "  warmup_epochs: 2",
@@ -153,13 +153,13 @@ CASES = {
     "a choice of words": (
         "sampler: tpe",
         "sampler: tpee",
-        "my.yaml:41: search.sampler: got \"tpee\", must be one of surrogate, tpe, nsga2, gp, random; did you mean 'tpe'?",
+        "my.yaml:41: search.sampler: got \"tpee\", must be one of surrogate, tpe, nsga2, gp, random, or MODULE:NAME; did you mean 'tpe'?",
     ),
     "an unknown data set": (
         "dataset: digits",
         "dataset: mnist",
-        'my.yaml:32: data.dataset: got "mnist", must be one of digits, fashion-mnist, cifar10, cifar100, imagefolder, '
-        "imagenet",
+        'my.yaml:32: data.dataset: got "mnist", must be one of digits, fashion-mnist, cifar10, cifar100, npz, npy, '
+        "imagefolder, imagenet, table",
     ),
     "a bound on an unknown metric": (
         "objectives:",

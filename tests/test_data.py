@@ -278,7 +278,7 @@ def test_a_pickle_that_asks_for_code_is_refused_and_not_run(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_cifar_is_read_whatever_protocol_pickled_it(protocol: int) -> None:
-    from cvt_nas.data.arrays import _ArraysOnly
+    from cvt_nas.data.named_sets import _ArraysOnly
 
     batch = {b"data": np.arange(12, dtype=np.uint8).reshape(2, 6), b"labels": [3, 1], b"filenames": [b"a", "b"]}
     read = _ArraysOnly(io.BytesIO(pickle.dumps(batch, protocol=protocol)), encoding="bytes").load()

@@ -27,7 +27,8 @@ from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
 from cvt_nas.config import AugmentConfig, DataConfig, TrainingConfig
 from cvt_nas.data import ImageData, Preprocessing, load_data, made_beside_steps, seed_all
 from cvt_nas.data.augment import with_every_magnitude
-from cvt_nas.data.folders import FolderData
+from cvt_nas.data.folders import find_folders
+from cvt_nas.data.streams import StreamedData
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
 from cvt_nas.engine import fit
 
@@ -146,8 +147,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def open_folder(root: Path, **config: Any) -> FolderData:
-    return FolderData(DataConfig(dataset="imagefolder", **{"search_fraction": 0.25, **config}), root, 16, 3)
+def open_folder(root: Path, **config: Any) -> StreamedData:
+    settings = DataConfig(dataset="imagefolder", **{"search_fraction": 0.25, **config})
+    return StreamedData(settings, find_folders("imagefolder", root), 16, 3)
 
 
 def test_an_image_is_the_same_in_whichever_batch_and_on_whichever_rank(folder: Path) -> None:
@@ -185,7 +187,7 @@ def test_a_device_augments_a_folder_s_batches_as_pil_does(
     num_workers: int, num_channels: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = DataConfig(dataset="imagefolder", search_fraction=0.25, num_workers=num_workers)
-    data = FolderData(config, folder, 16, num_channels)
+    data = StreamedData(config, find_folders("imagefolder", folder), 16, num_channels)
     augment = dataclasses.replace(EVERYTHING, randaugment="rand-m9-mstd0.5-inc1-p1")
 
     def batches() -> list[Any]:
@@ -327,10 +329,11 @@ import sys, torch
 from pathlib import Path
 from cvt_nas.config import AugmentConfig, DataConfig
 from cvt_nas.data import loading
-from cvt_nas.data.folders import FolderData
+from cvt_nas.data.folders import find_folders
+from cvt_nas.data.streams import StreamedData
 
 config = DataConfig(dataset="imagefolder", search_fraction=0.25, num_workers=2)
-data = FolderData(config, Path(sys.argv[1]), 512, 3)
+data = StreamedData(config, find_folders("imagefolder", Path(sys.argv[1])), 512, 3)
 assert loading.free_shared_memory() <= 2**20
 options = {"batch_size": 4, "augment": AugmentConfig(), "device": torch.device("cpu"), "seed": 3}
 print(sum(len(labels) for epoch in range(2) for _, labels in data.train_batches(epoch=epoch, until=2, **options)))

@@ -14,7 +14,7 @@ from cvt_nas.arch import load_arch
 from cvt_nas.cli import main
 from cvt_nas.config import DataConfig, parse_experiment
 from cvt_nas.data import check_data
-from cvt_nas.data.images import hold_out, split_off_search
+from cvt_nas.data.splitting import hold_out, split_off_search
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import DataError, RunFolderError
 from cvt_nas.report import Comparison

@@ -31,7 +31,7 @@ def test_a_clean_folder_has_the_classes_images_and_splits_that_torchvision_and_s
     (tmp_path / "train" / "b" / "circle").unlink()  # which torchvision follows until the system stops it
     folder = ImageFolder(str(tmp_path / "train"))
     assert list(data.class_names) == folder.classes
-    images = data.files["train"]
+    images = data.records.files["train"]
     assert [
         (f"{images.root}/{n}", label) for n, label in zip(images.names, images.labels, strict=True)
     ] == folder.samples
@@ -109,7 +109,7 @@ def test_names_with_control_characters_are_shown_without_obeying_them(
     printed = capsys.readouterr()
     assert r"cannot be read: val/c\nd/\x9bx\u202e.png" in printed.out
     assert r"classes: a\x1b[31mb 8, c\nd 8" in printed.out
-    assert printed.err.startswith(rf"cvt-nas: --data {tmp_path}/no\nsuch\x1b: neither")
+    assert printed.err.startswith(rf"cvt-nas: --data {tmp_path}/no\nsuch\x1b: no such file")
     assert printed.err.count("\n") == 1
     assert printed.out.replace("\n", "").isprintable()
 

@@ -51,9 +51,9 @@ def test_workers_have_the_images_that_the_driver_has_listed_and_look_through_no_
     monkeypatch.setattr("cvt_nas.data.folders.list_images", None)
     again: Any = setup.open_data()
     assert again is not found
-    for role, images in found.files.items():
-        assert again.files[role].names == images.names
-        np.testing.assert_array_equal(again.files[role].labels, images.labels)
+    for role, images in found.records.files.items():
+        assert again.records.files[role].names == images.names
+        np.testing.assert_array_equal(again.records.files[role].labels, images.labels)
     for split, rows in found._rows.items():
         np.testing.assert_array_equal(again._rows[split], rows)
 

@@ -10,9 +10,10 @@ from sklearn.datasets import load_sample_images
 
 from cvt_nas.cli import main
 from cvt_nas.config import DataConfig
-from cvt_nas.data.folders import FolderData
+from cvt_nas.data.folders import find_folders
 from cvt_nas.data.pack import pack
 from cvt_nas.data.reading import read_image
+from cvt_nas.data.streams import StreamedData
 from cvt_nas.errors import DataError
 
 
@@ -48,7 +49,7 @@ def test_a_packed_folder_is_the_same_data_set_in_small_files(folder: Path, tmp_p
     assert found.bytes_before == sum(map(len, before.values()))
     assert found.bytes_after == sum(len(content) for name, content in files_below(to).items() if name != ".pack.json")
     config = DataConfig(dataset="imagefolder", search_fraction=0.25, num_workers=0)
-    old, new = FolderData(config, folder, 32, 3), FolderData(config, to, 32, 3)
+    old, new = (StreamedData(config, find_folders("imagefolder", root), 32, 3) for root in (folder, to))
     assert new.class_names == old.class_names
     assert [new.num_images(split) for split in ("train", "search", "test")] == [9, 3, 12]
     place = to / "train" / "a"

@@ -53,7 +53,7 @@ def test_a_recipe_takes_the_channels_and_classes_of_other_images(tmp_path: Path)
 def test_what_is_no_recipe_and_no_data_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArchError, match="cvt-14: no recipe has this name, but cvt-13, cvt-21"):
         load_recipe("cvt-14")
-    with pytest.raises(DataError, match="--data imagenette: neither a folder nor one of digits, fashion-mnist"):
+    with pytest.raises(DataError, match="--data imagenette: no such file or folder, and none of digits, fashion-mnist"):
         recipe_for("cvt-13", "imagenette")
     with pytest.raises(DataError, match="must hold train/ and val/, one folder a class"):
         recipe_for("cvt-13", tmp_path)

@@ -33,6 +33,7 @@ from cvt_nas.engine import (
     supernet_reports,
     train_supernet,
 )
+from cvt_nas.engine.criterion import Criterion
 from cvt_nas.engine.distillation import alpha_divergence, give_way, loss_of
 from cvt_nas.engine.inheritance import save_supernet
 from cvt_nas.engine.optimization import TrainingState
@@ -204,15 +205,16 @@ def test_a_loss_is_of_the_labels_and_of_the_teacher_by_their_shares(distillation
     logits, teacher = torch.randn(2, 6, 10, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(6)
 
-    def loss(weight: float) -> float:
-        return float(loss_of(logits, targets, teacher, config(distillation=distillation, distillation_weight=weight)))
+    def loss(weight: float, smoothing: float = 0.0, teacher: Tensor | None = teacher) -> float:
+        criterion = Criterion("cross_entropy", label_smoothing=smoothing)
+        settings = config(distillation=distillation, distillation_weight=weight)
+        return float(loss_of(logits, targets, teacher, settings, criterion))
 
-    smooth = config(label_smoothing=0.1, distillation=distillation, distillation_weight=0.25)
-    assert float(loss_of(logits, targets, teacher, smooth)) == loss(0.25), "the largest alone is regularised"
-    assert float(loss_of(logits, targets, None, smooth)) == pytest.approx(
-        0.9 * float(loss_of(logits, targets, None, config())) - 0.1 * float(logits.log_softmax(1).mean())
+    assert loss(0.25, smoothing=0.1) == loss(0.25), "the largest alone is regularised"
+    labels = loss(1.0, teacher=None)
+    assert loss(0.25, smoothing=0.1, teacher=None) == pytest.approx(
+        0.9 * labels - 0.1 * float(logits.log_softmax(1).mean())
     )
-    labels = float(loss_of(logits, targets, None, config(distillation=distillation)))
     assert labels == float(torch.nn.functional.cross_entropy(logits, targets))
     assert loss(0.25) == pytest.approx(0.75 * labels + 0.25 * loss(1.0))
     assert loss(1.0) == pytest.approx(
@@ -220,6 +222,15 @@ def test_a_loss_is_of_the_labels_and_of_the_teacher_by_their_shares(distillation
         if distillation == "alpha"
         else float((teacher.softmax(1) * (teacher.log_softmax(1) - logits.log_softmax(1))).sum(1).mean())
     )
+
+
+def test_a_teacher_of_several_labels_is_learned_a_label_at_a_time() -> None:
+    logits, teacher = torch.randn(2, 6, 10, generator=torch.Generator().manual_seed(0)).double()
+    targets, criterion = torch.zeros(6, 10).double(), Criterion("binary_cross_entropy", is_multi_label=True)
+    p, q = teacher.sigmoid(), logits.sigmoid()
+    divergence = p * (p.log() - q.log()) + (1 - p) * ((1 - p).log() - (1 - q).log())
+    assert loss_of(logits, targets, teacher, config(), criterion) == pytest.approx(float(divergence.mean()))
+    assert loss_of(teacher, targets, teacher, config(), criterion) == pytest.approx(0)
 
 
 def test_every_ingredient_changes_what_is_trained(few: ImageData) -> None:

@@ -3,14 +3,15 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast, get_args
+from typing import Literal, Protocol, get_args
 
 from cvt_nas.bench.table import Table
 from cvt_nas.errors import TableError
+from cvt_nas.plugins import is_plugin
 from cvt_nas.propose.asha import RANKINGS, Asha
 from cvt_nas.propose.plain import PLAIN_SAMPLERS, PlainStudy
 from cvt_nas.propose.race import Race, Source
-from cvt_nas.propose.samplers import SAMPLERS, SamplerName
+from cvt_nas.propose.samplers import SAMPLERS
 from cvt_nas.propose.simulation import Search
 from cvt_nas.propose.study import Study
 from cvt_nas.results import Metric
@@ -76,8 +77,9 @@ def methods_of(samplers: Sequence[str], schedulers: Sequence[str]) -> list[Metho
     methods = []
     for sampler, scheduler in itertools.product(samplers, schedulers):
         name, _, mode = scheduler.partition(":")
-        if sampler not in (*SAMPLERS, *PLAIN_SAMPLERS):
-            raise TableError(f"--searcher: got {sampler}, must be one of {', '.join((*SAMPLERS, *PLAIN_SAMPLERS))}")
+        known = (*SAMPLERS, *PLAIN_SAMPLERS)
+        if sampler not in known and not is_plugin(sampler):
+            raise TableError(f"--searcher: got {sampler}, must be one of {', '.join(known)}, or MODULE:NAME")
         if name not in SCHEDULERS or mode not in ("", "stop", "promote") or (mode and name == "none"):
             raise TableError(f"--scheduler: got {scheduler}, must be one of {', '.join(SCHEDULERS)}, or asha:stop, "
                              f"pareto-asha:stop")  # fmt: skip
@@ -86,7 +88,6 @@ def methods_of(samplers: Sequence[str], schedulers: Sequence[str]) -> list[Metho
 
 
 def _study_of(table: Table, sampler: str, metrics: Sequence[Metric], seed: int) -> Source:
-    if sampler in SAMPLERS:
-        name = cast(SamplerName, sampler)
-        return Study(table, metrics=metrics, sampler=name, num_trials=None, seed=seed)
-    return PlainStudy(table, metrics=metrics, sampler=sampler, seed=seed)
+    if sampler in PLAIN_SAMPLERS:
+        return PlainStudy(table, metrics=metrics, sampler=sampler, seed=seed)
+    return Study(table, metrics=metrics, sampler=sampler, num_trials=None, seed=seed)

@@ -46,6 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="weights that the supernet begins with: an official .pth, a folder of transformers' CvT, or a model's",
     )
+    search.add_argument(
+        "--callback",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="a function of yours, called with each event",
+    )
     search.add_argument("--tensorboard", action="store_true", help="track each trial in the run folder's tensorboard/")
     search.add_argument("--mlflow", metavar="URI", help="track each trial as a run of this MLflow tracking server")
     search.add_argument("--wandb", metavar="PROJECT", help="track each trial as a run of this Weights & Biases project")
@@ -60,6 +67,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     space.add_argument("--schema", action="store_true", help="print the JSON Schema of space files, for editors")
     _add_json(space)
+
+    init = add("init", data.init, "a space file for a data set and this machine, with what its search will take")
+    init.add_argument("data", metavar="DATA", help="a folder or file of images, or a data set by its name")
+    init.add_argument("--to", metavar="FILE", help="where to write it; NAME.yaml if absent")
+    init.add_argument("--name", metavar="NAME", help="of the experiment; that of the data if absent")
+    init.add_argument(
+        "--hours", type=_above_0, default=4.0, metavar="H", help="how long the search may take; 4 if absent"
+    )
+    init.add_argument("--like", metavar="NAME", help="begin with a ready space file, such as cvt13")
+    init.add_argument("--init", metavar="WEIGHTS", help="draw the space around the network of these weights")
+    init.add_argument(
+        "--no-measure", action="store_true", help="do not measure this machine; trials and epochs are then a guess"
+    )
+    _add_json(init)
 
     plan = add("plan", searching.plan, "what a search takes: memory, hours, disk, its bottleneck, and what to change")
     plan.add_argument(

@@ -3,9 +3,11 @@
 import argparse
 import dataclasses
 import json
+import re
 from pathlib import Path
 
-from cvt_nas.cli.output import print_note, write
+from cvt_nas.cli.output import command, operand, print_note, write
+from cvt_nas.errors import SpaceFileError
 
 
 def check(options: argparse.Namespace) -> int:
@@ -17,6 +19,41 @@ def check(options: argparse.Namespace) -> int:
     else:
         write(*report.lines())
     return 0 if report.is_usable else 1
+
+
+def init(options: argparse.Namespace) -> int:
+    from cvt_nas.init import begin
+
+    name = options.name or _name_of(options.data)
+    to = Path(options.to or f"{name}.yaml")
+    if to.exists():
+        raise SpaceFileError([f"{to}: is there already; write elsewhere by --to FILE"])
+    found = begin(
+        options.data, name=name, hours=options.hours, like=options.like, init=options.init,
+        measure=not options.no_measure, on_note=print_note,
+    )  # fmt: skip
+    try:
+        with to.open("x", encoding="utf-8") as file:
+            file.write(found.text)
+    except OSError as error:
+        raise SpaceFileError([f"{to}: cannot be written: {error.strerror}"]) from error
+    words = ["cvt-nas", "search", "--space", operand(str(to))]
+    if found.look.root is not None:
+        words += ["--data", operand(str(options.data))]
+    if options.init is not None:
+        words += ["--init", operand(options.init)]
+    if options.json:
+        write(json.dumps({"to": str(to), **found.to_json(), "next": command(*words)}))
+        return 0
+    write(*found.lines(), f"wrote {to}", f"next: {command(*words)}")
+    return 0
+
+
+def _name_of(data: str) -> str:
+    """A name for an experiment, from the last part of a path or a name."""
+    stem = Path(data).resolve().name if Path(data).exists() else data
+    words = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(stem).stem).strip("_-")
+    return words or "search"
 
 
 def pack(options: argparse.Namespace) -> int:

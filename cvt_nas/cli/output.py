@@ -61,7 +61,10 @@ def print_front(run: "RunFolder", out: str) -> None:
     console.print(front_table(run))
     for note in (*latency_lines(run), *confirmation_lines(run), *rank_lines(run)):
         say(console, note)
-    say(console, f"hypervolume {front.hypervolume(run.box):.4f} (reference: accuracy 0 at the space's greatest costs)")
+    say(
+        console,
+        f"hypervolume {front.hypervolume(run.box):.4f} (reference: {run.score_name} 0 at the space's greatest costs)",
+    )
     out = operand(out)
     if plots := [quoted(f"{out}/{p.name}") for p in report_paths(run) if p.suffix == ".html" and p.exists()]:
         say(console, "plots: " + ", ".join(plots))

@@ -118,7 +118,7 @@ def export(options: argparse.Namespace) -> int:
                           "params": result.cost.params, "flops": result.cost.flops, **more}))  # fmt: skip
         return 0
     own = "" if found is None else f" ({result.own_accuracy:.4f} of these weights)"
-    write(f"{result.arch_id}: accuracy {accuracy_text(result)}{own}, {result.cost.params:,} params, "
+    write(f"{result.arch_id}: {run.score_name} {accuracy_text(result)}{own}, {result.cost.params:,} params, "
           f"{result.cost.flops:,} FLOPs; its logits equal those of the trained model")  # fmt: skip
     if url is not None:
         write(f"uploaded: {url}")

@@ -34,12 +34,14 @@ def search(options: argparse.Namespace) -> int:
     from cvt_nas.follow.terminal import ConsoleProgress
     from cvt_nas.follow.trackers import check_trackers, trackers
     from cvt_nas.pipeline import search as run_search
+    from cvt_nas.plugins import load_plugin
     from cvt_nas.report import summary, write_report
     from cvt_nas.results import FAILURES
     from cvt_nas.results.events import following
 
     tracked = {"tensorboard": options.tensorboard, "mlflow": options.mlflow, "wandb": options.wandb}
     check_trackers(**tracked)
+    callbacks = [load_plugin(name, "--callback") for name in options.callback]
 
     def warn(message: str) -> None:
         say(console, f"warning: {message}")
@@ -76,6 +78,7 @@ def search(options: argparse.Namespace) -> int:
             resume=options.resume,
             stop=stop,
             progress=progress,
+            callbacks=callbacks,
             on_note=lambda note: say(console, f"note: {note}"),
             on_plan=expected,
         )
@@ -143,6 +146,7 @@ def resuming(options: argparse.Namespace, out: str, *, time_budget: float | None
             words.append(f"--{name}")
         elif value is not None and value is not False:  # 0 GPUs are a number
             words += _option(name.replace("_", "-"), str(value))
+    words += [word for name in options.callback for word in _option("callback", name)]
     return command(*words)
 
 

@@ -43,7 +43,9 @@ def train(options: argparse.Namespace) -> int:
     experiment = _with_training(experiment, options)
 
     from cvt_nas.report import report_paths, summary, write_report
+    from cvt_nas.run import RunFolder
 
+    out = Path(options.out or Path("results") / f"train-{arch.id}")
     said = set[str]()
 
     def told(report: "TrainingReport") -> None:
@@ -52,10 +54,10 @@ def train(options: argparse.Namespace) -> int:
             said.add(note)
             print_note(note)
         if report["status"] == "running":
-            done = f"epoch {report['epoch']}/{experiment.training.epochs}, accuracy {report['accuracy']:.4f}"
+            score = RunFolder(out).score_name
+            done = f"epoch {report['epoch']}/{experiment.training.epochs}, {score} {report['accuracy']:.4f}"
             write(f"{done}, {report['train_seconds']:.0f} s", file=sys.stderr, flush=True)
 
-    out = Path(options.out or Path("results") / f"train-{arch.id}")
     result = train(
         arch,
         experiment,
@@ -69,15 +71,13 @@ def train(options: argparse.Namespace) -> int:
         on_note=print_note,
         on_report=told,
     )
-    from cvt_nas.run import RunFolder
-
     run = RunFolder.open(out)
     write_report(run)
     if options.json:
         write(json.dumps(summary(run)))
         return 0
     test = run.test_accuracies()[arch.id]
-    write(f"{arch.id}: accuracy {result.accuracy:.4f} on the search split, {test:.4f} on the test split; {out}")
+    write(f"{arch.id}: {run.score_name} {result.accuracy:.4f} on the search split, {test:.4f} on the test split; {out}")
     plots = [quoted(str(path)) for path in report_paths(run) if path.suffix == ".html"]
     write(f"plots: {', '.join(plots)}")
     write("next: " + command("cvt-nas", "export", operand(str(out)), "--pick", "best", "--to", "my_model"))
@@ -115,7 +115,7 @@ def _with_training(experiment: "Experiment", options: argparse.Namespace) -> "Ex
 
 def evaluate(options: argparse.Namespace) -> int:
     from cvt_nas.arch import NAMED_ARCHS
-    from cvt_nas.config import parse_experiment
+    from cvt_nas.config import is_streamed, parse_experiment
     from cvt_nas.evaluate import evaluate_model
 
     weights, data, arch, on_error = options.weights, options.data, None, "raise"
@@ -130,7 +130,7 @@ def evaluate(options: argparse.Namespace) -> int:
             raise ArchError(f"{weights}: is an architecture; give its weights: a folder, a .pth, or RUN:ID")
         trained, run = arch_of(weights)
         assert run is not None, "nothing else has a colon and is no path"
-        if data is None and (dataset := run.manifest["dataset"]) not in ("imagefolder", "imagenet"):
+        if data is None and not is_streamed(dataset := run.manifest["dataset"]):
             data = dataset
         weights = run.fetched_model(trained.id)
         on_error = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json").data.on_error

@@ -4,7 +4,7 @@ A scalar is fixed, a list is a choice. All the problems of a file are reported a
 `file:line: key: what came, what would be right`.
 """
 
-from cvt_nas.config.experiment import Experiment, load_experiment, load_recipe, parse_experiment
+from cvt_nas.config.experiment import Experiment, load_experiment, load_recipe, parse_experiment, ready_spaces
 from cvt_nas.config.sections import (
     AugmentConfig,
     ConfirmConfig,
@@ -13,4 +13,5 @@ from cvt_nas.config.sections import (
     Dataset,
     SupernetConfig,
     TrainingConfig,
+    is_streamed,
 )

@@ -226,11 +226,21 @@ def _build(file: SpaceFile, reader: Reader) -> Experiment:
         objectives=objectives,
         data=file.data,
         training=file.training,
-        supernet=file.supernet,
+        supernet=_with_task_of(file, reader),
         da_nas=file.da_nas,
         search=file.search,
         text=reader.text,
         warnings=without_effect(file, reader, chosen={gene.choice for gene in space.genes}),
+    )
+
+
+def _with_task_of(file: SpaceFile, reader: Reader) -> SupernetConfig | None:
+    """Section `supernet`, with the task of section `training` where it does not say otherwise."""
+    if file.supernet is None:
+        return None
+    task = {name: getattr(file.training, name) for name in ("loss", "class_weights", "metric")}
+    return dataclasses.replace(
+        file.supernet, **{name: value for name, value in task.items() if ("supernet", name) not in reader.lines}
     )
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Collection
 
 from cvt_nas.config.reader import Key, Reader, dotted
-from cvt_nas.config.sections import SpaceFile
+from cvt_nas.config.sections import SpaceFile, has_columns, is_streamed
 
 
 def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) -> tuple[str, ...]:
     """Settings that are written in the file and change nothing; `chosen` is what the space leaves open."""
     written = set(reader.lines)
-    from_folder = file.data.dataset in ("imagefolder", "imagenet")
+    from_folder = is_streamed(file.data.dataset)
     found: list[tuple[Key, str]] = []
 
     def check(key: Key, idle: bool, why: str) -> None:
@@ -31,7 +31,10 @@ def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) 
         replaced = from_folder and section.augment.randaugment is not None
         check((name, "augment", "color_jitter"), replaced, "randaugment changes colours in its place")
     check(("data", "num_workers"), not from_folder, "an in-memory set needs no workers")
-    check(("data", "test_fraction"), not from_folder, f"{file.data.dataset} has test images of its own")
+    has_test = not from_folder and file.data.dataset not in ("npz", "npy")
+    check(("data", "test_fraction"), has_test, f"{file.data.dataset} has test images of its own")
+    for name in ("image_column", "label_column", "label_separator", "split_column"):
+        check(("data", name), not has_columns(file.data.dataset), f"{file.data.dataset} has no columns")
     check(("data", "on_error"), not from_folder, "only images of a folder can be left out")
     if not file.search.has_supernet:
         check(("supernet",), True, "search.weights is scratch")

@@ -3,12 +3,12 @@
 import itertools
 import re
 from functools import partial
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema
 
 from cvt_nas.arch import Projection
-from cvt_nas.config.reader import show
+from cvt_nas.config.reader import did_you_mean, show
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 MAX_SEED = 2**32 - 1  # numpy's, scikit-learn's and Optuna's
@@ -44,6 +44,13 @@ def _word_or_count(word: str, least: int, value: Any) -> Any:
     raise ValueError(f"got {show(value)}, must be {word}, or a whole number of at least {least}")
 
 
+def _name_or_plugin(options: tuple[str, ...], value: str) -> str:
+    if value in options or re.fullmatch(_PLUGIN, value):
+        return value
+    near = did_you_mean(value, list(options))
+    raise ValueError(f"got {show(value)}, must be one of {', '.join(options)}, or MODULE:NAME{near}")
+
+
 def _on_or_off(value: Any) -> Any:
     """`on` and `off`, which YAML reads as true and false."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
@@ -65,6 +72,7 @@ def _randaugment(value: str) -> str:
     return value
 
 
+_PLUGIN = r"[A-Za-z_][\w.]*:[A-Za-z_][\w./-]*"
 _RAND_PART = r"(m|n|mmax|inc)[0-9]{1,4}|(p|mstd)[0-9]{1,4}(\.[0-9]+)?|t(weights|3a|3aw)"
 _MOST_LAYERS = {"tweights": 15, "t3aw": 14}  # their operations, of which timm draws each once at most for an image
 
@@ -114,6 +122,25 @@ AutoOrWorkers = Annotated[
     BeforeValidator(
         partial(_word_or_count, "auto", 0), json_schema_input_type=Literal["auto"] | Annotated[int, Field(ge=0)]
     ),
+]
+_Plugin = Annotated[str, Field(pattern=f"^{_PLUGIN}$", description="MODULE:NAME, of your own.")]
+_Loss = Literal["auto", "cross_entropy", "binary_cross_entropy"]
+LossName = Annotated[
+    str,
+    WithJsonSchema(TypeAdapter(_Loss | _Plugin).json_schema()),
+    AfterValidator(partial(_name_or_plugin, get_args(_Loss))),
+]
+_Metric = Literal["auto", "accuracy", "balanced_accuracy", "macro_f1", "mean_average_precision", "auroc"]
+MetricName = Annotated[
+    str,
+    WithJsonSchema(TypeAdapter(_Metric | _Plugin).json_schema()),
+    AfterValidator(partial(_name_or_plugin, get_args(_Metric))),
+]
+_Sampler = Literal["surrogate", "tpe", "nsga2", "gp", "random"]
+SamplerName = Annotated[
+    str,
+    WithJsonSchema(TypeAdapter(_Sampler | _Plugin).json_schema()),
+    AfterValidator(partial(_name_or_plugin, get_args(_Sampler))),
 ]
 Checkpointing = Annotated[
     Literal["auto", "off", "on"],

@@ -6,14 +6,17 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from cvt_nas.config import DataConfig
+from cvt_nas.config import DataConfig, is_streamed
 from cvt_nas.data.ahead import made_beside_steps
-from cvt_nas.data.arrays import DEBIAN_FASHION_MNIST, ArrayData, open_arrays
-from cvt_nas.data.checking import check_images
+from cvt_nas.data.arrays import ArrayData, open_arrays
+from cvt_nas.data.checking import ImageCheck, check_images
 from cvt_nas.data.find import check_outside, find_data, shape_of, trained_classes
-from cvt_nas.data.folders import FolderData
 from cvt_nas.data.images import SPLITS, Batch, ImageData, Preprocessing, Split, seed_all
+from cvt_nas.data.kinds import find_records
+from cvt_nas.data.listing import save_records
 from cvt_nas.data.loading import free_shared_memory, num_on_their_way
+from cvt_nas.data.named_sets import DEBIAN_FASHION_MNIST
+from cvt_nas.data.streams import StreamedData
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
 from cvt_nas.run import write_atomically
@@ -34,27 +37,29 @@ def load_data(
     """The data set of a space file.
 
     Args:
+        config: Section `data` of the file.
         root: Folder that holds it; not needed for `digits`, nor for `fashion-mnist` where Debian's
             package is installed.
+        image_size, num_channels, num_classes: What the space's networks expect.
         test_only: Whether the test split alone is needed; a folder of images may then lack the others.
         skipped: Images of a folder to leave out, as paths below `root`.
-        listing: What `FolderData.save_listing` wrote of the same images, so that their folders, which may hold
+        listing: What `save_records` wrote of the same images, so that their folders, which may hold
             millions, are not looked through again.
         on_note: Called with how far that is, where it takes long.
 
     Raises:
         DataError: It is missing, incomplete, or does not fit; one line says what and where.
     """
-    if config.dataset in ("imagefolder", "imagenet"):
-        data: ImageData = FolderData(
-            config, root, image_size, num_channels, test_only=test_only, skipped=skipped, listing=listing,
-            on_note=on_note,
+    if is_streamed(config.dataset):
+        records = find_records(config, root, test_only=test_only, listing=listing, on_note=on_note)
+        data: ImageData = StreamedData(
+            config, records, image_size, num_channels, test_only=test_only, skipped=skipped
         )  # fmt: skip
         channels = num_channels
     else:
         arrays = open_arrays(config.dataset, root)
-        channels = arrays.train_images.shape[1]
-        data = ArrayData(config, arrays, image_size)
+        channels = arrays.images["train"].shape[1]
+        data = ArrayData(config, arrays, image_size, test_only=test_only)
     if channels != num_channels:
         raise DataError(f"{config.dataset} has {channels} channels, space.num_channels is {num_channels}")
     if len(data.class_names) != num_classes:
@@ -79,6 +84,7 @@ def check_data(
     Args:
         known: Of the same set, as the run at `place` has recorded it, so that the same images are left out again.
         on_note: Called with what is left out, how the splits are made, and how far the check is.
+        settings: See `load_data`.
 
     Raises:
         DataError: Images cannot be read, and are not to be skipped; or see `load_data`.
@@ -89,10 +95,13 @@ def check_data(
     identity = data.identity()
     if known is not None:
         known.check_same(identity, place)
-    if not isinstance(data, FolderData):
+    if not isinstance(data, StreamedData):
+        if on_note is not None:
+            for note in identity.notes:
+                on_note(note)
         return data, identity
     skips = config.on_error == "skip" and known is None
-    found = check_images(data.root, data.files, data.mode, decode_all=skips, measured=data.measured(), on_note=on_note)
+    found = check_streamed(data, decode_all=skips, on_note=on_note)
     damaged = {path: why for path, why in found.damaged.items() if path not in skipped}
     notes = [*data.notes, *found.notes]
     if damaged and skips:
@@ -108,6 +117,13 @@ def check_data(
         for note in notes:
             on_note(note)
     return data, identity
+
+
+def check_streamed(
+    data: StreamedData, *, decode_all: bool = False, on_note: Callable[[str], None] | None = None
+) -> ImageCheck:
+    """See `check_images`."""
+    return check_images(data.records, data.mode, decode_all=decode_all, measured=data.measured(), on_note=on_note)
 
 
 def save_preprocessing(data: ImageData, folder: Path) -> None:

@@ -58,14 +58,16 @@ def erasing_of(augment: AugmentConfig, device: torch.device) -> Any:
     return erase_each
 
 
-def mixing_of(augment: AugmentConfig, num_classes: int) -> Any:
-    """Mixup or cutmix of a batch of normalised images, in place: a function of it and of its labels."""
+def mixing_of(augment: AugmentConfig, num_classes: int, *, is_multi_label: bool = False) -> Any:
+    """Mixup or cutmix of a batch of normalised images, in place: a function of it and of its targets."""
     if augment.mixup == 0 and augment.cutmix == 0:
         return lambda images, labels: (images, labels)
     from timm.data.mixup import Mixup
 
     # label smoothing is the loss's, for mixed and plain targets alike
-    mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=0.0, num_classes=num_classes)
+    mixup = Mixup(
+        augment.mixup, augment.cutmix, label_smoothing=0.0, num_classes=num_classes, multi_label=is_multi_label
+    )  # fmt: skip
 
     def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         even = len(images) // 2 * 2  # of a set smaller than a batch, the number can be odd, which timm refuses

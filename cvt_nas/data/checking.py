@@ -1,19 +1,18 @@
-"""Looking at every image of a folder before compute is spent on them."""
+"""Looking at every image of a data set before compute is spent on them."""
 
 import time
 import warnings
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from cvt_nas.data.layout import Role
-from cvt_nas.data.listing import Images
-from cvt_nas.data.reading import Header, decode, read_header
+from cvt_nas.data.reading import Header, Source, decode, read_header
+from cvt_nas.data.records import Images, Records, Role
+from cvt_nas.data.stacks import DIM
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 
@@ -21,12 +20,11 @@ OnNote = Callable[[str], None]
 _PART = 200  # images a thread takes at a time
 _SECONDS_UNTIL_SAID, _SECONDS_BETWEEN = 1.0, 2.0
 _NUM_NAMED = 5
-_DIM = 65  # of 255; white of 14 bits in a file of 16 is read as 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageCheck:
-    """What was found in the images of a folder.
+    """What was found in the images of a data set.
 
     Args:
         damaged: Of each image that cannot be read, its path below the data set, and what is wrong with it.
@@ -69,7 +67,7 @@ class ImageCheck:
     @property
     def _dimness(self) -> str:
         """What is said where all is so dark that whole classes may look the same, as 12 bits in files of 16."""
-        if self.brightest is None or self.brightest >= _DIM:
+        if self.brightest is None or self.brightest >= DIM:
             return ""
         return (
             f": no pixel of those looked at is above {self.brightest} of 255, so that most of what they show may be "
@@ -94,17 +92,16 @@ class ImageCheck:
 
 
 def check_images(
-    top: Path,
-    files: Mapping[Role, Images],
+    records: Records,
     mode: str,
     *,
     decode_all: bool = False,
-    measured: Collection[str] = (),
+    measured: Collection[tuple[Role, str]] = (),
     on_note: OnNote | None = None,
 ) -> ImageCheck:
     """Reads the header of each image, and decodes those whose file does not end as it should.
 
-    Images of the validation and test folders are always decoded: they are few, and damage in the middle of one would
+    Images of the validation and test splits are always decoded: they are few, and damage in the middle of one would
     else be found when the training is over.
 
     Threads suffice: a header is a matter of waiting for the disk, and Pillow decodes without Python's lock.
@@ -112,7 +109,7 @@ def check_images(
     Args:
         mode: As which images will be read.
         decode_all: Whether each image is decoded, which finds damage in the middle, too.
-        measured: Further images to decode, as paths: those held out of the training images.
+        measured: Further images to decode, by split and name: those held out of the training images.
         on_note: Called with how far it is, where it takes longer than a second.
     """
     from joblib import cpu_count
@@ -123,14 +120,17 @@ def check_images(
     numbers: Counter[str] = Counter()
     damaged: dict[str, str] = {}
     least, most, brightest = None, None, None
+    files, opener = records.files, records.opener
     marks = {role: array("q") for role in files}
 
     held_out = frozenset(measured)
 
-    def look(part: tuple[Path, Sequence[str], bool]) -> list[tuple[Header, int | None] | DataError]:
-        root, names, whole = part
-        paths = [f"{root}/{name}" for name in names]
-        return [_look_at(path, mode, whole or path in held_out) for path in paths]
+    def look(part: tuple[Role, Images, int, bool]) -> list[tuple[Header, int | None] | DataError]:
+        role, images, start, whole = part
+        rows = range(start, min(start + _PART, len(images.names)))
+        return [
+            _look_at(opener.source(images, row), mode, whole or (role, images.names[row]) in held_out) for row in rows
+        ]
 
     parts = [
         (role, images, start, decode_all or role != "train")
@@ -141,13 +141,11 @@ def check_images(
     say = _progress(total, on_note)
     with warnings.catch_warnings(), ThreadPoolExecutor(2 * cpu_count() + 2) as threads:
         warnings.simplefilter("ignore")  # Pillow's, which `large` and `damaged` stand for
-        looked = threads.map(
-            look, [(images.root, images.names[start : start + _PART], whole) for _, images, start, whole in parts]
-        )
-        for (role, images, start, _), found in zip(parts, looked, strict=True):
-            for name, seen in zip(images.names[start:], found, strict=False):
+        for (role, images, start, _), found in zip(parts, threads.map(look, parts), strict=True):
+            for row, seen in enumerate(found, start=start):
                 if isinstance(seen, DataError):
-                    damaged[told(images.below(top) + name)] = str(seen).removeprefix(f"{images.root}/{name}: ")
+                    prefix, name = f"{opener.source(images, row)}: ", images.names[row]
+                    damaged[told(images.below(records.root) + name)] = str(seen).removeprefix(prefix)
                     continue
                 header, brightness = seen
                 brightest = brightness if brightest is None else max(brightest, brightness or 0)
@@ -177,13 +175,13 @@ def check_images(
     )
 
 
-def _look_at(path: str, mode: str, decode_all: bool) -> tuple[Header, int | None] | DataError:
+def _look_at(source: Source, mode: str, decode_all: bool) -> tuple[Header, int | None] | DataError:
     """What the header tells, and of a decoded image with more than 8 bits the greatest value."""
     try:
-        header = read_header(path)
+        header = read_header(source)
         if not (decode_all or not header.whole):
             return header, None
-        image = decode(path, mode)
+        image = decode(source, mode)
     except DataError as error:
         return error
     return header, image.convert("L").getextrema()[1] if header.deep else None

@@ -3,8 +3,11 @@
 import difflib
 from pathlib import Path
 
-from cvt_nas.config import Dataset
+from cvt_nas.config import DataConfig, Dataset, is_streamed
+from cvt_nas.data.arrays import open_arrays
+from cvt_nas.data.kinds import find_records, kind_of_file
 from cvt_nas.data.layout import find_layout
+from cvt_nas.data.stacks import stacks_in
 from cvt_nas.data.tree import is_hidden
 from cvt_nas.errors import DataError
 
@@ -22,11 +25,11 @@ _SIGNS: dict[Dataset, str] = {
 
 
 def find_data(named: str | Path) -> tuple[Dataset, Path | None]:
-    """The data set that `named` is, as section `data` calls it, and its folder where it needs one.
+    """The data set that `named` is, as section `data` calls it, and its folder or file where it has one.
 
     Args:
-        named: A folder, whose content tells; or the name of a set, which is then looked for in `data/`, where
-            torchvision's examples put it, unless it is installed with something else.
+        named: A folder, whose content tells; a file of a kind that is read; or the name of a set, which is then looked
+            for in `data/`, where torchvision's examples put it, unless it is installed with something else.
 
     Raises:
         DataError: It is neither.
@@ -37,18 +40,25 @@ def find_data(named: str | Path) -> tuple[Dataset, Path | None]:
         for known, sign in _SIGNS.items():
             if folder.name == sign or any(folder.glob(sign)) or any(raw.glob(sign)):
                 return known, folder
-        return "imagefolder", folder
+        return ("npy" if stacks_in(folder) else "imagefolder"), folder
+    if folder.is_file():
+        return kind_of_file(folder), folder
     for known in _SHAPES:
         if str(named) == known:
             return known, None if known in ("digits", "fashion-mnist") else Path("data")
     near = difflib.get_close_matches(str(named).lower().replace("_", "-"), _SHAPES, n=1, cutoff=0.75)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise DataError(f"--data {named}: neither a folder nor one of {', '.join(_SHAPES)}{hint}")
+    raise DataError(f"--data {named}: no such file or folder, and none of {', '.join(_SHAPES)}{hint}")
 
 
 def trained_classes(named: str | Path) -> tuple[str, ...] | None:
-    """The classes, in their order, of the training images beside the test images that `named` has or is; None where
-    there are no such, or they have the same. Raises DataError where the test images have further classes."""
+    """The classes, in their order, of the training images that lie beside the test images that `named` has or is.
+
+    None where there are no such, or they have the same classes.
+
+    Raises:
+        DataError: The test images have classes that the training images have not.
+    """
     dataset, root = find_data(named)
     if dataset != "imagefolder":
         return None
@@ -66,8 +76,12 @@ def trained_classes(named: str | Path) -> tuple[str, ...] | None:
 
 
 def check_outside(folder: Path, dataset: Dataset, root: Path | None) -> None:
-    """Raises DataError where the folder of a run lies among the class folders: it would be read as a class."""
-    if dataset in _SHAPES or root is None:
+    """Whether the folder of a run lies beside the images, and not among the class folders as one of them.
+
+    Raises:
+        DataError: It would be read as a class, and the run could not go on.
+    """
+    if dataset not in ("imagefolder", "imagenet") or root is None or not root.is_dir():
         return
     folder = folder.resolve()
     for place in find_layout(root).places.values():
@@ -77,10 +91,21 @@ def check_outside(folder: Path, dataset: Dataset, root: Path | None) -> None:
 
 
 def shape_of(dataset: Dataset, root: Path | None, *, test_only: bool = False) -> tuple[int | None, int]:
-    """Channels, None where any will do, and classes of a data set that `find_data` found. Raises DataError where a
-    folder has no class folders, or lacks the images that are asked for."""
+    """Channels, where they are not as one likes, and classes of a data set that `find_data` found.
+
+    Args:
+        test_only: As in `load_data`.
+
+    Raises:
+        DataError: A folder of images has no folder for each class, or not the images that are asked for.
+    """
     if dataset in _SHAPES:
         return _SHAPES[dataset]
+    if not is_streamed(dataset):
+        arrays = open_arrays(dataset, root)
+        return arrays.images["train"].shape[1], len(arrays.class_names)
+    if dataset not in ("imagefolder", "imagenet"):
+        return None, len(find_records(DataConfig(dataset=dataset), root, test_only=test_only).class_names)
     assert root is not None, "a folder of images has a place"
     layout = find_layout(root)
     if test_only:

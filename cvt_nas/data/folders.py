@@ -1,368 +1,61 @@
-"""Folders of images, a folder for each split and in it one for each class, streamed by a DataLoader."""
+"""Folders of images, a folder for each split and in it one for each class."""
 
-import copy
-import functools
-import hashlib
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Self
 
-import numpy as np
-import torch
-from jaxtyping import Float, UInt8
-from joblib import cpu_count
-from torch import Tensor
-
-from cvt_nas.config import AugmentConfig, DataConfig
-from cvt_nas.data.augment import erasing_of, mixing_of
-from cvt_nas.data.images import (
-    SPLITS,
-    Batch,
-    Preprocessing,
-    Split,
-    digest,
-    hold_out,
-    in_order,
-    seed_all,
-    split_off_search,
-    to_device,
-)
-from cvt_nas.data.layout import Layout, Role, find_layout
-from cvt_nas.data.listing import Images, list_images, load_listing, problems_of, save_listing
-from cvt_nas.data.loading import Portion, Reader, Source, Stream, free_shared_memory, num_on_their_way
-from cvt_nas.data.randaugment import augmented
-from cvt_nas.data.reading import read_pixels
-from cvt_nas.data.transforms import EvalTransform, TrainTransform
+from cvt_nas.data.layout import Layout, find_layout
+from cvt_nas.data.listing import list_images, load_listing, problems_of
+from cvt_nas.data.records import Files, Images, Records, Role
 from cvt_nas.errors import DataError
-from cvt_nas.results import DataIdentity
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class FolderData:
-    """Folders of images, streamed by a DataLoader; `find_layout` says which folder is which split.
+def find_folders(
+    dataset: str,
+    root: Path | None,
+    *,
+    test_only: bool = False,
+    listing: Path | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Records:
+    """The images below `root`; `find_layout` says which folder is which split.
 
-    The arguments are those of `load_data`.
+    Args:
+        dataset: As section `data` calls it.
+        test_only: Whether the test images suffice; they may then lie in `root` itself.
+        listing: What `save_listing` wrote of the same images; else folders are looked through.
+        on_note: Called with how far that is, where it takes long.
 
-    Attributes:
-        mode: Pillow's, as which images are read.
-        files: The images of each folder, those to skip included.
-        num_cpus: Of the process that trains, which `data.num_workers: auto` follows; the machine's until it is set.
-        shares_memory: Whether its processes may hand over batches in `/dev/shm`, where that has room for them.
-        notes: What is left out and how the splits are made, one line each.
+    Raises:
+        DataError: They are missing, or laid out in another way.
     """
-
-    def __init__(
-        self,
-        config: DataConfig,
-        root: Path | None,
-        image_size: int,
-        num_channels: int,
-        *,
-        test_only: bool = False,
-        skipped: Collection[str] = (),
-        listing: Path | None = None,
-        on_note: Callable[[str], None] | None = None,
-    ) -> None:
-        if root is None:
-            raise DataError(f"{config.dataset}: give the folder that holds train/ and val/ by --data DIR")
-        if num_channels not in (1, 3):
+    if root is None:
+        raise DataError(f"{dataset}: give the folder that holds train/ and val/ by --data DIR")
+    layout = find_layout(root)
+    if test_only:
+        layout = layout.for_test()
+    else:
+        layout.check_trainable()
+        if len(layout.class_names) == 1:
             raise DataError(
-                f"{config.dataset}: images are read as grey or colour, space.num_channels is {num_channels}"
+                f"{layout.places['train']}: {layout.class_names[0]}/ is the only class folder; one class is no task"
             )
-        self._num_workers, self.num_cpus, self.shares_memory = config.num_workers, cpu_count(), True
-        self._ahead: Stream | None = None  # what processes have begun to read for the next call
-        self.mode = "L" if num_channels == 1 else "RGB"
-        layout = find_layout(root)
-        if test_only:
-            layout = layout.for_test()
-        else:
-            layout.check_trainable()
-            if len(layout.class_names) == 1:
-                raise DataError(
-                    f"{layout.places['train']}: {layout.class_names[0]}/ is the only class folder; one class is no task"
-                )
-        self.root, self.class_names = root, layout.class_names
-        self.files: dict[Role, Images]
-        if listing is not None:
-            self.files = load_listing(listing, layout)
-        else:
-            self.files = {role: list_images(layout, role, on_note=on_note) for role in layout.places}
-            if problems := problems_of(layout, self.files):
-                raise DataError(f"{config.dataset}: {'; '.join(problems)}")
-        self.skipped = tuple(sorted(skipped))
-        self._images: dict[Role, Images] = {
-            role: images.without(root, frozenset(skipped)) for role, images in self.files.items()
-        }
-        self._source: dict[Split, Role] = {}
-        self._rows: dict[Split, np.ndarray] = {}
-        self._split(layout, config, test_only=test_only)
-        self.notes = tuple(self._notes(layout, config, test_only=test_only))
-        self.preprocessing = Preprocessing(
-            image_size=image_size,
-            mean=IMAGENET_MEAN if num_channels == 3 else (0.449,),
-            std=IMAGENET_STD if num_channels == 3 else (0.226,),
-            interpolation="bicubic",
-            crop_pct=0.875 if image_size < 384 else 1.0,  # at 384 the published models see the whole image, squashed
-        )
-
-    def _split(self, layout: Layout, config: DataConfig, *, test_only: bool) -> None:
-        """Which rows of which folder each split has."""
-        tested, guide = layout.tested, layout.guide
-        if test_only:
-            self._source["test"] = next(iter(layout.places))
-            self._rows["test"] = np.arange(len(self._images[self._source["test"]].names))
-            return
-        self._source = {"train": "train", "search": guide or "train", "test": tested or "train"}
-        labels: dict[Role, np.ndarray] = {role: images.labels for role, images in self._images.items()}
-        for role, found in labels.items():
-            if lost := sorted(set(range(len(self.class_names))) - set(found.tolist())):
-                names = ", ".join(self.class_names[label] for label in lost[:5])
-                raise DataError(f"{layout.places[role]}: no image that can be read is left of {names}")
-        left, rows = np.arange(len(labels["train"])), self._rows
-        if tested is None:
-            held_out = hold_out(
-                labels["train"], config.test_fraction, config.split_seed, self.class_names, setting="test_fraction"
-            )
-            left, rows["test"] = (np.sort(each) for each in held_out)
-        else:
-            rows["test"] = np.arange(len(labels[tested]))
-        train, search = split_off_search(labels["train"][left], config, self.class_names, guided=guide is not None)
-        rows |= {"train": left[train], "search": left[search] if guide is None else np.arange(len(labels[guide]))}
-
-    def _notes(self, layout: Layout, config: DataConfig, *, test_only: bool) -> Iterator[str]:
-        yield from layout.notes
-        for images in self.files.values():
-            if images.ignored:
-                counts = ", ".join(f"{number:,} {what}" for what, number in sorted(images.ignored.items()))
-                yield f"{images.root}: ignored, no images that are read: {counts}"
-        if test_only:
-            if layout.is_flat:
-                yield (f"{layout.root}: no split is marked, so every image is read, also what may have been trained on")
-            return
-        if layout.guide is not None:
-            guide, tested = layout.places["validation"].name, layout.places["test"].name
-            yield f"{guide}/ guides the search and {tested}/ is the test split; data.search_fraction has no effect"
-        if layout.tested is None:
-            yield (
-                f"{layout.root}: no test images in val/ or test/: {self.num_images('test'):,} of the images are held "
-                f"out for it, by data.test_fraction {config.test_fraction:g} and data.split_seed {config.split_seed}"
-            )
-
-    def identity(self) -> DataIdentity:
-        """Of the whole set, by the names and sizes of its files."""
-        seen = hashlib.sha256()
-        for role, images in self.files.items():
-            for name, size in zip(images.names, images.sizes(), strict=True):
-                seen.update(b"%s/%s\0%d\n" % (role.encode(), os.fsencode(name), size))
-        return DataIdentity(
-            num_classes=len(self.class_names),
-            classes_sha256=digest(self.class_names),
-            files_sha256=seen.hexdigest(),
-            images={role: len(images.names) for role, images in self.files.items()},
-            splits={split: self.num_images(split) for split in SPLITS if split in self._rows},
-            held_out=[split for split in ("search", "test") if self._source.get(split) == "train"],
-            skipped=list(self.skipped),
-            notes=list(self.notes),
-        )
-
-    def save_listing(self, to: BinaryIO) -> None:
-        """See `load_data`."""
-        save_listing(self.files, to)
-
-    def measured(self) -> list[str]:
-        """Paths of the images that are not trained on."""
-        return [
-            f"{images.root}/{images.names[row]}"
-            for split in self._rows.keys() - {"train"}
-            for images in [self._images[self._source[split]]]
-            for row in self._rows[split]
-        ]
-
-    def num_images(self, split: Split) -> int:
-        return len(self._rows[split])
-
-    def of_classes(self, classes: Collection[int]) -> Self:
-        some = copy.copy(self)
-        some._ahead = None
-        some._rows = {
-            split: rows[np.isin(self._images[self._source[split]].labels[rows], list(classes))]
-            for split, rows in self._rows.items()
-        }
-        return some
-
-    def train_batches(
-        self,
-        *,
-        batch_size: int,
-        augment: AugmentConfig,
-        device: torch.device,
-        seed: int,
-        epoch: int,
-        first: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        until: int | None = None,
-        evaluated: tuple[Split, int] | None = None,
-    ) -> Iterator[Batch]:
-        drawn = _Drawn(batch_size=batch_size, augment=augment, seed=seed, rank=rank, world_size=world_size)
-
-        def then() -> Iterator[Portion]:
-            for number in range(epoch, until or 0):
-                if number > epoch:
-                    yield self._train_portion(drawn, number)
-                if evaluated is not None:
-                    yield self._eval_portion(*evaluated, rank=rank, world_size=world_size)
-
-        transform = TrainTransform(self.preprocessing, augment, device)
-
-        def sources() -> dict[str, Source]:
-            found = {"train": self._source_of("train", transform)}
-            if evaluated is not None:
-                found["eval"] = self._source_of(evaluated[0], EvalTransform(self.preprocessing))
-            return found
-
-        due = self._train_portion(drawn, epoch, first)
-        if self._ahead is not None and self._ahead.next_key != due.key:
-            self.close()
-        erase, mix = erasing_of(augment, device), mixing_of(augment, len(self.class_names))
-        normalised = self._normaliser(device)
-        largest = max(batch_size, 0 if evaluated is None else evaluated[1])
-
-        def finished(index: int, rows: np.ndarray, labels: Tensor, made: tuple[Tensor, ...]) -> Batch:
-            images = made[0].to(device, non_blocking=True).permute(0, 3, 1, 2)
-            if transform.fill is not None:
-                images = augmented(images, made[1], transform.fill)
-            inputs = erase(normalised(images), [(seed, epoch, row) for row in rows.tolist()])
-            seed_all(seed, epoch, index, rank)
-            return mix(inputs, labels.to(device, non_blocking=True))
-
-        for index, read in enumerate(self._batches(due, sources, device, then(), largest=largest), start=first):
-            yield finished(index, *read)  # of which nothing on the device but the batch is held on to
-
-    def _train_portion(self, drawn: "_Drawn", epoch: int, first: int = 0) -> Portion:
-        size, rank, world_size = drawn.batch_size, drawn.rank, drawn.world_size
-        order = np.random.default_rng((drawn.seed, epoch)).permutation(self._rows["train"])[rank::world_size]
-        usable = order[: self.num_images("train") // world_size]  # the same number of steps on every rank
-        if len(usable) >= size:
-            usable = usable[: len(usable) // size * size]
-        return Portion(
-            key=(drawn, epoch, first),
-            source="train",
-            batches=[usable[start : start + size] for start in range(first * size, len(usable), size)],
-            seeds=(drawn.seed, epoch),
-        )
-
-    def eval_batches(
-        self,
-        split: Split,
-        *,
-        batch_size: int,
-        device: torch.device,
-        shuffled: bool = False,
-        first: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        as_bytes: bool = False,
-    ) -> Iterator[Batch]:
-        def sources() -> dict[str, Source]:
-            return {"eval": self._source_of(split, EvalTransform(self.preprocessing))}
-
-        due = self._eval_portion(
-            split, batch_size, shuffled=shuffled, first=first, rank=rank, world_size=world_size
-        )  # fmt: skip
-        normalised = self._normaliser(device)
-        for _, labels, (images,) in self._batches(due, sources, device, largest=batch_size):
-            images = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
-            yield images if as_bytes else normalised(images), labels.to(device, non_blocking=True)
-
-    def prepared(
-        self, images: UInt8[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch channels height width"]:
-        return self._normaliser(images.device)(images)
-
-    def _eval_portion(
-        self, split: Split, size: int, *, shuffled: bool = False, first: int = 0, rank: int, world_size: int
-    ) -> Portion:
-        rows = in_order(self._rows[split], shuffled)[rank::world_size]
-        return Portion(
-            key=(split, size, shuffled, first, rank, world_size),
-            source="eval",
-            batches=[rows[start : start + size] for start in range(first * size, len(rows), size)],
-        )
-
-    def _source_of(self, split: Split, transform: Any) -> Source:
-        return Source(images=self._images[self._source[split]], transform=transform)
-
-    def _batches(
-        self,
-        due: Portion,
-        sources: Callable[[], Mapping[str, Source]],
-        device: torch.device,
-        then: Iterable[Portion] = (),
-        *,
-        largest: int,
-    ) -> Iterator[tuple[np.ndarray, Tensor, tuple[Tensor, ...]]]:
-        """Those of `due`, by processes that have begun with it, or else by new ones, which go on with `then`."""
-        if self._ahead is not None and self._ahead.next_key == due.key:
-            stream, self._ahead = self._ahead, None
-        else:
-            reader = Reader(sources(), functools.partial(read_pixels, mode=self.mode))
-            stream = Stream(
-                reader, due, then, num_workers=self.num_workers(device), pin_memory=device.type == "cuda",
-                shares_memory=self.shares_memory and self._fits(largest, device),
-            )  # fmt: skip
-        goes_on = False
-        try:
-            yield from stream.portion()
-            goes_on = stream.next_key is not None
-        finally:
-            if goes_on:
-                self._ahead = stream
-            else:
-                stream.close()
-
-    def num_workers(self, device: torch.device) -> int:
-        """Processes that read for one that trains on `device`."""
-        if self._num_workers != "auto":
-            return min(int(self._num_workers), cpu_count())
-        return max(min(self.num_cpus, cpu_count()) - 1, 1 if device.type == "cuda" else 0)
-
-    def _fits(self, batch_size: int, device: torch.device) -> bool:
-        """Whether what is on its way has room in shared memory."""
-        values = batch_size * len(self.preprocessing.mean) * self.preprocessing.image_size**2  # a byte each
-        return values * num_on_their_way(self.num_workers(device)) <= free_shared_memory()
-
-    def close(self) -> None:
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
-
-    def _normaliser(
-        self, device: torch.device
-    ) -> Callable[[UInt8[Tensor, "batch channels height width"]], Float[Tensor, "batch channels height width"]]:
-        """Makes of bytes on the device what timm makes of them, channels-last.
-
-        They are a quarter of what else the processes of the loader would hand over, and the main process would carry.
-        """
-        pre = self.preprocessing
-        mean, std = (to_device(torch.tensor(each), device)[:, None, None] for each in (pre.mean, pre.std))
-
-        def normalised(images: Tensor) -> Tensor:
-            x = images.float().div_(255).sub_(mean).div_(std)
-            return x.contiguous(memory_format=torch.channels_last)
-
-        return normalised
+    files: dict[Role, Images]
+    if listing is not None:
+        files = load_listing(listing, layout)
+    else:
+        files = {role: list_images(layout, role, on_note=on_note) for role in layout.places}
+        if problems := problems_of(layout, files):
+            raise DataError(f"{dataset}: {'; '.join(problems)}")
+    return records_of(layout, files)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Drawn:
-    """What the batches of a training are drawn by, apart from the epoch."""
-
-    batch_size: int
-    augment: AugmentConfig
-    seed: int
-    rank: int
-    world_size: int
+def records_of(layout: Layout, files: Mapping[Role, Images]) -> Records:
+    return Records(
+        root=layout.root,
+        class_names=layout.class_names,
+        files=files,
+        opener=Files(),
+        notes=layout.notes,
+        is_marked=not layout.is_flat,
+        no_test=" in val/ or test/",
+    )

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from cvt_nas.config import AugmentConfig, DataConfig
+from cvt_nas.config import AugmentConfig
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
 
@@ -37,10 +37,18 @@ class Preprocessing:
 
 
 class ImageData(Protocol):
-    """A data set ready for training."""
+    """A data set ready for training.
+
+    Attributes:
+        is_multi_label: Whether an image has any number of labels, `class_names`, and not one class of them. Targets are
+            then float32, `(batch, classes)`: 1 for each label of an image, and 0 for the others.
+    """
 
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+
+    @property
+    def is_multi_label(self) -> bool: ...
 
     def identity(self) -> DataIdentity:
         """What tells it from other sets."""
@@ -48,8 +56,20 @@ class ImageData(Protocol):
 
     def num_images(self, split: Split) -> int: ...
 
+    def labels(self, split: Split) -> np.ndarray:
+        """Of the images of a split, in the order of `eval_batches` on one rank, not shuffled.
+
+        Returns:
+            Class indices `(images,)`, int64; of several labels an image, 0 or 1, `(images, classes)`, uint8.
+        """
+        ...
+
     def of_classes(self, classes: Collection[int]) -> Self:
-        """The same set with the images of these classes alone, which keep their indices and names."""
+        """The same set with the images of these classes alone, which keep their indices and names.
+
+        Raises:
+            DataError: Its images have several labels, so that none is of one class.
+        """
         ...
 
     def train_batches(
@@ -81,7 +101,7 @@ class ImageData(Protocol):
 
         Yields:
             Images, `(batch, channels, height, width)`, and targets: class indices `(batch,)`, or
-            probabilities `(batch, classes)` where mixup or cutmix is on.
+            probabilities `(batch, classes)` where mixup or cutmix is on; see `is_multi_label`.
         """
         ...
 
@@ -98,6 +118,8 @@ class ImageData(Protocol):
         as_bytes: bool = False,
     ) -> Iterator[Batch]:
         """Every image of this rank's share of `split` once, without augmentation; targets are class indices.
+
+        See `is_multi_label` for other targets.
 
         Args:
             shuffled: In an order that is random, and the same each time, so that the first images are a fair sample.
@@ -119,9 +141,11 @@ class ImageData(Protocol):
 
 
 def seed_all(*seeds: int, on_devices: bool = True) -> None:
-    """Sets Python's, numpy's and torch's global random states from `seeds`; those of GPUs only `on_devices`.
+    """Sets Python's, numpy's and torch's global random states from `seeds`.
 
-    What is drawn on the CPU is the same without them, and a tenth of the time counts where it is done for each image.
+    Args:
+        on_devices: Whether those of GPUs as well. What is drawn on the CPU is the same; without them it takes a tenth
+            of the time, which counts where it is done for each image.
     """
     seed = seed_of(*seeds)
     random.seed(seed)
@@ -141,92 +165,28 @@ def generator_of(device: torch.device) -> torch.Generator:
     return torch.default_generator
 
 
-def split_off_search(
-    labels: np.ndarray, config: DataConfig, class_names: Sequence[str] | None = None, *, guided: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of train and search: stratified by class, at least one image of each, fixed by the split seed.
-
-    Args:
-        guided: Whether other images guide the search, so that none are held out for it.
-    """
-    train, search = np.arange(len(labels)), np.arange(0)
-    if not guided:
-        train, search = hold_out(
-            labels, config.search_fraction, config.split_seed, class_names, setting="search_fraction"
-        )
-    if config.train_fraction < 1:
-        train = _part_of(train, labels, config)
-    return np.sort(train), np.sort(search)
-
-
-def hold_out(
-    labels: np.ndarray, fraction: float, seed: int, class_names: Sequence[str] | None = None, *, setting: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of what is kept and of what is held out, stratified by class, at least one image of each in both.
-
-    scikit-learn's stratified split, where that holds out an image of each class; else, of each class by itself, its
-    share, rounded, and at least one.
-
-    Args:
-        setting: Of section `data`, by which `fraction` is set.
-
-    Returns:
-        Both in scikit-learn's order, which what is drawn from them next depends on.
-
-    Raises:
-        DataError: A class has a single image.
-    """
-    from sklearn.model_selection import train_test_split
-
-    counts = np.bincount(labels)
-    if len(small := np.flatnonzero(counts == 1)):
-        names = ", ".join(str(label if class_names is None else class_names[label]) for label in small[:5])
-        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
-        raise DataError(
-            f"data.{setting}: an image of each class is held out, and one at least stays to train on: a single image "
-            f"is left of {names}{more}; add images, or take the class away"
-        )
-    every = np.arange(len(labels))
-    try:
-        kept, held = map(np.asarray, train_test_split(every, test_size=fraction, random_state=seed, stratify=labels))
-    except ValueError:
-        kept = held = every[:0]
-    present = np.flatnonzero(counts)
-    if all(np.array_equal(np.unique(labels[rows]), present) for rows in (kept, held)):
-        return kept, held
-    random = np.random.default_rng(seed)
-    held = np.concatenate([
-        random.permutation(np.flatnonzero(labels == label))[: min(max(round(fraction * n), 1), n - 1)]
-        for label, n in zip(present, counts[present], strict=True)
-    ])  # fmt: skip
-    return np.setdiff1d(every, held), held
-
-
-def _part_of(train: np.ndarray, labels: np.ndarray, config: DataConfig) -> np.ndarray:
-    """A share of the training images, stratified, with at least one of each class."""
-    from sklearn.model_selection import train_test_split
-
-    fraction, seed, own = config.train_fraction, config.split_seed, labels[train]
-    try:
-        part = np.asarray(train_test_split(train, train_size=fraction, random_state=seed, stratify=own)[0])
-    except ValueError:
-        part = train[:0]
-    if np.array_equal(np.unique(labels[part]), np.unique(own)):
-        return part
-    random = np.random.default_rng(seed)
-    return np.concatenate([
-        random.permutation(rows)[: max(round(fraction * len(rows)), 1)]
-        for label in np.unique(own)
-        for rows in [train[own == label]]
-    ])  # fmt: skip
-
-
 def digest(names: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
 
 
 def in_order(rows: np.ndarray, shuffled: bool) -> np.ndarray:
     return np.random.default_rng(0).permutation(rows) if shuffled else rows
+
+
+def with_labels_of(labels: np.ndarray, classes: Collection[int]) -> np.ndarray:
+    """Which images are of `classes`: a mask `(images,)`.
+
+    Raises:
+        DataError: See `ImageData.of_classes`.
+    """
+    if labels.ndim > 1:
+        raise DataError("images with several labels belong to no one class, so da-nas cannot begin with some classes")
+    return np.isin(labels, list(classes))
+
+
+def targets_of(labels: Tensor) -> Tensor:
+    """Class indices as they are; several labels an image, uint8, as float32."""
+    return labels.float() if labels.ndim > 1 else labels
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

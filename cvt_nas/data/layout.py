@@ -5,18 +5,23 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from cvt_nas.data import tree
+from cvt_nas.data.records import SPELLINGS, Role, tested_of
+from cvt_nas.data.tree import (
+    class_names_in,
+    entries_of,
+    few,
+    folders_in,
+    in_byte_order,
+    is_hidden,
+    is_image,
+    itself_and_above,
+    leads_nowhere,
+    mark_of,
+)
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 
-Role = Literal["train", "validation", "test"]
-SPELLINGS: dict[Role, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "validation": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
 _WORDS = "|".join(spelling for spellings in SPELLINGS.values() for spelling in spellings)
 _LIKE_SPLIT = re.compile(rf"^({_WORDS})(set|val|images|imgs|data)?(?![a-z])|(?<![a-z])({_WORDS})(set)?$")
 
@@ -44,14 +49,8 @@ class Layout:
         return self.places.get("train") == self.root
 
     @property
-    def guide(self) -> Role | None:
-        """The folder whose images guide the search, where it is another one than that of the test images."""
-        return "validation" if {"train", "validation", "test"} <= set(self.places) else None
-
-    @property
     def tested(self) -> Role | None:
-        """The folder of the test images; None where they are held out of the training images."""
-        return next((role for role in ("test", "validation") if role in self.places), None)
+        return tested_of(self.places)
 
     def for_test(self) -> "Layout":
         """The same with the test images alone, which are all of the images where no split is marked.
@@ -67,7 +66,7 @@ class Layout:
                 f"that may have been trained on, name {self.places['train']}"
             )
         place = self.places[role]
-        return replace(self, places={role: place}, class_names=tree.class_names_in(place))
+        return replace(self, places={role: place}, class_names=class_names_in(place))
 
     def trained_classes(self) -> tuple[str, ...] | None:
         """Of the training images: in the root, or beside it where it is itself the folder of a split; None without."""
@@ -79,33 +78,38 @@ class Layout:
             beside = os.listdir(root.parent) if is_tested and os.access(root.parent, os.R_OK) else []
             named = (root.parent / name for name in beside if name.lower() in SPELLINGS["train"])
             place = next((folder for folder in named if folder.is_dir()), None)
-        return None if place is None else tree.class_names_in(place) or None
+        return None if place is None else class_names_in(place) or None
 
     def check_trainable(self) -> None:
-        """Raises DataError where there are no training images."""
+        """Raises:
+        DataError: There are no training images.
+        """
         if "train" not in self.places:
             raise DataError(f"{self.root} must hold train/ and val/, one folder a class; it has no train/")
 
 
 def find_layout(root: Path) -> Layout:
-    """What the folders below `root` are, by their names. Raises DataError where nothing below it is a class folder, or
-    two folders could be the same split."""
+    """What the folders below `root` are, by their names; no file is looked for.
+
+    Raises:
+        DataError: Nothing below it is a class folder, or two folders could be the same split.
+    """
     if not root.is_dir():
         raise DataError(f"--data {root}: no such folder")
     places: dict[Role, Path] = {}
-    notes, folders = [], tree.folders_in(root)
-    for entry in tree.entries_of(root):
-        if _is_like_split(entry.name) and tree.leads_nowhere(entry):
+    notes, folders = [], folders_in(root)
+    for entry in entries_of(root):
+        if _is_like_split(entry.name) and leads_nowhere(entry):
             raise DataError(f"--data {root}: {entry.name} is a link that leads nowhere")
     for role, spellings in SPELLINGS.items():
         named = [folder for folder in folders if folder.lower() in spellings]
-        full = [folder for folder in named if tree.folders_in(root / folder)]
+        full = [folder for folder in named if folders_in(root / folder)]
         if len(full) > 1:
             named_both = " and ".join(f"{folder}/" for folder in full)
             raise DataError(f"--data {root}: {named_both} could each hold the {role} images; keep one of them")
         if full:
             places[role] = root / full[0]
-            if tree.mark_of(places[role]) in tree.itself_and_above(root):
+            if mark_of(places[role]) in itself_and_above(root):
                 raise DataError(f"--data {root}: {full[0]} is a link that leads up to {places[role].resolve()}")
         elif named and role == "train":
             raise DataError(f"--data {root}: {root / named[0]} must hold one folder a class")
@@ -123,22 +127,20 @@ def find_layout(root: Path) -> Layout:
         _check_flat(root, folders)
         places = {"train": root}
     elif beside := [folder for folder in folders if not any(folder.lower() in named for named in SPELLINGS.values())]:
-        notes.append(
-            f"ignored beside {_slashed(places.values())}: {tree.few([f'{told(folder)}/' for folder in beside])}"
-        )
+        notes.append(f"ignored beside {_slashed(places.values())}: {few([f'{told(folder)}/' for folder in beside])}")
     for place in places.values():
-        if dropped := set(tree.folders_in(place, all_of_them=True)) - set(tree.folders_in(place)):
-            named = tree.few([f"{told(name)}/" for name in tree.in_byte_order(dropped)])
+        if dropped := set(folders_in(place, all_of_them=True)) - set(folders_in(place)):
+            named = few([f"{told(name)}/" for name in in_byte_order(dropped)])
             notes.append(f"{place}: {named} begins with @, as a network drive's own folders do, and is no class")
     first = next(iter(places.values()))
-    return Layout(root=root, places=places, class_names=tree.class_names_in(first), notes=tuple(notes))
+    return Layout(root=root, places=places, class_names=class_names_in(first), notes=tuple(notes))
 
 
 def _drop_unlabelled(places: dict[Role, Path], notes: list[str]) -> None:
     """Test images in one folder that is none of the classes have no labels, as Kaggle's."""
     if "train" not in places or "test" not in places:
         return
-    classes, found = tree.folders_in(places["train"]), tree.folders_in(places["test"])
+    classes, found = folders_in(places["train"]), folders_in(places["test"])
     if len(found) == 1 and len(classes) > 1 and found[0] not in classes:
         notes.append(f"{places['test'].name}/ holds {found[0]}/ alone, which is no class, and is ignored")
         del places["test"]
@@ -149,24 +151,28 @@ def _is_like_split(name: str) -> bool:
 
 
 def _check_flat(root: Path, folders: Sequence[str]) -> None:
-    """Raises DataError where folders would become classes, and are more likely splits, or hold splits."""
+    """Refuses folders that would become classes, and are more likely splits, or what holds them.
+
+    Raises:
+        DataError: Says what to name or to rename instead.
+    """
     like = [folder for folder in folders if _is_like_split(folder)]
     if like and root.resolve().name.lower() not in _WORDS.split("|"):  # whose content is classes, however named
         raise DataError(
-            f"--data {root}: {tree.few([told(folder) for folder in like])} would be read as a class, and seems to be a "
+            f"--data {root}: {few([told(folder) for folder in like])} would be read as a class, and seems to be a "
             f"split: rename splits to train/ and val/; if it is a class, put all class folders into train/"
         )
     for folder in folders:
-        if splits := [inner for inner in tree.folders_in(root / folder) if _is_like_split(inner)]:
+        if splits := [inner for inner in folders_in(root / folder) if _is_like_split(inner)]:
             also = "" if len(folders) == 1 else "; or, if it is a class, put the classes below train/ and val/"
-            held = tree.few([told(name) for name in splits])
             raise DataError(
-                f"--data {root}: {folder}/ would be read as a class, and holds {held}: name {root / folder}{also}"
+                f"--data {root}: {folder}/ would be read as a class, and holds {few([told(name) for name in splits])}"
+                f": name {root / folder}{also}"
             )
     if len(folders) == 1:
         only = root / folders[0]
-        inner = [entry for entry in tree.entries_of(only) if not tree.is_hidden(entry.name)]
-        if sum(entry.is_dir() for entry in inner) and not any(tree.is_image(entry.name) for entry in inner):
+        inner = [entry for entry in entries_of(only) if not is_hidden(entry.name)]
+        if sum(entry.is_dir() for entry in inner) and not any(is_image(entry.name) for entry in inner):
             raise DataError(f"--data {root}: {folders[0]}/ would be its one class, and holds folders: name {only}")
 
 

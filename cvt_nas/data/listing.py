@@ -1,103 +1,77 @@
 """The images of each split of a folder: found, kept in a file, and checked against each other."""
 
+import contextlib
+import json
 import os
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
 
-from cvt_nas.data import tree
-from cvt_nas.data.layout import Layout, Role
+from cvt_nas.data.layout import Layout
+from cvt_nas.data.records import Images, Opener, Records, Role
+from cvt_nas.data.tree import (
+    SUFFIXES,
+    entries_of,
+    few,
+    folders_in,
+    in_byte_order,
+    is_hidden,
+    is_image,
+    itself_and_above,
+    leads_nowhere,
+    suffix_of,
+    walk,
+)
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 
 _NUM_NAMED = 5
 _SECONDS_BETWEEN = 5.0  # notes on how far it is
 _OUTSIDE = re.compile(r"(^|[/\0])\.{0,2}([/\0]|$)")  # in names that are parted by zero bytes
+_SET = "set"  # what is kept of one that is no folder of class folders
 _NUM_THREADS = 16  # so that a network disk has several requests at a time
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Images:
-    """The images of one split.
+def list_images(layout: Layout, role: Role, *, on_note: Callable[[str], None] | None = None) -> Images:
+    """The images of a split, whatever else may be wrong with it; see `problems_of`.
 
     Args:
-        root: Its folder.
-        class_names: Of its class folders, sorted.
-        names: Their paths below it, in torchvision's order: by class, then by folder and name.
-        labels: Class index of each, int64.
-        ignored: Visible files that are no images, by suffix.
-        odd: What of its content cannot be used, one line each.
+        on_note: Called with how far it is, where it takes long.
     """
-
-    root: Path
-    class_names: tuple[str, ...]
-    names: Sequence[str]
-    labels: np.ndarray
-    ignored: Counter[str]
-    odd: Sequence[str] = ()
-
-    def without(self, top: Path, skipped: frozenset[str]) -> "Images":
-        """The same less those at `skipped`, paths below `top` as `told` gives them."""
-        if not skipped:
-            return self
-        below = self.below(top)
-        kept = [index for index, name in enumerate(self.names) if told(below + name) not in skipped]
-        return replace(self, names=[self.names[index] for index in kept], labels=self.labels[kept])
-
-    def below(self, top: Path) -> str:
-        """What makes a name a path below `top`."""
-        return "" if top == self.root else f"{self.root.relative_to(top)}/"
-
-    def sizes(self) -> list[int]:
-        """Bytes of each file; -1 where there is none any more, as behind a link that leads nowhere."""
-
-        def size(name: str) -> int:
-            try:
-                return os.stat(f"{self.root}/{name}").st_size
-            except OSError:
-                return -1
-
-        with ThreadPoolExecutor(_NUM_THREADS) as threads:
-            parts = [self.names[start : start + 1000] for start in range(0, len(self.names), 1000)]
-            return [each for sizes in threads.map(lambda part: [size(name) for name in part], parts) for each in sizes]
-
-
-def list_images(layout: Layout, role: Role, *, on_note: Callable[[str], None] | None = None) -> Images:
-    """The images of a split, whatever else may be wrong with it; see `problems_of`."""
     place, names, labels, odd = layout.places[role], list[str](), list[int](), list[str]()
     said = time.monotonic()
     ignored: Counter[str] = Counter()
-    classes = tree.folders_in(place)
+    classes = folders_in(place)
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        outside = tree.itself_and_above(place)
-        found = threads.map(lambda name: _in_order(tree.walk(place / name, outside, odd)), classes)
+        outside = itself_and_above(place)
+        found = threads.map(lambda name: _in_order(walk(place / name, outside, odd)), classes)
         for label, parts in enumerate(found):
             for folder, files in parts:
                 prefix = os.path.relpath(folder, place)
-                for file in tree.in_byte_order(files):
-                    if tree.is_image(file):
+                for file in in_byte_order(files):
+                    if is_image(file):
                         names.append(f"{prefix}/{file}")
                         labels.append(label)
                     else:
-                        ignored[tree.suffix_of(file)] += 1
+                        ignored[suffix_of(file)] += 1
             if on_note is not None and time.monotonic() - said >= _SECONDS_BETWEEN:
                 said = time.monotonic()
                 on_note(f"looking for images in {place}: {len(names):,} in {label + 1:,} of {len(classes):,} classes")
-    for entry in tree.entries_of(place):
-        if tree.is_hidden(entry.name):
+    for entry in entries_of(place):
+        if is_hidden(entry.name):
             continue
-        if tree.leads_nowhere(entry):
+        if leads_nowhere(entry):
             odd.append(f"{told(entry.path)}: a link that leads nowhere")
         elif entry.is_file():
-            ignored["images beside the class folders" if tree.is_image(entry.name) else tree.suffix_of(entry.name)] += 1
+            ignored["images beside the class folders" if is_image(entry.name) else suffix_of(entry.name)] += 1
     return Images(
         root=place,
         class_names=tuple(map(told, classes)),
@@ -108,38 +82,91 @@ def list_images(layout: Layout, role: Role, *, on_note: Callable[[str], None] | 
     )
 
 
-def save_listing(files: Mapping[Role, Images], to: BinaryIO) -> None:
+def save_listing(files: Mapping[Role, Images], to: BinaryIO, **more: np.ndarray) -> None:
     """Writes what `load_listing` reads."""
     arrays: dict[str, np.ndarray] = {}
     for role, images in files.items():
         arrays[f"{role} names"] = np.frombuffer("\0".join(images.names).encode(), np.uint8)
-        arrays[f"{role} labels"] = images.labels.astype(np.int32)
-    np.savez_compressed(to, allow_pickle=False, **arrays)
+        arrays[f"{role} labels"] = images.labels.astype(np.int32 if images.labels.ndim == 1 else np.uint8)
+        if images.extents is not None:
+            arrays[f"{role} extents"] = images.extents
+    np.savez_compressed(to, allow_pickle=False, **arrays, **more)
+
+
+def save_records(records: Records, to: BinaryIO) -> None:
+    """Writes the images of a set, so that no worker has to look for them: what `load_data` takes as a listing."""
+    told_by_folders = not any(images.called for images in records.files.values())
+    tree = {
+        "class_names": records.class_names,
+        "called": {role: images.called for role, images in records.files.items()},
+        "notes": records.notes,
+        "is_marked": records.is_marked,
+    }
+    more = {} if told_by_folders else {_SET: np.frombuffer(json.dumps(tree).encode(), np.uint8)}
+    save_listing(records.files, to, **more)
 
 
 def load_listing(listing: Path, layout: Layout) -> dict[Role, Images]:
-    """The images that `save_listing` has kept, as `list_images` found them, so that no folder is looked through again.
+    """The images of folders that `save_listing` has kept, as `list_images` found them; no folder is looked through.
 
     Raises:
         DataError: It is damaged, of other splits or classes, or names files outside their split.
     """
-    try:
-        with np.load(listing, allow_pickle=False) as arrays:
-            kept = {name: arrays[name] for name in arrays.files}
-        files: dict[Role, Images] = {}
+    files: dict[Role, Images] = {}
+    with _reading(listing) as kept:
         for role, place in layout.places.items():
-            text, labels = kept[f"{role} names"].tobytes().decode(), kept[f"{role} labels"].astype(np.int64)
-            names = text.split("\0")
+            files[role] = images = _kept_images(kept, role, place, layout.class_names, listing)
+            text = "\0".join(images.names)
             if (found := _OUTSIDE.search(text)) is not None:
                 raise DataError(f"{listing}: names a file outside {place}: {text[: found.end()].split(chr(0))[-1]!r}")
-            if labels.shape != (len(names),) or not 0 <= labels.min() <= labels.max() < len(layout.class_names):
-                raise DataError(f"{listing}: is of other images than {place} had")
-            files[role] = Images(
-                root=place, class_names=layout.class_names, names=names, labels=labels, ignored=Counter()
-            )
+    return files
+
+
+def load_records(listing: Path, root: Path, opener: Opener) -> Records:
+    """The images of another kind of set, as `save_records` has kept them.
+
+    Raises:
+        DataError: It is damaged, or of another set.
+    """
+    with _reading(listing) as kept:
+        tree = json.loads(kept[_SET].tobytes())
+        names = tuple(tree["class_names"])
+        return Records(
+            root=root,
+            class_names=names,
+            files={
+                role: replace(_kept_images(kept, role, root, names, listing), called=called)
+                for role, called in tree["called"].items()
+            },
+            opener=opener,
+            notes=tuple(tree["notes"]),
+            is_marked=tree["is_marked"],
+        )
+
+
+@contextlib.contextmanager
+def _reading(listing: Path) -> Iterator[dict[str, np.ndarray]]:
+    try:
+        with np.load(listing, allow_pickle=False) as arrays:
+            yield {name: arrays[name] for name in arrays.files}
     except (KeyError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"{listing}: is damaged, or of other splits: {error}") from error
-    return files
+
+
+def _kept_images(
+    kept: Mapping[str, np.ndarray], role: Role, place: Path, class_names: tuple[str, ...], listing: Path
+) -> Images:
+    names, labels = kept[f"{role} names"].tobytes().decode().split("\0"), kept[f"{role} labels"]
+    is_one = labels.shape == (len(names),) and 0 <= labels.min() <= labels.max() < len(class_names)
+    if not is_one and labels.shape != (len(names), len(class_names)):
+        raise DataError(f"{listing}: is of other images than {place} had")
+    return Images(
+        root=place,
+        class_names=class_names,
+        names=names,
+        labels=labels.astype(np.int64 if labels.ndim == 1 else np.uint8),
+        extents=kept.get(f"{role} extents"),
+    )
 
 
 def problems_of(layout: Layout, files: Mapping[Role, Images]) -> list[str]:
@@ -149,7 +176,7 @@ def problems_of(layout: Layout, files: Mapping[Role, Images]) -> list[str]:
     for images in files.values():
         if odd := sorted(set(first.class_names) ^ set(images.class_names)):
             problems.append(
-                f"{layout.root}: in only one of {first.root.name}/ and {images.root.name}/: {tree.few(odd)}; both must "
+                f"{layout.root}: in only one of {first.root.name}/ and {images.root.name}/: {few(odd)}; both must "
                 f"have the same class folders"
             )
         problems += images.odd[:_NUM_NAMED]
@@ -158,8 +185,8 @@ def problems_of(layout: Layout, files: Mapping[Role, Images]) -> list[str]:
         full = set(images.labels.tolist())
         if empty := [name for label, name in enumerate(images.class_names) if label not in full]:
             ends = sorted(images.ignored)
-            seen = f"; there are files of {tree.few(ends)}, and {' '.join(tree.SUFFIXES)} are read" if ends else ""
-            problems.append(f"{images.root}: class folders without an image: {tree.few(empty)}{seen}")
+            seen = f"; there are files of {few(ends)}, and {' '.join(SUFFIXES)} are read" if ends else ""
+            problems.append(f"{images.root}: class folders without an image: {few(empty)}{seen}")
     return problems
 
 
@@ -167,7 +194,7 @@ def _linked(layout: Layout) -> Iterator[str]:
     """Folders that links make one: their images would be trained on and tested, or have two labels."""
     seen: dict[str, Path] = {}
     for place in layout.places.values():
-        for folder in (place, *(place / name for name in tree.folders_in(place))):
+        for folder in (place, *(place / name for name in folders_in(place))):
             first = seen.setdefault(os.path.realpath(folder), folder)
             if first != folder:
                 pair = " and ".join(told(str(each.relative_to(layout.root))) for each in (first, folder))

@@ -5,7 +5,7 @@ import math
 import shutil
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cvt_nas.data.images import seed_all
-from cvt_nas.data.listing import Images
+from cvt_nas.data.records import Files, Images, Opener
 from cvt_nas.errors import DataError
 
 _AHEAD = 2  # batches of each process
@@ -27,12 +27,13 @@ class Source:
     """Where the images of a batch come from.
 
     Args:
-        images: The files of a folder, and their labels.
+        images: Their names and labels.
         transform: From a decoded image to bytes, `(height, width, channels)`, and whatever else there is of it.
     """
 
     images: Images
     transform: Callable[[Any], tuple[Tensor, ...]]
+    opener: Opener = field(default_factory=Files)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,10 +144,10 @@ class Reader(torch.utils.data.Dataset):
     traceback in its message.
 
     Args:
-        read: The decoded image of a path.
+        read: The decoded image of what an opener gives.
     """
 
-    def __init__(self, sources: Mapping[str, Source], read: Callable[[str], Any]) -> None:
+    def __init__(self, sources: Mapping[str, Source], read: Callable[[Any], Any]) -> None:
         self._sources, self._read = sources, read
 
     def __getitem__(self, request: _Request) -> "_Read":
@@ -156,7 +157,7 @@ class Reader(torch.utils.data.Dataset):
             if seeds is not None:
                 seed_all(*seeds, row, on_devices=False)
             try:
-                image = self._read(f"{source.images.root}/{source.images.names[row]}")
+                image = self._read(source.opener.source(source.images, row))
             except DataError as error:
                 return DataError(str(error))  # without what caused it, which need not be pickled
             found.append(source.transform(image))

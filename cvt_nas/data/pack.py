@@ -14,9 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from cvt_nas.data.layout import Role, find_layout
-from cvt_nas.data.listing import Images, list_images, problems_of
+from cvt_nas.data.layout import find_layout
+from cvt_nas.data.listing import list_images, problems_of
 from cvt_nas.data.reading import read_header, read_image
+from cvt_nas.data.records import Images, Role
 from cvt_nas.data.transforms import resized
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told

@@ -45,6 +45,24 @@ _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """The bytes of an image that has no file of its own.
+
+    Args:
+        name: What messages call it.
+    """
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = str | Path | Encoded  # of an image: its file, or what would be in it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
     """What an image's header tells.
 
@@ -68,8 +86,8 @@ class Header:
     whole: bool
 
 
-def read_image(path: str | Path, mode: str) -> Any:
-    """The Pillow image at `path`, as it is meant to be seen.
+def read_image(source: Source, mode: str) -> Any:
+    """The Pillow image at `source`, as it is meant to be seen.
 
     Args:
         mode: `RGB`, or `L` for grey.
@@ -79,16 +97,16 @@ def read_image(path: str | Path, mode: str) -> Any:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about EXIF that it cannot read and large pictures; `check` tells
-        return decode(path, mode)
+        return decode(source, mode)
 
 
-def decode(path: str | Path, mode: str) -> Any:
+def decode(source: Source, mode: str) -> Any:
     """`read_image`, with Pillow's warnings."""
     from PIL import Image
 
     try:
         # by a file of our own: from a path, Pillow 13 maps uncompressed TIFFs and forgets to turn them
-        with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
+        with _opened(source) as file, Image.open(file, formats=_FORMATS) as image:
             _check_kind(image)
             image.load()
             turned = _turned(_in_8_bits(image))
@@ -98,10 +116,10 @@ def decode(path: str | Path, mode: str) -> Any:
                 turned = turned.convert("RGB")
             return turned if turned.mode == mode else turned.convert(mode)
     except Exception as error:  # Pillow's plugins raise whatever their parsers run into
-        raise DataError(f"{path}: {why_unreadable(error, path)}") from error
+        raise DataError(f"{source}: {why_unreadable(error, source)}") from error
 
 
-def read_pixels(path: str | Path, mode: str) -> Any:
+def read_pixels(source: Source, mode: str) -> Any:
     """The same pixels as an array `(height, width, channels)` where that is faster, or else as a Pillow image.
 
     It is where `simplejpeg` is installed and decodes the file without a complaint. Pillow has all others, since it is
@@ -110,11 +128,11 @@ def read_pixels(path: str | Path, mode: str) -> Any:
     Raises:
         DataError: See `read_image`.
     """
-    found = _by_simplejpeg(path, mode)
-    return read_image(path, mode) if found is None else found
+    found = _by_simplejpeg(source, mode)
+    return read_image(source, mode) if found is None else found
 
 
-def _by_simplejpeg(path: str | Path, mode: str) -> Any:
+def _by_simplejpeg(source: Source, mode: str) -> Any:
     """None where Pillow is to decide."""
     from PIL import Image
 
@@ -122,7 +140,7 @@ def _by_simplejpeg(path: str | Path, mode: str) -> Any:
     if simplejpeg is None:
         return None
     try:
-        with open(path, "rb") as file:
+        with _opened(source) as file:
             content = file.read()
         if not content.startswith(_JPEG):
             return None
@@ -140,6 +158,10 @@ def _by_simplejpeg(path: str | Path, mode: str) -> Any:
         return pixels if mode == "RGB" else Image.fromarray(pixels).convert(mode)
     except (OSError, ValueError, RuntimeError):
         return None
+
+
+def _opened(source: Source) -> BinaryIO:
+    return io.BytesIO(source.content) if isinstance(source, Encoded) else open(source, "rb")
 
 
 def _is_turned(content: bytes) -> bool:
@@ -160,12 +182,16 @@ def _simplejpeg() -> Any:
         return None
 
 
-def read_header(path: str | Path) -> Header:
-    """What can be told of an image without decoding it. Raises DataError, in one line, where it cannot be read."""
+def read_header(source: Source) -> Header:
+    """What can be told of an image without decoding it.
+
+    Raises:
+        DataError: It cannot be read; one line names the file and the reason.
+    """
     from PIL import Image
 
     try:
-        with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
+        with _opened(source) as file, Image.open(file, formats=_FORMATS) as image:
             format_ = image.format or ""
             _check_kind(image)
             return Header(
@@ -180,10 +206,10 @@ def read_header(path: str | Path) -> Header:
                 whole=_is_whole(image, file),
             )
     except Exception as error:
-        raise DataError(f"{path}: {why_unreadable(error, path)}") from error
+        raise DataError(f"{source}: {why_unreadable(error, source)}") from error
 
 
-def why_unreadable(error: Exception, path: str | Path) -> str:
+def why_unreadable(error: Exception, source: Source) -> str:
     """One line that says what is wrong with an image."""
     from PIL import Image, UnidentifiedImageError
 
@@ -192,15 +218,15 @@ def why_unreadable(error: Exception, path: str | Path) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"gigantic: {str(error).split(',')[0].lower()}; make it smaller"
     if isinstance(error, UnidentifiedImageError):
-        return f"no image: {_what_instead(path)}"
+        return f"no image: {_what_instead(source)}"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
     reason = " ".join(str(error).split()) or type(error).__name__
     return f"damaged: {reason}"
 
 
-def _what_instead(path: str | Path) -> str:
-    with open(path, "rb") as file:
+def _what_instead(source: Source) -> str:
+    with _opened(source) as file:
         start = file.read(256)
     if not start:
         return "the file is empty"
@@ -293,13 +319,15 @@ def _turned(image: Any) -> Any:
 
 def _mark_of(file: BinaryIO) -> int:
     """A number of 63 bits; that two files have the same is as good as impossible."""
+    if isinstance(file, io.BytesIO):
+        return 0
     status = os.fstat(file.fileno())
     return hash((status.st_dev, status.st_ino)) & (2**63 - 1) if status.st_ino else 0
 
 
 def _is_whole(image: Any, file: BinaryIO) -> bool:
     """Whether the file ends as its format ends, or as its header says."""
-    length = os.fstat(file.fileno()).st_size
+    length = file.seek(0, os.SEEK_END)
     if image.format in ("JPEG", "MPO", "PNG"):
         file.seek(max(length - _TAIL, 0))
         tail = file.read()

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cvt_nas.config import DataConfig
+from cvt_nas.config import DataConfig, is_streamed
 from cvt_nas.data import ImageData, find_data, load_data, shape_of
+from cvt_nas.data.arrays import ArrayData
 from cvt_nas.data.checking import ImageCheck, check_images
-from cvt_nas.data.folders import FolderData
-from cvt_nas.data.layout import Layout, Role, find_layout
-from cvt_nas.data.listing import Images, list_images, problems_of
+from cvt_nas.data.folders import records_of
+from cvt_nas.data.kinds import find_records
+from cvt_nas.data.layout import find_layout
+from cvt_nas.data.listing import list_images, problems_of
+from cvt_nas.data.records import Records
+from cvt_nas.data.streams import StreamedData
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 from cvt_nas.results import DataIdentity
@@ -96,13 +98,14 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
     incomplete."""
     dataset, root = find_data(data)
     config, problems, notes, test_only = DataConfig(dataset=dataset), list[str](), tuple[str, ...](), False
-    layout: Layout | None = None
-    files: dict[Role, Images] = {}
+    records: Records | None = None
     if dataset == "imagefolder":
         assert root is not None, "a folder of images has a place"
         layout = find_layout(root)
-        files = {role: list_images(layout, role) for role in layout.places}
-        problems, test_only = problems_of(layout, files), "train" not in layout.places
+        records = records_of(layout, {role: list_images(layout, role) for role in layout.places})
+        problems, test_only = problems_of(layout, records.files), "train" not in layout.places
+    elif is_streamed(dataset):
+        records = find_records(config, root)
     channels, num_classes = shape_of(dataset, root, test_only=test_only)
     found: ImageData | None = None
     try:
@@ -110,19 +113,21 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
             config, root=root, image_size=32, num_channels=channels or 3, num_classes=num_classes, test_only=test_only
         )
     except DataError as error:
-        if layout is None:  # of a set in memory nothing else can be told
+        if records is None:  # of a set in memory nothing else can be told
             raise
         problems = problems or [str(error)]
     images: ImageCheck | None = None
-    if layout is not None:
-        measured = found.measured() if isinstance(found, FolderData) else ()
-        images = check_images(layout.root, files, "RGB", decode_all=decode, measured=measured, on_note=on_note)
-        notes = (*(found.notes if isinstance(found, FolderData) else layout.notes), *images.notes)
-        if "train" in files and not decode:
+    if records is None:
+        notes = found.notes if isinstance(found, ArrayData) else ()
+    else:
+        measured = found.measured() if isinstance(found, StreamedData) else ()
+        images = check_images(records, "RGB", decode_all=decode, measured=measured, on_note=on_note)
+        notes = (*(found.notes if isinstance(found, StreamedData) else records.notes), *images.notes)
+        if "train" in records.files and not decode:
             notes = (*notes, "training images: headers and ends only; --decode reads them whole")
-    class_names = found.class_names if found is not None else () if layout is None else layout.class_names
-    first = next(iter(files.values()), None)
-    counts = () if first is None else tuple(np.bincount(first.labels, minlength=len(first.class_names)).tolist())
+    class_names = found.class_names if found is not None else () if records is None else records.class_names
+    first = None if records is None else next(iter(records.files.values()))
+    counts = () if first is None else tuple(first.counts.tolist())
     return SetReport(
         data=told(str(data)),
         dataset=dataset,

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cvt_nas.config import SupernetConfig
+from cvt_nas.engine.criterion import Criterion
 
 _MAX_RATIO = 5.0  # of probabilities, q over p, in an alpha-divergence: what the paper clips at
 
@@ -15,17 +16,25 @@ def loss_of(
     targets: Tensor,
     teacher: Float[Tensor, "batch classes"] | None,
     config: SupernetConfig,
+    criterion: Criterion,
 ) -> Float[Tensor, ""]:
-    """Loss of the subnet that gave `logits`; `teacher` is None for the largest one, and where there is no largest."""
+    """Of the subnet whose `logits` these are; it is the largest, or there is none, where `teacher` is None.
+
+    Where images can have several classes, `kl` is of each class for itself, and the mean over them.
+    """
     weight = 0.0 if teacher is None or config.distillation == "none" else config.distillation_weight
     loss = logits.new_zeros(())
     if weight < 1:
-        smoothing = config.label_smoothing if teacher is None else 0.0  # small subnets underfit as they are
-        loss = (1 - weight) * F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        smoothing = None if teacher is None else 0.0  # small subnets underfit as they are
+        loss = (1 - weight) * criterion(logits, targets, label_smoothing=smoothing)
     if teacher is None or weight == 0:
         return loss
     if config.distillation == "alpha":
         return loss + weight * alpha_divergence(logits, teacher)
+    if criterion.is_multi_label:
+        answers = teacher.sigmoid()
+        entropy = F.binary_cross_entropy_with_logits(teacher, answers)  # or the loss of equal answers were not 0
+        return loss + weight * (F.binary_cross_entropy_with_logits(logits, answers) - entropy)
     return loss + weight * F.kl_div(logits.log_softmax(dim=1), teacher.softmax(dim=1), reduction="batchmean")
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from cvt_nas.arch import Cost
 from cvt_nas.config import TrainingConfig
-from cvt_nas.data import ImageData, Split
+from cvt_nas.data import Batch, ImageData, Split
+from cvt_nas.engine.metrics import metric_of, score
 from cvt_nas.engine.optimization import is_out_of_memory, rank_and_world_size
 from cvt_nas.model import CvT
 
@@ -28,18 +29,50 @@ def _as_given(images: Inputs) -> Inputs:
 
 @torch.inference_mode()
 def evaluate(model: CvT, data: ImageData, split: Split, *, training: TrainingConfig, device: torch.device) -> float:
-    """Fraction of `split` that `model` classifies right, over all ranks together. Leaves it in eval mode."""
+    """How good `model` is on `split`, by the setting `metric`, over all ranks together. Leaves it in eval mode.
+
+    Raises:
+        DataError: The metric does not fit the labels.
+        PluginError: It is a function of the user's, which gives no number from 0 to 1.
+    """
     rank, world_size = rank_and_world_size()
     model.eval()
-    num_right = torch.zeros((), device=device)
     batches = data.eval_batches(
         split, batch_size=EVAL_BATCH_SIZE, device=device, rank=rank, world_size=world_size, as_bytes=True
     )
+    metric = metric_of(training, data)
+    if metric != "accuracy":
+        answers = answers_of(model, batches, training, data.prepared)
+        return score(metric, *_of_all_ranks(answers))
+    num_right = torch.zeros((), device=device)
     for images, labels in batches:
         num_right += count_right(model, images, labels, training, data.prepared)
     if world_size > 1:
         dist.all_reduce(num_right)
     return num_right.item() / data.num_images(split)
+
+
+@torch.inference_mode()
+def answers_of(
+    model: CvT,
+    batches: Iterable[Batch],
+    training: TrainingConfig,
+    prepared: Callable[[Given], Inputs] = _as_given,
+) -> tuple[Float[Tensor, "images classes"], Tensor]:
+    """The logits and the labels of all the images, on the CPU; see `logits_of`."""
+    found = [(logits_of(model, images, training, prepared).float().cpu(), labels.cpu()) for images, labels in batches]
+    logits, labels = zip(*found, strict=True)
+    return torch.cat(logits), torch.cat(labels)
+
+
+def _of_all_ranks(answers: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    world_size = rank_and_world_size()[1]
+    if world_size == 1:
+        return answers
+    found: list[Any] = [None] * world_size
+    dist.all_gather_object(found, answers)
+    logits, labels = zip(*found, strict=True)
+    return torch.cat(logits), torch.cat(labels)
 
 
 @torch.inference_mode()

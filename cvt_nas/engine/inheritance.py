@@ -12,7 +12,8 @@ from safetensors.torch import save as safetensors_of
 from cvt_nas.arch import ArchConfig
 from cvt_nas.config import SupernetConfig
 from cvt_nas.data import Batch, ImageData, Split
-from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, count_right, recalibrate_batch_norm
+from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, answers_of, count_right, recalibrate_batch_norm
+from cvt_nas.engine.metrics import metric_of, score
 from cvt_nas.engine.setup import SharedWeights, TrainingSetup
 from cvt_nas.engine.supernet import supernet_of
 from cvt_nas.errors import ArchError, first_line
@@ -86,12 +87,17 @@ class Inheritance:
     def accuracy(
         self, arch: ArchConfig, *, bar: float | None = None, num_screening_images: int = 0
     ) -> tuple[float, int]:
-        """Fraction that is right of the images that were looked at, and their number.
+        """By the setting `metric`, on the images that were looked at; and their number.
 
-        Once `num_screening_images`, the same for all subnets, are looked at, the rest is not, if `bar` is out of reach
-        by three standard errors.
+        Args:
+            bar: Where it cannot be reached any more, by three standard errors, the rest is not looked at. Of a metric
+                other than `accuracy`, whose standard error is not known, all images are.
+            num_screening_images: Before so many, the same for all subnets, nothing is concluded.
         """
-        model = self.model(arch)
+        model, metric = self.model(arch), metric_of(self._config, self._data)
+        if metric != "accuracy":
+            answers = answers_of(model, self._search_batches(), self._config, self._data.prepared)
+            return score(metric, *answers), self._data.num_images("search")
         num_right, num_images = torch.zeros((), device=self._device), 0
         for images, labels in self._search_batches():
             num_right += count_right(model, images, labels, self._config, self._data.prepared)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cvt_nas.config import TrainingConfig
+from cvt_nas.engine.criterion import Criterion
 
 T = TypeVar("T")
 State = dict[str, Any]  # of a checkpoint: numbers, texts, tensors, and lists and dictionaries of them
@@ -179,17 +180,36 @@ def share_of_rank(num_images: int, device: torch.device) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingState:
-    """All that a training needs to go on after a restart; random states follow from its seed and where it is."""
+    """All that a training needs to go on after a restart; random states follow from its seed and where it is.
+
+    The criterion follows from settings and data, and is not saved.
+    """
 
     model: nn.Module
     averaged: AveragedModel | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    criterion: Criterion
 
     @classmethod
-    def of(cls, model: nn.Module, training: TrainingConfig, device: torch.device, *, num_steps: int) -> Self:
-        """Before the first step, with `model` on `device`; `num_steps` are of an epoch."""
+    def of(
+        cls,
+        model: nn.Module,
+        training: TrainingConfig,
+        device: torch.device,
+        *,
+        num_steps: int,
+        criterion: Criterion | None = None,
+    ) -> Self:
+        """Before the first step.
+
+        Args:
+            model: On `device`.
+            num_steps: Of an epoch.
+            criterion: Cross-entropy where None.
+        """
         return cls(
+            criterion=criterion or Criterion("cross_entropy", label_smoothing=training.label_smoothing),
             model=model,
             averaged=averaged_model(model, training, num_steps=num_steps),
             optimizer=optimizer_of(model, training, device),

@@ -1,5 +1,6 @@
 """What a worker needs to know before it can train anything."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,15 +11,18 @@ import torch
 from cvt_nas.config import DataConfig, Experiment, SupernetConfig, TrainingConfig
 from cvt_nas.data import (
     SPLITS,
-    FolderData,
     ImageData,
+    StreamedData,
     check_data,
     check_outside,
     free_shared_memory,
     load_data,
     num_on_their_way,
+    save_records,
 )
+from cvt_nas.engine.criterion import criterion_of
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE
+from cvt_nas.engine.metrics import metric_of
 from cvt_nas.errors import DataError, RunFolderError
 from cvt_nas.results import DataIdentity
 from cvt_nas.run import RunFolder
@@ -161,7 +165,23 @@ class TrainingSetup:
             run.amend_manifest(data=identity.to_json())
         found = replace(self, identity=identity)
         found._keep(data)
+        found._check_task(data)
         return found
+
+    def _check_task(self, data: ImageData) -> None:
+        """Whether loss and metric fit the labels; functions of the user's are imported, so that workers find them."""
+        criterion_of(self.training, data, torch.device("cpu"))
+        metric_of(self.training, data)
+        if self.shared is None:
+            return
+        criterion_of(self.shared.config, data, torch.device("cpu"))
+        if data.is_multi_label and self.shared.config.distillation == "alpha":
+            raise DataError("supernet.distillation: alpha is for images of one class each, and these can have several")
+
+    @property
+    def metric(self) -> str:
+        """What is maximised: the setting `metric` for this data; see `metric_of`."""
+        return metric_of(self.training, self.open_data())
 
     def identified(self, run: RunFolder, *, on_note: Callable[[str], None] | None = None) -> Self:
         """The same with the identity that `run` was begun with. Raises RunFolderError where the data are others."""
@@ -179,7 +199,7 @@ class TrainingSetup:
     def num_loaders(self) -> int:
         """Processes that read the images for each that trains; 0 where it does so itself."""
         data = self.open_data()
-        return data.num_workers(self.torch_device) if isinstance(data, FolderData) else 0
+        return data.num_workers(self.torch_device) if isinstance(data, StreamedData) else 0
 
     def fitting_shared_memory(self, *, num_processes: int, on_note: Callable[[str], None] | None = None) -> Self:
         """The same, for `num_processes` that train side by side: batches go through pipes if `/dev/shm` has no room for
@@ -207,8 +227,8 @@ class TrainingSetup:
     def save_listing(self) -> None:
         """Keeps the names of the images in the run folder, so that no worker has to look through the folders again."""
         data = self._open_whole()
-        if isinstance(data, FolderData):
-            self.run.store.write(self.run.listing_path, data.save_listing)
+        if isinstance(data, StreamedData):
+            self.run.store.write(self.run.listing_path, functools.partial(save_records, data.records))
 
     def open_data(self) -> ImageData:
         """The data set, opened once by each process; where there is a phase, the images of its classes.
@@ -233,7 +253,7 @@ class TrainingSetup:
                 raise DataError(f"{self.data_root}: has changed since the run began: {known} images, now {now}")
             self._keep(data)
         data = _OPENED[self._key]
-        if isinstance(data, FolderData):
+        if isinstance(data, StreamedData):
             data.num_cpus, data.shares_memory = self.num_threads, self.shares_memory
         return data
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -87,6 +88,13 @@ class _TimedData:
 
     def num_images(self, split: Split) -> int:
         return self._data.num_images(split)
+
+    @property
+    def is_multi_label(self) -> bool:
+        return self._data.is_multi_label
+
+    def labels(self, split: Split) -> np.ndarray:
+        return self._data.labels(split)
 
     def of_classes(self, classes: Collection[int]) -> Self:
         raise AssertionError(f"nothing that is timed is of some classes alone: {classes}")

@@ -17,6 +17,7 @@ from cvt_nas.arch import ArchConfig
 from cvt_nas.config import SupernetConfig
 from cvt_nas.data import ImageData, seed_all
 from cvt_nas.engine.checkpoint import Checkpoint
+from cvt_nas.engine.criterion import criterion_of
 from cvt_nas.engine.distillation import give_way, loss_of
 from cvt_nas.engine.evaluation import autocast
 from cvt_nas.engine.keeper import Keeper, Progress, batches_from, micro_batches_for, num_steps_of
@@ -86,7 +87,9 @@ def train_supernet(
     seed_all(seed)
     supernet = supernet_of(shared).to(device)
     num_steps = num_steps_of(config, data)
-    state = TrainingState.of(supernet, config, device, num_steps=num_steps)
+    state = TrainingState.of(
+        supernet, config, device, num_steps=num_steps, criterion=criterion_of(config, data, device)
+    )
     sampler = SubnetSampler(shared.drawn_from, config, seed=seed)
     greediest = sampler.greediest()
     keeper = Keeper(checkpoint, state, config, device)
@@ -214,7 +217,7 @@ def _pass(
         with autocast(config, images.device):
             logits = state.model(images[part.rows], subnet.arch)
         logits = logits.float()
-        loss = loss_of(logits, targets[part.rows], teacher[number] if teacher else None, config)
+        loss = loss_of(logits, targets[part.rows], teacher[number] if teacher else None, config, state.criterion)
         loss = loss * part.weight
         state.scaler.scale(loss / num_subnets).backward()
         total += loss.detach()

@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from cvt_nas.arch import ArchConfig
@@ -19,6 +18,7 @@ from cvt_nas.config import TrainingConfig
 from cvt_nas.data import ImageData, seed_all
 from cvt_nas.engine.checkpoint import Checkpoint
 from cvt_nas.engine.compiling import CompiledBlocks
+from cvt_nas.engine.criterion import criterion_of
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, evaluate
 from cvt_nas.engine.keeper import Keeper, Progress, batches_from, micro_batches_for, num_steps_of
 from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
@@ -44,7 +44,7 @@ class Epoch:
 
     Args:
         number: From 1.
-        accuracy: On the search split, a fraction.
+        accuracy: On the search split, by the setting `metric`: from 0 to 1.
         curve: `accuracy` of every epoch so far.
         loss: Mean over the epoch's training batches.
         train_seconds: Of all epochs so far, their evaluation included.
@@ -96,14 +96,14 @@ def fit(
         DivergedError: There is no `checkpoint`, or the training went back three times already.
     """
     prepare_device(device)
-    num_steps = num_steps_of(training, data)
+    criterion, num_steps = criterion_of(training, data, device), num_steps_of(training, data)
 
     def begin(weights: Callable[[], CvT] | None = None) -> TrainingState:
         seed_all(seed)
         model = CvT(arch, drop_path=training.drop_path).to(device)
         if weights is not None:
             model.load_state_dict(weights().state_dict())
-        return TrainingState.of(model, training, device, num_steps=num_steps)
+        return TrainingState.of(model, training, device, num_steps=num_steps, criterion=criterion)
 
     state = begin()
     keeper = Keeper(
@@ -238,8 +238,7 @@ def _pass(
         with kept, part.moving_statistics():
             with autocast(training, images.device):
                 logits = trained(images[part.rows])
-            loss = F.cross_entropy(logits.float(), targets[part.rows], label_smoothing=training.label_smoothing)
-            loss = loss * part.weight
+            loss = state.criterion(logits.float(), targets[part.rows]) * part.weight
             state.scaler.scale(loss).backward()
         total += loss.detach()
     return total

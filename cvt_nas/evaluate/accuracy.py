@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cvt_nas.arch import ArchConfig, load_arch
-from cvt_nas.config import DataConfig, TrainingConfig
+from cvt_nas.config import DataConfig, TrainingConfig, is_streamed
 from cvt_nas.data import ImageData, Preprocessing, check_data, find_data, shape_of, trained_classes
 from cvt_nas.engine import logits_of
 from cvt_nas.errors import ArchError, DataError, ResourceError, first_line
@@ -300,7 +300,7 @@ def _prepare_as(
             own[name] *= num_channels
         if name in own and len(own[name]) != num_channels:
             raise DataError(f"{source}: {name}: got {len(own[name])} values for images of {num_channels} channels")
-    if dataset not in ("imagefolder", "imagenet") and own.get("interpolation", "bilinear") not in _OF_ARRAYS:
+    if not is_streamed(dataset) and own.get("interpolation", "bilinear") not in _OF_ARRAYS:
         raise DataError(
             f"{source}: interpolation: got {own['interpolation']!r}, must be {' or '.join(_OF_ARRAYS)} for {dataset}, "
             f"which is no folder of images"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cvt_nas.data.folders import IMAGENET_MEAN, IMAGENET_STD
+from cvt_nas.data.streams import IMAGENET_MEAN, IMAGENET_STD
 from cvt_nas.errors import DataError, first_line
 
 Found = dict[str, Any]  # arguments of `Preprocessing`, as far as they are told

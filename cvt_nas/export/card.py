@@ -13,22 +13,26 @@ from cvt_nas.run import RunFolder
 def model_card(
     run: RunFolder, result: TrialResult, folder: Path, *, preprocessing: Mapping[str, Any], usage: str, opset: int
 ) -> str:
-    """Markdown, below the lines by which the Hugging Face Hub files it. For `usage` see `Format`; `opset` is of an ONNX
-    file."""
-    manifest, test = run.manifest, run.test_accuracies().get(result.arch_id)
+    """Markdown, below the lines by which the Hugging Face Hub files it.
+
+    Args:
+        usage: Lines of Python that load it; see `Format`.
+        opset: Of an ONNX file.
+    """
+    score, manifest, test = run.score_name, run.manifest, run.test_accuracies().get(result.arch_id)
     size, channels = result.arch.image_size, result.arch.num_channels
     resized = f"resized to {size} x {size}"
     if (crop_pct := preprocessing.get("crop_pct", 1.0)) < 1:
         resized = f"resized to {round(size / crop_pct)} pixels on their shorter side and cropped to {size} x {size}"
     test_line = "not read for this model" if test is None else f"{test:.4f}"
-    accuracy_lines = f"| accuracy on the search split, which guided the search | {result.own_accuracy:.4f} |"
+    accuracy_lines = f"| {score} on the search split, which guided the search | {result.own_accuracy:.4f} |"
     if (found := result.confirmation) is not None:
         spread = f", standard deviation {found.sd:.4f}" if found.sd is not None else ""
         lost = f"; {found.num_lost} more ended without one" if found.num_lost else ""
         accuracy_lines = (
-            f"| accuracy on the search split of this architecture, mean over {len(found.accuracies)} further "
+            f"| {score} on the search split of this architecture, mean over {len(found.accuracies)} further "
             f"trainings{lost} | {found.mean:.4f}{spread} |\n"
-            f"| accuracy of these weights on the search split, for which they were selected | "
+            f"| {score} of these weights on the search split, for which they were selected | "
             f"{result.own_accuracy:.4f} |"
         )
     return f"""---
@@ -42,7 +46,7 @@ A Convolutional vision Transformer (arXiv:2103.15808), found on `{manifest["data
 | | |
 |---|---|
 {accuracy_lines}
-| accuracy on the test split | {test_line} |
+| {score} on the test split | {test_line} |
 | parameters | {result.cost.params:,} |
 | FLOPs of one image at {size} x {size} (a multiply-add is one, by fvcore's convention) | {result.cost.flops:,} |
 | epochs, seed | {result.epochs}, {result.seed} |

@@ -10,7 +10,7 @@ from typing import Literal
 
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
-from cvt_nas.errors import ArchError, CvtNasError, RunFolderError, StorageError
+from cvt_nas.errors import ArchError, CvtNasError, DataError, RunFolderError, StorageError
 from cvt_nas.launch.client import search_through_client
 from cvt_nas.launch.resources import GpusPerTrial, Resources, claim_resources
 from cvt_nas.launch.search import Search
@@ -21,6 +21,8 @@ from cvt_nas.plan.disk import check_disk, check_writable
 from cvt_nas.plan.planning import plan_of_search
 from cvt_nas.plan.sharing import divide_as_asked
 from cvt_nas.plan.values import Plan
+from cvt_nas.plugins import is_plugin
+from cvt_nas.propose.samplers import load_sampler
 from cvt_nas.results import FAILURES
 from cvt_nas.results.events import Follower, following
 from cvt_nas.run import RunFolder
@@ -90,6 +92,8 @@ def search(
             gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, trials=trials, time_budget=time_budget, seed=seed,
             warm_start=warm_start, resume=resume, device=device, reuse_workers=reuse_workers,
         )  # fmt: skip
+    if is_plugin(experiment.search.sampler):
+        load_sampler(experiment.search.sampler)  # before anything is spent
     num_trials = experiment.search.trials if trials is None else trials
     place = RunFolder.at(out)
     check_writable(place.path)
@@ -113,6 +117,8 @@ def search(
         setup = setup.checked(run, on_note=on_note)
         identity = setup.identity
         assert identity is not None, "they were just looked at"
+        if experiment.search.weights == "da-nas" and setup.open_data().is_multi_label:
+            raise DataError("search.weights: da-nas puts classes in order, and needs images of one class each")
         notes: tuple[str, ...] = ()
         if initial is not None and (run is None or not run.supernet.has_begun):
             notes = _check_lends_weights(initial, setup)
@@ -152,6 +158,7 @@ def search(
                 "resources": dataclasses.asdict(resources),
                 **({} if sharing is None else {"sharing": sharing.to_json()}),
                 "data": identity.to_json(),
+                "metric": setup.metric,
                 **way,
                 **({} if plan is None else {"plan": plan.to_json()}),
             }

@@ -22,7 +22,6 @@ from cvt_nas.plan.machine import Machine
 from cvt_nas.plan.values import NUM_OF_FIRST_FRONT, Fit, Plan, SimulatedRace, size
 from cvt_nas.propose.asha import pareto_ranks
 from cvt_nas.propose.race import race_of
-from cvt_nas.propose.samplers import SamplerName
 from cvt_nas.propose.simulation import Asked, MadeUpCurves, run_clock
 from cvt_nas.propose.spread import Spread
 from cvt_nas.propose.study import Proposal, Study
@@ -44,7 +43,7 @@ def simulate_race(
     *,
     num_trials: int,
     seed: int,
-    sampler: SamplerName | None = None,
+    sampler: str | None = None,
     known: Sequence[Proposal] = (),
 ) -> SimulatedRace:
     """The race of `experiment` by its own study and rungs. Latency, which is not known before, is no objective of it.
@@ -116,7 +115,7 @@ def plan_search(
     """What the search of `experiment` will take on `machine`. Where it is written, `out`, is None on another machine. A
     quick plan draws more than `MAX_QUICK_TRIALS` at random instead of by the file's sampler."""
     notes = list(machine.notes)
-    sampler: SamplerName | None = "random" if known else None
+    sampler: str | None = "random" if known else None
     if is_quick and num_trials > MAX_QUICK_TRIALS and experiment.search.sampler != "random":
         sampler = "random"
         notes.append(f"{num_trials} architectures were drawn at random for this; cvt-nas plan asks the sampler")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from cvt_nas.arch import ArchConfig
-from cvt_nas.config import Experiment
+from cvt_nas.config import Experiment, is_streamed
 from cvt_nas.data import SPLITS, Split
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.engine.footprint import Footprint, footprint
@@ -220,7 +220,7 @@ def state_machine(
     notes.append(f"stated: {images_per_second:,.0f} images/s of {reference} on a GPU; others by their FLOPs")
     if gpu_memory is None:
         notes.append(f"taken to be: {_STATED_GIB} GiB a GPU (--gpu-memory)")
-    is_of_files = experiment.data.dataset in ("imagenet", "imagefolder")
+    is_of_files = is_streamed(experiment.data.dataset)
     said = experiment.data.num_workers
     num_workers = _CPUS_OF_GPU - 1 if said == "auto" else min(int(said), _CPUS_OF_GPU)
     num_workers = num_workers if is_of_files else 0

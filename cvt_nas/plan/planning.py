@@ -39,6 +39,7 @@ def plan(
     loader_images_per_second: float | None = None,
     gpu_memory: float | None = None,
     out: Path = Path("results"),
+    is_checked: bool = True,
     on_note: Callable[[str], None] | None = None,
 ) -> Plan:
     """What the search of `experiment` takes, before anything is spent.
@@ -52,6 +53,7 @@ def plan(
         images_per_second: Of another machine, of which nothing is measured; see `state_machine`.
         loader_images_per_second, gpu_memory: Of that machine, too.
         out: Where the search is to be written.
+        is_checked: Whether each image is looked at first, as a search does.
         on_note: Called with what there is to say of the data.
 
     Raises:
@@ -91,7 +93,7 @@ def plan(
         started = time.time()
         if gpus == 0 or there == 0:
             check_has_no_share(gpus_per_trial, gpus=gpus)
-        setup = setup.checked(on_note=on_note)
+        setup = setup.checked(on_note=on_note) if is_checked else setup
         num_images = measuring.sizes_of(experiment, setup)
         scale = 1.0 if gpus is None or gpus <= there else gpus / there
         notes: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ if it had never been interrupted.
 import hashlib
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import optuna
@@ -15,6 +15,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from cvt_nas.errors import PluginError, first_line
+from cvt_nas.plugins import is_plugin, load_plugin
 from cvt_nas.propose.observations import Observation
 from cvt_nas.space import Genome, GenomeSpace
 
@@ -28,13 +30,16 @@ _ENUMERABLE = 20_000
 
 
 class UnseenSampler(BaseSampler):
-    """One of Optuna's samplers for its study, whose proposals are feasible and not in `seen`, to which the owner
-    adds."""
+    """A sampler for Optuna's study, whose proposals are feasible and new.
 
-    def __init__(
-        self, kind: Literal["tpe", "nsga2", "gp"], space: GenomeSpace, *, seed: int, seen: set[Genome]
-    ) -> None:
+    Args:
+        kind: One of Optuna's, by the name that section `search` has for it, or a plug-in; see `load_sampler`.
+        seen: Canonical genomes that were proposed; the owner adds to it.
+    """
+
+    def __init__(self, kind: str, space: GenomeSpace, *, seed: int, seen: set[Genome]) -> None:
         self._kind, self._space, self._seed, self._seen = kind, space, seed, seen
+        self._plugin = load_sampler(kind) if is_plugin(kind) else None
         self._distributions = distributions_of(space)
         self._fallback: Genome | None = None
         self._inner: BaseSampler = self._make(0)
@@ -43,6 +48,8 @@ class UnseenSampler(BaseSampler):
         seed = derive_seed(self._seed, number, "proposal")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if self._plugin is not None:
+                return self._plugin(seed=seed)
             if self._kind == "tpe":
                 return TPESampler(n_startup_trials=10, multivariate=True, constant_liar=True, seed=seed)
             if self._kind == "nsga2":
@@ -88,6 +95,49 @@ class UnseenSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
         self._inner.after_trial(study, trial, state, values)
+
+
+def load_sampler(name: str) -> Callable[..., BaseSampler]:
+    """The sampler of Optuna's kind that a plug-in is: a class or function, called with a `seed` before each proposal.
+
+    Args:
+        name: `MODULE:NAME`, see `load_plugin`; or `optunahub:NAME`, a package below `samplers/` of OptunaHub.
+
+    Raises:
+        PluginError: There is none.
+    """
+    where, _, package = name.partition(":")
+    found = _sampler_of_hub(package) if where == "optunahub" else load_plugin(name, "search.sampler")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            made = found(seed=0)
+    except Exception as error:
+        raise PluginError(f"search.sampler: {name}: cannot be made with seed=0: {first_line(error)}") from error
+    if not isinstance(made, BaseSampler):
+        raise PluginError(f"search.sampler: {name}: gives no sampler of Optuna's, but {type(made).__name__}")
+    return found
+
+
+def _sampler_of_hub(package: str) -> Callable[..., BaseSampler]:
+    try:
+        import optunahub
+
+        module = optunahub.load_module(f"samplers/{package}")
+    except ImportError as error:
+        needed = f"needs {error.name}: pip install {'cvt-nas[optunahub]' if error.name == 'optunahub' else error.name}"
+        raise PluginError(f"search.sampler: optunahub:{package}: {needed}") from error
+    except Exception as error:  # git's and GitHub's own errors
+        raise PluginError(f"search.sampler: optunahub:{package}: cannot be fetched: {first_line(error)}") from error
+    names = getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")])
+    classes = [found for name in names if isinstance(found := getattr(module, name), type)]
+    own = [
+        found for found in classes if issubclass(found, BaseSampler) and found.__module__.startswith(module.__name__)
+    ]
+    if len(own) != 1:
+        told = ", ".join(found.__name__ for found in own) or "none"
+        raise PluginError(f"search.sampler: optunahub:{package}: must have one sampler, has {told}")
+    return own[0]
 
 
 def is_new(genome: Genome, space: GenomeSpace, seen: set[Genome]) -> bool:

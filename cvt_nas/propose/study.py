@@ -74,6 +74,7 @@ class Study:
 
     Args:
         metrics: The objectives, accuracy first.
+        sampler: One of `SAMPLERS`, or a plug-in; see `load_sampler`.
         storage: None for one in memory.
         num_trials: After how many `ask` ends; None where it never does.
         seed: Of proposals and of the trials' trainings.
@@ -86,7 +87,7 @@ class Study:
         space: GenomeSpace,
         *,
         metrics: Sequence[Metric],
-        sampler: samplers.SamplerName,
+        sampler: str,
         num_trials: int | None,
         seed: int,
         storage: BaseStorage | None = None,

@@ -20,7 +20,7 @@ from cvt_nas.escaping import told
 from cvt_nas.report.figures import AXES, NAMES, log_ticks
 from cvt_nas.report.page import figure_html, html_page, table_html
 from cvt_nas.report.tables import growth_frame
-from cvt_nas.results import DataIdentity, HypervolumeBox, Metric, ParetoFront
+from cvt_nas.results import DataIdentity, HypervolumeBox, Metric, ParetoFront, as_title, score_name
 from cvt_nas.run import RunFolder
 from cvt_nas.space import ALL_COST_METRICS, CostMetric
 
@@ -49,6 +49,11 @@ class Comparison:
     metrics: tuple[Metric, ...]
     box: HypervolumeBox
 
+    @property
+    def score_name(self) -> str:
+        """See `results.score_name`."""
+        return self.groups[0].runs[0].score_name
+
     @classmethod
     def of(cls, runs: Sequence[RunFolder]) -> "Comparison":
         """A run that is named twice, or whose copy is named too, counts once. Raises RunFolderError where runs are of
@@ -57,6 +62,8 @@ class Comparison:
         runs = [run for index, run in enumerate(runs) if manifests[index] not in manifests[:index]]
         if len(found := sorted({str(manifest["dataset"]) for manifest in manifests})) > 1:
             raise RunFolderError(f"runs on {' and '.join(found)} do not compare: name runs on the same data")
+        if len(found := sorted(set(map(score_name, manifests)))) > 1:
+            raise RunFolderError(f"runs that maximise {' and '.join(found)} do not compare")
         known = [(run, data) for run in runs if (data := DataIdentity.of(run.manifest)) is not None]
         for run, data in known[1:]:
             if (difference := known[0][1].difference(data)) is not None:
@@ -181,13 +188,16 @@ def compare_page(comparison: Comparison) -> str:
         f"{group['runs']} run{'s' if group['runs'] > 1 else ''}</small></dd></div>"
         for group in found["groups"]
     ]
-    fronts = "".join(figure_html(f"front-{m}", f"fronts of all runs, accuracy against {NAMES[m]}") for m in costs)
+    fronts = "".join(
+        figure_html(f"front-{m}", f"fronts of all runs, {comparison.score_name} against {NAMES[m]}") for m in costs
+    )
     names = ("group", "run", "seed", "trials", "complete", "hours of training", "front", "best", "hypervolume")
     body = (
         f'<dl class="cards">{"".join(groups)}</dl>'
         f'<section><h2>Pareto fronts</h2><div class="pair">{fronts}</div></section>'
-        f"<section><h2>Hypervolume</h2><p>From accuracy 0 at the greatest costs of all the spaces; the mean over runs "
-        f'that differ in their seed alone, with the least and the greatest of them as a band.</p><div class="pair">'
+        f"<section><h2>Hypervolume</h2><p>From {html.escape(comparison.score_name)} 0 at the greatest costs of all the "
+        f"spaces; the mean over runs that differ in their seed alone, with the least and the greatest of them as a "
+        f'band.</p><div class="pair">'
         f"{figure_html('over-trials', 'hypervolume over trials')}"
         f"{figure_html('over-compute', 'hypervolume over compute')}</div></section>"
         + table_html("Runs", names, rows, prose=(0, 1)).replace("<details>", "<details open>")
@@ -195,7 +205,7 @@ def compare_page(comparison: Comparison) -> str:
     return html_page(
         title="Searches compared",
         head=f'<p class="muted">{html.escape(str(comparison.groups[0].runs[0].manifest["dataset"]))}; objectives '
-        f"{', '.join(comparison.metrics)}; accuracy is of the search split</p>",
+        f"{', '.join(comparison.metrics)}; {html.escape(comparison.score_name)} is of the search split</p>",
         body=body,
         figures=figures,
         data={},
@@ -233,7 +243,7 @@ def _fronts_figure(comparison: Comparison, metric: CostMetric) -> go.Figure:
     figure.update_layout(
         template="plotly_white",
         xaxis={"title": AXES[metric], "type": "log", **log_ticks(figure)},
-        yaxis={"title": "Accuracy on the search split", "tickformat": ".1%"},
+        yaxis={"title": f"{as_title(comparison.score_name)} on the search split", "tickformat": ".1%"},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
     )
     return figure

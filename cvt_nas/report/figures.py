@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from cvt_nas.arch import describe_stages
 from cvt_nas.report.published import PublishedModel
 from cvt_nas.report.text import accuracy_text, short
-from cvt_nas.results import Metric, ParetoFront, TrialResult
+from cvt_nas.results import Metric, ParetoFront, TrialResult, as_title
 from cvt_nas.run import RunFolder
 from cvt_nas.space import CostMetric
 
@@ -88,9 +88,9 @@ def front_figure(
             showlegend=False,
         )
     figure.update_layout(
-        title=f"{run.manifest['name']}: accuracy against {NAMES[metric]}",
+        title=f"{run.manifest['name']}: {run.score_name} against {NAMES[metric]}",
         xaxis={"title": AXES[metric], "type": "log", **log_ticks(figure)},
-        yaxis={"title": "Accuracy on the search split", "tickformat": ".1%"},
+        yaxis={"title": f"{as_title(run.score_name)} on the search split", "tickformat": ".1%"},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
         template="plotly_white",
         hoverlabel={"align": "left", "font": {"family": "monospace"}},
@@ -258,7 +258,7 @@ def curves_figure(run: RunFolder) -> go.Figure:
     figure.update_layout(
         template="plotly_white",
         xaxis={"title": "Epochs", "rangemode": "tozero"},
-        yaxis={"title": "Accuracy on the search split", "tickformat": ".0%"},
+        yaxis={"title": f"{as_title(run.score_name)} on the search split", "tickformat": ".0%"},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.06, "x": 0},
         margin={"t": 60},
         autosize=True,
@@ -275,10 +275,10 @@ def thinned(curve: Sequence[float]) -> list[tuple[int, float]]:
     return [(epoch, round(curve[epoch - 1], 4)) for epoch in range(len(curve), 0, -step)][::-1]
 
 
-def choices_figure(choices: pd.DataFrame, results: Sequence[TrialResult]) -> go.Figure:
+def choices_figure(choices: pd.DataFrame, results: Sequence[TrialResult], score: str) -> go.Figure:
     """Parallel coordinates: each choice that varies, the costs and the accuracy, a line for each trial.
 
-    `choices` has a row for each of the `results`, all of which have an accuracy; see `choices_frame`.
+    `choices` has a row for each of the `results`, all of which have an accuracy, called `score`; see `choices_frame`.
     """
     accuracies = [result.metric("accuracy") for result in results]
     dimensions: list[dict[str, Any]] = []
@@ -299,7 +299,7 @@ def choices_figure(choices: pd.DataFrame, results: Sequence[TrialResult]) -> go.
             "label": NAMES[metric], "values": values.round(4).tolist(),
             "tickvals": ticks.tolist(), "ticktext": [short(10**tick) for tick in ticks],
         })  # fmt: skip
-    dimensions.append({"label": "accuracy", "values": [round(value, 4) for value in accuracies]})
+    dimensions.append({"label": score, "values": [round(value, 4) for value in accuracies]})
     figure = go.Figure(
         go.Parcoords(
             dimensions=dimensions,
@@ -307,7 +307,7 @@ def choices_figure(choices: pd.DataFrame, results: Sequence[TrialResult]) -> go.
                 "color": [round(value, 4) for value in accuracies],
                 "colorscale": "Viridis",
                 "showscale": True,
-                "colorbar": {"title": "accuracy", "thickness": 12},
+                "colorbar": {"title": score, "thickness": 12},
             },
             labelangle=-25,
         )
@@ -316,13 +316,13 @@ def choices_figure(choices: pd.DataFrame, results: Sequence[TrialResult]) -> go.
     return figure
 
 
-def importance_figure(importances: pd.DataFrame) -> go.Figure:
+def importance_figure(importances: pd.DataFrame, score: str) -> go.Figure:
     """How much of accuracy, and of the distance to the front, each choice explains; see `importance_frame`."""
     ordered = importances.iloc[::-1]
     figure = go.Figure()
     for name, label, colour, pattern in (
         ("distance", "distance to the front", _OTHER_COLOUR, "/"),
-        ("accuracy", "accuracy", _FRONT_COLOUR, ""),
+        ("accuracy", score, _FRONT_COLOUR, ""),
     ):
         figure.add_bar(
             x=ordered[name].round(4).tolist(),

@@ -178,11 +178,11 @@
     const [epochs, accuracies] = trial.curve;
     if (!epochs || epochs.length < 2) return null;
     const told = epochs.map((epoch, index) => `${epoch}: ${percent(accuracies[index])}`).join(", ");
-    const plot = element("div", { class: "plot small", role: "img", "aria-label": `accuracy after each epoch: ${told}` });
+    const plot = element("div", { class: "plot small", role: "img", "aria-label": `${data.score} after each epoch: ${told}` });
     const rungs = data.rungs.map((epoch) => ({ type: "line", x0: epoch, x1: epoch, yref: "paper", y0: 0, y1: 1,
       line: { color: colour("--mark"), width: 1, dash: "dash" } }));
     const layout = { margin: { t: 10, b: 40 }, shapes: rungs, xaxis: { title: { text: "Epochs" }, rangemode: "tozero" },
-      yaxis: { title: { text: "Accuracy" }, tickformat: ".1%" } };
+      yaxis: { title: { text: data.score }, tickformat: ".1%" } };
     requestAnimationFrame(() => Plotly.newPlot(plot,
       [{ x: epochs, y: accuracies, mode: "lines+markers", line: { color: colour("--accent") } }],
       themed(layout), { responsive: true, displayModeBar: false }));
@@ -207,7 +207,7 @@
     selected = number;
     const tags = trial.tags.length ? ` (${trial.tags.join(", ")})` : "";
     const figuresOf = [
-      `accuracy ${percent(trial.accuracy)}` + (trial.sd === null ? "" : ` ± ${percent(trial.sd)}`),
+      `${data.score} ${percent(trial.accuracy)}` + (trial.sd === null ? "" : ` ± ${percent(trial.sd)}`),
       trial.test === null ? null : `test ${percent(trial.test)}`,
       `${trial.params.toLocaleString("en")} params`, `${trial.flops.toLocaleString("en")} FLOPs`,
       trial.latency_ms === null ? null : `${trial.latency_ms.toPrecision(3)} ms predicted`
@@ -237,7 +237,7 @@
     { name: "arch_id", title: "architecture", text: true },
     { name: "status", title: "status", text: true },
     { name: "epochs", title: "epochs" },
-    { name: "accuracy", title: "accuracy", show: (value) => percent(value) },
+    { name: "accuracy", title: data.score, show: (value) => percent(value) },
     { name: "test", title: "test", show: (value) => percent(value) },
     { name: "params", title: "params", show: short },
     { name: "flops", title: "FLOPs", show: short },

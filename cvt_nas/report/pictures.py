@@ -36,7 +36,7 @@ def write_pictures(run: RunFolder, format: str) -> list[Path]:  # noqa: A002
     figures["learning_curves"] = curves_figure(run)
     importances = importance_frame(run, choices_frame(run))
     if len(importances):
-        figures["importance"] = importance_figure(importances)
+        figures["importance"] = importance_figure(importances, run.score_name)
     return draw({run.path / f"{name}.{format}": figure for name, figure in figures.items()})
 
 

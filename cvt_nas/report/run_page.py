@@ -50,21 +50,24 @@ def run_page(run: RunFolder, *, refresh: int | None = None) -> str:
     figures["curves"] = curves_figure(run)
     complete = [result for result in results if result.status == "complete"]
     if len(choices.columns) and len(complete) > 1:
-        figures["choices"] = choices_figure(choices.loc[[result.number for result in complete]], complete)
+        figures["choices"] = choices_figure(
+            choices.loc[[result.number for result in complete]], complete, run.score_name
+        )
     if len(importances):
-        figures["importance"] = importance_figure(importances.head(_MAX_BARS))
+        figures["importance"] = importance_figure(importances.head(_MAX_BARS), run.score_name)
     sections = [
         _at_a_glance(run, results),
         _fronts(run, bool(published)),
-        _choices(choices, importances, drawn="choices" in figures),
+        _choices(choices, importances, run.score_name, drawn="choices" in figures),
         _progress(run, growth, axes),
-        _trials(results, bool(len(choices.columns))),
+        _trials(results, run.score_name, bool(len(choices.columns))),
         _what_was_run(run),
     ]
     head = (
         f'<p class="muted">{html.escape(str(manifest.get("dataset", "")))}, started '
-        f"{html.escape(str(manifest.get('created', 'at an unknown time')))}; accuracy is of the search split, which no "
-        f'training sees, unless it is called test</p>\n<nav aria-label="sections">'
+        f"{html.escape(str(manifest.get('created', 'at an unknown time')))}; "
+        f"{html.escape(run.score_name)} is of the search split, "
+        f'which no training sees, unless it is called test</p>\n<nav aria-label="sections">'
         + " ".join(f'<a href="#{name}">{text}</a>' for name, text in _SECTIONS)
         + "</nav>"
     )
@@ -124,6 +127,7 @@ def _data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFrame)
     first = knee or best
     return {
         "name": run.manifest["name"],
+        "score": run.score_name,
         "place": run.place,
         "rungs": run.rungs,
         "costs": costs_of(run),
@@ -160,7 +164,7 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
         ("Trials", str(len(results)), f"of {run.manifest['trials']} planned" if "trials" in run.manifest else ""),
         ("Stopped early", str(statuses["stopped"]), f"{lost} lost" if lost else ""),
         ("Time", _time(spent), _expected(run) if run.seconds_spent else "of training, all workers together"),
-        ("Hypervolume", f"{front.hypervolume(run.box):.4f}", "from accuracy 0 at the greatest costs"),
+        ("Hypervolume", f"{front.hypervolume(run.box):.4f}", f"from {run.score_name} 0 at the greatest costs"),
         ("On the front", str(len(front.members)), ""),
     ]
     for name, member in (("Best", best), ("Knee", knee)):
@@ -215,13 +219,14 @@ def _fronts(run: RunFolder, is_published: bool) -> str:
     )
     plots = "".join(
         figure_html(
-            f"front-{metric}", f"accuracy against {NAMES[metric]} of every trial, and the front; in the table below",
+            f"front-{metric}",
+            f"{run.score_name} against {NAMES[metric]} of every trial, and the front; in the table below",
             selects=metric,
         )
         for metric in costs_of(run)
     )  # fmt: skip
     table = table_html(
-        "Pareto front", ("trial", "architecture", "accuracy", "test", "params", "FLOPs"), rows, prose=(1,)
+        "Pareto front", ("trial", "architecture", run.score_name, "test", "params", "FLOPs"), rows, prose=(1,)
     )
     return (
         f'<section id="fronts"><h2>Pareto fronts</h2><p>Only trials that reached the last epoch compete. Select a '
@@ -230,12 +235,12 @@ def _fronts(run: RunFolder, is_published: bool) -> str:
     )
 
 
-def _choices(choices: pd.DataFrame, importances: pd.DataFrame, *, drawn: bool) -> str:
+def _choices(choices: pd.DataFrame, importances: pd.DataFrame, score: str, *, drawn: bool) -> str:
     parts = ['<section id="choices"><h2>Choices</h2>']
     if drawn:
         width = 90 * (len(choices.columns) + 3)
         plot = figure_html(
-            "choices", "the choices, costs and accuracy of every complete trial, as lines; in the table of trials below"
+            "choices", f"the choices, costs and {score} of every complete trial, as lines; in the table of trials below"
         )
         parts.append(
             "<p>A line is a complete trial. Drag along an axis to keep only those that pass there; the values are "
@@ -252,7 +257,7 @@ def _choices(choices: pd.DataFrame, importances: pd.DataFrame, *, drawn: bool) -
             "<p>By Optuna's fANOVA over the complete trials: how much of the variance a choice explains, as a share of "
             "what all of them do. The distance to the front is in all objectives at once.</p>",
             figure_html("importance", "importance of choices; in the table below", style="free"),
-            table_html("Importance of choices", ("choice", "accuracy", "distance to the front"), rows, prose=(0,)),
+            table_html("Importance of choices", ("choice", score, "distance to the front"), rows, prose=(0,)),
         ]
     else:
         parts.append(f"<p>Told from {MIN_TRIALS} complete trials of a space of choices on.</p>")
@@ -279,7 +284,7 @@ def _progress(run: RunFolder, growth: pd.DataFrame, axes: Sequence[str]) -> str:
         + f'<div class="three">{plots}</div>'
         + table_html("Growth of the hypervolume", ("trials", "hours of training", "hypervolume"), rows)
         + "<h3>Learning curves</h3>"
-        + figure_html("curves", "accuracy after each epoch of every trial; of the front in the table below")
+        + figure_html("curves", f"{run.score_name} after each epoch of every trial; of the front in the table below")
         + table_html("Learning curves of the front", ("trial", "architecture", *(f"epoch {e}" for e in epochs)), curves,
                      prose=(1,))
         + "".join(f"<p>{html.escape(line)}</p>" for line in rank_lines(run) if not line.startswith("warning: "))
@@ -287,7 +292,7 @@ def _progress(run: RunFolder, growth: pd.DataFrame, axes: Sequence[str]) -> str:
     )  # fmt: skip
 
 
-def _trials(results: Sequence[TrialResult], has_choices: bool) -> str:
+def _trials(results: Sequence[TrialResult], score: str, has_choices: bool) -> str:
     options = "".join(
         f"<option>{html.escape(status)}</option>" for status in sorted({result.status for result in results})
     )
@@ -300,7 +305,8 @@ def _trials(results: Sequence[TrialResult], has_choices: bool) -> str:
 <div class="filters">
 <label>trial, id or reason <input type="text" id="filter-text" autocomplete="off"></label>
 <label>status <select id="filter-status"><option value="">any</option>{options}</select></label>
-<label>accuracy from, % <input type="text" id="filter-accuracy" inputmode="decimal" autocomplete="off"></label>
+<label>{html.escape(score)} from, %
+<input type="text" id="filter-accuracy" inputmode="decimal" autocomplete="off"></label>
 <label>params up to <input type="text" id="filter-params" placeholder="20M" autocomplete="off"></label>
 <label>FLOPs up to <input type="text" id="filter-flops" placeholder="4.5G" autocomplete="off"></label>
 <label class="check"><input type="checkbox" id="filter-front"> on the front</label>

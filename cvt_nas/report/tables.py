@@ -118,7 +118,7 @@ def ranks_frame(run: RunFolder) -> pd.DataFrame:
 
 
 def summary(run: RunFolder) -> dict[str, object]:
-    """What `search --json` prints: `run, trials, statuses, front, hypervolume, rungs`.
+    """What `search --json` prints: `run, metric, trials, statuses, front, hypervolume, rungs`.
 
     Where there is a plan of further trainings, `confirmation` too: how many are `planned` and have `ended`, and all
     the architectures that are `confirmed`, those off the front included, which may be on it by chance alone.
@@ -127,6 +127,7 @@ def summary(run: RunFolder) -> dict[str, object]:
     tested = run.test_accuracies()
     return {
         "run": run.place,
+        "metric": str(run.manifest.get("metric", "accuracy")),
         "trials": len(results),
         "statuses": dict(Counter(result.status for result in results)),
         "front": [

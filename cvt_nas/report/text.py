@@ -15,13 +15,14 @@ from cvt_nas.run import RunFolder
 def front_table(run: RunFolder) -> Table:
     """The front for a terminal, knee and best marked."""
     front, tested = run.front(), run.test_accuracies()
-    title = Text(printable(f"Pareto front of {run.manifest['name']}: {' / '.join(front.metrics)}"))  # no markup in it
+    metrics = [run.score_name if metric == "accuracy" else metric for metric in front.metrics]
+    title = Text(printable(f"Pareto front of {run.manifest['name']}: {' / '.join(metrics)}"))  # no markup in it
     table = Table(title=title, title_justify="left")
     confirmed = any(member.confirmation is not None for member in front.members)
     more = [("front", "right")] if confirmed else []  # with it, 80 characters still hold the whole table
     has_latency, measured = "latency_table" in run.manifest, run.latencies()
     timed = [("ms", "right")] if has_latency else []
-    for name, justify in (("arch", "left"), ("accuracy", "right"), *more, ("test", "right"), ("params", "right"),
+    for name, justify in (("arch", "left"), (run.score_name, "right"), *more, ("test", "right"), ("params", "right"),
                           ("FLOPs", "right"), *timed, ("", "left")):  # fmt: skip
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     knee = front.knee()

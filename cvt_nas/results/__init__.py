@@ -14,6 +14,7 @@ from cvt_nas.results.pareto import (
 )
 from cvt_nas.results.quality import Origin, SupernetQuality, Tau, ceiling_of_mean, judge_supernet
 from cvt_nas.results.rungs import RankCorrelation, rank_correlations, rung_epochs
+from cvt_nas.results.score import as_title, score_name
 from cvt_nas.results.trial import (
     FAILURES,
     ROOM,

@@ -16,6 +16,7 @@ from cvt_nas.results.candidate import Candidate
 from cvt_nas.results.confirmation import confirm, with_memberships
 from cvt_nas.results.pareto import HypervolumeBox, ParetoFront
 from cvt_nas.results.parsing import parse_json
+from cvt_nas.results.score import score_name
 from cvt_nas.results.trial import Metric, TrialResult, check_line, round_and_trial, without_retried
 from cvt_nas.run.confirmations import Confirmations
 from cvt_nas.run.lock import is_at_work, locked
@@ -201,6 +202,11 @@ class RunFolder:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         return tuple(self.manifest["objectives"])
+
+    @property
+    def score_name(self) -> str:
+        """See `results.score_name`."""
+        return score_name(self.manifest)
 
     @property
     def rungs(self) -> tuple[int, ...]:

@@ -1,13 +1,36 @@
 """Section `data`: the images, and how they are split."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass as validated
 
+from cvt_nas.config.reader import did_you_mean, one_of, show
 from cvt_nas.config.values import STRICT, AutoOrWorkers, Seed
 
-Dataset = Literal["digits", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "imagenet"]
+Columns = Annotated[list[str], Field(min_length=2, json_schema_extra={"uniqueItems": True})]
+_IN_MEMORY = ("digits", "fashion-mnist", "cifar10", "cifar100", "npz", "npy")
+_STREAMED = ("imagefolder", "imagenet", "table")
+_NAMES = (*_IN_MEMORY, *_STREAMED)
+
+
+def is_streamed(dataset: str) -> bool:
+    """Whether images of a data set are read one by one; else they are all in memory."""
+    return dataset not in _IN_MEMORY
+
+
+def has_columns(dataset: str) -> bool:
+    """Whether columns hold images and labels."""
+    return dataset == "table"
+
+
+def _known(value: Any) -> Any:
+    if value in _NAMES:
+        return value
+    raise ValueError(f"got {show(value)}, must be {one_of(_NAMES)}{did_you_mean(str(value), _NAMES)}")
+
+
+Dataset = Annotated[str, BeforeValidator(_known, json_schema_input_type=Literal[*_NAMES])]
 
 
 @validated(config=STRICT, frozen=True, kw_only=True)
@@ -15,11 +38,13 @@ class DataConfig:
     """Section `data`: the images, and how they are split.
 
     Args:
-        dataset: The data set. `imagefolder` and `imagenet` read `train/` and `val/`, one folder a class.
-        search_fraction: Share of the training data held out to guide the search. It has no effect on a folder that has
+        dataset: The data set. `imagefolder` and `imagenet` read `train/` and `val/`, one folder a class. `table` is a
+            CSV, TSV or Parquet file with a path and a label in each row. `npz` is a file as MedMNIST's, and `npy` a
+            folder of `train_images.npy`, `train_labels.npy` and so on.
+        search_fraction: Share of the training data held out to guide the search. It has no effect where there are
             validation and test images both: then the validation images guide the search.
-        test_fraction: Share of the training images of a folder held out as the test split, where the folder has
-            neither validation nor test images.
+        test_fraction: Share of the training images held out as the test split, where there are neither validation nor
+            test images, as in a folder of class folders.
         train_fraction: Share of the remaining training images that is trained on, stratified by class: a cheaper and
             weaker proxy.
         split_seed: Seed of these splits.
@@ -28,6 +53,15 @@ class DataConfig:
             has CPUs, less one for itself; where it trains on a GPU, at least one.
         on_error: Where images of a folder cannot be read: `raise` ends the run before it begins; `skip` leaves them
             out of every split, for which each image is decoded once beforehand.
+        image_column: Column of a table that holds the paths of images, below the folder of the table or absolute. The
+            one that holds names of images where absent.
+        label_column: Column of a table that holds the class of each image; or several columns of 0 and 1, one for each
+            label that an image may have. Where absent, the one with a usual name, such as `label` or `class`, or the
+            only one that is left; or all that are left, where they hold 0 and 1 alone.
+        label_separator: What parts the labels of an image in one column, where it may have several. `|` where absent
+            and any row has it; `none` where each row has one label, whatever is in it.
+        split_column: Column of a table that marks the split of each image as `train`, `val` or `test`, in the spellings
+            of folders. One named `split` or so where absent; `none` where no column is to be taken.
     """
 
     dataset: Dataset
@@ -37,3 +71,7 @@ class DataConfig:
     split_seed: Seed = 0
     num_workers: Annotated[AutoOrWorkers, Field(examples=[8])] = "auto"
     on_error: Literal["raise", "skip"] = "raise"
+    image_column: Annotated[str, Field(min_length=1, examples=["path"])] | None = None
+    label_column: Annotated[str | Columns, Field(examples=["species"])] | None = None
+    label_separator: Annotated[str, Field(min_length=1, examples=[";"])] | None = None
+    split_column: Annotated[str, Field(min_length=1, examples=["fold"])] | None = None

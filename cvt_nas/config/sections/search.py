@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
-from cvt_nas.config.values import STRICT, FrontOrCount, PositiveFloat, PositiveInt, Seed
+from cvt_nas.config.values import STRICT, FrontOrCount, PositiveFloat, PositiveInt, SamplerName, Seed
 
 
 @validated(config=STRICT, frozen=True, kw_only=True)
@@ -33,7 +33,8 @@ class SearchConfig:
     Args:
         trials: Architectures to train, anchors included.
         sampler: Who proposes them. `surrogate` models accuracy by a Gaussian process and knows the costs;
-            `tpe`, `nsga2` and `gp` are Optuna's; `random` draws evenly.
+            `tpe`, `nsga2` and `gp` are Optuna's; `random` draws evenly. `MODULE:NAME` is a sampler of your own, and
+            `optunahub:NAME` one of OptunaHub's.
         scheduler: `pareto-asha` stops trials that are weak for what they cost, `asha` the least accurate at
             each rung; `none` trains every trial in full.
         mode: At a rung, `promote` lets a trial pause, and go on once it is among the best; `stop` decides for good.
@@ -55,7 +56,7 @@ class SearchConfig:
     """
 
     trials: PositiveInt = 50
-    sampler: Literal["surrogate", "tpe", "nsga2", "gp", "random"] = "surrogate"
+    sampler: Annotated[SamplerName, Field(examples=["tpe"])] = "surrogate"
     scheduler: Literal["pareto-asha", "asha", "none"] = "pareto-asha"
     mode: Literal["stop", "promote"] = "promote"
     grace_period: PositiveInt = 1

@@ -17,6 +17,8 @@ _MIN_CLASSES = 2  # of a part of a training: one is no task
 class SupernetConfig(TrainingConfig):
     """Section `supernet`: how the shared weights are trained. All the settings of `training`, and these.
 
+    `loss`, `class_weights` and `metric` are those of `training` where they are absent here.
+
     A step trains several subnets on the same images. With the sandwich rule (Yu and Huang 2019, arXiv:1903.05134)
     these are the largest, the smallest and some at random, and `label_smoothing` is of the largest alone.
 

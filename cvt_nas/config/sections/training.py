@@ -12,6 +12,8 @@ from cvt_nas.config.values import (
     Checkpointing,
     Compiling,
     Fraction,
+    LossName,
+    MetricName,
     PositiveFloat,
     PositiveInt,
     RandAugment,
@@ -66,6 +68,19 @@ class TrainingConfig:
         warmup_lr: Learning rate at which the warm-up starts.
         weight_decay: Weight decay. It is not applied to norms, biases and the class token.
         momentum: Momentum of SGD.
+        loss: What is minimised. `cross_entropy` is for images of one class each. `binary_cross_entropy` takes each
+            class for itself, also where images can have several, and is the mean over classes, as in torch and timm.
+            `auto` is the former, or the latter where images can have several classes. `MODULE:NAME` is a function
+            of your own.
+        class_weights: Whether rare classes count more. `balanced` weighs the loss of an image by the inverse frequency
+            of its class, as in scikit-learn. In `binary_cross_entropy` it weighs the positive labels of a class by the
+            number of its negative ones over that of its positive ones.
+        metric: What is measured on the search split after each epoch, and on the test split in the end, and what is
+            maximised under the name of accuracy. `accuracy` is the share of images whose class is the first answer;
+            `balanced_accuracy` the mean of that over classes; `macro_f1`, `mean_average_precision` and `auroc` are
+            means over classes, each class against all others. Images that can have several classes need one of these
+            last three. `auto` is `accuracy`, or `mean_average_precision` where images can have several classes.
+            `MODULE:NAME` is a function of your own, whose values lie between 0 and 1.
         label_smoothing: Share of each label that is spread evenly over all classes.
         drop_path: Rate of stochastic depth in a stage's last block, rising from 0 within the stage; one for all stages
             or one for each.
@@ -110,6 +125,9 @@ class TrainingConfig:
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     momentum: Fraction = 0.9
+    loss: Annotated[LossName, Field(examples=["binary_cross_entropy"])] = "auto"
+    class_weights: Literal["none", "balanced"] = "none"
+    metric: Annotated[MetricName, Field(examples=["macro_f1"])] = "auto"
     label_smoothing: Annotated[Fraction, Field(examples=[0.1])] = 0.0
     drop_path: Annotated[Fraction | list[Fraction], Field(examples=[[0.0, 0.0, 0.1]])] = 0.0
     clip_grad_norm: Annotated[PositiveFloat, Field(examples=[1.0])] | None = None

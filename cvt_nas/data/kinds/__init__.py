@@ -1,0 +1,67 @@
+"""The kinds of data sets that are streamed: each module makes `Records` of one of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cvt_nas.config import DataConfig, Dataset
+from cvt_nas.data.folders import find_folders
+from cvt_nas.data.kinds import table
+from cvt_nas.data.listing import load_records
+from cvt_nas.data.records import Records
+from cvt_nas.errors import DataError
+
+__all__ = ["find_records", "kind_of_file"]
+
+_KINDS = {"table": table}
+
+
+def kind_of_file(path: Path) -> Dataset:
+    """The kind of data set that one file is.
+
+    Raises:
+        DataError: It is none.
+    """
+    if table.is_table(path.name):
+        return "table"
+    if path.suffix.lower() == ".npz":
+        return "npz"
+    suffixes = " ".join((*table.SUFFIXES, ".npz"))
+    raise DataError(f"--data {path}: is a file of no kind that is read as a data set: {suffixes}")
+
+
+def find_records(
+    config: DataConfig,
+    root: Path | None,
+    *,
+    test_only: bool = False,
+    listing: Path | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Records:
+    """The images of a data set that is streamed.
+
+    Args:
+        root: Its folder or file.
+        test_only, listing, on_note: See `load_data`.
+
+    Raises:
+        DataError: It is missing or incomplete.
+    """
+    kind = _KINDS.get(config.dataset)
+    if kind is None:
+        if root is not None and root.is_file():
+            raise DataError(
+                f"--data {root}: is a file, and {config.dataset} a folder: data.dataset must be {kind_of_file(root)}"
+            )
+        return find_folders(config.dataset, root, test_only=test_only, listing=listing, on_note=on_note)
+    if root is None:
+        raise DataError(f"{config.dataset}: name it by --data")
+    if not root.exists():
+        raise DataError(f"--data {root}: no such file")
+    if listing is not None:
+        records = load_records(listing, root, kind.opener_of(config, root))
+    else:
+        records = kind.find(config, root, on_note=on_note)
+    if test_only:
+        return records.for_test()
+    records.check_trainable()
+    return records

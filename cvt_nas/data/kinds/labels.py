@@ -1,0 +1,119 @@
+"""From the values of a column to labels: of one class, or of several labels, as 0 and 1."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cvt_nas.data.tree import few, in_byte_order
+from cvt_nas.errors import DataError
+
+AUTO_SEPARATOR, NO_SEPARATOR = "|", "none"
+_FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+_INDEX = re.compile(r"0|-?[1-9]\d{0,17}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labels:
+    """The labels of a set.
+
+    Args:
+        names: Of the classes; or of labels, where an image may have several.
+        values: See `Images.labels`.
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def labels_of(values: Sequence[Any], *, separator: str | None, place: str) -> Labels:
+    """One label a value, or several in each: a list, or text with `separator` between them.
+
+    Args:
+        separator: None for `|` where any value has it; `none` for values that are one label each.
+        place: For messages.
+
+    Raises:
+        DataError: Values are empty, or no labels.
+    """
+    if any(isinstance(value, list | tuple | np.ndarray) for value in values):
+        return several([[_text(label, place) for label in _listed(value, place)] for value in values])
+    texts = [_text(value, place) for value in values]
+    if empty := [row for row, text in enumerate(texts, start=1) if not text]:
+        raise DataError(
+            f"{place}: {len(empty):,} of {len(texts):,} rows have no label, row {empty[0]:,} the first; fill them in, "
+            f"or take them away"
+        )
+    if separator is None and any(AUTO_SEPARATOR in text for text in texts):
+        note = f"{place}: holds several labels an image, with {AUTO_SEPARATOR} between them (data.label_separator)"
+        return several([_parts(text, AUTO_SEPARATOR) for text in texts], notes=(note,))
+    if separator not in (None, NO_SEPARATOR):
+        return several([_parts(text, separator) for text in texts])
+    names = in_order(texts)
+    places = {name: index for index, name in enumerate(names)}
+    return Labels(names=names, values=np.array([places[text] for text in texts], dtype=np.int64))
+
+
+def several(rows: Sequence[Sequence[str]], *, names: tuple[str, ...] = (), notes: tuple[str, ...] = ()) -> Labels:
+    """Of images with any number of labels each.
+
+    Args:
+        names: Of all labels, where the set tells; else those that occur, in order.
+    """
+    names = names or in_order(label for row in rows for label in row)
+    places = {name: index for index, name in enumerate(names)}
+    values = np.zeros((len(rows), len(names)), dtype=np.uint8)
+    for row, labels in enumerate(rows):
+        values[row, [places[label] for label in labels]] = 1
+    return Labels(names=names, values=values, notes=notes)
+
+
+def in_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """Those that occur: by number where all are whole numbers without leading zeros, or else by their bytes."""
+    names = set(labels)
+    if all(_INDEX.fullmatch(name) for name in names):
+        return tuple(sorted(names, key=int))
+    return tuple(in_byte_order(names))
+
+
+def are_flags(values: Iterable[Any]) -> bool:
+    return all(str(value).strip().lower() in _FLAGS for value in set(map(str, values)))
+
+
+def flags_of(values: Iterable[Any], place: str) -> UInt8[np.ndarray, " rows"]:
+    """0 and 1.
+
+    Raises:
+        DataError: There are others.
+    """
+    texts = [str(value).strip().lower() for value in values]
+    if odd := sorted(set(texts) - set(_FLAGS)):
+        shown = few([text if text not in ("", "nan", "none") else "nothing" for text in odd])
+        raise DataError(f"{place}: must hold 0 and 1 alone, as one label of several; it holds {shown}")
+    return np.array([_FLAGS[text] for text in texts], dtype=np.uint8)
+
+
+def _listed(value: Any, place: str) -> Sequence[Any]:
+    if isinstance(value, list | tuple | np.ndarray):
+        return list(value)
+    raise DataError(f"{place}: holds lists of labels, and {value!r}, which is none")
+
+
+def _parts(text: str, separator: str) -> list[str]:
+    parts = text.split() if separator.isspace() else [part.strip() for part in text.split(separator)]
+    return [part for part in parts if part]
+
+
+def _text(value: Any, place: str) -> str:
+    """A label as text; empty where there is none."""
+    if value is None or value is not value or str(value).strip().lower() in ("", "nan", "<na>"):
+        return ""
+    if isinstance(value, float | np.floating):
+        if float(value).is_integer():
+            return str(int(value))
+        raise DataError(f"{place}: holds {value:g}, which is no class; classes are text or whole numbers")
+    return str(value).strip()

@@ -1,0 +1,267 @@
+"""A table of images: CSV, TSV or Parquet, with a path and the label or labels of each image."""
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cvt_nas.config import DataConfig
+from cvt_nas.data.kinds.labels import Labels, are_flags, flags_of, labels_of
+from cvt_nas.data.kinds.library import library
+from cvt_nas.data.records import Files, Images, Opener, Records, Role, role_of
+from cvt_nas.data.tree import few, is_image
+from cvt_nas.errors import DataError
+from cvt_nas.escaping import told
+
+PARQUET = (".parquet", ".pq")
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", *PARQUET)
+_SEPARATORS = (",", ";", "\t", "|")
+_NAMED: Mapping[str, tuple[str, ...]] = {
+    "image_column": (
+        "image", "images", "image_path", "imagepath", "path", "filepath", "file_path", "file", "filename",
+        "file_name", "image_name", "img", "img_path",
+    ),
+    "label_column": ("label", "labels", "class", "classes", "class_name", "category", "target", "tags"),
+    "split_column": ("split", "set", "subset", "partition", "phase"),
+}  # fmt: skip
+_LOOKED_AT = 200  # rows
+_NONE = "none"
+
+
+def is_table(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def opener_of(config: DataConfig, root: Path) -> Opener:
+    del config
+    return Files(folder=root.parent)
+
+
+def find(config: DataConfig, root: Path, *, on_note: Callable[[str], None] | None = None) -> Records:
+    """The images that a table names; paths are below its folder, or absolute.
+
+    Raises:
+        DataError: It cannot be read, columns cannot be told, or rows contradict each other; one line says which.
+    """
+    del on_note
+    frame = read_table(root)
+    columns = columns_of(frame, config, root)
+    paths = _paths(frame[columns["image_column"]], root)
+    labels = labels_in(frame, columns["label_column"], config, root)
+    roles = roles_in(frame, columns["split_column"], root)
+    kept, repeated = _without_repeats(paths, labels.values, roles, root)
+    paths, roles = [paths[row] for row in kept], roles[kept]
+    _check_some_exist(paths, columns["image_column"], root)
+    notes = [chosen(columns, config, root), *labels.notes]
+    if repeated:
+        notes.append(f"{root}: {repeated:,} rows repeat another row, and are left out")
+    return Records(
+        root=root,
+        class_names=labels.names,
+        files=split_by_role(root, labels.names, np.array(paths, dtype=object), labels.values[kept], roles),
+        opener=opener_of(config, root),
+        notes=tuple(note for note in notes if note),
+        is_marked=columns["split_column"] is not None,
+    )
+
+
+def read_table(path: Path) -> Any:
+    """Its rows, of text alone where it is no Parquet.
+
+    Raises:
+        DataError: It cannot be read, or has no rows.
+    """
+    import pandas as pd
+
+    try:
+        if path.name.lower().endswith(PARQUET):
+            library("pyarrow", extra="parquet", of=str(path))
+            frame = pd.read_parquet(path, engine="pyarrow")
+        else:
+            separator = _separator_of(path)
+            frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except DataError:
+        raise
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not text in UTF-8: {error.reason} at byte {error.start:,}; save it so") from error
+    except Exception as error:  # each of pandas's readers has errors of its own
+        why = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be read as a table: {why}") from error
+    if not len(frame):
+        raise DataError(f"{path}: has no rows")
+    if not isinstance(frame.index, pd.RangeIndex) and not path.name.lower().endswith(PARQUET):
+        raise DataError(f"{path}: rows have more values than there are names of columns in the first line")
+    return frame.rename(columns=lambda name: str(name).strip())
+
+
+def _separator_of(path: Path) -> str:
+    """What parts the names of its columns."""
+    import gzip
+
+    with (
+        gzip.open(path, "rt", encoding="utf-8-sig")
+        if path.suffix == ".gz"
+        else open(path, encoding="utf-8-sig") as file
+    ):
+        header = file.readline()
+    return max(_SEPARATORS, key=header.count)
+
+
+def columns_of(frame: Any, config: DataConfig, root: Path) -> dict[str, Any]:
+    """The column that each setting names, or else the one that can be meant.
+
+    Raises:
+        DataError: There is no such column, or several can be meant.
+    """
+    names = list(frame.columns)
+    found: dict[str, Any] = {setting: getattr(config, setting) for setting in _NAMED}
+    for setting, column in found.items():
+        wanted = column if isinstance(column, list) else [] if column in (None, _NONE) else [column]
+        if lost := [name for name in wanted if name not in names]:
+            raise DataError(f"{root}: data.{setting}: there is no column {few(lost)}, but {few(names)}")
+    if found["image_column"] is None:
+        like = [name for name in names if _are_paths(frame[name])]
+        found["image_column"] = _the_one(like, "image_column", names, root)
+    left = [name for name in names if name != found["image_column"] and name != found["split_column"]]
+    named = [name for name in left if name.lower() in _NAMED["split_column"]]
+    by_none = found["split_column"] == _NONE
+    if found["split_column"] is None:
+        like = [name for name in named if all(role_of(str(value)) is not None for value in frame[name].unique())]
+        odd = [name for name in named if name.lower() == "split" and name not in like]
+        found["split_column"] = _the_one([*like, *odd], "split_column", names, root) if like or odd else None
+    if by_none:
+        found["split_column"] = None
+    left = [name for name in left if name != found["split_column"] and not (by_none and name in named)]
+    if found["label_column"] is None:
+        named = [name for name in left if name.lower() in _NAMED["label_column"]]
+        if not named and len(left) > 1 and all(are_flags(frame[name]) for name in left):
+            found["label_column"] = left
+        else:
+            found["label_column"] = _the_one(named or left, "label_column", names, root)
+    return found
+
+
+def _the_one(like: Sequence[str], setting: str, names: Sequence[str], root: Path) -> str:
+    named = [name for name in like if name.lower() in _NAMED[setting]]
+    some = named if len(like) > 1 and len(named) == 1 else like
+    if len(some) == 1:
+        return some[0]
+    what = f"{few(list(some))} can each be meant" if some else f"none of {few(list(names))} seems to be meant"
+    raise DataError(f"{root}: data.{setting}: {what}; set it in the space file")
+
+
+def _are_paths(column: Any) -> bool:
+    values = column.head(_LOOKED_AT)
+    return all(isinstance(value, str) and is_image(value.strip()) for value in values)
+
+
+def chosen(columns: Mapping[str, Any], config: DataConfig, root: Path) -> str:
+    """A note on what no setting says; empty where all is said."""
+
+    def shown(column: Any) -> str:
+        if not isinstance(column, list):
+            return f"column {column!r}"
+        return f"the {len(column):,} columns of 0 and 1, {few(column)}"
+
+    words = {"image_column": "images", "label_column": "labels", "split_column": "splits"}
+    parts = [
+        f"{words[setting]} are in {shown(column)}"
+        for setting, column in columns.items()
+        if getattr(config, setting) is None and column is not None
+    ]
+    return f"{root}: {', '.join(parts)}" if parts else ""
+
+
+def _paths(column: Any, root: Path) -> list[str]:
+    paths = ["" if value is None else str(value).strip() for value in column]
+    if empty := [row for row, path in enumerate(paths, start=1) if path in ("", "nan")]:
+        raise DataError(f"{root}: {len(empty):,} of {len(paths):,} rows have no path, row {empty[0]:,} the first")
+    if any("://" in path for path in paths):
+        raise DataError(f"{root}: paths are addresses, as {next(p for p in paths if '://' in p)}; download the images")
+    if os.sep == "/" and any("\\" in path for path in paths) and not any("/" in path for path in paths):
+        paths = [path.replace("\\", "/") for path in paths]  # of a table that was made on Windows
+    return [os.path.normpath(path) for path in paths]
+
+
+def labels_in(frame: Any, column: str | Sequence[str], config: DataConfig, root: Path) -> Labels:
+    """Of each row."""
+    if isinstance(column, str):
+        return labels_of(list(frame[column]), separator=config.label_separator, place=f"{root}: column {column!r}")
+    names = tuple(column)
+    return Labels(
+        names=names, values=np.stack([flags_of(frame[name], f"{root}: column {name!r}") for name in names], 1)
+    )
+
+
+def roles_in(frame: Any, column: str | None, root: Path) -> np.ndarray:
+    """Of each row, `(rows,)`; those of a table without splits are all `train`.
+
+    Raises:
+        DataError: A row's split goes by no known name.
+    """
+    if column is None:
+        return np.full(len(frame), "train", dtype=object)
+    named = {value: role_of(str(value)) for value in frame[column].unique()}
+    if odd := sorted(str(value) for value, role in named.items() if role is None):
+        raise DataError(
+            f"{root}: column {column!r} marks splits by {few([value or 'nothing' for value in odd])}; must be train, "
+            f"val or test in each row. Name another column by data.split_column, or none"
+        )
+    return np.array([named[value] for value in frame[column]], dtype=object)
+
+
+def split_by_role(
+    root: Path,
+    class_names: tuple[str, ...],
+    names: np.ndarray,
+    labels: np.ndarray,
+    roles: np.ndarray,
+    extents: np.ndarray | None = None,
+) -> dict[Role, Images]:
+    """The rows of each split, in their order."""
+    order: tuple[Role, ...] = ("train", "validation", "test")
+    return {
+        role: Images(
+            root=root, class_names=class_names, names=names[rows].tolist(), labels=labels[rows],
+            called=f"its {role} images", extents=None if extents is None else extents[rows],
+        )
+        for role in order
+        if len(rows := np.flatnonzero(roles == role))
+    }  # fmt: skip
+
+
+def _without_repeats(paths: Sequence[str], labels: np.ndarray, roles: np.ndarray, root: Path) -> tuple[np.ndarray, int]:
+    """Rows that repeat no other, and the number of those that do.
+
+    Raises:
+        DataError: An image is in two splits, or has another label in another row.
+    """
+    first: dict[str, int] = {}
+    kept = []
+    for row, path in enumerate(paths):
+        other = first.setdefault(path, row)
+        if other == row:
+            kept.append(row)
+        elif roles[row] != roles[other]:
+            raise DataError(f"{root}: {told(path)} is in two splits: {roles[other]} and {roles[row]}")
+        elif not np.array_equal(labels[row], labels[other]):
+            raise DataError(
+                f"{root}: {told(path)} has one label in row {other + 1:,} and another in row {row + 1:,}; several "
+                f"labels of an image must be in one row, with | between them"
+            )
+    return np.array(kept), len(paths) - len(kept)
+
+
+def _check_some_exist(paths: Sequence[str], column: str, root: Path) -> None:
+    """Whether paths begin where the table lies; single files that are missing are counted by the check of images."""
+    for path in paths[:_LOOKED_AT]:
+        with contextlib.suppress(OSError):
+            os.stat(os.path.join(root.parent, path))
+            return
+    raise DataError(
+        f"{root}: column {column!r}: no file {told(os.path.join(root.parent, paths[0]))}; paths must be absolute, or "
+        f"begin in the folder of the table"
+    )

@@ -1,0 +1,156 @@
+"""Which training images are held out: by class, or of images with several labels, by label."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cvt_nas.config import DataConfig
+from cvt_nas.data.images import Split
+from cvt_nas.data.records import Role, guide_of, tested_of
+from cvt_nas.errors import DataError
+
+
+def rows_of_splits(
+    labels: Mapping[Role, np.ndarray], config: DataConfig, class_names: Sequence[str]
+) -> tuple[dict[Split, Role], dict[Split, np.ndarray]]:
+    """Of each split, whose images it has of those that a set marks, and which of them.
+
+    The validation images guide the search where there are test images, too; else images are held out of `train` for it.
+    Where there are neither, test images are held out as well.
+
+    Args:
+        labels: Of the images that are marked as each; see `ImageData.labels`.
+
+    Raises:
+        DataError: See `hold_out`.
+    """
+    tested, guide = tested_of(labels), guide_of(labels)
+    source: dict[Split, Role] = {"train": "train", "search": guide or "train", "test": tested or "train"}
+    left, own = np.arange(len(labels["train"])), labels["train"]
+    if tested is None:
+        held_out = hold_out(own, config.test_fraction, config.split_seed, class_names, setting="test_fraction")
+        left, test = (np.sort(each) for each in held_out)
+    else:
+        test = np.arange(len(labels[tested]))
+    train, search = split_off_search(own[left], config, class_names, guided=guide is not None)
+    search = left[search] if guide is None else np.arange(len(labels[guide]))
+    return source, {"train": left[train], "search": search, "test": test}
+
+
+def split_off_search(
+    labels: np.ndarray, config: DataConfig, class_names: Sequence[str] | None = None, *, guided: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of train and search: stratified by class, at least one image of each, fixed by the split seed.
+
+    Args:
+        labels: As `ImageData.labels` gives them.
+        class_names: To name a class that is too small.
+        guided: Whether other images guide the search, so that none are held out for it.
+    """
+    train, search = np.arange(len(labels)), np.arange(0)
+    if not guided:
+        train, search = hold_out(
+            labels, config.search_fraction, config.split_seed, class_names, setting="search_fraction"
+        )
+    if config.train_fraction < 1:
+        train = _part_of(train, labels, config)
+    return np.sort(train), np.sort(search)
+
+
+def hold_out(
+    labels: np.ndarray, fraction: float, seed: int, class_names: Sequence[str] | None = None, *, setting: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of what is kept and of what is held out, stratified by class, at least one image of each in both.
+
+    scikit-learn's stratified split, where that holds out an image of each class; else, of each class by itself, its
+    share, rounded, and at least one. Images with several labels are split by `_by_labels`.
+
+    Args:
+        labels: As `ImageData.labels` gives them.
+        setting: Of section `data`, by which `fraction` is set.
+
+    Returns:
+        Both in scikit-learn's order, which what is drawn from them next depends on.
+
+    Raises:
+        DataError: A class has a single image.
+    """
+    from sklearn.model_selection import train_test_split
+
+    counts = np.bincount(labels) if labels.ndim == 1 else labels.sum(axis=0, dtype=np.int64)
+    if len(small := np.flatnonzero(counts == 1)):
+        names = ", ".join(str(label if class_names is None else class_names[label]) for label in small[:5])
+        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+        raise DataError(
+            f"data.{setting}: an image of each class is held out, and one at least stays to train on: a single image "
+            f"is left of {names}{more}; add images, or take the class away"
+        )
+    if labels.ndim > 1:
+        return _by_labels(labels, fraction, seed)
+    every = np.arange(len(labels))
+    try:
+        kept, held = map(np.asarray, train_test_split(every, test_size=fraction, random_state=seed, stratify=labels))
+    except ValueError:
+        kept = held = every[:0]
+    present = np.flatnonzero(counts)
+    if all(np.array_equal(np.unique(labels[rows]), present) for rows in (kept, held)):
+        return kept, held
+    random = np.random.default_rng(seed)
+    held = np.concatenate([
+        random.permutation(np.flatnonzero(labels == label))[: min(max(round(fraction * n), 1), n - 1)]
+        for label, n in zip(present, counts[present], strict=True)
+    ])  # fmt: skip
+    return np.setdiff1d(every, held), held
+
+
+def _part_of(train: np.ndarray, labels: np.ndarray, config: DataConfig) -> np.ndarray:
+    """A share of the training images, stratified, with at least one of each class."""
+    from sklearn.model_selection import train_test_split
+
+    fraction, seed, own = config.train_fraction, config.split_seed, labels[train]
+    if labels.ndim > 1:
+        return train[_by_labels(own, fraction, seed, keeps_one=False)[1]]
+    try:
+        part = np.asarray(train_test_split(train, train_size=fraction, random_state=seed, stratify=own)[0])
+    except ValueError:
+        part = train[:0]
+    if np.array_equal(np.unique(labels[part]), np.unique(own)):
+        return part
+    random = np.random.default_rng(seed)
+    return np.concatenate([
+        random.permutation(rows)[: max(round(fraction * len(rows)), 1)]
+        for label in np.unique(own)
+        for rows in [train[own == label]]
+    ])  # fmt: skip
+
+
+def _by_labels(
+    labels: UInt8[np.ndarray, "images labels"], fraction: float, seed: int, *, keeps_one: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of what is kept and of what is taken, with `fraction` of the images of each label taken.
+
+    Each label is in what is taken, and in what is kept, as far as an image can be moved that is not the only one of
+    another label where it is.
+
+    Args:
+        keeps_one: Whether each label must be in what is kept.
+
+    Source: Sechidis, Tsoumakas and Vlahavas 2011, iterative stratification.
+    """
+    from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
+
+    splitter = MultilabelStratifiedShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
+    try:
+        _, taken = next(splitter.split(labels, labels))
+    except ValueError:  # too few images for a share of them
+        taken = np.arange(0)
+    has, is_taken = labels > 0, np.isin(np.arange(len(labels)), taken)
+    for to in (True, False) if keeps_one else (True,):
+        for label in np.flatnonzero(has.any(axis=0)):
+            if np.any(has[:, label] & (is_taken == to)):
+                continue
+            last = keeps_one & (has[is_taken != to].sum(axis=0) == 1)
+            if len(movable := np.flatnonzero(has[:, label] & ~has[:, last].any(axis=1))):
+                is_taken[movable[0]] = to
+    return np.flatnonzero(~is_taken), np.flatnonzero(is_taken)

@@ -1,0 +1,182 @@
+"""Images and labels in arrays: MedMNIST's `.npz`, and folders of `.npy` files."""
+
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from cvt_nas.data.kinds.labels import Labels, labels_of
+from cvt_nas.data.records import SPELLINGS, Role
+from cvt_nas.data.tree import few
+from cvt_nas.errors import DataError
+
+DIM = 65  # of 255; white of 14 bits in a file of 16 is read as 64
+_PART = 1000  # images that are converted at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays:
+    """A small data set.
+
+    Args:
+        images: Of each split, uint8, `(images, channels, height, width)`.
+        labels: See `ImageData.labels`.
+        notes: How it was read, one line each.
+    """
+
+    images: Mapping[Role, np.ndarray]
+    labels: Mapping[Role, np.ndarray]
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def stacks_in(folder: Path) -> list[Path]:
+    """The files of images that `read_npy` takes."""
+    words = (word for words in SPELLINGS.values() for word in words)
+    paths = (folder / f"{prefix}images.npy" for prefix in ("", *(f"{word}_" for word in words)))
+    return [path for path in paths if path.is_file()]
+
+
+def are_bytes(folder: Path) -> bool:
+    """Whether all images of `read_npy` can be mapped into memory as they are."""
+    return all(mapped(path).dtype == np.uint8 for path in stacks_in(folder))
+
+
+def mapped(path: Path) -> np.ndarray:
+    """The array of a `.npy` file, as it lies on disk.
+
+    Raises:
+        DataError: It is damaged, or holds Python's objects.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read: {_reason(error)}") from error
+
+
+def read_npz(path: Path) -> Arrays:
+    """A file as MedMNIST publishes them: `train_images`, `train_labels`, and the same for `val` and `test`.
+
+    Raises:
+        DataError: It is damaged, lacks arrays, or they do not fit.
+    """
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: is no npz file, or is incomplete")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return _read(path, file.files, lambda name: file[name])
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read: {_reason(error)}") from error
+
+
+def read_npy(folder: Path) -> Arrays:
+    """A folder of `train_images.npy` and `train_labels.npy`, the same for `val` and `test`; or without such a prefix.
+
+    Raises:
+        DataError: Files are damaged or missing, or do not fit.
+    """
+    return _read(
+        folder, [path.stem for path in sorted(folder.glob("*.npy"))], lambda name: mapped(folder / f"{name}.npy")
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition(". ")[0]
+
+
+def _read(place: Path, names: Iterable[str], read: Callable[[str], np.ndarray]) -> Arrays:
+    found: dict[Role, str] = {}
+    names = set(names)
+    for role, words in SPELLINGS.items():
+        present = [prefix for word in words if f"{(prefix := f'{word}_')}images" in names]
+        if role == "train" and "images" in names:
+            present.append("")
+        if len(present) > 1:
+            raise DataError(
+                f"{place}: {few([f'{prefix}images' for prefix in present])} could each be the {role} images"
+            )
+        if present:
+            found[role] = present[0]
+    if "train" not in found:
+        raise DataError(f"{place}: has no array train_images, but {few(sorted(names)) or 'none'}")
+    if lost := [f"{prefix}labels" for prefix in found.values() if f"{prefix}labels" not in names]:
+        raise DataError(f"{place}: has no array {few(lost)}")
+    images: dict[Role, np.ndarray] = {}
+    notes: list[str] = []
+    for role, prefix in found.items():
+        raw, called = read(f"{prefix}images"), f"{place}: {prefix}images"
+        images[role] = _images(raw, called)
+        if raw.dtype != np.uint8 and (brightest := int(images[role].max())) < DIM:
+            notes.append(f"{called}: no value is above {brightest} of 255, once read as 8 bits; scale white to the top")
+    told = {role: read(f"{prefix}labels") for role, prefix in found.items()}
+    for role, prefix in found.items():
+        if len(images[role]) != len(told[role]):
+            raise DataError(
+                f"{place}: {prefix}images has {len(images[role]):,} images, {prefix}labels {len(told[role]):,}"
+            )
+        if images[role].shape[1] != images["train"].shape[1]:
+            raise DataError(
+                f"{place}: {prefix}images has {images[role].shape[1]} channels, {found['train']}images "
+                f"{images['train'].shape[1]}"
+            )
+    labels = _labels(list(told.values()), str(place))
+    ends = np.cumsum([len(each) for each in told.values()])
+    return Arrays(
+        images=images,
+        labels=dict(zip(told, np.split(labels.values, ends[:-1]), strict=True)),
+        class_names=labels.names,
+        notes=(*labels.notes, *notes),
+    )
+
+
+def _labels(arrays: list[np.ndarray], place: str) -> Labels:
+    """One class an image, `(images,)` or `(images, 1)`; or of `(images, labels)`, 0 or 1 of each label."""
+    if len({array.shape[1:] for array in arrays}) > 1 or arrays[0].ndim > 2:
+        raise DataError(f"{place}: labels have the shapes {few([str(array.shape) for array in arrays])}")
+    whole = np.concatenate(arrays)
+    if whole.ndim == 1 or whole.shape[1] == 1:
+        return labels_of(whole.ravel().tolist(), separator="none", place=f"{place}: labels")
+    if not np.isin(whole, (0, 1)).all():
+        raise DataError(f"{place}: labels of the shape {whole.shape} must be 0 or 1 for each label of an image")
+    names = tuple(map(str, range(whole.shape[1])))
+    if (whole.sum(axis=1) == 1).all():
+        note = f"{place}: each image has exactly one of {whole.shape[1]:,} labels, so these are read as classes"
+        return Labels(names=names, values=whole.argmax(axis=1), notes=(note,))
+    return Labels(names=names, values=whole.astype(np.uint8))
+
+
+def _images(array: np.ndarray, place: str) -> UInt8[np.ndarray, "images channels height width"]:
+    if array.ndim not in (3, 4) or not array.size:
+        raise DataError(
+            f"{place}: has the shape {array.shape}, must be (images, height, width), or with channels at the end"
+        )
+    if array.ndim == 3:
+        array = array[..., None]
+    elif array.shape[1] in (1, 3) and array.shape[3] not in (1, 3):
+        raise DataError(f"{place}: has the shape {array.shape}; channels must come last: np.moveaxis(images, 1, -1)")
+    return np.moveaxis(array if array.dtype == np.uint8 else in_8_bits(array, place), -1, 1)
+
+
+def in_8_bits(array: np.ndarray, place: str) -> UInt8[np.ndarray, "..."]:
+    """Values of 8 or 16 bits, or floats between 0 and 1, by the rules of `reading`; a part at a time.
+
+    Raises:
+        DataError: They are others.
+    """
+    if array.dtype == np.uint8:
+        return np.asarray(array)
+    kind = array.dtype.kind
+    white = {"f": 1.0, "u": 65535.0, "b": 1.0}.get(kind, 0.0)
+    if not white or (kind == "u" and array.dtype != np.uint16):
+        raise DataError(f"{place}: has values of {array.dtype}, must be uint8, uint16, or floats between 0 and 1")
+    scaled = np.empty(array.shape, np.uint8)
+    for start in range(0, len(array), _PART):
+        part = array[start : start + _PART].astype(np.float64)
+        least, most = float(part.min()), float(part.max())
+        if not (least >= 0 and most <= white):  # also where they are not numbers
+            raise DataError(f"{place}: has values from {least:g} to {most:g}, must be from 0 to {white:g}")
+        scaled[start : start + _PART] = np.round(part * (255 / white))
+    return scaled

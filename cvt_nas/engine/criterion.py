@@ -1,0 +1,115 @@
+"""The loss of a training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from cvt_nas.config import TrainingConfig
+from cvt_nas.data import ImageData
+from cvt_nas.errors import DataError, PluginError
+from cvt_nas.plugins import is_plugin, load_plugin
+
+
+class Criterion:
+    """The mean loss of a batch, from logits and targets.
+
+    Targets are class indices `(batch,)`, or probabilities of classes `(batch, classes)` where images are mixed. Where
+    images can have several classes, they are `(batch, classes)`, each from 0 to 1.
+
+    Args:
+        loss: By name, `auto` resolved; or a function of logits and targets.
+        label_smoothing: Share of each label that is spread evenly over its possible values.
+        weights: `(classes,)`: of each class in cross-entropy, of its positive labels in binary cross-entropy.
+        is_multi_label: Whether images can have several classes.
+    """
+
+    def __init__(
+        self,
+        loss: str | Callable[..., Tensor],
+        *,
+        label_smoothing: float = 0.0,
+        weights: Float[Tensor, " classes"] | None = None,
+        is_multi_label: bool = False,
+    ) -> None:
+        self._loss, self._smoothing, self._weights = loss, label_smoothing, weights
+        self.is_multi_label = is_multi_label
+
+    def __call__(
+        self, logits: Float[Tensor, "batch classes"], targets: Tensor, *, label_smoothing: float | None = None
+    ) -> Float[Tensor, ""]:
+        """
+        Args:
+            label_smoothing: Instead of the usual one.
+
+        Raises:
+            PluginError: A function of the user's gives neither one loss nor one for each image.
+        """
+        smoothing = self._smoothing if label_smoothing is None else label_smoothing
+        if self._loss == "binary_cross_entropy":
+            return self._binary(logits, targets, smoothing)
+        if self._loss == "cross_entropy":
+            if self._weights is None:
+                return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+            # a mean over images: torch divides by the weights where targets are indices
+            total = F.cross_entropy(
+                logits, targets, weight=self._weights, label_smoothing=smoothing, reduction="sum"
+            )  # fmt: skip
+            return total / len(logits)
+        assert callable(self._loss), "auto is resolved, and other names are refused"
+        loss: Any = self._loss(logits, targets)
+        if not isinstance(loss, Tensor) or loss.shape not in ((), logits.shape[:1]):
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise PluginError(f"training.loss: got {shape}, must be a tensor (batch,) or ()")
+        return loss.mean()
+
+    def _binary(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        if targets.ndim == 1:
+            targets = F.one_hot(targets, logits.shape[1])
+        targets = targets.to(logits.dtype)
+        if smoothing:
+            spread = 1 / 2 if self.is_multi_label else 1 / logits.shape[1]
+            targets = targets * (1 - smoothing) + smoothing * spread
+        return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self._weights)
+
+
+def criterion_of(training: TrainingConfig, data: ImageData, device: torch.device) -> Criterion:
+    """By the settings `loss`, `class_weights` and `label_smoothing`.
+
+    Raises:
+        DataError: The loss is for images of one class each, and these can have several.
+        PluginError: See `load_plugin`.
+    """
+    loss = training.loss
+    if loss == "auto":
+        loss = "binary_cross_entropy" if data.is_multi_label else "cross_entropy"
+    if loss == "cross_entropy" and data.is_multi_label:
+        raise DataError("training.loss: cross_entropy is for images of one class each, and these can have several")
+    weights = None
+    if training.class_weights == "balanced" and not is_plugin(loss):
+        found = balanced_weights(data.labels("train"), len(data.class_names), is_binary=loss == "binary_cross_entropy")
+        weights = torch.from_numpy(found).to(device)
+    return Criterion(
+        load_plugin(loss, "training.loss") if is_plugin(loss) else loss,
+        label_smoothing=training.label_smoothing,
+        weights=weights,
+        is_multi_label=data.is_multi_label,
+    )
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int, *, is_binary: bool) -> np.ndarray:
+    """A weight for each class, float32: as scikit-learn's `balanced`, or of positive labels against negative ones.
+
+    That of a class without images has no effect.
+
+    Args:
+        labels: Class indices `(images,)`, or zeros and ones `(images, classes)`.
+    """
+    counts = labels.sum(axis=0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)
+    num_present, counts = np.count_nonzero(counts), np.maximum(counts, 1)
+    weights = (len(labels) - counts) / counts if is_binary else len(labels) / (num_present * counts)
+    return weights.astype(np.float32)

@@ -1,0 +1,5 @@
+"""From a folder of images to a space file for it and for this machine."""
+
+from cvt_nas.init.begin import Beginning, begin
+
+__all__ = ["Beginning", "begin"]

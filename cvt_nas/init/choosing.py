@@ -1,0 +1,247 @@
+"""A search for a data set and a machine: image size, space, training and what is maximised, each with its reason."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cvt_nas.arch import ArchConfig
+from cvt_nas.init.looking import DataLook, Host
+
+_SIDES = (16, 24, 32, 48, 64, 96, 128, 160, 192, 224)
+_MOST_ON_CPU = 64
+_MUCH = 20_000  # training images
+_FEW = 5_000
+_UNBALANCED = 5.0
+_MOST_SEARCH_IMAGES = 10_000
+_PATCHES = {1: (3, None), 2: (3, None), 4: (7, 2)}  # stride of the stem: kernel and padding
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draft:
+    """A space file in the making.
+
+    Args:
+        sections: As the file has them: nested dictionaries and lists.
+        reasons: Of settings, by their name within their section: why they are so, one line each.
+        basis: What the space was drawn from, one line.
+    """
+
+    sections: dict[str, Any]
+    reasons: dict[str, str]
+    basis: str
+
+
+def draft_for(look: DataLook, host: Host, *, name: str) -> Draft:
+    """What suits the data and the device, before the time that it takes is known."""
+    side, why_side = _side_for(look, host)
+    size_name, why_size = _size_for(look, host, side)
+    reasons = {"image_size": why_side, "stages": why_size}
+    stages = _stages_for(side, size_name)
+    training = _training_for(look, host, side, reasons)
+    sections: dict[str, Any] = {
+        "format": 1,
+        "name": name,
+        "space": {
+            "image_size": side,
+            "num_channels": look.num_channels,
+            "num_classes": look.num_classes,
+            "stages": stages,
+        },
+        "anchors": {"middle": _middle_of(stages)},
+        "objectives": {"accuracy": "maximize", "params": "minimize", "flops": "minimize"},
+        "data": _data_for(look, reasons),
+        "training": training,
+        "search": {
+            "trials": 100,
+            "sampler": "surrogate",
+            "scheduler": "pareto-asha",
+            "grace_period": max(training["epochs"] // 9, 1),
+            "reduction_factor": 3,
+            "seed": 0,
+        },
+    }
+    return Draft(sections=sections, reasons=reasons, basis=why_size)
+
+
+def draft_like(ready: dict[str, Any], look: DataLook, *, name: str, of: str) -> Draft:
+    """A ready file's search, for other images.
+
+    Args:
+        ready: The ready file, as YAML gives it.
+        of: Its name.
+    """
+    sections, reasons = copy.deepcopy(ready), dict[str, str]()
+    space = sections["space"]
+    sections["name"] = name
+    space["num_channels"], space["num_classes"] = look.num_channels, look.num_classes
+    sections["data"] = _data_for(look, reasons)
+    if look.is_multi_label:
+        sections["training"]["metric"] = "mean_average_precision"
+    augment = sections["training"].get("augment", {})
+    for idle in ("crop_scale", "color_jitter") if look.is_in_memory else ("crop_padding",):
+        augment.pop(idle, None)
+    reasons["image_size"] = f"as {of} has it; half of the images are at least {min(look.median_size)} pixels"
+    return Draft(sections=sections, reasons=reasons, basis=f"the space and the training of {of}")
+
+
+def draft_around(arch: ArchConfig, draft: Draft) -> Draft:
+    """The same with a space around the network that weights are of: its sizes are the greatest.
+
+    Args:
+        arch: Of the weights.
+    """
+    stages = []
+    for stage in arch.stages:
+        first = stage.blocks[0]
+        heads = max(block.num_heads for block in stage.blocks)
+        fewer = [heads // 2, heads] if heads % 2 == 0 else [heads]
+        unit = 2 * heads if heads % 2 == 0 else heads
+        narrower = max(round(stage.embed_dim * 0.75 / unit), 1) * unit
+        depth, ratio = len(stage.blocks), max(block.mlp_ratio for block in stage.blocks)
+        strides = sorted({first.kv_stride, 2 * first.kv_stride}) if stage is arch.stages[0] else [first.kv_stride]
+        stages.append({
+            "patch": {"kernel": stage.patch_kernel, "stride": stage.patch_stride, "padding": stage.patch_padding},
+            "embed_dim": sorted({narrower, stage.embed_dim}),
+            "depth": sorted({max(depth // 2, 1), max(3 * depth // 4, 1), depth}),
+            "num_heads": fewer,
+            "mlp_ratio": [ratio / 2, ratio],
+            "kernel_size": first.kernel_size,
+            "kv_stride": strides,
+            "projection": first.projection,
+        })  # fmt: skip
+    names = ("embed_dim", "depth", "num_heads", "mlp_ratio")
+    whole = {name: [stage[name][-1] for stage in stages] for name in names}
+    whole["kv_stride"] = [stage.blocks[0].kv_stride for stage in arch.stages]
+    for stage in stages:
+        stage.update({name: _plain(value) for name, value in stage.items() if isinstance(value, list)})
+    sections = copy.deepcopy(draft.sections)
+    sections["space"] |= {
+        "activation": arch.activation,
+        "pool": "class_token" if arch.stages[-1].class_token else "mean",
+        "stages": stages,
+    }
+    sections["anchors"] = {"whole": whole}
+    reasons = {**draft.reasons, "stages": "options up to the sizes of the network that the weights are of"}
+    return Draft(sections=sections, reasons=reasons, basis=reasons["stages"])
+
+
+def _data_for(look: DataLook, reasons: dict[str, str]) -> dict[str, Any]:
+    data: dict[str, Any] = {"dataset": look.dataset}
+    if "search" in look.held_out:
+        pool = look.num_images["train"] + look.num_images["search"]
+        data["search_fraction"] = round(max(min(0.2, _MOST_SEARCH_IMAGES / pool), 0.02), 3)
+        reasons["search_fraction"] = "the search is guided by these images, which no training sees"
+    return data
+
+
+def _side_for(look: DataLook, host: Host) -> tuple[int, str]:
+    shorter = min(look.median_size)
+    most = 224 if host.gpu_names else _MOST_ON_CPU
+    if look.is_in_memory and shorter <= most:
+        return max(shorter, 8), "the images' own size"
+    fitting = [side for side in _SIDES if side <= min(shorter, most)]
+    side = fitting[-1] if fitting else max(shorter, 8)
+    if shorter > most and not host.gpu_names:
+        return side, f"the images are larger, but on CPUs a network of {most} pixels is what an afternoon is enough for"
+    return side, f"half of the images are at least {shorter} pixels on their shorter side"
+
+
+def _size_for(look: DataLook, host: Host, side: int) -> tuple[str, str]:
+    num_train = look.num_images["train"]
+    if not host.gpu_names:
+        return "tiny", "widths and depths that a CPU trains in minutes"
+    if num_train < _MUCH or side < 96:
+        return "small", f"about half of CvT-13's widths: there are {num_train:,} training images of {side} pixels"
+    return "base", "around CvT-13 (arXiv:2103.15808, table 2), which is the anchor's middle"
+
+
+def _stages_for(side: int, size_name: str) -> list[dict[str, Any]]:
+    strides: list[int] = [1] if side <= 16 else [1, 2] if side <= 40 else [2, 4] if side <= 96 else [4]
+    if size_name == "tiny" and len(strides) > 1:
+        strides = strides[1:]
+    widths, depths, heads = {
+        "tiny": ([[16, 32], [32, 64], [64, 128]], [[1], [1, 2], [1, 2, 3]], [[1, 2], [1, 2], [2, 4]]),
+        "small": ([[32, 64], [96, 128], [192, 256]], [[1, 2], [1, 2, 3], [2, 4, 6]], [[1, 2], [2, 4], [4, 8]]),
+        "base": ([[64], [144, 192], [336, 384]], [[1, 2], [1, 2, 3], [6, 8, 10]], [[1, 2], [3, 6], [6, 12]]),
+    }[size_name]
+    stages, grid = [], side // max(strides)
+    for index in range(3):
+        stage: dict[str, Any] = {}
+        if index == 0:
+            kernel, padding = _PATCHES[max(strides)] if len(strides) == 1 else (3, None)
+            stage["patch"] = {"kernel": kernel, "stride": _plain(strides)}
+            if padding is not None:
+                stage["patch"]["padding"] = padding
+        else:
+            stage["patch"] = {"kernel": 3, "stride": 2}
+            grid = math.ceil(grid / 2)
+        stage["embed_dim"] = _plain(widths[index])
+        stage["depth"] = _plain(depths[index])
+        stage["num_heads"] = heads[index]
+        stage["mlp_ratio"] = [2.0, 4.0]
+        stage["kernel_size"] = [3, 5] if grid >= 7 else 3
+        stage["kv_stride"] = [1, 2, 4] if grid >= 28 else [1, 2] if grid >= 4 else 1
+        stages.append(stage)
+    return stages
+
+
+def _plain(options: Sequence[int]) -> Any:
+    return options[0] if len(options) == 1 else list(options)
+
+
+def _middle_of(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The middle option of each choice that is open anywhere."""
+
+    def middle(value: Any) -> Any:
+        return value[(len(value) - 1) // 2] if isinstance(value, list) else value
+
+    anchor: dict[str, Any] = {}
+    strides = [stage["patch"]["stride"] for stage in stages]
+    if any(isinstance(stride, list) for stride in strides):
+        anchor["patch_stride"] = [middle(stride) for stride in strides]
+    for choice in ("embed_dim", "depth", "num_heads", "mlp_ratio", "kernel_size", "kv_stride"):
+        if any(isinstance(stage[choice], list) for stage in stages):
+            anchor[choice] = [middle(stage[choice]) for stage in stages]
+    return anchor
+
+
+def _training_for(look: DataLook, host: Host, side: int, reasons: dict[str, str]) -> dict[str, Any]:
+    num_train, has_gpu = look.num_images["train"], bool(host.gpu_names)
+    epochs = (100 if num_train < _FEW else 60) if has_gpu else 30
+    batch_size = 32 if num_train < 2_000 else 64 if num_train < _MUCH or not has_gpu else 256
+    training: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": 2e-3 if batch_size == 256 else 1e-3,
+        "warmup_epochs": max(round(epochs / 20), 1),
+        "weight_decay": 0.05,
+        "label_smoothing": 0.1,
+    }
+    if has_gpu:
+        training["precision"] = "bf16"
+    if look.is_multi_label:
+        reasons["metric"] = "images can have several classes: the mean over classes of the average precision"
+        training["metric"] = "mean_average_precision"
+    elif look.imbalance > _UNBALANCED:
+        reasons["metric"] = (
+            f"the commonest class has {look.imbalance:.0f} times the images of the rarest: each class counts alike"
+        )
+        training["metric"] = "balanced_accuracy"
+    if look.imbalance > _UNBALANCED:
+        training["class_weights"] = "balanced"
+    augment: dict[str, Any] = {} if look.dataset == "digits" else {"flip": True}
+    if augment:
+        reasons["augment"] = "take flip away where left and right are not alike, as in writing"
+    if look.is_in_memory:
+        augment["crop_padding"] = max(side // 8, 1)
+    else:
+        augment["crop_scale"] = 0.08 if num_train >= 10 * _MUCH else 0.35
+    if look.num_channels in (1, 3) and side >= 32 and num_train >= 2_000:
+        augment["randaugment"] = "rand-m9-mstd0.5-inc1"
+    if side >= 32:
+        augment["random_erasing"] = 0.25
+    if num_train >= _MUCH:
+        augment |= {"mixup": 0.8, "cutmix": 1.0}
+    return {**training, "augment": augment}
