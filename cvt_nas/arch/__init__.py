@@ -26,6 +26,7 @@ from cvt_nas.arch.network import (
     describe_stages,
 )
 from cvt_nas.arch.published import NAMED_ARCHS, cvt
+from cvt_nas.arch.sizes import Grid, ImageSize, as_size, checked_size, sides_of, size_text
 
 __all__ = [
     "NAMED_ARCHS",
@@ -34,13 +35,17 @@ __all__ = [
     "ArchConfig",
     "BlockConfig",
     "Cost",
+    "Grid",
+    "ImageSize",
     "Projection",
     "StageConfig",
     "arch_from_dict",
     "arch_of_config",
     "arch_to_dict",
+    "as_size",
     "attention_flops",
     "block_cost",
+    "checked_size",
     "class_names_of_config",
     "cost_of",
     "cvt",
@@ -54,6 +59,8 @@ __all__ = [
     "mlp_width",
     "read_object",
     "save_arch",
+    "sides_of",
+    "size_text",
     "stage_cost",
     "stage_costs",
 ]
