@@ -49,7 +49,7 @@ def rates(name: str, device: torch.device, *, tiny: bool) -> dict[str, Any]:
         models["transformers"] = twin()
     make = train_step if kind == "training" else eval_step
     steps = {name: make(model, precision, device, in_order=in_order) for name, model in models.items()}
-    images = torch.randn(size, arch.num_channels, arch.image_size, arch.image_size, device=device)
+    images = torch.randn(size, *arch.image_shape, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, arch.num_classes, (size,), device=device)
     runs = {name: functools.partial(step, images, labels) for name, step in steps.items()}

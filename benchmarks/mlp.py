@@ -47,7 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device("cpu")
     for name, (arch, batch_size) in networks().items():
-        images = torch.randn(batch_size, arch.num_channels, arch.image_size, arch.image_size)
+        images = torch.randn(batch_size, *arch.image_shape)
         images = images.contiguous(memory_format=torch.channels_last)
         labels = torch.randint(0, arch.num_classes, (batch_size,))
         for kind, make in (("training step", train_step), ("forward pass", eval_step)):

@@ -52,7 +52,7 @@ def main() -> None:
         other = CvT(arch).to(device) if against_ourselves else hugging_face_twin(arch, quick_gelu=False).to(device)
         if options.compile:
             ours = torch.compile(ours)
-        images = torch.randn(batch_size, arch.num_channels, arch.image_size, arch.image_size, device=device)
+        images = torch.randn(batch_size, *arch.image_shape, device=device)
         labels = torch.randint(0, arch.num_classes, (batch_size,), device=device)
         for kind, make in (("train", train_step), ("eval", eval_step)):
             in_order = torch.are_deterministic_algorithms_enabled()

@@ -46,7 +46,7 @@ def main() -> None:
     space, device, rng = load_experiment(options.space).space, torch.device(options.device), random.Random(0)
     settings = {"kernel_maps": options.kernel_maps, "own_norms": tuple(options.own_norms)}
     supernet = Supernet(space, **settings).to(device)
-    images = torch.randn(options.batch, space.num_channels, space.image_size, space.image_size, device=device)
+    images = torch.randn(options.batch, *space.largest.image_shape, device=device)
     random_ones = [space.decode(space.sample(rng)) for _ in range(options.subnets)]
     cold = []
     for arch in random_ones:

@@ -5,19 +5,23 @@ from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter, ValidationError
 
-from cvt_nas.arch import BlockConfig, StageConfig
+from cvt_nas.arch import BlockConfig, Grid, StageConfig, size_text
 from cvt_nas.errors import RunFolderError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """What the networks of a space are made of: embeddings, as stages of any blocks, with the channels and the side of
-    the map that they take; blocks, with their width, the side of the grid and whether there is a class token; and
-    heads, by width and side."""
+    """What the networks of a space are made of.
 
-    embeddings: tuple[tuple[StageConfig, int, int], ...]
-    blocks: tuple[tuple[BlockConfig, int, int, bool], ...]
-    heads: tuple[tuple[int, int], ...]
+    Args:
+        embeddings: Stages of any blocks, the channels and the grid of the map that they take.
+        blocks: Each with its width, its grid, and whether there is a class token.
+        heads: Width and grid.
+    """
+
+    embeddings: tuple[tuple[StageConfig, int, Grid], ...]
+    blocks: tuple[tuple[BlockConfig, int, Grid, bool], ...]
+    heads: tuple[tuple[int, Grid], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,13 +43,13 @@ class LatencyTable:
     device: str
     error: float
 
-    def embedding(self, stage: StageConfig, *, in_channels: int, grid: int) -> int:
+    def embedding(self, stage: StageConfig, *, in_channels: int, grid: Grid) -> int:
         return self.parts[embedding_key(stage, in_channels=in_channels, grid=grid)]
 
-    def block(self, block: BlockConfig, *, embed_dim: int, grid: int, class_token: bool) -> int:
+    def block(self, block: BlockConfig, *, embed_dim: int, grid: Grid, class_token: bool) -> int:
         return self.parts[block_key(block, embed_dim=embed_dim, grid=grid, class_token=class_token)]
 
-    def head(self, *, dim: int, grid: int) -> int:
+    def head(self, *, dim: int, grid: Grid) -> int:
         """With the constant, which is of a network as its one head is."""
         return self.parts[head_key(dim=dim, grid=grid)] + self.constant_us
 
@@ -66,20 +70,26 @@ class LatencyTable:
 _ADAPTER = TypeAdapter(LatencyTable)
 
 
-def embedding_key(stage: StageConfig, *, in_channels: int, grid: int) -> str:
+def embedding_key(stage: StageConfig, *, in_channels: int, grid: Grid) -> str:
     return (
         f"embedding {in_channels} to {stage.embed_dim} channels, kernel {stage.patch_kernel}, stride "
-        f"{stage.patch_stride}, padding {stage.patch_padding}, grid {grid}"
+        f"{stage.patch_stride}, padding {stage.patch_padding}, grid {_text_of(grid)}"
         + (", position embedding" if stage.pos_embed else "")
     )
 
 
-def block_key(block: BlockConfig, *, embed_dim: int, grid: int, class_token: bool) -> str:
+def block_key(block: BlockConfig, *, embed_dim: int, grid: Grid, class_token: bool) -> str:
     return (
         f"block of {embed_dim} channels, heads {block.num_heads}, mlp {block.mlp_ratio:g}, kernel {block.kernel_size}, "
-        f"kv stride {block.kv_stride}, {block.projection}, {block.activation}, grid {grid}, class token {class_token}"
+        f"kv stride {block.kv_stride}, {block.projection}, {block.activation}, grid {_text_of(grid)}, "
+        f"class token {class_token}"
     )
 
 
-def head_key(*, dim: int, grid: int) -> str:
-    return f"head of {dim} channels, grid {grid}"
+def head_key(*, dim: int, grid: Grid) -> str:
+    return f"head of {dim} channels, grid {_text_of(grid)}"
+
+
+def _text_of(grid: Grid) -> str:
+    """One number for a square: the keys of tables that runs hold already."""
+    return str(grid[0]) if grid[0] == grid[1] else size_text(grid)

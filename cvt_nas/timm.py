@@ -28,7 +28,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from cvt_nas.arch import NAMED_ARCHS, ArchConfig, arch_from_dict, load_arch
+from cvt_nas.arch import NAMED_ARCHS, ArchConfig, arch_from_dict, load_arch, sides_of
 from cvt_nas.model import CvT
 
 torch.fx.wrap("rearrange")  # as in cvt_nas.model.network
@@ -40,7 +40,8 @@ class TimmCvT(CvT):
     Args:
         arch: What to build. `num_classes`, `in_chans` and `img_size` replace what it says.
         num_classes: 0 leaves the head out.
-        img_size: Side of the square images. No weight depends on it, and images of any other size still fit.
+        img_size: Side of square images, or height and width. No weight depends on it but a position embedding, which
+            is interpolated, and images of any other size still fit.
         global_pool: What the head sees: `token`, the class token, `avg`, the mean of the other tokens, or `""`, all of
             them. The architecture's own where not given.
         drop_rate: Of dropout before the head.
@@ -48,8 +49,7 @@ class TimmCvT(CvT):
 
     Raises:
         ArchError: No such network can exist.
-        ValueError: `drop_path_rate` has not one rate for each stage, the images are not square, or there is no such
-            pooling.
+        ValueError: `drop_path_rate` has not one rate for each stage, or there is no such pooling.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class TimmCvT(CvT):
             arch,
             num_classes=num_classes or arch.num_classes,
             num_channels=arch.num_channels if in_chans is None else in_chans,
-            image_size=arch.image_size if img_size is None else _side_of(img_size),
+            image_size=arch.image_size if img_size is None else img_size,
         )
         super().__init__(arch, drop_path=drop_path_rate)
         self.num_classes, self.in_chans = arch.num_classes, arch.num_channels
@@ -209,15 +209,6 @@ class TimmCvT(CvT):
         return list(taken)
 
 
-def _side_of(img_size: int | Sequence[int]) -> int:
-    sides = {img_size} if isinstance(img_size, int) else set(img_size)
-    if len(sides) != 1:
-        raise ValueError(
-            f"img_size: got {tuple(sides)}, must be square; leave it out, and images of any shape can still be given"
-        )
-    return sides.pop()
-
-
 def _map_of(
     tokens: Float[Tensor, "batch tokens channels"], grid: Sequence[int]
 ) -> Float[Tensor, "batch channels height width"]:
@@ -229,7 +220,7 @@ def facts_of(arch: ArchConfig) -> dict[str, Any]:
     """What timm must know of weights of `arch`, to give them another head or another number of channels."""
     return {
         "num_classes": arch.num_classes,
-        "input_size": (arch.num_channels, arch.image_size, arch.image_size),
+        "input_size": arch.image_shape,
         "first_conv": "stage0.patch_embed.proj",
         "classifier": "head",
     }
@@ -255,7 +246,7 @@ def _published(name: str) -> dict[str, Any]:
         mean=IMAGENET_DEFAULT_MEAN,
         std=IMAGENET_DEFAULT_STD,
         interpolation="bicubic",
-        crop_pct=0.875 if arch.image_size < 384 else 1.0,
+        crop_pct=0.875 if min(sides_of(arch.image_size)) < 384 else 1.0,
     )
     return {**facts_of(arch), **seen}
 

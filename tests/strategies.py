@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from cvt_nas.arch import PROJECTIONS, Activation, ArchConfig, BlockConfig, StageConfig
+from cvt_nas.arch import PROJECTIONS, Activation, ArchConfig, BlockConfig, ImageSize, StageConfig
 from cvt_nas.errors import ArchError
 from cvt_nas.space import BLOCK_CHOICES, SearchSpace, StageSpace
 
@@ -24,7 +24,7 @@ def blocks(draw: st.DrawFn, embed_dim: int) -> BlockConfig:
 
 @st.composite
 def archs(draw: st.DrawFn) -> ArchConfig:
-    """Any projection, kernel, stride and image size; odd grids; with and without a class token."""
+    """Any projection, kernel, stride and image size, square or not; odd grids; with and without a class token."""
     num_stages = draw(st.integers(1, 3))
     stages = []
     for index in range(num_stages):
@@ -43,11 +43,13 @@ def archs(draw: st.DrawFn) -> ArchConfig:
     sizes = []
     for size in range(1, 160):
         try:
-            sizes.append(ArchConfig(image_size=size, num_classes=1, stages=tuple(stages)).image_size)
+            ArchConfig(image_size=size, num_classes=1, stages=tuple(stages))
         except ArchError:
             continue
+        sizes.append(size)
+    side = st.sampled_from(sizes[:30])
     return ArchConfig(
-        image_size=draw(st.sampled_from(sizes[:30])),
+        image_size=draw(side | st.tuples(side, side)),
         num_channels=draw(st.sampled_from([1, 3])),
         num_classes=draw(st.integers(1, 12)),
         stages=tuple(stages),
@@ -83,12 +85,13 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
         )
         for index in range(num_stages)
     )
-    return SearchSpace(image_size=9, num_channels=1, num_classes=3, stages=stages, bounds={})
+    size = draw(st.sampled_from([9, (9, 6), (5, 12)]))
+    return SearchSpace(image_size=size, num_channels=1, num_classes=3, stages=stages, bounds={})
 
 
 def per_stage(
     *,
-    image_size: int,
+    image_size: ImageSize,
     dims: Sequence[int],
     depths: Sequence[int],
     heads: Sequence[int],

@@ -54,7 +54,7 @@ def test_cvt_13_for_cifar_differs_from_cvt_13_by_its_stem_class_token_and_head()
     # the published run's 19.55 M parameters and 82 M multiply-adds are of another CvT code, in which keys and values
     # share a convolution and have no biases
     arch, published = load_arch("cvt-13-cifar"), load_arch("cvt-13")
-    assert arch.grids == (8, 4, 2)
+    assert arch.grids == ((8, 8), (4, 4), (2, 2))
     stem, head = 3 * 64 * (7**2 - 3**2), (384 + 1) * (1000 - 10)
     assert cost_of(published).params - cost_of(arch).params == stem + head + 384
     assert cost_of(arch).params == pytest.approx(19.55e6, rel=0.005)

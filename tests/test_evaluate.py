@@ -377,7 +377,12 @@ def test_a_size_is_read_however_it_is_written(told: dict[str, Any], side: int, s
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({"size": {"height": 32, "width": 48}}, "size: got {'height': 32, 'width': 48}, must be square"),
+        ({"size": {"height": 32, "width": 0}}, "size: got {'height': 32, 'width': 0}, must be a whole number"),
+        ({"size": {"max_height": 32, "max_width": 48}}, "must be height and width, or one side"),
+        (
+            {"size": {"shortest_edge": 64}, "do_center_crop": True, "crop_size": {"height": 64, "width": 32}},
+            "size: got {'shortest_edge': 64}, must be one number, and crop_size too",
+        ),
         ({"size": {"shortest_edge": 32}}, "size: got {'shortest_edge': 32}, must be height and width where"),
         ({"size": 32, "do_resize": False}, "do_resize: got False, must be true"),
         ({"size": 32, "resample": 9}, "resample: got 9, must be one of 0 (nearest), 1 (lanczos), 2 (bilinear)"),
@@ -524,7 +529,9 @@ def test_an_export_as_a_program_has_the_accuracy_that_the_run_reports(
     assert (found.arch_id, found.notes) == (arch_id, ())
     file = tmp_path / "model" / f"model.{format_}"
     assert evaluate_model(file, data="digits").top1 == found.top1
-    with pytest.raises(ArchError, match="--image-size 16: .*model is exported for 8; evaluate its run instead"):
+    with pytest.raises(
+        ArchError, match="--image-size: .*model is exported for images of 8 x 8 alone; evaluate its run instead"
+    ):
         evaluate_model(tmp_path / "model", data="digits", image_size=16)
     with pytest.raises(ArchError, match="--precision bf16: .*model is exported in fp32"):
         evaluate_model(tmp_path / "model", data="digits", precision="bf16")

@@ -31,6 +31,7 @@ GELU = per_stage(
     image_size=32, num_channels=1, dims=(16, 32, 48), depths=(1, 2, 3), heads=(1, 2, 3), kernels=(3, 5, 3),
     strides=(2, 1, 2), ratios=(2.0, 1.0, 3.0), activation="gelu",
 )  # fmt: skip
+WIDE = GELU.with_image_size((32, 48))
 CLASSES = [f"class {index}" for index in range(10)]
 
 
@@ -63,7 +64,7 @@ def run_of(arch: ArchConfig, experiment: Experiment, folder: Path, **preprocessi
 
 @pytest.fixture(scope="module")
 def run(small: Experiment, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return run_of(GELU, small, tmp_path_factory.mktemp("exported") / "run")
+    return run_of(WIDE, small, tmp_path_factory.mktemp("exported") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def exported(run: RunFolder) -> Callable[[str], Path]:
     @functools.cache
     def folder_of(name: str) -> Path:
         to = run.path.parent / name / "model"
-        assert export(run, "best", to, format=name).arch_id == GELU.id
+        assert export(run, "best", to, format=name).arch_id == WIDE.id
         return to
 
     return folder_of
@@ -85,9 +86,9 @@ def test_what_is_exported_answers_as_the_trained_model_for_any_number_of_images(
 ) -> None:
     to = exported(name)
     assert {path.name for path in to.iterdir()} <= set(FILES), "what `push` uploads"
-    model, logits_of = load_model(run.model_path(GELU.id)), FORMATS[name].load(to)
+    model, logits_of = load_model(run.model_path(WIDE.id)), FORMATS[name].load(to)
     for num_images in (1, 5):
-        images = torch.randn(num_images, 1, 32, 32)
+        images = torch.randn(num_images, *WIDE.image_shape)
         with torch.inference_mode():
             torch.testing.assert_close(logits_of(images), model(images), rtol=1e-4, atol=1e-4)
 
@@ -122,7 +123,7 @@ def test_the_image_processor_prepares_an_image_as_training_did(
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70), dtype=np.uint8), mode="L")
     found = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"]
     expected: Any = create_transform(
-        32,
+        32 if crop else (32, 48),
         interpolation=preprocessing.get("interpolation", "bilinear"),
         crop_pct=preprocessing.get("crop_pct", 1.0),
         crop_mode="center" if crop else "squash",
@@ -190,7 +191,13 @@ def varied(**changes: Any) -> ArchConfig:
     ids=["strides", "ratios", "one activation", "cvt-13", "positions", "projection and depth"],
 )
 def test_what_transformers_cannot_be_is_refused_with_the_reason(arch: ArchConfig, reason: str) -> None:
-    assert reason in "; ".join(misfits(CvT(arch)))
+    assert reason in "; ".join(misfits(CvT(arch), {}))
+
+
+def test_a_centre_that_no_processor_of_transformers_crops_is_refused() -> None:
+    assert misfits(CvT(WIDE), {"crop_pct": 1.0}) == []
+    (reason,) = misfits(CvT(WIDE), {"crop_pct": 0.875})
+    assert reason == "the centre of images, 32 x 48, is cropped, its processors crop squares alone"
 
 
 def test_a_refusal_names_the_formats_that_can(
@@ -268,9 +275,9 @@ def test_an_onnx_file_has_the_opset_that_was_asked_for_and_the_card_says_it(
     assert main([*arguments, "--opset", str(opset)]) == 0
     assert [(found.domain, found.version) for found in onnx.load(to / "model.onnx").opset_import] == [("", opset)]
     assert f"# opset {opset}, any number of images" in (to / "README.md").read_text()
-    images = torch.randn(3, 1, 32, 32)
+    images = torch.randn(3, *WIDE.image_shape)
     with torch.inference_mode():
-        expected = load_model(run.model_path(GELU.id))(images)
+        expected = load_model(run.model_path(WIDE.id))(images)
     torch.testing.assert_close(FORMATS["onnx"].load(to)(images), expected, rtol=1e-4, atol=1e-4)
 
 

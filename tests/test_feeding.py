@@ -23,7 +23,7 @@ from sklearn.datasets import load_sample_images
 from timm.data.transforms_factory import create_transform
 
 import feed
-from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
+from cvt_nas.arch import ArchConfig, BlockConfig, ImageSize, StageConfig
 from cvt_nas.config import AugmentConfig, DataConfig, TrainingConfig
 from cvt_nas.data import ImageData, Preprocessing, load_data, made_beside_steps, seed_all
 from cvt_nas.data.augment import with_every_magnitude
@@ -68,7 +68,7 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 def test_a_training_image_is_timm_s_but_for_some_values_that_differ_by_one_or_two(
     interpolation: Any, as_array: bool, mode: str
 ) -> None:
-    pre = preprocessing_of(mode, interpolation=interpolation)
+    pre = preprocessing_of(mode, image_size=64 if as_array else (80, 48), interpolation=interpolation)
     augment = AugmentConfig(crop_scale=0.08, flip=True)
     ours = TrainTransform(pre, augment, CPU)
     without_jitter: dict[str, Any] = {"color_jitter": None}
@@ -124,8 +124,9 @@ def test_a_transform_can_be_sent_to_a_process(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("crop_pct", [0.875, 0.95, 1.0])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos", "nearest"])
-def test_an_image_is_evaluated_as_timm_has_it(interpolation: Any, crop_pct: float, mode: str) -> None:
-    pre = preprocessing_of(mode, crop_pct=crop_pct, interpolation=interpolation)
+@pytest.mark.parametrize("size", [64, (48, 80), (81, 48), (48, 49)])
+def test_an_image_is_evaluated_as_timm_has_it(size: ImageSize, interpolation: Any, crop_pct: float, mode: str) -> None:
+    pre = preprocessing_of(mode, image_size=size, crop_pct=crop_pct, interpolation=interpolation)
     timm_s: Any = create_transform(
         pre.image_size, interpolation=interpolation, crop_pct=crop_pct, normalize=False,
         crop_mode="squash" if crop_pct == 1 else "center",

@@ -123,7 +123,7 @@ HAND_MADE = {
     "keys that are lists": ("? [1, 2]\n: 3", "a key must be text"),
     "not a number": (with_line("  lr:", "  lr: .nan"), "got nan, must be a finite number"),
     "without end": (with_line("  lr:", "  lr: .inf"), "got inf, must be a finite number"),
-    "negative": (with_line("  image_size:", "  image_size: -8"), "got -8, must be at least 1"),
+    "negative": (with_line("  image_size:", "  image_size: -8"), "got -8, must be a whole number from 1"),
     "a number of 5,000 digits": (with_line("  epochs:", f"  epochs: {'9' * 5000}"), "must be a whole number"),
     "a number of 50 digits": (with_line("  epochs:", f"  epochs: {'9' * 50}"), "a number of 50 digits"),
     "a boolean that is none": (with_line("  lr:", "  lr: !!bool maybe"), 'got "maybe", must be a number'),
@@ -133,7 +133,10 @@ HAND_MADE = {
     "half a surrogate": (with_line("name:", 'name: "\\ud800"'), "without control characters"),
     "a NUL": ("name: a\0b", "not YAML"),
     "a path for a name": (with_line("name:", "name: ../../etc/passwd"), "must be text that matches"),
-    "images of 10^9 pixels": (with_line("  image_size:", "  image_size: 1000000000"), "must be at most 65536"),
+    "images of 10^9 pixels": (
+        with_line("  image_size:", "  image_size: 1000000000"),
+        "must be a whole number from 1 to 65536",
+    ),
     "too many choices": (
         with_line("      mlp_ratio:", f"      mlp_ratio: {[1.0 + i / 9 for i in range(99)]}"),
         "at most 16",

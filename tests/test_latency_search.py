@@ -30,7 +30,7 @@ SPACE = """
 format: 1
 name: timed
 space:
-  image_size: 32
+  image_size: [32, 40]
   num_classes: 10
   stages:
     - {patch: {kernel: [3, 7], stride: 4, padding: 3}, embed_dim: [16, 64], depth: [1, 2], num_heads: [1, 2],
@@ -70,7 +70,7 @@ def timed() -> Experiment:
 def made_up_table(space: SearchSpace) -> LatencyTable:
     """Times that no two parts share."""
     parts = space.parts()
-    keys = [embedding_key(s, in_channels=c, grid=s.grid_after(side)) for s, c, side in parts.embeddings]
+    keys = [embedding_key(s, in_channels=c, grid=s.grid_after(grid)) for s, c, grid in parts.embeddings]
     keys += [block_key(b, embed_dim=d, grid=g, class_token=t) for b, d, g, t in parts.blocks]
     keys += [head_key(dim=d, grid=g) for d, g in parts.heads]
     assert len(keys) == len(set(keys))

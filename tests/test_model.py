@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,10 @@ NON_STANDARD = {
     "three strides of three": per_stage(
         image_size=48, dims=(12, 24, 36), depths=(1, 2, 3), heads=(3, 4, 6), kernels=(7, 5, 3), strides=(3, 3, 3),
         ratios=(4.0, 1.0, 2.0),
+    ),
+    "wide images, odd grids": per_stage(
+        image_size=(27, 46), dims=(8, 16, 24), depths=(1, 2, 3), heads=(1, 2, 3), kernels=(3, 5, 3), strides=(2, 3, 2),
+        ratios=(2.0, 1.0, 4.0), stem=(3, 2, 1),
     ),
 }  # fmt: skip
 
@@ -72,7 +77,7 @@ def test_logits_equal_those_of_transformers_on_the_same_weights(name: str) -> No
         randomise(model)
     twin = hugging_face_twin(arch)
     twin.load_state_dict({hugging_face_name(key): value for key, value in model.state_dict().items()}, strict=True)
-    images = torch.randn(2, arch.num_channels, arch.image_size, arch.image_size)
+    images = torch.randn(2, *arch.image_shape)
     logits = model(images)
     assert logits.std() > 1e-3
     torch.testing.assert_close(logits, twin(images).logits, atol=1e-5, rtol=0)
@@ -110,7 +115,7 @@ def test_the_state_dict_of_cvt_13_has_the_official_names() -> None:
 @given(archs())
 def test_every_architecture_builds_and_keeps_a_batch_of_one(arch: ArchConfig) -> None:
     model = build_model(arch).eval()
-    images = torch.randn(3, arch.num_channels, arch.image_size, arch.image_size)
+    images = torch.randn(3, *arch.image_shape)
     with torch.inference_mode():
         logits = model(images)
         alone = model(images[:1])
@@ -135,30 +140,27 @@ def test_a_position_embedding_tells_equal_tokens_apart() -> None:
     torch.manual_seed(0)
     arch = with_positions(NON_STANDARD["mixed kernels and strides"], 1)
     embedding = build_model(arch).get_submodule("stage1.patch_embed")
-    tokens, _ = embedding(torch.zeros(1, arch.stages[0].embed_dim, arch.grids[0], arch.grids[0]))
+    tokens, _ = embedding(torch.zeros(1, arch.stages[0].embed_dim, *arch.grids[0]))
     positions = embedding.get_parameter("pos_embed")
     assert positions.std().item() == pytest.approx(0.02, rel=0.2)
-    assert len(tokens.unique(dim=1)[0]) == tokens.shape[1] == arch.grids[1] ** 2
+    assert len(tokens.unique(dim=1)[0]) == tokens.shape[1] == math.prod(arch.grids[1])
 
 
 def test_a_position_embedding_is_interpolated_to_other_images_and_to_other_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     arch = with_positions(NON_STANDARD["mixed kernels and strides"], 0, 2)
-    larger, images = (
-        arch.with_image_size(2 * arch.image_size),
-        torch.randn(2, 3, 2 * arch.image_size, 2 * arch.image_size),
-    )
+    larger = arch.with_image_size((96, 160))
+    images = torch.randn(2, *larger.image_shape)
     model = build_model(arch).eval()
     moved = build_model(larger).eval()
     moved.load_state_dict(model.state_dict())
-    assert moved.get_parameter("stage0.patch_embed.pos_embed").shape[2:] == (larger.grids[0],) * 2
+    assert moved.get_parameter("stage0.patch_embed.pos_embed").shape[2:] == larger.grids[0] == (24, 40)
     torch.testing.assert_close(moved(images), model(images))
     assert model(torch.randn(2, 3, 96, 80)).shape == (2, 10)
 
     save_model(model, tmp_path / "small")
     notes = initialise(fresh := build_model(larger).eval(), tmp_path / "small")
-    side, wider = arch.grids[2], larger.grids[2]
-    assert f"stage2.patch_embed.pos_embed: interpolated from a grid of {side} x {side} to {wider} x {wider}" in notes
+    assert "stage2.patch_embed.pos_embed: interpolated from a grid of 4 x 4 to 6 x 10" in notes
     torch.testing.assert_close(fresh(images), model(images))
 
 

@@ -240,7 +240,7 @@ def test_a_click_on_a_point_shows_its_architecture(made_up: RunFolder, page: Pag
         assert f"{member.cost.params:,} params" in shown
         assert f"cvt-nas export {made_up.place} --pick {member.arch_id} --to my_model" in shown
         for stage, grid in zip(member.arch.stages, member.arch.grids, strict=True):
-            assert f"{grid} \N{MULTIPLICATION SIGN} {grid} tokens" in shown
+            assert f"{grid[0]} \N{MULTIPLICATION SIGN} {grid[1]} tokens" in shown
             assert f"width {stage.embed_dim}, depth {len(stage.blocks)}" in shown
         assert page.locator("#arch .plot .main-svg").count() > 0  # its learning curve
         framed = page.evaluate("document.querySelector('[data-figure=front-flops]').layout.annotations[0]")

@@ -39,7 +39,7 @@ def randomised(supernet: Supernet) -> Supernet:
 
 
 def images_for(arch: ArchConfig, number: int = 3) -> torch.Tensor:
-    return torch.randn(number, arch.num_channels, arch.image_size, arch.image_size)
+    return torch.randn(number, *arch.image_shape)
 
 
 @settings(max_examples=15)

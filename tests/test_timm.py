@@ -76,7 +76,7 @@ def test_logits_equal_those_of_the_plain_network(arch: ArchConfig) -> None:
     randomise(plain)
     model = create(arch).eval()
     model.load_state_dict(plain.state_dict(), strict=True)
-    images = torch.randn(2, arch.num_channels, arch.image_size, arch.image_size)
+    images = torch.randn(2, *arch.image_shape)
     torch.testing.assert_close(model(images), plain(images), rtol=0, atol=1e-6)
 
 
@@ -222,7 +222,7 @@ def test_a_fine_tuned_network_is_written_by_timm_and_loaded_again(folder: Path, 
     ("kwargs", "error", "message"),
     [
         ({"global_pool": "max"}, ValueError, r"global_pool: got 'max', must be one of 'token', 'avg', ''"),
-        ({"img_size": (32, 48)}, ValueError, "img_size: got .*, must be square"),
+        ({"img_size": (32, 48, 3)}, ValueError, r"image_size: got \(32, 48, 3\), must be"),
         ({"img_size": 1}, ArchError, "no token is left"),
         ({"drop_path_rate": [0.1, 0.2]}, ValueError, "drop_path: got 2 rates"),
         ({"features_only": True, "feature_cls": "list"}, ValueError, "feature_cls: got 'list', must be 'getter'"),

@@ -24,3 +24,4 @@ from cvt_nas.arch.network import (
     describe_stages,
 )
 from cvt_nas.arch.published import NAMED_ARCHS, cvt
+from cvt_nas.arch.sizes import Grid, ImageSize, as_size, checked_size, sides_of, size_text

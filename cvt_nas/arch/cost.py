@@ -1,9 +1,11 @@
 """What an architecture costs, in closed form: a search knows it of every candidate before it spends anything on it."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 from cvt_nas.arch.network import ArchConfig, BlockConfig, StageConfig
+from cvt_nas.arch.sizes import Grid
 
 # fvcore's handles count a layer norm with weights as 5 operations an element, and a batch norm in
 # eval mode as 2 (one multiply, one add).
@@ -44,29 +46,35 @@ class Cost:
         return {"params": self.params, "flops": self.flops, **known}
 
 
-def kv_grid(grid: int, block: BlockConfig) -> int:
-    """Side of the grid of keys and values for queries on a grid of side `grid`.
+def kv_grid(grid: Grid, block: BlockConfig) -> Grid:
+    """The grid of keys and values for queries on `grid`.
 
     `dw_bn` pads by half the kernel, so it keeps every `kv_stride`-th position. `avg` pools with
     torch's `ceil_mode`, which also keeps a last window that starts inside the image or its padding.
     """
+    height, width = grid
+    down = _kv_side(height, block)
+    return down, down if width == height else _kv_side(width, block)
+
+
+def _kv_side(side: int, block: BlockConfig) -> int:
     if block.projection == "linear":
-        return grid
+        return side
     if block.projection == "dw_bn":
-        return (grid - 1) // block.kv_stride + 1
-    side = -((1 - grid) // block.kv_stride) + 1
-    return side - 1 if (side - 1) * block.kv_stride >= grid + block.kernel_size // 2 else side
+        return (side - 1) // block.kv_stride + 1
+    pooled = -((1 - side) // block.kv_stride) + 1
+    return pooled - 1 if (pooled - 1) * block.kv_stride >= side + block.kernel_size // 2 else pooled
 
 
 @lru_cache(maxsize=65536)
-def block_cost(block: BlockConfig, *, embed_dim: int, grid: int, class_token: bool) -> Cost:
-    """Cost of one block on `grid` x `grid` tokens, and the class token where there is one."""
+def block_cost(block: BlockConfig, *, embed_dim: int, grid: Grid, class_token: bool) -> Cost:
+    """Cost of one block on the tokens of `grid`, and the class token where there is one."""
     dim, hidden = embed_dim, mlp_width(embed_dim, block.mlp_ratio)
-    queries_map, kv_map = grid**2, kv_grid(grid, block) ** 2
+    queries_map, kv_map = math.prod(grid), math.prod(kv_grid(grid, block))
     queries, keys = queries_map + class_token, kv_map + class_token
 
     linears = dim * dim * (2 * queries + 2 * keys) + 2 * queries * dim * hidden
-    attention = _attention_flops(block, embed_dim=dim, grid=grid, class_token=class_token)
+    attention = _attention_flops(queries, keys, dim)
     norms = 2 * _LAYER_NORM_FLOPS * queries * dim
     params = 4 * (dim * dim + dim) + 2 * dim * hidden + hidden + dim + 4 * dim
     convolutions = 0
@@ -78,9 +86,9 @@ def block_cost(block: BlockConfig, *, embed_dim: int, grid: int, class_token: bo
     return Cost(params=params, flops=linears + attention + norms + convolutions)
 
 
-def _attention_flops(block: BlockConfig, *, embed_dim: int, grid: int, class_token: bool) -> int:
+def _attention_flops(queries: int, keys: int, embed_dim: int) -> int:
     """Of the products of queries with keys, and of what comes of them with values."""
-    return 2 * (grid**2 + class_token) * (kv_grid(grid, block) ** 2 + class_token) * embed_dim
+    return 2 * queries * keys * embed_dim
 
 
 def mlp_width(embed_dim: int, mlp_ratio: float) -> int:
@@ -88,25 +96,27 @@ def mlp_width(embed_dim: int, mlp_ratio: float) -> int:
     return int(embed_dim * mlp_ratio)
 
 
-def embedding_cost(stage: StageConfig, *, in_channels: int, grid: int) -> Cost:
+def embedding_cost(stage: StageConfig, *, in_channels: int, grid: Grid) -> Cost:
     """Cost of a stage's convolutional token embedding, with its layer norm, and what is learned beside it."""
-    dim = stage.embed_dim
+    dim, num_tokens = stage.embed_dim, math.prod(grid)
     weights = dim * in_channels * stage.patch_kernel**2
     return Cost(
-        params=weights + dim + 2 * dim + dim * stage.class_token + dim * grid**2 * stage.pos_embed,
-        flops=weights * grid**2 + _LAYER_NORM_FLOPS * dim * grid**2,
+        params=weights + dim + 2 * dim + dim * stage.class_token + dim * num_tokens * stage.pos_embed,
+        flops=weights * num_tokens + _LAYER_NORM_FLOPS * dim * num_tokens,
     )
 
 
-def head_cost(*, dim: int, grid: int, class_token: bool, num_classes: int) -> Cost:
+def head_cost(*, dim: int, grid: Grid, class_token: bool, num_classes: int) -> Cost:
     """Cost of the last layer norm, over the class token or else every token, and of the classifier."""
-    normed = 1 if class_token else grid**2
-    return Cost(params=2 * dim + (dim + 1) * num_classes, flops=_LAYER_NORM_FLOPS * normed * dim + dim * num_classes)
+    normed = 1 if class_token else math.prod(grid)
+    return Cost(
+        params=2 * dim + (dim + 1) * num_classes,
+        flops=_LAYER_NORM_FLOPS * normed * dim + dim * num_classes,
+    )
 
 
-def stage_cost(stage: StageConfig, *, in_channels: int, side: int) -> Cost:
-    """Cost of a stage, its embedding and its blocks, on a map of side `side`."""
-    grid = stage.grid_after(side)
+def stage_cost(stage: StageConfig, *, in_channels: int, grid: Grid) -> Cost:
+    """Cost of a stage, its embedding and its blocks, which makes its tokens of `in_channels`, on its token grid."""
     cost = embedding_cost(stage, in_channels=in_channels, grid=grid)
     for block in stage.blocks:
         cost += block_cost(block, embed_dim=stage.embed_dim, grid=grid, class_token=stage.class_token)
@@ -115,10 +125,10 @@ def stage_cost(stage: StageConfig, *, in_channels: int, side: int) -> Cost:
 
 def stage_costs(arch: ArchConfig) -> tuple[Cost, ...]:
     """Cost of each stage. The head is missing to the total."""
-    costs, in_channels, side = [], arch.num_channels, arch.image_size
-    for stage in arch.stages:
-        costs.append(stage_cost(stage, in_channels=in_channels, side=side))
-        in_channels, side = stage.embed_dim, stage.grid_after(side)
+    costs, in_channels = [], arch.num_channels
+    for stage, grid in zip(arch.stages, arch.grids, strict=True):
+        costs.append(stage_cost(stage, in_channels=in_channels, grid=grid))
+        in_channels = stage.embed_dim
     return tuple(costs)
 
 
@@ -133,8 +143,9 @@ def cost_of(arch: ArchConfig) -> Cost:
 
 def attention_flops(arch: ArchConfig) -> int:
     """FLOPs of attention's two products in all blocks: `cost_of` counts them, and many a paper does not."""
-    return sum(
-        _attention_flops(block, embed_dim=stage.embed_dim, grid=grid, class_token=stage.class_token)
-        for stage, grid in zip(arch.stages, arch.grids, strict=True)
-        for block in stage.blocks
-    )
+    total = 0
+    for stage, grid in zip(arch.stages, arch.grids, strict=True):
+        for block in stage.blocks:
+            queries, keys = (math.prod(each) + stage.class_token for each in (grid, kv_grid(grid, block)))
+            total += _attention_flops(queries, keys, stage.embed_dim)
+    return total

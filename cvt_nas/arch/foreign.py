@@ -158,9 +158,7 @@ def _of_timm(tree: Mapping[str, Any]) -> ArchConfig:
     size = facts.get("input_size") if isinstance(facts, Mapping) else None
     changes: dict[str, Any] = {}
     if isinstance(size, list) and len(size) == 3:
-        if size[1] != size[2]:
-            raise ArchError(f"pretrained_cfg.input_size: got {size[1]} x {size[2]}, images must be square")
-        changes = {"num_channels": size[0], "image_size": size[1]}
+        changes = {"num_channels": size[0], "image_size": size[1:]}
     if tree.get("num_classes"):
         changes["num_classes"] = tree["num_classes"]
     return dataclasses.replace(arch, **changes)

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from cvt_nas.arch.sizes import GREATEST, Grid, ImageSize, checked_size, sides_of, size_text
 from cvt_nas.errors import ArchError
 
 Projection = Literal["dw_bn", "avg", "linear"]
 PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 Activation = Literal["quick_gelu", "gelu"]
 
-_GREATEST = 2**20  # of any size: more is a mistake, or meant to exhaust the machine
-
 
 def _check_whole(config: Any, *names: str, least: int = 1) -> None:
     for name in names:
         value = getattr(config, name)
-        if type(value) is not int or not least <= value <= _GREATEST:
+        if type(value) is not int or not least <= value <= GREATEST:
             raise ArchError(f"{name}: got {value!r}, must be a whole number of at least {least}")
 
 
@@ -49,7 +48,7 @@ class BlockConfig:
         _check_whole(self, "kv_stride", "kernel_size", "num_heads")
         if self.kernel_size % 2 == 0:
             raise ArchError(f"kernel_size: got {self.kernel_size}, must be odd to keep the grid of the queries")
-        if not 0 < self.mlp_ratio <= _GREATEST:
+        if not 0 < self.mlp_ratio <= GREATEST:
             raise ArchError(f"mlp_ratio: got {self.mlp_ratio}, must be above 0")
         if self.projection not in PROJECTIONS:
             raise ArchError(f"projection: got {self.projection!r}, must be one of {', '.join(PROJECTIONS)}")
@@ -93,9 +92,10 @@ class StageConfig:
             if self.embed_dim % block.num_heads:
                 raise ArchError(f"num_heads: got {block.num_heads}, must divide embed_dim {self.embed_dim}")
 
-    def grid_after(self, grid: int) -> int:
-        """Side of the token grid that the embedding makes of one of side `grid`; below 1 where none is left."""
-        return (grid + 2 * self.patch_padding - self.patch_kernel) // self.patch_stride + 1
+    def grid_after(self, grid: Grid) -> Grid:
+        """The token grid that the embedding makes of `grid`, or of an image; a side below 1 where no token is left."""
+        height, width = ((side + 2 * self.patch_padding - self.patch_kernel) // self.patch_stride + 1 for side in grid)
+        return height, width
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +103,7 @@ class ArchConfig:
     """One network, complete: enough to build it with no other file at hand.
 
     Args:
-        image_size: Side of the square images, in pixels.
+        image_size: Side of square images in pixels; of others, height and width.
         num_channels: 1 for grey images, 3 for colour.
         num_classes: Width of the head.
 
@@ -112,34 +112,43 @@ class ArchConfig:
             a class token before the last stage.
     """
 
-    image_size: int
+    image_size: ImageSize
     num_channels: int = 3
     num_classes: int
     stages: tuple[StageConfig, ...]
 
     def __post_init__(self) -> None:
-        _check_whole(self, "image_size", "num_channels", "num_classes")
+        try:
+            object.__setattr__(self, "image_size", checked_size(self.image_size))  # one spelling, so that ids are equal
+        except ValueError as error:
+            raise ArchError(f"image_size: got {self.image_size!r}, {error}") from error
+        _check_whole(self, "num_channels", "num_classes")
         if not self.stages:
             raise ArchError("stages: got none, must be at least one")
         if any(stage.class_token for stage in self.stages[:-1]):
             raise ArchError("class_token: only the last stage can have one")
-        grid = self.image_size
-        for index, stage in enumerate(self.stages):
-            before, grid = grid, stage.grid_after(grid)
-            if grid < 1:
+        before = sides_of(self.image_size)
+        for index, (stage, grid) in enumerate(zip(self.stages, self.grids, strict=True)):
+            if min(grid) < 1:
                 raise ArchError(
-                    f"stage {index}: no token is left of a grid of {before} x {before} after patch kernel "
+                    f"stage {index}: no token is left of a grid of {size_text(before)} after patch kernel "
                     f"{stage.patch_kernel}, stride {stage.patch_stride}, padding {stage.patch_padding}"
                 )
+            before = grid
 
     @property
-    def grids(self) -> tuple[int, ...]:
-        """Side of each stage's token grid."""
-        sides, grid = [], self.image_size
+    def grids(self) -> tuple[Grid, ...]:
+        """Height and width of each stage's token grid."""
+        grids, grid = [], sides_of(self.image_size)
         for stage in self.stages:
             grid = stage.grid_after(grid)
-            sides.append(grid)
-        return tuple(sides)
+            grids.append(grid)
+        return tuple(grids)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return (self.num_channels, *sides_of(self.image_size))
 
     @property
     def depth(self) -> int:
@@ -151,7 +160,7 @@ class ArchConfig:
         """Short hash of the canonical JSON: equal for equal networks, on every machine."""
         return _id_of(self)
 
-    def with_image_size(self, image_size: int) -> "ArchConfig":
+    def with_image_size(self, image_size: ImageSize) -> "ArchConfig":
         """The same network for images of another size: the weights fit, the costs differ."""
         return dataclasses.replace(self, image_size=image_size)
 
@@ -207,7 +216,7 @@ def describe_stages(arch: ArchConfig) -> tuple[str, ...]:
             return shown[0] if len(set(shown)) == 1 else "[" + " ".join(shown) + "]"
 
         lines.append(
-            f"stage {index}: {grid}x{grid} tokens, width {stage.embed_dim}, depth {len(stage.blocks)}, "
+            f"stage {index}: {grid[0]}x{grid[1]} tokens, width {stage.embed_dim}, depth {len(stage.blocks)}, "
             f"heads {each('num_heads')}, mlp {each('mlp_ratio')}, kernel {each('kernel_size')}, "
             f"kv stride {each('kv_stride')}, {each('projection')}"
             + (f", {each('activation')}" if any(block.activation != "quick_gelu" for block in stage.blocks) else "")

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from cvt_nas.run import RunFolder
 
 
-def load_named(text: str, image_size: int | None = None) -> "ArchConfig":
+def load_named(text: str, image_size: int | tuple[int, int] | None = None) -> "ArchConfig":
     """The architecture that a name or a file tells.
 
     A config of transformers tells no size of images: then it is that of the processor beside it, or `image_size`.
     """
-    from cvt_nas.arch import NAMED_ARCHS, is_of_transformers, load_arch, read_object
+    from cvt_nas.arch import NAMED_ARCHS, is_of_transformers, load_arch, read_object, size_text
 
     arch, path = load_arch(text), Path(text)
     config = path / "config.json" if path.is_dir() and not (path / "arch.json").is_file() else path
@@ -34,11 +34,11 @@ def load_named(text: str, image_size: int | None = None) -> "ArchConfig":
         size, why = image_size, "as the space has them"
     if size is None:
         size, why = arch.image_size, "as of the published models"
-    print_note(f"{config} tells no size of images: {size} x {size}, {why}")
+    print_note(f"{config} tells no size of images: {size_text(size)}, {why}")
     return arch.with_image_size(size)
 
 
-def arch_of(text: str, image_size: int | None = None) -> "tuple[ArchConfig, RunFolder | None]":
+def arch_of(text: str, image_size: int | tuple[int, int] | None = None) -> "tuple[ArchConfig, RunFolder | None]":
     """The architecture that ARCH names, and its run's folder where it is RUN:ID; see `load_named`."""
     from cvt_nas.run import RunFolder, is_url
 
@@ -52,7 +52,7 @@ def arch_of(text: str, image_size: int | None = None) -> "tuple[ArchConfig, RunF
 
 
 def profile(options: argparse.Namespace) -> int:
-    from cvt_nas.arch import attention_flops, cost_of, describe_stages, stage_costs
+    from cvt_nas.arch import as_size, attention_flops, cost_of, describe_stages, size_text, stage_costs
     from cvt_nas.report import published_as, short
 
     arch, _ = arch_of(options.arch)
@@ -75,7 +75,7 @@ def profile(options: argparse.Namespace) -> int:
                     "flops": cost.flops,
                     "embed_dim": stage.embed_dim,
                     "depth": len(stage.blocks),
-                    "grid": grid,
+                    "grid": as_size(*grid),
                 }
                 for cost, stage, grid in zip(stages, arch.stages, arch.grids, strict=True)
             ],
@@ -85,8 +85,8 @@ def profile(options: argparse.Namespace) -> int:
         return 0
     for cost, line in zip(stages, describe_stages(arch), strict=True):
         write(f"{short(cost.params):>7} params {short(cost.flops):>7} FLOPs  {line}")
-    write(f"{short(total.params):>7} params {short(total.flops):>7} FLOPs  in total at {arch.image_size} x "
-          f"{arch.image_size}, head included: {total.params:,} and {total.flops:,}")  # fmt: skip
+    write(f"{short(total.params):>7} params {short(total.flops):>7} FLOPs  in total at "
+          f"{size_text(arch.image_size)}, head included: {total.params:,} and {total.flops:,}")  # fmt: skip
     write("A multiply-add is one FLOP; norms and attention's two products are counted, as fvcore does. Without those "
           f"products, which some papers leave out: {short(without_attention)} FLOPs.")  # fmt: skip
     for model in published:

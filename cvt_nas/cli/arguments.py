@@ -8,6 +8,8 @@ from pathlib import Path
 from cvt_nas import __version__
 from cvt_nas.cli import archs, data, runs, searching, spaces, tables, training
 
+_SIZES = "pixels of square images, or height and width as 256x128"
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -111,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     profile = add("profile", archs.profile, "params and FLOPs of an architecture, per stage and in total")
     profile.add_argument("arch", metavar="ARCH", help="cvt-13, cvt-21, cvt-w24, an arch.json, or RUN:ID")
-    profile.add_argument("--image-size", type=_positive, metavar="N", help="pixels, instead of its own")
+    profile.add_argument("--image-size", type=_image_size, metavar="N|HxW", help=f"instead of its own: {_SIZES}")
     profile.add_argument("--latency", choices=["cpu", "cuda"], help="time forward passes there, too")
     profile.add_argument("--onnx", action="store_true", help="with --latency: of the ONNX export, in onnxruntime")
     profile.add_argument("--batch", type=_positive, metavar="N", help="with --latency: images in a pass, 1 if absent")
@@ -153,7 +155,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--data", metavar="DIR", help="folder of the data set, or a name, as fashion-mnist")
     evaluate.add_argument("--arch", metavar="ARCH", help="of a .pth, where it is none of the published ones")
-    evaluate.add_argument("--image-size", type=_positive, metavar="N", help="instead of the network's own")
+    evaluate.add_argument(
+        "--image-size", type=_image_size, metavar="N|HxW", help=f"instead of the network's own: {_SIZES}"
+    )
     evaluate.add_argument("--batch-size", type=_positive, default=256, metavar="N")
     evaluate.add_argument("--device", choices=["cpu", "cuda"], help="cuda where there is one, if absent")
     evaluate.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
@@ -276,6 +280,17 @@ def _positive(text: str) -> int:
     if _whole(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, must be at least 1")
     return int(text)
+
+
+def _image_size(text: str) -> int | tuple[int, int]:
+    """One word, as a second one could be ARCH."""
+    from cvt_nas.arch import checked_size
+
+    height, _, width = text.lower().partition("x")
+    try:
+        return checked_size((int(height), int(width or height)))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be {_SIZES}") from None
 
 
 def _above_0(text: str) -> float:

@@ -114,7 +114,7 @@ def _with_training(experiment: "Experiment", options: argparse.Namespace) -> "Ex
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    from cvt_nas.arch import NAMED_ARCHS
+    from cvt_nas.arch import NAMED_ARCHS, size_text
     from cvt_nas.config import is_streamed, parse_experiment
     from cvt_nas.evaluate import evaluate_model
 
@@ -155,5 +155,5 @@ def evaluate(options: argparse.Namespace) -> int:
         write(json.dumps(asdict(found)))
         return 0
     write(f"{found.arch_id}: top-1 {found.top1:.4f}, top-5 {found.top5:.4f} of {found.num_images:,} test images at "
-          f"{found.image_size} x {found.image_size}")  # fmt: skip
+          f"{size_text(found.image_size)}")  # fmt: skip
     return 0

@@ -80,7 +80,8 @@ def _words(shown: dict[str, Any]) -> str:
         return f"{words[0]}, or a list of such" if words[-1] == f"a list, each {words[0]}" else " or ".join(words)
     kind = shown["type"]
     if kind == "array":
-        return f"a list, each {_words(shown['items'])}"
+        number = f" of {shown['minItems']}" if "maxItems" in shown and shown["minItems"] == shown["maxItems"] else ""
+        return f"a list{number}, each {_words(shown['items'])}"
     if kind == "object":
         if "propertyNames" not in shown:
             return "a section with names of its own"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema
 
-from cvt_nas.arch import Projection
+from cvt_nas.arch import ImageSize, Projection, checked_size
 from cvt_nas.config.reader import did_you_mean, show
 
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -51,6 +51,13 @@ def _name_or_plugin(options: tuple[str, ...], value: str) -> str:
     raise ValueError(f"got {show(value)}, must be one of {', '.join(options)}, or MODULE:NAME{near}")
 
 
+def _image_size(value: Any) -> ImageSize:
+    try:
+        return checked_size(value, _MAX_SIZE)
+    except ValueError as error:
+        raise ValueError(f"got {show(value)}, {error}") from error
+
+
 def _on_or_off(value: Any) -> Any:
     """`on` and `off`, which YAML reads as true and false."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
@@ -81,7 +88,8 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 # limits that no network comes near, so that a space file cannot ask for more than a machine has
-Size = Annotated[int, Field(ge=1, le=2**16)]
+_MAX_SIZE = 2**16
+Size = Annotated[int, Field(ge=1, le=_MAX_SIZE)]
 Depth = Annotated[int, Field(ge=1, le=2**8)]
 Ratio = Annotated[float, Field(gt=0, le=2**6)]
 FEW = Field(min_length=1, max_length=2**4)
@@ -94,6 +102,10 @@ def _fixed_or_choice(option: Any, *, rule: str) -> BeforeValidator:
     choice: Any = Annotated[list[option], FEW, note]
     return BeforeValidator(_as_options, json_schema_input_type=fixed | choice)
 
+
+_Square: Any = Annotated[Size, Field(description="Side of square images.")]
+_Rectangle: Any = Annotated[list[Size], Field(min_length=2, max_length=2, description="Height and width, no choice.")]
+Sides = Annotated[ImageSize, BeforeValidator(_image_size, json_schema_input_type=_Square | _Rectangle)]
 
 IntOptions = Annotated[list[Size], FEW, _fixed_or_choice(Size, rule="rise"), AfterValidator(_rising)]
 DepthOptions = Annotated[list[Depth], FEW, _fixed_or_choice(Depth, rule="rise"), AfterValidator(_rising)]

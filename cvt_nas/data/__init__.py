@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from cvt_nas.arch import ImageSize
 from cvt_nas.config import DataConfig, is_streamed
 from cvt_nas.data.ahead import made_beside_steps
 from cvt_nas.data.arrays import ArrayData, open_arrays
@@ -26,7 +27,7 @@ def load_data(
     config: DataConfig,
     *,
     root: Path | None,
-    image_size: int,
+    image_size: ImageSize,
     num_channels: int,
     num_classes: int,
     test_only: bool = False,

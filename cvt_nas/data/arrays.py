@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from cvt_nas.arch import ImageSize
 from cvt_nas.config import AugmentConfig, DataConfig
 from cvt_nas.data.augment import erasing_of, mixing_of, randaugment_of, shift_and_flip
 from cvt_nas.data.images import (
@@ -80,7 +81,7 @@ def _stamp(source: Path) -> str:
 class ArrayData:
     """A set of `Arrays`, batched by index and augmented a batch at a time."""
 
-    def __init__(self, config: DataConfig, arrays: Arrays, image_size: int, *, test_only: bool = False) -> None:
+    def __init__(self, config: DataConfig, arrays: Arrays, image_size: ImageSize, *, test_only: bool = False) -> None:
         self.class_names = arrays.class_names
         self._images, self._labels = arrays.images, arrays.labels
         place = config.dataset
@@ -143,12 +144,10 @@ class ArrayData:
     def prepared(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Resized, cropped and normalised as `preprocessing` says; channels last."""
         x = images.to(dtype=torch.float32, memory_format=torch.channels_last).div_(255)
-        size, mode = self.preprocessing.image_size, self.preprocessing.interpolation
-        side = round(size / self.preprocessing.crop_pct)
-        if x.shape[-2:] != (side, side):
-            x = F.interpolate(x, size=(side, side), mode=mode, antialias=True).clamp_(0, 1)  # bicubic overshoots
-        edge = (side - size) // 2
-        x = x[..., edge : edge + size, edge : edge + size].contiguous(memory_format=torch.channels_last)
+        to, mode = self.preprocessing.resized_to(*x.shape[-2:]), self.preprocessing.interpolation
+        if x.shape[-2:] != to:
+            x = F.interpolate(x, size=to, mode=mode, antialias=True).clamp_(0, 1)  # bicubic overshoots
+        x = x[(..., *self.preprocessing.centre_of(*to))].contiguous(memory_format=torch.channels_last)
         mean, std = (
             to_device(torch.tensor(values).view(1, -1, 1, 1), images.device)
             for values in (self.preprocessing.mean, self.preprocessing.std)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from cvt_nas.arch import ImageSize, sides_of
 from cvt_nas.config import AugmentConfig
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
@@ -26,14 +28,41 @@ class Preprocessing:
     """What turns an image of `[0, 1]` values into the model's input: resize to `image_size`, then normalise.
 
     Args:
-        crop_pct: Where it is below 1, the shorter side becomes `image_size / crop_pct`, and the centre is taken.
+        image_size: The side of squares, or height and width.
+        crop_pct: Where it is below 1, the image becomes the least that covers `image_size / crop_pct`, which of a
+            square is its shorter side, and the centre is taken; where it is 1, the whole image is squashed.
     """
 
-    image_size: int
+    image_size: ImageSize
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     crop_pct: float = 1.0
+
+    @property
+    def num_values(self) -> int:
+        """Of an image, a byte each."""
+        return len(self.mean) * math.prod(sides_of(self.image_size))
+
+    def resized_to(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image of these becomes, of which `centre_of` is then taken.
+
+        Source: timm 1.0.31, `transforms_imagenet_eval`, whose rounding is another for rectangles.
+        """
+        down, across = (math.floor(side / self.crop_pct) for side in sides_of(self.image_size))
+        if self.crop_pct == 1:
+            return down, across
+        if down == across:
+            shorter = min(height, width)
+            return down * height // shorter, down * width // shorter
+        ratio = min(height / down, width / across)
+        return round(height / ratio), round(width / ratio)
+
+    def centre_of(self, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns of the middle of an image, as many as `image_size` has."""
+        rows, columns = sides_of(self.image_size)
+        top, left = round((height - rows) / 2), round((width - columns) / 2)
+        return slice(top, top + rows), slice(left, left + columns)
 
 
 class ImageData(Protocol):

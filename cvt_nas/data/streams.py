@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from joblib import cpu_count
 from torch import Tensor
 
+from cvt_nas.arch import ImageSize, sides_of
 from cvt_nas.config import AugmentConfig, DataConfig
 from cvt_nas.data.augment import erasing_of, mixing_of
 from cvt_nas.data.images import (
@@ -59,7 +60,7 @@ class StreamedData:
         self,
         config: DataConfig,
         records: Records,
-        image_size: int,
+        image_size: ImageSize,
         num_channels: int,
         *,
         test_only: bool = False,
@@ -86,7 +87,7 @@ class StreamedData:
             mean=IMAGENET_MEAN if num_channels == 3 else (0.449,),
             std=IMAGENET_STD if num_channels == 3 else (0.226,),
             interpolation="bicubic",
-            crop_pct=0.875 if image_size < 384 else 1.0,  # at 384 the published models see the whole image, squashed
+            crop_pct=0.875 if min(sides_of(image_size)) < 384 else 1.0,  # as the published models see images
         )
 
     def _split(self, config: DataConfig, *, test_only: bool) -> None:
@@ -322,7 +323,7 @@ class StreamedData:
 
     def _fits(self, batch_size: int, device: torch.device) -> bool:
         """Whether what is on its way has room in shared memory."""
-        values = batch_size * len(self.preprocessing.mean) * self.preprocessing.image_size**2  # a byte each
+        values = batch_size * self.preprocessing.num_values
         return values * num_on_their_way(self.num_workers(device)) <= free_shared_memory()
 
     def close(self) -> None:

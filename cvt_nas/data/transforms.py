@@ -5,7 +5,6 @@ PIL's time, and fewer than one value in a hundred differs, by one, seldom by two
 left to the device.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from cvt_nas.arch import sides_of
 from cvt_nas.config import AugmentConfig
 from cvt_nas.data.augment import with_every_magnitude
 from cvt_nas.data.images import Preprocessing
@@ -49,7 +49,7 @@ class TrainTransform:
     def __init__(self, preprocessing: Preprocessing, augment: AugmentConfig, device: torch.device) -> None:
         from timm.data.transforms_factory import create_transform
 
-        self._size, self._interpolation = preprocessing.image_size, preprocessing.interpolation
+        self._sides, self._interpolation = sides_of(preprocessing.image_size), preprocessing.interpolation
         jitter: Any = augment.color_jitter or None
         transforms: Any = create_transform(
             preprocessing.image_size,
@@ -77,7 +77,7 @@ class TrainTransform:
         height, width = _size_of(image)
         sized = torch.empty(1, 1, 1).expand(1, height, width)  # timm asks an image for its size alone
         top, left, height, width = self._cropping.get_params(sized, self._cropping.scale, self._cropping.ratio)
-        pixels = resized(_cut(image, top, left, height, width), self._size, self._size, self._interpolation)
+        pixels = resized(_cut(image, top, left, height, width), *self._sides, self._interpolation)
         if self._flips and torch.rand(1) < 0.5:
             pixels = pixels.flip(1)
         if self._by_pil is not None:
@@ -86,21 +86,16 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """As timm: the centre, once the shorter side is resized; or where `crop_pct` is 1, the whole image, squashed."""
+    """As timm: the centre of the resized image; or where `crop_pct` is 1, the whole image, squashed."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
-        self._size, self._interpolation = preprocessing.image_size, preprocessing.interpolation
-        self._side = math.floor(preprocessing.image_size / preprocessing.crop_pct)
-        self._squashes = preprocessing.crop_pct == 1
+        self._preprocessing = preprocessing
 
     def __call__(self, image: Any) -> tuple[UInt8[Tensor, "height width channels"]]:
         height, width = _size_of(image)
-        shorter, rows, columns = min(height, width), self._side, self._side
-        if not self._squashes:
-            rows, columns = (self._side * side // shorter for side in (height, width))
-        pixels = resized(_cut(image, 0, 0, height, width), rows, columns, self._interpolation)
-        top, left = (round((side - self._size) / 2) for side in (rows, columns))
-        return (pixels[top : top + self._size, left : left + self._size],)
+        to = self._preprocessing.resized_to(height, width)
+        pixels = resized(_cut(image, 0, 0, height, width), *to, self._preprocessing.interpolation)
+        return (pixels[self._preprocessing.centre_of(*to)],)
 
 
 def _size_of(image: Any) -> tuple[int, int]:

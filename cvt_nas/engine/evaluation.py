@@ -190,8 +190,7 @@ def fvcore_cost(model: CvT) -> Cost:
         warnings.simplefilter("ignore")
         from fvcore.nn import FlopCountAnalysis
 
-        size = model.arch.image_size
-        images = torch.zeros(1, model.arch.num_channels, size, size, device=model.head.weight.device)
+        images = torch.zeros(1, *model.arch.image_shape, device=model.head.weight.device)
         training = model.training
         analysis = FlopCountAnalysis(model.eval(), images)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_flops)

@@ -81,7 +81,7 @@ def _kept_bytes(model: CvT, arch: ArchConfig, num_images: int, *, is_half: bool)
     def give(tensor: Tensor) -> Tensor:
         return tensor
 
-    images = torch.zeros(num_images, arch.num_channels, arch.image_size, arch.image_size)
+    images = torch.zeros(num_images, *arch.image_shape)
     hooks: Any = torch.autograd.graph.saved_tensors_hooks(keep, give)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=is_half):
         model(images.contiguous(memory_format=torch.channels_last))

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import platform
 import random
 import time
@@ -71,10 +72,9 @@ def measure_latency(
         ResourceError: The device is not there, or has too little memory.
     """
     check_device(device)
-    size = model.arch.image_size
     try:
         copied = copy.deepcopy(model).to(device).eval()
-        images = torch.randn(batch_size, model.arch.num_channels, size, size, device=device)
+        images = torch.randn(batch_size, *model.arch.image_shape, device=device)
         images = images.contiguous(memory_format=torch.channels_last)
         seconds = _time_passes(copied, (images,), device, max_seconds=max_seconds, max_runs=max_runs)
     except RuntimeError as error:
@@ -102,19 +102,20 @@ def measure_table(space: SearchSpace, *, device: torch.device, seed: int = 0) ->
     if num_parts > _MAX_PARTS:
         raise ResourceError(f"latency: the space has {num_parts:,} parts to time, at most {_MAX_PARTS:,} can be")
     times: dict[str, float] = {}
-    for stage, channels, side in parts.embeddings:
-        images = torch.randn(1, channels, side, side).contiguous(memory_format=torch.channels_last)
-        grid = stage.grid_after(side)
+    for stage, channels, before in parts.embeddings:
+        images = torch.randn(1, channels, *before).contiguous(memory_format=torch.channels_last)
+        grid = stage.grid_after(before)
         key = embedding_key(stage, in_channels=channels, grid=grid)
         times[key] = _part_us(ConvEmbed(stage, channels, grid), (images,), device)
     for block, dim, grid, token in parts.blocks:
-        tokens = torch.randn(1, grid**2 + token, dim)
+        tokens = torch.randn(1, math.prod(grid) + token, dim)
         key = block_key(block, embed_dim=dim, grid=grid, class_token=token)
-        times[key] = _part_us(Block(block, dim, token, 0.0), (tokens, (grid, grid)), device)
+        times[key] = _part_us(Block(block, dim, token, 0.0), (tokens, grid), device)
     for dim, grid in parts.heads:
         token = space.stages[-1].class_token
         head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, space.num_classes))
-        times[head_key(dim=dim, grid=grid)] = _part_us(head, (torch.randn(1, 1 if token else grid**2, dim),), device)
+        tokens = torch.randn(1, 1 if token else math.prod(grid), dim)
+        times[head_key(dim=dim, grid=grid)] = _part_us(head, (tokens,), device)
     plain = LatencyTable(parts={key: round(us) for key, us in times.items()}, constant_us=0, device="", error=0.0)
     sums_us, wholes_us = _whole_networks(dataclasses.replace(space, latency=plain), device, seed)
     scale, constant = np.polyfit(sums_us[:_NUM_FITTED], wholes_us[:_NUM_FITTED], 1)

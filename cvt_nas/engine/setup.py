@@ -1,6 +1,7 @@
 """What a worker needs to know before it can train anything."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Self
 
 import torch
 
+from cvt_nas.arch import ImageSize, sides_of
 from cvt_nas.config import DataConfig, Experiment, SupernetConfig, TrainingConfig
 from cvt_nas.data import (
     SPLITS,
@@ -91,7 +93,7 @@ class TrainingSetup:
     training: TrainingConfig
     data: DataConfig
     data_root: Path | None
-    image_size: int
+    image_size: ImageSize
     num_channels: int
     num_classes: int
     run: RunFolder
@@ -210,7 +212,7 @@ class TrainingSetup:
         needed, free = (
             shared_memory_needed(
                 self.training,
-                num_values=self.num_channels * self.image_size**2,
+                num_values=self.num_channels * math.prod(sides_of(self.image_size)),
                 num_loaders=self.num_loaders,
                 num_processes=num_processes,
             ),

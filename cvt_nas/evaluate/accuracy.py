@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cvt_nas.arch import ArchConfig, load_arch
+from cvt_nas.arch import ArchConfig, ImageSize, load_arch, size_text
 from cvt_nas.config import DataConfig, TrainingConfig, is_streamed
 from cvt_nas.data import ImageData, Preprocessing, check_data, find_data, shape_of, trained_classes
 from cvt_nas.engine import logits_of
@@ -42,7 +42,7 @@ class Evaluation:
 
     Args:
         top1, top5: Share of the images whose label is its first answer, and is among its first five.
-        image_size: Side of the images as it saw them.
+        image_size: Of the images as it saw them: the side of squares, or height and width.
         notes: What was taken of the weights' file, and what had to be assumed, a line each.
     """
 
@@ -50,7 +50,7 @@ class Evaluation:
     top1: float
     top5: float
     num_images: int
-    image_size: int
+    image_size: ImageSize
     notes: tuple[str, ...] = ()
 
 
@@ -83,7 +83,7 @@ def evaluate_model(
     *,
     data: str | Path,
     arch: ArchConfig | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     batch_size: int = 256,
     device: Literal["cpu", "cuda"] | None = None,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
@@ -105,7 +105,7 @@ def evaluate_model(
         weights: See `read_weights`; or the folder of an export as ONNX or as a program, which runs on the CPU.
         data: See `find_data`; of a folder of images, those in `val/` where it has one.
         arch: See `load_checkpoint`.
-        image_size: The network's own where None.
+        image_size: The side of squares, or height and width; the network's own where None.
         device: None for `cuda` where there is one.
         num_workers: Processes that decode images of a folder.
         on_error: As section `data` of a space file has it; whether images that cannot be read are left out.
@@ -193,11 +193,12 @@ def _open_program(path: Path, arch: ArchConfig | None) -> _Network | None:
     return _Network(model=model, arch=own, folder=folder, names=names, notes=())
 
 
-def _check_program(network: _Network, *, image_size: int | None, device: str | None, precision: str) -> None:
+def _check_program(network: _Network, *, image_size: ImageSize | None, device: str | None, precision: str) -> None:
     """Whether a program, whose size of images and device are fixed, can be evaluated so."""
     again = "; evaluate its run instead, or an export by --format torch"
     if image_size not in (None, network.arch.image_size):
-        raise ArchError(f"--image-size {image_size}: {network.folder} is exported for {network.arch.image_size}{again}")
+        exported = size_text(network.arch.image_size)
+        raise ArchError(f"--image-size: {network.folder} is exported for images of {exported} alone{again}")
     if device == "cuda":
         raise ResourceError(f"--device cuda: {network.folder} is a program, which is evaluated on the CPU{again}")
     if precision != "fp32":

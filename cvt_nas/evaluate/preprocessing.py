@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cvt_nas.arch import ImageSize, checked_size
 from cvt_nas.data.streams import IMAGENET_MEAN, IMAGENET_STD
 from cvt_nas.errors import DataError, first_line
 
@@ -30,7 +31,9 @@ _DEFAULT_STATISTICS = {
 }
 _OF_CVT = "ConvNext"  # which transformers takes for a CvT where the file names no class
 _LEVIT_SCALE = 256 / 224
+_GREATEST_SIDE = 2**14
 _WHOLE_IMAGE = 384  # from which on ConvNeXt's processor squashes the image instead of cropping it
+_ALMOST_1 = math.nextafter(1.0, 0.0)  # a share by which the centre is cropped, and not the whole image squashed
 _UNKNOWN = ("do_flip_channel_order", "do_pad", "do_thumbnail", "do_align_long_axis", "do_crop_margin", "rescale_offset",
             "do_grayscale", "do_image_splitting")  # fmt: skip
 
@@ -72,9 +75,9 @@ def preprocessing_beside(folder: Path) -> tuple[Found, Path | None]:
 
 
 def _of_this_package(tree: Mapping[str, Any]) -> Found:
-    known = ("image_size", "interpolation", "crop_pct")
     return {
-        **{name: tree[name] for name in known if name in tree},
+        **({"image_size": _size("image_size", tree["image_size"])} if "image_size" in tree else {}),
+        **{name: tree[name] for name in ("interpolation", "crop_pct") if name in tree},
         "mean": _mean("mean", tree["mean"]),
         "std": _deviation("std", tree["std"]),
     }
@@ -82,7 +85,7 @@ def _of_this_package(tree: Mapping[str, Any]) -> Found:
 
 def _of_timm(tree: Mapping[str, Any]) -> Found:
     tree = {key: value for key, value in tree.items() if value}  # timm has its defaults for null, too
-    size, mode, share = tree["input_size"], tree.get("crop_mode", "center"), float(tree.get("crop_pct", 0.875))
+    mode, share = tree.get("crop_mode", "center"), _crop_pct(tree)
     interpolation = tree.get("interpolation", "bicubic")
     if mode not in ("center", "squash"):
         raise _RefusedError("crop_mode", mode, "must be 'center' or 'squash'")
@@ -90,13 +93,12 @@ def _of_timm(tree: Mapping[str, Any]) -> Found:
         raise _RefusedError("crop_pct", share, "must be 1 where crop_mode is 'squash'")
     if interpolation not in _RESAMPLING.values():
         raise _RefusedError("interpolation", interpolation, f"must be one of {', '.join(_RESAMPLING.values())}")
-    side = _side("input_size", {"height": size[1], "width": size[2]})
     return {
-        "image_size": side,
+        "image_size": _size("input_size", tree["input_size"][1:]),
         "mean": _mean("mean", tree.get("mean", IMAGENET_MEAN)),
         "std": _deviation("std", tree.get("std", IMAGENET_STD)),
         "interpolation": interpolation,
-        "crop_pct": 1.0 if mode == "squash" else _share_of(side, math.floor(side / share)),
+        "crop_pct": 1.0 if mode == "squash" else min(share, _ALMOST_1),
     }
 
 
@@ -159,7 +161,7 @@ def _kind(tree: Mapping[str, Any]) -> str:
 
 
 def _sides(tree: Mapping[str, Any]) -> Found:
-    """Side of the images, and of what share of the resized image's shorter side it is."""
+    """Size of the images, and of what share of the resized image's shorter side it is."""
     kind = _kind(tree) or (_OF_CVT if tree.get("crop_pct") is not None else "")
     size: Any = tree["size"]
     if type(size) is int:
@@ -170,16 +172,20 @@ def _sides(tree: Mapping[str, Any]) -> Found:
     elif not isinstance(size, Mapping):
         raise _RefusedError("size", size, "must be a whole number, height and width, or shortest_edge")
     crops = tree.get("do_center_crop", kind.startswith(_CROPPING_THE_CENTRE))
-    cropped = _side("crop_size", tree["crop_size"]) if crops else None
+    cropped = _size("crop_size", tree["crop_size"]) if crops else None
     shortest = size.get("shortest_edge")
     if shortest is not None and ("longest_edge" in size or "max_height" in size):
         raise _RefusedError("size", size, "must be shortest_edge alone, or height and width")
     if shortest is None:
-        side = _side("size", size)
-        if cropped not in (None, side):
+        whole = _size("size", size)
+        if cropped not in (None, whole):
             raise _RefusedError("size", size, f"must be shortest_edge where the centre, {cropped}, is cropped")
-        return {"image_size": side, "crop_pct": 1.0}
-    shortest = _side("size.shortest_edge", shortest)
+        return {"image_size": whole, "crop_pct": 1.0}
+    shortest = _size("size.shortest_edge", shortest)
+    if not isinstance(shortest, int) or not isinstance(cropped, int | None):
+        raise _RefusedError(
+            "size", tree["size"], "must be one number, and crop_size too: other centres are not cropped"
+        )
     if kind.startswith("ConvNext"):
         if cropped not in (None, shortest):
             raise _RefusedError("crop_size", cropped, f"must be {shortest}, as size is")
@@ -208,7 +214,7 @@ def _crop_pct(tree: Mapping[str, Any]) -> float:
 
 def _share_of(side: int, resized: int) -> float:
     """`crop_pct` by which the shorter side becomes `resized`; below 1, where an image is squashed instead."""
-    share = min(side / resized, math.nextafter(1.0, 0.0))
+    share = min(side / resized, _ALMOST_1)
     while math.floor(side / share) > resized:
         share = math.nextafter(share, 1.0)
     while math.floor(side / share) < resized:
@@ -216,12 +222,14 @@ def _share_of(side: int, resized: int) -> float:
     return share
 
 
-def _side(key: str, value: Any) -> int:
-    """Of a square, in whichever way it is told."""
-    sides = [*value.values()] if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
-    side = sides[0] if sides else None
-    if any(other != side for other in sides):
-        raise _RefusedError(key, value, "must be square")
-    if type(side) is not int or not 1 <= side <= 2**14:
-        raise _RefusedError(key, value, "must be a whole number of at least 1")
-    return side
+def _size(key: str, value: Any) -> ImageSize:
+    """Of images, in whichever way it is told: a number, a list or an object of height and width, or one of one side."""
+    told = value
+    if isinstance(value, Mapping):
+        told = [value["height"], value["width"]] if "height" in value else next(iter(value.values()), None)
+        if "height" not in value and len(value) > 1:
+            raise _RefusedError(key, value, "must be height and width, or one side")
+    try:
+        return checked_size(told[0] if isinstance(told, list) and len(told) == 1 else told, _GREATEST_SIDE)
+    except ValueError as error:
+        raise _RefusedError(key, value, str(error)) from error

@@ -1,11 +1,12 @@
 """The model card: a model's figures with their split and seeds, how to load it, and how it was made."""
 
+import math
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cvt_nas.arch import describe_stages
+from cvt_nas.arch import describe_stages, size_text
 from cvt_nas.results import TrialResult
 from cvt_nas.run import RunFolder
 
@@ -20,10 +21,13 @@ def model_card(
         opset: Of an ONNX file.
     """
     score, manifest, test = run.score_name, run.manifest, run.test_accuracies().get(result.arch_id)
-    size, channels = result.arch.image_size, result.arch.num_channels
-    resized = f"resized to {size} x {size}"
+    channels, height, width = result.arch.image_shape
+    size = size_text(result.arch.image_size)
+    resized = f"resized to {size}"
     if (crop_pct := preprocessing.get("crop_pct", 1.0)) < 1:
-        resized = f"resized to {round(size / crop_pct)} pixels on their shorter side and cropped to {size} x {size}"
+        down, across = (math.floor(side / crop_pct) for side in (height, width))
+        least = f"{down} pixels on their shorter side" if height == width else f"cover {down} x {across} pixels"
+        resized = f"resized to {least} and cropped to {size}"
     test_line = "not read for this model" if test is None else f"{test:.4f}"
     accuracy_lines = f"| {score} on the search split, which guided the search | {result.own_accuracy:.4f} |"
     if (found := result.confirmation) is not None:
@@ -48,7 +52,7 @@ A Convolutional vision Transformer (arXiv:2103.15808), found on `{manifest["data
 {accuracy_lines}
 | {score} on the test split | {test_line} |
 | parameters | {result.cost.params:,} |
-| FLOPs of one image at {size} x {size} (a multiply-add is one, by fvcore's convention) | {result.cost.flops:,} |
+| FLOPs of one image at {size} (a multiply-add is one, by fvcore's convention) | {result.cost.flops:,} |
 | epochs, seed | {result.epochs}, {result.seed} |
 | made with | {", ".join(f"{name} {version}" for name, version in manifest["versions"].items())} |
 
@@ -56,7 +60,7 @@ A Convolutional vision Transformer (arXiv:2103.15808), found on `{manifest["data
 
 ## Use
 
-{textwrap.indent(usage.format(folder=folder.name, channels=channels, size=size, opset=opset), "    ")}
+{textwrap.indent(usage.format(folder=folder.name, channels=channels, height=height, width=width, opset=opset), "    ")}
 
 Images are {resized}, scaled to [0, 1], then normalised by mean {preprocessing["mean"]} and
 standard deviation {preprocessing["std"]}. Classes, in the order of the logits: {

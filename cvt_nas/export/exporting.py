@@ -68,12 +68,12 @@ def export(
     error = probe_error(model, source)
     if not error <= LOGIT_TOLERANCE:  # also where it is not a number
         raise ExportError(f"{result.arch_id}: its logits differ by {error:.3g} from those of the trained model")
-    if reasons := chosen.misfits(model):
+    preprocessing = json.loads((source / "preprocessing.json").read_text(encoding="utf-8"))
+    if reasons := chosen.misfits(model, preprocessing):
         raise ExportError(
             f"{result.arch_id}: --format {format} cannot be this network: {'; '.join(reasons)}. "
             f"--format torch, timm, onnx and pt2 can"
         )
-    preprocessing = json.loads((source / "preprocessing.json").read_text(encoding="utf-8"))
     try:
         to.mkdir(parents=True, exist_ok=True)
         chosen.write(model, to, preprocessing, **({} if opset is None else {"opset": opset}))
@@ -106,8 +106,7 @@ def _weights_of(run: RunFolder, result: TrialResult) -> Path:
 
 def _difference(model: CvT, folder: Path, format: str) -> tuple[float, float]:  # noqa: A002
     """Of the logits of what a new process loads from `folder` and those of `model`, the greatest; and of the latter."""
-    size = model.arch.image_size
-    images = torch.randn(_NUM_IMAGES, model.arch.num_channels, size, size, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(_NUM_IMAGES, *model.arch.image_shape, generator=torch.Generator().manual_seed(1))
     expected = probe_logits(model, images)
     with tempfile.TemporaryDirectory() as scratch:
         asked, answered = Path(scratch) / "images.safetensors", Path(scratch) / "logits.safetensors"

@@ -26,15 +26,16 @@ class Format:
     Args:
         write: Writes a network in eval mode, and what `preprocessing.json` holds, to a folder; `onnx` with an `opset`.
         load: The network in such a folder, by nothing but the tools that it is for.
-        misfits: Why a network cannot be written so, a line each.
+        misfits: Why a network, with what `preprocessing.json` holds, cannot be written so, a line each.
         needs: Packages without which it cannot be written and checked, and the extra that installs them.
         tolerance: Greatest difference of a logit, relative to the greatest logit where that is above 1.
-        usage: Lines of Python that load it; `{folder}`, `{channels}`, `{size}` and `{opset}` are filled in.
+        usage: Lines of Python that load it; `{folder}`, `{channels}`, `{height}`, `{width}` and `{opset}` are filled
+            in.
     """
 
     write: Callable[..., None]
     load: Callable[[Path], Logits]
-    misfits: Callable[[CvT], list[str]] = lambda model: []  # noqa: ARG005
+    misfits: Callable[[CvT, Mapping[str, Any]], list[str]] = lambda *_: []
     needs: tuple[str, ...] = ()
     extra: str = ""
     tolerance: float = 1e-4
@@ -131,8 +132,7 @@ def _write_program(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -
 
 def _example(model: CvT) -> Tensor:
     """Two images: of one, the number would become a constant."""
-    size = model.arch.image_size
-    return torch.zeros(2, model.arch.num_channels, size, size)
+    return torch.zeros(2, *model.arch.image_shape)
 
 
 def _batch() -> Any:
@@ -146,7 +146,7 @@ FORMATS: dict[str, Format] = {
         tolerance=1e-5,
         usage="""import cvt_nas, torch
 model = cvt_nas.load_model("{folder}")  # a torch.nn.Module in eval mode
-logits = model(torch.zeros(1, {channels}, {size}, {size}))""",
+logits = model(torch.zeros(1, {channels}, {height}, {width}))""",
     ),
     "hf": Format(
         write=write_hugging_face,
@@ -158,7 +158,7 @@ logits = model(torch.zeros(1, {channels}, {size}, {size}))""",
 from transformers import AutoImageProcessor, CvtForImageClassification
 model = CvtForImageClassification.from_pretrained("{folder}").eval()
 processor = AutoImageProcessor.from_pretrained("{folder}")
-logits = model(torch.zeros(1, {channels}, {size}, {size})).logits""",
+logits = model(torch.zeros(1, {channels}, {height}, {width})).logits""",
     ),
     "timm": Format(
         write=_write_timm,
@@ -166,7 +166,7 @@ logits = model(torch.zeros(1, {channels}, {size}, {size})).logits""",
         usage="""import timm, torch
 import cvt_nas.timm  # by it timm knows the architecture
 model = timm.create_model("local-dir:{folder}", pretrained=True).eval()  # or "hf-hub:USER/NAME", once it is there
-logits = model(torch.zeros(1, {channels}, {size}, {size}))""",
+logits = model(torch.zeros(1, {channels}, {height}, {width}))""",
     ),
     "onnx": Format(
         write=_write_onnx,
@@ -175,7 +175,7 @@ logits = model(torch.zeros(1, {channels}, {size}, {size}))""",
         extra="onnx",
         usage="""import numpy, onnxruntime  # opset {opset}, any number of images
 session = onnxruntime.InferenceSession("{folder}/model.onnx")
-images = numpy.zeros((1, {channels}, {size}, {size}), dtype=numpy.float32)
+images = numpy.zeros((1, {channels}, {height}, {width}), dtype=numpy.float32)
 (logits,) = session.run(["logits"], {{"images": images}})""",
     ),
     "pt2": Format(
@@ -183,6 +183,6 @@ images = numpy.zeros((1, {channels}, {size}, {size}), dtype=numpy.float32)
         load=load_program,
         usage="""import torch  # any number of images
 model = torch.export.load("{folder}/model.pt2").module()
-logits = model(torch.zeros(1, {channels}, {size}, {size}))""",
+logits = model(torch.zeros(1, {channels}, {height}, {width}))""",
     ),
 }

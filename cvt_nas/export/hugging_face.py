@@ -16,15 +16,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cvt_nas.arch import ArchConfig
+from cvt_nas.arch import ArchConfig, checked_size, sides_of
 from cvt_nas.model import CvT, hugging_face_name
 from cvt_nas.space import BLOCK_CHOICES
 
 _RESAMPLING = {"bilinear": 2, "bicubic": 3}  # of Pillow
 
 
-def misfits(model: CvT) -> list[str]:
-    """Why the port cannot be `model`, a line each; empty where it can."""
+def misfits(model: CvT, preprocessing: Mapping[str, Any]) -> list[str]:
+    """Why the port cannot be `model`, or its processors cannot prepare images for it, a line each."""
     found = []
     for index, stage in enumerate(model.arch.stages):
         first = stage.blocks[0]
@@ -43,6 +43,9 @@ def misfits(model: CvT) -> list[str]:
         found.append(
             "activation quick_gelu, it has gelu alone (a space file with `activation: gelu` finds such networks)"
         )
+    height, width = sides_of(model.arch.image_size)
+    if height != width and preprocessing.get("crop_pct", 1.0) < 1:
+        found.append(f"the centre of images, {height} x {width}, is cropped, its processors crop squares alone")
     return found
 
 
@@ -89,9 +92,11 @@ def write_hugging_face(model: CvT, folder: Path, preprocessing: Mapping[str, Any
 
 def _image_processor(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     """ConvNeXt's processor scales to a larger size and crops the centre, ViT's scales to the size itself."""
-    size, crop_pct = preprocessing["image_size"], preprocessing.get("crop_pct", 1.0)
-    cropped = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": size}, "crop_pct": crop_pct}
-    whole = {"image_processor_type": "ViTImageProcessor", "size": {"height": size, "width": size}}
+    (height, width), crop_pct = sides_of(checked_size(preprocessing["image_size"])), preprocessing.get("crop_pct", 1.0)
+    cropped = {
+        "image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": height}, "crop_pct": crop_pct,
+    }  # fmt: skip
+    whole = {"image_processor_type": "ViTImageProcessor", "size": {"height": height, "width": width}}
     return {
         **(whole if crop_pct == 1 else cropped),
         "do_resize": True,

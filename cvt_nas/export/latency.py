@@ -47,8 +47,7 @@ def measure_onnx_latency(
         session = onnxruntime.InferenceSession(Path(folder) / "model.onnx", options, [provider], settings)
         if provider not in session.get_providers():  # it goes on without one that it cannot load
             raise unusable
-        size = model.arch.image_size
-        images = torch.randn(batch_size, model.arch.num_channels, size, size).numpy()
+        images = torch.randn(batch_size, *model.arch.image_shape).numpy()
         binding = session.io_binding()  # or each run would copy from the CPU and back
         binding.bind_ortvalue_input("images", onnxruntime.OrtValue.ortvalue_from_numpy(images, device.type, index))
         binding.bind_output("logits", device.type, index)

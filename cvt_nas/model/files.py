@@ -24,8 +24,7 @@ def save_model(model: CvT, folder: Path) -> None:
     prove that it is still the trained model.
     """
     write_weights(model, folder)
-    size = model.arch.image_size
-    images = torch.randn(2, model.arch.num_channels, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, *model.arch.image_shape, generator=torch.Generator().manual_seed(0))
     probe = {"images": images, "logits": probe_logits(model, images)}
     write_atomically(folder / "probe.safetensors", lambda file: file.write(safetensors_of(probe)))
 

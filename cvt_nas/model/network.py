@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from cvt_nas.arch import Activation, ArchConfig, BlockConfig, StageConfig, mlp_width
+from cvt_nas.arch import Activation, ArchConfig, BlockConfig, Grid, StageConfig, mlp_width
 
 # Leaves to torch.fx, and so to what traces by it: both ask for shapes, which it does not know.
 torch.fx.wrap("rearrange")
@@ -42,15 +42,15 @@ def drop_path_scales(tokens: Float[Tensor, "batch tokens channels"], rate: float
 class ConvEmbed(nn.Module):
     """Convolutional token embedding: a strided convolution over the map, then a layer norm over each token.
 
-    A position embedding, where the stage has one, is of a grid of side `grid`; to maps and weights of other sizes it is
+    A position embedding, where the stage has one, is of the size of `grid`; to maps and weights of other sizes it is
     interpolated. Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.2.
     """
 
-    def __init__(self, stage: StageConfig, in_channels: int, grid: int) -> None:
+    def __init__(self, stage: StageConfig, in_channels: int, grid: Grid) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, stage.embed_dim, stage.patch_kernel, stage.patch_stride, stage.patch_padding)
         self.norm = nn.LayerNorm(stage.embed_dim)
-        self.pos_embed = nn.Parameter(torch.zeros(1, stage.embed_dim, grid, grid)) if stage.pos_embed else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, stage.embed_dim, *grid)) if stage.pos_embed else None
         self.register_load_state_dict_pre_hook(_resize_saved_positions)
 
     def forward(
@@ -211,7 +211,7 @@ class Stage(nn.Module):
 
     recomputes = False
 
-    def __init__(self, stage: StageConfig, in_channels: int, grid: int, drop_path_rate: float) -> None:
+    def __init__(self, stage: StageConfig, in_channels: int, grid: Grid, drop_path_rate: float) -> None:
         super().__init__()
         self.patch_embed = ConvEmbed(stage, in_channels, grid)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, stage.embed_dim)) if stage.class_token else None

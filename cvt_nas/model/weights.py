@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cvt_nas.arch import NAMED_ARCHS, ArchConfig, BlockConfig
+from cvt_nas.arch import NAMED_ARCHS, ArchConfig, BlockConfig, size_text
 from cvt_nas.errors import ArchError
 from cvt_nas.model.checkpoints import Weights, read_weights, with_gelu
 from cvt_nas.model.classes import match_classes
@@ -193,7 +193,7 @@ def _arch_of(weights: Weights, given: ArchConfig | None) -> tuple[ArchConfig, li
     else:
         name, arch = _published_with(weights)
         notes.append(
-            f"taken for {name}, which the weights fit, with images of {arch.image_size} x {arch.image_size}; heads, "
+            f"taken for {name}, which the weights fit, with images of {size_text(arch.image_size)}; heads, "
             f"strides and paddings show in no weight, and others are given by --arch"
         )
     source = _source_of(weights, arch)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cvt_nas.arch import sides_of
 from cvt_nas.config import Experiment
 from cvt_nas.data import Split
 from cvt_nas.engine import shared_memory_needed
@@ -130,7 +131,7 @@ def plan_search(
     disk_bytes = bytes_needed(experiment, num_trials=num_trials, num_slots=machine.num_slots)
     shared_memory_bytes = shared_memory_needed(
         experiment.training,
-        num_values=experiment.space.num_channels * experiment.space.image_size**2,
+        num_values=experiment.space.num_channels * math.prod(sides_of(experiment.space.image_size)),
         num_loaders=machine.num_loaders,
         num_processes=machine.num_slots,
     )

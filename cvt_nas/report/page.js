@@ -103,8 +103,8 @@
 
   // ---- one architecture ----------------------------------------------------------------------------------------
 
-  const stagesOf = (trial) => trial.stages.map(([grid, width, kernel, stride, token, params, flops, blocks]) =>
-    ({ grid, width, kernel, stride, token, params, flops, blocks }));
+  const stagesOf = (trial) => trial.stages.map(([rows, columns, width, kernel, stride, token, params, flops, blocks]) =>
+    ({ rows, columns, side: Math.sqrt(rows * columns), width, kernel, stride, token, params, flops, blocks }));
   const byNumber = new Map(data.trials.map((trial) => [trial.number, trial]));
   let selected = null;
 
@@ -136,7 +136,7 @@
     svg.setAttribute("aria-hidden", "true");
     blocks.forEach((block, index) => {
       const rect = document.createElementNS(SVG, "rect");
-      const height = 12 + (68 * Math.log2(stage.grid + 1)) / Math.log2(largest + 1);
+      const height = 12 + (68 * Math.log2(stage.side + 1)) / Math.log2(largest + 1);
       const width = Math.max(Math.min(gap - 2, (gap - 2) * (0.3 + (0.7 * stage.width) / widest)), 1.5);
       rect.setAttribute("x", index * gap);
       rect.setAttribute("y", 84 - height);
@@ -166,9 +166,9 @@
     });
     return element("li", {},
       element("strong", {}, `Stage ${index}`),
-      element("div", { class: "muted" }, `${stage.grid} × ${stage.grid} tokens${stage.token ? " + class token" : ""}, width ` +
+      element("div", { class: "muted" }, `${stage.rows} × ${stage.columns} tokens${stage.token ? " + class token" : ""}, width ` +
         `${stage.width}, depth ${blocks.length}; embedding ${stage.kernel} × ${stage.kernel}, stride ${stage.stride}`),
-      picture(stage, Math.max(...stagesOf(trial).map((other) => other.width)), Math.max(...stagesOf(trial).map((other) => other.grid))),
+      picture(stage, Math.max(...stagesOf(trial).map((other) => other.width)), Math.max(...stagesOf(trial).map((other) => other.side))),
       element("ul", {}, ...choices.filter((choice) => choice !== null)),
       share("params", stage.params, trial.params),
       share("FLOPs", stage.flops, trial.flops));

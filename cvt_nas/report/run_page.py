@@ -148,7 +148,7 @@ def _stages(arch: ArchConfig) -> list[list[object]]:
 
     return [
         [
-            grid, stage.embed_dim, stage.patch_kernel, stage.patch_stride, int(stage.class_token), cost.params,
+            *grid, stage.embed_dim, stage.patch_kernel, stage.patch_stride, int(stage.class_token), cost.params,
             cost.flops, blocks_of(stage),
         ]
         for stage, grid, cost in zip(arch.stages, arch.grids, stage_costs(arch), strict=True)

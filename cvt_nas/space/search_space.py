@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from cvt_nas.arch import ArchConfig, BlockConfig, Cost, StageConfig, block_cost, embedding_cost, head_cost
+from cvt_nas.arch import (
+    ArchConfig,
+    BlockConfig,
+    Cost,
+    Grid,
+    ImageSize,
+    StageConfig,
+    block_cost,
+    embedding_cost,
+    head_cost,
+    sides_of,
+    size_text,
+)
 from cvt_nas.errors import ArchError
 from cvt_nas.latency import LatencyTable, Parts
 from cvt_nas.space.arch_space import ArchSpace
@@ -43,7 +55,7 @@ class SearchSpace(ArchSpace):
             divide the width.
     """
 
-    image_size: int
+    image_size: ImageSize
     num_channels: int
     num_classes: int
     stages: tuple[StageSpace, ...]
@@ -57,22 +69,22 @@ class SearchSpace(ArchSpace):
                     raise ArchError(f"stage {index}: num_heads {heads} does not divide embed_dim {dim}")
         self._grids()
 
-    def _grids(self) -> tuple[frozenset[int], ...]:
-        """The sides of the token grid that can come out of each stage."""
-        grids, sides = [], frozenset([self.image_size])
+    def _grids(self) -> tuple[frozenset[Grid], ...]:
+        """The token grids that can come out of each stage."""
+        grids, before = [], frozenset([sides_of(self.image_size)])
         for index, stage in enumerate(self.stages):
             after = set()
-            for side, kernel, stride in itertools.product(sides, stage.patch_kernel, stage.patch_stride):
-                grid = (side + 2 * stage.padding_of(kernel) - kernel) // stride + 1
-                if grid < 1:
+            for grid, kernel, stride in itertools.product(before, stage.patch_kernel, stage.patch_stride):
+                some = stage.embedding(patch_kernel=kernel, patch_stride=stride, embed_dim=stage.embed_dim[0])
+                if min(left := some.grid_after(grid)) < 1:
                     raise ArchError(
-                        f"kernel {kernel}, stride {stride}, padding {stage.padding_of(kernel)} leave no token of a "
-                        f"grid of {side} x {side} in stage {index}",
+                        f"kernel {kernel}, stride {stride}, padding {some.patch_padding} leave no token of a grid of "
+                        f"{size_text(grid)} in stage {index}",
                         stage=index,
                     )
-                after.add(grid)
-            sides = frozenset(after)
-            grids.append(sides)
+                after.add(left)
+            before = frozenset(after)
+            grids.append(before)
         return tuple(grids)
 
     @property
@@ -138,37 +150,37 @@ class SearchSpace(ArchSpace):
 
     def cost(self, genome: Sequence[int]) -> Cost:
         params = flops = latency = 0
-        channels, side = self.num_channels, self.image_size
+        channels, grid = self.num_channels, sides_of(self.image_size)
         for index, part in enumerate(self._parts(genome)):
-            key = (index, part, channels, side)
-            cost, channels, side = self._memo.get(key) or self._remember(key, self._enter_stage(*key))
+            key = (index, part, channels, grid)
+            cost, channels, grid = self._memo.get(key) or self._remember(key, self._enter_stage(*key))
             params, flops, latency = params + cost.params, flops + cost.flops, latency + cost.latency_us
-        key = (channels, side)
-        head = self._memo.get(key) or self._remember(key, self._head_cost(channels, side))
+        key = ("head", channels, grid)
+        head = self._memo.get(key) or self._remember(key, self._head_cost(channels, grid))
         return Cost(params=params + head.params, flops=flops + head.flops, latency_us=latency + head.latency_us)
 
-    def _embedding_cost(self, stage: StageConfig, in_channels: int, grid: int) -> Cost:
+    def _embedding_cost(self, stage: StageConfig, in_channels: int, grid: Grid) -> Cost:
         cost = embedding_cost(stage, in_channels=in_channels, grid=grid)
         if self.latency is None:
             return cost
         return replace(cost, latency_us=self.latency.embedding(stage, in_channels=in_channels, grid=grid))
 
-    def _block_cost(self, block: BlockConfig, embed_dim: int, grid: int, class_token: bool) -> Cost:
+    def _block_cost(self, block: BlockConfig, embed_dim: int, grid: Grid, class_token: bool) -> Cost:
         cost = block_cost(block, embed_dim=embed_dim, grid=grid, class_token=class_token)
         if self.latency is None:
             return cost
         time = self.latency.block(block, embed_dim=embed_dim, grid=grid, class_token=class_token)
         return replace(cost, latency_us=time)
 
-    def _head_cost(self, dim: int, grid: int) -> Cost:
+    def _head_cost(self, dim: int, grid: Grid) -> Cost:
         token = self.stages[-1].class_token
         cost = head_cost(dim=dim, grid=grid, class_token=token, num_classes=self.num_classes)
         return cost if self.latency is None else replace(cost, latency_us=self.latency.head(dim=dim, grid=grid))
 
-    def _enter_stage(self, index: int, part: Genome, channels: int, side: int) -> tuple[Cost, int, int]:
-        """Cost of a stage on `channels` x `side` x `side`, and the channels and side of what it puts out."""
+    def _enter_stage(self, index: int, part: Genome, channels: int, before: Grid) -> tuple[Cost, int, Grid]:
+        """Cost of a stage on a map of `channels`, and the channels and grid of what it puts out."""
         stage = self._stage_of(index, part)
-        dim, grid = stage.embed_dim, stage.grid_after(side)
+        dim, grid = stage.embed_dim, stage.grid_after(before)
         blocks = (self._block_cost(block, dim, grid, stage.class_token) for block in stage.blocks)
         return sum(blocks, start=self._embedding_cost(stage, channels, grid)), dim, grid
 
@@ -199,20 +211,25 @@ class SearchSpace(ArchSpace):
             found = [cost(*key) for key in distinct]
             return np.array([(c.params, c.flops, c.latency_us) for c in found], dtype=whole).reshape(-1, 3)[which]
 
-        def embedding(stage: StageSpace, channels: int, grid: int, kernel: int, stride: int, dim: int) -> Cost:
+        def embedding(
+            stage: StageSpace, channels: int, height: int, width: int, kernel: int, stride: int, dim: int
+        ) -> Cost:
             some = stage.embedding(patch_kernel=kernel, patch_stride=stride, embed_dim=dim)
-            return self._embedding_cost(some, channels, grid)
+            return self._embedding_cost(some, channels, (height, width))
 
-        def block(stage: StageSpace, reader: StageReader, dim: int, grid: int, *options: int) -> Cost:
-            return self._block_cost(reader.block_with(options), dim, grid, stage.class_token)
+        def block(stage: StageSpace, reader: StageReader, dim: int, height: int, width: int, *options: int) -> Cost:
+            return self._block_cost(reader.block_with(options), dim, (height, width), stage.class_token)
+
+        def head(dim: int, height: int, width: int) -> Cost:
+            return self._head_cost(dim, (height, width))
 
         totals = np.zeros((len(rows), 3), dtype=whole)
-        channels, grids = np.full(len(rows), self.num_channels), np.full(len(rows), self.image_size)
+        channels, grids = np.full(len(rows), self.num_channels), np.tile(sides_of(self.image_size), (len(rows), 1))
         for reader, part, stage in zip(self._readers, self._slices, self.stages, strict=True):
             parts = rows[:, part]
             kernels, strides, dims = (reader.values(c, parts) for c in ("patch_kernel", "patch_stride", "embed_dim"))
             padding = kernels // 2 if stage.patch_padding is None else stage.patch_padding
-            grids = (grids + 2 * padding - kernels) // strides + 1
+            grids = (grids + np.reshape(2 * padding - kernels, (-1, 1))) // strides[:, None] + 1
             totals += each(np.column_stack([channels, grids, kernels, strides, dims]), partial(embedding, stage))
             options, channels = reader.block_options(parts), dims
             num_blocks = options.shape[1]
@@ -220,7 +237,7 @@ class SearchSpace(ArchSpace):
             blocks = each(np.hstack([places, options.reshape(len(places), -1)]), partial(block, stage, reader))
             is_present = np.arange(num_blocks) < reader.values("depth", parts)[:, None]
             totals += (blocks.reshape(len(rows), num_blocks, 3) * is_present[:, :, None]).sum(axis=1)
-        return totals + each(np.column_stack([channels, grids]), self._head_cost)
+        return totals + each(np.column_stack([channels, grids]), head)
 
     def encode(self, arch: ArchConfig) -> Genome:
         if len(arch.stages) != len(self.stages):
@@ -274,13 +291,9 @@ class SearchSpace(ArchSpace):
         )
 
     @property
-    def greatest_grids(self) -> tuple[int, ...]:
-        """Side of the greatest token grid that a member has in each stage; not always that of the largest one."""
-        greatest, sides = [], {self.image_size}
-        for stage in self.stages:
-            sides = {some.grid_after(side) for side in sides for some in self._embeddings(stage)}
-            greatest.append(max(sides))
-        return tuple(greatest)
+    def greatest_grids(self) -> tuple[Grid, ...]:
+        """Greatest height and width that token grids of members have in each stage; not always the largest one's."""
+        return tuple((max(height for height, _ in grids), max(width for _, width in grids)) for grids in self._grids())
 
     def _embeddings(self, stage: StageSpace) -> Iterator[StageConfig]:
         """Each embedding that a stage may have, with some block."""
@@ -290,19 +303,19 @@ class SearchSpace(ArchSpace):
     def parts(self) -> Parts:
         """All that its networks are made of."""
         embeddings, blocks = dict[Any, None](), dict[Any, None]()
-        states = {(self.num_channels, self.image_size): None}
+        states = {(self.num_channels, sides_of(self.image_size)): None}
         for stage in self.stages:
-            after: dict[tuple[int, int], None] = {}
+            after: dict[tuple[int, Grid], None] = {}
             choices = {block: None for blocks in stage.block_sets() for block in sorted(blocks, key=repr)}
-            for (channels, side), some in itertools.product(states, self._embeddings(stage)):
-                grid = some.grid_after(side)
-                embeddings[some, channels, side] = None
+            for (channels, before), some in itertools.product(states, self._embeddings(stage)):
+                grid = some.grid_after(before)
+                embeddings[some, channels, before] = None
                 blocks |= dict.fromkeys((block, some.embed_dim, grid, stage.class_token) for block in choices)
                 after[some.embed_dim, grid] = None
             states = after
         return Parts(embeddings=tuple(embeddings), blocks=tuple(blocks), heads=tuple(states))
 
-    def _extremes(self, names: Sequence[str]) -> dict[tuple[int, int], tuple[list[int], list[int]]]:
+    def _extremes(self, names: Sequence[str]) -> dict[tuple[int, Grid], tuple[list[int], list[int]]]:
         """For each width and grid in front of the head, the least and the greatest costs `names` of whole networks.
 
         By dynamic programming over the width and the grid after each stage.
@@ -312,14 +325,14 @@ class SearchSpace(ArchSpace):
             return [getattr(cost, name) for name in names]
 
         zero = [0] * len(names)
-        states = {(self.num_channels, self.image_size): (zero, zero)}
+        states = {(self.num_channels, sides_of(self.image_size)): (zero, zero)}
         for stage in self.stages:
-            after: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+            after: dict[tuple[int, Grid], tuple[list[int], list[int]]] = {}
             choices = {block for blocks in stage.block_sets() for block in blocks}
-            of_blocks = dict[tuple[int, int], tuple[list[int], list[int]]]()
-            for (channels, side), (low, high) in states.items():
+            of_blocks = dict[tuple[int, Grid], tuple[list[int], list[int]]]()
+            for (channels, before), (low, high) in states.items():
                 for some in self._embeddings(stage):
-                    key = dim, grid = some.embed_dim, some.grid_after(side)
+                    key = dim, grid = some.embed_dim, some.grid_after(before)
                     if key not in of_blocks:
                         costs = [of(self._block_cost(block, dim, grid, stage.class_token)) for block in choices]
                         of_blocks[key] = (

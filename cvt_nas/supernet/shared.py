@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig
+from cvt_nas.arch import ArchConfig, BlockConfig, Grid, StageConfig
 from cvt_nas.errors import ArchError
 from cvt_nas.model import Block, ConvEmbed, ConvProjection, CvT, forward_stages, resized_positions
 from cvt_nas.space import SearchSpace
@@ -56,10 +56,10 @@ class Supernet(nn.Module):
         super().__init__()
         self.largest = space.largest
         self.shared = CvT(self.largest, drop_path=drop_path)
-        for index, side in enumerate(space.greatest_grids):
+        for index, grid in enumerate(space.greatest_grids):
             embedding: Any = self.shared.get_submodule(f"stage{index}.patch_embed")
             if embedding.pos_embed is not None:
-                embedding.pos_embed = nn.Parameter(resized_positions(embedding.pos_embed.detach(), (side, side)))
+                embedding.pos_embed = nn.Parameter(resized_positions(embedding.pos_embed.detach(), grid))
         self._drop_path = [drop_path] * len(space.stages) if isinstance(drop_path, int | float) else list(drop_path)
         self._drop_path_on_all, self._own_norms = drop_path_on_all, frozenset(own_norms)
         self._ranks = Ranks() if sync_batch_norm else None
@@ -167,7 +167,7 @@ class Supernet(nn.Module):
         return self._hollow_models[arch]
 
     def _hollow_stage(
-        self, index: int, stage: StageConfig, in_channels: int, grid: int, drop_path: float
+        self, index: int, stage: StageConfig, in_channels: int, grid: Grid, drop_path: float
     ) -> "HollowStage":
         name, width, last = f"stage{index}", stage.embed_dim, max(len(stage.blocks) - 1, 1)
         embedding = replace(stage, blocks=(BlockConfig(),))  # in which the blocks have no part

@@ -15,6 +15,7 @@ from cvt_nas.config.values import (
     PositiveFloat,
     PositiveInt,
     ProjectionOptions,
+    Sides,
     Size,
 )
 
@@ -73,7 +74,7 @@ class SpaceSection:
     """Section `space`: the networks that a search may choose from.
 
     Args:
-        image_size: Side of the images, in pixels.
+        image_size: Side of square images, in pixels; of others, `[height, width]`. Both are fixed for all networks.
         num_channels: Channels of the images: 1 for grey ones, 3 for colour.
         num_classes: Classes of the images.
         activation: Activation of all MLPs: `quick_gelu` as in the official CvT, or `gelu` as in transformers' port, so
@@ -82,7 +83,7 @@ class SpaceSection:
         stages: The stages of the networks, first to last.
     """
 
-    image_size: Annotated[Size, Field(examples=[224])]
+    image_size: Annotated[Sides, Field(examples=[224])]
     num_channels: Size = 3
     num_classes: Annotated[int, Field(ge=1, le=2**20, examples=[1000])]
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
