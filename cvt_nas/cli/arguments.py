@@ -8,6 +8,8 @@ from pathlib import Path
 from cvt_nas import __version__
 from cvt_nas.cli import archs, data, runs, searching, spaces, tables, training
 
+_WEIGHTS = "an official .pth, a folder of transformers' CvT or its name on the Hub, a model's folder, RUN:ID, or cvt-13"
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -42,9 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
     search.add_argument("--seed", type=_seed, metavar="N", help="instead of the file's")
     search.add_argument("--address", metavar="ADDR", help="Ray cluster: auto, host:port, or ray://host:port")
     search.add_argument(
+        "--init",
         "--warm-start",
-        metavar="PATH",
-        help="weights that the supernet begins with: an official .pth, a folder of transformers' CvT, or a model's",
+        metavar="WEIGHTS",
+        help=f"weights that trials or the supernet begin with, as far as their networks have room for them: {_WEIGHTS}",
     )
     search.add_argument("--tensorboard", action="store_true", help="track each trial in the run folder's tensorboard/")
     search.add_argument("--mlflow", metavar="URI", help="track each trial as a run of this MLflow tracking server")
@@ -120,8 +123,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=_seed, default=0, metavar="N")
     train.add_argument(
         "--init",
-        metavar="PATH",
-        help="weights to begin with: an official .pth, a folder of transformers' CvT, or a model's folder",
+        metavar="WEIGHTS",
+        help=f"weights to begin with: {_WEIGHTS}",
     )
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run folder")
     _add_json(train)

@@ -2,7 +2,6 @@
 
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
@@ -19,7 +18,6 @@ class Search:
         seed: Of the run.
         num_trials: Of the race.
         stop: Ends the search in order once it is set; never set by a phase.
-        initial: Weights that a supernet begins with; see `model.read_weights`.
         reuse_workers: Whether a worker process outlives its trial; off only to measure what that saves.
     """
 
@@ -30,5 +28,4 @@ class Search:
     seed: int
     num_trials: int
     stop: threading.Event
-    initial: Path | None = None
     reuse_workers: bool = True

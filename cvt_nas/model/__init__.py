@@ -1,9 +1,11 @@
 """CvT as a plain torch module, built from an `ArchConfig`, and the files that hold its weights."""
 
-from cvt_nas.model.checkpoints import Weights, classes_beside, read_weights, weights_files
+from cvt_nas.model.checkpoints import Weights, classes_beside, digest_of, read_weights, weights_files
 from cvt_nas.model.classes import ClassNames, Told, are_indices, listed, match_classes
+from cvt_nas.model.cutting import begin_with, cut_state
 from cvt_nas.model.files import load_model, probe_error, probe_logits, save_model, write_weights
-from cvt_nas.model.lending import lent_state
+from cvt_nas.model.lending import Lent, lend
+from cvt_nas.model.locating import locate, means
 from cvt_nas.model.network import (
     Block,
     ConvEmbed,
@@ -18,6 +20,7 @@ from cvt_nas.model.network import (
 )
 from cvt_nas.model.port import hugging_face_name, official_name
 from cvt_nas.model.programs import Logits, load_onnx, load_program
+from cvt_nas.model.units import magnitudes, sorted_by
 from cvt_nas.model.weights import fitted, initialise, is_published, load_checkpoint
 
 __all__ = [
@@ -26,13 +29,17 @@ __all__ = [
     "ConvEmbed",
     "ConvProjection",
     "CvT",
+    "Lent",
     "Logits",
     "Told",
     "Weights",
     "are_indices",
+    "begin_with",
     "build_model",
     "classes_beside",
     "compute_block",
+    "cut_state",
+    "digest_of",
     "drop_path_scales",
     "fitted",
     "forward_stage",
@@ -40,19 +47,23 @@ __all__ = [
     "hugging_face_name",
     "initialise",
     "is_published",
-    "lent_state",
+    "lend",
     "listed",
     "load_checkpoint",
     "load_model",
     "load_onnx",
     "load_program",
+    "locate",
+    "magnitudes",
     "match_classes",
+    "means",
     "official_name",
     "probe_error",
     "probe_logits",
     "read_weights",
     "resized_positions",
     "save_model",
+    "sorted_by",
     "weights_files",
     "write_weights",
 ]

@@ -8,7 +8,7 @@ Sources: Yu et al. 2020, arXiv:2003.11142, one set of weights that is trained at
 arXiv:2107.00651, shared so between transformers.
 """
 
-from cvt_nas.supernet.lending import lent_weights
+from cvt_nas.supernet.lending import begin_supernet, lend_to
 from cvt_nas.supernet.shared import Supernet, extract
 
-__all__ = ["Supernet", "extract", "lent_weights"]
+__all__ = ["Supernet", "begin_supernet", "extract", "lend_to"]
