@@ -28,6 +28,7 @@ from cvt_nas.engine import Inheritance, SharedWeights, fit, train_supernet
 from cvt_nas.results import judge_supernet
 from cvt_nas.run import write_atomically
 from cvt_nas.space import Genome, spread_over_flops
+from cvt_nas.supernet import Supernet
 from cvt_table import NUM_NETWORKS, gene_columns
 
 TABLES = Path(__file__).parent / "tables"
@@ -126,11 +127,11 @@ def inherited(task: Task) -> pd.DataFrame:
     config = SupernetConfig(**settings)
     started = time.process_time()  # of one thread: the wall time of an idle core, whatever else the machine does
 
-    def largest_alone() -> dict[str, torch.Tensor]:
+    def begin_with_largest_alone(supernet: Supernet) -> None:
         *_, epoch = fit(space.largest, experiment.training.lasting(warm_epochs), data, device=device, seed=task.seed)
-        return epoch.model.cpu().state_dict()
+        supernet.insert(epoch.model)
 
-    initial = largest_alone if warm_epochs else None
+    initial = begin_with_largest_alone if warm_epochs else None
     shared = SharedWeights(space=space, config=config)
     *_, last = train_supernet(shared, data, device=device, seed=task.seed, initial=initial)
     seconds = time.process_time() - started

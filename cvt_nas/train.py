@@ -1,9 +1,8 @@
 """The full training of one architecture, whose result is a run folder like any other."""
 
 import dataclasses
-import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from cvt_nas.engine.speed import fastest_way
 from cvt_nas.errors import ArchError, DataError, ResourceError, RunFolderError, StorageError, TrainingEndedError
 from cvt_nas.escaping import told, why_no_text
 from cvt_nas.launch.devices import ending_in, training_reports
-from cvt_nas.model import CvT, initialise, load_model, read_weights, weights_files
+from cvt_nas.model import CvT, digest_of, initialise, load_model, locate, means, read_weights
 from cvt_nas.results import DataIdentity, TrialResult
 from cvt_nas.run import RunFolder
 
@@ -43,7 +42,7 @@ def train(
         num_workers: GPUs, or processes where `device` is `cpu`, that share each batch by DDP; None for
             every GPU, or one process where there is none.
         device: None for `cuda` where there is one.
-        init: Weights to begin with instead of a fresh initialisation; see `model.initialise`.
+        init: Weights to begin with instead of a fresh initialisation; see `model.locate` and `model.initialise`.
         resume: Go on from the checkpoint in `out`; with the weights that it began with, where there is none yet.
         origin: Data of the run that `arch` was found in: other images are said, and other classes refused.
         on_report: Called with each report of `engine.progress_reports`.
@@ -64,7 +63,7 @@ def train(
     begins = None if begun is None else begun.manifest.get("init")
     weights = None
     if init is not None and begun is None:
-        weights = read_weights(Path(init).absolute())
+        weights = read_weights(locate(init))
         initialise(CvT(arch), weights)  # or the data would be opened for nothing
     setup = TrainingSetup.of(
         experiment,
@@ -94,7 +93,7 @@ def train(
         if weights is not None:
             begins = {
                 "path": str(weights.path),
-                "sha256": _digest(weights_files(weights.path)),
+                "sha256": digest_of(weights.path),
                 "notes": list(initialise(CvT(arch), weights, classes=images.class_names)),
             }
         found = None
@@ -243,25 +242,12 @@ def _open_begun(arch: ArchConfig, experiment: Experiment, out: Path, init: str |
         raise RunFolderError(f"{out} holds another run than this training; name another --out")
     kept = run.manifest.get("init")
     path = None if kept is None else kept["path"]
-    if init is not None and str(Path(init).absolute()) != path:
+    if init is not None and (path is None or not means(init, path)):
         raise RunFolderError(f"--init {init}: {out} began with {path or 'a fresh initialisation'}; leave it out")
     is_trained = run.results() or Checkpoint(run.checkpoint_path(0)).is_here
-    if kept is not None and not is_trained and _digest(weights_files(kept["path"])) != kept["sha256"]:
+    if kept is not None and not is_trained and digest_of(kept["path"]) != kept["sha256"]:
         raise RunFolderError(f"{path}: is not what {out} began with any more; name another --out")
     return run
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """Of the content of all of them."""
-    digest = hashlib.sha256()
-    for file in files:
-        try:
-            with file.open("rb") as opened:
-                while block := opened.read(2**20):
-                    digest.update(block)
-        except OSError as error:
-            raise ArchError(f"{file}: cannot be read: {error}") from error
-    return digest.hexdigest()
 
 
 def _devices(device: Literal["cpu", "cuda"] | None, num_workers: int | None) -> tuple[Literal["cpu", "cuda"], int]:

@@ -725,8 +725,12 @@ def test_a_head_is_put_into_the_order_of_the_data_by_the_names_that_a_checkpoint
     strange, fresh = build_model(arch), None
     fresh = strange.head.weight.clone()
     notes = initialise(strange, tmp_path / "w.pth", classes=("a", "b", "zebra"))
-    assert notes[-1] == "the head begins afresh: 'zebra' is none of its classes, such as 'b'"
-    assert torch.equal(strange.head.weight, fresh)
+    assert notes[-1] == (
+        "the rows of the head are 2 of 3, by the names of the classes; 1 begin afresh, such as that of 'zebra'"
+    )
+    assert torch.equal(strange.head.weight, torch.stack([*source.head.weight[[2, 0]], fresh[2]]))
+    notes = initialise(strange, tmp_path / "w.pth", classes=("ape", "bee", "zebra"))
+    assert notes[-1] == "the head begins afresh: 'ape' is none of its classes, such as 'b'"
 
 
 NAMED_BESIDE = {
@@ -975,7 +979,7 @@ def test_without_names_the_order_that_was_taken_is_said(state: State, tmp_path: 
 
 def test_a_supernet_takes_what_shapes_tell_and_says_what_they_do_not(tmp_path: Path) -> None:
     from cvt_nas.space import SearchSpace, StageSpace
-    from cvt_nas.supernet import Supernet, lent_weights
+    from cvt_nas.supernet import Supernet, begin_supernet, lend_to
 
     def stage(width: int, heads: tuple[int, ...], *, token: bool) -> StageSpace:
         return StageSpace(
@@ -993,9 +997,9 @@ def test_a_supernet_takes_what_shapes_tell_and_says_what_they_do_not(tmp_path: P
     arch = space.largest
     source = build_model(arch)
     torch.save({"model": source.state_dict(), "classes": ["b", "c", "a"]}, tmp_path / "w.pth")
-    state, notes = lent_weights(space, tmp_path / "w.pth", classes=("a", "b", "c"))
+    lent, notes = lend_to(space, read_weights(tmp_path / "w.pth"), classes=("a", "b", "c"))
     supernet = Supernet(space)
-    supernet.insert_state(state)
+    begin_supernet(supernet, lent)
     assert torch.equal(supernet.shared.head.weight, source.head.weight[[2, 0, 1]])
     assert torch.equal(supernet.shared.norm.weight, source.norm.weight)
     assert notes == (
@@ -1006,7 +1010,7 @@ def test_a_supernet_takes_what_shapes_tell_and_says_what_they_do_not(tmp_path: P
     )
     torch.save({k: v for k, v in source.state_dict().items() if "norm1" not in k}, tmp_path / "part.pth")
     with pytest.raises(ArchError, match=r"missing: stage0\.blocks\.0\.norm1\.weight"):
-        lent_weights(space, tmp_path / "part.pth", classes=("a", "b", "c"))
+        lend_to(space, read_weights(tmp_path / "part.pth"), classes=("a", "b", "c"))
 
 
 def test_an_architecture_of_another_tool_is_one_here(port: tuple[Any, Path], tmp_path: Path) -> None:

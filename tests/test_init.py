@@ -21,7 +21,7 @@ from cvt_nas.model import (
     build_model,
     hugging_face_name,
     initialise,
-    lent_state,
+    lend,
     load_checkpoint,
     official_name,
     read_weights,
@@ -172,12 +172,12 @@ def misfit_of(model: CvT, path: Path) -> list[str]:
 def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     path, model = tmp_path / "weights.safetensors", build_model(QUICK)
     state = model.state_dict()
-    state["stage0.patch_embed.proj.weight"] = torch.zeros(16, 1, 7, 7)
+    state["stage0.patch_embed.proj.weight"] = torch.zeros(16, 3, 5, 5)
     state["stage0.blocks.0.mlp.fc1.bias"] = torch.zeros(32, dtype=torch.int8)
     del state["stage2.cls_token"]
     save_file({**state, "pos_embed": torch.zeros(2)}, path)
     assert misfit_of(model, path) == [
-        "stage0.patch_embed.proj.weight: 16 x 1 x 7 x 7 instead of 16 x 3 x 7 x 7",
+        "stage0.patch_embed.proj.weight: 16 x 3 x 5 x 5 instead of 16 x 3 x 7 x 7",
         "stage0.blocks.0.mlp.fc1.bias: 32 torch.int8 instead of 32",
         "missing: stage2.cls_token",
         "unexpected: pos_embed",
@@ -270,8 +270,9 @@ def test_a_width_that_rounding_would_lose_is_read(tmp_path: Path) -> None:
     arch = ArchConfig(image_size=32, num_classes=10, stages=(stage,))
     path = tmp_path / "weights.pth"
     torch.save(build_model(arch).state_dict(), path)
-    lent, _ = lent_state(read_weights(path), 10, None)
-    assert lent["stage0.blocks.0.mlp.fc1.bias"].shape == (15,)
+    lent, _ = lend(read_weights(path), num_channels=3, num_classes=10)
+    assert lent.arch.stages[0].blocks[0].mlp_ratio == pytest.approx(15 / 88)
+    assert lent.state["stage0.blocks.0.mlp.fc1.bias"].shape == (15,)
 
 
 # --- a training that begins with them --------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from cvt_nas import __version__
 from cvt_nas.cli import archs, data, runs, searching, spaces, tables, training
 
 _SIZES = "pixels of square images, or height and width as 256x128"
+_WEIGHTS = "an official .pth, a folder of transformers' CvT or its name on the Hub, a model's folder, RUN:ID, or cvt-13"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,9 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
     search.add_argument("--seed", type=_seed, metavar="N", help="instead of the file's")
     search.add_argument("--address", metavar="ADDR", help="Ray cluster: auto, host:port, or ray://host:port")
     search.add_argument(
+        "--init",
         "--warm-start",
-        metavar="PATH",
-        help="weights that the supernet begins with: an official .pth, a folder of transformers' CvT, or a model's",
+        metavar="WEIGHTS",
+        help=f"weights that trials or the supernet begin with, as far as their networks have room for them: {_WEIGHTS}",
     )
     search.add_argument(
         "--callback",
@@ -143,8 +145,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=_seed, default=0, metavar="N")
     train.add_argument(
         "--init",
-        metavar="PATH",
-        help="weights to begin with: an official .pth, a folder of transformers' CvT, or a model's folder",
+        metavar="WEIGHTS",
+        help=f"weights to begin with: {_WEIGHTS}",
     )
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run folder")
     _add_json(train)

@@ -55,7 +55,7 @@ def search(options: argparse.Namespace) -> int:
         run: "RunFolder", resources: "Resources", num_trials: int, deadline: float | None
     ) -> "Iterator[Follower]":
         say(console, f"{experiment.name}: {num_trials} trials, {resources.describe()}; {run.place}")
-        for note in run.manifest.get("warm_start_notes", []):
+        for note in run.manifest.get("init", {}).get("notes", []):
             say(console, f"note: {note}")
         shown = ConsoleProgress.of(run, console, num_trials=num_trials, deadline=deadline)
         with trackers(run, **tracked, warn=warn) as track, shown:
@@ -74,7 +74,7 @@ def search(options: argparse.Namespace) -> int:
             time_budget=options.time_budget,
             seed=options.seed,
             address=options.address,
-            warm_start=options.warm_start,
+            init=options.init,
             resume=options.resume,
             stop=stop,
             progress=progress,
@@ -135,8 +135,11 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def resuming(options: argparse.Namespace, out: str, *, time_budget: float | None = None) -> str:
-    """The command that goes on with the search of `options`, whose seed and warm start the run keeps. Where the search
-    ended with its `time_budget`, in seconds, as many again are offered."""
+    """The command that goes on with the search of `options`, whose seed and first weights the run keeps.
+
+    Args:
+        time_budget: Seconds that are spent, where the search ended with them; as many again are offered.
+    """
     words = ["cvt-nas", "search", *_option("space", options.space), *_option("out", out), "--resume"]
     if time_budget is not None:
         words += _option("time-budget", f"{math.ceil(2 * time_budget)}s")

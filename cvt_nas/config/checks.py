@@ -74,8 +74,6 @@ def check_supernet(file: SpaceFile, reader: Reader) -> None:
             )
         return
     check_training(supernet, "supernet", len(file.space.stages), reader)
-    if supernet.epochs == 0:
-        reader.add(("supernet", "epochs"), "got 0, must be at least 1")
     if not supernet.sandwich and supernet.num_random == 0:
         reader.add(("supernet", "num_random"), "got 0 without sandwich, which leaves a step no subnet")
     if not supernet.sandwich and supernet.distillation != "none":

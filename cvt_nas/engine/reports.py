@@ -1,25 +1,26 @@
 """Trainings of a run as plain values that travel between processes: what a worker reports of them."""
 
+import functools
 from collections.abc import Callable, Generator
-from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
 import torch
 
 from cvt_nas.arch import ArchConfig
-from cvt_nas.data import ImageData, save_preprocessing
+from cvt_nas.data import ImageData, save_preprocessing, seed_all
 from cvt_nas.engine.checkpoint import Checkpoint
 from cvt_nas.engine.evaluation import class_accuracies
+from cvt_nas.engine.importance import open_lent
 from cvt_nas.engine.inheritance import open_inheritance, save_supernet
 from cvt_nas.engine.memory import Room, meter_of
 from cvt_nas.engine.optimization import DivergedError, from_first_rank, is_out_of_memory, rank_and_world_size, times_of
 from cvt_nas.engine.setup import TrainingSetup
-from cvt_nas.engine.supernet import train_supernet
+from cvt_nas.engine.supernet import supernet_of, train_supernet
 from cvt_nas.engine.training import fit
 from cvt_nas.errors import StorageError, first_line
-from cvt_nas.model import CvT, initialise, save_model
+from cvt_nas.model import CvT, begin_with, initialise, save_model
 from cvt_nas.run import RunFolder, patiently
-from cvt_nas.supernet import lent_weights
+from cvt_nas.supernet import begin_supernet
 
 
 class _Ending(TypedDict):
@@ -125,7 +126,7 @@ def progress_reports(
 
 
 def supernet_reports(
-    setup: TrainingSetup, *, device: torch.device, seed: int, initial: Path | None = None, at_most: int | None = None
+    setup: TrainingSetup, *, device: torch.device, seed: int, at_most: int | None = None
 ) -> Generator[SupernetReport, None, None]:
     """`train_supernet` of `setup.shared`, as plain values that travel between processes.
 
@@ -148,6 +149,14 @@ def supernet_reports(
             checkpoint.drop()
         yield {**report, "epoch": shared.last_epoch}
         return
+    if shared.last_epoch == 0:  # it stays what it begins with
+        if rank == 0:
+            seed_all(seed)
+            begin_supernet(supernet := supernet_of(shared), open_lent(setup))
+            save_supernet(supernet, setup.weights_path)
+            run.store.push(setup.weights_path)
+        yield report
+        return
     data = setup.open_data()
 
     try:
@@ -157,9 +166,7 @@ def supernet_reports(
             device=device,
             seed=seed,
             checkpoint=checkpoint,
-            initial=None
-            if initial is None
-            else lambda: lent_weights(shared.space, initial, classes=data.class_names)[0],
+            initial=functools.partial(begin_supernet, lent=open_lent(setup)) if run.lends_weights else None,
             stop=run.supernet.is_stopped,
             meter=meter_of(device, setup.memory_share),
             at_most=at_most,
@@ -208,17 +215,16 @@ def class_curves(arch: ArchConfig, setup: TrainingSetup, epochs: int, seed: int)
 
 def _initial(arch: ArchConfig, setup: TrainingSetup, device: torch.device) -> Callable[[], CvT] | None:
     """Whose weights a training begins with; None for a fresh initialisation."""
-    init = setup.init
+    if (init := setup.init) is not None:
 
-    def initialised() -> CvT:
-        assert init is not None
-        model = CvT(arch)
-        initialise(model, init, classes=setup.open_data().class_names)
-        return model
+        def initialised() -> CvT:
+            initialise(model := CvT(arch), init, classes=setup.open_data().class_names)
+            return model
 
-    if init is not None:
         return initialised
-    return None if setup.shared is None else lambda: open_inheritance(setup, device).model(arch)
+    if setup.shared is not None:
+        return lambda: open_inheritance(setup, device).model(arch)
+    return (lambda: begin_with(CvT(arch), open_lent(setup))) if setup.run.lends_weights else None
 
 
 def keep_trained(model: CvT, data: ImageData, run: RunFolder) -> None:

@@ -5,7 +5,7 @@ are averaged once a step, after all its subnets, which DDP cannot do where each 
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -55,7 +55,7 @@ def train_supernet(
     device: torch.device,
     seed: int,
     checkpoint: Checkpoint | None = None,
-    initial: Callable[[], Mapping[str, Tensor]] | None = None,
+    initial: Callable[[Supernet], None] | None = None,
     stop: Callable[[], bool] = bool,
     meter: Meter | None = None,
     at_most: int | None = None,
@@ -69,7 +69,11 @@ def train_supernet(
 
     Args:
         data: Of the classes that `shared` is trained on now.
-        initial: Tensors to begin with, where there is no checkpoint; see `Supernet.insert_state`.
+        device: Where to train; the current rank's, where there are several.
+        seed: Of initialisation, images, augmentation, drop path and subnets.
+        checkpoint: Is read if it is there, and replaced after each epoch and every
+            `supernet.checkpoint_minutes`.
+        initial: Gives the supernet the weights that it begins with, where there is no checkpoint.
         stop: Asked after each step, or every 20 where there are several ranks; where it says so, the checkpoint is
             written, and the training ends there.
         device, seed, checkpoint, meter, at_most, on_room: See `fit`. The largest subnet decides how many images go
@@ -79,7 +83,6 @@ def train_supernet(
         One `SupernetEpoch` after each; the last one again where the checkpoint is complete already.
 
     Raises:
-        ArchError: `initial` has a weight that the supernet has not.
         DivergedError: There is no checkpoint to go back to, or it went back three times already.
     """
     config = shared.config
@@ -95,7 +98,7 @@ def train_supernet(
     keeper = Keeper(checkpoint, state, config, device)
     saved = keeper.load()
     if saved is None and initial is not None:
-        supernet.insert_state(initial())  # the first step gives them to the average, too
+        initial(supernet)  # the first step gives them to the average, too
     progress = _Progress.of(saved, sampler, device)
     evaluated = supernet if state.averaged is None else cast(Supernet, state.averaged.module)
 

@@ -2,7 +2,6 @@
 
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
@@ -17,7 +16,6 @@ class Search:
     Args:
         setup: What workers know, on the device of `resources`.
         stop: Ends the search in order once it is set; never set by a phase.
-        initial: Weights that a supernet begins with; see `model.read_weights`.
         reuse_workers: Whether a worker process outlives its trial; off only to measure what that saves.
     """
 
@@ -28,5 +26,4 @@ class Search:
     seed: int
     num_trials: int
     stop: threading.Event
-    initial: Path | None = None
     reuse_workers: bool = True

@@ -1,5 +1,6 @@
 """Weights from elsewhere: which files hold them, and what lies beside these and tells what they are of."""
 
+import hashlib
 import re
 import shlex
 from collections.abc import Mapping
@@ -180,6 +181,23 @@ def weights_files(path: str | Path) -> tuple[Path, ...]:
         ]
         return tuple(_present(path.with_name(name), path) for name in names)
     return (path,)
+
+
+def digest_of(path: str | Path) -> str:
+    """SHA-256 of the content of all files of the weights at `path`.
+
+    Raises:
+        ArchError: There are none, or they cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in weights_files(path):
+        try:
+            with file.open("rb") as opened:
+                while block := opened.read(2**20):
+                    digest.update(block)
+        except OSError as error:
+            raise ArchError(f"{file}: cannot be read: {error}") from error
+    return digest.hexdigest()
 
 
 def _check_no_parts(path: Path, below: str) -> None:

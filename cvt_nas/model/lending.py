@@ -1,35 +1,130 @@
-"""Weights from elsewhere for a supernet, which has a place for each tensor whatever network it is of."""
+"""Weights from elsewhere that networks of other sizes begin with: each takes what it has room for."""
 
+import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_of
 from torch import Tensor
 
-from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, mlp_width
+from cvt_nas.arch import NAMED_ARCHS, ArchConfig, BlockConfig, StageConfig, arch_from_dict, arch_to_dict, mlp_width
 from cvt_nas.errors import ArchError, first_line
-from cvt_nas.model.checkpoints import Weights
-from cvt_nas.model.weights import check_fits, head_rows, shapes_of
+from cvt_nas.model.checkpoints import Weights, with_gelu
+from cvt_nas.model.weights import HEAD, NORM, adapted_channels, check_fits, head_rows, shapes_of
 
 
-def lent_state(
-    weights: Weights, num_classes: int, classes: Sequence[str] | None
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors that weights lend to a network of so many classes, and notes for people; the head's only where it is
-    of these classes. Raises ArchError where tensors are missing, or are of no CvT."""
-    state = dict(weights.state)
-    arch = weights.arch or _arch_by_shapes(weights)
-    whole = {**shapes_of(arch)}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lent:
+    """What networks of other sizes begin with.
+
+    Args:
+        state: Tensors by their official names, in fp32 on the CPU; without a head where no class is known.
+        arch: The network that they are of, with the channels and classes of the data.
+        knows_heads: Whether `arch` has the heads that the weights were trained with. No shape tells them.
+        classes: The classes of the data that the rows of the head stand for.
+        blocks: The blocks of each stage, the most important first.
+        importance: By what units and blocks are in their order.
+    """
+
+    state: Mapping[str, Tensor]
+    arch: ArchConfig
+    knows_heads: bool
+    classes: tuple[int, ...]
+    blocks: tuple[tuple[int, ...], ...]
+    importance: str = "none"
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file; `load` is the inverse."""
+        facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "state"}
+        facts["arch"] = arch_to_dict(self.arch)
+        state = {name: tensor.contiguous() for name, tensor in self.state.items()}
+        return safetensors_of(state, {_FACTS: json.dumps(facts)})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """What `to_bytes` gave.
+
+        Raises:
+            ArchError: The file is missing or damaged.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts: dict[str, Any] = json.loads(file.metadata()[_FACTS])
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+            return cls(
+                state=state,
+                arch=arch_from_dict(facts["arch"]),
+                knows_heads=facts["knows_heads"],
+                classes=tuple(facts["classes"]),
+                blocks=tuple(map(tuple, facts["blocks"])),
+                importance=facts["importance"],
+            )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ArchError(f"{path}: {first_line(error)}") from error
+
+
+_FACTS = "cvt_nas"
+
+
+def lend(
+    weights: Weights, *, num_channels: int, num_classes: int, classes: Sequence[str] | None = None
+) -> tuple[Lent, tuple[str, ...]]:
+    """What `weights` lend to networks for images of so many channels and classes, unsorted.
+
+    Args:
+        classes: Names of the classes of the data, in their order, where they are known.
+
+    Returns:
+        With it, notes for people.
+
+    Raises:
+        ArchError: Tensors are missing, or of no CvT.
+    """
+    state, notes = dict(weights.state), list(weights.notes)
+    arch, knows_heads = _arch_of(weights)
+    if weights.arch is None and knows_heads:
+        notes.append(
+            f"{weights.path}: taken for a published network, which the weights fit, with its heads and strides"
+        )
+    whole = dict(shapes_of(arch))
     for name in whole:
         if name.endswith(".pos_embed") and name in state:  # of a grid that depends on the size of images
             whole[name] = state[name]
-        elif name.startswith(("head.", "norm.")) and name not in state:  # of a backbone
+        elif name in (*HEAD, *NORM) and name not in state:  # of a backbone
             state[name] = whole[name]
     check_fits(weights, state, whole, arch)
+    state = {name: tensor for name, tensor in weights.state.items() if name not in HEAD}
     rows, note = head_rows(weights, num_classes, classes)
-    lent = {name: tensor for name, tensor in weights.state.items() if rows is not None or not name.startswith("head.")}
+    known = [index for index, row in enumerate(rows or ()) if row is not None]
     if rows is not None:
-        lent |= {name: lent[name][list(rows)] for name in ("head.weight", "head.bias")}
-    return lent, (*weights.notes, *(() if note is None else (note,)))
+        state |= {name: weights.state[name][[rows[index] for index in known]] for name in HEAD}
+    notes += [] if note is None else [note]
+    notes += adapted_channels(state, num_channels)
+    lent = Lent(
+        state=state,
+        arch=dataclasses.replace(arch, num_channels=num_channels, num_classes=num_classes),
+        knows_heads=knows_heads,
+        classes=tuple(known),
+        blocks=tuple(tuple(range(len(stage.blocks))) for stage in arch.stages),
+    )
+    return lent, tuple(notes)
+
+
+def _arch_of(weights: Weights) -> tuple[ArchConfig, bool]:
+    """The network that the weights are of, and whether its heads are known."""
+    if weights.arch is not None:
+        return weights.arch, True
+    shapes = {name: tensor.shape for name, tensor in weights.state.items() if name not in HEAD}
+    for named in NAMED_ARCHS.values():
+        if {name: tensor.shape for name, tensor in shapes_of(named).items() if name not in HEAD} == shapes:
+            arch = dataclasses.replace(named, num_classes=weights.num_classes or 1)
+            return (with_gelu(arch) if weights.is_port else arch), True
+    return _arch_by_shapes(weights), False
 
 
 def _arch_by_shapes(weights: Weights) -> ArchConfig:

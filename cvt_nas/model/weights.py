@@ -16,8 +16,8 @@ from cvt_nas.model.network import CvT, resized_positions
 
 _MAX_MISFITS = 8  # lines
 _NUM_PUBLISHED = 1000  # classes of the published networks, ImageNet's
-_HEAD = ("head.weight", "head.bias")
-_NORM = ("norm.weight", "norm.bias")
+HEAD = ("head.weight", "head.bias")
+NORM = ("norm.weight", "norm.bias")
 _PORT_ACTIVATION = (
     "transformers computes gelu whatever the weights were trained with: microsoft's own with quick_gelu, as here; for "
     "others a space file says `activation: gelu`"
@@ -77,14 +77,15 @@ def fitted(weights: Weights, arch: ArchConfig | None = None) -> tuple[CvT, tuple
 def initialise(model: CvT, weights: Weights | str | Path, *, classes: Sequence[str] | None = None) -> tuple[str, ...]:
     """Gives `model` weights from elsewhere, each of which must fit by its name and shape.
 
-    The head alone may stay as it is: where there is none, or of other classes. What no weight shows, such as a stride
-    or the activation, may differ from the network that the weights are of, since training adapts to it; but it is said.
+    The head alone may stay as it is: where there is none, or of other classes. The first convolution is made to take
+    images of other channels. What no weight shows, such as a stride or the activation, may differ from the network that
+    the weights are of, since training adapts to it; but it is said.
 
     Args:
         model: Changed in place, unless this raises.
         weights: Or where they are; see `read_weights`.
         classes: Names of the classes that the model is for, in their order; the rows of the head are put into it where
-            the weights have names, too.
+            the weights have names, too, and those of classes that the weights do not know begin afresh.
 
     Returns:
         What was taken, and what is not as in the network that the weights are of, a line each, for people.
@@ -95,6 +96,7 @@ def initialise(model: CvT, weights: Weights | str | Path, *, classes: Sequence[s
     weights = weights if isinstance(weights, Weights) else read_weights(weights)
     own, notes = model.state_dict(), list(weights.notes)
     state = _with_head(weights, own, classes, notes)
+    notes += adapted_channels(state, model.arch.num_channels)
     for name in (name for name in own if name.endswith(".pos_embed") and name in state):
         ours, theirs = own[name].shape, state[name].shape
         if len(theirs) == 4 and theirs[:2] == ours[:2] and theirs != ours:
@@ -110,9 +112,18 @@ def initialise(model: CvT, weights: Weights | str | Path, *, classes: Sequence[s
 
 def head_rows(
     weights: Weights, num_classes: int, classes: Sequence[str] | None
-) -> tuple[tuple[int, ...] | None, str | None]:
+) -> tuple[tuple[int | None, ...] | None, str | None]:
     """Which rows of the weights' head stand for the classes of the data, in their order; None where it begins afresh.
-    And a note for people, where there is anything to be said."""
+
+    A row is None where the weights do not know its class.
+
+    Args:
+        num_classes: Of the data.
+        classes: Their names, where they are known.
+
+    Returns:
+        With it a note for people, where there is anything to be said.
+    """
     found = weights.num_classes
     if found is None:
         return None, "the head begins afresh: the weights are of a backbone without one"
@@ -123,18 +134,37 @@ def head_rows(
         if classes is None:
             return tuple(range(found)), None
         return weights.names.rows_without_names(classes, why_none, is_published=is_published(weights))
-    order = match_classes(classes, told.names)
-    rows = tuple(row for row in order if row is not None)
-    if len(rows) < len(order):
-        ours = classes[order.index(None)]
-        why = f"{ours!r} is none of its classes, such as {told.names[0]!r}"
+    rows = tuple(match_classes(classes, told.names))
+    unknown = [name for name, row in zip(classes, rows, strict=True) if row is None]
+    if len(unknown) == len(rows):
+        why = f"{unknown[0]!r} is none of its classes, such as {told.names[0]!r}"
         if found != num_classes:
             why = f"{num_classes} classes instead of {found}, and {why}"
         return None, f"the head begins afresh: {why}"
     if rows == tuple(range(found)):
         return rows, None
-    taken = "are put into the data's order" if len(rows) == found else f"are {len(rows)} of {found}"
-    return rows, f"the rows of the head {taken}, by the names of the classes"
+    taken = "are put into the data's order"
+    if (num_taken := len(rows) - len(unknown)) < found:
+        taken = f"are {num_taken} of {found}"
+    afresh = f"; {len(unknown)} begin afresh, such as that of {unknown[0]!r}" if unknown else ""
+    return rows, f"the rows of the head {taken}, by the names of the classes{afresh}"
+
+
+def adapted_channels(state: dict[str, Tensor], num_channels: int) -> list[str]:
+    """Makes the first convolution take images of so many channels, as timm does; a note where it took others.
+
+    Its weights are summed up for one channel, and for more they are repeated, by turns, and scaled so that the sum over
+    all channels stays.
+    """
+    name = "stage0.patch_embed.proj.weight"
+    weight = state.get(name)
+    if weight is None or weight.ndim != 4 or (found := weight.shape[1]) == num_channels:
+        return []
+    if num_channels == 1:
+        state[name] = weight.sum(dim=1, keepdim=True)
+    else:
+        state[name] = weight[:, [channel % found for channel in range(num_channels)]] * (found / num_channels)
+    return [f"the first convolution takes {num_channels} channels instead of {found}"]
 
 
 def is_published(weights: Weights, arch: ArchConfig | None = None) -> bool:
@@ -153,25 +183,27 @@ def _with_head(
 ) -> dict[str, Tensor]:
     """The state with a head for the classes of `own`: by the weights' own rows, or as `own` has it."""
     state = dict(weights.state)
-    if not any(name in state for name in _HEAD):
+    if not any(name in state for name in HEAD):
         notes.append("the head begins afresh: the weights are of a backbone without one")
-        state |= {name: own[name] for name in _HEAD}
-        if not any(name in state for name in _NORM):  # transformers' backbone has none, either
+        state |= {name: own[name] for name in HEAD}
+        if not any(name in state for name in NORM):  # transformers' backbone has none, either
             notes.append("the last norm begins afresh, too")
-            state |= {name: own[name] for name in _NORM}
+            state |= {name: own[name] for name in NORM}
         return state
     if not _has_head_like(state, own):
         return state
     rows, note = head_rows(weights, len(own["head.bias"]), classes)
     notes += [] if note is None else [note]
-    for name in _HEAD:
-        state[name] = own[name] if rows is None else state[name][list(rows)]
+    known = [index for index, row in enumerate(rows or ()) if row is not None]
+    for name in HEAD:
+        theirs, state[name] = state[name], own[name].detach().cpu().clone()
+        state[name][known] = theirs[[row for row in rows or () if row is not None]]
     return state
 
 
 def _has_head_like(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
     """Whether the head is as `own`'s, but for the number of its classes."""
-    if not state.keys() >= set(_HEAD):
+    if not state.keys() >= set(HEAD):
         return False
     weight, bias = state["head.weight"], state["head.bias"]
     return bias.ndim == 1 and weight.shape == (len(bias), own["head.weight"].shape[1])

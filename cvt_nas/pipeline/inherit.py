@@ -56,7 +56,6 @@ def train_weights(search: Search) -> Generator[SupernetEpochDone, None, bool]:
                 cpus_per_rank=cpus_per_worker,
                 use_gpus=search.resources.gpus_per_trial > 0,
                 seed=derive_seed(search.seed, 0, "supernet"),
-                initial=search.initial,
             ):
                 if report["status"] == "storage":
                     raise StorageError(report.get("reason"))

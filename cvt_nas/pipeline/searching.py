@@ -10,10 +10,11 @@ from typing import Literal
 
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
-from cvt_nas.errors import ArchError, CvtNasError, DataError, RunFolderError, StorageError
+from cvt_nas.errors import CvtNasError, DataError, RunFolderError, StorageError
 from cvt_nas.launch.client import search_through_client
 from cvt_nas.launch.resources import GpusPerTrial, Resources, claim_resources
 from cvt_nas.launch.search import Search
+from cvt_nas.pipeline.beginning import check_same_init, keep_weights, lent_weights
 from cvt_nas.pipeline.latency import with_latency
 from cvt_nas.pipeline.phases import run_phases
 from cvt_nas.plan.compiling import with_fastest_way
@@ -27,7 +28,6 @@ from cvt_nas.results import FAILURES
 from cvt_nas.results.events import Follower, following
 from cvt_nas.run import RunFolder
 from cvt_nas.run.budget import TimeBudget
-from cvt_nas.supernet import Supernet, lent_weights
 
 ProgressFactory = Callable[[RunFolder, Resources, int, float | None], AbstractContextManager[Follower]]
 
@@ -44,6 +44,7 @@ def search(
     time_budget: float | None = None,
     seed: int | None = None,
     address: str | None = None,
+    init: str | Path | None = None,
     warm_start: str | Path | None = None,
     resume: bool = False,
     device: Literal["cpu", "cuda"] | None = None,
@@ -67,8 +68,9 @@ def search(
         trials: Instead of the file's number.
         time_budget: Seconds, over all the processes that work on the run; a resumed one keeps what it had.
         seed: Instead of the file's.
-        warm_start: Weights that the supernet begins with; see `model.read_weights`. What there is to be said of them
-            is in `warm_start_notes` of the manifest.
+        init: Weights that the trials begin with, each with what its architecture has room for, or the supernet; see
+            `model.locate` and `model.cut_state`. What there is to say of them is in `init` of the manifest.
+        warm_start: Another name of `init`.
         resume: Go on with the run in `out`; trials in flight continue from their last epoch, and those that failed or
             ran out of memory are tried again, anchors first, by new trials of the same architectures.
         reuse_workers: Whether a worker process outlives its trial; off only to measure what that saves.
@@ -84,13 +86,14 @@ def search(
         CvtNasError: Something that can be told before any compute is spent: data, resources, folder. Or the first
             trials all failed, or nothing can be written any more; the record is whole all the same.
     """
+    init = warm_start if init is None else init
     stop, started = threading.Event() if stop is None else stop, time.time()
     if address is not None and address.startswith("ray://"):
         return search_through_client(
             search, experiment, address=address, out=out, stop=stop, progress=progress, callbacks=callbacks,
             on_note=on_note, data=data,
             gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, trials=trials, time_budget=time_budget, seed=seed,
-            warm_start=warm_start, resume=resume, device=device, reuse_workers=reuse_workers,
+            init=init, resume=resume, device=device, reuse_workers=reuse_workers,
         )  # fmt: skip
     if is_plugin(experiment.search.sampler):
         load_sampler(experiment.search.sampler)  # before anything is spent
@@ -106,22 +109,19 @@ def search(
             place.check_begun(out)
             run = place
             stack.enter_context(run.locked())
-            _check_resumes(run, experiment, seed, warm_start)
+            _check_resumes(run, experiment, seed)
+            check_same_init(run, init)
             seed = int(run.manifest["seed"])
-            warm_start = warm_start or run.manifest.get("warm_start")
             time_budget = time_budget or run.manifest.get("time_budget")
         else:
             place.check_new()
         seed = experiment.search.seed if seed is None else seed
-        initial = None if warm_start is None else Path(warm_start).absolute()
         setup = setup.checked(run, on_note=on_note)
         identity = setup.identity
         assert identity is not None, "they were just looked at"
         if experiment.search.weights == "da-nas" and setup.open_data().is_multi_label:
             raise DataError("search.weights: da-nas puts classes in order, and needs images of one class each")
-        notes: tuple[str, ...] = ()
-        if initial is not None and (run is None or not run.supernet.has_begun):
-            notes = _check_lends_weights(initial, setup)
+        lent, begins = lent_weights(init, run, experiment, setup)
         budget = TimeBudget(time_budget, run)
         resources = stack.enter_context(
             claim_resources(gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device)
@@ -152,8 +152,7 @@ def search(
                 on_plan(plan)
             manifest = {
                 **experiment.manifest(seed=seed, num_trials=num_trials),
-                "warm_start": None if initial is None else str(initial),
-                **({"warm_start_notes": list(notes)} if notes else {}),
+                **({} if begins is None else {"init": begins}),
                 "time_budget": time_budget,
                 "resources": dataclasses.asdict(resources),
                 **({} if sharing is None else {"sharing": sharing.to_json()}),
@@ -166,6 +165,8 @@ def search(
             run = place
             stack.enter_context(run.locked())
         setup.save_listing()
+        if begins is not None:
+            keep_weights(lent, begins["importance"], setup, resources)
         stack.enter_context(budget.running(run, stop))
         on_event = following(*callbacks)
         if progress is not None:
@@ -173,7 +174,7 @@ def search(
             on_event = following(follower, *callbacks)
         work = Search(
             experiment=experiment, run=run, setup=setup, resources=resources, seed=seed, num_trials=num_trials,
-            stop=stop, initial=initial, reuse_workers=reuse_workers,
+            stop=stop, reuse_workers=reuse_workers,
         )  # fmt: skip
         try:
             for event in run_phases(work):
@@ -185,17 +186,7 @@ def search(
     return run
 
 
-def _check_lends_weights(initial: Path, setup: TrainingSetup) -> tuple[str, ...]:
-    """Before any compute is spent: whether the weights at `initial` have a place in the supernet; notes on them."""
-    if setup.shared is None:
-        raise ArchError(f"--warm-start {initial}: is for search.weights: supernet")
-    space = setup.shared.space
-    state, notes = lent_weights(space, initial, classes=setup.open_data().class_names)
-    Supernet(space).insert_state(state)
-    return notes
-
-
-def _check_resumes(run: RunFolder, experiment: Experiment, seed: int | None, warm_start: str | Path | None) -> None:
+def _check_resumes(run: RunFolder, experiment: Experiment, seed: int | None) -> None:
     if not experiment.compares_with(run.manifest):
         raise RunFolderError(
             f"{run.path} was started from another version of the space file (kept in its manifest.json): results would "
@@ -204,9 +195,3 @@ def _check_resumes(run: RunFolder, experiment: Experiment, seed: int | None, war
         )
     if seed is not None and seed != run.manifest["seed"]:
         raise RunFolderError(f"--seed {seed}: {run.path} was started with seed {run.manifest['seed']}; leave it out")
-    began = run.manifest.get("warm_start")
-    if warm_start is not None and run.supernet.has_begun and str(Path(warm_start).absolute()) != began:
-        raise RunFolderError(
-            f"--warm-start {warm_start}: the supernet of {run.path} began with {began or 'a fresh initialisation'}; "
-            f"leave it out"
-        )

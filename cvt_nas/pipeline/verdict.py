@@ -149,6 +149,9 @@ def _open_standalone(
     alone.refresh()
     if not alone.has_begun:
         alone.begin({**experiment.manifest(seed=seed, num_trials=num_trainings), "data": identity.to_json()})
+        if run.lends_weights:
+            run.store.fetch(run.init_path)
+            alone.store.write(alone.init_path, lambda file: file.write(run.init_path.read_bytes()))
         return alone
     if (known := DataIdentity.of(alone.manifest)) is not None:
         known.check_same(identity, str(alone.path))

@@ -3,7 +3,8 @@
 import html
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -319,6 +320,12 @@ def _trials(results: Sequence[TrialResult], score: str, has_choices: bool) -> st
 <button type="button" id="on">on</button></span></p></section>"""
 
 
+def _begins_with(init: Mapping[str, Any]) -> str:
+    """The weights that trials or the supernet begin with, and what was taken of them; empty where there are none."""
+    order = [f"sorted by {init['importance']}"] if init.get("importance", "none") != "none" else []
+    return ". ".join([*([str(init["path"])] if init else []), *order, *init.get("notes", [])])
+
+
 def _what_was_run(run: RunFolder) -> str:
     manifest = run.manifest
     versions = manifest.get("versions", {})
@@ -328,6 +335,7 @@ def _what_was_run(run: RunFolder) -> str:
     facts = [
         ("data", None if data is None else ". ".join([data.describe(), *data.notes])),
         ("data, fingerprint", None if data is None else data.fingerprint),
+        ("begins with", _begins_with(manifest.get("init") or {})),
         ("command", manifest.get("command")),
         ("seed", manifest.get("seed")),
         ("objectives", ", ".join(run.metrics)),

@@ -54,6 +54,7 @@ class _Fields(TypedDict, total=False):
     resources: dict[str, JsonValue]
     latency_table: dict[str, JsonValue]
     warm_start: str | None
+    init: dict[str, JsonValue]
     time_budget: float | None
 
 

@@ -8,5 +8,5 @@ Sources: Yu et al. 2020, arXiv:2003.11142, one set of weights that is trained at
 arXiv:2107.00651, shared so between transformers.
 """
 
-from cvt_nas.supernet.lending import lent_weights
+from cvt_nas.supernet.lending import begin_supernet, lend_to
 from cvt_nas.supernet.shared import Supernet, extract

@@ -1,33 +1,67 @@
-"""What trained weights lend to a supernet that begins with them."""
+"""What trained weights lend to the networks of a space, and to the supernet of all of them."""
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from cvt_nas.model import Weights, lent_state, read_weights
+from cvt_nas.arch import mlp_width
+from cvt_nas.errors import ArchError
+from cvt_nas.model import Lent, Weights, cut_state, lend
 from cvt_nas.space import SearchSpace
+from cvt_nas.supernet.shared import Supernet
 
 
-def lent_weights(
-    space: SearchSpace, path: Path, *, classes: Sequence[str]
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """What the weights at `path` lend to a supernet of `space` for data of these classes, in their order, see
-    `Supernet.insert_state`; and notes for people. Raises ArchError where they cannot be read, or are of no CvT."""
-    weights = read_weights(path)
-    state, notes = lent_state(weights, space.num_classes, classes)
-    return state, (*notes, *_elsewhere(space, weights))
+def lend_to(space: SearchSpace, weights: Weights, *, classes: Sequence[str]) -> tuple[Lent, tuple[str, ...]]:
+    """What `weights` lend to any network of `space`.
+
+    Args:
+        classes: Names of the classes of the data, in their order.
+
+    Returns:
+        With it, notes for people: what was taken, what begins afresh in the largest networks, and what is otherwise in
+        every network of the space.
+
+    Raises:
+        ArchError: They are of no CvT, or of another number of stages.
+    """
+    lent, notes = lend(weights, num_channels=space.num_channels, num_classes=space.num_classes, classes=classes)
+    if len(lent.arch.stages) != len(space.stages):
+        raise ArchError(
+            f"{weights.path}: is of a network of {len(lent.arch.stages)} stages, and the space has {len(space.stages)}"
+        )
+    return lent, (*notes, *_elsewhere(space, weights, lent), *_afresh(space, lent))
 
 
-def _elsewhere(space: SearchSpace, weights: Weights) -> list[str]:
+def begin_supernet(supernet: Supernet, lent: Lent) -> None:
+    """Gives the supernet the weights that its largest network begins with; see `model.cut_state`."""
+    supernet.insert_state(cut_state(lent, supernet.largest, supernet.shared.state_dict()))
+
+
+def _afresh(space: SearchSpace, lent: Lent) -> list[str]:
+    """What the largest networks have more of than what is lent, a line for each kind."""
+    found: dict[str, list[str]] = {}
+    for index, (ours, theirs) in enumerate(zip(space.largest.stages, lent.arch.stages, strict=True)):
+        hidden = [max(mlp_width(stage.embed_dim, b.mlp_ratio) for b in stage.blocks) for stage in (ours, theirs)]
+        sizes = {
+            "channels": (ours.embed_dim, theirs.embed_dim),
+            "blocks": (len(ours.blocks), len(theirs.blocks)),
+            "hidden units": (hidden[0], hidden[1]),
+        }
+        for what, (own, others) in sizes.items():
+            if own > others:
+                found.setdefault(what, []).append(f"{own} instead of {others} in stage {index}")
+        if ours.class_token and not theirs.class_token:
+            found.setdefault("the class token", []).append("which the weights have not")
+    return [f"{what} beyond those of the weights begin afresh: {', '.join(where)}" for what, where in found.items()]
+
+
+def _elsewhere(space: SearchSpace, weights: Weights, lent: Lent) -> list[str]:
     """What shows in no weight, and is otherwise in the network that they are of, or not known of it; a line each."""
-    if weights.arch is None:
+    if not lent.knows_heads:
         activation = ", and gelu, as transformers computes it" if weights.is_port else ""
         return [f"{weights.path}: nothing tells the heads, strides and paddings that the weights were trained with"
                 f"{activation}; those of the space are used"]  # fmt: skip
     found = []
-    for index, (stage, theirs) in enumerate(zip(space.stages, weights.arch.stages, strict=False)):
+    for index, (stage, theirs) in enumerate(zip(space.stages, lent.arch.stages, strict=True)):
         options: dict[str, Collection[Any]] = {
             "patch_stride": stage.patch_stride,
             "patch_padding": [stage.padding_of(kernel) for kernel in stage.patch_kernel],

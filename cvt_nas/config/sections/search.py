@@ -41,8 +41,12 @@ class SearchConfig:
         grace_period: Epochs of the first rung.
         reduction_factor: One in so many goes on past a rung; rungs are so many times farther apart, and none but the
             first stands beyond `training.epochs` divided by it.
-        weights: `scratch`, every trial from a fresh initialisation; `supernet`, from the weights that it inherits;
-            `da-nas`, the same, of a supernet whose space was narrowed while it was trained.
+        weights: `scratch`, every trial by itself, from a fresh initialisation or from `--init`; `supernet`, from the
+            weights that it inherits; `da-nas`, the same, of a supernet whose space was narrowed while it was trained.
+        importance: By what the channels, heads, hidden units and blocks of weights to begin with (`--init`) are put in
+            order, so that smaller networks get the first of them: `taylor`, how much the loss changes without them, on
+            1,024 training images (Molchanov et al. 2019, arXiv:1906.10771); `magnitude`, the size of their weights;
+            `none`, as they are.
         candidates: Architectures ranked by the accuracy that they inherit, where trials inherit weights. The best
             `trials` of them are then trained on, in their order.
         seed: Seed of proposals and trainings.
@@ -62,6 +66,7 @@ class SearchConfig:
     grace_period: PositiveInt = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     weights: Literal["scratch", "supernet", "da-nas"] = "scratch"
+    importance: Literal["taylor", "magnitude", "none"] = "taylor"
     candidates: PositiveInt = 1000
     seed: Seed = 0
     confirm: ConfirmConfig | None = None

@@ -23,7 +23,8 @@ class SupernetConfig(TrainingConfig):
     these are the largest, the smallest and some at random, and `label_smoothing` is of the largest alone.
 
     Args:
-        epochs: Epochs of the training of the supernet, at least 1.
+        epochs: Epochs of the training of the supernet. 0 where candidates are judged by what they have of the weights
+            that the supernet begins with (`--init`).
         sandwich: Whether each step has the largest and the smallest subnet. Without it, `label_smoothing` is of all.
         num_random: Random subnets of a step.
         sampling: Random subnets are drawn evenly over the choices by `uniform`, over log-FLOPs by `flops`, and over

@@ -1,0 +1,93 @@
+"""The weights that a run lends to its trials, and how important each is to the loss on the images of its data."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from cvt_nas.data import Batch, ImageData
+from cvt_nas.engine.setup import TrainingSetup
+from cvt_nas.model import CvT, Lent, begin_with, sorted_by
+
+_BATCH_SIZE = 32
+_NUM_BATCHES = 32
+_FIT_STEPS = 100
+_DECAY = 1e-3  # of a head that is fitted to few images
+
+
+def open_lent(setup: TrainingSetup) -> Lent:
+    """What the run of `setup` keeps of the weights that it began with.
+
+    Raises:
+        ArchError: It keeps none.
+    """
+    path = setup.run.init_path
+    if not path.exists():
+        setup.run.store.fetch(path)
+    return Lent.load(path)
+
+
+def sort_by_taylor(setup: TrainingSetup) -> None:
+    """Puts what the run keeps in the order of `taylor_scores`; on a worker."""
+    torch.set_num_threads(setup.num_threads)
+    lent = open_lent(setup)
+    scores = taylor_scores(lent, setup.open_data(), image_size=setup.image_size, device=setup.torch_device)
+    found = sorted_by(lent, scores, importance="taylor")
+    setup.run.store.write(setup.run.init_path, lambda file: file.write(found.to_bytes()))
+
+
+def taylor_scores(
+    lent: Lent, data: ImageData, *, image_size: int, device: torch.device
+) -> dict[str, Float[Tensor, "*shape"]]:
+    """`|w dL/dw|` of each weight, the mean over 32 batches of training images without augmentation.
+
+    It is how much the loss changes, to first order, where the weight is set to zero. Where the head knows none of the
+    classes of the data, or some of them alone, one is fitted to the features of these images first.
+
+    Args:
+        lent: Of a network whose heads and strides are known.
+        device: Where to compute.
+
+    Raises:
+        ArchError: The images are too small for the network.
+
+    Source: Molchanov et al. 2019, arXiv:1906.10771, equation 8.
+    """
+    arch = lent.arch.with_image_size(image_size)
+    model = begin_with(CvT(arch), lent).to(device).eval()
+    batches: list[Batch] = []
+    for images, labels in data.eval_batches(
+        "train", batch_size=_BATCH_SIZE, device=device, shuffled=True, as_bytes=True
+    ):
+        batches.append((data.prepared(images), labels))
+        if len(batches) == _NUM_BATCHES:
+            break
+    if len(lent.classes) < arch.num_classes:
+        _fit_head(model, batches)
+    scores = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    for images, labels in batches:
+        model.zero_grad(set_to_none=True)
+        F.cross_entropy(model(images), labels).backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                scores[name] += (parameter * parameter.grad).detach().abs()
+    return {name: score.cpu() / len(batches) for name, score in scores.items() if name in lent.state}
+
+
+def _fit_head(model: CvT, batches: Sequence[Batch]) -> None:
+    """Fits the head to what the rest of the network makes of the images, by full-batch AdamW."""
+    head, features = model.head, list[Tensor]()
+    handle = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    with torch.no_grad():
+        for images, _ in batches:
+            model(images)
+    handle.remove()
+    inputs, labels = torch.cat(features), torch.cat([labels for _, labels in batches])
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=_DECAY)
+    with torch.enable_grad():
+        for _ in range(_FIT_STEPS):
+            optimizer.zero_grad()
+            F.cross_entropy(head(inputs), labels).backward()
+            optimizer.step()

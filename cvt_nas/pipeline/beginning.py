@@ -1,0 +1,90 @@
+"""The weights from elsewhere that a search begins with, before anything is trained."""
+
+from pathlib import Path
+from typing import Any
+
+from cvt_nas.config import Experiment
+from cvt_nas.engine import TrainingSetup, open_lent, sort_by_taylor
+from cvt_nas.errors import ArchError, RunFolderError
+from cvt_nas.launch.resources import Resources
+from cvt_nas.launch.tasks import on_device
+from cvt_nas.model import Lent, digest_of, locate, magnitudes, means, read_weights, sorted_by
+from cvt_nas.run import RunFolder
+from cvt_nas.supernet import lend_to
+
+
+def lent_weights(
+    init: str | Path | None, run: RunFolder | None, experiment: Experiment, setup: TrainingSetup
+) -> tuple[Lent | None, dict[str, Any] | None]:
+    """What trials or the supernet begin with, checked, and what the manifest tells of it.
+
+    Args:
+        run: What is gone on with; with the weights that it began with, where it has not kept them yet.
+
+    Returns:
+        None for both where they begin afresh, and for the first where `run` has the weights already.
+
+    Raises:
+        ArchError: They cannot be had or read, or are of no CvT or of another number of stages; or without an epoch of
+            the supernet, they do not know the classes of the data.
+        RunFolderError: They are not what `run` began with.
+    """
+    begins = None if run is None else begun_with(run)
+    if run is not None and (begins is None or run.lends_weights or run.supernet.has_begun):
+        return None, begins
+    if begins is not None:
+        init = begins["path"]
+    is_untrained = setup.shared is not None and setup.shared.config.epochs == 0
+    if init is None:
+        if is_untrained:
+            raise ArchError("supernet.epochs: got 0, which needs weights to begin with: give --init WEIGHTS")
+        return None, None
+    path = locate(init)
+    weights, sha256 = read_weights(path), digest_of(path)
+    if begins is not None and sha256 != begins.get("sha256", sha256):
+        raise RunFolderError(f"{path}: is not what {run.place if run else ''} began with any more; name another --out")
+    lent, notes = lend_to(experiment.space, weights, classes=setup.open_data().class_names)
+    if is_untrained and len(lent.classes) < experiment.space.num_classes:
+        raise ArchError(
+            f"supernet.epochs: got 0, which needs a head of all {experiment.space.num_classes} classes, and that of "
+            f"{path} knows {len(lent.classes)}"
+        )
+    importance = experiment.search.importance
+    if importance == "taylor" and not lent.knows_heads:
+        importance = "magnitude"
+        notes = (
+            *notes,
+            "units are in the order of their magnitude: nothing tells the heads, so no loss can be measured",
+        )
+    if importance == "magnitude":
+        lent = sorted_by(lent, magnitudes(lent), importance=importance)
+    return lent, {"path": str(path), "sha256": sha256, "importance": importance, "notes": list(notes)}
+
+
+def begun_with(run: RunFolder) -> dict[str, Any] | None:
+    """What the manifest of a run tells of the weights that it began with; `warm_start` is of an earlier version."""
+    manifest = run.manifest
+    path = manifest.get("warm_start")
+    return manifest.get("init") or (None if path is None else {"path": path, "importance": "none"})
+
+
+def check_same_init(run: RunFolder, init: str | Path | None) -> None:
+    """Whether a run that goes on is told of no other weights than those that it began with.
+
+    Raises:
+        RunFolderError: It is.
+    """
+    began = begun_with(run)
+    if init is not None and (began is None or not means(init, began["path"])):
+        raise RunFolderError(
+            f"--init {init}: {run.path} began with {began['path'] if began else 'a fresh initialisation'}; leave it out"
+        )
+
+
+def keep_weights(lent: Lent | None, importance: str | None, setup: TrainingSetup, resources: Resources) -> None:
+    """Puts what is lent into the run folder, in the order that all cuts are made by; as far as that is not done yet."""
+    run = setup.run
+    if lent is not None:
+        run.store.write(run.init_path, lambda file: file.write(lent.to_bytes()))
+    if importance == "taylor" and run.lends_weights and open_lent(setup).importance != importance:
+        on_device(resources, sort_by_taylor, setup)
