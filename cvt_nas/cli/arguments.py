@@ -151,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run folder")
     _add_json(train)
 
-    evaluate = add("eval", training.evaluate, "top-1 and top-5 accuracy of a trained network on the test images")
+    evaluate = add("eval", training.evaluate, "how well a trained network does on the test images, also class by class")
     evaluate.add_argument(
         "weights", metavar="WEIGHTS", help="a model's folder, one of transformers' CvT, an official .pth, or RUN:ID"
     )
@@ -163,6 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch-size", type=_positive, default=256, metavar="N")
     evaluate.add_argument("--device", choices=["cpu", "cuda"], help="cuda where there is one, if absent")
     evaluate.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
+    evaluate.add_argument("--to", metavar="DIR", help="write figures of each class, and what is taken for what, there")
     _add_json(evaluate)
 
     query = add("query", runs.query, "search a trained supernet again under new limits, without training anything")

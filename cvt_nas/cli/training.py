@@ -4,7 +4,6 @@ import argparse
 import json
 import re
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,9 +150,19 @@ def evaluate(options: argparse.Namespace) -> int:
         on_error=on_error,
         on_note=print_note,
     )
+    paths = {}
+    if options.to is not None:
+        from cvt_nas.evaluate.figures import write_figures
+
+        paths = write_figures(Path(options.to), found.labels, found.answers, found.class_names)
     if options.json:
-        write(json.dumps(asdict(found)))
+        written = {"written": {name: str(path) for name, path in paths.items()}} if paths else {}
+        write(json.dumps({**found.to_json(), **written}))
         return 0
-    write(f"{found.arch_id}: top-1 {found.top1:.4f}, top-5 {found.top5:.4f} of {found.num_images:,} test images at "
+    tops = [] if found.top1 is None else [f"top-1 {found.top1:.4f}", f"top-5 {found.top5:.4f}"]
+    others = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.metrics.items()]
+    write(f"{found.arch_id}: {', '.join([*tops, *others])} of {found.num_images:,} test images at "
           f"{size_text(found.image_size)}")  # fmt: skip
+    if paths:
+        write("wrote " + ", ".join(quoted(str(path)) for path in paths.values()))
     return 0

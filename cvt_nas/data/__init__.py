@@ -130,4 +130,6 @@ def check_streamed(
 def save_preprocessing(data: ImageData, folder: Path) -> None:
     """Writes `preprocessing.json`: what an image must go through before the model, and the classes' names."""
     tree = {**dataclasses.asdict(data.preprocessing), "classes": list(data.class_names)}
+    if data.is_multi_label:
+        tree["multi_label"] = True
     write_atomically(folder / "preprocessing.json", json.dumps(tree, indent=2) + "\n")

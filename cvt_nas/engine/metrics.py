@@ -107,7 +107,7 @@ def _auroc(logits: Answers, labels: Labels) -> float:
     scores, is_label = _one_against_all(logits, labels)
     known = is_label.any(axis=0) & ~is_label.all(axis=0)
     if not known.any():
-        raise DataError("training.metric: auroc needs a class that some images have and others have not")
+        raise DataError("auroc needs a class that some images have and others have not")
     return float(roc_auc_score(is_label[:, known], scores[:, known], average="macro"))
 
 

@@ -6,33 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cvt_nas.arch import ArchConfig, ImageSize, load_arch, size_text
+from cvt_nas.arch import ArchConfig, ImageSize
 from cvt_nas.config import DataConfig, TrainingConfig, is_streamed
-from cvt_nas.data import ImageData, Preprocessing, check_data, find_data, shape_of, trained_classes
-from cvt_nas.engine import logits_of
-from cvt_nas.errors import ArchError, DataError, ResourceError, first_line
+from cvt_nas.data import ImageData, check_data, find_data, shape_of, trained_classes
+from cvt_nas.engine.evaluation import answers_of
+from cvt_nas.engine.metrics import score
+from cvt_nas.errors import ArchError, DataError, ResourceError
+from cvt_nas.evaluate.figures import class_frame
+from cvt_nas.evaluate.network import Network, assumed, at_size, check_program, open_network, prepared_as
 from cvt_nas.evaluate.preprocessing import preprocessing_beside
-from cvt_nas.model import (
-    ClassNames,
-    CvT,
-    Told,
-    are_indices,
-    classes_beside,
-    fitted,
-    is_published,
-    listed,
-    load_onnx,
-    load_program,
-    match_classes,
-    read_weights,
-)
+from cvt_nas.model import Told, are_indices, listed, match_classes
 
 _TOP = 5
 _SHOWN = 3  # classes in a message
-_PROGRAMS = {"model.onnx": load_onnx, "model.pt2": load_program}
 _OF_ARRAYS = ("bilinear", "bicubic")  # ways to resize images that are arrays
 
 
@@ -41,40 +31,33 @@ class Evaluation:
     """How well a network does.
 
     Args:
-        top1, top5: Share of the images whose label is its first answer, and is among its first five.
+        top1, top5: Share of the images whose label is its first answer, and is among its first five; None where an
+            image can have several labels.
         image_size: Of the images as it saw them: the side of squares, or height and width.
+        metrics: `balanced_accuracy` and `macro_f1`; or where an image can have several labels `macro_f1`,
+            `mean_average_precision` and `auroc`.
+        class_names: Of the data.
+        labels: Of each image, as `ImageData.labels` gives them.
+        answers: Of the same shape: the class that was answered, -1 where it is none of the data's; or whether the
+            answer for each label is above 0.
         notes: What was taken of the weights' file, and what had to be assumed, a line each.
     """
 
     arch_id: str
-    top1: float
-    top5: float
+    top1: float | None
+    top5: float | None
     num_images: int
     image_size: ImageSize
+    metrics: Mapping[str, float]
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    answers: np.ndarray
     notes: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Network:
-    """What is to be evaluated.
-
-    Args:
-        model: A `CvT`, or a program of a runtime.
-        folder: Of the files.
-        names: Of the classes, in the order of the logits, where anything tells them.
-        is_published: Whether it is a published network, as far as can be told.
-    """
-
-    model: Any
-    arch: ArchConfig
-    folder: Path
-    names: ClassNames
-    notes: tuple[str, ...]
-    is_published: bool = False
-
-    @property
-    def is_program(self) -> bool:
-        return not isinstance(self.model, CvT)
+    def to_json(self) -> dict[str, Any]:
+        """What `eval --json` prints."""
+        names = ("arch_id", "top1", "top5", "num_images", "image_size", "metrics", "notes")
+        return {name: getattr(self, name) for name in names}
 
 
 @torch.inference_mode()
@@ -120,9 +103,9 @@ def evaluate_model(
     if device == "cuda" and not torch.cuda.is_available():
         raise ResourceError("--device cuda: this machine has no GPU")
     path = Path(weights)
-    network = _open_program(path, arch) or _open_weights(path, arch)
+    network = open_network(path, arch)
     if network.is_program:
-        _check_program(network, image_size=image_size, device=device, precision=precision)
+        check_program(network, image_size=image_size, device=device, precision=precision)
         device = "cpu"
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     beside, source = preprocessing_beside(network.folder)
@@ -131,83 +114,67 @@ def evaluate_model(
     images, dataset = _open_images(arch, network, data, str(path), num_workers, on_error, on_note)
     places, note = _places_of(network, images, data, str(path))
     notes = [*network.notes, *([] if note is None else [note])]
-    _prepare_as(images, beside, source, dataset, num_channels=arch.num_channels, resized=image_size is not None)
+    preprocessing = prepared_as(images.preprocessing, beside, source, resized=image_size is not None)
+    if not is_streamed(dataset) and preprocessing.interpolation not in _OF_ARRAYS:
+        raise DataError(
+            f"{source}: interpolation: got {preprocessing.interpolation!r}, must be {' or '.join(_OF_ARRAYS)} for "
+            f"{dataset}, which is no folder of images"
+        )
+    images.preprocessing = preprocessing
     if source is None:
-        notes.append(_assumed(images.preprocessing))
+        notes.append(assumed(images.preprocessing))
     if on_note is not None:
         for note in notes:
             on_note(note)
-    model: Any = network.model if network.is_program else _resized(network.model, arch).to(torch_device).eval()
+    model: Any = network.model if network.is_program else at_size(network.model, arch).to(torch_device).eval()
     settings = TrainingConfig(epochs=0, precision=precision)
-    counts, places = torch.zeros(3, device=torch_device), places.to(torch_device)
-    for batch, labels in images.eval_batches("test", batch_size=batch_size, device=torch_device, as_bytes=True):
-        logits = logits_of(model, batch, settings, images.prepared)
-        answers = places[logits.topk(min(_TOP, arch.num_classes)).indices] == labels[:, None]
-        counts += torch.stack([answers[:, 0].sum(), answers.sum(), (~logits.isfinite().all(dim=1)).sum()])
-    num_images = images.num_images("test")
-    top1, top5, lost = (counts.double() / num_images).tolist()
-    if lost:
+    batches = images.eval_batches("test", batch_size=batch_size, device=torch_device, as_bytes=True)
+    logits, labels = answers_of(model, batches, settings, images.prepared)
+    if num_lost := int((~logits.isfinite().all(dim=1)).sum()):
         why = "its weights may be damaged" if precision == "fp32" else f"try --precision fp32 instead of {precision}"
         raise ArchError(
-            f"{weights}: the network answers {round(lost * num_images):,} of {num_images:,} images with numbers that "
-            f"are not finite; {why}"
+            f"{weights}: the network answers {num_lost:,} of {len(logits):,} images with numbers that are not finite; "
+            f"{why}"
         )
     return Evaluation(
-        arch_id=arch.id, top1=top1, top5=top5, num_images=num_images, image_size=arch.image_size, notes=tuple(notes)
+        arch_id=arch.id,
+        num_images=len(labels),
+        image_size=arch.image_size,
+        class_names=images.class_names,
+        notes=tuple(notes),
+        **_judged(logits, labels, places, images.class_names),
     )
 
 
-def _open_weights(path: Path, arch: ArchConfig | None) -> _Network:
-    weights = read_weights(path, arch)
-    model, notes = fitted(weights, arch)
-    return _Network(
-        model=model,
-        arch=model.arch,
-        folder=weights.folder,
-        names=weights.names,
-        notes=notes,
-        is_published=is_published(weights, model.arch),
-    )
-
-
-def _open_program(path: Path, arch: ArchConfig | None) -> _Network | None:
-    """The network of an export that is a program, in its folder or as its file; None where it is none."""
-    folder = path if path.is_dir() else path.parent
-    name = next((name for name in _PROGRAMS if (path / name).is_file() or (path.name == name and path.is_file())), None)
-    if name is None or (path.is_dir() and (path / "model.safetensors").is_file()):
-        return None
-    if not (folder / "arch.json").is_file():
-        raise ArchError(f"{folder / name}: has no arch.json beside it, as an export has, which says what it is of")
-    own = load_arch(folder / "arch.json")
-    if arch is not None and arch.with_image_size(own.image_size) != own:
-        raise ArchError(f"--arch: {arch.id} is not the architecture of {folder}/arch.json, {own.id}; leave it out")
-    try:
-        model = _PROGRAMS[name](folder)
-    except ImportError as error:
-        raise ResourceError(f"{folder / name}: needs {error.name}: pip install 'cvt-nas[onnx]'") from error
-    except Exception as error:  # each runtime has errors of its own
-        said = first_line(error)
-        raise ArchError(f"{folder / name}: cannot be loaded: {said}") from error
-    classes = classes_beside(folder)
-    names = ClassNames(path=path, groups=() if classes is None else ((Told("preprocessing.json", classes),),))
-    return _Network(model=model, arch=own, folder=folder, names=names, notes=())
-
-
-def _check_program(network: _Network, *, image_size: ImageSize | None, device: str | None, precision: str) -> None:
-    """Whether a program, whose size of images and device are fixed, can be evaluated so."""
-    again = "; evaluate its run instead, or an export by --format torch"
-    if image_size not in (None, network.arch.image_size):
-        exported = size_text(network.arch.image_size)
-        raise ArchError(f"--image-size: {network.folder} is exported for images of {exported} alone{again}")
-    if device == "cuda":
-        raise ResourceError(f"--device cuda: {network.folder} is a program, which is evaluated on the CPU{again}")
-    if precision != "fp32":
-        raise ArchError(f"--precision {precision}: {network.folder} is exported in fp32{again}")
+def _judged(logits: Tensor, labels: Tensor, places: Tensor, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """What an `Evaluation` tells of the answers; `places` are the classes of the data that the network's are."""
+    if labels.ndim == 2:
+        ours = torch.empty(len(class_names), dtype=torch.int64)
+        ours[places[places >= 0]] = torch.arange(len(places))[places >= 0]
+        logits, plain = logits[:, ours], labels.to(torch.uint8)
+        metrics = {name: score(name, logits, plain) for name in ("macro_f1", "mean_average_precision", "auroc")}
+        answers = (logits > 0).to(torch.uint8).numpy()
+        return {"top1": None, "top5": None, "metrics": metrics, "labels": plain.numpy(), "answers": answers}
+    first = places[logits.topk(min(_TOP, logits.shape[1])).indices]
+    is_right = first == labels[:, None]
+    found = class_frame(labels.numpy(), first[:, 0].numpy(), class_names)
+    is_there = found["images"] > 0
+    is_told = is_there | (found["answered"] > 0)
+    return {
+        "top1": is_right[:, 0].double().mean().item(),
+        "top5": is_right.any(dim=1).double().mean().item(),
+        "metrics": {
+            "balanced_accuracy": float(found.loc[is_there, "recall"].mean()),
+            "macro_f1": float(found.loc[is_told, "f1"].mean()),
+        },
+        "labels": labels.numpy(),
+        "answers": first[:, 0].numpy(),
+    }
 
 
 def _open_images(
     arch: ArchConfig,
-    network: _Network,
+    network: Network,
     data: str | Path,
     weights: str,
     num_workers: int,
@@ -232,7 +199,7 @@ def _open_images(
     return images, dataset
 
 
-def _named_as_trained(network: _Network, data: str | Path) -> _Network:
+def _named_as_trained(network: Network, data: str | Path) -> Network:
     """The same with the classes of train/, where the weights name none and the test images have some of these alone."""
     if any(told.is_certain for group in network.names.groups for told in group):
         return network
@@ -251,7 +218,7 @@ def _named_as_trained(network: _Network, data: str | Path) -> _Network:
     )
 
 
-def _places_of(network: _Network, images: ImageData, data: str | Path, weights: str) -> tuple[Tensor, str | None]:
+def _places_of(network: Network, images: ImageData, data: str | Path, weights: str) -> tuple[Tensor, str | None]:
     """For each of the network's classes its index in the data, -1 where that has none; and a note for people."""
     ours, kind = images.class_names, find_data(data)[0]
     num_classes = network.arch.num_classes
@@ -289,39 +256,3 @@ def _places_of(network: _Network, images: ImageData, data: str | Path, weights: 
         f"the classes are matched by their names, since the orders differ: by {told.place}, the network's is "
         f"{listed(theirs)}",
     )
-
-
-def _prepare_as(
-    images: ImageData, beside: Mapping[str, Any], source: Path | None, dataset: str, *, num_channels: int, resized: bool
-) -> None:
-    """Has `images` prepared as the network's were; at another size, seen as much of as is usual there."""
-    own = {name: value for name, value in beside.items() if name in Preprocessing.__slots__ and name != "image_size"}
-    for name in ("mean", "std"):
-        if name in own and len(own[name]) == 1:
-            own[name] *= num_channels
-        if name in own and len(own[name]) != num_channels:
-            raise DataError(f"{source}: {name}: got {len(own[name])} values for images of {num_channels} channels")
-    if not is_streamed(dataset) and own.get("interpolation", "bilinear") not in _OF_ARRAYS:
-        raise DataError(
-            f"{source}: interpolation: got {own['interpolation']!r}, must be {' or '.join(_OF_ARRAYS)} for {dataset}, "
-            f"which is no folder of images"
-        )
-    if resized:
-        own.pop("crop_pct", None)
-    images.preprocessing = dataclasses.replace(images.preprocessing, **own)
-
-
-def _assumed(preprocessing: Preprocessing) -> str:
-    seen = "the whole image" if preprocessing.crop_pct == 1 else f"the centre, {preprocessing.crop_pct:g} of it,"
-    return (
-        f"nothing beside the weights says how images are prepared: {seen} is resized by {preprocessing.interpolation}, "
-        f"mean {preprocessing.mean} and deviation {preprocessing.std}"
-    )
-
-
-def _resized(model: CvT, arch: ArchConfig) -> CvT:
-    if arch == model.arch:
-        return model
-    moved = CvT(arch)
-    moved.load_state_dict(model.state_dict())
-    return moved

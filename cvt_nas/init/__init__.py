@@ -1,5 +1,3 @@
 """From a folder of images to a space file for it and for this machine."""
 
 from cvt_nas.init.begin import Beginning, begin
-
-__all__ = ["Beginning", "begin"]

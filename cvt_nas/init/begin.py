@@ -8,13 +8,14 @@ from typing import Any
 
 import yaml
 
+from cvt_nas.arch import size_text
 from cvt_nas.config import Experiment, parse_experiment, ready_spaces
 from cvt_nas.config.reader import did_you_mean
 from cvt_nas.errors import ArchError, CvtNasError, SpaceFileError
 from cvt_nas.init.choosing import Draft, draft_around, draft_for, draft_like
 from cvt_nas.init.looking import DataLook, Host, look_at_data, look_at_machine
 from cvt_nas.init.writing import text_of
-from cvt_nas.model import read_weights
+from cvt_nas.model import locate, read_weights
 from cvt_nas.plan.planning import plan as plan_search
 from cvt_nas.plan.values import Plan, duration
 
@@ -56,7 +57,7 @@ class Beginning:
         training, space = self.experiment.training, self.experiment.space
         least, greatest = space.cost_range
         chosen = [
-            f"images of {space.image_size} pixels: {self.draft.reasons['image_size']}",
+            f"images of {size_text(space.image_size)} pixels: {self.draft.reasons['image_size']}",
             f"{space.size:,} networks of {least.params / 1e6:.3g} to {greatest.params / 1e6:.3g} M parameters and "
             f"{least.flops / 1e6:,.0f} to {greatest.flops / 1e6:,.0f} MFLOPs: {self.draft.basis}",
             f"{self.experiment.search.trials} trials of up to {training.epochs} epochs, the first rung after "
@@ -108,7 +109,7 @@ def begin(
     look, host = look_at_data(data, on_note=on_note), look_at_machine()
     draft = draft_for(look, host, name=name) if like is None else draft_like(_ready(like), look, name=name, of=like)
     if init is not None:
-        arch = read_weights(Path(init)).arch
+        arch = read_weights(locate(init)).arch
         if arch is None:
             raise ArchError(f"--init {init}: nothing tells which architecture the weights are of")
         draft = draft_around(arch, draft)

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cvt_nas.arch import ArchConfig
+from cvt_nas.arch import ArchConfig, ImageSize, sides_of
 from cvt_nas.init.looking import DataLook, Host
 
 _SIDES = (16, 24, 32, 48, 64, 96, 128, 160, 192, 224)
 _MOST_ON_CPU = 64
+_LEAST = 8  # pixels of a side
+_LONG, _UNIT = (
+    1.4,
+    16,
+)  # sides in this relation or beyond make rectangles, whose longer side is a multiple of these pixels
 _MUCH = 20_000  # training images
 _FEW = 5_000
 _UNBALANCED = 5.0
@@ -35,7 +40,8 @@ class Draft:
 
 def draft_for(look: DataLook, host: Host, *, name: str) -> Draft:
     """What suits the data and the device, before the time that it takes is known."""
-    side, why_side = _side_for(look, host)
+    image_size, why_side = _image_size_for(look, host)
+    side = min(sides_of(image_size))
     size_name, why_size = _size_for(look, host, side)
     reasons = {"image_size": why_side, "stages": why_size}
     stages = _stages_for(side, size_name)
@@ -44,7 +50,7 @@ def draft_for(look: DataLook, host: Host, *, name: str) -> Draft:
         "format": 1,
         "name": name,
         "space": {
-            "image_size": side,
+            "image_size": image_size if isinstance(image_size, int) else list(image_size),
             "num_channels": look.num_channels,
             "num_classes": look.num_classes,
             "stages": stages,
@@ -136,16 +142,27 @@ def _data_for(look: DataLook, reasons: dict[str, str]) -> dict[str, Any]:
     return data
 
 
-def _side_for(look: DataLook, host: Host) -> tuple[int, str]:
-    shorter = min(look.median_size)
+def _image_size_for(look: DataLook, host: Host) -> tuple[ImageSize, str]:
+    """The side of squares; or height and width, where nearly all images are long in the same direction."""
+    height, width = look.median_size
+    shorter = min(height, width)
     most = 224 if host.gpu_names else _MOST_ON_CPU
-    if look.is_in_memory and shorter <= most:
-        return max(shorter, 8), "the images' own size"
-    fitting = [side for side in _SIDES if side <= min(shorter, most)]
-    side = fitting[-1] if fitting else max(shorter, 8)
+    if look.is_in_memory and max(height, width) <= most:
+        size = max(height, _LEAST), max(width, _LEAST)
+        return (size[0] if height == width else size), "the images' own size"
+    ratio = look.ratio
+    is_long = max(ratio, 1 / ratio) >= _LONG
+    most_short = most / math.sqrt(max(ratio, 1 / ratio)) if is_long else most
+    fitting = [side for side in _SIDES if side <= min(shorter, most_short)]
+    side = fitting[-1] if fitting else max(shorter, _LEAST)
+    why = f"half of the images are at least {shorter} pixels on their shorter side"
     if shorter > most and not host.gpu_names:
-        return side, f"the images are larger, but on CPUs a network of {most} pixels is what an afternoon is enough for"
-    return side, f"half of the images are at least {shorter} pixels on their shorter side"
+        why = f"the images are larger, but CPUs train networks of more than {most} pixels too slowly for an afternoon"
+    if not is_long:
+        return side, why
+    longer = max(round(side * max(ratio, 1 / ratio) / _UNIT), 1) * _UNIT
+    shape = "tall" if ratio > 1 else "wide"
+    return (longer, side) if ratio > 1 else (side, longer), f"height and width, since the images are {shape}; {why}"
 
 
 def _size_for(look: DataLook, host: Host, side: int) -> tuple[str, str]:

@@ -55,6 +55,13 @@ class DataLook:
         height, width = np.median(self.sizes, axis=0)
         return int(height), int(width)
 
+    @property
+    def ratio(self) -> float:
+        """Height over width that nine of ten images reach or exceed in the same direction; 1 where they differ."""
+        ratios = self.sizes[:, 0] / self.sizes[:, 1]
+        low, high = np.percentile(ratios, (10, 90))
+        return float(low) if low > 1 else float(high) if high < 1 else 1.0
+
     def lines(self) -> list[str]:
         """For a person."""
         of = "labels, of which an image can have several" if self.is_multi_label else "classes"

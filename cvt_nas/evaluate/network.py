@@ -1,0 +1,144 @@
+"""A network that is to be judged or asked: its weights or its program, its classes, and how its images are prepared."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cvt_nas.arch import ArchConfig, ImageSize, load_arch, size_text
+from cvt_nas.data import Preprocessing
+from cvt_nas.errors import ArchError, DataError, ResourceError, first_line
+from cvt_nas.model import (
+    ClassNames,
+    CvT,
+    Told,
+    classes_beside,
+    fitted,
+    is_published,
+    load_onnx,
+    load_program,
+    read_weights,
+)
+
+_PROGRAMS = {"model.onnx": load_onnx, "model.pt2": load_program}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Network:
+    """What is to be evaluated.
+
+    Args:
+        model: A `CvT`, or a program of a runtime.
+        folder: Of the files.
+        names: Of the classes, in the order of the logits, where anything tells them.
+        is_published: Whether it is a published network, as far as can be told.
+    """
+
+    model: Any
+    arch: ArchConfig
+    folder: Path
+    names: ClassNames
+    notes: tuple[str, ...]
+    is_published: bool = False
+
+    @property
+    def is_program(self) -> bool:
+        return not isinstance(self.model, CvT)
+
+
+def open_network(path: Path, arch: ArchConfig | None = None) -> Network:
+    """What lies at `path`: the folder of an export as ONNX or as a program, or weights, see `read_weights`.
+
+    Raises:
+        ArchError: It cannot be read, does not fit `arch`, or has no head.
+        ResourceError: There is no runtime for the program.
+    """
+    return _open_program(path, arch) or _open_weights(path, arch)
+
+
+def _open_weights(path: Path, arch: ArchConfig | None) -> Network:
+    weights = read_weights(path, arch)
+    model, notes = fitted(weights, arch)
+    return Network(
+        model=model,
+        arch=model.arch,
+        folder=weights.folder,
+        names=weights.names,
+        notes=notes,
+        is_published=is_published(weights, model.arch),
+    )
+
+
+def _open_program(path: Path, arch: ArchConfig | None) -> Network | None:
+    """The network of an export that is a program, in its folder or as its file; None where it is none."""
+    folder = path if path.is_dir() else path.parent
+    name = next((name for name in _PROGRAMS if (path / name).is_file() or (path.name == name and path.is_file())), None)
+    if name is None or (path.is_dir() and (path / "model.safetensors").is_file()):
+        return None
+    if not (folder / "arch.json").is_file():
+        raise ArchError(f"{folder / name}: has no arch.json beside it, as an export has, which says what it is of")
+    own = load_arch(folder / "arch.json")
+    if arch is not None and arch.with_image_size(own.image_size) != own:
+        raise ArchError(f"--arch: {arch.id} is not the architecture of {folder}/arch.json, {own.id}; leave it out")
+    try:
+        model = _PROGRAMS[name](folder)
+    except ImportError as error:
+        raise ResourceError(f"{folder / name}: needs {error.name}: pip install 'cvt-nas[onnx]'") from error
+    except Exception as error:  # each runtime has errors of its own
+        said = first_line(error)
+        raise ArchError(f"{folder / name}: cannot be loaded: {said}") from error
+    classes = classes_beside(folder)
+    names = ClassNames(path=path, groups=() if classes is None else ((Told("preprocessing.json", classes),),))
+    return Network(model=model, arch=own, folder=folder, names=names, notes=())
+
+
+def check_program(network: Network, *, image_size: ImageSize | None, device: str | None, precision: str) -> None:
+    """Whether a program, whose size of images and device are fixed, can be evaluated so."""
+    again = "; evaluate its run instead, or an export by --format torch"
+    if image_size not in (None, network.arch.image_size):
+        exported = size_text(network.arch.image_size)
+        raise ArchError(f"--image-size: {network.folder} is exported for images of {exported} alone{again}")
+    if device == "cuda":
+        raise ResourceError(f"--device cuda: {network.folder} is a program, which is evaluated on the CPU{again}")
+    if precision != "fp32":
+        raise ArchError(f"--precision {precision}: {network.folder} is exported in fp32{again}")
+
+
+def prepared_as(
+    preprocessing: Preprocessing, beside: Mapping[str, Any], source: Path | None, *, resized: bool
+) -> Preprocessing:
+    """What `beside` says of how images are prepared, and `preprocessing` where it says nothing.
+
+    Args:
+        beside, source: See `preprocessing_beside`.
+        resized: Whether images have another size than the network's own, where as much of them is seen as is usual.
+
+    Raises:
+        DataError: It is for another number of channels.
+    """
+    own = {name: value for name, value in beside.items() if name in Preprocessing.__slots__ and name != "image_size"}
+    num_channels = len(preprocessing.mean)
+    for name in ("mean", "std"):
+        if name in own and len(own[name]) == 1:
+            own[name] *= num_channels
+        if name in own and len(own[name]) != num_channels:
+            raise DataError(f"{source}: {name}: got {len(own[name])} values for images of {num_channels} channels")
+    if resized:
+        own.pop("crop_pct", None)
+    return replace(preprocessing, **own)
+
+
+def assumed(preprocessing: Preprocessing) -> str:
+    seen = "the whole image" if preprocessing.crop_pct == 1 else f"the centre, {preprocessing.crop_pct:g} of it,"
+    return (
+        f"nothing beside the weights says how images are prepared: {seen} is resized by {preprocessing.interpolation}, "
+        f"mean {preprocessing.mean} and deviation {preprocessing.std}"
+    )
+
+
+def at_size(model: CvT, arch: ArchConfig) -> CvT:
+    if arch == model.arch:
+        return model
+    moved = CvT(arch)
+    moved.load_state_dict(model.state_dict())
+    return moved

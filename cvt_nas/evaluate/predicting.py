@@ -1,0 +1,249 @@
+"""What a trained network says of images that nobody has labelled."""
+
+import csv
+import glob
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cvt_nas.arch import ArchConfig, ImageSize
+from cvt_nas.config import TrainingConfig
+from cvt_nas.data.images import Preprocessing
+from cvt_nas.data.reading import read_pixels
+from cvt_nas.data.streams import preprocessing_of
+from cvt_nas.data.transforms import EvalTransform
+from cvt_nas.data.tree import is_hidden, is_image
+from cvt_nas.engine import logits_of
+from cvt_nas.errors import DataError, ResourceError
+from cvt_nas.evaluate.network import Network, assumed, at_size, check_program, open_network, prepared_as
+from cvt_nas.evaluate.preprocessing import preprocessing_beside
+from cvt_nas.model import imagenet_classes
+
+_COLUMN = ("path", "image", "filename", "file", "filepath", "image_path", "name")  # of paths, in a table
+_SECONDS_BETWEEN = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictions:
+    """How many images were answered.
+
+    Args:
+        damaged: Images that cannot be read, with the reason; their rows hold it, and no answer.
+        num_known: Images whose rows were there already.
+    """
+
+    num_images: int
+    num_known: int
+    damaged: dict[str, str]
+
+
+@torch.inference_mode()
+def predict(
+    weights: str | Path,
+    images: str | Path,
+    *,
+    to: Path,
+    top: int = 5,
+    arch: ArchConfig | None = None,
+    image_size: ImageSize | None = None,
+    batch_size: int = 64,
+    device: Literal["cpu", "cuda"] | None = None,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    num_workers: int = 4,
+    resume: bool = False,
+    on_note: Callable[[str], None] | None = None,
+) -> Predictions:
+    """Writes a CSV with a row for each image: its path, and the likeliest classes with their probabilities.
+
+    Columns are `path, error, class_1, probability_1, class_2, ...`. Where an image can have several labels, each
+    probability is that of the label for itself. Rows are written as they are known, so that what was cut off can go on.
+
+    Args:
+        weights: As `evaluate_model` takes them.
+        images: A folder, with all that is below it; a file; a pattern such as `photos/*.jpg`; or a CSV file with a
+            column of paths, which are relative to it.
+        to: The CSV file.
+        top: Classes of a row.
+        arch, image_size, device, precision: See `evaluate_model`.
+        num_workers: Processes that decode images.
+        resume: Whether to go on with the rows that `to` has.
+        on_note: Called with what had to be assumed, and with how far it is.
+
+    Raises:
+        ArchError, ResourceError: See `evaluate_model`.
+        DataError: There are no images, or `to` is there already, or of other columns.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("--device cuda: this machine has no GPU")
+    say = on_note or (lambda _: None)
+    network = open_network(Path(weights), arch)
+    if network.is_program:
+        check_program(network, image_size=image_size, device=device, precision=precision)
+        device = "cpu"
+    torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    beside, source = preprocessing_beside(network.folder)
+    arch = network.arch.with_image_size(image_size or beside.get("image_size", network.arch.image_size))
+    preprocessing = prepared_as(
+        preprocessing_of(arch.image_size, arch.num_channels), beside, source, resized=image_size is not None
+    )
+    if source is None:
+        say(assumed(preprocessing))
+    names, note = _class_names(network)
+    if note is not None:
+        say(note)
+    paths = _paths(images)
+    top = min(top, len(names))
+    header = ["path", "error", *(f"{what}_{rank + 1}" for rank in range(top) for what in ("class", "probability"))]
+    known = _known(to, header, resume=resume)
+    left = [path for path in paths if path not in known]
+    model: Any = network.model if network.is_program else at_size(network.model, arch).to(torch_device).eval()
+    is_multi_label = _is_multi_label(network)
+    settings, damaged, done, said = TrainingConfig(epochs=0, precision=precision), dict[str, str](), 0, time.monotonic()
+    with to.open("a" if known else "w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        if not known:
+            rows.writerow(header)
+        for found, pixels in _batches(left, preprocessing, batch_size, num_workers):
+            answers: Tensor | None = None
+            if pixels is not None:
+                inputs = _normalised(pixels.to(torch_device), preprocessing)
+                logits = logits_of(model, inputs, settings).float()
+                answers = (logits.sigmoid() if is_multi_label else logits.softmax(dim=1)).cpu()
+            place = 0
+            for path, error in found:
+                if error is not None or answers is None:
+                    damaged[path] = error or ""
+                    rows.writerow([path, error])
+                    continue
+                values, classes = answers[place].topk(top)
+                place += 1
+                pairs = zip(classes.tolist(), values.tolist(), strict=True)
+                rows.writerow([path, "", *(cell for at, value in pairs for cell in (names[at], f"{value:.6g}"))])
+            file.flush()
+            done += len(found)
+            if time.monotonic() - said >= _SECONDS_BETWEEN:
+                said = time.monotonic()
+                say(f"{done:,} of {len(left):,} images")
+    return Predictions(num_images=len(paths), num_known=len(paths) - len(left), damaged=damaged)
+
+
+def _class_names(network: Network) -> tuple[tuple[str, ...], str | None]:
+    """In the order of the logits, by what lies beside the weights; and a note where nothing does."""
+    for told in (told for group in network.names.groups for told in group):
+        if len(told.names) == network.arch.num_classes:
+            return tuple(told.names), None
+    if network.is_published:
+        return imagenet_classes(), "nothing beside the weights names their classes; they are taken for ImageNet's"
+    return (
+        tuple(map(str, range(network.arch.num_classes))),
+        f"{network.names.why_none}: they are numbered, in the order of the logits; list their names in a file "
+        f"classes.txt beside the weights, one a line",
+    )
+
+
+def _is_multi_label(network: Network) -> bool:
+    path = network.folder / "preprocessing.json"
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("multi_label") is True
+
+
+def _paths(images: str | Path) -> list[str]:
+    """Of a folder, a file, a pattern or a table; in their order by name, or in that of the table."""
+    place = Path(images)
+    if place.is_dir():
+        found = sorted(
+            str(path)
+            for path in place.rglob("*")
+            if is_image(path.name) and path.is_file() and not any(map(is_hidden, path.relative_to(place).parts))
+        )
+    elif place.suffix.lower() in (".csv", ".tsv"):
+        found = _of_table(place)
+    else:
+        found = [str(place)] if place.is_file() else sorted(filter(is_image, glob.glob(str(images), recursive=True)))
+    if not found:
+        raise DataError(f"{images}: no images: name a folder, a file, a pattern such as 'photos/*.jpg', or a CSV file")
+    return list(dict.fromkeys(found))
+
+
+def _of_table(table: Path) -> list[str]:
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(table, dtype=str, sep=None, engine="python", encoding="utf-8-sig", keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{table}: cannot be read: {error}") from error
+    by_name = {str(name).strip().lower(): name for name in frame.columns}
+    column = next((by_name[name] for name in _COLUMN if name in by_name), None)
+    if column is None:
+        raise DataError(f"{table}: has no column of paths: name it {_COLUMN[0]}; it has {', '.join(by_name.values())}")
+    return [str(table.parent / path) for path in frame[column] if path]
+
+
+def _known(to: Path, header: Sequence[str], *, resume: bool) -> set[str]:
+    """Paths whose rows are whole in the file that is gone on with. A last row that was cut off is taken away."""
+    if not to.exists():
+        return set()
+    if not resume:
+        raise DataError(f"{to}: is there already; go on with it by --resume, or write elsewhere by --to")
+    text = to.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    rows = list(csv.reader(whole.splitlines(keepends=True)))
+    if not rows:
+        to.unlink()
+        return set()
+    if rows[0] != list(header):
+        raise DataError(f"{to}: has other columns than {', '.join(header[:4])}, ...; write elsewhere by --to")
+    if whole != text:
+        to.write_text(whole, encoding="utf-8", newline="")
+    return {row[0] for row in rows[1:]}
+
+
+class _Images(Dataset):
+    """Each item is an image's pixels, or why it cannot be read."""
+
+    def __init__(self, paths: Sequence[str], preprocessing: Preprocessing) -> None:
+        self._paths, self._transform = paths, EvalTransform(preprocessing)
+        self._mode = "L" if len(preprocessing.mean) == 1 else "RGB"
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[str, str | None, Tensor | None]:
+        path = self._paths[index]
+        try:
+            return path, None, self._transform(read_pixels(path, self._mode))[0]
+        except DataError as error:
+            return path, str(error).removeprefix(f"{path}: "), None
+
+
+_Read = tuple[str, str | None, Tensor | None]
+
+
+def _collated(items: Sequence[_Read]) -> tuple[list[tuple[str, str | None]], Tensor | None]:
+    pixels = [found for _, _, found in items if found is not None]
+    return [(path, error) for path, error, _ in items], torch.stack(pixels) if pixels else None
+
+
+def _batches(
+    paths: Sequence[str], preprocessing: Preprocessing, batch_size: int, num_workers: int
+) -> Iterator[tuple[list[tuple[str, str | None]], Tensor | None]]:
+    """Paths and errors, and the pixels `(images, height, width, channels)` of those that can be read."""
+    few = len(paths) <= batch_size  # are read sooner than a process has started
+    loader = DataLoader(
+        _Images(paths, preprocessing),
+        batch_size=batch_size,
+        num_workers=0 if few else num_workers,
+        collate_fn=_collated,
+    )
+    yield from loader
+
+
+def _normalised(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    mean, std = (torch.tensor(each, device=pixels.device) for each in (preprocessing.mean, preprocessing.std))
+    return pixels.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2).contiguous()
