@@ -30,8 +30,14 @@ def check_stages(space: SpaceSection, reader: Reader) -> None:
                 reader.add((*key, "per_block"), f"got {name}, which is fixed in this stage; give it a list")
 
 
-def check_training(training: TrainingConfig, section: str, num_stages: int, reader: Reader) -> None:
-    rates = training.drop_path
+def check_training(training: TrainingConfig, section: str, space: SpaceSection, reader: Reader) -> None:
+    rates, num_stages = training.drop_path, len(space.stages)
+    for name in ("randaugment", "color_jitter"):
+        if getattr(training.augment, name) and space.num_channels not in (1, 3):
+            reader.add(
+                (section, "augment", name),
+                f"needs grey or colour images, and space.num_channels is {space.num_channels}",
+            )
     if isinstance(rates, list) and len(rates) != num_stages:
         reader.add(
             (section, "drop_path"), f"got {len(rates)} rates, must be one, or one for each of {num_stages} stages"
@@ -73,7 +79,7 @@ def check_supernet(file: SpaceFile, reader: Reader) -> None:
                 f"got {file.search.weights}, needs a section supernet, which says how it is trained",
             )
         return
-    check_training(supernet, "supernet", len(file.space.stages), reader)
+    check_training(supernet, "supernet", file.space, reader)
     if not supernet.sandwich and supernet.num_random == 0:
         reader.add(("supernet", "num_random"), "got 0 without sandwich, which leaves a step no subnet")
     if not supernet.sandwich and supernet.distillation != "none":

@@ -208,7 +208,7 @@ def _build(file: SpaceFile, reader: Reader) -> Experiment:
         told = "accuracy alone" if len(objectives) == 1 else "three costs"
         reader.add(("objectives",), f"got {told}, must hold one or two of params, flops, latency_ms beside accuracy")
     check_stages(file.space, reader)
-    check_training(file.training, "training", len(file.space.stages), reader)
+    check_training(file.training, "training", file.space, reader)
     check_supernet(file, reader)
     for metric in COST_METRICS:
         bound = getattr(file.constraints, metric)

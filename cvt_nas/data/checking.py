@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cvt_nas.data.reading import Header, Source, decode, read_header
+from cvt_nas.data.reading import Header, Mode, Source, decode, read_header
 from cvt_nas.data.records import Images, Records, Role
 from cvt_nas.data.stacks import DIM
 from cvt_nas.errors import DataError
@@ -93,7 +93,7 @@ class ImageCheck:
 
 def check_images(
     records: Records,
-    mode: str,
+    mode: Mode,
     *,
     decode_all: bool = False,
     measured: Collection[tuple[Role, str]] = (),
@@ -175,16 +175,18 @@ def check_images(
     )
 
 
-def _look_at(source: Source, mode: str, decode_all: bool) -> tuple[Header, int | None] | DataError:
+def _look_at(source: Source, mode: Mode, decode_all: bool) -> tuple[Header, int | None] | DataError:
     """What the header tells, and of a decoded image with more than 8 bits the greatest value."""
     try:
-        header = read_header(source)
+        header = read_header(source, mode)
         if not (decode_all or not header.whole):
             return header, None
         image = decode(source, mode)
     except DataError as error:
         return error
-    return header, image.convert("L").getextrema()[1] if header.deep else None
+    if not header.deep:
+        return header, None
+    return header, int(image.max()) if isinstance(image, np.ndarray) else image.convert("L").getextrema()[1]
 
 
 def _progress(total: int, on_note: OnNote | None) -> Callable[[int], None]:

@@ -1,14 +1,16 @@
 """Which data set a name or a folder is, and what its images are like."""
 
 import difflib
+import os
 from pathlib import Path
 
 from cvt_nas.config import DataConfig, Dataset, is_streamed
 from cvt_nas.data.arrays import open_arrays
+from cvt_nas.data.channels import channels_of, is_array
 from cvt_nas.data.kinds import find_records, kind_of_file
 from cvt_nas.data.layout import find_layout
 from cvt_nas.data.stacks import stacks_in
-from cvt_nas.data.tree import is_hidden
+from cvt_nas.data.tree import folders_in, is_hidden, is_image
 from cvt_nas.errors import DataError
 
 _SHAPES: dict[Dataset, tuple[int, int]] = {
@@ -112,4 +114,12 @@ def shape_of(dataset: Dataset, root: Path | None, *, test_only: bool = False) ->
         layout = layout.for_test()
     else:
         layout.check_trainable()
-    return None, len(layout.class_names)
+    return _channels_in(next(iter(layout.places.values()))), len(layout.class_names)
+
+
+def _channels_in(place: Path) -> int | None:
+    """Of the first image that is found below a folder."""
+    for folder, _, files in os.walk(place / next(iter(folders_in(place)))):
+        if images := [name for name in sorted(files) if not is_hidden(name) and (is_image(name) or is_array(name))]:
+            return channels_of(Path(folder) / images[0])
+    return None

@@ -1,10 +1,11 @@
 """Folders of images, a folder for each split and in it one for each class."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from cvt_nas.data.layout import Layout, find_layout
-from cvt_nas.data.listing import list_images, load_listing, problems_of
+from cvt_nas.data.listing import list_images, load_listing, load_normalisation, problems_of
 from cvt_nas.data.records import Files, Images, Records, Role
 from cvt_nas.errors import DataError
 
@@ -46,7 +47,8 @@ def find_folders(
         files = {role: list_images(layout, role, on_note=on_note) for role in layout.places}
         if problems := problems_of(layout, files):
             raise DataError(f"{dataset}: {'; '.join(problems)}")
-    return records_of(layout, files)
+    records = records_of(layout, files)
+    return records if listing is None else replace(records, normalisation=load_normalisation(listing))
 
 
 def records_of(layout: Layout, files: Mapping[Role, Images]) -> Records:

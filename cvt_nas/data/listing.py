@@ -15,6 +15,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from cvt_nas.data.channels import ARRAY, is_array
 from cvt_nas.data.layout import Layout
 from cvt_nas.data.records import Images, Opener, Records, Role
 from cvt_nas.data.tree import (
@@ -37,6 +38,7 @@ _NUM_NAMED = 5
 _SECONDS_BETWEEN = 5.0  # notes on how far it is
 _OUTSIDE = re.compile(r"(^|[/\0])\.{0,2}([/\0]|$)")  # in names that are parted by zero bytes
 _SET = "set"  # what is kept of one that is no folder of class folders
+_NORMALISATION = "normalisation"
 _NUM_THREADS = 16  # so that a network disk has several requests at a time
 
 
@@ -57,7 +59,7 @@ def list_images(layout: Layout, role: Role, *, on_note: Callable[[str], None] | 
             for folder, files in parts:
                 prefix = os.path.relpath(folder, place)
                 for file in in_byte_order(files):
-                    if is_image(file):
+                    if is_image(file) or is_array(file):
                         names.append(f"{prefix}/{file}")
                         labels.append(label)
                     else:
@@ -72,6 +74,10 @@ def list_images(layout: Layout, role: Role, *, on_note: Callable[[str], None] | 
             odd.append(f"{told(entry.path)}: a link that leads nowhere")
         elif entry.is_file():
             ignored["images beside the class folders" if is_image(entry.name) else suffix_of(entry.name)] += 1
+    if (num_arrays := sum(map(is_array, names))) not in (0, len(names)):  # arrays beside images are no images
+        kept = [index for index, name in enumerate(names) if not is_array(name)]
+        names, labels = [names[index] for index in kept], [labels[index] for index in kept]
+        ignored[ARRAY] += num_arrays
     return Images(
         root=place,
         class_names=tuple(map(told, classes)),
@@ -103,6 +109,8 @@ def save_records(records: Records, to: BinaryIO) -> None:
         "is_marked": records.is_marked,
     }
     more = {} if told_by_folders else {_SET: np.frombuffer(json.dumps(tree).encode(), np.uint8)}
+    if records.normalisation is not None:
+        more[_NORMALISATION] = np.array(records.normalisation)
     save_listing(records.files, to, **more)
 
 
@@ -141,7 +149,21 @@ def load_records(listing: Path, root: Path, opener: Opener) -> Records:
             opener=opener,
             notes=tuple(tree["notes"]),
             is_marked=tree["is_marked"],
+            normalisation=_normalisation(kept),
         )
+
+
+def load_normalisation(listing: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation of each channel, where `save_records` had them to keep."""
+    with _reading(listing) as kept:
+        return _normalisation(kept)
+
+
+def _normalisation(kept: Mapping[str, np.ndarray]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    if _NORMALISATION not in kept:
+        return None
+    mean, deviation = (tuple(values) for values in kept[_NORMALISATION].tolist())
+    return mean, deviation
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from cvt_nas.data.channels import is_array
 from cvt_nas.data.layout import find_layout
 from cvt_nas.data.listing import list_images, problems_of
 from cvt_nas.data.reading import read_header, read_image
@@ -78,6 +79,8 @@ def pack(
     files: dict[Role, Images] = {role: list_images(layout, role) for role in layout.places}
     if problems := problems_of(layout, files):
         raise DataError(f"{root}: {'; '.join(problems)}")
+    if any(is_array(images.names[0]) for images in files.values()):
+        raise DataError(f"{root}: holds arrays, which no JPEG can hold as they are")
     _begin(layout.root, to, {"source": str(root.resolve()), "short_side": short_side, "quality": QUALITY})
     jobs = [
         (images.root / name, to / images.root.relative_to(layout.root) / new)

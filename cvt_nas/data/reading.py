@@ -15,10 +15,11 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from cvt_nas.data.channels import header_of, is_array, read_channels
 from cvt_nas.errors import DataError
 
 # What Pillow's `convert` does as it should
@@ -39,6 +40,7 @@ _OTHER_KINDS = {  # by what their first bytes hold
     b"%PDF": "a PDF",
     b"\0\0\x01\0": "an icon",
 }
+_NUM_CHANNELS: dict[Any, int] = {"L": 1, "RGB": 3}
 _JPEG, _METADATA = b"\xff\xd8\xff", b"\xff\xe1"  # how a file begins, and EXIF and XMP in it
 # Of the suffixes that are read; another may start a program, as Ghostscript
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
@@ -60,6 +62,11 @@ class Encoded:
 
 
 Source = str | Path | Encoded  # of an image: its file, or what would be in it
+Mode = Literal["L", "RGB"] | int  # as which an image is read: grey, colour, or so many channels
+
+
+def mode_of(num_channels: int) -> Mode:
+    return {1: "L", 3: "RGB"}.get(num_channels, num_channels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,11 +93,11 @@ class Header:
     whole: bool
 
 
-def read_image(source: Source, mode: str) -> Any:
+def read_image(source: Source, mode: Mode) -> Any:
     """The Pillow image at `source`, as it is meant to be seen.
 
     Args:
-        mode: `RGB`, or `L` for grey.
+        mode: `RGB`, `L` for grey, or the number of channels, of which there is then an array.
 
     Raises:
         DataError: It is damaged, gigantic or of a kind that is not read; one line names the file and the reason.
@@ -100,11 +107,13 @@ def read_image(source: Source, mode: str) -> Any:
         return decode(source, mode)
 
 
-def decode(source: Source, mode: str) -> Any:
+def decode(source: Source, mode: Mode) -> Any:
     """`read_image`, with Pillow's warnings."""
     from PIL import Image
 
     try:
+        if _has_channels(source, mode):
+            return read_channels(str(source), _content(source), _NUM_CHANNELS.get(mode, mode))
         # by a file of our own: from a path, Pillow 13 maps uncompressed TIFFs and forgets to turn them
         with _opened(source) as file, Image.open(file, formats=_FORMATS) as image:
             _check_kind(image)
@@ -119,7 +128,7 @@ def decode(source: Source, mode: str) -> Any:
         raise DataError(f"{source}: {why_unreadable(error, source)}") from error
 
 
-def read_pixels(source: Source, mode: str) -> Any:
+def read_pixels(source: Source, mode: Mode) -> Any:
     """The same pixels as an array `(height, width, channels)` where that is faster, or else as a Pillow image.
 
     It is where `simplejpeg` is installed and decodes the file without a complaint. Pillow has all others, since it is
@@ -128,11 +137,11 @@ def read_pixels(source: Source, mode: str) -> Any:
     Raises:
         DataError: See `read_image`.
     """
-    found = _by_simplejpeg(source, mode)
+    found = None if _has_channels(source, mode) else _by_simplejpeg(source, mode)
     return read_image(source, mode) if found is None else found
 
 
-def _by_simplejpeg(source: Source, mode: str) -> Any:
+def _by_simplejpeg(source: Source, mode: Mode) -> Any:
     """None where Pillow is to decide."""
     from PIL import Image
 
@@ -160,6 +169,15 @@ def _by_simplejpeg(source: Source, mode: str) -> Any:
         return None
 
 
+def _has_channels(source: Source, mode: Mode) -> bool:
+    """Whether Pillow's modes are no matter."""
+    return isinstance(mode, int) or is_array(str(source))
+
+
+def _content(source: Source) -> bytes | None:
+    return source.content if isinstance(source, Encoded) else None
+
+
 def _opened(source: Source) -> BinaryIO:
     return io.BytesIO(source.content) if isinstance(source, Encoded) else open(source, "rb")
 
@@ -182,8 +200,11 @@ def _simplejpeg() -> Any:
         return None
 
 
-def read_header(source: Source) -> Header:
+def read_header(source: Source, mode: Mode = "RGB") -> Header:
     """What can be told of an image without decoding it.
+
+    Args:
+        mode: As which it will be read.
 
     Raises:
         DataError: It cannot be read; one line names the file and the reason.
@@ -191,6 +212,12 @@ def read_header(source: Source) -> Header:
     from PIL import Image
 
     try:
+        if _has_channels(source, mode):
+            format_, kind, size, deep = header_of(str(source), _content(source))
+            return Header(
+                format=format_, mode=kind, deep=deep, size=size, mark=0, num_frames=1, turned=False, transparent=False,
+                whole=not deep,
+            )  # fmt: skip
         with _opened(source) as file, Image.open(file, formats=_FORMATS) as image:
             format_ = image.format or ""
             _check_kind(image)

@@ -13,6 +13,7 @@ from cvt_nas.data.folders import records_of
 from cvt_nas.data.kinds import find_records
 from cvt_nas.data.layout import find_layout
 from cvt_nas.data.listing import list_images, problems_of
+from cvt_nas.data.reading import mode_of
 from cvt_nas.data.records import Records
 from cvt_nas.data.streams import StreamedData
 from cvt_nas.errors import DataError
@@ -121,7 +122,7 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
         notes = found.notes if isinstance(found, ArrayData) else ()
     else:
         measured = found.measured() if isinstance(found, StreamedData) else ()
-        images = check_images(records, "RGB", decode_all=decode, measured=measured, on_note=on_note)
+        images = check_images(records, mode_of(channels or 3), decode_all=decode, measured=measured, on_note=on_note)
         notes = (*(found.notes if isinstance(found, StreamedData) else records.notes), *images.notes)
         if "train" in records.files and not decode:
             notes = (*notes, "training images: headers and ends only; --decode reads them whole")

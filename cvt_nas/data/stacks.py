@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from cvt_nas.data.channels import in_8_bits
 from cvt_nas.data.kinds.labels import Labels, labels_of
 from cvt_nas.data.records import SPELLINGS, Role
 from cvt_nas.data.tree import few
 from cvt_nas.errors import DataError
 
 DIM = 65  # of 255; white of 14 bits in a file of 16 is read as 64
-_PART = 1000  # images that are converted at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,26 +157,7 @@ def _images(array: np.ndarray, place: str) -> UInt8[np.ndarray, "images channels
         array = array[..., None]
     elif array.shape[1] in (1, 3) and array.shape[3] not in (1, 3):
         raise DataError(f"{place}: has the shape {array.shape}; channels must come last: np.moveaxis(images, 1, -1)")
-    return np.moveaxis(array if array.dtype == np.uint8 else in_8_bits(array, place), -1, 1)
-
-
-def in_8_bits(array: np.ndarray, place: str) -> UInt8[np.ndarray, "..."]:
-    """Values of 8 or 16 bits, or floats between 0 and 1, by the rules of `reading`; a part at a time.
-
-    Raises:
-        DataError: They are others.
-    """
-    if array.dtype == np.uint8:
-        return np.asarray(array)
-    kind = array.dtype.kind
-    white = {"f": 1.0, "u": 65535.0, "b": 1.0}.get(kind, 0.0)
-    if not white or (kind == "u" and array.dtype != np.uint16):
-        raise DataError(f"{place}: has values of {array.dtype}, must be uint8, uint16, or floats between 0 and 1")
-    scaled = np.empty(array.shape, np.uint8)
-    for start in range(0, len(array), _PART):
-        part = array[start : start + _PART].astype(np.float64)
-        least, most = float(part.min()), float(part.max())
-        if not (least >= 0 and most <= white):  # also where they are not numbers
-            raise DataError(f"{place}: has values from {least:g} to {most:g}, must be from 0 to {white:g}")
-        scaled[start : start + _PART] = np.round(part * (255 / white))
-    return scaled
+    try:
+        return np.moveaxis(array if array.dtype == np.uint8 else in_8_bits(array), -1, 1)
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error

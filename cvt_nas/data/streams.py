@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -32,7 +32,7 @@ from cvt_nas.data.images import (
 )
 from cvt_nas.data.loading import Portion, Reader, Source, Stream, free_shared_memory, num_on_their_way
 from cvt_nas.data.randaugment import augmented
-from cvt_nas.data.reading import Header, read_header, read_pixels
+from cvt_nas.data.reading import Header, mode_of, read_header, read_pixels
 from cvt_nas.data.records import Images, Records, Role
 from cvt_nas.data.splitting import rows_of_splits
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
@@ -40,6 +40,31 @@ from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_NORMALISATIONS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    1: ((0.449,), (0.226,)),
+    3: (IMAGENET_MEAN, IMAGENET_STD),
+}  # by the number of channels; of others it is measured
+_MEASURED = 500  # images
+
+
+def usual_preprocessing(
+    image_size: ImageSize,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    *,
+    channels: int = 3,
+) -> Preprocessing:
+    """As the published models see images; mean and deviation are ImageNet's where they are not given.
+
+    Raises:
+        DataError: They are not given for images that are neither grey nor in colour.
+    """
+    if mean is None or std is None:
+        if channels not in _NORMALISATIONS:
+            raise DataError(f"nothing says by which mean and deviation images of {channels} channels are normalised")
+        mean, std = _NORMALISATIONS[channels]
+    crop_pct = 0.875 if min(sides_of(image_size)) < 384 else 1.0
+    return Preprocessing(image_size=image_size, mean=mean, std=std, interpolation="bicubic", crop_pct=crop_pct)
 
 
 class StreamedData:
@@ -50,7 +75,7 @@ class StreamedData:
         skipped: Images to leave out, as paths below the root of `records`.
 
     Attributes:
-        mode: Pillow's, as which images are read.
+        mode: As which images are read.
         num_cpus: Of the process that trains, which `data.num_workers: auto` follows; the machine's until it is set.
         shares_memory: Whether its processes may hand over batches in `/dev/shm`, where that has room for them.
         notes: What is left out and how the splits are made, one line each.
@@ -66,13 +91,9 @@ class StreamedData:
         test_only: bool = False,
         skipped: Collection[str] = (),
     ) -> None:
-        if num_channels not in (1, 3):
-            raise DataError(
-                f"{config.dataset}: images are read as grey or colour, space.num_channels is {num_channels}"
-            )
         self._num_workers, self.num_cpus, self.shares_memory = config.num_workers, cpu_count(), True
         self._ahead: Stream | None = None  # what processes have begun to read for the next call
-        self.mode = "L" if num_channels == 1 else "RGB"
+        self.mode = mode_of(num_channels)
         self.records, self.class_names = records, records.class_names
         self.skipped = tuple(sorted(skipped))
         self._images: dict[Role, Images] = {
@@ -82,13 +103,28 @@ class StreamedData:
         self._rows: dict[Split, np.ndarray] = {}
         self._split(config, test_only=test_only)
         self.notes = tuple(self._notes(config, test_only=test_only))
-        self.preprocessing = Preprocessing(
-            image_size=image_size,
-            mean=IMAGENET_MEAN if num_channels == 3 else (0.449,),
-            std=IMAGENET_STD if num_channels == 3 else (0.226,),
-            interpolation="bicubic",
-            crop_pct=0.875 if min(sides_of(image_size)) < 384 else 1.0,  # as the published models see images
-        )
+        mean, std = _NORMALISATIONS.get(num_channels) or records.normalisation or self._measured_normalisation()
+        if num_channels not in _NORMALISATIONS:
+            self.records = replace(records, normalisation=(mean, std))
+        self.preprocessing = usual_preprocessing(image_size, mean, std)
+
+    def _measured_normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of each channel over some training images, or others where there are none."""
+        split = "train" if "train" in self._rows else "test"
+        images, rows = self._images[self._source[split]], self._rows[split]
+        some = rows[np.linspace(0, len(rows) - 1, min(len(rows), _MEASURED)).astype(np.int64)]
+        sums, reason = [], None
+        for row in some.tolist():
+            try:
+                pixels = read_pixels(self.records.opener.source(images, row), self.mode).astype(np.float64) / 255
+                sums.append([pixels.mean((0, 1)), (pixels**2).mean((0, 1))])
+            except DataError as error:  # told where all images are looked at
+                reason = reason or error
+        if not sums:
+            raise reason or DataError(f"{images.place}: holds no image")
+        mean, squares = np.mean(sums, axis=0)
+        deviation = np.sqrt(np.maximum(squares - mean**2, 1e-4))
+        return tuple(mean.round(4).tolist()), tuple(deviation.round(4).tolist())
 
     def _split(self, config: DataConfig, *, test_only: bool) -> None:
         """Which rows of which images each split has."""

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from cvt_nas.arch import ArchConfig, ImageSize
 from cvt_nas.config import TrainingConfig
 from cvt_nas.data.images import Preprocessing
-from cvt_nas.data.reading import read_pixels
-from cvt_nas.data.streams import preprocessing_of
+from cvt_nas.data.reading import mode_of, read_pixels
+from cvt_nas.data.streams import usual_preprocessing
 from cvt_nas.data.transforms import EvalTransform
 from cvt_nas.data.tree import is_hidden, is_image
 from cvt_nas.engine import logits_of
@@ -90,9 +90,8 @@ def predict(
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     beside, source = preprocessing_beside(network.folder)
     arch = network.arch.with_image_size(image_size or beside.get("image_size", network.arch.image_size))
-    preprocessing = prepared_as(
-        preprocessing_of(arch.image_size, arch.num_channels), beside, source, resized=image_size is not None
-    )
+    usual = usual_preprocessing(arch.image_size, beside.get("mean"), beside.get("std"), channels=arch.num_channels)
+    preprocessing = prepared_as(usual, beside, source, resized=image_size is not None)
     if source is None:
         say(assumed(preprocessing))
     names, note = _class_names(network)
@@ -209,7 +208,7 @@ class _Images(Dataset):
 
     def __init__(self, paths: Sequence[str], preprocessing: Preprocessing) -> None:
         self._paths, self._transform = paths, EvalTransform(preprocessing)
-        self._mode = "L" if len(preprocessing.mean) == 1 else "RGB"
+        self._mode = mode_of(len(preprocessing.mean))
 
     def __len__(self) -> int:
         return len(self._paths)

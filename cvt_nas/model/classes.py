@@ -336,6 +336,15 @@ def _synsets(names: Sequence[str]) -> list[str | None]:
     return found
 
 
+def imagenet_classes() -> tuple[str, ...]:
+    """The words for ImageNet's classes, in the order of the published networks' logits."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    words = ImageNetInfo().label_descriptions()
+    assert isinstance(words, list), "in the order of the classes"
+    return tuple(words)
+
+
 @cache
 def _imagenet() -> tuple[dict[str | None, str], tuple[str, ...]]:
     """ImageNet's ids by the words that mean one of them alone, and the ids in the order of its classes."""

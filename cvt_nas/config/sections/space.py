@@ -75,7 +75,7 @@ class SpaceSection:
 
     Args:
         image_size: Side of square images, in pixels; of others, `[height, width]`. Both are fixed for all networks.
-        num_channels: Channels of the images: 1 for grey ones, 3 for colour.
+        num_channels: Channels of the images: 1 for grey ones, 3 for colour, others for arrays and TIFF files.
         num_classes: Classes of the images.
         activation: Activation of all MLPs: `quick_gelu` as in the official CvT, or `gelu` as in transformers' port, so
             that what is found can be exported to it.

@@ -10,7 +10,7 @@ import numpy as np
 
 from cvt_nas.config import DataConfig
 from cvt_nas.data.kinds.labels import Labels, are_flags, flags_of, labels_of
-from cvt_nas.data.kinds.library import library
+from cvt_nas.data.library import library
 from cvt_nas.data.records import Files, Images, Opener, Records, Role, role_of
 from cvt_nas.data.tree import few, is_image
 from cvt_nas.errors import DataError
