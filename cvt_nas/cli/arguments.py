@@ -166,6 +166,26 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--to", metavar="DIR", help="write figures of each class, and what is taken for what, there")
     _add_json(evaluate)
 
+    predict = add("predict", training.predict, "what a trained network says of images without labels, as a CSV")
+    predict.add_argument("weights", metavar="MODEL", help="as for eval; also the folder of an export as ONNX")
+    predict.add_argument(
+        "images", metavar="IMAGES", help="a folder, a file, a pattern, or a CSV with a column of paths"
+    )
+    predict.add_argument("--to", required=True, type=Path, metavar="CSV", help="where to write a row for each image")
+    predict.add_argument("--top", type=_positive, default=5, metavar="N", help="classes of a row; 5 if absent")
+    predict.add_argument("--arch", metavar="ARCH", help="of a .pth, where it is none of the published ones")
+    predict.add_argument(
+        "--image-size", type=_image_size, metavar="N|HxW", help=f"instead of the network's own: {_SIZES}"
+    )
+    predict.add_argument("--batch-size", type=_positive, default=64, metavar="N")
+    predict.add_argument(
+        "--num-workers", type=_whole, default=4, metavar="N", help="processes that decode; 4 if absent"
+    )
+    predict.add_argument("--device", choices=["cpu", "cuda"], help="cuda where there is one, if absent")
+    predict.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
+    predict.add_argument("--resume", action="store_true", help="go on with the rows that the CSV has")
+    _add_json(predict)
+
     query = add("query", runs.query, "search a trained supernet again under new limits, without training anything")
     query.add_argument("run", metavar="RUN")
     query.add_argument("--max-params", type=_above_0, metavar="N", help="for example 15e6")

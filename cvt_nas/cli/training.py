@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from cvt_nas.errors import ArchError, DataError
 if TYPE_CHECKING:
     from cvt_nas.config import Experiment
     from cvt_nas.engine import TrainingReport
+
+_NUM_NAMED = 5
 
 
 def train(options: argparse.Namespace) -> int:
@@ -166,3 +169,33 @@ def evaluate(options: argparse.Namespace) -> int:
     if paths:
         write("wrote " + ", ".join(quoted(str(path)) for path in paths.values()))
     return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    from cvt_nas.evaluate import predict as predict_images
+    from cvt_nas.model import locate
+
+    found = predict_images(
+        locate(options.weights),
+        options.images,
+        to=options.to,
+        top=options.top,
+        arch=None if options.arch is None else load_named(options.arch),
+        image_size=options.image_size,
+        batch_size=options.batch_size,
+        device=options.device,
+        precision=options.precision,
+        num_workers=options.num_workers,
+        resume=options.resume,
+        on_note=print_note,
+    )
+    if options.json:
+        write(json.dumps({"to": str(options.to), **asdict(found)}))
+    else:
+        known = f", {found.num_known:,} of them before" if found.num_known else ""
+        write(f"{found.num_images - len(found.damaged):,} of {found.num_images:,} images answered{known}: {options.to}")
+        for path, why in list(found.damaged.items())[:_NUM_NAMED]:
+            write(f"cannot be read: {path}: {why}", file=sys.stderr)
+        if len(found.damaged) > _NUM_NAMED:
+            write(f"and {len(found.damaged) - _NUM_NAMED:,} more, see {options.to}", file=sys.stderr)
+    return 1 if found.damaged else 0

@@ -1,3 +1,4 @@
-"""The accuracy of a trained network, whatever trained it, on the test images of a data set."""
+"""What a trained network, whatever trained it, is worth on test images, and what it says of others."""
 
-from cvt_nas.evaluate.accuracy import evaluate_model
+from cvt_nas.evaluate.accuracy import Evaluation, evaluate_model
+from cvt_nas.evaluate.predicting import Predictions, predict

@@ -1,7 +1,7 @@
 """CvT as a plain torch module, built from an `ArchConfig`, and the files that hold its weights."""
 
 from cvt_nas.model.checkpoints import Weights, classes_beside, digest_of, read_weights, weights_files
-from cvt_nas.model.classes import ClassNames, Told, are_indices, listed, match_classes
+from cvt_nas.model.classes import ClassNames, Told, are_indices, imagenet_classes, listed, match_classes
 from cvt_nas.model.cutting import begin_with, cut_state
 from cvt_nas.model.files import load_model, probe_error, probe_logits, save_model, write_weights
 from cvt_nas.model.lending import Lent, lend
