@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from hypothesis import HealthCheck, settings
 from cvt_nas.config import Experiment, load_experiment, parse_experiment
 from cvt_nas.launch.cluster import start_local_ray
 from cvt_nas.run import RunFolder
+from forked_workers import forked_workers
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before a test imports MLflow
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or a token of the user's, where there is one, would switch it on
 os.environ.update(RAY_worker_niceness="0")  # by default 15, at which the tests beside them would starve them
+os.environ.update(RAY_worker_register_timeout_seconds="300")  # by default 60; on a busy machine, the first to be forked
 
 # No test is about how long an example takes, and a machine that does other work takes longer.
 settings.register_profile("cvt-nas", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -83,6 +85,12 @@ def own_processes(name: str) -> list[int]:
     return [pid for pid in found if is_own(pid) and pid != os.getpid()]
 
 
+@pytest.fixture
+def fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna waits for the disk several times a trial, and tests of what is proposed need not."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
 @pytest.fixture(scope="session")
 def digits() -> Experiment:
     return load_experiment(SPACES / "digits.yaml")
@@ -91,6 +99,12 @@ def digits() -> Experiment:
 @pytest.fixture(scope="session")
 def small() -> Experiment:
     return parse_experiment(small_digits(), "small.yaml")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    with forked_workers():
+        return (yield)
 
 
 _SHARES_RAY = pytest.StashKey[bool]()
