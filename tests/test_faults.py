@@ -95,7 +95,7 @@ class TestOnTwoCpus:
         assert 1 <= first.epochs < 3
         assert second.status == "complete"
 
-    @pytest.mark.slow  # five workers are started; test_race.py has the same of made-up reports, and one trial on Ray
+    @pytest.mark.slow  # five workers are started; test_tune.py has the same of made-up reports
     def test_a_search_whose_first_trials_all_fail_alike_ends_and_goes_on_with_them_once_the_cause_is_gone(
         self, tmp_path: Path
     ) -> None:
