@@ -22,6 +22,7 @@ SPACES = Path(__file__).parent.parent / "search_spaces"
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before a test imports MLflow
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or a token of the user's, where there is one, would switch it on
 os.environ.update(RAY_worker_niceness="0")  # by default 15, at which the tests beside them would starve them
+os.environ.update(RAY_worker_register_timeout_seconds="300")  # by default 60; on a busy machine, the first to be forked
 
 # No test is about how long an example takes, and a machine that does other work takes longer.
 settings.register_profile("cvt-nas", deadline=None, suppress_health_check=[HealthCheck.too_slow])

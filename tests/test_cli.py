@@ -136,7 +136,7 @@ def words_of(command: str) -> list[str]:
     return found.stdout.split("\0")[:-1]
 
 
-@pytest.mark.parametrize("name", ["my run", "it's a $HOME [bold] :smile: größe", "file://"])
+@pytest.mark.parametrize("name", ["it's a $HOME [bold] :smile: größe", "file://"])
 def test_what_is_said_to_run_next_can_be_pasted(
     finished_run: RunFolder,
     tmp_path: Path,

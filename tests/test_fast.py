@@ -185,7 +185,7 @@ def num_compiled() -> int:
 
 
 @OF_TORCH
-@pytest.mark.parametrize("settings", [{}, {"micro_batch": 32}, {"activation_checkpointing": "on"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"micro_batch": 32, "activation_checkpointing": "on"}], ids=str)
 def test_a_training_with_compiled_blocks_draws_as_one_without_and_a_kind_is_compiled_once(
     data: ImageData, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
