@@ -184,7 +184,7 @@ class Progress(NamedTuple):
 _EPOCHS = 16  # of a curve in one attribute, so that an epoch adds no more to a journal however long the training is
 
 
-def progress_to_attrs(progress: Progress, known: Mapping[str, object]) -> Mapping[str, object]:
+def progress_to_attrs(progress: Progress, known: Mapping[str, object]) -> dict[str, object]:
     """The attributes of a trial that keep `progress`, in the order in which they are to be written.
 
     Whole parts of the curve have attributes of their own, and are written once. Intermediate values would be the place
@@ -196,7 +196,8 @@ def progress_to_attrs(progress: Progress, known: Mapping[str, object]) -> Mappin
     begin = len(progress.curve) // _EPOCHS * _EPOCHS
     parts = {_part(at): list(progress.curve[at : at + _EPOCHS]) for at in range(0, begin, _EPOCHS)}
     rest = {**progress._asdict(), "begin": begin, "curve": list(progress.curve[begin:])}
-    return {name: part for name, part in parts.items() if known.get(name) != part} | {"progress": rest}
+    fresh = {name: part for name, part in parts.items() if known.get(name) != part}
+    return {**fresh, "progress": rest}
 
 
 def progress_of(trial: FrozenTrial) -> Progress:
