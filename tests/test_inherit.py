@@ -169,15 +169,15 @@ def test_a_ranking_that_is_cut_short_or_loses_a_worker_gives_a_front_and_goes_on
     first = run.results()
     assert 3 <= len(first) < 10
     assert run.front().best is not None
-    assert run.manifest["warm_start"] == str(warm)
+    assert run.manifest["init"]["path"] == str(warm)
     assert not run.test_accuracies()
 
     def kill(event: Any) -> None:
         if isinstance(event, Candidate) and event.number == len(first):
             os.kill(own_processes("_Judge")[0], signal.SIGKILL)
 
-    with pytest.raises(RunFolderError, match=rf"--warm-start {tmp_path}: the supernet of \S+ began with {warm}; leave"):
-        search(experiment, out=path, gpus=0, resume=True, warm_start=tmp_path)
+    with pytest.raises(RunFolderError, match=rf"--init {tmp_path}: \S+ began with {warm}; leave it out"):
+        search(experiment, out=path, gpus=0, resume=True, init=tmp_path)
     run = search(experiment, out=path, gpus=0, resume=True, progress=Watch(kill))
     assert sorted(result.number for result in run.results()) == list(range(10))
     assert run.results()[: len(first)] == first
@@ -257,10 +257,12 @@ def test_the_verb_query_prints_what_it_found(
             assert f"got '{odd}', must be a number above 0" in capsys.readouterr().err
 
 
-def test_another_warm_start_of_a_supernet_that_has_begun_is_refused(inherited: RunFolder, tmp_path: Path) -> None:
-    message = rf"--warm-start {tmp_path}: the supernet of \S+ began with a fresh initialisation; leave it out"
+def test_other_weights_to_begin_with_are_refused_for_a_search_that_has_begun(
+    inherited: RunFolder, tmp_path: Path
+) -> None:
+    message = rf"--init {tmp_path}: \S+ began with a fresh initialisation; leave it out"
     with pytest.raises(RunFolderError, match=message):
-        search(with_supernet(), out=inherited.path, resume=True, warm_start=tmp_path)
+        search(with_supernet(), out=inherited.path, resume=True, init=tmp_path)
 
 
 def test_a_query_of_a_run_without_a_supernet_is_refused(finished_run: RunFolder) -> None:

@@ -1,6 +1,7 @@
 """The weights that a run lends to its trials, and how important each is to the loss on the images of its data."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from cvt_nas.data import Batch, ImageData
 from cvt_nas.engine.setup import TrainingSetup
 from cvt_nas.model import CvT, Lent, begin_with, sorted_by
+from cvt_nas.run import RunFolder
 
 _BATCH_SIZE = 32
 _NUM_BATCHES = 32
@@ -17,25 +19,31 @@ _FIT_STEPS = 100
 _DECAY = 1e-3  # of a head that is fitted to few images
 
 
-def open_lent(setup: TrainingSetup) -> Lent:
-    """What the run of `setup` keeps of the weights that it began with.
+def open_lent(run: RunFolder, path: Path | None = None) -> Lent:
+    """What `run` keeps of the weights that it began with, on whatever machine; at `path`, where they are unsorted.
 
     Raises:
         ArchError: It keeps none.
     """
-    path = setup.run.init_path
+    path = run.init_path if path is None else path
     if not path.exists():
-        setup.run.store.fetch(path)
+        run.store.fetch(path)
     return Lent.load(path)
 
 
+def keep_lent(lent: Lent, run: RunFolder, path: Path) -> None:
+    """Writes what `open_lent` reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run.store.write(path, lambda file: file.write(lent.to_bytes()))
+
+
 def sort_by_taylor(setup: TrainingSetup) -> None:
-    """Puts what the run keeps in the order of `taylor_scores`; on a worker."""
+    """Puts the unsorted weights of a run into the order of `taylor_scores`, and keeps them; on a worker."""
     torch.set_num_threads(setup.num_threads)
-    lent = open_lent(setup)
+    run = setup.run
+    lent = open_lent(run, run.unsorted_init_path)
     scores = taylor_scores(lent, setup.open_data(), image_size=setup.image_size, device=setup.torch_device)
-    found = sorted_by(lent, scores, importance="taylor")
-    setup.run.store.write(setup.run.init_path, lambda file: file.write(found.to_bytes()))
+    keep_lent(sorted_by(lent, scores, importance="taylor"), run, run.init_path)
 
 
 def taylor_scores(

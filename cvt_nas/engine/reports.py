@@ -152,7 +152,7 @@ def supernet_reports(
     if shared.last_epoch == 0:  # it stays what it begins with
         if rank == 0:
             seed_all(seed)
-            begin_supernet(supernet := supernet_of(shared), open_lent(setup))
+            begin_supernet(supernet := supernet_of(shared), open_lent(run))
             save_supernet(supernet, setup.weights_path)
             run.store.push(setup.weights_path)
         yield report
@@ -166,7 +166,7 @@ def supernet_reports(
             device=device,
             seed=seed,
             checkpoint=checkpoint,
-            initial=functools.partial(begin_supernet, lent=open_lent(setup)) if run.lends_weights else None,
+            initial=functools.partial(begin_supernet, lent=open_lent(run)) if run.lends_weights else None,
             stop=run.supernet.is_stopped,
             meter=meter_of(device, setup.memory_share),
             at_most=at_most,
@@ -224,7 +224,7 @@ def _initial(arch: ArchConfig, setup: TrainingSetup, device: torch.device) -> Ca
         return initialised
     if setup.shared is not None:
         return lambda: open_inheritance(setup, device).model(arch)
-    return (lambda: begin_with(CvT(arch), open_lent(setup))) if setup.run.lends_weights else None
+    return (lambda: begin_with(CvT(arch), open_lent(setup.run))) if setup.run.lends_weights else None
 
 
 def keep_trained(model: CvT, data: ImageData, run: RunFolder) -> None:

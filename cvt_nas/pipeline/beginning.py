@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cvt_nas.config import Experiment
-from cvt_nas.engine import TrainingSetup, open_lent, sort_by_taylor
+from cvt_nas.engine import TrainingSetup, keep_lent, sort_by_taylor
 from cvt_nas.errors import ArchError, RunFolderError
 from cvt_nas.launch.resources import Resources
 from cvt_nas.launch.tasks import on_device
@@ -81,10 +81,12 @@ def check_same_init(run: RunFolder, init: str | Path | None) -> None:
         )
 
 
-def keep_weights(lent: Lent | None, importance: str | None, setup: TrainingSetup, resources: Resources) -> None:
-    """Puts what is lent into the run folder, in the order that all cuts are made by; as far as that is not done yet."""
+def keep_weights(lent: Lent, importance: str, setup: TrainingSetup, resources: Resources) -> None:
+    """Puts what is lent into the run folder, in the order that all cuts are made by."""
     run = setup.run
-    if lent is not None:
-        run.store.write(run.init_path, lambda file: file.write(lent.to_bytes()))
-    if importance == "taylor" and run.lends_weights and open_lent(setup).importance != importance:
-        on_device(resources, sort_by_taylor, setup)
+    if importance != "taylor":
+        keep_lent(lent, run, run.init_path)
+        return
+    keep_lent(lent, run, run.unsorted_init_path)
+    on_device(resources, sort_by_taylor, setup)
+    run.store.delete(run.unsorted_init_path)

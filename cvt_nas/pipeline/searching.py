@@ -165,9 +165,9 @@ def search(
             run = place
             stack.enter_context(run.locked())
         setup.save_listing()
-        if begins is not None:
-            keep_weights(lent, begins["importance"], setup, resources)
         stack.enter_context(budget.running(run, stop))
+        if lent is not None and begins is not None:
+            keep_weights(lent, begins["importance"], setup, resources)
         on_event = following(*callbacks)
         if progress is not None:
             follower = stack.enter_context(progress(run, resources, num_trials, budget.deadline))

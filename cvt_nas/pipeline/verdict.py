@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from cvt_nas.config import Experiment
-from cvt_nas.engine import TrainingSetup
+from cvt_nas.engine import TrainingSetup, keep_lent, open_lent
 from cvt_nas.errors import RunFolderError
 from cvt_nas.launch.judges import inherited_accuracies
 from cvt_nas.launch.resources import claim_resources
@@ -150,8 +150,7 @@ def _open_standalone(
     if not alone.has_begun:
         alone.begin({**experiment.manifest(seed=seed, num_trials=num_trainings), "data": identity.to_json()})
         if run.lends_weights:
-            run.store.fetch(run.init_path)
-            alone.store.write(alone.init_path, lambda file: file.write(run.init_path.read_bytes()))
+            keep_lent(open_lent(run), alone, alone.init_path)
         return alone
     if (known := DataIdentity.of(alone.manifest)) is not None:
         known.check_same(identity, str(alone.path))

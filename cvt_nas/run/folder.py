@@ -43,7 +43,7 @@ class RunFolder:
     latency.jsonl      latency of the front's members, measured, where the search went by what was predicted of it
     study.journal      Optuna's storage
     report.html        the page of the run, which needs nothing beside it; pareto.csv, ranks.csv, pareto_flops.html, ...
-    init.safetensors   weights from elsewhere that its trials or its supernet begin with, sorted by importance
+    init/              weights.safetensors from elsewhere that trials or the supernet begin with, sorted by importance
     models/<arch id>/  arch.json, model.safetensors, probe.safetensors of each complete trial
     supernet/          checkpoint.pt, then weights.safetensors; `stop` while its training is asked to end; quality.json;
                        narrowing.json, where choices were dropped while it was trained
@@ -68,7 +68,8 @@ class RunFolder:
         self.confirmations = Confirmations(path, self.store)
         self.journal_path, self.candidates_journal_path = path / "study.journal", path / "candidates.journal"
         self.tune_path, self.tensorboard_path = path / "tune", path / "tensorboard"
-        self.init_path = path / "init.safetensors"
+        self.init_path = path / "init" / "weights.safetensors"
+        self.unsorted_init_path = path / "init" / "unsorted.safetensors"  # until they are sorted
         self.listing_path = path / "images.npz"  # names of the images of a folder; see `TrainingSetup.save_listing`
         self._manifest_path = path / "manifest.json"
         self._trials = Record(path / "trials.jsonl", self.store, TrialResult.from_json)

@@ -49,9 +49,10 @@ def _afresh(space: SearchSpace, lent: Lent) -> list[str]:
         for what, (own, others) in sizes.items():
             if own > others:
                 found.setdefault(what, []).append(f"{own} instead of {others} in stage {index}")
-        if ours.class_token and not theirs.class_token:
-            found.setdefault("the class token", []).append("which the weights have not")
-    return [f"{what} beyond those of the weights begin afresh: {', '.join(where)}" for what, where in found.items()]
+    notes = [f"{what} beyond those of the weights begin afresh: {', '.join(where)}" for what, where in found.items()]
+    if space.stages[-1].class_token and not lent.arch.stages[-1].class_token:
+        notes.append("the class token begins afresh: the weights have none")
+    return notes
 
 
 def _elsewhere(space: SearchSpace, weights: Weights, lent: Lent) -> list[str]:
