@@ -31,7 +31,7 @@ def forked_workers() -> Iterator[None]:
     name, threads = ray_constants.SETUP_WORKER_FILENAME, {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/socket"
-        # one thread: those that a process has are not in its fork
+        # one thread, as a fork has no others; but for jemalloc's, which knows of forks
         server = subprocess.Popen([sys.executable, __file__, path], stdin=subprocess.PIPE, env=os.environ | threads)
         os.environ[ADDRESS], ray_constants.SETUP_WORKER_FILENAME = path, __file__
         try:

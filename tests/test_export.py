@@ -280,7 +280,7 @@ def test_an_onnx_file_has_the_opset_that_was_asked_for_and_the_card_says_it(
     assert f"# opset {opset}, any number of images" in (to / "README.md").read_text()
     images = torch.randn(3, *WIDE.image_shape)
     with torch.inference_mode():
-        expected = load_model(run.model_path(WIDE.id))(images)
+        expected = load_model(run.model_path(arch.id))(images)
     torch.testing.assert_close(FORMATS["onnx"].load(to)(images), expected, rtol=1e-4, atol=1e-4)
 
 
