@@ -1,5 +1,6 @@
 """Accuracy on test images, of weights from wherever they come."""
 
+import csv
 import dataclasses
 import json
 import re
@@ -16,7 +17,7 @@ from cvt_nas.arch import ArchConfig
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment
 from cvt_nas.errors import ArchError, DataError, ResourceError
-from cvt_nas.evaluate import evaluate_model
+from cvt_nas.evaluate import evaluate_model, predict
 from cvt_nas.export import export
 from cvt_nas.model import CvT, initialise, load_checkpoint, save_model
 from cvt_nas.run import RunFolder
@@ -591,3 +592,131 @@ def test_a_config_without_a_size_takes_that_of_its_processor_and_says_so(
     said = capsys.readouterr()
     assert json.loads(said.out)["image_size"] == 224
     assert "tells no size of images: 224 x 224, as of the published models" in said.err
+
+
+# --- figures of each class, and images without labels
+
+
+def test_figures_of_each_class_are_written_where_they_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "data" / "val", num_classes=3)
+    arch = dataclasses.replace(RGB, num_classes=3)
+    save_model(biased_to(CvT(arch), 1, 0), tmp_path / "model")
+    (tmp_path / "model" / "preprocessing.json").write_text(
+        json.dumps({"mean": [0.5], "std": [0.5], "classes": ["class0", "class1", "class2"]})
+    )
+    words = ["eval", str(tmp_path / "model"), "--data", str(tmp_path / "data"), "--to", str(tmp_path / "figures")]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["top1"] == pytest.approx(1 / 3)
+    assert found["metrics"] == pytest.approx({"balanced_accuracy": 1 / 3, "macro_f1": 1 / 6})
+    assert set(found["written"]) == {"classes", "confusion", "picture"}
+    classes = (tmp_path / "figures" / "classes.csv").read_text().splitlines()
+    assert classes[0] == "class,images,answered,precision,recall,f1"
+    assert classes[2].startswith("class1,4,12,0.333")
+    confusion = (tmp_path / "figures" / "confusion.csv").read_text().splitlines()
+    assert confusion == ["class,class0,class1,class2", *(f"class{index},0,4,0" for index in range(3))]
+    page = (tmp_path / "figures" / "confusion.html").read_text()
+    assert "What images of each class are taken for" in page
+    assert 'src="http' not in page
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten images in two folders, one that is damaged, and one of the system."""
+    write_images(tmp_path / "photos", num_classes=2, num_images=5)
+    (tmp_path / "photos" / "class0" / "broken.png").write_bytes(b"no image")
+    (tmp_path / "photos" / "@eaDir").mkdir()
+    (tmp_path / "photos" / "@eaDir" / "thumb.png").write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    network = CvT(RGB).eval()
+    with torch.no_grad():
+        network.head.weight.normal_()
+    save_model(network, tmp_path / "model")
+    names = [f"kind {index}" for index in range(RGB.num_classes)]
+    (tmp_path / "model" / "preprocessing.json").write_text(
+        json.dumps({"image_size": 32, "mean": [0.4] * 3, "std": [0.2] * 3, "crop_pct": 0.875, "classes": names})
+    )
+    return tmp_path / "model"
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_image_has_a_row_with_the_likeliest_classes_or_why_it_cannot_be_read(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "p.csv"
+    assert main(["predict", str(model), str(photos), "--to", str(to), "--top", "3", "--batch-size", "4"]) == 1
+    said = capsys.readouterr()
+    assert "10 of 11 images answered" in said.out
+    assert "broken.png" in said.err
+    rows = rows_of(to)
+    assert [row["path"] for row in rows] == sorted(str(path) for path in photos.glob("class*/*.png"))
+    (broken,) = [row for row in rows if row["error"]]
+    assert broken["path"].endswith("broken.png")
+    assert not broken["class_1"]
+    network = load_model(model)
+    for row in rows:
+        if row["error"]:
+            continue
+        pixels = torch.from_numpy(np.array(Image.open(row["path"]).resize((36, 36), Image.Resampling.BICUBIC)))
+        inputs = ((pixels[2:34, 2:34].permute(2, 0, 1) / 255 - 0.4) / 0.2)[None]
+        with torch.inference_mode():
+            shares = network(inputs).softmax(dim=1)[0]
+        assert row["class_1"] == f"kind {int(shares.argmax())}"
+        assert float(row["probability_1"]) == pytest.approx(float(shares.max()), abs=0.01)
+        assert float(row["probability_1"]) >= float(row["probability_2"]) >= float(row["probability_3"])
+
+
+def test_predictions_that_were_cut_off_go_on_and_are_the_same(model: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / "class0" / "broken.png").unlink()
+    whole, cut = tmp_path / "whole.csv", tmp_path / "cut.csv"
+    words = ["predict", str(model), str(photos), "--batch-size", "4", "--to"]
+    assert main([*words, str(whole)]) == 0
+    text = whole.read_text()
+    cut.write_text(text[: len(text) // 2])  # in the middle of a row
+    assert main([*words, str(cut)]) == 2, "nothing is written over"
+    assert main([*words, str(cut), "--resume"]) == 0
+    assert cut.read_text() == text
+
+
+def test_images_come_from_a_pattern_or_a_table_and_any_export_answers_alike(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.csv").write_text("label;path\n?;photos/class1/0.png\n?;photos/class1/1.png\n")
+    assert main(["predict", str(model), "photos/class1/[01].png", "--to", "pattern.csv"]) == 0
+    assert main(["predict", str(model), "list.csv", "--to", "table.csv"]) == 0
+    assert rows_of(tmp_path / "table.csv") == rows_of(tmp_path / "pattern.csv")
+    assert len(rows_of(tmp_path / "table.csv")) == 2
+
+
+def test_a_label_of_several_has_a_probability_of_its_own(model: Path, photos: Path, tmp_path: Path) -> None:
+    tree = json.loads((model / "preprocessing.json").read_text())
+    (model / "preprocessing.json").write_text(json.dumps({**tree, "multi_label": True}))
+    found = predict(model, photos / "class1" / "0.png", to=tmp_path / "p.csv", top=10, device="cpu")
+    assert (found.num_images, found.damaged) == (1, {})
+    (row,) = rows_of(tmp_path / "p.csv")
+    assert sum(float(row[f"probability_{rank}"]) for rank in range(1, 11)) > 1.5
+
+
+def test_what_holds_no_images_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    for images, why in (
+        (tmp_path / "empty", "no images"),
+        (tmp_path / "x*.png", "no images"),
+        (tmp_path / "t.csv", "no column of paths"),
+    ):
+        with pytest.raises(DataError, match=why):
+            predict(model, images, to=tmp_path / "p.csv", device="cpu")
+    assert not (tmp_path / "p.csv").exists()

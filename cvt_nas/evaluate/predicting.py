@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from joblib import cpu_count
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -237,7 +238,7 @@ def _batches(
     loader = DataLoader(
         _Images(paths, preprocessing),
         batch_size=batch_size,
-        num_workers=0 if few else num_workers,
+        num_workers=0 if few else min(num_workers, cpu_count()),
         collate_fn=_collated,
     )
     yield from loader

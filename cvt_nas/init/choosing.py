@@ -106,7 +106,11 @@ def draft_around(arch: ArchConfig, draft: Draft) -> Draft:
         unit = 2 * heads if heads % 2 == 0 else heads
         narrower = max(round(stage.embed_dim * 0.75 / unit), 1) * unit
         depth, ratio = len(stage.blocks), max(block.mlp_ratio for block in stage.blocks)
-        strides = sorted({first.kv_stride, 2 * first.kv_stride}) if stage is arch.stages[0] else [first.kv_stride]
+        strides = (
+            sorted({first.kv_stride, 2 * first.kv_stride})
+            if stage is arch.stages[0] and first.projection != "linear"
+            else [first.kv_stride]
+        )
         stages.append({
             "patch": {"kernel": stage.patch_kernel, "stride": stage.patch_stride, "padding": stage.patch_padding},
             "embed_dim": sorted({narrower, stage.embed_dim}),
@@ -124,7 +128,7 @@ def draft_around(arch: ArchConfig, draft: Draft) -> Draft:
         stage.update({name: _plain(value) for name, value in stage.items() if isinstance(value, list)})
     sections = copy.deepcopy(draft.sections)
     sections["space"] |= {
-        "activation": arch.activation,
+        "activation": arch.stages[0].blocks[0].activation,
         "pool": "class_token" if arch.stages[-1].class_token else "mean",
         "stages": stages,
     }
