@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cvt_nas.arch import ArchConfig
+from cvt_nas.arch import ArchConfig, sides_of
 from cvt_nas.config import SupernetConfig, TrainingConfig, load_experiment
 from cvt_nas.data import Batch, Preprocessing, Split
 from cvt_nas.engine import SharedWeights, fit, train_supernet
@@ -246,8 +246,8 @@ class Noise:
         raise AssertionError(f"the labels of noise, {split}, are made with each batch")
 
     def train_batches(self, *, device: torch.device, **_: Any) -> Iterator[Batch]:
-        side = self.shape.image_size
-        images = torch.randn(self.batch_size, self.shape.num_channels, side, side, device=device)
+        sides = sides_of(self.shape.image_size)
+        images = torch.randn(self.batch_size, self.shape.num_channels, *sides, device=device)
         images = images.contiguous(memory_format=torch.channels_last)
         targets = torch.randint(0, self.shape.num_classes, (self.batch_size,), device=device)
         for number in range(self.num_batches):

@@ -512,9 +512,17 @@ def test_how_images_are_prepared_is_read_from_timms_config(tmp_path: Path) -> No
         assert (found["image_size"], found["mean"], found["interpolation"]) == (32, (0.1,) * 3, "bilinear")
         assert found["crop_pct"] == pytest.approx(share or 1.0)
         assert share is not None or found["crop_pct"] < 1, "or the image would be squashed"
-    (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {**facts, "crop_mode": "border"}}))
-    with pytest.raises(DataError, match="crop_mode: got 'border', must be 'center' or 'squash'"):
-        preprocessing_beside(tmp_path)
+    wide = {**config, "pretrained_cfg": {**facts, "input_size": [3, 32, 48]}}
+    (tmp_path / "config.json").write_text(json.dumps(wide))
+    assert preprocessing_beside(tmp_path)[0]["image_size"] == (32, 48)
+    assert load_arch(tmp_path).image_size == (32, 48)
+    for wrong, message in (
+        ({"crop_mode": "border"}, "crop_mode: got 'border', must be 'center' or 'squash'"),
+        ({"crop_pct": 1.2}, "crop_pct: got 1.2, must be above 0 and at most 1"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {**facts, **wrong}}))
+        with pytest.raises(DataError, match=message):
+            preprocessing_beside(tmp_path)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from cvt_nas import search
 from cvt_nas.arch import arch_to_dict, cost_of
@@ -12,8 +13,9 @@ from cvt_nas.config import parse_experiment
 from cvt_nas.engine import fvcore_cost
 from cvt_nas.evaluate import evaluate_model
 from cvt_nas.export import export
-from cvt_nas.model import load_model
+from cvt_nas.model import CvT, load_model, read_weights, resized_positions, save_model
 from cvt_nas.report import write_report
+from cvt_nas.supernet import Supernet, begin_supernet, extract, lend_to
 from image_folders import write_images
 
 SPACE = """
@@ -61,3 +63,15 @@ def test_a_search_with_a_supernet_finds_networks_for_images_that_are_not_square(
     found = evaluate_model(tmp_path / "model", data=tmp_path / "data", device="cpu")
     assert (found.top1, found.image_size) == (pytest.approx(run.test_accuracies()[best.arch_id]), (16, 25))
     assert evaluate_model(tmp_path / "model", data=tmp_path / "data", image_size=24, device="cpu").image_size == 24
+
+
+def test_a_supernet_begins_with_positions_of_square_images_stretched(tmp_path: Path) -> None:
+    space = parse_experiment(SPACE, "wide.yaml").space
+    square = CvT(space.largest.with_image_size(32))
+    save_model(square, tmp_path)
+    lent, _ = lend_to(space, read_weights(tmp_path), classes=("cat", "dog", "fish"))
+    supernet = Supernet(space)
+    begin_supernet(supernet, lent)
+    own = square.get_parameter("stage0.patch_embed.pos_embed")
+    assert torch.equal(supernet.shared.get_parameter("stage0.patch_embed.pos_embed"), resized_positions(own, (8, 13)))
+    assert extract(supernet, space.smallest)(torch.zeros(2, *space.smallest.image_shape)).shape == (2, 3)

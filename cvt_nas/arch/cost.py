@@ -116,7 +116,7 @@ def head_cost(*, dim: int, grid: Grid, class_token: bool, num_classes: int) -> C
 
 
 def stage_cost(stage: StageConfig, *, in_channels: int, grid: Grid) -> Cost:
-    """Cost of a stage, its embedding and its blocks, which makes its tokens of `in_channels`, on its token grid."""
+    """Cost of a stage, its embedding and its blocks; `grid` is that of its tokens."""
     cost = embedding_cost(stage, in_channels=in_channels, grid=grid)
     for block in stage.blocks:
         cost += block_cost(block, embed_dim=stage.embed_dim, grid=grid, class_token=stage.class_token)

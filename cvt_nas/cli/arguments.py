@@ -307,13 +307,12 @@ def _positive(text: str) -> int:
 
 def _image_size(text: str) -> int | tuple[int, int]:
     """One word, as a second one could be ARCH."""
-    from cvt_nas.arch import checked_size
+    from cvt_nas.arch import as_size
 
-    height, _, width = text.lower().partition("x")
-    try:
-        return checked_size((int(height), int(width or height)))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"got {text!r}, must be {_SIZES}") from None
+    sides = [_positive(side) for side in text.split("x")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be {_SIZES}")
+    return as_size(sides[0], sides[-1])
 
 
 def _above_0(text: str) -> float:

@@ -47,7 +47,7 @@ class Preprocessing:
     def resized_to(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that an image of these becomes, of which `centre_of` is then taken.
 
-        Source: timm 1.0.31, `transforms_imagenet_eval`, whose rounding is another for rectangles.
+        Source: timm 1.0.31, `transforms_imagenet_eval`, which rounds otherwise for rectangles.
         """
         down, across = (math.floor(side / self.crop_pct) for side in sides_of(self.image_size))
         if self.crop_pct == 1:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from cvt_nas.arch import ImageSize
 from cvt_nas.data import Batch, ImageData
 from cvt_nas.engine.setup import TrainingSetup
 from cvt_nas.model import CvT, Lent, begin_with, sorted_by
@@ -47,7 +48,7 @@ def sort_by_taylor(setup: TrainingSetup) -> None:
 
 
 def taylor_scores(
-    lent: Lent, data: ImageData, *, image_size: int, device: torch.device
+    lent: Lent, data: ImageData, *, image_size: ImageSize, device: torch.device
 ) -> dict[str, Float[Tensor, "*shape"]]:
     """`|w dL/dw|` of each weight, the mean over 32 batches of training images without augmentation.
 
