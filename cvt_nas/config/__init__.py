@@ -14,6 +14,8 @@ from cvt_nas.config.sections import (
     SearchConfig,
     SupernetConfig,
     TrainingConfig,
+    can_be_named,
+    is_by_name,
     is_streamed,
 )
 
@@ -27,6 +29,8 @@ __all__ = [
     "SearchConfig",
     "SupernetConfig",
     "TrainingConfig",
+    "can_be_named",
+    "is_by_name",
     "is_streamed",
     "load_experiment",
     "load_recipe",
