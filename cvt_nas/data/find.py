@@ -42,7 +42,7 @@ def find_data(named: str | Path) -> tuple[Dataset, Path | None]:
             if folder.name == sign or any(folder.glob(sign)) or any(raw.glob(sign)):
                 return known, folder
         return kind_of_folder(folder), folder
-    if folder.is_file():
+    if folder.is_file() or "{" in folder.name:
         return kind_of_file(folder), folder
     if is_by_name(str(named)):
         return str(named), root_of(named)

@@ -12,7 +12,7 @@ from cvt_nas.config.values import STRICT, AutoOrWorkers, Seed
 Columns = Annotated[list[str], Field(min_length=2, json_schema_extra={"uniqueItems": True})]
 _KNOWN = ("digits", "fashion-mnist", "cifar10", "cifar100")
 _IN_MEMORY = (*_KNOWN, "npz", "npy")
-_STREAMED = ("imagefolder", "imagenet", "table", "huggingface")
+_STREAMED = ("imagefolder", "imagenet", "table", "huggingface", "webdataset")
 _BY_NAME = r"hf:[\w./-]+(:[\w.-]+)?"
 _NAMES = (*_IN_MEMORY, *_STREAMED)
 
@@ -34,7 +34,7 @@ def can_be_named(dataset: str) -> bool:
 
 def has_columns(dataset: str) -> bool:
     """Whether columns hold images and labels."""
-    return dataset in ("table", "huggingface") or is_by_name(dataset)
+    return dataset in ("table", "huggingface", "webdataset") or is_by_name(dataset)
 
 
 def _known(value: Any) -> Any:
@@ -57,7 +57,8 @@ class DataConfig:
         dataset: The data set. `imagefolder` and `imagenet` read `train/` and `val/`, one folder a class. `table` is a
             CSV, TSV or Parquet file with a path and a label in each row. `npz` is a file as MedMNIST's, and `npy` a
             folder of `train_images.npy`, `train_labels.npy` and so on. `huggingface` is a folder as Hugging Face's
-            library leaves it or reads it, and `hf:NAME` or `hf:NAME:CONFIG` a set on its hub.
+            library leaves it or reads it, and `hf:NAME` or `hf:NAME:CONFIG` a set on its hub. `webdataset` is a folder
+            of tar files, or a pattern such as `train-{000..099}.tar`.
         search_fraction: Share of the training data held out to guide the search. It has no effect where there are
             validation and test images both: then the validation images guide the search.
         test_fraction: Share of the training images held out as the test split, where there are neither validation nor
@@ -75,7 +76,7 @@ class DataConfig:
         label_column: Column that holds the class of each image, or its labels. Of a table, also several columns of 0
             and 1, one for each label that an image may have. Where absent, the one that holds classes, or has a usual
             name, such as `label` or `class`; of a table also the only one that is left, or all that are left, where
-            they hold 0 and 1 alone.
+            they hold 0 and 1 alone. Of a WebDataset, the key in the `.json` of an image, where there is no `.cls`.
         label_separator: What parts the labels of an image in one column, where it may have several. `|` where absent
             and any row has it; `none` where each row has one label, whatever is in it.
         split_column: Column of a table that marks the split of each image as `train`, `val` or `test`, in the spellings
