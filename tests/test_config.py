@@ -159,7 +159,7 @@ CASES = {
         "dataset: digits",
         "dataset: mnist",
         'my.yaml:32: data.dataset: got "mnist", must be one of digits, fashion-mnist, cifar10, cifar100, npz, npy, '
-        "imagefolder, imagenet, table",
+        "imagefolder, imagenet, table, huggingface, webdataset, hf:NAME",
     ),
     "a bound on an unknown metric": (
         "objectives:",

@@ -117,7 +117,7 @@ def _with_training(experiment: "Experiment", options: argparse.Namespace) -> "Ex
 
 def evaluate(options: argparse.Namespace) -> int:
     from cvt_nas.arch import NAMED_ARCHS, size_text
-    from cvt_nas.config import is_streamed, parse_experiment
+    from cvt_nas.config import can_be_named, parse_experiment
     from cvt_nas.evaluate import evaluate_model
 
     weights, data, arch, on_error = options.weights, options.data, None, "raise"
@@ -132,7 +132,7 @@ def evaluate(options: argparse.Namespace) -> int:
             raise ArchError(f"{weights}: is an architecture; give its weights: a folder, a .pth, or RUN:ID")
         trained, run = arch_of(weights)
         assert run is not None, "nothing else has a colon and is no path"
-        if data is None and not is_streamed(dataset := run.manifest["dataset"]):
+        if data is None and can_be_named(dataset := run.manifest["dataset"]):
             data = dataset
         weights = run.fetched_model(trained.id)
         on_error = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json").data.on_error

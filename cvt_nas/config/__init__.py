@@ -13,5 +13,7 @@ from cvt_nas.config.sections import (
     Dataset,
     SupernetConfig,
     TrainingConfig,
+    can_be_named,
+    is_by_name,
     is_streamed,
 )

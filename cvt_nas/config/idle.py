@@ -33,8 +33,10 @@ def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) 
     check(("data", "num_workers"), not from_folder, "an in-memory set needs no workers")
     has_test = not from_folder and file.data.dataset not in ("npz", "npy")
     check(("data", "test_fraction"), has_test, f"{file.data.dataset} has test images of its own")
-    for name in ("image_column", "label_column", "label_separator", "split_column"):
+    check(("data", "image_column"), file.data.dataset == "webdataset", "an image of a shard is known by its suffix")
+    for name in ("image_column", "label_column", "label_separator"):
         check(("data", name), not has_columns(file.data.dataset), f"{file.data.dataset} has no columns")
+    check(("data", "split_column"), file.data.dataset != "table", "only a table has such a column")
     check(("data", "on_error"), not from_folder, "only images of a folder can be left out")
     if not file.search.has_supernet:
         check(("supernet",), True, "search.weights is scratch")

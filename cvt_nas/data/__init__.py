@@ -11,7 +11,7 @@ from cvt_nas.config import DataConfig, is_streamed
 from cvt_nas.data.ahead import made_beside_steps
 from cvt_nas.data.arrays import ArrayData, open_arrays
 from cvt_nas.data.checking import ImageCheck, check_images
-from cvt_nas.data.find import check_outside, find_data, shape_of, trained_classes
+from cvt_nas.data.find import check_outside, find_data, root_of, shape_of, trained_classes
 from cvt_nas.data.images import SPLITS, Batch, ImageData, Preprocessing, Split, seed_all
 from cvt_nas.data.kinds import find_records
 from cvt_nas.data.listing import save_records

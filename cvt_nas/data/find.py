@@ -4,12 +4,11 @@ import difflib
 import os
 from pathlib import Path
 
-from cvt_nas.config import DataConfig, Dataset, is_streamed
+from cvt_nas.config import DataConfig, Dataset, is_by_name, is_streamed
 from cvt_nas.data.arrays import open_arrays
 from cvt_nas.data.channels import channels_of, is_array
-from cvt_nas.data.kinds import find_records, kind_of_file
+from cvt_nas.data.kinds import find_records, kind_of_file, kind_of_folder
 from cvt_nas.data.layout import find_layout
-from cvt_nas.data.stacks import stacks_in
 from cvt_nas.data.tree import folders_in, is_hidden, is_image
 from cvt_nas.errors import DataError
 
@@ -42,15 +41,22 @@ def find_data(named: str | Path) -> tuple[Dataset, Path | None]:
         for known, sign in _SIGNS.items():
             if folder.name == sign or any(folder.glob(sign)) or any(raw.glob(sign)):
                 return known, folder
-        return ("npy" if stacks_in(folder) else "imagefolder"), folder
-    if folder.is_file():
+        return kind_of_folder(folder), folder
+    if folder.is_file() or "{" in folder.name:
         return kind_of_file(folder), folder
+    if is_by_name(str(named)):
+        return str(named), root_of(named)
     for known in _SHAPES:
         if str(named) == known:
             return known, None if known in ("digits", "fashion-mnist") else Path("data")
     near = difflib.get_close_matches(str(named).lower().replace("_", "-"), _SHAPES, n=1, cutoff=0.75)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise DataError(f"--data {named}: no such file or folder, and none of {', '.join(_SHAPES)}{hint}")
+
+
+def root_of(named: str | Path) -> Path | None:
+    """The place of the data set that a space file names, absolute; None of one that is on Hugging Face's hub."""
+    return None if is_by_name(str(named)) else Path(named).absolute()
 
 
 def trained_classes(named: str | Path) -> tuple[str, ...] | None:

@@ -178,3 +178,23 @@ def tested_of(roles: Mapping[Role, object]) -> Role | None:
 def role_of(word: str) -> Role | None:
     """The split that goes by this name."""
     return next((role for role, spellings in SPELLINGS.items() if word.strip().lower() in spellings), None)
+
+
+def split_by_role(
+    root: Path,
+    class_names: tuple[str, ...],
+    names: np.ndarray,
+    labels: np.ndarray,
+    roles: np.ndarray,
+    extents: np.ndarray | None = None,
+) -> dict[Role, Images]:
+    """The rows of each split, in their order."""
+    order: tuple[Role, ...] = ("train", "validation", "test")
+    return {
+        role: Images(
+            root=root, class_names=class_names, names=names[rows].tolist(), labels=labels[rows],
+            called=f"its {role} images", extents=None if extents is None else extents[rows],
+        )
+        for role in order
+        if len(rows := np.flatnonzero(roles == role))
+    }  # fmt: skip

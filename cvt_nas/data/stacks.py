@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from cvt_nas.data.channels import in_8_bits
-from cvt_nas.data.kinds.labels import Labels, labels_of
+from cvt_nas.data.labels import Labels, labels_of
 from cvt_nas.data.records import SPELLINGS, Role
 from cvt_nas.data.tree import few
 from cvt_nas.errors import DataError

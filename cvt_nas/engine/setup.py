@@ -20,6 +20,7 @@ from cvt_nas.data import (
     free_shared_memory,
     load_data,
     num_on_their_way,
+    root_of,
     save_records,
 )
 from cvt_nas.engine.criterion import criterion_of
@@ -116,7 +117,7 @@ class TrainingSetup:
         fields: dict[str, Any] = {
             "training": experiment.training,
             "data": experiment.data,
-            "data_root": None if data is None else Path(data).absolute(),
+            "data_root": None if data is None else root_of(data),
             "image_size": space.image_size,
             "num_channels": space.num_channels,
             "num_classes": space.num_classes,

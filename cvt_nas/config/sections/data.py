@@ -1,5 +1,6 @@
 """Section `data`: the images, and how they are split."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -9,8 +10,10 @@ from cvt_nas.config.reader import did_you_mean, one_of, show
 from cvt_nas.config.values import STRICT, AutoOrWorkers, Seed
 
 Columns = Annotated[list[str], Field(min_length=2, json_schema_extra={"uniqueItems": True})]
-_IN_MEMORY = ("digits", "fashion-mnist", "cifar10", "cifar100", "npz", "npy")
-_STREAMED = ("imagefolder", "imagenet", "table")
+_KNOWN = ("digits", "fashion-mnist", "cifar10", "cifar100")
+_IN_MEMORY = (*_KNOWN, "npz", "npy")
+_STREAMED = ("imagefolder", "imagenet", "table", "huggingface", "webdataset")
+_BY_NAME = r"hf:[\w./-]+(:[\w.-]+)?"
 _NAMES = (*_IN_MEMORY, *_STREAMED)
 
 
@@ -19,18 +22,31 @@ def is_streamed(dataset: str) -> bool:
     return dataset not in _IN_MEMORY
 
 
+def is_by_name(dataset: str) -> bool:
+    """Whether a library finds a data set by the name behind a colon."""
+    return re.fullmatch(_BY_NAME, dataset) is not None
+
+
+def can_be_named(dataset: str) -> bool:
+    """Whether it is clear where a data set lies, unless it is said otherwise."""
+    return dataset in _KNOWN or is_by_name(dataset)
+
+
 def has_columns(dataset: str) -> bool:
     """Whether columns hold images and labels."""
-    return dataset == "table"
+    return dataset in ("table", "huggingface", "webdataset") or is_by_name(dataset)
 
 
 def _known(value: Any) -> Any:
-    if value in _NAMES:
+    if value in _NAMES or (isinstance(value, str) and is_by_name(value)):
         return value
-    raise ValueError(f"got {show(value)}, must be {one_of(_NAMES)}{did_you_mean(str(value), _NAMES)}")
+    raise ValueError(f"got {show(value)}, must be {one_of(_NAMES)}, hf:NAME{did_you_mean(str(value), _NAMES)}")
 
 
-Dataset = Annotated[str, BeforeValidator(_known, json_schema_input_type=Literal[*_NAMES])]
+Dataset = Annotated[
+    str,
+    BeforeValidator(_known, json_schema_input_type=Literal[*_NAMES] | Annotated[str, Field(pattern=f"^({_BY_NAME})$")]),
+]
 
 
 @validated(config=STRICT, frozen=True, kw_only=True)
@@ -40,7 +56,9 @@ class DataConfig:
     Args:
         dataset: The data set. `imagefolder` and `imagenet` read `train/` and `val/`, one folder a class. `table` is a
             CSV, TSV or Parquet file with a path and a label in each row. `npz` is a file as MedMNIST's, and `npy` a
-            folder of `train_images.npy`, `train_labels.npy` and so on.
+            folder of `train_images.npy`, `train_labels.npy` and so on. `huggingface` is a folder as Hugging Face's
+            library leaves it or reads it, and `hf:NAME` or `hf:NAME:CONFIG` a set on its hub. `webdataset` is a folder
+            of tar files, or a pattern such as `train-{000..099}.tar`.
         search_fraction: Share of the training data held out to guide the search. It has no effect where there are
             validation and test images both: then the validation images guide the search.
         test_fraction: Share of the training images held out as the test split, where there are neither validation nor
@@ -53,11 +71,12 @@ class DataConfig:
             has CPUs, less one for itself; where it trains on a GPU, at least one.
         on_error: Where images of a folder cannot be read: `raise` ends the run before it begins; `skip` leaves them
             out of every split, for which each image is decoded once beforehand.
-        image_column: Column of a table that holds the paths of images, below the folder of the table or absolute. The
-            one that holds names of images where absent.
-        label_column: Column of a table that holds the class of each image; or several columns of 0 and 1, one for each
-            label that an image may have. Where absent, the one with a usual name, such as `label` or `class`, or the
-            only one that is left; or all that are left, where they hold 0 and 1 alone.
+        image_column: Column of a table that holds the paths of images, below the folder of the table or absolute; or of
+            a set of Hugging Face's that holds the images. The one that does where absent.
+        label_column: Column that holds the class of each image, or its labels. Of a table, also several columns of 0
+            and 1, one for each label that an image may have. Where absent, the one that holds classes, or has a usual
+            name, such as `label` or `class`; of a table also the only one that is left, or all that are left, where
+            they hold 0 and 1 alone. Of a WebDataset, the key in the `.json` of an image, where there is no `.cls`.
         label_separator: What parts the labels of an image in one column, where it may have several. `|` where absent
             and any row has it; `none` where each row has one label, whatever is in it.
         split_column: Column of a table that marks the split of each image as `train`, `val` or `test`, in the spellings

@@ -2,17 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cvt_nas.config import DataConfig, Dataset
 from cvt_nas.data.folders import find_folders
-from cvt_nas.data.kinds import table
+from cvt_nas.data.kinds import hugging_face, shards, table
+from cvt_nas.data.kinds.hugging_face import ON_HUB, is_hugging_face
+from cvt_nas.data.kinds.shards import is_shards
 from cvt_nas.data.listing import load_records
 from cvt_nas.data.records import Records
+from cvt_nas.data.stacks import stacks_in
 from cvt_nas.errors import DataError
 
-__all__ = ["find_records", "kind_of_file"]
+__all__ = ["find_records", "kind_of_file", "kind_of_folder"]
 
-_KINDS = {"table": table}
+_KINDS: dict[str, Any] = {"table": table, "huggingface": hugging_face, "webdataset": shards}
 
 
 def kind_of_file(path: Path) -> Dataset:
@@ -25,8 +29,19 @@ def kind_of_file(path: Path) -> Dataset:
         return "table"
     if path.suffix.lower() == ".npz":
         return "npz"
-    suffixes = " ".join((*table.SUFFIXES, ".npz"))
+    if is_shards(path):
+        return "webdataset"
+    suffixes = " ".join((*table.SUFFIXES, ".npz", shards.SUFFIX))
     raise DataError(f"--data {path}: is a file of no kind that is read as a data set: {suffixes}")
+
+
+def kind_of_folder(folder: Path) -> Dataset:
+    """The kind of data set that a folder holds; of class folders where it is no other one."""
+    if stacks_in(folder):
+        return "npy"
+    if is_hugging_face(folder):
+        return "huggingface"
+    return "webdataset" if is_shards(folder) else "imagefolder"
 
 
 def find_records(
@@ -46,19 +61,19 @@ def find_records(
     Raises:
         DataError: It is missing or incomplete.
     """
-    kind = _KINDS.get(config.dataset)
+    kind = hugging_face if config.dataset.startswith(ON_HUB) else _KINDS.get(config.dataset)
     if kind is None:
         if root is not None and root.is_file():
             raise DataError(
                 f"--data {root}: is a file, and {config.dataset} a folder: data.dataset must be {kind_of_file(root)}"
             )
         return find_folders(config.dataset, root, test_only=test_only, listing=listing, on_note=on_note)
-    if root is None:
+    if root is None and not config.dataset.startswith(ON_HUB):
         raise DataError(f"{config.dataset}: name it by --data")
-    if not root.exists():
-        raise DataError(f"--data {root}: no such file")
+    if root is not None and not root.exists() and "{" not in root.name:
+        raise DataError(f"--data {root}: no such file or folder")
     if listing is not None:
-        records = load_records(listing, root, kind.opener_of(config, root))
+        records = load_records(listing, root or Path(config.dataset), kind.opener_of(config, root))
     else:
         records = kind.find(config, root, on_note=on_note)
     if test_only:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from cvt_nas.config import DataConfig
-from cvt_nas.data.kinds.labels import Labels, are_flags, flags_of, labels_of
+from cvt_nas.data.labels import Labels, are_flags, flags_of, labels_of
 from cvt_nas.data.library import library
-from cvt_nas.data.records import Files, Images, Opener, Records, Role, role_of
+from cvt_nas.data.records import Files, Opener, Records, role_of, split_by_role
 from cvt_nas.data.tree import few, is_image
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
@@ -211,26 +211,6 @@ def roles_in(frame: Any, column: str | None, root: Path) -> np.ndarray:
             f"val or test in each row. Name another column by data.split_column, or none"
         )
     return np.array([named[value] for value in frame[column]], dtype=object)
-
-
-def split_by_role(
-    root: Path,
-    class_names: tuple[str, ...],
-    names: np.ndarray,
-    labels: np.ndarray,
-    roles: np.ndarray,
-    extents: np.ndarray | None = None,
-) -> dict[Role, Images]:
-    """The rows of each split, in their order."""
-    order: tuple[Role, ...] = ("train", "validation", "test")
-    return {
-        role: Images(
-            root=root, class_names=class_names, names=names[rows].tolist(), labels=labels[rows],
-            called=f"its {role} images", extents=None if extents is None else extents[rows],
-        )
-        for role in order
-        if len(rows := np.flatnonzero(roles == role))
-    }  # fmt: skip
 
 
 def _without_repeats(paths: Sequence[str], labels: np.ndarray, roles: np.ndarray, root: Path) -> tuple[np.ndarray, int]:
