@@ -193,3 +193,11 @@ def test_weights_that_cannot_be_lent_are_refused(change: Any, message: str, tmp_
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(ArchError, match=message):
         lend(read_weights(tmp_path / "w.safetensors"), num_channels=3, num_classes=10)
+
+
+def test_what_a_norm_counts_is_counted_for_each_channel() -> None:
+    lent = lent_of(trained(ARCH))
+    scores = {name: torch.zeros_like(score) for name, score in magnitudes(lent).items()}
+    name = "stage1.patch_embed.norm.weight"
+    found = sorted_by(lent, {**scores, name: torch.arange(32.0)}, importance="magnitude")
+    assert torch.equal(found.state[name], lent.state[name].flip(0))

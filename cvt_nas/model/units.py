@@ -68,7 +68,7 @@ def sorted_by(lent: Lent, scores: Mapping[str, Tensor], *, importance: str) -> L
     for name, score in scores.items():
         for axis, unit in enumerate(units_of(name, lent.arch)):
             if unit is not None:
-                found = score.double().sum([other for other in range(score.ndim) if other != axis])
+                found = score.double().movedim(axis, 0).flatten(1).sum(1) if score.ndim > 1 else score.double()
                 totals[unit] = totals.get(unit, torch.zeros_like(found)) + found
     orders = {unit: _descending(total) for unit, total in totals.items() if not unit.endswith(("queries", "values"))}
     ranks = []
