@@ -23,7 +23,7 @@ from cvt_nas.model import CvT, initialise, load_checkpoint, save_model
 from cvt_nas.run import RunFolder
 from cvt_nas.train import train
 from strategies import per_stage
-from test_init import GELU, port_of
+from test_initialise import GELU, port_of
 
 RGB = per_stage(
     image_size=32, dims=(8, 16), depths=(1, 1), heads=(1, 2), kernels=(3, 3), strides=(2, 1), ratios=(2.0, 2.0)

@@ -26,7 +26,7 @@ from cvt_nas.errors import ArchError
 from cvt_nas.model import CvT, build_model, hugging_face_name, initialise, load_checkpoint, match_classes, read_weights
 from strategies import per_stage
 from test_hostile import Pickled
-from test_init import GELU, port_of
+from test_initialise import GELU, port_of
 from test_model import randomise
 
 State = dict[str, Tensor]
