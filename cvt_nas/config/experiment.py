@@ -250,6 +250,7 @@ def _fingerprint_of(text: str) -> str:
     search = tree.setdefault("search", {})  # a section that only holds what is left out is as good as none
     for name in ("trials", "candidates", "confirm", "max_failures", "trial_timeout", "spread_last"):
         search.pop(name, None)
+    (tree.get("data") or {}).pop("show_images", None)
     for name in ("training", "supernet"):
         for setting in ("micro_batch", "activation_checkpointing", "compile", "checkpoint_minutes"):
             (tree.get(name) or {}).pop(setting, None)

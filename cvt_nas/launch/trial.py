@@ -12,6 +12,7 @@ from ray import tune
 
 from cvt_nas.arch import arch_from_dict, cost_of
 from cvt_nas.engine import TrainingSetup, evaluate, fvcore_cost
+from cvt_nas.engine.shown import judge_with_mistakes
 from cvt_nas.launch.devices import WorkerLostError, WorkersFailedError, training_reports
 from cvt_nas.launch.resources import Resources
 from cvt_nas.launch.tasks import on_devices
@@ -74,8 +75,12 @@ def _test_accuracy(arch_id: str, setup: TrainingSetup) -> tuple[float, int]:
     model = load_model(setup.run.fetched_model(arch_id)).to(device)
     assert fvcore_cost(model) == cost_of(model.arch), f"closed form and fvcore disagree on {arch_id}"
     data = setup.open_data()
-    accuracy = evaluate(model, data, "test", training=setup.training, device=device)
-    return accuracy, data.num_images("test")
+    num_images = data.num_images("test")
+    if not setup.data.show_images:
+        return evaluate(model, data, "test", training=setup.training, device=device), num_images
+    value, mistakes = judge_with_mistakes(model, data, training=setup.training, device=device)
+    setup.run.store.write(setup.run.mistakes_path(arch_id), json.dumps(mistakes) + "\n")
+    return value, num_images
 
 
 def _device() -> str:

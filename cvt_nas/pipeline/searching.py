@@ -1,6 +1,7 @@
 """The search: from an experiment to a run folder with its record, its models and its front."""
 
 import dataclasses
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Literal
 
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
+from cvt_nas.engine.shown import sample_images
 from cvt_nas.errors import CvtNasError, DataError, RunFolderError, StorageError
 from cvt_nas.launch.client import search_through_client
 from cvt_nas.launch.resources import GpusPerTrial, Resources, claim_resources
@@ -165,6 +167,8 @@ def search(
             run = place
             stack.enter_context(run.locked())
         setup.save_listing()
+        if setup.data.show_images and not run.store.exists(run.samples_path):
+            run.store.write(run.samples_path, json.dumps(sample_images(setup.open_data())) + "\n")
         stack.enter_context(budget.running(run, stop))
         if lent is not None and begins is not None:
             keep_weights(lent, begins["importance"], setup, resources)

@@ -189,6 +189,16 @@
     return plot;
   }
 
+  function mistakesOf(trial) {
+    if (!trial.mistakes || !trial.mistakes.length) return [];
+    return [
+      element("h4", {}, "What it gets wrong on the test split, the surest answers first"),
+      element("ul", { class: "shown" }, ...trial.mistakes.map((shown) => element("li", {},
+        element("img", { src: shown.image, alt: "" }),
+        element("span", {}, `${shown.label}, taken for ${shown.answer} (${shown.probability})`)))),
+    ];
+  }
+
   function quoted(word) { // as Python's shlex.quote
     return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`;
   }
@@ -219,6 +229,7 @@
       element("p", {}, figuresOf.join("; ")),
       element("ol", { class: "stages" }, ...stagesOf(trial).map((stage, index) => stageCard(trial, stage, index))),
       ...[curve(trial)].filter((plot) => plot !== null),
+      ...mistakesOf(trial),
       element("p", {}, trial.status === "complete" ? "As a model of its own:" : "It has no weights; to train it in full:"),
       command(trial.status === "complete" ? `cvt-nas export ${quoted(data.place)} --pick ${trial.arch_id} --to my_model`
         : `cvt-nas train ${quoted(`${data.place}:${trial.arch_id}`)} --out my_training`),

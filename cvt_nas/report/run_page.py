@@ -61,6 +61,7 @@ def run_page(run: RunFolder, *, refresh: int | None = None) -> str:
         _fronts(run, bool(published)),
         _choices(choices, importances, run.score_name, drawn="choices" in figures),
         _progress(run, growth, axes),
+        _images(run),
         _trials(results, run.score_name, bool(len(choices.columns))),
         _what_was_run(run),
     ]
@@ -87,6 +88,7 @@ _SECTIONS = (
     ("fronts", "Fronts"),
     ("choices", "Choices"),
     ("progress", "Progress"),
+    ("images", "Images"),
     ("trials", "Trials"),
     ("about", "What was run"),
 )
@@ -124,6 +126,7 @@ def _data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFrame)
             "curve": list(zip(*thinned(result.curve), strict=True)),  # epochs, accuracies
             "stages": _stages(result.arch),
             "choices": choices.loc[result.number].tolist() if len(choices.columns) else [],
+            "mistakes": run.shown_images(run.mistakes_path(result.arch_id)) if result.number in members else None,
         })  # fmt: skip
     first = knee or best
     return {
@@ -291,6 +294,25 @@ def _progress(run: RunFolder, growth: pd.DataFrame, axes: Sequence[str]) -> str:
         + "".join(f"<p>{html.escape(line)}</p>" for line in rank_lines(run) if not line.startswith("warning: "))
         + "</section>"
     )  # fmt: skip
+
+
+def _images(run: RunFolder) -> str:
+    samples = run.shown_images(run.samples_path)
+    if not samples:
+        return '<section id="images"><h2>Images</h2><p>This run keeps no images (data.show_images).</p></section>'
+    rows = "".join(
+        f'<h3>{html.escape(split)}</h3><ul class="shown">'
+        + "".join(
+            f'<li><img src="{html.escape(shown["image"])}" alt=""><span>{html.escape(shown["label"])}</span></li>'
+            for shown in found
+        )
+        + "</ul>"
+        for split, found in samples.items()
+    )
+    return (
+        f'<section id="images"><h2>Images</h2><p>Some of each split, as the networks see them without augmentation. '
+        f"What a network of the front gets wrong stands where it is selected.</p>{rows}</section>"
+    )
 
 
 def _trials(results: Sequence[TrialResult], score: str, has_choices: bool) -> str:

@@ -70,6 +70,7 @@ class RunFolder:
         self.tune_path, self.tensorboard_path = path / "tune", path / "tensorboard"
         self.init_path = path / "init" / "weights.safetensors"
         self.unsorted_init_path = path / "init" / "unsorted.safetensors"  # until they are sorted
+        self.samples_path = path / "samples.json"  # some images of each split
         self.listing_path = path / "images.npz"  # names of the images of a folder; see `TrainingSetup.save_listing`
         self._manifest_path = path / "manifest.json"
         self._trials = Record(path / "trials.jsonl", self.store, TrialResult.from_json)
@@ -333,6 +334,15 @@ class RunFolder:
     def test_accuracies(self) -> dict[str, float]:
         """Accuracy on the test split by arch id."""
         return dict(self._tests.read())
+
+    def mistakes_path(self, arch_id: str) -> Path:
+        """Test images that a network of the front gets wrong, as `engine.shown` tells them."""
+        return self.model_path(arch_id) / "mistakes.json"
+
+    def shown_images(self, path: Path) -> Any:
+        """What `samples_path` or a `mistakes_path` holds; None where there is none."""
+        self.store.fetch(path)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def append_latency(self, arch_id: str, latency: Mapping[str, object]) -> None:
         """Records what was measured of one member of the front; see `engine.Latency`."""

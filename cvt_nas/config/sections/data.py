@@ -66,6 +66,8 @@ class DataConfig:
         train_fraction: Share of the remaining training images that is trained on, stratified by class: a cheaper and
             weaker proxy.
         split_seed: Seed of these splits.
+        show_images: Whether the run folder keeps a few small copies of images, which its page shows: some of each
+            split, and what the networks of the front get wrong.
         num_workers: Processes that decode images of a folder, for each process that trains (each device of a trial),
             but no more than the machine has CPUs; in-memory sets need none. `auto`: as many as the process that trains
             has CPUs, less one for itself; where it trains on a GPU, at least one.
@@ -88,6 +90,7 @@ class DataConfig:
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     split_seed: Seed = 0
+    show_images: bool = True
     num_workers: Annotated[AutoOrWorkers, Field(examples=[8])] = "auto"
     on_error: Literal["raise", "skip"] = "raise"
     image_column: Annotated[str, Field(min_length=1, examples=["path"])] | None = None
