@@ -1,6 +1,7 @@
 """`cvt-nas init`: from images to a space file that a search takes as it is."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from cvt_nas.config import load_experiment, parse_experiment
 from cvt_nas.init.choosing import draft_around, draft_for, draft_like
 from cvt_nas.init.looking import DataLook, Host, look_at_data
 from cvt_nas.init.writing import text_of
+from cvt_nas.run import RunFolder
 
 CPUS = Host(num_cpus=2, gpu_names=(), gpu_bytes=0)
 GPUS = Host(num_cpus=32, gpu_names=("H100", "H100"), gpu_bytes=80 * 2**30)
@@ -163,3 +165,78 @@ def test_what_cannot_be_begun_is_refused_and_nothing_is_written(
     assert main(["init", *words]) == 2
     assert why in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def crops(to: Path) -> Path:
+    """Twelve classes of thirty crops each: parts of two photographs that come with scikit-learn."""
+    from sklearn.datasets import load_sample_image
+
+    rng = np.random.default_rng(0)
+    for name in ("china", "flower"):
+        photo = load_sample_image(f"{name}.jpg")
+        for index in range(6):
+            row, column = divmod(index, 3)
+            part = photo[row * 213 : (row + 1) * 213, column * 213 : (column + 1) * 213]
+            folder = to / f"{name} {row} {column}"
+            folder.mkdir(parents=True)
+            for number in range(30):
+                side = int(rng.integers(60, 120))
+                top, left = rng.integers(0, 213 - side, 2)
+                Image.fromarray(part[top : top + side, left : left + side]).save(folder / f"{number}.jpg")
+    return to
+
+
+def deep_grey(to: Path) -> Path:
+    """Grey images of 16 bits, whose classes differ in the direction of their stripes."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 40), ("val", 12)):
+        for index, name in enumerate(("across", "down", "diagonal")):
+            folder = to / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                rows, columns = np.mgrid[:48, :48] + rng.integers(0, 8)
+                wave = np.sin([rows, columns, rows + columns][index] / rng.uniform(1.5, 3))
+                pixels = (30_000 + 20_000 * wave + rng.normal(0, 4_000, wave.shape)).clip(0, 65_535).astype(np.uint16)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return to
+
+
+def unbalanced_table(to: Path) -> Path:
+    """A CSV with two labels, of which one is rare."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    (to / "scans").mkdir(parents=True)
+    lines = ["file,even,seven"]
+    for number, (image, value) in enumerate(zip(digits.images[:600], digits.target[:600], strict=True)):
+        Image.fromarray(np.kron(image * 15, np.ones((4, 4))).astype(np.uint8)).save(to / "scans" / f"{number}.png")
+        lines.append(f"scans/{number}.png,{int(value % 2 == 0)},{int(value == 7)}")
+    (to / "list.csv").write_text("\n".join(lines) + "\n")
+    return to / "list.csv"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_cpus")
+@pytest.mark.parametrize(
+    ("make", "metric", "least"),
+    [(crops, "accuracy", 0.5), (deep_grey, "accuracy", 0.7), (unbalanced_table, "mean_average_precision", 0.7)],
+)
+def test_images_that_nobody_tuned_for_become_a_model_in_three_commands(
+    make: Callable[[Path], Path],
+    metric: str,
+    least: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = str(make(tmp_path / "images"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", data, "--to", "mine.yaml", "--name", "mine", "--hours", "0.1"]) == 0
+    assert main(["search", "--space", "mine.yaml", "--data", data, "--cpus", "2"]) == 0
+    assert main(["export", "results/mine", "--pick", "best", "--to", "model"]) == 0
+    run = RunFolder.open("results/mine")
+    assert run.manifest["metric"] == metric
+    best = run.front().best
+    assert best is not None
+    assert run.test_accuracies()[best.arch_id] > least
+    pages = (run.path / "report.html").read_text()
+    assert pages.count("data:image/jpeg;base64") > 36
