@@ -100,10 +100,10 @@ class TestOnTwoCpus:
     def test_a_run_with_the_same_seed_and_one_worker_is_the_same(
         self, finished_run: RunFolder, small: Experiment, tmp_path: Path
     ) -> None:
-        again = search(small, out=tmp_path / "run", cpus=1, gpus=0, trials=2)
-        timed = {"seconds": 0, "train_seconds": 0, "spent": None}
-        assert len(again.results()) == 2
-        for one, two in zip(finished_run.results(), again.results(), strict=False):  # of eight trials, and of two
+        stop, timed = threading.Event(), {"seconds": 0, "train_seconds": 0, "spent": None}
+        until_two = Watch(lambda event: stop.set() if isinstance(event, TrialResult) and event.number == 1 else None)
+        again = search(small, out=tmp_path / "run", cpus=1, gpus=0, stop=stop, progress=until_two)
+        for one, two in zip(finished_run.results()[:2], again.results()[:2], strict=True):
             assert dataclasses.replace(one, **timed) == dataclasses.replace(two, **timed)
 
     def test_a_search_in_which_every_trial_diverges_goes_on_to_its_end_and_exits_with_1_and_the_reason(
