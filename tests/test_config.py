@@ -159,7 +159,8 @@ CASES = {
         "dataset: digits",
         "dataset: mnist",
         'my.yaml:32: data.dataset: got "mnist", must be one of digits, fashion-mnist, cifar10, cifar100, npz, npy, '
-        "imagefolder, imagenet, table, huggingface, webdataset, hf:NAME",
+        "imagefolder, imagenet, table, huggingface, webdataset, hf:NAME, "
+        "torchvision:NAME",
     ),
     "a bound on an unknown metric": (
         "objectives:",

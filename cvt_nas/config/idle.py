@@ -36,6 +36,7 @@ def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) 
     check(("data", "image_column"), file.data.dataset == "webdataset", "an image of a shard is known by its suffix")
     for name in ("image_column", "label_column", "label_separator"):
         check(("data", name), not has_columns(file.data.dataset), f"{file.data.dataset} has no columns")
+    check(("data", "download"), not file.data.dataset.startswith("torchvision:"), "only torchvision downloads sets")
     check(("data", "split_column"), file.data.dataset != "table", "only a table has such a column")
     check(("data", "on_error"), not from_folder, "only images of a folder can be left out")
     if not file.search.has_supernet:

@@ -30,7 +30,7 @@ from cvt_nas.data.images import (
 )
 from cvt_nas.data.named_sets import source_of
 from cvt_nas.data.records import SPELLINGS, tested_of
-from cvt_nas.data.splitting import rows_of_splits
+from cvt_nas.data.splitting import GUIDED, rows_of_splits
 from cvt_nas.data.stacks import Arrays, are_bytes
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
@@ -98,7 +98,7 @@ class ArrayData:
 
     def _notes(self, config: DataConfig) -> Iterator[str]:
         if self._source["search"] != "train":
-            yield "its validation images guide the search; data.search_fraction has no effect"
+            yield GUIDED
         if self._source["test"] == "train":
             yield (
                 f"no test images: {self.num_images('test'):,} of the images are held out for it, by data.test_fraction "

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -125,12 +126,18 @@ def check_images(
 
     held_out = frozenset(measured)
 
-    def look(part: tuple[Role, Images, int, bool]) -> list[tuple[Header, int | None] | DataError]:
+    def look(part: tuple[Role, Images, int, bool]) -> list[tuple[Header, int | None] | str]:
         role, images, start, whole = part
-        rows = range(start, min(start + _PART, len(images.names)))
-        return [
-            _look_at(opener.source(images, row), mode, whole or (role, images.names[row]) in held_out) for row in rows
-        ]
+        found = []
+        for row in range(start, min(start + _PART, len(images.names))):
+            name = images.names[row]
+            try:
+                source: Any = f"{images.root}/{name}"
+                source = opener.source(images, row)
+                found.append(_look_at(source, mode, whole or (role, name) in held_out))
+            except DataError as error:
+                found.append(str(error).removeprefix(f"{source}: "))
+        return found
 
     parts = [
         (role, images, start, decode_all or role != "train")
@@ -143,9 +150,8 @@ def check_images(
         warnings.simplefilter("ignore")  # Pillow's, which `large` and `damaged` stand for
         for (role, images, start, _), found in zip(parts, threads.map(look, parts), strict=True):
             for row, seen in enumerate(found, start=start):
-                if isinstance(seen, DataError):
-                    prefix, name = f"{opener.source(images, row)}: ", images.names[row]
-                    damaged[told(images.below(records.root) + name)] = str(seen).removeprefix(prefix)
+                if isinstance(seen, str):
+                    damaged[told(images.below(records.root) + images.names[row])] = seen
                     continue
                 header, brightness = seen
                 brightest = brightness if brightest is None else max(brightest, brightness or 0)
@@ -175,15 +181,12 @@ def check_images(
     )
 
 
-def _look_at(source: Source, mode: Mode, decode_all: bool) -> tuple[Header, int | None] | DataError:
+def _look_at(source: Source, mode: Mode, decode_all: bool) -> tuple[Header, int | None]:
     """What the header tells, and of a decoded image with more than 8 bits the greatest value."""
-    try:
-        header = read_header(source, mode)
-        if not (decode_all or not header.whole):
-            return header, None
-        image = decode(source, mode)
-    except DataError as error:
-        return error
+    header = read_header(source, mode)
+    if not (decode_all or not header.whole):
+        return header, None
+    image = decode(source, mode)
     if not header.deep:
         return header, None
     return header, int(image.max()) if isinstance(image, np.ndarray) else image.convert("L").getextrema()[1]

@@ -8,6 +8,7 @@ from cvt_nas.config import DataConfig, Dataset, is_by_name, is_streamed
 from cvt_nas.data.arrays import open_arrays
 from cvt_nas.data.channels import channels_of, is_array
 from cvt_nas.data.kinds import find_records, kind_of_file, kind_of_folder
+from cvt_nas.data.kinds.torchvision_sets import BY_NAME, DEFAULT_FOLDER
 from cvt_nas.data.layout import find_layout
 from cvt_nas.data.tree import folders_in, is_hidden, is_image
 from cvt_nas.errors import DataError
@@ -55,8 +56,10 @@ def find_data(named: str | Path) -> tuple[Dataset, Path | None]:
 
 
 def root_of(named: str | Path) -> Path | None:
-    """The place of the data set that a space file names, absolute; None of one that is on Hugging Face's hub."""
-    return None if is_by_name(str(named)) else Path(named).absolute()
+    """The place of a data set, absolute; None of one that is on Hugging Face's hub."""
+    if not is_by_name(str(named)):
+        return Path(named).absolute()
+    return DEFAULT_FOLDER.absolute() if str(named).startswith(BY_NAME) else None
 
 
 def trained_classes(named: str | Path) -> tuple[str, ...] | None:

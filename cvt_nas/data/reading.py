@@ -7,12 +7,14 @@ long as wide, which would be gigantic once their shorter side is resized. EXIF's
 dropped, and of several frames the first is taken.
 """
 
+import contextlib
 import functools
 import importlib
 import io
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -61,7 +63,22 @@ class Encoded:
         return self.name
 
 
-Source = str | Path | Encoded  # of an image: its file, or what would be in it
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """An image that a library has decoded, Pillow's.
+
+    Args:
+        name: What messages call it.
+    """
+
+    name: str
+    image: Any
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Source = str | Path | Encoded | Decoded  # of an image: its file, what would be in it, or itself
 Mode = Literal["L", "RGB"] | int  # as which an image is read: grey, colour, or so many channels
 
 
@@ -109,13 +126,11 @@ def read_image(source: Source, mode: Mode) -> Any:
 
 def decode(source: Source, mode: Mode) -> Any:
     """`read_image`, with Pillow's warnings."""
-    from PIL import Image
 
     try:
         if _has_channels(source, mode):
             return read_channels(str(source), _content(source), _NUM_CHANNELS.get(mode, mode))
-        # by a file of our own: from a path, Pillow 13 maps uncompressed TIFFs and forgets to turn them
-        with _opened(source) as file, Image.open(file, formats=_FORMATS) as image:
+        with _image_of(source) as (image, _):
             _check_kind(image)
             image.load()
             turned = _turned(_in_8_bits(image))
@@ -146,7 +161,7 @@ def _by_simplejpeg(source: Source, mode: Mode) -> Any:
     from PIL import Image
 
     simplejpeg = _simplejpeg()
-    if simplejpeg is None:
+    if simplejpeg is None or isinstance(source, Decoded):
         return None
     try:
         with _opened(source) as file:
@@ -178,7 +193,20 @@ def _content(source: Source) -> bytes | None:
     return source.content if isinstance(source, Encoded) else None
 
 
-def _opened(source: Source) -> BinaryIO:
+@contextlib.contextmanager
+def _image_of(source: Source) -> Iterator[tuple[Any, BinaryIO | None]]:
+    """Pillow's, not yet decoded, and its file; of one that is decoded already, it alone."""
+    from PIL import Image
+
+    if isinstance(source, Decoded):
+        yield source.image, None
+        return
+    # by a file of our own: from a path, Pillow 13 maps uncompressed TIFFs and forgets to turn them
+    with _opened(source) as file, Image.open(file, formats=_FORMATS) as image:
+        yield image, file
+
+
+def _opened(source: str | Path | Encoded) -> BinaryIO:
     return io.BytesIO(source.content) if isinstance(source, Encoded) else open(source, "rb")
 
 
@@ -209,7 +237,6 @@ def read_header(source: Source, mode: Mode = "RGB") -> Header:
     Raises:
         DataError: It cannot be read; one line names the file and the reason.
     """
-    from PIL import Image
 
     try:
         if _has_channels(source, mode):
@@ -218,19 +245,19 @@ def read_header(source: Source, mode: Mode = "RGB") -> Header:
                 format=format_, mode=kind, deep=deep, size=size, mark=0, num_frames=1, turned=False, transparent=False,
                 whole=not deep,
             )  # fmt: skip
-        with _opened(source) as file, Image.open(file, formats=_FORMATS) as image:
+        with _image_of(source) as (image, file):
             format_ = image.format or ""
             _check_kind(image)
             return Header(
                 format=format_,
                 mode=image.mode,
-                deep=_is_deep(image.mode) or any(";16" in str(tile[3]) for tile in image.tile),
+                deep=_is_deep(image.mode) or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())),
                 size=image.size,
-                mark=_mark_of(file),
+                mark=0 if file is None else _mark_of(file),
                 num_frames=getattr(image, "n_frames", 1),
                 turned=_has_exif(image) and _orientation(image) in range(2, 9),
                 transparent=image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info,
-                whole=_is_whole(image, file),
+                whole=file is None or _is_whole(image, file),
             )
     except Exception as error:
         raise DataError(f"{source}: {why_unreadable(error, source)}") from error
@@ -253,6 +280,8 @@ def why_unreadable(error: Exception, source: Source) -> str:
 
 
 def _what_instead(source: Source) -> str:
+    if isinstance(source, Decoded):
+        return "it was decoded by a library"
     with _opened(source) as file:
         start = file.read(256)
     if not start:

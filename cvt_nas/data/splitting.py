@@ -10,6 +10,9 @@ from cvt_nas.data.images import Split
 from cvt_nas.data.records import Role, guide_of, tested_of
 from cvt_nas.errors import DataError
 
+NO_EFFECT = "data.search_fraction has no effect"
+GUIDED = f"its validation images guide the search; {NO_EFFECT}"
+
 
 def rows_of_splits(
     labels: Mapping[Role, np.ndarray], config: DataConfig, class_names: Sequence[str]

@@ -34,7 +34,7 @@ from cvt_nas.data.loading import Portion, Reader, Source, Stream, free_shared_me
 from cvt_nas.data.randaugment import augmented
 from cvt_nas.data.reading import Header, mode_of, read_header, read_pixels
 from cvt_nas.data.records import Images, Records, Role
-from cvt_nas.data.splitting import rows_of_splits
+from cvt_nas.data.splitting import GUIDED, NO_EFFECT, rows_of_splits
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
@@ -151,11 +151,11 @@ class StreamedData:
                 yield f"{records.root}: no split is marked, so every image is read, also what may have been trained on"
             return
         if records.guide is not None:
-            guide, tested = (
-                images.called or f"{images.root.name}/"
-                for images in (records.files["validation"], records.files["test"])
-            )
-            yield f"{guide} guides the search and {tested} is the test split; data.search_fraction has no effect"
+            guide, tested = records.files["validation"], records.files["test"]
+            if guide.called:
+                yield GUIDED
+            else:
+                yield f"{guide.root.name}/ guides the search and {tested.root.name}/ is the test split; {NO_EFFECT}"
         if records.tested is None:
             yield (
                 f"{records.root}: no test images{records.no_test}: {self.num_images('test'):,} of the images are held "

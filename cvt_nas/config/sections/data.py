@@ -13,7 +13,7 @@ Columns = Annotated[list[str], Field(min_length=2, json_schema_extra={"uniqueIte
 _KNOWN = ("digits", "fashion-mnist", "cifar10", "cifar100")
 _IN_MEMORY = (*_KNOWN, "npz", "npy")
 _STREAMED = ("imagefolder", "imagenet", "table", "huggingface", "webdataset")
-_BY_NAME = r"hf:[\w./-]+(:[\w.-]+)?"
+_BY_NAME = r"hf:[\w./-]+(:[\w.-]+)?|torchvision:\w+"
 _NAMES = (*_IN_MEMORY, *_STREAMED)
 
 
@@ -34,13 +34,15 @@ def can_be_named(dataset: str) -> bool:
 
 def has_columns(dataset: str) -> bool:
     """Whether columns hold images and labels."""
-    return dataset in ("table", "huggingface", "webdataset") or is_by_name(dataset)
+    return dataset in ("table", "huggingface", "webdataset") or dataset.startswith("hf:")
 
 
 def _known(value: Any) -> Any:
     if value in _NAMES or (isinstance(value, str) and is_by_name(value)):
         return value
-    raise ValueError(f"got {show(value)}, must be {one_of(_NAMES)}, hf:NAME{did_you_mean(str(value), _NAMES)}")
+    raise ValueError(
+        f"got {show(value)}, must be {one_of(_NAMES)}, hf:NAME, torchvision:NAME{did_you_mean(str(value), _NAMES)}"
+    )
 
 
 Dataset = Annotated[
@@ -58,7 +60,8 @@ class DataConfig:
             CSV, TSV or Parquet file with a path and a label in each row. `npz` is a file as MedMNIST's, and `npy` a
             folder of `train_images.npy`, `train_labels.npy` and so on. `huggingface` is a folder as Hugging Face's
             library leaves it or reads it, and `hf:NAME` or `hf:NAME:CONFIG` a set on its hub. `webdataset` is a folder
-            of tar files, or a pattern such as `train-{000..099}.tar`.
+            of tar files, or a pattern such as `train-{000..099}.tar`. `torchvision:NAME` is one of torchvision's sets,
+            by the name of its class, in `data/` where `--data` names no folder.
         search_fraction: Share of the training data held out to guide the search. It has no effect where there are
             validation and test images both: then the validation images guide the search.
         test_fraction: Share of the training images held out as the test split, where there are neither validation nor
@@ -73,6 +76,7 @@ class DataConfig:
             has CPUs, less one for itself; where it trains on a GPU, at least one.
         on_error: Where images of a folder cannot be read: `raise` ends the run before it begins; `skip` leaves them
             out of every split, for which each image is decoded once beforehand.
+        download: Whether torchvision may download a set of its own that is not there.
         image_column: Column of a table that holds the paths of images, below the folder of the table or absolute; or of
             a set of Hugging Face's that holds the images. The one that does where absent.
         label_column: Column that holds the class of each image, or its labels. Of a table, also several columns of 0
@@ -93,6 +97,7 @@ class DataConfig:
     show_images: bool = True
     num_workers: Annotated[AutoOrWorkers, Field(examples=[8])] = "auto"
     on_error: Literal["raise", "skip"] = "raise"
+    download: bool = False
     image_column: Annotated[str, Field(min_length=1, examples=["path"])] | None = None
     label_column: Annotated[str | Columns, Field(examples=["species"])] | None = None
     label_separator: Annotated[str, Field(min_length=1, examples=[";"])] | None = None

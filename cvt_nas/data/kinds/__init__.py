@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cvt_nas.config import DataConfig, Dataset
+from cvt_nas.config import DataConfig, Dataset, is_by_name
 from cvt_nas.data.folders import find_folders
-from cvt_nas.data.kinds import hugging_face, shards, table
-from cvt_nas.data.kinds.hugging_face import ON_HUB, is_hugging_face
+from cvt_nas.data.kinds import hugging_face, shards, table, torchvision_sets
+from cvt_nas.data.kinds.hugging_face import is_hugging_face
 from cvt_nas.data.kinds.shards import is_shards
 from cvt_nas.data.listing import load_records
 from cvt_nas.data.records import Records
@@ -17,6 +17,7 @@ from cvt_nas.errors import DataError
 __all__ = ["find_records", "kind_of_file", "kind_of_folder"]
 
 _KINDS: dict[str, Any] = {"table": table, "huggingface": hugging_face, "webdataset": shards}
+_BY_NAME: dict[str, Any] = {"hf": hugging_face, "torchvision": torchvision_sets}
 
 
 def kind_of_file(path: Path) -> Dataset:
@@ -61,16 +62,16 @@ def find_records(
     Raises:
         DataError: It is missing or incomplete.
     """
-    kind = hugging_face if config.dataset.startswith(ON_HUB) else _KINDS.get(config.dataset)
+    kind = _BY_NAME.get(config.dataset.partition(":")[0]) if is_by_name(config.dataset) else _KINDS.get(config.dataset)
     if kind is None:
         if root is not None and root.is_file():
             raise DataError(
                 f"--data {root}: is a file, and {config.dataset} a folder: data.dataset must be {kind_of_file(root)}"
             )
         return find_folders(config.dataset, root, test_only=test_only, listing=listing, on_note=on_note)
-    if root is None and not config.dataset.startswith(ON_HUB):
+    if root is None and not is_by_name(config.dataset):
         raise DataError(f"{config.dataset}: name it by --data")
-    if root is not None and not root.exists() and "{" not in root.name:
+    if root is not None and not root.exists() and "{" not in root.name and not is_by_name(config.dataset):
         raise DataError(f"--data {root}: no such file or folder")
     if listing is not None:
         records = load_records(listing, root or Path(config.dataset), kind.opener_of(config, root))

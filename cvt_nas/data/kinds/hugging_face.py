@@ -42,7 +42,9 @@ def is_hugging_face(folder: Path) -> bool:
 
 
 def opener_of(config: DataConfig, root: Path | None) -> Opener:
-    return _Rows(dataset=config.dataset, root=root, column=config.image_column)
+    rows = _Rows(dataset=config.dataset, root=root, column=config.image_column)
+    assert rows.columns  # opened here, and not by each process that is forked
+    return rows
 
 
 def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None] | None = None) -> Records:
@@ -88,7 +90,7 @@ class _Rows:
 
     def source(self, images: Images, row: int) -> str | Encoded:
         split, _, number = images.names[row].rpartition("/")
-        image = self._columns[split][int(number)][self._column]
+        image = self.columns[split][int(number)][self._column]
         if image is None or (image["bytes"] is None and image["path"] is None):
             raise DataError(f"{images.root}/{images.names[row]}: has no image")
         if image["bytes"] is None:
@@ -96,7 +98,7 @@ class _Rows:
         return Encoded(name=f"{images.root}/{images.names[row]}", content=image["bytes"])
 
     def sizes(self, images: Images) -> list[int]:
-        sizes: dict[str, np.ndarray] = {name: self._sizes_in(each) for name, each in self._columns.items()}
+        sizes: dict[str, np.ndarray] = {name: self._sizes_in(each) for name, each in self.columns.items()}
         places = (name.rpartition("/") for name in images.names)
         return [int(sizes[split][int(number)]) for split, _, number in places]
 
@@ -117,7 +119,7 @@ class _Rows:
         return _image_column(features, self.column, self.root or Path(self.dataset))
 
     @functools.cached_property
-    def _columns(self) -> Mapping[str, Any]:
+    def columns(self) -> Mapping[str, Any]:
         """Of each split, the column of images, which are left encoded."""
         datasets = library("datasets", extra="datasets", of=self.dataset)
         sets, _, _ = _opened(self.dataset, self.root)

@@ -1,0 +1,165 @@
+"""Torchvision's data sets, by the names of their classes."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cvt_nas.config import DataConfig
+from cvt_nas.data.labels import Labels
+from cvt_nas.data.reading import Decoded
+from cvt_nas.data.records import Images, Opener, Records, Role, role_of, split_by_role
+from cvt_nas.errors import DataError, first_line
+
+BY_NAME = "torchvision:"
+DEFAULT_FOLDER = Path("data")
+_SPLITS: Mapping[Role, tuple[str, ...]] = {
+    "train": ("train", "trainval", "train-standard"),
+    "validation": ("val", "valid"),
+    "test": ("test",),
+}
+_NUM_COMPARED = 5  # labels
+
+
+def opener_of(config: DataConfig, root: Path | None) -> Opener:
+    return _Rows(sets=_opened(config, root or DEFAULT_FOLDER)[0])
+
+
+def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None] | None = None) -> Records:
+    """The images of the splits that a class has by its own arguments.
+
+    Raises:
+        DataError: There is no such class, its files are missing, or its images have no classes.
+    """
+    root = root or DEFAULT_FOLDER
+    sets, is_marked = _opened(config, root)
+    place, notes = f"{config.dataset} in {root}", list[str]()
+    values = {name: _values_of(each, place, on_note) for name, each in sets.items()}
+    for name in [name for name, own in values.items() if own.ndim == 1 and (own == -1).all()]:
+        notes.append(f"{place}: split {name} has no labels, and is ignored")
+        del values[name]
+    labels = _named(np.concatenate(list(values.values())), next(iter(sets.values())), place)
+    roles = np.array([role for name, own in values.items() for role in [_role_of(name)] for _ in own], dtype=object)
+    names = np.array([f"{name}/{row}" for name, own in values.items() for row in range(len(own))], dtype=object)
+    return Records(
+        root=root,
+        class_names=labels.names,
+        files=split_by_role(root, labels.names, names, labels.values, roles),
+        opener=_Rows(sets=sets),
+        notes=tuple(notes),
+        is_marked=is_marked,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rows:
+    """Each image is what the set of a split gives for a row; names are a split and the row in it."""
+
+    sets: Mapping[str, Any]
+
+    def source(self, images: Images, row: int) -> Decoded:
+        name = f"{images.root}/{images.names[row]}"
+        split, _, number = images.names[row].rpartition("/")
+        try:
+            return Decoded(name=name, image=self.sets[split][int(number)][0])
+        except Exception as error:  # of whatever the set reads its images by
+            raise DataError(f"{name}: cannot be read: {first_line(error)}") from error
+
+    def sizes(self, images: Images) -> Sequence[int]:
+        return [0] * len(images.names)  # the library checks its files by itself
+
+
+def _role_of(name: str) -> Role:
+    return next((role for role, words in _SPLITS.items() if name in words), None) or role_of(name) or "train"
+
+
+def _opened(config: DataConfig, root: Path) -> tuple[dict[str, Any], bool]:
+    """The sets of each split, and whether splits are marked."""
+    kind = _class_of(config.dataset)
+    parameters = inspect.signature(kind.__init__).parameters
+    options = {"download": True} if config.download and "download" in parameters else {}
+    if "train" in parameters:
+        choices = {"train": {"train": True}, "test": {"train": False}}
+        return {name: _made(kind, config, root, **options, **own) for name, own in choices.items()}, True
+    if "split" not in parameters:
+        return {"train": _made(kind, config, root, **options)}, False
+    found: dict[str, Any] = {}
+    for words in _SPLITS.values():
+        for word in words:
+            made = _made(kind, config, root, split=word, **options)
+            if made is not None:
+                found[word] = made
+                break
+    if not found:
+        raise DataError(f"{config.dataset}: has no split that goes by train, val or test")
+    return found, True
+
+
+def _made(kind: Any, config: DataConfig, root: Path, **options: Any) -> Any:
+    """One set; None where it has no such split."""
+    try:
+        return kind(str(root), **options)
+    except (ValueError, AssertionError) as error:
+        if "split" in options:
+            return None
+        raise DataError(f"{config.dataset}: {first_line(error)}") from error
+    except TypeError as error:
+        raise DataError(f"{config.dataset}: is no set of images with classes: {first_line(error)}") from error
+    except Exception as error:  # of archives, checksums and the network
+        hint = "" if config.download else "; data.download: true in the space file downloads it"
+        said = first_line(error).partition(" You can use")[0].rstrip(".")
+        raise DataError(f"{config.dataset}: {said}: sought in {root} (--data DIR){hint}") from error
+
+
+def _class_of(dataset: str) -> Any:
+    from torchvision import datasets
+
+    name = dataset.removeprefix(BY_NAME)
+    known = {each.lower(): each for each in datasets.__all__}
+    if (exact := known.get(name.lower())) is None:
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f"; did you mean {known[near[0]]}?" if near else ""
+        raise DataError(f"{dataset}: torchvision has no data set of this name{hint}")
+    return getattr(datasets, exact)
+
+
+def _values_of(images: Any, place: str, on_note: Callable[[str], None] | None) -> np.ndarray:
+    """Class indices `(images,)`; or 0 and 1 of each label, `(images, labels)`.
+
+    Most sets hold them under one of a few names, which is compared with what they give; else all images are read.
+    """
+    pairs = (getattr(images, name, None) for name in ("samples", "_samples"))
+    held = [getattr(images, name, None) for name in ("targets", "labels", "_labels", "y", "attr")]
+    held += [[pair[-1] for pair in own] for own in pairs if own and len(own[0]) == 2]
+    some = np.linspace(0, len(images) - 1, min(_NUM_COMPARED, len(images))).astype(int).tolist()
+    try:
+        given = {row: np.asarray(images[row][1]) for row in some}
+        for each in held:
+            if each is None or len(each) != len(images):
+                continue
+            values = np.asarray(each)
+            if values.dtype.kind in "iu" and all(np.array_equal(values[row], own) for row, own in given.items()):
+                return values.astype(np.uint8 if values.ndim > 1 else np.int64)
+        if on_note is not None:
+            on_note(f"{place}: reading each image for its label")
+        values = np.array([images[row][1] for row in range(len(images))])
+    except Exception as error:  # of whatever the set reads its images by
+        raise DataError(f"{place}: cannot be read: {first_line(error)}") from error
+    if values.dtype.kind not in "iu" or values.ndim > 2:
+        raise DataError(f"{place}: its images have no classes, but {first_line(repr(values[0]))}")
+    return values.astype(np.uint8 if values.ndim > 1 else np.int64)
+
+
+def _named(values: np.ndarray, images: Any, place: str) -> Labels:
+    number = values.shape[1] if values.ndim > 1 else int(values.max()) + 1
+    if values.min() < 0 or (values.ndim > 1 and values.max() > 1):
+        raise DataError(f"{place}: some images have no label")
+    for name in ("classes", "categories", "attr_names"):
+        names = getattr(images, name, None) or ()
+        if len(names) >= number and all(isinstance(each, str) for each in names):
+            return Labels(names=tuple(names[: number if values.ndim > 1 else len(names)]), values=values)
+    return Labels(names=tuple(map(str, range(number))), values=values)
