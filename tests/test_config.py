@@ -160,7 +160,7 @@ CASES = {
         "dataset: mnist",
         'my.yaml:32: data.dataset: got "mnist", must be one of digits, fashion-mnist, cifar10, cifar100, npz, npy, '
         "imagefolder, imagenet, table, huggingface, webdataset, hf:NAME, "
-        "torchvision:NAME",
+        "torchvision:NAME, MODULE:NAME",
     ),
     "a bound on an unknown metric": (
         "objectives:",

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import small_digits
 from cvt_nas.cli import main
-from cvt_nas.config import parse_experiment
+from cvt_nas.config import load_experiment, parse_experiment
+from cvt_nas.engine import TrainingSetup, fit
 from cvt_nas.errors import PluginError
 from cvt_nas.plugins import load_plugin
 from cvt_nas.propose.samplers import load_sampler
@@ -46,6 +48,42 @@ def test_a_search_runs_with_a_loss_a_metric_a_sampler_and_a_callback_of_the_user
     assert run.manifest["metric"] == f"{name}:kappa"
     assert all(0 <= result.metric("accuracy") <= 1 for result in run.results())
     assert f"{name}:kappa" in (run.path / "report.html").read_text()
+
+
+def test_a_data_set_of_the_users_is_looked_at_and_searched_on(
+    working_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"{working_folder.stem}:shapes"
+    assert main(["check", name]) == 0
+    assert "classes: columns 100, rows 100" in capsys.readouterr().out
+    assert main(["init", name, "--to", "mine.yaml", "--no-measure"]) == 0
+    experiment = load_experiment("mine.yaml")
+    assert (experiment.data.dataset, experiment.space.num_classes, experiment.space.num_channels) == (name, 2, 1)
+    setup = TrainingSetup.of(experiment, run=RunFolder(working_folder.parent / "run"), data=None).checked()
+    data = setup.open_data()
+    assert data.class_names == ("columns", "rows")
+    assert (data.num_images("train"), data.num_images("search"), data.num_images("test")) == (160, 40, 60)
+    arch = experiment.space.smallest
+    training = experiment.training.lasting(3)
+    (*_, last) = fit(arch, training, data, device=torch.device("cpu"), seed=0)
+    assert last.accuracy > 0.9
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("return 3", "must give a data set with len"),
+        ("return {'training set': []}", "by train, val and test; got training set: list"),
+        ("raise OSError('no disk')", "no disk"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(
+    body: str, why: str, working_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = working_folder.with_name(f"odd_{abs(hash(body))}.py")
+    module.write_text(f"def cells(root):\n    {body}\n")
+    assert main(["check", f"{module.stem}:cells"]) == 2
+    assert why in capsys.readouterr().err
 
 
 def test_a_sampler_of_the_users_proposes_what_is_feasible_and_new(working_folder: Path) -> None:

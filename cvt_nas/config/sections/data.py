@@ -13,7 +13,7 @@ Columns = Annotated[list[str], Field(min_length=2, json_schema_extra={"uniqueIte
 _KNOWN = ("digits", "fashion-mnist", "cifar10", "cifar100")
 _IN_MEMORY = (*_KNOWN, "npz", "npy")
 _STREAMED = ("imagefolder", "imagenet", "table", "huggingface", "webdataset")
-_BY_NAME = r"hf:[\w./-]+(:[\w.-]+)?|torchvision:\w+"
+_BY_NAME = r"hf:[\w./-]+(:[\w.-]+)?|torchvision:\w+|[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 _NAMES = (*_IN_MEMORY, *_STREAMED)
 
 
@@ -23,7 +23,7 @@ def is_streamed(dataset: str) -> bool:
 
 
 def is_by_name(dataset: str) -> bool:
-    """Whether a library finds a data set by the name behind a colon."""
+    """Whether a library, or a module of the user's, finds a data set by the name behind a colon."""
     return re.fullmatch(_BY_NAME, dataset) is not None
 
 
@@ -40,9 +40,8 @@ def has_columns(dataset: str) -> bool:
 def _known(value: Any) -> Any:
     if value in _NAMES or (isinstance(value, str) and is_by_name(value)):
         return value
-    raise ValueError(
-        f"got {show(value)}, must be {one_of(_NAMES)}, hf:NAME, torchvision:NAME{did_you_mean(str(value), _NAMES)}"
-    )
+    near = did_you_mean(str(value), _NAMES)
+    raise ValueError(f"got {show(value)}, must be {one_of(_NAMES)}, hf:NAME, torchvision:NAME, MODULE:NAME{near}")
 
 
 Dataset = Annotated[
@@ -61,7 +60,8 @@ class DataConfig:
             folder of `train_images.npy`, `train_labels.npy` and so on. `huggingface` is a folder as Hugging Face's
             library leaves it or reads it, and `hf:NAME` or `hf:NAME:CONFIG` a set on its hub. `webdataset` is a folder
             of tar files, or a pattern such as `train-{000..099}.tar`. `torchvision:NAME` is one of torchvision's sets,
-            by the name of its class, in `data/` where `--data` names no folder.
+            by the name of its class, in `data/` where `--data` names no folder. `MODULE:NAME` is a function of your
+            own.
         search_fraction: Share of the training data held out to guide the search. It has no effect where there are
             validation and test images both: then the validation images guide the search.
         test_fraction: Share of the training images held out as the test split, where there are neither validation nor

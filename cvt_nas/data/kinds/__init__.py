@@ -6,7 +6,7 @@ from typing import Any
 
 from cvt_nas.config import DataConfig, Dataset, is_by_name
 from cvt_nas.data.folders import find_folders
-from cvt_nas.data.kinds import hugging_face, shards, table, torchvision_sets
+from cvt_nas.data.kinds import hugging_face, own_sets, shards, table, torchvision_sets
 from cvt_nas.data.kinds.hugging_face import is_hugging_face
 from cvt_nas.data.kinds.shards import is_shards
 from cvt_nas.data.listing import load_records
@@ -62,7 +62,10 @@ def find_records(
     Raises:
         DataError: It is missing or incomplete.
     """
-    kind = _BY_NAME.get(config.dataset.partition(":")[0]) if is_by_name(config.dataset) else _KINDS.get(config.dataset)
+    if is_by_name(config.dataset):
+        kind = _BY_NAME.get(config.dataset.partition(":")[0], own_sets)
+    else:
+        kind = _KINDS.get(config.dataset)
     if kind is None:
         if root is not None and root.is_file():
             raise DataError(

@@ -37,7 +37,29 @@ def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None
     """
     root = root or DEFAULT_FOLDER
     sets, is_marked = _opened(config, root)
-    place, notes = f"{config.dataset} in {root}", list[str]()
+    place = f"{config.dataset} in {root}"
+    return records_of_sets(sets, root, _Rows(sets=sets), place=place, is_marked=is_marked, on_note=on_note)
+
+
+def records_of_sets(
+    sets: Mapping[str, Any],
+    root: Path,
+    opener: Opener,
+    *,
+    place: str,
+    is_marked: bool,
+    on_note: Callable[[str], None] | None,
+) -> Records:
+    """The images of map-style data sets, each item of which is an image and its class, or a 0 or 1 for each label.
+
+    Args:
+        sets: By their splits.
+        place: For messages.
+
+    Raises:
+        DataError: Images cannot be read, or have no classes.
+    """
+    notes = list[str]()
     values = {name: _values_of(each, place, on_note) for name, each in sets.items()}
     for name in [name for name, own in values.items() if own.ndim == 1 and (own == -1).all()]:
         notes.append(f"{place}: split {name} has no labels, and is ignored")
@@ -49,7 +71,7 @@ def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None
         root=root,
         class_names=labels.names,
         files=split_by_role(root, labels.names, names, labels.values, roles),
-        opener=_Rows(sets=sets),
+        opener=opener,
         notes=tuple(notes),
         is_marked=is_marked,
     )

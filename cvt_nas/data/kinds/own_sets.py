@@ -1,0 +1,79 @@
+"""Data sets of a user's own, as functions that give map-style data sets of torch's kind."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cvt_nas.config import DataConfig
+from cvt_nas.data.kinds.torchvision_sets import records_of_sets
+from cvt_nas.data.reading import Decoded
+from cvt_nas.data.records import Images, Opener, Records, role_of
+from cvt_nas.errors import PluginError, first_line
+from cvt_nas.plugins import load_plugin
+
+
+def opener_of(config: DataConfig, root: Path | None) -> Opener:
+    return _opened(config, root)
+
+
+def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None] | None = None) -> Records:
+    """The images of the splits that the function gives.
+
+    Raises:
+        PluginError: It cannot be called with `root`, or gives no data sets.
+        DataError: Its images cannot be read, or have no classes.
+    """
+    opener = _opened(config, root)
+    is_marked = len(opener.sets) > 1
+    return records_of_sets(
+        opener.sets, root or Path(config.dataset), opener, place=config.dataset, is_marked=is_marked, on_note=on_note
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rows:
+    """Each image is what the data set of a split gives for a row; names are a split and the row in it."""
+
+    sets: Mapping[str, Any]
+
+    def source(self, images: Images, row: int) -> Decoded:
+        split, _, number = images.names[row].rpartition("/")
+        name = f"{images.root}/{images.names[row]}"
+        try:
+            return Decoded(name=name, image=_as_picture(self.sets[split][int(number)][0]))
+        except Exception as error:  # whatever the user's code runs into
+            raise PluginError(f"{name}: cannot be read: {first_line(error)}") from error
+
+    def sizes(self, images: Images) -> list[int]:
+        return [0] * len(images.names)  # only its own code knows them
+
+
+def _as_picture(image: Any) -> Any:
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return image
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise ValueError(f"got {array.dtype} {array.shape}, must be Pillow's image, or uint8 (height, width[, 3])")
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def _opened(config: DataConfig, root: Path | None) -> _Rows:
+    name = config.dataset
+    function = load_plugin(name, "data.dataset")
+    try:
+        given = function(root)
+    except Exception as error:
+        raise PluginError(f"data.dataset: {name}: {first_line(error)}") from error
+    sets = dict(given) if isinstance(given, Mapping) else {"train": given}
+    for split, found in sets.items():
+        if role_of(split) is None or not (hasattr(found, "__len__") and hasattr(found, "__getitem__")):
+            raise PluginError(
+                f"data.dataset: {name}: must give a data set with len() and [index], or a dictionary of such by train, "
+                f"val and test; got {split}: {type(found).__name__}"
+            )
+    return _Rows(sets=sets)
