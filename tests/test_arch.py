@@ -98,6 +98,15 @@ def test_ids_differ_where_networks_differ_and_not_by_the_type_of_a_number() -> N
     assert cvt(embed_dims=(8,), depths=(1,), num_heads=(2,)).id != whole.id
 
 
+def test_a_square_is_the_same_network_however_its_size_is_written() -> None:
+    square = load_arch("cvt-13").with_image_size((224, 224))
+    assert (square, square.id) == (load_arch("cvt-13"), load_arch("cvt-13").id)
+    wide = arch_from_dict({**arch_to_dict(square), "image_size": [224, 160]})
+    assert (wide.image_size, wide.grids) == ((224, 160), ((56, 40), (28, 20), (14, 10)))
+    with pytest.raises(ArchError, match=r"image_size: got \[224\], must be a whole number .* or \[height, width\]"):
+        arch_from_dict({**arch_to_dict(square), "image_size": [224]})
+
+
 def test_stage_costs_leave_only_the_head() -> None:
     arch = load_arch("cvt-13")
     rest = cost_of(arch).params - sum(cost.params for cost in stage_costs(arch))

@@ -137,6 +137,7 @@ HAND_MADE = {
         with_line("  image_size:", "  image_size: 1000000000"),
         "must be a whole number from 1 to 65536",
     ),
+    "images of three sides": (with_line("  image_size:", "  image_size: [8, 8, 8]"), "or [height, width]"),
     "too many choices": (
         with_line("      mlp_ratio:", f"      mlp_ratio: {[1.0 + i / 9 for i in range(99)]}"),
         "at most 16",

@@ -51,6 +51,8 @@ def test_every_setting_has_a_type_a_meaning_and_an_example(setting: Setting) -> 
     ("name", "words", "default", "example"),
     [
         ("space.stages[].embed_dim", "a whole number from 1 to 65,536, or a list of such", None, "[64, 96, 128]"),
+        ("space.image_size", "a whole number from 1 to 65,536 or a list of 2, each a whole number from 1 to 65,536",
+         None, "224"),
         ("training.lr", "a number above 0", "0.001", "0.001"),
         ("training.clip_grad_norm", "a number above 0", "null", "1.0"),
         ("training.compile", "one of auto, off, graph, blocks", "auto", "off"),

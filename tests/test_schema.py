@@ -75,6 +75,7 @@ WRONG: dict[str, tuple[tuple[str | int, ...], Any]] = {
     "a number below its bound": (("training", "epochs"), -1),
     "a number at a bound that is excluded": (("data", "search_fraction"), 1.0),
     "a fraction for a whole number": (("space", "image_size"), 8.5),
+    "three sides of an image": (("space", "image_size"), [8, 8, 8]),
     "truth for a number": (("space", "num_classes"), True),
     "an unknown option": (("search", "sampler"), "tpee"),
     "an unknown option of a choice": (("space", "stages", 0, "projection"), ["dw_bn", "conv"]),
