@@ -5,10 +5,13 @@ validation images. `scratch` begins afresh; the others begin with what they cut 
 `unsorted`, its first units and blocks; `magnitude` and `taylor`, the most important ones; and `supernet` trains a
 supernet that begins with the latter, and trains its best candidates on.
 
-What is told is the hypervolume of the front by validation accuracy, after each quarter of the time, and at the end by
-accuracy on the test images, which no search reads. A line of `pretrained.jsonl` beside this file is a search; what is
-there is not run again, and a search that was interrupted goes on for what is left of its time, so that this can be
-stopped and continued. Nothing else should run beside it.
+Before that, it is told what cuts of the network of seven classes answer without any training: the accuracy of sixteen
+networks of the space, spread over FLOPs, on the validation images of the seven classes.
+
+What is told of a search is the hypervolume of the front by validation accuracy, after each quarter of the time, and at
+the end by accuracy on the test images, which no search reads. A line of `pretrained.jsonl` beside this file is a
+search; what is there is not run again, and a search that was interrupted goes on for what is left of its time, so that
+this can be stopped and continued. Nothing else should run beside it.
 
     OMP_NUM_THREADS=1 python benchmarks/pretrained.py --data /usr/share/datasets/fashion-mnist
 
@@ -29,19 +32,23 @@ import torch
 from PIL import Image
 
 from cvt_nas import search, train_model
+from cvt_nas.arch import ArchConfig, cost_of
 from cvt_nas.config import Experiment, load_experiment
-from cvt_nas.data import DEBIAN_FASHION_MNIST, load_data
+from cvt_nas.data import DEBIAN_FASHION_MNIST, ImageData, load_data
 from cvt_nas.data.arrays import open_arrays
 from cvt_nas.engine import evaluate
-from cvt_nas.model import load_model
+from cvt_nas.engine.importance import taylor_scores
+from cvt_nas.model import CvT, begin_with, load_model, locate, magnitudes, read_weights, sorted_by
 from cvt_nas.report.tables import growth_frame
 from cvt_nas.results import ParetoFront
 from cvt_nas.run import RunFolder
+from cvt_nas.space import spread_over_flops
+from cvt_nas.supernet import lend_to
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 NEW = (3, 4, 6)  # dress, coat and shirt; among the rest are a T-shirt and a pullover
 OLD = tuple(label for label in range(10) if label not in NEW)
-NUM_VALIDATION = 999
+NUM_VALIDATION, NUM_CUTS = 999, 16
 SUPERNET = {"epochs": 10, "batch_size": 32, "lr": 1.0e-3, "warmup_epochs": 0.5, "augment": {"flip": True}}
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "scratch": {},
@@ -67,6 +74,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=ROWS, help="the lines that are kept")
     options = parser.parse_args()
     init = pretrained(options.data, options.runs, epochs=options.epochs, cpus=options.cpus)
+    print(cuts(init, options.runs / "seven"))
     rows = [json.loads(line) for line in options.to.read_text().splitlines()] if options.to.exists() else []
     done = {(row["images"], row["seconds"], row["seed"], row["method"]) for row in rows}
     for num_images in options.images:
@@ -96,6 +104,45 @@ def pretrained(data: Path, runs: Path, *, epochs: int, cpus: int) -> str:
     run = RunFolder.open(out)
     print(f"seven classes: accuracy {next(iter(run.test_accuracies().values())):.4f} on their test images", flush=True)
     return f"{out}:best"
+
+
+def cuts(init: str, data: Path) -> str:
+    """Accuracies of cuts of the network of seven classes, without training, by the order of its units."""
+    experiment, cpu = experiment_of(len(OLD), {}), torch.device("cpu")
+    space, images = experiment.space, images_of(experiment, data)
+    lent, _ = lend_to(space, read_weights(locate(init)), classes=images.class_names)
+    taylor = taylor_scores(lent, images, image_size=space.image_size, device=cpu)
+    orders = {"unsorted": lent} | {
+        name: sorted_by(lent, scores, importance=name)
+        for name, scores in (("magnitude", magnitudes(lent)), ("taylor", taylor))
+    }
+    lines = ["| FLOPs | " + " | ".join(orders) + " |", "|---|" + "---|" * len(orders)]
+    archs = map(with_trained_strides, map(space.decode, spread_over_flops(space, NUM_CUTS, seed=0)))
+    for arch in sorted(archs, key=lambda arch: cost_of(arch).flops):
+        shown = []
+        for order in orders.values():
+            torch.manual_seed(0)  # of what begins afresh, if anything
+            model = begin_with(CvT(arch), order)
+            shown.append(f"{evaluate(model, images, 'search', training=experiment.training, device=cpu):.3f}")
+        lines.append(f"| {cost_of(arch).flops / 1e6:.2f} M | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def with_trained_strides(arch: ArchConfig) -> ArchConfig:
+    """With the strides of the space's largest network, as without training nothing answers by others."""
+    stages = (
+        dataclasses.replace(stage, blocks=tuple(dataclasses.replace(block, kv_stride=1) for block in stage.blocks))
+        for stage in arch.stages
+    )
+    return dataclasses.replace(arch, stages=tuple(stages))
+
+
+def images_of(experiment: Experiment, data: Path) -> ImageData:
+    space = experiment.space
+    return load_data(
+        experiment.data, root=data, image_size=space.image_size, num_channels=space.num_channels,
+        num_classes=space.num_classes,
+    )  # fmt: skip
 
 
 def write_images(data: Path, folder: Path, labels: tuple[int, ...], *, num_train: int | None = None) -> None:
@@ -138,11 +185,7 @@ def searched(method: str, data: Path, init: str, seed: int, options: argparse.Na
         trials=None if method == "supernet" else 10_000, time_budget=options.seconds,
         init=None if method == "scratch" else init,
     )  # fmt: skip
-    results, space = run.results(), experiment.space
-    images = load_data(
-        experiment.data, root=data, image_size=space.image_size, num_channels=space.num_channels,
-        num_classes=space.num_classes,
-    )  # fmt: skip
+    results, images = run.results(), images_of(experiment, data)
     tested = []
     for member in run.front().members:
         model = load_model(run.model_path(member.arch_id))
@@ -165,7 +208,8 @@ def table(rows: pd.DataFrame) -> str:
         "| images | method | trials | hypervolume after 1/4, 1/2, 3/4, 4/4 of the time | on test images | best there |",
         "|---|---|---|---|---|---|",
     ]
-    for (images, _, method), found in rows.groupby(["images", "seconds", "method"], sort=False):
+    for _, found in rows.groupby(["images", "seconds", "method"], sort=False):
+        images, method = found["images"].iloc[0], found["method"].iloc[0]
         quarters = np.array(found["hypervolume"].tolist())
         shown = ", ".join(f"{mean:.3f} ± {sd:.3f}" for mean, sd in zip(quarters.mean(0), quarters.std(0), strict=True))
         ends = [f"{found[name].mean():.3f} ± {found[name].std(ddof=0):.3f}" for name in ("test_hypervolume", "best")]

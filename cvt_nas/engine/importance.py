@@ -1,5 +1,6 @@
 """The weights that a run lends to its trials, and how important each is to the loss on the images of its data."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def sort_by_taylor(setup: TrainingSetup) -> None:
     torch.set_num_threads(setup.num_threads)
     run = setup.run
     lent = open_lent(run, run.unsorted_init_path)
-    scores = taylor_scores(lent, setup.open_data(), image_size=setup.image_size, device=setup.torch_device)
+    with contextlib.closing(setup.open_data()) as data:  # the processes that read images end with it
+        scores = taylor_scores(lent, data, image_size=setup.image_size, device=setup.torch_device)
     keep_lent(sorted_by(lent, scores, importance="taylor"), run, run.init_path)
 
 
@@ -66,6 +68,7 @@ def taylor_scores(
     """
     arch = lent.arch.with_image_size(image_size)
     model = begin_with(CvT(arch), lent).to(device).eval()
+    model.set_recomputing(True)  # it is one pass over few images, on a device that may be small
     batches: list[Batch] = []
     for images, labels in data.eval_batches(
         "train", batch_size=_BATCH_SIZE, device=device, shuffled=True, as_bytes=True

@@ -24,12 +24,12 @@ def begin_with(model: CvT, lent: Lent) -> CvT:
 def cut_state(lent: Lent, arch: ArchConfig, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state of a network of `arch`, with all that it has room for of what is lent.
 
-    Of channels and hidden units these are the first, of blocks the most important, of a kernel its centre. Of heads
-    they are the first, and of each its first channels; where there are more or wider heads than are lent, they are the
-    first channels whatever their heads. The queries make up for the scale of attention, which goes by the width.
+    It takes the first channels and hidden units, the most important blocks, and the centre of each kernel. Of heads it
+    takes the first, and the first channels of each; if the network has more or wider heads than the weights, it takes
+    the first channels regardless of heads. Queries are scaled, since the scale of attention depends on the width.
 
-    What the lent network has not stays as in `own`; but it says nothing to what it has: the weights from there are
-    zero, a block too many adds nothing, and around a smaller kernel there is nothing.
+    What the lent network does not have stays as in `own`, and does not disturb the rest: weights from new units to old
+    ones are zero, and a new block adds nothing. Around a smaller kernel there are zeros.
 
     Args:
         own: A fresh state of such a network, whose position embeddings may be of any size.

@@ -1,4 +1,4 @@
-"""Weights from elsewhere that networks of other sizes begin with: each takes what it has room for."""
+"""Weights from elsewhere that networks of other sizes begin with; each takes what it has room for."""
 
 import dataclasses
 import json
@@ -25,10 +25,10 @@ class Lent:
     Args:
         state: Tensors by their official names, in fp32 on the CPU; without a head where no class is known.
         arch: The network that they are of, with the channels and classes of the data.
-        knows_heads: Whether `arch` has the heads that the weights were trained with. No shape tells them.
+        knows_heads: Whether `arch` has the heads that the weights were trained with, which no shape tells.
         classes: The classes of the data that the rows of the head stand for.
         blocks: The blocks of each stage, the most important first.
-        importance: By what units and blocks are in their order.
+        importance: What units and blocks are sorted by.
     """
 
     state: Mapping[str, Tensor]

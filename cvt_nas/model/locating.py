@@ -15,7 +15,6 @@ _ON_HUB = {
 }
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _BESIDE = ["*.json", "*.txt", "*.names"]  # what tells architecture, classes and preprocessing
-_FORMS = (["*.safetensors"], ["pytorch_model*.bin"])  # the first that a repository has
 
 
 def locate(named: str | Path) -> Path:
@@ -78,10 +77,9 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        for form in _FORMS:
-            folder = Path(snapshot_download(name, allow_patterns=[*_BESIDE, *form]))
-            if any(folder.glob(form[0])):
-                break
+        folder = Path(snapshot_download(name, allow_patterns=[*_BESIDE, "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*_BESIDE, "pytorch_model*.bin"]))
     except (OSError, ValueError, RuntimeError) as error:  # what the client and its transports raise
         raise ArchError(
             f"{name}: no such file or folder, and not to be had from the Hub: {first_line(error)}"

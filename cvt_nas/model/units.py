@@ -1,7 +1,7 @@
-"""Units of a network, and their order: channels of a stage, heads, hidden units, and whole blocks.
+"""Units of a network and their order: channels of a stage, heads, hidden units, and whole blocks.
 
-A unit lies along an axis of several tensors. Where all of these are put into another order together, the network
-answers as before; in the order of their importance, the first units are the best part of a smaller network.
+A unit lies along an axis of several tensors. If all of them are put into another order together, the network answers as
+before. Sorted by importance, the first units are the best part for a smaller network.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ _PLACE = re.compile(r"(?P<stage>stage(?P<index>\d+))\.(?P<block>blocks\.\d+\.)?(
 
 
 def units_of(name: str, arch: ArchConfig) -> tuple[str | None, ...]:
-    """What lies along each axis of a tensor: units by a name of their own, or None for classes, pixels and the like.
+    """What lies along each axis of a tensor: the name of a kind of units, or None for classes, pixels and the like.
 
     >>> units_of("stage0.blocks.0.mlp.fc1.weight", arch)
     ('stage0.blocks.0.hidden', 'stage0')
@@ -50,15 +50,15 @@ def units_of(name: str, arch: ArchConfig) -> tuple[str | None, ...]:
 
 
 def magnitudes(lent: Lent) -> dict[str, Tensor]:
-    """The size of each weight of a matrix or kernel. Norms and biases say little of what a unit does."""
+    """The size of each weight of a matrix or kernel; those of norms and biases tell little about a unit."""
     return {name: tensor.abs() for name, tensor in lent.state.items() if len(units_of(name, lent.arch)) > 1}
 
 
 def sorted_by(lent: Lent, scores: Mapping[str, Tensor], *, importance: str) -> Lent:
-    """The same network with its units in the order of their importance, the most important first.
+    """The same network with its units sorted by importance, the most important first.
 
-    Blocks stay where they are, since their order matters; they are ranked. Heads are sorted whole, and the channels
-    within each; not where nothing tells how many there are.
+    Blocks are ranked and stay where they are, since their order matters. Heads are sorted as wholes, and so are the
+    channels within each. They stay as they are if nothing tells how many heads there are.
 
     Args:
         scores: Of each weight that counts, in the shape of its tensor; a unit's is the sum over its weights.
