@@ -45,10 +45,8 @@ def _known(value: Any) -> Any:
     )
 
 
-Dataset = Annotated[
-    str,
-    BeforeValidator(_known, json_schema_input_type=Literal[*_NAMES] | Annotated[str, Field(pattern=f"^({_BY_NAME})$")]),
-]
+_Shown: Any = Literal[*_NAMES] | Annotated[str, Field(pattern=f"^({_BY_NAME})$")]  # pyright: ignore[reportOperatorIssue]
+Dataset = Annotated[str, BeforeValidator(_known, json_schema_input_type=_Shown)]
 
 
 @validated(config=STRICT, frozen=True, kw_only=True)
