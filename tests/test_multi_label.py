@@ -84,7 +84,7 @@ def test_targets_are_zeros_and_ones_for_each_label_in_the_order_that_labels_tell
 @pytest.mark.parametrize("kinds", [{"mixup": 0.8}, {"cutmix": 1.0}])
 @pytest.mark.parametrize("most", [2**25, 500])
 def test_mixed_targets_are_mixed_as_the_images_are(
-    kinds: dict[str, float], most: int, monkeypatch: pytest.MonkeyPatch
+    kinds: dict[str, Any], most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cvt_nas.data.augment._MIXED_VALUES", most)
     data = arrays_of()

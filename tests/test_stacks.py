@@ -55,7 +55,9 @@ def test_a_file_of_medmnist_has_its_own_validation_images_guide_the_search(chann
         np.testing.assert_array_equal(shown.permute(0, 2, 3, 1).numpy(), own)
     identity = data.identity()
     assert (identity.images, identity.held_out) == ({"train": 40, "validation": 12, "test": 20}, [])
-    assert check_set(path).is_usable
+    report = check_set(path)
+    assert report.is_usable
+    assert "classes: 0 14, 1 13, 2 13" in report.lines()
 
 
 def test_labels_of_zeros_and_ones_are_several_an_image_unless_each_image_has_exactly_one(tmp_path: Path) -> None:
@@ -63,6 +65,7 @@ def test_labels_of_zeros_and_ones_are_several_an_image_unless_each_image_has_exa
     data = open_kind(write_npz(tmp_path / "chestmnist.npz", **arrays), 5, num_channels=1)
     assert data.is_multi_label
     np.testing.assert_array_equal(data.labels("search"), arrays["val_labels"])
+    assert check_set(tmp_path / "chestmnist.npz").lines()[2].startswith("labels: 0 ")
     hot = {name: np.eye(3, dtype=np.uint8)[a[:, 0]] if "labels" in name else a for name, a in arrays_of().items()}
     data = open_kind(write_npz(tmp_path / "hot.npz", **hot), num_channels=1)
     assert not data.is_multi_label

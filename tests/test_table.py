@@ -78,8 +78,9 @@ def test_columns_are_those_that_the_space_file_names(rows: list[dict[str, str]],
     data: Any = open_kind(table, label_column="species", image_column="file", split_column="fold")
     assert (data.class_names, sizes(data), data.notes) == (NAMES, [13, 5, 6], ())
     for setting in ("label_column", "image_column", "split_column"):
+        wrong: Any = {setting: "kind"}
         with pytest.raises(DataError, match=rf"data.{setting}: there is no column kind, but file, species, class, fo"):
-            open_kind(table, **{setting: "kind"})
+            open_kind(table, **wrong)
 
 
 def test_what_could_be_meant_twice_is_refused(rows: list[dict[str, str]], tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_labels_are_text_in_the_order_of_their_bytes_or_numbers_in_theirs(
     rows: list[dict[str, str]], tmp_path: Path
 ) -> None:
     def classes(names: tuple[str, str, str], suffix: str = ".csv", kind: type = str) -> tuple[str, ...]:
-        labels = dict(zip(NAMES, map(kind, names), strict=True))
+        labels: dict[str, Any] = dict(zip(NAMES, map(kind, names), strict=True))
         table = write([{**row, "species": labels[row["species"]]} for row in rows], tmp_path / f"labels{suffix}")
         return open_kind(table).class_names
 

@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="a fraction below 1, a whole number, or auto: as many trials share a GPU as train most images together",
     )
     search.add_argument("--cpus", type=_whole, metavar="N", help="CPUs to use; all of them if absent")
-    search.add_argument("--data", metavar="DIR", help="folder of the data set")
+    search.add_argument("--data", metavar="DIR", help="folder or file of the data set")
     search.add_argument("--out", metavar="DIR", help="run folder, or its URL; results/NAME if absent")
     search.add_argument("--trials", type=_positive, metavar="N", help="instead of the file's number")
     search.add_argument(
@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--space", required=True, metavar="FILE", help="the space file, or the name of a ready one such as cvt13"
     )
-    plan.add_argument("--data", metavar="DIR", help="folder of the data set; ImageNet's size is known without")
+    plan.add_argument("--data", metavar="DIR", help="folder or file of the data set; ImageNet's size is known without")
     plan.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
     plan.add_argument(
         "--gpus-per-trial", type=_gpus_per_trial, metavar="X", help="a fraction below 1, a whole number, or auto"
@@ -128,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="space file whose data and training are used; RUN's, or the published recipe of a named one, if absent",
     )  # fmt: skip
     train.add_argument(
-        "--data", metavar="DIR", help="folder of the data set; without a file also a name, as fashion-mnist"
+        "--data", metavar="DIR", help="folder or file of the data set; without a file also a name, as fashion-mnist"
     )
     train.add_argument("--out", metavar="DIR", help="run folder; results/train-ID if absent")
     train.add_argument("--epochs", type=_positive, metavar="N", help="instead of the file's number")
@@ -155,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "weights", metavar="WEIGHTS", help="a model's folder, one of transformers' CvT, an official .pth, or RUN:ID"
     )
-    evaluate.add_argument("--data", metavar="DIR", help="folder of the data set, or a name, as fashion-mnist")
+    evaluate.add_argument("--data", metavar="DIR", help="folder or file of the data set, or a name, as fashion-mnist")
     evaluate.add_argument("--arch", metavar="ARCH", help="of a .pth, where it is none of the published ones")
     evaluate.add_argument(
         "--image-size", type=_image_size, metavar="N|HxW", help=f"instead of the network's own: {_SIZES}"
@@ -194,7 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-latency-ms", "--latency", type=_above_0, metavar="MS", help="of one image, on this machine"
     )
     query.add_argument("--top", type=_positive, default=5, metavar="N", help="architectures to show")
-    query.add_argument("--data", metavar="DIR", help="folder of the data set")
+    query.add_argument("--data", metavar="DIR", help="folder or file of the data set")
     query.add_argument("--to", type=Path, metavar="DIR", help="a new folder, for the first as a model")
     _add_json(query)
 
@@ -204,7 +204,7 @@ def build_parser() -> argparse.ArgumentParser:
     supernet.add_argument("--archs", type=_positive, default=40, metavar="N", help="spread over log-FLOPs")
     supernet.add_argument("--seeds", type=_positive, default=2, metavar="N", help="trainings of each")
     supernet.add_argument("--epochs", type=_positive, metavar="N", help="of each training, instead of the file's")
-    supernet.add_argument("--data", metavar="DIR", help="folder of the data set")
+    supernet.add_argument("--data", metavar="DIR", help="folder or file of the data set")
     supernet.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
     supernet.add_argument("--gpus-per-trial", type=float, metavar="X", help="a fraction below 1, or a whole number")
     supernet.add_argument("--cpus", type=_whole, metavar="N", help="CPUs to use; all of them if absent")
@@ -212,7 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_json(supernet)
 
     check = add("check", data.check, "look at a data set: its classes and splits, and each image that cannot be read")
-    check.add_argument("data", metavar="DATA", help="folder of the data set, or a name, as fashion-mnist")
+    check.add_argument("data", metavar="DATA", help="folder or file of the data set, or a name, as fashion-mnist")
     check.add_argument(
         "--decode",
         action="store_true",
@@ -221,7 +221,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_json(check)
 
     pack = add("pack", data.pack, "encode a folder of images once more, as small JPEG files for a slow disk")
-    pack.add_argument("data", metavar="DATA", help="folder of the data set")
+    pack.add_argument("data", metavar="DATA", help="folder or file of the data set")
     pack.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder, or one that was begun so")
     pack.add_argument(
         "--short-side", type=_positive, default=256, metavar="N", help="pixels of the shorter side of large images"

@@ -29,7 +29,7 @@ from cvt_nas.data.images import (
     with_labels_of,
 )
 from cvt_nas.data.named_sets import source_of
-from cvt_nas.data.records import SPELLINGS, tested_of
+from cvt_nas.data.records import SPELLINGS, Role, counts_of, tested_of
 from cvt_nas.data.splitting import GUIDED, rows_of_splits
 from cvt_nas.data.stacks import Arrays, are_bytes
 from cvt_nas.errors import DataError
@@ -59,13 +59,10 @@ def open_arrays(dataset: str, root: Path | None) -> Arrays:
         except OSError:  # another process of this node was faster; its copy is as good
             shutil.rmtree(partial)
     notes = folder / "notes.txt"
-    roles = [role for role in SPELLINGS if (folder / f"{role}_images.npy").exists()]
-    images, labels = (
-        {role: np.load(folder / f"{role}_{what}.npy", mmap_mode="r") for role in roles} for what in ("images", "labels")
-    )
+    roles: list[Role] = [role for role in SPELLINGS if (folder / f"{role}_images.npy").exists()]
     return Arrays(
-        images=images,
-        labels=labels,
+        images={role: np.load(folder / f"{role}_images.npy", mmap_mode="r") for role in roles},
+        labels={role: np.load(folder / f"{role}_labels.npy", mmap_mode="r") for role in roles},
         class_names=tuple((folder / "classes.txt").read_text(encoding="utf-8").split("\n")),
         notes=tuple(notes.read_text(encoding="utf-8").splitlines()) if notes.exists() else (),
     )
@@ -124,6 +121,11 @@ class ArrayData:
     @property
     def is_multi_label(self) -> bool:
         return self._labels["train"].ndim > 1
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Training images of each class or label, those held out included."""
+        return counts_of(self._labels["train"], len(self.class_names))
 
     def num_images(self, split: Split) -> int:
         return len(self._rows[split])

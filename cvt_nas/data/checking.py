@@ -128,11 +128,11 @@ def check_images(
 
     def look(part: tuple[Role, Images, int, bool]) -> list[tuple[Header, int | None] | str]:
         role, images, start, whole = part
-        found = []
+        found: list[tuple[Header, int | None] | str] = []
         for row in range(start, min(start + _PART, len(images.names))):
             name = images.names[row]
+            source: Any = f"{images.root}/{name}"
             try:
-                source: Any = f"{images.root}/{name}"
                 source = opener.source(images, row)
                 found.append(_look_at(source, mode, whole or (role, name) in held_out))
             except DataError as error:

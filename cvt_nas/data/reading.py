@@ -42,7 +42,7 @@ _OTHER_KINDS = {  # by what their first bytes hold
     b"%PDF": "a PDF",
     b"\0\0\x01\0": "an icon",
 }
-_NUM_CHANNELS: dict[Any, int] = {"L": 1, "RGB": 3}
+_NUM_CHANNELS = {"L": 1, "RGB": 3}
 _JPEG, _METADATA = b"\xff\xd8\xff", b"\xff\xe1"  # how a file begins, and EXIF and XMP in it
 # Of the suffixes that are read; another may start a program, as Ghostscript
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
@@ -83,7 +83,8 @@ Mode = Literal["L", "RGB"] | int  # as which an image is read: grey, colour, or 
 
 
 def mode_of(num_channels: int) -> Mode:
-    return {1: "L", 3: "RGB"}.get(num_channels, num_channels)
+    modes: dict[int, Mode] = {1: "L", 3: "RGB"}
+    return modes.get(num_channels, num_channels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,10 +127,10 @@ def read_image(source: Source, mode: Mode) -> Any:
 
 def decode(source: Source, mode: Mode) -> Any:
     """`read_image`, with Pillow's warnings."""
-
     try:
         if _has_channels(source, mode):
-            return read_channels(str(source), _content(source), _NUM_CHANNELS.get(mode, mode))
+            number = mode if isinstance(mode, int) else _NUM_CHANNELS[mode]
+            return read_channels(str(source), _content(source), number)
         with _image_of(source) as (image, _):
             _check_kind(image)
             image.load()
@@ -152,7 +153,7 @@ def read_pixels(source: Source, mode: Mode) -> Any:
     Raises:
         DataError: See `read_image`.
     """
-    found = None if _has_channels(source, mode) else _by_simplejpeg(source, mode)
+    found = _by_simplejpeg(source, mode)
     return read_image(source, mode) if found is None else found
 
 
@@ -161,7 +162,7 @@ def _by_simplejpeg(source: Source, mode: Mode) -> Any:
     from PIL import Image
 
     simplejpeg = _simplejpeg()
-    if simplejpeg is None or isinstance(source, Decoded):
+    if simplejpeg is None or isinstance(source, Decoded) or isinstance(mode, int) or is_array(str(source)):
         return None
     try:
         with _opened(source) as file:
@@ -190,6 +191,8 @@ def _has_channels(source: Source, mode: Mode) -> bool:
 
 
 def _content(source: Source) -> bytes | None:
+    if isinstance(source, Decoded):
+        raise DataError("is grey or colour, and space.num_channels another number")
     return source.content if isinstance(source, Encoded) else None
 
 

@@ -54,9 +54,7 @@ class Images:
     @property
     def counts(self) -> np.ndarray:
         """Images of each class or label."""
-        if self.labels.ndim > 1:
-            return self.labels.sum(axis=0, dtype=np.int64)
-        return np.bincount(self.labels, minlength=len(self.class_names))
+        return counts_of(self.labels, len(self.class_names))
 
     def of_rows(self, rows: np.ndarray) -> "Images":
         extents = None if self.extents is None else self.extents[rows]
@@ -163,6 +161,13 @@ class Records:
             raise DataError(f"{self.root}: has no training images")
         if len(self.class_names) == 1:
             raise DataError(f"{self.root}: {self.class_names[0]} is the only class; one class is no task")
+
+
+def counts_of(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Images of each class or label."""
+    if labels.ndim > 1:
+        return labels.sum(axis=0, dtype=np.int64)
+    return np.bincount(labels, minlength=num_classes)
 
 
 def guide_of(roles: Mapping[Role, object]) -> Role | None:

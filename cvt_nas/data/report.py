@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cvt_nas.config import DataConfig, is_streamed
 from cvt_nas.data import ImageData, find_data, load_data, shape_of
 from cvt_nas.data.arrays import ArrayData
@@ -28,7 +30,8 @@ class SetReport:
     """What was found in a data set.
 
     Args:
-        class_counts: Training images of each class, or where there are none, of the others; of a folder alone.
+        class_counts: Training images of each class or label, or where there are none, the others.
+        is_multi_label: Whether an image may have several of them.
         identity: None where its images cannot be split for a training.
         images: None of a set in memory, which is read as a whole.
         problems: Why it cannot be used as it is, beside images that cannot be read.
@@ -38,6 +41,7 @@ class SetReport:
     dataset: str
     class_names: tuple[str, ...]
     class_counts: tuple[int, ...]
+    is_multi_label: bool
     identity: DataIdentity | None
     images: ImageCheck | None
     problems: tuple[str, ...]
@@ -54,6 +58,8 @@ class SetReport:
             "dataset": self.dataset,
             "usable": self.is_usable,
             "classes": list(self.class_names),
+            "counts": list(self.class_counts),
+            "multi_label": self.is_multi_label,
             "identity": None if self.identity is None else self.identity.to_json(),
             "images": None if found is None else found.num_images,
             "damaged": {} if found is None else dict(found.damaged),
@@ -77,7 +83,7 @@ class SetReport:
             named = zip(self.class_names[:_NUM_SHOWN], self.class_counts, strict=False)
             more = len(self.class_names) - _NUM_SHOWN
             lines.append(
-                "classes: "
+                ("labels: " if self.is_multi_label else "classes: ")
                 + ", ".join(f"{name} {count:,}" for name, count in named)
                 + (f" and {more:,} more" if more > 0 else "")
             )
@@ -107,12 +113,15 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
         problems, test_only = problems_of(layout, records.files), "train" not in layout.places
     elif is_streamed(dataset):
         records = find_records(config, root)
-    channels, num_classes = shape_of(dataset, root, test_only=test_only)
+    channels: int | None = None
     found: ImageData | None = None
     try:
-        found = load_data(
-            config, root=root, image_size=32, num_channels=channels or 3, num_classes=num_classes, test_only=test_only
-        )
+        if records is not None and dataset != "imagefolder":
+            found = StreamedData(config, records, 32, 3)
+        else:
+            channels, num_classes = shape_of(dataset, root, test_only=test_only)
+            settings: Any = {"num_channels": channels or 3, "num_classes": num_classes, "test_only": test_only}
+            found = load_data(config, root=root, image_size=32, **settings)
     except DataError as error:
         if records is None:  # of a set in memory nothing else can be told
             raise
@@ -127,13 +136,17 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
         if "train" in records.files and not decode:
             notes = (*notes, "training images: headers and ends only; --decode reads them whole")
     class_names = found.class_names if found is not None else () if records is None else records.class_names
-    first = None if records is None else next(iter(records.files.values()))
-    counts = () if first is None else tuple(first.counts.tolist())
+    counts: np.ndarray | None = None
+    if isinstance(found, ArrayData):
+        counts = found.counts
+    elif records is not None:
+        counts = next(iter(records.files.values())).counts
     return SetReport(
         data=told(str(data)),
         dataset=dataset,
         class_names=class_names,
-        class_counts=counts,
+        class_counts=() if counts is None else tuple(counts.tolist()),
+        is_multi_label=found is not None and found.is_multi_label,
         identity=None if found is None else found.identity(),
         images=images,
         problems=tuple(problems),

@@ -1,13 +1,14 @@
 """Which training images are held out: by class, or of images with several labels, by label."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from cvt_nas.config import DataConfig
 from cvt_nas.data.images import Split
-from cvt_nas.data.records import Role, guide_of, tested_of
+from cvt_nas.data.records import Role, counts_of, guide_of, tested_of
 from cvt_nas.errors import DataError
 
 NO_EFFECT = "data.search_fraction has no effect"
@@ -81,7 +82,7 @@ def hold_out(
     """
     from sklearn.model_selection import train_test_split
 
-    counts = np.bincount(labels) if labels.ndim == 1 else labels.sum(axis=0, dtype=np.int64)
+    counts = counts_of(labels, 0)
     if len(small := np.flatnonzero(counts == 1)):
         names = ", ".join(str(label if class_names is None else class_names[label]) for label in small[:5])
         more = f" and {len(small) - 5} more" if len(small) > 5 else ""
@@ -143,7 +144,8 @@ def _by_labels(
     """
     from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 
-    splitter = MultilabelStratifiedShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
+    share: Any = fraction  # which a default of text would have as text
+    splitter = MultilabelStratifiedShuffleSplit(n_splits=1, test_size=share, random_state=seed)
     try:
         _, taken = next(splitter.split(labels, labels))
     except ValueError:  # too few images for a share of them

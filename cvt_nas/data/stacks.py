@@ -111,7 +111,7 @@ def _read(place: Path, names: Iterable[str], read: Callable[[str], np.ndarray]) 
         images[role] = _images(raw, called)
         if raw.dtype != np.uint8 and (brightest := int(images[role].max())) < DIM:
             notes.append(f"{called}: no value is above {brightest} of 255, once read as 8 bits; scale white to the top")
-    told = {role: read(f"{prefix}labels") for role, prefix in found.items()}
+    told: dict[Role, np.ndarray] = {role: read(f"{prefix}labels") for role, prefix in found.items()}
     for role, prefix in found.items():
         if len(images[role]) != len(told[role]):
             raise DataError(

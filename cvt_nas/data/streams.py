@@ -32,7 +32,7 @@ from cvt_nas.data.images import (
 )
 from cvt_nas.data.loading import Portion, Reader, Source, Stream, free_shared_memory, num_on_their_way
 from cvt_nas.data.randaugment import augmented
-from cvt_nas.data.reading import Header, mode_of, read_header, read_pixels
+from cvt_nas.data.reading import Header, Mode, mode_of, read_header, read_pixels
 from cvt_nas.data.records import Images, Records, Role
 from cvt_nas.data.splitting import GUIDED, NO_EFFECT, rows_of_splits
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
@@ -93,7 +93,7 @@ class StreamedData:
     ) -> None:
         self._num_workers, self.num_cpus, self.shares_memory = config.num_workers, cpu_count(), True
         self._ahead: Stream | None = None  # what processes have begun to read for the next call
-        self.mode = mode_of(num_channels)
+        self.mode: Mode = mode_of(num_channels)
         self.records, self.class_names = records, records.class_names
         self.skipped = tuple(sorted(skipped))
         self._images: dict[Role, Images] = {
@@ -136,7 +136,7 @@ class StreamedData:
             if len(lost := np.flatnonzero(images.counts == 0)):
                 names = ", ".join(self.class_names[label] for label in lost[:5])
                 raise DataError(f"{images.place}: no image that can be read is left of {names}")
-        labels = {role: images.labels for role, images in self._images.items()}
+        labels: dict[Role, np.ndarray] = {role: images.labels for role, images in self._images.items()}
         self._source, self._rows = rows_of_splits(labels, config, self.class_names)
 
     def _notes(self, config: DataConfig, *, test_only: bool) -> Iterator[str]:
@@ -185,10 +185,11 @@ class StreamedData:
     def measured(self) -> frozenset[tuple[Role, str]]:
         """Splits and names of the images that are not trained on."""
         return frozenset(
-            (role, self._images[role].names[row])
-            for split in self._rows.keys() - {"train"}
-            for role in [self._source[split]]
-            for row in self._rows[split]
+            (role, names[row])
+            for split, role in self._source.items()
+            if split != "train"
+            for names in [list(self._images[role].names)]
+            for row in map(int, self._rows[split])
         )
 
     def headers(self, split: Split, places: np.ndarray) -> list[Header]:
@@ -196,7 +197,7 @@ class StreamedData:
         images, found = self._images[self._source[split]], list[Header]()
         for row in self._rows[split][places].tolist():
             with contextlib.suppress(DataError):
-                found.append(read_header(self.records.opener.source(images, row)))
+                found.append(read_header(self.records.opener.source(images, row), self.mode))
         return found
 
     @property

@@ -44,10 +44,8 @@ def _known(value: Any) -> Any:
     raise ValueError(f"got {show(value)}, must be {one_of(_NAMES)}, hf:NAME, torchvision:NAME, MODULE:NAME{near}")
 
 
-Dataset = Annotated[
-    str,
-    BeforeValidator(_known, json_schema_input_type=Literal[*_NAMES] | Annotated[str, Field(pattern=f"^({_BY_NAME})$")]),
-]
+_Shown: Any = Literal[*_NAMES] | Annotated[str, Field(pattern=f"^({_BY_NAME})$")]  # pyright: ignore[reportOperatorIssue]
+Dataset = Annotated[str, BeforeValidator(_known, json_schema_input_type=_Shown)]
 
 
 @validated(config=STRICT, frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Hugging Face's data sets: saved to disk, Parquet files or images with metadata in a folder, or on the hub."""
 
 import functools
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -103,8 +104,7 @@ class _Rows:
         return [int(sizes[split][int(number)]) for split, _, number in places]
 
     def _sizes_in(self, column: Any) -> np.ndarray:
-        import pyarrow.compute as pc
-
+        pc: Any = importlib.import_module("pyarrow.compute")  # whose functions are made as it is imported
         rows = column.with_format("arrow")[:][self._column]
         lengths = pc.binary_length(pc.struct_field(rows, "bytes")).to_pylist()
         paths = pc.struct_field(rows, "path").to_pylist() if None in lengths else lengths

@@ -12,7 +12,7 @@ import numpy as np
 from cvt_nas.config import DataConfig
 from cvt_nas.data.labels import Labels
 from cvt_nas.data.reading import Decoded
-from cvt_nas.data.records import Images, Opener, Records, Role, role_of, split_by_role
+from cvt_nas.data.records import Images, Opener, Records, Role, split_by_role
 from cvt_nas.errors import DataError, first_line
 
 BY_NAME = "torchvision:"
@@ -96,7 +96,7 @@ class _Rows:
 
 
 def _role_of(name: str) -> Role:
-    return next((role for role, words in _SPLITS.items() if name in words), None) or role_of(name) or "train"
+    return next(role for role, words in _SPLITS.items() if name in words)
 
 
 def _opened(config: DataConfig, root: Path) -> tuple[dict[str, Any], bool]:
@@ -172,7 +172,7 @@ def _values_of(images: Any, place: str, on_note: Callable[[str], None] | None) -
     except Exception as error:  # of whatever the set reads its images by
         raise DataError(f"{place}: cannot be read: {first_line(error)}") from error
     if values.dtype.kind not in "iu" or values.ndim > 2:
-        raise DataError(f"{place}: its images have no classes, but {first_line(repr(values[0]))}")
+        raise DataError(f"{place}: its images have no classes, but {repr(values[0])[:60]}")
     return values.astype(np.uint8 if values.ndim > 1 else np.int64)
 
 
