@@ -14,10 +14,14 @@ def is_plugin(name: str) -> bool:
     return ":" in name
 
 
+def find_modules_in(folder: str) -> None:
+    """Has Python find modules in `folder`, after all other places."""
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
 def load_plugin(name: str, setting: str) -> Callable[..., Any]:
     """What `MODULE:NAME` names: of an installed package, or of a file `MODULE.py` in the working folder.
-
-    The working folder stays on the path of modules, so that Ray's workers on this machine find it there, too.
 
     Args:
         setting: Where the name was found, for messages.
@@ -25,8 +29,7 @@ def load_plugin(name: str, setting: str) -> Callable[..., Any]:
     Raises:
         PluginError: There is no such module or name, it cannot be imported, or it is not callable.
     """
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)
+    find_modules_in(os.getcwd())
     try:
         found = pkgutil.resolve_name(name)
     except Exception as error:  # the module may raise whatever it likes

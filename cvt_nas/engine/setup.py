@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from cvt_nas.engine.criterion import criterion_of
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE
 from cvt_nas.engine.metrics import metric_of
 from cvt_nas.errors import DataError, RunFolderError
+from cvt_nas.plugins import find_modules_in, is_plugin
 from cvt_nas.results import DataIdentity
 from cvt_nas.run import RunFolder
 from cvt_nas.space import ArchSpace, NarrowedSpace, SearchSpace
@@ -88,6 +90,7 @@ class TrainingSetup:
         shared: Where trials begin with the weights that they inherit.
         init: Or with these, where it is one architecture that is trained; see `model.initialise`.
         shares_memory: Whether batches that processes read may be handed over in `/dev/shm`.
+        modules: Folder in which workers look for modules of the user's; None where none are named.
         identity: Of the data, once `checked` has looked at them; with the images that every worker leaves out.
     """
 
@@ -105,6 +108,7 @@ class TrainingSetup:
     init: Path | None = None
     shares_memory: bool = True
     identity: DataIdentity | None = None
+    modules: str | None = None
 
     @classmethod
     def of(cls, experiment: Experiment, *, run: RunFolder, data: str | Path | None, **settings: Any) -> Self:
@@ -123,6 +127,7 @@ class TrainingSetup:
             "num_classes": space.num_classes,
             "run": run,
             "shared": shared,
+            "modules": os.getcwd() if _names_plugins(experiment) else None,
         }
         return cls(**{**fields, **settings})
 
@@ -243,6 +248,8 @@ class TrainingSetup:
         return data if phase is None else data.of_classes(phase.classes)
 
     def _open_whole(self) -> ImageData:
+        if self.modules is not None:
+            find_modules_in(self.modules)
         if self._key not in _OPENED:
             skipped, listing = (), None
             if self.identity is not None:
@@ -279,6 +286,12 @@ class TrainingSetup:
         if self.shared.last_epoch == self.shared.config.epochs:
             return self.run.supernet.weights_path
         return self.run.supernet.phase_weights_path(self.shared.last_epoch)
+
+
+def _names_plugins(experiment: Experiment) -> bool:
+    training = (experiment.training, *(() if experiment.supernet is None else (experiment.supernet,)))
+    names = [experiment.data.dataset, *(name for each in training for name in (each.loss, each.metric))]
+    return any(map(is_plugin, names))
 
 
 _OPENED: dict[tuple[object, ...], ImageData] = {}  # the last data set that this process opened
