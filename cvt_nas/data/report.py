@@ -15,8 +15,8 @@ from cvt_nas.data.folders import records_of
 from cvt_nas.data.kinds import find_records
 from cvt_nas.data.layout import find_layout
 from cvt_nas.data.listing import list_images, problems_of
-from cvt_nas.data.reading import mode_of
 from cvt_nas.data.records import Records
+from cvt_nas.data.sources import mode_of
 from cvt_nas.data.streams import StreamedData
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
