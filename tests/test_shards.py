@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import webdataset
 from PIL import Image
 
 from cvt_nas.config import AugmentConfig
@@ -15,8 +16,6 @@ from cvt_nas.data import SPLITS, find_data
 from cvt_nas.data.report import check_set
 from cvt_nas.errors import DataError
 from image_folders import CPU, open_kind, sizes, trained, write_images
-
-webdataset = pytest.importorskip("webdataset")
 
 
 def picture(label: int, number: int, kind: str = "PNG") -> bytes:

@@ -58,6 +58,7 @@ def test_a_file_of_medmnist_has_its_own_validation_images_guide_the_search(chann
     report = check_set(path)
     assert report.is_usable
     assert "classes: 0 14, 1 13, 2 13" in report.lines()
+    assert report.to_json()["counts"] == {"train": [14, 13, 13], "search": [4, 4, 4], "test": [7, 7, 6]}
 
 
 def test_labels_of_zeros_and_ones_are_several_an_image_unless_each_image_has_exactly_one(tmp_path: Path) -> None:
