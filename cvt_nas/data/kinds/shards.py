@@ -19,7 +19,7 @@ from cvt_nas.data.library import library
 from cvt_nas.data.listing import load_records, save_records
 from cvt_nas.data.records import Images, Opener, Records, Role, role_of, split_by_role
 from cvt_nas.data.sources import Encoded
-from cvt_nas.data.tree import few, folders_in, in_byte_order, is_hidden, is_image
+from cvt_nas.data.tree import SUFFIXES, few, folders_in, in_byte_order, is_hidden
 from cvt_nas.errors import DataError
 from cvt_nas.run import cache_folder, write_atomically
 
@@ -157,7 +157,7 @@ def _samples_in(folder: Path, shard: str, column: Any) -> Iterator[_Sample]:
 def _sample_of(
     file: tarfile.TarFile, parts: Mapping[str, tarfile.TarInfo], shard: str, column: Any
 ) -> Iterator[_Sample]:
-    image = next((member for kind, member in parts.items() if is_image(f".{kind}")), None)
+    image = next((member for kind, member in parts.items() if f".{kind}" in SUFFIXES), None)
     if image is None:
         return
     name = f"{shard}/{image.name}"
