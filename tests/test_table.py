@@ -172,7 +172,7 @@ def test_rows_that_contradict_each_other_or_say_nothing_are_refused_by_name(
     assert "a single image is left of cow" in refused(cow, split_column="none")
     table = write([*rows, {**rows[0], "file": "./pictures/dog/../dog/3.png"}], tmp_path / "labels.csv")
     data: Any = open_kind(table)
-    assert data.notes[1] == f"{table}: 1 rows repeat another row, and are left out"
+    assert data.notes[1] == f"{table}: rows that repeat another, and are left out: 1"
     assert sizes(data) == [13, 5, 6]
 
 

@@ -57,7 +57,7 @@ def find(config: DataConfig, root: Path, *, on_note: Callable[[str], None] | Non
     _check_some_exist(paths, columns["image_column"], root)
     notes = [chosen(columns, config, root), *labels.notes]
     if repeated:
-        notes.append(f"{root}: {repeated:,} rows repeat another row, and are left out")
+        notes.append(f"{root}: rows that repeat another, and are left out: {repeated:,}")
     return Records(
         root=root,
         class_names=labels.names,
