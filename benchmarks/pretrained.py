@@ -151,13 +151,13 @@ def write_images(data: Path, folder: Path, labels: tuple[int, ...], *, num_train
         return
     arrays, partial = open_arrays("fashion-mnist", data), folder.with_name(f".{folder.name}")
     for label in labels:
-        rows = np.random.default_rng(0).permutation(np.flatnonzero(arrays.train_labels == label))
+        rows = np.random.default_rng(0).permutation(np.flatnonzero(arrays.labels["train"] == label))
         num_val = NUM_VALIDATION // len(labels)
         last = None if num_train is None else num_val + num_train // len(labels)
         parts = {
-            "val": (arrays.train_images, rows[:num_val]),
-            "train": (arrays.train_images, rows[num_val:last]),
-            "test": (arrays.test_images, np.flatnonzero(arrays.test_labels == label)),
+            "val": (arrays.images["train"], rows[:num_val]),
+            "train": (arrays.images["train"], rows[num_val:last]),
+            "test": (arrays.images["test"], np.flatnonzero(arrays.labels["test"] == label)),
         }
         for split, (images, chosen) in parts.items():
             place = partial / split / arrays.class_names[label].replace("/", "-")

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cvt_nas.config import AugmentConfig, DataConfig, SupernetConfig, TrainingConfig
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import Checkpoint, SharedWeights, TrainingSetup, fit, supernet_reports, train_supernet
+from cvt_nas.engine.criterion import Criterion
 from cvt_nas.engine.memory import MicroBatches
 from cvt_nas.engine.optimization import TrainingState, optimizer_of
 from cvt_nas.engine.subnets import SubnetSampler
@@ -184,6 +185,7 @@ def gradients(rank: int = 0, world_size: int = 1, **settings: Any) -> dict[str, 
         state = TrainingState(
             model=model, averaged=None, optimizer=optimizer_of(model, config, CPU),
             scaler=torch.amp.GradScaler("cpu", enabled=False),
+            criterion=Criterion("cross_entropy", label_smoothing=config.label_smoothing),
         )  # fmt: skip
         cut = MicroBatches(config, model, CPU, batch_size=51, meter=None, is_uneven=True)
         if kind == "trial":

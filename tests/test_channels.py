@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from cvt_nas.cli import main
@@ -17,8 +18,6 @@ from cvt_nas.errors import DataError, SpaceFileError
 from cvt_nas.run import RunFolder
 from cvt_nas.train import train
 from image_folders import CPU, NAMES, SPACE, open_folder, open_kind, sizes, write_images
-
-tifffile = pytest.importorskip("tifffile")
 
 
 def pixels_of(index: int, number: int, channels: int) -> np.ndarray:

@@ -32,7 +32,7 @@ def test_parts_of_a_batch_add_up_to_the_whole_with_weights() -> None:
 
 
 def test_binary_cross_entropy_takes_indices_as_timm_does() -> None:
-    from timm.loss import BinaryCrossEntropy
+    from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 
     expected = BinaryCrossEntropy(smoothing=0.1)(LOGITS, LABELS)
     assert Criterion("binary_cross_entropy", label_smoothing=0.1)(LOGITS, LABELS) == pytest.approx(float(expected))

@@ -43,9 +43,7 @@ def lent_of(model: CvT, **changes: Any) -> Lent:
 
 
 def images_for(arch: ArchConfig) -> torch.Tensor:
-    return torch.randn(
-        2, arch.num_channels, arch.image_size, arch.image_size, generator=torch.Generator().manual_seed(1)
-    )
+    return torch.randn(2, *arch.image_shape, generator=torch.Generator().manual_seed(1))
 
 
 @given(arch=archs(), knows_heads=st.booleans())

@@ -104,10 +104,10 @@ def test_a_folder_of_transformers_sees_images_as_its_processor_prepares_them(
 ) -> None:
     from transformers import ConvNextImageProcessor
 
-    from cvt_nas.evaluate import accuracy
+    from cvt_nas.engine import evaluation
 
-    answers, original = list[torch.Tensor](), accuracy.logits_of
-    monkeypatch.setattr(accuracy, "logits_of", lambda *about: answers.append(original(*about)) or answers[-1])
+    answers, original = list[torch.Tensor](), evaluation.logits_of
+    monkeypatch.setattr(evaluation, "logits_of", lambda *about: answers.append(original(*about)) or answers[-1])
 
     port = port_of(GELU, tmp_path / "port")
     means, deviations = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
@@ -129,11 +129,11 @@ def test_a_folder_of_transformers_sees_images_as_its_processor_prepares_them(
 
 
 def test_from_384_pixels_on_the_whole_image_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cvt_nas.evaluate import accuracy
+    from cvt_nas.engine import evaluation
 
     seen = []
-    original = accuracy.logits_of
-    monkeypatch.setattr(accuracy, "logits_of", lambda model, images, training, prepared: (
+    original = evaluation.logits_of
+    monkeypatch.setattr(evaluation, "logits_of", lambda model, images, training, prepared: (
         seen.append(prepared(images)) or original(model, images, training, prepared)
     ))  # fmt: skip
     torch.save(build_model(RGB).state_dict(), tmp_path / "w.pth")
@@ -312,10 +312,10 @@ def processors() -> dict[str, Any]:
 def test_images_are_prepared_as_transformers_does_by_the_same_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cvt_nas.evaluate import accuracy
+    from cvt_nas.engine import evaluation
 
-    seen, original = list[torch.Tensor](), accuracy.logits_of
-    monkeypatch.setattr(accuracy, "logits_of", lambda model, images, settings, prepared: (
+    seen, original = list[torch.Tensor](), evaluation.logits_of
+    monkeypatch.setattr(evaluation, "logits_of", lambda model, images, settings, prepared: (
         seen.append(prepared(images)) or original(model, images, settings, prepared)
     ))  # fmt: skip
     processor = processors()[name]

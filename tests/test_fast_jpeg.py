@@ -11,6 +11,7 @@ from sklearn.datasets import load_sample_images
 
 from cvt_nas.data import reading
 from cvt_nas.data.reading import read_image, read_pixels
+from cvt_nas.data.sources import Mode
 from cvt_nas.errors import DataError
 
 pytest.importorskip("simplejpeg")
@@ -51,7 +52,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_pixels_are_pillow_s(kind: str, mode: str, tmp_path: Path) -> None:
+def test_the_pixels_are_pillow_s(kind: str, mode: Mode, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jpg", **KINDS[kind])
     found, expected = read_pixels(path, mode), np.asarray(read_image(path, mode))
     assert np.array_equal(np.asarray(found).reshape(expected.shape), expected)

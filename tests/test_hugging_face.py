@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,6 @@ from cvt_nas.run import RunFolder
 from image_folders import CPU, NAMES, SPACE, open_kind, sizes, trained, write_images
 from test_listing import as_in_another_process
 
-datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*metadata.csv:ResourceWarning")  # the library's
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,7 +206,7 @@ def unbalanced_table(to: Path) -> Path:
     """A CSV with two labels, of which one is rare."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     (to / "scans").mkdir(parents=True)
     lines = ["file,even,seven"]
     for number, (image, value) in enumerate(zip(digits.images[:600], digits.target[:600], strict=True)):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, load_arch
 from cvt_nas.config import Experiment
-from cvt_nas.engine import TrainingSetup, progress_reports
+from cvt_nas.engine import TrainingReport, TrainingSetup, progress_reports
 from cvt_nas.errors import ArchError, RunFolderError
 from cvt_nas.model import (
     CvT,
@@ -282,8 +282,8 @@ class StoppedError(Exception):
     """What a training is interrupted with."""
 
 
-def stop_after(epoch: int) -> Callable[[dict[str, Any]], None]:
-    def on_report(report: dict[str, Any]) -> None:
+def stop_after(epoch: int) -> Callable[[TrainingReport], None]:
+    def on_report(report: TrainingReport) -> None:
         if report["epoch"] == epoch:
             raise StoppedError
 

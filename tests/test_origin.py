@@ -1,4 +1,5 @@
 from importlib import metadata
+from typing import Any
 
 import pytest
 
@@ -12,5 +13,5 @@ def test_a_run_can_begin_where_the_package_is_not_installed(monkeypatch: pytest.
         return "1.0"
 
     monkeypatch.setattr(metadata, "version", version)
-    versions = origin()["versions"]
+    versions: Any = origin()["versions"]
     assert (versions["cvt-nas"], versions["torch"]) == ("not installed", "1.0")

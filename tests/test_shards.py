@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import webdataset
 from PIL import Image
 
 from cvt_nas.config import AugmentConfig
@@ -15,8 +16,6 @@ from cvt_nas.data import SPLITS, find_data
 from cvt_nas.data.report import check_set
 from cvt_nas.errors import DataError
 from image_folders import CPU, open_kind, sizes, trained, write_images
-
-webdataset = pytest.importorskip("webdataset")
 
 
 def picture(label: int, number: int, kind: str = "PNG") -> bytes:
@@ -47,6 +46,7 @@ def write_set(root: Path, names: tuple[str, ...] = ("train-000.tar", "train-001.
 )
 def test_shards_have_the_splits_that_their_names_tell(names: tuple[str, ...], tmp_path: Path) -> None:
     root = write_set(tmp_path / "set", names)
+    write(root / names[0], range(12), **{"depth.png": picture(2, 0)})
     assert find_data(root) == ("webdataset", root)
     data: Any = open_kind(root)
     assert (data.class_names, sizes(data)) == (("0", "1", "2"), [18, 6, 12])

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from cvt_nas.config import AugmentConfig
-from cvt_nas.data import SPLITS, find_data, shape_of
+from cvt_nas.config import AugmentConfig, DataConfig
+from cvt_nas.data import SPLITS, find_data, load_data, shape_of
 from cvt_nas.data.report import check_set
 from cvt_nas.errors import DataError
-from image_folders import CPU, open_kind, sizes
+from image_folders import CPU, open_kind, sizes, write_images
 
 SIZES = {"train": 40, "val": 12, "test": 20}
 
@@ -58,6 +58,7 @@ def test_a_file_of_medmnist_has_its_own_validation_images_guide_the_search(chann
     report = check_set(path)
     assert report.is_usable
     assert "classes: 0 14, 1 13, 2 13" in report.lines()
+    assert report.to_json()["counts"] == {"train": [14, 13, 13], "search": [4, 4, 4], "test": [7, 7, 6]}
 
 
 def test_labels_of_zeros_and_ones_are_several_an_image_unless_each_image_has_exactly_one(tmp_path: Path) -> None:
@@ -119,6 +120,17 @@ def test_arrays_that_do_not_fit_are_one_line(
     for place in (write_npz(tmp_path / "set.npz", **arrays), write_npy(tmp_path / "set", **arrays)):
         with pytest.raises(DataError, match=message):
             open_kind(place, num_channels=1)
+
+
+def test_a_space_file_that_names_another_kind_is_told_which_it_is(tmp_path: Path) -> None:
+    folder = write_npy(tmp_path / "set", **arrays_of())
+    with pytest.raises(
+        DataError, match=r"must hold train/ and val/.*; it seems to be of another kind: data.dataset: n"
+    ):
+        load_data(DataConfig(dataset="imagefolder"), root=folder, image_size=16, num_channels=1, num_classes=3)
+    write_images(folder / "train")
+    write_images(folder / "val")
+    assert find_data(folder)[0] == "imagefolder"
 
 
 def test_files_that_are_no_arrays_are_one_line(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cvt_nas.config import parse_experiment
+from cvt_nas.config import AugmentConfig, parse_experiment
 from cvt_nas.data import SPLITS, StreamedData, find_data, shape_of
 from cvt_nas.data.report import check_set
 from cvt_nas.engine import TrainingSetup
@@ -124,6 +124,10 @@ def test_an_image_may_have_several_labels(kind: str, tmp_path: Path) -> None:
         assert data.labels(split).any(axis=0).all()
     _, targets = next(data.eval_batches("train", batch_size=8, device=CPU))
     np.testing.assert_array_equal(targets.numpy(), data.labels("train")[:8])
+    with_worker = open_kind(tmp_path / ("t.parquet" if kind == "lists" else "t.csv"), num_workers=1)
+    augment = AugmentConfig(mixup=0.2)
+    for batch in with_worker.train_batches(batch_size=4, augment=augment, device=CPU, seed=0, epoch=0):
+        assert (batch[1].dtype, batch[1].shape) == (torch.float32, (4, 3))
     if kind != "separated":
         assert sum(int(data.labels(split).sum()) for split in SPLITS) == tags.sum()
 
@@ -168,7 +172,7 @@ def test_rows_that_contradict_each_other_or_say_nothing_are_refused_by_name(
     assert "a single image is left of cow" in refused(cow, split_column="none")
     table = write([*rows, {**rows[0], "file": "./pictures/dog/../dog/3.png"}], tmp_path / "labels.csv")
     data: Any = open_kind(table)
-    assert data.notes[1] == f"{table}: 1 rows repeat another row, and are left out"
+    assert data.notes[1] == f"{table}: rows that repeat another, and are left out: 1"
     assert sizes(data) == [13, 5, 6]
 
 

@@ -18,7 +18,7 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from conftest import Watch, own_processes, small_digits
 from cvt_nas import search
 from cvt_nas.config import parse_experiment
-from cvt_nas.engine import TrainingSetup
+from cvt_nas.engine import TrainingReport, TrainingSetup
 from cvt_nas.errors import DataError, TrainingEndedError
 from cvt_nas.launch.cluster import connect_ray, start_local_ray
 from cvt_nas.launch.devices import WorkerLostError, WorkersFailedError, ending_in, training_reports
@@ -38,7 +38,7 @@ def two_gpus() -> Iterator[None]:
     ray.shutdown()
 
 
-def train(path: Path) -> tuple[Generator[dict[str, Any], None, None], Path]:
+def train(path: Path) -> tuple[Generator[TrainingReport, None, None], Path]:
     """A training of a thousand epochs on two ranks, which has begun, and its checkpoint."""
     setup = TrainingSetup.of(LONG, run=RunFolder(path), data=None)
     path.mkdir(exist_ok=True)
@@ -131,7 +131,7 @@ class TestOnTwoGpus:
         assert set(range(4)) - set(whole) <= set(paused)
 
 
-def heard(reports: Callable[..., Iterator[dict[str, Any]]], path: Path, **changes: Any) -> list[dict[str, Any]]:
+def heard(reports: Callable[..., Iterator[Any]], path: Path, **changes: Any) -> list[dict[str, Any]]:
     """What is heard of `reports`, which each rank runs instead of a training."""
     setup = TrainingSetup.of(LONG, run=RunFolder(path), data=None)
     options: dict[str, Any] = {"num_ranks": 1, "cpus_per_rank": 1, "use_gpus": False, **changes}

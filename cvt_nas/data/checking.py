@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cvt_nas.data.reading import Header, Mode, Source, decode, read_header
+from cvt_nas.data.reading import Header, decode, read_header
 from cvt_nas.data.records import Images, Records, Role
+from cvt_nas.data.sources import Mode, Source
 from cvt_nas.data.stacks import DIM
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told

@@ -11,6 +11,8 @@ from jaxtyping import UInt8
 from cvt_nas.data.tree import few, in_byte_order
 from cvt_nas.errors import DataError
 
+# names of a column or key of labels
+USUAL = ("label", "labels", "class", "classes", "class_name", "cls", "category", "target", "tags")
 AUTO_SEPARATOR, NO_SEPARATOR = "|", "none"
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _INDEX = re.compile(r"0|-?[1-9]\d{0,17}")

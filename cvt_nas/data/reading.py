@@ -17,11 +17,12 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from cvt_nas.data.channels import header_of, is_array, read_channels
+from cvt_nas.data.sources import Decoded, Encoded, Mode, Source
 from cvt_nas.errors import DataError
 
 # What Pillow's `convert` does as it should
@@ -46,45 +47,6 @@ _NUM_CHANNELS = {"L": 1, "RGB": 3}
 _JPEG, _METADATA = b"\xff\xd8\xff", b"\xff\xe1"  # how a file begins, and EXIF and XMP in it
 # Of the suffixes that are read; another may start a program, as Ghostscript
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Encoded:
-    """The bytes of an image that has no file of its own.
-
-    Args:
-        name: What messages call it.
-    """
-
-    name: str
-    content: bytes
-
-    def __str__(self) -> str:
-        return self.name
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decoded:
-    """An image that a library has decoded, Pillow's.
-
-    Args:
-        name: What messages call it.
-    """
-
-    name: str
-    image: Any
-
-    def __str__(self) -> str:
-        return self.name
-
-
-Source = str | Path | Encoded | Decoded  # of an image: its file, what would be in it, or itself
-Mode = Literal["L", "RGB"] | int  # as which an image is read: grey, colour, or so many channels
-
-
-def mode_of(num_channels: int) -> Mode:
-    modes: dict[int, Mode] = {1: "L", 3: "RGB"}
-    return modes.get(num_channels, num_channels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,6 @@
 """What `cvt-nas check` tells of a data set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from cvt_nas.config import DataConfig, is_streamed
-from cvt_nas.data import ImageData, find_data, load_data, shape_of
+from cvt_nas.data import SPLITS, ImageData, Split, find_data, load_data, shape_of
 from cvt_nas.data.arrays import ArrayData
 from cvt_nas.data.checking import ImageCheck, check_images
 from cvt_nas.data.folders import records_of
 from cvt_nas.data.kinds import find_records
 from cvt_nas.data.layout import find_layout
 from cvt_nas.data.listing import list_images, problems_of
-from cvt_nas.data.reading import mode_of
-from cvt_nas.data.records import Records
+from cvt_nas.data.records import Records, counts_of
+from cvt_nas.data.sources import mode_of
 from cvt_nas.data.streams import StreamedData
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
@@ -31,6 +31,7 @@ class SetReport:
 
     Args:
         class_counts: Training images of each class or label, or where there are none, the others.
+        split_counts: Of each split as a training has it, the images of each class or label.
         is_multi_label: Whether an image may have several of them.
         identity: None where its images cannot be split for a training.
         images: None of a set in memory, which is read as a whole.
@@ -41,6 +42,7 @@ class SetReport:
     dataset: str
     class_names: tuple[str, ...]
     class_counts: tuple[int, ...]
+    split_counts: Mapping[Split, tuple[int, ...]]
     is_multi_label: bool
     identity: DataIdentity | None
     images: ImageCheck | None
@@ -58,7 +60,7 @@ class SetReport:
             "dataset": self.dataset,
             "usable": self.is_usable,
             "classes": list(self.class_names),
-            "counts": list(self.class_counts),
+            "counts": {split: list(counts) for split, counts in self.split_counts.items()},
             "multi_label": self.is_multi_label,
             "identity": None if self.identity is None else self.identity.to_json(),
             "images": None if found is None else found.num_images,
@@ -136,6 +138,7 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
         if "train" in records.files and not decode:
             notes = (*notes, "training images: headers and ends only; --decode reads them whole")
     class_names = found.class_names if found is not None else () if records is None else records.class_names
+    identity = None if found is None else found.identity()
     counts: np.ndarray | None = None
     if isinstance(found, ArrayData):
         counts = found.counts
@@ -146,9 +149,15 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
         dataset=dataset,
         class_names=class_names,
         class_counts=() if counts is None else tuple(counts.tolist()),
+        split_counts={} if found is None or identity is None else _split_counts(found, identity),
         is_multi_label=found is not None and found.is_multi_label,
-        identity=None if found is None else found.identity(),
+        identity=identity,
         images=images,
         problems=tuple(problems),
         notes=notes,
     )
+
+
+def _split_counts(data: ImageData, identity: DataIdentity) -> dict[Split, tuple[int, ...]]:
+    splits = [split for split in SPLITS if split in identity.splits]
+    return {split: tuple(counts_of(data.labels(split), len(data.class_names)).tolist()) for split in splits}

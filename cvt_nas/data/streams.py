@@ -32,8 +32,9 @@ from cvt_nas.data.images import (
 )
 from cvt_nas.data.loading import Portion, Reader, Source, Stream, free_shared_memory, num_on_their_way
 from cvt_nas.data.randaugment import augmented
-from cvt_nas.data.reading import Header, Mode, mode_of, read_header, read_pixels
+from cvt_nas.data.reading import Header, read_header, read_pixels
 from cvt_nas.data.records import Images, Records, Role
+from cvt_nas.data.sources import Mode, mode_of
 from cvt_nas.data.splitting import GUIDED, NO_EFFECT, rows_of_splits
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
 from cvt_nas.errors import DataError

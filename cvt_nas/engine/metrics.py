@@ -1,6 +1,7 @@
 """What a search maximises: how good a network's answers on a split are, from 0 to 1."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,8 +80,9 @@ def _accuracy(logits: Answers, labels: Labels) -> float:
 def _balanced_accuracy(logits: Answers, labels: Labels) -> float:
     from sklearn.metrics import recall_score
 
-    found = recall_score(labels, logits.argmax(axis=1), labels=np.unique(labels), average="macro", zero_division=0)
-    return float(found)
+    known: Any = np.unique(labels)
+    options: dict[str, Any] = {"labels": known, "average": "macro", "zero_division": 0}
+    return float(recall_score(labels, logits.argmax(axis=1), **options))
 
 
 def _macro_f1(logits: Answers, labels: Labels) -> float:
@@ -90,7 +92,8 @@ def _macro_f1(logits: Answers, labels: Labels) -> float:
     if labels.ndim == 2:
         known = np.flatnonzero(labels.any(axis=0) | answers.any(axis=0))
         labels, answers = labels[:, known], answers[:, known].astype(labels.dtype)
-    return float(f1_score(labels, answers, average="macro", zero_division=0))
+    options: dict[str, Any] = {"average": "macro", "zero_division": 0}
+    return float(f1_score(labels, answers, **options))
 
 
 def _mean_average_precision(logits: Answers, labels: Labels) -> float:

@@ -84,7 +84,8 @@ def _worst(found: list[tuple[float, dict[str, str]]]) -> list[tuple[float, dict[
 def _named(label: Tensor, class_names: Sequence[str]) -> str:
     if label.ndim == 0:
         return class_names[int(label)]
-    return ", ".join(class_names[index] for index in torch.nonzero(label).flatten().tolist()) or "none"
+    names = [class_names[index] for index in torch.nonzero(label).flatten().tolist()]
+    return ", ".join(names) or "none"
 
 
 def _data_url(image: UInt8[Tensor, "channels height width"]) -> str:

@@ -23,7 +23,8 @@ def class_frame(labels: np.ndarray, answers: np.ndarray, class_names: tuple[str,
     from sklearn.metrics import precision_recall_fscore_support
 
     indices = np.arange(len(class_names))
-    found: Any = precision_recall_fscore_support(labels, answers, labels=indices, zero_division=0)
+    options: dict[str, Any] = {"labels": indices, "zero_division": 0}
+    found: Any = precision_recall_fscore_support(labels, answers, **options)
     precision, recall, f1, images = found
     answered = answers.sum(axis=0) if answers.ndim == 2 else np.bincount(answers[answers >= 0], minlength=len(indices))
     return pd.DataFrame(

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from cvt_nas.arch import ArchConfig, ImageSize
 from cvt_nas.config import TrainingConfig
 from cvt_nas.data.images import Preprocessing
-from cvt_nas.data.reading import mode_of, read_pixels
+from cvt_nas.data.reading import read_pixels
+from cvt_nas.data.sources import Mode, mode_of
 from cvt_nas.data.streams import usual_preprocessing
 from cvt_nas.data.transforms import EvalTransform
 from cvt_nas.data.tree import is_hidden, is_image
@@ -209,7 +210,7 @@ class _Images(Dataset):
 
     def __init__(self, paths: Sequence[str], preprocessing: Preprocessing) -> None:
         self._paths, self._transform = paths, EvalTransform(preprocessing)
-        self._mode = mode_of(len(preprocessing.mean))
+        self._mode: Mode = mode_of(len(preprocessing.mean))
 
     def __len__(self) -> int:
         return len(self._paths)

@@ -10,8 +10,9 @@ from cvt_nas.data.kinds import hugging_face, own_sets, shards, table, torchvisio
 from cvt_nas.data.kinds.hugging_face import is_hugging_face
 from cvt_nas.data.kinds.shards import is_shards
 from cvt_nas.data.listing import load_records
-from cvt_nas.data.records import Records
+from cvt_nas.data.records import Records, role_of
 from cvt_nas.data.stacks import stacks_in
+from cvt_nas.data.tree import folders_in
 from cvt_nas.errors import DataError
 
 __all__ = ["find_records", "kind_of_file", "kind_of_folder"]
@@ -38,7 +39,7 @@ def kind_of_file(path: Path) -> Dataset:
 
 def kind_of_folder(folder: Path) -> Dataset:
     """The kind of data set that a folder holds; of class folders where it is no other one."""
-    if stacks_in(folder):
+    if stacks_in(folder) and not any(role_of(name) for name in folders_in(folder)):
         return "npy"
     if is_hugging_face(folder):
         return "huggingface"
@@ -71,7 +72,13 @@ def find_records(
             raise DataError(
                 f"--data {root}: is a file, and {config.dataset} a folder: data.dataset must be {kind_of_file(root)}"
             )
-        return find_folders(config.dataset, root, test_only=test_only, listing=listing, on_note=on_note)
+        try:
+            return find_folders(config.dataset, root, test_only=test_only, listing=listing, on_note=on_note)
+        except DataError as error:
+            other = "imagefolder" if root is None or not root.is_dir() else kind_of_folder(root)
+            if other == "imagefolder":
+                raise
+            raise DataError(f"{error}; it seems to be of another kind: data.dataset: {other}") from error
     if root is None and not is_by_name(config.dataset):
         raise DataError(f"{config.dataset}: name it by --data")
     if root is not None and not root.exists() and "{" not in root.name and not is_by_name(config.dataset):

@@ -1,6 +1,5 @@
 """Hugging Face's data sets: saved to disk, Parquet files or images with metadata in a folder, or on the hub."""
 
-import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,17 +11,16 @@ from typing import Any
 import numpy as np
 
 from cvt_nas.config import DataConfig
-from cvt_nas.data.labels import Labels, labels_of, several
+from cvt_nas.data.labels import USUAL, Labels, labels_of, several
 from cvt_nas.data.library import library
-from cvt_nas.data.reading import Encoded
 from cvt_nas.data.records import Images, Opener, Records, role_of, split_by_role
+from cvt_nas.data.sources import Encoded
 from cvt_nas.data.tree import few, folders_in, is_hidden
 from cvt_nas.errors import DataError, first_line
 
 ON_HUB = "hf:"
 _SAVED = ("dataset_dict.json", "state.json")
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-_USUAL = ("label", "labels", "class", "category", "target", "tags")
 
 
 def is_hugging_face(folder: Path) -> bool:
@@ -43,9 +41,9 @@ def is_hugging_face(folder: Path) -> bool:
 
 
 def opener_of(config: DataConfig, root: Path | None) -> Opener:
-    rows = _Rows(dataset=config.dataset, root=root, column=config.image_column)
-    assert rows.columns  # opened here, and not by each process that is forked
-    return rows
+    sets = _opened(config.dataset, root)[0]
+    features = next(iter(sets.values())).features
+    return _rows(sets, _image_column(features, config.image_column, root or Path(config.dataset)))
 
 
 def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None] | None = None) -> Records:
@@ -75,23 +73,27 @@ def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None
         root=place,
         class_names=found.names,
         files=split_by_role(place, found.names, names, found.values, roles),
-        opener=_Rows(dataset=config.dataset, root=root, column=image),
+        opener=_rows(sets, image),
         notes=(*notes, *found.notes),
         is_marked=is_marked,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Rows:
-    """Each image is a row; names are a split and the row in it."""
+    """Each image is a row; names are a split and the row in it.
 
-    dataset: str
-    root: Path | None
-    column: str | None
+    Args:
+        columns: Of each split, the set with the column of images alone, which are left encoded.
+        column: Its name.
+    """
+
+    columns: Mapping[str, Any]
+    column: str
 
     def source(self, images: Images, row: int) -> str | Encoded:
         split, _, number = images.names[row].rpartition("/")
-        image = self.columns[split][int(number)][self._column]
+        image = self.columns[split][int(number)][self.column]
         if image is None or (image["bytes"] is None and image["path"] is None):
             raise DataError(f"{images.root}/{images.names[row]}: has no image")
         if image["bytes"] is None:
@@ -105,7 +107,7 @@ class _Rows:
 
     def _sizes_in(self, column: Any) -> np.ndarray:
         pc: Any = importlib.import_module("pyarrow.compute")  # whose functions are made as it is imported
-        rows = column.with_format("arrow")[:][self._column]
+        rows = column.with_format("arrow")[:][self.column]
         lengths = pc.binary_length(pc.struct_field(rows, "bytes")).to_pylist()
         paths = pc.struct_field(rows, "path").to_pylist() if None in lengths else lengths
         return np.array([
@@ -113,20 +115,13 @@ class _Rows:
             for length, path in zip(lengths, paths, strict=True)
         ])  # fmt: skip
 
-    @functools.cached_property
-    def _column(self) -> str:
-        features = next(iter(_opened(self.dataset, self.root)[0].values())).features
-        return _image_column(features, self.column, self.root or Path(self.dataset))
 
-    @functools.cached_property
-    def columns(self) -> Mapping[str, Any]:
-        """Of each split, the column of images, which are left encoded."""
-        datasets = library("datasets", extra="datasets", of=self.dataset)
-        sets, _, _ = _opened(self.dataset, self.root)
-        encoded = datasets.Image(decode=False)
-        return {
-            name: each.select_columns([self._column]).cast_column(self._column, encoded) for name, each in sets.items()
-        }
+def _rows(sets: Mapping[str, Any], column: str) -> _Rows:
+    import datasets
+
+    encoded = datasets.Image(decode=False)
+    columns = {name: each.select_columns([column]).cast_column(column, encoded) for name, each in sets.items()}
+    return _Rows(columns=columns, column=column)
 
 
 def _opened(dataset: str, root: Path | None) -> tuple[dict[str, Any], bool, list[str]]:
@@ -187,7 +182,7 @@ def _label_column(features: Mapping[str, Any], wanted: str | Sequence[str] | Non
             raise DataError(f"{place}: data.label_column: there is no column {wanted}, but {few(list(features))}")
         return wanted
     of_classes = [name for name, feature in features.items() if _class_names(feature) is not None]
-    usual = [name for name in features if name.lower() in _USUAL]
+    usual = [name for name in features if name.lower() in USUAL]
     for like in (of_classes, [name for name in of_classes if name in usual], usual):
         if len(like) == 1:
             return like[0]

@@ -9,8 +9,8 @@ import numpy as np
 
 from cvt_nas.config import DataConfig
 from cvt_nas.data.kinds.torchvision_sets import records_of_sets
-from cvt_nas.data.reading import Decoded
 from cvt_nas.data.records import Images, Opener, Records, role_of
+from cvt_nas.data.sources import Decoded
 from cvt_nas.errors import PluginError, first_line
 from cvt_nas.plugins import load_plugin
 

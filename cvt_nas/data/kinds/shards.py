@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 
 from cvt_nas.config import DataConfig
-from cvt_nas.data.labels import labels_of
+from cvt_nas.data.labels import USUAL, labels_of
 from cvt_nas.data.library import library
 from cvt_nas.data.listing import load_records, save_records
-from cvt_nas.data.reading import Encoded
 from cvt_nas.data.records import Images, Opener, Records, Role, role_of, split_by_role
-from cvt_nas.data.tree import few, folders_in, in_byte_order, is_hidden, is_image
+from cvt_nas.data.sources import Encoded
+from cvt_nas.data.tree import SUFFIXES, few, folders_in, in_byte_order, is_hidden
 from cvt_nas.errors import DataError
 from cvt_nas.run import cache_folder, write_atomically
 
 SUFFIX = ".tar"
 _SAMPLE = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<kind>[^/]+)")  # as the library takes names apart
-_USUAL = ("label", "labels", "cls", "class", "category", "target", "tags")
 _INDEX = 1  # version of what is kept of shards
 _NUM_THREADS = 8
 
@@ -79,7 +78,7 @@ def _records_of(config: DataConfig, root: Path, shards: Sequence[str]) -> Record
         where = "" if config.label_column is None else f" under {config.label_column}"
         raise DataError(
             f"{root}: {len(lost):,} of {len(samples):,} images have no label{where}, {lost[0]} the first: each "
-            f"needs a file .cls, or a .json with one under {', '.join(_USUAL)} or data.label_column"
+            f"needs a file .cls, or a .json with one under {', '.join(USUAL)} or data.label_column"
         )
     labels = labels_of([sample.label for sample in samples], separator=config.label_separator, place=str(root))
     own_roles = [roles[shard] or "train" for shard, own in zip(shards, found, strict=True) for _ in own]
@@ -158,7 +157,7 @@ def _samples_in(folder: Path, shard: str, column: Any) -> Iterator[_Sample]:
 def _sample_of(
     file: tarfile.TarFile, parts: Mapping[str, tarfile.TarInfo], shard: str, column: Any
 ) -> Iterator[_Sample]:
-    image = next((member for kind, member in parts.items() if is_image(f".{kind}")), None)
+    image = next((member for kind, member in parts.items() if f".{kind}" in SUFFIXES), None)
     if image is None:
         return
     name = f"{shard}/{image.name}"
@@ -175,7 +174,7 @@ def _sample_of(
             tree = json.loads(content("json"))
         except ValueError as error:
             raise DataError(f"{name}: its .json is damaged: {error}") from error
-        keys = [column] if column is not None else _USUAL
+        keys = [column] if column is not None else USUAL
         label = next((tree[key] for key in keys if tree.get(key) is not None), None) if isinstance(tree, dict) else None
     yield _Sample(name=name, extent=(image.offset_data, image.size), label=label if label != "" else None)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cvt_nas.config import DataConfig
-from cvt_nas.data.labels import Labels, are_flags, flags_of, labels_of
+from cvt_nas.data.labels import USUAL, Labels, are_flags, flags_of, labels_of
 from cvt_nas.data.library import library
 from cvt_nas.data.records import Files, Opener, Records, role_of, split_by_role
 from cvt_nas.data.tree import few, is_image
@@ -24,7 +24,7 @@ _NAMED: Mapping[str, tuple[str, ...]] = {
         "image", "images", "image_path", "imagepath", "path", "filepath", "file_path", "file", "filename",
         "file_name", "image_name", "img", "img_path",
     ),
-    "label_column": ("label", "labels", "class", "classes", "class_name", "category", "target", "tags"),
+    "label_column": USUAL,
     "split_column": ("split", "set", "subset", "partition", "phase"),
 }  # fmt: skip
 _LOOKED_AT = 200  # rows
@@ -57,7 +57,7 @@ def find(config: DataConfig, root: Path, *, on_note: Callable[[str], None] | Non
     _check_some_exist(paths, columns["image_column"], root)
     notes = [chosen(columns, config, root), *labels.notes]
     if repeated:
-        notes.append(f"{root}: {repeated:,} rows repeat another row, and are left out")
+        notes.append(f"{root}: rows that repeat another, and are left out: {repeated:,}")
     return Records(
         root=root,
         class_names=labels.names,

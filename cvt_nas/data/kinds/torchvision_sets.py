@@ -11,8 +11,8 @@ import numpy as np
 
 from cvt_nas.config import DataConfig
 from cvt_nas.data.labels import Labels
-from cvt_nas.data.reading import Decoded
 from cvt_nas.data.records import Images, Opener, Records, Role, split_by_role
+from cvt_nas.data.sources import Decoded
 from cvt_nas.errors import DataError, first_line
 
 BY_NAME = "torchvision:"
