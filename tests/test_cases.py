@@ -469,7 +469,7 @@ def _(desk: Desk) -> str:
     return desk.eval(processor_changed(desk, resample=1))
 
 
-@case("a processor of images that are not square", before="a traceback", after=("exit 2", "size.*must be square"))
+@case("a processor of images that are not square", before="a traceback", after=("exit 0", "at 16 x 24"))
 def _(desk: Desk) -> str:
     return desk.eval(processor_changed(desk, size={"height": 16, "width": 24}))
 

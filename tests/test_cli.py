@@ -99,7 +99,7 @@ def test_report_rebuilds_everything_from_the_record(
     for name in ("manifest.json", "trials.jsonl", "test.jsonl"):
         (copy / name).write_bytes((finished_run.path / name).read_bytes())
     result = json.loads(printed(capsys, "report", str(copy), "--json"))
-    assert set(result) == {"run", "trials", "statuses", "front", "hypervolume", "rungs"}
+    assert set(result) == {"run", "metric", "trials", "statuses", "front", "hypervolume", "rungs"}
     assert result["trials"] == 8
     for name in ("pareto.csv", "pareto_flops.html", "pareto_params.html"):
         assert (copy / name).read_bytes() == (finished_run.path / name).read_bytes()

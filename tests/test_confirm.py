@@ -337,7 +337,7 @@ NEW_COLUMNS = ["accuracy_sd", "seeds", "seeds_lost", "membership"]
 
 def test_a_run_without_confirmations_looks_as_it_always_did(run: RunFolder) -> None:
     assert list(front_frame(run).columns) == OLD_COLUMNS
-    assert set(summary(run)) == {"run", "trials", "statuses", "front", "hypervolume", "rungs"}
+    assert set(summary(run)) == {"run", "metric", "trials", "statuses", "front", "hypervolume", "rungs"}
     assert set(summary(run)["front"][0]) == {"arch_id", "number", "accuracy", "test_accuracy", "params", "flops"}  # type: ignore[index]
     assert [column.header for column in front_table(run).columns] == ["arch", "accuracy", "test", "params", "FLOPs", ""]
     assert [trace.name for trace in traces(run)][:3] == ["stopped before epoch 3", "complete, 3 epochs", "Pareto front"]

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,8 +50,8 @@ class Evaluation:
     image_size: ImageSize
     metrics: Mapping[str, float]
     class_names: tuple[str, ...]
-    labels: np.ndarray
-    answers: np.ndarray
+    labels: np.ndarray = field(compare=False, repr=False)
+    answers: np.ndarray = field(compare=False, repr=False)
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
