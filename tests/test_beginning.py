@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from cvt_nas import search
 from cvt_nas.cli.arguments import build_parser
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.data import load_data
-from cvt_nas.engine import TrainingSetup, progress_reports
+from cvt_nas.engine import TrainingSetup, keep_lent, open_lent, progress_reports
 from cvt_nas.engine.importance import taylor_scores
 from cvt_nas.errors import ArchError, CvtNasError, RunFolderError
 from cvt_nas.model import CvT, Lent, begin_with, lend, locate, means, read_weights, save_model, sorted_by
@@ -120,6 +121,22 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_spent(shape: str
     with pytest.raises(ArchError, match=r"supernet.epochs: got 0, which needs weights to begin with: give --init"):
         search(experiment, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_worker_elsewhere_cuts_from_the_weights_that_a_run_keeps_at_its_url(
+    small: Experiment, tmp_path: Path
+) -> None:
+    model = CvT(small.space.smallest)
+    save_model(model, tmp_path / "model")
+    lent, _ = lend(read_weights(tmp_path / "model"), num_channels=1, num_classes=10)
+    run = RunFolder.at(f"file://{tmp_path}/there")
+    assert not run.lends_weights
+    keep_lent(lent, run, run.init_path)
+    run.init_path.unlink()  # as on another machine
+    assert run.lends_weights
+    setup = pickle.loads(pickle.dumps(TrainingSetup.of(small, run=run, data=None)))
+    begun = begin_with(CvT(small.space.smallest), open_lent(setup.run)).state_dict()
+    assert all(torch.equal(begun[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_both_names_of_the_option_mean_the_same() -> None:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*metadata.csv:Reso
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf"))
     datasets.disable_progress_bars()
     yield
     datasets.enable_progress_bars()
@@ -49,7 +49,8 @@ def part(num: int, *, labels: Any = None, feature: Any = None, **more: Any) -> A
 
 
 def saved(to: Path, **parts: Any) -> Path:
-    datasets.DatasetDict(parts).save_to_disk(to)
+    splits: Any = parts
+    datasets.DatasetDict(splits).save_to_disk(to)
     return to
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import webdataset
 from PIL import Image
+from webdataset.writer import TarWriter
 
 from cvt_nas.config import AugmentConfig
 from cvt_nas.data import SPLITS, find_data
@@ -28,7 +28,7 @@ def picture(label: int, number: int, kind: str = "PNG") -> bytes:
 def write(path: Path, rows: range, *, tags: Any = None, **more: Any) -> Path:
     """A shard, by the library itself; three classes one after the other."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with webdataset.TarWriter(str(path)) as to:
+    with TarWriter(str(path)) as to:
         for row in rows:
             label = {"cls": row % 3} if tags is None else {"json": {"tags": tags(row), "id": row}}
             to.write({"__key__": f"part.{row % 2}/{row:06d}", "png": picture(row % 3, row), **label, **more})
@@ -131,7 +131,7 @@ def test_an_archive_beside_class_folders_is_no_shard(tmp_path: Path) -> None:
 
 def test_an_image_of_a_shard_that_is_damaged_is_named(tmp_path: Path) -> None:
     root = write_set(tmp_path / "set")
-    with webdataset.TarWriter(str(root / "val-000.tar")) as to:
+    with TarWriter(str(root / "val-000.tar")) as to:
         for row in range(12):
             to.write({"__key__": f"{row}", "jpg": b"no" if row == 4 else picture(row % 3, row, "JPEG"), "cls": row % 3})
     report = check_set(root)

@@ -506,7 +506,11 @@ def test_a_training_begins_with_the_weights_of_a_model_where_it_has_them(few: Im
     torch.manual_seed(1)
     genome = {gene.name: 0 for gene in SPACE.genes}
     model = CvT(SPACE.decode(tuple(genome.values())))
-    options: dict[str, Any] = {"device": CPU, "seed": 0, "initial": model.state_dict, "stop": lambda: True}
+
+    def begin(supernet: Supernet) -> None:
+        supernet.insert(model)
+
+    options: dict[str, Any] = {"device": CPU, "seed": 0, "initial": begin, "stop": lambda: True}
     shared, checkpoint = SharedWeights(space=SPACE, config=config(**FEW, lr=1e-9)), Checkpoint(tmp_path / "it.pt")
     assert not list(train_supernet(shared, few, checkpoint=checkpoint, **options))
     supernet = Supernet(SPACE)

@@ -84,7 +84,7 @@ def _worst(found: list[tuple[float, dict[str, str]]]) -> list[tuple[float, dict[
 def _named(label: Tensor, class_names: Sequence[str]) -> str:
     if label.ndim == 0:
         return class_names[int(label)]
-    names = [class_names[index] for index in torch.nonzero(label).flatten().tolist()]
+    names = [class_names[int(index)] for index in torch.nonzero(label).flatten()]
     return ", ".join(names) or "none"
 
 

@@ -9,10 +9,8 @@ from cvt_nas.arch import ArchConfig
 from cvt_nas.errors import ArchError
 from cvt_nas.model.lending import Lent
 from cvt_nas.model.network import CvT, resized_positions
-from cvt_nas.model.units import units_of
+from cvt_nas.model.units import WRITERS, units_of
 from cvt_nas.model.weights import HEAD
-
-_WRITERS = ("attn.proj.", "mlp.fc2.")
 
 
 def begin_with(model: CvT, lent: Lent) -> CvT:
@@ -50,7 +48,7 @@ def cut_state(lent: Lent, arch: ArchConfig, own: Mapping[str, Tensor]) -> dict[s
         fresh = tensor.detach().cpu()
         source, is_beyond = _source_of(name, blocks)
         if is_beyond:
-            begun[name] = torch.zeros_like(fresh) if any(writer in name for writer in _WRITERS) else fresh
+            begun[name] = torch.zeros_like(fresh) if any(f".{writer}." in name for writer in WRITERS) else fresh
         elif (found := lent.state.get(source)) is None:
             begun[name] = fresh
         else:

@@ -17,7 +17,7 @@ from cvt_nas.model.lending import Lent
 # Of a block's linear layers, what lies along their rows, and their columns; else it is the channels of the stage.
 _ROWS = {"attn.proj_q": "queries", "attn.proj_k": "queries", "attn.proj_v": "values", "mlp.fc1": "hidden"}
 _COLUMNS = {"attn.proj": "values", "mlp.fc2": "hidden"}
-_WRITERS = ("attn.proj.weight", "mlp.fc2.weight")  # by which a block adds to the stream of its stage
+WRITERS = ("attn.proj", "mlp.fc2")  # the layers by which a block adds to the stream of its stage
 _PLACE = re.compile(r"(?P<stage>stage(?P<index>\d+))\.(?P<block>blocks\.\d+\.)?(?P<part>.+)")
 
 
@@ -64,17 +64,14 @@ def sorted_by(lent: Lent, scores: Mapping[str, Tensor], *, importance: str) -> L
         scores: Of each weight that counts, in the shape of its tensor; a unit's is the sum over its weights.
         importance: What they are.
     """
-    totals: dict[str, Tensor] = {}
-    for name, score in scores.items():
-        for axis, unit in enumerate(units_of(name, lent.arch)):
-            if unit is not None:
-                found = score.double().movedim(axis, 0).flatten(1).sum(1) if score.ndim > 1 else score.double()
-                totals[unit] = totals.get(unit, torch.zeros_like(found)) + found
+    totals = _totals_of(scores, lent.arch)
     orders = {unit: _descending(total) for unit, total in totals.items() if not unit.endswith(("queries", "values"))}
     ranks = []
     for index, stage in enumerate(lent.arch.stages):
         names = [f"stage{index}.blocks.{number}." for number in range(len(stage.blocks))]
-        ranks.append(_descending(torch.tensor([sum(float(scores[n + w].sum()) for w in _WRITERS) for n in names])))
+        ranks.append(
+            _descending(torch.tensor([sum(float(scores[f"{n}{w}.weight"].sum()) for w in WRITERS) for n in names]))
+        )
         for name, block in zip(names, stage.blocks, strict=True):
             if lent.knows_heads:
                 inner = (totals[name + "queries"], totals[name + "values"])
@@ -87,6 +84,17 @@ def sorted_by(lent: Lent, scores: Mapping[str, Tensor], *, importance: str) -> L
         state[name] = tensor
     blocks = tuple(tuple(rank.tolist()) for rank in ranks)
     return dataclasses.replace(lent, state=state, blocks=blocks, importance=importance)
+
+
+def _totals_of(scores: Mapping[str, Tensor], arch: ArchConfig) -> dict[str, Tensor]:
+    """The score of each unit, by kinds of units."""
+    totals: dict[str, Tensor] = {}
+    for name, score in scores.items():
+        for axis, unit in enumerate(units_of(name, arch)):
+            if unit is not None:
+                found = score.double().movedim(axis, 0).flatten(1).sum(1) if score.ndim > 1 else score.double()
+                totals[unit] = totals.get(unit, torch.zeros_like(found)) + found
+    return totals
 
 
 def _by_head(totals: tuple[Tensor, Tensor], num_heads: int) -> list[Tensor]:
