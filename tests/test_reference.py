@@ -58,7 +58,7 @@ def test_every_setting_has_a_type_a_meaning_and_an_example(setting: Setting) -> 
         ("training.compile", "one of auto, off, graph, blocks", "auto", "off"),
         ("training.micro_batch", "auto or a whole number of at least 1", "auto", "64"),
         ("training.augment.flip", "true or false", "false", "true"),
-        ("search.sampler", "one of surrogate, tpe, nsga2, gp, random", "surrogate", "tpe"),
+        ("search.sampler", "one of surrogate, tpe, nsga2, gp, random or MODULE:NAME", "surrogate", "tpe"),
         ("supernet.own_norms", "a list, each one of kv_stride, kernel_size", "[]", "[kv_stride]"),
         ("da_nas.classes", "a list, each a number above 0 and at most 1", "[0.1, 0.3, 0.6, 1.0]",
          "[0.1, 0.3, 0.6, 1.0]"),

@@ -87,6 +87,8 @@ def _words(shown: dict[str, Any]) -> str:
             return "a section with names of its own"
         names = ", ".join(shown["propertyNames"]["enum"])
         return f"a section with any of {names}, each {_words(shown['additionalProperties'])}"
+    if shown.get("description", "").startswith("MODULE:NAME"):
+        return "MODULE:NAME"
     return {"boolean": "true or false", "string": "text"}.get(kind) or _number(shown)
 
 
