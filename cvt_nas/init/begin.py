@@ -121,9 +121,7 @@ def begin(
     experiment = parse_experiment(text_of(draft, header), f"the file for {data}")
     plan = None
     if measure:
-        plan = plan_search(
-            experiment, data=look.root or str(look.dataset), hours=hours, is_checked=False, on_note=on_note
-        )
+        plan = plan_search(experiment, data=look.root or str(look.dataset), hours=hours, is_quick=True, on_note=on_note)
         draft = _fitting(draft, plan)
         experiment = parse_experiment(text_of(draft, header), f"the file for {data}")
     return Beginning(text=text_of(draft, header), experiment=experiment, look=look, host=host, draft=draft, plan=plan)

@@ -39,7 +39,7 @@ def plan(
     loader_images_per_second: float | None = None,
     gpu_memory: float | None = None,
     out: Path = Path("results"),
-    is_checked: bool = True,
+    is_quick: bool = False,
     on_note: Callable[[str], None] | None = None,
 ) -> Plan:
     """What the search of `experiment` takes, before anything is spent.
@@ -53,7 +53,8 @@ def plan(
         images_per_second: Of another machine, of which nothing is measured; see `state_machine`.
         loader_images_per_second, gpu_memory: Of that machine, too.
         out: Where the search is to be written.
-        is_checked: Whether each image is looked at first, as a search does.
+        is_quick: Whether images are not looked at first, networks are measured for a shorter time, and more than a few
+            architectures are drawn at random instead of proposed.
         on_note: Called with what there is to say of the data.
 
     Raises:
@@ -90,16 +91,16 @@ def plan(
             raise ResourceError(
                 f"--gpus {gpus}: this machine has none to measure on; give --images-per-second of one of them"
             )
-        started = time.time()
+        started, seconds = time.time(), measuring.QUICK_SECONDS if is_quick else measuring.SECONDS
         if gpus == 0 or there == 0:
             check_has_no_share(gpus_per_trial, gpus=gpus)
-        setup = setup.checked(on_note=on_note) if is_checked else setup
+        setup = setup if is_quick else setup.checked(on_note=on_note)
         num_images = measuring.sizes_of(experiment, setup)
         scale = 1.0 if gpus is None or gpus <= there else gpus / there
         notes: tuple[str, ...] = ()
         if gpus == 0 or there == 0:
             resources = local_cpus(cpus)
-            measured = measuring.measure_cpus(experiment, _on(setup, resources), resources, seconds=measuring.SECONDS)
+            measured = measuring.measure_cpus(experiment, _on(setup, resources), resources, seconds=seconds)
             start = measuring.RAY_CPU_SECONDS * measured.waiting
         else:
             measured_on = gpus if gpus is None else min(gpus, there)
@@ -110,14 +111,12 @@ def plan(
                     notes = (sharing.describe(resources.num_gpus),)
                     resources = sharing.divide(resources)
                 start = time.time() - started
-                measured = measuring.measure_workers(
-                    experiment, _on(setup, resources), resources, seconds=measuring.SECONDS
-                )
+                measured = measuring.measure_workers(experiment, _on(setup, resources), resources, seconds=seconds)
         machine = measuring.machine_of(measured, experiment, _on(setup, resources), resources, scale=scale, start=start)
         machine = dataclasses.replace(machine, notes=(*notes, *machine.notes))
     seed, num_trials = experiment.search.seed, experiment.search.trials
     where = out if images_per_second is None else None
-    found = plan_search(experiment, machine, num_images, num_trials=num_trials, seed=seed, out=where)
+    found = plan_search(experiment, machine, num_images, num_trials=num_trials, seed=seed, out=where, is_quick=is_quick)
     if hours is None:
         return found
     known = () if found.race is None else found.race.proposals
