@@ -272,7 +272,7 @@ def test_an_onnx_file_has_the_opset_that_was_asked_for_and_the_card_says_it(
 ) -> None:
     import onnx
 
-    arch, to = dataclasses.replace(GELU, stages=GELU.stages[:1]), tmp_path / "model"
+    arch, to = dataclasses.replace(WIDE, stages=WIDE.stages[:1]), tmp_path / "model"
     run = run_of(arch, small, tmp_path / "run")
     arguments = ["export", str(run.path), "--pick", "best", "--to", str(to), "--format", "onnx"]
     assert main([*arguments, "--opset", str(opset)]) == 0
