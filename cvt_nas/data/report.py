@@ -159,5 +159,5 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
 
 
 def _split_counts(data: ImageData, identity: DataIdentity) -> dict[Split, tuple[int, ...]]:
-    splits = [split for split in SPLITS if identity.splits.get(split) is not None]
+    splits: list[Split] = [split for split in SPLITS if identity.splits.get(split) is not None]
     return {split: tuple(counts_of(data.labels(split), len(data.class_names)).tolist()) for split in splits}
