@@ -18,7 +18,7 @@ from cvt_nas.cli.arguments import build_parser
 from cvt_nas.config import parse_experiment
 
 ROOT = Path(__file__).parent.parent
-README, TUTORIAL = ROOT / "README.md", ROOT / "docs" / "tutorial.md"
+README, TUTORIALS = ROOT / "README.md", sorted((ROOT / "docs").glob("tutorial*.md"))
 PAGES = [README, ROOT / "search_spaces" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)(?: title=\"(\S+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -93,13 +93,14 @@ def test_the_readme_is_short() -> None:
 
 
 @pytest.mark.slow
-def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda page: page.stem)
+def test_a_tutorial_runs_from_its_first_command_to_its_last(tutorial: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "cvt-nas"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m cvt_nas.cli "$@"\n')
     program.chmod(0o755)
     environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    for language, title, text in blocks(TUTORIAL):
+    for language, title, text in blocks(tutorial):
         if title:
             (tmp_path / title).write_text(text, encoding="utf-8")
         command = {"bash": ["bash", "-euc", text], "python": [sys.executable, "-c", text]}.get(language)
