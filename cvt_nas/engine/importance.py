@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from cvt_nas.arch import ImageSize
 from cvt_nas.data import Batch, ImageData
+from cvt_nas.engine.criterion import Criterion, criterion_of
 from cvt_nas.engine.setup import TrainingSetup
 from cvt_nas.model import CvT, Lent, begin_with, sorted_by
 from cvt_nas.run import RunFolder
@@ -45,12 +45,15 @@ def sort_by_taylor(setup: TrainingSetup) -> None:
     run = setup.run
     lent = open_lent(run, run.unsorted_init_path)
     with contextlib.closing(setup.open_data()) as data:  # the processes that read images end with it
-        scores = taylor_scores(lent, data, image_size=setup.image_size, device=setup.torch_device)
+        scores = taylor_scores(
+            lent, data, image_size=setup.image_size, device=setup.torch_device,
+            criterion=criterion_of(setup.training, data, setup.torch_device),
+        )  # fmt: skip
     keep_lent(sorted_by(lent, scores, importance="taylor"), run, run.init_path)
 
 
 def taylor_scores(
-    lent: Lent, data: ImageData, *, image_size: ImageSize, device: torch.device
+    lent: Lent, data: ImageData, *, image_size: ImageSize, device: torch.device, criterion: Criterion | None = None
 ) -> dict[str, Float[Tensor, "*shape"]]:
     """`|w dL/dw|` of each weight, the mean over 32 batches of training images without augmentation.
 
@@ -60,12 +63,14 @@ def taylor_scores(
     Args:
         lent: Of a network whose heads and strides are known.
         device: Where to compute.
+        criterion: Whose loss it is; cross-entropy where None.
 
     Raises:
         ArchError: The images are too small for the network.
 
     Source: Molchanov et al. 2019, arXiv:1906.10771, equation 8.
     """
+    loss_of = criterion or Criterion("cross_entropy")
     arch = lent.arch.with_image_size(image_size)
     model = begin_with(CvT(arch), lent).to(device).eval()
     model.set_recomputing(True)  # it is one pass over few images, on a device that may be small
@@ -77,18 +82,18 @@ def taylor_scores(
         if len(batches) == _NUM_BATCHES:
             break
     if len(lent.classes) < arch.num_classes:
-        _fit_head(model, batches)
+        _fit_head(model, batches, loss_of)
     scores = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     for images, labels in batches:
         model.zero_grad(set_to_none=True)
-        F.cross_entropy(model(images), labels).backward()
+        loss_of(model(images), labels).backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 scores[name] += (parameter * parameter.grad).detach().abs()
     return {name: score.cpu() / len(batches) for name, score in scores.items() if name in lent.state}
 
 
-def _fit_head(model: CvT, batches: Sequence[Batch]) -> None:
+def _fit_head(model: CvT, batches: Sequence[Batch], loss_of: Criterion) -> None:
     """Fits the head to what the rest of the network makes of the images, by full-batch AdamW."""
     head, features = model.head, list[Tensor]()
     handle = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
@@ -101,5 +106,5 @@ def _fit_head(model: CvT, batches: Sequence[Batch]) -> None:
     with torch.enable_grad():
         for _ in range(_FIT_STEPS):
             optimizer.zero_grad()
-            F.cross_entropy(head(inputs), labels).backward()
+            loss_of(head(inputs), labels).backward()
             optimizer.step()

@@ -12,10 +12,8 @@ from cvt_nas.init.looking import DataLook, Host
 _SIDES = (16, 24, 32, 48, 64, 96, 128, 160, 192, 224)
 _MOST_ON_CPU = 64
 _LEAST = 8  # pixels of a side
-_LONG, _UNIT = (
-    1.4,
-    16,
-)  # sides in this relation or beyond make rectangles, whose longer side is a multiple of these pixels
+_LONG = 1.4  # sides in this relation or beyond make rectangles
+_UNIT = 16  # pixels, of which their longer side is a multiple
 _MUCH = 20_000  # training images
 _FEW = 5_000
 _UNBALANCED = 5.0
