@@ -95,6 +95,16 @@ def test_what_is_exported_answers_as_the_trained_model_for_any_number_of_images(
             torch.testing.assert_close(logits_of(images), model(images), rtol=1e-4, atol=1e-4)
 
 
+def test_one_file_of_a_program_tells_its_classes_and_how_images_are_prepared(exported: Callable[[str], Path]) -> None:
+    import onnxruntime
+
+    told: dict[str, str] = {"preprocessing.json": ""}
+    torch.export.load(exported("pt2") / "model.pt2", extra_files=told)
+    session = onnxruntime.InferenceSession(exported("onnx") / "model.onnx", providers=["CPUExecutionProvider"])
+    for text in (told["preprocessing.json"], session.get_modelmeta().custom_metadata_map["preprocessing"]):
+        assert json.loads(text) == {**PREPROCESSING, "image_size": [32, 48]}
+
+
 @pytest.mark.parametrize("name", ["hf", "timm", "onnx", "pt2"])
 def test_the_lines_of_the_model_card_run(
     small: Experiment, exported: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str

@@ -1,6 +1,7 @@
 """What a network is written as, and how each of these is loaded again by the tools that it is for."""
 
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ def _write_onnx(model: CvT, folder: Path, preprocessing: Mapping[str, Any], *, o
         raise ExportError(f"--opset {opset}: torch {torch.__version__} cannot write this network so, but as {written}")
     save_arch(model.arch, folder / "arch.json")
     write_json(folder / "preprocessing.json", preprocessing)
+    program.model.metadata_props["preprocessing"] = json.dumps(preprocessing)  # which the file alone then tells
     program.save(folder / "model.onnx")
 
 
@@ -127,7 +129,8 @@ def _write_program(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -
     save_arch(model.arch, folder / "arch.json")
     write_json(folder / "preprocessing.json", preprocessing)
     program = torch.export.export(model, (_example(model),), dynamic_shapes={"images": {0: _batch()}})
-    torch.export.save(program, os.fspath(folder / "model.pt2"))
+    told = {"preprocessing.json": json.dumps(preprocessing)}
+    torch.export.save(program, os.fspath(folder / "model.pt2"), extra_files=told)
 
 
 def _example(model: CvT) -> Tensor:

@@ -83,6 +83,7 @@ def write_hugging_face(model: CvT, folder: Path, preprocessing: Mapping[str, Any
         **config_of(model.arch),
         "id2label": labels,
         "label2id": {label: index for index, label in labels.items()},
+        **({"problem_type": "multi_label_classification"} if preprocessing.get("multi_label") else {}),
     }
     write_json(folder / "config.json", config)
     state = {hugging_face_name(name): tensor.contiguous() for name, tensor in model.state_dict().items()}
