@@ -57,8 +57,7 @@ test-env: .venv/installed-dev
 	.venv/bin/pip install --quiet --editable .
 	touch $@
 
-# Bytecode of what is imported is compiled then; of all that is installed, it would take a minute.
 .venv/installed-dev: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --no-compile --editable '.[dev]'
+	.venv/bin/pip install --quiet --editable '.[dev]'
 	touch .venv/installed $@
