@@ -122,6 +122,11 @@ def test_the_knee_is_the_point_farthest_above_the_chord() -> None:
     assert knee.number == 1
 
 
+def test_members_that_are_all_equal_have_the_first_as_their_knee() -> None:
+    front = ParetoFront.of([trial(number, 1.0) for number in range(4)], ("accuracy", "flops"))
+    assert front.knee() is front.members[0]
+
+
 def test_an_empty_front_has_neither_best_nor_knee() -> None:
     front = ParetoFront.of([trial(0, None, status="diverged")], ALL)
     assert (front.best, front.knee()) == (None, None)

@@ -147,5 +147,7 @@ class ParetoFront:
             return front[0] if front else None
         x = np.log([result.metric(cost) for result in front])
         y = np.array([result.metric("accuracy") for result in front])
+        if np.ptp(x) == 0 or np.ptp(y) == 0:  # all are equal in both
+            return front[0]
         x, y = (x - x.min()) / np.ptp(x), (y - y.min()) / np.ptp(y)
         return front[int(np.argmax(y - x))]
