@@ -708,9 +708,16 @@ def test_images_come_from_a_pattern_or_a_table_and_any_export_answers_alike(
     assert len(rows_of(tmp_path / "table.csv")) == 2
 
 
-def test_a_label_of_several_has_a_probability_of_its_own(model: Path, photos: Path, tmp_path: Path) -> None:
-    tree = json.loads((model / "preprocessing.json").read_text())
-    (model / "preprocessing.json").write_text(json.dumps({**tree, "multi_label": True}))
+@pytest.mark.parametrize(
+    ("name", "sign"),
+    [("preprocessing.json", {"multi_label": True}), ("config.json", {"problem_type": "multi_label_classification"})],
+)
+def test_a_label_of_several_has_a_probability_of_its_own(
+    name: str, sign: dict[str, Any], model: Path, photos: Path, tmp_path: Path
+) -> None:
+    path = model / name
+    tree = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**tree, **sign}))
     found = predict(model, photos / "class1" / "0.png", to=tmp_path / "p.csv", top=10, device="cpu")
     assert (found.num_images, found.damaged) == (1, {})
     (row,) = rows_of(tmp_path / "p.csv")

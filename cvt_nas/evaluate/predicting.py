@@ -150,8 +150,13 @@ def _class_names(network: Network) -> tuple[tuple[str, ...], str | None]:
 
 
 def _is_multi_label(network: Network) -> bool:
-    path = network.folder / "preprocessing.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("multi_label") is True
+    """Whether each label has a probability of its own, by what lies beside the weights."""
+    signs = {"preprocessing.json": ("multi_label", True), "config.json": ("problem_type", "multi_label_classification")}
+    for name, (key, value) in signs.items():
+        path = network.folder / name
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8-sig")).get(key) == value:
+            return True
+    return False
 
 
 def _paths(images: str | Path) -> list[str]:
