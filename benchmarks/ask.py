@@ -62,7 +62,13 @@ def time_asks(
     def study_by(sampler: SamplerName) -> Study:
         storage = JournalStorage(JournalFileBackend(str(journal)))
         return Study(
-            experiment.space, metrics=experiment.objectives, sampler=sampler, storage=storage, num_trials=None, seed=0
+            experiment.space,
+            metrics=experiment.objectives,
+            sampler=sampler,
+            storage=storage,
+            num_trials=None,
+            num_epochs=experiment.training.epochs,
+            seed=0,
         )
 
     begun = study_by("random")  # the first trials are drawn at random, which is soon done

@@ -187,7 +187,7 @@ def searched(method: str, num_images: int, init: str, seed: int, options: argpar
     print(out.name, flush=True)
     run = search(
         experiment, out=out, data=data, cpus=options.cpus, gpus=0, seed=seed, resume=(out / "manifest.json").exists(),
-        trials=None if method == "supernet" else 10_000, time_budget=options.seconds,
+        trials=None if method == "supernet" else 2_000, time_budget=options.seconds,
         init=None if method == "scratch" else init,
     )  # fmt: skip
     results, images = run.results(), images_of(experiment, data)

@@ -21,7 +21,7 @@ from scipy.stats import kendalltau
 
 from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.propose.asha import Asha, accuracy_ranks, pareto_ranks
-from cvt_nas.propose.race import Race
+from cvt_nas.propose.race import OnRungs, Race
 from cvt_nas.propose.simulation import Asked, MadeUpCurves, run_clock
 from cvt_nas.propose.study import Proposal, Study
 
@@ -69,7 +69,7 @@ def shares(experiment: Experiment, *, num_workers: int, seed: int, former: bool)
     )  # fmt: skip
     study = Study(
         space, metrics=experiment.objectives, sampler=search.sampler, storage=InMemoryStorage(),
-        num_trials=search.trials, seed=seed,
+        num_trials=search.trials, num_epochs=num_epochs, seed=seed,
     )  # fmt: skip
     curves, proposals, epochs = (
         MadeUpCurves(space, num_epochs=num_epochs, seed=seed),
@@ -77,7 +77,8 @@ def shares(experiment: Experiment, *, num_workers: int, seed: int, former: bool)
         dict[int, int](),
     )
     for event in run_clock(
-        Race(study, asha, experiment.objectives), num_slots=num_workers, num_epochs=num_epochs, curve_of=curves,
+        Race(study, OnRungs(asha, experiment.objectives)), num_slots=num_workers, num_epochs=num_epochs,
+        curve_of=curves,
         epoch_seconds=lambda proposal: float(proposal.cost.flops),
     ):  # fmt: skip
         if isinstance(event, Asked):

@@ -93,6 +93,7 @@ def test_a_sampler_of_the_users_proposes_what_is_feasible_and_new(working_folder
         metrics=("accuracy", "flops"),
         sampler=f"{working_folder.stem}:halton",
         num_trials=20,
+        num_epochs=2,
         seed=0,
     )
     genomes = [proposal.genome for proposal in iter(study.ask, None)]

@@ -46,7 +46,7 @@ def test_a_race_of_a_run_that_recorded_no_rungs_has_those_of_its_time(
     monkeypatch.setattr("cvt_nas.pipeline.phases.run_trials", lambda search, race, keep: iter([found.append(race)]))
     search: Any = SimpleNamespace(experiment=experiment, run=run, num_trials=5, seed=0)
     assert next(race_trials(search)) is None
-    assert list(found[0].asha.rungs) == [1, 3]
+    assert list(found[0]._scheduler.asha.rungs) == [1, 3]
 
 
 def test_a_missing_data_set_costs_no_run_folder(tmp_path: Path) -> None:

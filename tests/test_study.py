@@ -90,7 +90,13 @@ def test_a_small_space_is_proposed_whole_and_nothing_twice(sampler: SamplerName)
     space = dataclasses.replace(SPACE, stages=tuple(stages))
     experiment = dataclasses.replace(with_sampler(sampler), space=space)
     study = Study(
-        space, metrics=("accuracy", "flops"), sampler=sampler, storage=InMemoryStorage(), num_trials=None, seed=0
+        space,
+        metrics=("accuracy", "flops"),
+        sampler=sampler,
+        storage=InMemoryStorage(),
+        num_trials=None,
+        num_epochs=1,
+        seed=0,
     )
     proposed = list[Genome]()
     while len(proposed) < 20 and (proposal := study.ask()) is not None:
@@ -272,7 +278,7 @@ def test_heirs_that_failed_are_tried_again_in_the_order_of_their_ranks(tmp_path:
 
     def study(names: list[str], run: RunFolder) -> Study:
         return Study(
-            experiment.space, metrics=experiment.objectives, sampler="random", num_trials=3, seed=0,
+            experiment.space, metrics=experiment.objectives, sampler="random", num_trials=3, num_epochs=2, seed=0,
             storage=open_journal(run.journal_path, run.store), anchors={name: first[name] for name in names},
             recorded=run.results(),
         )  # fmt: skip

@@ -19,7 +19,7 @@ def accuracy_of(experiment: Experiment, genome: Genome) -> float:
 
 def test_it_proposes_nothing_twice_and_beats_its_own_initial_design(digits: Experiment) -> None:
     space, seen, observations = digits.space, set(), []
-    surrogate = Surrogate(space, costs=("flops",), seed=0)
+    surrogate = Surrogate(space, costs=("flops",), num_epochs=1, seed=0)
     for number in range(40):
         genome = surrogate.propose(number, observations, seen)
         assert genome is not None
@@ -36,7 +36,7 @@ def test_it_proposes_nothing_twice_and_beats_its_own_initial_design(digits: Expe
 
 def test_the_initial_design_is_spread_over_the_costs(digits: Experiment) -> None:
     seen, flops = set(), []
-    surrogate = Surrogate(digits.space, costs=("params", "flops"), seed=3)
+    surrogate = Surrogate(digits.space, costs=("params", "flops"), num_epochs=1, seed=3)
     for number in range(NUM_INITIAL):
         genome = surrogate.propose(number, [], seen)
         assert genome is not None
@@ -54,7 +54,7 @@ def test_a_cost_that_all_networks_have_alike_decides_nothing(digits: Experiment)
     space = dataclasses.replace(digits.space, stages=stages)
     least, greatest = space.cost_range
     assert least.params == greatest.params
-    surrogate, observations, seen = Surrogate(space, costs=("params", "flops"), seed=0), [], set()
+    surrogate, observations, seen = Surrogate(space, costs=("params", "flops"), num_epochs=1, seed=0), [], set()
     for number in range(NUM_INITIAL + 4):
         genome = surrogate.propose(number, observations, seen)
         assert genome is not None
@@ -64,7 +64,7 @@ def test_a_cost_that_all_networks_have_alike_decides_nothing(digits: Experiment)
 
 def test_trials_in_flight_keep_others_away_from_them(digits: Experiment) -> None:
     space, seen, observations = digits.space, set(), []
-    surrogate = Surrogate(space, costs=("flops",), seed=0)
+    surrogate = Surrogate(space, costs=("flops",), num_epochs=1, seed=0)
     for number in range(15):
         genome = surrogate.propose(number, observations, seen)
         assert genome is not None

@@ -59,7 +59,7 @@ def test_failures_are_alike_whatever_numbers_and_paths_they_name(
 def searcher_of(experiment: Experiment, path: Path) -> tuple[RaceSearcher, queue.Queue[Any], RunFolder]:
     study, run = study_of(experiment, path, 8)
     events = queue.Queue[Any]()
-    race = Race(study, None, experiment.objectives)
+    race = Race(study)
     return RaceSearcher(race, experiment, run, run.append, events), events, run
 
 
@@ -89,7 +89,7 @@ def test_a_trial_that_waits_for_gpus_that_are_gone_begins_again_on_those_that_ar
     experiment, gpus, events = with_sampler("random"), [4], queue.Queue[Any]()
     study, run = study_of(experiment, tmp_path / "run", 1)
     searcher = RaceSearcher(
-        Race(study, None, experiment.objectives), experiment, run, run.append, events, gpus_per_trial=1,
+        Race(study), experiment, run, run.append, events, gpus_per_trial=1,
         spread=Spread(num_gpus=lambda: gpus[0], gpus_per_trial=1, batch_size=64),
     )  # fmt: skip
     first = searcher.suggest("more")

@@ -9,14 +9,15 @@ from cvt_nas.bench.table import Table
 from cvt_nas.errors import TableError
 from cvt_nas.plugins import is_plugin
 from cvt_nas.propose.asha import RANKINGS, Asha
+from cvt_nas.propose.freeze_thaw import FreezeThaw
 from cvt_nas.propose.plain import PLAIN_SAMPLERS, PlainStudy
-from cvt_nas.propose.race import Race, Source
+from cvt_nas.propose.race import OnRungs, Race, Source
 from cvt_nas.propose.samplers import SAMPLERS
 from cvt_nas.propose.simulation import Search
 from cvt_nas.propose.study import Study
 from cvt_nas.results import Metric
 
-SCHEDULERS = ("pareto-asha", "asha", "none")
+SCHEDULERS = ("freeze-thaw", "pareto-asha", "asha", "none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,16 +50,20 @@ class Method:
         return f"{self.sampler}+{self.scheduler}{':stop' if self.mode == 'stop' else ''}"
 
     def start(self, table: Table, settings: Settings, *, seed: int) -> Race:
-        asha = None
-        if self.scheduler != "none":
-            asha = Asha(
-                max_epochs=table.num_epochs,
-                grace_period=settings.grace_period,
-                reduction_factor=settings.reduction_factor,
-                ranking=RANKINGS[self.scheduler],
-                mode=self.mode,
-            )
-        return Race(_study_of(table, self.sampler, settings.metrics, seed), asha, settings.metrics)
+        study = _study_of(table, self.sampler, settings.metrics, seed)
+        if self.scheduler == "none":
+            return Race(study)
+        if self.scheduler == "freeze-thaw":
+            assert isinstance(study, Study), "methods_of has checked it"
+            return Race(study, FreezeThaw(study, num_epochs=table.num_epochs))
+        asha = Asha(
+            max_epochs=table.num_epochs,
+            grace_period=settings.grace_period,
+            reduction_factor=settings.reduction_factor,
+            ranking=RANKINGS[self.scheduler],
+            mode=self.mode,
+        )
+        return Race(study, OnRungs(asha, settings.metrics))
 
 
 def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
@@ -80,9 +85,11 @@ def methods_of(samplers: Sequence[str], schedulers: Sequence[str]) -> list[Metho
         known = (*SAMPLERS, *PLAIN_SAMPLERS)
         if sampler not in known and not is_plugin(sampler):
             raise TableError(f"--searcher: got {sampler}, must be one of {', '.join(known)}, or MODULE:NAME")
-        if name not in SCHEDULERS or mode not in ("", "stop", "promote") or (mode and name == "none"):
+        if name not in SCHEDULERS or mode not in ("", "stop", "promote") or (mode and name not in RANKINGS):
             raise TableError(f"--scheduler: got {scheduler}, must be one of {', '.join(SCHEDULERS)}, or asha:stop, "
                              f"pareto-asha:stop")  # fmt: skip
+        if name == "freeze-thaw" and sampler != "surrogate":
+            raise TableError(f"--scheduler freeze-thaw: goes by what the surrogate expects, not with {sampler}")
         methods.append(Method(sampler=sampler, scheduler=name, mode="stop" if mode == "stop" else "promote"))
     return methods
 
@@ -90,4 +97,4 @@ def methods_of(samplers: Sequence[str], schedulers: Sequence[str]) -> list[Metho
 def _study_of(table: Table, sampler: str, metrics: Sequence[Metric], seed: int) -> Source:
     if sampler in PLAIN_SAMPLERS:
         return PlainStudy(table, metrics=metrics, sampler=sampler, seed=seed)
-    return Study(table, metrics=metrics, sampler=sampler, num_trials=None, seed=seed)
+    return Study(table, metrics=metrics, sampler=sampler, num_trials=None, num_epochs=table.num_epochs, seed=seed)

@@ -66,6 +66,14 @@ def check_training(training: TrainingConfig, section: str, space: SpaceSection, 
         )
 
 
+def check_search(file: SpaceFile, reader: Reader) -> None:
+    if file.search.scheduler == "freeze-thaw" and file.search.sampler != "surrogate":
+        reader.add(
+            ("search", "scheduler"),
+            f"got freeze-thaw, goes by what the sampler surrogate expects, not by {file.search.sampler}",
+        )
+
+
 def check_supernet(file: SpaceFile, reader: Reader) -> None:
     supernet = file.supernet
     if file.training.epochs == 0 and file.search.weights == "scratch":

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from cvt_nas.arch import NAMED_ARCHS, ArchConfig
 from cvt_nas.config.anchors import anchors_of
 from cvt_nas.config.building import check_feasible, space_of
-from cvt_nas.config.checks import check_stages, check_supernet, check_training
+from cvt_nas.config.checks import check_search, check_stages, check_supernet, check_training
 from cvt_nas.config.idle import without_effect
 from cvt_nas.config.reader import MAX_LENGTH, Reader, did_you_mean, explain
 from cvt_nas.config.sections import DaNasConfig, DataConfig, SearchConfig, SpaceFile, SupernetConfig, TrainingConfig
@@ -209,6 +209,7 @@ def _build(file: SpaceFile, reader: Reader) -> Experiment:
         reader.add(("objectives",), f"got {told}, must hold one or two of params, flops, latency_ms beside accuracy")
     check_stages(file.space, reader)
     check_training(file.training, "training", file.space, reader)
+    check_search(file, reader)
     check_supernet(file, reader)
     for metric in COST_METRICS:
         bound = getattr(file.constraints, metric)

@@ -59,5 +59,6 @@ def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) 
             fixed = ", ".join(choice for choice in getattr(idle, name) if choice not in chosen)
             check(("supernet", name), bool(fixed), f"the space has no choice of {fixed}")
     for name in ("mode", "grace_period", "reduction_factor"):
-        check(("search", name), file.search.scheduler == "none", "the scheduler is none")
+        has_rungs = file.search.scheduler in ("pareto-asha", "asha")
+        check(("search", name), not has_rungs, f"the scheduler is {file.search.scheduler}")
     return tuple(f"{reader.where}:{reader.lines[key]}: {dotted(key)}: has no effect: {why}" for key, why in found)

@@ -62,6 +62,6 @@ def confirm_front(search: Search) -> Generator[RaceEvent, None, bool]:
             further_training(by_number[round_and_trial(number)[1]], number, experiment.space, seed=search.seed)
             for number in left
         )
-        race = Race(source, None, experiment.objectives)
+        race = Race(source)
         yield from run_trials(search, race, keep=run.confirmations.append, keep_models=False)
     return not run.confirmations.missing()

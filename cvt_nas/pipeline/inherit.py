@@ -93,6 +93,7 @@ def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarte
         sampler=experiment.search.sampler,
         storage=open_journal(run.candidates_journal_path, run.store),
         num_trials=num_planned,
+        num_epochs=1,
         seed=derive_seed(search.seed, 0, "candidates"),
         anchors={name: space.encode(arch) for name, arch in archs.items() if arch in space},
         recorded=ended,

@@ -73,6 +73,7 @@ def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed:
         sampler=experiment.search.sampler,
         storage=open_journal(run.journal_path, run.store),
         num_trials=num_trials,
+        num_epochs=experiment.training.epochs,
         seed=seed,
         anchors=first,
         recorded=run.results(),

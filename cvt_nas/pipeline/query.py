@@ -92,7 +92,7 @@ def query(
     ]
     promising: list[ArchConfig] = []
     if (found := space.sample_feasible(random.Random(0), tries=20_000)) is not None:
-        surrogate = Surrogate(space, costs=["params", "flops"], seed=int(run.manifest["seed"]))
+        surrogate = Surrogate(space, costs=["params", "flops"], num_epochs=1, seed=int(run.manifest["seed"]))
         genomes = surrogate.most_accurate(observations, number if max_latency_ms is None else _MAX_PROMISING)
         promising = [space.decode(genome) for genome in genomes or [found]]
     if max_latency_ms is not None and promising:

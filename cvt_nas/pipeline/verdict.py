@@ -99,7 +99,7 @@ def evaluate_supernet(
                 experiment=experiment, run=alone, setup=setup, resources=resources, seed=seed, num_trials=len(left),
                 stop=stop,
             )  # fmt: skip
-            race = Race(FixedPlan(left), None, experiment.objectives)
+            race = Race(FixedPlan(left))
             for event in run_trials(search, race, keep=alone.append, keep_models=False):
                 on_event(event)
         if stop.is_set():

@@ -23,9 +23,10 @@ def bytes_needed(experiment: Experiment, *, num_trials: int, num_slots: int, run
     others are paused there. Counted is the moment when the last trials that pass all rungs are in flight: the weights
     of those that passed before; the checkpoints of the paused ones, two of each, but one where it is paused after its
     first epoch; and three checkpoints of each trial in flight. Where more are in flight than pass, the others are still
-    to be paused. One in flight is taken to be the largest of as many random networks of the space as there are trials,
-    and all others to be as large as these on average. Where there is a supernet, its weights are counted, and its
-    training where that takes more than the race. Records, reports and data sets are small beside these and not counted.
+    to be paused. With `freeze-thaw`, all trials may be paused. One in flight is taken to be the largest of as many
+    random networks of the space as there are trials, and all others to be as large as these on average. Where there is
+    a supernet, its weights are counted, and its training where that takes more than the race. Records, reports and data
+    sets are small beside these and not counted.
 
     Args:
         num_trials: That are not over yet, the paused ones of a resumed run included.
@@ -38,7 +39,9 @@ def bytes_needed(experiment: Experiment, *, num_trials: int, num_slots: int, run
     middle, most = sum(sizes) / len(sizes), max(sizes[: max(num_trials, 1)])
     rungs = experiment.rungs if rungs is None else rungs
     num_whole, paused = num_trials, list[int]()  # the files of each paused trial
-    for rung in () if search.scheduler == "none" else rungs:
+    if search.scheduler == "freeze-thaw":  # any of the trials may wait
+        num_whole, paused = 0, [_KEPT] * num_trials
+    for rung in rungs if search.scheduler in ("pareto-asha", "asha") else ():
         num_further = math.ceil(num_whole / search.reduction_factor)
         if search.mode == "promote":
             paused += [min(_KEPT, rung)] * (num_whole - num_further)

@@ -61,7 +61,7 @@ def simulate_race(
     experiment = dataclasses.replace(experiment, space=space, objectives=metrics)
     study = Study(
         space, metrics=metrics, sampler=sampler or experiment.search.sampler,
-        num_trials=num_trials, seed=seed,
+        num_trials=num_trials, num_epochs=experiment.training.epochs, seed=seed,
         anchors={str(proposal.number): proposal.genome for proposal in known} or experiment.anchors,
     )  # fmt: skip
     num_epochs = experiment.training.epochs

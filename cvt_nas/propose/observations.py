@@ -1,10 +1,11 @@
-"""What the trials of a search taught so far, and the accuracy that each would end at."""
+"""What the trials of a search taught so far."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from cvt_nas.propose.curves import Curves
 from cvt_nas.space import Genome
 
 
@@ -22,37 +23,31 @@ class Observation:
     status: str
 
 
-def final_accuracies(evaluated: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy at the full number of epochs, measured or guessed, and the variance of the guess.
+def curves_of(observations: Sequence[Observation], features: np.ndarray, num_epochs: int) -> Curves:
+    """The accuracies of all trials after each of their epochs, a row of `features` each.
 
-    Where a trial was stopped, its last accuracy is carried on by a line fitted to the complete trials between
-    that epoch and the end. That those were chosen by the same accuracy does not bias the line. A failed trial
-    counts as the worst of the others.
+    A failed trial counts as the worst that was trained in full. Accuracies are not taken for less than twice as far
+    below the median of their epoch as the best is above it: how bad the worst are is nothing that a search has to know.
     """
-    complete = [o.curve for o in evaluated if o.status == "complete"]
-    finals = np.array([curve[-1] for curve in complete])
-    scale = max(float(finals.std()), 1e-3)
-    lines: dict[int, tuple[float, float, float, float]] = {}
-    values, noises = np.full(len(evaluated), np.nan), np.zeros(len(evaluated))
-    for index, observation in enumerate(evaluated):
-        if observation.status == "complete":
-            values[index] = observation.curve[-1]
-        elif observation.status == "stopped" and observation.curve:
-            epoch = len(observation.curve)
-            if epoch not in lines:
-                lines[epoch] = _line(np.array([curve[epoch - 1] for curve in complete]), finals, scale)
-            slope, x_mean, y_mean, variance = lines[epoch]
-            values[index] = y_mean + slope * (observation.curve[-1] - x_mean)
-            noises[index] = variance
-    failed = np.isnan(values)
-    values[failed] = np.min(values[~failed])
-    return values, noises
+    curves = [o.curve[:num_epochs] for o in observations]
+    trials = np.repeat(np.arange(len(curves)), [len(curve) for curve in curves])
+    epochs = np.concatenate([np.arange(1, len(curve) + 1) for curve in curves]).astype(int)
+    values = np.concatenate([np.array(curve, dtype=float) for curve in curves])
+    finals = values[epochs == num_epochs]
+    failed = np.array(
+        [index for index, o in enumerate(observations) if o.status == "failed" and not o.curve], dtype=int
+    )
+    if len(finals):
+        trials = np.concatenate([trials, failed])
+        epochs = np.concatenate([epochs, np.full(len(failed), num_epochs)])
+        values = np.concatenate([values, np.full(len(failed), finals.min())])
+    spread = _spread(finals) if len(finals) else 0.0
+    for epoch in np.unique(epochs):
+        there = epochs == epoch
+        lowest = np.median(values[there]) - 2 * max(_spread(values[there]), spread)
+        values[there] = np.maximum(values[there], lowest)
+    return Curves(features=features, trials=trials, epochs=epochs, values=values, num_epochs=num_epochs)
 
 
-def _line(x: np.ndarray, y: np.ndarray, scale: float) -> tuple[float, float, float, float]:
-    """Slope, means and residual variance of a line whose slope is drawn towards 1/2 where there is little to go by."""
-    x_mean, y_mean = float(x.mean()), float(y.mean())
-    prior, strength = 0.5, scale**2
-    slope = (((x - x_mean) * (y - y_mean)).sum() + prior * strength) / (((x - x_mean) ** 2).sum() + strength)
-    residuals = y - y_mean - slope * (x - x_mean)
-    return slope, x_mean, y_mean, float(((residuals**2).sum() + scale**2) / (len(x) + 1))
+def _spread(values: np.ndarray) -> float:
+    return float(values.max() - np.median(values))

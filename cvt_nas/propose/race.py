@@ -1,4 +1,4 @@
-"""A race as it is decided: a source of proposals, and the rungs that pause, stop and promote their trials.
+"""A race as it is decided: a source of proposals, and the scheduler that pauses, stops and promotes their trials.
 
 Ray Tune drives it (`cvt_nas.launch.tune`), and so does a simulated clock (`cvt_nas.propose.simulation`).
 """
@@ -9,6 +9,7 @@ from typing import Protocol
 
 from cvt_nas.config import Experiment
 from cvt_nas.propose.asha import RANKINGS, Asha, Decision, losses_of_cost
+from cvt_nas.propose.freeze_thaw import FreezeThaw
 from cvt_nas.propose.study import Ended, PartialTrial, Proposal, Study
 from cvt_nas.results import FAILURES, Metric, TrialResult
 
@@ -64,24 +65,76 @@ class FixedPlan(Source):
         return not self._left
 
 
+class Scheduler(Protocol):
+    """Who decides which trials go on."""
+
+    def take_over(self, trial: PartialTrial, *, is_paused: bool) -> Decision:
+        """What becomes of a trial that an earlier process paused, or had in flight; the paused ones come first."""
+        ...
+
+    def decide(self, trial: PartialTrial) -> Decision:
+        """After each epoch of a trial but the last: whether it goes on."""
+        ...
+
+    def promote(self) -> int | None:
+        """A paused trial that goes on now, before any new one."""
+        ...
+
+    @property
+    def num_promotable(self) -> int:
+        """Paused trials that go on as soon as a worker is free."""
+        ...
+
+
+class OnRungs(Scheduler):
+    """Successive halving by the losses of trials.
+
+    Args:
+        metrics: The objectives, accuracy first.
+    """
+
+    def __init__(self, asha: Asha, metrics: Sequence[Metric]) -> None:
+        self.asha, self._metrics = asha, metrics
+
+    def take_over(self, trial: PartialTrial, *, is_paused: bool) -> Decision:
+        # Tune asks about a report before anybody hears of it, so one that was in flight has passed its rungs
+        costs = losses_of_cost(trial.proposal.cost, self._metrics)
+        self.asha.replay(trial.proposal.number, trial.curve, costs, is_paused=is_paused)
+        return "pause" if is_paused else "go"
+
+    def decide(self, trial: PartialTrial) -> Decision:
+        losses = (1 - trial.curve[-1], *losses_of_cost(trial.proposal.cost, self._metrics))
+        return self.asha.decide(trial.proposal.number, len(trial.curve), losses)
+
+    def promote(self) -> int | None:
+        return self.asha.promote()
+
+    @property
+    def num_promotable(self) -> int:
+        return self.asha.num_promotable
+
+
 class Race:
     """Who is trained next, and who goes on.
 
     Args:
         source: What an earlier process left of its trials is taken over: those in flight are asked for first.
-        asha: Stops or pauses trials; None trains each of them in full.
-        metrics: The objectives, accuracy first.
+        scheduler: Stops or pauses trials; None trains each of them in full.
     """
 
-    def __init__(self, source: Source, asha: Asha | None, metrics: Sequence[Metric]) -> None:
-        self._source, self.asha, self._metrics = source, asha, metrics
+    def __init__(self, source: Source, scheduler: Scheduler | None = None) -> None:
+        self._source, self._scheduler = source, scheduler
         self._paused = {trial.proposal.number: trial for trial in source.paused()}
-        self.begun = {trial.proposal.number: trial for trial in source.interrupted()}
+        in_flight = {trial.proposal.number: trial for trial in source.interrupted()}
+        self.begun = self._paused | in_flight
+        self._again = deque[Proposal]()
         for number, trial in self.begun.items():
-            if asha is not None:  # Tune asks about a report before anybody hears of it, so it has passed its rungs
-                asha.replay(number, trial.curve, losses_of_cost(trial.proposal.cost, metrics))
-        self._again = deque(trial.proposal for trial in self.begun.values())
-        self.begun |= self._paused
+            is_paused = number in self._paused
+            decision = "go" if scheduler is None else scheduler.take_over(trial, is_paused=is_paused)
+            if decision == "go":
+                self._again.append(trial.proposal)
+            elif not is_paused:
+                self._pause(trial)
 
     @property
     def has_no_more(self) -> bool:
@@ -91,14 +144,14 @@ class Race:
     @property
     def num_waiting(self) -> int:
         """Trials that have begun and go on as soon as somebody asks."""
-        return len(self._again) + (0 if self.asha is None else self.asha.num_promotable)
+        return len(self._again) + (0 if self._scheduler is None else self._scheduler.num_promotable)
 
     def ask(self) -> Proposal | None:
         """What a free worker trains next: a trial that lost its worker, a paused one that may go on, or a new one; None
         where there is nothing to train until another trial reports."""
         if self._again:
             return self._again.popleft()
-        if self.asha is not None and self._paused and (number := self.asha.promote()) is not None:
+        if self._scheduler is not None and self._paused and (number := self._scheduler.promote()) is not None:
             trial = self._paused.pop(number)
             self._source.report(trial)
             return trial.proposal
@@ -117,15 +170,17 @@ class Race:
     ) -> Decision:
         """After each epoch of a trial but the last: whether it goes on. The seconds are kept with a trial that
         pauses."""
-        if self.asha is None:
+        if self._scheduler is None:
             return "go"
-        losses = (1 - curve[-1], *losses_of_cost(proposal.cost, self._metrics))
-        decision = self.asha.decide(proposal.number, len(curve), losses)
+        trial = PartialTrial(proposal=proposal, curve=curve, seconds=seconds, train_seconds=train_seconds)
+        decision = self._scheduler.decide(trial)
         if decision == "pause":
-            trial = PartialTrial(proposal=proposal, curve=curve, seconds=seconds, train_seconds=train_seconds)
-            self._paused[proposal.number] = trial
-            self._source.pause(trial)
+            self._pause(trial)
         return decision
+
+    def _pause(self, trial: PartialTrial) -> None:
+        self._paused[trial.proposal.number] = trial
+        self._source.pause(trial)
 
     def tell(self, ended: Ended) -> None:
         """A trial ended for good."""
@@ -143,7 +198,9 @@ def race_of(experiment: Experiment, study: Study, results: Sequence[TrialResult]
     the run began with, since trials that met different `rungs` would not compare."""
     settings, metrics = experiment.search, experiment.objectives
     if settings.scheduler == "none":
-        return Race(study, None, metrics)
+        return Race(study)
+    if settings.scheduler == "freeze-thaw":
+        return Race(study, FreezeThaw(study, num_epochs=experiment.training.epochs))
     asha = Asha(
         max_epochs=experiment.training.epochs,
         grace_period=settings.grace_period,
@@ -157,7 +214,4 @@ def race_of(experiment: Experiment, study: Study, results: Sequence[TrialResult]
             continue
         costs = losses_of_cost(result.cost, metrics)
         asha.replay(result.number, result.curve, costs, is_stopped=result.status == "stopped")
-    for trial in study.paused():
-        costs = losses_of_cost(trial.proposal.cost, metrics)
-        asha.replay(trial.proposal.number, trial.curve, costs, is_paused=True)
-    return Race(study, asha, metrics)
+    return Race(study, OnRungs(asha, metrics))

@@ -158,13 +158,12 @@ def draw_unseen(space: GenomeSpace, seen: set[Genome], rng: random.Random) -> Ge
 
 def observation_of(trial: FrozenTrial, space: GenomeSpace) -> Observation:
     """What a trial of Optuna's teaches a surrogate; one that is paused teaches what a stopped one does."""
-    status = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped", TrialState.RUNNING: "running"}
-    genome, progress = genome_of(space, trial.params), progress_of(trial)
-    if trial.state == TrialState.RUNNING and progress.is_paused:
-        return Observation(genome=genome, curve=progress.curve, status="stopped")
-    return Observation(
-        genome=genome, curve=tuple(trial.user_attrs.get("curve", ())), status=status.get(trial.state, "failed")
-    )
+    genome = genome_of(space, trial.params)
+    if trial.state == TrialState.RUNNING:
+        progress = progress_of(trial)
+        return Observation(genome=genome, curve=progress.curve, status="stopped" if progress.is_paused else "running")
+    status = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped"}.get(trial.state, "failed")
+    return Observation(genome=genome, curve=tuple(trial.user_attrs.get("curve", ())), status=status)
 
 
 class Progress(NamedTuple):

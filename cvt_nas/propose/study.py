@@ -1,5 +1,6 @@
 """What Optuna proposed, and how each trial ended: ask and tell, on a storage that survives a crash."""
 
+import contextlib
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,6 +78,7 @@ class Study:
         sampler: One of `SAMPLERS`, or a plug-in; see `load_sampler`.
         storage: None for one in memory.
         num_trials: After how many `ask` ends; None where it never does.
+        num_epochs: Of a full training.
         seed: Of proposals and of the trials' trainings.
         anchors: Proposed first, by name.
         recorded: The trials that have ended, of which Optuna may not know yet.
@@ -89,6 +91,7 @@ class Study:
         metrics: Sequence[Metric],
         sampler: str,
         num_trials: int | None,
+        num_epochs: int,
         seed: int,
         storage: BaseStorage | None = None,
         anchors: Mapping[str, Genome] | None = None,
@@ -101,7 +104,8 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._surrogate = self._optuna_sampler = None
         if sampler == "surrogate":
-            self._surrogate = Surrogate(space, costs=[m for m in ALL_COST_METRICS if m in metrics], seed=seed)
+            costs = [metric for metric in ALL_COST_METRICS if metric in metrics]
+            self._surrogate = Surrogate(space, costs=costs, num_epochs=num_epochs, seed=seed)
         elif sampler != "random":
             self._optuna_sampler = samplers.UnseenSampler(sampler, space, seed=seed, seen=self._seen)
         self._study = optuna.create_study(
@@ -188,10 +192,8 @@ class Study:
             return self._proposal(trial)
         if self._is_full:
             return None
-        number = len(self._study.get_trials(deepcopy=False))
-        trial = (
-            self._propose(number) if self._optuna_sampler is None else self._ask_optuna(self._optuna_sampler, number)
-        )
+        number, optunas = self._next_number, self._optuna_sampler
+        trial = self._propose(number) if optunas is None else self._ask_optuna(optunas, number)
         if trial is None:
             self._exhausted = True
             return None
@@ -214,19 +216,25 @@ class Study:
         return None if genome is None else self._begin(genome)
 
     def _ask_surrogate(self, surrogate: Surrogate, number: int) -> Genome | None:
-        num_fitted = len(surrogate.fitted)
-        genome = surrogate.propose(number, self._observations(), self._seen)
-        if len(surrogate.fitted) > num_fitted:  # before the proposal, or a crash would part them
-            latest = sorted(surrogate.fitted)[-2:]  # a trial that is promoted counts no more, until it has ended
-            self._study.set_user_attr(_FITTED, {str(used): surrogate.fitted[used].tolist() for used in latest})
-        return genome
+        with self._keeping_fits(surrogate):
+            return surrogate.propose(number, list(self.observed().values()), self._seen)
 
-    def _observations(self) -> list[Observation]:
-        """Of the trials, in the order of their numbers, but of those that failed and were tried again.
+    @contextlib.contextmanager
+    def _keeping_fits(self, surrogate: Surrogate) -> Iterator[None]:
+        """Stores hyperparameters that were fitted meanwhile before anything follows from them, or a crash would part
+        them."""
+        num_fitted = len(surrogate.fitted)
+        yield
+        if len(surrogate.fitted) > num_fitted:
+            latest = sorted(surrogate.fitted)[-2:]
+            self._study.set_user_attr(_FITTED, {str(used): surrogate.fitted[used].tolist() for used in latest})
+
+    def observed(self) -> dict[int, Observation]:
+        """What the trials taught so far, in the order of their numbers, but those that failed and were tried again.
 
         One is read again where it has changed: Optuna's storages put another object in its place then.
         """
-        observations, trials = [], self._study.get_trials(deepcopy=False)
+        observed, trials = dict[int, Observation](), self._study.get_trials(deepcopy=False)
         retried = {trial.user_attrs.get("retry_of") for trial in trials}
         for trial in trials:
             if trial.number in retried:
@@ -236,8 +244,34 @@ class Study:
                 if not samplers.is_whole(trial, self._space):
                     continue
                 known = self._observed[trial.number] = trial, samplers.observation_of(trial, self._space)
-            observations.append(known[1])
-        return observations
+            observed[trial.number] = known[1]
+        return observed
+
+    def is_initial(self, number: int, observed: Mapping[int, Observation]) -> bool:
+        """Whether a trial belongs to the initial design of the surrogate."""
+        assert self._surrogate is not None, "the sampler is the surrogate"
+        return self._surrogate.begins(number, list(observed.values()))
+
+    def next_is_initial(self, observed: Mapping[int, Observation]) -> bool:
+        """Whether `ask` gives a trial of the initial design."""
+        return not self.has_no_more and self.is_initial(self._next_number, observed)
+
+    def gains(self, observed: Mapping[int, Observation], numbers: Sequence[int]) -> tuple[float, np.ndarray]:
+        """What the surrogate expects the next new trial, and the trials of these numbers, to add to the hypervolume of
+        the front; less than nothing where there is no new one."""
+        assert self._surrogate is not None, "the sampler is the surrogate"
+        observations, genomes = list(observed.values()), [observed[number].genome for number in numbers]
+        first = [self._canonical_of(self._retries[0])] if self._retries else list(self._anchors.values())[:1]
+        with self._keeping_fits(self._surrogate):
+            if self.has_no_more or first:
+                gains = self._surrogate.gains(observations, [*first, *genomes])
+                return (-1.0, gains[len(first) :]) if self.has_no_more else (float(gains[0]), gains[1:])
+            genome, gain, gains = self._surrogate.weigh(self._next_number, observations, self._seen, others=genomes)
+        return (-1.0 if genome is None else gain), gains
+
+    @property
+    def _next_number(self) -> int:
+        return len(self._study.get_trials(deepcopy=False))
 
     def _ask_optuna(self, sampler: samplers.UnseenSampler, number: int) -> FrozenTrial | None:
         if self._anchors:

@@ -1,13 +1,13 @@
 """Bayesian optimisation for what a search of architectures is: accuracy unknown, costs exact.
 
-A Gaussian process models accuracy alone. With costs known, the expected hypervolume improvement of a
-candidate is a closed form: a sum of ordinary expected improvements over the cells of cost space to its
-right, each weighted by the cell's area.
+A Gaussian process models accuracy alone, over architectures and epochs. With costs known, the expected hypervolume
+improvement of a candidate is a closed form: a sum of ordinary expected improvements over the cells of cost space to
+its right, each weighted by the cell's area.
 """
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -15,17 +15,16 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from cvt_nas.arch import Cost
-from cvt_nas.propose.gaussian import Posterior, fit_hyperparameters, prior_of
+from cvt_nas.propose.curves import CurvePosterior, Curves, fit_hyperparameters, prior_of
 from cvt_nas.propose.improvement import expected_hypervolume_improvement
-from cvt_nas.propose.observations import Observation, final_accuracies
+from cvt_nas.propose.observations import Observation, curves_of
 from cvt_nas.results import is_non_dominated
 from cvt_nas.space import CostMetric, Genome, GenomeSpace
 
 NUM_INITIAL = 10
-REFIT_EVERY = 5
-MAX_FITTED = 150
-REFIT_EVERY_LATER = 50  # beyond that, a fit only sees others of the same number
-MAX_CONDITIONED = 400
+REFIT_AFTER = 1.15  # times as many observations
+MAX_FITTED = 220
+MAX_CONDITIONED = 600
 NUM_CANDIDATES = 1_500
 # Standard deviations are stretched by this. The process trusts its length scales, which are estimates: on
 # NAS-Bench-201, what it had not seen lay up to 2.1 of its standard deviations away, and one search in ten never tried
@@ -41,15 +40,15 @@ class Surrogate:
     kept from one call to the next but what can be computed again.
 
     Attributes:
-        fitted: Hyperparameters by the number of observations that they were fitted to, for whoever goes on later: the
-            same number tells more by then, since what was paused may have been trained on.
+        fitted: Hyperparameters by the number of accuracies that they were fitted to, for whoever goes on later.
 
     Args:
+        num_epochs: Of a full training.
         seed: Of the initial design and of the candidates.
     """
 
-    def __init__(self, space: GenomeSpace, *, costs: Sequence[CostMetric], seed: int) -> None:
-        self._space, self._costs, self._seed = space, tuple(costs), seed
+    def __init__(self, space: GenomeSpace, *, costs: Sequence[CostMetric], num_epochs: int, seed: int) -> None:
+        self._space, self._costs, self._num_epochs, self._seed = space, tuple(costs), num_epochs, seed
         least, greatest = space.cost_range
         self._known_costs: dict[Genome, Cost] = {}
         self._low = np.array([getattr(least, metric) for metric in costs], dtype=float)
@@ -62,42 +61,55 @@ class Surrogate:
         self._sample = sorted(sample, key=lambda genome: space.cost(genome).flops)
         logs = self._log_costs(self._costs_of(self._sample))
         self._log_mean, self._log_sd = logs.mean(axis=0), np.maximum(logs.std(axis=0), 1e-9)
-        self._prior = prior_of(space)
+        self._prior = prior_of(space, num_epochs)
         self.fitted: dict[int, np.ndarray] = {}
-        self._table = None if self._every is None else _Candidates.of(self, {g: space.cost(g) for g in self._every})
+        self._table = None if self._every is None else self._of(self._every)
 
     def propose(self, number: int, observations: Sequence[Observation], seen: set[Genome]) -> Genome | None:
         """A feasible genome for trial `number` that is not in `seen`, which holds canonical ones; None where none was
         found. The observations are of the trials before it, in the order of their numbers."""
-        evaluated = [o for o in observations if o.status in ("complete", "stopped", "failed")]
-        if number < NUM_INITIAL or sum(o.status == "complete" for o in evaluated) < 3:
+        if self.begins(number, observations):
             return self._initial(number, seen)
-        with _blas().limit(limits=1, user_api="blas"):
-            return self._most_promising(number, observations, evaluated, seen)
+        genome, _, _ = self.weigh(number, observations, seen)
+        return genome
 
-    def _most_promising(
-        self, number: int, observations: Sequence[Observation], evaluated: Sequence[Observation], seen: set[Genome]
-    ) -> Genome | None:
-        candidates = self._candidates(observations, np.random.default_rng((self._seed, number)), seen)
-        if candidates is None:
-            return None
-        model = self._model(evaluated)
-        pending = [o.genome for o in observations if o.status == "running"]
-        complete = [o.genome for o in evaluated if o.status == "complete"]
-        if pending:  # as if each had ended at what is expected of it
-            features = self.features(pending)
-            model = model.conditioned_on(features, model.expect(features))
-        standing = complete + pending
+    def begins(self, number: int, observations: Sequence[Observation]) -> bool:
+        """Whether trial `number` belongs to the initial design, with which too little is known for a model."""
+        return number < NUM_INITIAL or sum(o.status == "complete" for o in observations) < 3
+
+    def weigh(
+        self, number: int, observations: Sequence[Observation], seen: set[Genome], *, others: Sequence[Genome] = ()
+    ) -> tuple[Genome | None, float, np.ndarray]:
+        """The genome for trial `number` that promises the largest front, what it is expected to add to the front's
+        hypervolume, and what each of the `others` is expected to add, `(others,)`."""
+        with _blas().limit(limits=1, user_api="blas"):
+            candidates = self._candidates(observations, np.random.default_rng((self._seed, number)), seen)
+            known = self._of(others)
+            if candidates is None:
+                return None, 0.0, self._gains(observations, known)
+            num_new, gains = len(candidates.genomes), self._gains(observations, _Candidates.joined(candidates, known))
+        best = int(np.argmax(gains[:num_new]))
+        return candidates.genomes[best], float(gains[best]), gains[num_new:]
+
+    def gains(self, observations: Sequence[Observation], genomes: Sequence[Genome]) -> np.ndarray:
+        """What each of the genomes is expected to add to the hypervolume of the front, `(genomes,)`."""
+        with _blas().limit(limits=1, user_api="blas"):
+            return self._gains(observations, self._of(genomes))
+
+    def _gains(self, observations: Sequence[Observation], candidates: "_Candidates") -> np.ndarray:
+        """Trials in flight count as if they had ended at what is expected of them."""
+        if not candidates.genomes:
+            return np.zeros(0)
+        model = self._model(observations)
         mean, sd = model.predict(candidates.features)
-        sd = _OVERCONFIDENCE * sd
-        gains = expected_hypervolume_improvement(
+        standing = [o.genome for o in observations if o.status in ("complete", "running")]
+        return expected_hypervolume_improvement(
             mean,
-            sd,
+            _OVERCONFIDENCE * sd,
             candidates.costs,
             front_costs=self.scaled_costs(standing),
             front_levels=model.expect(self.features(standing)),
         )
-        return candidates.genomes[int(np.argmax(gains))]
 
     def most_accurate(self, observations: Sequence[Observation], number: int) -> list[Genome]:
         """Feasible genomes, evaluated or not, by the accuracy that is expected of them; the best `number`, as far as
@@ -109,7 +121,7 @@ class Surrogate:
         costs = {**({} if drawn is None else {g: self._space.cost(g) for g in drawn.genomes}), **known}
         if not costs:
             return []
-        candidates = _Candidates.of(self, costs)
+        candidates = self._of(list(costs), list(costs.values()))
         expected = self._model(observations).expect(candidates.features)
         return [candidates.genomes[index] for index in np.argsort(-expected, kind="stable")[:number]]
 
@@ -164,38 +176,43 @@ class Surrogate:
         parents = np.array([o.genome for o, keep in zip(known, is_non_dominated(losses), strict=True) if keep])
         drawn = _draw_candidates(parents, np.array([len(gene.options) for gene in space.genes]), rng)
         costs = {g: cost for g, cost in space.costs_of(drawn).items() if g not in seen and space.is_feasible(cost)}
-        return _Candidates.of(self, costs) if costs else None
+        return self._of(list(costs), list(costs.values())) if costs else None
 
-    def _model(self, evaluated: Sequence[Observation]) -> "Posterior":
-        values, noises = final_accuracies(evaluated)
-        values = np.maximum(values, np.median(values) - 2 * (values.max() - np.median(values)))
-        step = REFIT_EVERY if len(evaluated) < MAX_FITTED else REFIT_EVERY_LATER
-        num_used = len(evaluated) // step * step or len(evaluated)
-        features = self.features([o.genome for o in evaluated])
-        if num_used not in self.fitted:
-            chosen = np.arange(num_used)
-            if num_used > MAX_FITTED:
-                rng = np.random.default_rng((self._seed, num_used))
-                chosen = np.sort(rng.choice(num_used, MAX_FITTED, replace=False))
-            self.fitted[num_used] = fit_hyperparameters(
-                features[chosen], values[chosen], noises[chosen], prior=self._prior
-            )
-        if len(values) > MAX_CONDITIONED:
-            kept = self._most_telling(evaluated, values)
-            features, values, noises = features[kept], values[kept], noises[kept]
-        return Posterior.of(features, values, noises, self.fitted[num_used])
+    def _of(self, genomes: Sequence[Genome], costs: Sequence[Cost] | None = None) -> "_Candidates":
+        return _Candidates(
+            genomes=list(genomes), features=self.features(genomes, costs), costs=self.scaled_costs(genomes, costs)
+        )
 
-    def _most_telling(self, evaluated: Sequence[Observation], values: np.ndarray) -> np.ndarray:
-        """Half of what the model can hold from near the front, half from everywhere."""
-        losses = np.column_stack([-values, self.scaled_costs([o.genome for o in evaluated])])
-        left, near = np.arange(len(values)), []
-        while len(near) < MAX_CONDITIONED // 2:
-            on_front = is_non_dominated(losses[left])
-            near += left[on_front].tolist()
-            left = left[~on_front]
-        rng = np.random.default_rng((self._seed, len(values)))
-        rest = rng.choice(left, min(MAX_CONDITIONED // 2, len(left)), replace=False)
-        return np.sort(np.concatenate([np.array(near[:MAX_CONDITIONED], dtype=int), rest]))
+    def _model(self, observations: Sequence[Observation]) -> CurvePosterior:
+        known = [o for o in observations if o.curve or o.status in ("running", "failed")]
+        curves = curves_of(known, self.features([o.genome for o in known]), self._num_epochs)
+        num_known = len(curves.values)
+        latest = max((number for number in self.fitted if number <= num_known), default=None)
+        if latest is None or num_known >= REFIT_AFTER * latest:
+            latest = num_known
+            fitted_to = curves.where(self._most_telling(curves, MAX_FITTED))
+            self.fitted[latest] = fit_hyperparameters(fitted_to, prior=self._prior)
+        pending = [index for index, o in enumerate(known) if o.status == "running"]
+        if num_known > MAX_CONDITIONED:
+            curves = curves.where(self._most_telling(curves, MAX_CONDITIONED))
+        return CurvePosterior(curves, self.fitted[latest], pending=pending)
+
+    def _most_telling(self, curves: Curves, limit: int) -> np.ndarray:
+        """As many of the observations as a model can take: the last of each trial first, then the first epochs, at
+        growing distances; of trials that went equally far, in random order."""
+        num_known = len(curves.values)
+        if num_known <= limit:
+            return np.arange(num_known)
+        rng = np.random.default_rng((self._seed, num_known))
+        last = np.zeros(len(curves.features), dtype=int)
+        np.maximum.at(last, curves.trials, curves.epochs)
+        turn = rng.permutation(len(last))[curves.trials]
+        steps = _fibonacci(self._num_epochs)
+        rank = np.searchsorted(steps, curves.epochs).astype(float)
+        rank[~np.isin(curves.epochs, steps)] += len(steps)
+        rank[curves.epochs == last[curves.trials]] = -1
+        order = np.lexsort((turn, -last[curves.trials], rank))
+        return np.sort(order[:limit])
 
     def _log_costs(self, costs: Sequence[Cost]) -> np.ndarray:
         return np.log([[cost.params, cost.flops] for cost in costs]).reshape(-1, 2)
@@ -235,15 +252,24 @@ class _Candidates:
     costs: np.ndarray
 
     @classmethod
-    def of(cls, surrogate: Surrogate, costs: Mapping[Genome, Cost]) -> "_Candidates":
-        genomes, values = list(costs), list(costs.values())
+    def joined(cls, one: "_Candidates", other: "_Candidates") -> "_Candidates":
         return cls(
-            genomes=genomes, features=surrogate.features(genomes, values), costs=surrogate.scaled_costs(genomes, values)
+            genomes=[*one.genomes, *other.genomes],
+            features=np.vstack([one.features, other.features]),
+            costs=np.vstack([one.costs, other.costs]),
         )
 
     def where(self, kept: np.ndarray) -> "_Candidates":
         genomes = [genome for genome, keep in zip(self.genomes, kept, strict=True) if keep]
         return _Candidates(genomes=genomes, features=self.features[kept], costs=self.costs[kept])
+
+
+def _fibonacci(last: int) -> np.ndarray:
+    """1, 2, 3, 5, 8 and so on up to `last`."""
+    numbers = [1, 2]
+    while numbers[-1] < last:
+        numbers.append(numbers[-1] + numbers[-2])
+    return np.array([number for number in numbers if number <= last])
 
 
 def _draw_candidates(parents: np.ndarray, num_options: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -61,7 +61,7 @@ class SearchConfig:
 
     trials: PositiveInt = 50
     sampler: Annotated[SamplerName, Field(examples=["tpe"])] = "surrogate"
-    scheduler: Literal["pareto-asha", "asha", "none"] = "pareto-asha"
+    scheduler: Literal["freeze-thaw", "pareto-asha", "asha", "none"] = "pareto-asha"
     mode: Literal["stop", "promote"] = "promote"
     grace_period: PositiveInt = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3

@@ -1,0 +1,254 @@
+"""One Gaussian process of accuracy over architectures and epochs, which learns from whole and from unfinished curves.
+
+The accuracy of a trial whose architecture has features x, after n of N epochs, is modelled as
+
+    y(x, n) = c + f(x) + g(x, n) + m(n) + o + d(n) + noise,
+
+all parts of it Gaussian processes: f is what the architecture is worth at whatever epoch, g what it is worth at that
+epoch, m the common curve, and o and d(n) are the trial's own, which another seed would not have. Functions of the epoch
+have the kernel of sums of decaying exponentials, E(n, n') = (beta / (n + n' + beta)) ** alpha, so that a curve goes on
+as its beginning suggests. Predicted is what the architecture is worth after N epochs, without what is the trial's own.
+
+SciPy is imported where it is used: that takes seconds, which the workers of a search need not wait, and only its
+driver proposes.
+
+Source: Swersky et al. 2014, arXiv:1406.3896, for the kernel of epochs and for freezing and thawing.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cvt_nas.space import GenomeSpace
+
+# Medians of log-normal priors: length scales of features in [0, 1] and of standardised logarithms of costs; then
+# standard deviations of the logarithms.
+_ORDINAL_LENGTH, _OPTION_LENGTH, _COST_LENGTH = 0.7, 2.2, 2.2
+_LENGTH_SD = 0.5
+_CONSTANT = 9.0  # variance of c
+_JITTER = 1e-6
+
+
+class _Scalars(NamedTuple):
+    """What the kernel has besides length scales: standard deviations of f, g, m, o, d and of the noise, which is
+    `noise` at every epoch and `early` at the first one, falling with its square root; alpha and beta."""
+
+    f: float
+    g: float
+    m: float
+    own: float
+    own_curve: float
+    noise: float
+    early: float
+    alpha: float
+    beta: float
+
+
+_MEDIANS = _Scalars(f=1.0, g=1.0, m=3.0, own=0.2, own_curve=0.3, noise=0.1, early=0.2, alpha=1.0, beta=1.0)
+_SDS = _Scalars(f=0.5, g=1.0, m=1.5, own=1.0, own_curve=1.0, noise=1.0, early=1.0, alpha=0.5, beta=1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curves:
+    """Accuracies of trials after some of their epochs.
+
+    Args:
+        features: Of the trials, `(trials, features)`.
+        trials, epochs, values: Of each observation, `(observations,)`.
+        num_epochs: N, of a full training.
+    """
+
+    features: Float[np.ndarray, "trials features"]
+    trials: Int[np.ndarray, " observations"]
+    epochs: Int[np.ndarray, " observations"]
+    values: Float[np.ndarray, " observations"]
+    num_epochs: int
+
+    def where(self, kept: np.ndarray) -> "Curves":
+        return Curves(
+            features=self.features, trials=self.trials[kept], epochs=self.epochs[kept], values=self.values[kept],
+            num_epochs=self.num_epochs,
+        )  # fmt: skip
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Mean and standard deviation of the accuracies at the end, in whose units the process works; of the latest
+        ones where fewer than two trials have come to the end."""
+        finals = self.values[self.epochs == self.num_epochs]
+        if len(finals) < 2:
+            latest = dict(zip(self.trials, self.values, strict=True))
+            finals = np.array(list(latest.values()))
+        return float(finals.mean()), max(float(finals.std()), 1e-6)
+
+
+def prior_of(space: GenomeSpace, num_epochs: int) -> Float[np.ndarray, " hyperparameters"]:
+    """Logarithms of the medians of the hyperparameters, before anything is seen: the length scale of each feature,
+    then `_Scalars`.
+
+    Each option of a categorical gene has a length scale of its own: one of them may stand far from all the others.
+    """
+    lengths = []
+    for gene in space.genes:
+        lengths += [_ORDINAL_LENGTH] if gene.is_ordinal else [_OPTION_LENGTH] * len(gene.options)
+    scalars = _MEDIANS._replace(beta=max(num_epochs / 10, 0.5))
+    return np.log([*lengths, _COST_LENGTH, _COST_LENGTH, *scalars])
+
+
+def fit_hyperparameters(
+    curves: Curves,
+    *,
+    prior: Float[np.ndarray, " hyperparameters"],
+    start: Float[np.ndarray, " hyperparameters"] | None = None,
+) -> Float[np.ndarray, " hyperparameters"]:
+    """Their logarithms at the maximum of the posterior."""
+    from scipy.optimize import minimize
+
+    mean, scale = curves.scale
+    terms = _Terms(curves, (curves.values - mean) / scale)
+    sds = np.array([*[_LENGTH_SD] * (len(prior) - len(_SDS)), *_SDS])
+
+    def negative_log_posterior(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = terms.negative_log_likelihood(theta)
+        away = (theta - prior) / sds
+        return value + 0.5 * away @ away, slope + away / sds
+
+    bounds = np.column_stack([prior - 4 * sds, prior + 4 * sds])
+    found = minimize(
+        negative_log_posterior,
+        prior if start is None else start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"maxiter": 50},
+    )
+    return found.x
+
+
+def _squared_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    squares = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1) - 2 * one @ other.T
+    return np.maximum(squares, 0.0)
+
+
+def _split(theta: np.ndarray) -> tuple[np.ndarray, _Scalars]:
+    values = np.exp(theta)
+    return values[: -len(_SDS)], _Scalars(*values[-len(_SDS) :])
+
+
+class _Terms:
+    """What the likelihood of many hyperparameters shares."""
+
+    def __init__(self, curves: Curves, y: np.ndarray) -> None:
+        self._features, self._y = curves.features[curves.trials], y
+        self._early = 1 / np.maximum(curves.epochs, 0.5)
+        self._sums = curves.epochs[:, None] + curves.epochs
+        self._same = (curves.trials[:, None] == curves.trials).astype(float)
+
+    def negative_log_likelihood(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
+        """Also its gradient."""
+        from scipy.linalg import lapack
+
+        lengths, of = _split(theta)
+        scaled = self._features / lengths
+        k = np.exp(-0.5 * _squared_distances(scaled, scaled))
+        by_sum = np.arange(self._sums.max() + 1) + of.beta
+        log_e = of.alpha * (math.log(of.beta) - np.log(by_sum))
+        e = np.exp(log_e)[self._sums]
+        inner = of.f**2 + of.g**2 * e
+        covariance = k * inner + (of.m**2 + of.own_curve**2 * self._same) * e + of.own**2 * self._same + _CONSTANT
+        covariance[np.diag_indices_from(covariance)] += of.noise**2 + of.early**2 * self._early + _JITTER
+        lower, info = lapack.dpotrf(covariance, lower=True, clean=True, overwrite_a=True)
+        if info:
+            return 1e25, np.zeros_like(theta)
+        log_determinant = 2 * np.log(np.diag(lower)).sum()
+        inverse, _ = lapack.dpotri(lower, lower=True, overwrite_c=True)
+        inverse += np.tril(inverse, -1).T
+        weights = inverse @ self._y
+        value = 0.5 * (self._y @ weights + log_determinant)
+        w = inverse - np.outer(weights, weights)  # the derivative of twice the value by the covariance
+        wk, diagonal = w * k, np.diag(w)
+        # sums over pairs of the same sum of epochs, within which E is one number
+        cells = self._sums.ravel()
+        of_all, of_k, of_same = (np.bincount(cells, weights=part.ravel()) for part in (w, wk, w * self._same))
+        by_e = of.g**2 * of_k + of.m**2 * of_all + of.own_curve**2 * of_same
+        e = np.exp(log_e)
+        wk *= inner
+        by_lengths = 2 * wk.sum(axis=1) @ scaled**2 - 2 * (scaled * (wk @ scaled)).sum(axis=0)
+        by_scalars = _Scalars(
+            f=2 * of.f**2 * of_k.sum(),
+            g=2 * of.g**2 * of_k @ e,
+            m=2 * of.m**2 * of_all @ e,
+            own=2 * of.own**2 * of_same.sum(),
+            own_curve=2 * of.own_curve**2 * of_same @ e,
+            noise=2 * of.noise**2 * diagonal.sum(),
+            early=2 * of.early**2 * diagonal @ self._early,
+            alpha=by_e @ (e * log_e),
+            beta=of.alpha * by_e @ (e * (1 - of.beta / by_sum)),
+        )
+        return float(value), 0.5 * np.array([*by_lengths, *by_scalars])
+
+
+class CurvePosterior:
+    """The process given observations; accuracies in their own unit outside, in that of `Curves.scale` inside.
+
+    Args:
+        theta: Logarithms of the hyperparameters.
+        pending: Trials that count as if they had ended at what is expected of them: they tell no more of the mean, and
+            leave less to find out.
+    """
+
+    def __init__(
+        self, curves: Curves, theta: Float[np.ndarray, " hyperparameters"], *, pending: Sequence[int] = ()
+    ) -> None:
+        from scipy.linalg import lapack, solve_triangular
+
+        self._lengths, self._of = _split(theta)
+        self._mean, self._scale = curves.scale
+        self._scaled = curves.features / self._lengths
+        num_epochs, of = curves.num_epochs, self._of
+        trials = np.concatenate([curves.trials, np.array(pending, dtype=int)])
+        epochs = np.concatenate([curves.epochs, np.full(len(pending), num_epochs)])
+        k = np.exp(-0.5 * _squared_distances(self._scaled, self._scaled))
+        by_sum = (of.beta / (np.arange(2 * num_epochs + 1) + of.beta)) ** of.alpha
+        e = by_sum[epochs[:, None] + epochs]
+        covariance = k[trials[:, None], trials] * (of.f**2 + of.g**2 * e) + of.m**2 * e + _CONSTANT
+        covariance += (trials[:, None] == trials) * (of.own**2 + of.own_curve**2 * e)
+        covariance[np.diag_indices_from(covariance)] += of.noise**2 + of.early**2 / np.maximum(epochs, 0.5) + _JITTER
+        lower, info = lapack.dpotrf(covariance, lower=True, clean=False, overwrite_a=True)
+        assert info == 0, "the noise keeps the matrix positive definite"
+        # the covariance of what is predicted with an observation is k(x, its trial) times a weight, and a constant
+        of_end = by_sum[num_epochs + epochs]
+        sides = np.zeros((len(trials), len(curves.features) + 2))
+        sides[np.arange(len(trials)), trials] = of.f**2 + of.g**2 * of_end
+        sides[:, -2] = of.m**2 * of_end + _CONSTANT
+        sides[: len(curves.values), -1] = (curves.values - self._mean) / self._scale
+        solved = solve_triangular(lower, sides, lower=True, check_finite=False, overwrite_b=True)
+        by_trial, common, y = solved[:, :-2], solved[:, -2], solved[:, -1]
+        y = np.where(np.arange(len(y)) < len(curves.values), y, 0.0)  # of what is pending, no surprise
+        self._weights, self._constant = by_trial.T @ y, float(common @ y)
+        self._explained, self._explained_with, self._explained_by = (
+            by_trial.T @ by_trial,
+            by_trial.T @ common,
+            common @ common,
+        )
+        self._prior = of.f**2 + (of.g**2 + of.m**2) * by_sum[2 * num_epochs] + _CONSTANT
+
+    def _with_trials(self, features: np.ndarray) -> np.ndarray:
+        return np.exp(-0.5 * _squared_distances(features / self._lengths, self._scaled))
+
+    def expect(self, features: Float[np.ndarray, "candidates features"]) -> Float[np.ndarray, " candidates"]:
+        """Mean of the accuracy after a full training."""
+        return self._mean + self._scale * (self._with_trials(features) @ self._weights + self._constant)
+
+    def predict(
+        self, features: Float[np.ndarray, "candidates features"]
+    ) -> tuple[Float[np.ndarray, " candidates"], Float[np.ndarray, " candidates"]]:
+        """Mean and standard deviation of the accuracy after a full training, without the noise of measuring it and
+        without what is a trial's own."""
+        k = self._with_trials(features)
+        explained = ((k @ self._explained) * k).sum(axis=1) + 2 * k @ self._explained_with + self._explained_by
+        sd = np.sqrt(np.maximum(self._prior - explained, 1e-12))
+        return self._mean + self._scale * (k @ self._weights + self._constant), self._scale * sd

@@ -1,0 +1,101 @@
+"""The process of accuracy over architectures and epochs."""
+
+import numpy as np
+import pytest
+
+from cvt_nas.config import Experiment
+from cvt_nas.propose.curves import CurvePosterior, Curves, fit_hyperparameters, prior_of
+from cvt_nas.propose.curves import _Terms as Terms
+
+NUM_EPOCHS, NUM_FEATURES = 8, 3
+PRIOR = np.log([0.7, 0.7, 2.2, 1.0, 1.0, 3.0, 0.2, 0.3, 0.1, 0.2, 1.0, 0.8])
+
+
+def final_of(features: np.ndarray) -> np.ndarray:
+    return 0.8 + 0.05 * features[:, 0] - 0.03 * features[:, 1] ** 2
+
+
+def made_up(lengths: list[int], *, seed: int = 0, noise: float = 0.001) -> Curves:
+    """Curves of random networks that were trained for so many epochs; the first feature is slow to show."""
+    rng = np.random.default_rng(seed)
+    features = rng.random((len(lengths), NUM_FEATURES))
+    trials = np.repeat(np.arange(len(lengths)), lengths)
+    epochs = np.concatenate([np.arange(1, length + 1) for length in lengths])
+    early = (0.2 + 0.1 * features[trials, 0]) * (1 / epochs - 1 / NUM_EPOCHS)
+    values = final_of(features)[trials] - early + noise * rng.normal(size=len(trials))
+    return Curves(features=features, trials=trials, epochs=epochs, values=values, num_epochs=NUM_EPOCHS)
+
+
+def test_the_gradient_of_the_likelihood_is_that_of_finite_differences() -> None:
+    curves = made_up([8, 8, 3, 1, 5])
+    terms = Terms(curves, (curves.values - curves.values.mean()) / curves.values.std())
+    theta = PRIOR + 0.1 * np.random.default_rng(1).normal(size=len(PRIOR))
+    _, slope = terms.negative_log_likelihood(theta)
+    steps = 1e-5 * np.eye(len(theta))
+    found = [
+        (terms.negative_log_likelihood(theta + step)[0] - terms.negative_log_likelihood(theta - step)[0]) / 2e-5
+        for step in steps
+    ]
+    assert slope == pytest.approx(found, rel=1e-4, abs=1e-5)
+
+
+def test_the_prediction_is_that_of_the_textbook() -> None:
+    curves = made_up([8, 4, 1])
+    features = np.random.default_rng(2).random((4, NUM_FEATURES))
+    mean, sd = CurvePosterior(curves, PRIOR).predict(features)
+    lengths, (f, g, m, own, own_curve, noise, early, alpha, beta) = np.exp(PRIOR[:3]), np.exp(PRIOR[3:])
+
+    def e(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return (beta / (one[:, None] + other + beta)) ** alpha
+
+    def k(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.exp(-0.5 * (((one[:, None] - other) / lengths) ** 2).sum(axis=2))
+
+    x, n = curves.features[curves.trials], curves.epochs
+    same = curves.trials[:, None] == curves.trials
+    inside = k(x, x) * (f**2 + g**2 * e(n, n)) + m**2 * e(n, n) + 9 + same * (own**2 + own_curve**2 * e(n, n))
+    inside += np.diag(noise**2 + early**2 / n + 1e-6)
+    end = np.full(len(features), NUM_EPOCHS)
+    across = k(features, x) * (f**2 + g**2 * e(end, n)) + m**2 * e(end, n) + 9
+    centre, scale = curves.scale
+    assert mean == pytest.approx(centre + scale * across @ np.linalg.solve(inside, (curves.values - centre) / scale))
+    prior = f**2 + (g**2 + m**2) * e(end[:1], end[:1])[0, 0] + 9
+    variance = prior - (across * np.linalg.solve(inside, across.T).T).sum(axis=1)
+    assert sd == pytest.approx(scale * np.sqrt(variance), rel=1e-6)
+
+
+def test_unfinished_curves_tell_where_networks_end() -> None:
+    long, whole = made_up([8] * 10 + [2] * 40), made_up([8] * 10)
+    unseen = np.random.default_rng(3).random((200, NUM_FEATURES))
+
+    def error(curves: Curves) -> float:
+        posterior = CurvePosterior(curves, fit_hyperparameters(curves, prior=PRIOR))
+        return float(np.sqrt(np.mean((posterior.expect(unseen) - final_of(unseen)) ** 2)))
+
+    assert error(long) < 0.7 * error(whole)
+    assert error(long) < 0.005
+
+
+def test_pending_trials_leave_the_mean_and_narrow_the_doubt() -> None:
+    curves = made_up([8, 8, 8, 2])
+    before, after = CurvePosterior(curves, PRIOR), CurvePosterior(curves, PRIOR, pending=[3])
+    mean, sd = before.predict(curves.features)
+    mean_then, sd_then = after.predict(curves.features)
+    assert mean_then == pytest.approx(mean)
+    assert sd_then[3] < 0.8 * sd[3]
+
+
+def test_one_epoch_is_a_process_over_architectures_alone() -> None:
+    curves = made_up([1] * 30)
+    curves = Curves(
+        features=curves.features, trials=curves.trials, epochs=curves.epochs, values=curves.values, num_epochs=1
+    )
+    posterior = CurvePosterior(curves, fit_hyperparameters(curves, prior=PRIOR))
+    assert posterior.expect(curves.features) == pytest.approx(curves.values, abs=0.01)
+
+
+def test_the_prior_has_a_length_for_each_feature(digits: Experiment) -> None:
+    ordinal = sum(gene.is_ordinal for gene in digits.space.genes)
+    options = sum(len(gene.options) for gene in digits.space.genes if not gene.is_ordinal)
+    assert len(prior_of(digits.space, 300)) == ordinal + options + 2 + 9
+    assert np.exp(prior_of(digits.space, 300)[-1]) == pytest.approx(30)
