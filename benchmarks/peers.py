@@ -100,7 +100,8 @@ class RayTune:
         self.scheduler.on_trial_add(None, trial)
         return _proposal(self._table, number, trial.config, self._seed)
 
-    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
+    def decide(self, proposal: Proposal, curve: tuple[float, ...], *, train_seconds: float) -> Decision:
+        del train_seconds
         return "stop" if self._report(self._trials[proposal.number], curve, proposal.cost) == "STOP" else "go"
 
     def tell(self, ended: Outcome) -> None:
@@ -168,7 +169,8 @@ class SyneTune:
         self.scheduler.on_trial_add(trial)
         return _proposal(self._table, number, trial.config, self._seed)
 
-    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
+    def decide(self, proposal: Proposal, curve: tuple[float, ...], *, train_seconds: float) -> Decision:
+        del train_seconds
         return "stop" if self._report(self._trials[proposal.number], curve, proposal.cost) == "STOP" else "go"
 
     def tell(self, ended: Outcome) -> None:

@@ -136,8 +136,8 @@ class Watched:
             self.asked[proposal.number] += 1
         return proposal
 
-    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
-        return self.search.decide(proposal, curve)
+    def decide(self, proposal: Proposal, curve: tuple[float, ...], *, train_seconds: float) -> Decision:
+        return self.search.decide(proposal, curve, train_seconds=train_seconds)
 
     def tell(self, ended: Outcome) -> None:
         self.outcomes.append(ended)
@@ -162,7 +162,8 @@ class PausesFirst:
     def ask(self) -> Proposal | None:
         return self.proposals[self.order.pop(0)] if self.order else None
 
-    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
+    def decide(self, proposal: Proposal, curve: tuple[float, ...], *, train_seconds: float) -> Decision:
+        assert train_seconds == pytest.approx(len(curve))
         self.reports.append((proposal.number, len(curve)))
         if (proposal.number, len(curve)) == (0, 1):
             return "pause"

@@ -1,5 +1,7 @@
 """The process of accuracy over architectures and epochs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -85,11 +87,25 @@ def test_pending_trials_leave_the_mean_and_narrow_the_doubt() -> None:
     assert sd_then[3] < 0.8 * sd[3]
 
 
+def test_what_networks_inherited_tells_where_they_end() -> None:
+    trained, untrained = made_up([8] * 8 + [0] * 30), np.arange(8, 38)
+    unseen, ends = trained.features[untrained], final_of(trained.features)
+    every = dataclasses.replace(
+        trained,
+        trials=np.append(trained.trials, np.arange(38)),
+        epochs=np.append(trained.epochs, np.zeros(38, dtype=int)),
+        values=np.append(trained.values, ends - 0.3),
+    )
+
+    def error(curves: Curves) -> float:
+        return float(np.abs(CurvePosterior(curves, PRIOR).expect(unseen) - ends[untrained]).mean())
+
+    assert error(every) < 0.7 * error(trained)
+
+
 def test_one_epoch_is_a_process_over_architectures_alone() -> None:
     curves = made_up([1] * 30)
-    curves = Curves(
-        features=curves.features, trials=curves.trials, epochs=curves.epochs, values=curves.values, num_epochs=1
-    )
+    curves = dataclasses.replace(curves, num_epochs=1)
     posterior = CurvePosterior(curves, fit_hyperparameters(curves, prior=PRIOR))
     assert posterior.expect(curves.features) == pytest.approx(curves.values, abs=0.01)
 

@@ -36,3 +36,12 @@ def test_how_bad_the_worst_are_does_not_matter() -> None:
     curves = curves_of([observation(value, status="complete") for value in values], np.zeros((4, 1)), 1)
     assert curves.values[:3].tolist() == [0.80, 0.82, 0.84]
     assert curves.values[3] == pytest.approx(0.81 - 2 * 0.03)
+
+
+def test_what_a_trial_inherited_is_its_epoch_0() -> None:
+    untrained = Observation(genome=(0,), curve=(), status="stopped", inherited=0.3)
+    trained = Observation(genome=(1,), curve=(0.5,), status="stopped", inherited=0.4)
+    curves = curves_of([untrained, trained], np.zeros((2, 1)), 2)
+    assert curves.trials.tolist() == [0, 1, 1]
+    assert curves.epochs.tolist() == [0, 0, 1]
+    assert curves.values.tolist() == [0.3, 0.4, 0.5]

@@ -132,7 +132,7 @@ def heirs(experiment: Experiment, candidates: Sequence[Candidate], number: int) 
 
     Those that were out of reach after part of the images come last.
     """
-    whole = _measured_whole(candidates)
+    whole = measured_whole(candidates)
     numbers = {candidate.number for candidate in whole}
     chosen: list[Candidate] = []
     for group in (whole, [candidate for candidate in candidates if candidate.number not in numbers]):
@@ -148,7 +148,7 @@ def record_as_trials(search: Search) -> None:
     """
     run = search.run
     candidates, known = run.candidates(), {result.number for result in run.results()}
-    whole = {candidate.number for candidate in _measured_whole(candidates)}
+    whole = {candidate.number for candidate in measured_whole(candidates)}
     for candidate in candidates:
         if candidate.number not in known:
             run.append(
@@ -177,7 +177,8 @@ def _loss_of(candidate: Candidate, metric: Metric) -> float:
     return 1 - candidate.accuracy if metric == "accuracy" else float(getattr(candidate.cost, metric))
 
 
-def _measured_whole(candidates: Sequence[Candidate]) -> list[Candidate]:
+def measured_whole(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those whose accuracy is of all the images."""
     most = max((candidate.num_images for candidate in candidates), default=0)
     return [candidate for candidate in candidates if candidate.num_images == most]
 
@@ -186,7 +187,7 @@ class _Bars:
     """What a candidate has to beat: the best accuracy, on all the images, at no more params and FLOPs."""
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
-        self._known = _measured_whole(candidates)
+        self._known = measured_whole(candidates)
 
     def add(self, candidate: Candidate) -> None:
         if not self._known or candidate.num_images >= self._known[0].num_images:

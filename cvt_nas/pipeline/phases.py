@@ -7,7 +7,7 @@ from cvt_nas.launch.search import Search
 from cvt_nas.launch.trial import read_test_split
 from cvt_nas.launch.trials import run_trials
 from cvt_nas.pipeline.confirm import confirm_front
-from cvt_nas.pipeline.inherit import heirs, rank_candidates, record_as_trials, train_weights
+from cvt_nas.pipeline.inherit import heirs, measured_whole, rank_candidates, record_as_trials, train_weights
 from cvt_nas.pipeline.latency import measure_front
 from cvt_nas.pipeline.narrowing import searched_space, train_and_narrow
 from cvt_nas.propose.journal import open_journal
@@ -76,6 +76,7 @@ def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed:
         num_epochs=experiment.training.epochs,
         seed=seed,
         anchors=first,
+        inherited={experiment.space.encode(found.arch): found.accuracy for found in measured_whole(candidates)},
         recorded=run.results(),
     )
 

@@ -16,23 +16,32 @@ class Observation:
     Args:
         curve: Accuracy after each epoch; empty for a trial in flight that reported none, and for one that failed.
         status: `complete`, `stopped`, `running`, or `failed` for whatever ended without an accuracy.
+        epoch_seconds: Mean of its epochs; None where it is not known.
+        inherited: Accuracy before any training of its own, with weights of a supernet.
     """
 
     genome: Genome
     curve: tuple[float, ...]
     status: str
+    epoch_seconds: float | None = None
+    inherited: float | None = None
 
 
 def curves_of(observations: Sequence[Observation], features: np.ndarray, num_epochs: int) -> Curves:
-    """The accuracies of all trials after each of their epochs, a row of `features` each.
+    """The accuracies of all trials after each of their epochs, a row of `features` each; after epoch 0 what they
+    inherited.
 
     A failed trial counts as the worst that was trained in full. Accuracies are not taken for less than twice as far
     below the median of their epoch as the best is above it: how bad the worst are is nothing that a search has to know.
     """
-    curves = [o.curve[:num_epochs] for o in observations]
-    trials = np.repeat(np.arange(len(curves)), [len(curve) for curve in curves])
-    epochs = np.concatenate([np.arange(1, len(curve) + 1) for curve in curves]).astype(int)
-    values = np.concatenate([np.array(curve, dtype=float) for curve in curves])
+    known = [
+        (trial, epoch, accuracy)
+        for trial, o in enumerate(observations)
+        for epoch, accuracy in enumerate((o.inherited, *o.curve[:num_epochs]))
+        if accuracy is not None
+    ]
+    trials, epochs = (np.array([each[place] for each in known], dtype=int) for place in (0, 1))
+    values = np.array([accuracy for *_, accuracy in known], dtype=float)
     finals = values[epochs == num_epochs]
     failed = np.array(
         [index for index, o in enumerate(observations) if o.status == "failed" and not o.curve], dtype=int

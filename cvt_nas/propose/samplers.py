@@ -159,11 +159,14 @@ def draw_unseen(space: GenomeSpace, seen: set[Genome], rng: random.Random) -> Ge
 def observation_of(trial: FrozenTrial, space: GenomeSpace) -> Observation:
     """What a trial of Optuna's teaches a surrogate; one that is paused teaches what a stopped one does."""
     genome = genome_of(space, trial.params)
+    progress = progress_of(trial)
+    epoch_seconds = progress.train_seconds / len(progress.curve) if progress.curve else None
     if trial.state == TrialState.RUNNING:
-        progress = progress_of(trial)
-        return Observation(genome=genome, curve=progress.curve, status="stopped" if progress.is_paused else "running")
+        status = "stopped" if progress.is_paused else "running"
+        return Observation(genome=genome, curve=progress.curve, status=status, epoch_seconds=epoch_seconds or None)
     status = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped"}.get(trial.state, "failed")
-    return Observation(genome=genome, curve=tuple(trial.user_attrs.get("curve", ())), status=status)
+    curve = tuple(trial.user_attrs.get("curve", ()))
+    return Observation(genome=genome, curve=curve, status=status, epoch_seconds=epoch_seconds or None)
 
 
 class Progress(NamedTuple):

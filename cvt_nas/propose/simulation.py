@@ -41,8 +41,8 @@ class Search(Protocol):
         nothing."""
         ...
 
-    def decide(self, proposal: Proposal, curve: tuple[float, ...]) -> Decision:
-        """After each epoch of a trial but the last: whether it goes on."""
+    def decide(self, proposal: Proposal, curve: tuple[float, ...], *, train_seconds: float) -> Decision:
+        """After each epoch of a trial but the last: whether it goes on. The seconds are of all its epochs so far."""
         ...
 
     def tell(self, ended: Outcome) -> None:
@@ -130,7 +130,9 @@ def run_clock(
         now, _, proposal, epochs = heapq.heappop(events)
         curve = tuple(float(accuracy) for accuracy in curve_of(proposal)[:epochs])
         is_complete = epochs == num_epochs
-        decision = "stop" if is_complete else search.decide(proposal, curve)
+        decision = (
+            "stop" if is_complete else search.decide(proposal, curve, train_seconds=epoch_seconds(proposal) * epochs)
+        )
         if decision == "go":
             done = now + seconds_of(proposal, num_left=num_epochs - epochs)
             heapq.heappush(events, (done, next(clock), proposal, epochs + 1))

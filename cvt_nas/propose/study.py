@@ -4,7 +4,7 @@ import contextlib
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ from cvt_nas.results import FAILURES, Metric, Status
 from cvt_nas.space import ALL_COST_METRICS, Genome, GenomeSpace
 
 _STUDY_NAME = "cvt-nas"
-_FITTED = "hyperparameters"
+_FITTED = "hyperparameters of curves"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +81,7 @@ class Study:
         num_epochs: Of a full training.
         seed: Of proposals and of the trials' trainings.
         anchors: Proposed first, by name.
+        inherited: Accuracies of architectures with weights of a supernet, before any training of their own.
         recorded: The trials that have ended, of which Optuna may not know yet.
     """
 
@@ -95,12 +96,14 @@ class Study:
         seed: int,
         storage: BaseStorage | None = None,
         anchors: Mapping[str, Genome] | None = None,
+        inherited: Mapping[Genome, float] | None = None,
         recorded: Sequence[Ended] = (),
     ) -> None:
         self._space, self._num_trials, self._seed = space, num_trials, seed
         self._metrics = tuple(metrics)
         self._seen: set[Genome] = set()
         self._observed: dict[int, tuple[FrozenTrial, Observation]] = {}
+        self._inherited = {space.canonical(genome): accuracy for genome, accuracy in (inherited or {}).items()}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._surrogate = self._optuna_sampler = None
         if sampler == "surrogate":
@@ -217,7 +220,16 @@ class Study:
 
     def _ask_surrogate(self, surrogate: Surrogate, number: int) -> Genome | None:
         with self._keeping_fits(surrogate):
-            return surrogate.propose(number, list(self.observed().values()), self._seen)
+            return surrogate.propose(number, self._with_untrained(self.observed()), self._seen)
+
+    def _with_untrained(self, observed: Mapping[int, Observation]) -> list[Observation]:
+        """Also what the anchors inherited that have not begun."""
+        untrained = [
+            Observation(genome=genome, curve=(), status="stopped", inherited=self._inherited[genome])
+            for genome in self._anchors.values()
+            if genome in self._inherited
+        ]
+        return [*observed.values(), *untrained]
 
     @contextlib.contextmanager
     def _keeping_fits(self, surrogate: Surrogate) -> Iterator[None]:
@@ -243,7 +255,9 @@ class Study:
             if known is None or known[0] is not trial:
                 if not samplers.is_whole(trial, self._space):
                     continue
-                known = self._observed[trial.number] = trial, samplers.observation_of(trial, self._space)
+                observation = samplers.observation_of(trial, self._space)
+                inherited = self._inherited.get(self._space.canonical(observation.genome))
+                known = self._observed[trial.number] = trial, replace(observation, inherited=inherited)
             observed[trial.number] = known[1]
         return observed
 
@@ -260,7 +274,7 @@ class Study:
         """What the surrogate expects the next new trial, and the trials of these numbers, to add to the hypervolume of
         the front; less than nothing where there is no new one."""
         assert self._surrogate is not None, "the sampler is the surrogate"
-        observations, genomes = list(observed.values()), [observed[number].genome for number in numbers]
+        observations, genomes = self._with_untrained(observed), [observed[number].genome for number in numbers]
         first = [self._canonical_of(self._retries[0])] if self._retries else list(self._anchors.values())[:1]
         with self._keeping_fits(self._surrogate):
             if self.has_no_more or first:

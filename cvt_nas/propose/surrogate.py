@@ -47,7 +47,10 @@ class Surrogate:
         seed: Of the initial design and of the candidates.
     """
 
-    def __init__(self, space: GenomeSpace, *, costs: Sequence[CostMetric], num_epochs: int, seed: int) -> None:
+    def __init__(
+        self, space: GenomeSpace, *, costs: Sequence[CostMetric], num_epochs: int, seed: int, per_second: bool = False
+    ) -> None:
+        self._per_second = per_second
         self._space, self._costs, self._num_epochs, self._seed = space, tuple(costs), num_epochs, seed
         least, greatest = space.cost_range
         self._known_costs: dict[Genome, Cost] = {}
@@ -103,13 +106,27 @@ class Surrogate:
         model = self._model(observations)
         mean, sd = model.predict(candidates.features)
         standing = [o.genome for o in observations if o.status in ("complete", "running")]
-        return expected_hypervolume_improvement(
+        gains = expected_hypervolume_improvement(
             mean,
             _OVERCONFIDENCE * sd,
             candidates.costs,
             front_costs=self.scaled_costs(standing),
             front_levels=model.expect(self.features(standing)),
         )
+        return gains / self._pace(observations, candidates.features) if self._per_second else gains
+
+    def _pace(self, observations: Sequence[Observation], features: np.ndarray) -> np.ndarray:
+        """How long an epoch of each candidate takes, `(candidates,)`, as a multiple of the mean of the trials so far: by
+        a line through the logarithms of costs and seconds, drawn towards no slope where there is little to go by."""
+        timed = [o for o in observations if o.epoch_seconds is not None]
+        if not timed:
+            return np.ones(len(features))
+        logs = np.log([o.epoch_seconds for o in timed])
+        costs = self.features([o.genome for o in timed])[:, -2:]
+        middle = costs.mean(axis=0)
+        inside = (costs - middle).T @ (costs - middle) + 0.1 * np.eye(2)
+        slopes = np.linalg.solve(inside, (costs - middle).T @ (logs - logs.mean()))
+        return np.exp((features[:, -2:] - middle) @ slopes)
 
     def most_accurate(self, observations: Sequence[Observation], number: int) -> list[Genome]:
         """Feasible genomes, evaluated or not, by the accuracy that is expected of them; the best `number`, as far as
@@ -184,7 +201,7 @@ class Surrogate:
         )
 
     def _model(self, observations: Sequence[Observation]) -> CurvePosterior:
-        known = [o for o in observations if o.curve or o.status in ("running", "failed")]
+        known = [o for o in observations if o.curve or o.inherited is not None or o.status in ("running", "failed")]
         curves = curves_of(known, self.features([o.genome for o in known]), self._num_epochs)
         num_known = len(curves.values)
         latest = max((number for number in self.fitted if number <= num_known), default=None)
@@ -265,8 +282,8 @@ class _Candidates:
 
 
 def _fibonacci(last: int) -> np.ndarray:
-    """1, 2, 3, 5, 8 and so on up to `last`."""
-    numbers = [1, 2]
+    """0, 1, 2, 3, 5, 8 and so on up to `last`."""
+    numbers = [0, 1, 2]
     while numbers[-1] < last:
         numbers.append(numbers[-1] + numbers[-2])
     return np.array([number for number in numbers if number <= last])

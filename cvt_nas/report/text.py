@@ -82,8 +82,8 @@ def _better_than(run: RunFolder, epoch: int) -> str:
     later = range(epoch + 1, run.manifest["epochs"])
     for found in rank_correlations(run.results(), later):
         if not (found.is_random or found.curves_cross):
-            return f"grace_period: {found.epoch}, or search.scheduler: none"
-    return "scheduler: none"
+            return f"grace_period: {found.epoch}, or search.scheduler: freeze-thaw"
+    return "scheduler: freeze-thaw"
 
 
 def _p_text(p_value: float) -> str:

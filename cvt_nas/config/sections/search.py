@@ -36,8 +36,9 @@ class SearchConfig:
             `tpe`, `nsga2` and `gp` are Optuna's; `random` draws evenly. `MODULE:NAME` is a sampler of your own, and
             `optunahub:NAME` one of OptunaHub's.
         scheduler: `pareto-asha` stops trials that are weak for what they cost, `asha` the least accurate at
-            each rung; `none` trains every trial in full.
-        mode: At a rung, `promote` lets a trial pause, and go on once it is among the best; `stop` decides for good.
+            each rung; `freeze-thaw` decides after every epoch which trial promises the most for the epochs that are
+            left to it, by the model of `surrogate`, and needs no rungs; `none` trains every trial in full.
+        mode: At a rung of `pareto-asha` or `asha`, `promote` lets a trial pause, and go on once it is among the best; `stop` decides for good.
         grace_period: Epochs of the first rung.
         reduction_factor: One in so many goes on past a rung; rungs are so many times farther apart, and none but the
             first stands beyond `training.epochs` divided by it.
