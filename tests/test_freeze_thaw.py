@@ -13,7 +13,7 @@ from cvt_nas.pipeline import open_study
 from cvt_nas.propose.race import Race, race_of
 from cvt_nas.propose.study import PartialTrial, Proposal
 from cvt_nas.propose.surrogate import NUM_INITIAL
-from cvt_nas.results import TrialResult
+from cvt_nas.results import Status, TrialResult
 from cvt_nas.run import RunFolder
 
 NUM_EPOCHS = 6
@@ -38,7 +38,7 @@ def partial_of(proposal: Proposal, num_epochs: int) -> PartialTrial:
     )
 
 
-def ended(experiment: Experiment, proposal: Proposal, status: str = "complete") -> TrialResult:
+def ended(experiment: Experiment, proposal: Proposal, status: Status = "complete") -> TrialResult:
     curve = tuple(curve_of(proposal)) if status == "complete" else ()
     return TrialResult(
         number=proposal.number, arch=experiment.space.decode(proposal.genome), status=status, epochs=len(curve),
@@ -87,7 +87,7 @@ class Driver:
             yield proposal.number, num_epochs, "go" if is_next == proposal else "pause"
             proposal = is_next
 
-    def finish(self, proposal: Proposal, status: str = "complete") -> None:
+    def finish(self, proposal: Proposal, status: Status = "complete") -> None:
         result = ended(self.experiment, proposal, status)
         self.run.append(result)
         self.race.tell(result)

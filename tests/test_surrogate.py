@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from cvt_nas.config import Experiment
 from cvt_nas.propose.observations import Observation
@@ -78,3 +79,20 @@ def test_trials_in_flight_keep_others_away_from_them(digits: Experiment) -> None
     assert len({o.genome for o in running}) == 4
     costs = [space.cost(o.genome).flops for o in running]
     assert max(costs) / min(costs) > 1.2
+
+
+def test_what_is_expected_of_a_second_is_less_where_epochs_are_long(digits: Experiment) -> None:
+    space, seen, observations = digits.space, set(), []
+    of_epoch, of_second = (
+        Surrogate(space, costs=("flops",), num_epochs=1, seed=0, per_second=per_second) for per_second in (False, True)
+    )
+    for number in range(NUM_INITIAL + 2):
+        genome = of_epoch.propose(number, observations, seen)
+        assert genome is not None
+        seen.add(genome)
+        accuracy, seconds = accuracy_of(digits, genome), space.cost(genome).flops / 1e5
+        observations.append(Observation(genome=genome, curve=(accuracy,), status="complete", epoch_seconds=seconds))
+    by_flops = sorted(seen, key=lambda genome: space.cost(genome).flops)
+    small, large = by_flops[1], by_flops[-2]
+    ratios = of_epoch.gains(observations, [small, large]) / of_second.gains(observations, [small, large])
+    assert ratios[1] / ratios[0] == pytest.approx(space.cost(large).flops / space.cost(small).flops, rel=0.2)

@@ -58,6 +58,7 @@ def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) 
         for name in ("own_norms", "opening"):
             fixed = ", ".join(choice for choice in getattr(idle, name) if choice not in chosen)
             check(("supernet", name), bool(fixed), f"the space has no choice of {fixed}")
+    check(("search", "per"), file.search.sampler != "surrogate", f"the sampler is {file.search.sampler}")
     for name in ("mode", "grace_period", "reduction_factor"):
         has_rungs = file.search.scheduler in ("pareto-asha", "asha")
         check(("search", name), not has_rungs, f"the scheduler is {file.search.scheduler}")

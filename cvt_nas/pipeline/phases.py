@@ -77,6 +77,7 @@ def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed:
         seed=seed,
         anchors=first,
         inherited={experiment.space.encode(found.arch): found.accuracy for found in measured_whole(candidates)},
+        per_second=experiment.search.per == "second",
         recorded=run.results(),
     )
 

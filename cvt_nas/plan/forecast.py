@@ -62,6 +62,7 @@ def simulate_race(
     study = Study(
         space, metrics=metrics, sampler=sampler or experiment.search.sampler,
         num_trials=num_trials, num_epochs=experiment.training.epochs, seed=seed,
+        per_second=experiment.search.per == "second",
         anchors={str(proposal.number): proposal.genome for proposal in known} or experiment.anchors,
     )  # fmt: skip
     num_epochs = experiment.training.epochs

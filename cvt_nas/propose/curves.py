@@ -18,7 +18,8 @@ Source: Swersky et al. 2014, arXiv:1406.3896, for the kernel of epochs and for f
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -114,7 +115,7 @@ def fit_hyperparameters(
     def negative_log_posterior(theta: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = terms.negative_log_likelihood(theta)
         away = (theta - prior) / sds
-        return value + 0.5 * away @ away, slope + away / sds
+        return value + 0.5 * float(away @ away), slope + away / sds
 
     bounds = np.column_stack([prior - 4 * sds, prior + 4 * sds])
     found = minimize(
@@ -149,8 +150,7 @@ class _Terms:
 
     def negative_log_likelihood(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
         """Also its gradient."""
-        from scipy.linalg import lapack
-
+        lapack: Any = import_module("scipy.linalg.lapack")  # whose stubs lack its routines
         lengths, of = _split(theta)
         scaled = self._features / lengths
         k = np.exp(-0.5 * _squared_distances(scaled, scaled))
@@ -184,7 +184,7 @@ class _Terms:
             own=2 * of.own**2 * of_same.sum(),
             own_curve=2 * of.own_curve**2 * of_same @ e,
             noise=2 * of.noise**2 * diagonal.sum(),
-            early=2 * of.early**2 * diagonal @ self._early,
+            early=2 * of.early**2 * float(diagonal @ self._early),
             alpha=by_e @ (e * log_e),
             beta=of.alpha * by_e @ (e * (1 - of.beta / by_sum)),
         )
@@ -203,8 +203,9 @@ class CurvePosterior:
     def __init__(
         self, curves: Curves, theta: Float[np.ndarray, " hyperparameters"], *, pending: Sequence[int] = ()
     ) -> None:
-        from scipy.linalg import lapack, solve_triangular
+        from scipy.linalg import solve_triangular
 
+        lapack: Any = import_module("scipy.linalg.lapack")  # whose stubs lack its routines
         self._lengths, self._of = _split(theta)
         self._mean, self._scale = curves.scale
         self._scaled = curves.features / self._lengths

@@ -19,7 +19,7 @@ from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.private import StoredTrials
 from cvt_nas.propose.surrogate import Surrogate
 from cvt_nas.results import FAILURES, Metric, Status
-from cvt_nas.space import ALL_COST_METRICS, Genome, GenomeSpace
+from cvt_nas.space import ALL_COST_METRICS, CostMetric, Genome, GenomeSpace
 
 _STUDY_NAME = "cvt-nas"
 _FITTED = "hyperparameters of curves"
@@ -82,6 +82,7 @@ class Study:
         seed: Of proposals and of the trials' trainings.
         anchors: Proposed first, by name.
         inherited: Accuracies of architectures with weights of a supernet, before any training of their own.
+        per_second: Whether the surrogate's expectations are of a second of training, rather than of an epoch.
         recorded: The trials that have ended, of which Optuna may not know yet.
     """
 
@@ -97,6 +98,7 @@ class Study:
         storage: BaseStorage | None = None,
         anchors: Mapping[str, Genome] | None = None,
         inherited: Mapping[Genome, float] | None = None,
+        per_second: bool = False,
         recorded: Sequence[Ended] = (),
     ) -> None:
         self._space, self._num_trials, self._seed = space, num_trials, seed
@@ -107,8 +109,8 @@ class Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._surrogate = self._optuna_sampler = None
         if sampler == "surrogate":
-            costs = [metric for metric in ALL_COST_METRICS if metric in metrics]
-            self._surrogate = Surrogate(space, costs=costs, num_epochs=num_epochs, seed=seed)
+            costs: list[CostMetric] = [metric for metric in ALL_COST_METRICS if metric in metrics]
+            self._surrogate = Surrogate(space, costs=costs, num_epochs=num_epochs, seed=seed, per_second=per_second)
         elif sampler != "random":
             self._optuna_sampler = samplers.UnseenSampler(sampler, space, seed=seed, seen=self._seen)
         self._study = optuna.create_study(

@@ -31,6 +31,7 @@ NUM_CANDIDATES = 1_500
 # the operation that it had written off.
 _OVERCONFIDENCE = 1.5
 ENUMERABLE = 4_000
+_INTERVALS = (0, 9, 5, 2, 7, 1, 3, 4, 6, 8)  # of log-FLOPs: each is as far as can be from those before
 
 
 class Surrogate:
@@ -45,13 +46,15 @@ class Surrogate:
     Args:
         num_epochs: Of a full training.
         seed: Of the initial design and of the candidates.
+        per_second: Whether what is expected of a candidate is divided by the seconds that its epochs are expected to
+            take.
     """
 
     def __init__(
         self, space: GenomeSpace, *, costs: Sequence[CostMetric], num_epochs: int, seed: int, per_second: bool = False
     ) -> None:
-        self._per_second = per_second
         self._space, self._costs, self._num_epochs, self._seed = space, tuple(costs), num_epochs, seed
+        self._per_second = per_second
         least, greatest = space.cost_range
         self._known_costs: dict[Genome, Cost] = {}
         self._low = np.array([getattr(least, metric) for metric in costs], dtype=float)
@@ -116,13 +119,14 @@ class Surrogate:
         return gains / self._pace(observations, candidates.features) if self._per_second else gains
 
     def _pace(self, observations: Sequence[Observation], features: np.ndarray) -> np.ndarray:
-        """How long an epoch of each candidate takes, `(candidates,)`, as a multiple of the mean of the trials so far: by
-        a line through the logarithms of costs and seconds, drawn towards no slope where there is little to go by."""
-        timed = [o for o in observations if o.epoch_seconds is not None]
+        """How long an epoch of each candidate takes, `(candidates,)`, as a multiple of the mean of the trials so far.
+
+        By a line through the logarithms of costs and seconds, drawn towards no slope where there is little to go by.
+        """
+        timed = {o.genome: o.epoch_seconds for o in observations if o.epoch_seconds is not None}
         if not timed:
             return np.ones(len(features))
-        logs = np.log([o.epoch_seconds for o in timed])
-        costs = self.features([o.genome for o in timed])[:, -2:]
+        logs, costs = np.log(list(timed.values())), self.features(list(timed))[:, -2:]
         middle = costs.mean(axis=0)
         inside = (costs - middle).T @ (costs - middle) + 0.1 * np.eye(2)
         slopes = np.linalg.solve(inside, (costs - middle).T @ (logs - logs.mean()))
@@ -143,19 +147,17 @@ class Surrogate:
         return [candidates.genomes[index] for index in np.argsort(-expected, kind="stable")[:number]]
 
     def _initial(self, number: int, seen: set[Genome]) -> Genome | None:
-        """The cheapest, then one at random from each interval of log-FLOPs in turn.
+        """The cheapest, then one at random from each interval of log-FLOPs, the next always far from those before.
 
         Whatever its accuracy, nothing else can take the cheap end of the front, so it is worth the most before
         anything is known.
         """
         if self._cheapest not in seen:
             return self._cheapest
-        order = list(range(NUM_INITIAL))
-        random.Random(f"{self._seed} order").shuffle(order)
         logs = np.log([self._space.cost(genome).flops for genome in self._sample])
         low, high = logs[0], logs[-1]
         within = random.Random(f"{self._seed} {number}").random()
-        wanted = low + (high - low) * (order[number % NUM_INITIAL] + within) / NUM_INITIAL
+        wanted = low + (high - low) * (_INTERVALS[number % NUM_INITIAL] + within) / NUM_INITIAL
         for index in np.argsort(np.abs(logs - wanted), kind="stable"):
             if (genome := self._space.canonical(self._sample[index])) not in seen:
                 return genome

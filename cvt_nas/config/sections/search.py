@@ -38,7 +38,10 @@ class SearchConfig:
         scheduler: `pareto-asha` stops trials that are weak for what they cost, `asha` the least accurate at
             each rung; `freeze-thaw` decides after every epoch which trial promises the most for the epochs that are
             left to it, by the model of `surrogate`, and needs no rungs; `none` trains every trial in full.
-        mode: At a rung of `pareto-asha` or `asha`, `promote` lets a trial pause, and go on once it is among the best; `stop` decides for good.
+        per: What an expected gain of hypervolume is divided by where the surrogate compares architectures and trials:
+            their epochs, or the `second`s that these are expected to take, by the trials so far.
+        mode: At a rung of `pareto-asha` or `asha`, `promote` lets a trial pause, and go on once it is among the best;
+            `stop` decides for good.
         grace_period: Epochs of the first rung.
         reduction_factor: One in so many goes on past a rung; rungs are so many times farther apart, and none but the
             first stands beyond `training.epochs` divided by it.
@@ -63,6 +66,7 @@ class SearchConfig:
     trials: PositiveInt = 50
     sampler: Annotated[SamplerName, Field(examples=["tpe"])] = "surrogate"
     scheduler: Literal["freeze-thaw", "pareto-asha", "asha", "none"] = "pareto-asha"
+    per: Literal["epoch", "second"] = "epoch"
     mode: Literal["stop", "promote"] = "promote"
     grace_period: PositiveInt = 1
     reduction_factor: Annotated[int, Field(ge=2)] = 3
