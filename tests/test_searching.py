@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -270,3 +270,31 @@ def test_a_search_that_is_interrupted_again_and_again_keeps_its_results_and_goes
     assert [result.number for result in results] == list(range(10))
     assert json.loads(output)["trials"] == 10
     assert {trial.state for trial in optuna_trials(RunFolder.open(out))} <= {TrialState.COMPLETE, TrialState.PRUNED}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_freezing_and_thawing_decides_alike_where_the_search_is_killed_again_and_again(tmp_path: Path) -> None:
+    space = tmp_path / "small.yaml"
+    line = "search: {trials: 16, sampler: surrogate, scheduler: freeze-thaw}"
+    space.write_text(small_digits(**{"  epochs:": "  epochs: 4", "search:": line}))
+    process = start_search(space, tmp_path / "whole", "--cpus", "1")
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    whole = RunFolder.open(tmp_path / "whole").results()
+    assert {result.status for result in whole} == {"complete", "stopped"}
+    out = tmp_path / "killed"
+    for number in (3, 9, 12):
+        process = start_search(space, out, "--cpus", "1", *(["--resume"] if number > 3 else []))
+        wait_for_results(out, number, process)
+        time.sleep(0.5 + 0.3 * (number % 3))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    process = start_search(space, out, "--cpus", "1", "--resume")
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+
+    def told(results: Sequence[TrialResult]) -> dict[int, tuple[object, ...]]:
+        return {result.number: (result.arch_id, result.status, result.curve) for result in results}
+
+    assert told(RunFolder.open(out).results()) == told(whole)
