@@ -10,7 +10,15 @@ from typing import Any, Literal
 from cvt_nas.arch import ArchConfig, cost_of
 from cvt_nas.config import Experiment, load_recipe
 from cvt_nas.data import ImageData, find_data, shape_of
-from cvt_nas.engine import Checkpoint, TrainingReport, TrainingSetup, evaluate
+from cvt_nas.engine import (
+    Checkpoint,
+    TrainingReport,
+    TrainingSetup,
+    answer_images,
+    evaluate,
+    find_teacher,
+    has_answered,
+)
 from cvt_nas.engine.speed import fastest_way
 from cvt_nas.errors import ArchError, DataError, ResourceError, RunFolderError, StorageError, TrainingEndedError
 from cvt_nas.escaping import told, why_no_text
@@ -89,6 +97,7 @@ def train(
                 raise DataError(f"--data {data}: {difference}: the architecture was found on other classes")
             if on_note is not None:
                 on_note(f"{data}: other data than those that the architecture was found on: {difference}")
+        teacher = find_teacher(setup, init=init, run=begun)
         images = setup.open_data()
         if weights is not None:
             begins = {
@@ -109,6 +118,7 @@ def train(
             "data": identity.to_json(),
             "metric": setup.metric,
             **({} if begins is None else {"init": begins}),
+            **({} if teacher is None else {"teacher": teacher.to_json()}),
             **({} if found is None else {"compile": found}),
         }
         run = begun
@@ -118,7 +128,7 @@ def train(
         if num_workers > 1:
             setup.save_listing()
         if on_note is not None:
-            for note in (begins or {}).get("notes", []):
+            for note in (*(begins or {}).get("notes", []), *(() if teacher is None else teacher.notes)):
                 on_note(note)
             batch_size, num_images = experiment.training.batch_size, images.num_images("train")
             if batch_size > num_images:
@@ -126,6 +136,12 @@ def train(
                     f"training.batch_size is {batch_size:,}, and there are {num_images:,} training images: a step has "
                     f"these at most, so lr may be too high"
                 )
+        if teacher is not None:
+            if not has_answered(teacher, run):
+                for note in answer_images(setup, teacher):
+                    if on_note is not None:
+                        on_note(note)
+            setup = dataclasses.replace(setup, answers=teacher.answers)
         return _train_once(
             arch, experiment, run, setup, images, num_workers=num_workers, seed=seed, on_report=on_report
         )

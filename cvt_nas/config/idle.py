@@ -20,6 +20,11 @@ def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) 
         if section is None:
             continue
         check((name, "momentum"), section.optimizer == "adamw", "AdamW has none")
+        for setting in ("teacher_weight", "teacher_temperature"):
+            check((name, setting), section.teacher is None, "training.teacher is absent")
+        for setting in ("loss", "label_smoothing", "class_weights"):
+            taught = section.teacher is not None and section.teacher_weight == 1
+            check((name, setting), taught, "teacher_weight is 1, so the labels do not count")
         check((name, "warmup_lr"), section.warmup_epochs == 0, "warmup_epochs is 0")
         check((name, "restarts"), section.schedule == "wsd", "the schedule is wsd")
         check((name, "decay_fraction"), section.schedule == "cosine", "the schedule is cosine")

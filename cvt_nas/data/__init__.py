@@ -9,6 +9,7 @@ from typing import Any
 from cvt_nas.arch import ImageSize
 from cvt_nas.config import DataConfig, is_streamed
 from cvt_nas.data.ahead import made_beside_steps
+from cvt_nas.data.answers import open_answers
 from cvt_nas.data.arrays import ArrayData, open_arrays
 from cvt_nas.data.checking import ImageCheck, check_images
 from cvt_nas.data.find import check_outside, find_data, root_of, shape_of, trained_classes
@@ -21,6 +22,8 @@ from cvt_nas.data.streams import StreamedData
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
 from cvt_nas.run import write_atomically
+
+_OF_ARRAYS = ("bilinear", "bicubic")  # ways to resize images that are arrays
 
 
 def load_data(
@@ -118,6 +121,20 @@ def check_data(
         for note in notes:
             on_note(note)
     return data, identity
+
+
+def prepare_as(data: ImageData, preprocessing: Preprocessing, dataset: str) -> None:
+    """Makes `data`, of the kind `dataset`, give images that are prepared as `preprocessing` says.
+
+    Raises:
+        DataError: They are arrays, which are not resized in that way.
+    """
+    if not is_streamed(dataset) and preprocessing.interpolation not in _OF_ARRAYS:
+        raise DataError(
+            f"interpolation: got {preprocessing.interpolation!r}, must be {' or '.join(_OF_ARRAYS)} for {dataset}, "
+            f"which is no folder of images"
+        )
+    data.preprocessing = preprocessing
 
 
 def check_streamed(
