@@ -318,7 +318,7 @@ def vit(folder: Path, names: tuple[str, ...]) -> Any:
     torch.manual_seed(0)
     config = ViTConfig(
         image_size=24, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        num_labels=len(names), id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},
+        id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},
     )  # fmt: skip
     model = ViTForImageClassification(config)
     model.save_pretrained(folder)
@@ -352,7 +352,14 @@ def test_a_backbone_without_a_head_that_was_trained_is_refused(tmp_path: Path) -
 
 def test_a_classifier_of_timm_for_colours_answers_grey_images(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    settings = {"embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 32, "patch_size": 8, "num_classes": 10}
+    settings: dict[str, Any] = {
+        "embed_dim": 16,
+        "depth": 1,
+        "num_heads": 2,
+        "img_size": 32,
+        "patch_size": 8,
+        "num_classes": 10,
+    }
     model: Any = timm.create_model("vit_tiny_patch16_224", **settings)
     told = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3, "crop_mode": "squash", "crop_pct": 1.0,
             "interpolation": "bilinear", "label_names": [str(9 - index) for index in range(10)]}  # fmt: skip

@@ -23,6 +23,7 @@ from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
 from cvt_nas.run import write_atomically
 
+LoadedData = ArrayData | StreamedData
 _OF_ARRAYS = ("bilinear", "bicubic")  # ways to resize images that are arrays
 
 
@@ -37,7 +38,7 @@ def load_data(
     skipped: Collection[str] = (),
     listing: Path | None = None,
     on_note: Callable[[str], None] | None = None,
-) -> ImageData:
+) -> LoadedData:
     """The data set of a space file.
 
     Args:
@@ -56,7 +57,7 @@ def load_data(
     """
     if is_streamed(config.dataset):
         records = find_records(config, root, test_only=test_only, listing=listing, on_note=on_note)
-        data: ImageData = StreamedData(
+        data: LoadedData = StreamedData(
             config, records, image_size, num_channels, test_only=test_only, skipped=skipped
         )  # fmt: skip
         channels = num_channels
@@ -79,7 +80,7 @@ def check_data(
     place: str = "",
     on_note: Callable[[str], None] | None = None,
     **settings: Any,
-) -> tuple[ImageData, DataIdentity]:
+) -> tuple[LoadedData, DataIdentity]:
     """`load_data` and the identity of what it finds, once every image of a folder was looked at.
 
     By `data.on_error: raise`, the images of the search and test splits are decoded, and of the others headers are read

@@ -134,6 +134,7 @@ class ArrayData:
         return self._answers is not None
 
     def taught(self, answers: Float[np.ndarray, "images classes"]) -> Self:
+        """The same set, whose training batches carry what a teacher said: logits for each, in the order of `labels`."""
         some = copy.copy(self)
         some._answers = Answers(answers, self._rows["train"])
         return some

@@ -130,14 +130,6 @@ class ImageData(Protocol):
         """
         ...
 
-    def taught(self, answers: Float[np.ndarray, "images classes"]) -> Self:
-        """The same set, whose training batches carry what a teacher said.
-
-        Args:
-            answers: Logits for each image of the training split, in the order of `labels`.
-        """
-        ...
-
     def train_batches(
         self,
         *,

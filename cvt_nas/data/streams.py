@@ -188,6 +188,7 @@ class StreamedData:
         return self._answers is not None
 
     def taught(self, answers: Float[np.ndarray, "images classes"]) -> Self:
+        """The same set, whose training batches carry what a teacher said: logits for each, in the order of `labels`."""
         some = copy.copy(self)
         some._ahead = None
         some._answers = Answers(answers, self._rows["train"])

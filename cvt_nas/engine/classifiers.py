@@ -74,7 +74,8 @@ def open_classifier(place: str) -> Classifier:
 
 def _of_timm(name: str) -> Classifier:
     import timm
-    from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     try:
         model: Any = timm.create_model(name, pretrained=True)

@@ -15,6 +15,7 @@ from cvt_nas.config import DataConfig, Experiment, SupernetConfig, TrainingConfi
 from cvt_nas.data import (
     SPLITS,
     ImageData,
+    LoadedData,
     Preprocessing,
     StreamedData,
     check_data,
@@ -257,7 +258,7 @@ class TrainingSetup:
         phase = None if self.shared is None else self.shared.phase
         return data if phase is None else data.of_classes(phase.classes)
 
-    def _open_whole(self) -> ImageData:
+    def _open_whole(self) -> LoadedData:
         if self.modules is not None:
             find_modules_in(self.modules)
         if self._key not in _OPENED:
@@ -269,7 +270,7 @@ class TrainingSetup:
             self._keep(data)
         return self._with_processes(_OPENED[self._key])
 
-    def _load(self, image_size: ImageSize) -> ImageData:
+    def _load(self, image_size: ImageSize) -> LoadedData:
         skipped, listing = (), None
         if self.identity is not None:
             skipped, listing = self.identity.skipped, self.run.listing_path
@@ -280,7 +281,7 @@ class TrainingSetup:
             **{**self._shape, "image_size": image_size},
         )  # fmt: skip
 
-    def _with_processes(self, data: ImageData) -> ImageData:
+    def _with_processes(self, data: LoadedData) -> LoadedData:
         """The same data set, whose processes that read images are as many as suit a worker."""
         if isinstance(data, StreamedData):
             data.num_cpus, data.shares_memory = self.num_threads, self.shares_memory
@@ -296,7 +297,7 @@ class TrainingSetup:
         prepare_as(data, preprocessing, self.data.dataset)
         return data
 
-    def _keep(self, data: ImageData) -> None:
+    def _keep(self, data: LoadedData) -> None:
         _OPENED.clear()
         _OPENED[self._key] = data
 
@@ -323,7 +324,7 @@ def _names_plugins(experiment: Experiment) -> bool:
     return any(map(is_plugin, names))
 
 
-_OPENED: dict[tuple[object, ...], ImageData] = {}  # the last data set that this process opened
+_OPENED: dict[tuple[object, ...], LoadedData] = {}  # the last data set that this process opened
 
 
 def _ignore(note: str) -> None:

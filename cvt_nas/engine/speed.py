@@ -100,9 +100,6 @@ class _TimedData:
     def is_taught(self) -> bool:
         return self._data.is_taught
 
-    def taught(self, answers: np.ndarray) -> Self:
-        raise AssertionError(f"what is timed is taught already, or not at all: {answers.shape}")
-
     def of_classes(self, classes: Collection[int]) -> Self:
         raise AssertionError(f"nothing that is timed is of some classes alone: {classes}")
 

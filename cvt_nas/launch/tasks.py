@@ -1,7 +1,7 @@
 """Functions and actors on the workers of a search."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Self, TypeVar, cast
 
 import ray
@@ -47,7 +47,9 @@ def on_device(resources: Resources, function: Callable[..., T], *arguments: obje
     return on_devices(resources, function, [arguments])[0]
 
 
-def yielded_on_device(resources: Resources, generator: Callable[..., Iterator[T]], *arguments: object) -> Iterator[T]:
+def yielded_on_device(
+    resources: Resources, generator: Callable[..., Iterator[T]], *arguments: object
+) -> Generator[T, None, None]:
     """What `generator(*arguments)` yields on one of the trials' devices, as soon as it does; closing this ends it.
 
     A generator whose process dies begins again, on whatever node. Raises what `get_from_workers` does.
