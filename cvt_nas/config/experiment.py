@@ -87,6 +87,10 @@ class Experiment:
         anchors = {name: genome for name, genome in self.anchors.items() if space.is_feasible(space.cost(genome))}
         return dataclasses.replace(self, space=space, anchors=anchors)
 
+    def says(self, section: str, setting: str) -> bool:
+        """Whether its file has a setting, be it the default."""
+        return setting in (yaml.safe_load(self.text).get(section) or {})
+
     def changed(self, **sections: Mapping[str, Any]) -> "Experiment":
         """The same with other values in some sections of its file, for example `training={"lr": 1e-3}`. Raises
         SpaceFileError where the values are wrong, or do not fit the rest."""

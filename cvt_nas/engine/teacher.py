@@ -31,6 +31,7 @@ from cvt_nas.run import RunFolder
 
 _INIT = "init"  # the teacher that is what a search begins with
 _BATCH_SIZE = 64
+_BYTES = 2  # of a logit
 _GREATEST = 6e4  # logit: float16 ends at 65,504
 _SECONDS_BETWEEN = 5.0
 _KEY = "training.teacher"
@@ -45,6 +46,7 @@ class Teacher:
         sha256: Of its weights, of what prepares its images, and of `rows`.
         rows: Of its classes, those of the data, in their order.
         answers: See `TrainingSetup.answers`.
+        num_bytes: Of the answers; 0 where they are there already.
         notes: For people.
     """
 
@@ -52,6 +54,7 @@ class Teacher:
     sha256: str
     rows: tuple[int, ...]
     answers: str
+    num_bytes: int
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -88,6 +91,7 @@ def find_teacher(setup: TrainingSetup, *, init: str | Path | None, run: RunFolde
             sha256=began["sha256"],
             rows=(),
             answers=_name_of_answers(began["sha256"], setup),
+            num_bytes=0,
             notes=tuple(began["notes"]),
         )
         if has_answered(known, run):
@@ -103,6 +107,7 @@ def find_teacher(setup: TrainingSetup, *, init: str | Path | None, run: RunFolde
         sha256=sha256,
         rows=rows,
         answers=_name_of_answers(sha256, setup),
+        num_bytes=_BYTES * len(rows) * setup.open_data().num_images("train"),
         notes=tuple(f"teacher: {note}" for note in (*classifier.notes, *notes)),
     )
 
@@ -164,7 +169,7 @@ class _Answers:
         shape = {"descr": "<f2", "fortran_order": False, "shape": (num_images, num_classes)}
         npy.write_array_header_1_0(header, shape)
         self._path, self._begun = path, path.with_suffix(".begun")
-        self._num_images, self._header, self._row_bytes = num_images, header.getvalue(), 2 * num_classes
+        self._num_images, self._header, self._row_bytes = num_images, header.getvalue(), _BYTES * num_classes
         self.num_rows = 0
 
     def __enter__(self) -> "_Answers":

@@ -125,6 +125,8 @@ def search(
         if experiment.search.weights == "da-nas" and setup.open_data().is_multi_label:
             raise DataError("search.weights: da-nas puts classes in order, and needs images of one class each")
         lent, begins = lent_weights(init, run, experiment, setup)
+        if begins is None and on_note is not None and experiment.says("search", "importance"):
+            on_note("search.importance has no effect: there are no weights to begin with (--init)")
         teacher = find_teacher(setup, init=init, run=run)
         budget = TimeBudget(time_budget, run)
         resources = stack.enter_context(
@@ -136,7 +138,11 @@ def search(
         setup = setup.on(resources.device, num_threads=resources.num_threads, gpus=resources.gpus_per_trial)
         ended = () if run is None else run.results()
         num_left = num_trials - sum(result.status not in FAILURES for result in ended)  # what failed is tried again
-        check_disk(experiment, place.path, num_trials=max(num_left, 0), num_slots=resources.num_slots, run=run)
+        to_keep = (0 if lent is None else 2 * lent.num_bytes) + (0 if teacher is None else teacher.num_bytes)
+        check_disk(
+            experiment, place.path,
+            num_trials=max(num_left, 0), num_slots=resources.num_slots, to_keep=to_keep, run=run,
+        )  # fmt: skip
         if address is None:
             num_processes = resources.num_slots * resources.num_workers
             setup = setup.fitting_shared_memory(num_processes=num_processes, on_note=on_note)
