@@ -6,17 +6,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from cvt_nas.config import Experiment
-from cvt_nas.engine import TrainingSetup, find_teacher
+from cvt_nas.engine import TrainingSetup, find_teacher, keep_in_order
 from cvt_nas.engine.shown import sample_images
 from cvt_nas.errors import CvtNasError, DataError, RunFolderError, StorageError
 from cvt_nas.launch.client import search_through_client
 from cvt_nas.launch.resources import GpusPerTrial, Resources, claim_resources
 from cvt_nas.launch.search import Search
-from cvt_nas.pipeline.beginning import check_same_init, keep_weights, learn_of, lent_weights
+from cvt_nas.launch.tasks import on_device
+from cvt_nas.pipeline.beginning import check_same_init, learn_of, lent_weights
 from cvt_nas.pipeline.latency import with_latency
 from cvt_nas.pipeline.phases import run_phases
 from cvt_nas.plan.compiling import with_fastest_way
@@ -180,7 +182,7 @@ def search(
             run.store.write(run.samples_path, json.dumps(sample_images(setup.open_data())) + "\n")
         stack.enter_context(budget.running(run, stop))
         if lent is not None and begins is not None:
-            keep_weights(lent, begins["importance"], setup, resources)
+            keep_in_order(lent, begins["importance"], setup, partial(on_device, resources))
         if teacher is not None:
             taught = learn_of(teacher, setup, resources, stop=stop, on_note=on_note)
             if taught is None:
