@@ -387,6 +387,10 @@ def test_what_contradicts_a_teacher_is_said_with_its_line(scholar: str) -> None:
         .warnings[0]
         .endswith("training.label_smoothing: has no effect: teacher_weight is 1, so the labels do not count")
     )
+    idle = digits_with("mine").changed(
+        training={"epochs": 0, "warmup_epochs": 0}, supernet={"epochs": 0}, search={"weights": "supernet"}
+    )
+    assert any(warning.endswith("training.teacher: has no effect: nothing is trained") for warning in idle.warnings)
     chosen = digits_with("mine").changed(
         supernet={"epochs": 2, "distillation": "alpha"}, search={"weights": "supernet"}
     )

@@ -35,6 +35,11 @@ def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) 
         check((name, "augment", "color_jitter"), not from_folder, "only images of a folder are jittered")
         replaced = from_folder and section.augment.randaugment is not None
         check((name, "augment", "color_jitter"), replaced, "randaugment changes colours in its place")
+    epochs = (
+        file.training.epochs,
+        file.supernet.epochs if file.supernet is not None and file.search.has_supernet else 0,
+    )
+    check(("training", "teacher"), not any(epochs), "nothing is trained")
     check(("data", "num_workers"), not from_folder, "an in-memory set needs no workers")
     has_test = not from_folder and file.data.dataset not in ("npz", "npy")
     check(("data", "test_fraction"), has_test, f"{file.data.dataset} has test images of its own")

@@ -68,7 +68,9 @@ def has_answered(teacher: Teacher, run: RunFolder) -> bool:
 
 
 def find_teacher(setup: TrainingSetup, *, init: str | Path | None, run: RunFolder | None) -> Teacher | None:
-    """The teacher of the setting `teacher`, opened and checked, unless `run` has its answers already; None without one.
+    """The teacher of the setting `teacher`, opened and checked, unless `run` has its answers already.
+
+    None without one, and where nothing is trained.
 
     Args:
         setup: Of data that were looked at.
@@ -81,8 +83,8 @@ def find_teacher(setup: TrainingSetup, *, init: str | Path | None, run: RunFolde
         ResourceError: It needs a library that is not installed.
         RunFolderError: It is another one than `run` began with.
     """
-    named = setup.training.teacher
-    if named is None:
+    named, epochs = setup.training.teacher, setup.training.epochs
+    if named is None or not (epochs or (setup.shared is not None and setup.shared.config.epochs)):
         return None
     began = None if run is None else run.manifest.get("teacher")
     if run is not None and began is not None:

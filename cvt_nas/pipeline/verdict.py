@@ -77,8 +77,8 @@ def evaluate_supernet(
     of_supernet = TrainingSetup.of(experiment, run=run, data=data).checked(run)
     assert of_supernet.identity is not None, "it was just looked at"
     alone = _open_standalone(run, experiment, of_supernet.identity, seed=seed, num_trainings=len(genomes) * num_seeds)
-    answers = None
-    if (teacher := find_teacher(of_supernet, init=None, run=run)) is not None:
+    answers, teacher = None, find_teacher(of_supernet, init=None, run=run) if "teacher" in run.manifest else None
+    if teacher is not None:
         share_answers(run, alone, answers := teacher.answers)
     setup = dataclasses.replace(of_supernet, run=alone, shared=None, answers=answers)
     with (

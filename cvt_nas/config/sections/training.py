@@ -139,7 +139,7 @@ class TrainingConfig:
     label_smoothing: Annotated[Fraction, Field(examples=[0.1])] = 0.0
     teacher: Annotated[str, Field(min_length=1, examples=["init"])] | None = None
     teacher_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
-    teacher_temperature: Annotated[PositiveFloat, Field(examples=[4.0])] = 2.0
+    teacher_temperature: Annotated[PositiveFloat, Field(examples=[1.0])] = 4.0
     drop_path: Annotated[Fraction | list[Fraction], Field(examples=[[0.0, 0.0, 0.1]])] = 0.0
     clip_grad_norm: Annotated[PositiveFloat, Field(examples=[1.0])] | None = None
     ema_decay: Annotated[Fraction, Field(examples=[0.9999])] | None = None
