@@ -1,7 +1,7 @@
 """A teacher: a trained network that answers each training image once, before others learn from its answers.
 
 Its answers are for the images as they are, without augmentation. A teacher that sees each image as its student does
-teaches better (Beyer et al. 2022, arXiv:2106.05237, figure 3), and would answer in each epoch of each trial. TinyViT
+teaches better (Beyer et al. 2022, arXiv:2106.05237), and would answer in each epoch of each trial. TinyViT
 (Wu et al. 2022, arXiv:2207.10666) keeps answers for augmented images, with the seeds of their augmentation, of one
 training of one network; here, hundreds of trials read the same answers, each with draws of its own.
 """
