@@ -19,7 +19,7 @@ from conftest import small_digits
 from cvt_nas import search
 from cvt_nas.config import AugmentConfig, DataConfig, Experiment, parse_experiment
 from cvt_nas.data import ImageData, Preprocessing, load_data
-from cvt_nas.engine import TrainingSetup, answer_images, find_teacher, progress_reports
+from cvt_nas.engine import TrainingSetup, answer_images, find_teacher, progress_reports, supernet_reports
 from cvt_nas.engine.criterion import Criterion
 from cvt_nas.errors import CvtNasError, DataError, RunFolderError, SpaceFileError
 from cvt_nas.model import CvT, load_model, save_model
@@ -230,18 +230,36 @@ def test_a_supernet_and_the_networks_that_judge_it_learn_of_the_same_teacher(
 ) -> None:
     text = small_digits(**{
         "search:": "supernet: {epochs: 1, batch_size: 64}\n"
-        "search: {weights: supernet, candidates: 2, trials: 1, sampler: random, scheduler: none, seed: 0}",
-        "  epochs:": "  epochs: 1", "  warmup_epochs:": f"  warmup_epochs: 0\n  teacher: {scholar}",
+        "search: {weights: supernet, candidates: 2, trials: 1, sampler: random, seed: 0}",
+        "  label_smoothing:": f"  teacher: {scholar}", "data:": "data: {dataset: digits, train_fraction: 0.2}",
     })  # fmt: skip
-    experiment = parse_experiment(text, "supernet.yaml")
+    experiment, stop = parse_experiment(text, "supernet.yaml"), threading.Event()
     assert experiment.supernet is not None
     assert (experiment.supernet.teacher, experiment.supernet.distillation) == (scholar, "none")
-    run = search(experiment, out=tmp_path / "run", gpus=0)
-    stop = threading.Event()
+    setup = TrainingSetup.of(experiment, run=RunFolder(tmp_path / "run"), data=None).checked()
+    teacher = find_teacher(setup, init=None, run=None)
+    assert teacher is not None
+    assert setup.identity is not None
+    run = RunFolder.create(
+        tmp_path / "run",
+        {
+            **experiment.manifest(seed=0, num_trials=1),
+            "data": setup.identity.to_json(),
+            "teacher": teacher.to_json(),
+        },
+    )
+    list(answer_images(setup, teacher))
+    losses = []
+    for answers in (None, teacher.answers):
+        *_, last = supernet_reports(dataclasses.replace(setup, answers=answers), device=CPU, seed=0)
+        losses.append(last["losses"])
+        run.supernet.weights_path.rename(tmp_path / str(answers))
+    assert losses[0] != losses[1]
+    (tmp_path / teacher.answers).rename(run.supernet.weights_path)
     stop.set()
     assert evaluate_supernet(run, num_archs=8, num_seeds=1, gpus=0, stop=stop) is None
-    name = run.manifest["teacher"]["answers"]
-    assert run.standalone.answers_path(name).read_bytes() == run.answers_path(name).read_bytes()
+    there = run.standalone.answers_path(teacher.answers)
+    assert there.read_bytes() == run.answers_path(teacher.answers).read_bytes()
 
 
 def test_a_worker_elsewhere_has_the_answers_that_a_run_keeps_at_its_url(scholar: str, tmp_path: Path) -> None:
