@@ -237,7 +237,7 @@ class Noise:
         self.class_names = tuple(map(str, range(shape.num_classes)))
         self.preprocessing = Preprocessing(image_size=shape.image_size, mean=(0.0,), std=(1.0,))
 
-    is_multi_label = False
+    is_multi_label = is_taught = False
 
     def num_images(self, split: Split) -> int:
         return self.batch_size * self.num_batches if split == "train" else 1

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -10,12 +10,22 @@ from typing import Any, Literal
 from cvt_nas.arch import ArchConfig, cost_of
 from cvt_nas.config import Experiment, load_recipe
 from cvt_nas.data import ImageData, find_data, shape_of
-from cvt_nas.engine import Checkpoint, TrainingReport, TrainingSetup, evaluate
+from cvt_nas.engine import (
+    Checkpoint,
+    TrainingReport,
+    TrainingSetup,
+    answer_images,
+    evaluate,
+    find_teacher,
+    has_answered,
+    in_order,
+    keep_in_order,
+)
 from cvt_nas.engine.speed import fastest_way
 from cvt_nas.errors import ArchError, DataError, ResourceError, RunFolderError, StorageError, TrainingEndedError
 from cvt_nas.escaping import told, why_no_text
 from cvt_nas.launch.devices import ending_in, training_reports
-from cvt_nas.model import CvT, digest_of, initialise, load_model, locate, means, read_weights
+from cvt_nas.model import CvT, Lent, Weights, digest_of, initialise, lend, load_model, locate, means, read_weights
 from cvt_nas.results import DataIdentity, TrialResult
 from cvt_nas.run import RunFolder
 
@@ -42,7 +52,8 @@ def train(
         num_workers: GPUs, or processes where `device` is `cpu`, that share each batch by DDP; None for
             every GPU, or one process where there is none.
         device: None for `cuda` where there is one.
-        init: Weights to begin with instead of a fresh initialisation; see `model.locate` and `model.initialise`.
+        init: Weights to begin with instead of a fresh initialisation; see `model.locate` and `model.initialise`. Of a
+            network of other sizes, `arch` takes what it has room for, as a trial of a search does.
         resume: Go on from the checkpoint in `out`; with the weights that it began with, where there is none yet.
         origin: Data of the run that `arch` was found in: other images are said, and other classes refused.
         on_report: Called with each report of `engine.progress_reports`.
@@ -64,7 +75,7 @@ def train(
     weights = None
     if init is not None and begun is None:
         weights = read_weights(locate(init))
-        initialise(CvT(arch), weights)  # or the data would be opened for nothing
+        _begins_with(arch, experiment, weights)  # or the data would be opened for nothing
     setup = TrainingSetup.of(
         experiment,
         run=RunFolder(out),
@@ -73,7 +84,6 @@ def train(
         device=device,
         num_threads=_cpu_threads(num_workers),
         shared=None,
-        init=weights.path if weights is not None else None if begins is None else Path(begins["path"]),
     )
     if begun is None:
         RunFolder.at(out).check_new()
@@ -89,13 +99,15 @@ def train(
                 raise DataError(f"--data {data}: {difference}: the architecture was found on other classes")
             if on_note is not None:
                 on_note(f"{data}: other data than those that the architecture was found on: {difference}")
+        teacher = find_teacher(setup, init=init, run=begun)
         images = setup.open_data()
+        if begun is not None and begins is not None and "importance" in begins and not begun.lends_weights:
+            weights = read_weights(begins["path"])  # it was cut off before it kept what is cut of them
+        lent = None
         if weights is not None:
-            begins = {
-                "path": str(weights.path),
-                "sha256": digest_of(weights.path),
-                "notes": list(initialise(CvT(arch), weights, classes=images.class_names)),
-            }
+            lent, begins = _begins_with(arch, experiment, weights, classes=images.class_names)
+        if begins is not None and "importance" not in begins:
+            setup = dataclasses.replace(setup, init=Path(begins["path"]))
         found = None
         if device == "cuda" and setup.training.compile == "auto":
             found = begun.manifest.get("compile") if begun is not None else _fastest_way(arch, setup, num_workers)
@@ -109,6 +121,7 @@ def train(
             "data": identity.to_json(),
             "metric": setup.metric,
             **({} if begins is None else {"init": begins}),
+            **({} if teacher is None else {"teacher": teacher.to_json()}),
             **({} if found is None else {"compile": found}),
         }
         run = begun
@@ -117,8 +130,10 @@ def train(
             stack.enter_context(run.locked())
         if num_workers > 1:
             setup.save_listing()
+        if lent is not None and begins is not None:
+            keep_in_order(lent, begins["importance"], setup, lambda sort, own: sort(own))
         if on_note is not None:
-            for note in (begins or {}).get("notes", []):
+            for note in (*(begins or {}).get("notes", []), *(() if teacher is None else teacher.notes)):
                 on_note(note)
             batch_size, num_images = experiment.training.batch_size, images.num_images("train")
             if batch_size > num_images:
@@ -126,9 +141,39 @@ def train(
                     f"training.batch_size is {batch_size:,}, and there are {num_images:,} training images: a step has "
                     f"these at most, so lr may be too high"
                 )
+        if teacher is not None:
+            if not has_answered(teacher, run):
+                for note in answer_images(setup, teacher):
+                    if on_note is not None:
+                        on_note(note)
+            setup = dataclasses.replace(setup, answers=teacher.answers)
         return _train_once(
             arch, experiment, run, setup, images, num_workers=num_workers, seed=seed, on_report=on_report
         )
+
+
+def _begins_with(
+    arch: ArchConfig, experiment: Experiment, weights: Weights, *, classes: Sequence[str] | None = None
+) -> tuple[Lent | None, dict[str, Any]]:
+    """What the training takes of `weights`: all of them where they fit, or else cuts of what they lend; and what the
+    manifest tells of it, where cuts have an `importance`.
+
+    Raises:
+        ArchError: They are of no CvT, or of another number of stages.
+    """
+    about: dict[str, Any] = {"path": str(weights.path), "sha256": digest_of(weights.path)}
+    try:
+        return None, {**about, "notes": list(initialise(CvT(arch), weights, classes=classes))}
+    except ArchError as error:
+        try:
+            lent, notes = lend(weights, num_channels=arch.num_channels, num_classes=arch.num_classes, classes=classes)
+        except ArchError:
+            raise error from None
+        if len(lent.arch.stages) != len(arch.stages):
+            raise
+    lent, importance, more = in_order(lent, experiment.search.importance)
+    taken = f"{weights.path}: is of a network of other sizes, of which this one takes what it has room for"
+    return lent, {**about, "importance": importance, "notes": [taken, *notes, *more]}
 
 
 def recipe_for(name: str, data: str | Path | None) -> tuple[Experiment, Path | None]:

@@ -87,6 +87,16 @@ def test_a_search_that_was_cut_off_before_it_kept_the_weights_reads_them_again(
         search(experiment, out=run.path, resume=True, gpus=0, stop=stop)
 
 
+def test_an_order_of_units_is_said_to_have_no_effect_without_weights(two_cpus: None, tmp_path: Path) -> None:
+    stop, notes = threading.Event(), list[str]()
+    stop.set()
+    search(experiment_with({"importance": "none"}), out=tmp_path / "a", gpus=0, stop=stop, on_note=notes.append)
+    assert "search.importance has no effect: there are no weights to begin with (--init)" in notes
+    notes.clear()
+    search(experiment_with({}), out=tmp_path / "b", gpus=0, stop=stop, on_note=notes.append)
+    assert not [note for note in notes if "importance" in note]
+
+
 def test_candidates_of_a_supernet_that_is_not_trained_are_judged_by_what_they_cut(
     best: str, two_cpus: None, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, save_arch
 from cvt_nas.cli import main
 from cvt_nas.config import DataConfig
 from cvt_nas.data import load_data
-from cvt_nas.data.streams import IMAGENET_MEAN, IMAGENET_STD
+from cvt_nas.data.images import IMAGENET_MEAN, IMAGENET_STD
 from cvt_nas.export.hugging_face import write_hugging_face
 from cvt_nas.model import CvT, load_checkpoint
 

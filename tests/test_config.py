@@ -105,7 +105,7 @@ CASES = {
         "  warmup_epochs: 2",
         "  zzz: 2",
         "my.yaml:37: training.zzz: unknown key; known here: epochs, batch_size, optimizer, lr, min_lr, schedule, "
-        "restarts, decay_fraction, warmup_epochs, warmup_lr, weight_decay, momentum, loss, class_weights, metric, label_smoothing, drop_path, clip_grad_norm, ema_decay, precision, micro_batch, activation_checkpointing, compile, checkpoint_minutes, augment",
+        "restarts, decay_fraction, warmup_epochs, warmup_lr, weight_decay, momentum, loss, class_weights, metric, label_smoothing, teacher, teacher_weight, teacher_temperature, drop_path, clip_grad_norm, ema_decay, precision, micro_batch, activation_checkpointing, compile, checkpoint_minutes, augment",
     ),
     "restarts outside the training": (
         "  warmup_epochs: 2",

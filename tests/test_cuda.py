@@ -21,6 +21,8 @@ from cvt_nas.engine import (
     Inheritance,
     SharedWeights,
     TrainingSetup,
+    answer_images,
+    find_teacher,
     fit,
     progress_reports,
     train_supernet,
@@ -29,7 +31,7 @@ from cvt_nas.launch.cluster import local_ray
 from cvt_nas.launch.ranks import reports_of_ranks
 from cvt_nas.launch.resources import Resources
 from cvt_nas.launch.trial import run_trial
-from cvt_nas.model import CvT
+from cvt_nas.model import CvT, save_model
 from cvt_nas.plan.planning import plan
 from cvt_nas.run import RunFolder
 from cvt_nas.supernet import extract
@@ -221,6 +223,7 @@ class MadeOnTheDevice:
     """Batches of noise, as large as ImageNet's; one of 2,048 is an epoch."""
 
     class_names = tuple(map(str, range(1000)))
+    is_taught = False
 
     def num_images(self, split: str) -> int:
         return 2048 if split == "train" else 64
@@ -331,6 +334,30 @@ def pictures(kind: str, folder: Path) -> ImageData:
     image_folder(folder, 60)
     config = DataConfig(dataset="imagefolder", search_fraction=0.1, num_workers=1)
     return load_data(config, root=folder, image_size=16, num_channels=3, num_classes=2)
+
+
+def test_a_teacher_answers_as_on_the_cpu_and_batches_carry_it_without_waiting(
+    small: Experiment, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    save_model(CvT(small.space.largest), tmp_path / "teacher")
+    experiment, found = small.changed(training={"teacher": str(tmp_path / "teacher")}), {}
+    for device in ("cpu", "cuda"):
+        setup = TrainingSetup.of(experiment, run=RunFolder(tmp_path / device), data=None, device=device).checked()
+        teacher = find_teacher(setup, init=None, run=None)
+        assert teacher is not None
+        list(answer_images(setup, teacher))
+        data = dataclasses.replace(setup, answers=teacher.answers).open_data()
+        torch.cuda.set_sync_debug_mode("error" if device == "cuda" else "default")
+        try:
+            batches = data.train_batches(
+                batch_size=64, augment=AugmentConfig(), device=setup.torch_device, seed=0, epoch=0, temperature=2.0
+            )
+            found[device] = [targets for _, targets in made_beside_steps(batches, setup.torch_device)]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    for ours, theirs in zip(found["cpu"], found["cuda"], strict=True):
+        torch.testing.assert_close(theirs.cpu(), ours, rtol=5e-3, atol=5e-3)  # TF32 has ten bits
 
 
 @pytest.mark.parametrize("kind", ["folder", "arrays"])

@@ -330,7 +330,7 @@ def test_images_are_prepared_as_transformers_does_by_the_same_file(
 
 @pytest.mark.parametrize(("resample", "mode"), [(0, "nearest"), (4, "box"), (5, "hamming")])
 def test_each_of_pillows_ways_to_resize_is_used(resample: int, mode: str, tmp_path: Path) -> None:
-    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+    from cvt_nas.data.preprocessing import preprocessing_beside
 
     tree = {"image_processor_type": "ViTImageProcessor", "size": 32, "resample": resample, "image_mean": [0.5],
             "image_std": [0.5]}  # fmt: skip
@@ -367,7 +367,7 @@ SIZES = [
 
 @pytest.mark.parametrize(("told", "side", "share"), SIZES)
 def test_a_size_is_read_however_it_is_written(told: dict[str, Any], side: int, share: float, tmp_path: Path) -> None:
-    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+    from cvt_nas.data.preprocessing import preprocessing_beside
 
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5], "image_std": [0.5], **told}))
     found, _ = preprocessing_beside(tmp_path)
@@ -433,7 +433,7 @@ def test_what_a_processor_asks_for_in_vain_is_named(told: dict[str, Any], messag
 def test_what_a_processor_leaves_out_is_as_in_its_class(kind: str, tmp_path: Path) -> None:
     import transformers
 
-    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+    from cvt_nas.data.preprocessing import preprocessing_beside
 
     own: Any = getattr(transformers, f"{kind}ImageProcessor")()
     tree = {"image_processor_type": f"{kind}ImageProcessor", "size": {"shortest_edge": 40}, "crop_size": 32,
@@ -454,7 +454,7 @@ def test_what_a_processor_leaves_out_is_as_in_its_class(kind: str, tmp_path: Pat
 def test_statistics_that_a_processor_leaves_out_are_those_of_its_class(kind: str, tmp_path: Path) -> None:
     import transformers
 
-    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+    from cvt_nas.data.preprocessing import preprocessing_beside
 
     own: Any = getattr(transformers, f"{kind}ImageProcessor")()
     tree = {"image_processor_type": f"{kind}ImageProcessor", "size": {"shortest_edge": 40}, "crop_size": 32,
@@ -470,7 +470,7 @@ def test_statistics_that_a_processor_leaves_out_are_those_of_its_class(kind: str
 def test_what_timms_config_leaves_out_or_has_as_null_is_as_in_timm(tmp_path: Path) -> None:
     from timm.data.config import resolve_data_config
 
-    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+    from cvt_nas.data.preprocessing import preprocessing_beside
 
     for nulls in ((), ("mean", "std", "interpolation", "crop_pct", "crop_mode")):
         facts: dict[str, Any] = {"input_size": [3, 28, 28], **dict.fromkeys(nulls)}
@@ -486,7 +486,7 @@ def test_what_timms_config_leaves_out_or_has_as_null_is_as_in_timm(tmp_path: Pat
 @pytest.mark.parametrize("name", ["preprocessing.json", "config.json"])
 @pytest.mark.parametrize("told", [{"std": [0, 1, 1]}, {"mean": [float("nan")] * 3}, {"std": [float("inf")] * 3}])
 def test_statistics_that_no_images_have_are_refused(name: str, told: dict[str, Any], tmp_path: Path) -> None:
-    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+    from cvt_nas.data.preprocessing import preprocessing_beside
 
     facts = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, **told}
     tree = facts if name == "preprocessing.json" else {"architecture": "cvt_13", "pretrained_cfg": facts}
@@ -496,7 +496,7 @@ def test_statistics_that_no_images_have_are_refused(name: str, told: dict[str, A
 
 
 def test_how_images_are_prepared_is_read_from_timms_config(tmp_path: Path) -> None:
-    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+    from cvt_nas.data.preprocessing import preprocessing_beside
 
     facts = {
         "input_size": [3, 32, 32],

@@ -250,6 +250,8 @@ def test_a_resume_does_not_ask_for_the_disk_that_its_checkpoints_take(
     with pytest.raises(ResourceError, match="needs about"):
         check_disk(experiment, tmp_path / "new", num_trials=8, num_slots=1)
     check_disk(experiment, run.path, num_trials=8, num_slots=1, run=run)
+    with pytest.raises(ResourceError, match="needs about"):
+        check_disk(experiment, run.path, num_trials=8, num_slots=1, to_keep=100, run=run)
     run.checkpoint_path(0).unlink()
     with pytest.raises(ResourceError, match="needs about"):
         check_disk(experiment, run.path, num_trials=8, num_slots=1, run=run)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from cvt_nas.arch import ArchConfig, BlockConfig, StageConfig, load_arch
 from cvt_nas.config import Experiment
-from cvt_nas.engine import TrainingReport, TrainingSetup, progress_reports
+from cvt_nas.engine import TrainingReport, TrainingSetup, open_lent, progress_reports
 from cvt_nas.errors import ArchError, RunFolderError
 from cvt_nas.model import (
     CvT,
@@ -321,6 +322,35 @@ def test_a_training_begins_with_the_weights_that_it_is_given(
     assert first[0] > 0.8
 
 
+def test_a_network_of_other_sizes_begins_with_what_a_trial_would_take(
+    small: Experiment, trained: RunFolder, arch: ArchConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init = Path(shutil.copytree(trained.model_path(arch.id), tmp_path / "model"))
+    narrow, out, notes = small.space.smallest, tmp_path / "run", list[str]()
+    options: dict[str, Any] = {"device": "cpu", "num_workers": 1, "on_note": notes.append}
+
+    def stopped(*arguments: Any, **settings: Any) -> Any:
+        raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cvt_nas.train.keep_in_order", stopped)
+        with pytest.raises(StoppedError):
+            train(narrow, small, out=out, init=init, **options)
+    run = RunFolder.open(out)
+    assert not run.lends_weights
+    with pytest.raises(StoppedError):
+        train(narrow, small, out=out, resume=True, on_report=stop_after(1), **options)
+    assert notes[0] == f"{init}: is of a network of other sizes, of which this one takes what it has room for"
+    assert (run.manifest["init"]["importance"], open_lent(run).importance) == ("taylor", "taylor")
+    shutil.rmtree(init)
+    begun = train(narrow, small, out=out, resume=True, **options)
+    fresh = train(narrow, small, out=tmp_path / "fresh", device="cpu", num_workers=1)
+    assert begun.curve[0] > fresh.curve[0] + 0.1
+    setup = TrainingSetup.of(small, run=run, data=None)  # as a trial's
+    *_, last = progress_reports(narrow, setup, number=1, device=torch.device("cpu"), seed=0, keep_model=False)
+    assert tuple(last["curve"]) == begun.curve
+
+
 def test_a_training_that_goes_on_does_not_begin_again(
     small: Experiment, arch: ArchConfig, trained: RunFolder, tmp_path: Path
 ) -> None:
@@ -370,7 +400,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_spent(
         raise AssertionError("data opened")
 
     monkeypatch.setattr(TrainingSetup, "checked", spent)
-    save_model(build_model(GELU), tmp_path / "other")
+    save_model(build_model(dataclasses.replace(GELU, stages=GELU.stages[:2])), tmp_path / "other")
     with pytest.raises(ArchError, match="does not fit the architecture"):
         train(arch, small, out=tmp_path / "run", device="cpu", num_workers=1, init=tmp_path / "other")
     assert not (tmp_path / "run").exists()

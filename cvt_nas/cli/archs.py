@@ -26,7 +26,7 @@ def load_named(text: str, image_size: int | tuple[int, int] | None = None) -> "A
     config = path / "config.json" if path.is_dir() and not (path / "arch.json").is_file() else path
     if text in NAMED_ARCHS or not config.is_file() or not is_of_transformers(read_object(config)):
         return arch
-    from cvt_nas.evaluate.preprocessing import preprocessing_beside
+    from cvt_nas.data.preprocessing import preprocessing_beside
 
     found, source = preprocessing_beside(config.parent)
     size, why = found.get("image_size"), f"as {source} says"

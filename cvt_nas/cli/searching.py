@@ -55,8 +55,9 @@ def search(options: argparse.Namespace) -> int:
         run: "RunFolder", resources: "Resources", num_trials: int, deadline: float | None
     ) -> "Iterator[Follower]":
         say(console, f"{experiment.name}: {num_trials} trials, {resources.describe()}; {run.place}")
-        for note in run.manifest.get("init", {}).get("notes", []):
-            say(console, f"note: {note}")
+        for what in ("init", "teacher"):
+            for note in run.manifest.get(what, {}).get("notes", []):
+                say(console, f"note: {note}")
         shown = ConsoleProgress.of(run, console, num_trials=num_trials, deadline=deadline)
         with trackers(run, **tracked, warn=warn) as track, shown:
             yield following(shown, track)

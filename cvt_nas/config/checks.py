@@ -92,8 +92,11 @@ def check_supernet(file: SpaceFile, reader: Reader) -> None:
         reader.add(("supernet", "num_random"), "got 0 without sandwich, which leaves a step no subnet")
     if not supernet.sandwich and supernet.distillation != "none":
         reader.add(("supernet", "distillation"), f"got {supernet.distillation}, needs the largest subnet of sandwich")
-    if ("supernet", "metric") in reader.lines and supernet.metric != file.training.metric:
-        reader.add(("supernet", "metric"), f"got {supernet.metric}, must be that of training, {file.training.metric}")
+    for name in ("metric", "teacher"):
+        own, told = getattr(supernet, name), getattr(file.training, name)
+        if own != told:
+            told = f"that of training, {told}" if told is not None else "told in section training"
+            reader.add(("supernet", name), f"got {own}, must be {told}")
     for choice, epoch in supernet.opening.items():
         if epoch >= supernet.epochs:
             reader.add(("supernet", "opening", choice), f"got {epoch:g}, must be below epochs, {supernet.epochs}")

@@ -87,6 +87,10 @@ class Experiment:
         anchors = {name: genome for name, genome in self.anchors.items() if space.is_feasible(space.cost(genome))}
         return dataclasses.replace(self, space=space, anchors=anchors)
 
+    def says(self, section: str, setting: str) -> bool:
+        """Whether its file has a setting, be it the default."""
+        return setting in (yaml.safe_load(self.text).get(section) or {})
+
     def changed(self, **sections: Mapping[str, Any]) -> "Experiment":
         """The same with other values in some sections of its file, for example `training={"lr": 1e-3}`. Raises
         SpaceFileError where the values are wrong, or do not fit the rest."""
@@ -196,6 +200,7 @@ def parse_experiment(text: str, where: str) -> Experiment:
 
 
 _FILE = TypeAdapter(SpaceFile)
+_TASK = ("loss", "class_weights", "metric", "teacher", "teacher_weight", "teacher_temperature")  # of a supernet, too
 
 
 def _build(file: SpaceFile, reader: Reader) -> Experiment:
@@ -207,6 +212,7 @@ def _build(file: SpaceFile, reader: Reader) -> Experiment:
     if not 2 <= len(objectives) <= 3:
         told = "accuracy alone" if len(objectives) == 1 else "three costs"
         reader.add(("objectives",), f"got {told}, must hold one or two of params, flops, latency_ms beside accuracy")
+    file = _with_task_of_training(file, reader)
     check_stages(file.space, reader)
     check_training(file.training, "training", file.space, reader)
     check_search(file, reader)
@@ -227,7 +233,7 @@ def _build(file: SpaceFile, reader: Reader) -> Experiment:
         objectives=objectives,
         data=file.data,
         training=file.training,
-        supernet=_with_task_of(file, reader),
+        supernet=file.supernet,
         da_nas=file.da_nas,
         search=file.search,
         text=reader.text,
@@ -235,14 +241,15 @@ def _build(file: SpaceFile, reader: Reader) -> Experiment:
     )
 
 
-def _with_task_of(file: SpaceFile, reader: Reader) -> SupernetConfig | None:
-    """Section `supernet`, with the task of section `training` where it does not say otherwise."""
+def _with_task_of_training(file: SpaceFile, reader: Reader) -> SpaceFile:
+    """The same, where section `supernet` has the task of section `training` unless it says otherwise."""
     if file.supernet is None:
-        return None
-    task = {name: getattr(file.training, name) for name in ("loss", "class_weights", "metric")}
-    return dataclasses.replace(
-        file.supernet, **{name: value for name, value in task.items() if ("supernet", name) not in reader.lines}
-    )
+        return file
+    task: dict[str, Any] = {name: getattr(file.training, name) for name in _TASK}
+    if file.training.teacher is not None:
+        task["distillation"] = "none"
+    absent = {name: value for name, value in task.items() if ("supernet", name) not in reader.lines}
+    return dataclasses.replace(file, supernet=dataclasses.replace(file.supernet, **absent))
 
 
 def _fingerprint_of(text: str) -> str:

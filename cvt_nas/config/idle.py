@@ -20,6 +20,11 @@ def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) 
         if section is None:
             continue
         check((name, "momentum"), section.optimizer == "adamw", "AdamW has none")
+        for setting in ("teacher_weight", "teacher_temperature"):
+            check((name, setting), section.teacher is None, "training.teacher is absent")
+        for setting in ("loss", "label_smoothing", "class_weights"):
+            taught = section.teacher is not None and section.teacher_weight == 1
+            check((name, setting), taught, "teacher_weight is 1, so the labels do not count")
         check((name, "warmup_lr"), section.warmup_epochs == 0, "warmup_epochs is 0")
         check((name, "restarts"), section.schedule == "wsd", "the schedule is wsd")
         check((name, "decay_fraction"), section.schedule == "cosine", "the schedule is cosine")
@@ -30,6 +35,11 @@ def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) 
         check((name, "augment", "color_jitter"), not from_folder, "only images of a folder are jittered")
         replaced = from_folder and section.augment.randaugment is not None
         check((name, "augment", "color_jitter"), replaced, "randaugment changes colours in its place")
+    epochs = (
+        file.training.epochs,
+        file.supernet.epochs if file.supernet is not None and file.search.has_supernet else 0,
+    )
+    check(("training", "teacher"), not any(epochs), "nothing is trained")
     check(("data", "num_workers"), not from_folder, "an in-memory set needs no workers")
     has_test = not from_folder and file.data.dataset not in ("npz", "npy")
     check(("data", "test_fraction"), has_test, f"{file.data.dataset} has test images of its own")

@@ -9,6 +9,7 @@ from typing import Any
 from cvt_nas.arch import ImageSize
 from cvt_nas.config import DataConfig, is_streamed
 from cvt_nas.data.ahead import made_beside_steps
+from cvt_nas.data.answers import open_answers
 from cvt_nas.data.arrays import ArrayData, open_arrays
 from cvt_nas.data.checking import ImageCheck, check_images
 from cvt_nas.data.find import check_outside, find_data, root_of, shape_of, trained_classes
@@ -22,6 +23,9 @@ from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
 from cvt_nas.run import write_atomically
 
+LoadedData = ArrayData | StreamedData
+_OF_ARRAYS = ("bilinear", "bicubic")  # ways to resize images that are arrays
+
 
 def load_data(
     config: DataConfig,
@@ -34,7 +38,7 @@ def load_data(
     skipped: Collection[str] = (),
     listing: Path | None = None,
     on_note: Callable[[str], None] | None = None,
-) -> ImageData:
+) -> LoadedData:
     """The data set of a space file.
 
     Args:
@@ -53,7 +57,7 @@ def load_data(
     """
     if is_streamed(config.dataset):
         records = find_records(config, root, test_only=test_only, listing=listing, on_note=on_note)
-        data: ImageData = StreamedData(
+        data: LoadedData = StreamedData(
             config, records, image_size, num_channels, test_only=test_only, skipped=skipped
         )  # fmt: skip
         channels = num_channels
@@ -76,7 +80,7 @@ def check_data(
     place: str = "",
     on_note: Callable[[str], None] | None = None,
     **settings: Any,
-) -> tuple[ImageData, DataIdentity]:
+) -> tuple[LoadedData, DataIdentity]:
     """`load_data` and the identity of what it finds, once every image of a folder was looked at.
 
     By `data.on_error: raise`, the images of the search and test splits are decoded, and of the others headers are read
@@ -118,6 +122,20 @@ def check_data(
         for note in notes:
             on_note(note)
     return data, identity
+
+
+def prepare_as(data: ImageData, preprocessing: Preprocessing, dataset: str) -> None:
+    """Makes `data`, of the kind `dataset`, give images that are prepared as `preprocessing` says.
+
+    Raises:
+        DataError: They are arrays, which are not resized in that way.
+    """
+    if not is_streamed(dataset) and preprocessing.interpolation not in _OF_ARRAYS:
+        raise DataError(
+            f"interpolation: got {preprocessing.interpolation!r}, must be {' or '.join(_OF_ARRAYS)} for {dataset}, "
+            f"which is no folder of images"
+        )
+    data.preprocessing = preprocessing
 
 
 def check_streamed(

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from cvt_nas.arch import ImageSize
 from cvt_nas.config import AugmentConfig, DataConfig
+from cvt_nas.data.answers import Answers
 from cvt_nas.data.augment import erasing_of, mixing_of, randaugment_of, shift_and_flip
 from cvt_nas.data.images import (
     Batch,
@@ -81,6 +82,7 @@ class ArrayData:
     def __init__(self, config: DataConfig, arrays: Arrays, image_size: ImageSize, *, test_only: bool = False) -> None:
         self.class_names = arrays.class_names
         self._images, self._labels = arrays.images, arrays.labels
+        self._answers: Answers | None = None
         place = config.dataset
         if test_only and tested_of(arrays.images) is None:
             raise DataError(f"{place}: has no test images, and none that were certainly not trained on")
@@ -127,6 +129,16 @@ class ArrayData:
         """Training images of each class or label, those held out included."""
         return counts_of(self._labels["train"], len(self.class_names))
 
+    @property
+    def is_taught(self) -> bool:
+        return self._answers is not None
+
+    def taught(self, answers: Float[np.ndarray, "images classes"]) -> Self:
+        """The same set, whose training batches carry what a teacher said: logits for each, in the order of `labels`."""
+        some = copy.copy(self)
+        some._answers = Answers(answers, self._rows["train"])
+        return some
+
     def num_images(self, split: Split) -> int:
         return len(self._rows[split])
 
@@ -169,20 +181,25 @@ class ArrayData:
         world_size: int = 1,
         until: int | None = None,
         evaluated: tuple[Split, int] | None = None,
+        temperature: float = 1.0,
     ) -> Iterator[Batch]:
         del until, evaluated  # nothing is read beforehand
         order = np.random.default_rng((seed, epoch)).permutation(self._rows["train"])[rank::world_size]
         num_batches = max(self.num_images("train") // (world_size * batch_size), 1)
         erase = erasing_of(augment, device)
-        mix = mixing_of(augment, len(self.class_names), is_multi_label=self.is_multi_label)
+        mix = mixing_of(augment, len(self.class_names), is_multi_label=self.is_multi_label, is_taught=self.is_taught)
         policy = randaugment_of(augment, self._images["train"].shape[1], device)
 
         def made(index: int) -> Batch:  # of which nothing but the batch is held on to
             seed_all(seed, epoch, index, rank)
-            images, labels = self._batch("train", order[index * batch_size : (index + 1) * batch_size])
+            rows = order[index * batch_size : (index + 1) * batch_size]
+            images, targets = self._batch("train", rows)
             images = to_device(policy(images), device)
             images = shift_and_flip(images, padding=augment.crop_padding, flip=augment.flip)
-            return mix(erase(self.prepared(images)), to_device(labels, device))
+            targets = to_device(targets, device)
+            if self._answers is not None:
+                targets = self._answers.beside(targets, rows, temperature)
+            return mix(erase(self.prepared(images)), targets)
 
         yield from map(made, range(first, num_batches))
 

@@ -58,15 +58,23 @@ def erasing_of(augment: AugmentConfig, device: torch.device) -> Any:
     return erase_each
 
 
-def mixing_of(augment: AugmentConfig, num_classes: int, *, is_multi_label: bool = False) -> Any:
-    """Mixup or cutmix of a batch of normalised images, in place: a function of it and of its targets."""
+def mixing_of(
+    augment: AugmentConfig, num_classes: int, *, is_multi_label: bool = False, is_taught: bool = False
+) -> Any:
+    """Mixup or cutmix of a batch of normalised images, in place: a function of it and of its targets.
+
+    Args:
+        is_taught: Whether targets are probabilities by the labels and a teacher's, `(batch, 2 * num_classes)`.
+    """
     if augment.mixup == 0 and augment.cutmix == 0:
         return lambda images, labels: (images, labels)
     from timm.data.mixup import Mixup
 
+    num_values = 2 * num_classes if is_taught else num_classes
     # label smoothing is the loss's, for mixed and plain targets alike
     mixup = Mixup(
-        augment.mixup, augment.cutmix, label_smoothing=0.0, num_classes=num_classes, multi_label=is_multi_label
+        augment.mixup, augment.cutmix, label_smoothing=0.0, num_classes=num_values,
+        multi_label=is_multi_label or is_taught,
     )  # fmt: skip
 
     def mix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +84,7 @@ def mixing_of(augment: AugmentConfig, num_classes: int, *, is_multi_label: bool 
         if even <= 2 * pairs:
             return mixup(images, labels)
         # the first image is mixed with the last, the second with the last but one: some from both ends at a time
-        targets = torch.empty(even, num_classes, device=labels.device)
+        targets = torch.empty(even, num_values, device=labels.device)
         drawn = np.random.get_state()
         for start in range(0, even // 2, pairs):
             stop = min(start + pairs, even // 2)

@@ -20,6 +20,11 @@ from cvt_nas.results import DataIdentity
 
 Split = Literal["train", "search", "test"]
 SPLITS: tuple[Split, ...] = ("train", "search", "test")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NORMALISATIONS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    1: ((0.449,), (0.226,)),
+    3: (IMAGENET_MEAN, IMAGENET_STD),
+}  # by the number of channels; of others it is measured
 Batch = tuple[Float[Tensor, "batch channels height width"], Tensor]
 
 
@@ -65,16 +70,40 @@ class Preprocessing:
         return slice(top, top + rows), slice(left, left + columns)
 
 
+def usual_preprocessing(
+    image_size: ImageSize,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    *,
+    channels: int = 3,
+) -> Preprocessing:
+    """As the published models see images; mean and deviation are ImageNet's where they are not given.
+
+    Raises:
+        DataError: They are not given for images that are neither grey nor in colour.
+    """
+    if mean is None or std is None:
+        if channels not in NORMALISATIONS:
+            raise DataError(f"nothing says by which mean and deviation images of {channels} channels are normalised")
+        mean, std = NORMALISATIONS[channels]
+    crop_pct = 0.875 if min(sides_of(image_size)) < 384 else 1.0
+    return Preprocessing(image_size=image_size, mean=mean, std=std, interpolation="bicubic", crop_pct=crop_pct)
+
+
 class ImageData(Protocol):
     """A data set ready for training.
 
     Attributes:
         is_multi_label: Whether an image has any number of labels, `class_names`, and not one class of them. Targets are
             then float32, `(batch, classes)`: 1 for each label of an image, and 0 for the others.
+        is_taught: Whether a teacher has answered the training images.
     """
 
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+
+    @property
+    def is_taught(self) -> bool: ...
 
     @property
     def is_multi_label(self) -> bool: ...
@@ -114,6 +143,7 @@ class ImageData(Protocol):
         world_size: int = 1,
         until: int | None = None,
         evaluated: tuple[Split, int] | None = None,
+        temperature: float = 1.0,
     ) -> Iterator[Batch]:
         """One epoch of shuffled, augmented batches; a last one that is not full is dropped.
 
@@ -127,10 +157,12 @@ class ImageData(Protocol):
             until: Number of epochs, where the caller goes on with the next ones; processes that read images then live
                 until `close`, or the last epoch, and have the first batches of the next epoch ready.
             evaluated: A split that is evaluated after each epoch, and the size of its batches.
+            temperature: By which the logits of a teacher are divided, where the set `is_taught`.
 
         Yields:
             Images, `(batch, channels, height, width)`, and targets: class indices `(batch,)`, or
-            probabilities `(batch, classes)` where mixup or cutmix is on; see `is_multi_label`.
+            probabilities `(batch, classes)` where mixup or cutmix is on; see `is_multi_label`. Where the set
+            `is_taught`, they are probabilities by the labels and after these the teacher's, `(batch, 2 * classes)`.
         """
         ...
 

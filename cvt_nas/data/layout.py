@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cvt_nas.data.records import SPELLINGS, Role, tested_of
+from cvt_nas.data.records import SPELLINGS, Role, role_for_test
 from cvt_nas.data.tree import (
     class_names_in,
     entries_of,
@@ -48,17 +48,9 @@ class Layout:
         """Whether class folders lie in the root itself, so that no split is marked."""
         return self.places.get("train") == self.root
 
-    @property
-    def tested(self) -> Role | None:
-        return tested_of(self.places)
-
     def for_test(self) -> "Layout":
-        """The same with the test images alone, which are all of the images where no split is marked.
-
-        Raises:
-            DataError: There are none: they would be held out of training images, which may have been trained on.
-        """
-        role: Role | None = "train" if self.is_flat else self.tested
+        """The same with the test images alone; see `role_for_test`. Raises DataError where there are none."""
+        role = role_for_test(self.places, is_marked=not self.is_flat)
         if role is None:
             own = self.places["train"].name
             raise DataError(

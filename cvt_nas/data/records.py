@@ -143,12 +143,8 @@ class Records:
         return tested_of(self.files)
 
     def for_test(self) -> "Records":
-        """The same with the test images alone, which are all of the images where no split is marked.
-
-        Raises:
-            DataError: There are none: they would be held out of training images, which may have been trained on.
-        """
-        role = self.tested if self.is_marked else "train"
+        """The same with the test images alone; see `role_for_test`. Raises DataError where there are none."""
+        role = role_for_test(self.files, is_marked=self.is_marked)
         if role is None:
             raise DataError(f"--data {self.root}: has no test images, and none that were certainly not trained on")
         return replace(self, files={role: self.files[role]})
@@ -178,6 +174,14 @@ def guide_of(roles: Mapping[Role, object]) -> Role | None:
 def tested_of(roles: Mapping[Role, object]) -> Role | None:
     """The split of the test images; None where they are held out of the training images."""
     return next((role for role in ("test", "validation") if role in roles), None)
+
+
+def role_for_test(roles: Mapping[Role, object], *, is_marked: bool) -> Role | None:
+    """The split of the images that a trained network is judged by: all images where no split is marked.
+
+    None where test images would be held out of the training images, which the network may have been trained on.
+    """
+    return tested_of(roles) if is_marked else "train"
 
 
 def role_of(word: str) -> Role | None:

@@ -15,19 +15,21 @@ from jaxtyping import Float, UInt8
 from joblib import cpu_count
 from torch import Tensor
 
-from cvt_nas.arch import ImageSize, sides_of
+from cvt_nas.arch import ImageSize
 from cvt_nas.config import AugmentConfig, DataConfig
+from cvt_nas.data.answers import Answers
 from cvt_nas.data.augment import erasing_of, mixing_of
 from cvt_nas.data.images import (
+    NORMALISATIONS,
     SPLITS,
     Batch,
-    Preprocessing,
     Split,
     digest,
     in_order,
     seed_all,
     targets_of,
     to_device,
+    usual_preprocessing,
     with_labels_of,
 )
 from cvt_nas.data.loading import Portion, Reader, Source, Stream, free_shared_memory, num_on_their_way
@@ -40,32 +42,7 @@ from cvt_nas.data.transforms import EvalTransform, TrainTransform
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_NORMALISATIONS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    1: ((0.449,), (0.226,)),
-    3: (IMAGENET_MEAN, IMAGENET_STD),
-}  # by the number of channels; of others it is measured
 _MEASURED = 500  # images
-
-
-def usual_preprocessing(
-    image_size: ImageSize,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    *,
-    channels: int = 3,
-) -> Preprocessing:
-    """As the published models see images; mean and deviation are ImageNet's where they are not given.
-
-    Raises:
-        DataError: They are not given for images that are neither grey nor in colour.
-    """
-    if mean is None or std is None:
-        if channels not in _NORMALISATIONS:
-            raise DataError(f"nothing says by which mean and deviation images of {channels} channels are normalised")
-        mean, std = _NORMALISATIONS[channels]
-    crop_pct = 0.875 if min(sides_of(image_size)) < 384 else 1.0
-    return Preprocessing(image_size=image_size, mean=mean, std=std, interpolation="bicubic", crop_pct=crop_pct)
 
 
 class StreamedData:
@@ -93,6 +70,7 @@ class StreamedData:
         skipped: Collection[str] = (),
     ) -> None:
         self._num_workers, self.num_cpus, self.shares_memory = config.num_workers, cpu_count(), True
+        self._answers: Answers | None = None
         self._ahead: Stream | None = None  # what processes have begun to read for the next call
         self.mode: Mode = mode_of(num_channels)
         self.records, self.class_names = records, records.class_names
@@ -104,8 +82,8 @@ class StreamedData:
         self._rows: dict[Split, np.ndarray] = {}
         self._split(config, test_only=test_only)
         self.notes = tuple(self._notes(config, test_only=test_only))
-        mean, std = _NORMALISATIONS.get(num_channels) or records.normalisation or self._measured_normalisation()
-        if num_channels not in _NORMALISATIONS:
+        mean, std = NORMALISATIONS.get(num_channels) or records.normalisation or self._measured_normalisation()
+        if num_channels not in NORMALISATIONS:
             self.records = replace(records, normalisation=(mean, std))
         self.preprocessing = usual_preprocessing(image_size, mean, std)
 
@@ -205,6 +183,17 @@ class StreamedData:
     def is_multi_label(self) -> bool:
         return next(iter(self._images.values())).labels.ndim > 1
 
+    @property
+    def is_taught(self) -> bool:
+        return self._answers is not None
+
+    def taught(self, answers: Float[np.ndarray, "images classes"]) -> Self:
+        """The same set, whose training batches carry what a teacher said: logits for each, in the order of `labels`."""
+        some = copy.copy(self)
+        some._ahead = None
+        some._answers = Answers(answers, self._rows["train"])
+        return some
+
     def num_images(self, split: Split) -> int:
         return len(self._rows[split])
 
@@ -230,6 +219,7 @@ class StreamedData:
         world_size: int = 1,
         until: int | None = None,
         evaluated: tuple[Split, int] | None = None,
+        temperature: float = 1.0,
     ) -> Iterator[Batch]:
         drawn = _Drawn(batch_size=batch_size, augment=augment, seed=seed, rank=rank, world_size=world_size)
 
@@ -252,7 +242,7 @@ class StreamedData:
         if self._ahead is not None and self._ahead.next_key != due.key:
             self.close()
         erase = erasing_of(augment, device)
-        mix = mixing_of(augment, len(self.class_names), is_multi_label=self.is_multi_label)
+        mix = mixing_of(augment, len(self.class_names), is_multi_label=self.is_multi_label, is_taught=self.is_taught)
         normalised = self._normaliser(device)
         largest = max(batch_size, 0 if evaluated is None else evaluated[1])
 
@@ -261,8 +251,11 @@ class StreamedData:
             if transform.fill is not None:
                 images = augmented(images, made[1], transform.fill)
             inputs = erase(normalised(images), [(seed, epoch, row) for row in rows.tolist()])
+            targets = targets_of(labels.to(device, non_blocking=True))
+            if self._answers is not None:
+                targets = self._answers.beside(targets, rows, temperature)
             seed_all(seed, epoch, index, rank)
-            return mix(inputs, targets_of(labels.to(device, non_blocking=True)))
+            return mix(inputs, targets)
 
         for index, read in enumerate(self._batches(due, sources, device, then(), largest=largest), start=first):
             yield finished(index, *read)  # of which nothing on the device but the batch is held on to

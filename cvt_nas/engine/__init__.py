@@ -6,7 +6,7 @@ DDP and `batch_size` is divided among the ranks. The device is an argument, neve
 
 from cvt_nas.engine.checkpoint import Checkpoint
 from cvt_nas.engine.evaluation import evaluate, fvcore_cost, logits_of, recalibrate_batch_norm
-from cvt_nas.engine.importance import keep_lent, open_lent, sort_by_taylor
+from cvt_nas.engine.importance import in_order, keep_in_order, keep_lent, open_lent
 from cvt_nas.engine.inheritance import Inheritance, open_inheritance, open_supernet
 from cvt_nas.engine.optimization import DivergedError, learning_rate, prepare_device
 from cvt_nas.engine.reports import (
@@ -19,4 +19,5 @@ from cvt_nas.engine.reports import (
 )
 from cvt_nas.engine.setup import Phase, SharedWeights, TrainingSetup, shared_memory_needed
 from cvt_nas.engine.supernet import train_supernet
+from cvt_nas.engine.teacher import Teacher, answer_images, find_teacher, has_answered, share_answers
 from cvt_nas.engine.training import Epoch, fit

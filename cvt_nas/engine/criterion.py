@@ -19,13 +19,16 @@ class Criterion:
     """The mean loss of a batch, from logits and targets.
 
     Targets are class indices `(batch,)`, or probabilities of classes `(batch, classes)` where images are mixed. Where
-    images can have several classes, they are `(batch, classes)`, each from 0 to 1.
+    images can have several classes, they are `(batch, classes)`, each from 0 to 1. Where there is a teacher, they are
+    probabilities by the labels and after these the teacher's, `(batch, 2 * classes)`.
 
     Args:
         loss: By name, `auto` resolved; or a function of logits and targets.
         label_smoothing: Share of each label that is spread evenly over its possible values.
         weights: `(classes,)`: of each class in cross-entropy, of its positive labels in binary cross-entropy.
         is_multi_label: Whether images can have several classes.
+        teacher_weight: Share of the teacher in the loss; 0 where there is none.
+        temperature: By which the logits of the teacher were divided.
     """
 
     def __init__(
@@ -35,8 +38,11 @@ class Criterion:
         label_smoothing: float = 0.0,
         weights: Float[Tensor, " classes"] | None = None,
         is_multi_label: bool = False,
+        teacher_weight: float = 0.0,
+        temperature: float = 1.0,
     ) -> None:
         self._loss, self._smoothing, self._weights = loss, label_smoothing, weights
+        self._teacher_weight, self._temperature = teacher_weight, temperature
         self.is_multi_label = is_multi_label
 
     def __call__(
@@ -50,6 +56,16 @@ class Criterion:
             PluginError: A function of the user's gives neither one loss nor one for each image.
         """
         smoothing = self._smoothing if label_smoothing is None else label_smoothing
+        share = self._teacher_weight
+        if share == 0:
+            return self._by_labels(logits, targets, smoothing)
+        labels, answers = targets.chunk(2, dim=1)
+        taught = share * self._temperature**2 * divergence(
+            logits / self._temperature, answers, is_multi_label=self.is_multi_label
+        )  # fmt: skip
+        return taught if share == 1 else taught + (1 - share) * self._by_labels(logits, labels, smoothing)
+
+    def _by_labels(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         if self._loss == "binary_cross_entropy":
             return self._binary(logits, targets, smoothing)
         if self._loss == "cross_entropy":
@@ -77,8 +93,21 @@ class Criterion:
         return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self._weights)
 
 
+def divergence(
+    logits: Float[Tensor, "batch classes"], answers: Float[Tensor, "batch classes"], *, is_multi_label: bool
+) -> Float[Tensor, ""]:
+    """The Kullback-Leibler divergence of the network's probabilities from the teacher's, `answers`; the mean of images.
+
+    Where images can have several classes, it is of each class for itself, and the mean over them, too.
+    """
+    if not is_multi_label:
+        return F.kl_div(logits.log_softmax(dim=1), answers, reduction="batchmean")
+    entropy = F.binary_cross_entropy(answers, answers)  # or the loss of equal answers were not 0
+    return F.binary_cross_entropy_with_logits(logits, answers) - entropy
+
+
 def criterion_of(training: TrainingConfig, data: ImageData, device: torch.device) -> Criterion:
-    """By the settings `loss`, `class_weights` and `label_smoothing`.
+    """By the settings `loss`, `class_weights` and `label_smoothing`, and those of a teacher where `data` is taught.
 
     Raises:
         DataError: The loss is for images of one class each, and these can have several.
@@ -98,6 +127,8 @@ def criterion_of(training: TrainingConfig, data: ImageData, device: torch.device
         label_smoothing=training.label_smoothing,
         weights=weights,
         is_multi_label=data.is_multi_label,
+        teacher_weight=training.teacher_weight if data.is_taught else 0.0,
+        temperature=training.teacher_temperature,
     )
 
 

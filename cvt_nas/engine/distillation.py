@@ -3,10 +3,9 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from cvt_nas.config import SupernetConfig
-from cvt_nas.engine.criterion import Criterion
+from cvt_nas.engine.criterion import Criterion, divergence
 
 _MAX_RATIO = 5.0  # of probabilities, q over p, in an alpha-divergence: what the paper clips at
 
@@ -31,11 +30,8 @@ def loss_of(
         return loss
     if config.distillation == "alpha":
         return loss + weight * alpha_divergence(logits, teacher)
-    if criterion.is_multi_label:
-        answers = teacher.sigmoid()
-        entropy = F.binary_cross_entropy_with_logits(teacher, answers)  # or the loss of equal answers were not 0
-        return loss + weight * (F.binary_cross_entropy_with_logits(logits, answers) - entropy)
-    return loss + weight * F.kl_div(logits.log_softmax(dim=1), teacher.softmax(dim=1), reduction="batchmean")
+    answers = teacher.sigmoid() if criterion.is_multi_label else teacher.softmax(dim=1)
+    return loss + weight * divergence(logits, answers, is_multi_label=criterion.is_multi_label)
 
 
 def alpha_divergence(

@@ -1,7 +1,7 @@
 """The weights that a run lends to its trials, and how important each is to the loss on the images of its data."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from cvt_nas.arch import ImageSize
 from cvt_nas.data import Batch, ImageData
 from cvt_nas.engine.criterion import Criterion, criterion_of
 from cvt_nas.engine.setup import TrainingSetup
-from cvt_nas.model import CvT, Lent, begin_with, sorted_by
+from cvt_nas.model import CvT, Lent, begin_with, magnitudes, sorted_by
 from cvt_nas.run import RunFolder
 
 _BATCH_SIZE = 32
@@ -37,6 +37,38 @@ def keep_lent(lent: Lent, run: RunFolder, path: Path) -> None:
     """Writes what `open_lent` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     run.store.write(path, lambda file: file.write(lent.to_bytes()))
+
+
+def in_order(lent: Lent, importance: str) -> tuple[Lent, str, tuple[str, ...]]:
+    """`lent` in the order of `search.importance`, which the loss gives only where `keep_in_order` keeps it.
+
+    Returns:
+        With it the order that it can have, and why that is another one, for people.
+    """
+    notes = ()
+    if importance == "taylor" and not lent.knows_heads:
+        importance = "magnitude"
+        notes = ("units are in the order of their magnitude: nothing tells the heads, so no loss can be measured",)
+    if importance == "magnitude":
+        lent = sorted_by(lent, magnitudes(lent), importance=importance)
+    return lent, importance, notes
+
+
+def keep_in_order(
+    lent: Lent, importance: str, setup: TrainingSetup, run_on: Callable[[Callable[..., None], TrainingSetup], None]
+) -> None:
+    """Puts what `in_order` gave into the run folder, in the order that all cuts are made by.
+
+    Args:
+        run_on: Calls a function of the setup on a device of the run.
+    """
+    run = setup.run
+    if importance != "taylor":
+        keep_lent(lent, run, run.init_path)
+        return
+    keep_lent(lent, run, run.unsorted_init_path)
+    run_on(sort_by_taylor, setup)
+    run.store.delete(run.unsorted_init_path)
 
 
 def sort_by_taylor(setup: TrainingSetup) -> None:

@@ -134,6 +134,7 @@ def batches_from(
         world_size=world_size,
         until=until,
         evaluated=evaluated,
+        temperature=config.teacher_temperature,
     )
     return made_beside_steps(batches, device)
 

@@ -15,12 +15,16 @@ from cvt_nas.config import DataConfig, Experiment, SupernetConfig, TrainingConfi
 from cvt_nas.data import (
     SPLITS,
     ImageData,
+    LoadedData,
+    Preprocessing,
     StreamedData,
     check_data,
     check_outside,
     free_shared_memory,
     load_data,
     num_on_their_way,
+    open_answers,
+    prepare_as,
     root_of,
     save_records,
 )
@@ -92,6 +96,7 @@ class TrainingSetup:
         shares_memory: Whether batches that processes read may be handed over in `/dev/shm`.
         modules: Folder in which workers look for modules of the user's; None where none are named.
         identity: Of the data, once `checked` has looked at them; with the images that every worker leaves out.
+        answers: By which name the run folder has those of the teacher, see `RunFolder.answers_path`; None without one.
     """
 
     training: TrainingConfig
@@ -108,6 +113,7 @@ class TrainingSetup:
     init: Path | None = None
     shares_memory: bool = True
     identity: DataIdentity | None = None
+    answers: str | None = None
     modules: str | None = None
 
     @classmethod
@@ -244,30 +250,54 @@ class TrainingSetup:
         Raises DataError where it is not what the driver looked at; see also `load_data`.
         """
         data = self._open_whole()
+        if self.answers is not None:
+            path = self.run.answers_path(self.answers)
+            if not path.exists():
+                self.run.store.fetch(path)
+            data = data.taught(open_answers(path, num_images=data.num_images("train")))
         phase = None if self.shared is None else self.shared.phase
         return data if phase is None else data.of_classes(phase.classes)
 
-    def _open_whole(self) -> ImageData:
+    def _open_whole(self) -> LoadedData:
         if self.modules is not None:
             find_modules_in(self.modules)
         if self._key not in _OPENED:
-            skipped, listing = (), None
-            if self.identity is not None:
-                skipped, listing = self.identity.skipped, self.run.listing_path
-                self.run.store.fetch(listing)
-                listing = listing if listing.is_file() else None
-            data = load_data(self.data, root=self.data_root, skipped=skipped, listing=listing, **self._shape)
+            data = self._load(self.image_size)
             now = {split: data.num_images(split) for split in SPLITS}
             if self.identity is not None and now != self.identity.splits:
                 known = dict(self.identity.splits)
                 raise DataError(f"{self.data_root}: has changed since the run began: {known} images, now {now}")
             self._keep(data)
-        data = _OPENED[self._key]
+        return self._with_processes(_OPENED[self._key])
+
+    def _load(self, image_size: ImageSize) -> LoadedData:
+        skipped, listing = (), None
+        if self.identity is not None:
+            skipped, listing = self.identity.skipped, self.run.listing_path
+            self.run.store.fetch(listing)
+            listing = listing if listing.is_file() else None
+        return load_data(
+            self.data, root=self.data_root, skipped=skipped, listing=listing,
+            **{**self._shape, "image_size": image_size},
+        )  # fmt: skip
+
+    def _with_processes(self, data: LoadedData) -> LoadedData:
+        """The same data set, whose processes that read images are as many as suit a worker."""
         if isinstance(data, StreamedData):
             data.num_cpus, data.shares_memory = self.num_threads, self.shares_memory
         return data
 
-    def _keep(self, data: ImageData) -> None:
+    def data_prepared_as(self, preprocessing: Preprocessing) -> ImageData:
+        """The data set as another network than those that are trained sees it, opened anew.
+
+        Raises:
+            DataError: Its images cannot be resized so; or see `load_data`.
+        """
+        data = self._with_processes(self._load(preprocessing.image_size))
+        prepare_as(data, preprocessing, self.data.dataset)
+        return data
+
+    def _keep(self, data: LoadedData) -> None:
         _OPENED.clear()
         _OPENED[self._key] = data
 
@@ -294,7 +324,7 @@ def _names_plugins(experiment: Experiment) -> bool:
     return any(map(is_plugin, names))
 
 
-_OPENED: dict[tuple[object, ...], ImageData] = {}  # the last data set that this process opened
+_OPENED: dict[tuple[object, ...], LoadedData] = {}  # the last data set that this process opened
 
 
 def _ignore(note: str) -> None:

@@ -96,6 +96,10 @@ class _TimedData:
     def labels(self, split: Split) -> np.ndarray:
         return self._data.labels(split)
 
+    @property
+    def is_taught(self) -> bool:
+        return self._data.is_taught
+
     def of_classes(self, classes: Collection[int]) -> Self:
         raise AssertionError(f"nothing that is timed is of some classes alone: {classes}")
 

@@ -11,19 +11,18 @@ import torch
 from torch import Tensor
 
 from cvt_nas.arch import ArchConfig, ImageSize
-from cvt_nas.config import DataConfig, TrainingConfig, is_streamed
-from cvt_nas.data import ImageData, check_data, find_data, shape_of, trained_classes
+from cvt_nas.config import DataConfig, TrainingConfig
+from cvt_nas.data import ImageData, check_data, find_data, prepare_as, shape_of, trained_classes
+from cvt_nas.data.preprocessing import preprocessing_beside
 from cvt_nas.engine.evaluation import answers_of
 from cvt_nas.engine.metrics import score
+from cvt_nas.engine.network import Network, assumed, at_size, check_program, open_network, prepared_as
 from cvt_nas.errors import ArchError, DataError, ResourceError
 from cvt_nas.evaluate.figures import class_frame
-from cvt_nas.evaluate.network import Network, assumed, at_size, check_program, open_network, prepared_as
-from cvt_nas.evaluate.preprocessing import preprocessing_beside
 from cvt_nas.model import Told, are_indices, listed, match_classes
 
 _TOP = 5
 _SHOWN = 3  # classes in a message
-_OF_ARRAYS = ("bilinear", "bicubic")  # ways to resize images that are arrays
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,12 +114,10 @@ def evaluate_model(
     places, note = _places_of(network, images, data, str(path))
     notes = [*network.notes, *([] if note is None else [note])]
     preprocessing = prepared_as(images.preprocessing, beside, source, resized=image_size is not None)
-    if not is_streamed(dataset) and preprocessing.interpolation not in _OF_ARRAYS:
-        raise DataError(
-            f"{source}: interpolation: got {preprocessing.interpolation!r}, must be {' or '.join(_OF_ARRAYS)} for "
-            f"{dataset}, which is no folder of images"
-        )
-    images.preprocessing = preprocessing
+    try:
+        prepare_as(images, preprocessing, dataset)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
     if source is None:
         notes.append(assumed(images.preprocessing))
     if on_note is not None:

@@ -2,7 +2,6 @@
 
 import csv
 import glob
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,13 +18,11 @@ from cvt_nas.config import TrainingConfig
 from cvt_nas.data.images import Preprocessing
 from cvt_nas.data.reading import read_pixels
 from cvt_nas.data.sources import Mode, mode_of
-from cvt_nas.data.streams import usual_preprocessing
 from cvt_nas.data.transforms import EvalTransform
 from cvt_nas.data.tree import is_hidden, is_image
 from cvt_nas.engine import logits_of
+from cvt_nas.engine.network import Network, at_size, check_program, open_network
 from cvt_nas.errors import DataError, ResourceError
-from cvt_nas.evaluate.network import Network, assumed, at_size, check_program, open_network, prepared_as
-from cvt_nas.evaluate.preprocessing import preprocessing_beside
 from cvt_nas.model import imagenet_classes
 
 _COLUMN = ("path", "image", "filename", "file", "filepath", "image_path", "name")  # of paths, in a table
@@ -90,12 +87,10 @@ def predict(
         check_program(network, image_size=image_size, device=device, precision=precision)
         device = "cpu"
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    beside, source = preprocessing_beside(network.folder)
-    arch = network.arch.with_image_size(image_size or beside.get("image_size", network.arch.image_size))
-    usual = usual_preprocessing(arch.image_size, beside.get("mean"), beside.get("std"), channels=arch.num_channels)
-    preprocessing = prepared_as(usual, beside, source, resized=image_size is not None)
-    if source is None:
-        say(assumed(preprocessing))
+    preprocessing, note = network.preprocessing(image_size)
+    if note is not None:
+        say(note)
+    arch = network.arch.with_image_size(preprocessing.image_size)
     names, note = _class_names(network)
     if note is not None:
         say(note)
@@ -105,7 +100,7 @@ def predict(
     known = _known(to, header, resume=resume)
     left = [path for path in paths if path not in known]
     model: Any = network.model if network.is_program else at_size(network.model, arch).to(torch_device).eval()
-    is_multi_label = _is_multi_label(network)
+    is_multi_label = network.is_multi_label
     settings, damaged, done, said = TrainingConfig(epochs=0, precision=precision), dict[str, str](), 0, time.monotonic()
     with to.open("a" if known else "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
@@ -147,16 +142,6 @@ def _class_names(network: Network) -> tuple[tuple[str, ...], str | None]:
         f"{network.names.why_none}: they are numbered, in the order of the logits; list their names in a file "
         f"classes.txt beside the weights, one a line",
     )
-
-
-def _is_multi_label(network: Network) -> bool:
-    """Whether each label has a probability of its own, by what lies beside the weights."""
-    signs = {"preprocessing.json": ("multi_label", True), "config.json": ("problem_type", "multi_label_classification")}
-    for name, (key, value) in signs.items():
-        path = network.folder / name
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8-sig")).get(key) == value:
-            return True
-    return False
 
 
 def _paths(images: str | Path) -> list[str]:

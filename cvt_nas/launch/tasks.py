@@ -1,7 +1,7 @@
 """Functions and actors on the workers of a search."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Self, TypeVar, cast
 
 import ray
@@ -45,6 +45,24 @@ def on_devices(resources: Resources, function: Callable[..., T], calls: Sequence
 def on_device(resources: Resources, function: Callable[..., T], *arguments: object) -> T:
     """`on_devices` of one call."""
     return on_devices(resources, function, [arguments])[0]
+
+
+def yielded_on_device(
+    resources: Resources, generator: Callable[..., Iterator[T]], *arguments: object
+) -> Generator[T, None, None]:
+    """What `generator(*arguments)` yields on one of the trials' devices, as soon as it does; closing this ends it.
+
+    A generator whose process dies begins again, on whatever node. Raises what `get_from_workers` does.
+    """
+    remote: Any = ray.remote(cast(Any, generator)).options(
+        num_cpus=min(resources.cpus_per_trial, 1), num_gpus=min(resources.gpus_per_trial, 1), num_returns="streaming"
+    )
+    yielded = remote.remote(*arguments)
+    try:
+        for found in yielded:
+            yield get_from_workers(found)
+    finally:
+        ray.cancel(yielded)  # of one that has ended, nothing
 
 
 def on_worker(resources: Resources, function: Callable[..., T], *arguments: object, stop: threading.Event) -> T | None:

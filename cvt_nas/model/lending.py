@@ -38,6 +38,10 @@ class Lent:
     blocks: tuple[tuple[int, ...], ...]
     importance: str = "none"
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.state.values())
+
     def to_bytes(self) -> bytes:
         """A safetensors file; `load` is the inverse."""
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "state"}

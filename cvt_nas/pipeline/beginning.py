@@ -1,14 +1,19 @@
-"""The weights from elsewhere that a search begins with, before anything is trained."""
+"""What a search has of other networks before anything is trained: weights to begin with, and a teacher's answers."""
 
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cvt_nas.config import Experiment
-from cvt_nas.engine import TrainingSetup, keep_lent, sort_by_taylor
-from cvt_nas.errors import ArchError, RunFolderError
+from cvt_nas.engine import Teacher, TrainingSetup, answer_images, has_answered, in_order
+from cvt_nas.errors import ArchError, RunFolderError, SearchFailedError
+from cvt_nas.launch.devices import ending_in
 from cvt_nas.launch.resources import Resources
-from cvt_nas.launch.tasks import on_device
-from cvt_nas.model import Lent, digest_of, locate, magnitudes, means, read_weights, sorted_by
+from cvt_nas.launch.tasks import yielded_on_device
+from cvt_nas.model import Lent, digest_of, locate, means, read_weights
 from cvt_nas.run import RunFolder
 from cvt_nas.supernet import lend_to
 
@@ -49,16 +54,8 @@ def lent_weights(
             f"supernet.epochs: got 0, which needs a head of all {experiment.space.num_classes} classes, and that of "
             f"{path} knows {len(lent.classes)}"
         )
-    importance = experiment.search.importance
-    if importance == "taylor" and not lent.knows_heads:
-        importance = "magnitude"
-        notes = (
-            *notes,
-            "units are in the order of their magnitude: nothing tells the heads, so no loss can be measured",
-        )
-    if importance == "magnitude":
-        lent = sorted_by(lent, magnitudes(lent), importance=importance)
-    return lent, {"path": str(path), "sha256": sha256, "importance": importance, "notes": list(notes)}
+    lent, importance, more = in_order(lent, experiment.search.importance)
+    return lent, {"path": str(path), "sha256": sha256, "importance": importance, "notes": [*notes, *more]}
 
 
 def begun_with(run: RunFolder) -> dict[str, Any] | None:
@@ -81,12 +78,29 @@ def check_same_init(run: RunFolder, init: str | Path | None) -> None:
         )
 
 
-def keep_weights(lent: Lent, importance: str, setup: TrainingSetup, resources: Resources) -> None:
-    """Puts what is lent into the run folder, in the order that all cuts are made by."""
-    run = setup.run
-    if importance != "taylor":
-        keep_lent(lent, run, run.init_path)
-        return
-    keep_lent(lent, run, run.unsorted_init_path)
-    on_device(resources, sort_by_taylor, setup)
-    run.store.delete(run.unsorted_init_path)
+def learn_of(
+    teacher: Teacher,
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    stop: threading.Event,
+    on_note: Callable[[str], None] | None,
+) -> TrainingSetup | None:
+    """`setup` with the answers of `teacher`, which are kept in the run folder; None where `stop` is set before.
+
+    Raises:
+        SearchFailedError: The workers on which it answers fail.
+    """
+    if not has_answered(teacher, setup.run):
+        with (
+            ending_in(SearchFailedError, "the teacher does not answer"),
+            contextlib.closing(yielded_on_device(resources, answer_images, setup, teacher)) as notes,
+        ):
+            for note in notes:
+                if on_note is not None:
+                    on_note(note)
+                if stop.is_set():
+                    break
+        if not has_answered(teacher, setup.run):
+            return None
+    return dataclasses.replace(setup, answers=teacher.answers)

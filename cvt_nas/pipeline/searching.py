@@ -6,17 +6,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from cvt_nas.config import Experiment
-from cvt_nas.engine import TrainingSetup
+from cvt_nas.engine import TrainingSetup, find_teacher, keep_in_order
 from cvt_nas.engine.shown import sample_images
 from cvt_nas.errors import CvtNasError, DataError, RunFolderError, StorageError
 from cvt_nas.launch.client import search_through_client
 from cvt_nas.launch.resources import GpusPerTrial, Resources, claim_resources
 from cvt_nas.launch.search import Search
-from cvt_nas.pipeline.beginning import check_same_init, keep_weights, lent_weights
+from cvt_nas.launch.tasks import on_device
+from cvt_nas.pipeline.beginning import check_same_init, learn_of, lent_weights
 from cvt_nas.pipeline.latency import with_latency
 from cvt_nas.pipeline.phases import run_phases
 from cvt_nas.plan.compiling import with_fastest_way
@@ -71,7 +73,8 @@ def search(
         time_budget: Seconds, over all the processes that work on the run; a resumed one keeps what it had.
         seed: Instead of the file's.
         init: Weights that the trials begin with, each with what its architecture has room for, or the supernet; see
-            `model.locate` and `model.cut_state`. What there is to say of them is in `init` of the manifest.
+            `model.locate` and `model.cut_state`. What there is to say of them is in `init` of the manifest, as of a
+            teacher in `teacher`.
         warm_start: Another name of `init`.
         resume: Go on with the run in `out`; trials in flight continue from their last epoch, and those that failed or
             ran out of memory are tried again, anchors first, by new trials of the same architectures.
@@ -124,6 +127,9 @@ def search(
         if experiment.search.weights == "da-nas" and setup.open_data().is_multi_label:
             raise DataError("search.weights: da-nas puts classes in order, and needs images of one class each")
         lent, begins = lent_weights(init, run, experiment, setup)
+        if begins is None and on_note is not None and experiment.says("search", "importance"):
+            on_note("search.importance has no effect: there are no weights to begin with (--init)")
+        teacher = find_teacher(setup, init=init, run=run)
         budget = TimeBudget(time_budget, run)
         resources = stack.enter_context(
             claim_resources(gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device)
@@ -134,7 +140,11 @@ def search(
         setup = setup.on(resources.device, num_threads=resources.num_threads, gpus=resources.gpus_per_trial)
         ended = () if run is None else run.results()
         num_left = num_trials - sum(result.status not in FAILURES for result in ended)  # what failed is tried again
-        check_disk(experiment, place.path, num_trials=max(num_left, 0), num_slots=resources.num_slots, run=run)
+        to_keep = (0 if lent is None else 2 * lent.num_bytes) + (0 if teacher is None else teacher.num_bytes)
+        check_disk(
+            experiment, place.path,
+            num_trials=max(num_left, 0), num_slots=resources.num_slots, to_keep=to_keep, run=run,
+        )  # fmt: skip
         if address is None:
             num_processes = resources.num_slots * resources.num_workers
             setup = setup.fitting_shared_memory(num_processes=num_processes, on_note=on_note)
@@ -155,6 +165,7 @@ def search(
             manifest = {
                 **experiment.manifest(seed=seed, num_trials=num_trials),
                 **({} if begins is None else {"init": begins}),
+                **({} if teacher is None else {"teacher": teacher.to_json()}),
                 "time_budget": time_budget,
                 "resources": dataclasses.asdict(resources),
                 **({} if sharing is None else {"sharing": sharing.to_json()}),
@@ -171,7 +182,12 @@ def search(
             run.store.write(run.samples_path, json.dumps(sample_images(setup.open_data())) + "\n")
         stack.enter_context(budget.running(run, stop))
         if lent is not None and begins is not None:
-            keep_weights(lent, begins["importance"], setup, resources)
+            keep_in_order(lent, begins["importance"], setup, partial(on_device, resources))
+        if teacher is not None:
+            taught = learn_of(teacher, setup, resources, stop=stop, on_note=on_note)
+            if taught is None:
+                return run
+            setup = taught
         on_event = following(*callbacks)
         if progress is not None:
             follower = stack.enter_context(progress(run, resources, num_trials, budget.deadline))

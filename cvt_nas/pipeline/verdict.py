@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from cvt_nas.config import Experiment
-from cvt_nas.engine import TrainingSetup, keep_lent, open_lent
+from cvt_nas.engine import TrainingSetup, find_teacher, keep_lent, open_lent, share_answers
 from cvt_nas.errors import RunFolderError
 from cvt_nas.launch.judges import inherited_accuracies
 from cvt_nas.launch.resources import claim_resources
@@ -77,7 +77,10 @@ def evaluate_supernet(
     of_supernet = TrainingSetup.of(experiment, run=run, data=data).checked(run)
     assert of_supernet.identity is not None, "it was just looked at"
     alone = _open_standalone(run, experiment, of_supernet.identity, seed=seed, num_trainings=len(genomes) * num_seeds)
-    setup = dataclasses.replace(of_supernet, run=alone, shared=None)
+    answers, teacher = None, find_teacher(of_supernet, init=None, run=run) if "teacher" in run.manifest else None
+    if teacher is not None:
+        share_answers(run, alone, answers := teacher.answers)
+    setup = dataclasses.replace(of_supernet, run=alone, shared=None, answers=answers)
     with (
         alone.locked(),
         claim_resources(

@@ -67,16 +67,23 @@ def _copies(training: TrainingConfig) -> int:
 
 
 def check_disk(
-    experiment: Experiment, out: Path, *, num_trials: int, num_slots: int, run: RunFolder | None = None
+    experiment: Experiment,
+    out: Path,
+    *,
+    num_trials: int,
+    num_slots: int,
+    to_keep: int = 0,
+    run: RunFolder | None = None,
 ) -> None:
     """Raises ResourceError where what a search writes does not fit where it writes it; `out` need not be there yet.
 
-    Checkpoints that a resumed `run` has already take no further room.
+    Checkpoints that a resumed `run` has already take no further room. `to_keep` are the bytes of what it has of other
+    networks: weights to begin with, twice while they are sorted, and the answers of a teacher.
     """
     folder = nearest_folder(out)
     free = shutil.disk_usage(folder).free
     rungs = None if run is None else experiment.rungs_of(run.manifest)
-    needed = bytes_needed(experiment, num_trials=num_trials, num_slots=num_slots, rungs=rungs)
+    needed = to_keep + bytes_needed(experiment, num_trials=num_trials, num_slots=num_slots, rungs=rungs)
     needed -= 0 if run is None else run.checkpoint_bytes()
     if needed > free:
         raise ResourceError(

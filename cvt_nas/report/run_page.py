@@ -342,8 +342,8 @@ def _trials(results: Sequence[TrialResult], score: str, has_choices: bool) -> st
 <button type="button" id="on">on</button></span></p></section>"""
 
 
-def _begins_with(init: Mapping[str, Any]) -> str:
-    """The weights that trials or the supernet begin with, and what was taken of them; empty where there are none."""
+def _weights_told(init: Mapping[str, Any]) -> str:
+    """The weights that networks begin with, or a teacher, and what is said of them; empty where there are none."""
     order = [f"sorted by {init['importance']}"] if init.get("importance", "none") != "none" else []
     return ". ".join([*([str(init["path"])] if init else []), *order, *init.get("notes", [])])
 
@@ -357,7 +357,8 @@ def _what_was_run(run: RunFolder) -> str:
     facts = [
         ("data", None if data is None else ". ".join([data.describe(), *data.notes])),
         ("data, fingerprint", None if data is None else data.fingerprint),
-        ("begins with", _begins_with(manifest.get("init") or {})),
+        ("begins with", _weights_told(manifest.get("init") or {})),
+        ("learns from", _weights_told(manifest.get("teacher") or {})),
         ("command", manifest.get("command")),
         ("seed", manifest.get("seed")),
         ("objectives", ", ".join(run.metrics)),

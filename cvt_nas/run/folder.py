@@ -43,6 +43,7 @@ class RunFolder:
     latency.jsonl      latency of the front's members, measured, where the search went by what was predicted of it
     study.journal      Optuna's storage
     report.html        the page of the run, which needs nothing beside it; pareto.csv, ranks.csv, pareto_flops.html, ...
+    teacher/           answers of a teacher to the training images, float16; `.begun` while they are not complete
     init/              weights.safetensors from elsewhere that trials or the supernet begin with, sorted by importance
     models/<arch id>/  arch.json, model.safetensors, probe.safetensors of each complete trial
     supernet/          checkpoint.pt, then weights.safetensors; `stop` while its training is asked to end; quality.json;
@@ -207,6 +208,10 @@ class RunFolder:
     def lends_weights(self) -> bool:
         """Whether trials, or the supernet, begin with what is at `init_path`, on whatever machine."""
         return self.store.exists(self.init_path)
+
+    def answers_path(self, name: str) -> Path:
+        """Of the logits of a teacher, for the training images of a data set; `name` tells it and these from others."""
+        return self.path / "teacher" / f"{name}.npy"
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -17,7 +17,7 @@ _MIN_CLASSES = 2  # of a part of a training: one is no task
 class SupernetConfig(TrainingConfig):
     """Section `supernet`: how the shared weights are trained. All the settings of `training`, and these.
 
-    `loss`, `class_weights` and `metric` are those of `training` where they are absent here.
+    `loss`, `class_weights`, `metric` and what is told of a teacher are those of `training` where they are absent here.
 
     A step trains several subnets on the same images. With the sandwich rule (Yu and Huang 2019, arXiv:1903.05134)
     these are the largest, the smallest and some at random, and `label_smoothing` is of the largest alone.
@@ -29,8 +29,9 @@ class SupernetConfig(TrainingConfig):
         num_random: Random subnets of a step.
         sampling: Random subnets are drawn evenly over the choices by `uniform`, over log-FLOPs by `flops`, and over
             log-FLOPs but the most promising of several each time by `front` (Wang et al. 2021, arXiv:2011.09011).
-        distillation: What the others learn: from the labels where `none`, else from the largest's answers to the same
-            images, by `kl`, or by `alpha`, of two alpha-divergences the greater (Wang et al. 2021, arXiv:2102.07954).
+        distillation: What the others learn: as the largest does, from the labels and a `teacher`, where `none`; else
+            from the largest's answers to the same images, by `kl`, or by `alpha`, of two alpha-divergences the greater
+            (Wang et al. 2021, arXiv:2102.07954). Where absent, it is `kl`, or `none` where there is a `teacher`.
         distillation_weight: Share of the distillation in their loss; the rest is of the labels.
         project_gradients: Whether the largest's gradient gives way, tensor by tensor, where it is against that of the
             others (Gong et al. 2022, NASViT).

@@ -82,6 +82,14 @@ class TrainingConfig:
             last three. `auto` is `accuracy`, or `mean_average_precision` where images can have several classes.
             `MODULE:NAME` is a function of your own, whose values lie between 0 and 1.
         label_smoothing: Share of each label that is spread evenly over all classes.
+        teacher: A trained network whose answers are learned, too (Hinton et al. 2015, arXiv:1503.02531): `init`, the
+            weights of `--init`; whatever else `--init` takes, as `results/digits:best`; any image classifier of
+            transformers, as a folder or a name on the Hub; or `timm:NAME`. It answers each training image once, without
+            augmentation, before anything is trained. Where images are mixed, its probabilities are mixed as labels are.
+        teacher_weight: Share of the teacher in the loss; the rest is of the labels, which alone `label_smoothing` and
+            `class_weights` are of.
+        teacher_temperature: By which the logits of both are divided before they are compared. The teacher's part of the
+            loss is multiplied by its square, so that its gradients stay as large.
         drop_path: Rate of stochastic depth in a stage's last block, rising from 0 within the stage; one for all stages
             or one for each.
         clip_grad_norm: Greatest norm of the gradient. It is not clipped where absent.
@@ -129,6 +137,9 @@ class TrainingConfig:
     class_weights: Literal["none", "balanced"] = "none"
     metric: Annotated[MetricName, Field(examples=["macro_f1"])] = "auto"
     label_smoothing: Annotated[Fraction, Field(examples=[0.1])] = 0.0
+    teacher: Annotated[str, Field(min_length=1, examples=["init"])] | None = None
+    teacher_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    teacher_temperature: Annotated[PositiveFloat, Field(examples=[1.0])] = 4.0
     drop_path: Annotated[Fraction | list[Fraction], Field(examples=[[0.0, 0.0, 0.1]])] = 0.0
     clip_grad_norm: Annotated[PositiveFloat, Field(examples=[1.0])] | None = None
     ema_decay: Annotated[Fraction, Field(examples=[0.9999])] | None = None

@@ -1,5 +1,6 @@
 """A network that is to be judged or asked: its weights or its program, its classes, and how its images are prepared."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 from cvt_nas.arch import ArchConfig, ImageSize, load_arch, size_text
 from cvt_nas.data import Preprocessing
+from cvt_nas.data.images import usual_preprocessing
+from cvt_nas.data.preprocessing import preprocessing_beside
 from cvt_nas.errors import ArchError, DataError, ResourceError, first_line
 from cvt_nas.model import (
     ClassNames,
@@ -44,6 +47,32 @@ class Network:
     @property
     def is_program(self) -> bool:
         return not isinstance(self.model, CvT)
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether each label has a probability of its own, by what lies beside the weights."""
+        signs = {
+            "preprocessing.json": ("multi_label", True),
+            "config.json": ("problem_type", "multi_label_classification"),
+        }
+        for name, (key, value) in signs.items():
+            path = self.folder / name
+            if path.is_file() and json.loads(path.read_text(encoding="utf-8-sig")).get(key) == value:
+                return True
+        return False
+
+    def preprocessing(self, image_size: ImageSize | None = None) -> tuple[Preprocessing, str | None]:
+        """How images are prepared, and a note where nothing beside the weights says it.
+
+        Args:
+            image_size: Instead of the network's own.
+
+        Raises:
+            DataError: What is beside the weights cannot be read, or asks for what cannot be done.
+        """
+        return preprocessing_in(
+            self.folder, image_size, usual_size=self.arch.image_size, channels=self.arch.num_channels
+        )
 
 
 def open_network(path: Path, arch: ArchConfig | None = None) -> Network:
@@ -126,6 +155,17 @@ def prepared_as(
     if resized:
         own.pop("crop_pct", None)
     return replace(preprocessing, **own)
+
+
+def preprocessing_in(
+    folder: Path, image_size: ImageSize | None = None, *, usual_size: ImageSize, channels: int
+) -> tuple[Preprocessing, str | None]:
+    """See `Network.preprocessing`; `usual_size` is taken where nothing in `folder` tells one."""
+    beside, source = preprocessing_beside(folder)
+    size = image_size or beside.get("image_size", usual_size)
+    usual = usual_preprocessing(size, beside.get("mean"), beside.get("std"), channels=channels)
+    found = prepared_as(usual, beside, source, resized=image_size is not None)
+    return found, assumed(found) if source is None else None
 
 
 def assumed(preprocessing: Preprocessing) -> str:

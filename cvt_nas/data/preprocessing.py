@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cvt_nas.arch import ImageSize, checked_size
-from cvt_nas.data.streams import IMAGENET_MEAN, IMAGENET_STD
+from cvt_nas.data.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from cvt_nas.errors import DataError, first_line
 
 Found = dict[str, Any]  # arguments of `Preprocessing`, as far as they are told
@@ -81,6 +81,14 @@ def _of_this_package(tree: Mapping[str, Any]) -> Found:
         "mean": _mean("mean", tree["mean"]),
         "std": _deviation("std", tree["std"]),
     }
+
+
+def preprocessing_of_timm(tree: Mapping[str, Any], place: str) -> Preprocessing:
+    """Of the settings of one of timm's networks. Raises DataError where they ask for what cannot be done."""
+    try:
+        return Preprocessing(**_of_timm(tree))
+    except _RefusedError as error:
+        raise DataError(f"{place}: {error}") from error
 
 
 def _of_timm(tree: Mapping[str, Any]) -> Found:

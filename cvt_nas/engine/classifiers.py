@@ -1,0 +1,151 @@
+"""Image classifiers of other libraries, which may be teachers: timm's and transformers'."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from cvt_nas.data import Preprocessing
+from cvt_nas.data.preprocessing import preprocessing_of_timm
+from cvt_nas.engine.network import at_size, open_network, preprocessing_in
+from cvt_nas.errors import ArchError, ResourceError, first_line
+from cvt_nas.model import ClassNames, Told
+
+_TIMM = "timm:"
+_USUAL_SIZE = 224  # where a folder of transformers tells none
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Classifier:
+    """A trained network of whatever library.
+
+    Args:
+        model: From normalised images, `(batch, channels, height, width)`, to logits, in eval mode and on the CPU.
+        names: Of its classes, in the order of the logits, where anything tells them.
+        is_multi_label: Whether each class has a probability of its own, as far as it is told.
+        is_published: Whether it is a published CvT, as far as can be told.
+        notes: What had to be assumed, for people.
+    """
+
+    model: nn.Module
+    num_classes: int
+    names: ClassNames
+    preprocessing: Preprocessing
+    is_multi_label: bool
+    is_published: bool
+    notes: tuple[str, ...]
+
+
+def is_of_timm(place: str) -> bool:
+    return place.startswith(_TIMM)
+
+
+def open_classifier(place: str) -> Classifier:
+    """The network at `place`: `timm:NAME`, or a file or folder as `locate` finds it.
+
+    Raises:
+        ArchError: It cannot be read, or has no head.
+        DataError: It is not said how its images are prepared, or they cannot be prepared so.
+        ResourceError: It needs a library that is not installed.
+    """
+    if is_of_timm(place):
+        return _of_timm(place.removeprefix(_TIMM))
+    path = Path(place)
+    settings = _settings_of_transformers(path)
+    if settings is not None and settings.get("model_type") != "cvt":
+        return _of_transformers(path, settings)
+    network = open_network(path)
+    if network.is_program:
+        raise ArchError(f"{place}: is a program; give its run instead, or an export by --format torch")
+    preprocessing, note = network.preprocessing()
+    return Classifier(
+        model=at_size(network.model, network.arch.with_image_size(preprocessing.image_size)).eval(),
+        num_classes=network.arch.num_classes,
+        names=network.names,
+        preprocessing=preprocessing,
+        is_multi_label=network.is_multi_label,
+        is_published=network.is_published,
+        notes=(*network.notes, *([] if note is None else [note])),
+    )
+
+
+def _of_timm(name: str) -> Classifier:
+    import timm
+    from timm.data.config import resolve_model_data_config
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+    try:
+        model: Any = timm.create_model(name, pretrained=True)
+    except Exception as error:  # of timm, the client of the Hub and its transports
+        raise ArchError(f"timm:{name}: cannot be loaded: {first_line(error)}") from error
+    if model.num_classes == 0:
+        raise ArchError(f"timm:{name}: has no head, so it answers nothing")
+    names, subset = model.pretrained_cfg.get("label_names"), infer_imagenet_subset(model)
+    if names is None and subset is not None:
+        names = ImageNetInfo(subset).label_names()
+    told = () if names is None or len(names) != model.num_classes else ((Told("timm", tuple(names)),),)
+    return Classifier(
+        model=model.eval(),
+        num_classes=model.num_classes,
+        names=ClassNames(path=Path(f"timm:{name}"), groups=told, why_none="timm does not name its classes"),
+        preprocessing=preprocessing_of_timm(resolve_model_data_config(model), f"timm:{name}"),
+        is_multi_label=False,
+        is_published=False,
+        notes=(),
+    )
+
+
+def _settings_of_transformers(folder: Path) -> Mapping[str, Any] | None:
+    """The `config.json` of a folder of transformers; None where it is another one, or a file."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ArchError(f"{path}: cannot be read: {first_line(error)}") from error
+    return tree if isinstance(tree, dict) and "model_type" in tree else None
+
+
+def _of_transformers(folder: Path, settings: Mapping[str, Any]) -> Classifier:
+    try:
+        from transformers import AutoModelForImageClassification
+    except ImportError as error:
+        raise ResourceError(f"{folder}: needs transformers: pip install 'cvt-nas[hf]'") from error
+    loader: Any = AutoModelForImageClassification
+    try:
+        model, found = loader.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    except Exception as error:  # of whichever network's own code
+        raise ArchError(f"{folder}: transformers cannot load it: {first_line(error)}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise ArchError(f"{folder}: has no weights for {missing[0]}; a teacher needs a head that was trained")
+    names = tuple(model.config.id2label[index] for index in range(model.config.num_labels))
+    is_told = any(name != f"LABEL_{index}" for index, name in enumerate(names))
+    preprocessing, note = preprocessing_in(
+        folder,
+        usual_size=size if isinstance(size := settings.get("image_size"), int) else _USUAL_SIZE,
+        channels=getattr(model.config, "num_channels", 3),
+    )
+    return Classifier(
+        model=_Logits(model.eval()),
+        num_classes=model.config.num_labels,
+        names=ClassNames(path=folder, groups=((Told("config.json", names),),) if is_told else ()),
+        preprocessing=preprocessing,
+        is_multi_label=model.config.problem_type == "multi_label_classification",
+        is_published=False,
+        notes=() if note is None else (note,),
+    )
+
+
+class _Logits(nn.Module):
+    """The logits of a network of transformers, which gives an object that holds them."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images).logits
