@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import ray
 from ray._private import ray_constants
+from ray._private.node import Node
 
 from conftest import own_processes
 from cvt_nas.launch.cluster import local_ray
-from cvt_nas.launch.private import on_loopback, worker_niceness
+from cvt_nas.launch.private import on_loopback, without_services, worker_niceness
 
 
 @pytest.mark.parametrize(
@@ -32,14 +33,24 @@ def test_the_switch_of_clusters_is_as_it_was_after_the_block(monkeypatch: pytest
     assert name not in os.environ
 
 
+def test_ray_starts_its_services_after_the_block_as_before() -> None:
+    names = ("start_api_server", "start_monitor", "start_log_monitor")
+    before = [getattr(Node, name, None) for name in names]
+    assert all(map(callable, before)), f"Ray {ray.__version__} starts others; see cvt_nas/launch/private.py"
+    with without_services():
+        assert not {getattr(Node, name) for name in names} & set(before)
+    assert [getattr(Node, name) for name in names] == before
+
+
 def test_the_niceness_of_workers_is_as_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_niceness() == 0
     monkeypatch.delenv("RAY_worker_niceness")
     assert worker_niceness() == 15
 
 
-def test_workers_are_as_nice_as_told_and_a_ray_of_its_own_listens_on_loopback_alone() -> None:
+def test_workers_are_as_nice_as_told_and_a_ray_of_its_own_is_lean_and_listens_on_loopback_alone() -> None:
     with local_ray(num_cpus=1, num_gpus=0):
+        assert not own_processes("dashboard.py") + own_processes("monitor.py")
         assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0) + worker_niceness()
         inodes = {inode for pid in (os.getpid(), *own_processes("ray")) for inode in sockets_of(pid)}
         listening = [

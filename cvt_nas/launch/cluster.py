@@ -19,7 +19,7 @@ import ray
 import cvt_nas
 from cvt_nas.errors import ResourceError, first_line
 from cvt_nas.escaping import why_no_text
-from cvt_nas.launch.private import on_loopback
+from cvt_nas.launch.private import on_loopback, without_services
 from cvt_nas.run import can_write_to
 
 HEAD = {"node:__internal_head__": 0.001}  # the node that outlives the others
@@ -31,7 +31,7 @@ def start_local_ray(*, num_cpus: int, num_gpus: int) -> None:
     """Starts Ray for this process alone, on loopback."""
     folder = temporary_folder_of_ray()
     _bring_own_token()
-    with on_loopback():
+    with on_loopback(), without_services():
         connect_ray(
             address="local", num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=False,
             _node_ip_address="127.0.0.1", _temp_dir=folder,
