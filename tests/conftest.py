@@ -3,20 +3,18 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
-import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
+import forked_workers
 from cvt_nas.config import Experiment, load_experiment, parse_experiment
-from cvt_nas.launch.cluster import start_local_ray
 from cvt_nas.run import RunFolder
-from forked_workers import forked_workers
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before a test imports MLflow
@@ -39,6 +37,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
+    import torch  # here, as pytest-xdist waits for its own process, which runs no test, to read this file
+
     torch.set_num_threads(1)  # the networks are small: more threads only wait for each other
 
 
@@ -101,10 +101,20 @@ def small() -> Experiment:
     return parse_experiment(small_digits(), "small.yaml")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    with forked_workers():
-        return (yield)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process makes the finished run, while another begins with what does not wait for it."""
+    needing = list(dict.fromkeys(item.path for item in items if "finished_run" in getattr(item, "fixturenames", ())))
+    items.sort(key=lambda item: (item.path not in needing[:1], item.path in needing[1:]))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The workers of each Ray that this process starts, and what loads exports again, are forked."""
+    stack = contextlib.ExitStack()
+    session.config.add_cleanup(stack.close)
+    stack.enter_context(forked_workers.forking_server())
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    patch.setattr("ray._private.ray_constants.SETUP_WORKER_FILENAME", forked_workers.__file__)
+    patch.setattr("cvt_nas.export.exporting.subprocess", SimpleNamespace(run=forked_workers.run_forked))
 
 
 _SHARES_RAY = pytest.StashKey[bool]()
@@ -121,6 +131,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     To start and end a Ray takes about six seconds of CPU time, so tests that follow one another share it.
     """
+    import ray
+
+    from cvt_nas.launch.cluster import start_local_ray
+
     stash, asks = item.config.stash, "two_cpus" in getattr(item, "fixturenames", ())
     if asks and not ray.is_initialized():
         start_local_ray(num_cpus=2, num_gpus=0)

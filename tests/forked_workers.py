@@ -1,4 +1,4 @@
-"""Ray's workers, forked from a process that has imported what they need.
+"""Ray's workers and what loads exports again, forked from a process that has imported what they need.
 
 A worker spends about five seconds of CPU time on importing torch and more, and the tests start some sixty. Where Ray
 would run its own `setup_worker.py`, it runs this file, which asks a server for a fork that goes on as the worker. The
@@ -16,29 +16,27 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ADDRESS = "CVT_NAS_FORKED_WORKERS"  # the server's, in the environment of Ray's processes
 OF_SETUP = ("--language", "--serialized-runtime-env-context")  # what `setup_worker.py` keeps for itself
 
 
 @contextlib.contextmanager
-def forked_workers() -> Iterator[None]:
-    """Forks the workers of each Ray that this process starts in the block."""
-    from ray._private import ray_constants
-
-    name, threads = ray_constants.SETUP_WORKER_FILENAME, {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+def forking_server() -> Iterator[None]:
+    """Serves this process and those that it starts in the block. What it forks is its child, and so of this process."""
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/socket"
         # one thread, as a fork has no others; but for jemalloc's, which knows of forks
         server = subprocess.Popen([sys.executable, __file__, path], stdin=subprocess.PIPE, env=os.environ | threads)
-        os.environ[ADDRESS], ray_constants.SETUP_WORKER_FILENAME = path, __file__
+        os.environ[ADDRESS] = path
         try:
             yield
         finally:
             del os.environ[ADDRESS]
-            ray_constants.SETUP_WORKER_FILENAME = name
             server.communicate()  # closes its input, which ends it
 
 
@@ -61,13 +59,16 @@ def serve(path: str) -> None:
                 if os.fork() == 0:
                     listener.close()
                     work(files, **told)
+                    sys.stdout.flush()
+                    with contextlib.suppress(OSError):  # nobody waits any more
+                        connection.send(b"1")
                     sys.exit()
                 for file in files:
                     os.close(file)
 
 
 def work(files: list[int], *, arguments: list[str], environment: dict[str, str], folder: str, niceness: int) -> None:
-    """Goes on as the worker that Ray asked for."""
+    """Goes on as the process that was asked for: a script, or `-m` and a module, with its arguments."""
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
@@ -78,19 +79,33 @@ def work(files: list[int], *, arguments: list[str], environment: dict[str, str],
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
-    runpy.run_path(arguments[0], run_name="__main__")
+    if arguments[0] == "-m":
+        sys.argv, sys.path[0] = arguments[1:], folder
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
+        runpy.run_path(arguments[0], run_name="__main__")
 
 
-def ask(arguments: list[str], environment: dict[str, str]) -> None:
-    """Has a worker forked, and waits for its end."""
-    told = {"arguments": arguments, "environment": environment, "folder": os.getcwd(), "niceness": os.nice(0)}
+def ask(arguments: list[str], environment: Mapping[str, str], files: Sequence[int] = (0, 1, 2)) -> bool:
+    """Has a process forked with these files as its own, waits for its end, and says whether that was in order."""
+    told = {"arguments": arguments, "environment": dict(environment), "folder": os.getcwd(), "niceness": os.nice(0)}
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(os.environ[ADDRESS])
-        socket.send_fds(server, [b"1"], [0, 1, 2])
+        socket.send_fds(server, [b"1"], list(files))
         server.sendall(json.dumps(told).encode())
         server.shutdown(socket.SHUT_WR)
-        server.recv(1)  # nothing is sent: the worker closes it with its end
+        return server.recv(1) == b"1"
+
+
+def run_forked(command: Sequence[Any], *, env: Mapping[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+    """`subprocess.run` of this Python and a module, whose output is captured as text."""
+    with open(os.devnull) as nothing, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        words = [os.fspath(word) for word in command[1:]]
+        ended = ask(words, env, [file.fileno() for file in (nothing, out, err)])
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(words, 0 if ended else 1, out.read(), err.read())
 
 
 def start_worker(words: list[str]) -> None:

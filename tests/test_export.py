@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,12 @@ def exported(run: RunFolder) -> Callable[[str], Path]:
         return to
 
     return folder_of
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What loads an export again is executed as it is for users, and not forked."""
+    monkeypatch.setattr("cvt_nas.export.exporting.subprocess", subprocess)
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "torch"])
@@ -225,7 +232,7 @@ def test_a_refusal_names_the_formats_that_can(
 
 
 def test_a_mismatch_fails_says_by_how_much_and_deletes_nothing(
-    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Experiment, tmp_path: Path, executed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write_a_little_wrong(model: CvT, folder: Path, preprocessing: Any) -> None:
         with torch.no_grad():
@@ -278,7 +285,7 @@ def test_a_space_file_says_the_activation_and_ids_of_other_networks_stay(small: 
 # one that is not the default takes the same way as another
 @pytest.mark.parametrize("opset", [18, pytest.param(22, marks=pytest.mark.slow)])
 def test_an_onnx_file_has_the_opset_that_was_asked_for_and_the_card_says_it(
-    small: Experiment, tmp_path: Path, opset: int
+    small: Experiment, tmp_path: Path, executed: None, opset: int
 ) -> None:
     import onnx
 

@@ -8,13 +8,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import wandb
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # type: ignore[attr-defined]
 from wandb.proto import wandb_internal_pb2
@@ -32,6 +29,10 @@ from cvt_nas.results import Status, TrialResult, further_number
 from cvt_nas.results.events import EpochDone, RaceEvent, TrialPaused, TrialStarted
 from cvt_nas.run import RunFolder
 from test_engine import tiny_arch
+
+if TYPE_CHECKING:  # processes of pytest-xdist that do not run these tests would read MLflow for seconds
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),  # MLflow's use of SQLAlchemy
@@ -122,8 +123,14 @@ def hparams(folder: Path) -> dict[str, Any]:
     return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
 
 
-def mlflow_runs(store: str, experiment: str = "my-run") -> dict[int, Run]:
-    client = MlflowClient(store)
+def mlflow_client(store: str) -> "MlflowClient":
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(store)
+
+
+def mlflow_runs(store: str, experiment: str = "my-run") -> "dict[int, Run]":
+    client = mlflow_client(store)
     found = client.get_experiment_by_name(experiment)
     assert found is not None
     runs = client.search_runs([found.experiment_id])
@@ -131,8 +138,8 @@ def mlflow_runs(store: str, experiment: str = "my-run") -> dict[int, Run]:
     return {int(run.data.params["number"]): run for run in runs}
 
 
-def mlflow_curve(store: str, run: Run) -> list[tuple[int, float]]:
-    points = MlflowClient(store).get_metric_history(run.info.run_id, "accuracy")
+def mlflow_curve(store: str, run: "Run") -> list[tuple[int, float]]:
+    points = mlflow_client(store).get_metric_history(run.info.run_id, "accuracy")
     return [(point.step, point.value) for point in points]
 
 
@@ -234,7 +241,7 @@ def test_two_runs_with_the_same_name_share_an_mlflow_experiment_and_no_trial(
     other = RunFolder.create(tmp_path / "elsewhere" / "my-run", small.manifest(seed=1, num_trials=4))
     tell(run, [started(0)], warned, mlflow=store)
     tell(other, [started(0)], warned, mlflow=store)
-    client = MlflowClient(store)
+    client = mlflow_client(store)
     found = client.get_experiment_by_name("my-run")
     assert found is not None
     assert len(client.search_runs([found.experiment_id])) == 2
@@ -328,6 +335,8 @@ def test_a_tracker_that_fails_is_left_out_after_one_warning_and_the_others_go_on
     run: RunFolder, store: str, warned: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*args: Any, **more: Any) -> None:
+        from mlflow.exceptions import MlflowException
+
         raise MlflowException("the server is gone\nsince today")
 
     with trackers(run, mlflow=store, tensorboard=True, warn=warned.append) as follow:
@@ -336,7 +345,7 @@ def test_a_tracker_that_fails_is_left_out_after_one_warning_and_the_others_go_on
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not any_metric(store):
             time.sleep(0.05)
-        monkeypatch.setattr(MlflowClient, "log_metric", gone)
+        monkeypatch.setattr("mlflow.tracking.MlflowClient.log_metric", gone)
         for event in FIRST[2:]:
             follow(event)
     assert warned == [f"--mlflow {store}: the server is gone; the search goes on without it"]
@@ -345,7 +354,7 @@ def test_a_tracker_that_fails_is_left_out_after_one_warning_and_the_others_go_on
 
 
 def any_metric(store: str) -> bool:
-    client = MlflowClient(store)
+    client = mlflow_client(store)
     found = client.get_experiment_by_name("my-run")
     runs = [] if found is None else client.search_runs([found.experiment_id])
     return any("accuracy" in run.data.metrics for run in runs)
