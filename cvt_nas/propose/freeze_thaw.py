@@ -38,7 +38,8 @@ class FreezeThaw:
         if is_paused:
             self._paused.add(trial.proposal.number)
             return "pause"
-        return self._decide(trial.proposal.number) if trial.curve else "go"
+        is_between = 0 < len(trial.curve) < self._num_epochs
+        return self._decide(trial.proposal.number) if is_between else "go"
 
     def decide(self, trial: PartialTrial) -> Decision:
         """Keeps how far a trial has come, and says whether it goes on."""
