@@ -120,7 +120,7 @@ def test_a_rung_that_decides_at_random_is_warned_of_with_one_that_does_not(tmp_p
     lines = rank_lines(run_of(tmp_path, results, rungs=[1]))
     assert lines[1] == (
         "warning: the ranks after epoch 1 cannot be told from random ones; a scheduler that goes by them may stop the "
-        "wrong trials. Better: search.grace_period: 2, or search.scheduler: none"
+        "wrong trials. Better: search.grace_period: 2, or search.scheduler: freeze-thaw"
     )
     assert len(lines) == 2
 
@@ -132,7 +132,7 @@ def test_large_networks_that_learn_slower_are_warned_of(tmp_path: Path) -> None:
     assert lines[1] == (
         "warning: the ranks after epoch 1 cannot be told from random ones and underrate large networks, which overtake "
         "small ones later (tau 1.00 of FLOPs with ranks gained, p < 0.001); a scheduler that goes by them may stop the "
-        "wrong trials. Better: search.scheduler: none"
+        "wrong trials. Better: search.scheduler: freeze-thaw"
     )
 
 

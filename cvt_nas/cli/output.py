@@ -51,7 +51,14 @@ def print_front(run: "RunFolder", out: str) -> None:
     name."""
     from rich.console import Console
 
-    from cvt_nas.report import confirmation_lines, front_table, latency_lines, rank_lines, report_paths
+    from cvt_nas.report import (
+        confirmation_lines,
+        front_table,
+        latency_lines,
+        rank_lines,
+        report_paths,
+        stopping_lines,
+    )
 
     console = Console(soft_wrap=True, emoji=False)
     front = run.front()
@@ -59,7 +66,7 @@ def print_front(run: "RunFolder", out: str) -> None:
         say(console, "No trial reached its last epoch, so there is no front yet.")
         return
     console.print(front_table(run))
-    for note in (*latency_lines(run), *confirmation_lines(run), *rank_lines(run)):
+    for note in (*latency_lines(run), *confirmation_lines(run), *rank_lines(run), *stopping_lines(run)):
         say(console, note)
     say(
         console,

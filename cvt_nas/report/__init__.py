@@ -5,6 +5,7 @@ from cvt_nas.report.figures import front_figure
 from cvt_nas.report.pictures import write_pictures
 from cvt_nas.report.published import published_as
 from cvt_nas.report.run_page import run_page
+from cvt_nas.report.stopping import stopping_lines
 from cvt_nas.report.tables import front_frame, summary, trials_frame
 from cvt_nas.report.text import (
     accuracy_text,

@@ -22,6 +22,7 @@ from cvt_nas.report.figures import (
 )
 from cvt_nas.report.page import figure_html, html_page, table_html
 from cvt_nas.report.published import published_beside
+from cvt_nas.report.stopping import stopping_lines
 from cvt_nas.report.tables import MIN_TRIALS, choices_frame, costs_of, growth_frame, importance_frame
 from cvt_nas.report.text import (
     accuracy_text,
@@ -292,6 +293,7 @@ def _progress(run: RunFolder, growth: pd.DataFrame, axes: Sequence[str]) -> str:
         + table_html("Learning curves of the front", ("trial", "architecture", *(f"epoch {e}" for e in epochs)), curves,
                      prose=(1,))
         + "".join(f"<p>{html.escape(line)}</p>" for line in rank_lines(run) if not line.startswith("warning: "))
+        + "".join(f"<p>{html.escape(line)}</p>" for line in stopping_lines(run))
         + "</section>"
     )  # fmt: skip
 

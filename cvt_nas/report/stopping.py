@@ -1,0 +1,124 @@
+"""What stopping at a rung costs and saves: by the curves that were completed, and by what a model of all curves expects
+of the trials that were stopped."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cvt_nas.config import parse_experiment
+from cvt_nas.propose.asha import losses_of_cost, pareto_ranks
+from cvt_nas.propose.observations import Observation
+from cvt_nas.propose.surrogate import Surrogate
+from cvt_nas.results import FAILURES, ParetoFront
+from cvt_nas.results.rungs import MIN_TRIALS
+from cvt_nas.run import RunFolder
+
+_LITTLE = 0.005  # of the hypervolume
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rung:
+    """A rung after an epoch, at which one in `reduction_factor` of the complete trials had gone on.
+
+    The complete trials were selected by the rungs of their own search, so `lost` is less than it would be among all
+    architectures; only `scheduler: none` measures it without selection.
+
+    Args:
+        lost: Share of the hypervolume of the complete trials that those which had gone on would not have.
+        saved: Share of the epochs of the complete trials.
+    """
+
+    epoch: int
+    lost: float
+    saved: float
+
+
+def would_be_rungs(run: RunFolder, *, reduction_factor: int) -> tuple[Rung, ...]:
+    """One after each epoch but the last, by the whole curves of complete trials; nothing of fewer than `MIN_TRIALS`."""
+    num_epochs = run.manifest["epochs"]
+    complete = [r for r in run.results() if r.status == "complete" and len(r.curve) == num_epochs > 1]
+    if len(complete) < MIN_TRIALS:
+        return ()
+    whole = ParetoFront.of(complete, run.metrics).hypervolume(run.box)
+    num_kept = -(-len(complete) // reduction_factor)
+    rungs = []
+    for epoch in range(1, num_epochs):
+        losses = np.array([[1 - r.curve[epoch - 1], *losses_of_cost(r.cost, run.metrics)] for r in complete])
+        kept = [complete[index] for index in np.argsort(pareto_ranks(losses), kind="stable")[:num_kept]]
+        left = ParetoFront.of(kept, run.metrics).hypervolume(run.box)
+        saved = (1 - num_kept / len(complete)) * (1 - epoch / num_epochs)
+        rungs.append(Rung(epoch=epoch, lost=1 - left / whole if whole else 0.0, saved=saved))
+    return tuple(rungs)
+
+
+def first_rung_to_trust(rungs: Sequence[Rung]) -> Rung | None:
+    """The earliest at which, and after which, next to nothing is lost."""
+    trusted = None
+    for rung in reversed(rungs):
+        if rung.lost > _LITTLE:
+            break
+        trusted = rung
+    return trusted
+
+
+def expected_of_stopped(run: RunFolder) -> dict[int, float]:
+    """What the surrogate expects each stopped trial to add to the hypervolume, had it gone on, by its number.
+
+    Nothing where the run has fewer than `MIN_TRIALS` complete trials, or latency is an objective, whose table a report
+    does not need.
+    """
+    results = [result for result in run.results() if result.curve or result.status in FAILURES]
+    stopped = [result for result in results if result.status == "stopped"]
+    num_complete = sum(result.status == "complete" for result in results)
+    if not stopped or num_complete < MIN_TRIALS or "latency_ms" in run.metrics:
+        return {}
+    space = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json").space
+    surrogate = Surrogate(
+        space,
+        costs=[metric for metric in ("params", "flops") if metric in run.metrics],
+        num_epochs=run.manifest["epochs"],
+        seed=run.manifest["seed"],
+    )
+    observations = [
+        Observation(
+            genome=space.encode(result.arch),
+            curve=result.curve,
+            status="failed" if result.status in FAILURES else result.status,
+            inherited=result.inherited,
+        )
+        for result in results
+    ]
+    gains = surrogate.gains(observations, [space.encode(result.arch) for result in stopped])
+    return {result.number: float(gain) for result, gain in zip(stopped, gains, strict=True)}
+
+
+def stopping_lines(run: RunFolder) -> list[str]:
+    """For people: what the rungs of a run saved and cost, and where the next search should have its first one."""
+    if "space_file" not in run.manifest:  # of an early version
+        return []
+    search = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json").search
+    lines, num_epochs = [], run.manifest["epochs"]
+    expected, results = expected_of_stopped(run), {result.number: result for result in run.results()}
+    for epoch in sorted({results[number].epochs for number in expected}):
+        here = {number: gain for number, gain in expected.items() if results[number].epochs == epoch}
+        best = max(here, key=lambda number: here[number])
+        trials = "one trial" if len(here) == 1 else f"{len(here)} trials"
+        lines.append(
+            f"stopped after epoch {epoch}: {trials}, which saved {len(here) * (num_epochs - epoch)} epochs; the most "
+            f"promising of them, trial {best}, is expected to add {here[best]:.4f} to the hypervolume"
+        )
+    rungs = would_be_rungs(run, reduction_factor=search.reduction_factor)
+    if rungs:
+        trusted = first_rung_to_trust(rungs)
+        first = rungs[0]
+        told = (
+            f"a rung at epoch {first.epoch} would have lost {first.lost:.1%} of the hypervolume of the complete trials"
+        )
+        lines.append(
+            f"{told}; next time: search.scheduler: freeze-thaw, as no rung keeps it"
+            if trusted is None
+            else f"{told}, and one at epoch {trusted.epoch} {trusted.lost:.1%}; next time: search.grace_period: "
+            f"{trusted.epoch}"
+        )
+    return lines

@@ -1,0 +1,92 @@
+"""What the report says of stopping: what it saved and cost, and where the next search should stop first."""
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from conftest import small_digits
+from cvt_nas.config import parse_experiment
+from cvt_nas.report.stopping import expected_of_stopped, first_rung_to_trust, stopping_lines, would_be_rungs
+from cvt_nas.results import TrialResult
+from cvt_nas.run import RunFolder
+from test_results import MANIFEST, trial
+
+NUM_EPOCHS = 4
+Curve = tuple[float, ...]
+
+
+def run_of(path: Path, curve_of: Callable[[float], Curve], *, num_complete: int, num_stopped: int = 0) -> RunFolder:
+    """A run whose curves follow from a network's FLOPs, as a share of the space's; the last ones were stopped after
+    their first epoch."""
+    text = small_digits(**{"  epochs:": f"  epochs: {NUM_EPOCHS}", "search:": "search: {trials: 20, seed: 0}"})
+    experiment = parse_experiment(text, "small.yaml")
+    space, rng = experiment.space, random.Random(0)
+    run = RunFolder.create(path, experiment.manifest(seed=0, num_trials=20))
+    for number in range(num_complete + num_stopped):
+        genome = space.sample_feasible(rng)
+        assert genome is not None
+        cost, is_complete = space.cost(genome), number < num_complete
+        curve = curve_of(cost.flops / space.cost_range[1].flops)[: NUM_EPOCHS if is_complete else 1]
+        run.append(
+            TrialResult(
+                number=number, arch=space.decode(genome), status="complete" if is_complete else "stopped",
+                epochs=len(curve), accuracy=curve[-1], cost=cost, curve=curve, seconds=1.0, train_seconds=1.0, seed=0,
+            )
+        )  # fmt: skip
+    return run
+
+
+def steady(size: float) -> Curve:
+    return tuple(0.5 + 0.3 * size + 0.02 * epoch for epoch in range(NUM_EPOCHS))
+
+
+def crossing(size: float) -> Curve:
+    """The larger, the better in the end, and the worse until then."""
+    return (*(0.5 - 0.3 * size + 0.01 * epoch for epoch in range(NUM_EPOCHS - 1)), 0.5 + 0.3 * size)
+
+
+def run_of_equal_costs(path: Path, ends: Sequence[float], early: Sequence[float]) -> RunFolder:
+    run = RunFolder.create(path, MANIFEST)  # of three epochs
+    for number, (end, begin) in enumerate(zip(ends, early, strict=True)):
+        run.append(dataclasses.replace(trial(number, end), curve=(begin, end, end)))
+    return run
+
+
+def test_what_a_rung_loses_is_what_the_networks_that_it_keeps_do_not_have(tmp_path: Path) -> None:
+    ends = [number / 10 for number in range(1, 10)]
+    in_order = would_be_rungs(run_of_equal_costs(tmp_path / "order", ends, ends), reduction_factor=3)
+    reversed_ = would_be_rungs(run_of_equal_costs(tmp_path / "reversed", ends, ends[::-1]), reduction_factor=3)
+    assert [rung.lost for rung in in_order] == [0, 0]
+    assert [rung.lost for rung in reversed_] == pytest.approx([1 - 0.3 / 0.9, 0])
+    for rungs in (in_order, reversed_):
+        assert [rung.epoch for rung in rungs] == [1, 2]
+        assert [rung.saved for rung in rungs] == pytest.approx([2 / 3 * 2 / 3, 2 / 3 * 1 / 3])
+    assert first_rung_to_trust(in_order) == in_order[0]
+    assert first_rung_to_trust(reversed_) == reversed_[1]
+
+
+def test_where_networks_overtake_at_the_end_no_rung_is_recommended(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "late", crossing, num_complete=12)
+    assert stopping_lines(run)[-1].endswith("next time: search.scheduler: freeze-thaw, as no rung keeps it")
+
+
+def test_of_stopped_trials_it_says_what_they_saved_and_what_the_best_of_them_promises(tmp_path: Path) -> None:
+    def curve_of(size: float) -> Curve:
+        return (*steady(size)[:1], *(accuracy + 0.1 for accuracy in steady(size)[1:]))
+
+    run = run_of(tmp_path / "run", curve_of, num_complete=12, num_stopped=4)
+    expected = expected_of_stopped(run)
+    assert set(expected) == {12, 13, 14, 15}
+    assert all(gain >= 0 for gain in expected.values())
+    best = max(expected, key=lambda number: expected[number])
+    assert stopping_lines(run)[0] == (
+        f"stopped after epoch 1: 4 trials, which saved 12 epochs; the most promising of them, trial {best}, is "
+        f"expected to add {expected[best]:.4f} to the hypervolume"
+    )
+
+
+def test_of_a_few_complete_trials_nothing_is_said(tmp_path: Path) -> None:
+    assert stopping_lines(run_of(tmp_path / "run", steady, num_complete=8, num_stopped=4)) == []
