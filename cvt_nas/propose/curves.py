@@ -208,9 +208,9 @@ class CurvePosterior:
         lapack: Any = import_module("scipy.linalg.lapack")  # whose stubs lack its routines
         self._lengths, self._of = _split(theta)
         self._mean, self._scale = curves.scale
-        self._scaled = curves.features / self._lengths
         num_epochs, of = curves.num_epochs, self._of
-        trials = np.concatenate([curves.trials, np.array(pending, dtype=int)])
+        used, trials = np.unique(np.concatenate([curves.trials, np.array(pending, dtype=int)]), return_inverse=True)
+        self._scaled = curves.features[used] / self._lengths
         epochs = np.concatenate([curves.epochs, np.full(len(pending), num_epochs)])
         k = np.exp(-0.5 * _squared_distances(self._scaled, self._scaled))
         by_sum = (of.beta / (np.arange(2 * num_epochs + 1) + of.beta)) ** of.alpha
@@ -222,7 +222,7 @@ class CurvePosterior:
         assert info == 0, "the noise keeps the matrix positive definite"
         # the covariance of what is predicted with an observation is k(x, its trial) times a weight, and a constant
         of_end = by_sum[num_epochs + epochs]
-        sides = np.zeros((len(trials), len(curves.features) + 2))
+        sides = np.zeros((len(trials), len(used) + 2))
         sides[np.arange(len(trials)), trials] = of.f**2 + of.g**2 * of_end
         sides[:, -2] = of.m**2 * of_end + _CONSTANT
         sides[: len(curves.values), -1] = (curves.values - self._mean) / self._scale
