@@ -173,6 +173,16 @@ def test_trials_that_are_left_take_less_time_where_they_are_spread() -> None:
     assert plan_of(spread, machine).parts["race"] == pytest.approx(3 * epoch + epoch + 2 * epoch / 4, rel=1e-3)
 
 
+@pytest.mark.parametrize("num_trials", [20, 60])  # of more than 50, architectures are drawn at random
+def test_freeze_thaw_is_counted_as_if_all_trials_were_trained_in_full(num_trials: int) -> None:
+    text = small_digits(**{"search:": f"search: {{trials: {num_trials}, sampler: surrogate, scheduler: freeze-thaw}}"})
+    experiment = parse_experiment(text, "thaw.yaml")
+    found = plan_of(experiment, stated(experiment), is_quick=True)
+    assert found.race is not None
+    assert found.race.num_epochs == num_trials * experiment.training.epochs
+    assert any(note.startswith("freeze-thaw is counted") for note in found.notes)
+
+
 def test_the_parts_of_a_search_are_counted() -> None:
     plain = parse_experiment(small_digits(), "plain.yaml")
     search = "search: {weights: WEIGHTS, trials: 4, candidates: 20, confirm: {seeds: 2}}"

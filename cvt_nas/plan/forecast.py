@@ -22,7 +22,7 @@ from cvt_nas.plan.disk import bytes_needed, nearest_folder
 from cvt_nas.plan.machine import Machine
 from cvt_nas.plan.values import NUM_OF_FIRST_FRONT, Fit, Plan, SimulatedRace, size
 from cvt_nas.propose.asha import pareto_ranks
-from cvt_nas.propose.race import race_of
+from cvt_nas.propose.race import Race, race_of
 from cvt_nas.propose.simulation import Asked, MadeUpCurves, run_clock
 from cvt_nas.propose.spread import Spread
 from cvt_nas.propose.study import Proposal, Study
@@ -50,8 +50,8 @@ def simulate_race(
     """The race of `experiment` by its own study and rungs. Latency, which is not known before, is no objective of it.
     What is `known` was proposed before, and is proposed again first.
 
-    Where trials inherit weights, what is trained are the best of the candidates; the sampler's proposals stand for
-    these.
+    With `freeze-thaw`, all trials are trained in full: its decisions after each epoch would take too long here. Where
+    trials inherit weights, what is trained are the best of the candidates; the sampler's proposals stand for these.
     """
     space = dataclasses.replace(
         experiment.space, bounds={name: at for name, at in experiment.space.bounds.items() if name != "latency_ms"}
@@ -68,7 +68,7 @@ def simulate_race(
     num_epochs = experiment.training.epochs
     asked, complete, ends, seconds, spent = list[Asked](), list[Proposal](), list[float](), 0.0, 0
     for event in run_clock(
-        race_of(experiment, study, ()),
+        Race(study) if experiment.search.scheduler == "freeze-thaw" else race_of(experiment, study, ()),
         num_slots=machine.num_slots,
         num_epochs=num_epochs,
         curve_of=MadeUpCurves(space, num_epochs=num_epochs, seed=seed),
@@ -124,6 +124,8 @@ def plan_search(
     if experiment.goes_by_latency:
         notes.append("latency is not known before, so that neither its table nor its bounds are counted")
     race = None
+    if experiment.search.scheduler == "freeze-thaw":
+        notes.append("freeze-thaw is counted as if every trial were trained in full; it takes less than that")
     if experiment.training.epochs > 0:
         race = simulate_race(
             experiment, machine, num_images, num_trials=num_trials, seed=seed, sampler=sampler, known=known
