@@ -254,7 +254,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     bench.add_argument(
         "--scheduler", type=_list, default=["none"], metavar="LIST",
-        help="pareto-asha, asha, none; pareto-asha:stop decides for good at a rung",
+        help="freeze-thaw, pareto-asha, asha, none; pareto-asha:stop decides for good at a rung",
     )  # fmt: skip
     bench.add_argument("--budget", type=_positive, required=True, metavar="EPOCHS", help="of each search")
     bench.add_argument("--workers", type=_positive, default=4, metavar="N", help="trials side by side; simulated")
