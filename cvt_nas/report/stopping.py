@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cvt_nas.config import parse_experiment
+from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.errors import ArchError, SpaceFileError
 from cvt_nas.propose.asha import losses_of_cost, pareto_ranks
 from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.surrogate import Surrogate
@@ -65,15 +66,19 @@ def first_rung_to_trust(rungs: Sequence[Rung]) -> Rung | None:
 def expected_of_stopped(run: RunFolder) -> dict[int, float]:
     """What the surrogate expects each stopped trial to add to the hypervolume, had it gone on, by its number.
 
-    Nothing where the run has fewer than `MIN_TRIALS` complete trials, or latency is an objective, whose table a report
-    does not need.
+    Nothing where the run has fewer than `MIN_TRIALS` complete trials, an architecture that its space does not have, or
+    latency as an objective, whose table a report does not need.
     """
     results = [result for result in run.results() if result.curve or result.status in FAILURES]
     stopped = [result for result in results if result.status == "stopped"]
     num_complete = sum(result.status == "complete" for result in results)
     if not stopped or num_complete < MIN_TRIALS or "latency_ms" in run.metrics:
         return {}
-    space = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json").space
+    try:
+        space = _experiment_of(run).space
+        genomes = {result.number: space.encode(result.arch) for result in results}
+    except (ArchError, SpaceFileError):  # another version's file, or an architecture from elsewhere
+        return {}
     surrogate = Surrogate(
         space,
         costs=[metric for metric in ("params", "flops") if metric in run.metrics],
@@ -82,22 +87,27 @@ def expected_of_stopped(run: RunFolder) -> dict[int, float]:
     )
     observations = [
         Observation(
-            genome=space.encode(result.arch),
+            genome=genomes[result.number],
             curve=result.curve,
             status="failed" if result.status in FAILURES else result.status,
             inherited=result.inherited,
         )
         for result in results
     ]
-    gains = surrogate.gains(observations, [space.encode(result.arch) for result in stopped])
+    gains = surrogate.gains(observations, [genomes[result.number] for result in stopped])
     return {result.number: float(gain) for result, gain in zip(stopped, gains, strict=True)}
+
+
+def _experiment_of(run: RunFolder) -> Experiment:
+    return parse_experiment(run.manifest.get("space_file", ""), f"{run.path}/manifest.json")
 
 
 def stopping_lines(run: RunFolder) -> list[str]:
     """For people: what the rungs of a run saved and cost, and where the next search should have its first one."""
-    if "space_file" not in run.manifest:  # of an early version
+    try:
+        search = _experiment_of(run).search
+    except SpaceFileError:  # another version's
         return []
-    search = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json").search
     lines, num_epochs = [], run.manifest["epochs"]
     expected, results = expected_of_stopped(run), {result.number: result for result in run.results()}
     for epoch in sorted({results[number].epochs for number in expected}):
