@@ -124,6 +124,7 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
     manifest = {name: value for name, value in run.manifest.items() if name != "data"}
     (out / "manifest.json").write_text(json.dumps(manifest))  # as an earlier version wrote it
     _, notes = trained(root, out, resume=True)
+    notes = [note for note in notes if not note.startswith("checking images: ")]  # which a slow machine says
     assert notes == [f"{out}: was begun by an earlier version, so whether its data are the same cannot be told"]
     assert len(Comparison.of([run, RunFolder.open(tmp_path / "other")]).groups) == 1
 
