@@ -283,6 +283,11 @@ class StoppedError(Exception):
     """What a training is interrupted with."""
 
 
+def stopped(*arguments: Any, **settings: Any) -> Any:
+    """In the place of what a search does when it is stopped."""
+    raise StoppedError
+
+
 def stop_after(epoch: int) -> Callable[[TrainingReport], None]:
     def on_report(report: TrainingReport) -> None:
         if report["epoch"] == epoch:
@@ -329,9 +334,6 @@ def test_a_network_of_other_sizes_begins_with_what_a_trial_would_take(
     narrow, out, notes = small.space.smallest, tmp_path / "run", list[str]()
     options: dict[str, Any] = {"device": "cpu", "num_workers": 1, "on_note": notes.append}
 
-    def stopped(*arguments: Any, **settings: Any) -> Any:
-        raise StoppedError
-
     with monkeypatch.context() as patch:
         patch.setattr("cvt_nas.train.keep_in_order", stopped)
         with pytest.raises(StoppedError):
@@ -372,9 +374,6 @@ def test_a_training_that_ended_in_its_first_epoch_begins_again_with_the_same_wei
 ) -> None:
     init, out, options = tmp_path / "weights.pth", tmp_path / "run", {"device": "cpu", "num_workers": 1}
     torch.save(load_file(trained.model_path(arch.id) / "model.safetensors"), init)
-
-    def stopped(*arguments: Any, **settings: Any) -> Any:
-        raise StoppedError
 
     with monkeypatch.context() as patch:
         patch.setattr("cvt_nas.launch.devices.progress_reports", stopped)
