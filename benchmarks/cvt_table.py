@@ -22,11 +22,11 @@ import pandas as pd
 import torch
 from scipy.stats import kendalltau
 
-from cvt_nas.arch import cost_of, sides_of
+from cvt_nas.arch import cost_of
 from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import fit
-from cvt_nas.model import CvT
+from cvt_nas.engine.latency_table import time_networks
 from cvt_nas.run import write_atomically
 from cvt_nas.space import Genome, SearchSpace, spread_over_flops
 
@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cosine to each rung": {"schedule": "cosine", "restarts": [1, 3], "ema_decay": 0.0},
 }
 NUM_NETWORKS = 300
-LATENCY_ROUNDS, LATENCY_PASSES = 20, 3
+LATENCY_SECONDS = 1.0  # of each network
 
 
 def main() -> None:
@@ -79,28 +79,17 @@ def main() -> None:
 def add_latency(table: pd.DataFrame, space: SearchSpace) -> pd.DataFrame:
     """`table` with the column `latency_cpu_ms`: of torch, eager, fp32, a batch of one image, weights at random.
 
-    All networks take turns, in another order in each round, so that what slows the machine down for a while slows all.
-    The tenth percentile of a network's rounds counts. Printed is Kendall's tau of the even and the odd rounds.
+    See `cvt_nas.engine.turns`. Printed is Kendall's tau of the even and the odd rounds.
     """
     torch.set_num_threads(1)
     genes = gene_columns(space)
     genomes = [tuple(row) for row in table[genes].drop_duplicates().to_numpy(dtype=int).tolist()]
-    models = [CvT(space.decode(genome)).eval() for genome in genomes]
-    height, width = sides_of(space.image_size)
-    images = torch.rand(1, space.num_channels, height, width)
-    seconds, rng = np.zeros((LATENCY_ROUNDS, len(models))), np.random.default_rng(0)
-    with torch.inference_mode():
-        for number in range(-1, LATENCY_ROUNDS):  # the first warms up
-            for index in rng.permutation(len(models)):
-                models[index](images)  # its weights come into the cache
-                started = time.thread_time()
-                for _ in range(LATENCY_PASSES):
-                    models[index](images)
-                seconds[max(number, 0), index] = (time.thread_time() - started) / LATENCY_PASSES
-    halves = [np.quantile(seconds[first::2], 0.1, axis=0) for first in (0, 1)]
-    print(f"two halves of the rounds: tau {kendalltau(*halves).statistic:.3f}, "
-          f"median difference {np.median(abs(halves[0] / halves[1] - 1)):.1%}")  # fmt: skip
-    latencies = dict(zip(genomes, 1e3 * np.quantile(seconds, 0.1, axis=0), strict=True))
+    archs = [space.decode(genome) for genome in genomes]
+    turns = time_networks(archs, device=torch.device("cpu"), max_seconds=LATENCY_SECONDS * len(archs))
+    halves = [np.quantile(turns.seconds[first::2], 0.1, axis=0) for first in (0, 1)]
+    tau: Any = kendalltau(*halves)
+    print(f"two halves of the rounds: tau {tau.statistic:.3f}, median difference {np.median(turns.noise):.1%}")
+    latencies = dict(zip(genomes, 1e3 * turns.low, strict=True))
     return table.assign(latency_cpu_ms=[latencies[tuple(row)] for row in table[genes].to_numpy(dtype=int).tolist()])
 
 
