@@ -47,15 +47,15 @@ def front_table(run: RunFolder) -> Table:
 
 
 def rank_lines(run: RunFolder) -> list[str]:
-    """How well each rung ranked the trials, and a warning where it decided at random or against large networks.
+    """How well accuracy at each rung ranked the trials, and a warning where it is random or against large networks.
 
     What they inherit, where they do, is a rung as well.
     """
     lines = []
     for found in rank_correlations(run.results(), deciding_epochs(run)):
-        rung = f"rung at epoch {found.epoch}" if found.epoch else "inherited accuracy"
+        judged = f"accuracy after epoch {found.epoch}" if found.epoch else "inherited accuracy"
         lines.append(
-            f"{rung}: its ranks of the {found.num_trials} complete trials have Kendall's tau {found.tau:.2f} with "
+            f"{judged}: its ranks of the {found.num_trials} complete trials have Kendall's tau {found.tau:.2f} with "
             f"those of the end (p {_p_text(found.p_value)})"
         )
         faults = []
