@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, Unpack
 
 from cvt_nas.arch import ImageSize
 from cvt_nas.config import DataConfig, is_streamed
@@ -25,6 +25,15 @@ from cvt_nas.run import write_atomically
 
 LoadedData = ArrayData | StreamedData
 _OF_ARRAYS = ("bilinear", "bicubic")  # ways to resize images that are arrays
+
+
+class LoadSettings(TypedDict):
+    """Settings of `load_data` that `check_data` passes on."""
+
+    image_size: ImageSize
+    num_channels: int
+    num_classes: int
+    test_only: NotRequired[bool]
 
 
 def load_data(
@@ -79,7 +88,7 @@ def check_data(
     known: DataIdentity | None = None,
     place: str = "",
     on_note: Callable[[str], None] | None = None,
-    **settings: Any,
+    **settings: Unpack[LoadSettings],
 ) -> tuple[LoadedData, DataIdentity]:
     """`load_data` and the identity of what it finds, once every image of a folder was looked at.
 

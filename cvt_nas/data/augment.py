@@ -1,12 +1,13 @@
 """Augmentation: timm's and torchvision's; only shift and mirror are here, since theirs draw once a batch."""
 
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,7 +15,15 @@ from cvt_nas.config import AugmentConfig
 from cvt_nas.data.images import generator_of, seed_of, to_device
 from cvt_nas.data.randaugment import augmented, computes_on, fill_of, recording
 
+if TYPE_CHECKING:
+    from timm.data.auto_augment import AugmentOp
+
 _MIXED_VALUES = 2**25  # at once, since timm copies what it mixes: 128 MiB
+_TransformT = TypeVar("_TransformT")
+
+
+class Erase(Protocol):
+    def __call__(self, images: Tensor, seeds: Sequence[tuple[int, ...]] | None = None) -> Tensor: ...
 
 
 def shift_and_flip(images: UInt8[Tensor, "b c h w"], *, padding: int, flip: bool) -> UInt8[Tensor, "b c h w"]:
@@ -32,7 +41,7 @@ def shift_and_flip(images: UInt8[Tensor, "b c h w"], *, padding: int, flip: bool
     return picked.permute(0, 3, 1, 2)
 
 
-def erasing_of(augment: AugmentConfig, device: torch.device) -> Any:
+def erasing_of(augment: AugmentConfig, device: torch.device) -> Erase:
     """Random erasing of a batch of normalised images, in place: a function of it and of what seeds the draws.
 
     The latter is None, where the global random states are taken as they are, or the seeds of each image. An image that
@@ -60,7 +69,7 @@ def erasing_of(augment: AugmentConfig, device: torch.device) -> Any:
 
 def mixing_of(
     augment: AugmentConfig, num_classes: int, *, is_multi_label: bool = False, is_taught: bool = False
-) -> Any:
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Mixup or cutmix of a batch of normalised images, in place: a function of it and of its targets.
 
     Args:
@@ -99,7 +108,7 @@ def mixing_of(
     return mix
 
 
-def randaugment_of(augment: AugmentConfig, num_channels: int, device: torch.device) -> Any:
+def randaugment_of(augment: AugmentConfig, num_channels: int, device: torch.device) -> Callable[[Tensor], Tensor]:
     """RandAugment of a batch of bytes `(batch, channels, height, width)`: on `device` where that pays, or else by PIL.
 
     The draws are the same, an image after the other, from the global random states.
@@ -117,7 +126,7 @@ def randaugment_of(augment: AugmentConfig, num_channels: int, device: torch.devi
     return lambda images: augmented(to_device(images, device), torch.stack([draw() for _ in images]), colour)
 
 
-def with_every_magnitude(transform: Any) -> Any:
+def with_every_magnitude(transform: _TransformT) -> _TransformT:
     """The same transform; its RandAugment, where it has one, takes every magnitude that timm draws.
 
     timm's posterize keeps 4 bits at one end of its range and 0 at the other. Pillow 13 refuses 0, which gave a black
@@ -134,7 +143,7 @@ def with_every_magnitude(transform: Any) -> Any:
     return transform
 
 
-def _rand_augment_operations(transform: Any) -> Iterator[Any]:
+def _rand_augment_operations(transform: object) -> "Iterator[AugmentOp]":
     from timm.data.auto_augment import RandAugment
 
     for step in getattr(transform, "transforms", [transform]):
@@ -142,8 +151,7 @@ def _rand_augment_operations(transform: Any) -> Iterator[Any]:
             yield from step.ops
 
 
-def _posterize(image: Any, bits_to_keep: int, **_: Any) -> Any:
-    from PIL import Image
+def _posterize(image: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:
     from timm.data.auto_augment import posterize
 
     return posterize(image, bits_to_keep) if bits_to_keep > 0 else Image.new(image.mode, image.size)

@@ -2,10 +2,10 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from cvt_nas.data.library import library
 from cvt_nas.errors import DataError
@@ -54,13 +54,11 @@ def header_of(name: str, content: bytes | None) -> tuple[str, str, tuple[int, in
 def _raw(name: str, content: bytes | None) -> np.ndarray:
     """`(height, width, channels)`, with its own values; of an array in a file, mapped."""
     if is_array(name):
-        source: Any = name if content is None else io.BytesIO(content)
+        source = name if content is None else io.BytesIO(content)
         pixels = np.load(source, mmap_mode="r" if content is None else None, allow_pickle=False)
     elif name.lower().endswith(_TIFF):
         pixels = _from_tiff(name, content)
     else:
-        from PIL import Image
-
         with Image.open(name if content is None else io.BytesIO(content)) as image:
             pixels = np.asarray(image)
     if pixels.ndim == 2:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -132,7 +131,7 @@ def check_images(
         found: list[tuple[Header, int | None] | str] = []
         for row in range(start, min(start + _PART, len(images.names))):
             name = images.names[row]
-            source: Any = f"{images.root}/{name}"
+            source: Source = f"{images.root}/{name}"
             try:
                 source = opener.source(images, row)
                 found.append(_look_at(source, mode, whole or (role, name) in held_out))
@@ -190,7 +189,7 @@ def _look_at(source: Source, mode: Mode, decode_all: bool) -> tuple[Header, int 
     image = decode(source, mode)
     if not header.deep:
         return header, None
-    return header, int(image.max()) if isinstance(image, np.ndarray) else image.convert("L").getextrema()[1]
+    return header, int(np.asarray(image if isinstance(image, np.ndarray) else image.convert("L")).max())
 
 
 def _progress(total: int, on_note: OnNote | None) -> Callable[[int], None]:

@@ -20,6 +20,7 @@ from cvt_nas.results import DataIdentity
 
 Split = Literal["train", "search", "test"]
 SPLITS: tuple[Split, ...] = ("train", "search", "test")
+Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMALISATIONS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
     1: ((0.449,), (0.226,)),
@@ -41,7 +42,7 @@ class Preprocessing:
     image_size: ImageSize
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     crop_pct: float = 1.0
 
     @property

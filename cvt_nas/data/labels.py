@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -32,7 +31,7 @@ class Labels:
     notes: tuple[str, ...] = ()
 
 
-def labels_of(values: Sequence[Any], *, separator: str | None, place: str) -> Labels:
+def labels_of(values: Sequence[object], *, separator: str | None, place: str) -> Labels:
     """One label a value, or several in each: a list, or text with `separator` between them.
 
     Args:
@@ -82,11 +81,11 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(in_byte_order(names))
 
 
-def are_flags(values: Iterable[Any]) -> bool:
+def are_flags(values: Iterable[object]) -> bool:
     return all(str(value).strip().lower() in _FLAGS for value in set(map(str, values)))
 
 
-def flags_of(values: Iterable[Any], place: str) -> UInt8[np.ndarray, " rows"]:
+def flags_of(values: Iterable[object], place: str) -> UInt8[np.ndarray, " rows"]:
     """0 and 1.
 
     Raises:
@@ -99,7 +98,7 @@ def flags_of(values: Iterable[Any], place: str) -> UInt8[np.ndarray, " rows"]:
     return np.array([_FLAGS[text] for text in texts], dtype=np.uint8)
 
 
-def _listed(value: Any, place: str) -> Sequence[Any]:
+def _listed(value: object, place: str) -> Sequence[object]:
     if isinstance(value, list | tuple | np.ndarray):
         return list(value)
     raise DataError(f"{place}: holds lists of labels, and {value!r}, which is none")
@@ -110,7 +109,7 @@ def _parts(text: str, separator: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def _text(value: Any, place: str) -> str:
+def _text(value: object, place: str) -> str:
     """A label as text; empty where there is none."""
     if value is None or value is not value or str(value).strip().lower() in ("", "nan", "<na>"):
         return ""

@@ -1,12 +1,12 @@
 """The library of a kind of data set, which comes with an extra of this package."""
 
 import importlib
-from typing import Any
+from types import ModuleType
 
 from cvt_nas.errors import DataError
 
 
-def library(module: str, *, extra: str, of: str) -> Any:
+def library(module: str, *, extra: str, of: str) -> ModuleType:
     """The module.
 
     Args:

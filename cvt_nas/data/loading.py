@@ -15,11 +15,16 @@ from torch import Tensor
 
 from cvt_nas.data.images import seed_all
 from cvt_nas.data.records import Files, Images, Opener
+from cvt_nas.data.sources import Picture
+from cvt_nas.data.sources import Source as Original
 from cvt_nas.errors import DataError
 
 _AHEAD = 2  # batches of each process
 _SHARED = Path("/dev/shm")
+Transform = Callable[[Picture], tuple[Tensor, ...]]
 _Request = tuple[str, np.ndarray, tuple[int, ...] | None]  # name of a source, rows, seeds
+_Read = tuple[Tensor, Sequence[tuple[Tensor, ...]]] | DataError  # labels, and what was made of each image
+_Collated = tuple[Tensor, tuple[Tensor, ...]] | tuple[np.ndarray, tuple[np.ndarray, ...]] | DataError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +37,7 @@ class Source:
     """
 
     images: Images
-    transform: Callable[[Any], tuple[Tensor, ...]]
+    transform: Transform
     opener: Opener = field(default_factory=Files)
 
 
@@ -88,6 +93,7 @@ class Stream:
     ) -> None:
         from torch.utils.data import DataLoader
 
+        # of no batch size, torch passes each item by itself; its types say a list
         collate: Any = collated if shares_memory or not num_workers else _collated_as_arrays
         self._asked, self._pins = deque([first]), pin_memory and not shares_memory
         batches = DataLoader(
@@ -100,7 +106,7 @@ class Stream:
             collate_fn=collate,
             generator=torch.Generator(),  # of its own, so that the global one is left as it is
         )
-        self._batches: Iterator[Any] | None = iter(batches)
+        self._batches: Iterator[_Collated] | None = iter(batches)
 
     def _requests(self, first: Portion, then: Iterable[Portion]) -> Iterator[_Request]:
         for portion in itertools.chain([first], then):
@@ -122,13 +128,13 @@ class Stream:
             if isinstance(batch, DataError):
                 raise batch
             labels, made = batch
-            if isinstance(labels, np.ndarray):
-                labels, *made = map(self._from_array, (labels, *made))
-            yield rows, labels, tuple(made)
+            yield rows, self._as_tensor(labels), tuple(map(self._as_tensor, made))
         self._asked.popleft()
 
-    def _from_array(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
+    def _as_tensor(self, values: Tensor | np.ndarray) -> Tensor:
+        if isinstance(values, Tensor):
+            return values
+        tensor = torch.from_numpy(values)
         return tensor.pin_memory() if self._pins else tensor  # torch's loader pins tensors alone
 
     def close(self) -> None:
@@ -147,10 +153,10 @@ class Reader(torch.utils.data.Dataset):
         read: The decoded image of what an opener gives.
     """
 
-    def __init__(self, sources: Mapping[str, Source], read: Callable[[Any], Any]) -> None:
+    def __init__(self, sources: Mapping[str, Source], read: Callable[[Original], Picture]) -> None:
         self._sources, self._read = sources, read
 
-    def __getitem__(self, request: _Request) -> "_Read":
+    def __getitem__(self, request: _Request) -> _Read:
         name, rows, seeds = request
         source, found = self._sources[name], []
         for row in rows.tolist():
@@ -162,9 +168,6 @@ class Reader(torch.utils.data.Dataset):
                 return DataError(str(error))  # without what caused it, which need not be pickled
             found.append(source.transform(image))
         return torch.from_numpy(source.images.labels[rows]), found
-
-
-_Read = tuple[Tensor, Sequence[tuple[Tensor, ...]]] | DataError  # labels, and what was made of each image
 
 
 def collated(read: _Read) -> tuple[Tensor, tuple[Tensor, ...]] | DataError:

@@ -46,7 +46,7 @@ def _read_digits() -> Arrays:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    digits: Any = load_digits()
+    digits: Any = load_digits()  # a Bunch, whose attributes type checkers do not know
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]
     labels = digits.target.astype(np.int64)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
@@ -94,7 +94,7 @@ def _read_cifar(dataset: str, folder: Path) -> Arrays:
     label_key, names_key = ("labels", "label_names") if coarse else ("fine_labels", "fine_label_names")
     batches = [f"data_batch_{index}" for index in range(1, 6)] if coarse else ["train"]
 
-    def read(name: str) -> dict[str, Any]:
+    def read(name: str) -> dict[str, Any]:  # as it was pickled: arrays, lists and text
         try:
             with (folder / name).open("rb") as file:
                 return {
@@ -135,7 +135,7 @@ class _ArraysOnly(pickle.Unpickler):
         ("_codecs", "encode"),  # of bytes, as Python 3 writes them for Python 2
     })  # fmt: skip
 
-    def find_class(self, module_name: str, global_name: str) -> Any:
+    def find_class(self, module_name: str, global_name: str) -> object:
         if (module_name, global_name) not in self._ALLOWED:
             raise DataError(
                 f"asks for {module_name}.{global_name}, which is no array and no plain value: it could run any code, "

@@ -154,6 +154,7 @@ def _packed(path: Path, new: Path, short_side: int) -> str | DataError:
     if header.format == "JPEG" and min(header.size) <= short_side and not header.turned and header.mode in ("L", "RGB"):
         _write(new, path.read_bytes())
         return "copied"
+    assert isinstance(image, Image.Image), "arrays were refused"
     width, height = image.size
     if min(width, height) > short_side:
         side = min(width, height)

@@ -7,14 +7,16 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 from cvt_nas.arch import ImageSize, checked_size
-from cvt_nas.data.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from cvt_nas.data.images import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocessing
 from cvt_nas.errors import DataError, first_line
 
-Found = dict[str, Any]  # arguments of `Preprocessing`, as far as they are told
-_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # of Pillow
+_Tree = Mapping[str, Any]  # what `json.loads` gives
+_RESAMPLING: dict[int, Interpolation] = {
+    0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming",
+}  # of Pillow  # fmt: skip
 # classes of transformers' processors, by what a size that is one number means, and the share that is cropped
 _CROPPING = ("ConvNext", "PoolFormer")  # by `crop_pct`
 _BY_SHORTEST_EDGE = (*_CROPPING, "CLIP", "Bit", "Levit", "MobileNetV1", "MobileNetV2", "ChineseCLIP", "SiglipFeature")
@@ -23,6 +25,7 @@ _DEFAULT_RESAMPLE = {
     2: ("ViT", "MobileNetV1", "MobileNetV2"),
     3: (*_CROPPING, "Beit", "Bit", "Blip", "CLIP", "ChineseCLIP", "DeiT", "Levit", "Siglip"),
 }  # what a file leaves out is as in the class, release 5.24
+_ValueT = TypeVar("_ValueT")
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _DEFAULT_STATISTICS = {
     (IMAGENET_MEAN, IMAGENET_STD): ("PoolFormer", "Levit", "Perceiver"),
@@ -38,10 +41,20 @@ _UNKNOWN = ("do_flip_channel_order", "do_pad", "do_thumbnail", "do_align_long_ax
             "do_grayscale", "do_image_splitting")  # fmt: skip
 
 
+class Found(TypedDict, total=False):
+    """Arguments of `Preprocessing` that a file gives."""
+
+    image_size: ImageSize
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Interpolation
+    crop_pct: float
+
+
 class _RefusedError(ValueError):
     """A key with a value that cannot be done."""
 
-    def __init__(self, key: str, got: Any, right: str) -> None:
+    def __init__(self, key: str, got: object, right: str) -> None:
         super().__init__(f"{key}: got {got!r}, {right}")
 
 
@@ -50,7 +63,7 @@ def preprocessing_beside(folder: Path) -> tuple[Found, Path | None]:
 
     Raises DataError where a file cannot be read, or asks for what cannot be done.
     """
-    readers: dict[str, Callable[[Mapping[str, Any]], Found]] = {
+    readers: dict[str, Callable[[_Tree], Found]] = {
         "preprocessing.json": _of_this_package,
         "preprocessor_config.json": _of_transformers,
         "config.json": _of_timm,
@@ -74,16 +87,18 @@ def preprocessing_beside(folder: Path) -> tuple[Found, Path | None]:
     return {}, None
 
 
-def _of_this_package(tree: Mapping[str, Any]) -> Found:
-    return {
-        **({"image_size": _size("image_size", tree["image_size"])} if "image_size" in tree else {}),
-        **{name: tree[name] for name in ("interpolation", "crop_pct") if name in tree},
-        "mean": _mean("mean", tree["mean"]),
-        "std": _deviation("std", tree["std"]),
-    }
+def _of_this_package(tree: _Tree) -> Found:
+    found: Found = {"mean": _mean("mean", tree["mean"]), "std": _deviation("std", tree["std"])}
+    if "image_size" in tree:
+        found["image_size"] = _size("image_size", tree["image_size"])
+    if "interpolation" in tree:
+        found["interpolation"] = tree["interpolation"]
+    if "crop_pct" in tree:
+        found["crop_pct"] = tree["crop_pct"]
+    return found
 
 
-def preprocessing_of_timm(tree: Mapping[str, Any], place: str) -> Preprocessing:
+def preprocessing_of_timm(tree: _Tree, place: str) -> Preprocessing:
     """Of the settings of one of timm's networks. Raises DataError where they ask for what cannot be done."""
     try:
         return Preprocessing(**_of_timm(tree))
@@ -91,7 +106,7 @@ def preprocessing_of_timm(tree: Mapping[str, Any], place: str) -> Preprocessing:
         raise DataError(f"{place}: {error}") from error
 
 
-def _of_timm(tree: Mapping[str, Any]) -> Found:
+def _of_timm(tree: _Tree) -> Found:
     tree = {key: value for key, value in tree.items() if value}  # timm has its defaults for null, too
     mode, share = tree.get("crop_mode", "center"), _crop_pct(tree)
     interpolation = tree.get("interpolation", "bicubic")
@@ -110,7 +125,7 @@ def _of_timm(tree: Mapping[str, Any]) -> Found:
     }
 
 
-def _of_transformers(tree: Mapping[str, Any]) -> Found:
+def _of_transformers(tree: _Tree) -> Found:
     for key in _UNKNOWN:
         if tree.get(key):
             raise _RefusedError(key, tree[key], "must be false: the images are not prepared so here")
@@ -128,12 +143,12 @@ def _of_transformers(tree: Mapping[str, Any]) -> Found:
     return {**_sides(tree), **_scale(tree), "interpolation": _RESAMPLING[resample]}
 
 
-def _default(by_class: Mapping[Any, tuple[str, ...]], kind: str) -> Any:
+def _default(by_class: Mapping[_ValueT, tuple[str, ...]], kind: str) -> _ValueT | None:
     """What the class of a processor has for what a file leaves out; None where it is not known."""
     return next((value for value, kinds in by_class.items() if (kind or _OF_CVT).startswith(kinds)), None)
 
 
-def _scale(tree: Mapping[str, Any]) -> Found:
+def _scale(tree: _Tree) -> Found:
     """Mean and deviation of pixels in [0, 1], by which the result is as if they had been scaled as the file says."""
     factor = float(tree.get("rescale_factor", 1 / 255)) if tree.get("do_rescale", True) else 1.0
     if not math.isfinite(factor) or factor <= 0:
@@ -148,27 +163,28 @@ def _scale(tree: Mapping[str, Any]) -> Found:
     return {"mean": tuple(m / unit for m in mean), "std": tuple(s / unit for s in std)}
 
 
-def _mean(key: str, value: Any) -> tuple[float, ...]:
+def _mean(key: str, value: object) -> tuple[float, ...]:
     return _numbers(key, value, lambda number: number >= 0, "must be numbers of at least 0, one for each channel")
 
 
-def _deviation(key: str, value: Any) -> tuple[float, ...]:
+def _deviation(key: str, value: object) -> tuple[float, ...]:
     return _numbers(key, value, lambda number: number > 0, "must be numbers above 0, one for each channel")
 
 
-def _numbers(key: str, value: Any, is_right: Callable[[float], bool], right: str) -> tuple[float, ...]:
+def _numbers(key: str, value: object, is_right: Callable[[float], bool], right: str) -> tuple[float, ...]:
     values = value if isinstance(value, list | tuple) else [value]
-    if not values or any(type(v) not in (int, float) or not math.isfinite(v) or not is_right(v) for v in values):
+    numbers = tuple(float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool))
+    if not values or len(numbers) < len(values) or not all(math.isfinite(v) and is_right(v) for v in numbers):
         raise _RefusedError(key, value, right)
-    return tuple(map(float, values))
+    return numbers
 
 
-def _kind(tree: Mapping[str, Any]) -> str:
+def _kind(tree: _Tree) -> str:
     """The class of the processor; empty where the file names none."""
     return str(tree.get("image_processor_type") or tree.get("feature_extractor_type") or "")
 
 
-def _sides(tree: Mapping[str, Any]) -> Found:
+def _sides(tree: _Tree) -> Found:
     """Size of the images, and of what share of the resized image's shorter side it is."""
     kind = _kind(tree) or (_OF_CVT if tree.get("crop_pct") is not None else "")
     size: Any = tree["size"]
@@ -213,7 +229,7 @@ def _sides(tree: Mapping[str, Any]) -> Found:
     return {"image_size": cropped, "crop_pct": _share_of(cropped, shortest)}
 
 
-def _crop_pct(tree: Mapping[str, Any]) -> float:
+def _crop_pct(tree: _Tree) -> float:
     share = float(tree.get("crop_pct") or 0.875)
     if not 0 < share <= 1:
         raise _RefusedError("crop_pct", share, "must be above 0 and at most 1")

@@ -11,17 +11,22 @@ import functools
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
+from PIL import Image
 from torch import Tensor
 
 from cvt_nas.data.images import to_device
 
+if TYPE_CHECKING:
+    from timm.data.auto_augment import RandAugment
+
 _Bytes = UInt8[Tensor, "images channels height width"]
 _Values = Float64[Tensor, "images values"]
+_Compute = Callable[..., _Bytes]  # of images, values and the colour to fill with; a warp also takes `between`
 _CHUNK_VALUES = 2**22  # at once, which bounds the memory of what is between
 _LUMA = (19595, 38470, 7471)  # Pillow's weights of red, green and blue, in parts of 2 ** 16
 _SCALE_BITS = 24  # of the weights of Pillow's blur
@@ -33,7 +38,7 @@ def computes_on(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def recording(policy: Any) -> Callable[[], Float64[Tensor, "layers 3"]]:
+def recording(policy: "RandAugment") -> Callable[[], Float64[Tensor, "layers 3"]]:
     """A function that draws the operations of one image from the global random states, as `policy` does.
 
     Of each operation it returns its number, 0 where there is none; its argument; and 1 where it interpolates
@@ -48,7 +53,7 @@ def recording(policy: Any) -> Callable[[], Float64[Tensor, "layers 3"]]:
     return functools.partial(_draw, policy)
 
 
-def _draw(policy: Any) -> Float64[Tensor, "layers 3"]:
+def _draw(policy: "RandAugment") -> Float64[Tensor, "layers 3"]:
     found: list[tuple[float, float, float]] = []
     policy(found)
     missing = [(0.0, 0.0, 0.0)] * (policy.num_layers - len(found))
@@ -56,11 +61,14 @@ def _draw(policy: Any) -> Float64[Tensor, "layers 3"]:
 
 
 def _record(
-    number: int, found: list[tuple[float, float, float]], argument: float = 0.0, *, resample: Any, fillcolor: Any
+    number: int,
+    found: list[tuple[float, float, float]],
+    argument: float = 0.0,
+    *,
+    resample: int | Sequence[int],
+    fillcolor: object,
 ) -> list[tuple[float, float, float]]:
     """What an operation does instead of changing an image; the colour to fill with is the same for all."""
-    from PIL import Image
-
     del fillcolor
     is_warp = _GROUPS[_NAMES[number]] in _WARPS
     if is_warp and isinstance(resample, Sequence):
@@ -69,7 +77,7 @@ def _record(
     return found
 
 
-def fill_of(policy: Any) -> UInt8[Tensor, " channels"]:
+def fill_of(policy: "RandAugment") -> UInt8[Tensor, " channels"]:
     """The colour that `policy` has outside of an image."""
     return torch.tensor(policy.ops[0].kwargs["fillcolor"], dtype=torch.uint8).view(-1)
 
@@ -86,9 +94,9 @@ def augmented(images: _Bytes, records: Float64[Tensor, "images layers 3"], fill:
     """
     size = images.shape[2], images.shape[3]
     chunk = max(_CHUNK_VALUES // images[0].numel(), 1)
-    jobs: list[tuple[Any, np.ndarray, np.ndarray]] = []
+    jobs: list[tuple[_Compute, np.ndarray, np.ndarray]] = []
     for layer in records.numpy().transpose(1, 0, 2):
-        groups: dict[tuple[Any, float], list[int]] = {}
+        groups: dict[tuple[_Compute, float], list[int]] = {}
         for row, (number, _, bicubic) in enumerate(layer.tolist()):
             if number:
                 groups.setdefault((_GROUPS[_NAMES[int(number)]], bicubic), []).append(row)
@@ -342,7 +350,7 @@ def _rotation(record: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array([cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y])
 
 
-_GROUPS: dict[str, Any] = {
+_GROUPS: dict[str, _Compute] = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
     "Invert": _point,
@@ -369,7 +377,7 @@ _GROUPS: dict[str, Any] = {
 }  # what computes each operation of timm's; operations with the same function are computed together
 _NAMES = ("", *_GROUPS)
 _WARPS = (_slide, _slide_down, _rotate)
-_PREPARED: dict[Any, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
+_PREPARED: dict[_Compute, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
     _auto_contrast: _no_values, _equalize: _no_values, _point: _table, _color: _factor, _contrast: _factor,
     _brightness: _factor, _sharpness: _factor, _blur: _blur_weights, _slide: _shift,
     _slide_down: _shift, _rotate: _rotation,

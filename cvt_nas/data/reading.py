@@ -17,12 +17,15 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from cvt_nas.data.channels import header_of, is_array, read_channels
-from cvt_nas.data.sources import Decoded, Encoded, Mode, Source
+from cvt_nas.data.sources import Decoded, Encoded, Mode, Picture, Source
 from cvt_nas.errors import DataError
 
 # What Pillow's `convert` does as it should
@@ -73,7 +76,7 @@ class Header:
     whole: bool
 
 
-def read_image(source: Source, mode: Mode) -> Any:
+def read_image(source: Source, mode: Mode) -> Picture:
     """The Pillow image at `source`, as it is meant to be seen.
 
     Args:
@@ -87,10 +90,10 @@ def read_image(source: Source, mode: Mode) -> Any:
         return decode(source, mode)
 
 
-def decode(source: Source, mode: Mode) -> Any:
+def decode(source: Source, mode: Mode) -> Picture:
     """`read_image`, with Pillow's warnings."""
     try:
-        if _has_channels(source, mode):
+        if isinstance(mode, int) or is_array(str(source)):
             number = mode if isinstance(mode, int) else _NUM_CHANNELS[mode]
             return read_channels(str(source), _content(source), number)
         with _image_of(source) as (image, _):
@@ -106,7 +109,7 @@ def decode(source: Source, mode: Mode) -> Any:
         raise DataError(f"{source}: {why_unreadable(error, source)}") from error
 
 
-def read_pixels(source: Source, mode: Mode) -> Any:
+def read_pixels(source: Source, mode: Mode) -> Picture:
     """The same pixels as an array `(height, width, channels)` where that is faster, or else as a Pillow image.
 
     It is where `simplejpeg` is installed and decodes the file without a complaint. Pillow has all others, since it is
@@ -119,10 +122,8 @@ def read_pixels(source: Source, mode: Mode) -> Any:
     return read_image(source, mode) if found is None else found
 
 
-def _by_simplejpeg(source: Source, mode: Mode) -> Any:
+def _by_simplejpeg(source: Source, mode: Mode) -> Picture | None:
     """None where Pillow is to decide."""
-    from PIL import Image
-
     simplejpeg = _simplejpeg()
     if simplejpeg is None or isinstance(source, Decoded) or isinstance(mode, int) or is_array(str(source)):
         return None
@@ -147,11 +148,6 @@ def _by_simplejpeg(source: Source, mode: Mode) -> Any:
         return None
 
 
-def _has_channels(source: Source, mode: Mode) -> bool:
-    """Whether Pillow's modes are no matter."""
-    return isinstance(mode, int) or is_array(str(source))
-
-
 def _content(source: Source) -> bytes | None:
     if isinstance(source, Decoded):
         raise DataError("is grey or colour, and space.num_channels another number")
@@ -159,10 +155,8 @@ def _content(source: Source) -> bytes | None:
 
 
 @contextlib.contextmanager
-def _image_of(source: Source) -> Iterator[tuple[Any, BinaryIO | None]]:
+def _image_of(source: Source) -> Iterator[tuple[Image.Image, BinaryIO | None]]:
     """Pillow's, not yet decoded, and its file; of one that is decoded already, it alone."""
-    from PIL import Image
-
     if isinstance(source, Decoded):
         yield source.image, None
         return
@@ -177,15 +171,13 @@ def _opened(source: str | Path | Encoded) -> BinaryIO:
 
 def _is_turned(content: bytes) -> bool:
     """Whether the metadata of a JPEG file say so; Pillow knows of EXIF's and XMP's."""
-    from PIL import Image
-
     with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
         warnings.simplefilter("ignore")
         return _orientation(image) not in (None, 1)
 
 
 @functools.cache
-def _simplejpeg() -> Any:
+def _simplejpeg() -> ModuleType | None:
     """The module, where it is installed and can be used."""
     try:
         return importlib.import_module("simplejpeg")
@@ -204,7 +196,7 @@ def read_header(source: Source, mode: Mode = "RGB") -> Header:
     """
 
     try:
-        if _has_channels(source, mode):
+        if isinstance(mode, int) or is_array(str(source)):
             format_, kind, size, deep = header_of(str(source), _content(source))
             return Header(
                 format=format_, mode=kind, deep=deep, size=size, mark=0, num_frames=1, turned=False, transparent=False,
@@ -230,8 +222,6 @@ def read_header(source: Source, mode: Mode = "RGB") -> Header:
 
 def why_unreadable(error: Exception, source: Source) -> str:
     """One line that says what is wrong with an image."""
-    from PIL import Image, UnidentifiedImageError
-
     if isinstance(error, DataError):
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
@@ -264,7 +254,7 @@ def _what_instead(source: Source) -> str:
     return "it begins as text" if start.isascii() and b"\0" not in start else "no format that is read"
 
 
-def _check_kind(image: Any) -> None:
+def _check_kind(image: Image.Image) -> None:
     """Refuses what has no rule, by its header."""
     if max(image.size) > _MAX_RATIO * min(image.size):
         width, height = image.size
@@ -272,8 +262,8 @@ def _check_kind(image: Any) -> None:
             f"{width:,} x {height:,} pixels, more than {_MAX_RATIO:,} times as long as wide: it would be gigantic once "
             f"its shorter side is resized; crop it"
         )
-    is_byte = image.format == "TIFF" and image.mode in _CONVERTED
-    if is_byte and _SIGNED in np.atleast_1d(image.tag_v2.get(_SAMPLE_FORMAT, 1)):
+    formats = image.tag_v2.get(_SAMPLE_FORMAT, 1) if isinstance(image, TiffImageFile) else 1
+    if image.mode in _CONVERTED and _SIGNED in np.atleast_1d(formats):
         raise DataError("signed integers of 8 bits, which would be read as unsigned; save it unsigned")
     if image.mode in _CONVERTED or (_is_deep(image.mode) and (image.mode != "I" or _bits(image) == 16)):
         return
@@ -282,9 +272,9 @@ def _check_kind(image: Any) -> None:
     raise DataError(f"Pillow's mode {image.mode}, which is not read; save it with 8 bits, as grey or RGB")
 
 
-def _bits(image: Any) -> int:
+def _bits(image: Image.Image) -> int:
     """Of each value of a grey image with more than eight; Pillow holds some of 16 bits in 32."""
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         return int(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0])
     return 16 if image.format in ("PNG", "PPM") or image.mode.startswith("I;16") else 32
 
@@ -294,10 +284,8 @@ def _is_deep(mode: str) -> bool:
     return mode.startswith("I;16") or mode in ("I", "F")
 
 
-def _in_8_bits(image: Any) -> Any:
+def _in_8_bits(image: Image.Image) -> Image.Image:
     """The same by the stated rule, where it has more than eight bits."""
-    from PIL import Image
-
     _check_kind(image)
     if image.mode in _CONVERTED:
         return image
@@ -306,7 +294,7 @@ def _in_8_bits(image: Any) -> Any:
     white = 1.0 if image.mode == "F" else 2.0 ** (bits if (bits := _bits(image)) in (10, 12, 14) else 16) - 1
     if not (least >= 0 and most <= white):  # also where they are not numbers
         raise DataError(f"values from {least:g} to {most:g}, must be from 0 to {white:g}; save it with 8 bits")
-    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = white - values  # which Pillow does with eight bits alone
     scaled = Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
     scaled.info = image.info
@@ -315,21 +303,19 @@ def _in_8_bits(image: Any) -> Any:
     return scaled
 
 
-def _has_exif(image: Any) -> bool:
+def _has_exif(image: Image.Image) -> bool:
     """Whether anything can hold an orientation: EXIF, XMP, or the tags of a TIFF."""
-    return image.format == "TIFF" or not image.info.keys().isdisjoint(("exif", "xmp", "XML:com.adobe.xmp"))
+    return isinstance(image, TiffImageFile) or not image.info.keys().isdisjoint(("exif", "xmp", "XML:com.adobe.xmp"))
 
 
-def _orientation(image: Any) -> int | None:
+def _orientation(image: Image.Image) -> int | None:
     try:
         return image.getexif().get(_ORIENTATION)
     except Exception:  # what is no EXIF says nothing
         return None
 
 
-def _turned(image: Any) -> Any:
-    from PIL import ImageOps
-
+def _turned(image: Image.Image) -> Image.Image:
     if _orientation(image) not in range(2, 9):
         return image
     try:
@@ -346,7 +332,7 @@ def _mark_of(file: BinaryIO) -> int:
     return hash((status.st_dev, status.st_ino)) & (2**63 - 1) if status.st_ino else 0
 
 
-def _is_whole(image: Any, file: BinaryIO) -> bool:
+def _is_whole(image: Image.Image, file: BinaryIO) -> bool:
     """Whether the file ends as its format ends, or as its header says."""
     length = file.seek(0, os.SEEK_END)
     if image.format in ("JPEG", "MPO", "PNG"):
@@ -356,7 +342,7 @@ def _is_whole(image: Any, file: BinaryIO) -> bool:
     if image.format == "WEBP":
         file.seek(4)
         return int.from_bytes(file.read(4), "little") + 8 <= length
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         for offsets, counts in (_STRIPS, _TILES):
             if offsets in image.tag_v2 and counts in image.tag_v2:
                 ends = (a + b for a, b in zip(image.tag_v2[offsets], image.tag_v2[counts], strict=False))

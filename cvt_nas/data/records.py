@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
+from cvt_nas.data.sources import Source
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 
@@ -77,7 +78,7 @@ class Images:
 class Opener(Protocol):
     """How the images of one kind of data set are read; what a process that loads images has a copy of."""
 
-    def source(self, images: Images, row: int) -> Any:
+    def source(self, images: Images, row: int) -> Source:
         """What `read_pixels` takes for an image."""
         ...
 

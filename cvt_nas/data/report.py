@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -53,7 +52,7 @@ class SetReport:
     def is_usable(self) -> bool:
         return not self.problems and not (self.images and self.images.damaged)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         found = self.images
         return {
             "data": self.data,
@@ -122,8 +121,10 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
             found = StreamedData(config, records, 32, 3)
         else:
             channels, num_classes = shape_of(dataset, root, test_only=test_only)
-            settings: Any = {"num_channels": channels or 3, "num_classes": num_classes, "test_only": test_only}
-            found = load_data(config, root=root, image_size=32, **settings)
+            found = load_data(
+                config, root=root, image_size=32, num_channels=channels or 3, num_classes=num_classes,
+                test_only=test_only,
+            )  # fmt: skip
     except DataError as error:
         if records is None:  # of a set in memory nothing else can be told
             raise

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+import numpy as np
+from PIL import Image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,13 +32,14 @@ class Decoded:
     """
 
     name: str
-    image: Any
+    image: Image.Image
 
     def __str__(self) -> str:
         return self.name
 
 
 Source = str | Path | Encoded | Decoded  # of an image: its file, what would be in it, or itself
+Picture = Image.Image | np.ndarray  # a decoded image; an array is `(height, width, channels)`
 Mode = Literal["L", "RGB"] | int  # as which an image is read: grey, colour, or so many channels
 
 

@@ -144,7 +144,7 @@ def _by_labels(
     """
     from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 
-    share: Any = fraction  # which a default of text would have as text
+    share: Any = fraction  # the library's default is text, so type checkers expect text
     splitter = MultilabelStratifiedShuffleSplit(n_splits=1, test_size=share, random_state=seed)
     try:
         _, taken = next(splitter.split(labels, labels))

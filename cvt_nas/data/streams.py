@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from cvt_nas.data.images import (
     usual_preprocessing,
     with_labels_of,
 )
-from cvt_nas.data.loading import Portion, Reader, Source, Stream, free_shared_memory, num_on_their_way
+from cvt_nas.data.loading import Portion, Reader, Source, Stream, Transform, free_shared_memory, num_on_their_way
 from cvt_nas.data.randaugment import augmented
 from cvt_nas.data.reading import Header, read_header, read_pixels
 from cvt_nas.data.records import Images, Records, Role
@@ -95,7 +95,7 @@ class StreamedData:
         sums, reason = [], None
         for row in some.tolist():
             try:
-                pixels = read_pixels(self.records.opener.source(images, row), self.mode).astype(np.float64) / 255
+                pixels = np.asarray(read_pixels(self.records.opener.source(images, row), self.mode), np.float64) / 255
                 sums.append([pixels.mean((0, 1)), (pixels**2).mean((0, 1))])
             except DataError as error:  # told where all images are looked at
                 reason = reason or error
@@ -311,7 +311,7 @@ class StreamedData:
             batches=[rows[start : start + size] for start in range(first * size, len(rows), size)],
         )
 
-    def _source_of(self, split: Split, transform: Any) -> Source:
+    def _source_of(self, split: Split, transform: Transform) -> Source:
         return Source(images=self._images[self._source[split]], transform=transform, opener=self.records.opener)
 
     def _batches(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +19,7 @@ from cvt_nas.config import AugmentConfig
 from cvt_nas.data.augment import with_every_magnitude
 from cvt_nas.data.images import Preprocessing
 from cvt_nas.data.randaugment import computes_on, fill_of, recording
+from cvt_nas.data.sources import Picture
 
 _BY_TORCH = ("bilinear", "bicubic")  # which torch has with antialiasing
 
@@ -72,7 +74,7 @@ class TrainTransform:
             self.fill, self._draw = fill_of(steps[0]), recording(steps[0])
         self._by_pil = None if self._draw is not None or not steps else secondary
 
-    def __call__(self, image: Any) -> tuple[Tensor, ...]:
+    def __call__(self, image: Picture) -> tuple[Tensor, ...]:
         """Its bytes `(height, width, channels)`; and where the device computes RandAugment, `(layers, 3)` for it."""
         height, width = _size_of(image)
         sized = torch.empty(1, 1, 1).expand(1, height, width)  # timm asks an image for its size alone
@@ -91,30 +93,28 @@ class EvalTransform:
     def __init__(self, preprocessing: Preprocessing) -> None:
         self._preprocessing = preprocessing
 
-    def __call__(self, image: Any) -> tuple[UInt8[Tensor, "height width channels"]]:
+    def __call__(self, image: Picture) -> tuple[UInt8[Tensor, "height width channels"]]:
         height, width = _size_of(image)
         to = self._preprocessing.resized_to(height, width)
         pixels = resized(_cut(image, 0, 0, height, width), *to, self._preprocessing.interpolation)
         return (pixels[self._preprocessing.centre_of(*to)],)
 
 
-def _size_of(image: Any) -> tuple[int, int]:
+def _size_of(image: Picture) -> tuple[int, int]:
     """Height and width."""
-    return image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
+    return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
 
 
-def _cut(image: Any, top: int, left: int, height: int, width: int) -> UInt8[np.ndarray, "height width channels"]:
+def _cut(image: Picture, top: int, left: int, height: int, width: int) -> UInt8[np.ndarray, "height width channels"]:
     if isinstance(image, np.ndarray):
         return image[top : top + height, left : left + width]
     cut = image if (height, width) == _size_of(image) else image.crop((left, top, left + width, top + height))
     return np.array(cut).reshape(height, width, -1)
 
 
-def _to_image(pixels: UInt8[np.ndarray, "height width channels"]) -> Any:
-    from PIL import Image
-
+def _to_image(pixels: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def _to_tensor(image: Any) -> UInt8[Tensor, "height width channels"]:
+def _to_tensor(image: Image.Image) -> UInt8[Tensor, "height width channels"]:
     return torch.from_numpy(np.array(image).reshape(*_size_of(image), -1))

@@ -1,7 +1,6 @@
 """A network that is to be judged or asked: its weights or its program, its classes, and how its images are prepared."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from cvt_nas.arch import ArchConfig, ImageSize, load_arch, size_text
 from cvt_nas.data import Preprocessing
 from cvt_nas.data.images import usual_preprocessing
-from cvt_nas.data.preprocessing import preprocessing_beside
+from cvt_nas.data.preprocessing import Found, preprocessing_beside
 from cvt_nas.errors import ArchError, DataError, ResourceError, first_line
 from cvt_nas.model import (
     ClassNames,
@@ -133,9 +132,7 @@ def check_program(network: Network, *, image_size: ImageSize | None, device: str
         raise ArchError(f"--precision {precision}: {network.folder} is exported in fp32{again}")
 
 
-def prepared_as(
-    preprocessing: Preprocessing, beside: Mapping[str, Any], source: Path | None, *, resized: bool
-) -> Preprocessing:
+def prepared_as(preprocessing: Preprocessing, beside: Found, source: Path | None, *, resized: bool) -> Preprocessing:
     """What `beside` says of how images are prepared, and `preprocessing` where it says nothing.
 
     Args:
@@ -145,16 +142,20 @@ def prepared_as(
     Raises:
         DataError: It is for another number of channels.
     """
-    own = {name: value for name, value in beside.items() if name in Preprocessing.__slots__ and name != "image_size"}
     num_channels = len(preprocessing.mean)
-    for name in ("mean", "std"):
-        if name in own and len(own[name]) == 1:
-            own[name] *= num_channels
-        if name in own and len(own[name]) != num_channels:
-            raise DataError(f"{source}: {name}: got {len(own[name])} values for images of {num_channels} channels")
-    if resized:
-        own.pop("crop_pct", None)
-    return replace(preprocessing, **own)
+
+    def for_each_channel(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
+        if len(values) not in (1, num_channels):
+            raise DataError(f"{source}: {name}: got {len(values)} values for images of {num_channels} channels")
+        return values * num_channels if len(values) == 1 else values
+
+    return replace(
+        preprocessing,
+        mean=for_each_channel("mean", beside.get("mean", preprocessing.mean)),
+        std=for_each_channel("std", beside.get("std", preprocessing.std)),
+        interpolation=beside.get("interpolation", preprocessing.interpolation),
+        crop_pct=preprocessing.crop_pct if resized else beside.get("crop_pct", preprocessing.crop_pct),
+    )
 
 
 def preprocessing_in(
@@ -162,7 +163,7 @@ def preprocessing_in(
 ) -> tuple[Preprocessing, str | None]:
     """See `Network.preprocessing`; `usual_size` is taken where nothing in `folder` tells one."""
     beside, source = preprocessing_beside(folder)
-    size = image_size or beside.get("image_size", usual_size)
+    size = beside.get("image_size", usual_size) if image_size is None else image_size
     usual = usual_preprocessing(size, beside.get("mean"), beside.get("std"), channels=channels)
     found = prepared_as(usual, beside, source, resized=image_size is not None)
     return found, assumed(found) if source is None else None

@@ -16,6 +16,7 @@ from cvt_nas.data import (
     SPLITS,
     ImageData,
     LoadedData,
+    LoadSettings,
     Preprocessing,
     StreamedData,
     check_data,
@@ -278,7 +279,7 @@ class TrainingSetup:
             listing = listing if listing.is_file() else None
         return load_data(
             self.data, root=self.data_root, skipped=skipped, listing=listing,
-            **{**self._shape, "image_size": image_size},
+            image_size=image_size, num_channels=self.num_channels, num_classes=self.num_classes,
         )  # fmt: skip
 
     def _with_processes(self, data: LoadedData) -> LoadedData:
@@ -306,8 +307,10 @@ class TrainingSetup:
         return self.data, self.data_root, self.identity, tuple(self._shape.items())
 
     @property
-    def _shape(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("image_size", "num_channels", "num_classes")}
+    def _shape(self) -> LoadSettings:
+        return {
+            "image_size": self.image_size, "num_channels": self.num_channels, "num_classes": self.num_classes,
+        }  # fmt: skip
 
     @property
     def weights_path(self) -> Path:

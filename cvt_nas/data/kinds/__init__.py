@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from cvt_nas.config import DataConfig, Dataset, is_by_name
 from cvt_nas.data.folders import find_folders
@@ -17,8 +17,8 @@ from cvt_nas.errors import DataError
 
 __all__ = ["find_records", "kind_of_file", "kind_of_folder"]
 
-_KINDS: dict[str, Any] = {"table": table, "huggingface": hugging_face, "webdataset": shards}
-_BY_NAME: dict[str, Any] = {"hf": hugging_face, "torchvision": torchvision_sets}
+_KINDS: dict[str, ModuleType] = {"table": table, "huggingface": hugging_face, "webdataset": shards}
+_BY_NAME: dict[str, ModuleType] = {"hf": hugging_face, "torchvision": torchvision_sets}
 
 
 def kind_of_file(path: Path) -> Dataset:

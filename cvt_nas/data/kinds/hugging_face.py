@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from cvt_nas.data.records import Images, Opener, Records, role_of, split_by_role
 from cvt_nas.data.sources import Encoded
 from cvt_nas.data.tree import few, folders_in, is_hidden
 from cvt_nas.errors import DataError, first_line
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 ON_HUB = "hf:"
 _SAVED = ("dataset_dict.json", "state.json")
@@ -88,7 +92,7 @@ class _Rows:
         column: Its name.
     """
 
-    columns: Mapping[str, Any]
+    columns: "Mapping[str, Dataset]"
     column: str
 
     def source(self, images: Images, row: int) -> str | Encoded:
@@ -105,8 +109,8 @@ class _Rows:
         places = (name.rpartition("/") for name in images.names)
         return [int(sizes[split][int(number)]) for split, _, number in places]
 
-    def _sizes_in(self, column: Any) -> np.ndarray:
-        pc: Any = importlib.import_module("pyarrow.compute")  # whose functions are made as it is imported
+    def _sizes_in(self, column: "Dataset") -> np.ndarray:
+        pc = importlib.import_module("pyarrow.compute")  # type checkers do not know its functions
         rows = column.with_format("arrow")[:][self.column]
         lengths = pc.binary_length(pc.struct_field(rows, "bytes")).to_pylist()
         paths = pc.struct_field(rows, "path").to_pylist() if None in lengths else lengths
@@ -116,7 +120,7 @@ class _Rows:
         ])  # fmt: skip
 
 
-def _rows(sets: Mapping[str, Any], column: str) -> _Rows:
+def _rows(sets: "Mapping[str, Dataset]", column: str) -> _Rows:
     import datasets
 
     encoded = datasets.Image(decode=False)
@@ -124,7 +128,7 @@ def _rows(sets: Mapping[str, Any], column: str) -> _Rows:
     return _Rows(columns=columns, column=column)
 
 
-def _opened(dataset: str, root: Path | None) -> tuple[dict[str, Any], bool, list[str]]:
+def _opened(dataset: str, root: Path | None) -> "tuple[dict[str, Dataset], bool, list[str]]":
     """The splits that go by a known name, whether splits are marked, and what is left out."""
     place = dataset if root is None else str(root)
     datasets = library("datasets", extra="datasets", of=place)
@@ -152,7 +156,7 @@ def _opened(dataset: str, root: Path | None) -> tuple[dict[str, Any], bool, list
 
 
 @contextmanager
-def _silent(datasets: Any) -> Iterator[None]:
+def _silent(datasets: ModuleType) -> Iterator[None]:
     """Without bars of progress."""
     shows = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
@@ -163,7 +167,7 @@ def _silent(datasets: Any) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _image_column(features: Mapping[str, Any], wanted: str | None, place: Path) -> str:
+def _image_column(features: Mapping[str, object], wanted: str | None, place: Path) -> str:
     import datasets
 
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
@@ -175,7 +179,7 @@ def _image_column(features: Mapping[str, Any], wanted: str | None, place: Path) 
     return wanted or images[0]
 
 
-def _label_column(features: Mapping[str, Any], wanted: str | Sequence[str] | None, place: Path) -> str:
+def _label_column(features: Mapping[str, object], wanted: str | Sequence[str] | None, place: Path) -> str:
     """The one that holds classes, or lists of them; or else text or numbers under a usual name."""
     if wanted is not None:
         if not isinstance(wanted, str) or wanted not in features:
@@ -190,7 +194,7 @@ def _label_column(features: Mapping[str, Any], wanted: str | Sequence[str] | Non
     raise DataError(f"{place}: data.label_column: {what}; set it in the space file, to one of {few(list(features))}")
 
 
-def _class_names(feature: Any) -> tuple[str, ...] | None:
+def _class_names(feature: object) -> tuple[str, ...] | None:
     """Of a column of classes, or of lists of them."""
     import datasets
 
@@ -198,7 +202,7 @@ def _class_names(feature: Any) -> tuple[str, ...] | None:
     return tuple(inner.names) if isinstance(inner, datasets.ClassLabel) else None
 
 
-def _labels(values: list[Any], feature: Any, config: DataConfig, place: Path) -> Labels:
+def _labels(values: list[Any], feature: object, config: DataConfig, place: Path) -> Labels:
     names = _class_names(feature)
     if names is None:
         return labels_of(values, separator=config.label_separator, place=f"{place}: column of labels")

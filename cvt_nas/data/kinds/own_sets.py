@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from cvt_nas.config import DataConfig
-from cvt_nas.data.kinds.torchvision_sets import records_of_sets
+from cvt_nas.data.kinds.torchvision_sets import ImageSet, records_of_sets
 from cvt_nas.data.records import Images, Opener, Records, role_of
 from cvt_nas.data.sources import Decoded
 from cvt_nas.errors import PluginError, first_line
@@ -37,7 +37,7 @@ def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None
 class _Rows:
     """Each image is what the data set of a split gives for a row; names are a split and the row in it."""
 
-    sets: Mapping[str, Any]
+    sets: Mapping[str, ImageSet]
 
     def source(self, images: Images, row: int) -> Decoded:
         split, _, number = images.names[row].rpartition("/")
@@ -51,9 +51,7 @@ class _Rows:
         return [0] * len(images.names)  # only its own code knows them
 
 
-def _as_picture(image: Any) -> Any:
-    from PIL import Image
-
+def _as_picture(image: object) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     array = np.asarray(image)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -110,7 +109,7 @@ class _Sample:
 
     name: str
     extent: tuple[int, int]
-    label: Any
+    label: object
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +135,7 @@ class _Shards:
         return images.extents[:, 1].tolist()
 
 
-def _samples_in(folder: Path, shard: str, column: Any) -> Iterator[_Sample]:
+def _samples_in(folder: Path, shard: str, column: str | Sequence[str] | None) -> Iterator[_Sample]:
     """In their order: what has one name, one after the other, is a sample."""
     try:
         with tarfile.open(folder / shard, "r:") as file:
@@ -155,7 +154,7 @@ def _samples_in(folder: Path, shard: str, column: Any) -> Iterator[_Sample]:
 
 
 def _sample_of(
-    file: tarfile.TarFile, parts: Mapping[str, tarfile.TarInfo], shard: str, column: Any
+    file: tarfile.TarFile, parts: Mapping[str, tarfile.TarInfo], shard: str, column: str | Sequence[str] | None
 ) -> Iterator[_Sample]:
     image = next((member for kind, member in parts.items() if f".{kind}" in SUFFIXES), None)
     if image is None:
@@ -166,7 +165,7 @@ def _sample_of(
         opened = file.extractfile(parts[kind])
         return b"" if opened is None else opened.read()
 
-    label: Any = None
+    label: object = None
     if "cls" in parts and column is None:
         label = content("cls").decode(errors="replace").strip()
     elif "json" in parts:

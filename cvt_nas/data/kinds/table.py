@@ -2,9 +2,10 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from cvt_nas.data.records import Files, Opener, Records, role_of, split_by_role
 from cvt_nas.data.tree import few, is_image
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PARQUET = (".parquet", ".pq")
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", *PARQUET)
@@ -29,6 +33,15 @@ _NAMED: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 _LOOKED_AT = 200  # rows
 _NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Columns:
+    """The columns that hold images, labels and splits; several of labels hold 0 and 1 each."""
+
+    image: str
+    label: str | Sequence[str]
+    split: str | None
 
 
 def is_table(name: str) -> bool:
@@ -47,15 +60,15 @@ def find(config: DataConfig, root: Path, *, on_note: Callable[[str], None] | Non
         DataError: It cannot be read, columns cannot be told, or rows contradict each other; one line says which.
     """
     del on_note
-    frame = read_table(root)
-    columns = columns_of(frame, config, root)
-    paths = _paths(frame[columns["image_column"]], root)
-    labels = labels_in(frame, columns["label_column"], config, root)
-    roles = roles_in(frame, columns["split_column"], root)
+    frame = _read_table(root)
+    columns = _columns_of(frame, config, root)
+    paths = _paths(frame[columns.image], root)
+    labels = _labels_in(frame, columns.label, config, root)
+    roles = _roles_in(frame, columns.split, root)
     kept, repeated = _without_repeats(paths, labels.values, roles, root)
     paths, roles = [paths[row] for row in kept], roles[kept]
-    _check_some_exist(paths, columns["image_column"], root)
-    notes = [chosen(columns, config, root), *labels.notes]
+    _check_some_exist(paths, columns.image, root)
+    notes = [_chosen(columns, config, root), *labels.notes]
     if repeated:
         notes.append(f"{root}: rows that repeat another, and are left out: {repeated:,}")
     return Records(
@@ -64,11 +77,11 @@ def find(config: DataConfig, root: Path, *, on_note: Callable[[str], None] | Non
         files=split_by_role(root, labels.names, np.array(paths, dtype=object), labels.values[kept], roles),
         opener=opener_of(config, root),
         notes=tuple(note for note in notes if note),
-        is_marked=columns["split_column"] is not None,
+        is_marked=columns.split is not None,
     )
 
 
-def read_table(path: Path) -> Any:
+def _read_table(path: Path) -> "pd.DataFrame":
     """Its rows, of text alone where it is no Parquet.
 
     Raises:
@@ -110,38 +123,38 @@ def _separator_of(path: Path) -> str:
     return max(_SEPARATORS, key=header.count)
 
 
-def columns_of(frame: Any, config: DataConfig, root: Path) -> dict[str, Any]:
+def _columns_of(frame: "pd.DataFrame", config: DataConfig, root: Path) -> _Columns:
     """The column that each setting names, or else the one that can be meant.
 
     Raises:
         DataError: There is no such column, or several can be meant.
     """
     names = list(frame.columns)
-    found: dict[str, Any] = {setting: getattr(config, setting) for setting in _NAMED}
-    for setting, column in found.items():
+    for setting in _NAMED:
+        column = getattr(config, setting)
         wanted = column if isinstance(column, list) else [] if column in (None, _NONE) else [column]
         if lost := [name for name in wanted if name not in names]:
             raise DataError(f"{root}: data.{setting}: there is no column {few(lost)}, but {few(names)}")
-    if found["image_column"] is None:
-        like = [name for name in names if _are_paths(frame[name])]
-        found["image_column"] = _the_one(like, "image_column", names, root)
-    left = [name for name in names if name != found["image_column"] and name != found["split_column"]]
+    image, label, split = config.image_column, config.label_column, config.split_column
+    if image is None:
+        like = [name for name in names if _are_paths(frame[name].head(_LOOKED_AT))]
+        image = _the_one(like, "image_column", names, root)
+    left = [name for name in names if name not in (image, split)]
     named = [name for name in left if name.lower() in _NAMED["split_column"]]
-    by_none = found["split_column"] == _NONE
-    if found["split_column"] is None:
+    if split == _NONE:
+        split, left = None, [name for name in left if name not in named]
+    elif split is None:
         like = [name for name in named if all(role_of(str(value)) is not None for value in frame[name].unique())]
         odd = [name for name in named if name.lower() == "split" and name not in like]
-        found["split_column"] = _the_one([*like, *odd], "split_column", names, root) if like or odd else None
-    if by_none:
-        found["split_column"] = None
-    left = [name for name in left if name != found["split_column"] and not (by_none and name in named)]
-    if found["label_column"] is None:
+        split = _the_one([*like, *odd], "split_column", names, root) if like or odd else None
+        left = [name for name in left if name != split]
+    if label is None:
         named = [name for name in left if name.lower() in _NAMED["label_column"]]
         if not named and len(left) > 1 and all(are_flags(frame[name]) for name in left):
-            found["label_column"] = left
+            label = left
         else:
-            found["label_column"] = _the_one(named or left, "label_column", names, root)
-    return found
+            label = _the_one(named or left, "label_column", names, root)
+    return _Columns(image=image, label=label, split=split)
 
 
 def _the_one(like: Sequence[str], setting: str, names: Sequence[str], root: Path) -> str:
@@ -153,29 +166,30 @@ def _the_one(like: Sequence[str], setting: str, names: Sequence[str], root: Path
     raise DataError(f"{root}: data.{setting}: {what}; set it in the space file")
 
 
-def _are_paths(column: Any) -> bool:
-    values = column.head(_LOOKED_AT)
+def _are_paths(values: Iterable[object]) -> bool:
     return all(isinstance(value, str) and is_image(value.strip()) for value in values)
 
 
-def chosen(columns: Mapping[str, Any], config: DataConfig, root: Path) -> str:
+def _chosen(columns: _Columns, config: DataConfig, root: Path) -> str:
     """A note on what no setting says; empty where all is said."""
 
-    def shown(column: Any) -> str:
-        if not isinstance(column, list):
+    def shown(column: str | Sequence[str]) -> str:
+        if isinstance(column, str):
             return f"column {column!r}"
         return f"the {len(column):,} columns of 0 and 1, {few(column)}"
 
-    words = {"image_column": "images", "label_column": "labels", "split_column": "splits"}
+    found = (
+        ("images", config.image_column, columns.image),
+        ("labels", config.label_column, columns.label),
+        ("splits", config.split_column, columns.split),
+    )
     parts = [
-        f"{words[setting]} are in {shown(column)}"
-        for setting, column in columns.items()
-        if getattr(config, setting) is None and column is not None
+        f"{what} are in {shown(column)}" for what, setting, column in found if setting is None and column is not None
     ]
     return f"{root}: {', '.join(parts)}" if parts else ""
 
 
-def _paths(column: Any, root: Path) -> list[str]:
+def _paths(column: Iterable[object], root: Path) -> list[str]:
     paths = ["" if value is None else str(value).strip() for value in column]
     if empty := [row for row, path in enumerate(paths, start=1) if path in ("", "nan")]:
         raise DataError(f"{root}: {len(empty):,} of {len(paths):,} rows have no path, row {empty[0]:,} the first")
@@ -186,7 +200,7 @@ def _paths(column: Any, root: Path) -> list[str]:
     return [os.path.normpath(path) for path in paths]
 
 
-def labels_in(frame: Any, column: str | Sequence[str], config: DataConfig, root: Path) -> Labels:
+def _labels_in(frame: "pd.DataFrame", column: str | Sequence[str], config: DataConfig, root: Path) -> Labels:
     """Of each row."""
     if isinstance(column, str):
         return labels_of(list(frame[column]), separator=config.label_separator, place=f"{root}: column {column!r}")
@@ -196,7 +210,7 @@ def labels_in(frame: Any, column: str | Sequence[str], config: DataConfig, root:
     )
 
 
-def roles_in(frame: Any, column: str | None, root: Path) -> np.ndarray:
+def _roles_in(frame: "pd.DataFrame", column: str | None, root: Path) -> np.ndarray:
     """Of each row, `(rows,)`; those of a table without splits are all `train`.
 
     Raises:

@@ -1,11 +1,12 @@
 """Torchvision's data sets, by the names of their classes."""
 
+import contextlib
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,6 +26,18 @@ _SPLITS: Mapping[Role, tuple[str, ...]] = {
 _NUM_COMPARED = 5  # labels
 
 
+class ImageSet(Protocol):
+    """A map-style data set of torch's kind: an item is an image and its class, or 0 or 1 for each label."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> tuple[Any, Any]: ...
+
+
+class _NoSplitError(Exception):
+    """A set has no split of the name that was asked for."""
+
+
 def opener_of(config: DataConfig, root: Path | None) -> Opener:
     return _Rows(sets=_opened(config, root or DEFAULT_FOLDER)[0])
 
@@ -42,7 +55,7 @@ def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None
 
 
 def records_of_sets(
-    sets: Mapping[str, Any],
+    sets: Mapping[str, ImageSet],
     root: Path,
     opener: Opener,
     *,
@@ -81,7 +94,7 @@ def records_of_sets(
 class _Rows:
     """Each image is what the set of a split gives for a row; names are a split and the row in it."""
 
-    sets: Mapping[str, Any]
+    sets: Mapping[str, ImageSet]
 
     def source(self, images: Images, row: int) -> Decoded:
         name = f"{images.root}/{images.names[row]}"
@@ -99,35 +112,39 @@ def _role_of(name: str) -> Role:
     return next(role for role, words in _SPLITS.items() if name in words)
 
 
-def _opened(config: DataConfig, root: Path) -> tuple[dict[str, Any], bool]:
+def _opened(config: DataConfig, root: Path) -> tuple[dict[str, ImageSet], bool]:
     """The sets of each split, and whether splits are marked."""
     kind = _class_of(config.dataset)
-    parameters = inspect.signature(kind.__init__).parameters
+    parameters = inspect.signature(kind).parameters
     options = {"download": True} if config.download and "download" in parameters else {}
     if "train" in parameters:
         choices = {"train": {"train": True}, "test": {"train": False}}
         return {name: _made(kind, config, root, **options, **own) for name, own in choices.items()}, True
     if "split" not in parameters:
         return {"train": _made(kind, config, root, **options)}, False
-    found: dict[str, Any] = {}
+    found: dict[str, ImageSet] = {}
     for words in _SPLITS.values():
         for word in words:
-            made = _made(kind, config, root, split=word, **options)
-            if made is not None:
-                found[word] = made
+            with contextlib.suppress(_NoSplitError):
+                found[word] = _made(kind, config, root, split=word, **options)
                 break
     if not found:
         raise DataError(f"{config.dataset}: has no split that goes by train, val or test")
     return found, True
 
 
-def _made(kind: Any, config: DataConfig, root: Path, **options: Any) -> Any:
-    """One set; None where it has no such split."""
+def _made(kind: Callable[..., ImageSet], config: DataConfig, root: Path, **options: bool | str) -> ImageSet:
+    """One set.
+
+    Raises:
+        _NoSplitError: It has no such split.
+        DataError: It cannot be read.
+    """
     try:
         return kind(str(root), **options)
     except (ValueError, AssertionError) as error:
         if "split" in options:
-            return None
+            raise _NoSplitError from error
         raise DataError(f"{config.dataset}: {first_line(error)}") from error
     except TypeError as error:
         raise DataError(f"{config.dataset}: is no set of images with classes: {first_line(error)}") from error
@@ -137,7 +154,7 @@ def _made(kind: Any, config: DataConfig, root: Path, **options: Any) -> Any:
         raise DataError(f"{config.dataset}: {said}: sought in {root} (--data DIR){hint}") from error
 
 
-def _class_of(dataset: str) -> Any:
+def _class_of(dataset: str) -> Callable[..., ImageSet]:
     from torchvision import datasets
 
     name = dataset.removeprefix(BY_NAME)
@@ -149,7 +166,7 @@ def _class_of(dataset: str) -> Any:
     return getattr(datasets, exact)
 
 
-def _values_of(images: Any, place: str, on_note: Callable[[str], None] | None) -> np.ndarray:
+def _values_of(images: ImageSet, place: str, on_note: Callable[[str], None] | None) -> np.ndarray:
     """Class indices `(images,)`; or 0 and 1 of each label, `(images, labels)`.
 
     Most sets hold them under one of a few names, which is compared with what they give; else all images are read.
@@ -176,7 +193,7 @@ def _values_of(images: Any, place: str, on_note: Callable[[str], None] | None) -
     return values.astype(np.uint8 if values.ndim > 1 else np.int64)
 
 
-def _named(values: np.ndarray, images: Any, place: str) -> Labels:
+def _named(values: np.ndarray, images: ImageSet, place: str) -> Labels:
     number = values.shape[1] if values.ndim > 1 else int(values.max()) + 1
     if values.min() < 0 or (values.ndim > 1 and values.max() > 1):
         raise DataError(f"{place}: some images have no label")
