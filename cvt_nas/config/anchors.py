@@ -8,7 +8,7 @@ from cvt_nas.config.reader import Key, Reader, did_you_mean, one_of, show
 from cvt_nas.space import BLOCK_CHOICES, STAGE_CHOICES, Genome, SearchSpace
 
 
-def anchors_of(sections: Mapping[str, Mapping[str, Any]], space: SearchSpace, reader: Reader) -> dict[str, Genome]:
+def anchors_of(sections: Mapping[str, Mapping[str, object]], space: SearchSpace, reader: Reader) -> dict[str, Genome]:
     """Genomes of the anchors: a scalar for all stages, a list for one value a stage, a list in it for one a block."""
     anchors = {}
     for name, section in sections.items():
@@ -37,7 +37,7 @@ def anchors_of(sections: Mapping[str, Mapping[str, Any]], space: SearchSpace, re
     return anchors
 
 
-def _by_stage(choice: str, value: Any, key: Key, space: SearchSpace, reader: Reader) -> list[list[Any]]:
+def _by_stage(choice: str, value: object, key: Key, space: SearchSpace, reader: Reader) -> list[list[Any]]:
     """The values of one choice of an anchor: for each stage, one for each block or one for all."""
     if choice not in (*STAGE_CHOICES, *BLOCK_CHOICES):
         reader.add(key, f"unknown key{did_you_mean(choice, (*STAGE_CHOICES, *BLOCK_CHOICES))}")
@@ -60,7 +60,11 @@ def _by_stage(choice: str, value: Any, key: Key, space: SearchSpace, reader: Rea
 
 
 def _check_blocks(
-    section: Mapping[str, Any], values: Mapping[str, list[list[Any]]], key: Key, space: SearchSpace, reader: Reader
+    section: Mapping[str, object],
+    values: Mapping[str, list[list[Any]]],
+    key: Key,
+    space: SearchSpace,
+    reader: Reader,
 ) -> None:
     """Whether an anchor's list of values of blocks has one for each, of all that there can be or of its own."""
     depths = values.get("depth") or [list(stage.depth) for stage in space.stages]

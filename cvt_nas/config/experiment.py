@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -58,10 +58,10 @@ class Experiment:
         """Epochs after which the scheduler decides, or would if there were one."""
         return self._rungs()
 
-    def rungs_of(self, manifest: Mapping[str, Any]) -> tuple[int, ...]:
+    def rungs_of(self, manifest: Mapping[str, object]) -> tuple[int, ...]:
         """Those of a run that began already: of its manifest, or where that lacks them, by the rule of its time."""
         recorded = manifest.get("rungs")
-        return self._rungs(also_late=True) if recorded is None else tuple(recorded)
+        return tuple(recorded) if isinstance(recorded, list) else self._rungs(also_late=True)
 
     def _rungs(self, **rule: bool) -> tuple[int, ...]:
         search = self.search
@@ -91,7 +91,7 @@ class Experiment:
         """Whether its file has a setting, be it the default."""
         return setting in (yaml.safe_load(self.text).get(section) or {})
 
-    def changed(self, **sections: Mapping[str, Any]) -> "Experiment":
+    def changed(self, **sections: Mapping[str, object]) -> "Experiment":
         """The same with other values in some sections of its file, for example `training={"lr": 1e-3}`. Raises
         SpaceFileError where the values are wrong, or do not fit the rest."""
         if not any(sections.values()):
@@ -128,13 +128,13 @@ class Experiment:
         trained again when they are over, how faults are met, and what is cut to fit a device's memory."""
         return _fingerprint_of(self.text)
 
-    def compares_with(self, manifest: Mapping[str, Any]) -> bool:
+    def compares_with(self, manifest: Mapping[str, object]) -> bool:
         """Whether the run of `manifest` is of this experiment, so that it can go on with this file.
 
         By the file that the manifest holds, not by its fingerprint, which an earlier version of this tool may have
         made in another way.
         """
-        return self.fingerprint == _fingerprint_of(manifest["space_file"])
+        return self.fingerprint == _fingerprint_of(str(manifest["space_file"]))
 
 
 def load_experiment(path: str | Path) -> Experiment:
@@ -245,7 +245,7 @@ def _with_task_of_training(file: SpaceFile, reader: Reader) -> SpaceFile:
     """The same, where section `supernet` has the task of section `training` unless it says otherwise."""
     if file.supernet is None:
         return file
-    task: dict[str, Any] = {name: getattr(file.training, name) for name in _TASK}
+    task: dict[str, object] = {name: getattr(file.training, name) for name in _TASK}
     if file.training.teacher is not None:
         task["distillation"] = "none"
     absent = {name: value for name, value in task.items() if ("supernet", name) not in reader.lines}

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import yaml
+from pydantic.json_schema import JsonSchemaValue
 
 from cvt_nas.config.schema import schema
 
@@ -27,7 +27,7 @@ def settings() -> list[Setting]:
     return list(_settings_of(whole, "", whole["$defs"]))
 
 
-def _settings_of(section: dict[str, Any], prefix: str, sections: dict[str, Any]) -> Iterator[Setting]:
+def _settings_of(section: JsonSchemaValue, prefix: str, sections: JsonSchemaValue) -> Iterator[Setting]:
     for key, shown in section["properties"].items():
         name, inner = f"{prefix}{key}", _section_in(shown)
         if inner is not None:
@@ -43,7 +43,7 @@ def _settings_of(section: dict[str, Any], prefix: str, sections: dict[str, Any])
         )
 
 
-def _section_in(shown: dict[str, Any]) -> str | None:
+def _section_in(shown: JsonSchemaValue) -> str | None:
     """Name of the section that a setting is, or a list of them."""
     for part in (shown, shown.get("items", {}), *shown.get("anyOf", ())):
         if "$ref" in part:
@@ -51,7 +51,7 @@ def _section_in(shown: dict[str, Any]) -> str | None:
     return None
 
 
-def _example_of(shown: dict[str, Any]) -> Any:
+def _example_of(shown: JsonSchemaValue) -> object:
     """What it says itself, else an option that is not the default, else the default."""
     parts, default = (shown, *shown.get("anyOf", ())), shown.get("default")
     examples = [example for part in parts for example in part.get("examples", ())]
@@ -59,22 +59,22 @@ def _example_of(shown: dict[str, Any]) -> Any:
     return [*examples, *options, default][0]
 
 
-def _options_in(shown: dict[str, Any]) -> list[Any]:
+def _options_in(shown: JsonSchemaValue) -> list[str | int | bool]:
     if shown.get("type") == "boolean":
         return [False, True]
     return [shown["const"]] if "const" in shown else shown.get("enum", [])
 
 
-def _as_yaml(value: Any) -> str:
+def _as_yaml(value: object) -> str:
     if isinstance(value, str):
         return value  # without the quotes that off would get, which the reader knows as it stands
     return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).removesuffix("...\n").strip()
 
 
-def _words(shown: dict[str, Any]) -> str:
+def _words(shown: JsonSchemaValue) -> str:
     """The type of a setting, and its bounds."""
-    if options := [option for option in _options_in(shown) if not isinstance(option, bool)]:
-        return f"one of {', '.join(options)}" if len(options) > 1 else str(options[0])
+    if options := [str(option) for option in _options_in(shown) if not isinstance(option, bool)]:
+        return f"one of {', '.join(options)}" if len(options) > 1 else options[0]
     if "anyOf" in shown:
         words = [_words(part) for part in shown["anyOf"] if part != {"type": "null"}]
         return f"{words[0]}, or a list of such" if words[-1] == f"a list, each {words[0]}" else " or ".join(words)
@@ -92,7 +92,7 @@ def _words(shown: dict[str, Any]) -> str:
     return {"boolean": "true or false", "string": "text"}.get(kind) or _number(shown)
 
 
-def _number(shown: dict[str, Any]) -> str:
+def _number(shown: JsonSchemaValue) -> str:
     name = "a whole number" if shown["type"] == "integer" else "a number"
     if "minimum" in shown and "maximum" in shown:
         return f"{name} from {shown['minimum']:,} to {shown['maximum']:,}"

@@ -3,15 +3,15 @@
 import inspect
 import re
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core.core_schema import DataclassSchema
 
 from cvt_nas.config.sections import SpaceFile
 
 
-def schema() -> dict[str, Any]:
+def schema() -> JsonSchemaValue:
     """What a space file may hold: for each setting its type, options, bounds, default and meaning.
 
     The schema knows each setting by itself. That settings fit each other, as `num_heads` and `embed_dim`, only the
@@ -24,7 +24,7 @@ def schema() -> dict[str, Any]:
 class _Generator(GenerateJsonSchema):
     """Pydantic's generator, which knows neither docstrings' `Args` nor defaults that a factory makes."""
 
-    def dataclass_schema(self, schema: Any) -> JsonSchemaValue:
+    def dataclass_schema(self, schema: DataclassSchema) -> JsonSchemaValue:
         section, found = schema["cls"], super().dataclass_schema(schema)
         meanings = meanings_of(section)
         del found["title"]
@@ -37,7 +37,7 @@ class _Generator(GenerateJsonSchema):
                 shown["default"] = made
         return found
 
-    def field_title_should_be_set(self, schema: Any) -> bool:
+    def field_title_should_be_set(self, schema: object) -> bool:
         del schema
         return False  # it would be the name again
 

@@ -16,7 +16,7 @@ MAX_SEED = 2**32 - 1  # numpy's, scikit-learn's and Optuna's
 T = TypeVar("T", int, float, str)
 
 
-def _as_options(value: Any) -> Any:
+def _as_options(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
@@ -38,7 +38,7 @@ def _never_falling(options: list[T]) -> list[T]:
     return options
 
 
-def _word_or_count(word: str, least: int, value: Any) -> Any:
+def _word_or_count(word: str, least: int, value: object) -> object:
     if value == word or (type(value) is int and value >= least):
         return value
     raise ValueError(f"got {show(value)}, must be {word}, or a whole number of at least {least}")
@@ -51,14 +51,14 @@ def _name_or_plugin(options: tuple[str, ...], value: str) -> str:
     raise ValueError(f"got {show(value)}, must be one of {', '.join(options)}, or MODULE:NAME{near}")
 
 
-def _image_size(value: Any) -> ImageSize:
+def _image_size(value: object) -> ImageSize:
     try:
         return checked_size(value, _MAX_SIZE)
     except ValueError as error:
         raise ValueError(f"got {show(value)}, {error}") from error
 
 
-def _on_or_off(value: Any) -> Any:
+def _on_or_off(value: object) -> object:
     """`on` and `off`, which YAML reads as true and false."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 

@@ -37,7 +37,7 @@ def has_columns(dataset: str) -> bool:
     return dataset in ("table", "huggingface", "webdataset") or dataset.startswith("hf:")
 
 
-def _known(value: Any) -> Any:
+def _known(value: object) -> object:
     if value in _NAMES or (isinstance(value, str) and is_by_name(value)):
         return value
     near = did_you_mean(str(value), _NAMES)

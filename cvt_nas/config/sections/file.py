@@ -1,7 +1,7 @@
 """The whole space file: its sections, in the order in which they are documented."""
 
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, WithJsonSchema
 from pydantic.dataclasses import dataclass as validated
@@ -50,4 +50,4 @@ class SpaceFile:
         default_factory=lambda: ObjectivesSection(accuracy="maximize", params="minimize", flops="minimize")
     )
     constraints: ConstraintsSection = field(default_factory=ConstraintsSection)
-    anchors: Annotated[dict[str, dict[str, Any]], WithJsonSchema(_ANCHORS)] = field(default_factory=dict)
+    anchors: Annotated[dict[str, dict[str, object]], WithJsonSchema(_ANCHORS)] = field(default_factory=dict)
