@@ -57,7 +57,7 @@ class Teacher:
     num_bytes: int
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """What a manifest tells of it."""
         return {"path": self.place, "sha256": self.sha256, "answers": self.answers, "notes": list(self.notes)}
 

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -12,7 +11,7 @@ from cvt_nas.arch import size_text
 from cvt_nas.config import Experiment, parse_experiment, ready_spaces
 from cvt_nas.config.reader import did_you_mean
 from cvt_nas.errors import ArchError, CvtNasError, SpaceFileError
-from cvt_nas.init.choosing import Draft, draft_around, draft_for, draft_like
+from cvt_nas.init.choosing import Draft, Section, draft_around, draft_for, draft_like
 from cvt_nas.init.looking import DataLook, Host, look_at_data, look_at_machine
 from cvt_nas.init.writing import text_of
 from cvt_nas.model import locate, read_weights
@@ -36,7 +35,7 @@ class Beginning:
     draft: Draft
     plan: Plan | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """What `init --json` prints."""
         fit = None if self.plan is None else self.plan.fit
         return {
@@ -127,7 +126,7 @@ def begin(
     return Beginning(text=text_of(draft, header), experiment=experiment, look=look, host=host, draft=draft, plan=plan)
 
 
-def _ready(name: str) -> dict[str, Any]:
+def _ready(name: str) -> Section:
     ready = ready_spaces()
     if name not in ready:
         raise SpaceFileError([f"--like {name}: no ready space has this name{did_you_mean(name, list(ready))}"])

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from typing_extensions import Buffer
+
 from cvt_nas.errors import RunFolderError, StorageError
 from cvt_nas.results.parsing import json_text, load_finite
 
@@ -76,7 +78,7 @@ class _File(io.FileIO):
 
     error: OSError | None = None
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Buffer) -> int:
         view, done = memoryview(data).cast("B"), 0
         while done < len(view):
             try:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import JsonValue, TypeAdapter
 from typing_extensions import TypedDict
@@ -64,5 +64,5 @@ _FIELDS = TypeAdapter(_Fields)
 class _Manifest(dict[str, Any]):
     path: Path
 
-    def __missing__(self, key: str) -> Any:
+    def __missing__(self, key: str) -> NoReturn:
         raise RunFolderError(f"{self.path}: lacks {key}")

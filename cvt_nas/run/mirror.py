@@ -18,10 +18,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from cvt_nas.errors import StorageError
 from cvt_nas.run.files import end_of_lines, read_between
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 T = TypeVar("T")
 _PATIENCE = 60.0  # seconds for which a store may be away
@@ -32,6 +35,13 @@ _PIECE = re.compile(r"(.+\.(?:jsonl|journal))\.(\d{12,})")
 _NEVER_READ = re.compile(r"lock|.+\.journal\.lock.*|.+\.partial")
 # one request replaces an object there; elsewhere it takes a file beside it, which is renamed
 _REPLACES_AT_ONCE = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}
+
+
+class RayStorage(TypedDict, total=False):
+    """Settings of Ray's `RunConfig` that say where Ray keeps its own files."""
+
+    storage_path: str
+    storage_filesystem: "FileSystem"
 
 
 def path_below(folder: Path, name: str, where: str) -> Path:
@@ -71,7 +81,7 @@ class Mirror:
         return self.url if below == "." else f"{self.url}/{below}"
 
     @cached_property
-    def _fs(self) -> tuple[Any, str]:
+    def _fs(self) -> tuple[Any, str]:  # fsspec's types say text where it gives bytes
         import fsspec
 
         try:
@@ -300,8 +310,8 @@ class Mirror:
         if self.exists(path):
             self._patiently(lambda: fs.rm(self._there(path), recursive=True))
 
-    def as_ray_storage(self, path: Path) -> dict[str, Any]:
-        """Settings of Ray's `RunConfig` by which it keeps its own files at `path`, there."""
+    def as_ray_storage(self, path: Path) -> RayStorage:
+        """Settings by which Ray keeps its own files at `path`, there."""
         import pyarrow.fs
 
         files = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs[0]))

@@ -3,10 +3,10 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from cvt_nas.run.files import append_line, write_atomically
-from cvt_nas.run.mirror import Mirror
+from cvt_nas.run.mirror import Mirror, RayStorage
 
 
 class Store:
@@ -103,6 +103,6 @@ class Store:
         if self._mirror is not None:
             self._mirror.finish(folder)
 
-    def ray_storage(self, folder: Path) -> dict[str, Any]:
-        """Settings of Ray's `RunConfig` by which all nodes find its own files in `folder`."""
+    def ray_storage(self, folder: Path) -> RayStorage:
+        """Settings by which all nodes find Ray's own files in `folder`."""
         return {"storage_path": str(folder)} if self._mirror is None else self._mirror.as_ray_storage(folder)
