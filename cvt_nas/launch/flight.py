@@ -14,6 +14,7 @@ from cvt_nas.propose.study import PartialTrial, Proposal
 from cvt_nas.results import FAILURES, TrialResult
 from cvt_nas.run import RunFolder
 
+Result = dict[str, Any]  # a `TrainingReport` with keys of Tune's, as Tune types it
 _MAX_SAME_FAILURES = 3  # of the first trials, before the others are spared
 _NO_REASON = "no reason was given"
 
@@ -37,7 +38,7 @@ class Flight:
     proposal: Proposal
     started: float = 0.0
     spent: float = 0.0
-    last: dict[str, Any] = field(default_factory=dict)
+    last: Result = field(default_factory=dict)
     heard: float = 0.0
     num_deaths: int = 0
     fate: str = ""
@@ -63,7 +64,7 @@ class Flight:
         self.gpus, self.is_paused, self.is_to_spread, self.known = gpus, False, False, self.last.get("epoch", 0)
         self.started = self.heard = time.monotonic()
 
-    def land(self, result: dict[str, Any] | None) -> None:
+    def land(self, result: Result | None) -> None:
         """It is on no worker any more."""
         self.last = result or self.last
         self.spent, self.started = self.seconds, 0.0

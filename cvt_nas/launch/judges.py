@@ -70,7 +70,7 @@ class Judges(Generic[Token]):
     """
 
     def __init__(self, setup: TrainingSetup, resources: Resources) -> None:
-        self._in_hand: dict[Any, tuple[int, Token]] = {}
+        self._in_hand: dict[ray.ObjectRef, tuple[int, Token]] = {}
         num_workers = num_judges(resources)
         if resources.gpus_per_trial >= 1:
             num_cpus, num_gpus = resources.cpus_per_gpu, 1.0

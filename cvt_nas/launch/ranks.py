@@ -47,7 +47,7 @@ def reports_of_ranks(
     use_gpus: bool,
     may_move: bool = False,
     group: PlacementGroup | None = None,
-    **options: Any,
+    **options: object,
 ) -> Generator[R, None, None]:
     """Runs `reports(setup=setup, device=device, **options)` in `num_ranks` processes that form a process group.
 
@@ -142,7 +142,7 @@ def _reports_of(
     ranks: Sequence[tuple["_Place", Any]],
     reports: Callable[..., Iterator[R]],
     setup: TrainingSetup,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
 ) -> Generator[R, None, None]:
     """One life of the ranks, which stand still while the reader has a report, so that they can be killed then. Raises
     RayError where one of them died, or raised."""
@@ -156,7 +156,7 @@ def _reports_of(
         yield report
 
 
-def _first_that_counts(work: Sequence[Any]) -> Any:
+def _first_that_counts(work: Sequence[ray.ObjectRef]) -> Any:
     """The first rank's report once all have one; or at once that of a rank that ends, for which others may wait."""
     first, left = None, list(work)
     while left:
@@ -174,7 +174,7 @@ def _first_that_counts(work: Sequence[Any]) -> Any:
     return first
 
 
-def _gpus_beside(place: "_Place", ranks: Sequence[tuple["_Place", Any]]) -> list[str]:
+def _gpus_beside(place: "_Place", ranks: Sequence[tuple["_Place", object]]) -> list[str]:
     """GPUs of all ranks on the same node: NCCL copies from one to another where a process sees both."""
     return sorted(other.gpu for other, _ in ranks if other.node == place.node)
 
@@ -212,7 +212,7 @@ class _Rank:
         address: tuple[str, int],
         gpus: Sequence[str],
         setup: TrainingSetup,
-        options: Mapping[str, Any],
+        options: Mapping[str, object],
     ) -> None:
         """Joins the process group; `gpus` are of all ranks on this node."""
         host, port = address

@@ -3,8 +3,8 @@
 import contextlib
 import json
 import traceback
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 import ray
 import torch
@@ -22,7 +22,24 @@ from cvt_nas.results import TrialResult
 WAITING_CPUS = 0.01  # of a trial whose ranks do the work
 
 
-def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resources, keep_model: bool = True) -> None:
+class TrialConfig(TypedDict):
+    """What Tune hands to the worker of a trial.
+
+    Args:
+        arch: As JSON: Tune writes the settings of all trials, time and again, and a string is short.
+        num_known: Epochs that the trial has behind it.
+        costs: Of its architecture, in the order of the objectives.
+    """
+
+    number: int
+    arch: str
+    seed: int
+    num_known: int
+    costs: tuple[float, ...]
+    gpus: float
+
+
+def run_trial(config: TrialConfig, setup: TrainingSetup, resources: Resources, keep_model: bool = True) -> None:
     """Trains the architecture of `config`, here or on ranks of its own, and passes each report on to Tune."""
     number, num_devices = config["number"], max(int(config["gpus"]), 1)
     device = _device() if num_devices == 1 else f"{num_devices} gpus"

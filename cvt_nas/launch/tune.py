@@ -13,13 +13,16 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from cvt_nas.arch import arch_to_dict
 from cvt_nas.config import Experiment
 from cvt_nas.errors import StorageError
-from cvt_nas.launch.flight import Flight, Recorder
+from cvt_nas.launch.flight import Flight, Recorder, Result
+from cvt_nas.launch.trial import TrialConfig
 from cvt_nas.propose.asha import losses_of_cost
 from cvt_nas.propose.race import Race
 from cvt_nas.propose.spread import Spread
@@ -32,7 +35,7 @@ class StopWhenSet(tune.Stopper):
     def __init__(self, *events: threading.Event) -> None:
         self._events = events
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def __call__(self, trial_id: str, result: Result) -> bool:
         del trial_id, result
         return False
 
@@ -49,7 +52,7 @@ class Watchdog(tune.Callback):
     def __init__(self, searcher: "RaceSearcher", timeout: float) -> None:
         self._searcher, self._timeout = searcher, timeout
 
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: object) -> None:
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: object) -> None:
         del iteration, info
         for trial in trials:
             actor = trial.temporary_state.ray_actor
@@ -129,14 +132,14 @@ class RaceSearcher(Searcher):
         except StorageError as error:
             self._events.put(error)
 
-    def suggest(self, trial_id: str) -> Any:
+    def suggest(self, trial_id: str) -> Any:  # Tune's types do not know `Searcher.FINISHED`
         if self._has_failed:
             return None  # the reader of the race is about to end it: one that began now would go first in the next
         with self._while_writable():
             return self._suggest(trial_id)
         return None
 
-    def _suggest(self, trial_id: str) -> Any:
+    def _suggest(self, trial_id: str) -> TrialConfig | str | None:
         proposal = self._race.ask()
         if proposal is None:
             if self._running:
@@ -150,15 +153,14 @@ class RaceSearcher(Searcher):
         self._run.store.delete(self._run.error_path(proposal.number))
         arch = self._space.decode(proposal.genome)
         self._events.put(TrialStarted(number=proposal.number, arch=arch, seed=proposal.seed))
-        return {
-            "number": proposal.number,
-            # one string: Tune writes the settings of all trials, time and again
-            "arch": json.dumps(arch_to_dict(arch)),
-            "seed": proposal.seed,
-            "num_known": flight.known,
-            "costs": losses_of_cost(proposal.cost, self._metrics),
-            "gpus": flight.gpus,
-        }
+        return TrialConfig(
+            number=proposal.number,
+            arch=json.dumps(arch_to_dict(arch)),
+            seed=proposal.seed,
+            num_known=flight.known,
+            costs=losses_of_cost(proposal.cost, self._metrics),
+            gpus=flight.gpus,
+        )
 
     def _gpus_for(self, flight: Flight) -> float:
         """More than `gpus_per_trial` where the trials that are left do not fill the slots."""
@@ -167,7 +169,7 @@ class RaceSearcher(Searcher):
         others = [other.gpus for other in self._running.values() if other is not flight]
         return self._spread.gpus_for(others, self._race.num_waiting)
 
-    def goes_on(self, trial_id: str, result: dict[str, Any]) -> bool:
+    def goes_on(self, trial_id: str, result: Result) -> bool:
         """Whether a trial stays on its worker after an epoch; Tune asks before it tells the searcher of the report."""
         flight = self._running[trial_id]
         decision = "go"
@@ -181,7 +183,7 @@ class RaceSearcher(Searcher):
         flight.is_paused = decision == "pause"
         return decision == "go" and not self._is_to_spread(flight, result)
 
-    def _is_to_spread(self, flight: Flight, result: dict[str, Any]) -> bool:
+    def _is_to_spread(self, flight: Flight, result: Result) -> bool:
         """Whether a trial that would go on ends here, to begin again at once on GPUs that are idle."""
         if self._spread is None or flight.is_to_spread:
             return flight.is_to_spread
@@ -198,7 +200,7 @@ class RaceSearcher(Searcher):
         flight.is_to_spread = flight.gpus > self._spread.num_gpus()
         return flight.is_to_spread
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+    def on_trial_result(self, trial_id: str, result: Result) -> None:
         flight = self._running[trial_id]
         self._tell_epoch(flight, result)
         flight.last, flight.heard = result, time.monotonic()
@@ -206,7 +208,7 @@ class RaceSearcher(Searcher):
             with self._while_writable():
                 self._race.report(flight.partial())
 
-    def _tell_epoch(self, flight: Flight, result: dict[str, Any]) -> None:
+    def _tell_epoch(self, flight: Flight, result: Result) -> None:
         if result.get("status") == "running" and result["epoch"] > flight.last.get("epoch", 0):
             self._events.put(
                 EpochDone(
@@ -217,7 +219,7 @@ class RaceSearcher(Searcher):
                 )
             )
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: Result | None = None, error: bool = False) -> None:
         flight = self._running.pop(trial_id)
         self._tell_epoch(flight, result or {})  # Tune tells nothing more of one that ends at a rung
         flight.land(result)
@@ -261,13 +263,13 @@ class RaceScheduler(FIFOScheduler):
         super().__init__()
         self._searcher = searcher
 
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         for trial in list(tune_controller.get_live_trials()):
             if trial.status == "PENDING" and self._searcher.waits_in_vain(trial.trial_id):
                 tune_controller.stop_trial(trial)
         return super().choose_trial_to_run(tune_controller)
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: Result) -> str:
         del tune_controller
         if result["status"] != "running":
             return TrialScheduler.CONTINUE  # it is about to end by itself
