@@ -12,7 +12,7 @@ from cvt_nas.data import Preprocessing
 from cvt_nas.data.preprocessing import preprocessing_of_timm
 from cvt_nas.engine.network import at_size, open_network, preprocessing_in
 from cvt_nas.errors import ArchError, ResourceError, first_line
-from cvt_nas.model import ClassNames, Told
+from cvt_nas.model import ClassNames, CvT, Told
 
 _TIMM = "timm:"
 _USUAL_SIZE = 224  # where a folder of transformers tells none
@@ -58,7 +58,7 @@ def open_classifier(place: str) -> Classifier:
     if settings is not None and settings.get("model_type") != "cvt":
         return _of_transformers(path, settings)
     network = open_network(path)
-    if network.is_program:
+    if not isinstance(network.model, CvT):
         raise ArchError(f"{place}: is a program; give its run instead, or an export by --format torch")
     preprocessing, note = network.preprocessing()
     return Classifier(
@@ -98,7 +98,7 @@ def _of_timm(name: str) -> Classifier:
     )
 
 
-def _settings_of_transformers(folder: Path) -> Mapping[str, Any] | None:
+def _settings_of_transformers(folder: Path) -> Mapping[str, object] | None:
     """The `config.json` of a folder of transformers; None where it is another one, or a file."""
     path = folder / "config.json"
     if not path.is_file():
@@ -110,7 +110,7 @@ def _settings_of_transformers(folder: Path) -> Mapping[str, Any] | None:
     return tree if isinstance(tree, dict) and "model_type" in tree else None
 
 
-def _of_transformers(folder: Path, settings: Mapping[str, Any]) -> Classifier:
+def _of_transformers(folder: Path, settings: Mapping[str, object]) -> Classifier:
     try:
         from transformers import AutoModelForImageClassification
     except ImportError as error:
@@ -143,7 +143,7 @@ def _of_transformers(folder: Path, settings: Mapping[str, Any]) -> Classifier:
 class _Logits(nn.Module):
     """The logits of a network of transformers, which gives an object that holds them."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 

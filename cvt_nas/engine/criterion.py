@@ -1,7 +1,6 @@
 """The loss of a training."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +76,7 @@ class Criterion:
             )  # fmt: skip
             return total / len(logits)
         assert callable(self._loss), "auto is resolved, and other names are refused"
-        loss: Any = self._loss(logits, targets)
+        loss: object = self._loss(logits, targets)
         if not isinstance(loss, Tensor) or loss.shape not in ((), logits.shape[:1]):
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise PluginError(f"training.loss: got {shape}, must be a tensor (batch,) or ()")

@@ -15,7 +15,7 @@ from cvt_nas.config import TrainingConfig
 from cvt_nas.data import Batch, ImageData, Split
 from cvt_nas.engine.metrics import metric_of, score
 from cvt_nas.engine.optimization import is_out_of_memory, rank_and_world_size
-from cvt_nas.model import CvT
+from cvt_nas.model import CvT, Logits
 
 EVAL_BATCH_SIZE = 256
 
@@ -54,7 +54,7 @@ def evaluate(model: CvT, data: ImageData, split: Split, *, training: TrainingCon
 
 @torch.inference_mode()
 def answers_of(
-    model: CvT,
+    model: Logits,
     batches: Iterable[Batch],
     training: TrainingConfig,
     prepared: Callable[[Given], Inputs] = _as_given,
@@ -69,7 +69,7 @@ def _of_all_ranks(answers: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     world_size = rank_and_world_size()[1]
     if world_size == 1:
         return answers
-    found: list[Any] = [None] * world_size
+    found = [answers] * world_size
     dist.all_gather_object(found, answers)
     logits, labels = zip(*found, strict=True)
     return torch.cat(logits), torch.cat(labels)
@@ -106,7 +106,7 @@ def _are_right(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " bat
 
 
 def logits_of(
-    model: CvT, images: Given, training: TrainingConfig, prepared: Callable[[Given], Inputs] = _as_given
+    model: Logits, images: Given, training: TrainingConfig, prepared: Callable[[Given], Inputs] = _as_given
 ) -> Float[Tensor, "batch classes"]:
     """Answers of `model`, on its device, to what `prepared` makes of `images`, in the precision of `training`.
 
@@ -121,7 +121,7 @@ def logits_of(
     return torch.cat([logits_of(model, half, training, prepared) for half in images.chunk(2)])
 
 
-def _answers(model: nn.Module, inputs: Inputs, training: TrainingConfig) -> Float[Tensor, "batch classes"]:
+def _answers(model: Logits, inputs: Inputs, training: TrainingConfig) -> Float[Tensor, "batch classes"]:
     with autocast(training, inputs.device):
         return model(inputs)
 

@@ -80,9 +80,8 @@ def _accuracy(logits: Answers, labels: Labels) -> float:
 def _balanced_accuracy(logits: Answers, labels: Labels) -> float:
     from sklearn.metrics import recall_score
 
-    known: Any = np.unique(labels)
-    options: dict[str, Any] = {"labels": known, "average": "macro", "zero_division": 0}
-    return float(recall_score(labels, logits.argmax(axis=1), **options))
+    answers = logits.argmax(axis=1)
+    return float(recall_score(labels, answers, labels=np.unique(labels), average="macro", zero_division=_ZERO))
 
 
 def _macro_f1(logits: Answers, labels: Labels) -> float:
@@ -92,8 +91,7 @@ def _macro_f1(logits: Answers, labels: Labels) -> float:
     if labels.ndim == 2:
         known = np.flatnonzero(labels.any(axis=0) | answers.any(axis=0))
         labels, answers = labels[:, known], answers[:, known].astype(labels.dtype)
-    options: dict[str, Any] = {"average": "macro", "zero_division": 0}
-    return float(f1_score(labels, answers, **options))
+    return float(f1_score(labels, answers, average="macro", zero_division=_ZERO))
 
 
 def _mean_average_precision(logits: Answers, labels: Labels) -> float:
@@ -132,6 +130,7 @@ def _as_columns(labels: Labels, num_classes: int) -> np.ndarray:
     return labels if labels.ndim == 2 else np.eye(num_classes, dtype=np.uint8)[labels]
 
 
+_ZERO: Any = 0  # for `zero_division`, whose default is text, so type checkers expect text
 _METRICS: dict[str, Callable[[Answers, Labels], float]] = {
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,

@@ -3,7 +3,8 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from cvt_nas.arch import ArchConfig, ImageSize, load_arch, size_text
 from cvt_nas.data import Preprocessing
@@ -13,6 +14,7 @@ from cvt_nas.errors import ArchError, DataError, ResourceError, first_line
 from cvt_nas.model import (
     ClassNames,
     CvT,
+    Logits,
     Told,
     classes_beside,
     fitted,
@@ -36,7 +38,7 @@ class Network:
         is_published: Whether it is a published network, as far as can be told.
     """
 
-    model: Any
+    model: CvT | Logits
     arch: ArchConfig
     folder: Path
     names: ClassNames
@@ -72,6 +74,12 @@ class Network:
         return preprocessing_in(
             self.folder, image_size, usual_size=self.arch.image_size, channels=self.arch.num_channels
         )
+
+    def at(self, image_size: ImageSize, device: torch.device) -> Logits:
+        """The model on `device`, for images of `image_size`; a program as it is."""
+        if not isinstance(self.model, CvT):
+            return self.model
+        return at_size(self.model, self.arch.with_image_size(image_size)).to(device).eval()
 
 
 def open_network(path: Path, arch: ArchConfig | None = None) -> Network:

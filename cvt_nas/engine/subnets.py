@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 
@@ -74,10 +74,10 @@ class SubnetSampler:
         self._target = _KEPT * self._target + features.T @ np.array(log_losses)
         self._effects = np.linalg.solve(self._precision, self._target)
 
-    def to_plain(self) -> dict[str, list[Any]]:
+    def to_plain(self) -> dict[str, list]:
         return {"precision": self._precision.tolist(), "target": self._target.tolist()}
 
-    def load_plain(self, tree: dict[str, list[Any]]) -> None:
+    def load_plain(self, tree: dict[str, list]) -> None:
         self._precision, self._target = np.array(tree["precision"]), np.array(tree["target"])
         self._effects = np.linalg.solve(self._precision, self._target)
 

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -130,7 +129,7 @@ def answer_images(setup: TrainingSetup, teacher: Teacher) -> Iterator[str]:
     if _digest_of(classifier, teacher.rows) != teacher.sha256:
         raise RunFolderError(f"{_KEY}: {teacher.place} is another network on this machine than on the one that began")
     device, path = setup.torch_device, setup.run.answers_path(teacher.answers)
-    model: Any = classifier.model.to(device)
+    model = classifier.model.to(device)
     rows, channels = torch.tensor(teacher.rows, device=device), len(classifier.preprocessing.mean)
     with contextlib.closing(setup.data_prepared_as(classifier.preprocessing)) as data:
 

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -293,7 +292,7 @@ def classes_beside(folder: Path) -> tuple[str, ...] | None:
     path = folder / "preprocessing.json"
     if not path.is_file():
         return None
-    tree: Any = read_json(path)
+    tree = read_json(path)
     classes = tree.get("classes") if isinstance(tree, dict) else None
     if classes is None:
         return None

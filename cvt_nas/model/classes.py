@@ -151,7 +151,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def class_names_in(
-    content: Any, num_classes: int, *, file: str = "", is_said: bool = False
+    content: object, num_classes: int, *, file: str = "", is_said: bool = False
 ) -> tuple[tuple[Told, ...], str | None]:
     """What names so many classes in settings, known by its structure: a list, a text, or a dict from or to indices. And
     why what is said to be names of classes cannot be used; all of it is, where it `is_said`."""
@@ -202,10 +202,10 @@ def class_names_beside(path: Path, num_classes: int) -> tuple[tuple[Told, ...], 
     return found, unusable
 
 
-def _settings(content: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _settings(content: object) -> Iterator[tuple[tuple[str, ...], object]]:
     """What a checkpoint holds beside tensors, the outermost first, with the keys to each; of optimizers nothing."""
-    level: list[tuple[tuple[str, ...], Any]] = [((), content)]
-    seen: dict[int, Any] = {}
+    level: list[tuple[tuple[str, ...], object]] = [((), content)]
+    seen: dict[int, object] = {}
     for _ in range(_MAX_DEPTH):
         trees = [(keys, _parsed(tree)) for keys, tree in level if id(tree) not in seen]
         seen |= {id(tree): tree for _, tree in level}
@@ -225,7 +225,7 @@ def _settings(content: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
             level += [((*keys, key), value) for key, value in inner if not isinstance(value, Tensor | Real)]
 
 
-def _parsed(tree: Any) -> Any:
+def _parsed(tree: object) -> object:
     """A dict instead of a namespace, a list instead of an array, and what a text says instead of it."""
     if isinstance(tree, bytes) and len(tree) <= _MAX_TEXT:
         tree = tree.decode(errors="replace")
@@ -286,7 +286,7 @@ def _lines_of(text: str) -> tuple[list[str], list[tuple[str, str]]]:
     return (lines if len(lines) > 1 else []), []
 
 
-def _name_of(value: Any) -> str | None:
+def _name_of(value: object) -> str | None:
     """A name, or the first of several, as in Keras' `{"0": ["n01440764", "tench"]}`."""
     value = value[0] if isinstance(value, list | tuple) and value else value
     value = value.decode(errors="replace") if isinstance(value, bytes) else value
@@ -297,11 +297,11 @@ def _are_made_up(names: Sequence[str | None]) -> bool:
     return all(name == f"LABEL_{index}" for index, name in enumerate(names))
 
 
-def _index_of(value: Any) -> int | None:
+def _index_of(value: object) -> int | None:
     """The whole number that `value` is, as any library writes it; None where it is none."""
     if isinstance(value, str):
         return int(value) if value.isdecimal() else None
-    if type(value) in (Tensor, np.ndarray):
+    if type(value) is Tensor or type(value) is np.ndarray:
         value = value.item() if np.prod(value.shape) == 1 and str(getattr(value, "device", "cpu")) == "cpu" else None
     if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer():
         return None

@@ -12,7 +12,6 @@ Source: Wu et al. 2021, arXiv:2103.15808. Names in the state dict are those of t
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -69,7 +68,7 @@ def resized_positions(positions: Float[Tensor, "1 channels height width"], sides
     return F.interpolate(positions, size=tuple(sides), mode="bicubic", align_corners=False)
 
 
-def _resize_saved_positions(module: "ConvEmbed", state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _resize_saved_positions(module: "ConvEmbed", state: dict[str, Tensor], prefix: str, *_: object) -> None:
     saved = state.get(f"{prefix}pos_embed")
     if module.pos_embed is not None and saved is not None and saved.ndim == 4:
         state[f"{prefix}pos_embed"] = resized_positions(saved, module.pos_embed.shape[2:])

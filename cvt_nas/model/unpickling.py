@@ -12,6 +12,7 @@ import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,20 @@ _MAX_NAMED = 3  # types in a message
 class _Dict(dict):
     """What stands for other packages' dicts in a pickle, which need not be installed."""
 
-    def __new__(cls, *_: Any) -> Any:
+    def __new__(cls, *_: object) -> OrderedDict:
         return OrderedDict()  # to which torch's reader lets entries and attributes be added
 
 
-def _plain_dict(*_: Any) -> dict:
+def _plain_dict(*_: object) -> dict:
     return {}
 
 
-def _plain_list(*_: Any) -> list:
+def _plain_list(*_: object) -> list:
     return []  # to which torch's reader appends
 
 
 # Beside what torch allows by itself: values of settings, none of which runs anything as it is made.
-_HARMLESS: list[Any] = [
+_HARMLESS: list[Callable | tuple[Callable, str]] = [
     argparse.Namespace,
     datetime.date,
     datetime.datetime,

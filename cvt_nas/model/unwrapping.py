@@ -107,7 +107,7 @@ def _snake(name: str) -> str:
     return _WORD_ENDS.sub("_", name).lower()
 
 
-def unwrap(content: Any, path: Path) -> Unwrapped:
+def unwrap(content: object, path: Path) -> Unwrapped:
     """The network in what `read_content` gave of the file at `path`. Of weights and their average, the average is
     taken, as timm does to evaluate.
 
@@ -153,7 +153,7 @@ def unwrap(content: Any, path: Path) -> Unwrapped:
     )
 
 
-def _tensors(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[_Key, Tensor]]:
+def _tensors(tree: object, keys: tuple[str, ...] = ()) -> Iterator[tuple[_Key, Tensor]]:
     """Each tensor that has a name."""
     if not isinstance(tree, Mapping) or len(keys) > _MAX_DEPTH:
         return
@@ -166,7 +166,7 @@ def _tensors(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[_Key, Tens
             yield from _tensors(value, (*keys, name))
 
 
-def _kinds(content: Any) -> str:
+def _kinds(content: object) -> str:
     """What a file without tensors holds."""
     if not isinstance(content, Mapping):
         inner = f" of {type(content[0]).__name__}" if isinstance(content, list | tuple) and content else ""
@@ -207,7 +207,7 @@ def _members(place: _Place, tensors: _Tensors) -> list[_Key]:
     ]
 
 
-def _raw_key(content: Any) -> str:
+def _raw_key(content: object) -> str:
     """The key of the weights that are no average, in a checkpoint whose `state_dict` is one."""
     meta = content.get("meta") if isinstance(content, Mapping) else None
     return _RAW_OF_MMENGINE if isinstance(meta, Mapping) and "mmengine_version" in meta else _RAW_OF_LIGHTNING
@@ -348,7 +348,7 @@ def _check_readable(tensor: Tensor, name: str, path: Path) -> None:
         raise ArchError(f"{path}: {name}: holds values that are not finite")
 
 
-def _left(content: Mapping[str, Any], place: _Place, others: list[_Place], head: str | None) -> list[str]:
+def _left(content: object, place: _Place, others: list[_Place], head: str | None) -> list[str]:
     """What of the checkpoint was not taken: other networks, keys beside the one that was, and modules beside it."""
     told_of = [other for other in others if other.is_network or other.keys == place.keys]
     found = [

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -324,5 +323,5 @@ def differences(arch: ArchConfig, source: ArchConfig) -> list[str]:
     return [f"{line} in stage {', '.join(where)}" for line, where in stages.items()]
 
 
-def _listed(values: list[Any]) -> str:
+def _listed(values: list) -> str:
     return str(values[0]) if len(set(values)) == 1 else "[" + " ".join(map(str, values)) + "]"
