@@ -1,4 +1,4 @@
-"""From the values of a column to labels: of one class, or of several labels, as 0 and 1."""
+"""Converts the values of a column to labels: class indices, or 0 and 1 for each of several labels."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from cvt_nas.data.tree import few, in_byte_order
 from cvt_nas.errors import DataError
 
-# names of a column or key of labels
+# usual names of a column or key that holds labels
 USUAL = ("label", "labels", "class", "classes", "class_name", "cls", "category", "target", "tags")
 AUTO_SEPARATOR, NO_SEPARATOR = "|", "none"
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
@@ -19,10 +19,10 @@ _INDEX = re.compile(r"0|-?[1-9]\d{0,17}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Labels:
-    """The labels of a set.
+    """The labels of a data set.
 
     Args:
-        names: Of the classes; or of labels, where an image may have several.
+        names: Class names; names of labels if an image can have several.
         values: See `Images.labels`.
     """
 
@@ -32,11 +32,12 @@ class Labels:
 
 
 def labels_of(values: Sequence[object], *, separator: str | None, place: str) -> Labels:
-    """One label a value, or several in each: a list, or text with `separator` between them.
+    """Reads one label from each value, or several from a list or from text with separators.
 
     Args:
-        separator: None for `|` where any value has it; `none` for values that are one label each.
-        place: For messages.
+        separator: Text between the labels of a value. None means `|` if any value contains it. `none` means that each
+            value is one label.
+        place: What messages call the column.
 
     Raises:
         DataError: Values are empty, or no labels.
@@ -60,10 +61,10 @@ def labels_of(values: Sequence[object], *, separator: str | None, place: str) ->
 
 
 def several(rows: Sequence[Sequence[str]], *, names: tuple[str, ...] = (), notes: tuple[str, ...] = ()) -> Labels:
-    """Of images with any number of labels each.
+    """Makes the labels of images that have any number of labels each.
 
     Args:
-        names: Of all labels, where the set tells; else those that occur, in order.
+        names: Names of all labels. By default, those that occur, in order.
     """
     names = names or in_order(label for row in rows for label in row)
     places = {name: index for index, name in enumerate(names)}
@@ -74,7 +75,7 @@ def several(rows: Sequence[Sequence[str]], *, names: tuple[str, ...] = (), notes
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Those that occur: by number where all are whole numbers without leading zeros, or else by their bytes."""
+    """Sorts distinct labels: by value if all are whole numbers without leading zeros, and otherwise by their bytes."""
     names = set(labels)
     if all(_INDEX.fullmatch(name) for name in names):
         return tuple(sorted(names, key=int))
@@ -86,10 +87,10 @@ def are_flags(values: Iterable[object]) -> bool:
 
 
 def flags_of(values: Iterable[object], place: str) -> UInt8[np.ndarray, " rows"]:
-    """0 and 1.
+    """Converts values that mean 0 or 1.
 
     Raises:
-        DataError: There are others.
+        DataError: There are other values.
     """
     texts = [str(value).strip().lower() for value in values]
     if odd := sorted(set(texts) - set(_FLAGS)):
@@ -110,7 +111,7 @@ def _parts(text: str, separator: str) -> list[str]:
 
 
 def _text(value: object, place: str) -> str:
-    """A label as text; empty where there is none."""
+    """A label as text; empty if there is no label."""
     if value is None or value is not value or str(value).strip().lower() in ("", "nan", "<na>"):
         return ""
     if isinstance(value, float | np.floating):

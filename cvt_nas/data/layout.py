@@ -1,4 +1,4 @@
-"""How a folder of images is laid out: which folder is which split, and what its classes are."""
+"""Layout of a folder of images: which folder is which split, and the class names."""
 
 import os
 import re
@@ -31,11 +31,10 @@ class Layout:
     """The folders of a data set.
 
     Args:
-        root: Of the data set.
-        places: The folder of each split that has class folders. A root that is itself a folder of class folders is
-            its `train`.
-        class_names: Sorted; of the training images, or where there are none, of the others.
-        notes: What is left out, and what follows from that; one line each.
+        root: Folder of the data set.
+        places: Folder of each split that has class folders. If the root itself holds class folders, it is `train`.
+        class_names: Sorted class names of the training images, or of the other images if there are none.
+        notes: What is left out, one line each.
     """
 
     root: Path
@@ -45,11 +44,11 @@ class Layout:
 
     @property
     def is_flat(self) -> bool:
-        """Whether class folders lie in the root itself, so that no split is marked."""
+        """Whether class folders lie in the root itself, so that there are no named splits."""
         return self.places.get("train") == self.root
 
     def for_test(self) -> "Layout":
-        """The same with the test images alone; see `role_for_test`. Raises DataError where there are none."""
+        """Returns the same layout with only the test images; see `role_for_test`. Raises DataError if it has none."""
         role = role_for_test(self.places, is_marked=not self.is_flat)
         if role is None:
             own = self.places["train"].name
@@ -61,7 +60,10 @@ class Layout:
         return replace(self, places={role: place}, class_names=class_names_in(place))
 
     def trained_classes(self) -> tuple[str, ...] | None:
-        """Of the training images: in the root, or beside it where it is itself the folder of a split; None without."""
+        """Class names of the training images, which lie in the root, or beside it if it is the folder of a split.
+
+        None if there are no training images.
+        """
         if not self.is_flat:
             place = self.places.get("train")
         else:
@@ -73,18 +75,16 @@ class Layout:
         return None if place is None else class_names_in(place) or None
 
     def check_trainable(self) -> None:
-        """Raises:
-        DataError: There are no training images.
-        """
+        """Raises DataError if there are no training images."""
         if "train" not in self.places:
             raise DataError(f"{self.root} must hold train/ and val/, one folder a class; it has no train/")
 
 
 def find_layout(root: Path) -> Layout:
-    """What the folders below `root` are, by their names; no file is looked for.
+    """Tells what the folders below `root` are by their names. It does not look for files.
 
     Raises:
-        DataError: Nothing below it is a class folder, or two folders could be the same split.
+        DataError: There are no class folders, or two folders could be the same split.
     """
     if not root.is_dir():
         raise DataError(f"--data {root}: no such folder")
@@ -129,7 +129,7 @@ def find_layout(root: Path) -> Layout:
 
 
 def _drop_unlabelled(places: dict[Role, Path], notes: list[str]) -> None:
-    """Test images in one folder that is none of the classes have no labels, as Kaggle's."""
+    """Drops test images without labels: those in a single folder that is no class, as in Kaggle's data sets."""
     if "train" not in places or "test" not in places:
         return
     classes, found = folders_in(places["train"]), folders_in(places["test"])
@@ -143,13 +143,13 @@ def _is_like_split(name: str) -> bool:
 
 
 def _check_flat(root: Path, folders: Sequence[str]) -> None:
-    """Refuses folders that would become classes, and are more likely splits, or what holds them.
+    """Refuses folders that would be read as classes but are more likely splits, or folders that hold splits.
 
     Raises:
-        DataError: Says what to name or to rename instead.
+        DataError: There are such folders. The message says what to rename.
     """
     like = [folder for folder in folders if _is_like_split(folder)]
-    if like and root.resolve().name.lower() not in _WORDS.split("|"):  # whose content is classes, however named
+    if like and root.resolve().name.lower() not in _WORDS.split("|"):  # a folder of a split holds only classes
         raise DataError(
             f"--data {root}: {few([told(folder) for folder in like])} would be read as a class, and seems to be a "
             f"split: rename splits to train/ and val/; if it is a class, put all class folders into train/"

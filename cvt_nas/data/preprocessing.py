@@ -1,6 +1,6 @@
-"""What the files beside weights say of how images are prepared, in the terms of `Preprocessing`.
+"""Reads from the files beside weights how images are prepared, as arguments of `Preprocessing`.
 
-What the pipeline cannot do is refused by its name: another preparation would give another accuracy without a word.
+Settings that the pipeline does not support raise an error. Ignoring them would change the accuracy silently.
 """
 
 import json
@@ -17,14 +17,14 @@ _Tree = Mapping[str, Any]  # what `json.loads` gives
 _RESAMPLING: dict[int, Interpolation] = {
     0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming",
 }  # of Pillow  # fmt: skip
-# classes of transformers' processors, by what a size that is one number means, and the share that is cropped
-_CROPPING = ("ConvNext", "PoolFormer")  # by `crop_pct`
+# prefixes of the classes of transformers' processors
+_CROPPING = ("ConvNext", "PoolFormer")  # crop by `crop_pct`
 _BY_SHORTEST_EDGE = (*_CROPPING, "CLIP", "Bit", "Levit", "MobileNetV1", "MobileNetV2", "ChineseCLIP", "SiglipFeature")
 _CROPPING_THE_CENTRE = (*_BY_SHORTEST_EDGE[1:], "DeiT", "Flava", "Perceiver")  # unless `do_center_crop` is false
 _DEFAULT_RESAMPLE = {
     2: ("ViT", "MobileNetV1", "MobileNetV2"),
     3: (*_CROPPING, "Beit", "Bit", "Blip", "CLIP", "ChineseCLIP", "DeiT", "Levit", "Siglip"),
-}  # what a file leaves out is as in the class, release 5.24
+}  # defaults of the classes in release 5.24
 _ValueT = TypeVar("_ValueT")
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _DEFAULT_STATISTICS = {
@@ -32,11 +32,11 @@ _DEFAULT_STATISTICS = {
     _CLIP: ("CLIP", "ChineseCLIP", "Bit", "Blip", "Flava"),
     ((0.5,) * 3, (0.5,) * 3): ("ViT", "ConvNext", "MobileNetV1", "MobileNetV2", "Siglip", "DeiT", "Beit"),
 }
-_OF_CVT = "ConvNext"  # which transformers takes for a CvT where the file names no class
+_OF_CVT = "ConvNext"  # transformers' class for a CvT if the file names none
 _LEVIT_SCALE = 256 / 224
 _GREATEST_SIDE = 2**14
-_WHOLE_IMAGE = 384  # from which on ConvNeXt's processor squashes the image instead of cropping it
-_ALMOST_1 = math.nextafter(1.0, 0.0)  # a share by which the centre is cropped, and not the whole image squashed
+_WHOLE_IMAGE = 384  # from this size on, ConvNeXt's processor squashes the image instead of cropping it
+_ALMOST_1 = math.nextafter(1.0, 0.0)  # as `crop_pct`, crops the centre; 1 would squash the whole image
 _UNKNOWN = ("do_flip_channel_order", "do_pad", "do_thumbnail", "do_align_long_axis", "do_crop_margin", "rescale_offset",
             "do_grayscale", "do_image_splitting")  # fmt: skip
 
@@ -52,16 +52,17 @@ class Found(TypedDict, total=False):
 
 
 class _RefusedError(ValueError):
-    """A key with a value that cannot be done."""
+    """A key has an unsupported value."""
 
     def __init__(self, key: str, got: object, right: str) -> None:
         super().__init__(f"{key}: got {got!r}, {right}")
 
 
 def preprocessing_beside(folder: Path) -> tuple[Found, Path | None]:
-    """What the files in `folder` say, and which file does; nothing and None where there is none.
+    """Returns the settings that a file in `folder` gives, and the path of that file; empty and None without one.
 
-    Raises DataError where a file cannot be read, or asks for what cannot be done.
+    Raises:
+        DataError: The file cannot be read, or has an unsupported setting.
     """
     readers: dict[str, Callable[[_Tree], Found]] = {
         "preprocessing.json": _of_this_package,
@@ -99,7 +100,7 @@ def _of_this_package(tree: _Tree) -> Found:
 
 
 def preprocessing_of_timm(tree: _Tree, place: str) -> Preprocessing:
-    """Of the settings of one of timm's networks. Raises DataError where they ask for what cannot be done."""
+    """Preprocessing of a network of timm's, from its settings. Raises DataError if one of them is unsupported."""
     try:
         return Preprocessing(**_of_timm(tree))
     except _RefusedError as error:
@@ -107,7 +108,7 @@ def preprocessing_of_timm(tree: _Tree, place: str) -> Preprocessing:
 
 
 def _of_timm(tree: _Tree) -> Found:
-    tree = {key: value for key, value in tree.items() if value}  # timm has its defaults for null, too
+    tree = {key: value for key, value in tree.items() if value}  # timm uses its defaults for null, too
     mode, share = tree.get("crop_mode", "center"), _crop_pct(tree)
     interpolation = tree.get("interpolation", "bicubic")
     if mode not in ("center", "squash"):
@@ -144,16 +145,16 @@ def _of_transformers(tree: _Tree) -> Found:
 
 
 def _default(by_class: Mapping[_ValueT, tuple[str, ...]], kind: str) -> _ValueT | None:
-    """What the class of a processor has for what a file leaves out; None where it is not known."""
+    """Default value of a class of processors; None if it is unknown."""
     return next((value for value, kinds in by_class.items() if (kind or _OF_CVT).startswith(kinds)), None)
 
 
 def _scale(tree: _Tree) -> Found:
-    """Mean and deviation of pixels in [0, 1], by which the result is as if they had been scaled as the file says."""
+    """Mean and deviation for pixels in [0, 1] that have the same effect as the file's scale, mean and deviation."""
     factor = float(tree.get("rescale_factor", 1 / 255)) if tree.get("do_rescale", True) else 1.0
     if not math.isfinite(factor) or factor <= 0:
         raise _RefusedError("rescale_factor", factor, "must be above 0")
-    unit = 255 * factor  # what a white pixel becomes
+    unit = 255 * factor  # value of a white pixel after scaling
     mean, std = (0.0,), (1.0,)
     if tree.get("do_normalize", True):
         default = _default(_DEFAULT_STATISTICS, _kind(tree))
@@ -180,12 +181,12 @@ def _numbers(key: str, value: object, is_right: Callable[[float], bool], right: 
 
 
 def _kind(tree: _Tree) -> str:
-    """The class of the processor; empty where the file names none."""
+    """Class of the processor; empty if the file names none."""
     return str(tree.get("image_processor_type") or tree.get("feature_extractor_type") or "")
 
 
 def _sides(tree: _Tree) -> Found:
-    """Size of the images, and of what share of the resized image's shorter side it is."""
+    """Size of the images, and its share of the resized image's shorter side."""
     kind = _kind(tree) or (_OF_CVT if tree.get("crop_pct") is not None else "")
     size: Any = tree["size"]
     if type(size) is int:
@@ -237,7 +238,7 @@ def _crop_pct(tree: _Tree) -> float:
 
 
 def _share_of(side: int, resized: int) -> float:
-    """`crop_pct` by which the shorter side becomes `resized`; below 1, where an image is squashed instead."""
+    """`crop_pct` for which the shorter side becomes `resized`. It stays below 1, which would squash the image."""
     share = min(side / resized, _ALMOST_1)
     while math.floor(side / share) > resized:
         share = math.nextafter(share, 1.0)
@@ -247,7 +248,7 @@ def _share_of(side: int, resized: int) -> float:
 
 
 def _size(key: str, value: Any) -> ImageSize:
-    """Of images, in whichever way it is told: a number, a list or an object of height and width, or one of one side."""
+    """Image size from a number, a list, an object of height and width, or an object of one side."""
     told = value
     if isinstance(value, Mapping):
         told = [value["height"], value["width"]] if "height" in value else next(iter(value.values()), None)

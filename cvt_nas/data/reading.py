@@ -1,10 +1,10 @@
-"""Reading one image: which values are read, by which rule, and what is refused.
+"""Reading of a single image.
 
-Eight bits are read as they are. Sixteen bits of grey are divided by 257, so that white stays white, and twelve by
-4095 / 255; of sixteen bits of colour, Pillow keeps the upper eight. Floats must lie between 0 and 1, and are multiplied
-by 255. Integers of 32 bits are refused, since nothing tells where their white is, and images more than 2,000 times as
-long as wide, which would be gigantic once their shorter side is resized. EXIF's orientation is applied, transparency is
-dropped, and of several frames the first is taken.
+Values of 8 bits are unchanged. Grey values of 16 bits are divided by 257, so that white stays white, and those of 12
+bits by 4095 / 255. Pillow keeps the upper 8 of 16 bits of colour. Floats must lie between 0 and 1 and are multiplied by
+255. Integers of 32 bits are refused, since their white value is unknown. Images more than 2,000 times as long as wide
+are refused, since they would be gigantic once their shorter side is resized. EXIF's orientation is applied,
+transparency is dropped, and only the first of several frames is read.
 """
 
 import contextlib
@@ -28,15 +28,15 @@ from cvt_nas.data.channels import header_of, is_array, read_channels
 from cvt_nas.data.sources import Decoded, Encoded, Mode, Picture, Source
 from cvt_nas.errors import DataError
 
-# What Pillow's `convert` does as it should
+# modes that Pillow's `convert` handles well
 _CONVERTED = frozenset("1 L LA P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV".split())
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
 _SAMPLE_FORMAT, _SIGNED = 339, 2
 _STRIPS, _TILES = (273, 279), (324, 325)
 _WHITE_IS_ZERO = 0
 _TAIL = 64
-_MAX_RATIO = 2000  # of an image's sides; at 256 pixels of the shorter, 131 million pixels
-_OTHER_KINDS = {  # by what their first bytes hold
+_MAX_RATIO = 2000  # of an image's sides: with a shorter side of 256 pixels, 131 million pixels
+_OTHER_KINDS = {  # by a part of their first bytes
     b"ftypavi": "an AVIF picture",
     b"ftypheic": "a HEIC picture",
     b"ftypmif1": "a HEIF picture",
@@ -47,22 +47,21 @@ _OTHER_KINDS = {  # by what their first bytes hold
     b"\0\0\x01\0": "an icon",
 }
 _NUM_CHANNELS = {"L": 1, "RGB": 3}
-_JPEG, _METADATA = b"\xff\xd8\xff", b"\xff\xe1"  # how a file begins, and EXIF and XMP in it
-# Of the suffixes that are read; another may start a program, as Ghostscript
+_JPEG, _METADATA = b"\xff\xd8\xff", b"\xff\xe1"  # begin of a file, and of EXIF and XMP in it
+# formats of the suffixes that are read; others may start programs such as Ghostscript
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """What an image's header tells.
+    """Facts from an image's header.
 
     Args:
-        deep: Whether its values have more than 8 bits, also where Pillow keeps the upper eight alone.
+        deep: Whether values have more than 8 bits, even if Pillow keeps only the upper eight.
         size: Width and height as stored, in pixels.
-        mark: Of the file itself, the same for all links to it; 0 where the file system has none.
-        turned: Whether EXIF says that it is to be turned or mirrored.
-        whole: Whether the file seems to be as long as it should, and the rule for its values needs no look at them;
-            where that cannot be told, False.
+        mark: Number of the file, the same for all links to it. 0 if the file system has none.
+        turned: Whether EXIF asks to rotate or flip the image.
+        whole: Whether the file seems complete, and its values need no check. False if that is unknown.
     """
 
     format: str
@@ -77,21 +76,24 @@ class Header:
 
 
 def read_image(source: Source, mode: Mode) -> Picture:
-    """The Pillow image at `source`, as it is meant to be seen.
+    """Reads an image as it is meant to be seen.
 
     Args:
-        mode: `RGB`, `L` for grey, or the number of channels, of which there is then an array.
+        mode: `RGB`, `L` for grey, or a number of channels.
+
+    Returns:
+        Pillow's image; an array for a number of channels or a `.npy` file.
 
     Raises:
-        DataError: It is damaged, gigantic or of a kind that is not read; one line names the file and the reason.
+        DataError: The image is damaged, gigantic or of an unsupported kind. One line names the file and the reason.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, about EXIF that it cannot read and large pictures; `check` tells
+        warnings.simplefilter("ignore")  # Pillow warns of unreadable EXIF and large pictures; `check` reports both
         return decode(source, mode)
 
 
 def decode(source: Source, mode: Mode) -> Picture:
-    """`read_image`, with Pillow's warnings."""
+    """Does the work of `read_image`, with Pillow's warnings."""
     try:
         if isinstance(mode, int) or is_array(str(source)):
             number = mode if isinstance(mode, int) else _NUM_CHANNELS[mode]
@@ -105,15 +107,15 @@ def decode(source: Source, mode: Mode) -> Picture:
             if turned.mode == "LAB" and mode == "L":
                 turned = turned.convert("RGB")
             return turned if turned.mode == mode else turned.convert(mode)
-    except Exception as error:  # Pillow's plugins raise whatever their parsers run into
+    except Exception as error:  # Pillow's plugins may raise anything
         raise DataError(f"{source}: {why_unreadable(error, source)}") from error
 
 
 def read_pixels(source: Source, mode: Mode) -> Picture:
-    """The same pixels as an array `(height, width, channels)` where that is faster, or else as a Pillow image.
+    """Reads the same pixels as `read_image`, as an array `(height, width, channels)` if that is faster.
 
-    It is where `simplejpeg` is installed and decodes the file without a complaint. Pillow has all others, since it is
-    more patient, and its word counts on what is damaged.
+    It is faster if `simplejpeg` is installed and decodes the file without complaint. Pillow reads all other files,
+    since it accepts more, and it decides which files are damaged.
 
     Raises:
         DataError: See `read_image`.
@@ -123,7 +125,7 @@ def read_pixels(source: Source, mode: Mode) -> Picture:
 
 
 def _by_simplejpeg(source: Source, mode: Mode) -> Picture | None:
-    """None where Pillow is to decide."""
+    """Reads an image with simplejpeg. None if Pillow has to read it."""
     simplejpeg = _simplejpeg()
     if simplejpeg is None or isinstance(source, Decoded) or isinstance(mode, int) or is_array(str(source)):
         return None
@@ -156,11 +158,11 @@ def _content(source: Source) -> bytes | None:
 
 @contextlib.contextmanager
 def _image_of(source: Source) -> Iterator[tuple[Image.Image, BinaryIO | None]]:
-    """Pillow's, not yet decoded, and its file; of one that is decoded already, it alone."""
+    """Opens an image with Pillow, without decoding it, and gives its file. A decoded image has no file."""
     if isinstance(source, Decoded):
         yield source.image, None
         return
-    # by a file of our own: from a path, Pillow 13 maps uncompressed TIFFs and forgets to turn them
+    # an open file instead of a path: Pillow 13 maps uncompressed TIFFs at paths, and forgets to turn them
     with _opened(source) as file, Image.open(file, formats=_FORMATS) as image:
         yield image, file
 
@@ -170,7 +172,7 @@ def _opened(source: str | Path | Encoded) -> BinaryIO:
 
 
 def _is_turned(content: bytes) -> bool:
-    """Whether the metadata of a JPEG file say so; Pillow knows of EXIF's and XMP's."""
+    """Whether the EXIF or XMP of a JPEG file asks to turn the image."""
     with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
         warnings.simplefilter("ignore")
         return _orientation(image) not in (None, 1)
@@ -178,23 +180,22 @@ def _is_turned(content: bytes) -> bool:
 
 @functools.cache
 def _simplejpeg() -> ModuleType | None:
-    """The module, where it is installed and can be used."""
+    """The module if it can be imported."""
     try:
         return importlib.import_module("simplejpeg")
-    except (ImportError, ValueError):  # the latter of one that was built for another numpy
+    except (ImportError, ValueError):  # a build for another numpy raises ValueError
         return None
 
 
 def read_header(source: Source, mode: Mode = "RGB") -> Header:
-    """What can be told of an image without decoding it.
+    """Reads facts about an image without decoding it.
 
     Args:
-        mode: As which it will be read.
+        mode: Mode in which the image will be read.
 
     Raises:
-        DataError: It cannot be read; one line names the file and the reason.
+        DataError: The header cannot be read. One line names the file and the reason.
     """
-
     try:
         if isinstance(mode, int) or is_array(str(source)):
             format_, kind, size, deep = header_of(str(source), _content(source))
@@ -221,7 +222,7 @@ def read_header(source: Source, mode: Mode = "RGB") -> Header:
 
 
 def why_unreadable(error: Exception, source: Source) -> str:
-    """One line that says what is wrong with an image."""
+    """Says in one line what is wrong with an image."""
     if isinstance(error, DataError):
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
@@ -255,7 +256,7 @@ def _what_instead(source: Source) -> str:
 
 
 def _check_kind(image: Image.Image) -> None:
-    """Refuses what has no rule, by its header."""
+    """Raises DataError if the header shows an unsupported kind of image."""
     if max(image.size) > _MAX_RATIO * min(image.size):
         width, height = image.size
         raise DataError(
@@ -273,29 +274,29 @@ def _check_kind(image: Image.Image) -> None:
 
 
 def _bits(image: Image.Image) -> int:
-    """Of each value of a grey image with more than eight; Pillow holds some of 16 bits in 32."""
+    """Bits of a value of a grey image with more than 8 bits. Pillow keeps some 16-bit images in 32 bits."""
     if isinstance(image, TiffImageFile):
         return int(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0])
     return 16 if image.format in ("PNG", "PPM") or image.mode.startswith("I;16") else 32
 
 
 def _is_deep(mode: str) -> bool:
-    """Whether Pillow's mode is of grey with more than 8 bits."""
+    """Whether a mode of Pillow's means grey with more than 8 bits."""
     return mode.startswith("I;16") or mode in ("I", "F")
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    """The same by the stated rule, where it has more than eight bits."""
+    """Converts an image with more than 8 bits, as the module's docstring describes."""
     _check_kind(image)
     if image.mode in _CONVERTED:
         return image
     values = np.asarray(image).astype(np.float64)
     least, most = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     white = 1.0 if image.mode == "F" else 2.0 ** (bits if (bits := _bits(image)) in (10, 12, 14) else 16) - 1
-    if not (least >= 0 and most <= white):  # also where they are not numbers
+    if not (least >= 0 and most <= white):  # true for NaN as well
         raise DataError(f"values from {least:g} to {most:g}, must be from 0 to {white:g}; save it with 8 bits")
     if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        values = white - values  # which Pillow does with eight bits alone
+        values = white - values  # Pillow inverts only 8-bit images
     scaled = Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
     scaled.info = image.info
     if (orientation := _orientation(image)) is not None:
@@ -304,14 +305,14 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _has_exif(image: Image.Image) -> bool:
-    """Whether anything can hold an orientation: EXIF, XMP, or the tags of a TIFF."""
+    """Whether the image has EXIF, XMP or TIFF tags, which can hold an orientation."""
     return isinstance(image, TiffImageFile) or not image.info.keys().isdisjoint(("exif", "xmp", "XML:com.adobe.xmp"))
 
 
 def _orientation(image: Image.Image) -> int | None:
     try:
         return image.getexif().get(_ORIENTATION)
-    except Exception:  # what is no EXIF says nothing
+    except Exception:  # damaged EXIF has no orientation
         return None
 
 
@@ -325,7 +326,7 @@ def _turned(image: Image.Image) -> Image.Image:
 
 
 def _mark_of(file: BinaryIO) -> int:
-    """A number of 63 bits; that two files have the same is as good as impossible."""
+    """A number of 63 bits that identifies a file. A collision is practically impossible."""
     if isinstance(file, io.BytesIO):
         return 0
     status = os.fstat(file.fileno())
@@ -333,7 +334,7 @@ def _mark_of(file: BinaryIO) -> int:
 
 
 def _is_whole(image: Image.Image, file: BinaryIO) -> bool:
-    """Whether the file ends as its format ends, or as its header says."""
+    """Whether the file has the end that its format or its header asks for."""
     length = file.seek(0, os.SEEK_END)
     if image.format in ("JPEG", "MPO", "PNG"):
         file.seek(max(length - _TAIL, 0))

@@ -1,4 +1,4 @@
-"""What `cvt-nas check` tells of a data set."""
+"""The report of `cvt-nas check`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,15 +26,15 @@ _NUM_SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SetReport:
-    """What was found in a data set.
+    """Result of the check of a data set.
 
     Args:
-        class_counts: Training images of each class or label, or where there are none, the others.
-        split_counts: Of each split as a training has it, the images of each class or label.
-        is_multi_label: Whether an image may have several of them.
-        identity: None where its images cannot be split for a training.
-        images: None of a set in memory, which is read as a whole.
-        problems: Why it cannot be used as it is, beside images that cannot be read.
+        class_counts: Number of training images of each class or label; of other images if there are none.
+        split_counts: Number of images of each class or label, in each split of a training.
+        is_multi_label: Whether an image can have several labels.
+        identity: None if the images cannot be split for a training.
+        images: None for a set in memory, which is read as a whole.
+        problems: Reasons, besides unreadable images, why the data set cannot be used as it is.
     """
 
     data: str
@@ -73,7 +73,7 @@ class SetReport:
         }
 
     def lines(self) -> list[str]:
-        """For a person: each finding, then what there is."""
+        """Lines for people: findings first, then a summary."""
         found, lines = self.images, [f"problem: {problem}" for problem in self.problems]
         if found is not None:
             lines += [f"cannot be read: {path}: {why}" for path, why in found.damaged.items()]
@@ -101,9 +101,15 @@ class SetReport:
 
 
 def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str], None] | None = None) -> SetReport:
-    """Looks at all of a data set, as a training would read it with the settings that a space file has by itself;
-    decodes each image of a folder where asked to. Raises DataError where it is no data set at all, or a set that is
-    incomplete."""
+    """Checks a data set as a training with default settings would read it.
+
+    Args:
+        decode: Whether to decode each image of a folder.
+        on_note: Called with progress notes.
+
+    Raises:
+        DataError: It is no data set, or is incomplete.
+    """
     dataset, root = find_data(data)
     config, problems, notes, test_only = DataConfig(dataset=dataset), list[str](), tuple[str, ...](), False
     records: Records | None = None
@@ -126,7 +132,7 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
                 test_only=test_only,
             )  # fmt: skip
     except DataError as error:
-        if records is None:  # of a set in memory nothing else can be told
+        if records is None:  # nothing else is known about a set in memory
             raise
         problems = problems or [str(error)]
     images: ImageCheck | None = None

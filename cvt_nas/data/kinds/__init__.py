@@ -1,4 +1,4 @@
-"""The kinds of data sets that are streamed: each module makes `Records` of one of them."""
+"""Kinds of streamed data sets. Each module makes `Records` of one kind."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +22,10 @@ _BY_NAME: dict[str, ModuleType] = {"hf": hugging_face, "torchvision": torchvisio
 
 
 def kind_of_file(path: Path) -> Dataset:
-    """The kind of data set that one file is.
+    """Kind of the data set in a single file.
 
     Raises:
-        DataError: It is none.
+        DataError: The file is no data set.
     """
     if table.is_table(path.name):
         return "table"
@@ -38,7 +38,7 @@ def kind_of_file(path: Path) -> Dataset:
 
 
 def kind_of_folder(folder: Path) -> Dataset:
-    """The kind of data set that a folder holds; of class folders where it is no other one."""
+    """Kind of the data set in a folder; `imagefolder` if nothing shows another kind."""
     if stacks_in(folder) and not any(role_of(name) for name in folders_in(folder)):
         return "npy"
     if is_hugging_face(folder):
@@ -54,14 +54,14 @@ def find_records(
     listing: Path | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Records:
-    """The images of a data set that is streamed.
+    """Finds the images of a streamed data set.
 
     Args:
-        root: Its folder or file.
+        root: Folder or file of the data set.
         test_only, listing, on_note: See `load_data`.
 
     Raises:
-        DataError: It is missing or incomplete.
+        DataError: The data set is missing or incomplete.
     """
     if is_by_name(config.dataset):
         kind = _BY_NAME.get(config.dataset.partition(":")[0], own_sets)

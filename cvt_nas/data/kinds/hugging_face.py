@@ -1,4 +1,4 @@
-"""Hugging Face's data sets: saved to disk, Parquet files or images with metadata in a folder, or on the hub."""
+"""Data sets of Hugging Face: saved to disk, Parquet files, images with metadata in a folder, or on the hub."""
 
 import importlib
 import os
@@ -28,7 +28,7 @@ _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """Whether a folder holds such a set, and no class folders beside it."""
+    """Whether a folder holds a Hugging Face data set and no class folders."""
     if any((folder / name).is_file() for name in _SAVED):
         return True
     places = [folder, *(folder / name for name in folders_in(folder) if role_of(name) is not None)]
@@ -51,10 +51,10 @@ def opener_of(config: DataConfig, root: Path | None) -> Opener:
 
 
 def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None] | None = None) -> Records:
-    """The images and labels of the splits that go by a known name.
+    """Finds the images and labels of all splits with known names.
 
     Raises:
-        DataError: The set cannot be read, or its columns cannot be told.
+        DataError: The set cannot be read, or its columns are ambiguous.
     """
     del on_note
     place = Path(config.dataset) if root is None else root
@@ -85,11 +85,11 @@ def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Rows:
-    """Each image is a row; names are a split and the row in it.
+    """Opener of images in rows. An image's name is its split and row.
 
     Args:
-        columns: Of each split, the set with the column of images alone, which are left encoded.
-        column: Its name.
+        columns: The column of encoded images of each split.
+        column: Name of that column.
     """
 
     columns: "Mapping[str, Dataset]"
@@ -129,7 +129,7 @@ def _rows(sets: "Mapping[str, Dataset]", column: str) -> _Rows:
 
 
 def _opened(dataset: str, root: Path | None) -> "tuple[dict[str, Dataset], bool, list[str]]":
-    """The splits that go by a known name, whether splits are marked, and what is left out."""
+    """Returns the splits with known names, whether the set has named splits, and notes on ignored splits."""
     place = dataset if root is None else str(root)
     datasets = library("datasets", extra="datasets", of=place)
     with _silent(datasets):
@@ -141,7 +141,7 @@ def _opened(dataset: str, root: Path | None) -> "tuple[dict[str, Dataset], bool,
                 found = datasets.load_from_disk(str(root))
             else:
                 found = datasets.load_dataset(str(root))
-        except Exception as error:  # of this library, its file formats and the network
+        except Exception as error:  # the library, file formats and the network raise various errors
             raise DataError(f"{place}: cannot be read by Hugging Face's datasets: {first_line(error)}") from error
     if not isinstance(found, dict):
         return {"train": found}, False, []
@@ -157,7 +157,7 @@ def _opened(dataset: str, root: Path | None) -> "tuple[dict[str, Dataset], bool,
 
 @contextmanager
 def _silent(datasets: ModuleType) -> Iterator[None]:
-    """Without bars of progress."""
+    """Turns progress bars off."""
     shows = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -180,7 +180,7 @@ def _image_column(features: Mapping[str, object], wanted: str | None, place: Pat
 
 
 def _label_column(features: Mapping[str, object], wanted: str | Sequence[str] | None, place: Path) -> str:
-    """The one that holds classes, or lists of them; or else text or numbers under a usual name."""
+    """The column of classes or lists of classes, or else the column with a usual name."""
     if wanted is not None:
         if not isinstance(wanted, str) or wanted not in features:
             raise DataError(f"{place}: data.label_column: there is no column {wanted}, but {few(list(features))}")
@@ -195,7 +195,7 @@ def _label_column(features: Mapping[str, object], wanted: str | Sequence[str] | 
 
 
 def _class_names(feature: object) -> tuple[str, ...] | None:
-    """Of a column of classes, or of lists of them."""
+    """Class names of a column of classes or lists of classes; None for other columns."""
     import datasets
 
     inner = getattr(feature, "feature", feature)

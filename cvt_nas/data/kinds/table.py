@@ -1,4 +1,4 @@
-"""A table of images: CSV, TSV or Parquet, with a path and the label or labels of each image."""
+"""Tables of images: CSV, TSV or Parquet files with the path and the labels of each image."""
 
 import contextlib
 import os
@@ -31,13 +31,13 @@ _NAMED: Mapping[str, tuple[str, ...]] = {
     "label_column": USUAL,
     "split_column": ("split", "set", "subset", "partition", "phase"),
 }  # fmt: skip
-_LOOKED_AT = 200  # rows
+_LOOKED_AT = 200  # rows that are looked at to tell what a column holds
 _NONE = "none"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Columns:
-    """The columns that hold images, labels and splits; several of labels hold 0 and 1 each."""
+    """Names of the columns of images, labels and splits. Several label columns hold 0 or 1 each."""
 
     image: str
     label: str | Sequence[str]
@@ -54,10 +54,10 @@ def opener_of(config: DataConfig, root: Path) -> Opener:
 
 
 def find(config: DataConfig, root: Path, *, on_note: Callable[[str], None] | None = None) -> Records:
-    """The images that a table names; paths are below its folder, or absolute.
+    """Finds the images that a table names. Paths are absolute or relative to the table's folder.
 
     Raises:
-        DataError: It cannot be read, columns cannot be told, or rows contradict each other; one line says which.
+        DataError: The table cannot be read, its columns are ambiguous, or rows contradict each other.
     """
     del on_note
     frame = _read_table(root)
@@ -82,10 +82,10 @@ def find(config: DataConfig, root: Path, *, on_note: Callable[[str], None] | Non
 
 
 def _read_table(path: Path) -> "pd.DataFrame":
-    """Its rows, of text alone where it is no Parquet.
+    """Reads the rows of a table. Values of CSV and TSV files stay text.
 
     Raises:
-        DataError: It cannot be read, or has no rows.
+        DataError: The table cannot be read, or has no rows.
     """
     import pandas as pd
 
@@ -100,7 +100,7 @@ def _read_table(path: Path) -> "pd.DataFrame":
         raise
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not text in UTF-8: {error.reason} at byte {error.start:,}; save it so") from error
-    except Exception as error:  # each of pandas's readers has errors of its own
+    except Exception as error:  # pandas's readers raise various errors
         why = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise DataError(f"{path}: cannot be read as a table: {why}") from error
     if not len(frame):
@@ -111,7 +111,7 @@ def _read_table(path: Path) -> "pd.DataFrame":
 
 
 def _separator_of(path: Path) -> str:
-    """What parts the names of its columns."""
+    """The separator in the first line, which names the columns."""
     import gzip
 
     with (
@@ -124,10 +124,10 @@ def _separator_of(path: Path) -> str:
 
 
 def _columns_of(frame: "pd.DataFrame", config: DataConfig, root: Path) -> _Columns:
-    """The column that each setting names, or else the one that can be meant.
+    """Returns the columns that settings name, or else the only ones that fit.
 
     Raises:
-        DataError: There is no such column, or several can be meant.
+        DataError: There is no such column, or several fit.
     """
     names = list(frame.columns)
     for setting in _NAMED:
@@ -171,7 +171,7 @@ def _are_paths(values: Iterable[object]) -> bool:
 
 
 def _chosen(columns: _Columns, config: DataConfig, root: Path) -> str:
-    """A note on what no setting says; empty where all is said."""
+    """A note on columns that no setting names; empty if there are none."""
 
     def shown(column: str | Sequence[str]) -> str:
         if isinstance(column, str):
@@ -196,12 +196,12 @@ def _paths(column: Iterable[object], root: Path) -> list[str]:
     if any("://" in path for path in paths):
         raise DataError(f"{root}: paths are addresses, as {next(p for p in paths if '://' in p)}; download the images")
     if os.sep == "/" and any("\\" in path for path in paths) and not any("/" in path for path in paths):
-        paths = [path.replace("\\", "/") for path in paths]  # of a table that was made on Windows
+        paths = [path.replace("\\", "/") for path in paths]  # the table was made on Windows
     return [os.path.normpath(path) for path in paths]
 
 
 def _labels_in(frame: "pd.DataFrame", column: str | Sequence[str], config: DataConfig, root: Path) -> Labels:
-    """Of each row."""
+    """Labels of all rows."""
     if isinstance(column, str):
         return labels_of(list(frame[column]), separator=config.label_separator, place=f"{root}: column {column!r}")
     names = tuple(column)
@@ -211,10 +211,10 @@ def _labels_in(frame: "pd.DataFrame", column: str | Sequence[str], config: DataC
 
 
 def _roles_in(frame: "pd.DataFrame", column: str | None, root: Path) -> np.ndarray:
-    """Of each row, `(rows,)`; those of a table without splits are all `train`.
+    """Splits of all rows, `(rows,)`. They are all `train` if the table has no splits.
 
     Raises:
-        DataError: A row's split goes by no known name.
+        DataError: A row's split has an unknown name.
     """
     if column is None:
         return np.full(len(frame), "train", dtype=object)
@@ -228,10 +228,10 @@ def _roles_in(frame: "pd.DataFrame", column: str | None, root: Path) -> np.ndarr
 
 
 def _without_repeats(paths: Sequence[str], labels: np.ndarray, roles: np.ndarray, root: Path) -> tuple[np.ndarray, int]:
-    """Rows that repeat no other, and the number of those that do.
+    """Returns the rows that repeat no earlier row, and the number of repeated rows.
 
     Raises:
-        DataError: An image is in two splits, or has another label in another row.
+        DataError: An image is in two splits, or has different labels in two rows.
     """
     first: dict[str, int] = {}
     kept = []
@@ -250,7 +250,7 @@ def _without_repeats(paths: Sequence[str], labels: np.ndarray, roles: np.ndarray
 
 
 def _check_some_exist(paths: Sequence[str], column: str, root: Path) -> None:
-    """Whether paths begin where the table lies; single files that are missing are counted by the check of images."""
+    """Checks that some images exist, since paths may start elsewhere. `check_images` counts single missing files."""
     for path in paths[:_LOOKED_AT]:
         with contextlib.suppress(OSError):
             os.stat(os.path.join(root.parent, path))

@@ -1,4 +1,4 @@
-"""Torchvision's data sets, by the names of their classes."""
+"""Data sets of torchvision, by class name."""
 
 import contextlib
 import difflib
@@ -27,7 +27,7 @@ _NUM_COMPARED = 5  # labels
 
 
 class ImageSet(Protocol):
-    """A map-style data set of torch's kind: an item is an image and its class, or 0 or 1 for each label."""
+    """A map-style data set like torch's. An item is an image with its class, or with 0 or 1 for each label."""
 
     def __len__(self) -> int: ...
 
@@ -35,7 +35,7 @@ class ImageSet(Protocol):
 
 
 class _NoSplitError(Exception):
-    """A set has no split of the name that was asked for."""
+    """A data set has no split of this name."""
 
 
 def opener_of(config: DataConfig, root: Path | None) -> Opener:
@@ -43,7 +43,7 @@ def opener_of(config: DataConfig, root: Path | None) -> Opener:
 
 
 def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None] | None = None) -> Records:
-    """The images of the splits that a class has by its own arguments.
+    """Finds the images of all splits of a torchvision class.
 
     Raises:
         DataError: There is no such class, its files are missing, or its images have no classes.
@@ -63,11 +63,11 @@ def records_of_sets(
     is_marked: bool,
     on_note: Callable[[str], None] | None,
 ) -> Records:
-    """The images of map-style data sets, each item of which is an image and its class, or a 0 or 1 for each label.
+    """Finds the images of map-style data sets.
 
     Args:
-        sets: By their splits.
-        place: For messages.
+        sets: The data set of each split.
+        place: What messages call the data set.
 
     Raises:
         DataError: Images cannot be read, or have no classes.
@@ -92,7 +92,7 @@ def records_of_sets(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Rows:
-    """Each image is what the set of a split gives for a row; names are a split and the row in it."""
+    """Opener of images that torchvision returns. An image's name is its split and row."""
 
     sets: Mapping[str, ImageSet]
 
@@ -101,11 +101,11 @@ class _Rows:
         split, _, number = images.names[row].rpartition("/")
         try:
             return Decoded(name=name, image=self.sets[split][int(number)][0])
-        except Exception as error:  # of whatever the set reads its images by
+        except Exception as error:  # a data set may raise anything
             raise DataError(f"{name}: cannot be read: {first_line(error)}") from error
 
     def sizes(self, images: Images) -> Sequence[int]:
-        return [0] * len(images.names)  # the library checks its files by itself
+        return [0] * len(images.names)  # torchvision checks its own files
 
 
 def _role_of(name: str) -> Role:
@@ -113,7 +113,7 @@ def _role_of(name: str) -> Role:
 
 
 def _opened(config: DataConfig, root: Path) -> tuple[dict[str, ImageSet], bool]:
-    """The sets of each split, and whether splits are marked."""
+    """Returns the data set of each split, and whether the class has splits."""
     kind = _class_of(config.dataset)
     parameters = inspect.signature(kind).parameters
     options = {"download": True} if config.download and "download" in parameters else {}
@@ -134,11 +134,11 @@ def _opened(config: DataConfig, root: Path) -> tuple[dict[str, ImageSet], bool]:
 
 
 def _made(kind: Callable[..., ImageSet], config: DataConfig, root: Path, **options: bool | str) -> ImageSet:
-    """One set.
+    """Makes one data set.
 
     Raises:
-        _NoSplitError: It has no such split.
-        DataError: It cannot be read.
+        _NoSplitError: The class has no such split.
+        DataError: The data set cannot be read.
     """
     try:
         return kind(str(root), **options)
@@ -148,7 +148,7 @@ def _made(kind: Callable[..., ImageSet], config: DataConfig, root: Path, **optio
         raise DataError(f"{config.dataset}: {first_line(error)}") from error
     except TypeError as error:
         raise DataError(f"{config.dataset}: is no set of images with classes: {first_line(error)}") from error
-    except Exception as error:  # of archives, checksums and the network
+    except Exception as error:  # archives, checksums and the network raise various errors
         hint = "" if config.download else "; data.download: true in the space file downloads it"
         said = first_line(error).partition(" You can use")[0].rstrip(".")
         raise DataError(f"{config.dataset}: {said}: sought in {root} (--data DIR){hint}") from error
@@ -167,9 +167,10 @@ def _class_of(dataset: str) -> Callable[..., ImageSet]:
 
 
 def _values_of(images: ImageSet, place: str, on_note: Callable[[str], None] | None) -> np.ndarray:
-    """Class indices `(images,)`; or 0 and 1 of each label, `(images, labels)`.
+    """Returns class indices `(images,)`, or 0 and 1 for each label, `(images, labels)`.
 
-    Most sets hold them under one of a few names, which is compared with what they give; else all images are read.
+    Most data sets hold them in an attribute with one of a few names. The attribute is trusted if it agrees with a few
+    items. Otherwise all images are read.
     """
     pairs = (getattr(images, name, None) for name in ("samples", "_samples"))
     held = [getattr(images, name, None) for name in ("targets", "labels", "_labels", "y", "attr")]
@@ -186,7 +187,7 @@ def _values_of(images: ImageSet, place: str, on_note: Callable[[str], None] | No
         if on_note is not None:
             on_note(f"{place}: reading each image for its label")
         values = np.array([images[row][1] for row in range(len(images))])
-    except Exception as error:  # of whatever the set reads its images by
+    except Exception as error:  # a data set may raise anything
         raise DataError(f"{place}: cannot be read: {first_line(error)}") from error
     if values.dtype.kind not in "iu" or values.ndim > 2:
         raise DataError(f"{place}: its images have no classes, but {repr(values[0])[:60]}")
