@@ -1,4 +1,4 @@
-"""YAML with line numbers, and what is wrong with it in words that help."""
+"""Reads YAML with line numbers, and explains its problems."""
 
 import dataclasses
 import difflib
@@ -26,7 +26,7 @@ class _TooManyValuesError(Exception):
 
 
 class Reader:
-    """YAML with the line of every key, and the problems found so far."""
+    """Reads YAML, and keeps the line of every key and all problems found so far."""
 
     def __init__(self, text: str, where: str) -> None:
         self.text, self.where = text, where
@@ -46,7 +46,7 @@ class Reader:
             raise SpaceFileError([message for _, message in sorted(self.problems, key=lambda problem: problem[0])])
 
     def read(self) -> object:
-        """The file's tree; None, with the problem noted, where it is none."""
+        """Returns the values of the file. Returns None and adds a problem if it is no YAML mapping."""
         try:
             if len(self.text) > MAX_LENGTH:
                 self.add((), f"too long for a space file: {len(self.text):,} characters, at most {MAX_LENGTH:,}")
@@ -94,7 +94,7 @@ class Reader:
             return [self._value(item, (*key, index)) for index, item in enumerate(node.value)]
         try:
             value = yaml.SafeLoader("").construct_object(node)
-        except (ValueError, LookupError):  # of what looks like a number, a date or a boolean, and is none
+        except (ValueError, LookupError):  # text that looks like a number, a date or a boolean
             value = str(node.value)
         if isinstance(value, float) and not math.isfinite(value):
             self.add(key, f"got {value}, must be a finite number")
@@ -103,7 +103,7 @@ class Reader:
             self.add(key, f"got a number of {len(str(node.value))} digits, must be at most {_MAX_WHOLE:.0e}")
             return 1
         if not isinstance(value, str | int | float | bool | None):
-            return str(node.value)  # dates and the like: no key of ours wants one
+            return str(node.value)  # no setting is a date
         if isinstance(value, str) and not value.isprintable():
             self.add(key, f"got {show(value)}, must be text without control characters")
             return ""
@@ -111,7 +111,7 @@ class Reader:
 
 
 def dotted(key: Key) -> str:
-    """`space.stages[0].kv_stride`."""
+    """Writes a key as `space.stages[0].kv_stride`."""
     name = ""
     for part in key:
         name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
@@ -119,7 +119,7 @@ def dotted(key: Key) -> str:
 
 
 def explain(error: ErrorDetails, tree: object, schema: type) -> tuple[Key, str]:
-    """Key and message, in this project's words, of one of pydantic's errors."""
+    """Returns the key and a message in our own words for one of pydantic's errors."""
     key = _existing(error["loc"], tree, keep_last=error["type"] in ("missing", "unexpected_keyword_argument"))
     kind, context = error["type"], error.get("ctx", {})
     if kind == "missing":
@@ -155,7 +155,7 @@ def explain(error: ErrorDetails, tree: object, schema: type) -> tuple[Key, str]:
 
 
 def _existing(location: Sequence[Any], tree: Any, *, keep_last: bool) -> Key:
-    """The part of pydantic's location that the file has: without union tags and indices of lone scalars."""
+    """The part of pydantic's location that exists in the file, without union tags and indices of lone scalars."""
     key: list[str | int] = []
     for position, part in enumerate(location):
         in_list = isinstance(tree, list) and isinstance(part, int) and part < len(tree)
@@ -204,7 +204,7 @@ def _yaml_hint(value: object) -> str:
 
 
 def _keys_beside(key: Key, schema: type) -> list[str]:
-    """Names of the keys that may stand where `key` does."""
+    """Names of all keys that are allowed in the section of `key`."""
     section = schema
     for part in key[:-1]:
         if isinstance(part, int):

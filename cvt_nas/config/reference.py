@@ -1,4 +1,4 @@
-"""Every setting of the space file, one after another, for whoever writes or reads about it."""
+"""A flat list of all settings of the space file, for the documentation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +11,14 @@ from cvt_nas.config.schema import schema
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """A setting of the space file: its `name` with its sections, as `training.lr` or `space.stages[].depth`; its type
-    in words; its default as YAML, None where the file must hold it; its meaning; and a line of YAML that sets it."""
+    """A setting of the space file.
+
+    Args:
+        name: Name with its sections, such as `training.lr` or `space.stages[].depth`.
+        type: Type in words.
+        default: Default as YAML; None if the setting is required.
+        example: A line of YAML that sets it.
+    """
 
     name: str
     type: str
@@ -22,7 +28,7 @@ class Setting:
 
 
 def settings() -> list[Setting]:
-    """In the order of the sections, those of `supernet` that `training` has too included."""
+    """Returns all settings in the order of sections. Section `supernet` repeats the settings of `training`."""
     whole = schema()
     return list(_settings_of(whole, "", whole["$defs"]))
 
@@ -44,7 +50,7 @@ def _settings_of(section: JsonSchemaValue, prefix: str, sections: JsonSchemaValu
 
 
 def _section_in(shown: JsonSchemaValue) -> str | None:
-    """Name of the section that a setting is, or a list of them."""
+    """Name of the section that a setting holds, alone or in a list; None for other settings."""
     for part in (shown, shown.get("items", {}), *shown.get("anyOf", ())):
         if "$ref" in part:
             return part["$ref"].rpartition("/")[2]
@@ -52,7 +58,7 @@ def _section_in(shown: JsonSchemaValue) -> str | None:
 
 
 def _example_of(shown: JsonSchemaValue) -> object:
-    """What it says itself, else an option that is not the default, else the default."""
+    """The first example in the schema, or else an option that is not the default, or else the default."""
     parts, default = (shown, *shown.get("anyOf", ())), shown.get("default")
     examples = [example for part in parts for example in part.get("examples", ())]
     options = [option for part in parts for option in _options_in(part) if option != default]
@@ -67,12 +73,12 @@ def _options_in(shown: JsonSchemaValue) -> list[str | int | bool]:
 
 def _as_yaml(value: object) -> str:
     if isinstance(value, str):
-        return value  # without the quotes that off would get, which the reader knows as it stands
+        return value  # without the quotes that YAML puts around words such as off, which the reader accepts
     return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).removesuffix("...\n").strip()
 
 
 def _words(shown: JsonSchemaValue) -> str:
-    """The type of a setting, and its bounds."""
+    """Type and bounds of a setting in words."""
     if options := [str(option) for option in _options_in(shown) if not isinstance(option, bool)]:
         return f"one of {', '.join(options)}" if len(options) > 1 else options[0]
     if "anyOf" in shown:

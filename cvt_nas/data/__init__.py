@@ -141,7 +141,7 @@ def prepare_as(data: ImageData, preprocessing: Preprocessing, dataset: str) -> N
     if not is_streamed(dataset) and preprocessing.interpolation not in _OF_ARRAYS:
         raise DataError(
             f"interpolation: got {preprocessing.interpolation!r}, must be {' or '.join(_OF_ARRAYS)} for {dataset}, "
-            f"which is no folder of images"
+            f"whose images are arrays"
         )
     data.preprocessing = preprocessing
 

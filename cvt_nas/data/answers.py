@@ -23,7 +23,7 @@ def open_answers(path: Path, *, num_images: int) -> Float[np.ndarray, "images cl
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path}: cannot be read: {first_line(error)}; delete it and go on by --resume") from error
     if len(found) != num_images:
-        raise RunFolderError(f"{path}: has {len(found):,} answers, and there are {num_images:,} training images")
+        raise RunFolderError(f"{path}: has {len(found):,} answers, but there are {num_images:,} training images")
     return found
 
 

@@ -85,7 +85,7 @@ class ArrayData:
         self._answers: Answers | None = None
         place = config.dataset
         if test_only and tested_of(arrays.images) is None:
-            raise DataError(f"{place}: has no test images, and none that were certainly not trained on")
+            raise DataError(f"{place}: has no test images, only images that may have been trained on")
         self._source, self._rows = rows_of_splits(arrays.labels, config, arrays.class_names)
         self.notes = (*arrays.notes, *self._notes(config))
         some = arrays.images["train"][self._rows["train"][:10_000]].astype(np.float32) / 255

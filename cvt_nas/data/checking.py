@@ -58,10 +58,10 @@ class ImageCheck:
         """How images are read that could be read in several ways."""
         told = [
             (self.turned, "turned as their EXIF says"),
-            (self.animated, "with several frames, of which the first is read"),
+            (self.animated, "with several frames, of which only the first is read"),
             (self.transparent, "with transparency, which is dropped"),
             (self.deep, f"with more than 8 bits, read as 8{self._dimness}"),
-            (self.shared, "of the other splits that links make training images, too: accuracy on them tells nothing"),
+            (self.shared, "of other splits that links also make training images: their accuracy means nothing"),
             (self.large, "so large that decoding them takes long"),
         ]
         return [f"{number:,} image{'s' if number > 1 else ''} {how}" for number, how in told if number]
@@ -72,7 +72,7 @@ class ImageCheck:
         if self.brightest is None or self.brightest >= DIM:
             return ""
         return (
-            f": no pixel of those looked at is above {self.brightest} of 255, so that most of what they show may be "
+            f": no pixel that was looked at is above {self.brightest} of 255, so that most detail may be "
             f"lost; scale them so that white is 65,535, or 1 in floats"
         )
 
@@ -89,9 +89,9 @@ class ImageCheck:
                 f"{len(self.damaged):,} of {self.num_images:,} images cannot be read: {named}"
                 + (f"; and {more:,} more, see cvt-nas check" if more > 0 else "")
                 + (
-                    "; mend them, or begin another run"
+                    "; repair them, or begin another run"
                     if is_resumed
-                    else "; mend or delete them, or leave them out by data.on_error: skip in a space file"
+                    else "; repair or delete them, or set data.on_error: skip in a space file"
                 )
             )
 

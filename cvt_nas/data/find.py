@@ -80,8 +80,8 @@ def trained_classes(named: str | Path) -> tuple[str, ...] | None:
         return None
     if odd := sorted(set(ours) - set(theirs)):
         raise DataError(
-            f"--data {named}: the test images have classes that train/ beside them has not: {', '.join(odd[:5])}; "
-            f"which class is which cannot be told, since the weights name none"
+            f"--data {named}: the test images have classes that train/ beside them lacks: {', '.join(odd[:5])}; "
+            f"the weights do not name classes, so their order is unknown"
         )
     return theirs
 

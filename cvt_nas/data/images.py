@@ -85,7 +85,7 @@ def usual_preprocessing(
     """
     if mean is None or std is None:
         if channels not in NORMALISATIONS:
-            raise DataError(f"nothing says by which mean and deviation images of {channels} channels are normalised")
+            raise DataError(f"mean and deviation for images of {channels} channels are unknown")
         mean, std = NORMALISATIONS[channels]
     crop_pct = 0.875 if min(sides_of(image_size)) < 384 else 1.0
     return Preprocessing(image_size=image_size, mean=mean, std=std, interpolation="bicubic", crop_pct=crop_pct)
@@ -242,7 +242,7 @@ def with_labels_of(labels: np.ndarray, classes: Collection[int]) -> np.ndarray:
         DataError: See `ImageData.of_classes`.
     """
     if labels.ndim > 1:
-        raise DataError("images with several labels belong to no one class, so da-nas cannot begin with some classes")
+        raise DataError("images with several labels have no single class, so da-nas cannot start with some classes")
     return np.isin(labels, list(classes))
 
 

@@ -48,7 +48,7 @@ def labels_of(values: Sequence[object], *, separator: str | None, place: str) ->
     if empty := [row for row, text in enumerate(texts, start=1) if not text]:
         raise DataError(
             f"{place}: {len(empty):,} of {len(texts):,} rows have no label, row {empty[0]:,} the first; fill them in, "
-            f"or take them away"
+            f"or remove them"
         )
     if separator is None and any(AUTO_SEPARATOR in text for text in texts):
         note = f"{place}: holds several labels an image, with {AUTO_SEPARATOR} between them (data.label_separator)"
@@ -95,14 +95,14 @@ def flags_of(values: Iterable[object], place: str) -> UInt8[np.ndarray, " rows"]
     texts = [str(value).strip().lower() for value in values]
     if odd := sorted(set(texts) - set(_FLAGS)):
         shown = few([text if text not in ("", "nan", "none") else "nothing" for text in odd])
-        raise DataError(f"{place}: must hold 0 and 1 alone, as one label of several; it holds {shown}")
+        raise DataError(f"{place}: must hold only 0 and 1, as one of several labels; it holds {shown}")
     return np.array([_FLAGS[text] for text in texts], dtype=np.uint8)
 
 
 def _listed(value: object, place: str) -> Sequence[object]:
     if isinstance(value, list | tuple | np.ndarray):
         return list(value)
-    raise DataError(f"{place}: holds lists of labels, and {value!r}, which is none")
+    raise DataError(f"{place}: holds lists of labels, but also {value!r}")
 
 
 def _parts(text: str, separator: str) -> list[str]:

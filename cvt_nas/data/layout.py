@@ -53,7 +53,7 @@ class Layout:
         if role is None:
             own = self.places["train"].name
             raise DataError(
-                f"--data {self.root}: holds {own}/ alone, and no test images in val/ or test/; to measure on images "
+                f"--data {self.root}: holds {own}/ only, and no test images in val/ or test/; to measure on images "
                 f"that may have been trained on, name {self.places['train']}"
             )
         place = self.places[role]
@@ -106,7 +106,7 @@ def find_layout(root: Path) -> Layout:
         elif named and role == "train":
             raise DataError(f"--data {root}: {root / named[0]} must hold one folder a class")
         else:
-            notes += [f"{folder}/ has no class folders, and is ignored" for folder in named]
+            notes += [f"{folder}/ has no class folders and is ignored" for folder in named]
     _drop_unlabelled(places, notes)
     if not places:
         if notes:
@@ -123,7 +123,7 @@ def find_layout(root: Path) -> Layout:
     for place in places.values():
         if dropped := set(folders_in(place, all_of_them=True)) - set(folders_in(place)):
             named = few([f"{told(name)}/" for name in in_byte_order(dropped)])
-            notes.append(f"{place}: {named} begins with @, as a network drive's own folders do, and is no class")
+            notes.append(f"{place}: {named} begins with @, like a network drive's own folders, and is no class")
     first = next(iter(places.values()))
     return Layout(root=root, places=places, class_names=class_names_in(first), notes=tuple(notes))
 
@@ -134,7 +134,7 @@ def _drop_unlabelled(places: dict[Role, Path], notes: list[str]) -> None:
         return
     classes, found = folders_in(places["train"]), folders_in(places["test"])
     if len(found) == 1 and len(classes) > 1 and found[0] not in classes:
-        notes.append(f"{places['test'].name}/ holds {found[0]}/ alone, which is no class, and is ignored")
+        notes.append(f"{places['test'].name}/ holds {found[0]}/ only, which is no class, and is ignored")
         del places["test"]
 
 
@@ -165,7 +165,7 @@ def _check_flat(root: Path, folders: Sequence[str]) -> None:
         only = root / folders[0]
         inner = [entry for entry in entries_of(only) if not is_hidden(entry.name)]
         if sum(entry.is_dir() for entry in inner) and not any(is_image(entry.name) for entry in inner):
-            raise DataError(f"--data {root}: {folders[0]}/ would be its one class, and holds folders: name {only}")
+            raise DataError(f"--data {root}: {folders[0]}/ would be the only class, but holds folders: name {only}")
 
 
 def _slashed(places: Iterable[Path]) -> str:

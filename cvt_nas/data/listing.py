@@ -172,7 +172,7 @@ def _reading(listing: Path) -> Iterator[dict[str, np.ndarray]]:
         with np.load(listing, allow_pickle=False) as arrays:
             yield {name: arrays[name] for name in arrays.files}
     except (KeyError, ValueError, EOFError, BadZipFile) as error:
-        raise DataError(f"{listing}: is damaged, or of other splits: {error}") from error
+        raise DataError(f"{listing}: is damaged, or belongs to other splits: {error}") from error
 
 
 def _kept_images(
@@ -181,7 +181,7 @@ def _kept_images(
     names, labels = kept[f"{role} names"].tobytes().decode().split("\0"), kept[f"{role} labels"]
     is_one = labels.shape == (len(names),) and 0 <= labels.min() <= labels.max() < len(class_names)
     if not is_one and labels.shape != (len(names), len(class_names)):
-        raise DataError(f"{listing}: is of other images than {place} had")
+        raise DataError(f"{listing}: does not belong to the images of {place}")
     return Images(
         root=place,
         class_names=class_names,

@@ -81,7 +81,7 @@ def pack(
     if problems := problems_of(layout, files):
         raise DataError(f"{root}: {'; '.join(problems)}")
     if any(is_array(images.names[0]) for images in files.values()):
-        raise DataError(f"{root}: holds arrays, which no JPEG can hold as they are")
+        raise DataError(f"{root}: holds arrays, which cannot be saved as JPEG without loss")
     _begin(layout.root, to, {"source": str(root.resolve()), "short_side": short_side, "quality": QUALITY})
     jobs = [
         (images.root / name, to / images.root.relative_to(layout.root) / new)
@@ -107,8 +107,8 @@ def pack(
         named = "; ".join(f"{path}: {why}" for path, why in list(damaged.items())[:_NUM_NAMED])
         more = f"; and {len(damaged) - _NUM_NAMED:,} more" if len(damaged) > _NUM_NAMED else ""
         raise DataError(
-            f"{len(damaged):,} of {len(jobs):,} images cannot be read: {named}{more}; the others are packed: mend or "
-            f"delete these, or leave them out by --on-error skip, and go on by the same command"
+            f"{len(damaged):,} of {len(jobs):,} images cannot be read: {named}{more}; the others are packed: repair or "
+            f"delete these, or leave them out by --on-error skip, and run the same command again"
         )
     before, after = sizes.tolist()
     return Packed(
@@ -121,7 +121,7 @@ def _begin(root: Path, to: Path, settings: dict[str, object]) -> None:
     """Checks that `to` is new, or was begun with the same settings. Creates it if it is new."""
     inner, outer = to.resolve(), root.resolve()
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
-        raise DataError(f"--to {to}: must lie beside {root}, not in it and not around it")
+        raise DataError(f"--to {to}: must lie beside {root}, neither in it nor above it")
     kept = to / _SETTINGS
     if kept.is_file():
         known = json.loads(kept.read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ def _begin(root: Path, to: Path, settings: dict[str, object]) -> None:
             raise DataError(f"--to {to}: was packed as {known}, not as {settings}; name another folder")
         return
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise DataError(f"--to {to}: is there already; name a new folder")
+        raise DataError(f"--to {to}: exists already; name a new folder")
     to.mkdir(parents=True, exist_ok=True)
     _write(kept, json.dumps(settings).encode())
 

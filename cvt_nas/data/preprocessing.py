@@ -129,9 +129,9 @@ def _of_timm(tree: _Tree) -> Found:
 def _of_transformers(tree: _Tree) -> Found:
     for key in _UNKNOWN:
         if tree.get(key):
-            raise _RefusedError(key, tree[key], "must be false: the images are not prepared so here")
+            raise _RefusedError(key, tree[key], "must be false, since this preparation is not supported")
     if not tree.get("do_resize", True):
-        raise _RefusedError("do_resize", False, "must be true: images are resized to one size here; give it as `size`")
+        raise _RefusedError("do_resize", False, "must be true, since images are resized to one size; give it as `size`")
     kind = _kind(tree)
     if tree.get("include_top", kind.startswith("EfficientNet")):
         raise _RefusedError("include_top", tree.get("include_top"), "must be false: it normalises the images twice")
@@ -204,16 +204,14 @@ def _sides(tree: _Tree) -> Found:
     if shortest is None:
         whole = _size("size", size)
         if cropped not in (None, whole):
-            raise _RefusedError("size", size, f"must be shortest_edge where the centre, {cropped}, is cropped")
+            raise _RefusedError("size", size, f"must be shortest_edge if the centre, {cropped}, is cropped")
         return {"image_size": whole, "crop_pct": 1.0}
     shortest = _size("size.shortest_edge", shortest)
     if not isinstance(shortest, int) or not isinstance(cropped, int | None):
-        raise _RefusedError(
-            "size", tree["size"], "must be one number, and crop_size too: other centres are not cropped"
-        )
+        raise _RefusedError("size", tree["size"], "must be one number, like crop_size: other crops are not supported")
     if kind.startswith("ConvNext"):
         if cropped not in (None, shortest):
-            raise _RefusedError("crop_size", cropped, f"must be {shortest}, as size is")
+            raise _RefusedError("crop_size", cropped, f"must be {shortest}, like size")
         if shortest >= _WHOLE_IMAGE:
             return {"image_size": shortest, "crop_pct": 1.0}
         return {"image_size": shortest, "crop_pct": _share_of(shortest, int(shortest / _crop_pct(tree)))}
@@ -226,7 +224,7 @@ def _sides(tree: _Tree) -> Found:
     elif kind.startswith("Levit"):
         shortest = int(_LEVIT_SCALE * shortest)
     if cropped > shortest:
-        raise _RefusedError("crop_size", cropped, f"must be at most {shortest}, to which the shorter side is resized")
+        raise _RefusedError("crop_size", cropped, f"must be at most {shortest}, as the shorter side is resized to it")
     return {"image_size": cropped, "crop_pct": _share_of(cropped, shortest)}
 
 

@@ -152,7 +152,7 @@ def _by_simplejpeg(source: Source, mode: Mode) -> Picture | None:
 
 def _content(source: Source) -> bytes | None:
     if isinstance(source, Decoded):
-        raise DataError("is grey or colour, and space.num_channels another number")
+        raise DataError("is grey or colour, but space.num_channels is another number")
     return source.content if isinstance(source, Encoded) else None
 
 
@@ -269,8 +269,8 @@ def _check_kind(image: Image.Image) -> None:
     if image.mode in _CONVERTED or (_is_deep(image.mode) and (image.mode != "I" or _bits(image) == 16)):
         return
     if image.mode == "I":
-        raise DataError("integers of 32 bits, of which nothing tells where white is; save it with 8 or 16 bits")
-    raise DataError(f"Pillow's mode {image.mode}, which is not read; save it with 8 bits, as grey or RGB")
+        raise DataError("integers of 32 bits, whose white value is unknown; save it with 8 or 16 bits")
+    raise DataError(f"Pillow's mode {image.mode} is not supported; save it with 8 bits, as grey or RGB")
 
 
 def _bits(image: Image.Image) -> int:
@@ -322,7 +322,7 @@ def _turned(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception as error:
-        raise DataError(f"damaged: its EXIF says that it is turned, and cannot be read: {error}") from error
+        raise DataError(f"damaged: its EXIF asks to turn it, but turning it failed: {error}") from error
 
 
 def _mark_of(file: BinaryIO) -> int:

@@ -148,7 +148,7 @@ class Records:
         """Returns the data set with only the test images; see `role_for_test`. Raises DataError if it has none."""
         role = role_for_test(self.files, is_marked=self.is_marked)
         if role is None:
-            raise DataError(f"--data {self.root}: has no test images, and none that were certainly not trained on")
+            raise DataError(f"--data {self.root}: has no test images, only images that may have been trained on")
         return replace(self, files={role: self.files[role]})
 
     def check_trainable(self) -> None:

@@ -143,7 +143,7 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
         images = check_images(records, mode_of(channels or 3), decode_all=decode, measured=measured, on_note=on_note)
         notes = (*(found.notes if isinstance(found, StreamedData) else records.notes), *images.notes)
         if "train" in records.files and not decode:
-            notes = (*notes, "training images: headers and ends only; --decode reads them whole")
+            notes = (*notes, "training images: only headers and ends were read; --decode reads whole files")
     class_names = found.class_names if found is not None else () if records is None else records.class_names
     identity = None if found is None else found.identity()
     counts: np.ndarray | None = None

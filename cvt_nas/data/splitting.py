@@ -87,8 +87,8 @@ def hold_out(
         names = ", ".join(str(label if class_names is None else class_names[label]) for label in small[:5])
         more = f" and {len(small) - 5} more" if len(small) > 5 else ""
         raise DataError(
-            f"data.{setting}: an image of each class is held out, and one at least stays to train on: a single image "
-            f"is left of {names}{more}; add images, or take the class away"
+            f"data.{setting}: an image of each class is held out, and at least one must stay for training; a single "
+            f"image is left of {names}{more}; add images, or remove the class"
         )
     if labels.ndim > 1:
         return _by_labels(labels, fraction, seed)

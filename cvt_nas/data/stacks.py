@@ -110,7 +110,7 @@ def _read(place: Path, names: Iterable[str], read: Callable[[str], np.ndarray]) 
         raw, called = read(f"{prefix}images"), f"{place}: {prefix}images"
         images[role] = _images(raw, called)
         if raw.dtype != np.uint8 and (brightest := int(images[role].max())) < DIM:
-            notes.append(f"{called}: no value is above {brightest} of 255, once read as 8 bits; scale white to the top")
+            notes.append(f"{called}: no value is above {brightest} of 255 when read as 8 bits; scale white up")
     told: dict[Role, np.ndarray] = {role: read(f"{prefix}labels") for role, prefix in found.items()}
     for role, prefix in found.items():
         if len(images[role]) != len(told[role]):
@@ -143,7 +143,7 @@ def _labels(arrays: list[np.ndarray], place: str) -> Labels:
         raise DataError(f"{place}: labels of the shape {whole.shape} must be 0 or 1 for each label of an image")
     names = tuple(map(str, range(whole.shape[1])))
     if (whole.sum(axis=1) == 1).all():
-        note = f"{place}: each image has exactly one of {whole.shape[1]:,} labels, so these are read as classes"
+        note = f"{place}: each image has exactly one of {whole.shape[1]:,} labels, so they are read as classes"
         return Labels(names=names, values=whole.argmax(axis=1), notes=(note,))
     return Labels(names=names, values=whole.astype(np.uint8))
 

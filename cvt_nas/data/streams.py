@@ -114,7 +114,7 @@ class StreamedData:
         for images in self._images.values():
             if len(lost := np.flatnonzero(images.counts == 0)):
                 names = ", ".join(self.class_names[label] for label in lost[:5])
-                raise DataError(f"{images.place}: no image that can be read is left of {names}")
+                raise DataError(f"{images.place}: no readable image is left of {names}")
         labels: dict[Role, np.ndarray] = {role: images.labels for role, images in self._images.items()}
         self._source, self._rows = rows_of_splits(labels, config, self.class_names)
 
@@ -124,10 +124,10 @@ class StreamedData:
         for images in records.files.values():
             if images.ignored:
                 counts = ", ".join(f"{number:,} {what}" for what, number in sorted(images.ignored.items()))
-                yield f"{images.root}: ignored, no images that are read: {counts}"
+                yield f"{images.root}: ignored files that are no images: {counts}"
         if test_only:
             if not records.is_marked:
-                yield f"{records.root}: no split is marked, so every image is read, also what may have been trained on"
+                yield f"{records.root}: no named splits: all images are read, even if they may have been trained on"
             return
         if records.guide is not None:
             guide, tested = records.files["validation"], records.files["test"]

@@ -33,9 +33,9 @@ class SpaceFile:
 
     Args:
         format: Version of this format.
-        name: Name of the experiment, which its run folder takes too.
-        anchors: Architectures that are evaluated first, by name. Of each choice of the space, an anchor has one value
-            for all stages, or a list of one for each stage; in that, a list has one for each block.
+        name: Name of the experiment and of its run folder.
+        anchors: Architectures that are evaluated first, by name. An anchor has a value for each choice of the space:
+            one for all stages, or a list with one for each stage, which may be a list with one for each block.
     """
 
     format: Literal[1]

@@ -34,7 +34,7 @@ def kind_of_file(path: Path) -> Dataset:
     if is_shards(path):
         return "webdataset"
     suffixes = " ".join((*table.SUFFIXES, ".npz", shards.SUFFIX))
-    raise DataError(f"--data {path}: is a file of no kind that is read as a data set: {suffixes}")
+    raise DataError(f"--data {path}: is no data set; files must end in one of {suffixes}")
 
 
 def kind_of_folder(folder: Path) -> Dataset:
@@ -70,7 +70,7 @@ def find_records(
     if kind is None:
         if root is not None and root.is_file():
             raise DataError(
-                f"--data {root}: is a file, and {config.dataset} a folder: data.dataset must be {kind_of_file(root)}"
+                f"--data {root}: is a file, but {config.dataset} is a folder: data.dataset must be {kind_of_file(root)}"
             )
         try:
             return find_folders(config.dataset, root, test_only=test_only, listing=listing, on_note=on_note)

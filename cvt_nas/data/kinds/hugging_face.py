@@ -66,7 +66,7 @@ def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None
         notes.append(f"{place}: labels are in column {label!r}")
     labels: dict[str, list[Any]] = {name: each.select_columns([label])[:][label] for name, each in sets.items()}
     for name in [name for name, values in labels.items() if all(value in (None, -1) for value in values)]:
-        notes.append(f"{place}: split {name} has no labels, and is ignored")
+        notes.append(f"{place}: split {name} has no labels and is ignored")
         del labels[name]
     if not labels:
         raise DataError(f"{place}: column {label!r} holds no labels")
@@ -152,7 +152,7 @@ def _opened(dataset: str, root: Path | None) -> "tuple[dict[str, Dataset], bool,
             f"{place}: has the splits {few(list(found))}; must have train, and may have validation and test"
         )
     others = [name for name in found if name not in known]
-    return known, True, [f"{place}: splits that are ignored: {few(others)}"] if others else []
+    return known, True, [f"{place}: ignored splits: {few(others)}"] if others else []
 
 
 @contextmanager
@@ -172,9 +172,9 @@ def _image_column(features: Mapping[str, object], wanted: str | None, place: Pat
 
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if wanted is not None and wanted not in images:
-        raise DataError(f"{place}: data.image_column: {wanted} is no column of images, but {few(images) or 'none is'}")
+        raise DataError(f"{place}: data.image_column: {wanted} is no column of images; known: {few(images) or 'none'}")
     if wanted is None and len(images) != 1:
-        what = f"{few(images)} can each be meant; set it in the space file" if images else "no column holds images"
+        what = f"{few(images)} could each be meant; set it in the space file" if images else "no column holds images"
         raise DataError(f"{place}: data.image_column: {what}")
     return wanted or images[0]
 
@@ -190,7 +190,7 @@ def _label_column(features: Mapping[str, object], wanted: str | Sequence[str] | 
     for like in (of_classes, [name for name in of_classes if name in usual], usual):
         if len(like) == 1:
             return like[0]
-    what = f"{few(of_classes or usual)} can each be meant" if of_classes or usual else "no column holds classes"
+    what = f"{few(of_classes or usual)} could each be meant" if of_classes or usual else "no column holds classes"
     raise DataError(f"{place}: data.label_column: {what}; set it in the space file, to one of {few(list(features))}")
 
 
@@ -209,5 +209,5 @@ def _labels(values: list[Any], feature: object, config: DataConfig, place: Path)
     if hasattr(feature, "feature"):
         return several([[names[label] for label in own or ()] for own in values], names=names)
     if empty := sum(value is None or value < 0 for value in values):
-        raise DataError(f"{place}: {empty:,} of {len(values):,} rows have no label; take them away")
+        raise DataError(f"{place}: {empty:,} of {len(values):,} rows have no label; remove them")
     return Labels(names=names, values=np.array(values, dtype=np.int64))

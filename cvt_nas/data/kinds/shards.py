@@ -55,7 +55,7 @@ def find(config: DataConfig, root: Path, *, on_note: Callable[[str], None] | Non
     if kept.is_file():
         return load_records(kept, root, opener_of(config, root))
     if on_note is not None:
-        on_note(f"{root}: looking through {len(shards):,} shard{'s' if len(shards) > 1 else ''}, once")
+        on_note(f"{root}: scanning {len(shards):,} shard{'s' if len(shards) > 1 else ''}, once")
     records = _records_of(config, root, shards)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(kept, lambda to: save_records(records, to))
@@ -67,7 +67,7 @@ def _records_of(config: DataConfig, root: Path, shards: Sequence[str]) -> Record
     roles = {shard: _role_of(shard) for shard in shards}
     marked = {role for role in roles.values() if role is not None}
     if marked and (odd := [shard for shard, role in roles.items() if role is None]):
-        raise DataError(f"{root}: shards that name no split beside others that do: {few(odd)}")
+        raise DataError(f"{root}: some shards name a split, but these do not: {few(odd)}")
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         found = list(threads.map(lambda shard: list(_samples_in(folder, shard, config.label_column)), shards))
     samples = [sample for own in found for sample in own]

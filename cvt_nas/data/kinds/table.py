@@ -70,7 +70,7 @@ def find(config: DataConfig, root: Path, *, on_note: Callable[[str], None] | Non
     _check_some_exist(paths, columns.image, root)
     notes = [_chosen(columns, config, root), *labels.notes]
     if repeated:
-        notes.append(f"{root}: rows that repeat another, and are left out: {repeated:,}")
+        notes.append(f"{root}: repeated rows that are left out: {repeated:,}")
     return Records(
         root=root,
         class_names=labels.names,
@@ -99,14 +99,14 @@ def _read_table(path: Path) -> "pd.DataFrame":
     except DataError:
         raise
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not text in UTF-8: {error.reason} at byte {error.start:,}; save it so") from error
+        raise DataError(f"{path}: is not UTF-8: {error.reason} at byte {error.start:,}; save it as UTF-8") from error
     except Exception as error:  # pandas's readers raise various errors
         why = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise DataError(f"{path}: cannot be read as a table: {why}") from error
     if not len(frame):
         raise DataError(f"{path}: has no rows")
     if not isinstance(frame.index, pd.RangeIndex) and not path.name.lower().endswith(PARQUET):
-        raise DataError(f"{path}: rows have more values than there are names of columns in the first line")
+        raise DataError(f"{path}: rows have more values than the first line has column names")
     return frame.rename(columns=lambda name: str(name).strip())
 
 
@@ -162,7 +162,7 @@ def _the_one(like: Sequence[str], setting: str, names: Sequence[str], root: Path
     some = named if len(like) > 1 and len(named) == 1 else like
     if len(some) == 1:
         return some[0]
-    what = f"{few(list(some))} can each be meant" if some else f"none of {few(list(names))} seems to be meant"
+    what = f"{few(list(some))} could each be meant" if some else f"none of {few(list(names))} seems to be meant"
     raise DataError(f"{root}: data.{setting}: {what}; set it in the space file")
 
 
@@ -194,7 +194,7 @@ def _paths(column: Iterable[object], root: Path) -> list[str]:
     if empty := [row for row, path in enumerate(paths, start=1) if path in ("", "nan")]:
         raise DataError(f"{root}: {len(empty):,} of {len(paths):,} rows have no path, row {empty[0]:,} the first")
     if any("://" in path for path in paths):
-        raise DataError(f"{root}: paths are addresses, as {next(p for p in paths if '://' in p)}; download the images")
+        raise DataError(f"{root}: paths are URLs such as {next(p for p in paths if '://' in p)}; download the images")
     if os.sep == "/" and any("\\" in path for path in paths) and not any("/" in path for path in paths):
         paths = [path.replace("\\", "/") for path in paths]  # the table was made on Windows
     return [os.path.normpath(path) for path in paths]
@@ -221,8 +221,8 @@ def _roles_in(frame: "pd.DataFrame", column: str | None, root: Path) -> np.ndarr
     named = {value: role_of(str(value)) for value in frame[column].unique()}
     if odd := sorted(str(value) for value, role in named.items() if role is None):
         raise DataError(
-            f"{root}: column {column!r} marks splits by {few([value or 'nothing' for value in odd])}; must be train, "
-            f"val or test in each row. Name another column by data.split_column, or none"
+            f"{root}: column {column!r} names the splits {few([value or 'nothing' for value in odd])}; must be train, "
+            f"val or test in each row. Set data.split_column to another column, or to none"
         )
     return np.array([named[value] for value in frame[column]], dtype=object)
 

@@ -75,7 +75,7 @@ def records_of_sets(
     notes = list[str]()
     values = {name: _values_of(each, place, on_note) for name, each in sets.items()}
     for name in [name for name, own in values.items() if own.ndim == 1 and (own == -1).all()]:
-        notes.append(f"{place}: split {name} has no labels, and is ignored")
+        notes.append(f"{place}: split {name} has no labels and is ignored")
         del values[name]
     labels = _named(np.concatenate(list(values.values())), next(iter(sets.values())), place)
     roles = np.array([role for name, own in values.items() for role in [_role_of(name)] for _ in own], dtype=object)
@@ -129,7 +129,7 @@ def _opened(config: DataConfig, root: Path) -> tuple[dict[str, ImageSet], bool]:
                 found[word] = _made(kind, config, root, split=word, **options)
                 break
     if not found:
-        raise DataError(f"{config.dataset}: has no split that goes by train, val or test")
+        raise DataError(f"{config.dataset}: has no split named train, val or test")
     return found, True
 
 
@@ -147,7 +147,7 @@ def _made(kind: Callable[..., ImageSet], config: DataConfig, root: Path, **optio
             raise _NoSplitError from error
         raise DataError(f"{config.dataset}: {first_line(error)}") from error
     except TypeError as error:
-        raise DataError(f"{config.dataset}: is no set of images with classes: {first_line(error)}") from error
+        raise DataError(f"{config.dataset}: is no data set of images with classes: {first_line(error)}") from error
     except Exception as error:  # archives, checksums and the network raise various errors
         hint = "" if config.download else "; data.download: true in the space file downloads it"
         said = first_line(error).partition(" You can use")[0].rstrip(".")
@@ -190,7 +190,7 @@ def _values_of(images: ImageSet, place: str, on_note: Callable[[str], None] | No
     except Exception as error:  # a data set may raise anything
         raise DataError(f"{place}: cannot be read: {first_line(error)}") from error
     if values.dtype.kind not in "iu" or values.ndim > 2:
-        raise DataError(f"{place}: its images have no classes, but {repr(values[0])[:60]}")
+        raise DataError(f"{place}: its images have no classes; instead of one, an image has {repr(values[0])[:60]}")
     return values.astype(np.uint8 if values.ndim > 1 else np.int64)
 
 
