@@ -1,6 +1,6 @@
-"""Ray Tune's view of a race: its searcher, its scheduler and its callbacks, as thin adapters to `Race`.
+"""Ray Tune's searcher, scheduler and callbacks for a race, as thin adapters to `Race`.
 
-Nothing of Ray's own state is kept.
+They keep none of Ray's own state.
 """
 
 import contextlib
@@ -42,12 +42,12 @@ class StopWhenSet(tune.Stopper):
     def stop_all(self) -> bool:
         return any(event.is_set() for event in self._events)
 
-    def __reduce__(self) -> tuple[object, ...]:  # Tune pickles what it is given, for a restore that is never made
+    def __reduce__(self) -> tuple[object, ...]:  # Tune pickles its arguments for a restore, which is never done
         return (StopWhenSet, ())
 
 
 class Watchdog(tune.Callback):
-    """Kills the worker of a trial that has reported nothing for `timeout` seconds; the searcher tries it again."""
+    """Kills the worker of a trial that has not reported for `timeout` seconds. The searcher tries the trial again."""
 
     def __init__(self, searcher: "RaceSearcher", timeout: float) -> None:
         self._searcher, self._timeout = searcher, timeout
@@ -64,15 +64,15 @@ class Watchdog(tune.Callback):
 
 
 class RaceSearcher(Searcher):
-    """Tune's view of who is trained next: `suggest` asks the race, `on_trial_complete` tells it.
+    """Tune's searcher: `suggest` asks the race for a trial, and `on_trial_complete` tells it the result.
 
-    To Tune, a paused trial has ended; promoted, it is a new one on the old checkpoint. So is a trial whose worker died,
-    with its node or alone, and one that begins again on more GPUs. A trial that raises is not tried again: it would
-    raise again.
+    To Tune, a paused trial has ended, and a promoted one is a new trial on the old checkpoint. The same holds for a
+    trial whose worker or node died, and for one that restarts on more GPUs. A trial that raises is not tried again,
+    since it would raise again.
 
     Args:
-        gpus_per_trial: As long as all slots are busy.
-        spread: Divides GPUs that are idle at the end among the trials that are left.
+        gpus_per_trial: GPUs of a trial as long as all slots are busy.
+        spread: Divides idle GPUs among the last trials of a search.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class RaceSearcher(Searcher):
         gpus_per_trial: float = 0.0,
         spread: Spread | None = None,
     ) -> None:
-        super().__init__()  # with no metric: Tune would end the whole search over one report without it
+        super().__init__()  # without a metric, since Tune would end the search over a report that lacks it
         self._race, self._run, self._events = race, run, events
         self._gpus_per_trial, self._spread = gpus_per_trial, spread
         self._space, self._metrics = experiment.space, experiment.objectives
@@ -97,7 +97,7 @@ class RaceSearcher(Searcher):
         self._has_failed = False
 
     def is_silent(self, trial_id: str, timeout: float, *, is_waiting: bool) -> bool:
-        """Whether a trial that is not waiting for a worker has reported nothing for `timeout` seconds; noted then."""
+        """Whether a trial that is not waiting for a worker has not reported for `timeout` seconds. Records it."""
         flight, now = self._running.get(trial_id), time.monotonic()
         if flight is None:
             return False
@@ -112,10 +112,10 @@ class RaceSearcher(Searcher):
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the state is the race's."""
+        """Does nothing, since the race has the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the state is the race's."""
+        """Does nothing, since the race has the state."""
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: object) -> bool:
         del metric, mode, config, spec
@@ -123,9 +123,9 @@ class RaceSearcher(Searcher):
 
     @contextlib.contextmanager
     def _while_writable(self) -> Iterator[None]:
-        """Hands a full disk to the reader of the race, who ends it: Tune would make a trial's fault of it, or its own.
+        """Passes a full disk to the reader of the race, which ends it. Tune would blame a trial, or fail itself.
 
-        What could not be recorded stays in flight.
+        Trials that could not be recorded stay in flight.
         """
         try:
             yield
@@ -134,7 +134,7 @@ class RaceSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:  # Tune's types do not know `Searcher.FINISHED`
         if self._has_failed:
-            return None  # the reader of the race is about to end it: one that began now would go first in the next
+            return None  # the race is about to end; a trial that began now would be the first one of the next race
         with self._while_writable():
             return self._suggest(trial_id)
         return None
@@ -143,7 +143,7 @@ class RaceSearcher(Searcher):
         proposal = self._race.ask()
         if proposal is None:
             if self._running:
-                return None  # what they report may promote a paused trial
+                return None  # their reports may promote a paused trial
             for paused in self._race.end_paused():
                 self._end(self._waiting.pop(paused.number))
             return Searcher.FINISHED
@@ -163,14 +163,14 @@ class RaceSearcher(Searcher):
         )
 
     def _gpus_for(self, flight: Flight) -> float:
-        """More than `gpus_per_trial` where the trials that are left do not fill the slots."""
+        """GPUs of a trial: more than `gpus_per_trial` if the remaining trials do not fill the slots."""
         if self._spread is None or not self._race.has_no_more:
             return self._gpus_per_trial
         others = [other.gpus for other in self._running.values() if other is not flight]
         return self._spread.gpus_for(others, self._race.num_waiting)
 
     def goes_on(self, trial_id: str, result: Result) -> bool:
-        """Whether a trial stays on its worker after an epoch; Tune asks before it tells the searcher of the report."""
+        """Whether a trial stays on its worker after an epoch. Tune asks before it passes the report to the searcher."""
         flight = self._running[trial_id]
         decision = "go"
         with self._while_writable():
@@ -184,7 +184,7 @@ class RaceSearcher(Searcher):
         return decision == "go" and not self._is_to_spread(flight, result)
 
     def _is_to_spread(self, flight: Flight, result: Result) -> bool:
-        """Whether a trial that would go on ends here, to begin again at once on GPUs that are idle."""
+        """Whether a trial that would continue ends here, to restart at once on idle GPUs."""
         if self._spread is None or flight.is_to_spread:
             return flight.is_to_spread
         seconds_an_epoch = (time.monotonic() - flight.started) / max(result["epoch"] - flight.known, 1)
@@ -193,7 +193,7 @@ class RaceSearcher(Searcher):
         return flight.is_to_spread
 
     def waits_in_vain(self, trial_id: str) -> bool:
-        """Whether a trial is to have more GPUs than are left, as where a node died; it begins again with those."""
+        """Whether a trial needs more GPUs than are left, for example after a node died. It restarts with fewer."""
         flight = self._running.get(trial_id)
         if flight is None or self._spread is None or flight.gpus <= max(self._gpus_per_trial, 1):
             return False
@@ -221,10 +221,10 @@ class RaceSearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: Result | None = None, error: bool = False) -> None:
         flight = self._running.pop(trial_id)
-        self._tell_epoch(flight, result or {})  # Tune tells nothing more of one that ends at a rung
+        self._tell_epoch(flight, result or {})  # Tune does not report a trial that ends at a rung
         flight.land(result)
         number = flight.proposal.number
-        if flight.last.get("status") == "storage":  # it stays in flight: with room, it goes on
+        if flight.last.get("status") == "storage":  # it stays in flight, and continues once the disk has space
             self._events.put(StorageError(flight.last["reason"]))
             return
         if error and not self._run.store.exists(self._run.error_path(number)):
@@ -247,7 +247,7 @@ class RaceSearcher(Searcher):
         self._race.try_again(flight.proposal)
 
     def _end(self, flight: Flight, *, failed: bool = False) -> None:
-        """Records how a trial ended: on disk, then by telling the race."""
+        """Records the end of a trial: first on disk, then in the race."""
         result = self._recorder.record(flight, failed=failed)
         self._race.tell(result)
         self._events.put(result)
@@ -257,7 +257,7 @@ class RaceSearcher(Searcher):
 
 
 class RaceScheduler(FIFOScheduler):
-    """Tune's view of who goes on."""
+    """Tune's scheduler, which asks the searcher which trials continue."""
 
     def __init__(self, searcher: RaceSearcher) -> None:
         super().__init__()
