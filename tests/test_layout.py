@@ -187,7 +187,7 @@ def test_a_root_with_train_is_never_read_as_class_folders(tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"holds train/ only, and no test images in val/ or test/"):
         open_folder(tmp_path, test_only=True)
     write_images(tmp_path / "other", num=1)
-    with pytest.raises(DataError, match=r"holds train/ alone"):
+    with pytest.raises(DataError, match=r"holds train/ only"):
         shape_of(*find_data(tmp_path), test_only=True)
     flat = open_folder(tmp_path / "train", test_only=True)
     assert flat.num_images("test") == 24

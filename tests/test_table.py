@@ -92,7 +92,7 @@ def test_what_could_be_meant_twice_is_refused(rows: list[dict[str, str]], tmp_pa
 
     assert refused({"taken": "2024"}).startswith("data.label_column: species, taken could each be meant; set it")
     assert refused({"class": "a", "label": "b"}).startswith("data.label_column: class, label could each be meant")
-    assert refused({"a.png": "1.png", "b.png": "2.png"}).startswith("data.label_column: species, a.png, b.png can each")
+    assert refused({"a.png": "1.png", "b.png": "2.png"}).startswith("data.label_column: species, a.png, b.png could")
     assert refused({"split": "fold 1"}) == (
         "column 'split' names the splits fold 1; must be train, val or test in each row. Set data.split_column to "
         "another column, or to none"

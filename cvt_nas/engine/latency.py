@@ -1,4 +1,4 @@
-"""How long a forward pass takes, measured."""
+"""Measurement of the time of a forward pass."""
 
 import copy
 import dataclasses
@@ -27,15 +27,15 @@ _NUM_FITTED, _NUM_JUDGED, _WHOLE_SECONDS = 12, 8, 0.5  # whole networks, and the
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Latency:
-    """Time of a forward pass, in fp32, of images that are on the device already.
+    """Time of a forward pass in fp32. The images are on the device already.
 
     Args:
         batch_size: Images in a pass.
         median_ms, p10_ms, p90_ms: Median, 10th and 90th percentile of the runs, in milliseconds.
         device: Name of the processor.
-        num_threads: Of the runtime on the CPU, even where that only feeds a GPU.
-        num_runs: Timed runs, after those that warm up.
-        runtime: What ran the network, with its version.
+        num_threads: Threads of the runtime on the CPU, even if the network runs on a GPU.
+        num_runs: Number of timed runs, without warm-up runs.
+        runtime: Library that ran the network, with its version.
     """
 
     batch_size: int
@@ -49,7 +49,7 @@ class Latency:
 
     @property
     def images_per_second(self) -> float:
-        """By the median."""
+        """Images a second by the median."""
         return 1e3 * self.batch_size / self.median_ms
 
     def to_json(self) -> dict[str, object]:
@@ -61,15 +61,15 @@ def measure_latency(
 ) -> Latency:
     """Times forward passes of a copy of `model` in eval mode, one after the other.
 
-    The images are of noise, in the channels-last layout of every evaluation. Torch's settings, such as TF32 and the
-    number of threads, are those of the process.
+    Images are noise in the channels-last layout of evaluations. Torch's settings, such as TF32 and the number of
+    threads, are those of the process.
 
     Args:
-        model: On any device; not changed.
-        max_seconds, max_runs: Whichever is reached first ends it; five runs are timed in any case.
+        model: Network on any device. It is not changed.
+        max_seconds, max_runs: Limits; the first one that is reached ends the measurement. At least five runs are timed.
 
     Raises:
-        ResourceError: The device is not there, or has too little memory.
+        ResourceError: The device does not exist, or has too little memory.
     """
     check_device(device)
     try:
@@ -85,16 +85,16 @@ def measure_latency(
 
 
 def measure_table(space: SearchSpace, *, device: torch.device, seed: int = 0) -> LatencyTable:
-    """Times all the parts of a space's networks, and some whole ones, by which it scales the times of the parts.
+    """Times all parts of a space's networks, and some whole networks to scale the times of the parts.
 
-    A part alone pays for its start and its end, which in a network overlap with others, so sums alone would be too
-    great; a line through the whole networks mends that.
+    A part on its own includes its start and end, which overlap with other parts in a network. So sums of parts are too
+    large. A linear fit to whole networks corrects them.
 
     Args:
-        seed: Of the whole networks, which are drawn evenly.
+        seed: Seed of the whole networks, which are drawn evenly.
 
     Raises:
-        ResourceError: The space has too many parts, or the device is not there, or has too little memory.
+        ResourceError: The space has too many parts, or the device does not exist or has too little memory.
     """
     check_device(device)
     parts = space.parts()
@@ -119,7 +119,7 @@ def measure_table(space: SearchSpace, *, device: torch.device, seed: int = 0) ->
     plain = LatencyTable(parts={key: round(us) for key, us in times.items()}, constant_us=0, device="", error=0.0)
     sums_us, wholes_us = _whole_networks(dataclasses.replace(space, latency=plain), device, seed)
     scale, constant = np.polyfit(sums_us[:_NUM_FITTED], wholes_us[:_NUM_FITTED], 1)
-    if scale <= 0:  # where the networks are all alike, and their times noise
+    if scale <= 0:  # all networks are alike, so their times are noise
         scale, constant = float(wholes_us.mean() / sums_us.mean()), 0.0
     told, judged = scale * sums_us[_NUM_FITTED:] + constant, wholes_us[_NUM_FITTED:]
     return LatencyTable(
@@ -156,7 +156,7 @@ def _time_passes(
 
 
 def _whole_networks(space: SearchSpace, device: torch.device, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of parts and times of whole networks, both in microseconds; feasible ones, as far as params and FLOPs go."""
+    """Sums of parts and times of whole networks in microseconds. The networks meet the bounds on params and FLOPs."""
     rng, sums, wholes = random.Random(f"{seed} latency"), list[int](), list[float]()
     free = dataclasses.replace(space, bounds={m: bound for m, bound in space.bounds.items() if m != "latency_ms"})
     for _ in range(_NUM_FITTED + _NUM_JUDGED):
@@ -168,7 +168,7 @@ def _whole_networks(space: SearchSpace, device: torch.device, seed: int) -> tupl
 
 
 def time_runs(run: Callable[[], object], *, max_seconds: float, max_runs: int) -> list[float]:
-    """Seconds of each call of `run`, after others that warm up for up to a tenth of the time or a third of the runs."""
+    """Seconds of each call of `run`, after a warm-up of up to a tenth of the time or a third of the runs."""
     times: list[float] = []
     for seconds, fewest, most in ((max_seconds / 10, _MIN_WARMUPS, max_runs // 3), (max_seconds, _MIN_RUNS, max_runs)):
         times, end = [], time.perf_counter() + seconds
@@ -180,7 +180,7 @@ def time_runs(run: Callable[[], object], *, max_seconds: float, max_runs: int) -
 
 
 def latency_of(seconds: Sequence[float], *, batch_size: int, device: torch.device, runtime: str) -> Latency:
-    """What was measured, from the times of its runs, by a runtime with as many threads as torch has."""
+    """Latency from the seconds of runs, for a runtime with as many threads as torch."""
     low, median, high = (float(ms) for ms in np.percentile(1e3 * np.asarray(seconds), [10, 50, 90]))
     return Latency(
         batch_size=batch_size,
@@ -195,7 +195,7 @@ def latency_of(seconds: Sequence[float], *, batch_size: int, device: torch.devic
 
 
 def latency_line(latency: Latency) -> str:
-    """For people."""
+    """Describes a latency in one line for people."""
     return (
         f"{latency.median_ms:.3g} ms a batch of {latency.batch_size}, median of {latency.num_runs} runs "
         f"(p10 {latency.p10_ms:.3g}, p90 {latency.p90_ms:.3g}), {latency.images_per_second:.4g} images a second; "
@@ -204,13 +204,13 @@ def latency_line(latency: Latency) -> str:
 
 
 def check_device(device: torch.device) -> None:
-    """Raises ResourceError where `device` is a GPU, and there is none that torch can use."""
+    """Raises ResourceError if `device` is a GPU and torch can use none."""
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ResourceError("cuda: this machine has no GPU that torch can use")
 
 
 def device_name(device: torch.device) -> str:
-    """Of the processor, as its maker calls it, where the system tells."""
+    """Product name of the processor, if the system knows it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
