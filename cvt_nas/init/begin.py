@@ -1,4 +1,4 @@
-"""`cvt-nas init`: a space file for a data set and a machine, with what the search will take."""
+"""`cvt-nas init`: makes a space file for a data set and a machine, and plans its search."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -24,8 +24,8 @@ class Beginning:
     """A space file, and what it was made from.
 
     Args:
-        text: The file.
-        plan: What its search takes; None where that was not measured.
+        text: Text of the file.
+        plan: Plan of its search; None if it was not measured.
     """
 
     text: str
@@ -36,7 +36,7 @@ class Beginning:
     plan: Plan | None
 
     def to_json(self) -> dict[str, object]:
-        """What `init --json` prints."""
+        """Values that `init --json` prints."""
         fit = None if self.plan is None else self.plan.fit
         return {
             "dataset": self.look.dataset,
@@ -52,7 +52,7 @@ class Beginning:
         }
 
     def lines(self) -> list[str]:
-        """What was seen, and what was chosen and why, for a person."""
+        """Lines for people: what was seen, what was chosen and why."""
         training, space = self.experiment.training, self.experiment.space
         least, greatest = space.cost_range
         chosen = [
@@ -88,17 +88,17 @@ def begin(
     measure: bool = True,
     on_note: Callable[[str], None] | None = None,
 ) -> Beginning:
-    """A space file for the images at `data` and this machine.
+    """Makes a space file for the images at `data` and this machine.
 
     Args:
         data: See `find_data`.
-        name: Of the experiment.
-        hours: How long the search may take.
-        like: Name of a ready space file to begin with instead of one of its own.
-        init: Weights, see `read_weights`, around whose network the space is drawn.
-        measure: Whether the speed of this machine is measured, so that trials and epochs fit into `hours`; it takes
-            some seconds.
-        on_note: Called with how far it is, where it takes long, and with what there is to say.
+        name: Name of the experiment.
+        hours: Time limit of the search.
+        like: Name of a ready space file to start from; None for a new one.
+        init: Weights, see `read_weights`. The space is drawn around their network.
+        measure: Whether to measure the speed of this machine, which takes some seconds. Trials and epochs then fit into
+            `hours`.
+        on_note: Called with notes, and with progress if it takes long.
 
     Raises:
         CvtNasError: The data cannot be trained on, or nothing fits into `hours`.
@@ -134,7 +134,7 @@ def _ready(name: str) -> Section:
 
 
 def _fitting(draft: Draft, plan: Plan) -> Draft:
-    """The same with the trials, the epochs and the grace period that end in time."""
+    """Returns the draft with trials, epochs and a grace period that end in time."""
     fit = plan.fit
     if fit is None:
         raise CvtNasError("no settings were found that end in time")

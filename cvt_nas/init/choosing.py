@@ -1,4 +1,4 @@
-"""A search for a data set and a machine: image size, space, training and what is maximised, each with its reason."""
+"""Chooses a search for a data set and a machine: image size, space, training and metric, with reasons."""
 
 import copy
 import math
@@ -12,8 +12,8 @@ from cvt_nas.init.looking import DataLook, Host
 _SIDES = (16, 24, 32, 48, 64, 96, 128, 160, 192, 224)
 _MOST_ON_CPU = 64
 _LEAST = 8  # pixels of a side
-_LONG = 1.4  # sides in this relation or beyond make rectangles
-_UNIT = 16  # pixels, of which their longer side is a multiple
+_LONG = 1.4  # images with at least this ratio of sides become rectangles
+_UNIT = 16  # pixels; the longer side of rectangles is a multiple
 _MUCH = 20_000  # training images
 _FEW = 5_000
 _UNBALANCED = 5.0
@@ -26,12 +26,12 @@ Section = dict[str, Any]  # as YAML has it: scalars, lists and further dictionar
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
-    """A space file in the making.
+    """A draft of a space file.
 
     Args:
-        sections: As the file has them: nested dictionaries and lists.
-        reasons: Of settings, by their name within their section: why they are so, one line each.
-        basis: What the space was drawn from, one line.
+        sections: Sections of the file: nested dictionaries and lists.
+        reasons: Reasons of settings, by their names within their sections, one line each.
+        basis: Basis of the space, one line.
     """
 
     sections: Section
@@ -40,7 +40,7 @@ class Draft:
 
 
 def draft_for(look: DataLook, host: Host, *, name: str) -> Draft:
-    """What suits the data and the device, before the time that it takes is known."""
+    """Drafts a file that suits the data and the device, before its time is known."""
     image_size, why_side = _image_size_for(look, host)
     side = min(sides_of(image_size))
     size_name, why_size = _size_for(look, host, side)
@@ -73,10 +73,10 @@ def draft_for(look: DataLook, host: Host, *, name: str) -> Draft:
 
 
 def draft_like(ready: Section, look: DataLook, *, name: str, of: str) -> Draft:
-    """A ready file's search, for other images.
+    """Drafts the search of a ready file for other images.
 
     Args:
-        ready: The ready file, as YAML gives it.
+        ready: Content of the ready file.
         of: Its name.
     """
     sections, reasons = copy.deepcopy(ready), dict[str, str]()
@@ -94,10 +94,10 @@ def draft_like(ready: Section, look: DataLook, *, name: str, of: str) -> Draft:
 
 
 def draft_around(arch: ArchConfig, draft: Draft) -> Draft:
-    """The same with a space around the network that weights are of: its sizes are the greatest.
+    """Returns the draft with a space around the network of weights, whose sizes are the greatest options.
 
     Args:
-        arch: Of the weights.
+        arch: Architecture of the weights.
     """
     stages = []
     for stage in arch.stages:
@@ -148,7 +148,7 @@ def _data_for(look: DataLook, reasons: dict[str, str]) -> Section:
 
 
 def _image_size_for(look: DataLook, host: Host) -> tuple[ImageSize, str]:
-    """The side of squares; or height and width, where nearly all images are long in the same direction."""
+    """Chooses the side of squares, or height and width if nearly all images are long in the same direction."""
     height, width = look.median_size
     shorter = min(height, width)
     most = 224 if host.gpu_names else _MOST_ON_CPU
@@ -215,7 +215,7 @@ def _plain(options: Sequence[int]) -> int | list[int]:
 
 
 def _middle_of(stages: Sequence[Section]) -> Section:
-    """The middle option of each choice that is open anywhere."""
+    """The anchor with the middle option of each open choice."""
 
     def middle(value: object) -> object:
         return value[(len(value) - 1) // 2] if isinstance(value, list) else value
