@@ -630,7 +630,7 @@ def _(desk: Desk) -> str:
 
 
 @case("test images that are training images, by links of files", before="exit 0, no word",
-      after=("exit 0", "note: 9 images of the other splits that links make training images, too"))  # fmt: skip
+      after=("exit 0", "note: 9 images of other splits that links also make training images"))  # fmt: skip
 def _(desk: Desk) -> str:
     data = desk.images()
     for number in range(8):

@@ -142,7 +142,7 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> object:
         if (module_name, global_name) not in self._ALLOWED:
             raise DataError(
-                f"asks for {module_name}.{global_name}, which is no array and no plain value, and could run any code, "
+                f"asks for {module_name}.{global_name}, which is no array and no plain value: it could run any code, "
                 f"and is not read"
             )
         return super().find_class(module_name, global_name)

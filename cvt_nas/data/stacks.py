@@ -143,7 +143,7 @@ def _labels(arrays: list[np.ndarray], place: str) -> Labels:
         raise DataError(f"{place}: labels of the shape {whole.shape} must be 0 or 1 for each label of an image")
     names = tuple(map(str, range(whole.shape[1])))
     if (whole.sum(axis=1) == 1).all():
-        note = f"{place}: each image has exactly one of {whole.shape[1]:,} labels, so they are read as classes"
+        note = f"{place}: each image has exactly one of {whole.shape[1]:,} labels, so labels are read as classes"
         return Labels(names=names, values=whole.argmax(axis=1), notes=(note,))
     return Labels(names=names, values=whole.astype(np.uint8))
 
