@@ -1,5 +1,7 @@
 """Sizes of images and of grids of tokens: height and width, written as one number where they are equal."""
 
+from typing import Any
+
 ImageSize = int | tuple[int, int]  # the side of a square, or height and width
 Grid = tuple[int, int]  # height and width in tokens
 GREATEST = 2**20  # of any size: more is a mistake, or meant to exhaust the machine
@@ -15,7 +17,7 @@ def as_size(height: int, width: int) -> ImageSize:
     return height if height == width else (height, width)
 
 
-def checked_size(value: object, greatest: int = GREATEST) -> ImageSize:
+def checked_size(value: Any, greatest: int = GREATEST) -> ImageSize:
     """The size that a file or a caller means by a number, or by a list of height and width.
 
     Raises:

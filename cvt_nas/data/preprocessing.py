@@ -245,7 +245,7 @@ def _share_of(side: int, resized: int) -> float:
     return share
 
 
-def _size(key: str, value: Any) -> ImageSize:
+def _size(key: str, value: object) -> ImageSize:
     """Image size from a number, a list, an object of height and width, or an object of one side."""
     told = value
     if isinstance(value, Mapping):
