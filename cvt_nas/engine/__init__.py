@@ -19,5 +19,12 @@ from cvt_nas.engine.reports import (
 )
 from cvt_nas.engine.setup import Phase, SharedWeights, TrainingSetup, shared_memory_needed
 from cvt_nas.engine.supernet import train_supernet
-from cvt_nas.engine.teacher import Teacher, answer_images, find_teacher, has_answered, share_answers
+from cvt_nas.engine.teacher import (
+    Teacher,
+    answer_images,
+    find_teacher,
+    has_answered,
+    measure_teacher,
+    share_answers,
+)
 from cvt_nas.engine.training import Epoch, fit

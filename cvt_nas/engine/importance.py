@@ -17,6 +17,7 @@ from cvt_nas.run import RunFolder
 
 _BATCH_SIZE = 32
 _NUM_BATCHES = 32
+NUM_TAYLOR_IMAGES = _NUM_BATCHES * _BATCH_SIZE
 _FIT_STEPS = 100
 _DECAY = 1e-3  # weight decay of a head that is fitted to few images
 

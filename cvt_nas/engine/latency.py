@@ -1,10 +1,7 @@
 """Measurement of the time of a forward pass."""
 
 import copy
-import dataclasses
-import math
 import platform
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,13 +13,9 @@ from torch import nn
 
 from cvt_nas.engine.optimization import is_out_of_memory
 from cvt_nas.errors import ResourceError
-from cvt_nas.latency import LatencyTable, block_key, embedding_key, head_key
-from cvt_nas.model import Block, ConvEmbed, CvT
-from cvt_nas.space import SearchSpace
+from cvt_nas.model import CvT
 
 _MIN_RUNS, _MIN_WARMUPS = 5, 3
-_MAX_PARTS, _PART_SECONDS, _PART_RUNS = 3_000, 0.1, 50  # of a table
-_NUM_FITTED, _NUM_JUDGED, _WHOLE_SECONDS = 12, 8, 0.5  # whole networks, and the time of each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,65 +77,6 @@ def measure_latency(
     return latency_of(seconds, batch_size=batch_size, device=device, runtime=f"torch {torch.__version__}")
 
 
-def measure_table(space: SearchSpace, *, device: torch.device, seed: int = 0) -> LatencyTable:
-    """Times all parts of a space's networks, and some whole networks to scale the times of the parts.
-
-    A part on its own includes its start and end, which overlap with other parts in a network. So sums of parts are too
-    large. A linear fit to whole networks corrects them.
-
-    Args:
-        seed: Seed of the whole networks, which are drawn evenly.
-
-    Raises:
-        ResourceError: The space has too many parts, or the device does not exist or has too little memory.
-    """
-    check_device(device)
-    parts = space.parts()
-    num_parts = len(parts.embeddings) + len(parts.blocks) + len(parts.heads)
-    if num_parts > _MAX_PARTS:
-        raise ResourceError(f"latency: the space has {num_parts:,} parts to time, at most {_MAX_PARTS:,} can be")
-    times: dict[str, float] = {}
-    for stage, channels, before in parts.embeddings:
-        images = torch.randn(1, channels, *before).contiguous(memory_format=torch.channels_last)
-        grid = stage.grid_after(before)
-        key = embedding_key(stage, in_channels=channels, grid=grid)
-        times[key] = _part_us(ConvEmbed(stage, channels, grid), (images,), device)
-    for block, dim, grid, token in parts.blocks:
-        tokens = torch.randn(1, math.prod(grid) + token, dim)
-        key = block_key(block, embed_dim=dim, grid=grid, class_token=token)
-        times[key] = _part_us(Block(block, dim, token, 0.0), (tokens, grid), device)
-    for dim, grid in parts.heads:
-        token = space.stages[-1].class_token
-        head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, space.num_classes))
-        tokens = torch.randn(1, 1 if token else math.prod(grid), dim)
-        times[head_key(dim=dim, grid=grid)] = _part_us(head, (tokens,), device)
-    plain = LatencyTable(parts={key: round(us) for key, us in times.items()}, constant_us=0, device="", error=0.0)
-    sums_us, wholes_us = _whole_networks(dataclasses.replace(space, latency=plain), device, seed)
-    scale, constant = np.polyfit(sums_us[:_NUM_FITTED], wholes_us[:_NUM_FITTED], 1)
-    if scale <= 0:  # all networks are alike, so their times are noise
-        scale, constant = float(wholes_us.mean() / sums_us.mean()), 0.0
-    told, judged = scale * sums_us[_NUM_FITTED:] + constant, wholes_us[_NUM_FITTED:]
-    return LatencyTable(
-        parts={key: round(scale * us) for key, us in times.items()},
-        constant_us=round(constant),
-        device=f"{device_name(device)}, torch {torch.__version__}, threads: {torch.get_num_threads()}",
-        error=float(np.median(np.abs(told / judged - 1))),
-    )
-
-
-def _part_us(part: nn.Module, inputs: tuple[object, ...], device: torch.device) -> float:
-    """Median microseconds of a forward pass."""
-    try:
-        part = part.to(device).eval()
-        inputs = tuple(value.to(device) if isinstance(value, torch.Tensor) else value for value in inputs)
-        seconds = _time_passes(part, inputs, device, max_seconds=_PART_SECONDS, max_runs=_PART_RUNS)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(f"latency: a part does not fit in the memory of {device_name(device)}") from error
-    return 1e6 * float(np.median(seconds))
-
-
 @torch.inference_mode()
 def _time_passes(
     module: nn.Module, inputs: tuple[object, ...], device: torch.device, *, max_seconds: float, max_runs: int
@@ -153,18 +87,6 @@ def _time_passes(
             torch.cuda.synchronize(device)
 
     return time_runs(run, max_seconds=max_seconds, max_runs=max_runs)
-
-
-def _whole_networks(space: SearchSpace, device: torch.device, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of parts and times of whole networks in microseconds. The networks meet the bounds on params and FLOPs."""
-    rng, sums, wholes = random.Random(f"{seed} latency"), list[int](), list[float]()
-    free = dataclasses.replace(space, bounds={m: bound for m, bound in space.bounds.items() if m != "latency_ms"})
-    for _ in range(_NUM_FITTED + _NUM_JUDGED):
-        genome = free.sample_feasible(rng) or free.sample(rng)
-        sums.append(free.cost(genome).latency_us)
-        model = CvT(free.decode(genome))
-        wholes.append(1e3 * measure_latency(model, device=device, max_seconds=_WHOLE_SECONDS, max_runs=100).median_ms)
-    return np.array(sums, dtype=float), np.array(wholes)
 
 
 def time_runs(run: Callable[[], object], *, max_seconds: float, max_runs: int) -> list[float]:

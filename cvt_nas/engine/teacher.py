@@ -12,15 +12,17 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.lib import format as npy
 from torch import Tensor
 
+from cvt_nas.data import ImageData
 from cvt_nas.engine.classifiers import Classifier, is_of_timm, open_classifier
 from cvt_nas.engine.evaluation import logits_of
 from cvt_nas.engine.setup import TrainingSetup
@@ -28,8 +30,8 @@ from cvt_nas.errors import ArchError, DataError, RunFolderError, StorageError
 from cvt_nas.model import listed, locate, match_classes
 from cvt_nas.run import RunFolder
 
-_INIT = "init"  # setting for the network whose weights a search starts from
-_BATCH_SIZE = 64
+INIT = "init"  # setting for the network whose weights a search starts from
+_BATCH_SIZE, _MEASURED_AT_ONCE = 64, 8
 _BYTES = 2  # of a logit
 _GREATEST = 6e4  # logit; float16 ends at 65,504
 _SECONDS_BETWEEN = 5.0
@@ -129,22 +131,15 @@ def answer_images(setup: TrainingSetup, teacher: Teacher) -> Iterator[str]:
     if _digest_of(classifier, teacher.rows) != teacher.sha256:
         raise RunFolderError(f"{_KEY}: {teacher.place} is another network on this machine than on the one that began")
     device, path = setup.torch_device, setup.run.answers_path(teacher.answers)
-    model = classifier.model.to(device)
-    rows, channels = torch.tensor(teacher.rows, device=device), len(classifier.preprocessing.mean)
-    with contextlib.closing(setup.data_prepared_as(classifier.preprocessing)) as data:
-
-        def prepared(images: Tensor) -> Tensor:
-            return data.prepared(images.expand(-1, channels, -1, -1))  # a teacher for colour may answer grey images
-
+    with _answering(classifier, teacher, setup) as (data, answer):
         num_images = data.num_images("train")
-        with _Answers(path, num_images, len(rows)) as file:
+        with _Answers(path, num_images, len(teacher.rows)) as file:
             yield f"the teacher answers {num_images:,} training images, once"
             said = time.monotonic()
             for images, _ in data.eval_batches(
                 "train", batch_size=_BATCH_SIZE, device=device, first=file.num_rows // _BATCH_SIZE, as_bytes=True
             ):
-                with torch.inference_mode():
-                    logits = logits_of(model, images, setup.training, prepared).float()[:, rows]
+                logits = answer(images)
                 if not bool(logits.isfinite().all()):
                     raise ArchError(f"{_KEY}: {teacher.place} answers images with numbers that are not finite")
                 file.add(logits.clamp(-_GREATEST, _GREATEST).half().cpu().numpy())
@@ -152,10 +147,51 @@ def answer_images(setup: TrainingSetup, teacher: Teacher) -> Iterator[str]:
                     said = time.monotonic()
                     yield f"the teacher has answered {file.num_rows:,} of {num_images:,} training images"
     setup.run.store.push(path)
+    yield f"the teacher has answered all {num_images:,} training images"
+
+
+def measure_teacher(setup: TrainingSetup, teacher: Teacher, *, seconds: float) -> float:
+    """Measures the seconds of an image for `teacher`, including its loading, for about `seconds`.
+
+    The first batch warms up. On a CPU, batches are small, since the time of an image is the same.
+    """
+    device = setup.torch_device
+    batch_size = _BATCH_SIZE if device.type == "cuda" else _MEASURED_AT_ONCE
+    with _answering(open_classifier(teacher.place), teacher, setup) as (data, answer):
+        num_images, began = 0, time.perf_counter()
+        for number, (images, _) in enumerate(
+            data.eval_batches("train", batch_size=batch_size, device=device, as_bytes=True)
+        ):
+            if number == 1:
+                num_images, began = 0, time.perf_counter()
+            answer(images).cpu()
+            num_images += len(images)
+            if number > 0 and time.perf_counter() - began >= seconds:
+                break
+        return (time.perf_counter() - began) / num_images
+
+
+@contextlib.contextmanager
+def _answering(
+    classifier: Classifier, teacher: Teacher, setup: TrainingSetup
+) -> Iterator[tuple[ImageData, Callable[[Tensor], Float[Tensor, "batch classes"]]]]:
+    """Gives the images as `teacher` sees them, and a function that returns its logits for a batch."""
+    device, channels = setup.torch_device, len(classifier.preprocessing.mean)
+    model = classifier.model.to(device)
+    rows = torch.tensor(teacher.rows, device=device)
+    with contextlib.closing(setup.data_prepared_as(classifier.preprocessing)) as data:
+
+        def prepared(images: Tensor) -> Tensor:
+            return data.prepared(images.expand(-1, channels, -1, -1))  # a teacher for colour may answer grey images
+
+        def answer(images: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return logits_of(model, images, setup.training, prepared).float()[:, rows]
+
+        yield data, answer
     if device.type == "cuda":
         model.cpu()
         torch.cuda.empty_cache()  # for trials, which may run in this process
-    yield f"the teacher has answered all {num_images:,} training images"
 
 
 class _Answers:
@@ -209,10 +245,10 @@ class _Answers:
 def _place_of(named: str, init: str | Path | None) -> str:
     if is_of_timm(named):
         return named
-    if named != _INIT:
+    if named != INIT:
         return str(locate(named))
     if init is None:
-        raise ArchError(f"{_KEY}: got {_INIT}, which needs weights to begin with: give --init WEIGHTS")
+        raise ArchError(f"{_KEY}: got {INIT}, which needs weights to begin with: give --init WEIGHTS")
     return str(locate(init))
 
 

@@ -51,7 +51,7 @@ class _Line(TypedDict, total=False):
     micro_batch: int | None
     activation_checkpointing: bool
     test_accuracy: float
-    median_ms: float
+    p10_ms: float
 
 
 _LINE = TypeAdapter(_Line)

@@ -77,7 +77,7 @@ class RunFolder:
         self._trials = Record(path / "trials.jsonl", self.store, TrialResult.from_json)
         self._candidates = Record(path / "candidates.jsonl", self.store, Candidate.from_json)
         self._tests = Record(path / "test.jsonl", self.store, partial(_figure, name="test_accuracy"))
-        self._latencies = Record(path / "latency.jsonl", self.store, partial(_figure, name="median_ms"))
+        self._latencies = Record(path / "latency.jsonl", self.store, partial(_figure, name="p10_ms"))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _folder_at, (self.place,)
