@@ -79,7 +79,7 @@ def test_arrays_beside_images_are_no_images(tmp_path: Path) -> None:
     np.save(tmp_path / "cat" / "0-mask.npy", np.zeros((20, 24)))
     data = open_folder(tmp_path)
     assert sum(sizes(data)) == 24
-    assert data.notes[0] == f"{tmp_path}: ignored, no images that are read: 1 .npy"
+    assert data.notes[0] == f"{tmp_path}: ignored files that are no images: 1 .npy"
 
 
 def test_images_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How long a forward pass takes, measured."""
+"""Measurement of the time of a forward pass."""
 
 import copy
 import platform
@@ -20,15 +20,15 @@ _MIN_RUNS, _MIN_WARMUPS = 5, 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Latency:
-    """Time of a forward pass, in fp32, of images that are on the device already.
+    """Time of a forward pass in fp32. The images are on the device already.
 
     Args:
         batch_size: Images in a pass.
         median_ms, p10_ms, p90_ms: Median, 10th and 90th percentile of the runs, in milliseconds.
         device: Name of the processor.
-        num_threads: Of the runtime on the CPU, even where that only feeds a GPU.
-        num_runs: Timed runs, after those that warm up.
-        runtime: What ran the network, with its version.
+        num_threads: Threads of the runtime on the CPU, even if the network runs on a GPU.
+        num_runs: Number of timed runs, without warm-up runs.
+        runtime: Library that ran the network, with its version.
     """
 
     batch_size: int
@@ -42,7 +42,7 @@ class Latency:
 
     @property
     def images_per_second(self) -> float:
-        """By the median."""
+        """Images a second by the median."""
         return 1e3 * self.batch_size / self.median_ms
 
     def to_json(self) -> dict[str, object]:
@@ -54,15 +54,15 @@ def measure_latency(
 ) -> Latency:
     """Times forward passes of a copy of `model` in eval mode, one after the other.
 
-    The images are of noise, in the channels-last layout of every evaluation. Torch's settings, such as TF32 and the
-    number of threads, are those of the process.
+    Images are noise in the channels-last layout of evaluations. Torch's settings, such as TF32 and the number of
+    threads, are those of the process.
 
     Args:
-        model: On any device; not changed.
-        max_seconds, max_runs: Whichever is reached first ends it; five runs are timed in any case.
+        model: Network on any device. It is not changed.
+        max_seconds, max_runs: Limits; the first one that is reached ends the measurement. At least five runs are timed.
 
     Raises:
-        ResourceError: The device is not there, or has too little memory.
+        ResourceError: The device does not exist, or has too little memory.
     """
     check_device(device)
     try:
@@ -90,7 +90,7 @@ def _time_passes(
 
 
 def time_runs(run: Callable[[], object], *, max_seconds: float, max_runs: int) -> list[float]:
-    """Seconds of each call of `run`, after others that warm up for up to a tenth of the time or a third of the runs."""
+    """Seconds of each call of `run`, after a warm-up of up to a tenth of the time or a third of the runs."""
     times: list[float] = []
     for seconds, fewest, most in ((max_seconds / 10, _MIN_WARMUPS, max_runs // 3), (max_seconds, _MIN_RUNS, max_runs)):
         times, end = [], time.perf_counter() + seconds
@@ -102,7 +102,7 @@ def time_runs(run: Callable[[], object], *, max_seconds: float, max_runs: int) -
 
 
 def latency_of(seconds: Sequence[float], *, batch_size: int, device: torch.device, runtime: str) -> Latency:
-    """What was measured, from the times of its runs, by a runtime with as many threads as torch has."""
+    """Latency from the seconds of runs, for a runtime with as many threads as torch."""
     low, median, high = (float(ms) for ms in np.percentile(1e3 * np.asarray(seconds), [10, 50, 90]))
     return Latency(
         batch_size=batch_size,
@@ -117,7 +117,7 @@ def latency_of(seconds: Sequence[float], *, batch_size: int, device: torch.devic
 
 
 def latency_line(latency: Latency) -> str:
-    """For people."""
+    """Describes a latency in one line for people."""
     return (
         f"{latency.median_ms:.3g} ms a batch of {latency.batch_size}, median of {latency.num_runs} runs "
         f"(p10 {latency.p10_ms:.3g}, p90 {latency.p90_ms:.3g}), {latency.images_per_second:.4g} images a second; "
@@ -126,13 +126,13 @@ def latency_line(latency: Latency) -> str:
 
 
 def check_device(device: torch.device) -> None:
-    """Raises ResourceError where `device` is a GPU, and there is none that torch can use."""
+    """Raises ResourceError if `device` is a GPU and torch can use none."""
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ResourceError("cuda: this machine has no GPU that torch can use")
 
 
 def device_name(device: torch.device) -> str:
-    """Of the processor, as its maker calls it, where the system tells."""
+    """Product name of the processor, if the system knows it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

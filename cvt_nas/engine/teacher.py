@@ -1,9 +1,9 @@
-"""A teacher: a trained network that answers each training image once, before others learn from its answers.
+"""A teacher: a trained network that answers each training image once, before other networks learn from its answers.
 
-Its answers are for the images as they are, without augmentation. A teacher that sees each image as its student does
-teaches better (Beyer et al. 2022, arXiv:2106.05237), and would answer in each epoch of each trial. TinyViT
-(Wu et al. 2022, arXiv:2207.10666) keeps answers for augmented images, with the seeds of their augmentation, of one
-training of one network; here, hundreds of trials read the same answers, each with draws of its own.
+It answers images without augmentation. A teacher that sees each image as its student does teaches better (Beyer et al.
+2022, arXiv:2106.05237), but would have to answer in each epoch of each trial. TinyViT (Wu et al. 2022,
+arXiv:2207.10666) keeps answers for augmented images with their seeds, for a single training. Here, hundreds of trials
+with different draws share the same answers.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,25 +30,25 @@ from cvt_nas.errors import ArchError, DataError, RunFolderError, StorageError
 from cvt_nas.model import listed, locate, match_classes
 from cvt_nas.run import RunFolder
 
-INIT = "init"  # the teacher that is what a search begins with
+INIT = "init"  # setting for the network whose weights a search starts from
 _BATCH_SIZE, _MEASURED_AT_ONCE = 64, 8
 _BYTES = 2  # of a logit
-_GREATEST = 6e4  # logit: float16 ends at 65,504
+_GREATEST = 6e4  # logit; float16 ends at 65,504
 _SECONDS_BETWEEN = 5.0
 _KEY = "training.teacher"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Teacher:
-    """Who answers, and which of the answers count.
+    """A teacher, and the part of its answers that is used.
 
     Args:
         place: See `open_classifier`.
-        sha256: Of its weights, of what prepares its images, and of `rows`.
-        rows: Of its classes, those of the data, in their order.
+        sha256: Hash of its weights, its preprocessing and `rows`.
+        rows: Indices of the data's classes among its classes, in the order of the data.
         answers: See `TrainingSetup.answers`.
-        num_bytes: Of the answers; 0 where they are there already.
-        notes: For people.
+        num_bytes: Bytes of the answers; 0 if they exist already.
+        notes: Notes for people.
     """
 
     place: str
@@ -59,31 +58,31 @@ class Teacher:
     num_bytes: int
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """What a manifest tells of it."""
+    def to_json(self) -> dict[str, object]:
+        """Entry of a manifest about the teacher."""
         return {"path": self.place, "sha256": self.sha256, "answers": self.answers, "notes": list(self.notes)}
 
 
 def has_answered(teacher: Teacher, run: RunFolder) -> bool:
-    """Whether `run` has all its answers, from whatever machine."""
+    """Whether `run` has all answers of a teacher, from any machine."""
     return run.store.exists(run.answers_path(teacher.answers))
 
 
 def find_teacher(setup: TrainingSetup, *, init: str | Path | None, run: RunFolder | None) -> Teacher | None:
-    """The teacher of the setting `teacher`, opened and checked, unless `run` has its answers already.
+    """Finds the teacher of the setting `teacher`, and opens and checks it unless `run` has its answers already.
 
-    None without one, and where nothing is trained.
+    Returns None without the setting, or if nothing is trained.
 
     Args:
-        setup: Of data that were looked at.
-        init: What the networks begin with.
-        run: What is gone on with, which then has the same teacher.
+        setup: Setup after its data were checked.
+        init: Weights that networks start from.
+        run: A run to resume, which must have the same teacher.
 
     Raises:
-        ArchError: It cannot be had or read, or does not know the classes of the data.
-        DataError: It takes other images than those of the data, or images with several labels where they have one.
-        ResourceError: It needs a library that is not installed.
-        RunFolderError: It is another one than `run` began with.
+        ArchError: The teacher is missing, cannot be read, or does not know the classes of the data.
+        DataError: The teacher does not fit the images or labels of the data.
+        ResourceError: The teacher needs a library that is not installed.
+        RunFolderError: `run` began with another teacher.
     """
     named, epochs = setup.training.teacher, setup.training.epochs
     if named is None or not (epochs or (setup.shared is not None and setup.shared.config.epochs)):
@@ -117,15 +116,15 @@ def find_teacher(setup: TrainingSetup, *, init: str | Path | None, run: RunFolde
 
 
 def answer_images(setup: TrainingSetup, teacher: Teacher) -> Iterator[str]:
-    """Has `teacher` answer the training images, and keeps its answers in the run folder; goes on where it was cut off.
+    """Lets `teacher` answer the training images, and writes its answers to the run folder. Resumes after a stop.
 
     Yields:
-        How far it is, for people: at the beginning, every few seconds, and at the end.
+        Progress notes for people: at the start, every few seconds, and at the end.
 
     Raises:
         ArchError: An answer is not finite.
-        RunFolderError: On this machine, the teacher is another one.
-        StorageError: Nothing can be written any more.
+        RunFolderError: The teacher on this machine is another network.
+        StorageError: Files cannot be written.
     """
     torch.set_num_threads(setup.num_threads)
     classifier = open_classifier(teacher.place)
@@ -152,9 +151,9 @@ def answer_images(setup: TrainingSetup, teacher: Teacher) -> Iterator[str]:
 
 
 def measure_teacher(setup: TrainingSetup, teacher: Teacher, *, seconds: float) -> float:
-    """Seconds that `teacher` takes for an image, its loading included; measured for about `seconds`.
+    """Measures the seconds of an image for `teacher`, including its loading, for about `seconds`.
 
-    The first batch warms up. On a CPU, batches are small: an image takes as long in them.
+    The first batch warms up. On a CPU, batches are small, since the time of an image is the same.
     """
     device = setup.torch_device
     batch_size = _BATCH_SIZE if device.type == "cuda" else _MEASURED_AT_ONCE
@@ -176,14 +175,14 @@ def measure_teacher(setup: TrainingSetup, teacher: Teacher, *, seconds: float) -
 def _answering(
     classifier: Classifier, teacher: Teacher, setup: TrainingSetup
 ) -> Iterator[tuple[ImageData, Callable[[Tensor], Float[Tensor, "batch classes"]]]]:
-    """The images as `teacher` sees them, and its logits of a batch of them."""
+    """Gives the images as `teacher` sees them, and a function that returns its logits for a batch."""
     device, channels = setup.torch_device, len(classifier.preprocessing.mean)
-    model: Any = classifier.model.to(device)
+    model = classifier.model.to(device)
     rows = torch.tensor(teacher.rows, device=device)
     with contextlib.closing(setup.data_prepared_as(classifier.preprocessing)) as data:
 
         def prepared(images: Tensor) -> Tensor:
-            return data.prepared(images.expand(-1, channels, -1, -1))  # a grey image may have a teacher for colour
+            return data.prepared(images.expand(-1, channels, -1, -1))  # a teacher for colour may answer grey images
 
         def answer(images: Tensor) -> Tensor:
             with torch.inference_mode():
@@ -192,14 +191,14 @@ def _answering(
         yield data, answer
     if device.type == "cuda":
         model.cpu()
-        torch.cuda.empty_cache()  # for the trials, which may be of this process
+        torch.cuda.empty_cache()  # for trials, which may run in this process
 
 
 class _Answers:
-    """A file of answers that grows row by row, and gets its name once all are there.
+    """A file of answers that grows row by row. It gets its name once it is complete.
 
     Args:
-        num_images, num_classes: Of the whole. Rows that are there already stay, as far as they make whole batches.
+        num_images, num_classes: Shape of the complete file. Whole batches of existing rows are kept.
     """
 
     def __init__(self, path: Path, num_images: int, num_classes: int) -> None:
@@ -254,7 +253,7 @@ def _place_of(named: str, init: str | Path | None) -> str:
 
 
 def _checked(classifier: Classifier, place: str, setup: TrainingSetup) -> tuple[tuple[int, ...], list[str]]:
-    """The rows of its answers for the classes of the data, and notes for people."""
+    """Returns the indices of the data's classes in the answers, and notes for people."""
     data, channels = setup.open_data(), len(classifier.preprocessing.mean)
     if channels != setup.num_channels and setup.num_channels != 1:
         raise DataError(f"{_KEY}: {place} takes images of {channels} channels, and the data has {setup.num_channels}")
@@ -302,14 +301,17 @@ def _digest_of(classifier: Classifier, rows: Sequence[int]) -> str:
 
 
 def _name_of_answers(sha256: str, setup: TrainingSetup) -> str:
-    """Another one for another teacher, and for other training images; these follow from the data and the space file."""
+    """Name of answers, which differs between teachers and between training images.
+
+    The training images follow from the data and the space file.
+    """
     assert setup.identity is not None, "the data were looked at"
     identity = {name: value for name, value in setup.identity.to_json().items() if name != "notes"}
     return hashlib.sha256(json.dumps([sha256, identity], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def share_answers(run: RunFolder, other: RunFolder, name: str) -> None:
-    """Gives `other` the answers that `run` has. Raises RunFolderError where it has them no more."""
+    """Copies a teacher's answers from `run` to `other`. Raises RunFolderError if `run` no longer has them."""
     if not run.store.exists(run.answers_path(name)):
         raise RunFolderError(
             f"{run.answers_path(name)}: is missing; the teacher answers again where the search goes on"
