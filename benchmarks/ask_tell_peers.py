@@ -9,8 +9,8 @@ an integer parameter for each ordinal choice have a categorical one for the othe
 - `ax`: Ax's default for several objectives, which chooses its own number of first trials; needs seconds a proposal.
 - `neps-moasha`, `neps-primo`: NePS. A configuration goes on from its checkpoint where it is asked for at a later rung.
   PriMO is by priors; here they are at the middle of each choice with little confidence, for want of any. NePS 0.16
-  fails where trials of a rung still run, as their losses are missing; so it is asked for one network at a time, whatever
-  the number of workers.
+  fails where trials of a rung still run, as their losses are missing; so it is asked for one network at a time,
+  whatever the number of workers.
 """
 
 import logging

@@ -111,7 +111,7 @@ def test_values_of_sixteen_bits_that_are_nearly_black_are_told(tmp_path: Path) -
     for path in tmp_path.rglob("*.npy"):
         np.save(path, np.load(path) // 16)
     report = check_set(tmp_path, decode=True)
-    assert "with more than 8 bits, read as 8: no pixel of those looked at is above 13 of 255" in "".join(report.notes)
+    assert "with more than 8 bits, read as 8: no pixel that was looked at is above 13 of 255" in "".join(report.notes)
 
 
 def test_what_needs_colours_is_refused_by_its_line(tmp_path: Path) -> None:
