@@ -25,9 +25,9 @@ import torch
 from cvt_nas.config import AugmentConfig, SupernetConfig, load_experiment
 from cvt_nas.data import load_data
 from cvt_nas.engine import Inheritance, SharedWeights, fit, train_supernet
-from cvt_nas.results import judge_supernet
+from cvt_nas.results import Choice, Misjudged, judge_supernet, misjudged_choices
 from cvt_nas.run import write_atomically
-from cvt_nas.space import Genome, spread_over_flops
+from cvt_nas.space import Genome, SearchSpace, spread_over_flops
 from cvt_nas.supernet import Supernet
 from cvt_table import NUM_NETWORKS, gene_columns
 
@@ -99,6 +99,26 @@ def main() -> None:
     judged = [_judged(of, truth) for _, of in rows.groupby(KEY, sort=False)]
     write_atomically(options.inherited.with_suffix(".csv"), pd.DataFrame(judged).to_csv(index=False))
     print(pd.DataFrame(judged)[[*KEY, "tau", "within_bins", "top_third", "gap"]].to_string(index=False))
+    print_misjudged(rows, truth, space)
+
+
+def print_misjudged(rows: pd.DataFrame, truth: pd.DataFrame, space: SearchSpace) -> None:
+    """How many supernets misjudge each choice, and by how much: means over all of them, in points of accuracy."""
+    genes, found = gene_columns(space), list[Misjudged]()
+    own = truth.groupby(genes).agg(flops=("flops", "first"), accuracy=("acc_8", "mean"))
+    supernets = [of.merge(own, left_on=genes, right_index=True) for _, of in rows.groupby(KEY, sort=False)]
+    for known in supernets:
+        choices = [
+            Choice(gene.name, tuple(map(str, gene.options)), gene.is_ordinal, known[column].to_numpy())
+            for column, gene in zip(genes, space.genes, strict=True)
+        ]
+        accuracies = known["inherited"].to_numpy(), known["accuracy"].to_numpy()
+        found += misjudged_choices(*accuracies, known["flops"].tolist(), choices)
+    for _, of in pd.DataFrame(found).groupby(["choice", "option"]):
+        print(
+            f"{of['choice'].iloc[0]}, {of['option'].iloc[0]} instead of {of['instead_of'].iloc[0]}: misjudged by {len(of)} of {len(supernets)}; "
+            f"alone {100 * of['alone'].mean():+.2f}, inherited {100 * of['inherited'].mean():+.2f}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
@@ -21,10 +22,18 @@ from cvt_nas.pipeline.searching import ProgressFactory
 from cvt_nas.propose.race import FixedPlan, Race
 from cvt_nas.propose.samplers import derive_seed
 from cvt_nas.propose.study import Proposal
-from cvt_nas.results import DataIdentity, Origin, SupernetQuality, further_number, judge_supernet, round_and_trial
+from cvt_nas.results import (
+    Choice,
+    DataIdentity,
+    Origin,
+    SupernetQuality,
+    further_number,
+    judge_supernet,
+    round_and_trial,
+)
 from cvt_nas.results.events import following
 from cvt_nas.run import RunFolder
-from cvt_nas.space import Genome, spread_over_flops
+from cvt_nas.space import Genome, SearchSpace, spread_over_flops
 
 _MIN_ARCHS, _MAX_ARCHS = 8, 500
 
@@ -131,9 +140,18 @@ def evaluate_supernet(
             epochs=experiment.training.epochs,
             seed=seed,
         ),
+        choices=_choices(experiment.space, [genomes[index] for index in whole]),
     )
     run.supernet.write_quality(quality)
     return quality
+
+
+def _choices(space: SearchSpace, genomes: Sequence[Genome]) -> list[Choice]:
+    chosen = np.array(genomes)
+    return [
+        Choice(gene.name, tuple(str(option) for option in gene.options), gene.is_ordinal, chosen[:, position])
+        for position, gene in enumerate(space.genes)
+    ]
 
 
 def _standalone(experiment: Experiment, run: RunFolder, epochs: int | None) -> Experiment:

@@ -28,6 +28,7 @@ from cvt_nas.report.text import (
     accuracy_text,
     confirmation_lines,
     latency_lines,
+    misjudged_lines,
     narrowing_lines,
     quality_verdict,
     rank_lines,
@@ -188,6 +189,7 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
     lines = [*latency_lines(run), *narrowing_lines(run)]
     if (quality := run.supernet.quality()) is not None:
         (notes if quality.faults else lines).append(quality_verdict(quality))
+        notes += misjudged_lines(quality)
     told = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
     if not front.members:
         notes.append("no trial has reached its last epoch yet, so there is no front")

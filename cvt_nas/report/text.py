@@ -114,7 +114,17 @@ def quality_lines(quality: SupernetQuality) -> list[str]:
         f"mean accuracy inherited {quality.inherited:.4f}, stand-alone {quality.standalone:.4f}, gap "
         f"{quality.standalone - quality.inherited:.4f}"
     )
-    return [*lines, quality_verdict(quality)]
+    return [*lines, *misjudged_lines(quality), quality_verdict(quality)]
+
+
+def misjudged_lines(quality: SupernetQuality) -> list[str]:
+    """Which choices a supernet misjudges, and in which direction."""
+    return [
+        f"it misjudges {found.choice}: at the same FLOPs, {found.option} instead of {found.instead_of} changes "
+        f"accuracy by {found.alone:+.4f} in a training of its own, and by {found.inherited:+.4f} as inherited "
+        f"(p {_p_text(found.p_value)})"
+        for found in quality.misjudged
+    ]
 
 
 def quality_verdict(quality: SupernetQuality) -> str:

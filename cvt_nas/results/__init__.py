@@ -3,6 +3,7 @@
 from cvt_nas.results.candidate import Candidate
 from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
 from cvt_nas.results.identity import DataIdentity
+from cvt_nas.results.misjudged import Choice, Misjudged, misjudged_choices
 from cvt_nas.results.narrowing import DroppedOption, Narrowing, NarrowingStep
 from cvt_nas.results.pareto import (
     HypervolumeBox,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from pydantic import TypeAdapter
 
+from cvt_nas.results.misjudged import Choice, Misjudged, misjudged_choices
 from cvt_nas.results.parsing import parse_json
 
 NUM_FLOPS_BINS = 4
@@ -70,6 +71,7 @@ class SupernetQuality:
         inherited, standalone: Mean accuracies.
         origin: Of the accuracies; None where nobody said.
         between_seeds: Tau of one seed's accuracies with another's, the mean over the pairs of seeds; None of one.
+        misjudged: Choices that it misjudges, the surest first.
     """
 
     num_archs: int
@@ -80,6 +82,7 @@ class SupernetQuality:
     standalone: float
     origin: Origin | None = None
     between_seeds: Tau | None = None
+    misjudged: tuple[Misjudged, ...] = ()
 
     @property
     def faults(self) -> list[str]:
@@ -123,6 +126,7 @@ def judge_supernet(
     params: Sequence[int],
     flops: Sequence[int],
     origin: Origin | None = None,
+    choices: Sequence[Choice] = (),
 ) -> SupernetQuality:
     """Compares rankings: of accuracies inherited by each architecture, and after its own training, `(archs, seeds)`."""
     truth, costs, num_seeds = standalone.mean(axis=1), np.array(flops), standalone.shape[1]
@@ -137,6 +141,7 @@ def judge_supernet(
         standalone=float(truth.mean()),
         origin=origin,
         between_seeds=between,
+        misjudged=misjudged_choices(scores["inherited"], truth, flops, choices),
     )
 
 

@@ -1,0 +1,95 @@
+"""Choices that a supernet misjudges, on made-up accuracies."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from cvt_nas.report.text import misjudged_lines
+from cvt_nas.results import Choice, Misjudged, SupernetQuality, judge_supernet, misjudged_choices
+
+NUM_ARCHS = 60
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def drawn(rng: np.random.Generator) -> list[Choice]:
+    return [
+        Choice("stage0.kv_stride", ("1", "2"), True, rng.integers(0, 2, NUM_ARCHS)),
+        Choice("stage1.depth", ("1", "2", "3"), True, rng.integers(0, 3, NUM_ARCHS)),
+        Choice("stage1.projection", ("dw_bn", "avg", "linear"), False, rng.integers(0, 3, NUM_ARCHS)),
+    ]
+
+
+def accuracies(choices: list[Choice], flops: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    stride, depth, projection = (choice.chosen for choice in choices)
+    truth = 0.8 + 0.02 * np.log(flops / 1e6) - 0.010 * stride + 0.006 * depth + 0.005 * (projection == 0)
+    return truth + rng.normal(0, 0.002, NUM_ARCHS)
+
+
+def test_a_choice_that_is_worth_more_alone_is_named_with_its_direction(rng: np.random.Generator) -> None:
+    choices = drawn(rng)
+    flops = np.exp(rng.normal(14, 0.5, NUM_ARCHS))
+    truth = accuracies(choices, flops, rng)
+    inherited = truth - 0.05 + 0.014 * choices[0].chosen - 0.008 * (choices[2].chosen == 0)
+    found = misjudged_choices(inherited + rng.normal(0, 0.002, NUM_ARCHS), truth, flops.tolist(), choices)
+    assert [(each.choice, each.option, each.instead_of) for each in found[:2]] == [
+        ("stage0.kv_stride", "2", "1"), ("stage1.projection", "dw_bn", "others"),
+    ]  # fmt: skip
+    assert found[0].alone == pytest.approx(-0.010, abs=0.002)
+    assert found[0].inherited == pytest.approx(0.004, abs=0.003)
+    assert "stage1.depth" not in {each.choice for each in found}
+    assert all(each.p_value < 0.05 for each in found)
+
+
+def test_noise_alone_names_a_choice_in_no_more_than_a_twentieth_of_the_cases(rng: np.random.Generator) -> None:
+    named = 0
+    for _ in range(200):
+        choices = drawn(rng)
+        flops = np.exp(rng.normal(14, 0.5, NUM_ARCHS))
+        truth = accuracies(choices, flops, rng)
+        named += bool(misjudged_choices(truth + rng.normal(0, 0.004, NUM_ARCHS), truth, flops.tolist(), choices))
+    assert named <= 18, "5 % of 200, and two standard deviations"
+
+
+def test_what_grows_with_flops_alone_is_no_fault_of_a_choice(rng: np.random.Generator) -> None:
+    choices = drawn(rng)
+    flops = 1e6 * np.exp(0.5 * choices[1].chosen + rng.normal(0, 0.1, NUM_ARCHS))
+    truth = accuracies(choices, flops, rng)
+    inherited = truth + 0.03 * np.log(flops / 1e6) + rng.normal(0, 0.002, NUM_ARCHS)
+    assert "stage1.depth" not in {each.choice for each in misjudged_choices(inherited, truth, flops.tolist(), choices)}
+
+
+def test_a_choice_that_follows_from_flops_or_was_never_made_is_left_out(rng: np.random.Generator) -> None:
+    chosen = rng.integers(0, 2, NUM_ARCHS)
+    choices = [Choice("same", ("1", "2"), True, chosen), Choice("one", ("3",), True, np.zeros(NUM_ARCHS, dtype=int))]
+    truth = rng.normal(0.8, 0.01, NUM_ARCHS)
+    assert misjudged_choices(truth + 0.1 * chosen, truth, np.exp(chosen).tolist(), choices) == ()
+
+
+def test_the_verdict_keeps_and_tells_them(rng: np.random.Generator) -> None:
+    choices = drawn(rng)
+    flops = np.exp(rng.normal(14, 0.5, NUM_ARCHS))
+    truth = accuracies(choices, flops, rng)
+    inherited = truth + 0.014 * choices[0].chosen
+    quality = judge_supernet(
+        inherited.tolist(), truth[:, None], flops.astype(int).tolist(), flops.astype(int).tolist(), choices=choices
+    )
+    assert SupernetQuality.from_json(json.dumps(quality.to_json()), "quality.json") == quality
+    former = {name: value for name, value in quality.to_json().items() if name != "misjudged"}
+    assert SupernetQuality.from_json(json.dumps(former), "quality.json").misjudged == ()
+    told = dataclasses.replace(
+        quality,
+        misjudged=(
+            Misjudged(choice="a", option="2", instead_of="1", alone=-0.01, inherited=0.004, p_value=0.0001),
+        ),
+    )  # fmt: skip
+    assert misjudged_lines(told) == [
+        "it misjudges a: at the same FLOPs, 2 instead of 1 changes accuracy by -0.0100 in a training of its own, and "
+        "by +0.0040 as inherited (p < 0.001)"
+    ]
+    assert quality.misjudged[0].choice == "stage0.kv_stride"
