@@ -66,16 +66,16 @@ def test_the_prediction_is_that_of_the_textbook(num_beliefs: int) -> None:
     x, n = curves.features[curves.trials], curves.epochs
     same = curves.trials[:, None] == curves.trials
     inside = k(x, x) * (f**2 + g**2 * e(n, n)) + m**2 * e(n, n) + 9 + same * (own**2 + own_curve**2 * e(n, n))
-    inside += np.diag(noise**2 + early**2 / n + 1e-6) + 0.25 * believed(x) @ believed(x).T
+    inside += np.diag(noise**2 + early**2 / n + 1e-6) + 0.64 * believed(x) @ believed(x).T
     end = np.full(len(features), NUM_EPOCHS)
     across = k(features, x) * (f**2 + g**2 * e(end, n)) + m**2 * e(end, n) + 9
-    across += 0.25 * believed(features) @ believed(x).T
+    across += 0.64 * believed(features) @ believed(x).T
     trust = 0.5 / max(num_beliefs, 1)
     centre, scale = curves.scale
     surprise = (curves.values - centre) / scale - trust * believed(x).sum(axis=1)
     expected = trust * believed(features).sum(axis=1) + across @ np.linalg.solve(inside, surprise)
     assert mean == pytest.approx(centre + scale * expected)
-    prior = f**2 + (g**2 + m**2) * e(end[:1], end[:1])[0, 0] + 9 + 0.25 * (believed(features) ** 2).sum(axis=1)
+    prior = f**2 + (g**2 + m**2) * e(end[:1], end[:1])[0, 0] + 9 + 0.64 * (believed(features) ** 2).sum(axis=1)
     variance = prior - (across * np.linalg.solve(inside, across.T).T).sum(axis=1)
     assert sd == pytest.approx(scale * np.sqrt(variance), rel=1e-6)
 

@@ -51,6 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"weights that trials or the supernet begin with, as far as their networks have room for them: {_WEIGHTS}",
     )
     search.add_argument(
+        "--learn-from",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="earlier runs that tell what to train first, as far as the new trials confirm it: folders or URLs, of "
+        "whatever space and data",
+    )
+    search.add_argument(
         "--callback",
         action="append",
         default=[],

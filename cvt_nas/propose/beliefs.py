@@ -86,6 +86,21 @@ def choices_of(arch: ArchConfig) -> dict[str, Any]:
     return values
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trust:
+    """How much is left of a belief.
+
+    Args:
+        weight: By which it counts among what is expected, and the standard deviation of that.
+        agreement: Correlation, over networks of the space, of the belief with what is expected of their accuracy; of
+            the user's with what is expected beyond what follows from costs.
+    """
+
+    weight: float
+    sd: float
+    agreement: float
+
+
 class Believed:
     """Beliefs as features, `(genomes, beliefs)`, each with mean 0 over the space, and one standard deviation as its
     unit.
@@ -116,6 +131,25 @@ class Believed:
         """
         believed = self(genomes, costs)
         return believed[:, : len(self._runs) if number % 2 else self.number].sum(axis=1)
+
+    def trust(
+        self,
+        believed: Float[np.ndarray, "sample beliefs"],
+        weights: tuple[np.ndarray, np.ndarray],
+        *,
+        expected: Float[np.ndarray, " sample"],
+        costs: Float[np.ndarray, "sample 2"],
+    ) -> list[Trust]:
+        """Of each belief, by the `weights` that a process gives them, mean and standard deviation, and the accuracies
+        that it expects; `costs` are logarithms."""
+        means, sds = weights
+        line = np.column_stack([np.ones(len(costs)), costs])
+        beyond = expected - line @ np.linalg.lstsq(line, expected, rcond=None)[0]
+        against = [expected] * len(self._runs) + [beyond]
+        return [
+            Trust(weight=float(mean), sd=float(sd), agreement=_correlation(column, other))
+            for mean, sd, column, other in zip(means, sds, believed.T, against, strict=False)
+        ]
 
 
 class _Expected:
@@ -211,3 +245,10 @@ class _Priors:
 
 def _logs(costs: Sequence[Cost]) -> np.ndarray:
     return np.log([[cost.params, cost.flops] for cost in costs]).reshape(-1, 2)
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """0 where one of them is the same everywhere."""
+    one, other = one - one.mean(), other - other.mean()
+    size = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / size if size > 0 else 0.0

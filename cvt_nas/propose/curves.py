@@ -31,8 +31,9 @@ _ORDINAL_LENGTH, _OPTION_LENGTH, _COST_LENGTH = 0.7, 2.2, 2.2
 _LENGTH_SD = 0.5
 _CONSTANT = 9.0  # variance of c
 # Of the weights of beliefs, in units of the standard deviation of accuracy: their mean, divided among the beliefs, and
-# their standard deviation. One in six beliefs is thus expected to be the reverse of what is true.
-_TRUST, _TRUST_SD = 0.5, 0.5
+# their standard deviation. That is wide, so that a few trials can undo a belief: one in four is expected to be the
+# reverse of what is true.
+_TRUST, _TRUST_SD = 0.5, 0.8
 _JITTER = 1e-6
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from cvt_nas.arch import Cost
-from cvt_nas.propose.beliefs import NO_BELIEFS, Beliefs, Believed
+from cvt_nas.propose.beliefs import NO_BELIEFS, Beliefs, Believed, Trust
 from cvt_nas.propose.curves import CurvePosterior, Curves, fit_hyperparameters, prior_of
 from cvt_nas.propose.improvement import expected_hypervolume_improvement
 from cvt_nas.propose.observations import MAX_FITTED, Observation, curves_of, most_telling
@@ -113,6 +113,15 @@ class Surrogate:
         """What each of the genomes is expected to add to the hypervolume of the front, `(genomes,)`."""
         with _blas().limit(limits=1, user_api="blas"):
             return self._gains(observations, self._of(genomes))
+
+    def trust(self, observations: Sequence[Observation]) -> list[Trust]:
+        """How much is left of each belief, in the order of `Beliefs.names`."""
+        with _blas().limit(limits=1, user_api="blas"):
+            model, features = self._model(observations), self.features(self._sample)
+            end = features.shape[1] - self._believed.number
+            return self._believed.trust(
+                features[:, end:], model.trust, expected=model.expect(features), costs=features[:, end - 2 : end]
+            )
 
     def _gains(self, observations: Sequence[Observation], candidates: "_Candidates") -> np.ndarray:
         """Trials in flight count as if they had ended at what is expected of them."""

@@ -43,6 +43,7 @@ class RunFolder:
     latency.jsonl      latency of the front's members, measured, where the search went by what was predicted of it
     study.journal      Optuna's storage
     report.html        the page of the run, which needs nothing beside it; pareto.csv, ranks.csv, pareto_flops.html, ...
+    earlier/           trials of the runs that the search learns from, <number>.jsonl of each, as in their trials.jsonl
     teacher/           answers of a teacher to the training images, float16; `.begun` while they are not complete
     init/              weights.safetensors from elsewhere that trials or the supernet begin with, sorted by importance
     models/<arch id>/  arch.json, model.safetensors, probe.safetensors of each complete trial
@@ -212,6 +213,10 @@ class RunFolder:
     def answers_path(self, name: str) -> Path:
         """Of the logits of a teacher, for the training images of a data set; `name` tells it and these from others."""
         return self.path / "teacher" / f"{name}.npy"
+
+    def earlier_path(self, number: int) -> Path:
+        """Of the trials of one of the runs that the search learns from."""
+        return self.path / "earlier" / f"{number}.jsonl"
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -1,11 +1,22 @@
 """Section `search`: who proposes architectures, who stops their training, and what is trained again."""
 
-from typing import Annotated, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from pydantic.dataclasses import dataclass as validated
 
 from cvt_nas.config.values import STRICT, FrontOrCount, PositiveFloat, PositiveInt, SamplerName, Seed
+from cvt_nas.space import BLOCK_CHOICES, STAGE_CHOICES
+
+_WEIGHTS = {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}}
+_WEIGHTS_OF_STAGES = {"anyOf": [_WEIGHTS, {"type": "array", "items": _WEIGHTS}]}
+_PRIORS = {
+    "type": "object",
+    "properties": dict.fromkeys((*STAGE_CHOICES, *BLOCK_CHOICES), _WEIGHTS_OF_STAGES),
+    "additionalProperties": False,
+    "examples": [{"kv_stride": {2: 3, 1: 0.5}}],
+}
 
 
 @validated(config=STRICT, frozen=True, kw_only=True)
@@ -53,6 +64,10 @@ class SearchConfig:
             `none`, as they are.
         candidates: Architectures ranked by the accuracy that they inherit, where trials inherit weights. The best
             `trials` of them are then trained on, in their order.
+        priors: What you believe of the options of choices, before anything is trained: how many times as often as by
+            chance each is in good networks, as 3, or 0.5 for less often. For each choice a section with such a weight
+            for each option, 1 for those that it lacks, or a list of one for each stage. `surrogate` begins with it,
+            beyond what follows from costs, and believes it as far as the trials confirm it.
         seed: Seed of proposals and trainings.
         confirm: Further trainings of the best, after the race. There are none where it is absent.
         max_failures: Times that a trial whose worker died, with its node or alone, begins again on its checkpoint.
@@ -73,6 +88,7 @@ class SearchConfig:
     weights: Literal["scratch", "supernet", "da-nas"] = "scratch"
     importance: Literal["taylor", "magnitude", "none"] = "taylor"
     candidates: PositiveInt = 1000
+    priors: Annotated[dict[str, Any], WithJsonSchema(_PRIORS)] = field(default_factory=dict)
     seed: Seed = 0
     confirm: ConfirmConfig | None = None
     max_failures: Annotated[int, Field(ge=0)] = 3
