@@ -39,6 +39,7 @@ RUNS = (
     ("c100", "chaoyang", "shuffled"),
     ("flower", "flower", "inverted"),
     ("chaoyang", "c100", "inverted"),
+    ("c100", "chaoyang", "inverted"),
 )
 
 

@@ -31,6 +31,7 @@ NUM_CANDIDATES = 1_500
 # the operation that it had written off.
 _OVERCONFIDENCE = 1.5
 ENUMERABLE = 4_000
+_JUDGED_AFTER = 2  # complete trials, by which beliefs are weighed before the initial design is over
 _INTERVALS = (0, 9, 5, 2, 7, 1, 3, 4, 6, 8)  # of log-FLOPs: each is as far as can be from those before
 
 
@@ -87,7 +88,7 @@ class Surrogate:
         """A feasible genome for trial `number` that is not in `seen`, which holds canonical ones; None where none was
         found. The observations are of the trials before it, in the order of their numbers."""
         if self.begins(number, observations):
-            return self._initial(number, seen)
+            return self._initial(number, observations, seen)
         genome, _, _ = self.weigh(number, observations, seen)
         return genome
 
@@ -167,7 +168,7 @@ class Surrogate:
         expected = self._model(observations).expect(candidates.features)
         return [candidates.genomes[index] for index in np.argsort(-expected, kind="stable")[:number]]
 
-    def _initial(self, number: int, seen: set[Genome]) -> Genome | None:
+    def _initial(self, number: int, observations: Sequence[Observation], seen: set[Genome]) -> Genome | None:
         """The cheapest, then one at random from each interval of log-FLOPs, the next always far from those before.
         Where something is believed, it is the one in the interval of which the most is believed.
 
@@ -184,7 +185,10 @@ class Surrogate:
         if self._believed.number:
             near, rest = np.split(order, [max(len(order) // NUM_INITIAL, 1)])
             genomes = [self._sample[index] for index in near]
-            judged = self._believed.judge(number, np.array(genomes, dtype=int), self._costs_of(genomes))
+            if sum(o.status == "complete" for o in observations) < _JUDGED_AFTER:
+                judged = self._believed.judge(number, np.array(genomes, dtype=int), self._costs_of(genomes))
+            else:
+                judged = self._model(observations).expect(self.features(genomes))
             order = np.concatenate([near[np.argsort(-judged, kind="stable")], rest])
         for index in order:
             if (genome := self._space.canonical(self._sample[index])) not in seen:
