@@ -77,10 +77,12 @@ def test_a_run_tells_how_much_it_believed_and_when_it_stopped(tmp_path: Path) ->
     assert believed.stopped_after is None
     assert believed.steps[11].agreement > 0.8 > 0.1 > not_believed.steps[11].agreement
     assert not_believed.stopped_after is not None
-    (line,) = belief_lines(wrong)
+    (line,) = belief_lines(histories_of_beliefs(wrong))
     assert line.startswith(f"learned from {earlier.path}: ")
     assert line.endswith(f"it was not believed any more after {not_believed.stopped_after} trials")
-    assert line in run_page(wrong)
+    page = run_page(wrong)
+    assert line in page
+    assert f"{not_believed.steps[10].agreement:.2f}</td>" in page
 
 
 def test_a_belief_has_stopped_when_it_stays_away() -> None:

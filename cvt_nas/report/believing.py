@@ -1,11 +1,14 @@
 """How much a search believed of what it began with: the earlier runs and the user's priors, after so many trainings."""
 
+import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cvt_nas.errors import ArchError, RunFolderError, SpaceFileError
 from cvt_nas.propose.beliefs import PRIORS, Trust
 from cvt_nas.propose.earlier import beliefs_of
 from cvt_nas.propose.surrogate import Surrogate
+from cvt_nas.report.page import table_html
 from cvt_nas.report.stopping import experiment_of, observation_of
 from cvt_nas.run import RunFolder
 
@@ -20,7 +23,7 @@ class History:
 
     Args:
         name: Place of an earlier run, or `priors`.
-        steps: By the number of trials that had ended.
+        steps: By the number of trials that had ended; at least one.
     """
 
     name: str
@@ -36,16 +39,17 @@ class History:
 
 
 def histories_of_beliefs(run: RunFolder) -> list[History]:
-    """By the trials that had ended first; nothing where the run believed nothing, or its file is another version's."""
+    """By the trials that had ended first; nothing where the run believed nothing, too few trials are complete, or its
+    file is another version's."""
     try:
         experiment = experiment_of(run)
-        beliefs = beliefs_of(experiment, run)
+        beliefs, search = beliefs_of(experiment, run), experiment.search
+        if not beliefs.names or search.sampler != "surrogate" or search.has_supernet:
+            return []
         numbers = {result.number for result in run.results()}
         ended = [result for result in run.ended() if result.number in numbers]
         observations = [observation_of(result, experiment.space) for result in ended]
     except (ArchError, RunFolderError, SpaceFileError):
-        return []
-    if not beliefs.names or experiment.search.sampler != "surrogate" or experiment.search.has_supernet:
         return []
     surrogate = Surrogate(
         experiment.space, costs=["flops"], num_epochs=run.manifest["epochs"], seed=run.manifest["seed"], beliefs=beliefs
@@ -58,16 +62,14 @@ def histories_of_beliefs(run: RunFolder) -> list[History]:
     }
     return [
         History(name=name, steps={step: trusts[index] for step, trusts in found.items()})
-        for index, name in enumerate(beliefs.names)
+        for index, name in enumerate(beliefs.names if found else ())
     ]
 
 
-def belief_lines(run: RunFolder) -> list[str]:
+def belief_lines(histories: Sequence[History]) -> list[str]:
     """For people: how well each belief agrees with what the trials taught, and when it was given up."""
     lines = []
-    for history in histories_of_beliefs(run):
-        if not history.steps:
-            continue
+    for history in histories:
         what = "search.priors" if history.name == PRIORS else f"learned from {history.name}"
         steps = [f"{trust.agreement:.2f} after {number}" for number, trust in history.steps.items()]
         (*_, last), stopped = history.steps.values(), history.stopped_after
@@ -78,3 +80,20 @@ def belief_lines(run: RunFolder) -> list[str]:
             + ("" if stopped is None else f"; it was not believed any more after {stopped} trials")
         )
     return lines
+
+
+def beliefs_section(run: RunFolder) -> str:
+    """The same as HTML, with a table; nothing where nothing was believed."""
+    histories = histories_of_beliefs(run)
+    if not histories:
+        return ""
+    rows = [
+        (history.name, number, f"{trust.agreement:.2f}", f"{trust.weight:.2f} ± {trust.sd:.2f}")
+        for history in histories
+        for number, trust in history.steps.items()
+    ]
+    return (
+        "<h3>What was believed</h3>"
+        + table_html("What was believed", ("belief", "trials", "correlation", "weight"), rows, prose=(0,))
+        + "".join(f"<p>{html.escape(line)}</p>" for line in belief_lines(histories))
+    )

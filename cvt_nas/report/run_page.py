@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cvt_nas.arch import ArchConfig, StageConfig, stage_costs
-from cvt_nas.report.believing import belief_lines
+from cvt_nas.report.believing import beliefs_section
 from cvt_nas.report.figures import (
     GROWTH_AXES,
     NAMES,
@@ -294,7 +294,8 @@ def _progress(run: RunFolder, growth: pd.DataFrame, axes: Sequence[str]) -> str:
         + table_html("Learning curves of the front", ("trial", "architecture", *(f"epoch {e}" for e in epochs)), curves,
                      prose=(1,))
         + "".join(f"<p>{html.escape(line)}</p>" for line in rank_lines(run) if not line.startswith("warning: "))
-        + "".join(f"<p>{html.escape(line)}</p>" for line in (*stopping_lines(run), *belief_lines(run)))
+        + "".join(f"<p>{html.escape(line)}</p>" for line in stopping_lines(run))
+        + beliefs_section(run)
         + "</section>"
     )  # fmt: skip
 
