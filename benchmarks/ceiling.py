@@ -18,7 +18,7 @@ from scipy.stats import kendalltau
 
 from cvt_nas.results import ceiling_of_mean
 
-TABLE, NUM_IMAGES = Path(__file__).parent / "tables" / "cvt_fashion_mnist.parquet", 12_000
+TABLE, NUM_IMAGES = Path(__file__).parent / "tables" / "cvt-bench.parquet", 12_000
 
 
 def main() -> None:

@@ -2,10 +2,12 @@
 
 Can be stopped at any moment and started again: what is trained is kept, the rest goes on. Seed 0 of every
 network comes first, then seed 1 of each, in an order that makes a part of the table a fair sample of it.
-`--variant` trains the first of them by another schedule, to compare how well early epochs rank them.
+`--variant` trains the first of them by another schedule, to compare how well early epochs rank them. `--latency` trains
+nothing: it writes how long a forward pass of one image takes on one thread of a CPU, in milliseconds of CPU time.
 
     python benchmarks/cvt_table.py --processes 2
     python benchmarks/cvt_table.py --variant cosine --networks 32 --seeds 1
+    python benchmarks/cvt_table.py --latency
 """
 
 import argparse
@@ -15,13 +17,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import kendalltau
 
 from cvt_nas.arch import cost_of
 from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import fit
+from cvt_nas.engine.latency_table import time_networks
 from cvt_nas.run import write_atomically
 from cvt_nas.space import Genome, SearchSpace, spread_over_flops
 
@@ -34,21 +39,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cosine to each rung": {"schedule": "cosine", "restarts": [1, 3], "ema_decay": 0.0},
 }
 NUM_NETWORKS = 300
+LATENCY_SECONDS = 1.0  # of each network
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--space", type=Path, default=TABLES / "cvt_fashion_mnist.yaml")
+    parser.add_argument("--space", type=Path, default=TABLES / "cvt-bench.yaml")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--networks", type=int, default=NUM_NETWORKS, help="the first so many of them")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--latency", action="store_true", help="only measure latency_cpu_ms of what is in the table")
     parser.add_argument("--variant", choices=VARIANTS, default="wsd, averaged weights")
     options = parser.parse_args()
     experiment = load_experiment(options.space)
     suffix = "" if not VARIANTS[options.variant] else f".{options.variant.replace(', ', '_').replace(' ', '_')}"
     path = options.space.with_suffix(f"{suffix}.parquet")
     rows = pd.read_parquet(path).to_dict("records") if path.exists() else []
+    if options.latency:
+        frame = add_latency(pd.DataFrame(rows), experiment.space)
+        write_atomically(path, lambda file: frame.to_parquet(file))
+        return
     genomes = spread_over_flops(experiment.space, NUM_NETWORKS)[: options.networks]
     genes = gene_columns(experiment.space)
     done = {(tuple(int(row[gene]) for gene in genes), row["seed"]) for row in rows}
@@ -63,6 +74,23 @@ def main() -> None:
             write_atomically(path, lambda file, table=table: table.to_parquet(file))
             left = (time.monotonic() - started) / count * (len(missing) - count)
             print(f"{count}/{len(missing)} trained, left {left / 60:.0f} min", flush=True)
+
+
+def add_latency(table: pd.DataFrame, space: SearchSpace) -> pd.DataFrame:
+    """`table` with the column `latency_cpu_ms`: of torch, eager, fp32, a batch of one image, weights at random.
+
+    See `cvt_nas.engine.turns`. Printed is Kendall's tau of the even and the odd rounds.
+    """
+    torch.set_num_threads(1)
+    genes = gene_columns(space)
+    genomes = [tuple(row) for row in table[genes].drop_duplicates().to_numpy(dtype=int).tolist()]
+    archs = [space.decode(genome) for genome in genomes]
+    turns = time_networks(archs, device=torch.device("cpu"), max_seconds=LATENCY_SECONDS * len(archs))
+    halves = [np.quantile(turns.seconds[first::2], 0.1, axis=0) for first in (0, 1)]
+    tau: Any = kendalltau(*halves)
+    print(f"two halves of the rounds: tau {tau.statistic:.3f}, median difference {np.median(turns.noise):.1%}")
+    latencies = dict(zip(genomes, 1e3 * turns.low, strict=True))
+    return table.assign(latency_cpu_ms=[latencies[tuple(row)] for row in table[genes].to_numpy(dtype=int).tolist()])
 
 
 def gene_columns(space: SearchSpace) -> list[str]:

@@ -15,9 +15,12 @@ A proposal that is no row of the table stands for the nearest; what was proposed
   then takes 2 as the reference point, which nothing exceeds; `syne-tune-ehvi:shifted` is told losses less 3, so that
   its reference point is the one by which searches are judged. Either takes seconds a proposal, and has to be named.
 
+- `pymoo-nsga2`, `smac-parego`, `ax`, `neps-moasha`, `neps-primo`: see `ask_tell_peers.py`. They have to be named, and
+  installed: NePS and Ax need different versions of botorch, so each has an environment of its own.
+
 Searchers and schedulers of `cvt-nas bench` can be named as well, and are then compared with the peers, pair by pair.
 
-    pip install syne-tune "botorch<0.18"
+    pip install syne-tune "botorch<0.18"  # or pymoo smac neural-pipeline-search; or ax-platform
     python benchmarks/peers.py --table benchmarks/tables/nas_bench_201_cifar100.parquet --budget 200 --workers 1 \\
         --searcher surrogate --scheduler none --json
 """
@@ -34,6 +37,7 @@ from typing import Any
 import numpy as np
 import optuna
 
+import ask_tell_peers
 from cvt_nas import bench
 from cvt_nas.arch import Cost
 from cvt_nas.bench import SearchMethod, Settings, Table
@@ -45,7 +49,7 @@ from cvt_nas.propose.study import Proposal
 from cvt_nas.results import Metric
 
 FAST_PEERS = ("ray-optuna+asha", "ray-optuna+fifo", "syne-tune-moasha", "syne-tune-morea", "syne-tune-morea:20")
-PEERS = (*FAST_PEERS, "syne-tune-ehvi", "syne-tune-ehvi:shifted")
+PEERS = (*FAST_PEERS, "syne-tune-ehvi", "syne-tune-ehvi:shifted", *ask_tell_peers.NAMES)
 TIME_ATTR = "training_iteration"
 EHVI_SHIFT = 3.0  # losses in [0, 1] become rewards in [2, 3]
 
@@ -61,6 +65,8 @@ class Peer:
 
     def start(self, table: Table, settings: Settings, *, seed: int) -> Search:
         kind, _, variant = self.name.partition(":")
+        if self.name in ask_tell_peers.NAMES:
+            return ask_tell_peers.start(self.name, table, settings, seed=seed)
         if kind.startswith("ray-optuna"):
             return _ray_tune(table, settings, kind.partition("+")[2], seed)
         return _syne_tune(table, settings, kind, variant, seed)

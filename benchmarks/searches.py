@@ -9,7 +9,7 @@ for what is left of its seconds, so that this can be stopped and continued. Noth
 
     OMP_NUM_THREADS=1 python benchmarks/searches.py --space search_spaces/fashion_mnist.yaml \\
         --to results/fashion_mnist_compared
-    OMP_NUM_THREADS=1 python benchmarks/searches.py --space benchmarks/tables/cvt_fashion_mnist.yaml --seconds 450 \\
+    OMP_NUM_THREADS=1 python benchmarks/searches.py --space benchmarks/tables/cvt-bench.yaml --seconds 450 \\
         --methods defaults,supernet,da-nas --share 1 --supernet-epochs 13 --to results/sharing_compared
 """
 

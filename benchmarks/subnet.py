@@ -3,8 +3,8 @@ r"""What a forward pass, and one with its backward pass, cost in a supernet, ove
 Both run in this process, interleaved, on the same images; what is compared is the ratio of each pair of runs. `cold`
 is the first pass of each of the random subnets, in a supernet that has seen none of their stages.
 
-    OMP_NUM_THREADS=1 python benchmarks/subnet.py --space benchmarks/tables/cvt_fashion_mnist.yaml --batch 128
-    OMP_NUM_THREADS=1 python benchmarks/subnet.py --space benchmarks/tables/cvt_fashion_mnist.yaml --batch 128 \
+    OMP_NUM_THREADS=1 python benchmarks/subnet.py --space benchmarks/tables/cvt-bench.yaml --batch 128
+    OMP_NUM_THREADS=1 python benchmarks/subnet.py --space benchmarks/tables/cvt-bench.yaml --batch 128 \
         --kernel-maps --own-norms kv_stride kernel_size
     OMP_NUM_THREADS=1 python benchmarks/subnet.py --space search_spaces/cvt13.yaml --batch 2 --pairs 3
 """

@@ -32,8 +32,8 @@ from cvt_nas.supernet import Supernet
 from cvt_table import NUM_NETWORKS, gene_columns
 
 TABLES = Path(__file__).parent / "tables"
-TRUTH, INHERITED = TABLES / "cvt_fashion_mnist.parquet", TABLES / "supernets.parquet"
-SPACE = TABLES / "cvt_fashion_mnist.yaml"
+TRUTH, INHERITED = TABLES / "cvt-bench.parquet", TABLES / "supernets.parquet"
+SPACE = TABLES / "cvt-bench.yaml"
 KEY = ["variant", "seed", "epochs", "device"]
 BASE: dict[str, Any] = {
     "batch_size": 128, "lr": 2.0e-3, "schedule": "wsd", "warmup_epochs": 0.5, "weight_decay": 0.05,

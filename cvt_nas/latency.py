@@ -25,6 +25,27 @@ class Parts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """How well a table tells the latency of whole networks that had no part in it; all but `number` are fractions.
+
+    Args:
+        within_5, within_10: Of the networks, how many are predicted within 5 and 10 %.
+        bias: Mean of how much too great the predictions are.
+        spearman: Rank correlation of predictions and measurements; 0 where all are alike.
+        noise: Of a measurement, the median of what two halves of its rounds differ by.
+        drift: How much slower the machine was at the end than at the beginning.
+    """
+
+    number: int
+    within_5: float
+    within_10: float
+    bias: float
+    spearman: float
+    noise: float
+    drift: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LatencyTable:
     """Times of one image through each part, of which a network's is the sum.
 
@@ -34,6 +55,7 @@ class LatencyTable:
         device: Name of the processor, and what ran on it.
         error: Of whole networks that had no part in the scaling, the median of how far their sums are off, as a
             fraction of their time.
+        judged: By these networks; None in a table of an earlier version.
 
     Source: Cai et al. 2019, arXiv:1812.00332, section 3.3, whose table holds operations.
     """
@@ -42,6 +64,7 @@ class LatencyTable:
     constant_us: int
     device: str
     error: float
+    judged: Judged | None = None
 
     def embedding(self, stage: StageConfig, *, in_channels: int, grid: Grid) -> int:
         return self.parts[embedding_key(stage, in_channels=in_channels, grid=grid)]

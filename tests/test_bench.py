@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
+from optuna.study import StudyDirection
 
 from cvt_nas.bench import (
     Method,
@@ -18,10 +20,12 @@ from cvt_nas.bench import (
     Trace,
     anytime_hypervolume,
     load_table,
+    ready_tables,
     simulate,
     summarise,
 )
 from cvt_nas.cli import main
+from cvt_nas.config import load_experiment
 from cvt_nas.errors import TableError
 from cvt_nas.propose.asha import Decision
 from cvt_nas.propose.simulation import Outcome, Search
@@ -103,6 +107,45 @@ def test_a_table_that_makes_no_sense_is_refused(tmp_path: Path, change: Any, mes
 def test_a_table_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="cannot be read"):
         load_table(tmp_path / "nothing.csv")
+
+
+def test_a_name_that_is_no_ready_table_says_which_there_are() -> None:
+    with pytest.raises(TableError, match=r"cvt-bunch: .* the ready tables are cvt-bench$"):
+        load_table("cvt-bunch")
+
+
+def test_the_ready_table_is_of_networks_of_its_space() -> None:
+    table, space = load_table("cvt-bench"), load_experiment(ready_tables()["cvt-bench"].with_suffix(".yaml")).space
+    assert [gene.options for gene in table.genes] == [tuple(range(len(gene.options))) for gene in space.genes]
+    for genome in table.genomes[::30]:
+        assert table.cost(genome) == space.cost(genome)
+
+
+@pytest.fixture(scope="module")
+def cvt_bench() -> Any:
+    optunahub = pytest.importorskip("optunahub")
+    return optunahub.load_local_module("cvt_bench", registry_root=str(Path(__file__).parents[1] / "benchmarks"))
+
+
+class TestAsAProblemOfOptunaHub:
+    def test_a_study_gets_what_the_table_has(self, cvt_bench: Any) -> None:
+        problem = cvt_bench.CvTBench(("flops", "accuracy"), seed=1)
+        study = optuna.create_study(directions=problem.directions, sampler=optuna.samplers.RandomSampler(seed=0))
+        study.optimize(problem, n_trials=5)
+        table = load_table("cvt-bench")
+        assert problem.directions == study.directions == [StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE]
+        for trial in study.trials:
+            row = table.rows[table.canonical(list(trial.params.values()))]
+            curves = table.curves[row]
+            expected = curves[1] if len(curves) > 1 else curves.mean(axis=0)
+            assert trial.values == [table.costs[row].flops, expected[-1]]
+            assert problem.curve(trial.params) == expected.tolist()
+
+    def test_the_whole_table_has_all_of_the_hypervolume_and_a_part_has_less(self, cvt_bench: Any) -> None:
+        problem = cvt_bench.CvTBench()
+        every = [dict(zip(problem.options, genome, strict=True)) for genome in problem.table.genomes]
+        assert problem.share_of_hypervolume(every) == pytest.approx(1.0)
+        assert 0.5 < problem.share_of_hypervolume(every[:3]) < 1.0
 
 
 @pytest.mark.parametrize("scheduler", ["none", "asha", "pareto-asha"])

@@ -603,7 +603,7 @@ def _(desk: Desk) -> str:
 
 
 @case("test images of another class, and weights without names", before="exit 0, top-1 0.3333",
-      after=("exit 2", "classes that train/ beside them has not: ant;"))  # fmt: skip
+      after=("exit 2", "classes that train/ beside them lacks: ant;"))  # fmt: skip
 def _(desk: Desk) -> str:
     data = desk.images()
     (data / "val" / "fish").rename(data / "val" / "ant")
@@ -630,7 +630,7 @@ def _(desk: Desk) -> str:
 
 
 @case("test images that are training images, by links of files", before="exit 0, no word",
-      after=("exit 0", "note: 9 images of the other splits that links make training images, too"))  # fmt: skip
+      after=("exit 0", "note: 9 images of other splits that links also make training images"))  # fmt: skip
 def _(desk: Desk) -> str:
     data = desk.images()
     for number in range(8):

@@ -79,7 +79,7 @@ def test_arrays_beside_images_are_no_images(tmp_path: Path) -> None:
     np.save(tmp_path / "cat" / "0-mask.npy", np.zeros((20, 24)))
     data = open_folder(tmp_path)
     assert sum(sizes(data)) == 24
-    assert data.notes[0] == f"{tmp_path}: ignored, no images that are read: 1 .npy"
+    assert data.notes[0] == f"{tmp_path}: ignored files that are no images: 1 .npy"
 
 
 def test_images_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_values_of_sixteen_bits_that_are_nearly_black_are_told(tmp_path: Path) -
     for path in tmp_path.rglob("*.npy"):
         np.save(path, np.load(path) // 16)
     report = check_set(tmp_path, decode=True)
-    assert "with more than 8 bits, read as 8: no pixel of those looked at is above 13 of 255" in "".join(report.notes)
+    assert "with more than 8 bits, read as 8: no pixel that was looked at is above 13 of 255" in "".join(report.notes)
 
 
 def test_what_needs_colours_is_refused_by_its_line(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_skipped_images_are_left_out_of_every_split_and_kept_in_the_identity(tmp
     assert [again.num_images(split) for split in SPLITS] == [17, 6, 5]
     for path in (tmp_path / "val" / "cat").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"val: no image that can be read is left of cat"):
+    with pytest.raises(DataError, match=r"val: no readable image is left of cat"):
         check_data(config, **settings)
 
 
@@ -113,7 +113,7 @@ def test_check_says_how_the_training_images_are_looked_at(tmp_path: Path, capsys
     assert main(["check", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert "cannot be read: val/dog/1.png: damaged: " in out
-    assert "note: training images: headers and ends only; --decode reads them whole" in out
+    assert "note: training images: only headers and ends were read; --decode reads whole files" in out
 
 
 @pytest.mark.parametrize("held_out", [False, True])

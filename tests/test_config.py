@@ -332,7 +332,7 @@ def test_a_ready_space_is_found_by_its_name_wherever_one_is(tmp_path: Path, monk
 
 
 @pytest.mark.slow  # pip makes an environment to build in
-def test_an_installed_package_has_the_ready_spaces(tmp_path: Path) -> None:
+def test_an_installed_package_has_the_ready_spaces_and_tables(tmp_path: Path) -> None:
     build = [
         sys.executable,
         "-m",
@@ -346,8 +346,9 @@ def test_an_installed_package_has_the_ready_spaces(tmp_path: Path) -> None:
     ]
     subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("*.whl")
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("cvt_nas/search_spaces/")}
+    held = set(zipfile.ZipFile(wheel).namelist())
     assert {f"cvt_nas/search_spaces/{path.name}" for path in SPACES.glob("*.yaml")} <= held
+    assert {"cvt_nas/tables/cvt-bench.parquet", "cvt_nas/tables/cvt-bench.yaml", "cvt_nas/tables/README.md"} <= held
 
 
 def test_an_empty_file_says_what_it_must_hold() -> None:

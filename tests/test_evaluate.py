@@ -382,7 +382,7 @@ def test_a_size_is_read_however_it_is_written(told: dict[str, Any], side: int, s
         ({"size": {"max_height": 32, "max_width": 48}}, "must be height and width, or one side"),
         (
             {"size": {"shortest_edge": 64}, "do_center_crop": True, "crop_size": {"height": 64, "width": 32}},
-            "size: got {'shortest_edge': 64}, must be one number, and crop_size too",
+            "size: got {'shortest_edge': 64}, must be one number, like crop_size",
         ),
         ({"size": {"shortest_edge": 32}}, "size: got {'shortest_edge': 32}, must be height and width where"),
         ({"size": 32, "do_resize": False}, "do_resize: got False, must be true"),
@@ -391,7 +391,7 @@ def test_a_size_is_read_however_it_is_written(told: dict[str, Any], side: int, s
         ({"size": 32, "do_flip_channel_order": True}, "do_flip_channel_order: got True"),
         (
             {"size": 256, "do_center_crop": True, "crop_size": 224},
-            "size: got {'side': 256}, must be shortest_edge where",
+            "size: got {'side': 256}, must be shortest_edge if",
         ),
         (
             {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": 64},

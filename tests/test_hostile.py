@@ -261,7 +261,7 @@ def test_a_status_is_one_that_there_is(finished_run: RunFolder, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "line"), [("test.jsonl", {"arch_id": ["a"]}), ("latency.jsonl", {"arch_id": {}, "median_ms": "soon"})]
+    ("name", "line"), [("test.jsonl", {"arch_id": ["a"]}), ("latency.jsonl", {"arch_id": {}, "p10_ms": "soon"})]
 )
 def test_a_record_of_the_front_with_a_line_of_another_kind_is_one_line(
     finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, line: dict[str, Any]

@@ -127,7 +127,7 @@ def test_columns_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
     assert open_kind(root, 2, label_column="coarse").class_names == ("a", "b")
     renamed = part(12, coarse=coarse).rename_column("label", "fine")
     root = saved(tmp_path / "renamed", train=renamed)
-    with pytest.raises(DataError, match=r"data.label_column: fine, coarse can each be meant; set it"):
+    with pytest.raises(DataError, match=r"data.label_column: fine, coarse could each be meant; set it"):
         open_kind(root)
     with pytest.raises(DataError, match=r"data.label_column: there is no column kind, but image, fine, coarse"):
         open_kind(root, label_column="kind")
@@ -150,7 +150,7 @@ def test_a_split_without_labels_is_ignored_and_images_that_are_none_are_named(tm
         tmp_path / "set", train=part(30), validation=spoilt.cast_column("image", datasets.Image()), test=hidden
     )
     data: Any = open_kind(root)
-    assert data.notes[1] == f"{root}: split test has no labels, and is ignored"
+    assert data.notes[1] == f"{root}: split test has no labels and is ignored"
     report = check_set(root)
     assert report.images is not None
     assert report.images.damaged == {"validation/4": "no image: it begins as text"}

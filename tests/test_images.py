@@ -170,7 +170,7 @@ def test_an_image_damaged_since_a_run_was_trained_is_to_be_mended(tmp_path: Path
     _, known = check_data(config, **settings)
     path = tmp_path / "train" / "cat" / "3.png"
     path.write_bytes(bytes(path.stat().st_size))  # of the same size
-    with pytest.raises(DataError, match=r"train/cat/3.png: .*; mend them, or begin another run$"):
+    with pytest.raises(DataError, match=r"train/cat/3.png: .*; repair them, or begin another run$"):
         check_data(config, **settings, known=known, place="run")
 
 

@@ -2,15 +2,20 @@
 
 import dataclasses
 import json
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from cvt_nas.arch import ArchConfig
 from cvt_nas.engine.latency import Latency, device_name, latency_line, latency_of, measure_latency, time_runs
+from cvt_nas.engine.turns import time_in_turns
 from cvt_nas.errors import ExportError, ResourceError
 from cvt_nas.export import FORMATS
 from cvt_nas.export.latency import measure_onnx_latency, profile_latency
@@ -133,3 +138,43 @@ def test_a_gpu_is_measured_after_its_work_is_done(onnx: bool) -> None:
     one, many = (profile_latency(arch, device="cuda", onnx=onnx, batch_size=size) for size in (1, 64))
     assert one.device == torch.cuda.get_device_name(0)
     assert many.median_ms > 4 * one.median_ms, "a launch alone would take as long for many as for one"
+
+
+class Busy:
+    """A machine on which each call takes its time, and twice that while something else is at work."""
+
+    def __init__(self, costs: Sequence[float], slow: range = range(0)) -> None:
+        self.now, self.calls, self._costs, self._slow = 0.0, 0, costs, slow
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    thread_time = perf_counter
+
+    def functions(self) -> list[Callable[[], None]]:
+        def call(cost: float) -> None:
+            self.calls += 1
+            self.now += cost * (2 if self.calls in self._slow else 1)
+
+        return [partial(call, cost) for cost in self._costs]
+
+
+def test_work_beside_it_changes_no_time_of_what_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = [0.002, 0.005, 0.0001]
+    machine = Busy(costs, slow=range(30, 110))
+    monkeypatch.setattr("cvt_nas.engine.turns.time", machine)
+    turns = time_in_turns(machine.functions(), device=CPU, max_seconds=1.0)
+    assert turns.low == pytest.approx(costs)
+    assert turns.noise == pytest.approx([0.0, 0.0, 0.0], abs=1e-9)
+    assert (turns.seconds > 1.5 * np.array(costs)).any(), "it was there"
+
+
+def test_a_machine_that_becomes_slower_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Busy([0.002, 0.005], slow=range(30, 10_000))
+    monkeypatch.setattr("cvt_nas.engine.turns.time", machine)
+    assert time_in_turns(machine.functions(), device=CPU, max_seconds=0.3).drift == pytest.approx(1.0)
+
+
+def test_what_waits_costs_a_thread_no_time() -> None:
+    asleep = time_in_turns([lambda: time.sleep(0.01)], device=CPU, max_seconds=0.1)
+    assert asleep.low[0] < 0.005

@@ -91,7 +91,7 @@ def test_a_folder_that_begins_as_a_network_drive_s_own_is_left_out_with_a_note_u
     some = open_folder(tmp_path / "some")
     assert some.class_names == NAMES
     assert some.notes == tuple(
-        f"{tmp_path}/some/{part}: @web/ begins with @, as a network drive's own folders do, and is no class"
+        f"{tmp_path}/some/{part}: @web/ begins with @, like a network drive's own folders, and is no class"
         for part in ("train", "val")
     )
     assert open_folder(tmp_path / "handles").class_names == ("@ada", "@bob", "@carl")
@@ -129,7 +129,7 @@ def test_hidden_files_are_passed_in_silence_and_others_are_counted(tmp_path: Pat
     assert sizes(data) == [18, 6, 24]
     assert data.notes == (
         "ignored beside train/, val/: annotations/",
-        f"{tmp_path}/train: ignored, no images that are read: 1 .csv, 2 .heic, 1 .npy, 1 images beside the class "
+        f"{tmp_path}/train: ignored files that are no images: 1 .csv, 2 .heic, 1 .npy, 1 images beside the class "
         f"folders, 1 no suffix",
     )
 
@@ -184,15 +184,15 @@ def test_training_images_alone_get_a_held_out_test_split(tmp_path: Path, flat: b
 
 def test_a_root_with_train_is_never_read_as_class_folders(tmp_path: Path) -> None:
     write_images(tmp_path / "train")
-    with pytest.raises(DataError, match=r"holds train/ alone, and no test images in val/ or test/"):
+    with pytest.raises(DataError, match=r"holds train/ only, and no test images in val/ or test/"):
         open_folder(tmp_path, test_only=True)
     write_images(tmp_path / "other", num=1)
-    with pytest.raises(DataError, match=r"holds train/ alone"):
+    with pytest.raises(DataError, match=r"holds train/ only"):
         shape_of(*find_data(tmp_path), test_only=True)
     flat = open_folder(tmp_path / "train", test_only=True)
     assert flat.num_images("test") == 24
     assert flat.notes == (
-        f"{tmp_path}/train: no split is marked, so every image is read, also what may have been trained on",
+        f"{tmp_path}/train: no named splits: all images are read, even if they may have been trained on",
     )
 
 
@@ -271,7 +271,7 @@ def test_a_set_that_lies_one_folder_deeper_is_refused_with_the_folder_to_name(tm
         open_folder(tmp_path)
     shutil.rmtree(tmp_path / "flowers")
     write_images(tmp_path / "flowers")
-    with pytest.raises(DataError, match=rf"would be its one class, and holds folders: name {tmp_path}/flowers$"):
+    with pytest.raises(DataError, match=rf"would be the only class, but holds folders: name {tmp_path}/flowers$"):
         open_folder(tmp_path)
     write_images(tmp_path / "fish" / "train")
     with pytest.raises(DataError, match=r"fish/ would be read as a class, and holds train"):
@@ -302,7 +302,7 @@ def test_one_class_is_no_task(tmp_path: Path) -> None:
 
 def test_a_class_named_like_a_split_in_a_flat_folder_is_told_that_the_name_is_reserved(tmp_path: Path) -> None:
     write_images(tmp_path, ("invalid", "valid"))
-    with pytest.raises(DataError, match=r"valid/ has no class folders, and is ignored: the name is reserved for a spl"):
+    with pytest.raises(DataError, match=r"valid/ has no class folders and is ignored: the name is reserved for a spl"):
         open_folder(tmp_path)
 
 

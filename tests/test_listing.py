@@ -65,8 +65,8 @@ def test_workers_have_the_images_that_the_driver_has_listed_and_look_through_no_
         (["/etc/passwd"] * 24, [0, 1, 2] * 8, "names a file outside .*train: '/'"),
         (["cat/0.png", "cat/./1.png"] * 12, [0, 1, 2] * 8, "names a file outside"),
         (["cat/0.png", ""] * 12, [0, 1, 2] * 8, "names a file outside"),
-        (["cat/0.png"] * 24, [0, 1, 3] * 8, "is of other images than .*train had"),
-        (["cat/0.png"] * 23, [0, 1, 2] * 8, "is of other images than .*train had"),
+        (["cat/0.png"] * 24, [0, 1, 3] * 8, "does not belong to the images of .*train"),
+        (["cat/0.png"] * 23, [0, 1, 2] * 8, "does not belong to the images of .*train"),
     ],
 )
 def test_a_listing_of_somebody_else_leads_nowhere(
@@ -85,5 +85,5 @@ def test_a_listing_of_somebody_else_leads_nowhere(
 def test_a_damaged_listing_is_named(content: bytes, tmp_path: Path) -> None:
     write_images(tmp_path / "train")
     (tmp_path / "images.npz").write_bytes(content)
-    with pytest.raises(DataError, match=r"images.npz: is damaged, or of other splits"):
+    with pytest.raises(DataError, match=r"images.npz: is damaged, or belongs to other splits"):
         load_listing(tmp_path / "images.npz", find_layout(tmp_path))

@@ -100,7 +100,7 @@ def test_mixed_targets_are_mixed_as_the_images_are(
 
 
 def test_a_part_of_the_labels_is_no_part_of_the_images() -> None:
-    with pytest.raises(DataError, match="images with several labels belong to no one class"):
+    with pytest.raises(DataError, match="images with several labels have no single class"):
         arrays_of().of_classes([0, 1])
 
 

@@ -62,11 +62,11 @@ def test_a_packed_folder_is_the_same_data_set_in_small_files(folder: Path, tmp_p
             assert "exif" not in image.info
             assert image.mode == ("L" if name in ("more/grey.jpg", "deep.jpg") else "RGB")
     for name, original in (("large.jpg", "large.jpg"), ("turned.jpg", "turned.jpg"), ("deep.jpg", "deep.png")):
-        found_pixels = read_image(place / name, "RGB")
-        expected = read_image(folder / "train" / "a" / original, "RGB").resize(
-            found_pixels.size, Image.Resampling.BICUBIC
-        )
-        assert np.abs(np.asarray(found_pixels).astype(int) - np.asarray(expected)).mean() < 6
+        found_pixels = np.asarray(read_image(place / name, "RGB")).astype(int)
+        expected = read_image(folder / "train" / "a" / original, "RGB")
+        assert isinstance(expected, Image.Image)
+        expected = expected.resize(found_pixels.shape[1::-1], Image.Resampling.BICUBIC)
+        assert np.abs(found_pixels - np.asarray(expected)).mean() < 6
 
 
 def test_a_call_that_was_cut_off_is_gone_on_with_and_replaces_nothing(folder: Path, tmp_path: Path) -> None:

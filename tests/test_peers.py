@@ -1,6 +1,7 @@
 """Peers on small tables: Ray Tune's own searcher and scheduler, without a cluster."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
+import ask_tell_peers
 import peers
 from cvt_nas.bench import Settings, Table, load_table, simulate
 from test_bench import Watched, frame
@@ -87,6 +89,33 @@ def test_a_scheduler_of_syne_tune_is_called_as_its_tuner_calls_it(table: Table) 
     simulate(table, watched, Settings(metrics=METRICS, budget=11, num_workers=1), seed=0)
     assert calls[:11] == [("add", 0, 0), *(("result", 0, epoch) for epoch in range(1, 10)), ("complete", 0, 9)]
     assert calls[11:] == [("add", 1, 0), ("result", 1, 1), ("result", 1, 2), ("remove", 1, 2)]
+
+
+def test_an_optimiser_that_is_asked_again_goes_on_with_the_trial_from_its_checkpoint(table: Table) -> None:
+    answers = list[tuple[str, list[float]]]()
+
+    class InTwoParts:
+        """Asks for each network up to its third epoch, and then for the rest."""
+
+        def ask(self, number: int) -> ask_tell_peers.Question | None:
+            if len(answers) % 2 == 0:
+                return ask_tell_peers.Question(key=f"{number} begins", genome=(number, 0, 1), epochs=3)
+            last = number - 1
+            return ask_tell_peers.Question(key=f"{last} goes on", genome=(last, 0, 1), number=last)
+
+        def tell(self, key: str, losses: Sequence[float]) -> None:
+            answers.append((key, list(losses)))
+
+    settings = Settings(metrics=METRICS, budget=18, num_workers=1)
+    watched = Watched(ask_tell_peers.AskTell(table, settings, InTwoParts(), seed=0))
+    trace = simulate(table, watched, settings, seed=0)
+    assert [key for key, _ in answers] == ["0 begins", "0 goes on", "1 begins", "1 goes on"]
+    assert trace.num_trials == 2
+    assert [spent for spent, _ in trace.trained] == [9, 18]
+    for ended, early, late in zip(watched.outcomes, answers[::2], answers[1::2], strict=True):
+        share = ended.cost.flops / table.cost_range[1].flops
+        assert early[1] == pytest.approx([1 - ended.curve[2], share])
+        assert late[1] == pytest.approx([1 - ended.curve[-1], share])
 
 
 def test_peers_are_compared_with_our_own_methods_pair_by_pair(

@@ -23,7 +23,7 @@ from cvt_nas.model import CvT
 from cvt_nas.plan.forecast import fit_to_hours, plan_search
 from cvt_nas.plan.machine import Machine, three_networks
 from cvt_nas.plan.measuring import state_machine
-from cvt_nas.plan.values import Plan
+from cvt_nas.plan.values import Begun, Plan
 from cvt_nas.report import write_report
 from cvt_nas.run import RunFolder
 from small_device import SmallDevice
@@ -190,8 +190,13 @@ def test_the_parts_of_a_search_are_counted() -> None:
     supernet, narrowed = (
         parse_experiment(text.replace("WEIGHTS", weights), f"{weights}.yaml") for weights in ("supernet", "da-nas")
     )
-    parts = [plan_of(each, stated(each)).parts for each in (plain, supernet, narrowed)]
-    assert [name for name, seconds in parts[0].items() if seconds] == ["start", "race", "test"]
+    begun = Begun(is_sorted_by_taylor=True, num_bytes=10**9)
+    plans = [plan_of(each, changed(stated(each), teacher=1e-3), begun=begun) for each in (plain, supernet, narrowed)]
+    parts = [each.parts for each in plans]
+    bare = plan_of(plain, stated(plain))
+    assert [name for name, seconds in bare.parts.items() if seconds] == ["start", "race", "test"]
+    assert plans[0].disk_bytes == bare.disk_bytes + 10**9
+    assert plans[0].first_front - bare.first_front == pytest.approx(parts[0]["init"] + parts[0]["teacher"], rel=0.1)
     assert all(parts[1].values())
     assert parts[2]["supernet"] != parts[1]["supernet"], "fewer classes at first, and probes"
 

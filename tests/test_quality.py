@@ -26,7 +26,7 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def seeds_of_table() -> np.ndarray:
     """Accuracies of the CvT table's networks that were trained with three seeds, `(archs, 3)`."""
-    table = pd.read_parquet(TABLES / "cvt_fashion_mnist.parquet")
+    table = pd.read_parquet(TABLES / "cvt-bench.parquet")
     genes = [name for name in table.columns if name.startswith("g")]
     found = table.sort_values(by="seed").groupby(genes)["acc_8"].apply(list)
     return np.array([seeds for seeds in found if len(seeds) == 3])

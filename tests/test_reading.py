@@ -107,7 +107,7 @@ def test_images_are_read_by_the_stated_rule(tmp_path: Path, kind: str) -> None:
 
 
 REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
-    "32-bit integers": ("a.tif", saved(DEEP.astype(np.int32)), "integers of 32 bits, of which nothing tells"),
+    "32-bit integers": ("a.tif", saved(DEEP.astype(np.int32)), "integers of 32 bits, whose white value is unknown"),
     "signed": ("a.tif", lambda path: tiff(path, (GREY - 9.0).astype("<i2"), 16, sample_format=2), "from -9 to 246"),
     "floats above 1": ("a.tif", saved(GREY.astype(np.float32)), "values from 0 to 255, must be from 0 to 1"),
     "no numbers": ("a.tif", saved(np.full((4, 4), np.nan, np.float32)), "values from nan to nan"),

@@ -105,8 +105,8 @@ def test_accuracies_that_are_all_equal_are_no_rank() -> None:
 def test_ranks_that_last_are_reported_without_a_warning(tmp_path: Path) -> None:
     run = run_of(tmp_path, trials([(0.3 + 0.01 * n, 0.5 + 0.01 * n, 0.7 + 0.01 * n) for n in range(10)]))
     assert rank_lines(run) == [
-        f"rung at epoch {epoch}: its ranks of the 10 complete trials have Kendall's tau 1.00 with those of the end "
-        f"(p < 0.001)"
+        f"accuracy after epoch {epoch}: its ranks of the 10 complete trials have Kendall's tau 1.00 with those of the "
+        f"end (p < 0.001)"
         for epoch in (1, 2)
     ]
 
@@ -174,7 +174,7 @@ def test_what_trials_inherit_is_a_rung_before_the_first(tmp_path: Path, helps: b
     run = run_of(tmp_path, results, rungs=[2])
     lines = rank_lines(run)
     assert lines[0].startswith("inherited accuracy: its ranks of the 10 complete trials have Kendall's tau ")
-    assert lines[-1].startswith("rung at epoch 2: ")
+    assert lines[-1].startswith("accuracy after epoch 2: ")
     if helps:
         assert len(lines) == 2
     else:

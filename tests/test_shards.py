@@ -108,7 +108,7 @@ def test_labels_may_be_under_a_key_of_json_and_several(tmp_path: Path) -> None:
 def test_shards_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     root = write_set(tmp_path / "set")
     (root / "more.tar").write_bytes((root / "val-000.tar").read_bytes())
-    with pytest.raises(DataError, match=r"shards that name no split beside others that do: more.tar"):
+    with pytest.raises(DataError, match=r"some shards name a split, but these do not: more.tar"):
         open_kind(root)
     (root / "more.tar").rename(root / "test.tar")
     (root / "test.tar").write_bytes((root / "val-000.tar").read_bytes()[:3000])

@@ -150,5 +150,5 @@ def test_arrays_of_sixteen_bits_that_are_nearly_black_are_told(tmp_path: Path) -
     dark = {name: a.astype(np.uint16) * 16 if "images" in name else a for name, a in arrays.items()}
     notes = check_set(write_npy(tmp_path / "set", **dark)).notes
     assert notes[0] == (
-        f"{tmp_path}/set: train_images: no value is above 16 of 255, once read as 8 bits; scale white to the top"
+        f"{tmp_path}/set: train_images: no value is above 16 of 255 when read as 8 bits; scale white up"
     )

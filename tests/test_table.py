@@ -90,15 +90,15 @@ def test_what_could_be_meant_twice_is_refused(rows: list[dict[str, str]], tmp_pa
             open_kind(table)
         return str(error.value).removeprefix(f"{table}: ")
 
-    assert refused({"taken": "2024"}).startswith("data.label_column: species, taken can each be meant; set it")
-    assert refused({"class": "a", "label": "b"}).startswith("data.label_column: class, label can each be meant")
-    assert refused({"a.png": "1.png", "b.png": "2.png"}).startswith("data.label_column: species, a.png, b.png can each")
+    assert refused({"taken": "2024"}).startswith("data.label_column: species, taken could each be meant; set it")
+    assert refused({"class": "a", "label": "b"}).startswith("data.label_column: class, label could each be meant")
+    assert refused({"a.png": "1.png", "b.png": "2.png"}).startswith("data.label_column: species, a.png, b.png could")
     assert refused({"split": "fold 1"}) == (
-        "column 'split' marks splits by fold 1; must be train, val or test in each row. Name another column by "
-        "data.split_column, or none"
+        "column 'split' names the splits fold 1; must be train, val or test in each row. Set data.split_column to "
+        "another column, or to none"
     )
     rows = [{"a": row["file"], "b": row["file"], "label": row["species"]} for row in rows]
-    assert refused({}) == "data.image_column: a, b can each be meant; set it in the space file"
+    assert refused({}) == "data.image_column: a, b could each be meant; set it in the space file"
 
 
 @pytest.mark.parametrize("kind", ["flags", "separated", "lists"])
@@ -158,7 +158,7 @@ def test_rows_that_contradict_each_other_or_say_nothing_are_refused_by_name(
         return str(error.value).removeprefix(f"{table}: ")
 
     assert refused({"species": ""}) == (
-        "column 'species': 1 of 25 rows have no label, row 25 the first; fill them in, or take them away"
+        "column 'species': 1 of 25 rows have no label, row 25 the first; fill them in, or remove them"
     )
     assert refused({"species": "NaN"}).startswith("column 'species': 1 of 25 rows have no label")
     assert refused({"file": " "}, image_column="file") == "1 of 25 rows have no path, row 25 the first"
@@ -168,24 +168,24 @@ def test_rows_that_contradict_each_other_or_say_nothing_are_refused_by_name(
     )
     assert refused({"split": "test"}) == "pictures/dog/3.png is in two splits: train and test"
     cow = {"species": "cow", "file": "pictures/cow.png"}
-    assert refused(cow) == "its validation images: no image that can be read is left of cow"
+    assert refused(cow) == "its validation images: no readable image is left of cow"
     assert "a single image is left of cow" in refused(cow, split_column="none")
     table = write([*rows, {**rows[0], "file": "./pictures/dog/../dog/3.png"}], tmp_path / "labels.csv")
     data: Any = open_kind(table)
-    assert data.notes[1] == f"{table}: rows that repeat another, and are left out: 1"
+    assert data.notes[1] == f"{table}: repeated rows that are left out: 1"
     assert sizes(data) == [13, 5, 6]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("file,label\na.png,caf\xe9\n".encode("latin-1"), "is not text in UTF-8: .* at byte 20; save it so"),
+        ("file,label\na.png,caf\xe9\n".encode("latin-1"), "is not UTF-8: .* at byte 20; save it as UTF-8"),
         (b"", "cannot be read as a table: No columns to parse"),
         (b"file,label\n", "has no rows"),
-        (b"file,label\na.png,b,c,d\n", "rows have more values than there are names of columns in the first line"),
+        (b"file,label\na.png,b,c,d\n", "rows have more values than the first line has column names"),
         (b"file,label\na.png,b\na.png,b,c\n", "cannot be read as a table: .* Expected 2 fields in line 3, saw 3"),
         (b"name,label\na,b\n", "data.image_column: none of name, label seems to be meant; set it"),
-        (b"file,label\nhttps://a.org/a.png,b\n", "paths are addresses, as https://a.org/a.png; download the images"),
+        (b"file,label\nhttps://a.org/a.png,b\n", "paths are URLs such as https://a.org/a.png; download the images"),
         (b"file,label\na.png,b\n", "no file .*a.png; paths must be absolute, or begin in the folder of the table"),
     ],
 )
@@ -239,5 +239,5 @@ def test_a_training_on_a_table_learns(rows: list[dict[str, str]], tmp_path: Path
     assert notes[0].startswith(f"{table}: images are in column 'file'")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["data"]["images"] == {"train": 18, "validation": 6}
-    with pytest.raises(DataError, match=r"labels.csv: is a file, and imagefolder a folder: data.dataset must be table"):
+    with pytest.raises(DataError, match=r"csv: is a file, but imagefolder is a folder: data.dataset must be table"):
         trained(table, tmp_path / "other")

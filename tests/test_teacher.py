@@ -24,6 +24,8 @@ from cvt_nas.engine.criterion import Criterion
 from cvt_nas.errors import CvtNasError, DataError, RunFolderError, SpaceFileError
 from cvt_nas.model import CvT, load_model, save_model
 from cvt_nas.pipeline.verdict import evaluate_supernet
+from cvt_nas.plan.disk import bytes_needed
+from cvt_nas.plan.planning import plan
 from cvt_nas.run import RunFolder
 from cvt_nas.train import train
 from image_folders import NAMES, SPACE, open_folder, write_images
@@ -414,3 +416,19 @@ def test_what_contradicts_a_teacher_is_said_with_its_line(scholar: str) -> None:
     )
     assert chosen.supernet is not None
     assert (chosen.supernet.distillation, chosen.supernet.teacher) == ("alpha", "mine")
+
+
+def test_a_plan_measures_the_teacher_and_counts_its_answers(scholar: str, tmp_path: Path) -> None:
+    found = plan(digits_with(scholar), gpus=0, cpus=1, out=tmp_path)
+    assert found.machine.teacher is not None
+    answering = 1077 * found.machine.teacher
+    assert found.parts["teacher"] == pytest.approx(answering + found.machine.worker_start)
+    assert found.first_front > found.parts["start"] + found.parts["teacher"]
+    of_trials = bytes_needed(digits_with(scholar), num_trials=found.num_trials, num_slots=1)
+    assert found.disk_bytes == of_trials + 1077 * 10 * 2
+
+
+def test_a_plan_says_that_it_does_not_count_a_teacher_that_only_the_search_names() -> None:
+    found = plan(digits_with("init"), gpus=0, cpus=1)
+    assert found.parts["teacher"] == 0.0
+    assert any("what the teacher takes is not counted" in note for note in found.notes)

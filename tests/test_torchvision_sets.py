@@ -84,7 +84,7 @@ def test_names_of_no_set_and_sets_without_classes_are_refused() -> None:
         DataError, match=r"torchvision:CIFAR10: Dataset not found or corrupted: sought in .*data \(--data"
     ):
         open_kind("torchvision:CIFAR10")
-    with pytest.raises(DataError, match=r"torchvision:CocoCaptions: is no set of images with classes: .*annFile"):
+    with pytest.raises(DataError, match=r"torchvision:CocoCaptions: is no data set of images with classes: .*annFile"):
         open_kind("torchvision:CocoCaptions")
 
 

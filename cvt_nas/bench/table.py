@@ -8,9 +8,10 @@ random; what it is judged by is the mean over the seeds.
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -110,9 +111,25 @@ class Table:
         return self._hypervolumes[tuple(metrics)]
 
 
-def load_table(path: Path) -> Table:
-    """Reads a table from CSV or parquet. Raises TableError where it cannot be read, lacks columns, or makes no
-    sense."""
+def ready_tables() -> Mapping[str, Path]:
+    """The tables that come with the package, by name; the space file of each lies beside it, with suffix `.yaml`."""
+    package = Path(str(resources.files("cvt_nas")))
+    folders = (package / "tables", package.parent / "benchmarks" / "tables")  # installed, and in a checkout
+    files = (file for folder in folders for file in sorted(folder.glob("*.parquet")))
+    return {file.stem: file for file in files if file.with_suffix(".yaml").is_file()}
+
+
+def load_table(path: str | Path) -> Table:
+    """Reads a table from CSV or parquet, or a ready one by its name, such as `cvt-bench`.
+
+    Raises:
+        TableError: It cannot be read, lacks columns, or makes no sense.
+    """
+    ready, path = ready_tables(), Path(path)
+    if str(path) in ready and not path.is_file():
+        path = ready[str(path)]
+    elif not path.suffix and not path.exists():
+        raise TableError(f"{path}: cannot be read: there is no such file, and the ready tables are {', '.join(ready)}")
     try:
         frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     except (OSError, ValueError) as error:

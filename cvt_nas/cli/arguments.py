@@ -254,7 +254,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_json(compare)
 
     bench = add("bench", tables.bench, "compare searchers and schedulers on a table instead of training")
-    bench.add_argument("--table", required=True, type=Path, metavar="FILE", help="CSV or parquet")
+    bench.add_argument("--table", required=True, type=Path, metavar="FILE", help="CSV or parquet, or cvt-bench")
     bench.add_argument("--objectives", type=_list, default=["accuracy", "flops"], metavar="LIST")
     bench.add_argument(
         "--searcher", type=_list, default=["surrogate", "tpe", "nsga2", "random"], metavar="LIST",

@@ -1,7 +1,7 @@
-"""The space file: one YAML file, one experiment, as frozen values.
+"""The space file: a YAML file that describes one experiment, as frozen values.
 
-A scalar is fixed, a list is a choice. All the problems of a file are reported at once, each as
-`file:line: key: what came, what would be right`.
+A scalar is fixed, and a list is a choice. All problems of a file are reported at once, each as
+`file:line: key: got ..., must be ...`.
 """
 
 from cvt_nas.config.experiment import Experiment, load_experiment, load_recipe, parse_experiment, ready_spaces

@@ -8,8 +8,11 @@ from cvt_nas.config.reader import Key, Reader, did_you_mean, one_of, show
 from cvt_nas.space import BLOCK_CHOICES, STAGE_CHOICES, Genome, SearchSpace
 
 
-def anchors_of(sections: Mapping[str, Mapping[str, Any]], space: SearchSpace, reader: Reader) -> dict[str, Genome]:
-    """Genomes of the anchors: a scalar for all stages, a list for one value a stage, a list in it for one a block."""
+def anchors_of(sections: Mapping[str, Mapping[str, object]], space: SearchSpace, reader: Reader) -> dict[str, Genome]:
+    """Returns the genomes of the anchors.
+
+    A scalar holds for all stages. A list has one value for each stage, which may be a list with one value a block.
+    """
     anchors = {}
     for name, section in sections.items():
         num_problems = len(reader.problems)
@@ -26,7 +29,7 @@ def anchors_of(sections: Mapping[str, Mapping[str, Any]], space: SearchSpace, re
         genome = []
         for gene in space.genes:
             blocks = values[gene.choice][gene.stage]
-            # the genes of absent blocks have no effect, so any value will do for them
+            # genes of absent blocks have no effect, so any value will do
             value = blocks[min(gene.block or 0, len(blocks) - 1)]
             genome.append(gene.options.index(value))
         cost = cost_of(space.decode(genome))
@@ -37,8 +40,8 @@ def anchors_of(sections: Mapping[str, Mapping[str, Any]], space: SearchSpace, re
     return anchors
 
 
-def _by_stage(choice: str, value: Any, key: Key, space: SearchSpace, reader: Reader) -> list[list[Any]]:
-    """The values of one choice of an anchor: for each stage, one for each block or one for all."""
+def _by_stage(choice: str, value: object, key: Key, space: SearchSpace, reader: Reader) -> list[list[Any]]:
+    """Returns the values of one choice of an anchor: for each stage, one value a block or one for all blocks."""
     if choice not in (*STAGE_CHOICES, *BLOCK_CHOICES):
         reader.add(key, f"unknown key{did_you_mean(choice, (*STAGE_CHOICES, *BLOCK_CHOICES))}")
         return []
@@ -60,9 +63,13 @@ def _by_stage(choice: str, value: Any, key: Key, space: SearchSpace, reader: Rea
 
 
 def _check_blocks(
-    section: Mapping[str, Any], values: Mapping[str, list[list[Any]]], key: Key, space: SearchSpace, reader: Reader
+    section: Mapping[str, object],
+    values: Mapping[str, list[list[Any]]],
+    key: Key,
+    space: SearchSpace,
+    reader: Reader,
 ) -> None:
-    """Whether an anchor's list of values of blocks has one for each, of all that there can be or of its own."""
+    """Checks that an anchor's lists of blocks have one value for each block of the anchor, or of the deepest stage."""
     depths = values.get("depth") or [list(stage.depth) for stage in space.stages]
     for choice, stages in section.items():
         for index, given in enumerate(stages if isinstance(stages, list) and values[choice] else []):

@@ -1,4 +1,4 @@
-"""The search space that a space file describes, and whether anything in it meets the constraints."""
+"""Builds the search space that a space file describes, and checks that its constraints can be met."""
 
 import random
 
@@ -56,7 +56,7 @@ def _bounds_of(constraints: ConstraintsSection) -> dict[CostMetric, Bound]:
 def check_feasible(space: SearchSpace, reader: Reader) -> None:
     least, greatest = space.cost_range
     for metric, bound in space.bounds.items():
-        if metric == "latency_ms":  # nothing is known of it yet
+        if metric == "latency_ms":  # it is measured later
             continue
         low, high = getattr(least, metric), getattr(greatest, metric)
         if bound.max is not None and low > bound.max:

@@ -1,4 +1,4 @@
-"""Whether the settings of a space file fit each other, which pydantic cannot tell."""
+"""Checks that the settings of a space file fit each other, which pydantic cannot check."""
 
 import math
 
@@ -6,7 +6,7 @@ from cvt_nas.config.reader import Key, Reader
 from cvt_nas.config.sections import SpaceFile, SpaceSection, SupernetConfig, TrainingConfig
 from cvt_nas.space import BLOCK_CHOICES
 
-_MAX_COMBINATIONS = 2**11  # within a stage: costs are exact, so all of them are gone through
+_MAX_COMBINATIONS = 2**11  # within a stage: all of them are enumerated for exact costs
 
 
 def check_stages(space: SpaceSection, reader: Reader) -> None:

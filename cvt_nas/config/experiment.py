@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -29,12 +29,13 @@ from cvt_nas.space import ALL_COST_METRICS, COST_METRICS, Genome, SearchSpace
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
-    """A space file, read and checked.
+    """A space file after it was read and checked.
 
     Args:
-        anchors: Architectures evaluated first, by name; all of them inside the space and its bounds.
-        priors: By the name of a gene, the weight of each of its options; see `search.priors`.
-        objectives: Accuracy is maximised, costs are minimised.
+        anchors: Architectures that are evaluated first, by name. All are inside the space and its bounds.
+        priors: Weight of each option of a gene, by the name of the gene; see `search.priors`.
+        objectives: Metrics of the search. Accuracy is maximised, and costs are minimised.
+        text: Text of the file.
         warnings: Settings of the file that have no effect, one line each.
     """
 
@@ -58,13 +59,13 @@ class Experiment:
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        """Epochs after which the scheduler decides, or would if there were one."""
+        """Epochs after which the scheduler decides. They are defined without a scheduler, too."""
         return self._rungs()
 
-    def rungs_of(self, manifest: Mapping[str, Any]) -> tuple[int, ...]:
-        """Those of a run that began already: of its manifest, or where that lacks them, by the rule of its time."""
+    def rungs_of(self, manifest: Mapping[str, object]) -> tuple[int, ...]:
+        """Rungs of an existing run, from its manifest. Old manifests have none, so the old rule is applied."""
         recorded = manifest.get("rungs")
-        return self._rungs(also_late=True) if recorded is None else tuple(recorded)
+        return tuple(recorded) if isinstance(recorded, list) else self._rungs(also_late=True)
 
     def _rungs(self, **rule: bool) -> tuple[int, ...]:
         search = self.search
@@ -74,12 +75,15 @@ class Experiment:
 
     @property
     def goes_by_latency(self) -> bool:
-        """Whether a search needs a `LatencyTable`."""
+        """Whether latency is an objective or a constraint, so that a search needs a `LatencyTable`."""
         return "latency_ms" in self.objectives or "latency_ms" in self.space.bounds
 
     def with_latency(self, table: LatencyTable) -> Self:
-        """The same, with latency among the costs, without anchors that it puts outside the constraints. Raises
-        SpaceFileError where nothing is as fast as the constraints ask."""
+        """Returns the experiment with latency among the costs. Anchors that are too slow are dropped.
+
+        Raises:
+            SpaceFileError: No architecture is as fast as the constraints ask.
+        """
         space = dataclasses.replace(self.space, latency=table)
         if space.sample_feasible(random.Random(0), tries=20_000) is None:
             least, bound = space.cost_range[0].latency_ms, space.bounds["latency_ms"].max
@@ -91,12 +95,15 @@ class Experiment:
         return dataclasses.replace(self, space=space, anchors=anchors)
 
     def says(self, section: str, setting: str) -> bool:
-        """Whether its file has a setting, be it the default."""
+        """Whether the file contains a setting, even with its default value."""
         return setting in (yaml.safe_load(self.text).get(section) or {})
 
-    def changed(self, **sections: Mapping[str, Any]) -> "Experiment":
-        """The same with other values in some sections of its file, for example `training={"lr": 1e-3}`. Raises
-        SpaceFileError where the values are wrong, or do not fit the rest."""
+    def changed(self, **sections: Mapping[str, object]) -> "Experiment":
+        """Returns the experiment with other values in some sections of its file, such as `training={"lr": 1e-3}`.
+
+        Raises:
+            SpaceFileError: Values are wrong, or do not fit the rest.
+        """
         if not any(sections.values()):
             return self
         tree = yaml.safe_load(self.text)
@@ -108,7 +115,7 @@ class Experiment:
         return {name: self.space.decode(genome) for name, genome in self.anchors.items()}
 
     def manifest(self, *, seed: int, num_trials: int) -> dict[str, object]:
-        """What a run folder keeps of the experiment: plain JSON values."""
+        """Entries about the experiment in a run's manifest, as plain JSON values."""
         return {
             "format": 1,
             "name": self.name,
@@ -127,34 +134,36 @@ class Experiment:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that makes two results comparable: the file without its name, its number of trials, what is
-        trained again when they are over, how faults are met, and what is cut to fit a device's memory."""
+        """Hash of all settings that results depend on. Results with the same fingerprint are comparable.
+
+        It leaves out the name, the numbers of trials and of further trainings, the handling of faults, and how batches
+        are cut to fit a device's memory.
+        """
         return _fingerprint_of(self.text)
 
-    def compares_with(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether the run of `manifest` is of this experiment, so that it can go on with this file.
+    def compares_with(self, manifest: Mapping[str, object]) -> bool:
+        """Whether the run of `manifest` belongs to this experiment, so that this file can resume it.
 
-        By the file that the manifest holds, not by its fingerprint, which an earlier version of this tool may have
-        made in another way.
+        The space file in the manifest decides. Its fingerprint may come from a version with another rule.
         """
-        return self.fingerprint == _fingerprint_of(manifest["space_file"])
+        return self.fingerprint == _fingerprint_of(str(manifest["space_file"]))
 
 
 def load_experiment(path: str | Path) -> Experiment:
     """Reads and checks a space file.
 
     Args:
-        path: Of a file; or the name of one that comes with the package, such as `cvt13`.
+        path: Path of a file, or the name of a space that comes with the package, such as `cvt13`.
 
     Raises:
-        SpaceFileError: The file is missing, not YAML, or wrong; holds every problem found.
+        SpaceFileError: The file is missing, not YAML, or wrong. It holds all problems.
     """
     path = Path(path)
     ready = ready_spaces()
     if str(path) in ready and not path.is_file():
         path = ready[str(path)]
     try:
-        if path.stat().st_size > 4 * MAX_LENGTH:  # a character has four bytes at most
+        if path.stat().st_size > 4 * MAX_LENGTH:  # a character has at most four bytes
             raise SpaceFileError([f"{path}: too long for a space file: {path.stat().st_size:,} bytes"])
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -166,7 +175,7 @@ def load_experiment(path: str | Path) -> Experiment:
 
 
 def ready_spaces() -> Mapping[str, Path]:
-    """The space files that come with the package, by name."""
+    """Space files that come with the package, by name."""
     package = Path(str(resources.files("cvt_nas")))
     folders = (package / "search_spaces", package.parent / "search_spaces")  # installed, and in a checkout
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
@@ -174,10 +183,10 @@ def ready_spaces() -> Mapping[str, Path]:
 
 
 def load_recipe(name: str) -> Experiment:
-    """How a published network was trained, as a space file whose space is that network alone.
+    """Loads the recipe of a published network: a space file whose space contains only that network.
 
     Raises:
-        ArchError: There is none of this name.
+        ArchError: There is no recipe with this name.
     """
     file = resources.files("cvt_nas") / "recipes" / f"{name}.yaml"
     if name not in NAMED_ARCHS or not file.is_file():
@@ -186,7 +195,7 @@ def load_recipe(name: str) -> Experiment:
 
 
 def parse_experiment(text: str, where: str) -> Experiment:
-    """`load_experiment` of a text; `where` names it in messages."""
+    """Reads and checks the text of a space file. Messages call it `where`; see `load_experiment`."""
     reader = Reader(text, where)
     tree = reader.read()
     if not isinstance(tree, dict):
@@ -203,11 +212,19 @@ def parse_experiment(text: str, where: str) -> Experiment:
 
 
 _FILE = TypeAdapter(SpaceFile)
-_TASK = ("loss", "class_weights", "metric", "teacher", "teacher_weight", "teacher_temperature")  # of a supernet, too
+# a supernet takes these settings from `training`
+_TASK = (
+    "loss",
+    "class_weights",
+    "metric",
+    "teacher",
+    "teacher_weight",
+    "teacher_temperature",
+)
 
 
 def _build(file: SpaceFile, reader: Reader) -> Experiment:
-    """What pydantic cannot check, that the parts fit each other, and the experiment that they make."""
+    """Checks that all parts of a file fit each other, which pydantic cannot, and builds the experiment."""
     objectives: tuple[Metric, ...] = (
         "accuracy",
         *(metric for metric in ALL_COST_METRICS if getattr(file.objectives, metric) is not None),
@@ -247,10 +264,10 @@ def _build(file: SpaceFile, reader: Reader) -> Experiment:
 
 
 def _with_task_of_training(file: SpaceFile, reader: Reader) -> SpaceFile:
-    """The same, where section `supernet` has the task of section `training` unless it says otherwise."""
+    """Copies the task of section `training` to section `supernet`, except settings that are written there."""
     if file.supernet is None:
         return file
-    task: dict[str, Any] = {name: getattr(file.training, name) for name in _TASK}
+    task: dict[str, object] = {name: getattr(file.training, name) for name in _TASK}
     if file.training.teacher is not None:
         task["distillation"] = "none"
     absent = {name: value for name, value in task.items() if ("supernet", name) not in reader.lines}
@@ -260,7 +277,7 @@ def _with_task_of_training(file: SpaceFile, reader: Reader) -> SpaceFile:
 def _fingerprint_of(text: str) -> str:
     tree = yaml.safe_load(text)
     tree.pop("name")
-    search = tree.setdefault("search", {})  # a section that only holds what is left out is as good as none
+    search = tree.setdefault("search", {})  # an absent section equals one with nothing but ignored settings
     for name in ("trials", "candidates", "confirm", "max_failures", "trial_timeout", "spread_last"):
         search.pop(name, None)
     (tree.get("data") or {}).pop("show_images", None)

@@ -7,7 +7,11 @@ from cvt_nas.config.sections import SpaceFile, has_columns, is_streamed
 
 
 def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) -> tuple[str, ...]:
-    """Settings that are written in the file and change nothing; `chosen` is what the space leaves open."""
+    """Returns one line for each setting of the file that has no effect.
+
+    Args:
+        chosen: Choices that the space leaves open.
+    """
     written = set(reader.lines)
     from_folder = is_streamed(file.data.dataset)
     found: list[tuple[Key, str]] = []

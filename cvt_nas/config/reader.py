@@ -1,4 +1,4 @@
-"""YAML with line numbers, and what is wrong with it in words that help."""
+"""Reads YAML with line numbers, and explains its problems."""
 
 import dataclasses
 import difflib
@@ -26,7 +26,7 @@ class _TooManyValuesError(Exception):
 
 
 class Reader:
-    """YAML with the line of every key, and the problems found so far."""
+    """Reads YAML, and keeps the line of every key and all problems found so far."""
 
     def __init__(self, text: str, where: str) -> None:
         self.text, self.where = text, where
@@ -45,8 +45,8 @@ class Reader:
         if self.problems:
             raise SpaceFileError([message for _, message in sorted(self.problems, key=lambda problem: problem[0])])
 
-    def read(self) -> Any:
-        """The file's tree; None, with the problem noted, where it is none."""
+    def read(self) -> object:
+        """Returns the values of the file. Returns None and adds a problem if it is no YAML mapping."""
         try:
             if len(self.text) > MAX_LENGTH:
                 self.add((), f"too long for a space file: {len(self.text):,} characters, at most {MAX_LENGTH:,}")
@@ -68,7 +68,7 @@ class Reader:
             self.add((), f"more than {_MAX_VALUES:,} values, counting what aliases repeat")
         return None
 
-    def _value(self, node: yaml.Node, key: Key) -> Any:
+    def _value(self, node: yaml.Node, key: Key) -> object:
         self._num_values += 1
         if self._num_values > _MAX_VALUES:
             raise _TooManyValuesError
@@ -94,7 +94,7 @@ class Reader:
             return [self._value(item, (*key, index)) for index, item in enumerate(node.value)]
         try:
             value = yaml.SafeLoader("").construct_object(node)
-        except (ValueError, LookupError):  # of what looks like a number, a date or a boolean, and is none
+        except (ValueError, LookupError):  # text that looks like a number, a date or a boolean
             value = str(node.value)
         if isinstance(value, float) and not math.isfinite(value):
             self.add(key, f"got {value}, must be a finite number")
@@ -103,7 +103,7 @@ class Reader:
             self.add(key, f"got a number of {len(str(node.value))} digits, must be at most {_MAX_WHOLE:.0e}")
             return 1
         if not isinstance(value, str | int | float | bool | None):
-            return str(node.value)  # dates and the like: no key of ours wants one
+            return str(node.value)  # no setting is a date
         if isinstance(value, str) and not value.isprintable():
             self.add(key, f"got {show(value)}, must be text without control characters")
             return ""
@@ -111,15 +111,15 @@ class Reader:
 
 
 def dotted(key: Key) -> str:
-    """`space.stages[0].kv_stride`."""
+    """Writes a key as `space.stages[0].kv_stride`."""
     name = ""
     for part in key:
         name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
     return name
 
 
-def explain(error: ErrorDetails, tree: Any, schema: Any) -> tuple[Key, str]:
-    """Key and message, in this project's words, of one of pydantic's errors."""
+def explain(error: ErrorDetails, tree: object, schema: type) -> tuple[Key, str]:
+    """Returns the key and a message in our own words for one of pydantic's errors."""
     key = _existing(error["loc"], tree, keep_last=error["type"] in ("missing", "unexpected_keyword_argument"))
     kind, context = error["type"], error.get("ctx", {})
     if kind == "missing":
@@ -155,26 +155,25 @@ def explain(error: ErrorDetails, tree: Any, schema: Any) -> tuple[Key, str]:
 
 
 def _existing(location: Sequence[Any], tree: Any, *, keep_last: bool) -> Key:
-    """The part of pydantic's location that the file has: without union tags and indices of lone scalars."""
+    """The part of pydantic's location that exists in the file, without union tags and indices of lone scalars."""
     key: list[str | int] = []
     for position, part in enumerate(location):
-        last = position == len(location) - 1
         in_list = isinstance(tree, list) and isinstance(part, int) and part < len(tree)
         if in_list or (isinstance(tree, dict) and part in tree):
             tree = tree[part]
-        elif not (last and keep_last):
+        elif not (keep_last and position == len(location) - 1):
             continue
         key.append(part)
     return tuple(key)
 
 
-def _value_at(tree: Any, key: Key) -> Any:
+def _value_at(tree: Any, key: Key) -> object:
     for part in key:
         tree = tree[part]
     return tree
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     if isinstance(value, dict):
         return "a section"
     text = "nothing" if value is None else json.dumps(value)
@@ -190,7 +189,7 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known here: {', '.join(known)}" if known else ""
 
 
-def _yaml_hint(value: Any) -> str:
+def _yaml_hint(value: object) -> str:
     if isinstance(value, str):
         try:
             number = float(value)
@@ -204,21 +203,21 @@ def _yaml_hint(value: Any) -> str:
     return ""
 
 
-def _keys_beside(key: Key, schema: Any) -> list[str]:
-    """Names of the keys that may stand where `key` does."""
+def _keys_beside(key: Key, schema: type) -> list[str]:
+    """Names of all keys that are allowed in the section of `key`."""
     section = schema
     for part in key[:-1]:
         if isinstance(part, int):
             continue
-        section = typing.get_type_hints(section).get(part)
-        section = _section_in(section)
-        if section is None:
+        inner = _section_in(typing.get_type_hints(section).get(part))
+        if inner is None:
             return []
-    return [f.name for f in dataclasses.fields(section)]
+        section = inner
+    return list(typing.get_type_hints(section))
 
 
-def _section_in(hint: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
+def _section_in(hint: object) -> type | None:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return hint
     if typing.get_origin(hint) in (list, typing.Union, types.UnionType, Annotated):
         return next((found for part in typing.get_args(hint) if (found := _section_in(part))), None)

@@ -1,30 +1,30 @@
-"""The JSON Schema of the space file (draft 2020-12), from the sections that the reader checks it by."""
+"""The JSON Schema of the space file (draft 2020-12), made from the same sections as the reader."""
 
 import inspect
 import re
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core.core_schema import DataclassSchema
 
 from cvt_nas.config.sections import SpaceFile
 
 
-def schema() -> dict[str, Any]:
-    """What a space file may hold: for each setting its type, options, bounds, default and meaning.
+def schema() -> JsonSchemaValue:
+    """Returns the JSON Schema: the type, options, bounds, default and meaning of each setting.
 
-    The schema knows each setting by itself. That settings fit each other, as `num_heads` and `embed_dim`, only the
-    reader can tell.
+    The schema describes each setting on its own. Only the reader checks that settings fit each other, such as
+    `num_heads` and `embed_dim`.
     """
     found = TypeAdapter(SpaceFile).json_schema(schema_generator=_Generator)
     return {"$schema": _Generator.schema_dialect, "title": "cvt-nas space file", **found}
 
 
 class _Generator(GenerateJsonSchema):
-    """Pydantic's generator, which knows neither docstrings' `Args` nor defaults that a factory makes."""
+    """Pydantic's generator, extended by the `Args` of docstrings and by defaults from factories."""
 
-    def dataclass_schema(self, schema: Any) -> JsonSchemaValue:
+    def dataclass_schema(self, schema: DataclassSchema) -> JsonSchemaValue:
         section, found = schema["cls"], super().dataclass_schema(schema)
         meanings = meanings_of(section)
         del found["title"]
@@ -37,9 +37,9 @@ class _Generator(GenerateJsonSchema):
                 shown["default"] = made
         return found
 
-    def field_title_should_be_set(self, schema: Any) -> bool:
+    def field_title_should_be_set(self, schema: object) -> bool:
         del schema
-        return False  # it would be the name again
+        return False  # the title would repeat the name
 
 
 def first_paragraph(section: type) -> str:
@@ -47,7 +47,7 @@ def first_paragraph(section: type) -> str:
 
 
 def meanings_of(section: type) -> dict[str, str]:
-    """The meaning of each setting of a section, by the `Args` of its docstring and of the sections that it extends."""
+    """Meanings of a section's settings, from the `Args` of its docstring and those of the sections it extends."""
     meanings: dict[str, str] = {}
     for cls in reversed(section.__mro__):
         _, _, arguments = inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")

@@ -1,4 +1,4 @@
-"""The types of the values in a space file: their bounds, and what a JSON schema says of them."""
+"""Types of the values in a space file, with their bounds and their JSON schema."""
 
 import itertools
 import re
@@ -16,7 +16,7 @@ MAX_SEED = 2**32 - 1  # numpy's, scikit-learn's and Optuna's
 T = TypeVar("T", int, float, str)
 
 
-def _as_options(value: Any) -> Any:
+def _as_options(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
@@ -38,7 +38,7 @@ def _never_falling(options: list[T]) -> list[T]:
     return options
 
 
-def _word_or_count(word: str, least: int, value: Any) -> Any:
+def _word_or_count(word: str, least: int, value: object) -> object:
     if value == word or (type(value) is int and value >= least):
         return value
     raise ValueError(f"got {show(value)}, must be {word}, or a whole number of at least {least}")
@@ -51,20 +51,20 @@ def _name_or_plugin(options: tuple[str, ...], value: str) -> str:
     raise ValueError(f"got {show(value)}, must be one of {', '.join(options)}, or MODULE:NAME{near}")
 
 
-def _image_size(value: Any) -> ImageSize:
+def _image_size(value: object) -> ImageSize:
     try:
         return checked_size(value, _MAX_SIZE)
     except ValueError as error:
         raise ValueError(f"got {show(value)}, {error}") from error
 
 
-def _on_or_off(value: Any) -> Any:
-    """`on` and `off`, which YAML reads as true and false."""
+def _on_or_off(value: object) -> object:
+    """Restores `on` and `off`, which YAML reads as true and false."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 def _randaugment(value: str) -> str:
-    """A policy that timm's `rand_augment_transform` takes, every part of which has an effect."""
+    """Checks a policy for timm's `rand_augment_transform`. Each part of it must have an effect."""
     first, *parts = value.split("-")
     wrong = [first] if first != "rand" else [f"-{part}" for part in parts if not re.fullmatch(_RAND_PART, part)]
     if wrong:
@@ -81,13 +81,13 @@ def _randaugment(value: str) -> str:
 
 _PLUGIN = r"[A-Za-z_][\w.]*:[A-Za-z_][\w./-]*"
 _RAND_PART = r"(m|n|mmax|inc)[0-9]{1,4}|(p|mstd)[0-9]{1,4}(\.[0-9]+)?|t(weights|3a|3aw)"
-_MOST_LAYERS = {"tweights": 15, "t3aw": 14}  # their operations, of which timm draws each once at most for an image
+_MOST_LAYERS = {"tweights": 15, "t3aw": 14}  # number of operations: timm draws each at most once for an image
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-# limits that no network comes near, so that a space file cannot ask for more than a machine has
+# no network comes near these limits; they keep a space file from exhausting the machine
 _MAX_SIZE = 2**16
 Size = Annotated[int, Field(ge=1, le=_MAX_SIZE)]
 Depth = Annotated[int, Field(ge=1, le=2**8)]
@@ -96,7 +96,7 @@ FEW = Field(min_length=1, max_length=2**4)
 
 
 def _fixed_or_choice(option: Any, *, rule: str) -> BeforeValidator:
-    """Takes a scalar for a list of one. The schema tells both apart, so that an editor can say what each means."""
+    """Accepts a scalar as a list of one. The schema tells them apart, so that editors can explain both."""
     note = Field(description=f"A choice of these options, which must {rule}.", json_schema_extra={"uniqueItems": True})
     fixed: Any = Annotated[option, Field(description="Fixed.")]
     choice: Any = Annotated[list[option], FEW, note]

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, Unpack
 
 from cvt_nas.arch import ImageSize
 from cvt_nas.config import DataConfig, is_streamed
@@ -24,7 +24,16 @@ from cvt_nas.results import DataIdentity
 from cvt_nas.run import write_atomically
 
 LoadedData = ArrayData | StreamedData
-_OF_ARRAYS = ("bilinear", "bicubic")  # ways to resize images that are arrays
+_OF_ARRAYS = ("bilinear", "bicubic")  # interpolations that arrays can be resized with
+
+
+class LoadSettings(TypedDict):
+    """Settings of `load_data` that `check_data` passes on."""
+
+    image_size: ImageSize
+    num_channels: int
+    num_classes: int
+    test_only: NotRequired[bool]
 
 
 def load_data(
@@ -39,21 +48,19 @@ def load_data(
     listing: Path | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> LoadedData:
-    """The data set of a space file.
+    """Opens the data set of a space file.
 
     Args:
         config: Section `data` of the file.
-        root: Folder that holds it; not needed for `digits`, nor for `fashion-mnist` where Debian's
-            package is installed.
-        image_size, num_channels, num_classes: What the space's networks expect.
-        test_only: Whether the test split alone is needed; a folder of images may then lack the others.
+        root: The data set's folder. `digits` needs none, nor does `fashion-mnist` if Debian's package is installed.
+        image_size, num_channels, num_classes: What the networks of the space expect.
+        test_only: Whether only the test split is needed. A folder of images may then lack the other splits.
         skipped: Images of a folder to leave out, as paths below `root`.
-        listing: What `save_records` wrote of the same images, so that their folders, which may hold
-            millions, are not looked through again.
-        on_note: Called with how far that is, where it takes long.
+        listing: File that `save_records` wrote for the same images. It saves a scan of folders with millions of files.
+        on_note: Called with progress notes if the scan takes long.
 
     Raises:
-        DataError: It is missing, incomplete, or does not fit; one line says what and where.
+        DataError: The data set is missing, incomplete, or does not fit. One line says what is wrong and where.
     """
     if is_streamed(config.dataset):
         records = find_records(config, root, test_only=test_only, listing=listing, on_note=on_note)
@@ -79,21 +86,22 @@ def check_data(
     known: DataIdentity | None = None,
     place: str = "",
     on_note: Callable[[str], None] | None = None,
-    **settings: Any,
+    **settings: Unpack[LoadSettings],
 ) -> tuple[LoadedData, DataIdentity]:
-    """`load_data` and the identity of what it finds, once every image of a folder was looked at.
+    """Opens a data set, checks every image of a folder, and returns the data with their identity.
 
-    By `data.on_error: raise`, the images of the search and test splits are decoded, and of the others headers are read
-    and the end of each file; by `skip`, which must know every image that cannot be read, each is decoded.
+    With `data.on_error: raise`, the images of the search and test splits are decoded. For training images, only the
+    header and the end of each file are read. With `skip`, all images are decoded, since all unreadable ones must be
+    known.
 
     Args:
-        known: Of the same set, as the run at `place` has recorded it, so that the same images are left out again.
-        on_note: Called with what is left out, how the splits are made, and how far the check is.
+        known: Identity that the run at `place` has recorded. The same images are skipped again.
+        on_note: Called with what is left out, how the splits are made, and the progress of the check.
         settings: See `load_data`.
 
     Raises:
-        DataError: Images cannot be read, and are not to be skipped; or see `load_data`.
-        RunFolderError: The set is not the `known` one.
+        DataError: Images cannot be read and must not be skipped; or see `load_data`.
+        RunFolderError: The data set is not the `known` one.
     """
     skipped = () if known is None else known.skipped
     data = load_data(config, root=root, skipped=skipped, on_note=on_note, **settings)
@@ -125,15 +133,15 @@ def check_data(
 
 
 def prepare_as(data: ImageData, preprocessing: Preprocessing, dataset: str) -> None:
-    """Makes `data`, of the kind `dataset`, give images that are prepared as `preprocessing` says.
+    """Changes how `data` prepares images. `dataset` is the kind of data set.
 
     Raises:
-        DataError: They are arrays, which are not resized in that way.
+        DataError: Arrays cannot be resized with this interpolation.
     """
     if not is_streamed(dataset) and preprocessing.interpolation not in _OF_ARRAYS:
         raise DataError(
             f"interpolation: got {preprocessing.interpolation!r}, must be {' or '.join(_OF_ARRAYS)} for {dataset}, "
-            f"which is no folder of images"
+            f"whose images are arrays"
         )
     data.preprocessing = preprocessing
 
@@ -146,7 +154,7 @@ def check_streamed(
 
 
 def save_preprocessing(data: ImageData, folder: Path) -> None:
-    """Writes `preprocessing.json`: what an image must go through before the model, and the classes' names."""
+    """Writes `preprocessing.json`: how images are prepared for the model, and the class names."""
     tree = {**dataclasses.asdict(data.preprocessing), "classes": list(data.class_names)}
     if data.is_multi_label:
         tree["multi_label"] = True

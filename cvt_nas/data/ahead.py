@@ -1,4 +1,4 @@
-"""Batches that a GPU makes beside the step on the batch before."""
+"""Preparation of the next batch on a GPU while the current step runs."""
 
 import functools
 import itertools
@@ -10,20 +10,20 @@ from cvt_nas.data.images import Batch
 
 
 def made_beside_steps(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches, which a GPU makes on a stream of its own; on a CPU, `batches` itself.
+    """Yields the same batches, prepared on a CUDA stream of their own. On a CPU, returns `batches` itself.
 
-    Whoever asks for a batch has launched the step on the one before, and most of that is still to be computed. What
-    makes the batch is launched then, and runs beside the step. The host does all in the same order as without a second
-    stream, so it draws the same, and it waits for nothing.
+    When the caller asks for a batch, it has launched the step on the previous one, and the GPU is still busy with it.
+    The kernels that prepare the new batch are launched at that point and run beside the step. The host works in the
+    same order as with one stream, so random draws are the same, and it never waits.
 
-    Two batches are in memory at a time. The second has its place from the first step on, so that whoever measures the
-    memory of that step counts it.
+    Two batches are in memory at a time. Space for the second one is reserved before the first step, so that memory
+    measurements of that step include it.
 
     Args:
-        batches: Each is made on `device` when it is asked for.
+        batches: Each batch is prepared on `device` when it is asked for.
 
     Yields:
-        Batches that may be used until the next one is asked for.
+        Batches. Each one may be used until the next one is asked for.
     """
     return batches if device.type == "cpu" else _on_a_stream_of_their_own(batches, device)
 
@@ -34,7 +34,7 @@ def _on_a_stream_of_their_own(batches: Iterator[Batch], device: torch.device) ->
     place_of_second = list[torch.Tensor]()
     for number in itertools.count():
         steps = torch.cuda.current_stream(device)
-        launched = steps.record_event()  # the step on the last batch, and all before
+        launched = steps.record_event()  # the step on the last batch and all earlier work
         place_of_second.clear()
         with torch.cuda.stream(beside):
             batch = next(batches, None)
@@ -43,14 +43,14 @@ def _on_a_stream_of_their_own(batches: Iterator[Batch], device: torch.device) ->
             if number == 0:
                 place_of_second.extend(torch.empty_like(tensor) for tensor in batch)
         steps.wait_stream(beside)
-        # The caller now lets go of the last batch, whose memory the next one takes once the step on it is done. With
-        # `record_stream`, memory is free once the host learns that: a host that replays steps is many of them ahead,
-        # and as many batches would be kept.
+        # The caller now releases the last batch. The next batch reuses its memory once the step on it is done.
+        # `record_stream` would free the memory only once the host learns of that. A host that replays steps is many
+        # steps ahead, so many batches would stay in memory.
         beside.wait_event(launched)
         yield batch
 
 
 @functools.cache
 def _stream_beside(device: torch.device) -> torch.cuda.Stream:
-    """One for all epochs, since torch gives memory that was used on a stream to that stream alone."""
+    """The stream is shared by all epochs, since torch reuses the memory of a stream only on that stream."""
     return torch.cuda.Stream(device)

@@ -1,4 +1,4 @@
-"""What a teacher said of the training images, as a part of the targets of their batches."""
+"""A teacher's logits for the training images, as part of the targets of batches."""
 
 from pathlib import Path
 
@@ -13,26 +13,26 @@ from cvt_nas.errors import RunFolderError, first_line
 
 
 def open_answers(path: Path, *, num_images: int) -> Float[np.ndarray, "images classes"]:
-    """The logits of a teacher in a file, memory-mapped, of float16.
+    """Opens a file of a teacher's logits, memory-mapped, float16.
 
     Raises:
-        RunFolderError: It is missing, damaged, or of other images.
+        RunFolderError: The file is missing, damaged, or belongs to other images.
     """
     try:
         found = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path}: cannot be read: {first_line(error)}; delete it and go on by --resume") from error
     if len(found) != num_images:
-        raise RunFolderError(f"{path}: has {len(found):,} answers, and there are {num_images:,} training images")
+        raise RunFolderError(f"{path}: has {len(found):,} answers, but there are {num_images:,} training images")
     return found
 
 
 class Answers:
-    """The logits of a teacher for the training images.
+    """A teacher's logits for the training images.
 
     Args:
-        logits: Of each image of the split, of float16 and maybe memory-mapped.
-        rows: Of these images, in the set that the split is taken from.
+        logits: One row for each image of the split, float16, possibly memory-mapped.
+        rows: Row of each of these images in the set that the split was taken from.
     """
 
     def __init__(self, logits: Float[np.ndarray, "images classes"], rows: Int[np.ndarray, " images"]) -> None:
@@ -43,10 +43,10 @@ class Answers:
     def beside(
         self, labels: Tensor, rows: Int[np.ndarray, " batch"], temperature: float
     ) -> Float[Tensor, "batch two_classes"]:
-        """Targets of the images at `rows`: probabilities by their `labels`, and after these the teacher's.
+        """Returns the targets of the images at `rows`: probabilities from their labels, then those of the teacher.
 
         Args:
-            labels: On the device of the targets: class indices, or of several labels an image, float32.
+            labels: Class indices, or float32 flags `(batch, classes)`. They are on the device of the targets.
         """
         logits = torch.from_numpy(self._logits[self._places[rows]].astype(np.float32))
         scaled = to_device(logits, labels.device) / temperature

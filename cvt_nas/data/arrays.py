@@ -1,4 +1,4 @@
-"""Small sets: uint8 arrays on disk, prepared once per node and memory-mapped, so its trials share one copy."""
+"""Small data sets: uint8 arrays on disk. Each node prepares them once and maps them, so its trials share one copy."""
 
 import copy
 import hashlib
@@ -39,7 +39,7 @@ from cvt_nas.run import cache_folder
 
 
 def open_arrays(dataset: str, root: Path | None) -> Arrays:
-    """The memory-mapped copy of this node, made on first use; of arrays that can be mapped as they are, these."""
+    """Opens this node's memory-mapped copy, which is made on first use. Arrays that can be mapped need no copy."""
     read, source = source_of(dataset, root)
     if dataset == "npy" and source is not None and are_bytes(source):
         return read()
@@ -57,7 +57,7 @@ def open_arrays(dataset: str, root: Path | None) -> Arrays:
         (partial / "notes.txt").write_text("\n".join(arrays.notes), encoding="utf-8")
         try:
             partial.rename(folder)
-        except OSError:  # another process of this node was faster; its copy is as good
+        except OSError:  # another process of this node was faster, and its copy is equal
             shutil.rmtree(partial)
     notes = folder / "notes.txt"
     roles: list[Role] = [role for role in SPELLINGS if (folder / f"{role}_images.npy").exists()]
@@ -70,14 +70,14 @@ def open_arrays(dataset: str, root: Path | None) -> Arrays:
 
 
 def _stamp(source: Path) -> str:
-    """Another one where a file of the set is another, so that no copy of what was there before is read."""
+    """Changes when a file of the set changes, so that no outdated copy is read."""
     paths = [source] if source.is_file() else [path for path in source.iterdir() if path.is_file()]
     files = sorted((path.name, path.stat()) for path in paths)
     return f"{source.resolve()} {[(name, status.st_size, status.st_mtime_ns) for name, status in files]}"
 
 
 class ArrayData:
-    """A set of `Arrays`, batched by index and augmented a batch at a time."""
+    """A data set of `Arrays`. Batches are taken by index and augmented as a whole."""
 
     def __init__(self, config: DataConfig, arrays: Arrays, image_size: ImageSize, *, test_only: bool = False) -> None:
         self.class_names = arrays.class_names
@@ -85,7 +85,7 @@ class ArrayData:
         self._answers: Answers | None = None
         place = config.dataset
         if test_only and tested_of(arrays.images) is None:
-            raise DataError(f"{place}: has no test images, and none that were certainly not trained on")
+            raise DataError(f"{place}: has no test images, only images that may have been trained on")
         self._source, self._rows = rows_of_splits(arrays.labels, config, arrays.class_names)
         self.notes = (*arrays.notes, *self._notes(config))
         some = arrays.images["train"][self._rows["train"][:10_000]].astype(np.float32) / 255
@@ -105,7 +105,7 @@ class ArrayData:
             )
 
     def identity(self) -> DataIdentity:
-        """Of the whole set, by its labels and the shapes of its images."""
+        """Identifies the whole set by its labels and the shapes of its images."""
         seen = hashlib.sha256()
         for role, images in self._images.items():
             seen.update(f"{role} {images.shape} {images.dtype}".encode())
@@ -126,7 +126,7 @@ class ArrayData:
 
     @property
     def counts(self) -> np.ndarray:
-        """Training images of each class or label, those held out included."""
+        """Training images of each class or label, including held-out ones."""
         return counts_of(self._labels["train"], len(self.class_names))
 
     @property
@@ -134,7 +134,7 @@ class ArrayData:
         return self._answers is not None
 
     def taught(self, answers: Float[np.ndarray, "images classes"]) -> Self:
-        """The same set, whose training batches carry what a teacher said: logits for each, in the order of `labels`."""
+        """Returns the same set with a teacher's logits in its training batches, in the order of `labels`."""
         some = copy.copy(self)
         some._answers = Answers(answers, self._rows["train"])
         return some
@@ -156,7 +156,7 @@ class ArrayData:
         return torch.from_numpy(images), targets_of(torch.from_numpy(self._labels[role][rows]))
 
     def prepared(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Resized, cropped and normalised as `preprocessing` says; channels last."""
+        """Resizes, crops and normalises images as `preprocessing` says. The result is channels-last."""
         x = images.to(dtype=torch.float32, memory_format=torch.channels_last).div_(255)
         to, mode = self.preprocessing.resized_to(*x.shape[-2:]), self.preprocessing.interpolation
         if x.shape[-2:] != to:
@@ -166,7 +166,7 @@ class ArrayData:
             to_device(torch.tensor(values).view(1, -1, 1, 1), images.device)
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
-        return x.sub_(mean).div_(std)  # in place: of a large batch, each copy is a gigabyte
+        return x.sub_(mean).div_(std)  # in place, since a copy of a large batch takes a gigabyte
 
     def train_batches(
         self,
@@ -183,14 +183,14 @@ class ArrayData:
         evaluated: tuple[Split, int] | None = None,
         temperature: float = 1.0,
     ) -> Iterator[Batch]:
-        del until, evaluated  # nothing is read beforehand
+        del until, evaluated  # nothing is read ahead
         order = np.random.default_rng((seed, epoch)).permutation(self._rows["train"])[rank::world_size]
         num_batches = max(self.num_images("train") // (world_size * batch_size), 1)
         erase = erasing_of(augment, device)
         mix = mixing_of(augment, len(self.class_names), is_multi_label=self.is_multi_label, is_taught=self.is_taught)
         policy = randaugment_of(augment, self._images["train"].shape[1], device)
 
-        def made(index: int) -> Batch:  # of which nothing but the batch is held on to
+        def made(index: int) -> Batch:  # a function, so that nothing but the batch stays in memory
             seed_all(seed, epoch, index, rank)
             rows = order[index * batch_size : (index + 1) * batch_size]
             images, targets = self._batch("train", rows)

@@ -1,18 +1,18 @@
-"""Images with any number of channels: `.npy` files, TIFF files by tifffile, and what Pillow has as many bands of."""
+"""Images with any number of channels: `.npy` files, TIFF files read by tifffile, and images that Pillow can read."""
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from cvt_nas.data.library import library
 from cvt_nas.errors import DataError
 
 ARRAY = ".npy"
 _TIFF = (".tif", ".tiff")
-_PART = 1000  # images that are converted at a time
+_PART = 1000  # images to convert at a time
 
 
 def is_array(name: str) -> bool:
@@ -20,31 +20,31 @@ def is_array(name: str) -> bool:
 
 
 def read_channels(name: str, content: bytes | None, num_channels: int) -> UInt8[np.ndarray, "height width channels"]:
-    """The image in a file, or in its bytes.
+    """Reads an image from a file, or from the bytes of a file.
 
     Raises:
-        DataError: It has another number of channels, or values without a rule.
+        DataError: The image has another number of channels, or values of an unsupported type.
     """
     pixels = _raw(name, content)
     if pixels.shape[-1] != num_channels:
         raise DataError(f"has {pixels.shape[-1]} channels, space.num_channels is {num_channels}")
     values = in_8_bits(pixels)
-    return values if values.flags.writeable else values.copy()  # a mapped file is not
+    return values if values.flags.writeable else values.copy()  # a mapped file is read-only
 
 
 def channels_of(path: Path) -> int | None:
-    """Of an array, or a TIFF that Pillow does not read; None of other images, which are read as grey or colour."""
+    """Number of channels of an array, or of a TIFF that Pillow cannot read. None for grey or colour images."""
     if not is_array(path.name) and path.suffix.lower() not in _TIFF:
         return None
     try:
         number = _raw(str(path), None).shape[-1]
-    except Exception:  # what is wrong with it is told where all images are looked at
+    except Exception:  # the check of all images reports the problem
         return None
     return number if is_array(path.name) or number not in (1, 3, 4) else None
 
 
 def header_of(name: str, content: bytes | None) -> tuple[str, str, tuple[int, int], bool]:
-    """Format, type and number of channels, width and height, and whether values have more than 8 bits."""
+    """Returns the format, the type and number of channels, `(width, height)`, and whether values exceed 8 bits."""
     pixels = _raw(name, content)
     height, width, number = pixels.shape
     kind = "NPY" if is_array(name) else Path(name).suffix[1:].upper()
@@ -52,15 +52,13 @@ def header_of(name: str, content: bytes | None) -> tuple[str, str, tuple[int, in
 
 
 def _raw(name: str, content: bytes | None) -> np.ndarray:
-    """`(height, width, channels)`, with its own values; of an array in a file, mapped."""
+    """Reads an image as `(height, width, channels)` with its original values. An array in a file is mapped."""
     if is_array(name):
-        source: Any = name if content is None else io.BytesIO(content)
+        source = name if content is None else io.BytesIO(content)
         pixels = np.load(source, mmap_mode="r" if content is None else None, allow_pickle=False)
     elif name.lower().endswith(_TIFF):
         pixels = _from_tiff(name, content)
     else:
-        from PIL import Image
-
         with Image.open(name if content is None else io.BytesIO(content)) as image:
             pixels = np.asarray(image)
     if pixels.ndim == 2:
@@ -71,7 +69,7 @@ def _raw(name: str, content: bytes | None) -> np.ndarray:
 
 
 def _from_tiff(name: str, content: bytes | None) -> np.ndarray:
-    """Of its first series, whichever axis the channels are."""
+    """Reads the first series of a TIFF. Any axis may hold the channels."""
     tifffile = library("tifffile", extra="tiff", of="a TIFF with other channels than grey or colour")
     with tifffile.TiffFile(name if content is None else io.BytesIO(content)) as file:
         series = file.series[0]
@@ -83,10 +81,10 @@ def _from_tiff(name: str, content: bytes | None) -> np.ndarray:
 
 
 def in_8_bits(array: np.ndarray) -> UInt8[np.ndarray, "..."]:
-    """Values of 8 or 16 bits, or floats between 0 and 1, by the rules of `reading`; a part at a time.
+    """Converts values of 8 or 16 bits, or floats between 0 and 1, to 8 bits, as module `reading` describes.
 
     Raises:
-        DataError: They are others.
+        DataError: Values have another type or range.
     """
     if array.dtype == np.uint8:
         return np.asarray(array)
@@ -98,7 +96,7 @@ def in_8_bits(array: np.ndarray) -> UInt8[np.ndarray, "..."]:
     for start in range(0, len(array), _PART):
         part = array[start : start + _PART].astype(np.float64)
         least, most = float(part.min()), float(part.max())
-        if not (least >= 0 and most <= white):  # also where they are not numbers
+        if not (least >= 0 and most <= white):  # true for NaN as well
             raise DataError(f"has values from {least:g} to {most:g}, must be from 0 to {white:g}")
         scaled[start : start + _PART] = np.round(part * (255 / white))
     return scaled

@@ -1,4 +1,4 @@
-"""Looking at every image of a data set before compute is spent on them."""
+"""Check of every image of a data set before a training starts."""
 
 import time
 import warnings
@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -19,24 +18,25 @@ from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 
 OnNote = Callable[[str], None]
-_PART = 200  # images a thread takes at a time
+_PART = 200  # images that a thread takes at a time
 _SECONDS_UNTIL_SAID, _SECONDS_BETWEEN = 1.0, 2.0
 _NUM_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageCheck:
-    """What was found in the images of a data set.
+    """Result of the check of a data set's images.
 
     Args:
-        damaged: Of each image that cannot be read, its path below the data set, and what is wrong with it.
-        formats, modes: Images of each of Pillow's formats and modes.
-        brightest: The greatest value of the decoded images that have more than 8 bits, as it is read; None where
-            there are none.
-        shared: Images of the other splits that are also in the folder of the training images, by links.
-        least, most: The narrowest and the widest image, by pixels; (width, height). None where none can be read.
-        turned, animated, transparent, deep, large: Images that EXIF turns, that have several frames, that have
-            transparency, that have more than 8 bits, and that Pillow finds large enough to warn of.
+        damaged: Path below the data set of each unreadable image, and what is wrong with it.
+        formats, modes: Number of images of each of Pillow's formats and modes.
+        brightest: Greatest value, once read as 8 bits, of the decoded images with more than 8 bits. None if there are
+            none.
+        shared: Images of other splits that links also place among the training images.
+        least, most: Size of the images with the fewest and the most pixels, (width, height). None if all are
+            unreadable.
+        turned, animated, transparent, deep, large: Number of images that EXIF turns, that have several frames, that
+            have transparency, that have more than 8 bits, and that are large enough for a warning of Pillow's.
     """
 
     num_images: int
@@ -55,30 +55,33 @@ class ImageCheck:
 
     @property
     def notes(self) -> list[str]:
-        """How those images are read that could be read in another way."""
+        """How images are read that could be read in several ways."""
         told = [
             (self.turned, "turned as their EXIF says"),
-            (self.animated, "with several frames, of which the first is read"),
+            (self.animated, "with several frames, of which only the first is read"),
             (self.transparent, "with transparency, which is dropped"),
             (self.deep, f"with more than 8 bits, read as 8{self._dimness}"),
-            (self.shared, "of the other splits that links make training images, too: accuracy on them tells nothing"),
+            (self.shared, "of other splits that links also make training images: their accuracy means nothing"),
             (self.large, "so large that decoding them takes long"),
         ]
         return [f"{number:,} image{'s' if number > 1 else ''} {how}" for number, how in told if number]
 
     @property
     def _dimness(self) -> str:
-        """What is said where all is so dark that whole classes may look the same, as 12 bits in files of 16."""
+        """A warning if all images are so dark that classes may look the same, such as 12 bits in files of 16."""
         if self.brightest is None or self.brightest >= DIM:
             return ""
         return (
-            f": no pixel of those looked at is above {self.brightest} of 255, so that most of what they show may be "
+            f": no pixel that was looked at is above {self.brightest} of 255, so that most detail may be "
             f"lost; scale them so that white is 65,535, or 1 in floats"
         )
 
     def check_readable(self, *, is_resumed: bool = False) -> None:
-        """Raises DataError where images cannot be read, of which all are counted, and the first named; `is_resumed`
-        where a run trained on them, which can no longer leave any out."""
+        """Raises DataError if images cannot be read. It tells their number and names the first ones.
+
+        Args:
+            is_resumed: Whether a run has trained on the images, so that it can no longer leave any out.
+        """
         if self.damaged:
             named = "; ".join(f"{path}: {why}" for path, why in list(self.damaged.items())[:_NUM_NAMED])
             more = len(self.damaged) - _NUM_NAMED
@@ -86,9 +89,9 @@ class ImageCheck:
                 f"{len(self.damaged):,} of {self.num_images:,} images cannot be read: {named}"
                 + (f"; and {more:,} more, see cvt-nas check" if more > 0 else "")
                 + (
-                    "; mend them, or begin another run"
+                    "; repair them, or begin another run"
                     if is_resumed
-                    else "; mend or delete them, or leave them out by data.on_error: skip in a space file"
+                    else "; repair or delete them, or set data.on_error: skip in a space file"
                 )
             )
 
@@ -101,18 +104,18 @@ def check_images(
     measured: Collection[tuple[Role, str]] = (),
     on_note: OnNote | None = None,
 ) -> ImageCheck:
-    """Reads the header of each image, and decodes those whose file does not end as it should.
+    """Reads the header of each image, and decodes images whose files have a wrong end.
 
-    Images of the validation and test splits are always decoded: they are few, and damage in the middle of one would
-    else be found when the training is over.
+    Images of the validation and test splits are always decoded. There are few of them, and damage in the middle of a
+    file would otherwise show up only after the training.
 
-    Threads suffice: a header is a matter of waiting for the disk, and Pillow decodes without Python's lock.
+    Threads are fast enough: headers wait for the disk, and Pillow decodes without Python's lock.
 
     Args:
-        mode: As which images will be read.
-        decode_all: Whether each image is decoded, which finds damage in the middle, too.
-        measured: Further images to decode, by split and name: those held out of the training images.
-        on_note: Called with how far it is, where it takes longer than a second.
+        mode: Mode in which images will be read.
+        decode_all: Whether to decode all images, which also finds damage in the middle of files.
+        measured: More images to decode, by split and name: those held out of the training images.
+        on_note: Called with progress notes if the check takes longer than a second.
     """
     from joblib import cpu_count
     from PIL import Image
@@ -132,7 +135,7 @@ def check_images(
         found: list[tuple[Header, int | None] | str] = []
         for row in range(start, min(start + _PART, len(images.names))):
             name = images.names[row]
-            source: Any = f"{images.root}/{name}"
+            source: Source = f"{images.root}/{name}"
             try:
                 source = opener.source(images, row)
                 found.append(_look_at(source, mode, whole or (role, name) in held_out))
@@ -148,7 +151,7 @@ def check_images(
     total = sum(len(images.names) for images in files.values())
     say = _progress(total, on_note)
     with warnings.catch_warnings(), ThreadPoolExecutor(2 * cpu_count() + 2) as threads:
-        warnings.simplefilter("ignore")  # Pillow's, which `large` and `damaged` stand for
+        warnings.simplefilter("ignore")  # `large` and `damaged` replace Pillow's warnings
         for (role, images, start, _), found in zip(parts, threads.map(look, parts), strict=True):
             for row, seen in enumerate(found, start=start):
                 if isinstance(seen, str):
@@ -183,14 +186,14 @@ def check_images(
 
 
 def _look_at(source: Source, mode: Mode, decode_all: bool) -> tuple[Header, int | None]:
-    """What the header tells, and of a decoded image with more than 8 bits the greatest value."""
+    """Returns the header, and the greatest value if the image was decoded and has more than 8 bits."""
     header = read_header(source, mode)
     if not (decode_all or not header.whole):
         return header, None
     image = decode(source, mode)
     if not header.deep:
         return header, None
-    return header, int(image.max()) if isinstance(image, np.ndarray) else image.convert("L").getextrema()[1]
+    return header, int(np.asarray(image if isinstance(image, np.ndarray) else image.convert("L")).max())
 
 
 def _progress(total: int, on_note: OnNote | None) -> Callable[[int], None]:

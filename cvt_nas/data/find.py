@@ -1,4 +1,4 @@
-"""Which data set a name or a folder is, and what its images are like."""
+"""Finds the data set that a name or a folder stands for, and the shape of its images."""
 
 import difflib
 import os
@@ -27,14 +27,14 @@ _SIGNS: dict[Dataset, str] = {
 
 
 def find_data(named: str | Path) -> tuple[Dataset, Path | None]:
-    """The data set that `named` is, as section `data` calls it, and its folder or file where it has one.
+    """Returns the data set's kind, as section `data` names it, and its folder or file if it has one.
 
     Args:
-        named: A folder, whose content tells; a file of a kind that is read; or the name of a set, which is then looked
-            for in `data/`, where torchvision's examples put it, unless it is installed with something else.
+        named: A folder, a file, or the name of a data set. A folder's content tells its kind. A named set is sought in
+            `data/`, as in torchvision's examples, unless another package installs it.
 
     Raises:
-        DataError: It is neither.
+        DataError: `named` is none of these.
     """
     folder = Path(named)
     if folder.is_dir():
@@ -56,19 +56,19 @@ def find_data(named: str | Path) -> tuple[Dataset, Path | None]:
 
 
 def root_of(named: str | Path) -> Path | None:
-    """The place of a data set, absolute; None of one that is on Hugging Face's hub."""
+    """Absolute path of a data set; None for a set on Hugging Face's hub."""
     if not is_by_name(str(named)):
         return Path(named).absolute()
     return DEFAULT_FOLDER.absolute() if str(named).startswith(BY_NAME) else None
 
 
 def trained_classes(named: str | Path) -> tuple[str, ...] | None:
-    """The classes, in their order, of the training images that lie beside the test images that `named` has or is.
+    """Returns the classes of the training images that lie beside the test images at `named`, in order.
 
-    None where there are no such, or they have the same classes.
+    Returns None if there are no such training images, or if their classes are those of the test images.
 
     Raises:
-        DataError: The test images have classes that the training images have not.
+        DataError: The test images have classes that the training images lack.
     """
     dataset, root = find_data(named)
     if dataset != "imagefolder":
@@ -80,17 +80,17 @@ def trained_classes(named: str | Path) -> tuple[str, ...] | None:
         return None
     if odd := sorted(set(ours) - set(theirs)):
         raise DataError(
-            f"--data {named}: the test images have classes that train/ beside them has not: {', '.join(odd[:5])}; "
-            f"which class is which cannot be told, since the weights name none"
+            f"--data {named}: the test images have classes that train/ beside them lacks: {', '.join(odd[:5])}; "
+            f"the weights do not name classes, so their order is unknown"
         )
     return theirs
 
 
 def check_outside(folder: Path, dataset: Dataset, root: Path | None) -> None:
-    """Whether the folder of a run lies beside the images, and not among the class folders as one of them.
+    """Checks that the folder of a run does not lie among the class folders.
 
     Raises:
-        DataError: It would be read as a class, and the run could not go on.
+        DataError: The folder would be read as a class, and the run could not be resumed.
     """
     if dataset not in ("imagefolder", "imagenet") or root is None or not root.is_dir():
         return
@@ -102,13 +102,15 @@ def check_outside(folder: Path, dataset: Dataset, root: Path | None) -> None:
 
 
 def shape_of(dataset: Dataset, root: Path | None, *, test_only: bool = False) -> tuple[int | None, int]:
-    """Channels, where they are not as one likes, and classes of a data set that `find_data` found.
+    """Returns the numbers of channels and of classes of a data set that `find_data` found.
+
+    The number of channels is None if images can be read in grey or in colour.
 
     Args:
-        test_only: As in `load_data`.
+        test_only: See `load_data`.
 
     Raises:
-        DataError: A folder of images has no folder for each class, or not the images that are asked for.
+        DataError: A folder of images has no class folders, or lacks the images that are asked for.
     """
     if dataset in _SHAPES:
         return _SHAPES[dataset]
@@ -127,7 +129,7 @@ def shape_of(dataset: Dataset, root: Path | None, *, test_only: bool = False) ->
 
 
 def _channels_in(place: Path) -> int | None:
-    """Of the first image that is found below a folder."""
+    """Number of channels of the first image below a folder; see `channels_of`."""
     for folder, _, files in os.walk(place / next(iter(folders_in(place)))):
         if images := [name for name in sorted(files) if not is_hidden(name) and (is_image(name) or is_array(name))]:
             return channels_of(Path(folder) / images[0])

@@ -1,4 +1,4 @@
-"""Folders of images, a folder for each split and in it one for each class."""
+"""Folders of images: one folder for each split, with one folder for each class in it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,16 +18,16 @@ def find_folders(
     listing: Path | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Records:
-    """The images below `root`; `find_layout` says which folder is which split.
+    """Finds the images below `root`. See `find_layout` for which folder is which split.
 
     Args:
-        dataset: As section `data` calls it.
-        test_only: Whether the test images suffice; they may then lie in `root` itself.
-        listing: What `save_listing` wrote of the same images; else folders are looked through.
-        on_note: Called with how far that is, where it takes long.
+        dataset: Name of the kind of data set, for messages.
+        test_only: Whether test images suffice. They may then lie in `root` itself.
+        listing: File that `save_records` wrote for the same images. Without one, all folders are scanned.
+        on_note: Called with progress notes if the scan takes long.
 
     Raises:
-        DataError: They are missing, or laid out in another way.
+        DataError: Images are missing, or folders have another layout.
     """
     if root is None:
         raise DataError(f"{dataset}: give the folder that holds train/ and val/ by --data DIR")

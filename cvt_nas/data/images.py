@@ -1,4 +1,4 @@
-"""What a data set ready for training is, whatever it is read from."""
+"""Interface of a data set that is ready for training, and its preprocessing, seeds and targets."""
 
 import hashlib
 import json
@@ -20,39 +20,40 @@ from cvt_nas.results import DataIdentity
 
 Split = Literal["train", "search", "test"]
 SPLITS: tuple[Split, ...] = ("train", "search", "test")
+Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMALISATIONS: dict[int, tuple[tuple[float, ...], tuple[float, ...]]] = {
     1: ((0.449,), (0.226,)),
     3: (IMAGENET_MEAN, IMAGENET_STD),
-}  # by the number of channels; of others it is measured
+}  # by the number of channels; for other numbers it is measured
 Batch = tuple[Float[Tensor, "batch channels height width"], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
-    """What turns an image of `[0, 1]` values into the model's input: resize to `image_size`, then normalise.
+    """How an image with values in `[0, 1]` becomes a model's input: resize to `image_size`, then normalise.
 
     Args:
-        image_size: The side of squares, or height and width.
-        crop_pct: Where it is below 1, the image becomes the least that covers `image_size / crop_pct`, which of a
-            square is its shorter side, and the centre is taken; where it is 1, the whole image is squashed.
+        image_size: Side of a square, or height and width.
+        crop_pct: Below 1, the image is resized so that it just covers `image_size / crop_pct`, and its centre is
+            cropped. With 1, the whole image is squashed to `image_size`.
     """
 
     image_size: ImageSize
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     crop_pct: float = 1.0
 
     @property
     def num_values(self) -> int:
-        """Of an image, a byte each."""
+        """Values of an image; as bytes, each takes one byte."""
         return len(self.mean) * math.prod(sides_of(self.image_size))
 
     def resized_to(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that an image of these becomes, of which `centre_of` is then taken.
+        """Height and width after the resize of an image of this size; `centre_of` is then cropped.
 
-        Source: timm 1.0.31, `transforms_imagenet_eval`, which rounds otherwise for rectangles.
+        Source: timm 1.0.31, `transforms_imagenet_eval`, which rounds rectangles differently.
         """
         down, across = (math.floor(side / self.crop_pct) for side in sides_of(self.image_size))
         if self.crop_pct == 1:
@@ -64,7 +65,7 @@ class Preprocessing:
         return round(height / ratio), round(width / ratio)
 
     def centre_of(self, height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns of the middle of an image, as many as `image_size` has."""
+        """Rows and columns of the centre of an image, as many as `image_size` has."""
         rows, columns = sides_of(self.image_size)
         top, left = round((height - rows) / 2), round((width - columns) / 2)
         return slice(top, top + rows), slice(left, left + columns)
@@ -77,14 +78,14 @@ def usual_preprocessing(
     *,
     channels: int = 3,
 ) -> Preprocessing:
-    """As the published models see images; mean and deviation are ImageNet's where they are not given.
+    """Preprocessing of the published models. Mean and deviation are ImageNet's by default.
 
     Raises:
-        DataError: They are not given for images that are neither grey nor in colour.
+        DataError: Mean or deviation is missing for images that are neither grey nor in colour.
     """
     if mean is None or std is None:
         if channels not in NORMALISATIONS:
-            raise DataError(f"nothing says by which mean and deviation images of {channels} channels are normalised")
+            raise DataError(f"mean and deviation for images of {channels} channels are unknown")
         mean, std = NORMALISATIONS[channels]
     crop_pct = 0.875 if min(sides_of(image_size)) < 384 else 1.0
     return Preprocessing(image_size=image_size, mean=mean, std=std, interpolation="bicubic", crop_pct=crop_pct)
@@ -94,9 +95,9 @@ class ImageData(Protocol):
     """A data set ready for training.
 
     Attributes:
-        is_multi_label: Whether an image has any number of labels, `class_names`, and not one class of them. Targets are
-            then float32, `(batch, classes)`: 1 for each label of an image, and 0 for the others.
-        is_taught: Whether a teacher has answered the training images.
+        is_multi_label: Whether an image can have any number of labels instead of one class. Targets are then float32,
+            `(batch, classes)`: 1 for each label of an image, and 0 for the others.
+        is_taught: Whether batches of training images carry a teacher's answers.
     """
 
     preprocessing: Preprocessing
@@ -109,24 +110,24 @@ class ImageData(Protocol):
     def is_multi_label(self) -> bool: ...
 
     def identity(self) -> DataIdentity:
-        """What tells it from other sets."""
+        """Identity of the data set, which differs between data sets."""
         ...
 
     def num_images(self, split: Split) -> int: ...
 
     def labels(self, split: Split) -> np.ndarray:
-        """Of the images of a split, in the order of `eval_batches` on one rank, not shuffled.
+        """Labels of a split, in the order of unshuffled `eval_batches` on one rank.
 
         Returns:
-            Class indices `(images,)`, int64; of several labels an image, 0 or 1, `(images, classes)`, uint8.
+            Class indices `(images,)`, int64. With several labels an image, 0 or 1 `(images, classes)`, uint8.
         """
         ...
 
     def of_classes(self, classes: Collection[int]) -> Self:
-        """The same set with the images of these classes alone, which keep their indices and names.
+        """Returns the same set with only the images of these classes. Class indices and names stay the same.
 
         Raises:
-            DataError: Its images have several labels, so that none is of one class.
+            DataError: Images can have several labels, so they have no single class.
         """
         ...
 
@@ -145,24 +146,24 @@ class ImageData(Protocol):
         evaluated: tuple[Split, int] | None = None,
         temperature: float = 1.0,
     ) -> Iterator[Batch]:
-        """One epoch of shuffled, augmented batches; a last one that is not full is dropped.
+        """Yields one epoch of shuffled, augmented batches. An incomplete last batch is dropped.
 
-        Before each batch, Python's, numpy's and torch's global random states are set from `seed`, `epoch`, its number
-        and `rank`, so it is the same whether or not the process restarted before it, and so is what is drawn after it.
+        Before each batch, Python's, numpy's and torch's global random states are set from `seed`, `epoch`, the number
+        of the batch and `rank`. So a restart of the process changes neither the batch nor later draws.
 
         Args:
             batch_size: Images a batch on this rank.
-            epoch: From 0.
-            first: Number of the batch to begin with.
-            until: Number of epochs, where the caller goes on with the next ones; processes that read images then live
-                until `close`, or the last epoch, and have the first batches of the next epoch ready.
+            epoch: Number of the epoch, from 0.
+            first: Number of the first batch to yield.
+            until: Number of epochs, if the caller will ask for the next ones. Processes that read images then live
+                until `close` or the last epoch, and prepare the first batches of the next epoch.
             evaluated: A split that is evaluated after each epoch, and the size of its batches.
-            temperature: By which the logits of a teacher are divided, where the set `is_taught`.
+            temperature: Divisor of a teacher's logits if the set `is_taught`.
 
         Yields:
-            Images, `(batch, channels, height, width)`, and targets: class indices `(batch,)`, or
-            probabilities `(batch, classes)` where mixup or cutmix is on; see `is_multi_label`. Where the set
-            `is_taught`, they are probabilities by the labels and after these the teacher's, `(batch, 2 * classes)`.
+            Images `(batch, channels, height, width)` and targets. Targets are class indices `(batch,)`, or
+            probabilities `(batch, classes)` with mixup or CutMix; see also `is_multi_label`. If the set `is_taught`,
+            they are probabilities from the labels, then those of the teacher, `(batch, 2 * classes)`.
         """
         ...
 
@@ -178,26 +179,26 @@ class ImageData(Protocol):
         world_size: int = 1,
         as_bytes: bool = False,
     ) -> Iterator[Batch]:
-        """Every image of this rank's share of `split` once, without augmentation; targets are class indices.
+        """Yields every image of this rank's share of `split` once, without augmentation, with its label.
 
-        See `is_multi_label` for other targets.
+        Targets are class indices; see also `is_multi_label`.
 
         Args:
-            shuffled: In an order that is random, and the same each time, so that the first images are a fair sample.
-            first: Number of the batch to begin with.
-            as_bytes: Whether images are given, on the device, as what `prepared` makes inputs of: a quarter of these or
-                less.
+            shuffled: Whether the order is random, but the same each time. The first images are then a fair sample.
+            first: Number of the first batch to yield.
+            as_bytes: Whether images are bytes on the device, for `prepared`. Bytes take at most a quarter of the
+                memory of inputs.
         """
         ...
 
     def prepared(
         self, images: UInt8[Tensor, "batch channels rows columns"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """The inputs of a network, on the device of `images`, which `eval_batches` gave as bytes."""
+        """Makes a network's inputs from the bytes of `eval_batches`, on the same device."""
         ...
 
     def close(self) -> None:
-        """Ends the processes that read ahead, where there are any; the next batches start new ones."""
+        """Ends processes that read ahead. The next batches start new ones."""
         ...
 
 
@@ -205,8 +206,8 @@ def seed_all(*seeds: int, on_devices: bool = True) -> None:
     """Sets Python's, numpy's and torch's global random states from `seeds`.
 
     Args:
-        on_devices: Whether those of GPUs as well. What is drawn on the CPU is the same; without them it takes a tenth
-            of the time, which counts where it is done for each image.
+        on_devices: Whether to set the states of GPUs as well. Draws on the CPU do not depend on it. Without GPUs, this
+            takes a tenth of the time, which matters if it is called for each image.
     """
     seed = seed_of(*seeds)
     random.seed(seed)
@@ -215,12 +216,12 @@ def seed_all(*seeds: int, on_devices: bool = True) -> None:
 
 
 def seed_of(*seeds: int | str) -> int:
-    """One seed, of 32 bits, from several."""
+    """Combines several seeds to one of 32 bits."""
     return int.from_bytes(hashlib.sha256(repr(seeds).encode()).digest()[:4], "little")
 
 
 def generator_of(device: torch.device) -> torch.Generator:
-    """What torch draws from on `device`, unless it is told otherwise."""
+    """Torch's default generator on `device`."""
     if device.type == "cuda":
         return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     return torch.default_generator
@@ -235,18 +236,18 @@ def in_order(rows: np.ndarray, shuffled: bool) -> np.ndarray:
 
 
 def with_labels_of(labels: np.ndarray, classes: Collection[int]) -> np.ndarray:
-    """Which images are of `classes`: a mask `(images,)`.
+    """Mask `(images,)` of the images that belong to `classes`.
 
     Raises:
         DataError: See `ImageData.of_classes`.
     """
     if labels.ndim > 1:
-        raise DataError("images with several labels belong to no one class, so da-nas cannot begin with some classes")
+        raise DataError("images with several labels have no single class, so da-nas cannot start with some classes")
     return np.isin(labels, list(classes))
 
 
 def targets_of(labels: Tensor) -> Tensor:
-    """Class indices as they are; several labels an image, uint8, as float32."""
+    """Targets of labels: class indices unchanged, flags `(batch, classes)` as float32."""
     return labels.float() if labels.ndim > 1 else labels
 
 

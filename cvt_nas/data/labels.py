@@ -1,9 +1,8 @@
-"""From the values of a column to labels: of one class, or of several labels, as 0 and 1."""
+"""Converts the values of a column to labels: class indices, or 0 and 1 for each of several labels."""
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -11,7 +10,7 @@ from jaxtyping import UInt8
 from cvt_nas.data.tree import few, in_byte_order
 from cvt_nas.errors import DataError
 
-# names of a column or key of labels
+# usual names of a column or key that holds labels
 USUAL = ("label", "labels", "class", "classes", "class_name", "cls", "category", "target", "tags")
 AUTO_SEPARATOR, NO_SEPARATOR = "|", "none"
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
@@ -20,10 +19,10 @@ _INDEX = re.compile(r"0|-?[1-9]\d{0,17}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Labels:
-    """The labels of a set.
+    """The labels of a data set.
 
     Args:
-        names: Of the classes; or of labels, where an image may have several.
+        names: Class names; names of labels if an image can have several.
         values: See `Images.labels`.
     """
 
@@ -32,12 +31,13 @@ class Labels:
     notes: tuple[str, ...] = ()
 
 
-def labels_of(values: Sequence[Any], *, separator: str | None, place: str) -> Labels:
-    """One label a value, or several in each: a list, or text with `separator` between them.
+def labels_of(values: Sequence[object], *, separator: str | None, place: str) -> Labels:
+    """Reads one label from each value, or several from a list or from text with separators.
 
     Args:
-        separator: None for `|` where any value has it; `none` for values that are one label each.
-        place: For messages.
+        separator: Text between the labels of a value. None means `|` if any value contains it. `none` means that each
+            value is one label.
+        place: What messages call the column.
 
     Raises:
         DataError: Values are empty, or no labels.
@@ -48,7 +48,7 @@ def labels_of(values: Sequence[Any], *, separator: str | None, place: str) -> La
     if empty := [row for row, text in enumerate(texts, start=1) if not text]:
         raise DataError(
             f"{place}: {len(empty):,} of {len(texts):,} rows have no label, row {empty[0]:,} the first; fill them in, "
-            f"or take them away"
+            f"or remove them"
         )
     if separator is None and any(AUTO_SEPARATOR in text for text in texts):
         note = f"{place}: holds several labels an image, with {AUTO_SEPARATOR} between them (data.label_separator)"
@@ -61,10 +61,10 @@ def labels_of(values: Sequence[Any], *, separator: str | None, place: str) -> La
 
 
 def several(rows: Sequence[Sequence[str]], *, names: tuple[str, ...] = (), notes: tuple[str, ...] = ()) -> Labels:
-    """Of images with any number of labels each.
+    """Makes the labels of images that have any number of labels each.
 
     Args:
-        names: Of all labels, where the set tells; else those that occur, in order.
+        names: Names of all labels. By default, those that occur, in order.
     """
     names = names or in_order(label for row in rows for label in row)
     places = {name: index for index, name in enumerate(names)}
@@ -75,34 +75,34 @@ def several(rows: Sequence[Sequence[str]], *, names: tuple[str, ...] = (), notes
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Those that occur: by number where all are whole numbers without leading zeros, or else by their bytes."""
+    """Sorts distinct labels: by value if all are whole numbers without leading zeros, and otherwise by their bytes."""
     names = set(labels)
     if all(_INDEX.fullmatch(name) for name in names):
         return tuple(sorted(names, key=int))
     return tuple(in_byte_order(names))
 
 
-def are_flags(values: Iterable[Any]) -> bool:
+def are_flags(values: Iterable[object]) -> bool:
     return all(str(value).strip().lower() in _FLAGS for value in set(map(str, values)))
 
 
-def flags_of(values: Iterable[Any], place: str) -> UInt8[np.ndarray, " rows"]:
-    """0 and 1.
+def flags_of(values: Iterable[object], place: str) -> UInt8[np.ndarray, " rows"]:
+    """Converts values that mean 0 or 1.
 
     Raises:
-        DataError: There are others.
+        DataError: There are other values.
     """
     texts = [str(value).strip().lower() for value in values]
     if odd := sorted(set(texts) - set(_FLAGS)):
         shown = few([text if text not in ("", "nan", "none") else "nothing" for text in odd])
-        raise DataError(f"{place}: must hold 0 and 1 alone, as one label of several; it holds {shown}")
+        raise DataError(f"{place}: must hold only 0 and 1, as one of several labels; it holds {shown}")
     return np.array([_FLAGS[text] for text in texts], dtype=np.uint8)
 
 
-def _listed(value: Any, place: str) -> Sequence[Any]:
+def _listed(value: object, place: str) -> Sequence[object]:
     if isinstance(value, list | tuple | np.ndarray):
         return list(value)
-    raise DataError(f"{place}: holds lists of labels, and {value!r}, which is none")
+    raise DataError(f"{place}: holds lists of labels, but also {value!r}")
 
 
 def _parts(text: str, separator: str) -> list[str]:
@@ -110,8 +110,8 @@ def _parts(text: str, separator: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def _text(value: Any, place: str) -> str:
-    """A label as text; empty where there is none."""
+def _text(value: object, place: str) -> str:
+    """A label as text; empty if there is no label."""
     if value is None or value is not value or str(value).strip().lower() in ("", "nan", "<na>"):
         return ""
     if isinstance(value, float | np.floating):

@@ -1,4 +1,4 @@
-"""How a folder of images is laid out: which folder is which split, and what its classes are."""
+"""Layout of a folder of images: which folder is which split, and the class names."""
 
 import os
 import re
@@ -31,11 +31,10 @@ class Layout:
     """The folders of a data set.
 
     Args:
-        root: Of the data set.
-        places: The folder of each split that has class folders. A root that is itself a folder of class folders is
-            its `train`.
-        class_names: Sorted; of the training images, or where there are none, of the others.
-        notes: What is left out, and what follows from that; one line each.
+        root: Folder of the data set.
+        places: Folder of each split that has class folders. If the root itself holds class folders, it is `train`.
+        class_names: Sorted class names of the training images, or of the other images if there are none.
+        notes: What is left out, one line each.
     """
 
     root: Path
@@ -45,23 +44,26 @@ class Layout:
 
     @property
     def is_flat(self) -> bool:
-        """Whether class folders lie in the root itself, so that no split is marked."""
+        """Whether class folders lie in the root itself, so that there are no named splits."""
         return self.places.get("train") == self.root
 
     def for_test(self) -> "Layout":
-        """The same with the test images alone; see `role_for_test`. Raises DataError where there are none."""
+        """Returns the same layout with only the test images; see `role_for_test`. Raises DataError if it has none."""
         role = role_for_test(self.places, is_marked=not self.is_flat)
         if role is None:
             own = self.places["train"].name
             raise DataError(
-                f"--data {self.root}: holds {own}/ alone, and no test images in val/ or test/; to measure on images "
+                f"--data {self.root}: holds {own}/ only, and no test images in val/ or test/; to measure on images "
                 f"that may have been trained on, name {self.places['train']}"
             )
         place = self.places[role]
         return replace(self, places={role: place}, class_names=class_names_in(place))
 
     def trained_classes(self) -> tuple[str, ...] | None:
-        """Of the training images: in the root, or beside it where it is itself the folder of a split; None without."""
+        """Class names of the training images, which lie in the root, or beside it if it is the folder of a split.
+
+        None if there are no training images.
+        """
         if not self.is_flat:
             place = self.places.get("train")
         else:
@@ -73,18 +75,16 @@ class Layout:
         return None if place is None else class_names_in(place) or None
 
     def check_trainable(self) -> None:
-        """Raises:
-        DataError: There are no training images.
-        """
+        """Raises DataError if there are no training images."""
         if "train" not in self.places:
             raise DataError(f"{self.root} must hold train/ and val/, one folder a class; it has no train/")
 
 
 def find_layout(root: Path) -> Layout:
-    """What the folders below `root` are, by their names; no file is looked for.
+    """Tells what the folders below `root` are by their names. It does not look for files.
 
     Raises:
-        DataError: Nothing below it is a class folder, or two folders could be the same split.
+        DataError: There are no class folders, or two folders could be the same split.
     """
     if not root.is_dir():
         raise DataError(f"--data {root}: no such folder")
@@ -106,7 +106,7 @@ def find_layout(root: Path) -> Layout:
         elif named and role == "train":
             raise DataError(f"--data {root}: {root / named[0]} must hold one folder a class")
         else:
-            notes += [f"{folder}/ has no class folders, and is ignored" for folder in named]
+            notes += [f"{folder}/ has no class folders and is ignored" for folder in named]
     _drop_unlabelled(places, notes)
     if not places:
         if notes:
@@ -123,18 +123,18 @@ def find_layout(root: Path) -> Layout:
     for place in places.values():
         if dropped := set(folders_in(place, all_of_them=True)) - set(folders_in(place)):
             named = few([f"{told(name)}/" for name in in_byte_order(dropped)])
-            notes.append(f"{place}: {named} begins with @, as a network drive's own folders do, and is no class")
+            notes.append(f"{place}: {named} begins with @, like a network drive's own folders, and is no class")
     first = next(iter(places.values()))
     return Layout(root=root, places=places, class_names=class_names_in(first), notes=tuple(notes))
 
 
 def _drop_unlabelled(places: dict[Role, Path], notes: list[str]) -> None:
-    """Test images in one folder that is none of the classes have no labels, as Kaggle's."""
+    """Drops test images without labels: those in a single folder that is no class, as in Kaggle's data sets."""
     if "train" not in places or "test" not in places:
         return
     classes, found = folders_in(places["train"]), folders_in(places["test"])
     if len(found) == 1 and len(classes) > 1 and found[0] not in classes:
-        notes.append(f"{places['test'].name}/ holds {found[0]}/ alone, which is no class, and is ignored")
+        notes.append(f"{places['test'].name}/ holds {found[0]}/ only, which is no class, and is ignored")
         del places["test"]
 
 
@@ -143,13 +143,13 @@ def _is_like_split(name: str) -> bool:
 
 
 def _check_flat(root: Path, folders: Sequence[str]) -> None:
-    """Refuses folders that would become classes, and are more likely splits, or what holds them.
+    """Refuses folders that would be read as classes but are more likely splits, or folders that hold splits.
 
     Raises:
-        DataError: Says what to name or to rename instead.
+        DataError: There are such folders. The message says what to rename.
     """
     like = [folder for folder in folders if _is_like_split(folder)]
-    if like and root.resolve().name.lower() not in _WORDS.split("|"):  # whose content is classes, however named
+    if like and root.resolve().name.lower() not in _WORDS.split("|"):  # a folder of a split holds only classes
         raise DataError(
             f"--data {root}: {few([told(folder) for folder in like])} would be read as a class, and seems to be a "
             f"split: rename splits to train/ and val/; if it is a class, put all class folders into train/"
@@ -165,7 +165,7 @@ def _check_flat(root: Path, folders: Sequence[str]) -> None:
         only = root / folders[0]
         inner = [entry for entry in entries_of(only) if not is_hidden(entry.name)]
         if sum(entry.is_dir() for entry in inner) and not any(is_image(entry.name) for entry in inner):
-            raise DataError(f"--data {root}: {folders[0]}/ would be its one class, and holds folders: name {only}")
+            raise DataError(f"--data {root}: {folders[0]}/ would be the only class, but holds folders: name {only}")
 
 
 def _slashed(places: Iterable[Path]) -> str:

@@ -1,19 +1,20 @@
-"""The library of a kind of data set, which comes with an extra of this package."""
+"""Import of optional libraries that read data sets."""
 
 import importlib
-from typing import Any
+from types import ModuleType
 
 from cvt_nas.errors import DataError
 
 
-def library(module: str, *, extra: str, of: str) -> Any:
-    """The module.
+def library(module: str, *, extra: str, of: str) -> ModuleType:
+    """Imports a module.
 
     Args:
-        of: What needs it; for the message.
+        extra: Extra of this package that installs the module.
+        of: What needs the module, for the message.
 
     Raises:
-        DataError: It is not installed.
+        DataError: The module is not installed.
     """
     try:
         return importlib.import_module(module)

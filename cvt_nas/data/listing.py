@@ -1,4 +1,4 @@
-"""The images of each split of a folder: found, kept in a file, and checked against each other."""
+"""Lists the images of each split of a folder, keeps the list in a file, and checks that splits fit each other."""
 
 import contextlib
 import json
@@ -35,18 +35,18 @@ from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 
 _NUM_NAMED = 5
-_SECONDS_BETWEEN = 5.0  # notes on how far it is
-_OUTSIDE = re.compile(r"(^|[/\0])\.{0,2}([/\0]|$)")  # in names that are parted by zero bytes
-_SET = "set"  # what is kept of one that is no folder of class folders
+_SECONDS_BETWEEN = 5.0  # between progress notes
+_OUTSIDE = re.compile(r"(^|[/\0])\.{0,2}([/\0]|$)")  # in names separated by zero bytes
+_SET = "set"  # key of the facts about a data set that is no folder of class folders
 _NORMALISATION = "normalisation"
-_NUM_THREADS = 16  # so that a network disk has several requests at a time
+_NUM_THREADS = 16  # a network disk then gets several requests at a time
 
 
 def list_images(layout: Layout, role: Role, *, on_note: Callable[[str], None] | None = None) -> Images:
-    """The images of a split, whatever else may be wrong with it; see `problems_of`.
+    """Lists the images of a split. See `problems_of` for what may be wrong with them.
 
     Args:
-        on_note: Called with how far it is, where it takes long.
+        on_note: Called with progress notes if it takes long.
     """
     place, names, labels, odd = layout.places[role], list[str](), list[int](), list[str]()
     said = time.monotonic()
@@ -74,7 +74,7 @@ def list_images(layout: Layout, role: Role, *, on_note: Callable[[str], None] | 
             odd.append(f"{told(entry.path)}: a link that leads nowhere")
         elif entry.is_file():
             ignored["images beside the class folders" if is_image(entry.name) else suffix_of(entry.name)] += 1
-    if (num_arrays := sum(map(is_array, names))) not in (0, len(names)):  # arrays beside images are no images
+    if (num_arrays := sum(map(is_array, names))) not in (0, len(names)):  # ignore arrays that lie among images
         kept = [index for index, name in enumerate(names) if not is_array(name)]
         names, labels = [names[index] for index in kept], [labels[index] for index in kept]
         ignored[ARRAY] += num_arrays
@@ -89,7 +89,7 @@ def list_images(layout: Layout, role: Role, *, on_note: Callable[[str], None] | 
 
 
 def save_listing(files: Mapping[Role, Images], to: BinaryIO, **more: np.ndarray) -> None:
-    """Writes what `load_listing` reads."""
+    """Writes images in the format that `load_listing` reads."""
     arrays: dict[str, np.ndarray] = {}
     for role, images in files.items():
         arrays[f"{role} names"] = np.frombuffer("\0".join(images.names).encode(), np.uint8)
@@ -100,7 +100,7 @@ def save_listing(files: Mapping[Role, Images], to: BinaryIO, **more: np.ndarray)
 
 
 def save_records(records: Records, to: BinaryIO) -> None:
-    """Writes the images of a set, so that no worker has to look for them: what `load_data` takes as a listing."""
+    """Writes the listing of a data set for `load_data`, so that workers need not scan folders."""
     told_by_folders = not any(images.called for images in records.files.values())
     tree = {
         "class_names": records.class_names,
@@ -115,10 +115,10 @@ def save_records(records: Records, to: BinaryIO) -> None:
 
 
 def load_listing(listing: Path, layout: Layout) -> dict[Role, Images]:
-    """The images of folders that `save_listing` has kept, as `list_images` found them; no folder is looked through.
+    """Reads the images that `save_listing` wrote. No folder is scanned.
 
     Raises:
-        DataError: It is damaged, of other splits or classes, or names files outside their split.
+        DataError: The listing is damaged, has other splits or classes, or names files outside their split.
     """
     files: dict[Role, Images] = {}
     with _reading(listing) as kept:
@@ -131,10 +131,10 @@ def load_listing(listing: Path, layout: Layout) -> dict[Role, Images]:
 
 
 def load_records(listing: Path, root: Path, opener: Opener) -> Records:
-    """The images of another kind of set, as `save_records` has kept them.
+    """Reads the images that `save_records` wrote for a data set that is no folder of class folders.
 
     Raises:
-        DataError: It is damaged, or of another set.
+        DataError: The listing is damaged, or belongs to another data set.
     """
     with _reading(listing) as kept:
         tree = json.loads(kept[_SET].tobytes())
@@ -154,7 +154,7 @@ def load_records(listing: Path, root: Path, opener: Opener) -> Records:
 
 
 def load_normalisation(listing: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation of each channel, where `save_records` had them to keep."""
+    """Mean and deviation of each channel, if `save_records` wrote them."""
     with _reading(listing) as kept:
         return _normalisation(kept)
 
@@ -172,7 +172,7 @@ def _reading(listing: Path) -> Iterator[dict[str, np.ndarray]]:
         with np.load(listing, allow_pickle=False) as arrays:
             yield {name: arrays[name] for name in arrays.files}
     except (KeyError, ValueError, EOFError, BadZipFile) as error:
-        raise DataError(f"{listing}: is damaged, or of other splits: {error}") from error
+        raise DataError(f"{listing}: is damaged, or belongs to other splits: {error}") from error
 
 
 def _kept_images(
@@ -181,7 +181,7 @@ def _kept_images(
     names, labels = kept[f"{role} names"].tobytes().decode().split("\0"), kept[f"{role} labels"]
     is_one = labels.shape == (len(names),) and 0 <= labels.min() <= labels.max() < len(class_names)
     if not is_one and labels.shape != (len(names), len(class_names)):
-        raise DataError(f"{listing}: is of other images than {place} had")
+        raise DataError(f"{listing}: does not belong to the images of {place}")
     return Images(
         root=place,
         class_names=class_names,
@@ -192,7 +192,7 @@ def _kept_images(
 
 
 def problems_of(layout: Layout, files: Mapping[Role, Images]) -> list[str]:
-    """Why the splits of a folder do not fit each other, one line each."""
+    """Reasons why the splits of a folder cannot be used together, one line each."""
     problems = list(_linked(layout))
     first = next(iter(files.values()))
     for images in files.values():
@@ -213,7 +213,7 @@ def problems_of(layout: Layout, files: Mapping[Role, Images]) -> list[str]:
 
 
 def _linked(layout: Layout) -> Iterator[str]:
-    """Folders that links make one: their images would be trained on and tested, or have two labels."""
+    """Finds folders that are the same by links. Their images would be in two splits, or have two labels."""
     seen: dict[str, Path] = {}
     for place in layout.places.values():
         for folder in (place, *(place / name for name in folders_in(place))):

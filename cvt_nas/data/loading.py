@@ -1,4 +1,4 @@
-"""Batches of bytes that processes read from files, a few of them ahead, through the end of an epoch."""
+"""Processes that read batches of bytes from files. They read a few batches ahead, also across epochs."""
 
 import itertools
 import math
@@ -15,24 +15,30 @@ from torch import Tensor
 
 from cvt_nas.data.images import seed_all
 from cvt_nas.data.records import Files, Images, Opener
+from cvt_nas.data.sources import Picture
+from cvt_nas.data.sources import Source as Original
 from cvt_nas.errors import DataError
 
-_AHEAD = 2  # batches of each process
+_AHEAD = 2  # batches that each process reads ahead
 _SHARED = Path("/dev/shm")
+Transform = Callable[[Picture], tuple[Tensor, ...]]
 _Request = tuple[str, np.ndarray, tuple[int, ...] | None]  # name of a source, rows, seeds
+_Read = tuple[Tensor, Sequence[tuple[Tensor, ...]]] | DataError  # labels, and the transformed images
+_Collated = tuple[Tensor, tuple[Tensor, ...]] | tuple[np.ndarray, tuple[np.ndarray, ...]] | DataError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Where the images of a batch come from.
+    """Source of the images of a batch.
 
     Args:
-        images: Their names and labels.
-        transform: From a decoded image to bytes, `(height, width, channels)`, and whatever else there is of it.
+        images: Names and labels of the images.
+        transform: Converts a decoded image to bytes `(height, width, channels)`, and maybe further tensors.
+        opener: Opens the images.
     """
 
     images: Images
-    transform: Callable[[Any], tuple[Tensor, ...]]
+    transform: Transform
     opener: Opener = field(default_factory=Files)
 
 
@@ -41,10 +47,11 @@ class Portion:
     """The batches of an epoch, or of an evaluation.
 
     Args:
-        key: By which it is told from others.
+        key: Identifies the portion.
         source: Name of its `Source`.
-        batches: Of each batch, the rows of its images.
-        seeds: With the row, of what is drawn for an image, whichever process draws; None where nothing is.
+        batches: Rows of the images of each batch.
+        seeds: Seeds of random draws for an image, together with its row. So all processes draw the same. None if
+            nothing is drawn.
     """
 
     key: Hashable
@@ -54,26 +61,26 @@ class Portion:
 
 
 def num_on_their_way(num_workers: int) -> int:
-    """Batches that processes have ready or in hand, and one that is in use."""
+    """Number of batches that processes have read or are reading, plus one that is in use."""
     return num_workers * _AHEAD + 1
 
 
 def free_shared_memory() -> float:
-    """Bytes; in a container, 64 MiB by default. Infinite where the system has no such folder."""
+    """Free bytes of shared memory. Containers have 64 MiB by default. Infinite if the system has no `/dev/shm`."""
     return shutil.disk_usage(_SHARED).free if _SHARED.is_dir() else math.inf
 
 
 class Stream:
-    """The batches of several portions, one after the other, read by processes that live as long as it does.
+    """Batches of several portions in order, read by processes that live as long as the stream.
 
-    Those of the next portion are asked for as soon as a process has nothing else to do. An image that cannot be read is
-    a `DataError`, raised when its batch is due.
+    Processes start on the next portion as soon as they are idle. An unreadable image raises a `DataError` when its
+    batch is due.
 
     Args:
-        first, then: The portions; the latter are taken as far as batches are asked for.
-        num_workers: Processes; 0 where this one reads, and then nothing is ahead.
-        shares_memory: Whether they hand over batches in shared memory; else through pipes, which takes the process that
-            reads those a copy more.
+        first, then: The portions. Those of `then` are used as batches are asked for.
+        num_workers: Number of processes. With 0, this process reads, and nothing is read ahead.
+        shares_memory: Whether processes hand over batches in shared memory. Pipes are the alternative; they cost the
+            receiving process one more copy.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class Stream:
     ) -> None:
         from torch.utils.data import DataLoader
 
+        # without a batch size, torch passes single items; its types say lists
         collate: Any = collated if shares_memory or not num_workers else _collated_as_arrays
         self._asked, self._pins = deque([first]), pin_memory and not shares_memory
         batches = DataLoader(
@@ -98,9 +106,9 @@ class Stream:
             prefetch_factor=_AHEAD if num_workers else None,
             pin_memory=pin_memory,
             collate_fn=collate,
-            generator=torch.Generator(),  # of its own, so that the global one is left as it is
+            generator=torch.Generator(),  # the default would draw from the global random state
         )
-        self._batches: Iterator[Any] | None = iter(batches)
+        self._batches: Iterator[_Collated] | None = iter(batches)
 
     def _requests(self, first: Portion, then: Iterable[Portion]) -> Iterator[_Request]:
         for portion in itertools.chain([first], then):
@@ -111,25 +119,25 @@ class Stream:
 
     @property
     def next_key(self) -> Hashable:
-        """Of the portion whose batches are due next; None where none was asked for."""
+        """Key of the portion whose batches are due next; None if there is none."""
         return self._asked[0].key if self._asked else None
 
     def portion(self) -> Iterator[tuple[np.ndarray, Tensor, tuple[Tensor, ...]]]:
-        """Of each batch of the portion that is due, its rows, labels, and what the transform made of its images."""
+        """Yields rows, labels and transformed images of each batch of the portion that is due."""
         for rows in self._asked[0].batches:
             assert self._batches is not None, "it was closed"
             batch = next(self._batches)
             if isinstance(batch, DataError):
                 raise batch
             labels, made = batch
-            if isinstance(labels, np.ndarray):
-                labels, *made = map(self._from_array, (labels, *made))
-            yield rows, labels, tuple(made)
+            yield rows, self._as_tensor(labels), tuple(map(self._as_tensor, made))
         self._asked.popleft()
 
-    def _from_array(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory() if self._pins else tensor  # torch's loader pins tensors alone
+    def _as_tensor(self, values: Tensor | np.ndarray) -> Tensor:
+        if isinstance(values, Tensor):
+            return values
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory() if self._pins else tensor  # torch's loader pins only tensors
 
     def close(self) -> None:
         """Ends the processes."""
@@ -138,19 +146,19 @@ class Stream:
 
 
 class Reader(torch.utils.data.Dataset):
-    """What a process does: from rows to labels and images.
+    """Reads the labels and images of rows, in a process of a loader.
 
-    An image that cannot be read is the error that says so: raised in a worker, it would arrive with the worker's
-    traceback in its message.
+    An unreadable image gives a `DataError` as a value. If a worker raised it, its message would contain the worker's
+    traceback.
 
     Args:
-        read: The decoded image of what an opener gives.
+        read: Decodes what an opener returns.
     """
 
-    def __init__(self, sources: Mapping[str, Source], read: Callable[[Any], Any]) -> None:
+    def __init__(self, sources: Mapping[str, Source], read: Callable[[Original], Picture]) -> None:
         self._sources, self._read = sources, read
 
-    def __getitem__(self, request: _Request) -> "_Read":
+    def __getitem__(self, request: _Request) -> _Read:
         name, rows, seeds = request
         source, found = self._sources[name], []
         for row in rows.tolist():
@@ -159,16 +167,13 @@ class Reader(torch.utils.data.Dataset):
             try:
                 image = self._read(source.opener.source(source.images, row))
             except DataError as error:
-                return DataError(str(error))  # without what caused it, which need not be pickled
+                return DataError(str(error))  # without its cause, which may not be picklable
             found.append(source.transform(image))
         return torch.from_numpy(source.images.labels[rows]), found
 
 
-_Read = tuple[Tensor, Sequence[tuple[Tensor, ...]]] | DataError  # labels, and what was made of each image
-
-
 def collated(read: _Read) -> tuple[Tensor, tuple[Tensor, ...]] | DataError:
-    """A batch, by torch's own function, which in a loader's process writes it into shared memory."""
+    """Makes a batch with torch's own function, which writes into shared memory in a loader's process."""
     from torch.utils.data import default_collate
 
     if isinstance(read, DataError):
@@ -178,7 +183,7 @@ def collated(read: _Read) -> tuple[Tensor, tuple[Tensor, ...]] | DataError:
 
 
 def _collated_as_arrays(read: _Read) -> tuple[np.ndarray, tuple[np.ndarray, ...]] | DataError:
-    """The same in what travels through a pipe."""
+    """Makes a batch of arrays, which travel through pipes."""
     if isinstance(read, DataError):
         return read
     labels, found = read

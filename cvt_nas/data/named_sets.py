@@ -1,4 +1,4 @@
-"""The small sets that have a name here: scikit-learn's digits, Fashion-MNIST and CIFAR, as their authors keep them."""
+"""Small data sets with names of their own: scikit-learn's digits, Fashion-MNIST and CIFAR, in their original files."""
 
 import functools
 import gzip
@@ -16,7 +16,11 @@ DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 def source_of(dataset: str, root: Path | None) -> tuple[Callable[[], Arrays], Path | None]:
-    """A function that reads a set, and where it lies; None where it ships with scikit-learn."""
+    """Returns a function that reads a data set, and the place of its files. The place is None for `digits`.
+
+    Raises:
+        DataError: The files are missing.
+    """
     if dataset == "digits":
         return _read_digits, None
     if dataset in ("npz", "npy"):
@@ -42,11 +46,11 @@ def source_of(dataset: str, root: Path | None) -> tuple[Callable[[], Arrays], Pa
 
 
 def _read_digits() -> Arrays:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels in 17 shades; a stratified fifth of them is the test split."""
+    """Reads scikit-learn's 1,797 digits of 8 x 8 pixels in 17 shades. A stratified fifth of them is the test split."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    digits: Any = load_digits()
+    digits: Any = load_digits()  # a Bunch, whose attributes type checkers do not know
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]
     labels = digits.target.astype(np.int64)
     train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
@@ -73,7 +77,7 @@ def _read_fashion_mnist(folder: Path) -> Arrays:
 
 
 def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A uint8 idx file, plain or gzipped: magic 0 0 8 and the rank, big-endian sizes, then the values."""
+    """Reads a uint8 idx file, plain or gzipped: magic 0 0 8 and the rank, big-endian sizes, then the values."""
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
     if path is None:
         raise DataError(f"fashion-mnist: {folder / name} is missing, with and without .gz")
@@ -89,12 +93,12 @@ def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _read_cifar(dataset: str, folder: Path) -> Arrays:
-    """CIFAR's pickled batches, which are the format in which their authors publish them."""
+    """Reads CIFAR's pickled batches, the format in which its authors publish it."""
     coarse = dataset == "cifar10"
     label_key, names_key = ("labels", "label_names") if coarse else ("fine_labels", "fine_label_names")
     batches = [f"data_batch_{index}" for index in range(1, 6)] if coarse else ["train"]
 
-    def read(name: str) -> dict[str, Any]:
+    def read(name: str) -> dict[str, Any]:  # as it was pickled: arrays, lists and text
         try:
             with (folder / name).open("rb") as file:
                 return {
@@ -103,7 +107,7 @@ def _read_cifar(dataset: str, folder: Path) -> Arrays:
                 }
         except DataError as error:
             raise DataError(f"{dataset}: {folder / name}: {error}") from error
-        except Exception as error:  # a damaged pickle raises whatever its bytes happen to call for
+        except Exception as error:  # a damaged pickle may raise anything
             raise DataError(f"{dataset}: {folder / name} is missing or incomplete: {error}") from error
 
     def images_and_labels(names: list[str], num_images: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,17 +129,17 @@ def _read_cifar(dataset: str, folder: Path) -> Arrays:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads plain values and arrays of numbers alone: what else a pickle asks for is code that it would run."""
+    """Unpickles only plain values and arrays of numbers. Anything else could run code."""
 
     _ALLOWED = frozenset({
         *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
         *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
-        ("_codecs", "encode"),  # of bytes, as Python 3 writes them for Python 2
+        ("_codecs", "encode"),  # Python 3 writes bytes for Python 2 in this way
     })  # fmt: skip
 
-    def find_class(self, module_name: str, global_name: str) -> Any:
+    def find_class(self, module_name: str, global_name: str) -> object:
         if (module_name, global_name) not in self._ALLOWED:
             raise DataError(
                 f"asks for {module_name}.{global_name}, which is no array and no plain value: it could run any code, "

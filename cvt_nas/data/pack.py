@@ -1,4 +1,4 @@
-"""A folder of images, encoded once more as small JPEG files, for disks that are slower than processors."""
+"""Copies of image folders as small JPEG files, for disks that are slower than processors."""
 
 import contextlib
 import io
@@ -24,21 +24,21 @@ from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 
 QUALITY = 90
-_SETTINGS = ".pack.json"  # hidden, so no part of the data set
+_SETTINGS = ".pack.json"  # hidden, so that it is no part of the data set
 _NUM_NAMED = 5
 _SECONDS_BETWEEN = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packed:
-    """What became of the images of a folder.
+    """Result of `pack`.
 
     Args:
-        encoded: Images that were decoded, made smaller where they were large, and encoded.
-        copied: JPEG files that are small already, and are the same bytes.
-        there: Images that an earlier call has left.
-        damaged: Of each image that cannot be read, its path below the data set, and what is wrong with it.
-        bytes_before, bytes_after: Of all files that could be read.
+        encoded: Number of images that were decoded, shrunk if they were large, and encoded.
+        copied: Number of JPEG files that were small already and were copied.
+        there: Number of images that an earlier call has written.
+        damaged: Path below the data set of each unreadable image, and what is wrong with it.
+        bytes_before, bytes_after: Bytes of all files that could be read.
     """
 
     encoded: int
@@ -59,19 +59,20 @@ def pack(
 ) -> Packed:
     """Writes each image of the data set at `root` to `to` as a JPEG of quality 90, in the same folders.
 
-    An image whose shorter side is longer than `short_side` is made smaller to that, with antialiasing; none is made
-    larger. It is turned as its EXIF says, has no metadata and 8 bits, and is read by the rules of `reading`. So what a
-    network sees is other pixels than before: a few of 255 in the mean. A JPEG that is small already is copied.
+    Images are read as module `reading` describes. If the shorter side exceeds `short_side`, the image is shrunk to it
+    with antialiasing; no image is enlarged. The copy is turned as EXIF says, has 8 bits and no metadata. Its pixels
+    differ from the original by a few of 255 on average. A JPEG that is small already is copied.
 
-    A call that was cut off is gone on with by the same call. No file is replaced.
+    The same call resumes a call that was cut off. No file is replaced.
 
     Args:
-        short_side: Pixels.
-        on_error: Whether images that cannot be read are left out; else they are an error, once all others are written.
+        short_side: Greatest length of the shorter side, in pixels.
+        on_error: With `skip`, unreadable images are left out. With `raise`, they raise an error after all other
+            images are written.
 
     Raises:
         DataError: `root` is no data set of class folders; `to` is a part of it, or holds something else; or images
-            cannot be read, and are not to be left out.
+            cannot be read and must not be skipped.
     """
     from joblib import cpu_count
 
@@ -80,7 +81,7 @@ def pack(
     if problems := problems_of(layout, files):
         raise DataError(f"{root}: {'; '.join(problems)}")
     if any(is_array(images.names[0]) for images in files.values()):
-        raise DataError(f"{root}: holds arrays, which no JPEG can hold as they are")
+        raise DataError(f"{root}: holds arrays, which cannot be saved as JPEG without loss")
     _begin(layout.root, to, {"source": str(root.resolve()), "short_side": short_side, "quality": QUALITY})
     jobs = [
         (images.root / name, to / images.root.relative_to(layout.root) / new)
@@ -106,8 +107,8 @@ def pack(
         named = "; ".join(f"{path}: {why}" for path, why in list(damaged.items())[:_NUM_NAMED])
         more = f"; and {len(damaged) - _NUM_NAMED:,} more" if len(damaged) > _NUM_NAMED else ""
         raise DataError(
-            f"{len(damaged):,} of {len(jobs):,} images cannot be read: {named}{more}; the others are packed: mend or "
-            f"delete these, or leave them out by --on-error skip, and go on by the same command"
+            f"{len(damaged):,} of {len(jobs):,} images cannot be read: {named}{more}; the others are packed: repair or "
+            f"delete these, or leave them out by --on-error skip, and run the same command again"
         )
     before, after = sizes.tolist()
     return Packed(
@@ -117,10 +118,10 @@ def pack(
 
 
 def _begin(root: Path, to: Path, settings: dict[str, object]) -> None:
-    """Makes sure that `to` is new, or was begun by the same settings."""
+    """Checks that `to` is new, or was begun with the same settings. Creates it if it is new."""
     inner, outer = to.resolve(), root.resolve()
     if inner.is_relative_to(outer) or outer.is_relative_to(inner):
-        raise DataError(f"--to {to}: must lie beside {root}, not in it and not around it")
+        raise DataError(f"--to {to}: must lie beside {root}, neither in it nor above it")
     kept = to / _SETTINGS
     if kept.is_file():
         known = json.loads(kept.read_text(encoding="utf-8"))
@@ -128,20 +129,20 @@ def _begin(root: Path, to: Path, settings: dict[str, object]) -> None:
             raise DataError(f"--to {to}: was packed as {known}, not as {settings}; name another folder")
         return
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise DataError(f"--to {to}: is there already; name a new folder")
+        raise DataError(f"--to {to}: exists already; name a new folder")
     to.mkdir(parents=True, exist_ok=True)
     _write(kept, json.dumps(settings).encode())
 
 
 def _new_names(names: Sequence[str]) -> list[str]:
-    """With the suffix `.jpg`: in place of the old one, or behind it where names would be the same."""
+    """Replaces suffixes by `.jpg`. If two names would become the same, `.jpg` is appended instead."""
     stems = [os.path.splitext(name)[0] for name in names]
     counts = Counter(stems)
     return [f"{stem if counts[stem] == 1 else name}.jpg" for name, stem in zip(names, stems, strict=True)]
 
 
 def _packed(path: Path, new: Path, short_side: int) -> str | DataError:
-    """Writes one image; says how, or why not."""
+    """Writes one image. Returns how, or the error if it cannot be read."""
     from PIL import Image
 
     if new.exists():
@@ -154,6 +155,7 @@ def _packed(path: Path, new: Path, short_side: int) -> str | DataError:
     if header.format == "JPEG" and min(header.size) <= short_side and not header.turned and header.mode in ("L", "RGB"):
         _write(new, path.read_bytes())
         return "copied"
+    assert isinstance(image, Image.Image), "arrays were refused"
     width, height = image.size
     if min(width, height) > short_side:
         side = min(width, height)
@@ -167,7 +169,7 @@ def _packed(path: Path, new: Path, short_side: int) -> str | DataError:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """The whole file, or none."""
+    """Writes the whole file or nothing."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_bytes(content)

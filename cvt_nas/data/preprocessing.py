@@ -1,56 +1,70 @@
-"""What the files beside weights say of how images are prepared, in the terms of `Preprocessing`.
+"""Reads from the files beside weights how images are prepared, as arguments of `Preprocessing`.
 
-What the pipeline cannot do is refused by its name: another preparation would give another accuracy without a word.
+Settings that the pipeline does not support raise an error. Ignoring them would change the accuracy silently.
 """
 
 import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 from cvt_nas.arch import ImageSize, checked_size
-from cvt_nas.data.images import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from cvt_nas.data.images import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocessing
 from cvt_nas.errors import DataError, first_line
 
-Found = dict[str, Any]  # arguments of `Preprocessing`, as far as they are told
-_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # of Pillow
-# classes of transformers' processors, by what a size that is one number means, and the share that is cropped
-_CROPPING = ("ConvNext", "PoolFormer")  # by `crop_pct`
+_Tree = Mapping[str, Any]  # what `json.loads` gives
+_RESAMPLING: dict[int, Interpolation] = {
+    0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming",
+}  # of Pillow  # fmt: skip
+# prefixes of the classes of transformers' processors
+_CROPPING = ("ConvNext", "PoolFormer")  # crop by `crop_pct`
 _BY_SHORTEST_EDGE = (*_CROPPING, "CLIP", "Bit", "Levit", "MobileNetV1", "MobileNetV2", "ChineseCLIP", "SiglipFeature")
 _CROPPING_THE_CENTRE = (*_BY_SHORTEST_EDGE[1:], "DeiT", "Flava", "Perceiver")  # unless `do_center_crop` is false
 _DEFAULT_RESAMPLE = {
     2: ("ViT", "MobileNetV1", "MobileNetV2"),
     3: (*_CROPPING, "Beit", "Bit", "Blip", "CLIP", "ChineseCLIP", "DeiT", "Levit", "Siglip"),
-}  # what a file leaves out is as in the class, release 5.24
+}  # defaults of the classes in release 5.24
+_ValueT = TypeVar("_ValueT")
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _DEFAULT_STATISTICS = {
     (IMAGENET_MEAN, IMAGENET_STD): ("PoolFormer", "Levit", "Perceiver"),
     _CLIP: ("CLIP", "ChineseCLIP", "Bit", "Blip", "Flava"),
     ((0.5,) * 3, (0.5,) * 3): ("ViT", "ConvNext", "MobileNetV1", "MobileNetV2", "Siglip", "DeiT", "Beit"),
 }
-_OF_CVT = "ConvNext"  # which transformers takes for a CvT where the file names no class
+_OF_CVT = "ConvNext"  # transformers' class for a CvT if the file names none
 _LEVIT_SCALE = 256 / 224
 _GREATEST_SIDE = 2**14
-_WHOLE_IMAGE = 384  # from which on ConvNeXt's processor squashes the image instead of cropping it
-_ALMOST_1 = math.nextafter(1.0, 0.0)  # a share by which the centre is cropped, and not the whole image squashed
+_WHOLE_IMAGE = 384  # from this size on, ConvNeXt's processor squashes the image instead of cropping it
+_ALMOST_1 = math.nextafter(1.0, 0.0)  # as `crop_pct`, crops the centre; 1 would squash the whole image
 _UNKNOWN = ("do_flip_channel_order", "do_pad", "do_thumbnail", "do_align_long_axis", "do_crop_margin", "rescale_offset",
             "do_grayscale", "do_image_splitting")  # fmt: skip
 
 
-class _RefusedError(ValueError):
-    """A key with a value that cannot be done."""
+class Found(TypedDict, total=False):
+    """Arguments of `Preprocessing` that a file gives."""
 
-    def __init__(self, key: str, got: Any, right: str) -> None:
+    image_size: ImageSize
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Interpolation
+    crop_pct: float
+
+
+class _RefusedError(ValueError):
+    """A key has an unsupported value."""
+
+    def __init__(self, key: str, got: object, right: str) -> None:
         super().__init__(f"{key}: got {got!r}, {right}")
 
 
 def preprocessing_beside(folder: Path) -> tuple[Found, Path | None]:
-    """What the files in `folder` say, and which file does; nothing and None where there is none.
+    """Returns the settings that a file in `folder` gives, and the path of that file; empty and None without one.
 
-    Raises DataError where a file cannot be read, or asks for what cannot be done.
+    Raises:
+        DataError: The file cannot be read, or has an unsupported setting.
     """
-    readers: dict[str, Callable[[Mapping[str, Any]], Found]] = {
+    readers: dict[str, Callable[[_Tree], Found]] = {
         "preprocessing.json": _of_this_package,
         "preprocessor_config.json": _of_transformers,
         "config.json": _of_timm,
@@ -74,25 +88,27 @@ def preprocessing_beside(folder: Path) -> tuple[Found, Path | None]:
     return {}, None
 
 
-def _of_this_package(tree: Mapping[str, Any]) -> Found:
-    return {
-        **({"image_size": _size("image_size", tree["image_size"])} if "image_size" in tree else {}),
-        **{name: tree[name] for name in ("interpolation", "crop_pct") if name in tree},
-        "mean": _mean("mean", tree["mean"]),
-        "std": _deviation("std", tree["std"]),
-    }
+def _of_this_package(tree: _Tree) -> Found:
+    found: Found = {"mean": _mean("mean", tree["mean"]), "std": _deviation("std", tree["std"])}
+    if "image_size" in tree:
+        found["image_size"] = _size("image_size", tree["image_size"])
+    if "interpolation" in tree:
+        found["interpolation"] = tree["interpolation"]
+    if "crop_pct" in tree:
+        found["crop_pct"] = tree["crop_pct"]
+    return found
 
 
-def preprocessing_of_timm(tree: Mapping[str, Any], place: str) -> Preprocessing:
-    """Of the settings of one of timm's networks. Raises DataError where they ask for what cannot be done."""
+def preprocessing_of_timm(tree: _Tree, place: str) -> Preprocessing:
+    """Preprocessing of a network of timm's, from its settings. Raises DataError if one of them is unsupported."""
     try:
         return Preprocessing(**_of_timm(tree))
     except _RefusedError as error:
         raise DataError(f"{place}: {error}") from error
 
 
-def _of_timm(tree: Mapping[str, Any]) -> Found:
-    tree = {key: value for key, value in tree.items() if value}  # timm has its defaults for null, too
+def _of_timm(tree: _Tree) -> Found:
+    tree = {key: value for key, value in tree.items() if value}  # timm uses its defaults for null, too
     mode, share = tree.get("crop_mode", "center"), _crop_pct(tree)
     interpolation = tree.get("interpolation", "bicubic")
     if mode not in ("center", "squash"):
@@ -110,12 +126,12 @@ def _of_timm(tree: Mapping[str, Any]) -> Found:
     }
 
 
-def _of_transformers(tree: Mapping[str, Any]) -> Found:
+def _of_transformers(tree: _Tree) -> Found:
     for key in _UNKNOWN:
         if tree.get(key):
-            raise _RefusedError(key, tree[key], "must be false: the images are not prepared so here")
+            raise _RefusedError(key, tree[key], "must be false, since this preparation is not supported")
     if not tree.get("do_resize", True):
-        raise _RefusedError("do_resize", False, "must be true: images are resized to one size here; give it as `size`")
+        raise _RefusedError("do_resize", False, "must be true, since images are resized to one size; give it as `size`")
     kind = _kind(tree)
     if tree.get("include_top", kind.startswith("EfficientNet")):
         raise _RefusedError("include_top", tree.get("include_top"), "must be false: it normalises the images twice")
@@ -128,17 +144,17 @@ def _of_transformers(tree: Mapping[str, Any]) -> Found:
     return {**_sides(tree), **_scale(tree), "interpolation": _RESAMPLING[resample]}
 
 
-def _default(by_class: Mapping[Any, tuple[str, ...]], kind: str) -> Any:
-    """What the class of a processor has for what a file leaves out; None where it is not known."""
+def _default(by_class: Mapping[_ValueT, tuple[str, ...]], kind: str) -> _ValueT | None:
+    """Default value of a class of processors; None if it is unknown."""
     return next((value for value, kinds in by_class.items() if (kind or _OF_CVT).startswith(kinds)), None)
 
 
-def _scale(tree: Mapping[str, Any]) -> Found:
-    """Mean and deviation of pixels in [0, 1], by which the result is as if they had been scaled as the file says."""
+def _scale(tree: _Tree) -> Found:
+    """Mean and deviation for pixels in [0, 1] that have the same effect as the file's scale, mean and deviation."""
     factor = float(tree.get("rescale_factor", 1 / 255)) if tree.get("do_rescale", True) else 1.0
     if not math.isfinite(factor) or factor <= 0:
         raise _RefusedError("rescale_factor", factor, "must be above 0")
-    unit = 255 * factor  # what a white pixel becomes
+    unit = 255 * factor  # value of a white pixel after scaling
     mean, std = (0.0,), (1.0,)
     if tree.get("do_normalize", True):
         default = _default(_DEFAULT_STATISTICS, _kind(tree))
@@ -148,28 +164,29 @@ def _scale(tree: Mapping[str, Any]) -> Found:
     return {"mean": tuple(m / unit for m in mean), "std": tuple(s / unit for s in std)}
 
 
-def _mean(key: str, value: Any) -> tuple[float, ...]:
+def _mean(key: str, value: object) -> tuple[float, ...]:
     return _numbers(key, value, lambda number: number >= 0, "must be numbers of at least 0, one for each channel")
 
 
-def _deviation(key: str, value: Any) -> tuple[float, ...]:
+def _deviation(key: str, value: object) -> tuple[float, ...]:
     return _numbers(key, value, lambda number: number > 0, "must be numbers above 0, one for each channel")
 
 
-def _numbers(key: str, value: Any, is_right: Callable[[float], bool], right: str) -> tuple[float, ...]:
+def _numbers(key: str, value: object, is_right: Callable[[float], bool], right: str) -> tuple[float, ...]:
     values = value if isinstance(value, list | tuple) else [value]
-    if not values or any(type(v) not in (int, float) or not math.isfinite(v) or not is_right(v) for v in values):
+    numbers = tuple(float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool))
+    if not values or len(numbers) < len(values) or not all(math.isfinite(v) and is_right(v) for v in numbers):
         raise _RefusedError(key, value, right)
-    return tuple(map(float, values))
+    return numbers
 
 
-def _kind(tree: Mapping[str, Any]) -> str:
-    """The class of the processor; empty where the file names none."""
+def _kind(tree: _Tree) -> str:
+    """Class of the processor; empty if the file names none."""
     return str(tree.get("image_processor_type") or tree.get("feature_extractor_type") or "")
 
 
-def _sides(tree: Mapping[str, Any]) -> Found:
-    """Size of the images, and of what share of the resized image's shorter side it is."""
+def _sides(tree: _Tree) -> Found:
+    """Size of the images, and its share of the resized image's shorter side."""
     kind = _kind(tree) or (_OF_CVT if tree.get("crop_pct") is not None else "")
     size: Any = tree["size"]
     if type(size) is int:
@@ -187,16 +204,14 @@ def _sides(tree: Mapping[str, Any]) -> Found:
     if shortest is None:
         whole = _size("size", size)
         if cropped not in (None, whole):
-            raise _RefusedError("size", size, f"must be shortest_edge where the centre, {cropped}, is cropped")
+            raise _RefusedError("size", size, f"must be shortest_edge if the centre, {cropped}, is cropped")
         return {"image_size": whole, "crop_pct": 1.0}
     shortest = _size("size.shortest_edge", shortest)
     if not isinstance(shortest, int) or not isinstance(cropped, int | None):
-        raise _RefusedError(
-            "size", tree["size"], "must be one number, and crop_size too: other centres are not cropped"
-        )
+        raise _RefusedError("size", tree["size"], "must be one number, like crop_size: other crops are not supported")
     if kind.startswith("ConvNext"):
         if cropped not in (None, shortest):
-            raise _RefusedError("crop_size", cropped, f"must be {shortest}, as size is")
+            raise _RefusedError("crop_size", cropped, f"must be {shortest}, like size")
         if shortest >= _WHOLE_IMAGE:
             return {"image_size": shortest, "crop_pct": 1.0}
         return {"image_size": shortest, "crop_pct": _share_of(shortest, int(shortest / _crop_pct(tree)))}
@@ -209,11 +224,11 @@ def _sides(tree: Mapping[str, Any]) -> Found:
     elif kind.startswith("Levit"):
         shortest = int(_LEVIT_SCALE * shortest)
     if cropped > shortest:
-        raise _RefusedError("crop_size", cropped, f"must be at most {shortest}, to which the shorter side is resized")
+        raise _RefusedError("crop_size", cropped, f"must be at most {shortest}, as the shorter side is resized to it")
     return {"image_size": cropped, "crop_pct": _share_of(cropped, shortest)}
 
 
-def _crop_pct(tree: Mapping[str, Any]) -> float:
+def _crop_pct(tree: _Tree) -> float:
     share = float(tree.get("crop_pct") or 0.875)
     if not 0 < share <= 1:
         raise _RefusedError("crop_pct", share, "must be above 0 and at most 1")
@@ -221,7 +236,7 @@ def _crop_pct(tree: Mapping[str, Any]) -> float:
 
 
 def _share_of(side: int, resized: int) -> float:
-    """`crop_pct` by which the shorter side becomes `resized`; below 1, where an image is squashed instead."""
+    """`crop_pct` for which the shorter side becomes `resized`. It stays below 1, which would squash the image."""
     share = min(side / resized, _ALMOST_1)
     while math.floor(side / share) > resized:
         share = math.nextafter(share, 1.0)
@@ -230,8 +245,8 @@ def _share_of(side: int, resized: int) -> float:
     return share
 
 
-def _size(key: str, value: Any) -> ImageSize:
-    """Of images, in whichever way it is told: a number, a list or an object of height and width, or one of one side."""
+def _size(key: str, value: object) -> ImageSize:
+    """Image size from a number, a list, an object of height and width, or an object of one side."""
     told = value
     if isinstance(value, Mapping):
         told = [value["height"], value["width"]] if "height" in value else next(iter(value.values()), None)

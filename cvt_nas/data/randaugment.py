@@ -1,43 +1,48 @@
-"""timm's RandAugment in two steps: its draws, an image at a time, and its pixels, a batch at a time on a device.
+"""timm's RandAugment in two steps: random draws for each image on the CPU, then pixels for a whole batch on a device.
 
-The first step is timm's own policy with a recorder in place of each operation, so a seed draws what it draws for PIL.
-The second computes what Pillow computes: the same values, but for fewer than one in a hundred of a warped image, which
+The first step runs timm's own policy with a recorder in place of each operation, so a seed draws the same as with PIL.
+The second step computes the same values as Pillow, except that fewer than one in a hundred values of a warped image
 differ by one.
 
-On a GPU that spares a CPU a third of what an image costs it; on a CPU it takes far longer than PIL.
+With a GPU, this saves a third of an image's CPU time. On a CPU, it is much slower than PIL.
 """
 
 import functools
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
+from PIL import Image
 from torch import Tensor
 
 from cvt_nas.data.images import to_device
 
+if TYPE_CHECKING:
+    from timm.data.auto_augment import RandAugment
+
 _Bytes = UInt8[Tensor, "images channels height width"]
 _Values = Float64[Tensor, "images values"]
-_CHUNK_VALUES = 2**22  # at once, which bounds the memory of what is between
+_Compute = Callable[..., _Bytes]  # takes images, values and the fill colour; a warp also takes `between`
+_CHUNK_VALUES = 2**22  # computed at once, which bounds the memory of intermediate results
 _LUMA = (19595, 38470, 7471)  # Pillow's weights of red, green and blue, in parts of 2 ** 16
-_SCALE_BITS = 24  # of the weights of Pillow's blur
-_PASSES = 3  # of it
+_SCALE_BITS = 24  # bits of the weights of Pillow's blur
+_PASSES = 3  # of Pillow's blur
 
 
 def computes_on(device: torch.device) -> bool:
-    """Whether it pays to compute pixels there."""
+    """Whether computing pixels on `device` pays."""
     return device.type != "cpu"
 
 
-def recording(policy: Any) -> Callable[[], Float64[Tensor, "layers 3"]]:
-    """A function that draws the operations of one image from the global random states, as `policy` does.
+def recording(policy: "RandAugment") -> Callable[[], Float64[Tensor, "layers 3"]]:
+    """Returns a function that draws the operations of one image from the global random states, as `policy` does.
 
-    Of each operation it returns its number, 0 where there is none; its argument; and 1 where it interpolates
-    bicubically, 0 where bilinearly.
+    It returns three values for each layer: the number of the operation, or 0 for none; its argument; and 1 for
+    bicubic or 0 for bilinear interpolation.
 
     Args:
         policy: timm's RandAugment. Changed in place.
@@ -48,7 +53,7 @@ def recording(policy: Any) -> Callable[[], Float64[Tensor, "layers 3"]]:
     return functools.partial(_draw, policy)
 
 
-def _draw(policy: Any) -> Float64[Tensor, "layers 3"]:
+def _draw(policy: "RandAugment") -> Float64[Tensor, "layers 3"]:
     found: list[tuple[float, float, float]] = []
     policy(found)
     missing = [(0.0, 0.0, 0.0)] * (policy.num_layers - len(found))
@@ -56,11 +61,14 @@ def _draw(policy: Any) -> Float64[Tensor, "layers 3"]:
 
 
 def _record(
-    number: int, found: list[tuple[float, float, float]], argument: float = 0.0, *, resample: Any, fillcolor: Any
+    number: int,
+    found: list[tuple[float, float, float]],
+    argument: float = 0.0,
+    *,
+    resample: int | Sequence[int],
+    fillcolor: object,
 ) -> list[tuple[float, float, float]]:
-    """What an operation does instead of changing an image; the colour to fill with is the same for all."""
-    from PIL import Image
-
+    """Replaces an operation: records it instead of changing an image. The fill colour is the same for all."""
     del fillcolor
     is_warp = _GROUPS[_NAMES[number]] in _WARPS
     if is_warp and isinstance(resample, Sequence):
@@ -69,26 +77,26 @@ def _record(
     return found
 
 
-def fill_of(policy: Any) -> UInt8[Tensor, " channels"]:
-    """The colour that `policy` has outside of an image."""
+def fill_of(policy: "RandAugment") -> UInt8[Tensor, " channels"]:
+    """The colour with which `policy` fills pixels outside of an image."""
     return torch.tensor(policy.ops[0].kwargs["fillcolor"], dtype=torch.uint8).view(-1)
 
 
 def augmented(images: _Bytes, records: Float64[Tensor, "images layers 3"], fill: UInt8[Tensor, " channels"]) -> _Bytes:
-    """`images`, changed in place by what was drawn for each.
+    """Applies the recorded operations to `images`, in place, and returns them.
 
-    Nothing waits for the device: which images an operation has is known on the CPU.
+    Nothing waits for the device, since the CPU knows which images each operation applies to.
 
     Args:
-        images: On the device that computes.
-        records: Of each, what `recording` returned; on the CPU.
+        images: Images on the device that computes.
+        records: Values that `recording` gave for each image, on the CPU.
         fill: See `fill_of`; on the CPU.
     """
     size = images.shape[2], images.shape[3]
     chunk = max(_CHUNK_VALUES // images[0].numel(), 1)
-    jobs: list[tuple[Any, np.ndarray, np.ndarray]] = []
+    jobs: list[tuple[_Compute, np.ndarray, np.ndarray]] = []
     for layer in records.numpy().transpose(1, 0, 2):
-        groups: dict[tuple[Any, float], list[int]] = {}
+        groups: dict[tuple[_Compute, float], list[int]] = {}
         for row, (number, _, bicubic) in enumerate(layer.tolist()):
             if number:
                 groups.setdefault((_GROUPS[_NAMES[int(number)]], bicubic), []).append(row)
@@ -117,7 +125,7 @@ def augmented(images: _Bytes, records: Float64[Tensor, "images layers 3"], fill:
 
 
 def _through(tables: Int64[Tensor, "images tables 256"], images: _Bytes) -> _Bytes:
-    """Each value replaced by what the image's table has for it; of one table for all channels, or one for each."""
+    """Replaces each value by its entry in a table of the image. There is one table for all channels or for each."""
     num, channels = images.shape[:2]
     tables = tables.to(torch.uint8).expand(num, channels, 256)
     return tables.gather(2, images.flatten(2).long()).view(images.shape)
@@ -129,7 +137,7 @@ def _point(images: _Bytes, tables: _Values, fill: Tensor) -> _Bytes:
 
 
 def _table(record: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Of an operation that changes each value by itself."""
+    """Table of an operation that maps each value on its own."""
     del size
     name, argument, values = _NAMES[int(record[0])], float(record[1]), np.arange(256)
     if name == "Invert":
@@ -147,7 +155,7 @@ def _auto_contrast(images: _Bytes, values: _Values, fill: Tensor) -> _Bytes:
     least, most = (found.double()[..., None] for found in (flat.amin(2), flat.amax(2)))
     before = torch.arange(256, dtype=torch.float64, device=images.device)
     spread = (most - least).clamp(min=1)
-    scale = torch.full_like(spread, 255) / spread  # of a number, torch takes the reciprocal first, which is rounded
+    scale = torch.full_like(spread, 255) / spread  # `255 / spread` would round the reciprocal first
     after = (before * scale + -least * scale).trunc().clamp(0, 255)
     return _through(torch.where(most > least, after, before).long(), images)
 
@@ -156,7 +164,7 @@ def _equalize(images: _Bytes, values: _Values, fill: Tensor) -> _Bytes:
     del values, fill
     flat = images.flatten(2)
     before = torch.arange(256, device=images.device)
-    # by sorting, since a histogram adds up in any order, and would wait for the device
+    # sorting instead of a histogram, which would wait for the device
     ordered = flat.sort(dim=2).values.int()
     below = torch.searchsorted(ordered, before.int().expand(*flat.shape[:2], 256).contiguous())
     step = below.gather(2, flat.amax(2, keepdim=True).long()) // 255
@@ -175,7 +183,7 @@ def _luma(images: _Bytes) -> Int32[Tensor, "images 1 height width"]:
 def _blend(
     dull: Tensor, images: _Bytes, factors: Float64[Tensor, " images"]
 ) -> UInt8[Tensor, "images channels height width"]:
-    """From `dull` towards the image, by its factor, and beyond; in Pillow's arithmetic."""
+    """Blends `dull` and the image by its factor, which may exceed 1, in Pillow's arithmetic."""
     factor: Float32[Tensor, "images 1 1 1"] = factors.float()[:, None, None, None]
     return (dull + factor * (images.int() - dull)).clamp(0, 255).to(torch.uint8)
 
@@ -222,7 +230,7 @@ def _no_values(record: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _blur(images: _Bytes, values: _Values, fill: Tensor) -> _Bytes:
-    """Three box blurs along each axis, as Pillow's Gaussian blur is."""
+    """Three box blurs along each axis, like Pillow's Gaussian blur."""
     del fill
     weights = values.long()[:, :, None, None, None]
     reach = weights.shape[1] // 2
@@ -241,7 +249,7 @@ def _blur(images: _Bytes, values: _Values, fill: Tensor) -> _Bytes:
 
 
 def _blur_weights(record: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Of a box of fractional length, in parts of 2 ** 24; for a deviation of up to 2, as timm's is at most."""
+    """Weights of a box of fractional length, in parts of 2 ** 24. timm's deviation is at most 2."""
     del size
     variance = np.float32(record[1]) * np.float32(record[1]) / np.float32(_PASSES)
     whole = np.float32(math.floor((np.float32(math.sqrt(12.0 * variance + 1.0)) - 1.0) / 2.0))
@@ -253,7 +261,7 @@ def _blur_weights(record: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array([inner if abs(k) <= int(radius) else outer * (abs(k) == int(radius) + 1) for k in range(-2, 3)])
 
 
-_Between = Callable[[Sequence[Tensor], Tensor], Tensor]  # of values side by side, and the share of the way between
+_Between = Callable[[Sequence[Tensor], Tensor], Tensor]  # interpolates neighbouring values by a share
 
 
 def _linear(values: Sequence[Tensor], share: Tensor) -> Tensor:
@@ -268,12 +276,12 @@ def _cubic(values: Sequence[Tensor], share: Tensor) -> Tensor:
 
 
 def _shifts(between: _Between) -> range:
-    """Of the values that it is between, from the one before."""
+    """Offsets of the values that `between` interpolates."""
     return range(-1, 3) if between is _cubic else range(2)
 
 
 def _slide(images: _Bytes, values: _Values, fill: UInt8[Tensor, " channels"], *, between: _Between) -> _Bytes:
-    """Each row of an image moved along itself, by so many columns and so many more with each row."""
+    """Moves each row of an image along itself, by a number of columns that grows with the row."""
     height, width = images.shape[2:]
     down, right = _middles(height, width, images.device)
     more, columns = values[:, :, None, None].unbind(1)
@@ -305,13 +313,13 @@ def _rotate(images: _Bytes, values: _Values, fill: UInt8[Tensor, " channels"], *
 def _middles(
     height: int, width: int, device: torch.device
 ) -> tuple[Float64[Tensor, "height 1"], Float64[Tensor, " width"]]:
-    """Of the rows and columns."""
+    """Centres of rows and columns."""
     down, right = (torch.arange(side, dtype=torch.float64, device=device) + 0.5 for side in (height, width))
     return down[:, None], right
 
 
 def _row(images: _Bytes, start: Tensor, left: Tensor, between: _Between, share: Tensor) -> Tensor:
-    """Of each place, what lies in the row that begins at `start`, at `share` of the way from column `left` on."""
+    """Interpolates in the rows that begin at `start`, between column `left` and the next one, by `share`."""
     num, channels, _, width = images.shape
     flat = images.flatten(2)
     found: list[Tensor] = []
@@ -327,7 +335,7 @@ def _filled(values: Tensor, inside: Bool[Tensor, "images height width"], fill: T
 
 
 def _shift(record: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Columns by which each row moves more than the one before, and by which all do."""
+    """Columns by which each row moves further than the row before, and columns by which all rows move."""
     name, argument = _NAMES[int(record[0])], float(record[1])
     if name.startswith("Shear"):
         return np.array([argument, 0.0])
@@ -342,7 +350,7 @@ def _rotation(record: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array([cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y])
 
 
-_GROUPS: dict[str, Any] = {
+_GROUPS: dict[str, _Compute] = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
     "Invert": _point,
@@ -366,11 +374,11 @@ _GROUPS: dict[str, Any] = {
     "ShearY": _slide_down,
     "TranslateXRel": _slide,
     "TranslateYRel": _slide_down,
-}  # what computes each operation of timm's; operations with the same function are computed together
+}  # functions of timm's operations; operations with the same function are computed together
 _NAMES = ("", *_GROUPS)
 _WARPS = (_slide, _slide_down, _rotate)
-_PREPARED: dict[Any, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
+_PREPARED: dict[_Compute, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
     _auto_contrast: _no_values, _equalize: _no_values, _point: _table, _color: _factor, _contrast: _factor,
     _brightness: _factor, _sharpness: _factor, _blur: _blur_weights, _slide: _shift,
     _slide_down: _shift, _rotate: _rotation,
-}  # from a record and the height and width, what the function takes of each image  # fmt: skip
+}  # these make a function's values for an image from its record, height and width  # fmt: skip

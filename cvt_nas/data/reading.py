@@ -1,10 +1,10 @@
-"""Reading one image: which values are read, by which rule, and what is refused.
+"""Reading of a single image.
 
-Eight bits are read as they are. Sixteen bits of grey are divided by 257, so that white stays white, and twelve by
-4095 / 255; of sixteen bits of colour, Pillow keeps the upper eight. Floats must lie between 0 and 1, and are multiplied
-by 255. Integers of 32 bits are refused, since nothing tells where their white is, and images more than 2,000 times as
-long as wide, which would be gigantic once their shorter side is resized. EXIF's orientation is applied, transparency is
-dropped, and of several frames the first is taken.
+Values of 8 bits are unchanged. Grey values of 16 bits are divided by 257, so that white stays white, and those of 12
+bits by 4095 / 255. Pillow keeps the upper 8 of 16 bits of colour. Floats must lie between 0 and 1 and are multiplied by
+255. Integers of 32 bits are refused, since their white value is unknown. Images more than 2,000 times as long as wide
+are refused, since they would be gigantic once their shorter side is resized. EXIF's orientation is applied,
+transparency is dropped, and only the first of several frames is read.
 """
 
 import contextlib
@@ -17,23 +17,26 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from cvt_nas.data.channels import header_of, is_array, read_channels
-from cvt_nas.data.sources import Decoded, Encoded, Mode, Source
+from cvt_nas.data.sources import Decoded, Encoded, Mode, Picture, Source
 from cvt_nas.errors import DataError
 
-# What Pillow's `convert` does as it should
+# modes that Pillow's `convert` handles well
 _CONVERTED = frozenset("1 L LA P PA RGB RGBA RGBa RGBX CMYK YCbCr LAB HSV".split())
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
 _SAMPLE_FORMAT, _SIGNED = 339, 2
 _STRIPS, _TILES = (273, 279), (324, 325)
 _WHITE_IS_ZERO = 0
 _TAIL = 64
-_MAX_RATIO = 2000  # of an image's sides; at 256 pixels of the shorter, 131 million pixels
-_OTHER_KINDS = {  # by what their first bytes hold
+_MAX_RATIO = 2000  # of an image's sides: with a shorter side of 256 pixels, 131 million pixels
+_OTHER_KINDS = {  # by a part of their first bytes
     b"ftypavi": "an AVIF picture",
     b"ftypheic": "a HEIC picture",
     b"ftypmif1": "a HEIF picture",
@@ -44,22 +47,21 @@ _OTHER_KINDS = {  # by what their first bytes hold
     b"\0\0\x01\0": "an icon",
 }
 _NUM_CHANNELS = {"L": 1, "RGB": 3}
-_JPEG, _METADATA = b"\xff\xd8\xff", b"\xff\xe1"  # how a file begins, and EXIF and XMP in it
-# Of the suffixes that are read; another may start a program, as Ghostscript
+_JPEG, _METADATA = b"\xff\xd8\xff", b"\xff\xe1"  # begin of a file, and of EXIF and XMP in it
+# formats of the suffixes that are read; others may start programs such as Ghostscript
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """What an image's header tells.
+    """Facts from an image's header.
 
     Args:
-        deep: Whether its values have more than 8 bits, also where Pillow keeps the upper eight alone.
+        deep: Whether values have more than 8 bits, even if Pillow keeps only the upper eight.
         size: Width and height as stored, in pixels.
-        mark: Of the file itself, the same for all links to it; 0 where the file system has none.
-        turned: Whether EXIF says that it is to be turned or mirrored.
-        whole: Whether the file seems to be as long as it should, and the rule for its values needs no look at them;
-            where that cannot be told, False.
+        mark: Number of the file, the same for all links to it. 0 if the file system has none.
+        turned: Whether EXIF asks to rotate or flip the image.
+        whole: Whether the file seems complete, and its values need no check. False if that is unknown.
     """
 
     format: str
@@ -73,24 +75,27 @@ class Header:
     whole: bool
 
 
-def read_image(source: Source, mode: Mode) -> Any:
-    """The Pillow image at `source`, as it is meant to be seen.
+def read_image(source: Source, mode: Mode) -> Picture:
+    """Reads an image as it is meant to be seen.
 
     Args:
-        mode: `RGB`, `L` for grey, or the number of channels, of which there is then an array.
+        mode: `RGB`, `L` for grey, or a number of channels.
+
+    Returns:
+        Pillow's image; an array for a number of channels or a `.npy` file.
 
     Raises:
-        DataError: It is damaged, gigantic or of a kind that is not read; one line names the file and the reason.
+        DataError: The image is damaged, gigantic or of an unsupported kind. One line names the file and the reason.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, about EXIF that it cannot read and large pictures; `check` tells
+        warnings.simplefilter("ignore")  # Pillow warns of unreadable EXIF and large pictures; `check` reports both
         return decode(source, mode)
 
 
-def decode(source: Source, mode: Mode) -> Any:
-    """`read_image`, with Pillow's warnings."""
+def decode(source: Source, mode: Mode) -> Picture:
+    """Does the work of `read_image`, with Pillow's warnings."""
     try:
-        if _has_channels(source, mode):
+        if isinstance(mode, int) or is_array(str(source)):
             number = mode if isinstance(mode, int) else _NUM_CHANNELS[mode]
             return read_channels(str(source), _content(source), number)
         with _image_of(source) as (image, _):
@@ -102,15 +107,15 @@ def decode(source: Source, mode: Mode) -> Any:
             if turned.mode == "LAB" and mode == "L":
                 turned = turned.convert("RGB")
             return turned if turned.mode == mode else turned.convert(mode)
-    except Exception as error:  # Pillow's plugins raise whatever their parsers run into
+    except Exception as error:  # Pillow's plugins may raise anything
         raise DataError(f"{source}: {why_unreadable(error, source)}") from error
 
 
-def read_pixels(source: Source, mode: Mode) -> Any:
-    """The same pixels as an array `(height, width, channels)` where that is faster, or else as a Pillow image.
+def read_pixels(source: Source, mode: Mode) -> Picture:
+    """Reads the same pixels as `read_image`, as an array `(height, width, channels)` if that is faster.
 
-    It is where `simplejpeg` is installed and decodes the file without a complaint. Pillow has all others, since it is
-    more patient, and its word counts on what is damaged.
+    It is faster if `simplejpeg` is installed and decodes the file without complaint. Pillow reads all other files,
+    since it accepts more, and it decides which files are damaged.
 
     Raises:
         DataError: See `read_image`.
@@ -119,10 +124,8 @@ def read_pixels(source: Source, mode: Mode) -> Any:
     return read_image(source, mode) if found is None else found
 
 
-def _by_simplejpeg(source: Source, mode: Mode) -> Any:
-    """None where Pillow is to decide."""
-    from PIL import Image
-
+def _by_simplejpeg(source: Source, mode: Mode) -> Picture | None:
+    """Reads an image with simplejpeg. None if Pillow has to read it."""
     simplejpeg = _simplejpeg()
     if simplejpeg is None or isinstance(source, Decoded) or isinstance(mode, int) or is_array(str(source)):
         return None
@@ -147,26 +150,19 @@ def _by_simplejpeg(source: Source, mode: Mode) -> Any:
         return None
 
 
-def _has_channels(source: Source, mode: Mode) -> bool:
-    """Whether Pillow's modes are no matter."""
-    return isinstance(mode, int) or is_array(str(source))
-
-
 def _content(source: Source) -> bytes | None:
     if isinstance(source, Decoded):
-        raise DataError("is grey or colour, and space.num_channels another number")
+        raise DataError("is grey or colour, but space.num_channels is another number")
     return source.content if isinstance(source, Encoded) else None
 
 
 @contextlib.contextmanager
-def _image_of(source: Source) -> Iterator[tuple[Any, BinaryIO | None]]:
-    """Pillow's, not yet decoded, and its file; of one that is decoded already, it alone."""
-    from PIL import Image
-
+def _image_of(source: Source) -> Iterator[tuple[Image.Image, BinaryIO | None]]:
+    """Opens an image with Pillow, without decoding it, and gives its file. A decoded image has no file."""
     if isinstance(source, Decoded):
         yield source.image, None
         return
-    # by a file of our own: from a path, Pillow 13 maps uncompressed TIFFs and forgets to turn them
+    # an open file instead of a path: Pillow 13 maps uncompressed TIFFs at paths, and forgets to turn them
     with _opened(source) as file, Image.open(file, formats=_FORMATS) as image:
         yield image, file
 
@@ -176,35 +172,32 @@ def _opened(source: str | Path | Encoded) -> BinaryIO:
 
 
 def _is_turned(content: bytes) -> bool:
-    """Whether the metadata of a JPEG file say so; Pillow knows of EXIF's and XMP's."""
-    from PIL import Image
-
+    """Whether the EXIF or XMP of a JPEG file asks to turn the image."""
     with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
         warnings.simplefilter("ignore")
         return _orientation(image) not in (None, 1)
 
 
 @functools.cache
-def _simplejpeg() -> Any:
-    """The module, where it is installed and can be used."""
+def _simplejpeg() -> ModuleType | None:
+    """The module if it can be imported."""
     try:
         return importlib.import_module("simplejpeg")
-    except (ImportError, ValueError):  # the latter of one that was built for another numpy
+    except (ImportError, ValueError):  # a build for another numpy raises ValueError
         return None
 
 
 def read_header(source: Source, mode: Mode = "RGB") -> Header:
-    """What can be told of an image without decoding it.
+    """Reads facts about an image without decoding it.
 
     Args:
-        mode: As which it will be read.
+        mode: Mode in which the image will be read.
 
     Raises:
-        DataError: It cannot be read; one line names the file and the reason.
+        DataError: The header cannot be read. One line names the file and the reason.
     """
-
     try:
-        if _has_channels(source, mode):
+        if isinstance(mode, int) or is_array(str(source)):
             format_, kind, size, deep = header_of(str(source), _content(source))
             return Header(
                 format=format_, mode=kind, deep=deep, size=size, mark=0, num_frames=1, turned=False, transparent=False,
@@ -229,9 +222,7 @@ def read_header(source: Source, mode: Mode = "RGB") -> Header:
 
 
 def why_unreadable(error: Exception, source: Source) -> str:
-    """One line that says what is wrong with an image."""
-    from PIL import Image, UnidentifiedImageError
-
+    """Says in one line what is wrong with an image."""
     if isinstance(error, DataError):
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
@@ -264,50 +255,48 @@ def _what_instead(source: Source) -> str:
     return "it begins as text" if start.isascii() and b"\0" not in start else "no format that is read"
 
 
-def _check_kind(image: Any) -> None:
-    """Refuses what has no rule, by its header."""
+def _check_kind(image: Image.Image) -> None:
+    """Raises DataError if the header shows an unsupported kind of image."""
     if max(image.size) > _MAX_RATIO * min(image.size):
         width, height = image.size
         raise DataError(
             f"{width:,} x {height:,} pixels, more than {_MAX_RATIO:,} times as long as wide: it would be gigantic once "
             f"its shorter side is resized; crop it"
         )
-    is_byte = image.format == "TIFF" and image.mode in _CONVERTED
-    if is_byte and _SIGNED in np.atleast_1d(image.tag_v2.get(_SAMPLE_FORMAT, 1)):
+    formats = image.tag_v2.get(_SAMPLE_FORMAT, 1) if isinstance(image, TiffImageFile) else 1
+    if image.mode in _CONVERTED and _SIGNED in np.atleast_1d(formats):
         raise DataError("signed integers of 8 bits, which would be read as unsigned; save it unsigned")
     if image.mode in _CONVERTED or (_is_deep(image.mode) and (image.mode != "I" or _bits(image) == 16)):
         return
     if image.mode == "I":
-        raise DataError("integers of 32 bits, of which nothing tells where white is; save it with 8 or 16 bits")
-    raise DataError(f"Pillow's mode {image.mode}, which is not read; save it with 8 bits, as grey or RGB")
+        raise DataError("integers of 32 bits, whose white value is unknown; save it with 8 or 16 bits")
+    raise DataError(f"Pillow's mode {image.mode} is not supported; save it with 8 bits, as grey or RGB")
 
 
-def _bits(image: Any) -> int:
-    """Of each value of a grey image with more than eight; Pillow holds some of 16 bits in 32."""
-    if image.format == "TIFF":
+def _bits(image: Image.Image) -> int:
+    """Bits of a value of a grey image with more than 8 bits. Pillow keeps some 16-bit images in 32 bits."""
+    if isinstance(image, TiffImageFile):
         return int(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0])
     return 16 if image.format in ("PNG", "PPM") or image.mode.startswith("I;16") else 32
 
 
 def _is_deep(mode: str) -> bool:
-    """Whether Pillow's mode is of grey with more than 8 bits."""
+    """Whether a mode of Pillow's means grey with more than 8 bits."""
     return mode.startswith("I;16") or mode in ("I", "F")
 
 
-def _in_8_bits(image: Any) -> Any:
-    """The same by the stated rule, where it has more than eight bits."""
-    from PIL import Image
-
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Converts an image with more than 8 bits, as the module's docstring describes."""
     _check_kind(image)
     if image.mode in _CONVERTED:
         return image
     values = np.asarray(image).astype(np.float64)
     least, most = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     white = 1.0 if image.mode == "F" else 2.0 ** (bits if (bits := _bits(image)) in (10, 12, 14) else 16) - 1
-    if not (least >= 0 and most <= white):  # also where they are not numbers
+    if not (least >= 0 and most <= white):  # true for NaN as well
         raise DataError(f"values from {least:g} to {most:g}, must be from 0 to {white:g}; save it with 8 bits")
-    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        values = white - values  # which Pillow does with eight bits alone
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = white - values  # Pillow inverts only 8-bit images
     scaled = Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
     scaled.info = image.info
     if (orientation := _orientation(image)) is not None:
@@ -315,39 +304,37 @@ def _in_8_bits(image: Any) -> Any:
     return scaled
 
 
-def _has_exif(image: Any) -> bool:
-    """Whether anything can hold an orientation: EXIF, XMP, or the tags of a TIFF."""
-    return image.format == "TIFF" or not image.info.keys().isdisjoint(("exif", "xmp", "XML:com.adobe.xmp"))
+def _has_exif(image: Image.Image) -> bool:
+    """Whether the image has EXIF, XMP or TIFF tags, which can hold an orientation."""
+    return isinstance(image, TiffImageFile) or not image.info.keys().isdisjoint(("exif", "xmp", "XML:com.adobe.xmp"))
 
 
-def _orientation(image: Any) -> int | None:
+def _orientation(image: Image.Image) -> int | None:
     try:
         return image.getexif().get(_ORIENTATION)
-    except Exception:  # what is no EXIF says nothing
+    except Exception:  # damaged EXIF has no orientation
         return None
 
 
-def _turned(image: Any) -> Any:
-    from PIL import ImageOps
-
+def _turned(image: Image.Image) -> Image.Image:
     if _orientation(image) not in range(2, 9):
         return image
     try:
         return ImageOps.exif_transpose(image)
     except Exception as error:
-        raise DataError(f"damaged: its EXIF says that it is turned, and cannot be read: {error}") from error
+        raise DataError(f"damaged: its EXIF asks to turn it, but turning it failed: {error}") from error
 
 
 def _mark_of(file: BinaryIO) -> int:
-    """A number of 63 bits; that two files have the same is as good as impossible."""
+    """A number of 63 bits that identifies a file. A collision is practically impossible."""
     if isinstance(file, io.BytesIO):
         return 0
     status = os.fstat(file.fileno())
     return hash((status.st_dev, status.st_ino)) & (2**63 - 1) if status.st_ino else 0
 
 
-def _is_whole(image: Any, file: BinaryIO) -> bool:
-    """Whether the file ends as its format ends, or as its header says."""
+def _is_whole(image: Image.Image, file: BinaryIO) -> bool:
+    """Whether the file has the end that its format or its header asks for."""
     length = file.seek(0, os.SEEK_END)
     if image.format in ("JPEG", "MPO", "PNG"):
         file.seek(max(length - _TAIL, 0))
@@ -356,7 +343,7 @@ def _is_whole(image: Any, file: BinaryIO) -> bool:
     if image.format == "WEBP":
         file.seek(4)
         return int.from_bytes(file.read(4), "little") + 8 <= length
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         for offsets, counts in (_STRIPS, _TILES):
             if offsets in image.tag_v2 and counts in image.tag_v2:
                 ends = (a + b for a, b in zip(image.tag_v2[offsets], image.tag_v2[counts], strict=False))

@@ -1,4 +1,4 @@
-"""The images of a data set that is streamed: which there are in each split, their labels, and how each is read."""
+"""The images of a streamed data set: names and labels of each split, and how to read an image."""
 
 import os
 from collections import Counter
@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
+from cvt_nas.data.sources import Source
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
 
@@ -19,7 +20,7 @@ SPELLINGS: dict[Role, tuple[str, ...]] = {
     "validation": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-_NUM_THREADS = 16  # so that a network disk has several requests at a time
+_NUM_THREADS = 16  # a network disk then gets several requests at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,14 +28,15 @@ class Images:
     """The images of one split.
 
     Args:
-        root: What `names` lie in: the folder of the split, or the file or folder of the whole set.
-        class_names: Sorted; of labels, where an image may have several.
-        names: Of a folder, their paths below it, in torchvision's order: by class, then by folder and name.
-        labels: Class index of each, int64; or of each image and label 0 or 1, uint8.
-        ignored: Visible files that are no images, by suffix.
-        odd: What of its content cannot be used, one line each.
-        called: What messages call the split, where it has no folder of its own.
-        extents: Where each image lies in its file, `(images, 2)`: offset and bytes; None where files hold one image.
+        root: Folder of the split, or file or folder of the whole data set.
+        class_names: Sorted class names; names of labels if an image can have several.
+        names: Names of the images. In a folder, they are paths below `root` in torchvision's order: by class, then by
+            folder and name.
+        labels: Class indices `(images,)`, int64, or 0 and 1 for each label `(images, labels)`, uint8.
+        ignored: Number of visible files that are no images, by suffix.
+        odd: Entries that cannot be used, one line each.
+        called: What messages call a split without a folder of its own.
+        extents: Offset and length of each image in its file, in bytes, `(images, 2)`. None if each file is one image.
     """
 
     root: Path
@@ -48,7 +50,7 @@ class Images:
 
     @property
     def place(self) -> str:
-        """For messages."""
+        """What messages call the split."""
         return f"{self.root}: {self.called}" if self.called else str(self.root)
 
     @property
@@ -62,7 +64,7 @@ class Images:
         return replace(self, names=names, labels=self.labels[rows], extents=extents)
 
     def without(self, top: Path, skipped: frozenset[str]) -> "Images":
-        """The same less those at `skipped`, paths below `top` as `told` gives them."""
+        """Returns the images without those in `skipped`, which are paths below `top` as `told` writes them."""
         if not skipped:
             return self
         below = self.below(top)
@@ -70,28 +72,28 @@ class Images:
         return self.of_rows(np.array(kept, dtype=np.int64))
 
     def below(self, top: Path) -> str:
-        """What makes a name a path below `top`."""
+        """Prefix that makes a name a path below `top`."""
         return "" if top == self.root else f"{self.root.relative_to(top)}/"
 
 
 class Opener(Protocol):
-    """How the images of one kind of data set are read; what a process that loads images has a copy of."""
+    """Opens the images of one kind of data set. Each process that loads images has a copy."""
 
-    def source(self, images: Images, row: int) -> Any:
-        """What `read_pixels` takes for an image."""
+    def source(self, images: Images, row: int) -> Source:
+        """Source of an image, for `read_pixels`."""
         ...
 
     def sizes(self, images: Images) -> Sequence[int]:
-        """Bytes of each image, by which a set is told from others; -1 where there is none any more."""
+        """Bytes of each image, which help to identify the data set; -1 if the image is missing."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Files:
-    """Each image is a file.
+    """Opener of images that are files.
 
     Args:
-        folder: What names are paths below, unless they are absolute; None for the root of each split.
+        folder: Folder that relative names start from; None for the root of each split.
     """
 
     folder: Path | None = None
@@ -113,16 +115,16 @@ class Files:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Records:
-    """A data set that is streamed.
+    """A streamed data set.
 
     Args:
-        root: Of the data set, below which names are told.
-        class_names: Of its classes; of labels, where an image may have several.
-        files: The images of each split, those to skip included.
-        notes: How it was read, one line each.
-        is_marked: Whether it says which split an image is of; else all images are those of `train`.
-        no_test: Where test images were looked for, and are none; for messages.
-        normalisation: Mean and deviation of each channel, where a listing has kept them.
+        root: File or folder of the data set. Messages give paths below it.
+        class_names: Class names; names of labels if an image can have several.
+        files: The images of each split, including those to skip.
+        notes: How the data set was read, one line each.
+        is_marked: Whether the data set has named splits. If not, all images belong to `train`.
+        no_test: Where test images were sought in vain, for messages.
+        normalisation: Mean and deviation of each channel, if a listing has kept them.
     """
 
     root: Path
@@ -143,16 +145,14 @@ class Records:
         return tested_of(self.files)
 
     def for_test(self) -> "Records":
-        """The same with the test images alone; see `role_for_test`. Raises DataError where there are none."""
+        """Returns the data set with only the test images; see `role_for_test`. Raises DataError if it has none."""
         role = role_for_test(self.files, is_marked=self.is_marked)
         if role is None:
-            raise DataError(f"--data {self.root}: has no test images, and none that were certainly not trained on")
+            raise DataError(f"--data {self.root}: has no test images, only images that may have been trained on")
         return replace(self, files={role: self.files[role]})
 
     def check_trainable(self) -> None:
-        """Raises:
-        DataError: There are no training images, or only one class.
-        """
+        """Raises DataError if there are no training images, or only one class."""
         if "train" not in self.files:
             raise DataError(f"{self.root}: has no training images")
         if len(self.class_names) == 1:
@@ -160,32 +160,32 @@ class Records:
 
 
 def counts_of(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Images of each class or label."""
+    """Number of images of each class or label."""
     if labels.ndim > 1:
         return labels.sum(axis=0, dtype=np.int64)
     return np.bincount(labels, minlength=num_classes)
 
 
 def guide_of(roles: Mapping[Role, object]) -> Role | None:
-    """The split whose images guide the search, where it is another one than that of the test images."""
+    """The split whose images guide the search; None if they are held out of the training images."""
     return "validation" if {"train", "validation", "test"} <= set(roles) else None
 
 
 def tested_of(roles: Mapping[Role, object]) -> Role | None:
-    """The split of the test images; None where they are held out of the training images."""
+    """The split of the test images; None if they are held out of the training images."""
     return next((role for role in ("test", "validation") if role in roles), None)
 
 
 def role_for_test(roles: Mapping[Role, object], *, is_marked: bool) -> Role | None:
-    """The split of the images that a trained network is judged by: all images where no split is marked.
+    """The split to evaluate a trained network on. Without named splits, it is the split of all images.
 
-    None where test images would be held out of the training images, which the network may have been trained on.
+    None if there are only named training images, which the network may have been trained on.
     """
     return tested_of(roles) if is_marked else "train"
 
 
 def role_of(word: str) -> Role | None:
-    """The split that goes by this name."""
+    """The split with this name; None if there is no such split."""
     return next((role for role, spellings in SPELLINGS.items() if word.strip().lower() in spellings), None)
 
 
@@ -197,7 +197,7 @@ def split_by_role(
     roles: np.ndarray,
     extents: np.ndarray | None = None,
 ) -> dict[Role, Images]:
-    """The rows of each split, in their order."""
+    """Makes the `Images` of each split from the rows of a data set. Rows keep their order."""
     order: tuple[Role, ...] = ("train", "validation", "test")
     return {
         role: Images(

@@ -1,9 +1,8 @@
-"""What `cvt-nas check` tells of a data set."""
+"""The report of `cvt-nas check`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,15 +26,15 @@ _NUM_SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SetReport:
-    """What was found in a data set.
+    """Result of the check of a data set.
 
     Args:
-        class_counts: Training images of each class or label, or where there are none, the others.
-        split_counts: Of each split as a training has it, the images of each class or label.
-        is_multi_label: Whether an image may have several of them.
-        identity: None where its images cannot be split for a training.
-        images: None of a set in memory, which is read as a whole.
-        problems: Why it cannot be used as it is, beside images that cannot be read.
+        class_counts: Number of training images of each class or label; of other images if there are none.
+        split_counts: Number of images of each class or label, in each split of a training.
+        is_multi_label: Whether an image can have several labels.
+        identity: None if the images cannot be split for a training.
+        images: None for a set in memory, which is read as a whole.
+        problems: Reasons, besides unreadable images, why the data set cannot be used as it is.
     """
 
     data: str
@@ -53,7 +52,7 @@ class SetReport:
     def is_usable(self) -> bool:
         return not self.problems and not (self.images and self.images.damaged)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         found = self.images
         return {
             "data": self.data,
@@ -74,7 +73,7 @@ class SetReport:
         }
 
     def lines(self) -> list[str]:
-        """For a person: each finding, then what there is."""
+        """Lines for people: findings first, then a summary."""
         found, lines = self.images, [f"problem: {problem}" for problem in self.problems]
         if found is not None:
             lines += [f"cannot be read: {path}: {why}" for path, why in found.damaged.items()]
@@ -102,9 +101,15 @@ class SetReport:
 
 
 def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str], None] | None = None) -> SetReport:
-    """Looks at all of a data set, as a training would read it with the settings that a space file has by itself;
-    decodes each image of a folder where asked to. Raises DataError where it is no data set at all, or a set that is
-    incomplete."""
+    """Checks a data set as a training with default settings would read it.
+
+    Args:
+        decode: Whether to decode each image of a folder.
+        on_note: Called with progress notes.
+
+    Raises:
+        DataError: It is no data set, or is incomplete.
+    """
     dataset, root = find_data(data)
     config, problems, notes, test_only = DataConfig(dataset=dataset), list[str](), tuple[str, ...](), False
     records: Records | None = None
@@ -122,10 +127,12 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
             found = StreamedData(config, records, 32, 3)
         else:
             channels, num_classes = shape_of(dataset, root, test_only=test_only)
-            settings: Any = {"num_channels": channels or 3, "num_classes": num_classes, "test_only": test_only}
-            found = load_data(config, root=root, image_size=32, **settings)
+            found = load_data(
+                config, root=root, image_size=32, num_channels=channels or 3, num_classes=num_classes,
+                test_only=test_only,
+            )  # fmt: skip
     except DataError as error:
-        if records is None:  # of a set in memory nothing else can be told
+        if records is None:  # nothing else is known about a set in memory
             raise
         problems = problems or [str(error)]
     images: ImageCheck | None = None
@@ -136,7 +143,7 @@ def check_set(data: str | Path, *, decode: bool = False, on_note: Callable[[str]
         images = check_images(records, mode_of(channels or 3), decode_all=decode, measured=measured, on_note=on_note)
         notes = (*(found.notes if isinstance(found, StreamedData) else records.notes), *images.notes)
         if "train" in records.files and not decode:
-            notes = (*notes, "training images: headers and ends only; --decode reads them whole")
+            notes = (*notes, "training images: only headers and ends were read; --decode reads whole files")
     class_names = found.class_names if found is not None else () if records is None else records.class_names
     identity = None if found is None else found.identity()
     counts: np.ndarray | None = None

@@ -1,16 +1,19 @@
-"""What an image is read from, and as what."""
+"""Sources of images, and the modes in which they are read."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+import numpy as np
+from PIL import Image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
-    """The bytes of an image that has no file of its own.
+    """The bytes of an image without a file of its own.
 
     Args:
-        name: What messages call it.
+        name: What messages call the image.
     """
 
     name: str
@@ -22,21 +25,22 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoded:
-    """An image that a library has decoded, Pillow's.
+    """An image that a library has decoded.
 
     Args:
-        name: What messages call it.
+        name: What messages call the image.
     """
 
     name: str
-    image: Any
+    image: Image.Image
 
     def __str__(self) -> str:
         return self.name
 
 
-Source = str | Path | Encoded | Decoded  # of an image: its file, what would be in it, or itself
-Mode = Literal["L", "RGB"] | int  # as which an image is read: grey, colour, or so many channels
+Source = str | Path | Encoded | Decoded  # an image's file, the content of a file, or the decoded image
+Picture = Image.Image | np.ndarray  # a decoded image; an array is `(height, width, channels)`
+Mode = Literal["L", "RGB"] | int  # grey, colour, or a number of channels
 
 
 def mode_of(num_channels: int) -> Mode:

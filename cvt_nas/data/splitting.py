@@ -1,4 +1,4 @@
-"""Which training images are held out: by class, or of images with several labels, by label."""
+"""Splits of training images, stratified by class, or by label if images have several labels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,13 +18,13 @@ GUIDED = f"its validation images guide the search; {NO_EFFECT}"
 def rows_of_splits(
     labels: Mapping[Role, np.ndarray], config: DataConfig, class_names: Sequence[str]
 ) -> tuple[dict[Split, Role], dict[Split, np.ndarray]]:
-    """Of each split, whose images it has of those that a set marks, and which of them.
+    """Returns the role whose images each split takes, and the rows of these images.
 
-    The validation images guide the search where there are test images, too; else images are held out of `train` for it.
-    Where there are neither, test images are held out as well.
+    If there are validation and test images, the validation images guide the search. Otherwise, images are held out of
+    `train` for it. If there are neither, test images are held out as well.
 
     Args:
-        labels: Of the images that are marked as each; see `ImageData.labels`.
+        labels: Labels of the images of each role; see `ImageData.labels`.
 
     Raises:
         DataError: See `hold_out`.
@@ -45,11 +45,11 @@ def rows_of_splits(
 def split_off_search(
     labels: np.ndarray, config: DataConfig, class_names: Sequence[str] | None = None, *, guided: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of train and search: stratified by class, at least one image of each, fixed by the split seed.
+    """Returns the indices of train and search, stratified, with at least one image of each class.
 
     Args:
-        labels: As `ImageData.labels` gives them.
-        class_names: To name a class that is too small.
+        labels: See `ImageData.labels`.
+        class_names: Names for messages about classes that are too small.
         guided: Whether other images guide the search, so that none are held out for it.
     """
     train, search = np.arange(len(labels)), np.arange(0)
@@ -65,17 +65,17 @@ def split_off_search(
 def hold_out(
     labels: np.ndarray, fraction: float, seed: int, class_names: Sequence[str] | None = None, *, setting: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of what is kept and of what is held out, stratified by class, at least one image of each in both.
+    """Returns the indices of kept and of held-out images, stratified, with at least one image of each class in both.
 
-    scikit-learn's stratified split, where that holds out an image of each class; else, of each class by itself, its
-    share, rounded, and at least one. Images with several labels are split by `_by_labels`.
+    The split is scikit-learn's if that holds out an image of each class. Otherwise, each class is split on its own:
+    its share is rounded, and at least 1. `_by_labels` splits images with several labels.
 
     Args:
-        labels: As `ImageData.labels` gives them.
-        setting: Of section `data`, by which `fraction` is set.
+        labels: See `ImageData.labels`.
+        setting: Setting of section `data` that gives `fraction`, for messages.
 
     Returns:
-        Both in scikit-learn's order, which what is drawn from them next depends on.
+        Both in scikit-learn's order, since later draws depend on the order.
 
     Raises:
         DataError: A class has a single image.
@@ -87,8 +87,8 @@ def hold_out(
         names = ", ".join(str(label if class_names is None else class_names[label]) for label in small[:5])
         more = f" and {len(small) - 5} more" if len(small) > 5 else ""
         raise DataError(
-            f"data.{setting}: an image of each class is held out, and one at least stays to train on: a single image "
-            f"is left of {names}{more}; add images, or take the class away"
+            f"data.{setting}: an image of each class is held out, and at least one must stay for training; a single "
+            f"image is left of {names}{more}; add images, or remove the class"
         )
     if labels.ndim > 1:
         return _by_labels(labels, fraction, seed)
@@ -109,7 +109,7 @@ def hold_out(
 
 
 def _part_of(train: np.ndarray, labels: np.ndarray, config: DataConfig) -> np.ndarray:
-    """A share of the training images, stratified, with at least one of each class."""
+    """Draws a share of the training images, stratified, with at least one image of each class."""
     from sklearn.model_selection import train_test_split
 
     fraction, seed, own = config.train_fraction, config.split_seed, labels[train]
@@ -132,23 +132,23 @@ def _part_of(train: np.ndarray, labels: np.ndarray, config: DataConfig) -> np.nd
 def _by_labels(
     labels: UInt8[np.ndarray, "images labels"], fraction: float, seed: int, *, keeps_one: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of what is kept and of what is taken, with `fraction` of the images of each label taken.
+    """Returns the indices of kept and of taken images. About `fraction` of the images of each label are taken.
 
-    Each label is in what is taken, and in what is kept, as far as an image can be moved that is not the only one of
-    another label where it is.
+    If a label is missing on one side, an image with it is moved there, unless it is the only image of another label on
+    its side.
 
     Args:
-        keeps_one: Whether each label must be in what is kept.
+        keeps_one: Whether each label must be among the kept images.
 
     Source: Sechidis, Tsoumakas and Vlahavas 2011, iterative stratification.
     """
     from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
 
-    share: Any = fraction  # which a default of text would have as text
+    share: Any = fraction  # the library's default is text, so type checkers expect text
     splitter = MultilabelStratifiedShuffleSplit(n_splits=1, test_size=share, random_state=seed)
     try:
         _, taken = next(splitter.split(labels, labels))
-    except ValueError:  # too few images for a share of them
+    except ValueError:  # too few images
         taken = np.arange(0)
     has, is_taken = labels > 0, np.isin(np.arange(len(labels)), taken)
     for to in (True, False) if keeps_one else (True,):

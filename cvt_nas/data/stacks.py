@@ -1,4 +1,4 @@
-"""Images and labels in arrays: MedMNIST's `.npz`, and folders of `.npy` files."""
+"""Data sets in arrays: `.npz` files like MedMNIST's, and folders of `.npy` files."""
 
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ from cvt_nas.data.records import SPELLINGS, Role
 from cvt_nas.data.tree import few
 from cvt_nas.errors import DataError
 
-DIM = 65  # of 255; white of 14 bits in a file of 16 is read as 64
+DIM = 65  # of 255: below it, images count as dark; white of 14 bits in a file of 16 is read as 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,9 @@ class Arrays:
     """A small data set.
 
     Args:
-        images: Of each split, uint8, `(images, channels, height, width)`.
-        labels: See `ImageData.labels`.
-        notes: How it was read, one line each.
+        images: Images of each split, uint8, `(images, channels, height, width)`.
+        labels: Labels of each split; see `ImageData.labels`.
+        notes: How the data set was read, one line each.
     """
 
     images: Mapping[Role, np.ndarray]
@@ -34,22 +34,22 @@ class Arrays:
 
 
 def stacks_in(folder: Path) -> list[Path]:
-    """The files of images that `read_npy` takes."""
+    """Files of images that `read_npy` reads."""
     words = (word for words in SPELLINGS.values() for word in words)
     paths = (folder / f"{prefix}images.npy" for prefix in ("", *(f"{word}_" for word in words)))
     return [path for path in paths if path.is_file()]
 
 
 def are_bytes(folder: Path) -> bool:
-    """Whether all images of `read_npy` can be mapped into memory as they are."""
+    """Whether all images that `read_npy` reads are bytes, so that they can be mapped into memory."""
     return all(mapped(path).dtype == np.uint8 for path in stacks_in(folder))
 
 
 def mapped(path: Path) -> np.ndarray:
-    """The array of a `.npy` file, as it lies on disk.
+    """Maps the array of a `.npy` file into memory.
 
     Raises:
-        DataError: It is damaged, or holds Python's objects.
+        DataError: The file is damaged, or holds Python objects.
     """
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -58,10 +58,10 @@ def mapped(path: Path) -> np.ndarray:
 
 
 def read_npz(path: Path) -> Arrays:
-    """A file as MedMNIST publishes them: `train_images`, `train_labels`, and the same for `val` and `test`.
+    """Reads a file like MedMNIST's: `train_images`, `train_labels`, and the same for `val` and `test`.
 
     Raises:
-        DataError: It is damaged, lacks arrays, or they do not fit.
+        DataError: The file is damaged, or arrays are missing or do not fit.
     """
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: is no npz file, or is incomplete")
@@ -73,7 +73,7 @@ def read_npz(path: Path) -> Arrays:
 
 
 def read_npy(folder: Path) -> Arrays:
-    """A folder of `train_images.npy` and `train_labels.npy`, the same for `val` and `test`; or without such a prefix.
+    """Reads a folder of `train_images.npy` and `train_labels.npy`, the same for `val` and `test`; or without prefixes.
 
     Raises:
         DataError: Files are damaged or missing, or do not fit.
@@ -110,7 +110,7 @@ def _read(place: Path, names: Iterable[str], read: Callable[[str], np.ndarray]) 
         raw, called = read(f"{prefix}images"), f"{place}: {prefix}images"
         images[role] = _images(raw, called)
         if raw.dtype != np.uint8 and (brightest := int(images[role].max())) < DIM:
-            notes.append(f"{called}: no value is above {brightest} of 255, once read as 8 bits; scale white to the top")
+            notes.append(f"{called}: no value is above {brightest} of 255 when read as 8 bits; scale white up")
     told: dict[Role, np.ndarray] = {role: read(f"{prefix}labels") for role, prefix in found.items()}
     for role, prefix in found.items():
         if len(images[role]) != len(told[role]):
@@ -133,7 +133,7 @@ def _read(place: Path, names: Iterable[str], read: Callable[[str], np.ndarray]) 
 
 
 def _labels(arrays: list[np.ndarray], place: str) -> Labels:
-    """One class an image, `(images,)` or `(images, 1)`; or of `(images, labels)`, 0 or 1 of each label."""
+    """Reads classes `(images,)` or `(images, 1)`, or 0 and 1 for each label `(images, labels)`."""
     if len({array.shape[1:] for array in arrays}) > 1 or arrays[0].ndim > 2:
         raise DataError(f"{place}: labels have the shapes {few([str(array.shape) for array in arrays])}")
     whole = np.concatenate(arrays)
@@ -143,7 +143,7 @@ def _labels(arrays: list[np.ndarray], place: str) -> Labels:
         raise DataError(f"{place}: labels of the shape {whole.shape} must be 0 or 1 for each label of an image")
     names = tuple(map(str, range(whole.shape[1])))
     if (whole.sum(axis=1) == 1).all():
-        note = f"{place}: each image has exactly one of {whole.shape[1]:,} labels, so these are read as classes"
+        note = f"{place}: each image has exactly one of {whole.shape[1]:,} labels, so labels are read as classes"
         return Labels(names=names, values=whole.argmax(axis=1), notes=(note,))
     return Labels(names=names, values=whole.astype(np.uint8))
 

@@ -1,4 +1,4 @@
-"""A data set whose images are read one by one, by processes of a DataLoader, and augmented as ImageNet's are."""
+"""Streamed data sets: processes of a DataLoader read images one by one, with the augmentation usual for ImageNet."""
 
 import contextlib
 import copy
@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from cvt_nas.data.images import (
     usual_preprocessing,
     with_labels_of,
 )
-from cvt_nas.data.loading import Portion, Reader, Source, Stream, free_shared_memory, num_on_their_way
+from cvt_nas.data.loading import Portion, Reader, Source, Stream, Transform, free_shared_memory, num_on_their_way
 from cvt_nas.data.randaugment import augmented
 from cvt_nas.data.reading import Header, read_header, read_pixels
 from cvt_nas.data.records import Images, Records, Role
@@ -42,20 +42,20 @@ from cvt_nas.data.transforms import EvalTransform, TrainTransform
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
 
-_MEASURED = 500  # images
+_MEASURED = 500  # images to measure mean and deviation on
 
 
 class StreamedData:
     """A data set of `Records`, streamed by a DataLoader.
 
     Args:
-        test_only: Whether `records` has test images alone.
+        test_only: Whether `records` has only test images.
         skipped: Images to leave out, as paths below the root of `records`.
 
     Attributes:
-        mode: As which images are read.
-        num_cpus: Of the process that trains, which `data.num_workers: auto` follows; the machine's until it is set.
-        shares_memory: Whether its processes may hand over batches in `/dev/shm`, where that has room for them.
+        mode: Mode in which images are read.
+        num_cpus: CPUs of the training process, for `data.num_workers: auto`. By default those of the machine.
+        shares_memory: Whether processes may hand over batches in `/dev/shm` if it has enough space.
         notes: What is left out and how the splits are made, one line each.
     """
 
@@ -71,7 +71,7 @@ class StreamedData:
     ) -> None:
         self._num_workers, self.num_cpus, self.shares_memory = config.num_workers, cpu_count(), True
         self._answers: Answers | None = None
-        self._ahead: Stream | None = None  # what processes have begun to read for the next call
+        self._ahead: Stream | None = None  # processes that already read for the next call
         self.mode: Mode = mode_of(num_channels)
         self.records, self.class_names = records, records.class_names
         self.skipped = tuple(sorted(skipped))
@@ -88,16 +88,16 @@ class StreamedData:
         self.preprocessing = usual_preprocessing(image_size, mean, std)
 
     def _measured_normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of each channel over some training images, or others where there are none."""
+        """Mean and deviation of each channel over some training images, or test images if there are no others."""
         split = "train" if "train" in self._rows else "test"
         images, rows = self._images[self._source[split]], self._rows[split]
         some = rows[np.linspace(0, len(rows) - 1, min(len(rows), _MEASURED)).astype(np.int64)]
         sums, reason = [], None
         for row in some.tolist():
             try:
-                pixels = read_pixels(self.records.opener.source(images, row), self.mode).astype(np.float64) / 255
+                pixels = np.asarray(read_pixels(self.records.opener.source(images, row), self.mode), np.float64) / 255
                 sums.append([pixels.mean((0, 1)), (pixels**2).mean((0, 1))])
-            except DataError as error:  # told where all images are looked at
+            except DataError as error:  # the check of all images reports it
                 reason = reason or error
         if not sums:
             raise reason or DataError(f"{images.place}: holds no image")
@@ -106,7 +106,7 @@ class StreamedData:
         return tuple(mean.round(4).tolist()), tuple(deviation.round(4).tolist())
 
     def _split(self, config: DataConfig, *, test_only: bool) -> None:
-        """Which rows of which images each split has."""
+        """Sets the source and the rows of each split."""
         if test_only:
             self._source["test"] = next(iter(self._images))
             self._rows["test"] = np.arange(len(self._images[self._source["test"]].names))
@@ -114,7 +114,7 @@ class StreamedData:
         for images in self._images.values():
             if len(lost := np.flatnonzero(images.counts == 0)):
                 names = ", ".join(self.class_names[label] for label in lost[:5])
-                raise DataError(f"{images.place}: no image that can be read is left of {names}")
+                raise DataError(f"{images.place}: no readable image is left of {names}")
         labels: dict[Role, np.ndarray] = {role: images.labels for role, images in self._images.items()}
         self._source, self._rows = rows_of_splits(labels, config, self.class_names)
 
@@ -124,10 +124,10 @@ class StreamedData:
         for images in records.files.values():
             if images.ignored:
                 counts = ", ".join(f"{number:,} {what}" for what, number in sorted(images.ignored.items()))
-                yield f"{images.root}: ignored, no images that are read: {counts}"
+                yield f"{images.root}: ignored files that are no images: {counts}"
         if test_only:
             if not records.is_marked:
-                yield f"{records.root}: no split is marked, so every image is read, also what may have been trained on"
+                yield f"{records.root}: no named splits: all images are read, even if they may have been trained on"
             return
         if records.guide is not None:
             guide, tested = records.files["validation"], records.files["test"]
@@ -142,7 +142,7 @@ class StreamedData:
             )
 
     def identity(self) -> DataIdentity:
-        """Of the whole set, by the names and sizes of its images, and their labels where the names do not tell."""
+        """Identifies the whole set by the names and sizes of its images, and by labels unless the names tell them."""
         files = self.records.files
         seen = hashlib.sha256()
         for role, images in files.items():
@@ -162,7 +162,7 @@ class StreamedData:
         )
 
     def measured(self) -> frozenset[tuple[Role, str]]:
-        """Splits and names of the images that are not trained on."""
+        """Splits and names of all images that are not trained on."""
         return frozenset(
             (role, names[row])
             for split, role in self._source.items()
@@ -172,7 +172,7 @@ class StreamedData:
         )
 
     def headers(self, split: Split, places: np.ndarray) -> list[Header]:
-        """Of the images of `split` at these places that have one which can be read."""
+        """Headers of the images at these places of `split`, without those that cannot be read."""
         images, found = self._images[self._source[split]], list[Header]()
         for row in self._rows[split][places].tolist():
             with contextlib.suppress(DataError):
@@ -188,7 +188,7 @@ class StreamedData:
         return self._answers is not None
 
     def taught(self, answers: Float[np.ndarray, "images classes"]) -> Self:
-        """The same set, whose training batches carry what a teacher said: logits for each, in the order of `labels`."""
+        """Returns the same set with a teacher's logits in its training batches, in the order of `labels`."""
         some = copy.copy(self)
         some._ahead = None
         some._answers = Answers(answers, self._rows["train"])
@@ -258,7 +258,7 @@ class StreamedData:
             return mix(inputs, targets)
 
         for index, read in enumerate(self._batches(due, sources, device, then(), largest=largest), start=first):
-            yield finished(index, *read)  # of which nothing on the device but the batch is held on to
+            yield finished(index, *read)  # a function, so that nothing but the batch stays on the device
 
     def _train_portion(self, drawn: "_Drawn", epoch: int, first: int = 0) -> Portion:
         size, rank, world_size = drawn.batch_size, drawn.rank, drawn.world_size
@@ -311,7 +311,7 @@ class StreamedData:
             batches=[rows[start : start + size] for start in range(first * size, len(rows), size)],
         )
 
-    def _source_of(self, split: Split, transform: Any) -> Source:
+    def _source_of(self, split: Split, transform: Transform) -> Source:
         return Source(images=self._images[self._source[split]], transform=transform, opener=self.records.opener)
 
     def _batches(
@@ -323,10 +323,10 @@ class StreamedData:
         *,
         largest: int,
     ) -> Iterator[tuple[np.ndarray, Tensor, tuple[Tensor, ...]]]:
-        """Those of `due`, by processes that have begun with it, or else by new ones, which go on with `then`.
+        """Yields the batches of `due`, from processes that already read it, or from new ones that continue with `then`.
 
         Args:
-            largest: Images of the largest batch.
+            largest: Number of images of the largest batch.
         """
         if self._ahead is not None and self._ahead.next_key == due.key:
             stream, self._ahead = self._ahead, None
@@ -347,13 +347,13 @@ class StreamedData:
                 stream.close()
 
     def num_workers(self, device: torch.device) -> int:
-        """Processes that read for one that trains on `device`."""
+        """Number of processes that read for a process that trains on `device`."""
         if self._num_workers != "auto":
             return min(int(self._num_workers), cpu_count())
         return max(min(self.num_cpus, cpu_count()) - 1, 1 if device.type == "cuda" else 0)
 
     def _fits(self, batch_size: int, device: torch.device) -> bool:
-        """Whether what is on its way has room in shared memory."""
+        """Whether shared memory has space for all batches that are read ahead."""
         values = batch_size * self.preprocessing.num_values
         return values * num_on_their_way(self.num_workers(device)) <= free_shared_memory()
 
@@ -365,9 +365,9 @@ class StreamedData:
     def _normaliser(
         self, device: torch.device
     ) -> Callable[[UInt8[Tensor, "batch channels height width"]], Float[Tensor, "batch channels height width"]]:
-        """Makes of bytes on the device what timm makes of them, channels-last.
+        """Returns a function that normalises bytes on the device as timm does, to channels-last floats.
 
-        They are a quarter of what else the processes of the loader would hand over, and the main process would carry.
+        The loader's processes hand over bytes, since these take a quarter of the space of floats.
         """
         pre = self.preprocessing
         mean, std = (to_device(torch.tensor(each), device)[:, None, None] for each in (pre.mean, pre.std))
@@ -381,7 +381,7 @@ class StreamedData:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Drawn:
-    """What the batches of a training are drawn by, apart from the epoch."""
+    """Everything that determines the batches of a training except the epoch."""
 
     batch_size: int
     augment: AugmentConfig

@@ -1,8 +1,8 @@
-"""From one decoded image to the bytes that a batch is made of; the work of a loader's processes.
+"""Transforms of a decoded image to the bytes of a batch, in a loader's processes.
 
-timm draws, PIL does RandAugment and colour jitter, and torch resizes: of bytes, channels last, that takes a fifth of
-PIL's time, and fewer than one value in a hundred differs, by one, seldom by two. Normalising, erasing and mixing are
-left to the device.
+timm draws, PIL does RandAugment and colour jitter, and torch resizes. Resizing channels-last bytes takes torch a fifth
+of PIL's time; fewer than one value in a hundred differs, by one or rarely by two. The device normalises, erases and
+mixes.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,14 +19,15 @@ from cvt_nas.config import AugmentConfig
 from cvt_nas.data.augment import with_every_magnitude
 from cvt_nas.data.images import Preprocessing
 from cvt_nas.data.randaugment import computes_on, fill_of, recording
+from cvt_nas.data.sources import Picture
 
-_BY_TORCH = ("bilinear", "bicubic")  # which torch has with antialiasing
+_BY_TORCH = ("bilinear", "bicubic")  # torch has these with antialiasing
 
 
 def resized(
     pixels: UInt8[np.ndarray, "rows columns channels"], height: int, width: int, interpolation: str
 ) -> UInt8[Tensor, "height width channels"]:
-    """With antialiasing, as PIL does it. Of two channels or more than four, only `bilinear` and `bicubic`."""
+    """Resizes with antialiasing, like PIL. Images of 2 or more than 4 channels need `bilinear` or `bicubic`."""
     if interpolation in _BY_TORCH:
         image = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
         return F.interpolate(image, (height, width), mode=interpolation, antialias=True)[0].permute(1, 2, 0)
@@ -35,15 +37,16 @@ def resized(
 
 
 class TrainTransform:
-    """What timm's transform for training makes of an image, up to its normalisation, from the same draws.
+    """timm's transform for training without its normalisation, with the same random draws.
 
-    Called with a decoded image, an array or PIL's, it draws from the global random states.
+    A call draws from the global random states.
 
     Args:
-        device: Where RandAugment may be computed. There, the image is as it was before it, and what was drawn is told.
+        device: Device of the training. If RandAugment pays there, a call only draws its operations and returns them
+            with the image.
 
     Attributes:
-        fill: Of RandAugment on the device; see `fill_of`. None where there is none.
+        fill: Fill colour of RandAugment on the device; see `fill_of`. None if the device does not compute it.
     """
 
     def __init__(self, preprocessing: Preprocessing, augment: AugmentConfig, device: torch.device) -> None:
@@ -72,10 +75,10 @@ class TrainTransform:
             self.fill, self._draw = fill_of(steps[0]), recording(steps[0])
         self._by_pil = None if self._draw is not None or not steps else secondary
 
-    def __call__(self, image: Any) -> tuple[Tensor, ...]:
-        """Its bytes `(height, width, channels)`; and where the device computes RandAugment, `(layers, 3)` for it."""
+    def __call__(self, image: Picture) -> tuple[Tensor, ...]:
+        """Returns bytes `(height, width, channels)`, and `(layers, 3)` for RandAugment if the device computes it."""
         height, width = _size_of(image)
-        sized = torch.empty(1, 1, 1).expand(1, height, width)  # timm asks an image for its size alone
+        sized = torch.empty(1, 1, 1).expand(1, height, width)  # timm only needs the image's size
         top, left, height, width = self._cropping.get_params(sized, self._cropping.scale, self._cropping.ratio)
         pixels = resized(_cut(image, top, left, height, width), *self._sides, self._interpolation)
         if self._flips and torch.rand(1) < 0.5:
@@ -86,35 +89,33 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """As timm: the centre of the resized image; or where `crop_pct` is 1, the whole image, squashed."""
+    """Crops the centre of the resized image, like timm. With a `crop_pct` of 1, squashes the whole image."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self._preprocessing = preprocessing
 
-    def __call__(self, image: Any) -> tuple[UInt8[Tensor, "height width channels"]]:
+    def __call__(self, image: Picture) -> tuple[UInt8[Tensor, "height width channels"]]:
         height, width = _size_of(image)
         to = self._preprocessing.resized_to(height, width)
         pixels = resized(_cut(image, 0, 0, height, width), *to, self._preprocessing.interpolation)
         return (pixels[self._preprocessing.centre_of(*to)],)
 
 
-def _size_of(image: Any) -> tuple[int, int]:
+def _size_of(image: Picture) -> tuple[int, int]:
     """Height and width."""
-    return image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
+    return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
 
 
-def _cut(image: Any, top: int, left: int, height: int, width: int) -> UInt8[np.ndarray, "height width channels"]:
+def _cut(image: Picture, top: int, left: int, height: int, width: int) -> UInt8[np.ndarray, "height width channels"]:
     if isinstance(image, np.ndarray):
         return image[top : top + height, left : left + width]
     cut = image if (height, width) == _size_of(image) else image.crop((left, top, left + width, top + height))
     return np.array(cut).reshape(height, width, -1)
 
 
-def _to_image(pixels: UInt8[np.ndarray, "height width channels"]) -> Any:
-    from PIL import Image
-
+def _to_image(pixels: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def _to_tensor(image: Any) -> UInt8[Tensor, "height width channels"]:
+def _to_tensor(image: Image.Image) -> UInt8[Tensor, "height width channels"]:
     return torch.from_numpy(np.array(image).reshape(*_size_of(image), -1))

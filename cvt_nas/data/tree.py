@@ -1,4 +1,4 @@
-"""The files and folders of a data set as they lie on disk, less those of the system and its tools."""
+"""Files and folders of a data set on disk, without those of operating systems and tools."""
 
 import os
 import re
@@ -18,11 +18,11 @@ _SYSTEM = re.compile(
     r"|@(eadir|tmp|syno.*|recycle|recently-snapshot|snapshot|sharesnapshot|sharebin|gmt-.*)|[#~]snapshot|#recycle",
     re.IGNORECASE,
 )
-_OF_A_DRIVE = re.compile(r"@\w{2,}", re.ASCII)  # as the firmware of network drives begins the names of its own folders
+_OF_A_DRIVE = re.compile(r"@\w{2,}", re.ASCII)  # network drives begin the names of their own folders with @
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is an operating system's, an editor's or a tool's, and nobody's image or class."""
+    """Whether a file or folder belongs to an operating system, an editor or a tool, and is no image or class."""
     return name.startswith(".") or _SYSTEM.fullmatch(name) is not None
 
 
@@ -36,7 +36,7 @@ def suffix_of(name: str) -> str:
 
 def few(names: Sequence[str]) -> str:
     if any(name != name.strip() or name != unicodedata.normalize("NFC", name) for name in names):
-        names = [ascii(name) for name in names]  # which tells those apart that look alike
+        names = [ascii(name) for name in names]  # shows differences between names that look alike
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
@@ -49,8 +49,13 @@ def entries_of(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def folders_in(folder: Path, *, all_of_them: bool = False) -> list[str]:
-    """Sorted names of what can be splits or classes in it. Names of a network drive's own folders are left out, unless
-    there are no others or `all_of_them` are wanted."""
+    """Sorted names of the folders in `folder` that can be splits or classes.
+
+    Folders of a network drive are left out, unless there are no others.
+
+    Args:
+        all_of_them: Whether to keep the folders of a network drive.
+    """
     names = in_byte_order(entry.name for entry in entries_of(folder) if not is_hidden(entry.name) and entry.is_dir())
     others = [name for name in names if not _OF_A_DRIVE.match(name)]
     return names if all_of_them or not others else others
@@ -61,7 +66,7 @@ def class_names_in(folder: Path) -> tuple[str, ...]:
 
 
 def in_byte_order(names: Iterable[str]) -> list[str]:
-    """In the order of their characters in UTF-8, whatever the locale."""
+    """Sorts names by their bytes in UTF-8, independent of the locale."""
     return sorted(names, key=os.fsencode)
 
 
@@ -75,7 +80,7 @@ def mark_of(folder: Path) -> tuple[int, int]:
 
 
 def itself_and_above(folder: Path) -> frozenset[tuple[int, int]]:
-    """Marks of a folder and of all that it lies in, by its path and by where links lead."""
+    """Marks of a folder and of all folders above it, by its path and by its resolved path."""
     path = folder.absolute()
     return frozenset(mark_of(each) for start in (path, path.resolve()) for each in (start, *start.parents))
 
@@ -83,11 +88,13 @@ def itself_and_above(folder: Path) -> frozenset[tuple[int, int]]:
 def walk(
     folder: Path, outside: frozenset[tuple[int, int]], odd: list[str], above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[tuple[str, list[str]]]:
-    """Folders below, itself included, and the names of their files; links are followed, but not in circles.
+    """Yields `folder` and the folders below it, each with the names of its files. Links are followed, except circles.
 
     Args:
-        outside: Marks of the folders that the class lies in; links to them are not followed.
-        odd: Takes a line for each link that leads there or nowhere, and for what is named as an image and is no file.
+        outside: Marks of the folders above a class. Links to them are not followed.
+        odd: Receives a line for each link that leads to such a folder or nowhere, and for each entry that is named like
+            an image but is no file.
+        above: Marks of the folders above `folder` that were visited.
     """
     here = mark_of(folder)
     if here in outside:
@@ -105,7 +112,7 @@ def walk(
             if leads_nowhere(entry):
                 odd.append(f"{told(entry.path)}: a link that leads nowhere")
             files.append(entry.name)
-        elif leads_nowhere(entry):  # which on_error may skip
+        elif leads_nowhere(entry):  # on_error may skip it
             files.append(entry.name)
         else:
             odd.append(f"{told(entry.path)}: is named as an image, and is no regular file but {_kind_of(entry)}")

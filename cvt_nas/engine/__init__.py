@@ -1,7 +1,7 @@
 """Everything that runs batches through a network: training, evaluation, counting.
 
-One code path for the CPU, one GPU and several: where a process group is initialised, `fit` trains by
-DDP and `batch_size` is divided among the ranks. The device is an argument, never a guess.
+One code path serves the CPU, one GPU and several GPUs. If a process group is initialised, `fit` trains by DDP, and
+`batch_size` is divided among the ranks. The device is an argument.
 """
 
 from cvt_nas.engine.checkpoint import Checkpoint
@@ -19,5 +19,12 @@ from cvt_nas.engine.reports import (
 )
 from cvt_nas.engine.setup import Phase, SharedWeights, TrainingSetup, shared_memory_needed
 from cvt_nas.engine.supernet import train_supernet
-from cvt_nas.engine.teacher import Teacher, answer_images, find_teacher, has_answered, share_answers
+from cvt_nas.engine.teacher import (
+    Teacher,
+    answer_images,
+    find_teacher,
+    has_answered,
+    measure_teacher,
+    share_answers,
+)
 from cvt_nas.engine.training import Epoch, fit

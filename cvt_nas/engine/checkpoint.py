@@ -1,4 +1,4 @@
-"""The file that a training goes on from, and the one before it."""
+"""The checkpoint that a training resumes from, and the previous one."""
 
 import contextlib
 import io
@@ -21,8 +21,8 @@ class Checkpoint:
     """The checkpoint of one training.
 
     Args:
-        path: Its folder is made if it is missing; the parent of that folder must exist.
-        store: Of the run that it is part of.
+        path: Path of the file. Its folder is created if it is missing; the parent of the folder must exist.
+        store: Store of the run.
     """
 
     path: Path
@@ -30,22 +30,22 @@ class Checkpoint:
 
     @property
     def before(self) -> Path:
-        """Where the checkpoint goes that a new one takes the place of."""
+        """Path of the previous checkpoint."""
         return self.path.with_name(f"{self.path.stem}.before{self.path.suffix}")
 
     @property
     def is_here(self) -> bool:
-        """Whether this machine has one."""
+        """Whether this machine has a checkpoint."""
         return self.path.exists() or self.before.exists()
 
     def write(self, state: State, *, keep: bool = True) -> None:
-        """Writes a new one, at once or not at all.
+        """Writes a new checkpoint, whole or not at all.
 
         Args:
-            keep: Whether the old one stays, as the checkpoint before. It is mirrored, too, if the new one was written
-                within an epoch: if `state` has a `step` other than 0.
+            keep: Whether to keep the old one as the previous checkpoint. It is also mirrored if the new one was
+                written within an epoch, that is, if `state` has a `step` other than 0.
         """
-        patiently(self.path.parent.parent.stat)  # where a disk is not mounted, nothing takes its place
+        patiently(self.path.parent.parent.stat)  # waits for a disk that is not mounted
         self.path.parent.mkdir(exist_ok=True)
 
         def write(file: BinaryIO) -> None:
@@ -54,14 +54,14 @@ class Checkpoint:
                 self.path.replace(self.before)
 
         self.store.write(self.path, write)
-        if keep and state.get("step") and self.before.exists():  # to go back to, where another machine goes on
+        if keep and state.get("step") and self.before.exists():  # another machine may have to go back to it
             self.store.push(self.before)
 
     def read(self, device: torch.device, *, is_wanted: Callable[[State], bool] = lambda _: True) -> State | None:
-        """What `write` wrote last, or else before that; None where neither is there, whole and wanted.
+        """Reads the last checkpoint, or else the previous one. None if neither is whole and wanted.
 
-        The first rank alone reads, and deletes what is damaged; the others get what it read, so that all begin alike.
-        The tensors are in the CPU's memory, since a device holds the training that they are for already.
+        Only the first rank reads, and deletes damaged files. The others get the same content, so all ranks start
+        alike. Tensors are in the CPU's memory, since the device already holds the training.
         """
         rank, world_size = rank_and_world_size()
         content: bytes | None = None
@@ -76,20 +76,20 @@ class Checkpoint:
                         return found[1]
                     content = found[0]
                     break
-            found = None  # or it would be in memory twice
+            found = None  # otherwise, it would be in memory twice
         content = from_first_rank(content, device)
         return None if content is None else _state_of(content)
 
     def drop(self) -> None:
-        """Deletes it and the one before it, as far as they are there."""
+        """Deletes both checkpoints if they exist."""
         self.store.delete(self.path)
         self.store.delete(self.before)
 
 
 def _read_whole(path: Path) -> tuple[bytes, State] | None:
-    """The file's content, and the state that it is; None where it is missing or damaged.
+    """Returns the content of a file and its state; None if it is missing or damaged.
 
-    Read once, since another process may replace or delete it meanwhile.
+    The file is read once, since another process may replace or delete it.
     """
     try:
         with path.open("rb") as file:
@@ -97,14 +97,14 @@ def _read_whole(path: Path) -> tuple[bytes, State] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load compares no checksum
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load checks no checksums
             damaged = archive.testzip()
         if damaged is None:
             return content, _state_of(content)
     except (zipfile.BadZipFile, EOFError, RuntimeError, pickle.UnpicklingError):
         pass
     with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_ino == number:  # not one that took its place
+        if path.stat().st_ino == number:  # unless another file has replaced it
             path.unlink()
     return None
 

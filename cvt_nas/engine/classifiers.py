@@ -1,4 +1,4 @@
-"""Image classifiers of other libraries, which may be teachers: timm's and transformers'."""
+"""Image classifiers of timm, transformers and this package, which can be teachers."""
 
 import json
 from collections.abc import Mapping
@@ -12,22 +12,22 @@ from cvt_nas.data import Preprocessing
 from cvt_nas.data.preprocessing import preprocessing_of_timm
 from cvt_nas.engine.network import at_size, open_network, preprocessing_in
 from cvt_nas.errors import ArchError, ResourceError, first_line
-from cvt_nas.model import ClassNames, Told
+from cvt_nas.model import ClassNames, CvT, Told
 
 _TIMM = "timm:"
-_USUAL_SIZE = 224  # where a folder of transformers tells none
+_USUAL_SIZE = 224  # for a folder of transformers without a size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Classifier:
-    """A trained network of whatever library.
+    """A trained network of any library.
 
     Args:
-        model: From normalised images, `(batch, channels, height, width)`, to logits, in eval mode and on the CPU.
-        names: Of its classes, in the order of the logits, where anything tells them.
-        is_multi_label: Whether each class has a probability of its own, as far as it is told.
-        is_published: Whether it is a published CvT, as far as can be told.
-        notes: What had to be assumed, for people.
+        model: Maps normalised images `(batch, channels, height, width)` to logits. It is in eval mode, on the CPU.
+        names: Class names in the order of the logits, if known.
+        is_multi_label: Whether each class has a separate probability, as far as its files say.
+        is_published: Whether it seems to be a published CvT.
+        notes: Assumptions, for people.
     """
 
     model: nn.Module
@@ -44,11 +44,11 @@ def is_of_timm(place: str) -> bool:
 
 
 def open_classifier(place: str) -> Classifier:
-    """The network at `place`: `timm:NAME`, or a file or folder as `locate` finds it.
+    """Opens the network at `place`: `timm:NAME`, or a file or folder as `locate` finds it.
 
     Raises:
-        ArchError: It cannot be read, or has no head.
-        DataError: It is not said how its images are prepared, or they cannot be prepared so.
+        ArchError: The network cannot be read, or has no head.
+        DataError: Its preprocessing is unknown or unsupported.
         ResourceError: It needs a library that is not installed.
     """
     if is_of_timm(place):
@@ -58,7 +58,7 @@ def open_classifier(place: str) -> Classifier:
     if settings is not None and settings.get("model_type") != "cvt":
         return _of_transformers(path, settings)
     network = open_network(path)
-    if network.is_program:
+    if not isinstance(network.model, CvT):
         raise ArchError(f"{place}: is a program; give its run instead, or an export by --format torch")
     preprocessing, note = network.preprocessing()
     return Classifier(
@@ -79,7 +79,7 @@ def _of_timm(name: str) -> Classifier:
 
     try:
         model: Any = timm.create_model(name, pretrained=True)
-    except Exception as error:  # of timm, the client of the Hub and its transports
+    except Exception as error:  # timm, the Hub's client and the network raise various errors
         raise ArchError(f"timm:{name}: cannot be loaded: {first_line(error)}") from error
     if model.num_classes == 0:
         raise ArchError(f"timm:{name}: has no head, so it answers nothing")
@@ -98,8 +98,8 @@ def _of_timm(name: str) -> Classifier:
     )
 
 
-def _settings_of_transformers(folder: Path) -> Mapping[str, Any] | None:
-    """The `config.json` of a folder of transformers; None where it is another one, or a file."""
+def _settings_of_transformers(folder: Path) -> Mapping[str, object] | None:
+    """The `config.json` of a folder of transformers; None for other folders and for files."""
     path = folder / "config.json"
     if not path.is_file():
         return None
@@ -110,7 +110,7 @@ def _settings_of_transformers(folder: Path) -> Mapping[str, Any] | None:
     return tree if isinstance(tree, dict) and "model_type" in tree else None
 
 
-def _of_transformers(folder: Path, settings: Mapping[str, Any]) -> Classifier:
+def _of_transformers(folder: Path, settings: Mapping[str, object]) -> Classifier:
     try:
         from transformers import AutoModelForImageClassification
     except ImportError as error:
@@ -118,7 +118,7 @@ def _of_transformers(folder: Path, settings: Mapping[str, Any]) -> Classifier:
     loader: Any = AutoModelForImageClassification
     try:
         model, found = loader.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-    except Exception as error:  # of whichever network's own code
+    except Exception as error:  # the network's own code may raise anything
         raise ArchError(f"{folder}: transformers cannot load it: {first_line(error)}") from error
     if missing := sorted(found["missing_keys"]):
         raise ArchError(f"{folder}: has no weights for {missing[0]}; a teacher needs a head that was trained")
@@ -141,9 +141,9 @@ def _of_transformers(folder: Path, settings: Mapping[str, Any]) -> Classifier:
 
 
 class _Logits(nn.Module):
-    """The logits of a network of transformers, which gives an object that holds them."""
+    """Returns the logits of a network of transformers, whose result is an object that holds them."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 

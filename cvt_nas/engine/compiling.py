@@ -1,6 +1,6 @@
-"""Blocks that are compiled, for a GPU: a network has few kinds, and each kind is compiled once.
+"""Compiled blocks for a GPU. A network has few kinds of blocks, and each kind is compiled once.
 
-torch keeps what it compiled on disk, so that all processes of a machine, and so all trials of a space, share it.
+torch keeps compiled code on disk, so all processes of a machine share it, and with them all trials of a space.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ from torch import Tensor
 from cvt_nas.model import Block, CvT, compute_block
 
 BACKEND = "inductor"
-_MOST_KINDS = 256  # that a process keeps: a worker goes from trial to trial
+_MOST_KINDS = 256  # kept by a process, since a worker goes from trial to trial
 _COMPILED: dict[Hashable, Callable[..., Tensor]] = {}
 
 
 class CompiledBlocks:
-    """A call gives a context in which the blocks of `model` train compiled.
+    """A call gives a context in which the blocks of `model` are compiled.
 
-    They draw the same random numbers as uncompiled blocks; their sums differ by rounding.
+    They draw the same random numbers as uncompiled blocks. Their sums differ by rounding.
     """
 
     def __init__(self, model: CvT) -> None:
@@ -48,7 +48,7 @@ def _compiled(kind: Hashable) -> Callable[..., Tensor]:
         if len(_COMPILED) >= _MOST_KINDS:
             _COMPILED.clear()
             torch.compiler.reset()
-        # each kind has code of its own: else, each call would go through what was compiled for other kinds
+        # each kind has its own code; otherwise, each call would check the compiled code of other kinds
         code = compute_block.__code__.replace(co_name=f"compute_block_{len(_COMPILED)}")
         function = types.FunctionType(code, compute_block.__globals__, code.co_name, compute_block.__defaults__)
         _COMPILED[kind] = torch.compile(function, backend=BACKEND, dynamic=False, fullgraph=True)

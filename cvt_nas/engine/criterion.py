@@ -1,7 +1,6 @@
 """The loss of a training."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +17,17 @@ from cvt_nas.plugins import is_plugin, load_plugin
 class Criterion:
     """The mean loss of a batch, from logits and targets.
 
-    Targets are class indices `(batch,)`, or probabilities of classes `(batch, classes)` where images are mixed. Where
-    images can have several classes, they are `(batch, classes)`, each from 0 to 1. Where there is a teacher, they are
-    probabilities by the labels and after these the teacher's, `(batch, 2 * classes)`.
+    Targets are class indices `(batch,)`, or probabilities `(batch, classes)` if images are mixed. If images can have
+    several classes, targets are `(batch, classes)` with values from 0 to 1. With a teacher, targets are probabilities
+    from the labels, then those of the teacher, `(batch, 2 * classes)`.
 
     Args:
-        loss: By name, `auto` resolved; or a function of logits and targets.
+        loss: Name of a loss except `auto`, or a function of logits and targets.
         label_smoothing: Share of each label that is spread evenly over its possible values.
-        weights: `(classes,)`: of each class in cross-entropy, of its positive labels in binary cross-entropy.
+        weights: Weight of each class in cross-entropy, or of its positive labels in binary cross-entropy.
         is_multi_label: Whether images can have several classes.
-        teacher_weight: Share of the teacher in the loss; 0 where there is none.
-        temperature: By which the logits of the teacher were divided.
+        teacher_weight: Share of the teacher in the loss; 0 without a teacher.
+        temperature: Number by which the logits of the teacher were divided.
     """
 
     def __init__(
@@ -50,10 +49,10 @@ class Criterion:
     ) -> Float[Tensor, ""]:
         """
         Args:
-            label_smoothing: Instead of the usual one.
+            label_smoothing: Replaces the usual one.
 
         Raises:
-            PluginError: A function of the user's gives neither one loss nor one for each image.
+            PluginError: The user's function returns neither one loss nor one for each image.
         """
         smoothing = self._smoothing if label_smoothing is None else label_smoothing
         share = self._teacher_weight
@@ -71,13 +70,13 @@ class Criterion:
         if self._loss == "cross_entropy":
             if self._weights is None:
                 return F.cross_entropy(logits, targets, label_smoothing=smoothing)
-            # a mean over images: torch divides by the weights where targets are indices
+            # the mean over images; for class indices, torch would divide by the sum of weights
             total = F.cross_entropy(
                 logits, targets, weight=self._weights, label_smoothing=smoothing, reduction="sum"
             )  # fmt: skip
             return total / len(logits)
         assert callable(self._loss), "auto is resolved, and other names are refused"
-        loss: Any = self._loss(logits, targets)
+        loss: object = self._loss(logits, targets)
         if not isinstance(loss, Tensor) or loss.shape not in ((), logits.shape[:1]):
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise PluginError(f"training.loss: got {shape}, must be a tensor (batch,) or ()")
@@ -96,21 +95,21 @@ class Criterion:
 def divergence(
     logits: Float[Tensor, "batch classes"], answers: Float[Tensor, "batch classes"], *, is_multi_label: bool
 ) -> Float[Tensor, ""]:
-    """The Kullback-Leibler divergence of the network's probabilities from the teacher's, `answers`; the mean of images.
+    """Kullback-Leibler divergence of the network's probabilities from the teacher's `answers`, averaged over images.
 
-    Where images can have several classes, it is of each class for itself, and the mean over them, too.
+    If images can have several classes, each class is treated separately, and the result is averaged over them, too.
     """
     if not is_multi_label:
         return F.kl_div(logits.log_softmax(dim=1), answers, reduction="batchmean")
-    entropy = F.binary_cross_entropy(answers, answers)  # or the loss of equal answers were not 0
+    entropy = F.binary_cross_entropy(answers, answers)  # so that the loss of equal answers is 0
     return F.binary_cross_entropy_with_logits(logits, answers) - entropy
 
 
 def criterion_of(training: TrainingConfig, data: ImageData, device: torch.device) -> Criterion:
-    """By the settings `loss`, `class_weights` and `label_smoothing`, and those of a teacher where `data` is taught.
+    """Makes the criterion from the settings `loss`, `class_weights` and `label_smoothing`, and those of a teacher.
 
     Raises:
-        DataError: The loss is for images of one class each, and these can have several.
+        DataError: Images can have several classes, and the loss is for one class each.
         PluginError: See `load_plugin`.
     """
     loss = training.loss
@@ -133,12 +132,13 @@ def criterion_of(training: TrainingConfig, data: ImageData, device: torch.device
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int, *, is_binary: bool) -> np.ndarray:
-    """A weight for each class, float32: as scikit-learn's `balanced`, or of positive labels against negative ones.
+    """Weight of each class, float32: like scikit-learn's `balanced`, or the ratio of negative to positive labels.
 
-    That of a class without images has no effect.
+    The weight of a class without images has no effect.
 
     Args:
         labels: Class indices `(images,)`, or zeros and ones `(images, classes)`.
+        is_binary: Whether to weight positive labels.
     """
     counts = labels.sum(axis=0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels, minlength=num_classes)
     num_present, counts = np.count_nonzero(counts), np.maximum(counts, 1)

@@ -1,4 +1,4 @@
-"""What the subnets of a step learn from the largest one, and how its gradient gives way to theirs."""
+"""Distillation from the largest subnet of a step to the others, and projection of its gradient."""
 
 import torch
 from jaxtyping import Float
@@ -7,7 +7,7 @@ from torch import Tensor
 from cvt_nas.config import SupernetConfig
 from cvt_nas.engine.criterion import Criterion, divergence
 
-_MAX_RATIO = 5.0  # of probabilities, q over p, in an alpha-divergence: what the paper clips at
+_MAX_RATIO = 5.0  # of probabilities, q over p, in an alpha-divergence; the paper clips at it
 
 
 def loss_of(
@@ -17,14 +17,18 @@ def loss_of(
     config: SupernetConfig,
     criterion: Criterion,
 ) -> Float[Tensor, ""]:
-    """Of the subnet whose `logits` these are; it is the largest, or there is none, where `teacher` is None.
+    """Loss of a subnet.
 
-    Where images can have several classes, `kl` is of each class for itself, and the mean over them.
+    If images can have several classes, `kl` treats each class separately, and averages over classes.
+
+    Args:
+        logits: Answers of the subnet.
+        teacher: Logits of the largest subnet; None for the largest subnet itself, or without one.
     """
     weight = 0.0 if teacher is None or config.distillation == "none" else config.distillation_weight
     loss = logits.new_zeros(())
     if weight < 1:
-        smoothing = None if teacher is None else 0.0  # small subnets underfit as they are
+        smoothing = None if teacher is None else 0.0  # small subnets underfit anyway
         loss = (1 - weight) * criterion(logits, targets, label_smoothing=smoothing)
     if teacher is None or weight == 0:
         return loss
@@ -37,11 +41,11 @@ def loss_of(
 def alpha_divergence(
     logits: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"]
 ) -> Float[Tensor, ""]:
-    """For each image the greater of two divergences of the teacher's p from q: alpha = -1 and alpha = 1.
+    """The greater of two alpha-divergences of the teacher's p from q, averaged over images: alpha = -1 and alpha = 1.
 
-    `E_q[(p / q) ** alpha - 1] / (alpha (alpha - 1))`, which punishes a q that covers too much where alpha is -1, and
-    one that covers too little where it is 1, then being the Kullback-Leibler divergence. Its gradient is
-    `-E_q[(p / q) ** alpha / alpha * grad log q]`; at -1 the power is clipped, since it knows no bounds.
+    The divergence is `E_q[(p / q) ** alpha - 1] / (alpha (alpha - 1))`. With alpha = -1, it punishes a q that covers
+    too much. With alpha = 1, it is the Kullback-Leibler divergence, and punishes a q that covers too little. Its
+    gradient is `-E_q[(p / q) ** alpha / alpha * grad log q]`. At -1, the power is clipped, since it is unbounded.
 
     Source: Wang et al. 2021, arXiv:2102.07954, section 4.
     """
@@ -56,7 +60,7 @@ def alpha_divergence(
 
 
 def give_way(gradient: Tensor, other: Tensor | None) -> None:
-    """Removes from `gradient`, in place, its component against `other`; nothing where they agree.
+    """Removes the component of `gradient` against `other`, in place. It does nothing if they agree.
 
     Source: Gong et al. 2022, "NASViT", openreview.net/forum?id=Qaw16njk6L.
     """

@@ -1,4 +1,4 @@
-"""Accuracy, batch-norm statistics and FLOPs of a network: what is measured without training it."""
+"""Measurements of a network without training: accuracy, batch norm statistics and FLOPs."""
 
 import contextlib
 import warnings
@@ -15,11 +15,11 @@ from cvt_nas.config import TrainingConfig
 from cvt_nas.data import Batch, ImageData, Split
 from cvt_nas.engine.metrics import metric_of, score
 from cvt_nas.engine.optimization import is_out_of_memory, rank_and_world_size
-from cvt_nas.model import CvT
+from cvt_nas.model import CvT, Logits
 
 EVAL_BATCH_SIZE = 256
 
-Given = Shaped[Tensor, "batch channels rows columns"]  # images as bytes, or as what a network takes
+Given = Shaped[Tensor, "batch channels rows columns"]  # images as bytes, or as a network's inputs
 Inputs = Float[Tensor, "batch channels height width"]
 
 
@@ -29,11 +29,11 @@ def _as_given(images: Inputs) -> Inputs:
 
 @torch.inference_mode()
 def evaluate(model: CvT, data: ImageData, split: Split, *, training: TrainingConfig, device: torch.device) -> float:
-    """How good `model` is on `split`, by the setting `metric`, over all ranks together. Leaves it in eval mode.
+    """Evaluates `model` on `split` by the setting `metric`, over all ranks together. Leaves it in eval mode.
 
     Raises:
         DataError: The metric does not fit the labels.
-        PluginError: It is a function of the user's, which gives no number from 0 to 1.
+        PluginError: The user's metric returns no number from 0 to 1.
     """
     rank, world_size = rank_and_world_size()
     model.eval()
@@ -54,12 +54,12 @@ def evaluate(model: CvT, data: ImageData, split: Split, *, training: TrainingCon
 
 @torch.inference_mode()
 def answers_of(
-    model: CvT,
+    model: Logits,
     batches: Iterable[Batch],
     training: TrainingConfig,
     prepared: Callable[[Given], Inputs] = _as_given,
 ) -> tuple[Float[Tensor, "images classes"], Tensor]:
-    """The logits and the labels of all the images, on the CPU; see `logits_of`."""
+    """Returns the logits and the labels of all images, on the CPU; see `logits_of`."""
     found = [(logits_of(model, images, training, prepared).float().cpu(), labels.cpu()) for images, labels in batches]
     logits, labels = zip(*found, strict=True)
     return torch.cat(logits), torch.cat(labels)
@@ -69,7 +69,7 @@ def _of_all_ranks(answers: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     world_size = rank_and_world_size()[1]
     if world_size == 1:
         return answers
-    found: list[Any] = [None] * world_size
+    found = [answers] * world_size
     dist.all_gather_object(found, answers)
     logits, labels = zip(*found, strict=True)
     return torch.cat(logits), torch.cat(labels)
@@ -79,7 +79,7 @@ def _of_all_ranks(answers: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 def class_accuracies(
     model: CvT, data: ImageData, split: Split, *, training: TrainingConfig, device: torch.device
 ) -> list[float]:
-    """Of each class, the fraction of its images in `split` that `model` classifies right; 0 where it has none."""
+    """Accuracy of each class: the fraction of its images in `split` that are classified right; 0 without images."""
     model.eval()
     num_right, num_images = torch.zeros(2, model.arch.num_classes, device=device).unbind()
     for images, labels in data.eval_batches(split, batch_size=EVAL_BATCH_SIZE, device=device, as_bytes=True):
@@ -96,32 +96,32 @@ def count_right(
     training: TrainingConfig,
     prepared: Callable[[Given], Inputs] = _as_given,
 ) -> Int[Tensor, ""]:
-    """How many of a batch `model` classifies right; see `logits_of`."""
+    """Number of images of a batch that `model` classifies right; see `logits_of`."""
     return _are_right(logits_of(model, images, training, prepared), labels).sum()
 
 
 def _are_right(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-    """Of each image; an answer that is no number is wrong, though `argmax` takes it for the greatest."""
+    """Whether each image is classified right. NaN is wrong, although `argmax` takes it for the greatest value."""
     return (logits.argmax(dim=1) == labels) & logits.isfinite().all(dim=1)
 
 
 def logits_of(
-    model: CvT, images: Given, training: TrainingConfig, prepared: Callable[[Given], Inputs] = _as_given
+    model: Logits, images: Given, training: TrainingConfig, prepared: Callable[[Given], Inputs] = _as_given
 ) -> Float[Tensor, "batch classes"]:
-    """Answers of `model`, on its device, to what `prepared` makes of `images`, in the precision of `training`.
+    """Answers of `model` to `images` after `prepared`, on its device and in the precision of `training`.
 
-    Where the device's memory does not suffice, the halves of the batch are prepared and looked at one after the other.
+    If the device runs out of memory, the halves of the batch are prepared and evaluated one after the other.
     """
     try:
         return _answers(model, prepared(images), training)
     except RuntimeError as error:
         if len(images) == 1 or not is_out_of_memory(error):
             raise
-    # only here, since an exception holds on to the tensors of the pass that failed
+    # outside of the handler, since the exception keeps the tensors of the failed pass
     return torch.cat([logits_of(model, half, training, prepared) for half in images.chunk(2)])
 
 
-def _answers(model: nn.Module, inputs: Inputs, training: TrainingConfig) -> Float[Tensor, "batch classes"]:
+def _answers(model: Logits, inputs: Inputs, training: TrainingConfig) -> Float[Tensor, "batch classes"]:
     with autocast(training, inputs.device):
         return model(inputs)
 
@@ -135,11 +135,11 @@ def recalibrate_batch_norm(
 ) -> int:
     """Replaces the statistics of batch norm by their plain average over `batches`.
 
-    A subnet inherits none that are of itself, so its accuracy means nothing before. Where the device's memory does not
-    suffice, they are averaged over halves of the batches.
+    A subnet does not inherit statistics of its own, so its accuracy means nothing before. If the device runs out of
+    memory, the average is over halves of the batches.
 
     Args:
-        model: Changed in place: running means and variances, never a weight. Left in eval mode.
+        model: Its running means and variances are changed in place, but no weights. It is left in eval mode.
         batches: Training images, on the model's device.
 
     Returns:
@@ -152,7 +152,7 @@ def recalibrate_batch_norm(
     """
     if not batches:
         raise ValueError("no images to measure the statistics of batch norm on")
-    model.eval()  # all but the batch norms: no path is dropped
+    model.eval()  # all modules except batch norms, so that no path is dropped
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -182,9 +182,9 @@ def autocast(training: TrainingConfig, device: torch.device) -> contextlib.Abstr
 
 
 def fvcore_cost(model: CvT) -> Cost:
-    """Params and FLOPs as fvcore counts them on the built model, attention's products included.
+    """Counts params and FLOPs of the built model with fvcore, including the products of attention.
 
-    Slow (it traces the network); `cvt_nas.arch.cost_of` is the closed form that must equal it.
+    It is slow, since it traces the network. The closed form `cvt_nas.arch.cost_of` must equal it.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -201,6 +201,6 @@ def fvcore_cost(model: CvT) -> Cost:
 
 
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> int:  # noqa: ARG001  fvcore's signature
-    """Queries x keys x width, for each of the two products."""
+    """FLOPs of attention: queries x keys x width, for each of the two products."""
     (batch, heads, queries, width), (_, _, keys, _) = inputs[0].type().sizes(), inputs[1].type().sizes()
     return 2 * batch * heads * queries * keys * width

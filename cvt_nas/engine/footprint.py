@@ -1,4 +1,4 @@
-"""How much device memory a training takes, estimated without the device."""
+"""Estimate of the device memory of a training, without the device."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from cvt_nas.config import TrainingConfig
 from cvt_nas.engine.memory import LEAST_USEFUL, SPARE
 from cvt_nas.model import CvT
 
-_CONTEXT_BYTES = 2**29  # that CUDA takes for itself
+_CONTEXT_BYTES = 2**29  # taken by CUDA itself
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,18 +20,22 @@ class Footprint:
     """Device memory of a training.
 
     Args:
-        image_bytes: Kept by a forward pass for the backward pass, for each image.
-        fixed_bytes: Needed whatever the number of images: weights, gradients, moments, averages, and CUDA itself.
+        image_bytes: Bytes of each image that the forward pass keeps for the backward pass.
+        fixed_bytes: Bytes that do not depend on the number of images: weights, gradients, moments, averages, and CUDA.
     """
 
     image_bytes: int
     fixed_bytes: int
 
     def room(self, training: TrainingConfig, *, batch_size: int, memory_bytes: int) -> tuple[int, bool]:
-        """Images at once, and whether blocks are computed again; see `MicroBatches`, which measures both. 0 images
-        where not even one fits. A device has `batch_size` images of a batch, and this training `memory_bytes` of it.
+        """Returns the number of images at once, and whether blocks are recomputed. It is 0 if not even one fits.
 
-        What is saved by computing again is not estimated: where it is needed, the number is the least to be expected.
+        `MicroBatches` measures both. The memory saved by recomputing is not estimated, so with it, the number is a
+        lower bound.
+
+        Args:
+            batch_size: Images of a batch on the device.
+            memory_bytes: Memory of the device for this training.
         """
         left = (1 - SPARE) * memory_bytes - self.fixed_bytes
         fitting = max(math.floor(left / self.image_bytes), 0)
@@ -46,10 +50,10 @@ class Footprint:
 
 
 def footprint(arch: ArchConfig, training: TrainingConfig) -> Footprint:
-    """Memory that a training would need on a GPU, by what autograd keeps of a few images' forward pass on the CPU.
+    """Estimates the memory of a training on a GPU from the tensors that autograd keeps of a few images on the CPU.
 
-    A GPU's autocast runs layer norms in fp32, and with them the tokens between blocks; so does this. The memory that
-    single operations need for themselves is not counted.
+    As with a GPU's autocast, layer norms run in fp32, and so do the tokens between blocks. Temporary memory of single
+    operations is not counted.
     """
     model = CvT(arch, drop_path=training.drop_path).train()
     is_half = training.precision != "fp32"
@@ -71,7 +75,7 @@ def _in_fp32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...
 
 def _kept_bytes(model: CvT, arch: ArchConfig, num_images: int, *, is_half: bool) -> int:
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, Tensor] = {}  # which holds on to them, so that no storage takes another's place
+    kept: dict[int, Tensor] = {}  # keeps the tensors alive, so that no storage is reused
 
     def keep(tensor: Tensor) -> Tensor:
         if (key := tensor.untyped_storage()._cdata) not in own:

@@ -1,4 +1,4 @@
-"""The weights that a run lends to its trials, and how important each is to the loss on the images of its data."""
+"""The weights that a run lends to its trials, and the importance of each weight for the loss on its data."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -17,15 +17,19 @@ from cvt_nas.run import RunFolder
 
 _BATCH_SIZE = 32
 _NUM_BATCHES = 32
+NUM_TAYLOR_IMAGES = _NUM_BATCHES * _BATCH_SIZE
 _FIT_STEPS = 100
-_DECAY = 1e-3  # of a head that is fitted to few images
+_DECAY = 1e-3  # weight decay of a head that is fitted to few images
 
 
 def open_lent(run: RunFolder, path: Path | None = None) -> Lent:
-    """What `run` keeps of the weights that it began with, on whatever machine; at `path`, where they are unsorted.
+    """Opens the weights that `run` started from, on any machine.
+
+    Args:
+        path: Path of the unsorted weights; None for the sorted ones.
 
     Raises:
-        ArchError: It keeps none.
+        ArchError: The run has no such weights.
     """
     path = run.init_path if path is None else path
     if not path.exists():
@@ -34,16 +38,16 @@ def open_lent(run: RunFolder, path: Path | None = None) -> Lent:
 
 
 def keep_lent(lent: Lent, run: RunFolder, path: Path) -> None:
-    """Writes what `open_lent` reads."""
+    """Writes weights for `open_lent`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     run.store.write(path, lambda file: file.write(lent.to_bytes()))
 
 
 def in_order(lent: Lent, importance: str) -> tuple[Lent, str, tuple[str, ...]]:
-    """`lent` in the order of `search.importance`, which the loss gives only where `keep_in_order` keeps it.
+    """Sorts weights by `search.importance`, except by the loss, which `keep_in_order` does.
 
     Returns:
-        With it the order that it can have, and why that is another one, for people.
+        The weights, the order that is possible for them, and notes for people if it differs from the setting.
     """
     notes = ()
     if importance == "taylor" and not lent.knows_heads:
@@ -57,7 +61,7 @@ def in_order(lent: Lent, importance: str) -> tuple[Lent, str, tuple[str, ...]]:
 def keep_in_order(
     lent: Lent, importance: str, setup: TrainingSetup, run_on: Callable[[Callable[..., None], TrainingSetup], None]
 ) -> None:
-    """Puts what `in_order` gave into the run folder, in the order that all cuts are made by.
+    """Writes the weights of `in_order` to the run folder, in the order by which all networks are cut.
 
     Args:
         run_on: Calls a function of the setup on a device of the run.
@@ -72,11 +76,11 @@ def keep_in_order(
 
 
 def sort_by_taylor(setup: TrainingSetup) -> None:
-    """Puts the unsorted weights of a run into the order of `taylor_scores`, and keeps them; on a worker."""
+    """Sorts the unsorted weights of a run by `taylor_scores`, and writes them. Runs on a worker."""
     torch.set_num_threads(setup.num_threads)
     run = setup.run
     lent = open_lent(run, run.unsorted_init_path)
-    with contextlib.closing(setup.open_data()) as data:  # the processes that read images end with it
+    with contextlib.closing(setup.open_data()) as data:  # ends the processes that read images
         scores = taylor_scores(
             lent, data, image_size=setup.image_size, device=setup.torch_device,
             criterion=criterion_of(setup.training, data, setup.torch_device),
@@ -87,15 +91,15 @@ def sort_by_taylor(setup: TrainingSetup) -> None:
 def taylor_scores(
     lent: Lent, data: ImageData, *, image_size: ImageSize, device: torch.device, criterion: Criterion | None = None
 ) -> dict[str, Float[Tensor, "*shape"]]:
-    """`|w dL/dw|` of each weight, the mean over 32 batches of training images without augmentation.
+    """Mean of `|w dL/dw|` for each weight, over 32 batches of training images without augmentation.
 
-    It is how much the loss changes, to first order, where the weight is set to zero. Where the head knows none of the
-    classes of the data, or some of them alone, one is fitted to the features of these images first.
+    It is the first-order change of the loss if the weight is set to zero. If the head does not know all classes of the
+    data, a new head is first fitted to the features of these images.
 
     Args:
-        lent: Of a network whose heads and strides are known.
-        device: Where to compute.
-        criterion: Whose loss it is; cross-entropy where None.
+        lent: Weights of a network whose heads and strides are known.
+        device: Device to compute on.
+        criterion: The loss; None for cross-entropy.
 
     Raises:
         ArchError: The images are too small for the network.
@@ -105,7 +109,7 @@ def taylor_scores(
     loss_of = criterion or Criterion("cross_entropy")
     arch = lent.arch.with_image_size(image_size)
     model = begin_with(CvT(arch), lent).to(device).eval()
-    model.set_recomputing(True)  # it is one pass over few images, on a device that may be small
+    model.set_recomputing(True)  # there are few images, and the device may be small
     batches: list[Batch] = []
     for images, labels in data.eval_batches(
         "train", batch_size=_BATCH_SIZE, device=device, shuffled=True, as_bytes=True
@@ -126,7 +130,7 @@ def taylor_scores(
 
 
 def _fit_head(model: CvT, batches: Sequence[Batch], loss_of: Criterion) -> None:
-    """Fits the head to what the rest of the network makes of the images, by full-batch AdamW."""
+    """Fits the head to the features of the images, with full-batch AdamW."""
     head, features = model.head, list[Tensor]()
     handle = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     with torch.no_grad():

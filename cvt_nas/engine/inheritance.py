@@ -1,4 +1,4 @@
-"""What a subnet inherits of trained shared weights."""
+"""Accuracies of subnets with weights inherited from a supernet."""
 
 import itertools
 import math
@@ -21,13 +21,16 @@ from cvt_nas.model import CvT
 from cvt_nas.run import write_atomically
 from cvt_nas.supernet import Supernet, extract
 
-_MAX_KEPT_BYTES = 2**31  # of a CPU's memory: 14,000 images, in colour at 224 pixels
-_KEPT_SHARE = 4  # of a GPU's free memory, one part in so many: trials that share one open it one after the other
+_MAX_KEPT_BYTES = 2**31  # of a CPU's memory: 14,000 colour images of 224 pixels
+_KEPT_SHARE = 4  # divisor of a GPU's free memory; trials that share a GPU start one after the other
 
 
 def open_supernet(shared: SharedWeights, path: Path) -> Supernet:
-    """The supernet whose weights `save_supernet` wrote, on the CPU. Raises ArchError where the file is missing, or of
-    another space."""
+    """Opens a supernet from the weights of `save_supernet`, on the CPU.
+
+    Raises:
+        ArchError: The file is missing, or belongs to another space.
+    """
     supernet = supernet_of(shared)
     try:
         supernet.load_state_dict(load_file(path))
@@ -43,29 +46,29 @@ def save_supernet(supernet: Supernet, path: Path) -> None:
 
 
 class Inheritance:
-    """Accuracies of subnets on the search split, with the weights that they inherit.
+    """Accuracies of subnets on the search split, with inherited weights.
 
     Args:
-        supernet: On `device`; not changed.
+        supernet: Supernet on `device`. It is not changed.
     """
 
     def __init__(self, supernet: Supernet, config: SupernetConfig, data: ImageData, device: torch.device) -> None:
         self._supernet, self._config, self._data, self._device = supernet, config, data, device
         num_batches = math.ceil(config.calibration_images / EVAL_BATCH_SIZE)
         batches = itertools.islice(self._batches("train"), num_batches)
-        self._calibration = [images for images, _ in batches]  # of 2,048 in colour at 224 pixels, 294 MiB
+        self._calibration = [images for images, _ in batches]  # 294 MiB for 2,048 colour images of 224 pixels
         self._search: list[Batch] = []
         free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
         self._max_kept_bytes = _MAX_KEPT_BYTES if free_bytes is None else free_bytes // _KEPT_SHARE
 
     def _batches(self, split: Split, first: int = 0) -> Iterator[Batch]:
-        """As bytes, without augmentation."""
+        """Batches of a split as bytes, without augmentation."""
         return self._data.eval_batches(
             split, batch_size=EVAL_BATCH_SIZE, device=self._device, shuffled=True, first=first, as_bytes=True
         )
 
     def _search_batches(self) -> Iterator[Batch]:
-        """The first of them, as many as memory is for, are kept for all subnets."""
+        """Batches of the search split. The first ones are kept for all subnets, as far as memory allows."""
         yield from self._search
         first = len(self._search)
         if first * EVAL_BATCH_SIZE >= self._data.num_images("search"):
@@ -78,7 +81,7 @@ class Inheritance:
             yield batch
 
     def model(self, arch: ArchConfig) -> CvT:
-        """The subnet as a plain model, its batch norms measured on training images, in eval mode."""
+        """The subnet as a plain model in eval mode, with batch norms measured on training images."""
         model = extract(self._supernet, arch)
         recalibrate_batch_norm(model, self._calibration, self._config, self._data.prepared)
         return model
@@ -87,12 +90,12 @@ class Inheritance:
     def accuracy(
         self, arch: ArchConfig, *, bar: float | None = None, num_screening_images: int = 0
     ) -> tuple[float, int]:
-        """By the setting `metric`, on the images that were looked at; and their number.
+        """Returns the accuracy by the setting `metric`, and the number of images it was measured on.
 
         Args:
-            bar: Where it cannot be reached any more, by three standard errors, the rest is not looked at. Of a metric
-                other than `accuracy`, whose standard error is not known, all images are.
-            num_screening_images: Before so many, the same for all subnets, nothing is concluded.
+            bar: The measurement ends once the accuracy is three standard errors below this value. For other metrics
+                than `accuracy`, whose standard error is unknown, all images are used.
+            num_screening_images: Least number of images, the same for all subnets.
         """
         model, metric = self.model(arch), metric_of(self._config, self._data)
         if metric != "accuracy":
@@ -110,15 +113,16 @@ class Inheritance:
 
 
 def open_inheritance(setup: TrainingSetup, device: torch.device) -> Inheritance:
-    """What the trials of `setup` inherit, on `device`; a worker that goes from trial to trial opens it once.
+    """Opens the inheritance of the trials of `setup` on `device`. A worker opens it once for all its trials.
 
-    Raises ArchError where the run folder has no weights of a supernet, or those of another space.
+    Raises:
+        ArchError: The run folder has no weights of a supernet, or those of another space.
     """
     assert setup.shared is not None, "the caller knows that there is a supernet"
     path = setup.weights_path
     if not path.exists():
         setup.run.store.fetch(path)
-    written = path.stat().st_mtime_ns if path.exists() else None  # another run may take the place of one
+    written = path.stat().st_mtime_ns if path.exists() else None  # another run may replace the file
     key = (path, written, setup.data, setup.data_root, device)
     if key not in _OPEN:
         supernet = open_supernet(setup.shared, path).to(device)

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: it goes on from them after a kill, and back to them after numbers that are not finite."""
+"""Checkpoints of a training. It resumes from them after a kill, and goes back to them after non-finite numbers."""
 
 import dataclasses
 import math
@@ -22,22 +22,22 @@ from cvt_nas.engine.optimization import (
     rank_and_world_size,
 )
 
-_STEPS_BETWEEN_CHECKS = 20  # a GPU stands still while its numbers are read
+_STEPS_BETWEEN_CHECKS = 20  # a check stalls the GPU
 _MAX_ROLLBACKS = 3
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """Where a training is, and the losses of its epoch so far.
+    """Position of a training, and the losses of its current epoch.
 
     Args:
-        epoch, step: The next one, from 0.
-        again: Times that this epoch was begun again, each time with other images.
-        num_rollbacks: Times that the training went back, since something was not finite.
-        seconds: Of all epochs so far.
-        curve: Accuracy after each epoch, where that is measured.
-        loss_sums, counts: Of each kind of loss.
-        micro_batch, activation_checkpointing: See `Room`; None where that is not known yet.
+        epoch, step: The next epoch and step, from 0.
+        again: Number of times that this epoch was restarted, each time with other images.
+        num_rollbacks: Number of times that the training went back because of non-finite numbers.
+        seconds: Seconds of all epochs so far.
+        curve: Accuracy after each epoch, if it is measured.
+        loss_sums, counts: Sum and count of each kind of loss.
+        micro_batch, activation_checkpointing: See `Room`; None if not known yet.
     """
 
     epoch: int = 0
@@ -58,7 +58,7 @@ class Progress:
         self.micro_batch, self.activation_checkpointing = room.micro_batch, room.activation_checkpointing
 
     def draws(self, config: TrainingConfig) -> int:
-        """Number of the epoch whose images are drawn: beyond the last one where this is begun again."""
+        """Number of the epoch whose images are drawn. For a restarted epoch, it lies beyond the last epoch."""
         return self.epoch + config.epochs * self.again
 
     def begin_again(self) -> None:
@@ -84,7 +84,7 @@ def micro_batches_for(
     at_most: int | None,
     on_room: Callable[[Room], None] | None,
 ) -> MicroBatches:
-    """Cuts the batches of a training on `data`; `progress` holds what a checkpoint says of that, and is updated."""
+    """Makes the `MicroBatches` of a training on `data`. `progress` holds the checkpoint's values, and is updated."""
     world_size = rank_and_world_size()[1]
     num_images, batch_size = data.num_images("train"), batch_size_of_rank(config, world_size)
 
@@ -106,7 +106,7 @@ def micro_batches_for(
 
 
 def num_steps_of(config: TrainingConfig, data: ImageData) -> int:
-    """Of an epoch."""
+    """Number of steps of an epoch."""
     world_size = rank_and_world_size()[1]
     return max(data.num_images("train") // (batch_size_of_rank(config, world_size) * world_size), 1)
 
@@ -121,7 +121,7 @@ def batches_from(
     until: int,
     evaluated: tuple[Split, int] | None = None,
 ) -> Iterator[Batch]:
-    """This rank's batches of the epoch that `progress` is in, from the next step on; see `ImageData.train_batches`."""
+    """This rank's batches of the current epoch, from the next step on; see `ImageData.train_batches`."""
     rank, world_size = rank_and_world_size()
     batches = data.train_batches(
         batch_size=batch_size_of_rank(config, world_size),
@@ -140,15 +140,15 @@ def batches_from(
 
 
 class Keeper:
-    """Keeps the checkpoint of a training, and takes it back where a loss, a weight or a statistic is not finite.
+    """Writes the checkpoints of a training, and takes it back if a loss, a weight or a statistic is not finite.
 
-    Goes by the clock of the first rank, and all ranks do the same. What it does to the training follows from the number
-    of the step alone, so a training ends with the same weights whenever checkpoints were written, and read again.
+    The clock of the first rank decides when checkpoints are written, and all ranks do the same. The effect on the
+    training depends only on the number of the step. So weights do not depend on when checkpoints were written or read.
 
     Args:
-        checkpoint: None where nothing is kept, and so there is no way back.
-        config: Says by which time a checkpoint is due.
-        fresh: The state that the training begins with, to go back to in the first epoch; None where it was saved.
+        checkpoint: None if nothing is kept; the training then cannot go back.
+        config: Settings, which say when a checkpoint is due.
+        fresh: Makes the initial state, to go back to in the first epoch. None if it was saved.
     """
 
     def __init__(
@@ -164,11 +164,11 @@ class Keeper:
         self._checkpoint, self._state, self._device = checkpoint, state, device
         self._due_after = 60 * config.checkpoint_minutes or math.inf
         self._label, self._fresh = label or {}, fresh
-        self._saved_step: int | None = None  # of the checkpoint; None where that is none of this training
+        self._saved_step: int | None = None  # step of the last checkpoint; None if this training has written none
         self._started = self._last_saved = time.perf_counter()
 
     def load(self) -> State | None:
-        """Takes over the last checkpoint; the progress that was saved with it, or None where there is none."""
+        """Loads the last checkpoint, and returns the progress saved with it; None if there is no checkpoint."""
         saved = self._read(self._is_own)
         if saved is None:
             return None
@@ -187,7 +187,7 @@ class Keeper:
         return all(saved.get(name) == value for name, value in self._label.items())
 
     def start_clock(self, progress: Progress) -> None:
-        """From now on, time is of `progress`."""
+        """Starts to count seconds for `progress`."""
         self._started = time.perf_counter() - progress.seconds
 
     def save(self, progress: Progress) -> None:
@@ -196,27 +196,27 @@ class Keeper:
         if self._checkpoint is not None and rank_and_world_size()[0] == 0:
             self._checkpoint.write(
                 {**self._state.to_plain(), **self._label, **progress.to_plain()},
-                keep=self._saved_step == 0,  # the end of an epoch stays until that of the next
+                keep=self._saved_step == 0,  # the checkpoint of an epoch's end stays until the next end
             )
         self._saved_step = progress.step
 
     def check(self, progress: Progress, *, num_steps: int, begins_again: bool, stop: Callable[[], bool] = bool) -> bool:
-        """Called after each step; looks at the training every 20, and after the last of an epoch's `num_steps`.
+        """Checks the training every 20 steps, and after the last step of an epoch. Call it after each step.
 
-        All that ranks have of their own images, the sums of losses and statistics of batch norm, becomes its mean over
-        ranks then. Since these are sums and moving averages, at the end of an epoch that is what it would have been
-        without. Where a checkpoint is due, it is written. Where something is not finite, the training goes back to the
-        end of the last epoch.
+        A check averages the sums of losses and the batch norm statistics over ranks. These are sums and moving
+        averages, so this does not change their values at the end of an epoch. A checkpoint is written if it is due. If
+        a number is not finite, the training goes back to the end of the last epoch.
 
         Args:
-            begins_again: Whether the epoch is then begun again, with other images, or goes on with those that are left.
-            stop: Asked whether to stop: after each step where one process trains; else every 20 steps, by every rank.
+            num_steps: Steps of an epoch.
+            begins_again: Whether the epoch is then restarted with other images, or continues with the images left.
+            stop: Says whether to stop. It is called after each step, or by every rank every 20 steps.
 
         Returns:
-            Whether any rank was asked to stop; then there is a checkpoint.
+            Whether any rank was asked to stop. There is a checkpoint then.
 
         Raises:
-            DivergedError: There is nothing to go back to, or it went back three times already.
+            DivergedError: There is nothing to go back to, or the training went back three times already.
         """
         is_last = progress.step == num_steps
         is_check = is_last or progress.step % _STEPS_BETWEEN_CHECKS == 0
@@ -240,7 +240,7 @@ class Keeper:
         if self._checkpoint is not None and progress.num_rollbacks < _MAX_ROLLBACKS:
 
             def is_end_of_last_epoch(saved: State) -> bool:
-                # one before it may be left here, from when this machine had the training an earlier time
+                # an older checkpoint may be left from an earlier time when this machine had the training
                 end = saved.get("step", 0), saved.get("epoch", progress.epoch)
                 return self._is_own(saved) and end == (0, progress.epoch)
 

@@ -1,10 +1,7 @@
-"""How long a forward pass takes, measured."""
+"""Measurement of the time of a forward pass."""
 
 import copy
-import dataclasses
-import math
 import platform
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,26 +13,22 @@ from torch import nn
 
 from cvt_nas.engine.optimization import is_out_of_memory
 from cvt_nas.errors import ResourceError
-from cvt_nas.latency import LatencyTable, block_key, embedding_key, head_key
-from cvt_nas.model import Block, ConvEmbed, CvT
-from cvt_nas.space import SearchSpace
+from cvt_nas.model import CvT
 
 _MIN_RUNS, _MIN_WARMUPS = 5, 3
-_MAX_PARTS, _PART_SECONDS, _PART_RUNS = 3_000, 0.1, 50  # of a table
-_NUM_FITTED, _NUM_JUDGED, _WHOLE_SECONDS = 12, 8, 0.5  # whole networks, and the time of each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Latency:
-    """Time of a forward pass, in fp32, of images that are on the device already.
+    """Time of a forward pass in fp32. The images are on the device already.
 
     Args:
         batch_size: Images in a pass.
         median_ms, p10_ms, p90_ms: Median, 10th and 90th percentile of the runs, in milliseconds.
         device: Name of the processor.
-        num_threads: Of the runtime on the CPU, even where that only feeds a GPU.
-        num_runs: Timed runs, after those that warm up.
-        runtime: What ran the network, with its version.
+        num_threads: Threads of the runtime on the CPU, even if the network runs on a GPU.
+        num_runs: Number of timed runs, without warm-up runs.
+        runtime: Library that ran the network, with its version.
     """
 
     batch_size: int
@@ -49,7 +42,7 @@ class Latency:
 
     @property
     def images_per_second(self) -> float:
-        """By the median."""
+        """Images a second by the median."""
         return 1e3 * self.batch_size / self.median_ms
 
     def to_json(self) -> dict[str, object]:
@@ -61,15 +54,15 @@ def measure_latency(
 ) -> Latency:
     """Times forward passes of a copy of `model` in eval mode, one after the other.
 
-    The images are of noise, in the channels-last layout of every evaluation. Torch's settings, such as TF32 and the
-    number of threads, are those of the process.
+    Images are noise in the channels-last layout of evaluations. Torch's settings, such as TF32 and the number of
+    threads, are those of the process.
 
     Args:
-        model: On any device; not changed.
-        max_seconds, max_runs: Whichever is reached first ends it; five runs are timed in any case.
+        model: Network on any device. It is not changed.
+        max_seconds, max_runs: Limits; the first one that is reached ends the measurement. At least five runs are timed.
 
     Raises:
-        ResourceError: The device is not there, or has too little memory.
+        ResourceError: The device does not exist, or has too little memory.
     """
     check_device(device)
     try:
@@ -84,65 +77,6 @@ def measure_latency(
     return latency_of(seconds, batch_size=batch_size, device=device, runtime=f"torch {torch.__version__}")
 
 
-def measure_table(space: SearchSpace, *, device: torch.device, seed: int = 0) -> LatencyTable:
-    """Times all the parts of a space's networks, and some whole ones, by which it scales the times of the parts.
-
-    A part alone pays for its start and its end, which in a network overlap with others, so sums alone would be too
-    great; a line through the whole networks mends that.
-
-    Args:
-        seed: Of the whole networks, which are drawn evenly.
-
-    Raises:
-        ResourceError: The space has too many parts, or the device is not there, or has too little memory.
-    """
-    check_device(device)
-    parts = space.parts()
-    num_parts = len(parts.embeddings) + len(parts.blocks) + len(parts.heads)
-    if num_parts > _MAX_PARTS:
-        raise ResourceError(f"latency: the space has {num_parts:,} parts to time, at most {_MAX_PARTS:,} can be")
-    times: dict[str, float] = {}
-    for stage, channels, before in parts.embeddings:
-        images = torch.randn(1, channels, *before).contiguous(memory_format=torch.channels_last)
-        grid = stage.grid_after(before)
-        key = embedding_key(stage, in_channels=channels, grid=grid)
-        times[key] = _part_us(ConvEmbed(stage, channels, grid), (images,), device)
-    for block, dim, grid, token in parts.blocks:
-        tokens = torch.randn(1, math.prod(grid) + token, dim)
-        key = block_key(block, embed_dim=dim, grid=grid, class_token=token)
-        times[key] = _part_us(Block(block, dim, token, 0.0), (tokens, grid), device)
-    for dim, grid in parts.heads:
-        token = space.stages[-1].class_token
-        head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, space.num_classes))
-        tokens = torch.randn(1, 1 if token else math.prod(grid), dim)
-        times[head_key(dim=dim, grid=grid)] = _part_us(head, (tokens,), device)
-    plain = LatencyTable(parts={key: round(us) for key, us in times.items()}, constant_us=0, device="", error=0.0)
-    sums_us, wholes_us = _whole_networks(dataclasses.replace(space, latency=plain), device, seed)
-    scale, constant = np.polyfit(sums_us[:_NUM_FITTED], wholes_us[:_NUM_FITTED], 1)
-    if scale <= 0:  # where the networks are all alike, and their times noise
-        scale, constant = float(wholes_us.mean() / sums_us.mean()), 0.0
-    told, judged = scale * sums_us[_NUM_FITTED:] + constant, wholes_us[_NUM_FITTED:]
-    return LatencyTable(
-        parts={key: round(scale * us) for key, us in times.items()},
-        constant_us=round(constant),
-        device=f"{device_name(device)}, torch {torch.__version__}, threads: {torch.get_num_threads()}",
-        error=float(np.median(np.abs(told / judged - 1))),
-    )
-
-
-def _part_us(part: nn.Module, inputs: tuple[object, ...], device: torch.device) -> float:
-    """Median microseconds of a forward pass."""
-    try:
-        part = part.to(device).eval()
-        inputs = tuple(value.to(device) if isinstance(value, torch.Tensor) else value for value in inputs)
-        seconds = _time_passes(part, inputs, device, max_seconds=_PART_SECONDS, max_runs=_PART_RUNS)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(f"latency: a part does not fit in the memory of {device_name(device)}") from error
-    return 1e6 * float(np.median(seconds))
-
-
 @torch.inference_mode()
 def _time_passes(
     module: nn.Module, inputs: tuple[object, ...], device: torch.device, *, max_seconds: float, max_runs: int
@@ -155,20 +89,8 @@ def _time_passes(
     return time_runs(run, max_seconds=max_seconds, max_runs=max_runs)
 
 
-def _whole_networks(space: SearchSpace, device: torch.device, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of parts and times of whole networks, both in microseconds; feasible ones, as far as params and FLOPs go."""
-    rng, sums, wholes = random.Random(f"{seed} latency"), list[int](), list[float]()
-    free = dataclasses.replace(space, bounds={m: bound for m, bound in space.bounds.items() if m != "latency_ms"})
-    for _ in range(_NUM_FITTED + _NUM_JUDGED):
-        genome = free.sample_feasible(rng) or free.sample(rng)
-        sums.append(free.cost(genome).latency_us)
-        model = CvT(free.decode(genome))
-        wholes.append(1e3 * measure_latency(model, device=device, max_seconds=_WHOLE_SECONDS, max_runs=100).median_ms)
-    return np.array(sums, dtype=float), np.array(wholes)
-
-
 def time_runs(run: Callable[[], object], *, max_seconds: float, max_runs: int) -> list[float]:
-    """Seconds of each call of `run`, after others that warm up for up to a tenth of the time or a third of the runs."""
+    """Seconds of each call of `run`, after a warm-up of up to a tenth of the time or a third of the runs."""
     times: list[float] = []
     for seconds, fewest, most in ((max_seconds / 10, _MIN_WARMUPS, max_runs // 3), (max_seconds, _MIN_RUNS, max_runs)):
         times, end = [], time.perf_counter() + seconds
@@ -180,7 +102,7 @@ def time_runs(run: Callable[[], object], *, max_seconds: float, max_runs: int) -
 
 
 def latency_of(seconds: Sequence[float], *, batch_size: int, device: torch.device, runtime: str) -> Latency:
-    """What was measured, from the times of its runs, by a runtime with as many threads as torch has."""
+    """Latency from the seconds of runs, for a runtime with as many threads as torch."""
     low, median, high = (float(ms) for ms in np.percentile(1e3 * np.asarray(seconds), [10, 50, 90]))
     return Latency(
         batch_size=batch_size,
@@ -195,7 +117,7 @@ def latency_of(seconds: Sequence[float], *, batch_size: int, device: torch.devic
 
 
 def latency_line(latency: Latency) -> str:
-    """For people."""
+    """Describes a latency in one line for people."""
     return (
         f"{latency.median_ms:.3g} ms a batch of {latency.batch_size}, median of {latency.num_runs} runs "
         f"(p10 {latency.p10_ms:.3g}, p90 {latency.p90_ms:.3g}), {latency.images_per_second:.4g} images a second; "
@@ -204,13 +126,13 @@ def latency_line(latency: Latency) -> str:
 
 
 def check_device(device: torch.device) -> None:
-    """Raises ResourceError where `device` is a GPU, and there is none that torch can use."""
+    """Raises ResourceError if `device` is a GPU and torch can use none."""
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ResourceError("cuda: this machine has no GPU that torch can use")
 
 
 def device_name(device: torch.device) -> str:
-    """Of the processor, as its maker calls it, where the system tells."""
+    """Product name of the processor, if the system knows it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

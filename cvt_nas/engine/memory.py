@@ -1,7 +1,7 @@
-"""How many images a device has memory for at once, and batches that are cut to that.
+"""Cuts batches into parts that fit into a device's memory.
 
-A batch is cut into parts, whose gradients are added up, each by its share of the images. That is the gradient of the
-whole batch, to rounding, wherever the answer to an image does not depend on the others: all but batch norm.
+The gradients of parts are added, weighted by their shares of the images. Up to rounding, this is the gradient of the
+whole batch, as long as the answer to an image does not depend on other images. Only batch norm is an exception.
 """
 
 import contextlib
@@ -19,25 +19,25 @@ from cvt_nas.config import TrainingConfig
 from cvt_nas.engine.optimization import is_out_of_memory, least_over_ranks, rank_and_world_size, share_of_rank
 
 LEAST_USEFUL = 16  # images that batch norm needs: `training.activation_checkpointing` has the source
-_PROBED = 16  # images of the larger pass, which even a small device has memory for
-SPARE = 0.1  # of the memory: blocks do not fit into it without gaps
+_PROBED = 16  # images of the larger test pass; even a small device has memory for them
+SPARE = 0.1  # share of the memory that stays free, since allocations leave gaps
 T = TypeVar("T")
 
 
 class Meter(Protocol):
-    """The memory of a device, as this process sees it."""
+    """Measures the memory of a device for this process."""
 
     def room(self) -> int:
-        """Bytes that this process may have in all, those included that it has already."""
+        """Bytes that this process may use in total, including those in use."""
         ...
 
     def peak_of(self, run: Callable[[], object], /) -> int:
-        """The most bytes that this process had at a time while `run` ran, those included that it had before."""
+        """Peak of bytes that this process used while `run` ran, including those used before."""
         ...
 
 
 class CudaMeter:
-    """A GPU's memory, of which `share` is meant for this process; see `torch.cuda.set_per_process_memory_fraction`."""
+    """Measures a GPU's memory. `share` is this process's part; see `torch.cuda.set_per_process_memory_fraction`."""
 
     def __init__(self, device: torch.device, share: float = 1.0) -> None:
         self._device, self._share = device, share
@@ -54,19 +54,19 @@ class CudaMeter:
 
 
 def meter_of(device: torch.device, share: float = 1.0) -> Meter | None:
-    """None for a CPU, whose memory is the machine's, and large."""
+    """The meter of a device; None for a CPU, which has the large memory of the machine."""
     return CudaMeter(device, share) if device.type == "cuda" else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Room:
-    """How much of a batch the device of a training has memory for.
+    """The part of a batch that fits into the memory of a training's device.
 
     Args:
-        micro_batch: Images at once, on each device.
-        activation_checkpointing: Whether what is inside a block is computed again in the backward pass.
-        ran_out: Whether that is less than before, since memory ran out.
-        note: For people; None where a batch goes through as the file has it.
+        micro_batch: Images at once on each device.
+        activation_checkpointing: Whether the backward pass recomputes the inside of blocks.
+        ran_out: Whether the number was reduced because memory ran out.
+        note: Note for people; None if the settings of the file are unchanged.
     """
 
     micro_batch: int
@@ -76,10 +76,10 @@ class Room:
 
 
 class _Statistics:
-    """The running statistics of a network's batch norms, moved once a batch by the mean over its parts.
+    """Moves the running statistics of batch norms once a batch, by the mean over its parts.
 
-    Each part replaces them by its own, so that the momentum of a batch norm is the same for all parts: a compiled block
-    has it as a constant.
+    Each part replaces them by its own statistics. So the momentum is the same for all parts, which compiled blocks need
+    since it is a constant there.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -89,7 +89,7 @@ class _Statistics:
 
     @contextlib.contextmanager
     def of_part(self, share: float, *, is_first: bool, is_last: bool) -> Iterator[None]:
-        """The pass of a part that has this share of the batch."""
+        """Context for the pass of a part with this share of the batch."""
         momenta = [norm.momentum for norm in self._norms]
         assert len(set(momenta)) <= 1, "a network's batch norms have torch's default"
         running: list[Any] = [tensor for norm in self._norms for tensor in (norm.running_mean, norm.running_var)]
@@ -113,8 +113,13 @@ class _Statistics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """Of a batch: which images, and their share of it; their mean loss counts by `weight`, which is `share` unless
-    ranks have unequal batches."""
+    """A part of a batch.
+
+    Args:
+        rows: Its images.
+        share: Its share of the batch.
+        weight: Weight of its mean loss. It equals `share` unless ranks have unequal batches.
+    """
 
     rows: slice
     share: float
@@ -124,25 +129,27 @@ class Part:
     statistics: _Statistics
 
     def moving_statistics(self) -> contextlib.AbstractContextManager[None]:
-        """The forward and backward pass of the part, in which batch norms move their running statistics by its share
-        of the batch: as far as in one piece."""
+        """Context for the forward and backward pass of the part, in which running statistics move by its share.
+
+        After all parts, they have moved as far as with the whole batch.
+        """
         if self.share == 1:
             return contextlib.nullcontext()
         return self.statistics.of_part(self.share, is_first=self.is_first, is_last=self.is_last)
 
 
 class MicroBatches:
-    """Cuts the batches of a training into parts that its device has memory for, and begins one again where it has not.
+    """Cuts the batches of a training into parts that fit into memory, and repeats a batch if memory runs out.
 
-    Where several ranks train, all cut alike, by the one that has the least memory.
+    All ranks use the same parts. The rank with the least memory decides.
 
     Args:
-        batch_size: Images of a batch that a rank has at most.
-        meter: Measures before the first batch; where it is None, a batch goes through whole until memory runs out.
-        bytes_to_come: What the training will hold that it does not hold yet, as the moments of the optimizer.
+        batch_size: Greatest number of images of a rank's batch.
+        meter: Measures memory before the first batch. With None, batches are whole until memory runs out.
+        bytes_to_come: Bytes that the training will still allocate, such as the moments of the optimizer.
         is_uneven: Whether ranks may have batches of different sizes.
-        known: What a checkpoint holds of it: images at once, and whether blocks are computed again.
-        at_most: Images at once, since memory ran out with more.
+        known: Values of a checkpoint: images at once, and whether blocks are recomputed.
+        at_most: Greatest number of images at once, after memory ran out with more.
     """
 
     def __init__(
@@ -174,14 +181,14 @@ class MicroBatches:
 
     @property
     def whole_part(self) -> "Part":
-        """Of a batch that is not cut."""
+        """The only part of a batch that is not cut."""
         return Part(
             rows=slice(None), share=1.0, weight=1.0, is_first=True, is_last=True, statistics=self._statistics
         )  # fmt: skip
 
     @property
     def _asked(self) -> int:
-        """Images at once, where there is memory for them."""
+        """Images at once if there is enough memory."""
         said = self._config.micro_batch
         return self._batch_size if said == "auto" else min(int(said), self._batch_size)
 
@@ -191,7 +198,7 @@ class MicroBatches:
 
     @property
     def _may_recompute(self) -> bool:
-        """Whether it is for us to say that blocks are to be computed again, and they are not."""
+        """Whether recomputing is off and may be turned on."""
         return self._config.activation_checkpointing == "auto" and not self._recomputes
 
     def _is_few(self, number: int) -> bool:
@@ -200,14 +207,14 @@ class MicroBatches:
     def run(
         self, backward: Callable[[Sequence[Part]], T], probe: Callable[[Sequence[Part]], object], num_images: int
     ) -> T:
-        """What `backward` returns for the parts of a batch of `num_images`, whose gradients it leaves.
+        """Calls `backward` for the parts of a batch of `num_images`, and returns its result.
 
-        Where memory runs out, the running statistics and random states go back to what they were, and it is called
-        again, with smaller parts. With several ranks it raises, since the others wait for this one.
+        If memory runs out, running statistics and random states are restored, and `backward` is called with smaller
+        parts. With several ranks, it raises instead, since the others wait for this rank.
 
         Args:
-            probe: The same for parts of this batch, without a word to other ranks: one may run out of memory in it. The
-                memory that it takes is the most that `backward` takes of any batch.
+            probe: As `backward`, without communication between ranks, since one rank may run out of memory in it. It
+                takes as much memory as `backward` takes for any batch.
 
         Raises:
             torch.OutOfMemoryError: There is no memory for one image, or there are several ranks.
@@ -222,10 +229,10 @@ class MicroBatches:
             except RuntimeError as error:
                 if not is_out_of_memory(error) or rank_and_world_size()[1] > 1 or not self._shrink():
                     raise
-            self._undo()  # only here, since an exception holds on to the tensors of the pass that failed
+            self._undo()  # outside of the handler, since the exception keeps the tensors of the failed pass
 
     def _parts(self, num_images: int, weight: float) -> list[Part]:
-        """As many of any batch, on any rank, and as equal as can be."""
+        """The parts of a batch. Their number is the same for all batches and ranks, and they are nearly equal."""
         assert self._micro_batch is not None, "it was measured"
         number = min(math.ceil(self._batch_size / self._micro_batch), max(num_images, 1))
         ends = [index * num_images // number for index in range(number + 1)]
@@ -252,9 +259,9 @@ class MicroBatches:
         self._settle(min(found, self._wanted), self._recomputes)
 
     def _fitting(self, probe: Callable[[Sequence[Part]], object]) -> int:
-        """Images that the device has memory for, by a line through the peaks of two small passes; at least 1."""
+        """Images that fit into memory, extrapolated from the peaks of two small passes; at least 1."""
         assert self._meter is not None, "else nothing is measured"
-        # where blocks are computed again, the peak of a few images is not where that of many is, and each takes less
+        # with recomputing, few images have their peak elsewhere than many images, and each takes less memory
         larger, peaks = min(4 * _PROBED if self._recomputes else _PROBED, self._batch_size), list[int]()
         while larger > 1 and not peaks:
             try:
@@ -271,7 +278,7 @@ class MicroBatches:
         return least_over_ranks(min(found, self._batch_size), self._device)
 
     def _peak_of(self, probe: Callable[[Sequence[Part]], object], size: int) -> int:
-        """Of two parts of so many images: the second goes forward while the gradients of the first are there."""
+        """Peak of two parts of `size` images: the second one runs while the gradients of the first one exist."""
         assert self._meter is not None, "else nothing is measured"
         halves = [
             Part(
@@ -287,8 +294,7 @@ class MicroBatches:
             self._undo()
 
     def _shrink(self) -> bool:
-        """Halves the parts, or computes blocks again instead, where that leaves too few; False where nothing is left
-        to do."""
+        """Halves the parts, or recomputes blocks if the parts would become too small. False if neither is possible."""
         assert self._micro_batch is not None, "a batch was begun"
         self._ran_out = True
         if self._may_recompute and self._is_few(self._micro_batch // 2):
@@ -333,7 +339,7 @@ class Undo:
     """Restores a network's buffers and the random states as they were at the last `remember`."""
 
     def __init__(self, buffers: Sequence[Tensor], device: torch.device) -> None:
-        # of one type each, which a GPU copies at once
+        # grouped by type, so that a GPU copies each group at once
         self._groups = [
             [buffer for buffer in buffers if buffer.is_floating_point() == is_float] for is_float in (True, False)
         ]

@@ -1,4 +1,4 @@
-"""What a search maximises: how good a network's answers on a split are, from 0 to 1."""
+"""Metrics that a search can maximise: the quality of a network's answers on a split, from 0 to 1."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +16,14 @@ from cvt_nas.plugins import is_plugin, load_plugin
 Answers = Float[np.ndarray, "images classes"]
 Labels = Shaped[np.ndarray, "images ..."]  # class indices, or (images, classes) of zeros and ones
 
-_OF_MANY = ("macro_f1", "mean_average_precision", "auroc")  # that know images of several classes
+_OF_MANY = ("macro_f1", "mean_average_precision", "auroc")  # metrics for images with several classes
 
 
 def metric_of(training: TrainingConfig, data: ImageData) -> str:
     """The setting `metric`, with `auto` resolved.
 
     Raises:
-        DataError: It is for images of one class each, and these can have several.
+        DataError: Images can have several classes, and the metric is for one class each.
         PluginError: See `load_plugin`.
     """
     name = training.metric
@@ -40,17 +40,17 @@ def metric_of(training: TrainingConfig, data: ImageData) -> str:
 
 
 def score(name: str, logits: Float[Tensor, "images classes"], labels: Tensor) -> float:
-    """The metric `name` of all the answers to a split.
+    """Computes the metric `name` from all answers to a split.
 
-    Means over classes are over those that the labels have; in `macro_f1`, also over those that are answered. An image
-    whose answer is not finite counts as wrong as it can be.
+    Means over classes include the classes of the labels, and in `macro_f1` also those of the answers. An answer that is
+    not finite counts as completely wrong.
 
     Args:
-        name: Any but `auto`.
-        logits, labels: On the CPU; labels are indices `(images,)`, or zeros and ones `(images, classes)`.
+        name: A metric except `auto`.
+        logits, labels: On the CPU. Labels are indices `(images,)`, or zeros and ones `(images, classes)`.
 
     Raises:
-        PluginError: A function of the user's gives no number from 0 to 1.
+        PluginError: The user's function returns no number from 0 to 1.
     """
     if is_plugin(name):
         value = float(load_plugin(name, "training.metric")(logits, labels))
@@ -61,7 +61,7 @@ def score(name: str, logits: Float[Tensor, "images classes"], labels: Tensor) ->
 
 
 def _as_finite(logits: Tensor, labels: Tensor) -> Tensor:
-    """The same, where every answer that is not finite is against each of the image's labels."""
+    """Replaces answers that are not finite by ones that contradict all labels of the image."""
     is_lost = ~logits.isfinite().all(dim=1)
     if not is_lost.any():
         return logits
@@ -80,9 +80,8 @@ def _accuracy(logits: Answers, labels: Labels) -> float:
 def _balanced_accuracy(logits: Answers, labels: Labels) -> float:
     from sklearn.metrics import recall_score
 
-    known: Any = np.unique(labels)
-    options: dict[str, Any] = {"labels": known, "average": "macro", "zero_division": 0}
-    return float(recall_score(labels, logits.argmax(axis=1), **options))
+    answers = logits.argmax(axis=1)
+    return float(recall_score(labels, answers, labels=np.unique(labels), average="macro", zero_division=_ZERO))
 
 
 def _macro_f1(logits: Answers, labels: Labels) -> float:
@@ -92,8 +91,7 @@ def _macro_f1(logits: Answers, labels: Labels) -> float:
     if labels.ndim == 2:
         known = np.flatnonzero(labels.any(axis=0) | answers.any(axis=0))
         labels, answers = labels[:, known], answers[:, known].astype(labels.dtype)
-    options: dict[str, Any] = {"average": "macro", "zero_division": 0}
-    return float(f1_score(labels, answers, **options))
+    return float(f1_score(labels, answers, average="macro", zero_division=_ZERO))
 
 
 def _mean_average_precision(logits: Answers, labels: Labels) -> float:
@@ -115,9 +113,9 @@ def _auroc(logits: Answers, labels: Labels) -> float:
 
 
 def _one_against_all(logits: Answers, labels: Labels) -> tuple[Answers, np.ndarray]:
-    """A score of each class for each image, comparable over images, and whether the image has it.
+    """Returns a score of each class for each image, comparable over images, and whether the image has the class.
 
-    Where an image has one class, these are log-odds: probabilities near 1 would be equal.
+    With one class an image, scores are log-odds, since probabilities near 1 would become equal.
     """
     if labels.ndim == 2:
         return logits, labels > 0
@@ -132,6 +130,7 @@ def _as_columns(labels: Labels, num_classes: int) -> np.ndarray:
     return labels if labels.ndim == 2 else np.eye(num_classes, dtype=np.uint8)[labels]
 
 
+_ZERO: Any = 0  # for `zero_division`, whose default is text, so type checkers expect text
 _METRICS: dict[str, Callable[[Answers, Labels], float]] = {
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,

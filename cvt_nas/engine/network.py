@@ -1,19 +1,20 @@
-"""A network that is to be judged or asked: its weights or its program, its classes, and how its images are prepared."""
+"""Networks from files: weights or programs, their classes, and the preprocessing of their images."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from cvt_nas.arch import ArchConfig, ImageSize, load_arch, size_text
 from cvt_nas.data import Preprocessing
 from cvt_nas.data.images import usual_preprocessing
-from cvt_nas.data.preprocessing import preprocessing_beside
+from cvt_nas.data.preprocessing import Found, preprocessing_beside
 from cvt_nas.errors import ArchError, DataError, ResourceError, first_line
 from cvt_nas.model import (
     ClassNames,
     CvT,
+    Logits,
     Told,
     classes_beside,
     fitted,
@@ -28,16 +29,16 @@ _PROGRAMS = {"model.onnx": load_onnx, "model.pt2": load_program}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
-    """What is to be evaluated.
+    """A network from files.
 
     Args:
         model: A `CvT`, or a program of a runtime.
-        folder: Of the files.
-        names: Of the classes, in the order of the logits, where anything tells them.
-        is_published: Whether it is a published network, as far as can be told.
+        folder: Folder of the files.
+        names: Class names in the order of the logits, if known.
+        is_published: Whether it seems to be a published network.
     """
 
-    model: Any
+    model: CvT | Logits
     arch: ArchConfig
     folder: Path
     names: ClassNames
@@ -50,7 +51,7 @@ class Network:
 
     @property
     def is_multi_label(self) -> bool:
-        """Whether each label has a probability of its own, by what lies beside the weights."""
+        """Whether each label has a separate probability, according to the files beside the weights."""
         signs = {
             "preprocessing.json": ("multi_label", True),
             "config.json": ("problem_type", "multi_label_classification"),
@@ -62,24 +63,30 @@ class Network:
         return False
 
     def preprocessing(self, image_size: ImageSize | None = None) -> tuple[Preprocessing, str | None]:
-        """How images are prepared, and a note where nothing beside the weights says it.
+        """Returns how images are prepared, and a note if no file beside the weights says it.
 
         Args:
-            image_size: Instead of the network's own.
+            image_size: Replaces the network's own size.
 
         Raises:
-            DataError: What is beside the weights cannot be read, or asks for what cannot be done.
+            DataError: A file beside the weights cannot be read, or has an unsupported setting.
         """
         return preprocessing_in(
             self.folder, image_size, usual_size=self.arch.image_size, channels=self.arch.num_channels
         )
 
+    def at(self, image_size: ImageSize, device: torch.device) -> Logits:
+        """The model on `device`, for images of `image_size`. A program is returned unchanged."""
+        if not isinstance(self.model, CvT):
+            return self.model
+        return at_size(self.model, self.arch.with_image_size(image_size)).to(device).eval()
+
 
 def open_network(path: Path, arch: ArchConfig | None = None) -> Network:
-    """What lies at `path`: the folder of an export as ONNX or as a program, or weights, see `read_weights`.
+    """Opens the network at `path`: an export as ONNX or as a program, or weights; see `read_weights`.
 
     Raises:
-        ArchError: It cannot be read, does not fit `arch`, or has no head.
+        ArchError: The network cannot be read, does not fit `arch`, or has no head.
         ResourceError: There is no runtime for the program.
     """
     return _open_program(path, arch) or _open_weights(path, arch)
@@ -99,7 +106,7 @@ def _open_weights(path: Path, arch: ArchConfig | None) -> Network:
 
 
 def _open_program(path: Path, arch: ArchConfig | None) -> Network | None:
-    """The network of an export that is a program, in its folder or as its file; None where it is none."""
+    """Opens an export that is a program, given its folder or file. None if it is no program."""
     folder = path if path.is_dir() else path.parent
     name = next((name for name in _PROGRAMS if (path / name).is_file() or (path.name == name and path.is_file())), None)
     if name is None or (path.is_dir() and (path / "model.safetensors").is_file()):
@@ -113,7 +120,7 @@ def _open_program(path: Path, arch: ArchConfig | None) -> Network | None:
         model = _PROGRAMS[name](folder)
     except ImportError as error:
         raise ResourceError(f"{folder / name}: needs {error.name}: pip install 'cvt-nas[onnx]'") from error
-    except Exception as error:  # each runtime has errors of its own
+    except Exception as error:  # runtimes raise various errors
         said = first_line(error)
         raise ArchError(f"{folder / name}: cannot be loaded: {said}") from error
     classes = classes_beside(folder)
@@ -122,7 +129,7 @@ def _open_program(path: Path, arch: ArchConfig | None) -> Network | None:
 
 
 def check_program(network: Network, *, image_size: ImageSize | None, device: str | None, precision: str) -> None:
-    """Whether a program, whose size of images and device are fixed, can be evaluated so."""
+    """Raises an error if a program cannot be evaluated so, since its image size and device are fixed."""
     again = "; evaluate its run instead, or an export by --format torch"
     if image_size not in (None, network.arch.image_size):
         exported = size_text(network.arch.image_size)
@@ -133,36 +140,38 @@ def check_program(network: Network, *, image_size: ImageSize | None, device: str
         raise ArchError(f"--precision {precision}: {network.folder} is exported in fp32{again}")
 
 
-def prepared_as(
-    preprocessing: Preprocessing, beside: Mapping[str, Any], source: Path | None, *, resized: bool
-) -> Preprocessing:
-    """What `beside` says of how images are prepared, and `preprocessing` where it says nothing.
+def prepared_as(preprocessing: Preprocessing, beside: Found, source: Path | None, *, resized: bool) -> Preprocessing:
+    """Returns the preprocessing of `beside`. Values that it lacks come from `preprocessing`.
 
     Args:
         beside, source: See `preprocessing_beside`.
-        resized: Whether images have another size than the network's own, where as much of them is seen as is usual.
+        resized: Whether images have another size than the network's own. The usual part of them is then seen.
 
     Raises:
-        DataError: It is for another number of channels.
+        DataError: `beside` is for another number of channels.
     """
-    own = {name: value for name, value in beside.items() if name in Preprocessing.__slots__ and name != "image_size"}
     num_channels = len(preprocessing.mean)
-    for name in ("mean", "std"):
-        if name in own and len(own[name]) == 1:
-            own[name] *= num_channels
-        if name in own and len(own[name]) != num_channels:
-            raise DataError(f"{source}: {name}: got {len(own[name])} values for images of {num_channels} channels")
-    if resized:
-        own.pop("crop_pct", None)
-    return replace(preprocessing, **own)
+
+    def for_each_channel(name: str, values: tuple[float, ...]) -> tuple[float, ...]:
+        if len(values) not in (1, num_channels):
+            raise DataError(f"{source}: {name}: got {len(values)} values for images of {num_channels} channels")
+        return values * num_channels if len(values) == 1 else values
+
+    return replace(
+        preprocessing,
+        mean=for_each_channel("mean", beside.get("mean", preprocessing.mean)),
+        std=for_each_channel("std", beside.get("std", preprocessing.std)),
+        interpolation=beside.get("interpolation", preprocessing.interpolation),
+        crop_pct=preprocessing.crop_pct if resized else beside.get("crop_pct", preprocessing.crop_pct),
+    )
 
 
 def preprocessing_in(
     folder: Path, image_size: ImageSize | None = None, *, usual_size: ImageSize, channels: int
 ) -> tuple[Preprocessing, str | None]:
-    """See `Network.preprocessing`; `usual_size` is taken where nothing in `folder` tells one."""
+    """See `Network.preprocessing`. `usual_size` is the size if no file in `folder` gives one."""
     beside, source = preprocessing_beside(folder)
-    size = image_size or beside.get("image_size", usual_size)
+    size = beside.get("image_size", usual_size) if image_size is None else image_size
     usual = usual_preprocessing(size, beside.get("mean"), beside.get("std"), channels=channels)
     found = prepared_as(usual, beside, source, resized=image_size is not None)
     return found, assumed(found) if source is None else None

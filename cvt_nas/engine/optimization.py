@@ -1,4 +1,4 @@
-"""What every training shares: optimizer, learning rate, averaged weights, and the ranks that it runs on."""
+"""Parts that all trainings share: optimizer, learning rate, averaged weights and ranks."""
 
 import math
 import os
@@ -16,11 +16,16 @@ from cvt_nas.config import TrainingConfig
 from cvt_nas.engine.criterion import Criterion
 
 T = TypeVar("T")
-State = dict[str, Any]  # of a checkpoint: numbers, texts, tensors, and lists and dictionaries of them
+State = dict[str, Any]  # content of a checkpoint: numbers, text, tensors, and lists and dictionaries of them
 
 
 class DivergedError(Exception):
-    """A loss, a weight or a statistic is no longer finite, in `epoch`, from 1; `curve` has the accuracies before it."""
+    """A loss, a weight or a statistic is not finite.
+
+    Attributes:
+        epoch: Number of the epoch, from 1.
+        curve: Accuracies before it.
+    """
 
     def __init__(self, epoch: int, curve: Sequence[float] = (), num_rollbacks: int = 0) -> None:
         times = f", after it was rolled back {times_of(num_rollbacks)}" if num_rollbacks else ""
@@ -33,27 +38,29 @@ def times_of(number: int) -> str:
 
 
 def prepare_device(device: torch.device) -> None:
-    """Lets a GPU multiply in TF32, and makes it add in the same order each time, so that a seed fixes the weights.
+    """Lets a GPU multiply in TF32, and makes its sums deterministic, so that a seed fixes the weights.
 
-    Convolutions and attention would otherwise add up their gradients in whichever order threads end; attention in fp32
-    to very many keys still does, since it has no other way.
+    Convolutions and attention would otherwise add gradients in the order in which threads end. Attention in fp32 to
+    very many keys still does, since it has no deterministic kernel.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
         torch.use_deterministic_algorithms(True, warn_only=True)
-        # a safeguard that costs a pass over each tensor
+        # this safeguard costs a pass over each tensor
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether `error` says that a device, or the machine, has no memory left; the latter has no class of its own."""
+    """Whether `error` says that a device or the machine is out of memory. The latter has no class of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def optimizer_of(model: nn.Module, training: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
-    """Weight decay on matrices and kernels only: not on norms, biases, the class token, positions, and maps near the
-    identity."""
+    """Makes the optimizer. Weight decay applies to matrices and kernels.
+
+    It does not apply to norms, biases, the class token, position embeddings, and maps near the identity.
+    """
 
     def is_decayed(name: str, parameter: nn.Parameter) -> bool:
         return (
@@ -71,7 +78,7 @@ def optimizer_of(model: nn.Module, training: TrainingConfig, device: torch.devic
 
 
 def learning_rate(training: TrainingConfig, epoch: float) -> float:
-    """Learning rate `epoch` epochs into the training: linear warm-up, then the schedule's way to the floor.
+    """Learning rate `epoch` epochs into the training: linear warm-up, then the schedule down to the floor.
 
     Sources: Loshchilov and Hutter 2017, arXiv:1608.03983, for `cosine` and its restarts; Haegele et al. 2024,
     arXiv:2405.18392, for `wsd` and its 1 - sqrt decay.
@@ -90,7 +97,7 @@ def learning_rate(training: TrainingConfig, epoch: float) -> float:
 
 
 def batch_size_of_rank(training: TrainingConfig, world_size: int) -> int:
-    """Images a step of each of `world_size` ranks; mixup and cutmix need an even number."""
+    """Images a step on each of `world_size` ranks. Mixup and CutMix need an even number."""
     share = max(training.batch_size // world_size, 1)
     return max(share - share % 2, 2) if training.augment.mixup or training.augment.cutmix else share
 
@@ -101,17 +108,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, training: TrainingConfig
 
 
 def averaged_model(model: nn.Module, training: TrainingConfig, *, num_steps: int) -> AveragedModel | None:
-    """Exponential moving average of weights and batch-norm statistics; None where it is off. `num_steps` are of an
-    epoch.
+    """Exponential moving average of weights and batch norm statistics; None if it is off.
 
-    The decay warms up as (1 + n) / (10 + n), a rule of TensorFlow's ExponentialMovingAverage.
+    The decay warms up as (1 + n) / (10 + n), like TensorFlow's ExponentialMovingAverage.
+
+    Args:
+        num_steps: Steps of an epoch.
     """
     decay = 1 - 1 / num_steps if training.ema_decay is None else training.ema_decay
     return None if decay == 0 else _WeightAverage(model, decay)
 
 
 class _WeightAverage(AveragedModel):
-    """An `AveragedModel` that counts its updates on the CPU: to read the count a GPU would stand still, each step."""
+    """An `AveragedModel` that counts updates on the CPU. Reading a count on a GPU would stall it in each step."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model)
@@ -131,12 +140,12 @@ class _WeightAverage(AveragedModel):
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Of this process, among those that share a training; 0 and 1 where it has it to itself."""
+    """Rank of this process and number of ranks in the training; 0 and 1 for a training in one process."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def from_first_rank(value: T, device: torch.device) -> T:
-    """What the first rank gives here, on every rank; `device` is that by which they talk to each other."""
+    """Returns the first rank's `value` on every rank. `device` is the device of their communication."""
     if rank_and_world_size()[1] == 1:
         return value
     box = [value]
@@ -145,7 +154,7 @@ def from_first_rank(value: T, device: torch.device) -> T:
 
 
 def average_over_ranks(tensors: Sequence[torch.Tensor]) -> None:
-    """Gives every rank the mean over ranks of each tensor, in place and in one message; all are of one type."""
+    """Replaces each tensor by its mean over ranks, in place and in one message. All tensors have the same type."""
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return
@@ -157,7 +166,7 @@ def average_over_ranks(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def least_over_ranks(value: int, device: torch.device) -> int:
-    """The smallest of the ranks' values, on every rank; `device` is that by which they talk to each other."""
+    """Returns the smallest value of all ranks on every rank. `device` is the device of their communication."""
     if rank_and_world_size()[1] == 1:
         return value
     least = torch.tensor(value, device=device)
@@ -166,9 +175,9 @@ def least_over_ranks(value: int, device: torch.device) -> int:
 
 
 def share_of_rank(num_images: int, device: torch.device) -> float:
-    """What the mean over a rank's images counts in the mean over ranks, so that all their images count alike.
+    """Weight of a rank's mean in the mean over ranks, so that all images count alike.
 
-    1 where all have as many. Each rank calls it, with its own number.
+    It is 1 if all ranks have the same number of images. Each rank calls this with its own number.
     """
     _, world_size = rank_and_world_size()
     if world_size == 1:
@@ -180,9 +189,9 @@ def share_of_rank(num_images: int, device: torch.device) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingState:
-    """All that a training needs to go on after a restart; random states follow from its seed and where it is.
+    """Everything that a training needs after a restart. Random states follow from its seed and position.
 
-    The criterion follows from settings and data, and is not saved.
+    The criterion follows from settings and data, so it is not saved.
     """
 
     model: nn.Module
@@ -201,12 +210,12 @@ class TrainingState:
         num_steps: int,
         criterion: Criterion | None = None,
     ) -> Self:
-        """Before the first step.
+        """Makes the state before the first step.
 
         Args:
-            model: On `device`.
-            num_steps: Of an epoch.
-            criterion: Cross-entropy where None.
+            model: Network on `device`.
+            num_steps: Steps of an epoch.
+            criterion: The loss; None for cross-entropy.
         """
         return cls(
             criterion=criterion or Criterion("cross_entropy", label_smoothing=training.label_smoothing),
@@ -217,7 +226,7 @@ class TrainingState:
         )
 
     def to_plain(self) -> State:
-        """What `load` takes."""
+        """Plain values for `load`."""
         return {
             "model": self.model.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
@@ -226,7 +235,7 @@ class TrainingState:
         }
 
     def step(self, clip_grad_norm: float | None) -> None:
-        """Of the optimizer, by the gradients that are there, and of the averages."""
+        """Steps the optimizer with the current gradients, and updates the averages."""
         if clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), clip_grad_norm)
@@ -236,7 +245,7 @@ class TrainingState:
             self.averaged.update_parameters(self.model)
 
     def bytes_to_come(self) -> int:
-        """Of the optimizer's moments, which it makes in its first step."""
+        """Bytes of the optimizer's moments, which it allocates in its first step."""
         if self.optimizer.state:
             return 0
         is_adam = isinstance(self.optimizer, torch.optim.AdamW)
@@ -244,13 +253,13 @@ class TrainingState:
         return number * sum(parameter.nbytes for parameter in self.model.parameters())
 
     def statistics(self) -> list[torch.Tensor]:
-        """The statistics of batch norm, and their averages: what each rank has of its own images."""
+        """Batch norm statistics and their averages, which each rank has from its own images."""
         modules = [self.model] if self.averaged is None else [self.model, self.averaged]
         return [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
 
     @torch.no_grad()
     def greatest(self) -> Float[torch.Tensor, "1"]:
-        """The greatest absolute value of all weights, statistics, averages and moments; no number where one is none."""
+        """Greatest absolute value of all weights, statistics, averages and moments; NaN if one of them is NaN."""
         moments = [
             value
             for values in self.optimizer.state.values()
@@ -263,7 +272,7 @@ class TrainingState:
         )[None]
 
     def load(self, state: State) -> State:
-        """Takes over what `to_plain` gave, out of `state`; what else was in that."""
+        """Loads the values of `to_plain` from `state`, and returns the other entries of `state`."""
         self.model.load_state_dict(state.pop("model"))
         averaged = state.pop("averaged")
         if self.averaged is not None:

@@ -1,7 +1,7 @@
-"""Forward and backward passes as CUDA graphs: recorded once, then launched as one, which small networks gain by most.
+"""Forward and backward passes as CUDA graphs: recorded once and then launched as a whole. Small networks gain most.
 
-A replay runs the kernels that were recorded, on the same memory, with the random draws that would come next, so its
-results are those of the pass itself, to the bit.
+A replay runs the recorded kernels on the same memory with the next random draws. So its results equal those of the
+pass itself, bit for bit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,15 +14,15 @@ from cvt_nas.engine.memory import Meter, Undo
 
 Pass = Callable[..., tuple[Tensor, ...]]
 Recorder = Callable[[Callable[[], tuple[Tensor, ...]]], tuple[tuple[Tensor, ...], Callable[[], None]]]
-_WARM_UPS = 2  # by which libraries have loaded what they need, and what a step makes at first is there
-_TOLERANCE = 0.01  # of the norm of all that a pass makes
-_MOST_ROOM = 0.5  # of the memory that a pass may take: a graph keeps it, and evaluation needs some, too
+_WARM_UPS = 2  # libraries load what they need, and the first step allocates
+_TOLERANCE = 0.01  # relative to the norm of all results of a pass
+_MOST_ROOM = 0.5  # share of the memory for a pass: a graph keeps it, and evaluation needs memory, too
 
 
 def recorder_of(device: torch.device) -> Recorder | None:
-    """Records on `device`, in memory that its recordings share; None where nothing can be recorded.
+    """A recorder on `device`, whose recordings share memory; None if the device cannot record.
 
-    Recordings are to be replayed in the order in which they were made.
+    Replay recordings in the order in which they were made.
     """
     if device.type != "cuda":
         return None
@@ -30,7 +30,7 @@ def recorder_of(device: torch.device) -> Recorder | None:
 
     def record(run: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
-        # other threads may go on to copy batches meanwhile
+        # other threads may copy batches meanwhile
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             made = run()
         return made, graph.replay
@@ -39,15 +39,16 @@ def recorder_of(device: torch.device) -> Recorder | None:
 
 
 class ReplayedPass:
-    """A pass that is recorded once it has run twice, and replayed from then on.
+    """A pass that is recorded after two runs, and then replayed.
 
-    The third time it both runs and is replayed, and has to give the same. It runs as it is where it does not, where it
-    cannot be recorded, where it takes more than half of the memory, and where a batch has another shape than the first.
+    The third time, it both runs and is replayed, and the results must agree. It runs without a replay if they differ,
+    if it cannot be recorded, if it takes more than half of the memory, or if a batch has another shape than the first
+    one.
 
     Args:
-        run: What is made of the tensors of a batch; adds gradients to those of `model`. The host may not look at what
-            the device computes.
-        meter: Of the device's memory; None where there is always enough.
+        run: The pass. It takes the tensors of a batch and adds gradients to those of `model`. The host must not read
+            values of the device.
+        meter: Measures the device's memory; None if there is always enough.
     """
 
     def __init__(self, run: Pass, model: nn.Module, record: Recorder, *, meter: Meter | None) -> None:
@@ -61,7 +62,7 @@ class ReplayedPass:
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """What `run` returns; valid until the next call."""
+        """Returns the result of `run`, which is valid until the next call."""
         if not self._is_possible:
             return self._run(*inputs)
         if self._num_runs < _WARM_UPS:
@@ -94,13 +95,13 @@ class ReplayedPass:
             self._made, self._replay = self._record(lambda: self._run(*self._inputs))
             self._gradients = self._take_gradients()
             self._replay()
-        except RuntimeError:  # of CUDA, where something in it cannot be recorded, or memory runs out
+        except RuntimeError:  # CUDA cannot record the pass, or memory ran out
             self._take_gradients()
         replayed = [*self._made, *self._gradients.values(), *(buffer.clone() for buffer in self._buffers)]
         undo()
         try:
             made = self._run(*inputs)
-        except RuntimeError:  # memory ran out beside what was recorded
+        except RuntimeError:  # memory ran out beside the recording
             self._give_up()
             raise
         gradients = self._take_gradients()
@@ -115,12 +116,12 @@ class ReplayedPass:
         return made
 
     def _give_up(self) -> None:
-        """Lets go of what was recorded, and its memory."""
+        """Frees the recording and its memory."""
         self._is_possible = False
         self._made, self._gradients, self._replay, self._inputs = (), {}, None, []
 
     def _take_gradients(self) -> dict[nn.Parameter, Tensor]:
-        """Those that parameters have now, and then have no more."""
+        """Takes the gradients away from the parameters, and returns them."""
         found = {parameter: parameter.grad for parameter in self._parameters if parameter.grad is not None}
         for parameter in self._parameters:
             parameter.grad = None
@@ -128,7 +129,7 @@ class ReplayedPass:
 
     @torch.no_grad()
     def _add(self, gradients: Mapping[nn.Parameter, Tensor]) -> None:
-        """To those that parameters have."""
+        """Adds gradients to those of the parameters."""
         sums = [parameter.grad for parameter in gradients if parameter.grad is not None]
         added = [gradient for parameter, gradient in gradients.items() if parameter.grad is not None]
         for parameter, gradient in gradients.items():
@@ -143,12 +144,12 @@ def _layout(tensor: Tensor) -> object:
 
 
 def _finite(tensor: Tensor) -> Tensor:
-    """In double precision; what is not finite, as where fp16 scales its loss too much, is alike."""
+    """Converts to double precision, with zeros for values that are not finite, such as after too large a loss scale."""
     return tensor.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _agree(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Whether all tensors together are the same but for sums in another order, which attention on a GPU may take."""
+    """Whether all tensors agree, except for another order of sums, which attention on a GPU may take."""
     pairs = [tuple(map(_finite, pair)) for pair in zip(found, expected, strict=True)]
     difference = sum((one - other).square().sum() for one, other in pairs)
     return bool(difference <= _TOLERANCE**2 * sum(other.square().sum() for _, other in pairs))

@@ -1,4 +1,4 @@
-"""Trainings of a run as plain values that travel between processes: what a worker reports of them."""
+"""Reports of trainings as plain values, which travel between processes."""
 
 import functools
 from collections.abc import Callable, Generator
@@ -29,10 +29,10 @@ class _Ending(TypedDict):
 
 
 class Report(_Ending):
-    """What a worker reports of a training, after each epoch and where it cannot go on.
+    """A worker's report of a training, after each epoch and when it cannot continue.
 
-    It goes on as long as `status` is `running`; a last report of another status has a `reason`. How batches are cut to
-    fit the device, and the `note` on it, are those of `Room`.
+    The training continues while `status` is `running`. A last report with another status has a `reason`. The cut of
+    batches and the `note` on it are those of `Room`.
     """
 
     epoch: int
@@ -42,7 +42,7 @@ class Report(_Ending):
 
 
 class TrainingReport(Report):
-    """Of one architecture; see `Epoch`. There is a `reason`, too, once it went back, or went on with less memory."""
+    """Report of one architecture's training; see `Epoch`. It has a `reason` if it went back or on with less memory."""
 
     accuracy: float
     curve: list[float]
@@ -50,7 +50,7 @@ class TrainingReport(Report):
 
 
 class SupernetReport(Report):
-    """Of shared weights; see `SupernetEpoch`."""
+    """Report of the training of shared weights; see `SupernetEpoch`."""
 
     losses: dict[str, float]
     num_rollbacks: int
@@ -68,11 +68,11 @@ def progress_reports(
     num_known: int = 0,
     at_most: int | None = None,
 ) -> Generator[TrainingReport, None, None]:
-    """`fit`, as plain values that travel between processes.
+    """Runs `fit`, and yields plain values.
 
     Args:
-        keep_model: Whether the trained network goes to the run folder, before the last report is yielded.
-        num_known: Epochs that the reader knows already, from before an interruption, and is not told again.
+        keep_model: Whether to write the trained network to the run folder before the last report.
+        num_known: Number of epochs that the reader knows from before an interruption. They are not reported again.
     """
     torch.set_num_threads(setup.num_threads)
     report: TrainingReport = {
@@ -128,10 +128,10 @@ def progress_reports(
 def supernet_reports(
     setup: TrainingSetup, *, device: torch.device, seed: int, at_most: int | None = None
 ) -> Generator[SupernetReport, None, None]:
-    """`train_supernet` of `setup.shared`, as plain values that travel between processes.
+    """Trains the supernet of `setup.shared`, and yields plain values.
 
-    Its weights are in the folder before the last report is yielded, and its checkpoint, where nothing is left to train,
-    is not any more. Where the weights are there already, there is only that report.
+    Before the last report, the weights are written to the run folder, and the checkpoint is deleted if nothing is left
+    to train. If the weights exist already, that report is the only one.
     """
     shared = setup.shared
     assert shared is not None, "the caller knows that there is a supernet"
@@ -149,7 +149,7 @@ def supernet_reports(
             checkpoint.drop()
         yield {**report, "epoch": shared.last_epoch}
         return
-    if shared.last_epoch == 0:  # it stays what it begins with
+    if shared.last_epoch == 0:  # the initial weights stay
         if rank == 0:
             seed_all(seed)
             begin_supernet(supernet := supernet_of(shared), open_lent(run))
@@ -194,7 +194,7 @@ def _add_room(report: Report, room: Room) -> None:
 
 
 def _end_by(error: RuntimeError | StorageError) -> _Ending:
-    """What the last report says of a training that ended so; raises `error` again where it is of another kind."""
+    """Status and reason of a training that ended with `error`. Raises errors of other kinds again."""
     if isinstance(error, StorageError):
         return {"status": "storage", "reason": f"{error.strerror}: {error.filename}"}
     if not is_out_of_memory(error):
@@ -203,7 +203,7 @@ def _end_by(error: RuntimeError | StorageError) -> _Ending:
 
 
 def class_curves(arch: ArchConfig, setup: TrainingSetup, epochs: int, seed: int) -> list[list[float]]:
-    """Accuracy of each class on the search split, after each epoch of a short training as that of `setup.shared`."""
+    """Accuracy of each class on the search split, after each epoch of a short training with supernet settings."""
     assert setup.shared is not None, "the caller knows that there is a supernet"
     torch.set_num_threads(setup.num_threads)
     training, data, device = setup.shared.config.lasting(epochs), setup.open_data(), setup.torch_device
@@ -214,7 +214,7 @@ def class_curves(arch: ArchConfig, setup: TrainingSetup, epochs: int, seed: int)
 
 
 def _initial(arch: ArchConfig, setup: TrainingSetup, device: torch.device) -> Callable[[], CvT] | None:
-    """Whose weights a training begins with; None for a fresh initialisation."""
+    """Makes the model whose weights a training starts from; None for a fresh initialisation."""
     if (init := setup.init) is not None:
 
         def initialised() -> CvT:
@@ -228,8 +228,8 @@ def _initial(arch: ArchConfig, setup: TrainingSetup, device: torch.device) -> Ca
 
 
 def keep_trained(model: CvT, data: ImageData, run: RunFolder) -> None:
-    """Writes a trained network to the run folder, as its architecture's."""
-    patiently(run.path.stat)  # where a disk is not mounted, nothing takes its place
+    """Writes a trained network to the run folder, as the one of its architecture."""
+    patiently(run.path.stat)  # waits for a disk that is not mounted
     folder = run.model_path(model.arch.id)
     save_model(model, folder)
     save_preprocessing(data, folder)

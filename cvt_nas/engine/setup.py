@@ -1,4 +1,4 @@
-"""What a worker needs to know before it can train anything."""
+"""The setup of workers: everything that they need to train."""
 
 import functools
 import math
@@ -16,6 +16,7 @@ from cvt_nas.data import (
     SPLITS,
     ImageData,
     LoadedData,
+    LoadSettings,
     Preprocessing,
     StreamedData,
     check_data,
@@ -42,7 +43,7 @@ _UNTOLD = "{}: was begun by an earlier version, so whether its data are the same
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """A part of the training of a supernet, until `last_epoch`, with these classes and options; for `kept` see
+    """A part of a supernet's training, until `last_epoch`, with these classes and options. For `kept`, see
     `NarrowedSpace`."""
 
     last_epoch: int
@@ -52,10 +53,10 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SharedWeights:
-    """The supernet of a run: of which space, and how it is trained.
+    """The supernet of a run: its space and its training.
 
     Args:
-        phase: What is trained now, and judged by what was trained so far; None for the whole of it.
+        phase: The current phase of the training; None for the whole training.
     """
 
     space: SearchSpace
@@ -73,8 +74,13 @@ class SharedWeights:
 
 
 def shared_memory_needed(training: TrainingConfig, *, num_values: int, num_loaders: int, num_processes: int) -> int:
-    """Bytes of `/dev/shm` that batches on their way take at most, for images of `num_values` bytes, where
-    `num_processes` train side by side and `num_loaders` read the images for each; 0 where each reads its own."""
+    """Greatest number of bytes of `/dev/shm` that batches take while they are read ahead.
+
+    Args:
+        num_values: Bytes of an image.
+        num_loaders: Processes that read images for each training; with 0, it reads its own, and the result is 0.
+        num_processes: Trainings side by side.
+    """
     if num_loaders == 0:
         return 0
     largest = max(training.batch_size, EVAL_BATCH_SIZE)
@@ -86,17 +92,17 @@ class TrainingSetup:
     """What every worker needs to train any architecture of an experiment.
 
     Args:
-        data_root: Folder of the data set, absolute, since workers run elsewhere.
+        data_root: Absolute path of the data set's folder, since workers run in other folders.
         run: The run folder, with an absolute path that every node sees, or at a URL.
-        device: `cpu` or `cuda`, as it was resolved before the start.
-        num_threads: Of torch in each worker, so that workers side by side do not fight for cores.
-        memory_share: Part of a GPU's memory that a training has, where others share the GPU.
-        shared: Where trials begin with the weights that they inherit.
-        init: Or with these, where it is one architecture that is trained; see `model.initialise`.
-        shares_memory: Whether batches that processes read may be handed over in `/dev/shm`.
-        modules: Folder in which workers look for modules of the user's; None where none are named.
-        identity: Of the data, once `checked` has looked at them; with the images that every worker leaves out.
-        answers: By which name the run folder has those of the teacher, see `RunFolder.answers_path`; None without one.
+        device: `cpu` or `cuda`.
+        num_threads: Threads of torch in each worker, so that workers do not compete for cores.
+        memory_share: Part of a GPU's memory for a training, if others share the GPU.
+        shared: The supernet whose weights trials inherit, if there is one.
+        init: Weights to start from, if a single architecture is trained; see `model.initialise`.
+        shares_memory: Whether processes may hand over batches in `/dev/shm`.
+        identity: Identity of the data after `checked`, with the images that workers skip.
+        answers: Name of the teacher's answers in the run folder, see `RunFolder.answers_path`; None without a teacher.
+        modules: Folder where workers look for modules of the user; None if the space file names none.
     """
 
     training: TrainingConfig
@@ -118,8 +124,11 @@ class TrainingSetup:
 
     @classmethod
     def of(cls, experiment: Experiment, *, run: RunFolder, data: str | Path | None, **settings: Any) -> Self:
-        """For any architecture in the space of `experiment`, with a supernet where its file searches with one;
-        `settings` are of the other fields, or take the place of those of the experiment."""
+        """Makes the setup for all architectures of an experiment, with a supernet if its search uses one.
+
+        Args:
+            settings: Values of other fields, or replacements of the experiment's values.
+        """
         space, supernet = experiment.space, experiment.supernet
         shared = None
         if supernet is not None and experiment.search.has_supernet:
@@ -138,24 +147,24 @@ class TrainingSetup:
         return cls(**{**fields, **settings})
 
     def on(self, device: str, *, num_threads: int, gpus: float) -> Self:
-        """The same for workers on `device`. A trial has `gpus`; below 1, others share one with it."""
+        """Returns the setup for workers on `device`. A trial has `gpus`; with less than 1, trials share a GPU."""
         return replace(self, device=device, num_threads=num_threads, memory_share=min(gpus or 1.0, 1.0))
 
     @property
     def torch_device(self) -> torch.device:
-        """On a worker with one device: it is shown only the GPU that is its own."""
+        """Device of a worker with one device. The worker sees only its own GPU."""
         return torch.device("cuda:0" if self.device == "cuda" else "cpu")
 
     def checked(self, run: RunFolder | None = None, *, on_note: Callable[[str], None] | None = None) -> Self:
-        """The same, once each image was looked at; see `check_data`. For the driver, before compute is spent.
+        """Checks all images, see `check_data`, and returns the setup with their identity. The driver calls it first.
 
         Args:
-            run: What is gone on with. Its record of the data is renewed where nothing was trained on them yet, as
-                after an image was mended that all trials failed on.
+            run: A run to resume. Its record of the data is renewed if nothing was trained on them yet, for example
+                after a damaged image was repaired.
 
         Raises:
-            DataError: The data are not as they must be, or the run folder lies among them.
-            RunFolderError: They are not those that `run` was begun with.
+            DataError: The data cannot be used, or the run folder lies among them.
+            RunFolderError: The data are not those that `run` was begun with.
         """
         say = on_note or _ignore
         if run is None:
@@ -183,7 +192,7 @@ class TrainingSetup:
         return found
 
     def _check_task(self, data: ImageData) -> None:
-        """Whether loss and metric fit the labels; functions of the user's are imported, so that workers find them."""
+        """Checks that loss and metric fit the labels, and that functions of the user can be imported."""
         criterion_of(self.training, data, torch.device("cpu"))
         metric_of(self.training, data)
         if self.shared is None:
@@ -194,11 +203,11 @@ class TrainingSetup:
 
     @property
     def metric(self) -> str:
-        """What is maximised: the setting `metric` for this data; see `metric_of`."""
+        """The metric that is maximised: the setting `metric` for this data; see `metric_of`."""
         return metric_of(self.training, self.open_data())
 
     def identified(self, run: RunFolder, *, on_note: Callable[[str], None] | None = None) -> Self:
-        """The same with the identity that `run` was begun with. Raises RunFolderError where the data are others."""
+        """Returns the setup with the data's identity from `run`. Raises RunFolderError if the data have another one."""
         known = DataIdentity.of(run.manifest)
         if known is None:
             (on_note or _ignore)(_UNTOLD.format(run.place))
@@ -211,13 +220,12 @@ class TrainingSetup:
 
     @property
     def num_loaders(self) -> int:
-        """Processes that read the images for each that trains; 0 where it does so itself."""
+        """Processes that read images for each training process; 0 if it reads them itself."""
         data = self.open_data()
         return data.num_workers(self.torch_device) if isinstance(data, StreamedData) else 0
 
     def fitting_shared_memory(self, *, num_processes: int, on_note: Callable[[str], None] | None = None) -> Self:
-        """The same, for `num_processes` that train side by side: batches go through pipes if `/dev/shm` has no room for
-        them.
+        """Returns the setup for `num_processes` side by side. Batches go through pipes if `/dev/shm` is too small.
 
         In a container, it has 64 MiB by default, and a process that filled it would be killed.
         """
@@ -239,15 +247,16 @@ class TrainingSetup:
         return replace(self, shares_memory=False)
 
     def save_listing(self) -> None:
-        """Keeps the names of the images in the run folder, so that no worker has to look through the folders again."""
+        """Writes the names of the images to the run folder, so that workers need not scan folders."""
         data = self._open_whole()
         if isinstance(data, StreamedData):
             self.run.store.write(self.run.listing_path, functools.partial(save_records, data.records))
 
     def open_data(self) -> ImageData:
-        """The data set, opened once by each process; where there is a phase, the images of its classes.
+        """The data set, which each process opens once. In a phase, it has only the images of the phase's classes.
 
-        Raises DataError where it is not what the driver looked at; see also `load_data`.
+        Raises:
+            DataError: The data are not those that the driver checked; see also `load_data`.
         """
         data = self._open_whole()
         if self.answers is not None:
@@ -278,20 +287,20 @@ class TrainingSetup:
             listing = listing if listing.is_file() else None
         return load_data(
             self.data, root=self.data_root, skipped=skipped, listing=listing,
-            **{**self._shape, "image_size": image_size},
+            image_size=image_size, num_channels=self.num_channels, num_classes=self.num_classes,
         )  # fmt: skip
 
     def _with_processes(self, data: LoadedData) -> LoadedData:
-        """The same data set, whose processes that read images are as many as suit a worker."""
+        """Sets the number of processes that read images for a worker, and returns the data set."""
         if isinstance(data, StreamedData):
             data.num_cpus, data.shares_memory = self.num_threads, self.shares_memory
         return data
 
     def data_prepared_as(self, preprocessing: Preprocessing) -> ImageData:
-        """The data set as another network than those that are trained sees it, opened anew.
+        """Opens the data set again, with the preprocessing of another network.
 
         Raises:
-            DataError: Its images cannot be resized so; or see `load_data`.
+            DataError: Images cannot be resized so; or see `load_data`.
         """
         data = self._with_processes(self._load(preprocessing.image_size))
         prepare_as(data, preprocessing, self.data.dataset)
@@ -306,12 +315,14 @@ class TrainingSetup:
         return self.data, self.data_root, self.identity, tuple(self._shape.items())
 
     @property
-    def _shape(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("image_size", "num_channels", "num_classes")}
+    def _shape(self) -> LoadSettings:
+        return {
+            "image_size": self.image_size, "num_channels": self.num_channels, "num_classes": self.num_classes,
+        }  # fmt: skip
 
     @property
     def weights_path(self) -> Path:
-        """Of the supernet, after its training, or after the phase."""
+        """Path of the supernet's weights after its training or phase."""
         assert self.shared is not None, "the caller knows that there is a supernet"
         if self.shared.last_epoch == self.shared.config.epochs:
             return self.run.supernet.weights_path

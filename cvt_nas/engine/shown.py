@@ -1,4 +1,4 @@
-"""Images for the page of a run: some of each split, and those that a network gets wrong."""
+"""Images for the page of a run: some of each split, and some that a network gets wrong."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ _QUALITY = 80
 
 
 def sample_images(data: ImageData) -> dict[str, list[dict[str, str]]]:
-    """Some images of each split as the networks see them without augmentation: `image`, a data URL, and `label`."""
+    """Samples images of each split, without augmentation. Each has an `image`, which is a data URL, and a `label`."""
     found = {}
     for split in SPLITS:
         batches = data.eval_batches(
@@ -40,10 +40,10 @@ def sample_images(data: ImageData) -> dict[str, list[dict[str, str]]]:
 def judge_with_mistakes(
     model: CvT, data: ImageData, *, training: TrainingConfig, device: torch.device
 ) -> tuple[float, list[dict[str, str]]]:
-    """`evaluate` on the test split, and the images of it that are answered most wrongly.
+    """Evaluates `model` on the test split, and finds the images with the worst answers.
 
     Returns:
-        The metric; and of each such image `image`, `label`, `answer` with its probability.
+        The metric, and `image`, `label` and `answer` with its probability for each of these images.
     """
     model.eval()
     batches = data.eval_batches("test", batch_size=EVAL_BATCH_SIZE, device=device, as_bytes=True)
@@ -61,7 +61,7 @@ def judge_with_mistakes(
 def _mistakes(
     images: Tensor, logits: Tensor, labels: Tensor, class_names: Sequence[str]
 ) -> Iterable[tuple[float, dict[str, str]]]:
-    """How wrong the answer to each of the worst images of a batch is, from 0 to 1, and what is shown of it."""
+    """Returns how wrong the answers to the worst images of a batch are, from 0 to 1, and what the page shows."""
     if labels.ndim == 2:
         shares = logits.sigmoid()
         wrong, answers = (shares - labels).abs().amax(dim=1), (logits > 0).to(labels.dtype)
@@ -89,7 +89,7 @@ def _named(label: Tensor, class_names: Sequence[str]) -> str:
 
 
 def _data_url(image: UInt8[Tensor, "channels height width"]) -> str:
-    """A small JPEG. Of images that are neither grey nor in colour, the first channel."""
+    """A small JPEG. Images that are neither grey nor in colour show their first channel."""
     from PIL import Image
 
     pixels = image if image.shape[0] in (1, 3) else image[:1]

@@ -1,4 +1,4 @@
-"""How fast this machine trains a network, and how fast images come: by a few steps of a real training."""
+"""Measures how fast this machine trains networks and loads images, by a few steps of a real training."""
 
 import dataclasses
 import tempfile
@@ -25,16 +25,19 @@ from cvt_nas.engine.training import fit
 from cvt_nas.results import DataIdentity
 
 T = TypeVar("T", bound=TrainingConfig)
-_FLOPS_OF_STEP = 10**10  # of a forward pass on a CPU, so that a step takes seconds at most, whatever the batch
+_FLOPS_OF_STEP = 10**10  # of a forward pass on a CPU, so that a step takes at most seconds
 _BLOCKS_GAIN = 1.1
-_WARM_UPS = 3  # batches on a GPU, the last of which is recorded where steps are replayed
-_MOST_EPOCHS = 10**6  # that a training goes on for, to be timed
-_LOADED_AT_ONCE = 64  # images of a batch while the loader is timed: the first of a large one takes long
+_WARM_UPS = 3  # batches on a GPU; if steps are replayed, the last one is recorded
+_MOST_EPOCHS = 10**6  # of a training that is timed
+_LOADED_AT_ONCE = 64  # images of a batch while the loader is timed, since a first large batch takes long
 
 
 class Timing(NamedTuple):
-    """Of a batch: when it was asked for, by `time.perf_counter`, which all processes of a machine share on Linux, and
-    the seconds until it was there, and then until the step with it was done."""
+    """Times of a batch.
+
+    It holds the time when the batch was asked for, by `time.perf_counter`, which processes of a machine share on Linux;
+    the seconds until it was loaded; and the seconds until its step was done.
+    """
 
     num_images: int
     began: float
@@ -51,13 +54,13 @@ class Speed:
     """Seconds of the parts of a training.
 
     Args:
-        batches: Those that are counted, one directly after the other.
-        step: Of an image in a step of training, its share of the optimizer's work included.
-        load: Of an image that a step waited for.
-        evaluation: Of an image on which accuracy is measured, its loading included.
-        begin: Of what comes before the first step.
-        epoch_end: Of what comes after an epoch's last image: a checkpoint.
-        room: What the device has memory for; None on a CPU, where a batch goes through whole.
+        batches: Consecutive batches that are counted.
+        step: Seconds of an image in a training step, including its share of the optimizer's work.
+        load: Seconds of an image that a step waits for.
+        evaluation: Seconds of an image in an evaluation, including its loading.
+        begin: Seconds before the first step.
+        epoch_end: Seconds after the last image of an epoch, for a checkpoint.
+        room: What fits into the device's memory; None on a CPU, where batches are whole.
     """
 
     batches: tuple[Timing, ...]
@@ -70,8 +73,10 @@ class Speed:
 
 
 class _TimedData:
-    """A data set that times whoever goes through its batches, and ends an epoch after some seconds; where it `repeats`,
-    the epoch goes on with the images of the next ones until then."""
+    """A data set that times the use of its batches, and ends an epoch after some seconds.
+
+    If it `repeats`, the epoch continues with the images of the next epochs until then.
+    """
 
     def __init__(
         self, data: ImageData, device: torch.device, *, seconds: float, most_images: int, repeats: bool = False
@@ -106,7 +111,7 @@ class _TimedData:
     def train_batches(
         self, *, epoch: int, until: int | None = None, evaluated: tuple[Split, int] | None = None, **settings: Any
     ) -> Iterator[Batch]:
-        del until, evaluated  # nothing is read ahead of what comes after an epoch that is cut
+        del until, evaluated  # nothing is read ahead after a shortened epoch
         self.first_asked = time.perf_counter()
         last = epoch + (_MOST_EPOCHS if self._repeats else 1)
         batches = (
@@ -141,7 +146,7 @@ class _TimedData:
                 return
 
     def _now(self) -> float:
-        """Once the device has nothing left to do."""
+        """Time after the device has finished its work."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
@@ -158,17 +163,17 @@ def measure_training(
     memory_share: float = 1.0,
     repeats: bool = False,
 ) -> Speed | None:
-    """Trains `arch` by `fit` for about `seconds`, and evaluates it for half as long.
+    """Trains `arch` with `fit` for about `seconds`, and evaluates it for half as long.
 
-    The first batches of each, which warm up, are not counted. On a CPU, batches of large networks are cut, since an
-    image takes as long in a small one.
+    Warm-up batches are not counted. On a CPU, large networks get smaller batches, since the time of an image is the
+    same.
 
     Args:
-        num_devices: That share a batch; one of them is measured.
-        repeats: Whether the images of a small data set are trained on again until the seconds are over.
+        num_devices: Devices that share a batch. One of them is measured.
+        repeats: Whether to repeat the images of a small data set until the time is over.
 
     Returns:
-        None where the device has no memory for it.
+        The speed; None if the device has not enough memory.
     """
     most_images = _most_images(cost_of(arch).flops, device)
     timed = _TimedData(data, device, seconds=seconds, most_images=most_images, repeats=repeats)
@@ -200,16 +205,15 @@ Way = Literal["off", "graph", "blocks"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FastestWay:
-    """How a training's steps run fastest on a device: a value of `training.compile`, by the rates of those that were
-    tried."""
+    """The fastest value of `training.compile` on a device, and the rates of all values that were tried."""
 
     fastest: Way
     images_per_second: dict[Way, float]
 
     @classmethod
     def of(cls, images_per_second: dict[Way, float]) -> Self:
-        """Compiled blocks where they gain a tenth, since they change results by rounding, and each kind is compiled
-        again on each machine."""
+        """Picks the fastest way. Compiled blocks must gain a tenth, since they change results by rounding, and each
+        machine compiles each kind again."""
 
         def worth(way: Way) -> float:
             return images_per_second[way] / (_BLOCKS_GAIN if way == "blocks" else 1)
@@ -235,15 +239,15 @@ def fastest_way(
     seconds: float = 1.0,
     worth_compiling: float = 600.0,
 ) -> FastestWay | None:
-    """Trains `arch` for some seconds in each way, loading left out.
+    """Trains `arch` for some seconds in each way, without loading images.
 
     Args:
         num_devices, memory_share: See `measure_training`. Only a training on one device can be replayed.
-        seconds: Of each way, beside what warms it up.
-        worth_compiling: Seconds that the training takes otherwise, from which on compiled blocks are tried.
+        seconds: Seconds of each way, without its warm-up.
+        worth_compiling: Compiled blocks are tried if the training would otherwise take more than these seconds.
 
     Returns:
-        None where the device has no memory for it.
+        The fastest way; None if the device has not enough memory.
     """
     rates: dict[Way, float] = {}
     ways: list[Way] = ["off", "graph"] if num_devices == 1 else ["off"]
@@ -268,9 +272,9 @@ def fastest_way(
 def measure_supernet(
     shared: SharedWeights, data: ImageData, *, device: torch.device, seconds: float, num_devices: int
 ) -> float | None:
-    """Seconds of an image in a step of the supernet's training on one of `num_devices`, its loading included.
+    """Seconds of an image in a step of the supernet's training on one of `num_devices`, including its loading.
 
-    What devices tell each other is not counted. None where the device has no memory for it.
+    Communication between devices is not counted. None if the device has not enough memory.
     """
     most_images = _most_images(2 * cost_of(shared.space.largest).flops, device)
     timed = _TimedData(data, device, seconds=seconds, most_images=most_images)
@@ -283,7 +287,7 @@ def measure_supernet(
 
 
 def _has_memory_for(epochs: Generator[object, None, None], device: torch.device) -> bool:
-    """Whether the first epoch of a training, which ends there, goes through."""
+    """Whether the first epoch of a training fits into memory. The training ends after it."""
     try:
         next(epochs)
     except RuntimeError as error:
@@ -298,7 +302,7 @@ def _has_memory_for(epochs: Generator[object, None, None], device: torch.device)
 
 
 def measure_loader(data: ImageData, training: TrainingConfig, *, device: torch.device, seconds: float) -> float:
-    """Images a second that `train_batches` gives to whoever only takes them, after the first two batches."""
+    """Images a second of `train_batches` without any training, after the first two batches."""
     batches = data.train_batches(
         batch_size=min(training.batch_size, _LOADED_AT_ONCE), augment=training.augment, device=device, seed=0, epoch=0
     )
@@ -319,7 +323,7 @@ def _most_images(flops: int, device: torch.device) -> int:
 
 
 def _cut(training: T, *, batch_size: int) -> T:
-    """With a learning rate that keeps losses finite; all else takes as long as in the training itself."""
+    """Settings for a measurement, with a learning rate that keeps losses finite. Times do not change."""
     epochs = max(training.epochs, 2)
     return dataclasses.replace(
         training, epochs=epochs, batch_size=batch_size, lr=1e-8, min_lr=0.0, warmup_epochs=0.0, restarts=[]
@@ -327,12 +331,12 @@ def _cut(training: T, *, batch_size: int) -> T:
 
 
 def _counted(timings: Sequence[Timing], num_warm_ups: int) -> tuple[Timing, ...]:
-    """All but the first, which warm up; where there are no others, the last."""
+    """Timings without those of warm-up batches; the last timing if there are no others."""
     return tuple(timings[num_warm_ups:]) or tuple(timings[-1:])
 
 
 def _mean(timings: Sequence[Timing], num_warm_ups: int) -> tuple[float, float]:
-    """Seconds of an image: until it was loaded, and until the step with it was done."""
+    """Mean seconds of an image: to load it, and to finish its step."""
     counted = _counted(timings, num_warm_ups)
     num_images = max(sum(timing.num_images for timing in counted), 1)
     return sum(timing.load for timing in counted) / num_images, sum(timing.step for timing in counted) / num_images

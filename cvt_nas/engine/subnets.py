@@ -1,10 +1,10 @@
-"""Which subnets a step trains: a function of the seed, the epoch and the step, so the same on every rank."""
+"""Sampling of the subnets of a step. It depends only on seed, epoch and step, so it is the same on every rank."""
 
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 
@@ -16,8 +16,8 @@ Kind = Literal["largest", "smallest", "random"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _NUM_STRATA, _POOL_SIZE, _NUM_CANDIDATES = 10, 2_000, 4
-_TRIES = 100  # draws, before feasible ones are looked for
-_KEPT, _RIDGE = 0.9, 1.0  # of what was learned, an epoch later; prior precision of each effect
+_TRIES = 100  # draws before feasible genomes are sought in another way
+_KEPT, _RIDGE = 0.9, 1.0  # weight of what was learned after each epoch; prior precision of each effect
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,15 +28,15 @@ class Subnet:
 
 
 class SubnetSampler:
-    """Draws the subnets of each step, by the `sandwich`, `num_random`, `sampling` and `opening` of `config`.
+    """Draws the subnets of each step by the settings `sandwich`, `num_random`, `sampling` and `opening`.
 
-    Random ones are feasible. The largest and the smallest need not be: they hold the range open.
+    Random subnets are feasible. The largest and smallest need not be, since they span the range.
     """
 
     def __init__(self, space: ArchSpace, config: SupernetConfig, *, seed: int) -> None:
         self._space, self._config, self._seed = space, config, seed
         self._largest = space.encode(space.largest)
-        self._smallest = space.smallest_genome  # not a canonical one: closed choices may bring absent blocks back
+        self._smallest = space.smallest_genome  # not canonical: closed choices may bring absent blocks back
         self._strata: tuple[int | None, list[list[Genome]]] = (None, [])
         size = 1 + sum(len(gene.options) for gene in space.genes)
         self._precision, self._target = _RIDGE * np.eye(size), np.zeros(size)
@@ -44,11 +44,11 @@ class SubnetSampler:
 
     @property
     def is_learning(self) -> bool:
-        """Whether `learn` makes a difference: towards the front, and with a largest subnet to compare losses with."""
+        """Whether `learn` has an effect. It needs `sampling: front` and a largest subnet to compare losses with."""
         return self._config.sampling == "front" and self._config.sandwich
 
     def draw(self, epoch: int, step: int) -> list[Subnet]:
-        """The largest first, whose answers the others learn."""
+        """Draws the subnets of a step. The largest comes first, since the others learn from its answers."""
         rng = random.Random(f"{self._seed} {epoch} {step}")
         chosen: list[tuple[Kind, Genome]] = [
             ("random", self._random(epoch, rng)) for _ in range(self._config.num_random)
@@ -58,14 +58,13 @@ class SubnetSampler:
         return [Subnet(kind=kind, genome=genome, arch=self._space.decode(genome)) for kind, genome in chosen]
 
     def greediest(self) -> list[Subnet]:
-        """Subnets of a step that takes as much memory as any: the largest, and the largest again, while the answers
-        of the first are kept for it."""
+        """Subnets of a step with the greatest memory: the largest twice, with the answers of the first pass kept."""
         kinds: list[Kind] = ["largest", "random"] if self._config.sandwich else ["random"]
         arch = self._space.decode(self._largest)
         return [Subnet(kind=kind, genome=self._largest, arch=arch) for kind in kinds]
 
     def learn(self, genomes: Sequence[Sequence[int]], log_losses: Sequence[float]) -> None:
-        """Updates, for `sampling: front`, the effect of each option on the loss; older epochs count for less."""
+        """Updates the effect of each option on the loss, for `sampling: front`. Older epochs count less."""
         if not genomes:
             return
         features = np.stack([self._features(genome) for genome in genomes])
@@ -74,15 +73,15 @@ class SubnetSampler:
         self._target = _KEPT * self._target + features.T @ np.array(log_losses)
         self._effects = np.linalg.solve(self._precision, self._target)
 
-    def to_plain(self) -> dict[str, list[Any]]:
+    def to_plain(self) -> dict[str, list]:
         return {"precision": self._precision.tolist(), "target": self._target.tolist()}
 
-    def load_plain(self, tree: dict[str, list[Any]]) -> None:
+    def load_plain(self, tree: dict[str, list]) -> None:
         self._precision, self._target = np.array(tree["precision"]), np.array(tree["target"])
         self._effects = np.linalg.solve(self._precision, self._target)
 
     def _opened(self, genome: Genome, epoch: int) -> Genome:
-        """`genome`, with the largest option of each choice that is not open yet."""
+        """Returns `genome` with the largest option of each choice that is not open yet."""
         opening = cast(dict[str, float], self._config.opening)
         return tuple(
             greatest if epoch < opening.get(gene.choice, 0) else option
@@ -103,11 +102,11 @@ class SubnetSampler:
             genome = self._opened(self._space.sample(rng), epoch)
             if self._space.is_feasible(self._space.cost(genome)):
                 return genome
-        # while choices are closed, nothing may be; where little is, it is found another way
+        # with closed choices, there may be no feasible genome; rare ones are found in another way
         return self._opened(self._space.sample_feasible(rng) or self._smallest, epoch)
 
     def _strata_of(self, epoch: int) -> list[list[Genome]]:
-        """Random genomes, by intervals of log-FLOPs of equal width; those of an epoch, since pools are finite."""
+        """Random genomes by equal intervals of log-FLOPs. Each epoch draws new ones, since pools are finite."""
         if self._strata[0] != epoch:
             rng = random.Random(f"{self._seed} {epoch} pool")
             pool = sorted({self._feasible(epoch, rng) for _ in range(_POOL_SIZE)})
@@ -120,7 +119,7 @@ class SubnetSampler:
         return self._strata[1]
 
     def _features(self, genome: Sequence[int]) -> np.ndarray:
-        """A one, and one of each gene's options."""
+        """Features of a genome: a constant, and a one-hot code of each gene."""
         found = np.zeros(len(self._target))
         found[0], start = 1, 1
         for gene, option in zip(self._space.genes, genome, strict=True):

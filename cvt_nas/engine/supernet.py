@@ -1,7 +1,7 @@
-"""The shared weights of a space, trained at every size at once, and what a subnet inherits of them.
+"""Training of the shared weights of a space, at all sizes at once.
 
-Where a process group is initialised, all ranks train the same subnets, each on its share of the batch. The gradients
-are averaged once a step, after all its subnets, which DDP cannot do where each pass uses other weights.
+If a process group is initialised, all ranks train the same subnets, each on its share of the batch. Gradients are
+averaged once a step, after all its subnets. DDP cannot do that, since each pass uses other weights.
 """
 
 import contextlib
@@ -33,12 +33,12 @@ _LEAST_RATIO = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SupernetEpoch:
-    """State after one epoch; what is not told here is as in `Epoch`.
+    """State after one epoch. See `Epoch` for other fields.
 
     Args:
-        losses: Means over the epoch, of the `largest`, the `smallest` and the `random` subnets of each step; without
-            those that a step has none of.
-        supernet: The averaged weights where EMA is on. Valid until the next epoch.
+        losses: Mean losses of the epoch for the `largest`, the `smallest` and the `random` subnets, as far as steps
+            have them.
+        supernet: The supernet, with averaged weights if EMA is on. Valid until the next epoch.
     """
 
     number: int
@@ -61,29 +61,26 @@ def train_supernet(
     at_most: int | None = None,
     on_room: Callable[[Room], None] | None = None,
 ) -> Generator[SupernetEpoch, None, None]:
-    """Trains shared weights from a fresh initialisation, or on from `checkpoint`, an epoch at a time.
+    """Trains shared weights from a fresh initialisation or from `checkpoint`, and yields after each epoch.
 
-    The same seed gives the same weights on as many devices of the same kind, also across a restart, at whichever step.
-    A loss or a weight that is not finite takes the weights back to the end of the epoch before, from where they go on
-    with later images. Where the last epoch has none left, it is begun again with other images.
+    The same seed gives the same weights on the same number of devices of the same kind, also after a restart at any
+    step. If a loss or a weight is not finite, the weights go back to the end of the previous epoch, and continue with
+    later images. If the last epoch has none left, it is restarted with other images.
 
     Args:
-        data: Of the classes that `shared` is trained on now.
-        device: Where to train; the current rank's, where there are several.
-        seed: Of initialisation, images, augmentation, drop path and subnets.
-        checkpoint: Is read if it is there, and replaced after each epoch and every
-            `supernet.checkpoint_minutes`.
-        initial: Gives the supernet the weights that it begins with, where there is no checkpoint.
-        stop: Asked after each step, or every 20 where there are several ranks; where it says so, the checkpoint is
-            written, and the training ends there.
-        device, seed, checkpoint, meter, at_most, on_room: See `fit`. The largest subnet decides how many images go
-            through at once, for all of them.
+        data: Images of the classes that `shared` is trained on now.
+        seed: Seed of initialisation, images, augmentation, drop path and subnets.
+        initial: Sets the initial weights of the supernet if there is no checkpoint.
+        stop: Called after each step, or every 20 steps with several ranks. If it returns True, the checkpoint is
+            written and the training ends.
+        device, checkpoint, meter, at_most, on_room: See `fit`. The largest subnet decides how many images go through
+            all subnets at once.
 
     Yields:
-        One `SupernetEpoch` after each; the last one again where the checkpoint is complete already.
+        A `SupernetEpoch` after each epoch. If the checkpoint is complete, the last one is yielded again.
 
     Raises:
-        DivergedError: There is no checkpoint to go back to, or it went back three times already.
+        DivergedError: There is no checkpoint to go back to, or the training went back three times already.
     """
     config = shared.config
     prepare_device(device)
@@ -98,7 +95,7 @@ def train_supernet(
     keeper = Keeper(checkpoint, state, config, device)
     saved = keeper.load()
     if saved is None and initial is not None:
-        initial(supernet)  # the first step gives them to the average, too
+        initial(supernet)  # the first step copies them to the average
     progress = _Progress.of(saved, sampler, device)
     evaluated = supernet if state.averaged is None else cast(Supernet, state.averaged.module)
 
@@ -115,7 +112,7 @@ def train_supernet(
     keeper.start_clock(progress)
     if saved is None:
         keeper.save(progress)
-    with contextlib.closing(data):  # the processes that read images ahead end with the training
+    with contextlib.closing(data):  # ends processes that read images ahead
         while progress.epoch < shared.last_epoch:
             keeper.start_clock(progress)
             supernet.train()
@@ -146,9 +143,9 @@ def _step(
     greediest: Sequence[Subnet],
     fixed: "_FixedSubnets | None" = None,
 ) -> list[Float[Tensor, ""]]:
-    """One step of the optimizer on the mean loss of `subnets`; their losses, detached, on the images of all ranks.
+    """Steps the optimizer on the mean loss of `subnets`. Returns their detached losses on the images of all ranks.
 
-    No step takes more memory than one of the `greediest`. `fixed` replays some subnets.
+    No step takes more memory than one of the `greediest` subnets. `fixed` replays some subnets.
     """
     supernet = cast(Supernet, state.model)
 
@@ -162,7 +159,7 @@ def _step(
     gradients = [*of_largest.values(), *(p.grad for p in supernet.parameters() if p.grad is not None)]
     means = torch.stack(losses)
     average_over_ranks([*gradients, means])
-    for parameter, gradient in of_largest.items():  # of all ranks' images, so that two ranks are one with both batches
+    for parameter, gradient in of_largest.items():  # over the images of all ranks
         give_way(gradient, parameter.grad)
         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
     state.step(config.clip_grad_norm)
@@ -178,11 +175,11 @@ def _backward(
     parts: Sequence[Part],
     fixed: "_FixedSubnets | None" = None,
 ) -> tuple[list[Float[Tensor, ""]], dict[nn.Parameter, Tensor]]:
-    """Leaves the gradient of the mean loss of `subnets` over the images of `parts`.
+    """Computes the gradient of the mean loss of `subnets` over the images of `parts`.
 
     Returns:
-        The loss of each, detached; and where it has to give way to the others, the largest's part of the gradient,
-        which is then not in what is left.
+        The detached loss of each subnet, and the largest's part of the gradient if it has to be projected. That part is
+        then missing in the gradients of the parameters.
     """
     state.optimizer.zero_grad(set_to_none=True)
     losses, teacher = [], list[Tensor]()
@@ -211,9 +208,10 @@ def _pass(
     config: SupernetConfig,
     parts: Sequence[Part],
 ) -> tuple[Tensor, ...]:
-    """Adds the gradient of one of the `num_subnets` of a step; its loss, and its answers to each part, detached.
+    """Adds the gradient of one of the `num_subnets` of a step. Returns its loss and its answers to parts, detached.
 
-    The `teacher` is the largest's answers to each part; none where there are none yet.
+    Args:
+        teacher: The largest's answers to each part; empty if there are none yet.
     """
     total, answers = torch.zeros((), device=images.device), []
     for number, part in enumerate(parts):
@@ -229,7 +227,7 @@ def _pass(
 
 
 class _FixedSubnets:
-    """Replays the passes on a whole batch of the subnets that each step has again: the largest and the smallest."""
+    """Replays the passes of the subnets that every step has, the largest and the smallest, on a whole batch."""
 
     def __init__(
         self, state: TrainingState, config: SupernetConfig, record: Recorder, *, part: Part, meter: Meter | None
@@ -240,9 +238,9 @@ class _FixedSubnets:
     def __call__(
         self, subnet: Subnet, num_subnets: int, images: Tensor, targets: Tensor, *teacher: Tensor
     ) -> tuple[Tensor, ...]:
-        """What `_pass` returns, valid until the next step."""
+        """Returns the result of `_pass`, which is valid until the next step."""
         arch, replayed = self._passes.get(subnet.kind, (None, None))
-        if replayed is None or arch != subnet.arch:  # the smallest is another once a choice is opened
+        if replayed is None or arch != subnet.arch:  # the smallest changes when a choice is opened
 
             def run(images: Tensor, targets: Tensor, *teacher: Tensor) -> tuple[Tensor, ...]:
                 return _pass(
@@ -256,13 +254,13 @@ class _FixedSubnets:
 
 @dataclass(kw_only=True)
 class _Progress(Progress):
-    """Where a training is.
+    """Position of the training of a supernet.
 
     Args:
-        loss_sums, counts: Of each of `KINDS`.
-        genomes, log_losses: Random subnets of the epoch, each with the log of its loss over the largest's, where the
-            sampler learns from them.
-        losses: Of the last epoch, the mean of each kind.
+        loss_sums, counts: Sum and count of each of `KINDS`.
+        genomes, log_losses: Random subnets of the epoch, and the log of each loss over the largest's, if the sampler
+            learns from them.
+        losses: Mean loss of each kind in the last epoch.
     """
 
     sampler: SubnetSampler
@@ -288,7 +286,7 @@ class _Progress(Progress):
             self.counts[kind] += 1
             if self.sampler.is_learning and subnet.kind == "random":
                 self.genomes.append(list(subnet.genome))
-                # clamped: a subnet that happens to be the largest loses nothing
+                # clamped, since a random subnet may be the largest
                 self.log_losses.append((loss / losses[0]).clamp(min=_LEAST_RATIO).log())
 
     def forget_losses(self) -> None:
@@ -296,7 +294,7 @@ class _Progress(Progress):
         self.genomes, self.log_losses = [], []
 
     def learn(self) -> None:
-        """At the end of an epoch: what its losses were, and what the sampler makes of them."""
+        """Ends an epoch: keeps its mean losses, and lets the sampler learn from them."""
         sums = self.loss_sums.tolist()
         self.losses = {
             kind: total / count for kind, total, count in zip(KINDS, sums, self.counts, strict=True) if count

@@ -1,9 +1,9 @@
-"""A teacher: a trained network that answers each training image once, before others learn from its answers.
+"""A teacher: a trained network that answers each training image once, before other networks learn from its answers.
 
-Its answers are for the images as they are, without augmentation. A teacher that sees each image as its student does
-teaches better (Beyer et al. 2022, arXiv:2106.05237), and would answer in each epoch of each trial. TinyViT
-(Wu et al. 2022, arXiv:2207.10666) keeps answers for augmented images, with the seeds of their augmentation, of one
-training of one network; here, hundreds of trials read the same answers, each with draws of its own.
+It answers images without augmentation. A teacher that sees each image as its student does teaches better (Beyer et al.
+2022, arXiv:2106.05237), but would have to answer in each epoch of each trial. TinyViT (Wu et al. 2022,
+arXiv:2207.10666) keeps answers for augmented images with their seeds, for a single training. Here, hundreds of trials
+with different draws share the same answers.
 """
 
 import contextlib
@@ -12,16 +12,17 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.lib import format as npy
 from torch import Tensor
 
+from cvt_nas.data import ImageData
 from cvt_nas.engine.classifiers import Classifier, is_of_timm, open_classifier
 from cvt_nas.engine.evaluation import logits_of
 from cvt_nas.engine.setup import TrainingSetup
@@ -29,25 +30,25 @@ from cvt_nas.errors import ArchError, DataError, RunFolderError, StorageError
 from cvt_nas.model import listed, locate, match_classes
 from cvt_nas.run import RunFolder
 
-_INIT = "init"  # the teacher that is what a search begins with
-_BATCH_SIZE = 64
+INIT = "init"  # setting for the network whose weights a search starts from
+_BATCH_SIZE, _MEASURED_AT_ONCE = 64, 8
 _BYTES = 2  # of a logit
-_GREATEST = 6e4  # logit: float16 ends at 65,504
+_GREATEST = 6e4  # logit; float16 ends at 65,504
 _SECONDS_BETWEEN = 5.0
 _KEY = "training.teacher"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Teacher:
-    """Who answers, and which of the answers count.
+    """A teacher, and the part of its answers that is used.
 
     Args:
         place: See `open_classifier`.
-        sha256: Of its weights, of what prepares its images, and of `rows`.
-        rows: Of its classes, those of the data, in their order.
+        sha256: Hash of its weights, its preprocessing and `rows`.
+        rows: Indices of the data's classes among its classes, in the order of the data.
         answers: See `TrainingSetup.answers`.
-        num_bytes: Of the answers; 0 where they are there already.
-        notes: For people.
+        num_bytes: Bytes of the answers; 0 if they exist already.
+        notes: Notes for people.
     """
 
     place: str
@@ -57,31 +58,31 @@ class Teacher:
     num_bytes: int
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """What a manifest tells of it."""
+    def to_json(self) -> dict[str, object]:
+        """Entry of a manifest about the teacher."""
         return {"path": self.place, "sha256": self.sha256, "answers": self.answers, "notes": list(self.notes)}
 
 
 def has_answered(teacher: Teacher, run: RunFolder) -> bool:
-    """Whether `run` has all its answers, from whatever machine."""
+    """Whether `run` has all answers of a teacher, from any machine."""
     return run.store.exists(run.answers_path(teacher.answers))
 
 
 def find_teacher(setup: TrainingSetup, *, init: str | Path | None, run: RunFolder | None) -> Teacher | None:
-    """The teacher of the setting `teacher`, opened and checked, unless `run` has its answers already.
+    """Finds the teacher of the setting `teacher`, and opens and checks it unless `run` has its answers already.
 
-    None without one, and where nothing is trained.
+    Returns None without the setting, or if nothing is trained.
 
     Args:
-        setup: Of data that were looked at.
-        init: What the networks begin with.
-        run: What is gone on with, which then has the same teacher.
+        setup: Setup after its data were checked.
+        init: Weights that networks start from.
+        run: A run to resume, which must have the same teacher.
 
     Raises:
-        ArchError: It cannot be had or read, or does not know the classes of the data.
-        DataError: It takes other images than those of the data, or images with several labels where they have one.
-        ResourceError: It needs a library that is not installed.
-        RunFolderError: It is another one than `run` began with.
+        ArchError: The teacher is missing, cannot be read, or does not know the classes of the data.
+        DataError: The teacher does not fit the images or labels of the data.
+        ResourceError: The teacher needs a library that is not installed.
+        RunFolderError: `run` began with another teacher.
     """
     named, epochs = setup.training.teacher, setup.training.epochs
     if named is None or not (epochs or (setup.shared is not None and setup.shared.config.epochs)):
@@ -115,37 +116,30 @@ def find_teacher(setup: TrainingSetup, *, init: str | Path | None, run: RunFolde
 
 
 def answer_images(setup: TrainingSetup, teacher: Teacher) -> Iterator[str]:
-    """Has `teacher` answer the training images, and keeps its answers in the run folder; goes on where it was cut off.
+    """Lets `teacher` answer the training images, and writes its answers to the run folder. Resumes after a stop.
 
     Yields:
-        How far it is, for people: at the beginning, every few seconds, and at the end.
+        Progress notes for people: at the start, every few seconds, and at the end.
 
     Raises:
         ArchError: An answer is not finite.
-        RunFolderError: On this machine, the teacher is another one.
-        StorageError: Nothing can be written any more.
+        RunFolderError: The teacher on this machine is another network.
+        StorageError: Files cannot be written.
     """
     torch.set_num_threads(setup.num_threads)
     classifier = open_classifier(teacher.place)
     if _digest_of(classifier, teacher.rows) != teacher.sha256:
         raise RunFolderError(f"{_KEY}: {teacher.place} is another network on this machine than on the one that began")
     device, path = setup.torch_device, setup.run.answers_path(teacher.answers)
-    model: Any = classifier.model.to(device)
-    rows, channels = torch.tensor(teacher.rows, device=device), len(classifier.preprocessing.mean)
-    with contextlib.closing(setup.data_prepared_as(classifier.preprocessing)) as data:
-
-        def prepared(images: Tensor) -> Tensor:
-            return data.prepared(images.expand(-1, channels, -1, -1))  # a grey image may have a teacher for colour
-
+    with _answering(classifier, teacher, setup) as (data, answer):
         num_images = data.num_images("train")
-        with _Answers(path, num_images, len(rows)) as file:
+        with _Answers(path, num_images, len(teacher.rows)) as file:
             yield f"the teacher answers {num_images:,} training images, once"
             said = time.monotonic()
             for images, _ in data.eval_batches(
                 "train", batch_size=_BATCH_SIZE, device=device, first=file.num_rows // _BATCH_SIZE, as_bytes=True
             ):
-                with torch.inference_mode():
-                    logits = logits_of(model, images, setup.training, prepared).float()[:, rows]
+                logits = answer(images)
                 if not bool(logits.isfinite().all()):
                     raise ArchError(f"{_KEY}: {teacher.place} answers images with numbers that are not finite")
                 file.add(logits.clamp(-_GREATEST, _GREATEST).half().cpu().numpy())
@@ -153,17 +147,58 @@ def answer_images(setup: TrainingSetup, teacher: Teacher) -> Iterator[str]:
                     said = time.monotonic()
                     yield f"the teacher has answered {file.num_rows:,} of {num_images:,} training images"
     setup.run.store.push(path)
-    if device.type == "cuda":
-        model.cpu()
-        torch.cuda.empty_cache()  # for the trials, which may be of this process
     yield f"the teacher has answered all {num_images:,} training images"
 
 
+def measure_teacher(setup: TrainingSetup, teacher: Teacher, *, seconds: float) -> float:
+    """Measures the seconds of an image for `teacher`, including its loading, for about `seconds`.
+
+    The first batch warms up. On a CPU, batches are small, since the time of an image is the same.
+    """
+    device = setup.torch_device
+    batch_size = _BATCH_SIZE if device.type == "cuda" else _MEASURED_AT_ONCE
+    with _answering(open_classifier(teacher.place), teacher, setup) as (data, answer):
+        num_images, began = 0, time.perf_counter()
+        for number, (images, _) in enumerate(
+            data.eval_batches("train", batch_size=batch_size, device=device, as_bytes=True)
+        ):
+            if number == 1:
+                num_images, began = 0, time.perf_counter()
+            answer(images).cpu()
+            num_images += len(images)
+            if number > 0 and time.perf_counter() - began >= seconds:
+                break
+        return (time.perf_counter() - began) / num_images
+
+
+@contextlib.contextmanager
+def _answering(
+    classifier: Classifier, teacher: Teacher, setup: TrainingSetup
+) -> Iterator[tuple[ImageData, Callable[[Tensor], Float[Tensor, "batch classes"]]]]:
+    """Gives the images as `teacher` sees them, and a function that returns its logits for a batch."""
+    device, channels = setup.torch_device, len(classifier.preprocessing.mean)
+    model = classifier.model.to(device)
+    rows = torch.tensor(teacher.rows, device=device)
+    with contextlib.closing(setup.data_prepared_as(classifier.preprocessing)) as data:
+
+        def prepared(images: Tensor) -> Tensor:
+            return data.prepared(images.expand(-1, channels, -1, -1))  # a teacher for colour may answer grey images
+
+        def answer(images: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return logits_of(model, images, setup.training, prepared).float()[:, rows]
+
+        yield data, answer
+    if device.type == "cuda":
+        model.cpu()
+        torch.cuda.empty_cache()  # for trials, which may run in this process
+
+
 class _Answers:
-    """A file of answers that grows row by row, and gets its name once all are there.
+    """A file of answers that grows row by row. It gets its name once it is complete.
 
     Args:
-        num_images, num_classes: Of the whole. Rows that are there already stay, as far as they make whole batches.
+        num_images, num_classes: Shape of the complete file. Whole batches of existing rows are kept.
     """
 
     def __init__(self, path: Path, num_images: int, num_classes: int) -> None:
@@ -210,15 +245,15 @@ class _Answers:
 def _place_of(named: str, init: str | Path | None) -> str:
     if is_of_timm(named):
         return named
-    if named != _INIT:
+    if named != INIT:
         return str(locate(named))
     if init is None:
-        raise ArchError(f"{_KEY}: got {_INIT}, which needs weights to begin with: give --init WEIGHTS")
+        raise ArchError(f"{_KEY}: got {INIT}, which needs weights to begin with: give --init WEIGHTS")
     return str(locate(init))
 
 
 def _checked(classifier: Classifier, place: str, setup: TrainingSetup) -> tuple[tuple[int, ...], list[str]]:
-    """The rows of its answers for the classes of the data, and notes for people."""
+    """Returns the indices of the data's classes in the answers, and notes for people."""
     data, channels = setup.open_data(), len(classifier.preprocessing.mean)
     if channels != setup.num_channels and setup.num_channels != 1:
         raise DataError(f"{_KEY}: {place} takes images of {channels} channels, and the data has {setup.num_channels}")
@@ -266,14 +301,17 @@ def _digest_of(classifier: Classifier, rows: Sequence[int]) -> str:
 
 
 def _name_of_answers(sha256: str, setup: TrainingSetup) -> str:
-    """Another one for another teacher, and for other training images; these follow from the data and the space file."""
+    """Name of answers, which differs between teachers and between training images.
+
+    The training images follow from the data and the space file.
+    """
     assert setup.identity is not None, "the data were looked at"
     identity = {name: value for name, value in setup.identity.to_json().items() if name != "notes"}
     return hashlib.sha256(json.dumps([sha256, identity], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def share_answers(run: RunFolder, other: RunFolder, name: str) -> None:
-    """Gives `other` the answers that `run` has. Raises RunFolderError where it has them no more."""
+    """Copies a teacher's answers from `run` to `other`. Raises RunFolderError if `run` no longer has them."""
     if not run.store.exists(run.answers_path(name)):
         raise RunFolderError(
             f"{run.answers_path(name)}: is missing; the teacher answers again where the search goes on"

@@ -1,4 +1,4 @@
-"""One architecture, trained from a fresh initialisation or on from a checkpoint."""
+"""Training of one architecture, from a fresh initialisation or from a checkpoint."""
 
 import contextlib
 import functools
@@ -26,8 +26,8 @@ from cvt_nas.engine.optimization import State, TrainingState, prepare_device, ra
 from cvt_nas.engine.replay import ReplayedPass, recorder_of
 from cvt_nas.model import CvT
 
-# Each rank has statistics of its own images, until they are averaged. torch 2.13 renamed the argument, with a warning;
-# that buffers are the first rank's at the start is new, and changes nothing: all ranks begin alike.
+# Each rank has statistics of its own images until they are averaged. torch 2.13 renamed the argument. It also copies
+# the first rank's buffers at the start, which changes nothing, since all ranks start alike.
 _OWN_BUFFERS: dict[str, Any] = {
     "forward_sync_buffers"
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -43,13 +43,13 @@ class Epoch:
     """State after one epoch.
 
     Args:
-        number: From 1.
-        accuracy: On the search split, by the setting `metric`: from 0 to 1.
+        number: Number of the epoch, from 1.
+        accuracy: Accuracy on the search split by the setting `metric`, from 0 to 1.
         curve: `accuracy` of every epoch so far.
-        loss: Mean over the epoch's training batches.
-        train_seconds: Of all epochs so far, their evaluation included.
-        num_rollbacks: Times that the training went back so far, since something was not finite.
-        model: What was evaluated: the averaged weights where EMA is on. Valid until the next epoch.
+        loss: Mean loss of the epoch's training batches.
+        train_seconds: Seconds of all epochs so far, including evaluations.
+        num_rollbacks: Number of times that the training went back because of non-finite numbers.
+        model: The evaluated network, with averaged weights if EMA is on. Valid until the next epoch.
     """
 
     number: int
@@ -74,23 +74,22 @@ def fit(
     at_most: int | None = None,
     on_room: Callable[[Room], None] | None = None,
 ) -> Generator[Epoch, None, None]:
-    """Trains `arch` from the start, or on from `checkpoint`, an epoch at a time.
+    """Trains `arch` from the start or from `checkpoint`, and yields after each epoch.
 
-    The same seed gives the same weights on the same kind of device, also across a restart, at whichever step. Where a
-    loss, a weight or a statistic of batch norm is not finite, the epoch is begun again, with other images. Batches that
-    the device has no memory for are cut, by the settings `micro_batch` and `activation_checkpointing`.
+    The same seed gives the same weights on the same kind of device, also after a restart at any step. If a loss, a
+    weight or a batch norm statistic is not finite, the epoch is restarted with other images. Batches that do not fit
+    into memory are cut, see the settings `micro_batch` and `activation_checkpointing`.
 
     Args:
-        device: Where to train; the current rank's, where there are several.
-        seed: Of initialisation, order, augmentation and drop path.
-        checkpoint: Is read if it is there, and replaced after each epoch and every
-            `training.checkpoint_minutes`.
-        initial: Whose weights it begins with where there is no checkpoint, instead of a fresh initialisation.
+        device: Device of the training; with several ranks, the device of this rank.
+        seed: Seed of initialisation, order, augmentation and drop path.
+        checkpoint: Read if it exists, and replaced after each epoch and every `training.checkpoint_minutes`.
+        initial: Makes a model whose weights replace a fresh initialisation if there is no checkpoint.
         at_most, on_room: See `MicroBatches`.
 
     Yields:
-        One `Epoch` after each; before them again the last that the checkpoint has, where it has one. Its model is then
-        as far as the checkpoint is, which may be within the next epoch.
+        An `Epoch` after each epoch. A checkpoint's last epoch is yielded first, with the checkpoint's model, which may
+        be within the next epoch.
 
     Raises:
         DivergedError: There is no `checkpoint`, or the training went back three times already.
@@ -113,7 +112,7 @@ def fit(
     saved = keeper.load()
     model = cast(CvT, state.model)
     if saved is None and initial is not None:
-        model.load_state_dict(initial().state_dict())  # the first step gives them to the average, too
+        model.load_state_dict(initial().state_dict())  # the first step copies them to the average
     progress = _progress_of(saved, device)
     evaluated = model if state.averaged is None else cast(CvT, state.averaged.module)
 
@@ -132,7 +131,7 @@ def fit(
         )
     backward = _fast_backward(state, trained, training, micro_batches, device=device, meter=meter)
 
-    with contextlib.closing(data):  # the processes that read images ahead end with the training
+    with contextlib.closing(data):  # ends processes that read images ahead
         while progress.epoch < training.epochs:
             keeper.start_clock(progress)
             trained.train()
@@ -165,7 +164,7 @@ def _step(
     micro_batches: MicroBatches,
     backward: Backward | None = None,
 ) -> Float[Tensor, ""]:
-    """One step of the optimizer; the mean loss, left on the device, since to read it each step would stall a GPU."""
+    """Steps the optimizer. The mean loss stays on the device, since reading it in each step would stall a GPU."""
     backward = backward or functools.partial(_backward, state, trained, training=training)
     loss = micro_batches.run(
         lambda parts: backward(images, targets, parts=parts),
@@ -185,7 +184,7 @@ def _fast_backward(
     device: torch.device,
     meter: Meter | None,
 ) -> Backward:
-    """`_backward` by the setting `compile`."""
+    """Returns `_backward` in the way of the setting `compile`."""
     model = cast(CvT, state.model)
     compiled = CompiledBlocks(model) if training.compile == "blocks" else contextlib.nullcontext
     record = recorder_of(device) if training.compile in ("auto", "graph") and trained is model else None
@@ -216,7 +215,7 @@ def _backward(
     training: TrainingConfig,
     parts: Sequence[Part],
 ) -> Float[Tensor, ""]:
-    """Leaves the gradient of the mean loss over the images of `parts`, which it returns."""
+    """Computes the gradient of the mean loss over the images of `parts`, and returns the loss."""
     state.optimizer.zero_grad(set_to_none=True)
     return _pass(state, trained, images, targets, training, parts)
 
@@ -229,12 +228,12 @@ def _pass(
     training: TrainingConfig,
     parts: Sequence[Part],
 ) -> Float[Tensor, ""]:
-    """Adds the gradient of the mean loss over the images of `parts`, which it returns."""
+    """Adds the gradient of the mean loss over the images of `parts`, and returns the loss."""
     total = torch.zeros((), device=images.device)
     for part in parts:
         kept: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if isinstance(trained, DistributedDataParallel) and not part.is_last:
-            kept = trained.no_sync()  # ranks add up their gradients once a batch
+            kept = trained.no_sync()  # ranks add their gradients once a batch
         with kept, part.moving_statistics():
             with autocast(training, images.device):
                 logits = trained(images[part.rows])
@@ -245,7 +244,7 @@ def _pass(
 
 
 def _progress_of(saved: State | None, device: torch.device) -> Progress:
-    """What a checkpoint holds; one of an earlier version was of an epoch's end, and held less."""
+    """Progress in a checkpoint. Older versions saved only the ends of epochs, with fewer values."""
     if saved is None:
         saved = {}
     elif "epoch" not in saved:

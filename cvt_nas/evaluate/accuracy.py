@@ -16,7 +16,7 @@ from cvt_nas.data import ImageData, check_data, find_data, prepare_as, shape_of,
 from cvt_nas.data.preprocessing import preprocessing_beside
 from cvt_nas.engine.evaluation import answers_of
 from cvt_nas.engine.metrics import score
-from cvt_nas.engine.network import Network, assumed, at_size, check_program, open_network, prepared_as
+from cvt_nas.engine.network import Network, assumed, check_program, open_network, prepared_as
 from cvt_nas.errors import ArchError, DataError, ResourceError
 from cvt_nas.evaluate.figures import class_frame
 from cvt_nas.model import Told, are_indices, listed, match_classes
@@ -53,7 +53,7 @@ class Evaluation:
     answers: np.ndarray = field(compare=False, repr=False)
     notes: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """What `eval --json` prints."""
         names = ("arch_id", "top1", "top5", "num_images", "image_size", "metrics", "notes")
         return {name: getattr(self, name) for name in names}
@@ -123,7 +123,7 @@ def evaluate_model(
     if on_note is not None:
         for note in notes:
             on_note(note)
-    model: Any = network.model if network.is_program else at_size(network.model, arch).to(torch_device).eval()
+    model = network.at(arch.image_size, torch_device)
     settings = TrainingConfig(epochs=0, precision=precision)
     batches = images.eval_batches("test", batch_size=batch_size, device=torch_device, as_bytes=True)
     logits, labels = answers_of(model, batches, settings, images.prepared)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from joblib import cpu_count
@@ -21,7 +21,7 @@ from cvt_nas.data.sources import Mode, mode_of
 from cvt_nas.data.transforms import EvalTransform
 from cvt_nas.data.tree import is_hidden, is_image
 from cvt_nas.engine import logits_of
-from cvt_nas.engine.network import Network, at_size, check_program, open_network
+from cvt_nas.engine.network import Network, check_program, open_network
 from cvt_nas.errors import DataError, ResourceError
 from cvt_nas.model import imagenet_classes
 
@@ -99,7 +99,7 @@ def predict(
     header = ["path", "error", *(f"{what}_{rank + 1}" for rank in range(top) for what in ("class", "probability"))]
     known = _known(to, header, resume=resume)
     left = [path for path in paths if path not in known]
-    model: Any = network.model if network.is_program else at_size(network.model, arch).to(torch_device).eval()
+    model = network.at(arch.image_size, torch_device)
     is_multi_label = network.is_multi_label
     settings, damaged, done, said = TrainingConfig(epochs=0, precision=precision), dict[str, str](), 0, time.monotonic()
     with to.open("a" if known else "w", encoding="utf-8", newline="") as file:

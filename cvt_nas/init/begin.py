@@ -1,10 +1,9 @@
-"""`cvt-nas init`: a space file for a data set and a machine, with what the search will take."""
+"""`cvt-nas init`: makes a space file for a data set and a machine, and plans its search."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -12,7 +11,7 @@ from cvt_nas.arch import size_text
 from cvt_nas.config import Experiment, parse_experiment, ready_spaces
 from cvt_nas.config.reader import did_you_mean
 from cvt_nas.errors import ArchError, CvtNasError, SpaceFileError
-from cvt_nas.init.choosing import Draft, draft_around, draft_for, draft_like
+from cvt_nas.init.choosing import Draft, Section, draft_around, draft_for, draft_like
 from cvt_nas.init.looking import DataLook, Host, look_at_data, look_at_machine
 from cvt_nas.init.writing import text_of
 from cvt_nas.model import locate, read_weights
@@ -25,8 +24,8 @@ class Beginning:
     """A space file, and what it was made from.
 
     Args:
-        text: The file.
-        plan: What its search takes; None where that was not measured.
+        text: Text of the file.
+        plan: Plan of its search; None if it was not measured.
     """
 
     text: str
@@ -36,8 +35,8 @@ class Beginning:
     draft: Draft
     plan: Plan | None
 
-    def to_json(self) -> dict[str, Any]:
-        """What `init --json` prints."""
+    def to_json(self) -> dict[str, object]:
+        """Values that `init --json` prints."""
         fit = None if self.plan is None else self.plan.fit
         return {
             "dataset": self.look.dataset,
@@ -53,7 +52,7 @@ class Beginning:
         }
 
     def lines(self) -> list[str]:
-        """What was seen, and what was chosen and why, for a person."""
+        """Lines for people: what was seen, what was chosen and why."""
         training, space = self.experiment.training, self.experiment.space
         least, greatest = space.cost_range
         chosen = [
@@ -89,17 +88,17 @@ def begin(
     measure: bool = True,
     on_note: Callable[[str], None] | None = None,
 ) -> Beginning:
-    """A space file for the images at `data` and this machine.
+    """Makes a space file for the images at `data` and this machine.
 
     Args:
         data: See `find_data`.
-        name: Of the experiment.
-        hours: How long the search may take.
-        like: Name of a ready space file to begin with instead of one of its own.
-        init: Weights, see `read_weights`, around whose network the space is drawn.
-        measure: Whether the speed of this machine is measured, so that trials and epochs fit into `hours`; it takes
-            some seconds.
-        on_note: Called with how far it is, where it takes long, and with what there is to say.
+        name: Name of the experiment.
+        hours: Time limit of the search.
+        like: Name of a ready space file to start from; None for a new one.
+        init: Weights, see `read_weights`. The space is drawn around their network.
+        measure: Whether to measure the speed of this machine, which takes some seconds. Trials and epochs then fit into
+            `hours`.
+        on_note: Called with notes, and with progress if it takes long.
 
     Raises:
         CvtNasError: The data cannot be trained on, or nothing fits into `hours`.
@@ -127,7 +126,7 @@ def begin(
     return Beginning(text=text_of(draft, header), experiment=experiment, look=look, host=host, draft=draft, plan=plan)
 
 
-def _ready(name: str) -> dict[str, Any]:
+def _ready(name: str) -> Section:
     ready = ready_spaces()
     if name not in ready:
         raise SpaceFileError([f"--like {name}: no ready space has this name{did_you_mean(name, list(ready))}"])
@@ -135,7 +134,7 @@ def _ready(name: str) -> dict[str, Any]:
 
 
 def _fitting(draft: Draft, plan: Plan) -> Draft:
-    """The same with the trials, the epochs and the grace period that end in time."""
+    """Returns the draft with trials, epochs and a grace period that end in time."""
     fit = plan.fit
     if fit is None:
         raise CvtNasError("no settings were found that end in time")

@@ -1,4 +1,4 @@
-"""A search for a data set and a machine: image size, space, training and what is maximised, each with its reason."""
+"""Chooses a search for a data set and a machine: image size, space, training and metric, with reasons."""
 
 import copy
 import math
@@ -12,8 +12,8 @@ from cvt_nas.init.looking import DataLook, Host
 _SIDES = (16, 24, 32, 48, 64, 96, 128, 160, 192, 224)
 _MOST_ON_CPU = 64
 _LEAST = 8  # pixels of a side
-_LONG = 1.4  # sides in this relation or beyond make rectangles
-_UNIT = 16  # pixels, of which their longer side is a multiple
+_LONG = 1.4  # images with at least this ratio of sides become rectangles
+_UNIT = 16  # pixels; the longer side of rectangles is a multiple
 _MUCH = 20_000  # training images
 _FEW = 5_000
 _UNBALANCED = 5.0
@@ -21,30 +21,33 @@ _MOST_SEARCH_IMAGES = 10_000
 _PATCHES = {1: (3, None), 2: (3, None), 4: (7, 2)}  # stride of the stem: kernel and padding
 
 
+Section = dict[str, Any]  # as YAML has it: scalars, lists and further dictionaries
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
-    """A space file in the making.
+    """A draft of a space file.
 
     Args:
-        sections: As the file has them: nested dictionaries and lists.
-        reasons: Of settings, by their name within their section: why they are so, one line each.
-        basis: What the space was drawn from, one line.
+        sections: Sections of the file: nested dictionaries and lists.
+        reasons: Reasons of settings, by their names within their sections, one line each.
+        basis: Basis of the space, one line.
     """
 
-    sections: dict[str, Any]
+    sections: Section
     reasons: dict[str, str]
     basis: str
 
 
 def draft_for(look: DataLook, host: Host, *, name: str) -> Draft:
-    """What suits the data and the device, before the time that it takes is known."""
+    """Drafts a file that suits the data and the device, before its time is known."""
     image_size, why_side = _image_size_for(look, host)
     side = min(sides_of(image_size))
     size_name, why_size = _size_for(look, host, side)
     reasons = {"image_size": why_side, "stages": why_size}
     stages = _stages_for(side, size_name)
     training = _training_for(look, host, side, reasons)
-    sections: dict[str, Any] = {
+    sections: Section = {
         "format": 1,
         "name": name,
         "space": {
@@ -69,11 +72,11 @@ def draft_for(look: DataLook, host: Host, *, name: str) -> Draft:
     return Draft(sections=sections, reasons=reasons, basis=why_size)
 
 
-def draft_like(ready: dict[str, Any], look: DataLook, *, name: str, of: str) -> Draft:
-    """A ready file's search, for other images.
+def draft_like(ready: Section, look: DataLook, *, name: str, of: str) -> Draft:
+    """Drafts the search of a ready file for other images.
 
     Args:
-        ready: The ready file, as YAML gives it.
+        ready: Content of the ready file.
         of: Its name.
     """
     sections, reasons = copy.deepcopy(ready), dict[str, str]()
@@ -91,10 +94,10 @@ def draft_like(ready: dict[str, Any], look: DataLook, *, name: str, of: str) -> 
 
 
 def draft_around(arch: ArchConfig, draft: Draft) -> Draft:
-    """The same with a space around the network that weights are of: its sizes are the greatest.
+    """Returns the draft with a space around the network of weights, whose sizes are the greatest options.
 
     Args:
-        arch: Of the weights.
+        arch: Architecture of the weights.
     """
     stages = []
     for stage in arch.stages:
@@ -135,8 +138,8 @@ def draft_around(arch: ArchConfig, draft: Draft) -> Draft:
     return Draft(sections=sections, reasons=reasons, basis=reasons["stages"])
 
 
-def _data_for(look: DataLook, reasons: dict[str, str]) -> dict[str, Any]:
-    data: dict[str, Any] = {"dataset": look.dataset}
+def _data_for(look: DataLook, reasons: dict[str, str]) -> Section:
+    data: Section = {"dataset": look.dataset}
     if "search" in look.held_out:
         pool = look.num_images["train"] + look.num_images["search"]
         data["search_fraction"] = round(max(min(0.2, _MOST_SEARCH_IMAGES / pool), 0.02), 3)
@@ -145,7 +148,7 @@ def _data_for(look: DataLook, reasons: dict[str, str]) -> dict[str, Any]:
 
 
 def _image_size_for(look: DataLook, host: Host) -> tuple[ImageSize, str]:
-    """The side of squares; or height and width, where nearly all images are long in the same direction."""
+    """Chooses the side of squares, or height and width if nearly all images are long in the same direction."""
     height, width = look.median_size
     shorter = min(height, width)
     most = 224 if host.gpu_names else _MOST_ON_CPU
@@ -176,7 +179,7 @@ def _size_for(look: DataLook, host: Host, side: int) -> tuple[str, str]:
     return "base", "around CvT-13 (arXiv:2103.15808, table 2), which is the anchor's middle"
 
 
-def _stages_for(side: int, size_name: str) -> list[dict[str, Any]]:
+def _stages_for(side: int, size_name: str) -> list[Section]:
     strides: list[int] = [1] if side <= 16 else [1, 2] if side <= 40 else [2, 4] if side <= 96 else [4]
     if size_name == "tiny" and len(strides) > 1:
         strides = strides[1:]
@@ -187,36 +190,37 @@ def _stages_for(side: int, size_name: str) -> list[dict[str, Any]]:
     }[size_name]
     stages, grid = [], side // max(strides)
     for index in range(3):
-        stage: dict[str, Any] = {}
+        patch: Section = {"kernel": 3, "stride": 2}
         if index == 0:
             kernel, padding = _PATCHES[max(strides)] if len(strides) == 1 else (3, None)
-            stage["patch"] = {"kernel": kernel, "stride": _plain(strides)}
+            patch = {"kernel": kernel, "stride": _plain(strides)}
             if padding is not None:
-                stage["patch"]["padding"] = padding
+                patch["padding"] = padding
         else:
-            stage["patch"] = {"kernel": 3, "stride": 2}
             grid = math.ceil(grid / 2)
-        stage["embed_dim"] = _plain(widths[index])
-        stage["depth"] = _plain(depths[index])
-        stage["num_heads"] = heads[index]
-        stage["mlp_ratio"] = [2.0, 4.0]
-        stage["kernel_size"] = [3, 5] if grid >= 7 else 3
-        stage["kv_stride"] = [1, 2, 4] if grid >= 28 else [1, 2] if grid >= 4 else 1
-        stages.append(stage)
+        stages.append({
+            "patch": patch,
+            "embed_dim": _plain(widths[index]),
+            "depth": _plain(depths[index]),
+            "num_heads": heads[index],
+            "mlp_ratio": [2.0, 4.0],
+            "kernel_size": [3, 5] if grid >= 7 else 3,
+            "kv_stride": [1, 2, 4] if grid >= 28 else [1, 2] if grid >= 4 else 1,
+        })  # fmt: skip
     return stages
 
 
-def _plain(options: Sequence[int]) -> Any:
+def _plain(options: Sequence[int]) -> int | list[int]:
     return options[0] if len(options) == 1 else list(options)
 
 
-def _middle_of(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The middle option of each choice that is open anywhere."""
+def _middle_of(stages: Sequence[Section]) -> Section:
+    """The anchor with the middle option of each open choice."""
 
-    def middle(value: Any) -> Any:
+    def middle(value: object) -> object:
         return value[(len(value) - 1) // 2] if isinstance(value, list) else value
 
-    anchor: dict[str, Any] = {}
+    anchor: Section = {}
     strides = [stage["patch"]["stride"] for stage in stages]
     if any(isinstance(stride, list) for stride in strides):
         anchor["patch_stride"] = [middle(stride) for stride in strides]
@@ -226,11 +230,11 @@ def _middle_of(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return anchor
 
 
-def _training_for(look: DataLook, host: Host, side: int, reasons: dict[str, str]) -> dict[str, Any]:
+def _training_for(look: DataLook, host: Host, side: int, reasons: dict[str, str]) -> Section:
     num_train, has_gpu = look.num_images["train"], bool(host.gpu_names)
     epochs = (100 if num_train < _FEW else 60) if has_gpu else 30
     batch_size = 32 if num_train < 2_000 else 64 if num_train < _MUCH or not has_gpu else 256
-    training: dict[str, Any] = {
+    training: Section = {
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": 2e-3 if batch_size == 256 else 1e-3,
@@ -250,7 +254,7 @@ def _training_for(look: DataLook, host: Host, side: int, reasons: dict[str, str]
         training["metric"] = "balanced_accuracy"
     if look.imbalance > _UNBALANCED:
         training["class_weights"] = "balanced"
-    augment: dict[str, Any] = {} if look.dataset == "digits" else {"flip": True}
+    augment: Section = {} if look.dataset == "digits" else {"flip": True}
     if augment:
         reasons["augment"] = "take flip away where left and right are not alike, as in writing"
     if look.is_in_memory:

@@ -1,4 +1,4 @@
-"""What a data set and a machine are like, as far as a space file depends on it."""
+"""Facts about a data set and a machine that a space file depends on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ _NUM_LOOKED_AT = 1000  # images, evenly over the set: headers of 100,000 files t
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataLook:
-    """A data set, as a training would read it by the default settings of section `data`.
+    """A data set as a training with default settings would read it.
 
     Args:
-        root: The folder or file; None of a set that is installed.
-        counts: Images of each class, or of each label where an image can have several, in all splits.
-        num_images: Of each split.
+        root: Folder or file; None for an installed set.
+        counts: Number of images of each class or label, in all splits.
+        num_images: Number of images of each split.
         held_out: Splits that are held out of the training images.
-        num_channels: 1 where all the images that were looked at are grey, else as the images have it.
-        sizes: Height and width of images, `(images, 2)`, of some of them.
-        is_in_memory: Whether all images are of one size and lie in memory.
+        num_channels: Channels of the images; 1 if all images that were looked at are grey.
+        sizes: Height and width of some images, `(images, 2)`.
+        is_in_memory: Whether all images have one size and lie in memory.
     """
 
     dataset: Dataset
@@ -47,7 +47,7 @@ class DataLook:
 
     @property
     def imbalance(self) -> float:
-        """Images of the commonest class over those of the rarest."""
+        """Number of images of the most common class divided by that of the rarest class."""
         return max(self.counts) / max(min(self.counts), 1)
 
     @property
@@ -57,7 +57,7 @@ class DataLook:
 
     @property
     def ratio(self) -> float:
-        """Height over width that nine of ten images reach or exceed in the same direction; 1 where they differ."""
+        """Ratio of height to width that nine of ten images reach in the same direction; 1 if directions differ."""
         ratios = self.sizes[:, 0] / self.sizes[:, 1]
         low, high = np.percentile(ratios, (10, 90))
         return float(low) if low > 1 else float(high) if high < 1 else 1.0
@@ -85,8 +85,8 @@ class Host:
     """This machine.
 
     Args:
-        gpu_names: Of each GPU.
-        gpu_bytes: Memory of the smallest GPU; 0 without.
+        gpu_names: Names of all GPUs.
+        gpu_bytes: Memory of the smallest GPU; 0 without GPUs.
     """
 
     num_cpus: int
@@ -101,7 +101,7 @@ class Host:
 
 
 def look_at_machine() -> Host:
-    """This machine, as torch sees it."""
+    """Looks at this machine with torch."""
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return Host(
         num_cpus=cpu_count(),
@@ -111,14 +111,14 @@ def look_at_machine() -> Host:
 
 
 def look_at_data(named: str | Path, *, on_note: Callable[[str], None] | None = None) -> DataLook:
-    """A data set, by its listing and by the headers of some of its images.
+    """Looks at a data set: lists its images and reads the headers of some.
 
     Args:
         named: See `find_data`.
-        on_note: Called with how far the listing is, where it takes long.
+        on_note: Called with progress notes if it takes long.
 
     Raises:
-        DataError: It cannot be trained on; see `load_data`.
+        DataError: The data set cannot be trained on; see `load_data`.
     """
     dataset, root = find_data(named)
     channels, num_classes = shape_of(dataset, root)
@@ -146,7 +146,7 @@ def look_at_data(named: str | Path, *, on_note: Callable[[str], None] | None = N
 
 
 def _sizes_of(data: ImageData) -> tuple[np.ndarray, bool]:
-    """Height and width of some images, and whether all of them are grey."""
+    """Returns height and width of some images, and whether all of them are grey."""
     num = data.num_images("train")
     rows = np.unique(np.linspace(0, num - 1, min(num, _NUM_LOOKED_AT)).round().astype(int))
     if isinstance(data, StreamedData):

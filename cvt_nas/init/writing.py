@@ -52,7 +52,7 @@ def _section(name: str, section: Any, reasons: dict[str, str]) -> Iterator[str]:
         yield from _setting(key, value, reasons)
 
 
-def _setting(key: str, value: Any, reasons: dict[str, str]) -> Iterator[str]:
+def _setting(key: str, value: object, reasons: dict[str, str]) -> Iterator[str]:
     line = f"  {key}: {_flow(value)}"
     if key not in reasons:
         yield line
@@ -63,6 +63,6 @@ def _setting(key: str, value: Any, reasons: dict[str, str]) -> Iterator[str]:
         yield line
 
 
-def _flow(value: Any) -> str:
+def _flow(value: object) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
     return text.removesuffix("...\n").strip()

@@ -1,4 +1,4 @@
-"""A search on a cluster that this machine is no part of: it runs on the cluster, and is followed from here."""
+"""Client mode: a search runs on a remote cluster, and this machine follows it."""
 
 import queue
 import threading
@@ -30,10 +30,13 @@ def search_through_client(
     on_note: Callable[[str], None] | None,
     **options: object,
 ) -> RunFolder:
-    """`search`, a function of an experiment, as a task on the cluster whose Ray client listens at `address`, as
-    `ray://host:10001`.
+    """Runs `search` as a task on a cluster, and follows it.
 
-    The paths among `options`, and `out`, are those of the cluster; `out` must be one here as well, or a URL.
+    Args:
+        search: A function of an experiment.
+        address: Address of the cluster's Ray client, such as `ray://host:10001`.
+        out: A URL, or a path that exists both on the cluster and here.
+        options: Options of `search`. Paths are those of the cluster.
     """
     out = str(out) if is_url(out) else str(Path(out).absolute())
     join_cluster(address)

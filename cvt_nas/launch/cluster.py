@@ -1,4 +1,4 @@
-"""Ray itself: started on this machine, or joined where it runs."""
+"""Starts Ray on this machine, or joins a cluster."""
 
 import logging
 import os
@@ -22,13 +22,13 @@ from cvt_nas.escaping import why_no_text
 from cvt_nas.launch.private import on_loopback, without_services
 from cvt_nas.run import can_write_to
 
-HEAD = {"node:__internal_head__": 0.001}  # the node that outlives the others
+HEAD = {"node:__internal_head__": 0.001}  # the head node, which outlives the others
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _MOST_BYTES = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 
 def start_local_ray(*, num_cpus: int, num_gpus: int) -> None:
-    """Starts Ray for this process alone, on loopback."""
+    """Starts Ray for this process only, on loopback."""
     folder = temporary_folder_of_ray()
     _bring_own_token()
     with on_loopback(), without_services():
@@ -39,8 +39,11 @@ def start_local_ray(*, num_cpus: int, num_gpus: int) -> None:
 
 
 def temporary_folder_of_ray() -> str:
-    """A folder for Ray's session whose path is short enough for the sockets in it; Ray's default if that is. Raises
-    ResourceError where there is none that can be written."""
+    """A writable folder for Ray's session whose path is short enough for the sockets in it. Ray's default comes first.
+
+    Raises:
+        ResourceError: There is no such folder.
+    """
     told = os.environ.get("RAY_TMPDIR")
     for place in [told] if told else [tempfile.gettempdir(), *_SHORT_FOLDERS]:
         if len(os.fsencode(place)) <= _MOST_BYTES and can_write_to(Path(place)):
@@ -52,7 +55,7 @@ def temporary_folder_of_ray() -> str:
 
 
 def _bring_own_token() -> None:
-    """A token for Ray's processes, which Ray would keep in the home directory, where that cannot be written."""
+    """Sets a token for Ray's processes if the home directory, where Ray would keep it, cannot be written."""
     names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     home = Path(os.path.expanduser("~"))
     if not any(name in os.environ for name in names) and not (home.is_absolute() and can_write_to(home / ".ray")):
@@ -60,13 +63,13 @@ def _bring_own_token() -> None:
 
 
 def connect_ray(**options: Any) -> None:
-    """`ray.init`, quiet, and without its handler of SIGTERM, which would take the place of the caller's."""
+    """Calls `ray.init` quietly, and keeps the caller's handler of SIGTERM, which Ray would replace."""
     for word in sys.orig_argv:
-        if why := why_no_text(word):  # Ray keeps the command as UTF-8, and would end in a traceback
+        if why := why_no_text(word):  # Ray keeps the command as UTF-8, and would fail with a traceback
             raise ResourceError(f"{word}: {why}")
     handler = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
-        # an older Ray warns of what RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO says, though it is said
+        # an older Ray warns about RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO even if it is set
         warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
     if threading.current_thread() is threading.main_thread():
@@ -74,11 +77,11 @@ def connect_ray(**options: Any) -> None:
 
 
 def join_cluster(address: str) -> None:
-    """Joins a cluster, to which the code of this very version goes along. Raises ResourceError where none answers."""
+    """Joins a cluster and sends it the code of this version. Raises ResourceError if no cluster answers."""
     try:
         _check_answers(address)
         connect_ray(address=address, runtime_env={"py_modules": [str(Path(cvt_nas.__file__).parent)]})
-    except OSError as error:  # ConnectionError, which Ray raises, is one
+    except OSError as error:  # includes Ray's ConnectionError
         raise ResourceError(
             f"--address {address}: no Ray cluster answers ({first_line(error)}); "
             f"where it asks for a token, set RAY_AUTH_MODE=token here"
@@ -88,7 +91,7 @@ def join_cluster(address: str) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Raises OSError where nothing listens at `host:port`: Ray itself would try for minutes."""
+    """Raises OSError if nothing listens at `host:port`. Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -96,7 +99,7 @@ def _check_answers(address: str) -> None:
 
 @contextmanager
 def local_ray(*, num_cpus: int, num_gpus: int) -> Iterator[None]:
-    """Ray as the caller has it, or else one of its own that ends with the block."""
+    """Uses Ray if the caller has initialised it. Otherwise, starts Ray for the block."""
     if ray.is_initialized():
         yield
         return

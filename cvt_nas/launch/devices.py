@@ -1,4 +1,4 @@
-"""The training of one architecture: in this process, or on several devices at once."""
+"""Training of one architecture, in this process or on several devices."""
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -26,8 +26,10 @@ def training_reports(
     may_move: bool = False,
     group: "PlacementGroup | None" = None,
 ) -> Generator[TrainingReport, None, None]:
-    """Trains `arch` as `engine.fit` does: here on one device, or as ranks that share each batch; see
-    `reports_of_ranks`. Of several ranks, it yields the reports of the first."""
+    """Trains `arch` like `engine.fit`, on one device in this process, or on ranks that share each batch.
+
+    With several ranks, it yields the reports of the first rank; see `reports_of_ranks`.
+    """
     options = {
         "arch": arch, "setup": setup, "number": number, "seed": seed, "keep_model": keep_model, "num_known": num_known,
     }  # fmt: skip
@@ -42,16 +44,16 @@ def training_reports(
 
 
 class WorkersFailedError(Exception):
-    """Workers died again and again, or their code raised what no user can fix: why, in one line. Its cause is Ray's."""
+    """Workers died repeatedly, or raised an error that users cannot fix. Its cause is Ray's error."""
 
 
 class WorkerLostError(WorkersFailedError):
-    """A worker died, and the training can go on elsewhere."""
+    """A worker died, and the training can continue elsewhere."""
 
 
 @contextmanager
 def ending_in(kind: type[CvtNasError], what: str) -> Iterator[None]:
-    """Workers that fail end the block with an error of `kind`: `what`, and the reason."""
+    """Turns a failure of workers in the block into an error of `kind`, with `what` and the reason."""
     try:
         yield
     except WorkersFailedError as error:

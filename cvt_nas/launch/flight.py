@@ -1,4 +1,4 @@
-"""Trials that have begun and not ended, and how each ends."""
+"""Trials in flight, and the results they end with."""
 
 import contextlib
 import re
@@ -14,7 +14,8 @@ from cvt_nas.propose.study import PartialTrial, Proposal
 from cvt_nas.results import FAILURES, TrialResult
 from cvt_nas.run import RunFolder
 
-_MAX_SAME_FAILURES = 3  # of the first trials, before the others are spared
+Result = dict[str, Any]  # a `TrainingReport` with keys of Tune's, as Tune types it
+_MAX_SAME_FAILURES = 3  # of the first trials, after which the search ends
 _NO_REASON = "no reason was given"
 
 
@@ -24,20 +25,20 @@ class Flight:
 
     Args:
         spent: Seconds on workers before `started`.
-        last: Its last `TrainingReport`, as Tune passes it on, with the `device` where it ran.
-        heard: When it last reported, or began.
-        num_deaths: Workers that it lost.
-        fate: How it lost the last of them.
-        gpus: That it has, or had last.
-        known: Epochs that it had behind it at `started`.
-        is_paused: Whether its last report made it wait at a rung.
-        is_to_spread: Whether it ends here, to begin again on more GPUs.
+        last: Its last `TrainingReport`, as Tune passes it on, with the `device` it ran on.
+        heard: Time of its last report or its start.
+        num_deaths: Number of workers that it lost.
+        fate: How it lost the last worker.
+        gpus: Number of GPUs that it has, or had last.
+        known: Epochs that it had finished at `started`.
+        is_paused: Whether it waits at a rung.
+        is_to_spread: Whether it ends to restart on more GPUs.
     """
 
     proposal: Proposal
     started: float = 0.0
     spent: float = 0.0
-    last: dict[str, Any] = field(default_factory=dict)
+    last: Result = field(default_factory=dict)
     heard: float = 0.0
     num_deaths: int = 0
     fate: str = ""
@@ -48,7 +49,7 @@ class Flight:
 
     @classmethod
     def of(cls, trial: PartialTrial) -> "Flight":
-        """One of an earlier process."""
+        """Makes the flight of a trial that an earlier process began."""
         last = {
             "status": "running",
             "epoch": len(trial.curve),
@@ -59,18 +60,18 @@ class Flight:
         return cls(proposal=trial.proposal, spent=trial.seconds, last=last)
 
     def begin(self, gpus: float) -> None:
-        """On a worker, from now on."""
+        """Marks the trial as running on a worker from now on."""
         self.gpus, self.is_paused, self.is_to_spread, self.known = gpus, False, False, self.last.get("epoch", 0)
         self.started = self.heard = time.monotonic()
 
-    def land(self, result: dict[str, Any] | None) -> None:
-        """It is on no worker any more."""
+    def land(self, result: Result | None) -> None:
+        """Marks the trial as no longer on a worker."""
         self.last = result or self.last
         self.spent, self.started = self.seconds, 0.0
 
     @property
     def seconds(self) -> float:
-        """On workers, so far."""
+        """Seconds on workers so far."""
         return self.spent + (time.monotonic() - self.started if self.started else 0.0)
 
     def partial(self) -> PartialTrial:
@@ -83,7 +84,7 @@ class Flight:
 
 
 class Recorder:
-    """Makes the results of trials that end, has them kept, and ends a search in which all fail alike."""
+    """Makes and keeps the results of trials that end, and ends a search in which all trials fail alike."""
 
     def __init__(self, experiment: Experiment, run: RunFolder, keep: Callable[[TrialResult], None]) -> None:
         self._space, self._max_epochs, self._run, self._keep = experiment.space, experiment.training.epochs, run, keep
@@ -92,7 +93,7 @@ class Recorder:
         self._failures: list[str] | None = None if has_worked else []
 
     def record(self, flight: Flight, *, failed: bool = False) -> TrialResult:
-        """On disk when it returns."""
+        """Records the result of a trial, which is on disk when this returns."""
         proposal, last = flight.proposal, flight.last
         epochs, status, reason = last.get("epoch", 0), last.get("status", "running"), last.get("reason")
         if failed:
@@ -121,12 +122,12 @@ class Recorder:
             activation_checkpointing=last.get("activation_checkpointing", False),
         )
         self._keep(result)
-        with contextlib.suppress(OSError):  # a checkpoint too many is no reason to end the search
+        with contextlib.suppress(OSError):  # a leftover checkpoint is no reason to end the search
             Checkpoint(self._run.checkpoint_path(proposal.number), self._run.store).drop()
         return result
 
     def why_to_end(self, result: TrialResult) -> SearchFailedError | None:
-        """Where nothing in the run has worked yet and the first trials all failed alike."""
+        """The error that ends a search, if no trial has worked yet and the first trials failed alike."""
         if self._failures is None:
             return None
         if result.status not in FAILURES:
@@ -151,7 +152,7 @@ class Recorder:
 
 
 def kind_of_failure(result: TrialResult) -> str:
-    """What trials that failed alike have in common: the reason without its numbers, addresses and paths."""
+    """Kind of a failure: its reason without numbers, addresses and paths. Trials that fail alike have the same kind."""
     if result.status == "oom":
-        return "oom"  # what was asked for and what was left differs from one architecture to the next
+        return "oom"  # the amounts of memory in messages differ between architectures
     return re.sub(r"\S*/\S*|\b(?:0x)?[0-9a-f]*\d[0-9a-f]*\b", "#", result.reason or "")

@@ -1,7 +1,7 @@
-"""Workers that measure what subnets inherit from a supernet, and how many there are.
+"""Workers that measure the accuracy that subnets inherit from a supernet.
 
-Ranking takes seconds an architecture, too little to begin a trial for: a worker holds the supernet and the images as
-long as there are candidates, and has its next one before it is done with the last.
+Ranking takes only seconds an architecture, so a trial for each would be too slow. A worker keeps the supernet and the
+images as long as there are candidates, and has the next candidate before it finishes the last one.
 """
 
 import itertools
@@ -22,24 +22,26 @@ from cvt_nas.launch.tasks import get_from_workers
 
 Token = TypeVar("Token")
 NUM_SCREENING_IMAGES = 2_048
-_IN_HAND = 2  # candidates of a worker, so that it does not wait for the next one's proposal
+_IN_HAND = 2  # candidates of a worker, so that it never waits for a proposal
 _MAX_RESTARTS = 3  # of a worker
-_LEAST_SHARE = 32  # images of a batch, on which batch norm still has something to go by
+_LEAST_SHARE = 32  # images of a batch, which are enough for batch norm
 
 
 def supernet_workers(resources: Resources, *, batch_size: int) -> tuple[int, float]:
-    """Workers that train a supernet, and CPUs of each: one for each GPU, or on CPUs as many as the batch is enough
-    for."""
+    """Number of workers that train a supernet, and CPUs of each.
+
+    There is one worker for each GPU. On CPUs, the batch size limits their number.
+    """
     if resources.num_gpus > 0:
         return resources.num_gpus, resources.cpus_per_gpu
     num_cpus = resources.num_slots * resources.cpus_per_trial
     num_workers = min(resources.num_slots, max(batch_size // _LEAST_SHARE, 1))
-    # of several nodes it is not known whether one has more than a trial's
+    # with several nodes, a node may not have more CPUs than a trial's
     return num_workers, num_cpus / num_workers if resources.num_nodes == 1 else resources.cpus_per_trial
 
 
 class _Judge:
-    """A worker that measures what subnets inherit."""
+    """A worker that measures inherited accuracies."""
 
     def __init__(self, setup: TrainingSetup) -> None:
         torch.set_num_threads(setup.num_threads)
@@ -48,29 +50,29 @@ class _Judge:
         self._run = setup.run
 
     def judge(self, arch: ArchConfig, bar: float | None) -> tuple[float, int, float]:
-        """Accuracy, the number of images that it is of, and seconds; see `Inheritance.accuracy`."""
+        """Returns accuracy, number of images and seconds; see `Inheritance.accuracy`."""
         started = time.perf_counter()
         accuracy, num_images = self._inheritance.accuracy(arch, bar=bar, num_screening_images=NUM_SCREENING_IMAGES)
         return accuracy, num_images, time.perf_counter() - started
 
     def save(self, arch: ArchConfig) -> None:
-        """Keeps the weights of a subnet as its architecture's."""
+        """Keeps the weights of a subnet as the trained weights of its architecture."""
         keep_trained(self._inheritance.model(arch), self._data, self._run)
 
 
 def num_judges(resources: Resources) -> int:
-    """Workers that measure what subnets inherit."""
+    """Number of workers that measure inherited accuracies."""
     return resources.num_gpus if resources.gpus_per_trial >= 1 else resources.num_slots
 
 
 class Judges(Generic[Token]):
-    """The workers: one for each GPU, or for each of the trials that share one, or each CPU.
+    """Workers that measure inherited accuracies: one for each GPU, for each trial that shares one, or for each CPU.
 
-    One that dies is started again by Ray, and what it had in hand with it.
+    Ray restarts a worker that dies, together with its tasks.
     """
 
     def __init__(self, setup: TrainingSetup, resources: Resources) -> None:
-        self._in_hand: dict[Any, tuple[int, Token]] = {}
+        self._in_hand: dict[ray.ObjectRef, tuple[int, Token]] = {}
         num_workers = num_judges(resources)
         if resources.gpus_per_trial >= 1:
             num_cpus, num_gpus = resources.cpus_per_gpu, 1.0
@@ -85,7 +87,7 @@ class Judges(Generic[Token]):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for worker in self._workers:  # whose devices the trials wait for
+        for worker in self._workers:  # trials wait for their devices
             ray.kill(worker)
 
     @property
@@ -94,17 +96,17 @@ class Judges(Generic[Token]):
 
     @property
     def num_free(self) -> int:
-        """How many more they would take."""
+        """Number of further candidates that the workers would take."""
         return self.num_in_hand_at_most - len(self._in_hand)
 
     def submit(self, token: Token, arch: ArchConfig, bar: float | None = None) -> None:
-        """Gives it to the worker that has the least in hand; `next` returns `token` with the result."""
+        """Gives `arch` to the worker with the fewest tasks. `next` returns `token` with the result."""
         load = Counter(index for index, _ in self._in_hand.values())
         index = min(range(len(self._workers)), key=lambda index: load[index])
         self._in_hand[self._workers[index].judge.remote(arch, bar)] = index, token
 
     def next(self) -> tuple[Token, float, int, float] | None:
-        """The next that is done: its token, accuracy, images and seconds; None where nothing is in hand."""
+        """Waits for the next result: its token, accuracy, images and seconds. None if there are no tasks."""
         if not self._in_hand:
             return None
         (done, *_), _ = ray.wait(list(self._in_hand), num_returns=1)
@@ -112,7 +114,7 @@ class Judges(Generic[Token]):
         return token, *get_from_workers(done)
 
     def save(self, archs: Sequence[ArchConfig]) -> None:
-        """Keeps the weights of these subnets as their architectures'."""
+        """Keeps the weights of these subnets as the trained weights of their architectures."""
         turns = zip(itertools.cycle(self._workers), archs, strict=False)
         get_from_workers([worker.save.remote(arch) for worker, arch in turns])
 
@@ -125,8 +127,12 @@ def inherited_accuracies(
     stop: threading.Event,
     is_screening: bool = False,
 ) -> list[float] | None:
-    """Of each; None where `stop` is set before all are known. Screening goes by a part of the search split alone."""
-    bar = math.inf if is_screening else None  # which is out of reach after that part
+    """Measures the inherited accuracy of each architecture. Returns None if `stop` is set before the end.
+
+    Args:
+        is_screening: Whether to measure only on a part of the search split.
+    """
+    bar = math.inf if is_screening else None  # out of reach, so each measurement ends after that part
     found, left = [0.0] * len(archs), iter(enumerate(archs))
     with Judges[int](setup, resources) as judges:
         while not stop.is_set():

@@ -1,4 +1,4 @@
-"""What this package uses of Ray beyond its public interface. The tests of this module say when a version changes it."""
+"""Private parts of Ray that this package uses. The tests of this module fail if a version changes them."""
 
 import os
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ _OF_A_CLUSTER = ("start_api_server", "start_monitor", "start_log_monitor")
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """Ray's processes that start in the block listen on loopback alone.
+    """Ray's processes that start in the block listen only on loopback.
 
-    Told to use 127.0.0.1, Ray replaces it by the machine's outer address and listens on every interface, except
-    where clusters are switched off, as they are by default on Windows and macOS. So they are, for the block.
+    Given 127.0.0.1, Ray uses the machine's outer address instead and listens on every interface, unless clusters are
+    turned off, as by default on Windows and macOS. This function turns them off for the block.
     """
     name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     was_enabled, before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
@@ -32,9 +32,9 @@ def on_loopback() -> Iterator[None]:
 
 @contextmanager
 def without_services() -> Iterator[None]:
-    """A Ray that starts in the block has no dashboard, no autoscaler, and nobody who passes logs on.
+    """Ray starts in the block without dashboard, autoscaler and log monitor.
 
-    A Ray of one process alone uses none of them, and each takes about a second of CPU time to start.
+    A local Ray does not need them, and each takes about a second of CPU time to start.
     """
     kept = {name: getattr(Node, name) for name in _OF_A_CLUSTER}
     for name in kept:
@@ -50,5 +50,5 @@ def _start_nothing(*_: object, **__: object) -> None: ...
 
 
 def worker_niceness() -> int:
-    """How nice Ray's workers are to other processes."""
+    """Niceness of Ray's workers."""
     return int(os.environ.get(ray_constants.RAY_WORKER_NICENESS, 15))

@@ -1,6 +1,6 @@
-"""One training on several devices: a process for each, which share each batch by DDP over NCCL, or gloo on CPUs.
+"""One training on several devices: one process for each device. They share batches by DDP over NCCL, or gloo on CPUs.
 
-The process that launches them owns them: where it ends, however it does, Ray ends them.
+The launching process owns the others. When it ends, Ray ends them.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ _MAX_FAILURES = 3
 _SECONDS_TO_BEGIN, _SECONDS_TO_DIE = 20.0, 5.0
 _SECONDS_BETWEEN_LOOKS = 1.0
 R = TypeVar("R", bound=Report)
-_PATIENCE = timedelta(minutes=30)  # of ranks with each other, as where one is slow to read its images
+_PATIENCE = timedelta(minutes=30)  # of ranks with each other; one may be slow to read its images
 
 
 def bundles_of_ranks(num_ranks: int, *, cpus_per_rank: float, use_gpus: bool) -> list[dict[str, float]]:
-    """A place for each rank. They get all or none, so that two trainings never wait for each other's devices."""
+    """Ray's bundle of each rank. Ranks get all or none, so that two trainings never wait for each other's devices."""
     return [{"CPU": cpus_per_rank, **({"GPU": 1} if use_gpus else {})} for _ in range(num_ranks)]
 
 
@@ -47,34 +47,32 @@ def reports_of_ranks(
     use_gpus: bool,
     may_move: bool = False,
     group: PlacementGroup | None = None,
-    **options: Any,
+    **options: object,
 ) -> Generator[R, None, None]:
     """Runs `reports(setup=setup, device=device, **options)` in `num_ranks` processes that form a process group.
 
-    Where one dies, or its code raises, all of them are started again, and go on from the last checkpoint; and so, with
-    half as many images at once, where a device's memory runs out. Closed before its end, this ends them at once: when
-    it returns they hold no devices, and write nothing any more.
+    If a rank dies or raises, all ranks are restarted from the last checkpoint. The same happens if a device runs out of
+    memory; then half as many images are trained at once. Closing the generator ends the ranks at once: when it
+    returns, they hold no devices and write nothing.
 
     Args:
-        reports: Yields reports with a `status`, of which one that is not `running` is the last. Takes `at_most`; see
+        reports: Yields reports with a `status`. A report that is not `running` is the last one. Takes `at_most`; see
             `engine.MicroBatches`.
-        cpus_per_rank: In Ray's units.
-        use_gpus: Whether each rank takes a GPU. Where `setup.device` is `cpu`, the GPU is only a slot.
-        may_move: Whether a rank that dies, or finds no device, ends the training by `WorkerLostError`, since it can go
-            on with another number of them.
-        group: Has a place for the caller and then one for each rank; None for a group of their own, which is waited
-            for.
-        options: Of `reports`. Ranks that are started again get a `num_known` that is up to date.
+        cpus_per_rank: CPUs of a rank, in Ray's units.
+        use_gpus: Whether each rank takes a GPU. If `setup.device` is `cpu`, the GPU is only a slot.
+        may_move: Whether a rank that dies or finds no device ends the training with `WorkerLostError`, since the
+            training can continue with another number of ranks.
+        group: A placement group with a bundle for the caller, and then one for each rank. None for a new group.
+        options: Options of `reports`. Restarted ranks get an updated `num_known`.
 
     Yields:
-        What the first rank does; or the report by which any of them ends, as an `oom`, which need not happen to the
-        first.
+        Reports of the first rank, or the last report of any rank. An `oom`, for example, may happen to another rank.
 
     Raises:
-        CvtNasError: A rank raised it, as for an image that cannot be read.
-        StorageError: Likewise, where it is not the `status` of a report.
+        CvtNasError: A rank raised it, for example for an unreadable image.
+        StorageError: A rank raised it.
         WorkerLostError: See `may_move`.
-        WorkersFailedError: They failed more than three times.
+        WorkersFailedError: The ranks failed more than three times.
     """
     num_failures, is_over = 0, False
     with local_ray(num_cpus=math.ceil(num_ranks * cpus_per_rank), num_gpus=num_ranks if use_gpus else 0):
@@ -94,11 +92,11 @@ def reports_of_ranks(
                             options = {**options, "num_known": report["epoch"]}
                         yield report
                         if report["status"] != "running":
-                            break  # the other ranks may wait for the one that it is of
+                            break  # other ranks may wait for the one that ended
             except RayError as error:
                 failure, is_loss = failure_of(error), not isinstance(error, RayTaskError)
                 num_failures, is_over = num_failures + 1, False
-                if not isinstance(failure, WorkersFailedError):  # no other attempt would go better
+                if not isinstance(failure, WorkersFailedError):  # another attempt would fail, too
                     raise failure from None
                 if may_move and is_loss:
                     raise WorkerLostError(str(failure)) from error
@@ -110,7 +108,7 @@ def reports_of_ranks(
 def _placed(
     num_ranks: int, cpus_per_rank: float, *, use_gpus: bool, may_move: bool, group: PlacementGroup | None
 ) -> Iterator[list[tuple["_Place", Any]]]:
-    """Actors that have begun, and where, in the order of their ranks; they end with the block."""
+    """Starts an actor for each rank, and gives places and actors in the order of ranks. They end with the block."""
     own, actors = None, list[Any]()
     if group is None:
         bundles = bundles_of_ranks(num_ranks, cpus_per_rank=cpus_per_rank, use_gpus=use_gpus)
@@ -142,10 +140,13 @@ def _reports_of(
     ranks: Sequence[tuple["_Place", Any]],
     reports: Callable[..., Iterator[R]],
     setup: TrainingSetup,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
 ) -> Generator[R, None, None]:
-    """One life of the ranks, which stand still while the reader has a report, so that they can be killed then. Raises
-    RayError where one of them died, or raised."""
+    """Yields reports until the ranks end. They pause while the reader has a report, so they can be killed then.
+
+    Raises:
+        RayError: A rank died, or raised.
+    """
     address = ray.get(ranks[0][1].open_store.remote())
     begun = [
         actor.begin.remote(reports, rank, len(ranks), address, _gpus_beside(place, ranks), setup, options)
@@ -156,15 +157,15 @@ def _reports_of(
         yield report
 
 
-def _first_that_counts(work: Sequence[Any]) -> Any:
-    """The first rank's report once all have one; or at once that of a rank that ends, for which others may wait."""
+def _first_that_counts(work: Sequence[ray.ObjectRef]) -> Any:
+    """The first rank's report once all ranks have one; or the last report of any rank, for which others may wait."""
     first, left = None, list(work)
     while left:
         (done, *_), left = ray.wait(left, num_returns=1)
         try:
             report = ray.get(done)
         except RayTaskError as error:
-            if isinstance(failure_of(error), WorkersFailedError):  # a rank raises, too, where another one dies
+            if isinstance(failure_of(error), WorkersFailedError):  # a rank also raises if another one dies
                 ray.get(ray.wait(left, num_returns=len(left), timeout=_SECONDS_TO_DIE)[0])
             raise
         if report is not None and report["status"] != "running":
@@ -174,17 +175,17 @@ def _first_that_counts(work: Sequence[Any]) -> Any:
     return first
 
 
-def _gpus_beside(place: "_Place", ranks: Sequence[tuple["_Place", Any]]) -> list[str]:
-    """GPUs of all ranks on the same node: NCCL copies from one to another where a process sees both."""
+def _gpus_beside(place: "_Place", ranks: Sequence[tuple["_Place", object]]) -> list[str]:
+    """GPUs of all ranks on the same node. NCCL copies between GPUs directly if a process sees both."""
     return sorted(other.gpu for other, _ in ranks if other.node == place.node)
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class _Place:
-    """Where a rank is.
+    """Place of a rank.
 
     Args:
-        gpu: Its id on the node; empty where the rank has none.
+        gpu: Id of the rank's GPU on the node; empty if it has none.
     """
 
     node: str
@@ -199,7 +200,7 @@ class _Rank:
         return _Place(node=context.get_node_id(), gpu="".join(context.get_accelerator_ids().get("GPU", [])))
 
     def open_store(self) -> tuple[str, int]:
-        """Where the ranks meet: address and port of this one, which is the first."""
+        """Opens the store of the process group on this rank, the first one. Returns its address and port."""
         host = ray.util.get_node_ip_address()
         self._store = _store(host, 0, is_master=True, wait_for_workers=False)
         return host, self._store.port
@@ -212,11 +213,11 @@ class _Rank:
         address: tuple[str, int],
         gpus: Sequence[str],
         setup: TrainingSetup,
-        options: Mapping[str, Any],
+        options: Mapping[str, object],
     ) -> None:
-        """Joins the process group; `gpus` are of all ranks on this node."""
+        """Joins the process group. `gpus` are those of all ranks on this node."""
         host, port = address
-        if ipaddress.ip_address(host).is_loopback:  # gloo would listen on the address of the machine's name
+        if ipaddress.ip_address(host).is_loopback:  # otherwise, gloo listens on the address of the host name
             os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
         device, backend = setup.torch_device, "gloo"
         if setup.device == "cuda":
@@ -228,12 +229,12 @@ class _Rank:
         self._reports = reports(setup=setup, device=device, **options)
 
     def advance(self) -> Report | None:
-        """Trains until there is the next report; None where there is no more."""
+        """Trains until the next report; None if there are no more."""
         return next(self._reports, None)
 
 
 def _store(host: str, port: int, **options: Any) -> Any:
-    """What ranks meet by."""
+    """The store through which ranks meet."""
     store: Any = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]  # documented, but not in `__all__`
     return store(host, port, timeout=_PATIENCE, **options)
 

@@ -1,4 +1,4 @@
-"""What a search runs on: started, counted, and checked before a trial could wait for it for ever."""
+"""Resources of a search: Ray is started or joined, and checked before a trial could wait for it forever."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +15,15 @@ GpusPerTrial = float | Literal["auto"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """Slots for trials, and what each slot has.
+    """Slots for trials, and the resources of each slot.
 
     Args:
         num_slots: Trials that run side by side.
-        cpus_per_trial, gpus_per_trial: In Ray's units; fractions share one.
-        device: Where a trial trains.
+        cpus_per_trial, gpus_per_trial: In Ray's units. Trials with fractions share one.
+        device: Device that a trial trains on.
         num_nodes: Machines of the cluster.
-        num_gpus: All that may be used, those that are left over where slots are of several among them.
-        cpus_per_gpu: Which every node has for each of its GPUs.
+        num_gpus: All GPUs that may be used, including those that are left over if slots have several.
+        cpus_per_gpu: CPUs that every node has for each of its GPUs.
     """
 
     num_slots: int
@@ -36,7 +36,7 @@ class Resources:
 
     @property
     def num_workers(self) -> int:
-        """Processes of a trial: with several GPUs, one for each, by DDP."""
+        """Processes of a trial: one for each GPU, which train by DDP."""
         return max(int(self.gpus_per_trial), 1)
 
     @property
@@ -45,11 +45,11 @@ class Resources:
 
     @property
     def num_threads(self) -> int:
-        """Threads of each of a trial's processes, so that they do not fight for cores."""
+        """Threads of each process of a trial, so that processes do not compete for cores."""
         return max(int(self.cpus_per_worker), 1)
 
     def shared(self, gpus_per_trial: float) -> Self:
-        """The same GPUs, of which a trial has a fraction instead of one whole; CPUs are divided accordingly."""
+        """Returns the same GPUs with a fraction of a GPU for each trial. CPUs are divided accordingly."""
         assert self.gpus_per_trial == 1, "several GPUs of a trial are not divided"
         on_each = slots_of(1, gpus_per_trial)
         return replace(
@@ -74,19 +74,19 @@ def claim_resources(
     address: str | None = None,
     device: Literal["cpu", "cuda"] | None = None,
 ) -> Iterator[Resources]:
-    """Starts or joins Ray, and divides what there is into slots; ends Ray where it started it.
+    """Starts or joins Ray, and divides its resources into slots. Ray ends with the block if it was started here.
 
     Args:
-        gpus: GPUs to use; None for all of them, 0 for the CPU.
-        gpus_per_trial: A fraction below 1, or a whole number; None for 1. With `auto`, each trial has one GPU, until
-            `cvt_nas.plan.sharing` has found how many share it.
-        cpus: CPUs to use; None for all of them.
-        address: Of a Ray cluster to join; None for this machine alone, on loopback. Where the caller
-            has initialised Ray already, that is what is used.
-        device: Where trials train; None for `cuda` where they have a GPU. `cpu` lets GPUs be logical.
+        gpus: GPUs to use; None for all, 0 for the CPU.
+        gpus_per_trial: A fraction below 1 or a whole number; None for 1. With `auto`, each trial has one GPU until
+            `cvt_nas.plan.sharing` has found how many can share it.
+        cpus: CPUs to use; None for all.
+        address: Address of a Ray cluster to join; None for this machine only, on loopback. If the caller has
+            initialised Ray, that is used instead.
+        device: Device of trials; None for `cuda` if they have a GPU. With `cpu`, GPUs may be logical.
 
     Raises:
-        ResourceError: There is less than what was asked for, or no node can hold a single trial.
+        ResourceError: There are fewer resources than asked for, or no node can hold a single trial.
     """
     check_gpus_per_trial(gpus_per_trial)
     if gpus == 0:
@@ -102,13 +102,13 @@ def claim_resources(
 
 
 def check_gpus_per_trial(number: GpusPerTrial | None) -> None:
-    """Raises ResourceError where Ray would not understand it."""
+    """Raises ResourceError if Ray would not understand the number."""
     if isinstance(number, float | int) and not (0 < number < 1 or number == int(number) >= 1):
         raise ResourceError(f"--gpus-per-trial: got {number:g}, must be a fraction below 1 or a whole number")
 
 
 def check_has_no_share(gpus_per_trial: GpusPerTrial | None, *, gpus: int | None) -> None:
-    """Raises ResourceError where a trial on CPUs was to have a number of GPUs."""
+    """Raises ResourceError if trials on CPUs are given a number of GPUs."""
     if gpus_per_trial is None:
         return
     said = gpus_per_trial if gpus_per_trial == "auto" else f"{gpus_per_trial:g}"
@@ -128,7 +128,7 @@ def _start_ray(*, gpus: int | None, cpus: int | None, address: str | None, local
 
 
 def _num_local_cpus(wanted: int | None) -> int:
-    from joblib import cpu_count  # of a container, what it may use
+    from joblib import cpu_count  # in a container, counts what it may use
 
     there = cpu_count()
     if wanted is not None and wanted > there:
@@ -137,8 +137,11 @@ def _num_local_cpus(wanted: int | None) -> int:
 
 
 def local_cpus(cpus: int | None) -> Resources:
-    """What `claim_resources` would find on this machine without its GPUs, or with as many `cpus`. Raises ResourceError
-    where there are fewer."""
+    """Resources that `claim_resources` would find on this machine without GPUs, or with so many `cpus`.
+
+    Raises:
+        ResourceError: There are fewer CPUs.
+    """
     return _of_cpus(_num_local_cpus(cpus), num_nodes=1)
 
 
@@ -147,7 +150,7 @@ def _of_cpus(number: int, *, num_nodes: int) -> Resources:
 
 
 def num_local_gpus() -> int:
-    """That torch sees on this machine."""
+    """Number of GPUs that torch sees on this machine."""
     import torch
 
     return torch.cuda.device_count()
@@ -179,7 +182,7 @@ def _divide(
     num_slots = min(sum(by_node), slots_of(use_gpus, whole))
     if num_slots == 0:
         raise ResourceError(f"--gpus-per-trial {per_trial:g}: more than the {use_gpus} of --gpus")
-    # the node with the fewest CPUs for its slots decides, so that GPUs and not CPUs are what runs out
+    # the node with the fewest CPUs for its slots decides, so that GPUs run out before CPUs
     share = min(node.get("CPU", 0) / slots for node, slots in zip(nodes, by_node, strict=True) if slots)
     if share == 0:
         raise ResourceError("a node with GPUs has no CPU for its trials")
@@ -204,7 +207,7 @@ def _whole_cpus(share: float) -> float:
 
 
 def slots_of(gpus: float, per_trial: float) -> int:
-    """Whole trials that fit: a fraction never spans two GPUs."""
+    """Number of trials that fit. A fraction never spans two GPUs."""
     if per_trial >= 1:
         return int(gpus // per_trial)
     return int(gpus) * int(1 / per_trial + 1e-9)

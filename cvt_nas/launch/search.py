@@ -1,4 +1,4 @@
-"""What a search works with, as one value."""
+"""The state that all phases of a search share, as one value."""
 
 import threading
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from cvt_nas.run import RunFolder
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """A search that has been checked and begun; every phase of it is a function of this.
+    """A search that was checked and has begun. Each of its phases is a function of this value.
 
     Args:
-        setup: What workers know, on the device of `resources`.
-        stop: Ends the search in order once it is set; never set by a phase.
-        reuse_workers: Whether a worker process outlives its trial; off only to measure what that saves.
+        setup: Setup of workers, on the device of `resources`.
+        stop: Ends the search in order once it is set. Phases never set it.
+        reuse_workers: Whether worker processes outlive their trials. Turned off only to measure the difference.
     """
 
     experiment: Experiment

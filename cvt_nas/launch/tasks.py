@@ -1,4 +1,4 @@
-"""Functions and actors on the workers of a search."""
+"""Runs functions and actors on the workers of a search."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def get_from_workers(work: Any) -> Any:
-    """`ray.get`. Raises CvtNasError or StorageError where a worker raised it, else WorkersFailedError."""
+    """Calls `ray.get`. Raises CvtNasError or StorageError if a worker raised it, and otherwise WorkersFailedError."""
     try:
         return ray.get(work)
     except RayError as error:
@@ -26,7 +26,7 @@ def get_from_workers(work: Any) -> Any:
 
 
 def failure_of(error: RayError) -> CvtNasError | StorageError | WorkersFailedError:
-    """What to raise instead: what a user can fix as the worker raised it, and anything else in one line."""
+    """The error to raise instead of Ray's: errors that users can fix are unchanged, others become one line."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, CvtNasError | StorageError):
         return cause
@@ -34,8 +34,10 @@ def failure_of(error: RayError) -> CvtNasError | StorageError | WorkersFailedErr
 
 
 def on_devices(resources: Resources, function: Callable[..., T], calls: Sequence[Sequence[object]]) -> list[T]:
-    """`function(*arguments)` of each call, side by side, each on one of the trials' devices, with nothing else on a
-    device that a trial would have for itself. Raises what `get_from_workers` does."""
+    """Runs `function(*arguments)` for each call, side by side, each on a device of a trial.
+
+    If a trial has a whole device, so has a call. It raises the errors of `get_from_workers`.
+    """
     remote: Any = ray.remote(cast(Any, function)).options(
         num_cpus=min(resources.cpus_per_trial, 1), num_gpus=min(resources.gpus_per_trial, 1)
     )
@@ -43,16 +45,16 @@ def on_devices(resources: Resources, function: Callable[..., T], calls: Sequence
 
 
 def on_device(resources: Resources, function: Callable[..., T], *arguments: object) -> T:
-    """`on_devices` of one call."""
+    """Runs a single call; see `on_devices`."""
     return on_devices(resources, function, [arguments])[0]
 
 
 def yielded_on_device(
     resources: Resources, generator: Callable[..., Iterator[T]], *arguments: object
 ) -> Generator[T, None, None]:
-    """What `generator(*arguments)` yields on one of the trials' devices, as soon as it does; closing this ends it.
+    """Yields what `generator(*arguments)` yields on a device of a trial. Closing this generator ends the other.
 
-    A generator whose process dies begins again, on whatever node. Raises what `get_from_workers` does.
+    If its process dies, the generator restarts on any node. It raises the errors of `get_from_workers`.
     """
     remote: Any = ray.remote(cast(Any, generator)).options(
         num_cpus=min(resources.cpus_per_trial, 1), num_gpus=min(resources.gpus_per_trial, 1), num_returns="streaming"
@@ -62,12 +64,14 @@ def yielded_on_device(
         for found in yielded:
             yield get_from_workers(found)
     finally:
-        ray.cancel(yielded)  # of one that has ended, nothing
+        ray.cancel(yielded)  # has no effect if it has ended
 
 
 def on_worker(resources: Resources, function: Callable[..., T], *arguments: object, stop: threading.Event) -> T | None:
-    """`function(*arguments)` with what one process of a trial has; None where `stop` is set before it is done. Raises
-    what `get_from_workers` does."""
+    """Runs `function(*arguments)` with the resources of one process of a trial.
+
+    Returns None if `stop` is set before it ends. It raises the errors of `get_from_workers`.
+    """
     remote: Any = ray.remote(cast(Any, function)).options(
         num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_trial / resources.num_workers
     )
@@ -80,10 +84,10 @@ def on_worker(resources: Resources, function: Callable[..., T], *arguments: obje
 
 
 class SharedGpu:
-    """A GPU, and up to `most` processes of a `kind` that share it, and `num_cpus` together; they end with the block."""
+    """A GPU and `num_cpus` CPUs that up to `most` processes of a `kind` share. The processes end with the block."""
 
     def __init__(self, kind: type, *, num_cpus: float, most: int) -> None:
-        # one bundle, so that whoever is in it shares the same GPU
+        # processes in one bundle share the same GPU
         self._group = placement_group([{"GPU": 1, "CPU": num_cpus}])
         self._actor: Any = ray.remote(kind).options(
             num_cpus=1,
@@ -96,7 +100,7 @@ class SharedGpu:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for process in self._processes:  # whatever starts next imports torch first: until then, the memory is free
+        for process in self._processes:  # a killed process frees its memory before the next one has imported torch
             ray.kill(process)
         remove_placement_group(self._group)
 
@@ -104,5 +108,5 @@ class SharedGpu:
         self._processes += [self._actor.remote() for _ in range(number - len(self._processes))]
 
     def together(self, method: str, *arguments: object) -> list[Any]:
-        """What each of them returns. Raises what `get_from_workers` does."""
+        """Calls a method of all processes, and returns their results. It raises the errors of `get_from_workers`."""
         return get_from_workers([getattr(process, method).remote(*arguments) for process in self._processes])

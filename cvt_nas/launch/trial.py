@@ -1,10 +1,10 @@
-"""One trial, as it runs on a worker: train, report each epoch, keep the weights of a full training."""
+"""One trial on a worker: it trains, reports each epoch, and keeps the weights of a full training."""
 
 import contextlib
 import json
 import traceback
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 import ray
 import torch
@@ -19,15 +19,32 @@ from cvt_nas.launch.tasks import on_devices
 from cvt_nas.model import load_model
 from cvt_nas.results import TrialResult
 
-WAITING_CPUS = 0.01  # of a trial whose ranks do the work
+WAITING_CPUS = 0.01  # CPUs of a trial's own process while its ranks do the work
 
 
-def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resources, keep_model: bool = True) -> None:
-    """Trains the architecture of `config`, here or on ranks of its own, and passes each report on to Tune."""
+class TrialConfig(TypedDict):
+    """Settings of a trial, which Tune hands to its worker.
+
+    Args:
+        arch: The architecture as JSON. Tune writes the settings of all trials repeatedly, and a string is short.
+        num_known: Epochs that the trial has finished.
+        costs: Costs of the architecture, in the order of the objectives.
+    """
+
+    number: int
+    arch: str
+    seed: int
+    num_known: int
+    costs: tuple[float, ...]
+    gpus: float
+
+
+def run_trial(config: TrialConfig, setup: TrainingSetup, resources: Resources, keep_model: bool = True) -> None:
+    """Trains the architecture of `config`, here or on several ranks, and passes each report to Tune."""
     number, num_devices = config["number"], max(int(config["gpus"]), 1)
     device = _device() if num_devices == 1 else f"{num_devices} gpus"
     try:
-        with contextlib.closing(  # ranks end at once where Tune ends the trial
+        with contextlib.closing(  # ranks end at once if Tune ends the trial
             training_reports(
                 arch_from_dict(json.loads(config["arch"])),
                 setup,
@@ -45,7 +62,7 @@ def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resour
             for report in reports:
                 tune.report({**report, "device": device})
     except WorkerLostError:
-        raise  # which is no fault of the trial, so it has no log: the searcher tries it again
+        raise  # not the trial's fault, so there is no log, and the searcher tries it again
     except Exception as error:
         log = setup.run.error_path(number)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -55,16 +72,16 @@ def run_trial(config: Mapping[str, Any], setup: TrainingSetup, resources: Resour
 
 
 def cpus_of_rank(resources: Resources, num_ranks: int) -> float:
-    """What is left for each of a trial's ranks, on as many GPUs, by the process that waits for them."""
+    """CPUs of each rank of a trial. The trial's own process, which waits for them, takes a small part."""
     return resources.cpus_per_worker - WAITING_CPUS / num_ranks
 
 
 def read_test_split(
     members: Sequence[TrialResult], setup: TrainingSetup, resources: Resources
 ) -> list[tuple[float, int]]:
-    """Accuracy on the test split of each member's trained weights, and the number of its images.
+    """Measures the test accuracy of each member's trained weights, and the number of test images.
 
-    Measured on workers, several side by side, each with one device.
+    Workers measure side by side, each on one device.
     """
     return on_devices(resources, _test_accuracy, [(member.arch_id, setup) for member in members])
 

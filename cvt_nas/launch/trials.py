@@ -1,7 +1,6 @@
-"""Trials by Ray Tune, as a race decides.
+"""Runs the trials of a race with Ray Tune.
 
-Ray only executes: nothing of its own state is kept, and an interrupted race goes on by starting it again on the same
-run.
+Ray only executes. None of its own state is kept; starting an interrupted race on the same run again resumes it.
 """
 
 import functools
@@ -29,14 +28,14 @@ from cvt_nas.results.events import RaceEvent
 def run_trials(
     search: Search, race: Race, *, keep: Callable[[TrialResult], None], keep_models: bool = True
 ) -> Iterator[RaceEvent]:
-    """Runs trials until `race` asks for none, or the search is to stop. Raises RayError where Ray itself failed.
+    """Runs trials until `race` has no more, or the search is stopped. Raises RayError if Ray itself fails.
 
-    A result is in the record, by `keep`, before `race` is told of it and before it is yielded. Trials in flight at a
-    stop stay open; the next call begins with them.
+    `keep` records each result before `race` learns of it and before it is yielded. Trials in flight at a stop stay
+    open, and the next call starts with them.
     """
     experiment, run, resources = search.experiment, search.run, search.resources
     events: queue.Queue[RaceEvent | BaseException | None] = queue.Queue()
-    closing = threading.Event()  # where the reader goes away before the end
+    closing = threading.Event()  # set when the reader leaves before the end
     spread = _spread_of(search)
     searcher = RaceSearcher(race, experiment, run, keep, events, gpus_per_trial=resources.gpus_per_trial, spread=spread)
     timeout = experiment.search.trial_timeout
@@ -50,7 +49,7 @@ def run_trials(
             scheduler=RaceScheduler(searcher),
             num_samples=-1,  # the race counts
             max_concurrent_trials=resources.num_slots,
-            reuse_actors=search.reuse_workers and spread is None,  # one that is kept for later keeps its GPU
+            reuse_actors=search.reuse_workers and spread is None,  # a reused actor keeps its GPU
         ),
         run_config=tune.RunConfig(
             name="race",
@@ -62,19 +61,19 @@ def run_trials(
         ),
     )
 
-    # which would print the traceback of each trial that fails; it is in the run folder, and its last line in the record
+    # Tune would print the traceback of each failed trial; it is in the run folder, and its last line in the record
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
     def execute() -> None:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Tune's own, about settings of its future versions
+                warnings.simplefilter("ignore")  # Tune warns about settings of future versions
                 tuner.fit()
             events.put(None)
-        except BaseException as error:  # handed to the reader of the race, which raises it
+        except BaseException as error:  # the reader of the race raises it
             events.put(error)
 
-    # In a thread of its own, Tune installs no signal handlers: Ctrl-C is the caller's to decide.
+    # In a separate thread, Tune installs no signal handlers, so the caller decides about Ctrl-C.
     thread = threading.Thread(target=execute, name="race", daemon=True)
     thread.start()
     try:
@@ -89,9 +88,9 @@ def run_trials(
 
 
 def _bundles_of(config: Mapping[str, Any], resources: Resources) -> tune.PlacementGroupFactory:
-    """What Tune reserves for a trial: with several GPUs a place for its own process, which only waits, and its ranks.
+    """Resources that Tune reserves for a trial. With several GPUs, there is a bundle for its process and for each rank.
 
-    Tune frees them however the trial ends. Ray alone would keep what a trial asked for by itself until the job is over.
+    Tune frees them when the trial ends. Ray would keep resources that the trial asked for itself until the job ends.
     """
     if config["gpus"] <= 1:
         return tune.PlacementGroupFactory([{"CPU": resources.cpus_per_trial, "GPU": config["gpus"]}])

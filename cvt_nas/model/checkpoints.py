@@ -1,4 +1,4 @@
-"""Weights from elsewhere: which files hold them, and what lies beside these and tells what they are of."""
+"""Foreign weights: the files that hold them, and files beside them that tell their architecture and classes."""
 
 import hashlib
 import re
@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -16,12 +15,12 @@ from cvt_nas.model.classes import ClassNames, Told, class_names_beside, class_na
 from cvt_nas.model.unpickling import metadata_of, read_content, read_json
 from cvt_nas.model.unwrapping import ADAPTER, unwrap
 
-_NAMES = ("model.safetensors", "pytorch_model.bin")  # under which transformers and this package write them
+_NAMES = ("model.safetensors", "pytorch_model.bin")  # written by transformers and this package
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<number>\d{5})(?P<suffix>\.\w+)")
-_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar")  # of files of weights, as others name them
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".tar")  # of files of weights from other tools
 _MAX_NAMED = 6  # files in a message
 _MAX_NAME = 255  # characters of a file's name
-_IN_PARTS = {  # files by which a folder shows that its weights are in another form, and how to make weights of them
+_IN_PARTS = {  # files that show that weights are in another form, and how to convert them
     "*.distcp": (
         "is a checkpoint of torch.distributed; join its parts: "
         "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pth"
@@ -34,20 +33,20 @@ _PROGRAMS = {"model.onnx": "an ONNX export", "model.pt2": "an export as a progra
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weights:
-    """Weights from elsewhere, with all that is known of them.
+    """Foreign weights and everything that is known about them.
 
     Args:
-        path: As it was given.
-        state: Tensors by their official names, floats in fp32.
-        arch: The network that they are of, where a file beside them tells; what transformers does not tell, the size
-            of images, is then that of the published models.
-        source: The file that tells it.
-        is_port: Whether they are of transformers' port, which computes GELU, whatever they were trained with.
-        names: Of the classes, in the order of the head's rows, where anything tells them.
-        head_like: Names of tensors that go by the name of a head, where there is none, or beside the network's own.
-        is_bound: Whether the name of the file binds it to what lies beside it.
-        foreign: Why what lies beside a file of another name is not read, as it is of another network.
-        notes: What was taken of the file, for people.
+        path: Path as the caller gave it.
+        state: Tensors by official names, with floats in fp32.
+        arch: Architecture of the weights, if a file beside them tells it. Files of transformers lack the image size;
+            it is then that of the published models.
+        source: The file that tells the architecture.
+        is_port: Whether the weights are in transformers' port, which computes GELU in any case.
+        names: Class names in the order of the head's rows, if known.
+        head_like: Names of tensors that look like a head, if there is no head or they lie beside it.
+        is_bound: Whether the name of the file binds it to the files beside it.
+        foreign: Why files beside the weights are not read, if they belong to another network.
+        notes: Notes for people on what was read.
     """
 
     path: Path
@@ -69,27 +68,27 @@ class Weights:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The names that are told first, whatever the data's classes are."""
+        """The class names with the highest priority, independent of the data's classes."""
         return next((told.names for group in self.names.groups for told in group if told.is_certain), None)
 
     @property
     def folder(self) -> Path:
-        """Where the files lie."""
+        """Folder of the files."""
         return self.path if self.path.is_dir() else self.path.parent
 
 
 def read_weights(path: str | Path, arch: ArchConfig | None = None) -> Weights:
-    """The weights at `path`, whatever wraps them.
+    """Reads the weights at `path` from any wrapper.
 
     Args:
-        path: A folder of this package, of transformers' CvT or of timm; or a file, of `torch.save` or of safetensors,
-            as training scripts write it; or one of the shards into which transformers splits it, or their index.
-            What lies beside a file counts as in its folder.
-        arch: Of the network, where it is known. What lies beside a file and is of another network is passed over then,
-            unless the name of the file, such as `model.safetensors`, binds it to what lies beside it.
+        path: A folder of this package, of transformers' CvT or of timm; a file of `torch.save` or safetensors, as
+            training scripts write it; or one of transformers' shards, or their index. Files beside a file are read,
+            too.
+        arch: Architecture, if it is known. Files of another network beside the weights are then ignored, unless the
+            name of the weights, such as `model.safetensors`, binds them together.
 
     Raises:
-        ArchError: They cannot be read, or are of no CvT; or what lies beside them is of another network.
+        ArchError: The weights cannot be read, or are of no CvT; or files beside them belong to another network.
     """
     path = Path(path)
     files = weights_files(path)
@@ -120,7 +119,7 @@ def read_weights(path: str | Path, arch: ArchConfig | None = None) -> Weights:
     facts = dict(fact for file in files for fact in metadata_of(file).items())
     own, why = class_names_in(facts or content, weights.num_classes)
     beside, unusable = ((), None) if weights.foreign else _names_beside(weights)
-    is_own = not is_bound and any(told.is_certain for told in own)  # a file that anything may lie beside knows best
+    is_own = not is_bound and any(told.is_certain for told in own)  # files beside it may be unrelated
     if odd := next((told for told in beside if len(told.names) != weights.num_classes and not is_own), None):
         raise ArchError(f"{path}: has {weights.num_classes} classes, the files beside it name {len(odd.names)}")
     if not is_bound and not is_own and (first := next((told.names for told in beside if told.is_certain), None)):
@@ -132,7 +131,7 @@ def read_weights(path: str | Path, arch: ArchConfig | None = None) -> Weights:
 
 
 def _names_beside(weights: Weights) -> tuple[tuple[Told, ...], str | None]:
-    """The names of classes in the files beside the weights, and why what goes by their name is none."""
+    """Returns the class names in files beside the weights, and why a file that should have some has none."""
     told, classes = [told for group in weights.names.groups for told in group], classes_beside(weights.folder)
     if classes is not None:
         if told and told[0].names != classes:
@@ -146,8 +145,11 @@ def _names_beside(weights: Weights) -> tuple[tuple[Told, ...], str | None]:
 
 
 def weights_files(path: str | Path) -> tuple[Path, ...]:
-    """The files that hold the weights at `path`: itself, or those in it. Raises ArchError where it is a folder without
-    any, or a shard is missing."""
+    """Files of the weights at `path`: the file itself, or files of the folder.
+
+    Raises:
+        ArchError: The folder has no weights, or a shard is missing.
+    """
     path = Path(path)
     if path.is_dir():
         for name in _NAMES:
@@ -187,7 +189,7 @@ def digest_of(path: str | Path) -> str:
     """SHA-256 of the content of all files of the weights at `path`.
 
     Raises:
-        ArchError: There are none, or they cannot be read.
+        ArchError: There are no weights, or they cannot be read.
     """
     digest = hashlib.sha256()
     for file in weights_files(path):
@@ -207,7 +209,7 @@ def _check_no_parts(path: Path, below: str) -> None:
 
 
 def _shards_of(index: Path) -> tuple[Path, ...]:
-    """The files that an index names, all of which must lie beside it."""
+    """Files that an index names. All must lie beside it."""
     tree = read_json(index)
     names = tree.get("weight_map") if isinstance(tree, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
@@ -227,12 +229,12 @@ def _present(file: Path, path: Path) -> Path:
 
 
 def _is_bound(file: Path) -> bool:
-    """Whether the file has a name under which it belongs to the settings beside it."""
+    """Whether the file's name binds it to the settings beside it."""
     return file.name in _NAMES or _SHARD.fullmatch(file.name) is not None
 
 
 def with_gelu(arch: ArchConfig) -> ArchConfig:
-    """The same network with GELU, which transformers computes in every CvT."""
+    """Returns the architecture with GELU, which transformers computes in every CvT."""
     stages = (
         replace(stage, blocks=tuple(replace(block, activation="gelu") for block in stage.blocks))
         for stage in arch.stages
@@ -241,7 +243,7 @@ def with_gelu(arch: ArchConfig) -> ArchConfig:
 
 
 def _with_arch(weights: Weights, folder: Path, *, is_bound: bool, given: ArchConfig | None) -> Weights:
-    """With what an `arch.json` or a `config.json` in `folder` tells; beside other files, it may be of others."""
+    """Adds what `arch.json` or `config.json` in `folder` tells, unless it belongs to other weights."""
     source = next((folder / name for name in ("arch.json", "config.json") if (folder / name).is_file()), None)
     if source is None:
         return weights
@@ -262,8 +264,11 @@ def _with_arch(weights: Weights, folder: Path, *, is_bound: bool, given: ArchCon
 
 
 def _told_by(source: Path, weights: Weights, *, is_bound: bool) -> Weights | None:
-    """`weights` with what `source` tells of them; None where it is some other tool's settings. Raises ArchError where
-    it is of another network, or cannot be read."""
+    """Adds what `source` tells about `weights`. None if it holds settings of another tool.
+
+    Raises:
+        ArchError: `source` belongs to another network, or cannot be read.
+    """
     if source.name == "arch.json":
         return replace(weights, arch=load_arch(source), source=source)
     try:
@@ -276,24 +281,24 @@ def _told_by(source: Path, weights: Weights, *, is_bound: bool) -> Weights | Non
         return None
     arch = arch_of_config(tree if isinstance(tree, dict) else {}, source)
     classes = class_names_of_config(tree, source)
-    if is_of_transformers(tree):  # whose settings may leave out the number of classes
+    if is_of_transformers(tree):  # transformers may leave out the number of classes
         arch = replace(arch, num_classes=weights.num_classes or arch.num_classes)
     names = weights.names if classes is None else replace(weights.names, groups=((Told(source.name, classes),),))
     return replace(weights, arch=arch, source=source, names=names)
 
 
 def _is_same(one: ArchConfig, other: ArchConfig, *, as_port: bool) -> bool:
-    """Whether they differ in no more than the size of images and the number of classes, and a port's activation."""
+    """Whether two architectures differ only in image size, number of classes, and for a port in activation."""
     one, other = (with_gelu(arch) if as_port else arch for arch in (one, other))
     return replace(one, num_classes=other.num_classes).with_image_size(other.image_size) == other
 
 
 def classes_beside(folder: Path) -> tuple[str, ...] | None:
-    """What `preprocessing.json`, as this package writes it, has for names."""
+    """Class names in `preprocessing.json`, which this package writes; None without names."""
     path = folder / "preprocessing.json"
     if not path.is_file():
         return None
-    tree: Any = read_json(path)
+    tree = read_json(path)
     classes = tree.get("classes") if isinstance(tree, dict) else None
     if classes is None:
         return None

@@ -1,4 +1,4 @@
-"""Which class of a network is which of a data set: by their names, never by their places alone."""
+"""Matches the classes of a network to those of a data set by name, never by position only."""
 
 import ast
 import json
@@ -35,11 +35,10 @@ _SYNSET = re.compile(r"n\d{8}(?![^\W_])")  # alone, or before the words, as in n
 
 
 def match_classes(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int | None, ...]:
-    """For each of our classes, the index of the same class among theirs; None where there is none.
+    """Returns the index of the same class among theirs for each of our classes; None if there is none.
 
-    Names are the same if they are equal, however Unicode composes their letters; or if they are so without regard to
-    case, spaces, `_` and `-`; or if both mean the same of ImageNet's 1000 classes, by its id (`n01440764`) or its
-    words. A name that several classes have matches none.
+    Names match if they are equal up to the composition of Unicode letters; or up to case, spaces, `_` and `-`; or if
+    both mean the same of ImageNet's 1000 classes, by id (`n01440764`) or words. A name of several classes matches none.
     """
     found: list[int | None] = [None] * len(ours)
     for keys_of in (list, _composed, _plain, _synsets):
@@ -56,7 +55,7 @@ def match_classes(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int | Non
 
 
 def are_indices(names: Sequence[str]) -> bool:
-    """Whether they are the numbers from 0, as of folders that are named by the index of a class."""
+    """Whether names are the numbers from 0, such as names of folders that are class indices."""
     return all(name.isdecimal() for name in names) and sorted(map(int, names)) == list(range(len(names)))
 
 
@@ -65,8 +64,8 @@ class Told:
     """Names of a head's classes in the order of its rows.
 
     Args:
-        place: Where they stand, for people.
-        is_certain: Whether they are said to be of classes, by the name of what they stand in or as `{0: 'cat'}`.
+        place: Where they were found, for people.
+        is_certain: Whether they are certainly class names, by the name of their setting, or in the form `{0: 'cat'}`.
     """
 
     place: str
@@ -76,11 +75,11 @@ class Told:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassNames:
-    """All that names the classes of a head, in the weights' file or beside it.
+    """All class names that were found for a head, in the weights' file or beside it.
 
     Args:
-        path: Of the weights.
-        groups: Of which an earlier one is believed rather than a later one.
+        path: Path of the weights.
+        groups: Groups of names. Earlier groups have priority.
         why_none: Why there are no names, for people.
     """
 
@@ -89,8 +88,14 @@ class ClassNames:
     why_none: str = "nothing beside the weights names their classes"
 
     def matching(self, ours: Sequence[str]) -> tuple[Told | None, str]:
-        """The names by which to match the classes `ours`: those among which all of these are, else what is certain; and
-        why there are none. Raises ArchError where several hold all of them, in different orders."""
+        """Finds the names to match the classes `ours` by: names that include all of ours, or else certain ones.
+
+        Returns:
+            The names, and why there are none.
+
+        Raises:
+            ArchError: Several names include all of ours, in different orders.
+        """
         for group in self.groups:
             orders: dict[tuple[int | None, ...], Told] = {}
             for told in group:
@@ -115,13 +120,13 @@ class ClassNames:
     def rows_without_names(
         self, ours: Sequence[str], why_none: str, *, is_published: bool
     ) -> tuple[tuple[int, ...], str]:
-        """Where there are no names: which rows of the head stand for the classes `ours`, and a note that says it.
+        """Maps the classes `ours` to rows of a head without names. Returns the rows and a note.
 
         Args:
             is_published: Whether the network is a published one, whose classes are ImageNet's.
 
         Raises:
-            ArchError: They are numbers of which the order is another as text, as torchvision sorts folders.
+            ArchError: Class names are numbers whose order as text differs, and torchvision sorts folders as text.
         """
         rows, how = tuple(range(len(ours))), "list them in its order in a file classes.txt beside it, one a line"
         if is_published:
@@ -145,16 +150,23 @@ class ClassNames:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names with their indices, for people."""
+    """Lists the first names with their indices, for people."""
     shown = ", ".join(f"{index} {name}" for index, name in enumerate(names[:_NUM_SHOWN]))
     return shown + (", ..." if len(names) > _NUM_SHOWN else "")
 
 
 def class_names_in(
-    content: Any, num_classes: int, *, file: str = "", is_said: bool = False
+    content: object, num_classes: int, *, file: str = "", is_said: bool = False
 ) -> tuple[tuple[Told, ...], str | None]:
-    """What names so many classes in settings, known by its structure: a list, a text, or a dict from or to indices. And
-    why what is said to be names of classes cannot be used; all of it is, where it `is_said`."""
+    """Finds names of `num_classes` classes in settings: lists, texts, or dicts from or to indices.
+
+    Args:
+        file: Name of the file, for messages.
+        is_said: Whether all of `content` is said to be class names.
+
+    Returns:
+        The names, and why settings that should be class names cannot be used.
+    """
     found, unusable = [], None
     for keys, tree in _settings(content):
         key = next((key for key in reversed(keys) if not key.isdecimal()), "")
@@ -178,9 +190,9 @@ def class_names_in(
 
 
 def class_names_beside(path: Path, num_classes: int) -> tuple[tuple[Told, ...], str | None]:
-    """`class_names_in` of the files beside or in `path` that go by names such as `classes.txt` or `id2label.json`.
+    """Finds class names in files beside or in `path` with names such as `classes.txt` or `id2label.json`.
 
-    What a `config.json` names so counts as in a checkpoint.
+    Settings in a `config.json` count as in a checkpoint. See `class_names_in`.
     """
     found, unusable = (), None
     folder, own = (path, "") if path.is_dir() else (path.parent, path.stem.lower())
@@ -202,10 +214,10 @@ def class_names_beside(path: Path, num_classes: int) -> tuple[tuple[Told, ...], 
     return found, unusable
 
 
-def _settings(content: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """What a checkpoint holds beside tensors, the outermost first, with the keys to each; of optimizers nothing."""
-    level: list[tuple[tuple[str, ...], Any]] = [((), content)]
-    seen: dict[int, Any] = {}
+def _settings(content: object) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Yields a checkpoint's values except tensors and optimizers, with their keys. The outermost come first."""
+    level: list[tuple[tuple[str, ...], object]] = [((), content)]
+    seen: dict[int, object] = {}
     for _ in range(_MAX_DEPTH):
         trees = [(keys, _parsed(tree)) for keys, tree in level if id(tree) not in seen]
         seen |= {id(tree): tree for _, tree in level}
@@ -217,7 +229,7 @@ def _settings(content: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
                     (key, value)
                     for key, value in ((str(key), value) for key, value in tree.items())
                     if key == "opt" or not is_of_optimizer(key)
-                ]  # which are options elsewhere
+                ]  # `opt` holds options in some tools
             elif isinstance(tree, list | tuple) and len(tree) <= _MAX_LISTED:
                 inner = [(str(index), value) for index, value in enumerate(tree) if not isinstance(value, str | bytes)]
             else:
@@ -225,8 +237,8 @@ def _settings(content: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
             level += [((*keys, key), value) for key, value in inner if not isinstance(value, Tensor | Real)]
 
 
-def _parsed(tree: Any) -> Any:
-    """A dict instead of a namespace, a list instead of an array, and what a text says instead of it."""
+def _parsed(tree: object) -> object:
+    """Converts namespaces to dicts, arrays to lists, and parses text."""
     if isinstance(tree, bytes) and len(tree) <= _MAX_TEXT:
         tree = tree.decode(errors="replace")
     if isinstance(tree, np.ndarray) and tree.size <= _MAX_TEXT and tree.dtype.kind in "US":
@@ -243,9 +255,9 @@ def _parsed(tree: Any) -> Any:
 
 
 def _names_of(tree: Any) -> Iterator[tuple[tuple[Any, ...], bool]]:
-    """Each way in which `tree` can be names, and whether its keys are the indices; None where an index has no name.
+    """Yields each way to read `tree` as names, and whether its keys are indices. An index without a name gives None.
 
-    What holds other things than names is none, nor are the `LABEL_0`, `LABEL_1` that transformers makes up.
+    Values that hold anything but names give nothing, and neither do the `LABEL_0`, `LABEL_1` of transformers.
     """
     pairs: list[Any] = []
     if isinstance(tree, str):
@@ -268,13 +280,13 @@ def _names_of(tree: Any) -> Iterator[tuple[tuple[Any, ...], bool]]:
             counts_from_1 = set(indices) == set(range(1, len(pairs) + 1)) and None in map(_index_of, names)
             first = 1 if counts_from_1 else 0  # as in COCO and MATLAB; names that are numbers could be either
             ways.append((indices, tuple(by_index.get(first + index) for index in range(len(pairs))), index_at == 0))
-    if len(ways) > 1:  # names that are numbers themselves: the indices are what ascends
+    if len(ways) > 1:  # names are numbers, too: the ascending ones are the indices
         ways = [way for way in ways if way[0] == sorted(way[0])] or ways
     yield from ((names, is_by_index) for _, names, is_by_index in ways if not _are_made_up(names))
 
 
 def _lines_of(text: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """The lines of a text, or what its commas part; and the index and the name in each, where they are such pairs."""
+    """Splits a text at lines or commas. Also returns the index and the name in each part, if parts are such pairs."""
     lines = re.split(r"[\r\n]+", text.strip()) if len(text) <= _MAX_TEXT else []
     lines = [line.strip() for line in (re.split("[,;]", lines[0]) if len(lines) == 1 else lines)]
     for form in (r"(?P<index>\d+)[\s,;:=]+(?P<name>.+)", r"(?P<name>.+?)[\s,;:=]+(?P<index>\d+)"):
@@ -286,7 +298,7 @@ def _lines_of(text: str) -> tuple[list[str], list[tuple[str, str]]]:
     return (lines if len(lines) > 1 else []), []
 
 
-def _name_of(value: Any) -> str | None:
+def _name_of(value: object) -> str | None:
     """A name, or the first of several, as in Keras' `{"0": ["n01440764", "tench"]}`."""
     value = value[0] if isinstance(value, list | tuple) and value else value
     value = value.decode(errors="replace") if isinstance(value, bytes) else value
@@ -297,11 +309,11 @@ def _are_made_up(names: Sequence[str | None]) -> bool:
     return all(name == f"LABEL_{index}" for index, name in enumerate(names))
 
 
-def _index_of(value: Any) -> int | None:
-    """The whole number that `value` is, as any library writes it; None where it is none."""
+def _index_of(value: object) -> int | None:
+    """Converts a whole number of any library to int; None for other values."""
     if isinstance(value, str):
         return int(value) if value.isdecimal() else None
-    if type(value) in (Tensor, np.ndarray):
+    if type(value) is Tensor or type(value) is np.ndarray:
         value = value.item() if np.prod(value.shape) == 1 and str(getattr(value, "device", "cpu")) == "cpu" else None
     if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer():
         return None
@@ -314,7 +326,7 @@ def _unique(keys: Sequence[str | None]) -> dict[str, int]:
 
 
 def _composed(names: Sequence[str]) -> list[str | None]:
-    """In the form of Unicode in which a letter and its accent are one; macOS writes names of files in the other."""
+    """Composes letters and accents in Unicode. macOS writes file names decomposed."""
     return [unicodedata.normalize("NFC", name) for name in names]
 
 
@@ -323,7 +335,7 @@ def _plain(names: Sequence[str]) -> list[str | None]:
 
 
 def _synsets(names: Sequence[str]) -> list[str | None]:
-    """The ids of ImageNet's classes that the names mean; None for what means none, or several."""
+    """Ids of ImageNet's classes by their names; None for names of no class or of several."""
     by_words, order = _imagenet()
     found = [
         told[0] if (told := _SYNSET.match(name)) else by_words.get(plain)
@@ -337,7 +349,7 @@ def _synsets(names: Sequence[str]) -> list[str | None]:
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """The words for ImageNet's classes, in the order of the published networks' logits."""
+    """Words for ImageNet's classes, in the order of the published networks' logits."""
     from timm.data.imagenet_info import ImageNetInfo
 
     words = ImageNetInfo().label_descriptions()
@@ -347,7 +359,7 @@ def imagenet_classes() -> tuple[str, ...]:
 
 @cache
 def _imagenet() -> tuple[dict[str | None, str], tuple[str, ...]]:
-    """ImageNet's ids by the words that mean one of them alone, and the ids in the order of its classes."""
+    """ImageNet's ids by words that mean only one class, and all ids in the order of classes."""
     from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo()

@@ -1,4 +1,4 @@
-"""The weights that a network of another size begins with: cuts of those that are lent."""
+"""Cuts lent weights to the size of another network, as its initial weights."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,29 +14,29 @@ from cvt_nas.model.weights import HEAD
 
 
 def begin_with(model: CvT, lent: Lent) -> CvT:
-    """`model`, freshly initialised, with the weights that it begins with; see `cut_state`."""
+    """Loads initial weights into `model`, which is freshly initialised, and returns it; see `cut_state`."""
     model.load_state_dict(cut_state(lent, model.arch, model.state_dict()))
     return model
 
 
 def cut_state(lent: Lent, arch: ArchConfig, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a network of `arch`, with all that it has room for of what is lent.
+    """Returns the state of a network of `arch` with as much of the lent weights as fits into it.
 
-    It takes the first channels and hidden units, the most important blocks, and the centre of each kernel. Of heads it
-    takes the first, and the first channels of each; if the network has more or wider heads than the weights, it takes
-    the first channels regardless of heads. Queries are scaled, since the scale of attention depends on the width.
+    It takes the first channels and hidden units, the most important blocks, and the centre of each kernel. It takes the
+    first heads, and the first channels of each. If the network has more or wider heads than the weights, it takes the
+    first channels regardless of heads. Queries are scaled, since the scale of attention depends on the width.
 
-    What the lent network does not have stays as in `own`, and does not disturb the rest: weights from new units to old
-    ones are zero, and a new block adds nothing. Around a smaller kernel there are zeros.
+    Parts that the lent network lacks stay as in `own`, without effect on the rest: weights from new units to old ones
+    are zero, and a new block adds nothing. A smaller kernel is padded with zeros.
 
     Args:
-        own: A fresh state of such a network, whose position embeddings may be of any size.
+        own: A fresh state of such a network. Its position embeddings may have any size.
 
     Returns:
-        On the CPU; of tensors of the same names and shapes as `own`.
+        Tensors on the CPU, with the names and shapes of `own`.
 
     Raises:
-        ArchError: There are not as many stages.
+        ArchError: The numbers of stages differ.
     """
     if len(arch.stages) != len(lent.arch.stages):
         raise ArchError(
@@ -57,7 +57,7 @@ def cut_state(lent: Lent, arch: ArchConfig, own: Mapping[str, Tensor]) -> dict[s
 
 
 def _source_of(name: str, blocks: Sequence[Sequence[int]]) -> tuple[str, bool]:
-    """The name that a tensor has in the lent network, and whether it is of a block that there is none for."""
+    """Returns a tensor's name in the lent network, and whether its block does not exist there."""
     stage, _, rest = name.partition(".blocks.")
     if not rest:
         return name, False
@@ -92,7 +92,7 @@ def _laid(name: str, source: str, found: Tensor, fresh: Tensor, lent: Lent, arch
 
 
 def _overlap(theirs: int, ours: int, *, centred: bool) -> tuple[Tensor, Tensor]:
-    """Places along an axis, in the lent tensor and in ours, that go together."""
+    """Indices along an axis of the lent tensor and of ours that correspond."""
     both = torch.arange(min(theirs, ours))
     if not centred:
         return both, both

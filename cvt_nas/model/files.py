@@ -1,4 +1,4 @@
-"""The folder of a trained network: its architecture, its weights, and what it answered when its training ended."""
+"""The folder of a trained network: architecture, weights, and its answers at the end of the training."""
 
 import copy
 import json
@@ -18,10 +18,9 @@ from cvt_nas.run import write_atomically
 
 
 def save_model(model: CvT, folder: Path) -> None:
-    """Writes `arch.json`, `model.safetensors`, and a probe of what this very model answers.
+    """Writes `arch.json`, `model.safetensors`, and a probe of the model's answers.
 
-    The probe is two images of noise and the model's logits for them in fp32, by which an export can
-    prove that it is still the trained model.
+    The probe holds two images of noise and the model's logits for them in fp32. An export can be checked against it.
     """
     write_weights(model, folder)
     images = torch.randn(2, *model.arch.image_shape, generator=torch.Generator().manual_seed(0))
@@ -30,7 +29,7 @@ def save_model(model: CvT, folder: Path) -> None:
 
 
 def write_weights(model: CvT, folder: Path) -> None:
-    """Writes `arch.json` and `model.safetensors`, all that `load_model` needs."""
+    """Writes `arch.json` and `model.safetensors`, which are all that `load_model` needs."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "arch.json", json.dumps(arch_to_dict(model.arch), indent=2) + "\n")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -38,16 +37,16 @@ def write_weights(model: CvT, folder: Path) -> None:
 
 
 def load_model(folder: str | Path) -> CvT:
-    """The trained network in a folder that `save_model` or an export wrote, on the CPU, in eval mode.
+    """Loads a trained network from a folder of `save_model` or of an export, on the CPU, in eval mode.
 
     Raises:
-        ArchError: The folder has no `arch.json`, or its weights are missing or of another network.
+        ArchError: The folder has no `arch.json`, or its weights are missing or belong to another network.
     """
     folder = Path(folder)
     weights = folder / "model.safetensors"
     arch = load_arch(folder / "arch.json")
     try:
-        if 2 * cost_of(arch).params > weights.stat().st_size:  # before any memory is taken for it
+        if 2 * cost_of(arch).params > weights.stat().st_size:  # checked before memory is allocated
             raise ArchError(f"{weights}: too small for the network of {folder}/arch.json")
         model = CvT(arch)
         model.load_state_dict(load_file(weights))
@@ -58,11 +57,11 @@ def load_model(folder: str | Path) -> CvT:
 
 @torch.inference_mode()
 def probe_logits(model: CvT, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-    """Logits of a copy of `model` on the CPU in fp32 and eval mode, whatever device it was trained on."""
+    """Logits of a copy of `model` on the CPU in fp32 and eval mode, independent of its device."""
     return copy.deepcopy(model).cpu().float().eval()(images)
 
 
 def probe_error(model: CvT, folder: Path) -> float:
-    """Greatest difference of `model`'s logits from those that `save_model` recorded in `folder`."""
+    """Greatest difference of `model`'s logits from the probe of `save_model` in `folder`."""
     probe = load_file(folder / "probe.safetensors")
     return float((probe_logits(model, probe["images"]) - probe["logits"]).abs().max())

@@ -1,4 +1,4 @@
-"""Weights from elsewhere that networks of other sizes begin with; each takes what it has room for."""
+"""Foreign weights as initial weights of networks of other sizes. Each takes the part that fits."""
 
 import dataclasses
 import json
@@ -20,15 +20,15 @@ from cvt_nas.model.weights import HEAD, NORM, adapted_channels, check_fits, head
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lent:
-    """What networks of other sizes begin with.
+    """Weights that networks of other sizes start from.
 
     Args:
-        state: Tensors by their official names, in fp32 on the CPU; without a head where no class is known.
-        arch: The network that they are of, with the channels and classes of the data.
-        knows_heads: Whether `arch` has the heads that the weights were trained with, which no shape tells.
-        classes: The classes of the data that the rows of the head stand for.
-        blocks: The blocks of each stage, the most important first.
-        importance: What units and blocks are sorted by.
+        state: Tensors by official names, in fp32 on the CPU. There is no head if no class is known.
+        arch: Architecture of the weights, with the channels and classes of the data.
+        knows_heads: Whether the numbers of heads in `arch` are known. Shapes do not tell them.
+        classes: Classes of the data that the rows of the head stand for.
+        blocks: Blocks of each stage, the most important first.
+        importance: Order of units and blocks.
     """
 
     state: Mapping[str, Tensor]
@@ -43,7 +43,7 @@ class Lent:
         return sum(tensor.nbytes for tensor in self.state.values())
 
     def to_bytes(self) -> bytes:
-        """A safetensors file; `load` is the inverse."""
+        """Content of a safetensors file. `load` is the inverse."""
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "state"}
         facts["arch"] = arch_to_dict(self.arch)
         state = {name: tensor.contiguous() for name, tensor in self.state.items()}
@@ -51,7 +51,7 @@ class Lent:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """What `to_bytes` gave.
+        """Loads a file of `to_bytes`.
 
         Raises:
             ArchError: The file is missing or damaged.
@@ -78,16 +78,16 @@ _FACTS = "cvt_nas"
 def lend(
     weights: Weights, *, num_channels: int, num_classes: int, classes: Sequence[str] | None = None
 ) -> tuple[Lent, tuple[str, ...]]:
-    """What `weights` lend to networks for images of so many channels and classes, unsorted.
+    """Prepares `weights` for networks with these numbers of channels and classes, unsorted.
 
     Args:
-        classes: Names of the classes of the data, in their order, where they are known.
+        classes: Class names of the data in order, if known.
 
     Returns:
-        With it, notes for people.
+        The lent weights, and notes for people.
 
     Raises:
-        ArchError: Tensors are missing, or of no CvT.
+        ArchError: Tensors are missing, or are of no CvT.
     """
     state, notes = dict(weights.state), list(weights.notes)
     arch, knows_heads = _arch_of(weights)
@@ -97,9 +97,9 @@ def lend(
         )
     whole = dict(shapes_of(arch))
     for name in whole:
-        if name.endswith(".pos_embed") and name in state:  # of a grid that depends on the size of images
+        if name.endswith(".pos_embed") and name in state:  # its grid depends on the image size
             whole[name] = state[name]
-        elif name in (*HEAD, *NORM) and name not in state:  # of a backbone
+        elif name in (*HEAD, *NORM) and name not in state:  # a backbone has no head
             state[name] = whole[name]
     check_fits(weights, state, whole, arch)
     state = {name: tensor for name, tensor in weights.state.items() if name not in HEAD}
@@ -120,7 +120,7 @@ def lend(
 
 
 def _arch_of(weights: Weights) -> tuple[ArchConfig, bool]:
-    """The network that the weights are of, and whether its heads are known."""
+    """Returns the architecture of the weights, and whether its numbers of heads are known."""
     if weights.arch is not None:
         return weights.arch, True
     shapes = {name: tensor.shape for name, tensor in weights.state.items() if name not in HEAD}
@@ -132,7 +132,7 @@ def _arch_of(weights: Weights) -> tuple[ArchConfig, bool]:
 
 
 def _arch_by_shapes(weights: Weights) -> ArchConfig:
-    """A network with tensors of these shapes. What no shape tells, such as the number of heads, is anything."""
+    """An architecture with tensors of these shapes. Settings that shapes do not tell, such as heads, are arbitrary."""
     state, stages = weights.state, []
     try:
         while f"stage{len(stages)}.patch_embed.proj.weight" in state:
@@ -151,7 +151,7 @@ def _stage_by_shapes(state: Mapping[str, Tensor], name: str) -> StageConfig:
     while (mlp := f"{name}.blocks.{len(blocks)}.mlp.fc1.weight") in state:
         kernel = state.get(f"{name}.blocks.{len(blocks)}.attn.conv_proj_q.conv.weight")
         ratio = (hidden := state[mlp].shape[0]) / width
-        if mlp_width(width, ratio) != hidden:  # by rounding
+        if mlp_width(width, ratio) != hidden:  # differs by rounding
             ratio = math.nextafter(ratio, math.inf)
         blocks.append(
             BlockConfig(projection="linear", kernel_size=1, kv_stride=1, mlp_ratio=ratio)

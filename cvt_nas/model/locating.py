@@ -1,4 +1,4 @@
-"""Which files on this machine are meant by the name of weights."""
+"""Finds the files of weights by name."""
 
 import re
 from pathlib import Path
@@ -7,26 +7,26 @@ from cvt_nas.errors import ArchError, RunFolderError, first_line
 from cvt_nas.model.checkpoints import weights_files
 from cvt_nas.run import RunFolder, is_url
 
-# Of the published networks, what transformers' port has on the Hub, where the official files were converted to.
+# The published networks on the Hub, where transformers' port has the converted official files.
 _ON_HUB = {
     "cvt-13": "microsoft/cvt-13",
     "cvt-21": "microsoft/cvt-21",
     "cvt-w24": "microsoft/cvt-w24-384-22k",
 }
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_BESIDE = ["*.json", "*.txt", "*.names"]  # what tells architecture, classes and preprocessing
+_BESIDE = ["*.json", "*.txt", "*.names"]  # files about architecture, classes and preprocessing
 
 
 def locate(named: str | Path) -> Path:
-    """The file or folder of weights that `named` means, for `read_weights`.
+    """Finds the file or folder of weights, for `read_weights`.
 
     Args:
-        named: It itself; `RUN:ID`, of a trained network of a run, as `RunFolder.pick` takes it; a repository of the
-            Hugging Face Hub, as `microsoft/cvt-13`, from its cache or else the network; or a network by its name here
-            or in timm, as `cvt-13` or `cvt_13`, whose weights are on the Hub or where timm's registry says.
+        named: A file or folder; `RUN:ID` for a trained network of a run, see `RunFolder.pick`; a repository of the
+            Hugging Face Hub such as `microsoft/cvt-13`, which may be in the cache; or the name of a network here or in
+            timm, such as `cvt-13` or `cvt_13`, whose weights are on the Hub or where timm's registry says.
 
     Raises:
-        ArchError: It means a whole run, or cannot be had.
+        ArchError: The name means a whole run, or weights cannot be downloaded.
         RunFolderError: The run has no such network.
     """
     text, path = str(named), Path(named)
@@ -50,7 +50,7 @@ def locate(named: str | Path) -> Path:
 
 
 def means(named: str | Path, path: str) -> bool:
-    """Whether `named` means the weights at `path`, which need not be there any more."""
+    """Whether `named` means the weights at `path`, which may not exist any more."""
     if str(Path(named).absolute()) == path:
         return True
     try:
@@ -60,7 +60,7 @@ def means(named: str | Path, path: str) -> bool:
 
 
 def _from_timm(name: str) -> Path | None:
-    """Where timm's registry says that the weights of a network are; None where it knows none of this name."""
+    """Finds weights by timm's registry. None if timm does not know the name."""
     import timm
 
     if not timm.is_model(name):
@@ -80,7 +80,7 @@ def _from_hub(name: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=[*_BESIDE, "*.safetensors"]))
         if not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=[*_BESIDE, "pytorch_model*.bin"]))
-    except (OSError, ValueError, RuntimeError) as error:  # what the client and its transports raise
+    except (OSError, ValueError, RuntimeError) as error:  # the client and the network raise various errors
         raise ArchError(
             f"{name}: no such file or folder, and not to be had from the Hub: {first_line(error)}"
         ) from error

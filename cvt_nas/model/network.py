@@ -1,18 +1,17 @@
 """CvT as a plain torch module, built from an `ArchConfig`.
 
-Tokens travel as `(batch, tokens, channels)`. A feature map is a view of them in torch's channels-last
-layout, in which depth-wise convolutions are fastest, and no memory is copied. A stage with a class token
-is the exception: the token lies between the maps of two images, so a convolution copies the map first.
+Tokens have the shape `(batch, tokens, channels)`. A feature map is a view of them in torch's channels-last layout, in
+which depth-wise convolutions are fastest, so no memory is copied. A stage with a class token is an exception: the token
+lies between the maps of two images, so a convolution first copies the map.
 
-Each submodule is called once in a forward pass, in training as in evaluation, and its weights are used by
-nothing else. So whatever wraps, replaces, hooks or counts modules sees all of them.
+Each submodule is called once in a forward pass, both in training and in evaluation, and nothing else uses its weights.
+So tools that wrap, replace, hook or count modules see all of them.
 
 Source: Wu et al. 2021, arXiv:2103.15808. Names in the state dict are those of the official code.
 """
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -29,7 +28,7 @@ torch.fx.wrap("resized_positions")
 
 
 def drop_path_scales(tokens: Float[Tensor, "batch tokens channels"], rate: float) -> Float[Tensor, "batch 1 1"]:
-    """What a residual branch of `tokens` is multiplied by: 0 with probability `rate`, else what makes up for that.
+    """Factors of a residual branch of `tokens`: 0 with probability `rate`, and otherwise `1 / (1 - rate)`.
 
     Source: Huang et al. 2016, arXiv:1603.09382.
     """
@@ -42,8 +41,8 @@ def drop_path_scales(tokens: Float[Tensor, "batch tokens channels"], rate: float
 class ConvEmbed(nn.Module):
     """Convolutional token embedding: a strided convolution over the map, then a layer norm over each token.
 
-    A position embedding, where the stage has one, is of the size of `grid`; to maps and weights of other sizes it is
-    interpolated. Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.2.
+    If the stage has a position embedding, it has the size of `grid`. It is interpolated for maps and weights of other
+    sizes. Source: Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.2.
     """
 
     def __init__(self, stage: StageConfig, in_channels: int, grid: Grid) -> None:
@@ -69,7 +68,7 @@ def resized_positions(positions: Float[Tensor, "1 channels height width"], sides
     return F.interpolate(positions, size=tuple(sides), mode="bicubic", align_corners=False)
 
 
-def _resize_saved_positions(module: "ConvEmbed", state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _resize_saved_positions(module: "ConvEmbed", state: dict[str, Tensor], prefix: str, *_: object) -> None:
     saved = state.get(f"{prefix}pos_embed")
     if module.pos_embed is not None and saved is not None and saved.ndim == 4:
         state[f"{prefix}pos_embed"] = resized_positions(saved, module.pos_embed.shape[2:])
@@ -90,8 +89,8 @@ class ConvProjection(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention whose queries, keys and values come from the projection of `block`.
 
-    The scale is `embed_dim ** -0.5` as in the official code, not the head width's, so weights keep
-    their meaning when only the number of heads changes.
+    The scale is `embed_dim ** -0.5` as in the official code, and does not depend on the width of heads. So weights keep
+    their meaning if only the number of heads changes.
     """
 
     def __init__(self, block: BlockConfig, dim: int, class_token: bool) -> None:
@@ -126,7 +125,7 @@ class Attention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "batch tokens channels"], grid: tuple[int, int]
     ) -> Float[Tensor, "batch tokens channels"]:
-        if self.class_token:  # it has no place on the map, so it passes the projections by
+        if self.class_token:  # it has no place on the map, so it skips the projections
             cls, on_map = tokens.split([1, grid[0] * grid[1]], dim=1)
             q, k, v = (torch.cat((cls, x), dim=1) for x in self._project_maps(on_map, grid))
         else:
@@ -140,7 +139,7 @@ class Attention(nn.Module):
 
 
 def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """`x * sigmoid(1.702 x)`, which is `silu(1.702 x) / 1.702` and cheaper so.
+    """Computes `x * sigmoid(1.702 x)` as `silu(1.702 x) / 1.702`, which is cheaper.
 
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
     """
@@ -164,7 +163,7 @@ class Block(nn.Module):
     """Pre-norm transformer block: attention and MLP, each a residual branch that training may drop.
 
     Attributes:
-        compute: `compute_block`, or a compiled one that trains in its place.
+        compute: A compiled function that replaces `compute_block` in training; None for `compute_block`.
     """
 
     compute: Callable[..., Tensor] | None = None
@@ -195,10 +194,10 @@ def compute_block(
     attention_scales: Float[Tensor, "batch 1 1"] | None = None,
     mlp_scales: Float[Tensor, "batch 1 1"] | None = None,
 ) -> Float[Tensor, "batch tokens channels"]:
-    """A block without its random draws, so that it can be compiled and answers alike.
+    """Computes a block without random draws, so that a compiled block gives the same results.
 
     Args:
-        attention_scales, mlp_scales: Of its two branches, see `drop_path_scales`; None where neither may be dropped.
+        attention_scales, mlp_scales: Factors of the two branches, see `drop_path_scales`; None without drop path.
     """
     branch = block.attn(block.norm1(tokens), grid)
     tokens = tokens + (branch if attention_scales is None else branch * attention_scales)
@@ -207,7 +206,7 @@ def compute_block(
 
 
 class Stage(nn.Module):
-    """A token embedding and its blocks; `recomputes` is of the latter, see `forward_stage`."""
+    """A token embedding and its blocks. For `recomputes`, see `forward_stage`."""
 
     recomputes = False
 
@@ -235,10 +234,12 @@ def forward_stage(
     *,
     recomputes: bool = False,
 ) -> tuple[Float[Tensor, "batch tokens channels"], tuple[int, int]]:
-    """Tokens of a stage, class token first, and the grid of the others; by parts that have their weights anywhere.
+    """Computes the tokens of a stage, class token first, and the grid of the others.
+
+    The parts of the stage are arguments, so their weights may lie anywhere.
 
     Args:
-        recomputes: Whether the backward pass has the input of each block alone, and computes the rest again.
+        recomputes: Whether to keep only the inputs of blocks, and recompute the rest in the backward pass.
     """
     tokens, grid = patch_embed(images)
     if cls_token is not None:
@@ -249,11 +250,11 @@ def forward_stage(
 
 
 def _recomputed(block: Callable[[Tensor, tuple[int, int]], Tensor], tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """`block(tokens, grid)`, computed again in the backward pass, with the same draws and in the same precision.
+    """Computes `block(tokens, grid)`, and recomputes it in the backward pass with the same draws and precision.
 
     Source: Chen et al. 2016, arXiv:1604.06174.
     """
-    if torch.compiler.is_compiling():  # what is compiled computes again without side effects
+    if torch.compiler.is_compiling():  # compiled code recomputes without side effects
         return checkpoint(block, tokens, grid, use_reentrant=False)
     modules = block.modules() if isinstance(block, nn.Module) else ()
     norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
@@ -265,7 +266,7 @@ def _recomputed(block: Callable[[Tensor, tuple[int, int]], Tensor], tokens: Tens
 
 @contextlib.contextmanager
 def _statistics_kept(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
-    """Batch norms normalise as ever, and what they make of their running statistics is forgotten afterwards."""
+    """Restores the running statistics of batch norms after the block."""
     kept = [dict(norm._buffers) for norm in norms]
     for norm, buffers in zip(norms, kept, strict=True):
         norm._buffers.update({name: None if buffer is None else buffer.clone() for name, buffer in buffers.items()})
@@ -280,13 +281,13 @@ class CvT(nn.Module):
     """Convolutional vision transformer.
 
     Args:
-        arch: What to build. The weights fit images of any size that leaves a token in every stage; a position
-            embedding is interpolated to them.
-        drop_path: Rate of each stage's last block; it rises linearly from 0 within the stage. One
-            number holds for every stage.
+        arch: Architecture to build. The weights fit images of any size that leaves a token in every stage. Position
+            embeddings are interpolated.
+        drop_path: Rate of each stage's last block. It rises linearly from 0 within the stage. One number holds for all
+            stages.
 
     Raises:
-        ValueError: `drop_path` has not one rate for each stage.
+        ValueError: `drop_path` does not have one rate for each stage.
     """
 
     def __init__(self, arch: ArchConfig, *, drop_path: float | Sequence[float] = 0.0) -> None:
@@ -303,13 +304,13 @@ class CvT(nn.Module):
         self.apply(_init_weights)
 
     def set_recomputing(self, on: bool) -> None:
-        """Whether the backward pass computes what is inside each block again, instead of keeping it in memory."""
+        """Sets whether the backward pass recomputes the inside of each block instead of keeping it in memory."""
         for stage in self.children():
             if isinstance(stage, Stage):
                 stage.recomputes = on
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits; `images` are normalised as in training."""
+        """Returns logits. `images` are normalised as in training."""
         stages = [self.get_submodule(f"stage{index}") for index in range(len(self.arch.stages))]
         return forward_stages(self.arch, stages, self.norm, self.head, images)
 
@@ -321,9 +322,9 @@ def forward_stages(
     head: Callable[[Tensor], Tensor],
     images: Float[Tensor, "batch channels height width"],
 ) -> Float[Tensor, "batch classes"]:
-    """Logits by `stages` of the shape of `arch`, by parts that have their weights anywhere.
+    """Computes logits with the shape of `arch`. The stages are arguments, so their weights may lie anywhere.
 
-    The head sees the class token, or the mean of the last stage's tokens where there is none.
+    The head sees the class token, or the mean of the last stage's tokens if there is none.
     """
     maps, tokens, last = images, images, len(stages) - 1
     for index, stage in enumerate(stages):
@@ -336,7 +337,10 @@ def forward_stages(
 
 
 def _init_weights(module: nn.Module) -> None:
-    """Truncated normals of deviation 0.02 in linears, class token and positions; convolutions keep torch's default."""
+    """Initialises linear layers, class token and position embeddings by truncated normals of deviation 0.02.
+
+    Convolutions keep torch's default.
+    """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
@@ -347,5 +351,5 @@ def _init_weights(module: nn.Module) -> None:
 
 
 def build_model(arch: ArchConfig, *, drop_path: float | Sequence[float] = 0.0) -> CvT:
-    """A freshly initialised `CvT`; torch's global random state decides the weights."""
+    """Builds a freshly initialised `CvT`. The weights come from torch's global random state."""
     return CvT(arch, drop_path=drop_path)

@@ -1,4 +1,4 @@
-"""Names of tensors in transformers' port of CvT, and those of the official code that they stand for."""
+"""Names of tensors in transformers' port of CvT, and the corresponding official names."""
 
 _BEGINNINGS = (("stage", "cvt.encoder.stages."), ("norm.", "layernorm."), ("head.", "classifier."))
 _PARTS = (
@@ -34,7 +34,7 @@ def hugging_face_name(name: str) -> str:
 
 
 def official_name(name: str) -> str:
-    """Inverse of `hugging_face_name`; a name that it never gives stays as it is."""
+    """Inverse of `hugging_face_name`. Names that it never gives are unchanged."""
     for ours, theirs in _BEGINNINGS:
         if name.startswith(theirs):
             name = ours + name.removeprefix(theirs)

@@ -1,4 +1,4 @@
-"""Networks as programs of other runtimes, which `export` writes beside their `arch.json`."""
+"""Networks as programs of other runtimes, in the folders that `export` writes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ Logits = Callable[[Float[Tensor, "batch channels height width"]], Float[Tensor, 
 
 
 def load_onnx(folder: Path) -> Logits:
-    """By onnxruntime, on the CPU."""
+    """Loads `model.onnx` with onnxruntime, on the CPU."""
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
@@ -19,5 +19,5 @@ def load_onnx(folder: Path) -> Logits:
 
 
 def load_program(folder: Path) -> Logits:
-    """By torch.export, on the CPU."""
+    """Loads `model.pt2` with torch.export, on the CPU."""
     return torch.export.load(folder / "model.pt2").module()

@@ -1,7 +1,7 @@
 """Units of a network and their order: channels of a stage, heads, hidden units, and whole blocks.
 
-A unit lies along an axis of several tensors. If all of them are put into another order together, the network answers as
-before. Sorted by importance, the first units are the best part for a smaller network.
+A unit lies along an axis of several tensors. If all of these are permuted together, the network's answers do not
+change. After sorting by importance, the first units are the best part for a smaller network.
 """
 
 import dataclasses
@@ -14,15 +14,15 @@ from torch import Tensor
 from cvt_nas.arch import ArchConfig
 from cvt_nas.model.lending import Lent
 
-# Of a block's linear layers, what lies along their rows, and their columns; else it is the channels of the stage.
+# Units along the rows and columns of a block's linear layers. Other axes have the channels of the stage.
 _ROWS = {"attn.proj_q": "queries", "attn.proj_k": "queries", "attn.proj_v": "values", "mlp.fc1": "hidden"}
 _COLUMNS = {"attn.proj": "values", "mlp.fc2": "hidden"}
-WRITERS = ("attn.proj", "mlp.fc2")  # the layers by which a block adds to the stream of its stage
+WRITERS = ("attn.proj", "mlp.fc2")  # layers with which a block adds to the residual stream
 _PLACE = re.compile(r"(?P<stage>stage(?P<index>\d+))\.(?P<block>blocks\.\d+\.)?(?P<part>.+)")
 
 
 def units_of(name: str, arch: ArchConfig) -> tuple[str | None, ...]:
-    """What lies along each axis of a tensor: the name of a kind of units, or None for classes, pixels and the like.
+    """Returns the kind of units along each axis of a tensor; None for classes, pixels and similar axes.
 
     >>> units_of("stage0.blocks.0.mlp.fc1.weight", arch)
     ('stage0.blocks.0.hidden', 'stage0')
@@ -50,19 +50,19 @@ def units_of(name: str, arch: ArchConfig) -> tuple[str | None, ...]:
 
 
 def magnitudes(lent: Lent) -> dict[str, Tensor]:
-    """The size of each weight of a matrix or kernel; those of norms and biases tell little about a unit."""
+    """Absolute values of the weights of matrices and kernels. Norms and biases tell little about units."""
     return {name: tensor.abs() for name, tensor in lent.state.items() if len(units_of(name, lent.arch)) > 1}
 
 
 def sorted_by(lent: Lent, scores: Mapping[str, Tensor], *, importance: str) -> Lent:
-    """The same network with its units sorted by importance, the most important first.
+    """Returns the same network with units sorted by importance, the most important first.
 
-    Blocks are ranked and stay where they are, since their order matters. Heads are sorted as wholes, and so are the
-    channels within each. They stay as they are if nothing tells how many heads there are.
+    Blocks are ranked but not moved, since their order matters. Whole heads are sorted, and the channels within each
+    head. Their order is kept if the number of heads is unknown.
 
     Args:
-        scores: Of each weight that counts, in the shape of its tensor; a unit's is the sum over its weights.
-        importance: What they are.
+        scores: Scores of weights, in the shapes of their tensors. The score of a unit is the sum over its weights.
+        importance: Name of the scores.
     """
     totals = _totals_of(scores, lent.arch)
     orders = {unit: _descending(total) for unit, total in totals.items() if not unit.endswith(("queries", "values"))}
@@ -87,7 +87,7 @@ def sorted_by(lent: Lent, scores: Mapping[str, Tensor], *, importance: str) -> L
 
 
 def _totals_of(scores: Mapping[str, Tensor], arch: ArchConfig) -> dict[str, Tensor]:
-    """The score of each unit, by kinds of units."""
+    """Scores of units, by kinds of units."""
     totals: dict[str, Tensor] = {}
     for name, score in scores.items():
         for axis, unit in enumerate(units_of(name, arch)):
@@ -98,7 +98,7 @@ def _totals_of(scores: Mapping[str, Tensor], arch: ArchConfig) -> dict[str, Tens
 
 
 def _by_head(totals: tuple[Tensor, Tensor], num_heads: int) -> list[Tensor]:
-    """The order of a block's queries, with which its keys go, and that of its values."""
+    """Orders of a block's queries and keys, and of its values."""
     heads = [total.unflatten(0, (num_heads, -1)) for total in totals]
     order = _descending(sum(head.sum(1) for head in heads))  # type: ignore[arg-type]
     width = heads[0].shape[1]

@@ -1,4 +1,4 @@
-"""The content of a file of weights, read without running anything that is in it."""
+"""Reads files of weights without running code in them."""
 
 import argparse
 import datetime
@@ -12,6 +12,7 @@ import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,22 @@ _MAX_NAMED = 3  # types in a message
 
 
 class _Dict(dict):
-    """What stands for other packages' dicts in a pickle, which need not be installed."""
+    """Replaces dicts of other packages in a pickle. The packages need not be installed."""
 
-    def __new__(cls, *_: Any) -> Any:
-        return OrderedDict()  # to which torch's reader lets entries and attributes be added
+    def __new__(cls, *_: object) -> OrderedDict:
+        return OrderedDict()  # torch's reader can add entries and attributes to it
 
 
-def _plain_dict(*_: Any) -> dict:
+def _plain_dict(*_: object) -> dict:
     return {}
 
 
-def _plain_list(*_: Any) -> list:
-    return []  # to which torch's reader appends
+def _plain_list(*_: object) -> list:
+    return []  # torch's reader appends to it
 
 
-# Beside what torch allows by itself: values of settings, none of which runs anything as it is made.
-_HARMLESS: list[Any] = [
+# types of settings that are allowed in addition to torch's; none of them runs code when it is made
+_HARMLESS: list[Callable | tuple[Callable, str]] = [
     argparse.Namespace,
     datetime.date,
     datetime.datetime,
@@ -82,9 +83,11 @@ _HARMLESS: list[Any] = [
 
 
 def read_content(path: Path) -> Any:
-    """What `torch.save` or safetensors wrote to `path`, on the CPU; which of them is told by the content, not by the
-    name. Raises ArchError where it is no such file, or holds a type that is not known to be harmless, which it
-    names."""
+    """Reads a file of `torch.save` or safetensors, on the CPU. The content decides which of them it is.
+
+    Raises:
+        ArchError: It is no such file, or holds a type that is not known to be harmless. The message names the type.
+    """
     try:
         if path.exists() and not path.is_file():
             raise ArchError(f"{path}: cannot be read: is no regular file, such as a pipe, which could be read but once")
@@ -98,7 +101,7 @@ def read_content(path: Path) -> Any:
         if head[8:9] == b"{" or path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's about a pickle's protocol, which is said below
+            warnings.simplefilter("ignore")  # about the pickle's protocol, which is reported below
             if head[:4] == b"PK\x03\x04":
                 _check_types(path)
             return torch.load(path, "cpu", weights_only=True)
@@ -106,12 +109,12 @@ def read_content(path: Path) -> Any:
         raise
     except (OSError, RuntimeError, LookupError, EOFError, ValueError, TypeError, AttributeError, ArithmeticError,
             MemoryError, pickle.UnpicklingError, SafetensorError) as error:  # fmt: skip
-        # of what is no file of weights, torch's reader raises whatever comes first
+        # torch's reader raises various errors for other files
         raise ArchError(f"{path}: cannot be read: {_reason(error)}") from error
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """What safetensors keeps beside the tensors of a file; nothing of other files."""
+    """Metadata of a safetensors file; empty for other files."""
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
@@ -120,7 +123,7 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 
 def _other_kind(path: Path, head: bytes) -> str:
-    """What the file is, where it is known to be none of weights alone; or nothing."""
+    """Says what a file is, if it is known to hold something else than weights; empty otherwise."""
     if not head:
         return "the file is empty"
     if head.startswith(b"version https://git-lfs"):
@@ -152,9 +155,9 @@ def _other_kind(path: Path, head: bytes) -> str:
 
 
 def _damaged_part(archive: zipfile.ZipFile) -> str | None:
-    """The first file in the archive that is not of its CRC, which torch's reader does not look at."""
+    """The first file in an archive with a wrong CRC, which torch's reader does not check."""
     for part in archive.infolist():
-        if not part.CRC:  # as torch.save leaves it where its set_crc32_options is off
+        if not part.CRC:  # torch.save writes 0 if set_crc32_options is off
             continue
         try:
             with archive.open(part) as file:
@@ -166,11 +169,11 @@ def _damaged_part(archive: zipfile.ZipFile) -> str | None:
 
 
 def _check_types(path: Path) -> None:
-    """Names what torch would refuse, before it does so in many words."""
+    """Raises ArchError with the types that torch would refuse in a long message."""
     try:
         types = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except (ValueError, RuntimeError, pickle.UnpicklingError, EOFError, LookupError):
-        return  # torch.load says why
+        return  # torch.load reports it
     if not types:
         return
     if any(name.startswith("torch.nn.modules.") for name in types):
@@ -182,7 +185,7 @@ def _check_types(path: Path) -> None:
 
 
 def _first_type(path: Path) -> str:
-    """The first type that a pickle names, which is that of the whole where it is an object."""
+    """The first type that a pickle names. If the pickle is an object, it is the object's type."""
     with zipfile.ZipFile(path) as archive:
         name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
         found = (str(told) for op, told, _ in pickletools.genops(archive.read(name)) if op.name == "GLOBAL")
@@ -190,7 +193,7 @@ def _first_type(path: Path) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of a message of torch's that says something, without its advice."""
+    """The first useful line of torch's message, without its advice."""
     said = str(error).replace("\x1b[1m", "").replace("\x1b[0m", "")
     if "Unsupported global: GLOBAL " in said:
         named = said.partition("Unsupported global: GLOBAL ")[2].split()[0]
@@ -209,8 +212,8 @@ def _reason(error: BaseException) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises ArchError where it cannot be read."""
+    """Reads a JSON file. Raises ArchError if that fails."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # as some editors of Windows write it
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # some editors on Windows write a BOM
     except (OSError, ValueError, RecursionError) as error:
         raise ArchError(f"{path}: cannot be read: {first_line(error)}") from error

@@ -1,7 +1,7 @@
-"""The network within a checkpoint: what wraps it, found by its structure instead of a list of tools.
+"""Finds the network in a checkpoint by structure, independent of the tool that wrote it.
 
-A checkpoint is a tree of dicts. Wherever a tensor has the name of a CvT's first convolution, what comes before it wraps
-a network: keys of the tree, as training scripts put them, and beginnings of names, as modules around it do.
+A checkpoint is a tree of dicts. A tensor with the name of a CvT's first convolution shows a network. The part before
+that name wraps the network: keys of the tree, from training scripts, and prefixes of names, from modules around it.
 """
 
 import re
@@ -24,28 +24,28 @@ _FIRST = {  # of official names, and of transformers'
     False: ("stage0", "patch_embed", "proj", "weight"),
     True: ("encoder", "stages", "0", "embedding", "convolution_embeddings", "projection", "weight"),
 }
-# what other tools count in a network: thop, and torch's AveragedModel
+# counters of thop, and of torch's AveragedModel
 _COUNTERS = frozenset(("total_ops", "total_params", "n_averaged"))
-# an average of a network is named so, and by nothing that another average could be of
+# names of an average of a network, but not of other averages
 _AVERAGED = re.compile(r"(ema|avg|averaged?|shadow|swa|polyak)\d*")
 _OF_NETWORKS = re.compile(
     r"(moving|exponential|model|net|network|module|state|dict|weights?|params?|parameters|encoder|backbone|"
     r"student|teacher|generator|checkpoint|callbacks?)?\d*"
 )
-# what an optimizer keeps goes by the names of the weights, too
+# names of an optimizer's state, whose tensors have the names of weights, too
 _OF_OPTIMIZER = re.compile(
     r"(^|_)(optim(izer)?s?|opt|exp_avg|grads?|gradients?|sq|squares?|moments?|"
     r"momentum(?!_(encoder|backbone|model|net|network|teacher)))(_|\d*$)"
 )
-# names by which quantisers of torch, bitsandbytes and GPTQ keep what their numbers mean
+# names of the scales and other facts of quantisers: torch, bitsandbytes and GPTQ
 _QUANTISED = frozenset(("_packed_params", "zero_point", "SCB", "absmax", "quant_map", "qweight", "qzeros"))
 _WORD_ENDS = re.compile(
     r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[-\s]"
 )  # of `modelEMA`, `EMAModel`, `model-ema`
-# where `state_dict` is the average, what the weights before it go by
+# keys of the plain weights in checkpoints whose `state_dict` is the average
 _RAW_OF_LIGHTNING = "current_model_state"  # of its WeightAveraging
-_RAW_OF_MMENGINE = "ema_state_dict"  # of its EMAHook, which swaps the two as it saves them
-_HEADS = frozenset(("head", "heads", "cls_head", "classifier", "fc", "linear"))  # names of what classifies elsewhere
+_RAW_OF_MMENGINE = "ema_state_dict"  # its EMAHook swaps the two when it saves
+_HEADS = frozenset(("head", "heads", "cls_head", "classifier", "fc", "linear"))  # names of classifiers in other code
 _BATCHES = "num_batches_tracked"
 ADAPTER = (
     "is an adapter of peft without the network that it changes; save the whole network: "
@@ -61,10 +61,10 @@ class Unwrapped:
     """A network's tensors by their official names.
 
     Args:
-        is_port: Whether the names were those of transformers' port.
-        head_like: Names of tensors that go by the name of a head, where there is none that can be taken; or beside the
-            network, where it has one and they fit its features or its answers.
-        note: What was taken, left and changed, in one line; empty where the file holds the network and nothing else.
+        is_port: Whether names were those of transformers' port.
+        head_like: Names of tensors that look like a head, if the network has no usable head; or beside the network, if
+            they fit its features or answers.
+        note: What was taken, left and changed, in one line; empty if the file holds only the network.
     """
 
     state: dict[str, Tensor]
@@ -75,7 +75,7 @@ class Unwrapped:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Place:
-    """Where a network lies: in the dict at `keys`, under names that begin with `prefix`."""
+    """Place of a network: the dict at `keys`, and in it all names that begin with `prefix`."""
 
     keys: tuple[str, ...]
     prefix: str
@@ -99,7 +99,7 @@ class _Place:
 
 
 def is_of_optimizer(key: str) -> bool:
-    """Whether by its name it holds what an optimizer keeps: its state, gradients, or averages of these."""
+    """Whether a key's name means the state of an optimizer, gradients, or averages of these."""
     return _OF_OPTIMIZER.search(_snake(key)) is not None
 
 
@@ -107,11 +107,14 @@ def _snake(name: str) -> str:
     return _WORD_ENDS.sub("_", name).lower()
 
 
-def unwrap(content: Any, path: Path) -> Unwrapped:
-    """The network in what `read_content` gave of the file at `path`. Of weights and their average, the average is
-    taken, as timm does to evaluate.
+def unwrap(content: object, path: Path) -> Unwrapped:
+    """Finds the network in the content of the file at `path`. Averaged weights are preferred, as in timm's evaluation.
 
-    Raises ArchError where there is none, or several, of which none is to be preferred; or its tensors are quantised.
+    Args:
+        content: Result of `read_content`.
+
+    Raises:
+        ArchError: There is no network, there are several without a preference, or tensors are quantised.
     """
     tensors = dict(_tensors(content))
     if not tensors:
@@ -153,8 +156,8 @@ def unwrap(content: Any, path: Path) -> Unwrapped:
     )
 
 
-def _tensors(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[_Key, Tensor]]:
-    """Each tensor that has a name."""
+def _tensors(tree: object, keys: tuple[str, ...] = ()) -> Iterator[tuple[_Key, Tensor]]:
+    """Yields all tensors that have names."""
     if not isinstance(tree, Mapping) or len(keys) > _MAX_DEPTH:
         return
     for name, value in tree.items():
@@ -166,8 +169,8 @@ def _tensors(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[_Key, Tens
             yield from _tensors(value, (*keys, name))
 
 
-def _kinds(content: Any) -> str:
-    """What a file without tensors holds."""
+def _kinds(content: object) -> str:
+    """Describes the content of a file without tensors."""
     if not isinstance(content, Mapping):
         inner = f" of {type(content[0]).__name__}" if isinstance(content, list | tuple) and content else ""
         return f"a {type(content).__name__}{inner}"
@@ -187,7 +190,7 @@ def _places(tensors: _Tensors) -> list[_Place]:
             if tuple(part for _, part in kept[-len(first) :]) != first:
                 continue
             start = kept[-len(first)][0]
-            if is_port and start and parts[start - 1] == "cvt":  # beside which the norm and the classifier lie
+            if is_port and start and parts[start - 1] == "cvt":  # the norm and the classifier lie beside it
                 beside = ".".join(parts[: start - 1])
                 around = tuple(f"{beside}.{part}".lstrip(".") for part in ("layernorm.", "classifier."))
                 if any(where == keys and other.startswith(around) for where, other in tensors):
@@ -197,7 +200,7 @@ def _places(tensors: _Tensors) -> list[_Place]:
 
 
 def _members(place: _Place, tensors: _Tensors) -> list[_Key]:
-    """Which tensors are the network's: those under its prefix, but for those under a longer one of another network."""
+    """Tensors of a network: those under its prefix, except under a longer prefix of another network."""
     nested = [other.prefix for other in _places(tensors) if other.keys == place.keys
               and other.prefix != place.prefix and other.prefix.startswith(place.prefix)]  # fmt: skip
     return [
@@ -207,14 +210,14 @@ def _members(place: _Place, tensors: _Tensors) -> list[_Key]:
     ]
 
 
-def _raw_key(content: Any) -> str:
-    """The key of the weights that are no average, in a checkpoint whose `state_dict` is one."""
+def _raw_key(content: object) -> str:
+    """Key of the plain weights in a checkpoint whose `state_dict` is an average."""
     meta = content.get("meta") if isinstance(content, Mapping) else None
     return _RAW_OF_MMENGINE if isinstance(meta, Mapping) and "mmengine_version" in meta else _RAW_OF_LIGHTNING
 
 
 def _choose(places: list[_Place], tensors: _Tensors, path: Path, *, raw_key: str) -> tuple[_Place, list[_Place]]:
-    """The network that is to be taken, and the others."""
+    """Chooses a network, and returns it and the others."""
     if not places and all(".lora_" in name for _, name in tensors):
         raise ArchError(f"{path}: {ADAPTER}")
     if not places:
@@ -241,7 +244,7 @@ def _choose(places: list[_Place], tensors: _Tensors, path: Path, *, raw_key: str
 
 
 def _alone(places: list[_Place]) -> str:
-    """Python for one of the networks alone, in what was loaded as `checkpoint`."""
+    """Python expression for one of the networks in `checkpoint`, for messages."""
     place = next((place for place in places if place.prefix), places[0])
     tree = "checkpoint" + "".join(f"[{key!r}]" for key in place.keys)
     if sum(other.keys == place.keys for other in places) == 1:
@@ -264,12 +267,12 @@ def _are_equal(one: _Place, other: _Place, tensors: _Tensors) -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether it is torch's own; other packages' are quantised, or parts of others."""
+    """Whether a tensor has torch's own type. Types of other packages are quantised, or parts of other tensors."""
     return type(tensor) in (Tensor, nn.Parameter)
 
 
 def _state_of(inside: Mapping[str, Tensor], place: _Place, path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors by their official names, floats in fp32; and what had to be changed for it, for the note."""
+    """Returns tensors by official names, with floats in fp32, and the changes that were needed, for the note."""
     state: dict[str, Tensor] = {}
     counters, kinds, wrappers, changes = set(), set(), set(), []
     for full, tensor in inside.items():
@@ -304,7 +307,7 @@ def _state_of(inside: Mapping[str, Tensor], place: _Place, path: Path) -> tuple[
 
 
 def _head_like(place: _Place, others: list[_Place], tensors: _Tensors) -> list[str]:
-    """Tensors in a network or beside it that go by the names of heads elsewhere."""
+    """Names of tensors, in a network or beside it, that look like heads of other code."""
     strange = tuple(other.prefix for other in others if other.keys == place.keys)
     return [
         name
@@ -317,7 +320,7 @@ def _head_like(place: _Place, others: list[_Place], tensors: _Tensors) -> list[s
 
 
 def _head_root(names: list[str], place: _Place, tensors: _Tensors, state: Mapping[str, Tensor]) -> str | None:
-    """What comes before `.weight` and `.bias` in `names`, where they are one linear layer that fits the network."""
+    """Common prefix of `names` before `.weight` and `.bias`, if they are a linear layer that fits the network."""
     root = names[0].rpartition(".")[0] if names else ""
     if sorted(names) != [f"{root}.bias", f"{root}.weight"]:
         return None
@@ -328,7 +331,7 @@ def _head_root(names: list[str], place: _Place, tensors: _Tensors, state: Mappin
 
 
 def _check_readable(tensor: Tensor, name: str, path: Path) -> None:
-    """Whether the numbers of a tensor are its values."""
+    """Raises ArchError if a tensor has no readable values, such as a quantised or an empty one."""
     kind = str(tensor.dtype).removeprefix("torch.")
     if not _is_plain(tensor):
         raise ArchError(
@@ -348,8 +351,8 @@ def _check_readable(tensor: Tensor, name: str, path: Path) -> None:
         raise ArchError(f"{path}: {name}: holds values that are not finite")
 
 
-def _left(content: Mapping[str, Any], place: _Place, others: list[_Place], head: str | None) -> list[str]:
-    """What of the checkpoint was not taken: other networks, keys beside the one that was, and modules beside it."""
+def _left(content: object, place: _Place, others: list[_Place], head: str | None) -> list[str]:
+    """Parts of the checkpoint that were not taken: other networks, other keys, and other modules."""
     told_of = [other for other in others if other.is_network or other.keys == place.keys]
     found = [
         f"{other.shown or 'names without a prefix'} ({'another network' if other.is_network else 'of an optimizer'})"

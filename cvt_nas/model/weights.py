@@ -1,9 +1,8 @@
-"""Weights from elsewhere, in a network: each must fit by its name and shape, and what no shape tells is not guessed."""
+"""Loads foreign weights into networks. Each weight must fit by name and shape. Other settings are not guessed."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from cvt_nas.model.classes import match_classes
 from cvt_nas.model.network import CvT, resized_positions
 
 _MAX_MISFITS = 8  # lines
-_NUM_PUBLISHED = 1000  # classes of the published networks, ImageNet's
+_NUM_PUBLISHED = 1000  # ImageNet's classes, which the published networks have
 HEAD = ("head.weight", "head.bias")
 NORM = ("norm.weight", "norm.bias")
 _PORT_ACTIVATION = (
@@ -27,16 +26,16 @@ _PORT_ACTIVATION = (
 def load_checkpoint(
     path: str | Path, arch: ArchConfig | None = None, *, on_note: Callable[[str], None] | None = None
 ) -> CvT:
-    """The network whose weights are at `path`, every one of them, in eval mode.
+    """Loads the network whose weights are at `path`, with all weights, in eval mode.
 
     Args:
-        path: As in `read_weights`.
-        arch: Of the network, where no file beside the weights tells; None for the published one that they fit.
-        on_note: Called with each note, a line for people: what was taken of the file, and for which network.
+        path: See `read_weights`.
+        arch: Architecture, if no file beside the weights tells it. None for the published one that fits.
+        on_note: Called with notes for people: what was read, and for which network.
 
     Raises:
-        ArchError: The weights cannot be read, do not fit, or have no head; or nothing tells what they are of, or `arch`
-            contradicts the file that does.
+        ArchError: The weights cannot be read, do not fit, or have no head; or their architecture is unknown, or `arch`
+            contradicts the file that tells it.
     """
     model, notes = fitted(read_weights(path, arch), arch)
     for note in notes:
@@ -46,7 +45,7 @@ def load_checkpoint(
 
 
 def fitted(weights: Weights, arch: ArchConfig | None = None) -> tuple[CvT, tuple[str, ...]]:
-    """`load_checkpoint` of what was read already, and its notes."""
+    """Returns the network of weights that were read already, and notes; see `load_checkpoint`."""
     if weights.head_like:
         held = ", ".join(weights.head_like[:3]) + (" and more" if len(weights.head_like) > 3 else "")
         if weights.num_classes is not None:
@@ -75,23 +74,23 @@ def fitted(weights: Weights, arch: ArchConfig | None = None) -> tuple[CvT, tuple
 
 
 def initialise(model: CvT, weights: Weights | str | Path, *, classes: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Gives `model` weights from elsewhere, each of which must fit by its name and shape.
+    """Loads foreign weights into `model`. Each must fit by name and shape.
 
-    The head alone may stay as it is: where there is none, or of other classes. The first convolution is made to take
-    images of other channels. What no weight shows, such as a stride or the activation, may differ from the network that
-    the weights are of, since training adapts to it; but it is said.
+    Only the head may keep its initial weights, if the weights have none or have one for other classes. The first
+    convolution is adapted to other channels. Settings that weights do not show, such as strides or the activation, may
+    differ from the network of the weights, since training adapts to them. The notes list such differences.
 
     Args:
         model: Changed in place, unless this raises.
-        weights: Or where they are; see `read_weights`.
-        classes: Names of the classes that the model is for, in their order; the rows of the head are put into it where
-            the weights have names, too, and those of classes that the weights do not know begin afresh.
+        weights: The weights, or their path; see `read_weights`.
+        classes: Class names of the model in order. If the weights have names, too, the rows of the head are put into
+            this order, and rows of classes that the weights do not know keep their initial values.
 
     Returns:
-        What was taken, and what is not as in the network that the weights are of, a line each, for people.
+        Notes for people: what was taken, and what differs from the network of the weights, one line each.
 
     Raises:
-        ArchError: The weights cannot be read, or do not fit; it lists which.
+        ArchError: The weights cannot be read, or do not fit. It lists the misfits.
     """
     weights = weights if isinstance(weights, Weights) else read_weights(weights)
     own, notes = model.state_dict(), list(weights.notes)
@@ -113,16 +112,13 @@ def initialise(model: CvT, weights: Weights | str | Path, *, classes: Sequence[s
 def head_rows(
     weights: Weights, num_classes: int, classes: Sequence[str] | None
 ) -> tuple[tuple[int | None, ...] | None, str | None]:
-    """Which rows of the weights' head stand for the classes of the data, in their order; None where it begins afresh.
+    """Returns the rows of the weights' head for the classes of the data, in order, and a note for people.
 
-    A row is None where the weights do not know its class.
+    The result is None if the head keeps its initial weights. A row is None if the weights do not know its class.
 
     Args:
-        num_classes: Of the data.
-        classes: Their names, where they are known.
-
-    Returns:
-        With it a note for people, where there is anything to be said.
+        num_classes: Number of classes of the data.
+        classes: Their names, if known.
     """
     found = weights.num_classes
     if found is None:
@@ -151,10 +147,10 @@ def head_rows(
 
 
 def adapted_channels(state: dict[str, Tensor], num_channels: int) -> list[str]:
-    """Makes the first convolution take images of so many channels, as timm does; a note where it took others.
+    """Adapts the first convolution to `num_channels`, like timm. Returns a note if it had another number.
 
-    Its weights are summed up for one channel, and for more they are repeated, by turns, and scaled so that the sum over
-    all channels stays.
+    For one channel, its weights are summed. For more channels, they are repeated in turn and scaled, so that the sum
+    over all channels stays the same.
     """
     name = "stage0.patch_embed.proj.weight"
     weight = state.get(name)
@@ -168,9 +164,8 @@ def adapted_channels(state: dict[str, Tensor], num_channels: int) -> list[str]:
 
 
 def is_published(weights: Weights, arch: ArchConfig | None = None) -> bool:
-    """Whether they are of a published network, with ImageNet's classes, as far as can be told; of `arch`, where it is
-    known."""
-    if weights.num_classes != _NUM_PUBLISHED or weights.source is not None:  # trainings put files beside them
+    """Whether weights seem to be those of a published network with ImageNet's classes, and of `arch` if it is given."""
+    if weights.num_classes != _NUM_PUBLISHED or weights.source is not None:  # trainings write files beside weights
         return False
     published = [named for named in NAMED_ARCHS.values() if named.num_classes == _NUM_PUBLISHED]
     if arch is None:
@@ -181,12 +176,12 @@ def is_published(weights: Weights, arch: ArchConfig | None = None) -> bool:
 def _with_head(
     weights: Weights, own: Mapping[str, Tensor], classes: Sequence[str] | None, notes: list[str]
 ) -> dict[str, Tensor]:
-    """The state with a head for the classes of `own`: by the weights' own rows, or as `own` has it."""
+    """The state with a head for the classes of `own`, from rows of the weights' head or from `own`."""
     state = dict(weights.state)
     if not any(name in state for name in HEAD):
         notes.append("the head begins afresh: the weights are of a backbone without one")
         state |= {name: own[name] for name in HEAD}
-        if not any(name in state for name in NORM):  # transformers' backbone has none, either
+        if not any(name in state for name in NORM):  # transformers' backbone has no norm, either
             notes.append("the last norm begins afresh, too")
             state |= {name: own[name] for name in NORM}
         return state
@@ -202,7 +197,7 @@ def _with_head(
 
 
 def _has_head_like(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    """Whether the head is as `own`'s, but for the number of its classes."""
+    """Whether the head equals that of `own` except in the number of classes."""
     if not state.keys() >= set(HEAD):
         return False
     weight, bias = state["head.weight"], state["head.bias"]
@@ -210,7 +205,7 @@ def _has_head_like(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bo
 
 
 def _arch_of(weights: Weights, given: ArchConfig | None) -> tuple[ArchConfig, list[str]]:
-    """The network that the weights are of: by a file beside them, as it is given, or a published one that they fit."""
+    """Architecture of the weights: from a file beside them, as given, or the published one that they fit."""
     assert weights.num_classes is not None, "the caller knows that there is a head"
     if weights.arch is not None:
         if given is None:
@@ -235,7 +230,7 @@ def _arch_of(weights: Weights, given: ArchConfig | None) -> tuple[ArchConfig, li
 
 
 def _agreeing(known: ArchConfig, given: ArchConfig, weights: Weights) -> tuple[ArchConfig, list[str]]:
-    """`known`, which a file tells, with the size of images that is given; only what that does not tell may differ."""
+    """Combines `known`, which a file tells, with the given image size. They may differ only in what the file lacks."""
     notes, as_known = [], given
     if weights.is_port:
         as_known = with_gelu(given)
@@ -256,15 +251,18 @@ def _agreeing(known: ArchConfig, given: ArchConfig, weights: Weights) -> tuple[A
 
 
 def _source_of(weights: Weights, arch: ArchConfig) -> ArchConfig:
-    """The network that the weights are of: `arch`, which they fit, but for what is known to be otherwise."""
+    """Architecture of the weights: `arch`, which they fit, with differences that are known."""
     if weights.arch is not None:
         return weights.arch
     return with_gelu(arch) if weights.is_port else arch
 
 
 def _published_with(weights: Weights) -> tuple[str, ArchConfig]:
-    """The published architecture, with as many classes as the head has, that the weights fit. Raises ArchError for
-    none."""
+    """The published architecture that the weights fit, with the number of classes of their head.
+
+    Raises:
+        ArchError: There is none.
+    """
     assert weights.num_classes is not None, "the caller knows that there is a head"
     for name, named in NAMED_ARCHS.items():
         arch = dataclasses.replace(named, num_classes=weights.num_classes)
@@ -277,20 +275,23 @@ def _published_with(weights: Weights) -> tuple[str, ArchConfig]:
 
 
 def shapes_of(arch: ArchConfig) -> dict[str, Tensor]:
-    """Tensors of the shapes that a network of `arch` has, which take no memory."""
+    """Tensors with the shapes of a network of `arch`, which take no memory."""
     with torch.device("meta"):
         return CvT(arch).state_dict()
 
 
 def check_fits(weights: Weights, state: Mapping[str, Tensor], own: Mapping[str, Tensor], arch: ArchConfig) -> None:
-    """Raises ArchError, which lists why, where `state`, of `weights`, cannot be that of a network of `arch`, such as
-    `own`."""
+    """Raises ArchError with a list of misfits if `state`, of `weights`, does not fit a network of `arch`.
+
+    Args:
+        own: State of such a network.
+    """
     if misfits := _misfits(state, own):
         raise ArchError("\n    ".join([f"{weights.path}: does not fit the architecture {arch.id}:", *misfits]))
 
 
 def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Why `state` cannot take the place of `own`, a line each, some of every kind; empty where it can."""
+    """Reasons why `state` cannot replace `own`, one line each, with some of every kind; empty if it can."""
     got, needed = ({name: _shown(tensor) for name, tensor in of.items()} for of in (state, own))
     kinds = [
         [f"{name}: {got[name]} instead of {size}" for name, size in needed.items() if got.get(name, size) != size],
@@ -309,12 +310,15 @@ def _shown(tensor: Tensor) -> str:
 
 
 def differences(arch: ArchConfig, source: ArchConfig) -> list[str]:
-    """In what no weight shows, how `arch` differs from `source`, whose weights fit it; a line each. Raises ArchError
-    where they have not as many blocks."""
+    """Differences of `arch` from `source` that weights do not show, one line each.
+
+    Raises:
+        ArchError: The numbers of blocks differ.
+    """
     if [len(stage.blocks) for stage in arch.stages] != [len(stage.blocks) for stage in source.stages]:
         raise ArchError("arch.json: is of another network than the weights")
     stages: dict[str, list[str]] = {}
-    names = [field.name for field in dataclasses.fields(BlockConfig) if field.name != "mlp_ratio"]  # which shows
+    names = [field.name for field in dataclasses.fields(BlockConfig) if field.name != "mlp_ratio"]  # weights show it
     for index, (ours, theirs) in enumerate(zip(arch.stages, source.stages, strict=True)):
         pairs = [(name, [ours], [theirs]) for name in ("patch_stride", "patch_padding")]
         for name, own, others in [*pairs, *((name, ours.blocks, theirs.blocks) for name in names)]:
@@ -324,5 +328,5 @@ def differences(arch: ArchConfig, source: ArchConfig) -> list[str]:
     return [f"{line} in stage {', '.join(where)}" for line, where in stages.items()]
 
 
-def _listed(values: list[Any]) -> str:
+def _listed(values: list) -> str:
     return str(values[0]) if len(set(values)) == 1 else "[" + " ".join(map(str, values)) + "]"

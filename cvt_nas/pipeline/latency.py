@@ -1,15 +1,18 @@
 """Latency as a cost of the search: a table of parts before it, whole networks at its end, on a trial's own device."""
 
+from collections.abc import Sequence
+
 import torch
 
+from cvt_nas.arch import ArchConfig
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.engine import TrainingSetup
-from cvt_nas.engine.latency import Latency, measure_latency, measure_table
+from cvt_nas.engine.latency import Latency
+from cvt_nas.engine.latency_table import measure_latencies, measure_table
 from cvt_nas.latency import LatencyTable
 from cvt_nas.launch.resources import Resources
 from cvt_nas.launch.search import Search
 from cvt_nas.launch.tasks import on_device
-from cvt_nas.model import load_model
 from cvt_nas.run import RunFolder
 from cvt_nas.space import SearchSpace
 
@@ -36,17 +39,18 @@ def _with_table_of(run: RunFolder, experiment: Experiment) -> Experiment:
 
 
 def measure_front(search: Search) -> None:
-    """Times each member of the front that was not yet, one after the other, and records it.
+    """Times the members of the front that were not yet, all in turns, and records them.
 
     Only of a run that goes by latency.
     """
     run, known = search.run, search.run.latencies()
     if "latency_table" not in run.manifest:
         return
-    for member in run.front().members:
-        if member.arch_id not in known:
-            found = on_device(search.resources, _measure_model, member.arch_id, search.setup)
-            run.append_latency(member.arch_id, found.to_json())
+    new = {member.arch_id: member.arch for member in run.front().members if member.arch_id not in known}
+    if new:
+        found = on_device(search.resources, _measure_archs, list(new.values()), search.setup)
+        for arch_id, latency in zip(new, found, strict=True):
+            run.append_latency(arch_id, latency.to_json())
 
 
 def _measure_table(space: SearchSpace, setup: TrainingSetup, seed: int) -> LatencyTable:
@@ -54,6 +58,6 @@ def _measure_table(space: SearchSpace, setup: TrainingSetup, seed: int) -> Laten
     return measure_table(space, device=setup.torch_device, seed=seed)
 
 
-def _measure_model(arch_id: str, setup: TrainingSetup) -> Latency:
+def _measure_archs(archs: Sequence[ArchConfig], setup: TrainingSetup) -> list[Latency]:
     torch.set_num_threads(setup.num_threads)
-    return measure_latency(load_model(setup.run.fetched_model(arch_id)), device=setup.torch_device)
+    return measure_latencies(archs, device=setup.torch_device)

@@ -25,7 +25,7 @@ from cvt_nas.plan.compiling import with_fastest_way
 from cvt_nas.plan.disk import check_disk, check_writable
 from cvt_nas.plan.planning import plan_of_search
 from cvt_nas.plan.sharing import divide_as_asked
-from cvt_nas.plan.values import Plan
+from cvt_nas.plan.values import Begun, Plan
 from cvt_nas.plugins import is_plugin
 from cvt_nas.propose.earlier import check_same_sources, keep_sources, read_sources
 from cvt_nas.propose.samplers import load_sampler
@@ -150,10 +150,14 @@ def search(
         setup = setup.on(resources.device, num_threads=resources.num_threads, gpus=resources.gpus_per_trial)
         ended = () if run is None else run.results()
         num_left = num_trials - sum(result.status not in FAILURES for result in ended)  # what failed is tried again
-        to_keep = (0 if lent is None else 2 * lent.num_bytes) + (0 if teacher is None else teacher.num_bytes)
+        begun = Begun(
+            teacher=teacher,
+            is_sorted_by_taylor=begins is not None and begins["importance"] == "taylor",
+            num_bytes=(0 if lent is None else 2 * lent.num_bytes) + (0 if teacher is None else teacher.num_bytes),
+        )
         check_disk(
             experiment, place.path,
-            num_trials=max(num_left, 0), num_slots=resources.num_slots, to_keep=to_keep, run=run,
+            num_trials=max(num_left, 0), num_slots=resources.num_slots, to_keep=begun.num_bytes, run=run,
         )  # fmt: skip
         if address is None:
             num_processes = resources.num_slots * resources.num_workers
@@ -168,7 +172,7 @@ def search(
             if on_plan is not None:
                 plan = plan_of_search(
                     experiment, setup, resources,
-                    num_trials=num_trials, seed=seed, out=place.path, started=started, on_note=on_note,
+                    num_trials=num_trials, seed=seed, out=place.path, started=started, begun=begun, on_note=on_note,
                 )  # fmt: skip
             if on_plan is not None and plan is not None:
                 on_plan(plan)

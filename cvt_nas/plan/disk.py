@@ -77,8 +77,7 @@ def check_disk(
 ) -> None:
     """Raises ResourceError where what a search writes does not fit where it writes it; `out` need not be there yet.
 
-    Checkpoints that a resumed `run` has already take no further room. `to_keep` are the bytes of what it has of other
-    networks: weights to begin with, twice while they are sorted, and the answers of a teacher.
+    Checkpoints that a resumed `run` has already take no further room. `to_keep` is `Begun.num_bytes`.
     """
     folder = nearest_folder(out)
     free = shutil.disk_usage(folder).free

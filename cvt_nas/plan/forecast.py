@@ -16,11 +16,12 @@ from cvt_nas.arch import sides_of
 from cvt_nas.config import Experiment
 from cvt_nas.data import Split
 from cvt_nas.engine import shared_memory_needed
+from cvt_nas.engine.importance import NUM_TAYLOR_IMAGES
 from cvt_nas.errors import CvtNasError
 from cvt_nas.launch.judges import NUM_SCREENING_IMAGES
 from cvt_nas.plan.disk import bytes_needed, nearest_folder
 from cvt_nas.plan.machine import Machine
-from cvt_nas.plan.values import NUM_OF_FIRST_FRONT, Fit, Plan, SimulatedRace, size
+from cvt_nas.plan.values import NOTHING_BEGUN, NUM_OF_FIRST_FRONT, Begun, Fit, Plan, SimulatedRace, size
 from cvt_nas.propose.asha import pareto_ranks
 from cvt_nas.propose.race import Race, race_of
 from cvt_nas.propose.simulation import Asked, MadeUpCurves, run_clock
@@ -113,6 +114,7 @@ def plan_search(
     out: Path | None,
     is_quick: bool = False,
     known: Sequence[Proposal] = (),
+    begun: Begun = NOTHING_BEGUN,
 ) -> Plan:
     """What the search of `experiment` will take on `machine`. Where it is written, `out`, is None on another machine. A
     quick plan draws more than `MAX_QUICK_TRIALS` at random instead of by the file's sampler."""
@@ -130,8 +132,8 @@ def plan_search(
         race = simulate_race(
             experiment, machine, num_images, num_trials=num_trials, seed=seed, sampler=sampler, known=known
         )
-    parts = _parts(experiment, machine, num_images, race)
-    disk_bytes = bytes_needed(experiment, num_trials=num_trials, num_slots=machine.num_slots)
+    parts = _parts(experiment, machine, num_images, race, begun)
+    disk_bytes = begun.num_bytes + bytes_needed(experiment, num_trials=num_trials, num_slots=machine.num_slots)
     shared_memory_bytes = shared_memory_needed(
         experiment.training,
         num_values=experiment.space.num_channels * math.prod(sides_of(experiment.space.image_size)),
@@ -156,7 +158,11 @@ def plan_search(
 
 
 def _parts(
-    experiment: Experiment, machine: Machine, num_images: Mapping[Split, int], race: SimulatedRace | None
+    experiment: Experiment,
+    machine: Machine,
+    num_images: Mapping[Split, int],
+    race: SimulatedRace | None,
+    begun: Begun = NOTHING_BEGUN,
 ) -> dict[str, float]:
     """Seconds of each part of a search."""
     median = machine.networks[1].cost.flops
@@ -165,7 +171,12 @@ def _parts(
     members = [] if race is None else _front(race.complete, experiment.objectives)
     num_members = max(len(members), 1)
     testing = num_members * (num_images["test"] * machine.evaluation(flops) + _CHECK_SECONDS) / machine.num_slots
+    sorting = 0.0
+    if begun.is_sorted_by_taylor:
+        sorting = min(NUM_TAYLOR_IMAGES, num_images["train"]) * machine.training(machine.networks[-1].cost.flops)
     parts = {
+        "init": sorting,
+        "teacher": num_images["train"] * (machine.teacher or 0.0),
         "supernet": supernet,
         "ranking": ranking,
         "race": 0.0 if race is None else race.seconds,
@@ -179,7 +190,7 @@ def _parts(
 
 def _first_front(parts: Mapping[str, float], machine: Machine, race: SimulatedRace | None) -> float:
     """Seconds from the start of the search."""
-    before = parts["start"] + parts["supernet"] + parts["ranking"]
+    before = sum(parts[name] for name in ("start", "init", "teacher", "supernet", "ranking"))
     return before + (parts["test"] if race is None else machine.worker_start + race.first_front)
 
 

@@ -64,6 +64,7 @@ class Machine:
         begin: Seconds that a slot takes to change to another trial.
         epoch_end: Seconds of an epoch that are neither training nor evaluation.
         supernet_step: Seconds of an image in the supernet's training, on all the devices together.
+        teacher: Seconds that a teacher takes for an image; None without one.
         notes: What was stated or assumed instead of measured.
     """
 
@@ -78,6 +79,7 @@ class Machine:
     begin: float = 0.0
     epoch_end: float = 0.0
     supernet_step: float | None = None
+    teacher: float | None = None
     notes: tuple[str, ...] = ()
 
     @property

@@ -14,7 +14,7 @@ import torch
 from cvt_nas.arch import ArchConfig
 from cvt_nas.config import Experiment, is_streamed
 from cvt_nas.data import SPLITS, Split
-from cvt_nas.engine import TrainingSetup
+from cvt_nas.engine import Teacher, TrainingSetup, measure_teacher
 from cvt_nas.engine.footprint import Footprint, footprint
 from cvt_nas.engine.speed import Speed, measure_loader, measure_supernet, measure_training
 from cvt_nas.errors import ResourceError
@@ -48,6 +48,7 @@ class _OfSlot:
         speeds: Of each network; None where the device had no memory for it.
         loader: Images a second.
         supernet: Seconds of an image on one device, likewise.
+        teacher: Seconds of an image; only the first slot measures it.
         begun: When, on the clock of `time.time`.
         waiting: Seconds of the clock to one of the CPU, of which other processes have the rest.
     """
@@ -55,6 +56,7 @@ class _OfSlot:
     speeds: dict[Name, Speed | None]
     loader: float
     supernet: float | None
+    teacher: float | None
     begun: float
     waiting: float
 
@@ -73,41 +75,66 @@ class Measured:
         return _mean([slot.waiting for slot in self.slots])
 
 
-def measure_cpus(experiment: Experiment, setup: TrainingSetup, resources: Resources, *, seconds: float) -> Measured:
+def measure_cpus(
+    experiment: Experiment,
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    seconds: float,
+    teacher: Teacher | None = None,
+) -> Measured:
     """Trains the space's three networks for some seconds each, in as many processes side by side as there are slots.
 
     They are forked, so that they need not import torch, which takes a worker of Ray longer than what is measured; and
     they are as nice to other processes as Ray's workers are.
     """
     number, genomes = min(resources.num_slots, _MOST_SLOTS), three_networks(experiment)
-    task = _task(experiment, genomes, setup, resources, seconds)
+    tasks = _tasks(experiment, genomes, setup, resources, seconds, teacher, number)
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     nice = {"initializer": os.nice, "initargs": (worker_niceness(),)}
     with warnings.catch_warnings(), ProcessPoolExecutor(number, mp_context=context, **nice) as pool:
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside a fork, which has none of their locks
-        running = [pool.submit(_measure, *task) for _ in range(number)]
+        running = [pool.submit(_measure, *task) for task in tasks]
         slots = [each.result() for each in running]
     start = _WORKER_CPU_SECONDS * _mean([slot.waiting for slot in slots])
     return Measured(genomes=genomes, slots=slots, worker_start=start)
 
 
-def measure_workers(experiment: Experiment, setup: TrainingSetup, resources: Resources, *, seconds: float) -> Measured:
+def measure_workers(
+    experiment: Experiment,
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    seconds: float,
+    teacher: Teacher | None = None,
+) -> Measured:
     """`measure_cpus`, on workers of Ray, each with a trial's share of the GPUs.
 
     Where a batch is shared by the GPUs of a trial, one of them is measured, and the others are taken to help in full.
     """
     number, genomes = min(resources.num_slots, _MOST_SLOTS), three_networks(experiment)
-    task = _task(experiment, genomes, setup, resources, seconds)
+    tasks = _tasks(experiment, genomes, setup, resources, seconds, teacher, number)
     started = time.time()
-    slots = on_devices(resources, _measure, [task] * number)
+    slots = on_devices(resources, _measure, tasks)
     return Measured(genomes=genomes, slots=slots, worker_start=_mean([slot.begun for slot in slots]) - started)
 
 
-def _task(
-    experiment: Experiment, genomes: Mapping[Name, Genome], setup: TrainingSetup, resources: Resources, seconds: float
-) -> tuple[TrainingSetup, dict[Name, ArchConfig], float, int, int]:
+_Task = tuple[TrainingSetup, dict[Name, ArchConfig], float, int, int, Teacher | None]
+
+
+def _tasks(
+    experiment: Experiment,
+    genomes: Mapping[Name, Genome],
+    setup: TrainingSetup,
+    resources: Resources,
+    seconds: float,
+    teacher: Teacher | None,
+    number: int,
+) -> list[_Task]:
+    """Arguments of `_measure` on each slot."""
     archs: dict[Name, ArchConfig] = {name: experiment.space.decode(genome) for name, genome in genomes.items()}
-    return setup, archs, seconds, resources.num_workers, _supernet_devices(setup, resources)
+    devices = resources.num_workers, _supernet_devices(setup, resources)
+    return [(setup, archs, seconds, *devices, teacher if slot == 0 else None) for slot in range(number)]
 
 
 def _supernet_devices(setup: TrainingSetup, resources: Resources) -> int:
@@ -166,12 +193,18 @@ def machine_of(
         begin=_BEGIN + min(speed.begin for speed in speeds),
         epoch_end=_mean([speed.epoch_end for speed in speeds]),
         supernet_step=supernet,
+        teacher=next((slot.teacher for slot in measured.slots if slot.teacher is not None), None),
         notes=(_BUSY,) if resources.device == "cpu" and measured.waiting > _MOST_WAITING else (),
     )
 
 
 def _measure(
-    setup: TrainingSetup, archs: Mapping[Name, ArchConfig], seconds: float, num_devices: int, supernet_devices: int
+    setup: TrainingSetup,
+    archs: Mapping[Name, ArchConfig],
+    seconds: float,
+    num_devices: int,
+    supernet_devices: int,
+    teacher: Teacher | None,
 ) -> _OfSlot:
     """In a process of its own."""
     begun = time.time()
@@ -190,7 +223,10 @@ def _measure(
     if setup.shared is not None:
         supernet = measure_supernet(setup.shared, data, device=device, seconds=seconds, num_devices=supernet_devices)
     loader = measure_loader(data, setup.training, device=device, seconds=seconds)
-    return _OfSlot(speeds=speeds, loader=loader, supernet=supernet, begun=begun, waiting=max(waiting, 1.0))
+    answering = None if teacher is None else measure_teacher(setup, teacher, seconds=seconds)
+    return _OfSlot(
+        speeds=speeds, loader=loader, supernet=supernet, teacher=answering, begun=begun, waiting=max(waiting, 1.0)
+    )
 
 
 def state_machine(

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cvt_nas.config import Experiment
-from cvt_nas.engine import TrainingSetup
+from cvt_nas.engine import TrainingSetup, find_teacher
+from cvt_nas.engine.teacher import INIT
 from cvt_nas.errors import CvtNasError, ResourceError, first_line
 from cvt_nas.launch.cluster import is_this_machine_alone
 from cvt_nas.launch.devices import WorkersFailedError
@@ -22,8 +23,10 @@ from cvt_nas.launch.resources import (
 from cvt_nas.plan import measuring
 from cvt_nas.plan.forecast import fit_to_hours, plan_search
 from cvt_nas.plan.sharing import find_sharing
-from cvt_nas.plan.values import Plan
+from cvt_nas.plan.values import NOTHING_BEGUN, Begun, Plan
 from cvt_nas.run import RunFolder
+
+_TEACHER_NOT_COUNTED = "what the teacher takes is not counted here; the first lines of the search tell it"
 
 
 def plan(
@@ -62,7 +65,7 @@ def plan(
     """
     if trials is not None:
         experiment = experiment.changed(search={"trials": trials})
-    setup = TrainingSetup.of(experiment, run=RunFolder(out.absolute()), data=data)
+    setup, begun = TrainingSetup.of(experiment, run=RunFolder(out.absolute()), data=data), NOTHING_BEGUN
     if images_per_second is not None:
         if not gpus:
             raise ResourceError("--images-per-second: is of a machine with GPUs; say how many by --gpus N")
@@ -94,13 +97,17 @@ def plan(
         started, seconds = time.time(), measuring.QUICK_SECONDS if is_quick else measuring.SECONDS
         if gpus == 0 or there == 0:
             check_has_no_share(gpus_per_trial, gpus=gpus)
-        setup = setup if is_quick else setup.checked(on_note=on_note)
+        if not is_quick:
+            setup = setup.checked(on_note=on_note)
+            begun = _begun(setup)
         num_images = measuring.sizes_of(experiment, setup)
         scale = 1.0 if gpus is None or gpus <= there else gpus / there
         notes: tuple[str, ...] = ()
         if gpus == 0 or there == 0:
             resources = local_cpus(cpus)
-            measured = measuring.measure_cpus(experiment, _on(setup, resources), resources, seconds=seconds)
+            measured = measuring.measure_cpus(
+                experiment, _on(setup, resources), resources, seconds=seconds, teacher=begun.teacher
+            )
             start = measuring.RAY_CPU_SECONDS * measured.waiting
         else:
             measured_on = gpus if gpus is None else min(gpus, there)
@@ -111,17 +118,32 @@ def plan(
                     notes = (sharing.describe(resources.num_gpus),)
                     resources = sharing.divide(resources)
                 start = time.time() - started
-                measured = measuring.measure_workers(experiment, _on(setup, resources), resources, seconds=seconds)
+                measured = measuring.measure_workers(
+                    experiment, _on(setup, resources), resources, seconds=seconds, teacher=begun.teacher
+                )
         machine = measuring.machine_of(measured, experiment, _on(setup, resources), resources, scale=scale, start=start)
         machine = dataclasses.replace(machine, notes=(*notes, *machine.notes))
     seed, num_trials = experiment.search.seed, experiment.search.trials
     where = out if images_per_second is None else None
-    found = plan_search(experiment, machine, num_images, num_trials=num_trials, seed=seed, out=where, is_quick=is_quick)
+    if setup.training.teacher is not None and begun.teacher is None:
+        machine = dataclasses.replace(machine, notes=(*machine.notes, _TEACHER_NOT_COUNTED))
+    found = plan_search(
+        experiment, machine, num_images,
+        num_trials=num_trials, seed=seed, out=where, is_quick=is_quick, begun=begun,
+    )  # fmt: skip
     if hours is None:
         return found
     known = () if found.race is None else found.race.proposals
     fit = fit_to_hours(experiment, machine, num_images, hours=hours, seed=seed, known=known)
     return dataclasses.replace(found, fit=fit)
+
+
+def _begun(setup: TrainingSetup) -> Begun:
+    """With the teacher that the space file names; `init` is named by the search alone."""
+    if setup.training.teacher in (None, INIT):
+        return NOTHING_BEGUN
+    teacher = find_teacher(setup, init=None, run=None)
+    return NOTHING_BEGUN if teacher is None else Begun(teacher=teacher, num_bytes=teacher.num_bytes)
 
 
 def _on(setup: TrainingSetup, resources: Resources) -> TrainingSetup:
@@ -137,6 +159,7 @@ def plan_of_search(
     seed: int,
     out: Path,
     started: float,
+    begun: Begun,
     on_note: Callable[[str], None] | None = None,
 ) -> Plan | None:
     """What a search that was `started` at that `time.time` takes; measuring it takes a few seconds.
@@ -147,7 +170,7 @@ def plan_of_search(
     is_here = resources.device == "cpu" and is_this_machine_alone()
     measure = measuring.measure_cpus if is_here else measuring.measure_workers
     try:
-        measured = measure(experiment, setup, resources, seconds=measuring.QUICK_SECONDS)
+        measured = measure(experiment, setup, resources, seconds=measuring.QUICK_SECONDS, teacher=begun.teacher)
         machine = measuring.machine_of(measured, experiment, setup, resources, start=time.time() - started)
         return plan_search(
             experiment,
@@ -157,6 +180,7 @@ def plan_of_search(
             seed=seed,
             out=out,
             is_quick=True,
+            begun=begun,
         )
     except (CvtNasError, RuntimeError, WorkersFailedError) as error:  # a process that is killed is a RuntimeError, too
         if on_note is not None:

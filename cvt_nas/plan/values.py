@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cvt_nas.data import Split
+from cvt_nas.engine import Teacher
 from cvt_nas.plan.machine import Machine
 from cvt_nas.propose.study import Proposal
 
@@ -36,6 +37,23 @@ class SimulatedRace:
     @property
     def mean_flops(self) -> float:
         return float(np.mean([proposal.cost.flops for proposal in self.proposals]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+    """What a search has of other networks before anything is trained.
+
+    Args:
+        is_sorted_by_taylor: Whether weights to begin with are put in order by the loss on training images.
+        num_bytes: Of weights to begin with, twice while they are sorted, and of a teacher's answers.
+    """
+
+    teacher: Teacher | None = None
+    is_sorted_by_taylor: bool = False
+    num_bytes: int = 0
+
+
+NOTHING_BEGUN = Begun()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

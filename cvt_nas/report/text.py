@@ -11,6 +11,8 @@ from cvt_nas.report.tables import deciding_epochs
 from cvt_nas.results import SupernetQuality, Tau, TrialResult, rank_correlations
 from cvt_nas.run import RunFolder
 
+_MOST_DRIFT = 0.05  # of what is measured, beyond which that is said
+
 
 def front_table(run: RunFolder) -> Table:
     """The front for a terminal, knee and best marked."""
@@ -45,15 +47,15 @@ def front_table(run: RunFolder) -> Table:
 
 
 def rank_lines(run: RunFolder) -> list[str]:
-    """How well each rung ranked the trials, and a warning where it decided at random or against large networks.
+    """How well accuracy at each rung ranked the trials, and a warning where it is random or against large networks.
 
     What they inherit, where they do, is a rung as well.
     """
     lines = []
     for found in rank_correlations(run.results(), deciding_epochs(run)):
-        rung = f"rung at epoch {found.epoch}" if found.epoch else "inherited accuracy"
+        judged = f"accuracy after epoch {found.epoch}" if found.epoch else "inherited accuracy"
         lines.append(
-            f"{rung}: its ranks of the {found.num_trials} complete trials have Kendall's tau {found.tau:.2f} with "
+            f"{judged}: its ranks of the {found.num_trials} complete trials have Kendall's tau {found.tau:.2f} with "
             f"those of the end (p {_p_text(found.p_value)})"
         )
         faults = []
@@ -186,10 +188,21 @@ def latency_lines(run: RunFolder) -> list[str]:
     if "latency_table" not in run.manifest:
         return []
     table = LatencyTable.from_json(run.manifest["latency_table"])
-    return [
+    lines = [
         f"latency: predicted from {len(table.parts)} parts that were timed on {table.device}; whole networks were off "
         f"by {table.error:.0%} (median). The front's members are timed whole in the end, one image at a time"
     ]
+    judged = table.judged
+    if judged is not None:
+        lines.append(
+            f"latency of {judged.number} networks that had no part in the table: {judged.within_5:.0%} within 5 %, "
+            f"{judged.within_10:.0%} within 10 %, bias {judged.bias:+.1%}, Spearman {judged.spearman:.2f}; two halves "
+            f"of a measurement differ by {judged.noise:.1%}"
+        )
+        if abs(judged.drift) > _MOST_DRIFT:
+            change = "slower" if judged.drift > 0 else "faster"
+            lines.append(f"latency: the machine was {abs(judged.drift):.0%} {change} at the end of that than at first")
+    return lines
 
 
 def latency_text(result: TrialResult, measured: Mapping[str, float]) -> str:

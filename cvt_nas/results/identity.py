@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -48,7 +47,7 @@ class DataIdentity:
         return {"fingerprint": self.fingerprint, **asdict(self)}
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any]) -> "DataIdentity | None":
+    def of(cls, manifest: Mapping[str, object]) -> "DataIdentity | None":
         """What a manifest says; None for one of an earlier version. Raises RunFolderError where it is damaged."""
         if (tree := manifest.get("data")) is None:
             return None

@@ -4,7 +4,6 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -101,7 +100,7 @@ class SupernetQuality:
                     found.append(f"{part.replace('_', ' ')} it ranks no better than {name}: {mine:.2f} to {theirs:.2f}")
         return found
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {**asdict(self), "gap": self.standalone - self.inherited, "trusted": not self.faults}
 
     @classmethod

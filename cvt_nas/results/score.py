@@ -1,7 +1,6 @@
 """What people read where a figure is the metric that a run maximised, which its files call accuracy."""
 
 from collections.abc import Mapping
-from typing import Any
 
 _NAMES = {
     "balanced_accuracy": "balanced accuracy",
@@ -11,7 +10,7 @@ _NAMES = {
 }
 
 
-def score_name(manifest: Mapping[str, Any]) -> str:
+def score_name(manifest: Mapping[str, object]) -> str:
     """The metric of a run, as `macro F1`; `accuracy` of an earlier version, which knew no other."""
     name = str(manifest.get("metric", "accuracy"))
     return _NAMES.get(name, name)

@@ -51,13 +51,13 @@ class _Line(TypedDict, total=False):
     micro_batch: int | None
     activation_checkpointing: bool
     test_accuracy: float
-    median_ms: float
+    p10_ms: float
 
 
 _LINE = TypeAdapter(_Line)
 
 
-def check_line(tree: Mapping[str, Any]) -> None:
+def check_line(tree: Mapping[str, object]) -> None:
     """Raises ValueError where a value of a line of a record is of another type."""
     try:
         _LINE.validate_python(tree, strict=True)
@@ -199,7 +199,7 @@ class TrialResult:
         assert value is not None, "only finished trials have an accuracy"
         return value
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain values, in the names that scripts rely on."""
         return {
             "number": self.number,

@@ -1,4 +1,4 @@
-"""A run on disk, or behind a URL: its folder, its files, its lock and its clock.
+"""A run on disk or behind a URL: its folder, files, lock and clock.
 
 `RunFolder` is the only code that knows file names under `results/`.
 """

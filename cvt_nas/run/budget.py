@@ -1,4 +1,4 @@
-"""The time that a search may take, over all the processes that work on it."""
+"""The time budget of a search, over all processes that work on it."""
 
 import contextlib
 import math
@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from cvt_nas.errors import RunFolderError
 from cvt_nas.run import RunFolder
 
-_SECONDS_BETWEEN_NOTES = 5.0  # what a process that is killed forgets at most
+_SECONDS_BETWEEN_NOTES = 5.0  # a killed process forgets at most this much
 
 
 class TimeBudget:
-    """A number of seconds, None for no end, less those that were spent on `run` before. Raises RunFolderError for none
-    left."""
+    """The seconds that are left for a run. Raises RunFolderError if none are left.
+
+    Args:
+        seconds: Budget of the whole run; None for no limit.
+        run: A run that already spent a part of it.
+    """
 
     def __init__(self, seconds: float | None, run: RunFolder | None) -> None:
         self._spent = 0.0 if run is None else run.seconds_spent
@@ -26,12 +30,12 @@ class TimeBudget:
 
     @property
     def deadline(self) -> float | None:
-        """On `time.monotonic`'s clock, if the seconds ran from now."""
+        """When the budget ends if it runs from now, on the clock of `time.monotonic`."""
         return None if self._left is None else time.monotonic() + self._left
 
     @contextlib.contextmanager
     def running(self, run: RunFolder, stop: threading.Event) -> Iterator[None]:
-        """Counts the seconds of the block as spent on `run`, and sets `stop` once none are left."""
+        """Counts the seconds of the block as spent on `run`, and sets `stop` when the budget ends."""
         is_over, started = threading.Event(), time.monotonic()
 
         def spent() -> float:
@@ -39,7 +43,7 @@ class TimeBudget:
 
         def count() -> None:
             while not is_over.wait(self._next_wait(spent())):
-                with contextlib.suppress(OSError):  # the next note will do
+                with contextlib.suppress(OSError):  # the next note comes soon
                     run.write_seconds_spent(self._spent + spent())
                 if self._left is not None and spent() >= self._left:
                     stop.set()

@@ -1,4 +1,4 @@
-"""What a run keeps of the trainings that confirm its front."""
+"""Files of a run about the trainings that confirm its front."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from cvt_nas.run.store import Store
 
 
 class Confirmations:
-    """The further trainings of a run: which are planned, and which have ended."""
+    """The further trainings of a run: the plan, and those that have ended."""
 
     def __init__(self, folder: Path, store: Store) -> None:
         self._plan_path, self._store = folder / "confirm.json", store
@@ -25,9 +25,9 @@ class Confirmations:
         self._record.append(result.to_json())
 
     def results(self) -> tuple[TrialResult, ...]:
-        """The further trainings that ended, however they did, round by round.
+        """The further trainings that ended, in order of their rounds.
 
-        What is left out, and what is raised, is as in `RunFolder.results`.
+        See `RunFolder.results` for what is left out and which errors are raised.
         """
         return tuple(sorted(without_retried(self._record.read()), key=lambda result: result.number))
 
@@ -35,7 +35,7 @@ class Confirmations:
         self._store.write(self._plan_path, json.dumps(dataclasses.asdict(plan)) + "\n")
 
     def plan(self) -> ConfirmPlan | None:
-        """None before the race is over, and where nothing is trained again."""
+        """The plan; None before the race is over, or if nothing is trained again."""
         path = self._plan_path
         return parse_json(_PLAN, path.read_bytes(), str(path)) if path.exists() else None
 

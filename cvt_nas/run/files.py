@@ -1,4 +1,4 @@
-"""Files that a crash leaves whole: written at once, or line by line."""
+"""Files that stay whole in a crash: written at once, or line by line."""
 
 import contextlib
 import errno
@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
+
+from typing_extensions import Buffer
 
 from cvt_nas.errors import RunFolderError, StorageError
 from cvt_nas.results.parsing import json_text, load_finite
@@ -23,11 +25,10 @@ _BLOCK = 4096
 
 
 def patiently(action: Callable[[], T], *, seconds: float = 60.0) -> T:
-    """`action`, again and again while the file system that it writes to is away, as one on a network may be.
+    """Repeats `action` while its file system is away, as a network file system may be.
 
     Raises:
-        StorageError: It did not come back within `seconds`; or it is full, or cannot be written to, which does not
-            pass by itself.
+        StorageError: The file system did not come back within `seconds`, is full, or cannot be written to.
     """
     deadline, pause = time.monotonic() + seconds, 0.1
     while True:
@@ -43,8 +44,15 @@ def patiently(action: Callable[[], T], *, seconds: float = 60.0) -> T:
 
 
 def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -> None:
-    """Writes a file so that a crash leaves the old one or the new one, never a part. The folder of `path` exists. A
-    function as `content` writes to what it is given. Raises StorageError, see `patiently`."""
+    """Writes a file so that a crash leaves the old one or the new one, never a part.
+
+    Args:
+        path: Path of the file, in an existing folder.
+        content: Text, or a function that writes to an open file.
+
+    Raises:
+        StorageError: See `patiently`.
+    """
     patiently(lambda: _write_atomically(path, content))
 
 
@@ -60,10 +68,10 @@ def _write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -
                 os.fsync(file.fileno())
             except Exception:
                 if file.error is not None:
-                    raise file.error  # noqa: B904  the cause, and not what a library made of it
+                    raise file.error  # noqa: B904  the cause, not the error that a library made of it
                 raise
         partial.replace(path)
-    except BaseException as error:  # half a file would keep a full disk full
+    except BaseException as error:  # a partial file would keep a full disk full
         if isinstance(error, OSError):
             error.filename = str(path)
         with contextlib.suppress(OSError):
@@ -72,11 +80,11 @@ def _write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -
 
 
 class _File(io.FileIO):
-    """A file that remembers why it could not be written, since not every library that writes to it does."""
+    """A file that remembers why a write failed, since some libraries drop the reason."""
 
     error: OSError | None = None
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Buffer) -> int:
         view, done = memoryview(data).cast("B"), 0
         while done < len(view):
             try:
@@ -88,13 +96,17 @@ class _File(io.FileIO):
 
 
 def remove_partials(folder: Path) -> None:
-    """Deletes what processes that were killed left half written; none may be at work in `folder` or below."""
+    """Deletes partial files of killed processes. No process may be at work in `folder` or below."""
     for partial in folder.rglob(f".*{_PARTIAL}"):
         partial.unlink(missing_ok=True)
 
 
 def append_line(path: Path, tree: Mapping[str, object]) -> None:
-    """On disk when it returns. Where it raises, as `patiently` does, nothing was added that `read_lines` would read."""
+    """Appends a line, which is on disk when this returns.
+
+    Raises:
+        StorageError: See `patiently`. `read_lines` will not see a part of the line.
+    """
 
     def append() -> None:
         repair_last_line(path)
@@ -105,14 +117,14 @@ def append_line(path: Path, tree: Mapping[str, object]) -> None:
                 os.fsync(file.fileno())
             except OSError:
                 with contextlib.suppress(OSError):
-                    file.truncate(end)  # or the next attempt would add it twice
+                    file.truncate(end)  # otherwise, the next attempt would add the line twice
                 raise
 
     patiently(append)
 
 
 def repair_last_line(path: Path) -> None:
-    """Cuts off a last line that was torn by a crash or a full disk, which what follows would join."""
+    """Cuts off a last line that was torn by a crash or a full disk. The next line would otherwise join it."""
     if path.exists() and (whole := end_of_lines(path)) < path.stat().st_size:
         os.truncate(path, whole)
 
@@ -120,7 +132,7 @@ def repair_last_line(path: Path) -> None:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is nothing, or torn
+    lines = path.read_bytes().split(b"\n")[:-1]  # text after the last newline is torn
     trees = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -131,7 +143,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def end_of_lines(path: Path) -> int:
-    """Where the last whole line of a file ends: what follows it is still being written, or torn."""
+    """Offset of the end of the last whole line. Bytes after it are torn or still being written."""
     with path.open("rb") as file:
         at = file.seek(0, os.SEEK_END)
         while at:

@@ -33,34 +33,34 @@ _MODEL_FILES = ("arch.json", "model.safetensors", "probe.safetensors", "preproce
 
 
 class RunFolder:
-    """One run on disk: the record, and what is made from it.
+    """One run on disk: its records, and files that are made from them.
 
-    manifest.json      what was run: file, data, versions, devices, seeds, command line
+    manifest.json      space file, data, versions, devices, seeds, command line
     trials.jsonl       one `TrialResult` a line, append-only, flushed: the record
     confirm.json       which architectures are trained again, once the race is over; see `ConfirmPlan`
     confirm.jsonl      one `TrialResult` a line, of those further trainings, append-only, flushed
     test.jsonl         accuracy on the test split of the front's members, read once at the end
-    latency.jsonl      latency of the front's members, measured, where the search went by what was predicted of it
+    latency.jsonl      measured latency of the front's members, if the search used predicted latency
     study.journal      Optuna's storage
-    report.html        the page of the run, which needs nothing beside it; pareto.csv, ranks.csv, pareto_flops.html, ...
-    earlier/           trials of the runs that the search learns from, <number>.jsonl of each, as in their trials.jsonl
-    teacher/           answers of a teacher to the training images, float16; `.begun` while they are not complete
-    init/              weights.safetensors from elsewhere that trials or the supernet begin with, sorted by importance
+    report.html        the self-contained page of the run; also pareto.csv, ranks.csv, pareto_flops.html, ...
+    earlier/           trials of the runs that the search learns from, in <number>.jsonl for each run
+    teacher/           answers of a teacher to the training images, float16; `.begun` while they are incomplete
+    init/              weights.safetensors that trials or the supernet start from, sorted by importance
     models/<arch id>/  arch.json, model.safetensors, probe.safetensors of each complete trial
     supernet/          checkpoint.pt, then weights.safetensors; `stop` while its training is asked to end; quality.json;
-                       narrowing.json, where choices were dropped while it was trained
-    standalone/        a run of its own: trainings that the supernet is judged by
+                       narrowing.json, if choices were dropped during its training
+    standalone/        a run of its own: trainings that judge the supernet
     candidates.jsonl   one `Candidate` a line, append-only, flushed; candidates.journal is Optuna's storage of them
-    checkpoints/       of trials in flight
+    checkpoints/       checkpoints of trials in flight
     errors/            tracebacks of trials that failed
-    tune/              Ray Tune's own files, of no use after the run
-    tensorboard/       <number>-<arch id>/ of each trial, where the search is tracked so; wandb/ is W&B's own
-    lock, holder.json  who is at work on the run; clock.json holds the seconds that were spent on it
+    tune/              Ray Tune's own files, not needed after the run
+    tensorboard/       <number>-<arch id>/ of each trial, if TensorBoard tracks the search; wandb/ belongs to W&B
+    lock, holder.json  the process that works on the run; clock.json holds the seconds spent on it
 
-    A run at a URL that is pickled and loaded on another machine becomes that machine's own folder, which is empty.
+    A run at a URL that is pickled and loaded on another machine becomes an empty folder of that machine.
 
     Args:
-        store: By which its files are written and read; None for this machine's disk alone.
+        store: Writes and reads the run's files. None for this machine's disk only.
     """
 
     def __init__(self, path: Path, store: Store | None = None) -> None:
@@ -71,21 +71,21 @@ class RunFolder:
         self.journal_path, self.candidates_journal_path = path / "study.journal", path / "candidates.journal"
         self.tune_path, self.tensorboard_path = path / "tune", path / "tensorboard"
         self.init_path = path / "init" / "weights.safetensors"
-        self.unsorted_init_path = path / "init" / "unsorted.safetensors"  # until they are sorted
+        self.unsorted_init_path = path / "init" / "unsorted.safetensors"  # weights before sorting
         self.samples_path = path / "samples.json"  # some images of each split
         self.listing_path = path / "images.npz"  # names of the images of a folder; see `TrainingSetup.save_listing`
         self._manifest_path = path / "manifest.json"
         self._trials = Record(path / "trials.jsonl", self.store, TrialResult.from_json)
         self._candidates = Record(path / "candidates.jsonl", self.store, Candidate.from_json)
         self._tests = Record(path / "test.jsonl", self.store, partial(_figure, name="test_accuracy"))
-        self._latencies = Record(path / "latency.jsonl", self.store, partial(_figure, name="median_ms"))
+        self._latencies = Record(path / "latency.jsonl", self.store, partial(_figure, name="p10_ms"))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _folder_at, (self.place,)
 
     @classmethod
     def at(cls, place: str | Path) -> Self:
-        """The folder at a path; or this machine's own for a URL, with the records that are there, and mirrored there.
+        """The folder at a path; for a URL, this machine's folder with the records of the URL, which it mirrors.
 
         Raises:
             StorageError: There is no such store, or it does not answer.
@@ -96,17 +96,17 @@ class RunFolder:
 
     @property
     def url(self) -> str | None:
-        """Where it is mirrored to."""
+        """URL of the run; None for a run at a path."""
         return self.store.url_of(self.path)
 
     @property
     def place(self) -> str:
-        """What a user knows it by: its URL, or else its path."""
+        """Name of the run for users: its URL, or else its path."""
         return self.store.place_of(self.path)
 
     @classmethod
     def create(cls, place: str | Path, manifest: Mapping[str, object]) -> Self:
-        """A new run at a path or URL; see `begin`."""
+        """Creates a run at a path or URL; see `begin`."""
         try:
             run = cls.at(place)
         except StorageError as error:
@@ -115,10 +115,10 @@ class RunFolder:
         return run
 
     def begin(self, manifest: Mapping[str, object]) -> None:
-        """Writes the first file of a new run: the manifest, which tells its `origin`, too.
+        """Writes the first file of a new run: the manifest, with the run's `origin`.
 
         Raises:
-            RunFolderError: There is a run in the folder already, or it cannot be written.
+            RunFolderError: The folder already holds a run, or cannot be written.
         """
         self.check_new()
         try:
@@ -129,16 +129,16 @@ class RunFolder:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is a run in the folder, as this machine has it."""
+        """Whether this machine's folder holds a run."""
         return self._manifest_path.is_file()
 
     def check_begun(self, place: str | Path | None = None) -> None:
-        """Raises RunFolderError where there is no run in the folder; `place` is what the user called it."""
+        """Raises RunFolderError if the folder holds no run. `place` is the user's name for it."""
         if not self.has_begun:
             raise RunFolderError(f"{place or self.place} holds no run: no manifest.json in it")
 
     def check_new(self) -> None:
-        """Raises RunFolderError where there is a run in the folder already."""
+        """Raises RunFolderError if the folder already holds a run."""
         if self.has_begun:
             raise RunFolderError(
                 f"{self.place} holds a run already, with {len(self.results())} of its trials done; "
@@ -147,10 +147,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, place: str | Path) -> Self:
-        """The run at a path or URL.
+        """Opens the run at a path or URL.
 
         Raises:
-            RunFolderError: There is none.
+            RunFolderError: There is no run.
         """
         try:
             run = cls.at(place)
@@ -160,23 +160,24 @@ class RunFolder:
         return run
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keeps all others from working on the run; see `lock.locked`."""
+        """Locks the run for the block; see `lock.locked`."""
         return locked(self.path, self.store)
 
     def is_at_work(self) -> bool:
-        """Whether a process works on the run, as far as it can be told from here: one that died elsewhere seems to."""
+        """Whether a process works on the run; see `lock.is_at_work`."""
         return is_at_work(self.path, self.store)
 
     def refresh(self) -> None:
-        """Fetches what other machines have added since, where there is a URL: the files of the folder itself.
+        """Fetches what other machines have added to the files of the folder, if the run is at a URL.
 
-        Those in folders below it, such as checkpoints, are fetched when they are needed. `standalone` has its own.
+        Files in folders below it, such as checkpoints, are fetched when they are needed. `standalone` is refreshed
+        separately.
         """
         self.store.refresh(self.path)
 
     @property
     def seconds_spent(self) -> float:
-        """By all the processes that worked on the run so far, to within a few seconds."""
+        """Seconds that all processes have spent on the run, to within a few seconds."""
         path = self.path / "clock.json"
         return parse_json(_CLOCK, path.read_bytes(), str(path))["seconds"] if path.exists() else 0.0
 
@@ -189,12 +190,12 @@ class RunFolder:
         return read_manifest(self._manifest_path)
 
     def amend_manifest(self, **entries: object) -> None:
-        """Adds entries to the manifest, or replaces those that are told before anything is trained."""
+        """Adds entries to the manifest, or replaces entries before anything is trained."""
         self.store.write(self._manifest_path, manifest_text({**self.manifest, **entries}))
 
     @property
     def has_trained(self) -> bool:
-        """Whether any network was trained, or is in training, on whatever machine; no checkpoint is fetched for that.
+        """Whether any network was trained or is in training, on any machine. It fetches no checkpoint.
 
         Raises:
             StorageError: The store does not answer.
@@ -207,15 +208,15 @@ class RunFolder:
 
     @property
     def lends_weights(self) -> bool:
-        """Whether trials, or the supernet, begin with what is at `init_path`, on whatever machine."""
+        """Whether trials or the supernet start from the weights at `init_path`, which any machine may have written."""
         return self.store.exists(self.init_path)
 
     def answers_path(self, name: str) -> Path:
-        """Of the logits of a teacher, for the training images of a data set; `name` tells it and these from others."""
+        """Path of a teacher's logits for the training images. `name` identifies the teacher and the images."""
         return self.path / "teacher" / f"{name}.npy"
 
     def earlier_path(self, number: int) -> Path:
-        """Of the trials of one of the runs that the search learns from."""
+        """Path of the trials of one of the runs that the search learns from."""
         return self.path / "earlier" / f"{number}.jsonl"
 
     @property
@@ -229,7 +230,7 @@ class RunFolder:
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        """Epochs after which the scheduler decided; none of a version that recorded none, see `Experiment.rungs_of`."""
+        """Epochs after which the scheduler decided. Old versions recorded none; see `Experiment.rungs_of`."""
         return tuple(self.manifest.get("rungs", ()))
 
     @property
@@ -239,71 +240,71 @@ class RunFolder:
 
     @property
     def standalone(self) -> "RunFolder":
-        """The run inside this one, which need not have begun."""
+        """The run inside this one, which may not have begun."""
         return RunFolder(self.path / "standalone", self.store)
 
     def append_candidate(self, candidate: Candidate) -> None:
-        """Adds a line to the record of candidates, on disk when this returns."""
+        """Appends a line to the record of candidates, which is on disk when this returns."""
         self._candidates.append(candidate.to_json())
 
     def candidates(self) -> tuple[Candidate, ...]:
-        """Every one that was ranked, in the order in which they ended; once each."""
+        """All ranked candidates in the order in which they ended, once each."""
         found = {}
         for candidate in self._candidates.read():
             found.setdefault(candidate.number, candidate)
         return tuple(found.values())
 
     def model_path(self, arch_id: str) -> Path:
-        """Where a trained network is; `fetched_model` of one that another machine may have trained."""
+        """Path of a trained network. Use `fetched_model` if another machine may have trained it."""
         return self.path / "models" / arch_id
 
     def fetched_model(self, arch_id: str) -> Path:
-        """`model_path`, with its files brought here, where any machine has written them."""
+        """Fetches the files of a trained network, and returns its `model_path`."""
         folder = self.model_path(arch_id)
         if not (folder / "model.safetensors").exists():
             self.store.fetch(folder)
         return folder
 
     def push_model(self, arch_id: str) -> None:
-        """Copies the files of a trained network, which were written here, to the URL; see `has_model`."""
+        """Copies the local files of a trained network to the URL; see `has_model`."""
         for name in _MODEL_FILES:
             self.store.push(self.model_path(arch_id) / name)
 
     def has_model(self, arch_id: str) -> bool:
-        """Whether a trained network was written whole, on whatever machine: its preprocessing is written last."""
+        """Whether any machine has written all files of a trained network. The preprocessing is written last."""
         return self.store.exists(self.model_path(arch_id) / _MODEL_FILES[-1])
 
     def checkpoint_path(self, number: int) -> Path:
         return self.path / "checkpoints" / f"{number}.pt"
 
     def checkpoint_bytes(self) -> int:
-        """What the checkpoints of trials that are not over take on this machine's disk."""
+        """Bytes of checkpoints of unfinished trials on this machine's disk."""
         return sum(path.stat().st_size for path in (self.path / "checkpoints").rglob("*") if path.is_file())
 
     def error_path(self, number: int) -> Path:
-        """Traceback of a trial that failed."""
+        """Path of the traceback of a failed trial."""
         return self.path / "errors" / f"{number}.txt"
 
     def append(self, result: TrialResult) -> None:
-        """Adds a line to the record, on disk when this returns."""
+        """Appends a line to the record, which is on disk when this returns."""
         self._trials.append(result.to_json())
 
     def results(self) -> tuple[TrialResult, ...]:
-        """The record, in order of trial number, without the trials that failed and were tried again since.
+        """The record in order of trial number, without failed trials that were tried again later.
 
         Raises:
-            RunFolderError: A line is damaged that no crash has torn.
+            RunFolderError: A line is damaged other than by a crash.
         """
         return tuple(sorted(without_retried(self.ended()), key=lambda result: result.number))
 
     def ended(self) -> tuple[TrialResult, ...]:
-        """Every line of the record, in the order in which the trials ended."""
+        """All lines of the record, in the order in which trials ended."""
         return tuple(self._trials.read())
 
     def confirmed(self) -> tuple[TrialResult, ...]:
         """The trials whose architectures were trained again; see `confirm`.
 
-        Empty until the first round is over: a front of those that happened to be first would be none of the search.
+        It is empty until the first round is over, since a front of the first few would not be the search's front.
         """
         plan, further = self.confirmations.plan(), self.confirmations.results()
         if plan is not None and not set(plan.members) <= {round_and_trial(result.number)[1] for result in further}:
@@ -311,34 +312,35 @@ class RunFolder:
         return with_memberships(confirm(self.results(), further), self.metrics)
 
     def front(self) -> ParetoFront:
-        """Of the trials that are confirmed, by means over their further trainings; of all trials where none is.
+        """The front of the confirmed trials, by means over their further trainings; of all trials if there are none.
 
-        One training of a trial that was not confirmed is no match for a mean: it may be the luckiest of many.
+        Unconfirmed trials do not compete with means, since a single training may be the luckiest of many.
         """
         return ParetoFront.of(self.confirmed() or self.results(), self.metrics)
 
     def find(self, arch_id: str) -> TrialResult:
-        """The result of the architecture whose id is, or alone begins with, `arch_id`; confirmed where it was.
+        """The result of the only architecture whose id begins with `arch_id`, with its confirmation if there is one.
 
         Raises:
-            RunFolderError: None, or several.
+            RunFolderError: No architecture or several have such an id.
         """
         results = {result.number: result for result in (*self.results(), *self.confirmed())}
         return find(results.values(), arch_id, self.path)
 
     def pick(self, what: str) -> TrialResult:
-        """A trial of the front: `knee`, `best`, or the most accurate under a limit; any by the begin of its arch id.
+        """A trial of the front: `knee`, `best`, or the most accurate one under a limit; or any trial by its arch id.
 
         Args:
-            what: Limits are written `flops<4e9`, `params<20e6`, or where the search went by latency `latency_ms<2`.
+            what: `knee`, `best`, the begin of an arch id, or a limit such as `flops<4e9` or `params<20e6`. Searches
+                with latency also know `latency_ms<2`.
 
         Raises:
-            RunFolderError: Nothing of the run is meant by it.
+            RunFolderError: There is no such trial.
         """
         return pick(self.front(), what, self.path) or self.find(what)
 
     def append_test_accuracy(self, number: int, arch_id: str, accuracy: float, num_images: int) -> None:
-        """Records the one reading of the test split for one member of the front."""
+        """Records the test accuracy of a member of the front. The test split is read once."""
         self._tests.append({"number": number, "arch_id": arch_id, "test_accuracy": accuracy, "num_images": num_images})
 
     def test_accuracies(self) -> dict[str, float]:
@@ -346,20 +348,20 @@ class RunFolder:
         return dict(self._tests.read())
 
     def mistakes_path(self, arch_id: str) -> Path:
-        """Test images that a network of the front gets wrong, as `engine.shown` tells them."""
+        """Path of test images that a network of the front gets wrong; see `engine.shown`."""
         return self.model_path(arch_id) / "mistakes.json"
 
     def shown_images(self, path: Path) -> Any:
-        """What `samples_path` or a `mistakes_path` holds; None where there is none."""
+        """Content of `samples_path` or of a `mistakes_path`; None if there is no such file."""
         self.store.fetch(path)
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def append_latency(self, arch_id: str, latency: Mapping[str, object]) -> None:
-        """Records what was measured of one member of the front; see `engine.Latency`."""
+        """Records the measured latency of a member of the front; see `engine.Latency`."""
         self._latencies.append({"arch_id": arch_id, **latency})
 
     def latencies(self) -> dict[str, float]:
-        """Milliseconds of one image's forward pass, measured, by arch id; the last of several measurements."""
+        """Measured milliseconds of one image's forward pass by arch id. The last of several measurements counts."""
         return dict(self._latencies.read())
 
 
@@ -371,7 +373,7 @@ _CLOCK = TypeAdapter(_Clock)
 
 
 def _folder_at(place: str) -> RunFolder:
-    """As `RunFolder.at`, without its records, which the workers of a run do not read."""
+    """As `RunFolder.at`, but without fetching records, which workers do not read."""
     return RunFolder(*_path_and_store(place))
 
 
@@ -384,6 +386,6 @@ def _path_and_store(place: str | Path) -> tuple[Path, Store]:
 
 
 def _figure(tree: Mapping[str, Any], *, name: str) -> tuple[str, float]:
-    """A figure of an architecture, by its id."""
+    """Id of an architecture, and its figure `name`."""
     check_line(tree)
     return str(tree["arch_id"]), float(tree[name])

@@ -1,4 +1,4 @@
-"""Who works on a run: one process at a time, on whatever machine."""
+"""The lock of a run: one process at a time works on it, on any machine."""
 
 import contextlib
 import json
@@ -20,8 +20,13 @@ _SECONDS_TO_SHOW_LIFE = 15.0
 
 @contextmanager
 def locked(folder: Path, store: Store) -> Iterator[None]:
-    """Keeps all others from working on a run, and mends what a process that was killed left torn. The system gives the
-    lock back when a process ends. Raises RunFolderError where somebody is at work on it."""
+    """Locks a run for the block, and repairs torn files of a killed process.
+
+    The system releases the lock when the process ends.
+
+    Raises:
+        RunFolderError: Another process works on the run.
+    """
     lock = FileLock(folder / "lock", timeout=0)
     holder = folder / "holder.json"
     try:
@@ -31,7 +36,7 @@ def locked(folder: Path, store: Store) -> Iterator[None]:
     except OSError as error:
         raise RunFolderError(f"{folder}: cannot be written: {error.strerror}") from error
     try:
-        _check_holder_elsewhere(folder, store)  # whose mark stays
+        _check_holder_elsewhere(folder, store)  # outside of the block that deletes the holder's mark
         try:
             store.write(holder, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
             store.refresh(folder)
@@ -46,20 +51,20 @@ def locked(folder: Path, store: Store) -> Iterator[None]:
 
 
 def is_at_work(folder: Path, store: Store) -> bool:
-    """Whether a process works on a run, as far as it can be told from here: one that died elsewhere seems to."""
+    """Whether a process works on a run. A process that died on another machine counts as at work."""
     told = store.read_newest(folder / "holder.json")
     if told is None:
         return False
     try:
         tree = json.loads(told)
         return tree["host"] != socket.gethostname() or _is_alive(int(tree["pid"]))
-    except (ValueError, KeyError, TypeError):  # it is only just beginning
+    except (ValueError, KeyError, TypeError):  # it has just started
         return True
 
 
 @contextmanager
 def _finished_elsewhere(folder: Path, store: Store) -> Iterator[None]:
-    """Leaves whole records at the URL, where there is one, however the block ends; but not before a hurried end."""
+    """Leaves whole records at the URL of a run when the block ends, except after a hurried end."""
     try:
         yield
     except CvtNasError:
@@ -70,7 +75,7 @@ def _finished_elsewhere(folder: Path, store: Store) -> Iterator[None]:
 
 
 def _check_holder_elsewhere(folder: Path, store: Store) -> None:
-    """Raises RunFolderError if the clock of a run at a URL moves: then a holder on another machine is alive."""
+    """Raises RunFolderError if the clock of a run at a URL moves, which shows that another machine works on it."""
     if store.url_of(folder) is None:
         return
     holder, clock = folder / "holder.json", folder / "clock.json"
@@ -90,7 +95,7 @@ def _mend(folder: Path) -> None:
     remove_partials(folder)
     for path in (*folder.glob("*.jsonl"), *folder.glob("*.journal")):
         repair_last_line(path)
-    for lock in folder.glob("*.journal.lock"):  # Optuna's own, which it would wait half a minute for
+    for lock in folder.glob("*.journal.lock"):  # Optuna would wait half a minute for its lock
         lock.unlink(missing_ok=True)
 
 
@@ -99,13 +104,13 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is somebody else's
+    except PermissionError:  # another user's process
         pass
     return True
 
 
 def _host_of(told: bytes) -> str | None:
-    """Of a mark of who is at work; None where it is torn."""
+    """Host in the mark of a holder; None if the mark is torn."""
     try:
         return json.loads(told)["host"]
     except (ValueError, KeyError, TypeError):
@@ -116,5 +121,5 @@ def _described(holder: Path) -> str:
     try:
         tree = json.loads(holder.read_text(encoding="utf-8"))
         return f"process {tree['pid']} on {tree['host']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it is only just beginning
+    except (OSError, ValueError, KeyError, TypeError):  # it has just started
         return "another process"

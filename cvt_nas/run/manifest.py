@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import JsonValue, TypeAdapter
 from typing_extensions import TypedDict
@@ -15,8 +15,11 @@ from cvt_nas.results.trial import Metric
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The entries of a manifest. Raises RunFolderError where the file is missing or damaged, or once an entry is asked
-    for that it lacks."""
+    """Reads a manifest.
+
+    Raises:
+        RunFolderError: The file is missing or damaged. The result raises it, too, for a key that the manifest lacks.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         tree = load_finite(text)
@@ -33,7 +36,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def manifest_text(entries: Mapping[str, object]) -> str:
-    """What `read_manifest` reads."""
+    """Writes entries in the format that `read_manifest` reads."""
     return json_text(entries, indent=2) + "\n"
 
 
@@ -44,7 +47,7 @@ class _Source(TypedDict):
 
 
 class _Fields(TypedDict, total=False):
-    """What of a manifest is read; others may come with a later version."""
+    """Entries of a manifest that are read. Later versions may add others."""
 
     name: str
     trials: int
@@ -71,5 +74,5 @@ _FIELDS = TypeAdapter(_Fields)
 class _Manifest(dict[str, Any]):
     path: Path
 
-    def __missing__(self, key: str) -> Any:
+    def __missing__(self, key: str) -> NoReturn:
         raise RunFolderError(f"{self.path}: lacks {key}")

@@ -1,12 +1,11 @@
-"""Copies of run folders elsewhere: in an object store, or on any file system that fsspec knows.
+"""Copies of run folders in an object store, or on any other file system that fsspec knows.
 
-A run whose place is a URL lies in a folder of each machine that works on it. The copy elsewhere is what remains when a
-machine does not.
+Each machine that works on a run at a URL has a folder for it. The copy at the URL survives the loss of a machine.
 
-A record that only grows is sent in pieces. Each piece holds what was added since the last one, and takes in the pieces
-before it that are no longer than itself. So the number of pieces, and how often each byte is sent, grow only as the
-logarithm of the number of additions. When the work on a run ends, the first piece takes in all the others. The first
-piece has the record's own name; `trials.jsonl.000000001234` is one that begins at byte 1234.
+A growing record is sent in pieces. Each piece holds the lines since the last one, and absorbs earlier pieces that are
+not longer than itself. So the number of pieces, and how often each byte is sent, grow only with the logarithm of the
+number of additions. When work on a run ends, the first piece absorbs all others. The first piece has the record's own
+name; `trials.jsonl.000000001234` is a piece that begins at byte 1234.
 """
 
 import contextlib
@@ -18,25 +17,38 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from cvt_nas.errors import StorageError
 from cvt_nas.run.files import end_of_lines, read_between
 
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
 T = TypeVar("T")
 _PATIENCE = 60.0  # seconds for which a store may be away
-_SECONDS_BETWEEN_PUSHES = 5.0  # of a file that grows line by line, and of which nobody waits for the last
+_SECONDS_BETWEEN_PUSHES = 5.0  # of a growing file whose last line is not urgent
 _GROWING = (".jsonl", ".journal")
 _PIECE = re.compile(r"(.+\.(?:jsonl|journal))\.(\d{12,})")
-# locks of this machine's processes and files that are half written: in a store, they mean nothing
+# locks of this machine's processes and partial files have no meaning in a store
 _NEVER_READ = re.compile(r"lock|.+\.journal\.lock.*|.+\.partial")
-# one request replaces an object there; elsewhere it takes a file beside it, which is renamed
+# these stores replace an object with one request; elsewhere, a partial file is written and renamed
 _REPLACES_AT_ONCE = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}
 
 
+class RayStorage(TypedDict, total=False):
+    """Settings of Ray's `RunConfig` that say where Ray keeps its own files."""
+
+    storage_path: str
+    storage_filesystem: "FileSystem"
+
+
 def path_below(folder: Path, name: str, where: str) -> Path:
-    """The path of `name`, which a file or a store gave, right below `folder`. Raises StorageError where it is no plain
-    name, or a link that leads out of the run folder."""
+    """Path of an entry directly below `folder`, whose `name` came from a file or a store.
+
+    Raises:
+        StorageError: It is no plain name, or a link that leads out of the run folder.
+    """
     path = folder / name
     if not name or name in (".", "..") or re.search(r"[/\\\0]|^[A-Za-z]:", name):
         raise StorageError(f"{where}: holds an object named {name!r}, which could be written outside the run folder")
@@ -47,7 +59,7 @@ def path_below(folder: Path, name: str, where: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Piece:
-    """Of a record that grows: the bytes from `offset` to `end`."""
+    """A piece of a growing record: the bytes from `offset` to `end`."""
 
     offset: int
     end: int
@@ -62,8 +74,8 @@ class Mirror:
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.url = folder, url.rstrip("/")
         self._late: dict[Path, float] = {}
-        self._pieces: dict[Path, list[_Piece]] = {}  # of records, as they are there
-        self._compared: set[Path] = set()  # records whose copies here are known to be of what is there
+        self._pieces: dict[Path, list[_Piece]] = {}  # pieces of records at the URL
+        self._compared: set[Path] = set()  # records whose local copies were compared with the URL
         self._lock, self._growing = threading.Lock(), threading.RLock()
 
     def url_of(self, path: Path) -> str:
@@ -71,16 +83,16 @@ class Mirror:
         return self.url if below == "." else f"{self.url}/{below}"
 
     @cached_property
-    def _fs(self) -> tuple[Any, str]:
+    def _fs(self) -> tuple[Any, str]:  # fsspec's types say text where it gives bytes
         import fsspec
 
         try:
             return fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:  # a protocol whose package is missing, or none
+        except (ImportError, ValueError) as error:  # an unknown protocol, or one whose package is missing
             raise StorageError(f"{self.url}: {error}") from error
 
     def push(self, path: Path) -> None:
-        """Copies a file there, whole or not at all; of a record that grows, the lines that were added."""
+        """Copies a file to the URL, whole or not at all. Of a growing record, only new lines are sent."""
         if path.suffix in _GROWING:
             with self._growing:
                 self._push_added(path)
@@ -90,7 +102,7 @@ class Mirror:
             self._late.pop(path, None)
 
     def _put(self, there: str, write: Callable[[str], object]) -> None:
-        """`write` to `there`, so that whoever reads it meanwhile finds the old object or the new one."""
+        """Calls `write` for `there`, so that other readers find the old object or the new one."""
         fs, _ = self._fs
 
         def put() -> None:
@@ -105,16 +117,16 @@ class Mirror:
         self._patiently(put)
 
     def _push_added(self, path: Path, *, whole: bool = False) -> None:
-        """Sends the whole lines of a record that are not there, as a piece.
+        """Sends the new whole lines of a record as a piece.
 
-        Whatever is interrupted, what is there reads as the same lines: a piece is put over the first that it takes in,
-        and the others, whose bytes are in it, are deleted after that.
+        An interruption does no harm: a piece replaces the first one that it absorbs, and only then the others are
+        deleted. So the pieces at the URL always give the same lines.
 
         Args:
-            whole: Whether it takes in all others.
+            whole: Whether the piece absorbs all others.
 
         Raises:
-            StorageError: What is there does not begin the record here, so nothing can be added to it.
+            StorageError: The record at the URL has other lines than the local one, so nothing can be added.
         """
         if (pieces := self._pieces.get(path)) is None or whole:
             pieces = self._patiently(lambda: self._listed(path.parent)[1].get(path, []))
@@ -147,7 +159,7 @@ class Mirror:
             self._fs[0].rm_file(there)
 
     def push_soon(self, path: Path) -> None:
-        """As `push`, but not more often than every few seconds; `push_late` makes up for it."""
+        """Pushes a file, but at most every few seconds. `push_late` sends the rest."""
         now = time.monotonic()
         with self._lock:
             is_due = now - self._late.setdefault(path, now - _SECONDS_BETWEEN_PUSHES) >= _SECONDS_BETWEEN_PUSHES
@@ -157,13 +169,13 @@ class Mirror:
                 self._late[path] = now
 
     def push_late(self) -> None:
-        """What `push_soon` put off."""
+        """Pushes files that `push_soon` has postponed."""
         for path in list(self._late):
             if path.exists():
                 self.push(path)
 
     def finish(self, folder: Path) -> None:
-        """Leaves the records below `folder` there as whole files, which need no others beside them."""
+        """Turns the records below `folder` at the URL into whole files."""
         self.push_late()
         with self._growing:
             for path in list(self._pieces):
@@ -171,8 +183,11 @@ class Mirror:
                     self._push_added(path, whole=True)
 
     def pull(self, path: Path) -> None:
-        """Fetches a file or a folder, over what is here; nothing where there is none. Raises StorageError where the
-        store does not answer, or has a name that leads elsewhere."""
+        """Fetches a file or a folder over the local one. It does nothing if the URL has none.
+
+        Raises:
+            StorageError: The store does not answer, or has a name that leads elsewhere.
+        """
         fs, _ = self._fs
         there = self._there(path)
 
@@ -195,7 +210,7 @@ class Mirror:
         self._patiently(get)
 
     def pull_records(self, folder: Path) -> None:
-        """Fetches the files of a folder, but not of those below it; of a record, what it lacks here."""
+        """Fetches the files of a folder, without folders below it. Of a record, only missing lines are fetched."""
 
         def get() -> None:
             others, records = self._listed(folder)
@@ -208,9 +223,9 @@ class Mirror:
         self._patiently(get)
 
     def _listed(self, folder: Path) -> tuple[dict[Path, str], dict[Path, list[_Piece]]]:
-        """What is there in `folder`: the kind of each, `file` or `directory`, and the pieces of each record.
+        """Lists `folder` at the URL: the kind of each entry, `file` or `directory`, and the pieces of each record.
 
-        Locks and partial files are left out: a lock from there would replace one that is held here.
+        Locks and partial files are left out, since a lock from the URL would replace one that is held here.
         """
         fs, _ = self._fs
         fs.invalidate_cache()
@@ -221,7 +236,7 @@ class Mirror:
             kind, whole = entry["type"], entry["name"]
             name = whole[len(there) + 1 :] if whole.startswith(f"{there}/") else whole.rpartition("/")[2]
             if kind == "file" and whole.rstrip("/") == there:
-                continue  # an empty object by which some tools mark a folder
+                continue  # some tools mark folders by empty objects
             path = path_below(folder, name if len(name) < 2 else name.removesuffix("/"), self.url)
             if _NEVER_READ.fullmatch(path.name):
                 continue
@@ -234,9 +249,9 @@ class Mirror:
         return others, records
 
     def _pull_record(self, path: Path, pieces: list[_Piece]) -> None:
-        """Makes the record here what it is there, unless it only has more lines here, which were not sent yet.
+        """Makes the local record equal to the one at the URL, unless it only has further lines that were not sent.
 
-        Where both have other lines, another machine has worked on the run since, and its lines are what counts.
+        If lines differ, another machine has worked on the run since, and its lines win.
         """
         with self._growing:
             whole = _in_order(pieces)
@@ -256,7 +271,7 @@ class Mirror:
             self._pieces[path] = pieces
 
     def _fetched(self, path: Path, pieces: list[_Piece], known: int) -> tuple[int, bytes]:
-        """All that `pieces` hold, and where that begins: at `known` or before."""
+        """Returns the content of `pieces` and its offset, which is at most `known`."""
         fs, _ = self._fs
         folder, content = self._there(path.parent), bytearray()
         begin = min(pieces[0].offset, known) if pieces else known
@@ -268,7 +283,7 @@ class Mirror:
         return begin, bytes(content)
 
     def read(self, path: Path) -> bytes | None:
-        """What is there now; None for nothing."""
+        """Content of a file at the URL now; None if there is none."""
         fs, _ = self._fs
 
         def get() -> bytes | None:
@@ -286,7 +301,7 @@ class Mirror:
         return self._patiently(lambda: fs.exists(self._there(path)))
 
     def holds_files(self, folder: Path) -> bool:
-        """Whether there is any file below a folder; locks and partial files are none."""
+        """Whether any file lies below a folder. Locks and partial files do not count."""
 
         def look(folder: Path) -> bool:
             others, records = self._listed(folder)
@@ -295,13 +310,13 @@ class Mirror:
         return self._patiently(lambda: look(folder))
 
     def delete(self, path: Path) -> None:
-        """A file or a folder, there alone."""
+        """Deletes a file or a folder at the URL."""
         fs, _ = self._fs
         if self.exists(path):
             self._patiently(lambda: fs.rm(self._there(path), recursive=True))
 
-    def as_ray_storage(self, path: Path) -> dict[str, Any]:
-        """Settings of Ray's `RunConfig` by which it keeps its own files at `path`, there."""
+    def as_ray_storage(self, path: Path) -> RayStorage:
+        """Settings with which Ray keeps its own files at `path` of the URL."""
         import pyarrow.fs
 
         files = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs[0]))
@@ -333,7 +348,7 @@ class Mirror:
 
 
 def _in_order(pieces: Iterable[_Piece]) -> list[_Piece]:
-    """Those that hold anything which those before them do not."""
+    """Sorts pieces, and drops those whose bytes are all in earlier ones."""
     found: list[_Piece] = []
     for piece in sorted(pieces, key=lambda piece: (piece.offset, piece.end)):
         if not found or piece.end > found[-1].end:

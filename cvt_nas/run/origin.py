@@ -1,4 +1,4 @@
-"""When, where and with what a run was begun."""
+"""Time, command, machine and package versions of a run's start."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ _PACKAGES = ("cvt-nas", "torch", "torchvision", "timm", "ray", "optuna", "fvcore
 
 
 def origin() -> dict[str, object]:
-    """What a manifest tells of the command, the machine and the packages: plain JSON values."""
+    """Entries of a manifest about the command, the machine and the packages, as plain JSON values."""
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -25,5 +25,5 @@ def origin() -> dict[str, object]:
 def _version_of(package: str) -> str:
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # ourselves, on a cluster to which the code went with the search
+    except metadata.PackageNotFoundError:  # this package, if the search sent its code to a cluster
         return "not installed"

@@ -1,4 +1,4 @@
-"""Where a run lies: at a path or a URL, and what this machine keeps of the latter."""
+"""Places of runs, which are paths or URLs, and this machine's folders for runs at URLs."""
 
 import contextlib
 import getpass
@@ -17,15 +17,17 @@ def is_url(place: str | Path) -> bool:
 
 
 def local_folder(url: str) -> Path:
-    """Where this machine keeps what lies at `url`."""
+    """This machine's folder for a run at `url`."""
     return cache_folder() / "runs" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:
-    """Where this machine keeps what can be made again, below `XDG_CACHE_HOME` or the home directory.
+    """This machine's cache folder, below `XDG_CACHE_HOME` or the home directory.
 
-    Where that cannot be written, it is a folder of the user's own below the temporary directory, which is said once.
-    Raises StorageError where that cannot be written either, or belongs to somebody else.
+    If that cannot be written, the cache is a folder of the user in the temporary directory, with a warning.
+
+    Raises:
+        StorageError: That folder cannot be written either, or belongs to somebody else.
     """
     return _writable_cache(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), tempfile.gettempdir())
 
@@ -45,12 +47,12 @@ def _writable_cache(wanted: str, temporary: str) -> Path:
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether nobody else can have put it there, as in a temporary directory that all may write to."""
+    """Whether the folder is the user's own. In a shared temporary directory, others may have placed it."""
     return not hasattr(os, "getuid") or (not folder.is_symlink() and folder.stat().st_uid == os.getuid())
 
 
 def can_write_to(folder: Path) -> bool:
-    """Whether it is a folder that can be written, which it is made if it is missing."""
+    """Whether `folder` can be written. Creates it if it is missing."""
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         return os.access(folder, os.W_OK | os.X_OK)

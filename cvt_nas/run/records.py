@@ -1,4 +1,4 @@
-"""Records of a run: files to which lines are added, and of which none is ever changed."""
+"""Records of a run: append-only files of lines."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,19 +12,22 @@ T = TypeVar("T")
 
 
 class Record(Generic[T]):
-    """A file with a value a line, which `parse` makes of it; the line may be one that somebody sent."""
+    """A file with one value a line. `parse` reads a line, which may come from an untrusted source."""
 
     def __init__(self, path: Path, store: Store, parse: Callable[[Mapping[str, Any]], T]) -> None:
         self._path, self._store, self._parse = path, store, parse
         self._known: tuple[tuple[int, int] | None, list[T]] = None, []  # size and time of the file, and its values
 
     def append(self, tree: Mapping[str, object]) -> None:
-        """Adds a line, on disk when this returns."""
+        """Appends a line, which is on disk when this returns."""
         self._store.append(self._path, tree)
 
     def read(self) -> list[T]:
-        """Every line; anew only where the file has changed since. A last line torn by a crash is left out, and
-        RunFolderError is raised where another one is damaged."""
+        """Reads all lines. An unchanged file is not read again. A last line torn by a crash is left out.
+
+        Raises:
+            RunFolderError: Another line is damaged.
+        """
         try:
             status = self._path.stat()
         except FileNotFoundError:

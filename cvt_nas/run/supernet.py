@@ -1,4 +1,4 @@
-"""What a run keeps of its supernet."""
+"""Files of a run about its supernet."""
 
 import json
 import time
@@ -12,7 +12,7 @@ _SECONDS_BETWEEN_LOOKS = 5.0
 
 
 class SupernetFolder:
-    """The folder `supernet/` of a run, whose files `RunFolder` lists."""
+    """The folder `supernet/` of a run. `RunFolder` lists its files."""
 
     def __init__(self, path: Path, store: Store) -> None:
         self.path, self._store = path, store
@@ -22,21 +22,21 @@ class SupernetFolder:
         self._looked = 0.0
 
     def phase_weights_path(self, last_epoch: int) -> Path:
-        """Of a supernet, after a phase of its training that is not the last."""
+        """Path of the weights after a phase of the training, except the last one."""
         return self.path / f"epoch-{last_epoch}.safetensors"
 
     @property
     def is_trained(self) -> bool:
-        """Whether it is trained, on whatever machine."""
+        """Whether the training ended, on any machine."""
         return self._store.exists(self.weights_path)
 
     @property
     def has_begun(self) -> bool:
-        """Whether it has weights of its own, to go on from."""
+        """Whether the supernet has weights to resume from."""
         return self.is_trained or self._store.exists(self.checkpoint_path)
 
     def ask_to_stop(self) -> None:
-        """Asks the workers that train the supernet, on whatever node, to write a checkpoint and end."""
+        """Asks the workers that train the supernet, on any node, to write a checkpoint and end."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._store.write(self._stop_path, "")
 
@@ -44,7 +44,7 @@ class SupernetFolder:
         self._store.delete(self._stop_path)
 
     def is_stopped(self) -> bool:
-        """Whether its training is asked to end; where there is a URL, that is looked up every few seconds."""
+        """Whether the training is asked to end. A URL is looked up every few seconds."""
         now = time.monotonic()
         if self._store.url_of(self.path) is None or now - self._looked < _SECONDS_BETWEEN_LOOKS:
             return self._stop_path.exists()
@@ -56,8 +56,7 @@ class SupernetFolder:
         self._store.write(self._narrowing_path, narrowing.to_json())
 
     def narrowing(self) -> Narrowing | None:
-        """What was dropped of the space so far; None where nothing is yet. Raises RunFolderError where the file is
-        damaged."""
+        """What was dropped from the space so far; None if nothing was. Raises RunFolderError if the file is damaged."""
         text = self._store.read(path := self._narrowing_path)
         return None if text is None else Narrowing.from_json(text, str(path))
 
@@ -65,7 +64,6 @@ class SupernetFolder:
         self._store.write(self.quality_path, json.dumps(quality.to_json(), indent=2) + "\n")
 
     def quality(self) -> SupernetQuality | None:
-        """How well the supernet ranks; None where it was not judged. Raises RunFolderError where the file is
-        damaged."""
+        """How well the supernet ranks; None if it was not judged. Raises RunFolderError if the file is damaged."""
         text = self._store.read(path := self.quality_path)
         return None if text is None else SupernetQuality.from_json(text, str(path))

@@ -18,26 +18,26 @@ _NAMES = (*_IN_MEMORY, *_STREAMED)
 
 
 def is_streamed(dataset: str) -> bool:
-    """Whether images of a data set are read one by one; else they are all in memory."""
+    """Whether images of a data set are read one by one. If not, they are all in memory."""
     return dataset not in _IN_MEMORY
 
 
 def is_by_name(dataset: str) -> bool:
-    """Whether a library, or a module of the user's, finds a data set by the name behind a colon."""
+    """Whether a library or a module of the user finds the data set by the name after a colon."""
     return re.fullmatch(_BY_NAME, dataset) is not None
 
 
 def can_be_named(dataset: str) -> bool:
-    """Whether it is clear where a data set lies, unless it is said otherwise."""
+    """Whether the data set has a default place."""
     return dataset in _KNOWN or is_by_name(dataset)
 
 
 def has_columns(dataset: str) -> bool:
-    """Whether columns hold images and labels."""
+    """Whether images and labels of the data set are in columns."""
     return dataset in ("table", "huggingface", "webdataset") or dataset.startswith("hf:")
 
 
-def _known(value: Any) -> Any:
+def _known(value: object) -> object:
     if value in _NAMES or (isinstance(value, str) and is_by_name(value)):
         return value
     near = did_you_mean(str(value), _NAMES)
@@ -53,38 +53,38 @@ class DataConfig:
     """Section `data`: the images, and how they are split.
 
     Args:
-        dataset: The data set. `imagefolder` and `imagenet` read `train/` and `val/`, one folder a class. `table` is a
-            CSV, TSV or Parquet file with a path and a label in each row. `npz` is a file as MedMNIST's, and `npy` a
-            folder of `train_images.npy`, `train_labels.npy` and so on. `huggingface` is a folder as Hugging Face's
-            library leaves it or reads it, and `hf:NAME` or `hf:NAME:CONFIG` a set on its hub. `webdataset` is a folder
-            of tar files, or a pattern such as `train-{000..099}.tar`. `torchvision:NAME` is one of torchvision's sets,
-            by the name of its class, in `data/` where `--data` names no folder. `MODULE:NAME` is a function of your
+        dataset: The data set. `imagefolder` and `imagenet` read `train/` and `val/` with one folder a class. `table` is
+            a CSV, TSV or Parquet file with a path and a label in each row. `npz` is a file like MedMNIST's, and `npy` a
+            folder of `train_images.npy`, `train_labels.npy` and so on. `huggingface` is a folder that Hugging Face's
+            library has saved or can read, and `hf:NAME` or `hf:NAME:CONFIG` is a set on its hub. `webdataset` is a
+            folder of tar files, or a pattern such as `train-{000..099}.tar`. `torchvision:NAME` is a set of
+            torchvision by class name, in `data/` unless `--data` names a folder. `MODULE:NAME` is a function of your
             own.
-        search_fraction: Share of the training data held out to guide the search. It has no effect where there are
-            validation and test images both: then the validation images guide the search.
-        test_fraction: Share of the training images held out as the test split, where there are neither validation nor
-            test images, as in a folder of class folders.
-        train_fraction: Share of the remaining training images that is trained on, stratified by class: a cheaper and
-            weaker proxy.
+        search_fraction: Share of the training images held out to guide the search. It has no effect if there are
+            both validation and test images, since the validation images then guide the search.
+        test_fraction: Share of the training images held out as the test split. It applies if there are neither
+            validation nor test images, as in a folder of class folders.
+        train_fraction: Share of the remaining training images to train on, stratified by class. A smaller share is a
+            cheaper and weaker proxy.
         split_seed: Seed of these splits.
-        show_images: Whether the run folder keeps a few small copies of images, which its page shows: some of each
-            split, and what the networks of the front get wrong.
-        num_workers: Processes that decode images of a folder, for each process that trains (each device of a trial),
-            but no more than the machine has CPUs; in-memory sets need none. `auto`: as many as the process that trains
-            has CPUs, less one for itself; where it trains on a GPU, at least one.
-        on_error: Where images of a folder cannot be read: `raise` ends the run before it begins; `skip` leaves them
-            out of every split, for which each image is decoded once beforehand.
-        download: Whether torchvision may download a set of its own that is not there.
-        image_column: Column of a table that holds the paths of images, below the folder of the table or absolute; or of
-            a set of Hugging Face's that holds the images. The one that does where absent.
-        label_column: Column that holds the class of each image, or its labels. Of a table, also several columns of 0
-            and 1, one for each label that an image may have. Where absent, the one that holds classes, or has a usual
-            name, such as `label` or `class`; of a table also the only one that is left, or all that are left, where
-            they hold 0 and 1 alone. Of a WebDataset, the key in the `.json` of an image, where there is no `.cls`.
-        label_separator: What parts the labels of an image in one column, where it may have several. `|` where absent
-            and any row has it; `none` where each row has one label, whatever is in it.
-        split_column: Column of a table that marks the split of each image as `train`, `val` or `test`, in the spellings
-            of folders. One named `split` or so where absent; `none` where no column is to be taken.
+        show_images: Whether the run folder keeps a few small copies of images for its page: some of each split, and
+            some that networks of the front get wrong.
+        num_workers: Processes that decode images of a folder, for each training process (each device of a trial). The
+            number of CPUs of the machine is the limit. In-memory sets need none. `auto` is the number of CPUs of the
+            training process minus one, and at least one for a GPU.
+        on_error: Handling of images of a folder that cannot be read. `raise` ends the run before it starts. `skip`
+            leaves them out of all splits; each image is then decoded once at the start.
+        download: Whether torchvision may download a missing data set.
+        image_column: Column of a table with the paths of images, absolute or below the table's folder; or column of a
+            Hugging Face set with the images. By default, the only column that fits.
+        label_column: Column with the class or the labels of each image. A table can have several columns of 0 and 1,
+            one for each label. By default, the column that holds classes, or the one with a usual name such as `label`
+            or `class`. In a table, the default can also be the only column left, or all columns left if they hold
+            only 0 and 1. For a WebDataset, it is a key in the `.json` of an image without a `.cls`.
+        label_separator: Text between the labels of an image in one column. By default, `|` if any row contains it.
+            `none` means that each row is one label.
+        split_column: Column of a table with the split of each image: `train`, `val` or `test`, in the spellings of
+            folders. By default, a column named `split` or similar. `none` means that no column names splits.
     """
 
     dataset: Dataset

@@ -1,7 +1,7 @@
 """The whole space file: its sections, in the order in which they are documented."""
 
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, WithJsonSchema
 from pydantic.dataclasses import dataclass as validated
@@ -33,9 +33,9 @@ class SpaceFile:
 
     Args:
         format: Version of this format.
-        name: Name of the experiment, which its run folder takes too.
-        anchors: Architectures that are evaluated first, by name. Of each choice of the space, an anchor has one value
-            for all stages, or a list of one for each stage; in that, a list has one for each block.
+        name: Name of the experiment and of its run folder.
+        anchors: Architectures that are evaluated first, by name. An anchor has a value for each choice of the space:
+            one for all stages, or a list with one for each stage, which may be a list with one for each block.
     """
 
     format: Literal[1]
@@ -50,4 +50,4 @@ class SpaceFile:
         default_factory=lambda: ObjectivesSection(accuracy="maximize", params="minimize", flops="minimize")
     )
     constraints: ConstraintsSection = field(default_factory=ConstraintsSection)
-    anchors: Annotated[dict[str, dict[str, Any]], WithJsonSchema(_ANCHORS)] = field(default_factory=dict)
+    anchors: Annotated[dict[str, dict[str, object]], WithJsonSchema(_ANCHORS)] = field(default_factory=dict)

@@ -21,16 +21,17 @@ _PRIORS = {
 
 @validated(config=STRICT, frozen=True, kw_only=True)
 class ConfirmConfig:
-    """Section `search.confirm`: after the race, its best architectures are trained again, with further seeds.
+    """Section `search.confirm`: after the race, its best architectures are trained again with further seeds.
 
-    What won the race was partly lucky, and its accuracy is too high for that. The further trainings had no part
-    in the selection: their mean is unbiased, and the front is drawn by it.
+    Winners of a race are partly lucky, so their accuracies are too high. Further trainings had no part in the
+    selection, so their mean is unbiased. The front is drawn by it.
 
     Args:
-        top: Which architectures: `front`, the members of the race's front, or the first so many trials by
-            non-dominated sorting. Only they compete from then on; a number above the front's size gives those
-            a chance that were unlucky.
-        seeds: Further trainings of each. With one there is no standard deviation, and no probability of membership.
+        top: Architectures to train again: `front` for the members of the race's front, or a number of trials by
+            non-dominated sorting. Only these compete afterwards. A number above the front's size gives unlucky
+            trials a chance.
+        seeds: Further trainings of each architecture. With one, there is no standard deviation and no probability of
+            membership.
     """
 
     top: Annotated[FrontOrCount, Field(examples=[8])] = "front"
@@ -43,39 +44,40 @@ class SearchConfig:
 
     Args:
         trials: Architectures to train, anchors included.
-        sampler: Who proposes them. `surrogate` models accuracy by a Gaussian process and knows the costs;
-            `tpe`, `nsga2` and `gp` are Optuna's; `random` draws evenly. `MODULE:NAME` is a sampler of your own, and
-            `optunahub:NAME` one of OptunaHub's.
-        scheduler: `pareto-asha` stops trials that are weak for what they cost, `asha` the least accurate at
-            each rung; `freeze-thaw` decides after every epoch which trial promises the most for the epochs that are
-            left to it, by the model of `surrogate`, and needs no rungs; `none` trains every trial in full.
-        per: What an expected gain of hypervolume is divided by where the surrogate compares architectures and trials:
-            their epochs, or the `second`s that these are expected to take, by the trials so far.
-        mode: At a rung of `pareto-asha` or `asha`, `promote` lets a trial pause, and go on once it is among the best;
-            `stop` decides for good.
+        sampler: Algorithm that proposes architectures. `surrogate` models accuracy by a Gaussian process and knows the
+            costs. `tpe`, `nsga2` and `gp` are Optuna's. `random` draws evenly. `MODULE:NAME` is a sampler of your own,
+            and `optunahub:NAME` one of OptunaHub's.
+        scheduler: Algorithm that stops trials. `pareto-asha` stops trials that are weak for their cost, and `asha` the
+            least accurate ones at each rung. `freeze-thaw` needs no rungs: after every epoch it trains the trial that
+            promises the most for its remaining epochs, by the model of `surrogate`. `none` trains every trial in full.
+        per: Cost by which the surrogate divides an expected gain of hypervolume when it compares architectures and
+            trials: `epoch`, their number of epochs; or `second`, the time that they should take by the trials so far.
+        mode: Decision at a rung of `pareto-asha` or `asha`. `promote` pauses a trial, which continues once it is among
+            the best. `stop` is final.
         grace_period: Epochs of the first rung.
-        reduction_factor: One in so many goes on past a rung; rungs are so many times farther apart, and none but the
-            first stands beyond `training.epochs` divided by it.
-        weights: `scratch`, every trial by itself, from a fresh initialisation or from `--init`; `supernet`, from the
-            weights that it inherits; `da-nas`, the same, of a supernet whose space was narrowed while it was trained.
-        importance: By what the channels, heads, hidden units and blocks of weights to begin with (`--init`) are put in
-            order, so that smaller networks get the first of them: `taylor`, how much the loss changes without them, on
-            1,024 training images (Molchanov et al. 2019, arXiv:1906.10771); `magnitude`, the size of their weights;
-            `none`, as they are.
-        candidates: Architectures ranked by the accuracy that they inherit, where trials inherit weights. The best
-            `trials` of them are then trained on, in their order.
-        priors: What you believe of the options of choices, before anything is trained: how many times as often as by
-            chance each is in good networks, as 3, or 0.5 for less often. For each choice a section with such a weight
-            for each option, 1 for those that it lacks, or a list of one for each stage. `surrogate` begins with it,
-            beyond what follows from costs, and believes it as far as the trials confirm it.
+        reduction_factor: One in this number of trials continues past a rung. Rungs are this factor apart. Except the
+            first, all rungs are at most `training.epochs` divided by it.
+        weights: Weights that a trial starts from. `scratch` is a fresh initialisation or `--init`; `supernet` is the
+            weights inherited from a supernet; `da-nas` is the same with a supernet whose space was narrowed during its
+            training.
+        importance: Order of the channels, heads, hidden units and blocks of `--init`'s weights. Smaller networks get
+            the first ones. `taylor` orders by the change of the loss without them, on 1,024 training images (Molchanov
+            et al. 2019, arXiv:1906.10771); `magnitude` by the size of their weights; `none` keeps the order.
+        candidates: Number of architectures that are ranked by inherited accuracy, if trials inherit weights. The best
+            `trials` of them are then trained, in this order.
+        priors: Your beliefs about the options of choices, before anything is trained. The weight of an option says how
+            many times as often as by chance it is in good networks, for example 3, or 0.5 for less often. For each
+            choice, give a section of weights for all stages, or a list of one section for each stage. Options that it
+            lacks have weight 1. `surrogate` starts from these beliefs, beyond what follows from costs, and follows them
+            as far as the trials confirm them.
         seed: Seed of proposals and trainings.
-        confirm: Further trainings of the best, after the race. There are none where it is absent.
-        max_failures: Times that a trial whose worker died, with its node or alone, begins again on its checkpoint.
-        trial_timeout: Seconds without a report after which a trial counts as hung, and its worker is killed; none
-            where absent. A report comes once an epoch.
-        spread_last: Whether the trials that are left at the end, fewer than there are slots, train on several GPUs
-            each, so that none stands idle. They share the batch, and each GPU has batch norm statistics of its own
-            images, whose mean is kept; their accuracy may differ a little from that on one GPU.
+        confirm: Further trainings of the best architectures after the race. By default, there are none.
+        max_failures: Number of times that a trial restarts from its checkpoint after its worker or node died.
+        trial_timeout: Seconds without a report after which a trial counts as hung and its worker is killed. A trial
+            reports once an epoch. No limit where absent.
+        spread_last: Whether the last trials, once they are fewer than the slots, train on several GPUs each, so that no
+            GPU is idle. They share the batch. Each GPU has batch norm statistics of its own images, and their mean is
+            kept, so accuracies may differ slightly from those on one GPU.
     """
 
     trials: PositiveInt = 50

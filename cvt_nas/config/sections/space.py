@@ -1,4 +1,4 @@
-"""Sections `space`, `objectives` and `constraints`: the networks that are searched, and what is wanted of them."""
+"""Sections `space`, `objectives` and `constraints`: the networks to search, their metrics and their bounds."""
 
 from dataclasses import field
 from typing import Annotated, Literal
@@ -45,10 +45,10 @@ class StageSection:
         num_heads: Attention heads of a block. Each option must divide every `embed_dim` of the stage.
         mlp_ratio: Hidden units of a block's MLP, as a multiple of `embed_dim`.
         kernel_size: Side of the depth-wise kernels that project queries, keys and values. It must be odd.
-        kv_stride: Stride of the projections of keys and values, so that attention has fewer of them.
-        projection: What comes before the linear projections: `dw_bn`, a depth-wise convolution and a batch norm, as in
-            the official CvT; `avg`, average pooling of keys and values; `linear`, nothing.
-        per_block: Choices that each block of the stage makes for itself. The others are made once for all its blocks.
+        kv_stride: Stride of the projections of keys and values. A larger stride gives attention fewer of them.
+        projection: Layer before the linear projections: `dw_bn` is a depth-wise convolution with a batch norm, as in
+            the official CvT; `avg` is average pooling of keys and values; `linear` is no layer.
+        per_block: Choices that are made for each block of the stage. The others are made once for all blocks.
         pos_embed: Whether the stage has a learned position embedding.
     """
 
@@ -74,12 +74,12 @@ class SpaceSection:
     """Section `space`: the networks that a search may choose from.
 
     Args:
-        image_size: Side of square images, in pixels; of others, `[height, width]`. Both are fixed for all networks.
-        num_channels: Channels of the images: 1 for grey ones, 3 for colour, others for arrays and TIFF files.
-        num_classes: Classes of the images.
-        activation: Activation of all MLPs: `quick_gelu` as in the official CvT, or `gelu` as in transformers' port, so
-            that what is found can be exported to it.
-        pool: What the head sees: `class_token`, which the last stage then has, or the `mean` of its tokens.
+        image_size: Side of square images in pixels, or `[height, width]`. It is the same for all networks.
+        num_channels: Channels of the images: 1 for grey, 3 for colour, other numbers for arrays and TIFF files.
+        num_classes: Number of classes.
+        activation: Activation of all MLPs: `quick_gelu` as in the official CvT, or `gelu` as in transformers' port.
+            Networks with `gelu` can be exported to transformers.
+        pool: Input of the head: the `class_token` of the last stage, or the `mean` of its tokens.
         stages: The stages of the networks, first to last.
     """
 
@@ -93,11 +93,11 @@ class SpaceSection:
 
 @validated(config=STRICT, frozen=True, kw_only=True)
 class BoundSection:
-    """The least and the greatest cost that a network may have.
+    """Bounds on a cost of networks.
 
     Args:
-        min: The least that is allowed. No limit where absent.
-        max: The most that is allowed. No limit where absent.
+        min: Least allowed value. No limit where absent.
+        max: Greatest allowed value. No limit where absent.
     """
 
     min: Annotated[PositiveInt, Field(examples=[1_000_000])] | None = None
@@ -106,10 +106,10 @@ class BoundSection:
 
 @validated(config=STRICT, frozen=True, kw_only=True)
 class LatencyBoundSection:
-    """The longest time that a network may take.
+    """Bound on the latency of networks.
 
     Args:
-        max: Milliseconds for one image on this machine, at most. No limit where absent.
+        max: Greatest allowed latency of one image on this machine, in milliseconds. No limit where absent.
     """
 
     max: Annotated[PositiveFloat, Field(examples=[5.0])] | None = None
@@ -132,13 +132,13 @@ class ConstraintsSection:
 
 @validated(config=STRICT | {"json_schema_extra": {"minProperties": 2}}, frozen=True, kw_only=True)
 class ObjectivesSection:
-    """Section `objectives`: accuracy, and one or two costs. Accuracy, params and FLOPs where absent.
+    """Section `objectives`: accuracy and one or two costs. The default is accuracy, params and FLOPs.
 
     Args:
-        accuracy: Accuracy on the search split, which every search has.
+        accuracy: Accuracy on the search split. Every search has this objective.
         params: Number of parameters.
         flops: FLOPs of one image; a multiply-add is one.
-        latency_ms: Latency of one image on this machine, in milliseconds, from a table that the search measures first.
+        latency_ms: Latency of one image on this machine in milliseconds, from a table that the search measures first.
     """
 
     accuracy: Literal["maximize"]

@@ -1,4 +1,4 @@
-"""Sections `supernet` and `da_nas`: how weights are shared, and how a space is narrowed meanwhile."""
+"""Sections `supernet` and `da_nas`: how shared weights are trained, and how the space is narrowed meanwhile."""
 
 import itertools
 from dataclasses import field
@@ -10,39 +10,42 @@ from pydantic.dataclasses import dataclass as validated
 from cvt_nas.config.sections.training import TrainingConfig
 from cvt_nas.config.values import STRICT, PositiveInt, Shares
 
-_MIN_CLASSES = 2  # of a part of a training: one is no task
+_MIN_CLASSES = 2  # for each part of a training, since one class is no task
 
 
 @validated(config=STRICT, frozen=True, kw_only=True)
 class SupernetConfig(TrainingConfig):
-    """Section `supernet`: how the shared weights are trained. All the settings of `training`, and these.
+    """Section `supernet`: how the shared weights are trained. It has all settings of `training`, and the following.
 
-    `loss`, `class_weights`, `metric` and what is told of a teacher are those of `training` where they are absent here.
+    By default, `loss`, `class_weights`, `metric` and the settings of a teacher are those of `training`.
 
     A step trains several subnets on the same images. With the sandwich rule (Yu and Huang 2019, arXiv:1903.05134)
-    these are the largest, the smallest and some at random, and `label_smoothing` is of the largest alone.
+    these are the largest, the smallest and some random subnets, and `label_smoothing` applies only to the largest.
 
     Args:
-        epochs: Epochs of the training of the supernet. 0 where candidates are judged by what they have of the weights
-            that the supernet begins with (`--init`).
-        sandwich: Whether each step has the largest and the smallest subnet. Without it, `label_smoothing` is of all.
+        epochs: Epochs of the training of the supernet. With 0, candidates are judged with the weights that the
+            supernet starts with (`--init`).
+        sandwich: Whether each step has the largest and the smallest subnet. If not, `label_smoothing` applies to all
+            subnets.
         num_random: Random subnets of a step.
-        sampling: Random subnets are drawn evenly over the choices by `uniform`, over log-FLOPs by `flops`, and over
-            log-FLOPs but the most promising of several each time by `front` (Wang et al. 2021, arXiv:2011.09011).
-        distillation: What the others learn: as the largest does, from the labels and a `teacher`, where `none`; else
-            from the largest's answers to the same images, by `kl`, or by `alpha`, of two alpha-divergences the greater
-            (Wang et al. 2021, arXiv:2102.07954). Where absent, it is `kl`, or `none` where there is a `teacher`.
-        distillation_weight: Share of the distillation in their loss; the rest is of the labels.
-        project_gradients: Whether the largest's gradient gives way, tensor by tensor, where it is against that of the
-            others (Gong et al. 2022, NASViT).
-        drop_path_on_all: Whether `drop_path` is for all; else for the largest alone.
-        kernel_maps: Whether the centre of a depth-wise kernel passes a learned linear map, one for each convolution
-            and size, at first the identity (Cai et al. 2020, arXiv:1908.09791, section 3.3).
-        own_norms: Choices of a block whose options have batch norms of their own, as widths have in Yu et al. 2019,
+        sampling: How random subnets are drawn. `uniform` draws evenly over the choices, `flops` evenly over log-FLOPs,
+            and `front` as `flops`, but takes the most promising of several subnets (Wang et al. 2021,
+            arXiv:2011.09011).
+        distillation: What subnets other than the largest learn from. With `none`, they learn from the labels and a
+            `teacher`, like the largest. With `kl` and `alpha`, they learn from the largest's answers to the same
+            images; `alpha` takes the greater of two alpha-divergences (Wang et al. 2021, arXiv:2102.07954). The
+            default is `kl`, or `none` with a `teacher`.
+        distillation_weight: Share of the distillation in the loss. The rest is the loss of the labels.
+        project_gradients: Whether the largest's gradient is projected, tensor by tensor, if it conflicts with the
+            gradient of the others (Gong et al. 2022, NASViT).
+        drop_path_on_all: Whether `drop_path` applies to all subnets. If not, it applies only to the largest.
+        kernel_maps: Whether the centre of a depth-wise kernel passes through a learned linear map. There is one map for
+            each convolution and size; it starts as the identity (Cai et al. 2020, arXiv:1908.09791, section 3.3).
+        own_norms: Choices of a block whose options have separate batch norms, like widths in Yu et al. 2019,
             arXiv:1812.08928.
-        opening: Epoch at which each choice is opened; until then, every subnet has its largest option.
-        sync_batch_norm: Whether the statistics of a batch are those of all its ranks together.
-        calibration_images: Training images on which the batch norms of a subnet are measured before it is judged.
+        opening: Epoch at which each choice is opened. Before it, every subnet has the largest option.
+        sync_batch_norm: Whether the statistics of a batch are taken over all its ranks.
+        calibration_images: Training images for the batch norm statistics of a subnet before it is judged.
     """
 
     sandwich: bool = True
@@ -70,18 +73,19 @@ class SupernetConfig(TrainingConfig):
 
 @validated(config=STRICT, frozen=True, kw_only=True)
 class DaNasConfig:
-    """Section `da_nas`: how a space is narrowed while its supernet is trained, on more and more classes.
+    """Section `da_nas`: how the space is narrowed while its supernet is trained on more and more classes.
 
-    In the style of DA-NAS (Dai et al. 2020, arXiv:2003.12563), whose code is not public. After a warm-up there are
-    steps; after each, the options that contributed least are dropped.
+    It follows DA-NAS (Dai et al. 2020, arXiv:2003.12563), whose code is not public. A warm-up is followed by steps.
+    After each step, the options that contributed least are dropped.
 
     Args:
-        ordering_epochs: Epochs of a short training of the space's smallest network on all classes, by whose accuracies
-            these are put in order, the easiest first.
-        classes: Shares of the classes that the warm-up and each step have, the easiest; two classes at least.
-        lengths: Lengths of the warm-up and of each step, as parts of `supernet.epochs`.
-        drop_ratio: Share that is dropped after each step, of the options that could be: all but one of each choice.
-        probes: Subnets by whose inherited accuracies, on up to 2,048 images of the search split, options are judged.
+        ordering_epochs: Epochs of a short training of the space's smallest network on all classes. Its accuracies order
+            the classes from easy to hard.
+        classes: Share of the classes in the warm-up and in each step. The easiest classes are taken, at least two.
+        lengths: Lengths of the warm-up and of each step, relative to each other. Together they are `supernet.epochs`.
+        drop_ratio: Share of the options to drop after each step. One option of each choice is always kept, and does not
+            count.
+        probes: Subnets whose inherited accuracies, on up to 2,048 images of the search split, judge the options.
     """
 
     ordering_epochs: PositiveInt = 2
@@ -91,10 +95,10 @@ class DaNasConfig:
     probes: Annotated[int, Field(ge=8)] = 200
 
     def last_epochs(self, num_epochs: int) -> list[int]:
-        """Of `num_epochs`, after which the warm-up and each step end."""
+        """Last epochs of the warm-up and of each step, of `num_epochs` in total."""
         total = sum(self.lengths)
         return [round(num_epochs * so_far / total) for so_far in itertools.accumulate(self.lengths)]
 
     def class_counts(self, num_classes: int) -> list[int]:
-        """Of `num_classes`, how many the warm-up and each step have."""
+        """Number of classes of the warm-up and of each step, of `num_classes` in total."""
         return [min(max(round(share * num_classes), _MIN_CLASSES), num_classes) for share in self.classes]

@@ -29,10 +29,10 @@ class AugmentConfig:
         crop_padding: Pixels of zero padding before a random crop back to size. For in-memory sets.
         crop_scale: Least area of a random resized crop, as a fraction of the image. For folders of images.
         flip: Whether half of the images are mirrored.
-        randaugment: A policy in timm's notation: `rand`, and after it `-m9` (magnitude), `-n2` (operations an image),
-            `-p0.5` (probability of each), `-mstd0.5` (deviation of the magnitude), `-mmax10` (its greatest), `-inc1`
-            (whether all operations grow stronger with it), and the set of operations, `-tweights`, `-t3a` or `-t3aw`,
-            as far as they are not timm's defaults.
+        randaugment: A policy in timm's notation: `rand`, followed by any of `-m9` (magnitude), `-n2` (operations an
+            image), `-p0.5` (probability of each), `-mstd0.5` (deviation of the magnitude), `-mmax10` (its maximum),
+            `-inc1` (whether all operations grow stronger with it), and the set of operations, `-tweights`, `-t3a` or
+            `-t3aw`. timm's defaults apply to parts that are left out.
         color_jitter: Strength of the jitter of colours, as in timm. For folders of images.
         random_erasing: Probability that a rectangle of an image is replaced by noise, pixel by pixel.
         mixup: Alpha of mixup. Where `cutmix` is set too, each batch takes one of them.
@@ -54,71 +54,74 @@ class TrainingConfig:
     """Section `training`: how one architecture is trained.
 
     Args:
-        epochs: Epochs of the full training. Only trials that reach the last one compete for the front. 0 where the
-            accuracy that is inherited from a supernet is all that is asked for.
-        batch_size: Images of a step, over all the devices of a trial together.
+        epochs: Epochs of the full training. Only trials that reach the last one compete for the front. With 0, nothing
+            is trained, and only the accuracy inherited from a supernet counts.
+        batch_size: Images of a step, over all devices of a trial together.
         optimizer: The optimizer.
         lr: Peak learning rate.
         min_lr: Final learning rate.
-        schedule: `wsd` (warm-up, stable, decay) keeps the peak until the last epochs, so that a training that is
-            stopped early was never half cooled down; `cosine` falls from the peak over the whole length.
-        restarts: Epochs after which the schedule `cosine` begins at the peak again.
-        decay_fraction: Share of the epochs over which the rate of the schedule `wsd` falls, as 1 - sqrt(progress).
+        schedule: Schedule of the learning rate. `wsd` (warm-up, stable, decay) keeps the peak until the last epochs, so
+            a trial that is stopped early has not partly decayed. `cosine` decays from the peak over the whole training.
+        restarts: Epochs after which the schedule `cosine` restarts at the peak.
+        decay_fraction: Share of the epochs in which the schedule `wsd` decays, as 1 - sqrt(progress).
         warmup_epochs: Epochs of a linear warm-up before the peak.
         warmup_lr: Learning rate at which the warm-up starts.
         weight_decay: Weight decay. It is not applied to norms, biases and the class token.
         momentum: Momentum of SGD.
-        loss: What is minimised. `cross_entropy` is for images of one class each. `binary_cross_entropy` takes each
-            class for itself, also where images can have several, and is the mean over classes, as in torch and timm.
-            `auto` is the former, or the latter where images can have several classes. `MODULE:NAME` is a function
-            of your own.
-        class_weights: Whether rare classes count more. `balanced` weighs the loss of an image by the inverse frequency
-            of its class, as in scikit-learn. In `binary_cross_entropy` it weighs the positive labels of a class by the
-            number of its negative ones over that of its positive ones.
-        metric: What is measured on the search split after each epoch, and on the test split in the end, and what is
-            maximised under the name of accuracy. `accuracy` is the share of images whose class is the first answer;
-            `balanced_accuracy` the mean of that over classes; `macro_f1`, `mean_average_precision` and `auroc` are
-            means over classes, each class against all others. Images that can have several classes need one of these
-            last three. `auto` is `accuracy`, or `mean_average_precision` where images can have several classes.
-            `MODULE:NAME` is a function of your own, whose values lie between 0 and 1.
+        loss: The loss. `cross_entropy` is for images with one class each. `binary_cross_entropy` treats each class
+            separately, is averaged over classes as in torch and timm, and allows several classes an image. `auto` is
+            `binary_cross_entropy` if images can have several classes, and otherwise `cross_entropy`. `MODULE:NAME` is a
+            function of your own.
+        class_weights: Whether rare classes count more. `balanced` weights the loss of an image by the inverse frequency
+            of its class, as in scikit-learn. In `binary_cross_entropy`, it weights the positive labels of a class by
+            the ratio of its negative to its positive labels.
+        metric: The metric to maximise, which files and pages call accuracy. It is measured on the search split after
+            each epoch, and on the test split at the end. `accuracy` is the share of images whose first answer is right;
+            `balanced_accuracy` is its mean over classes; `macro_f1`, `mean_average_precision` and `auroc` are means
+            over classes, each class against all others. Images that can have several classes need one of the last
+            three. `auto` is `mean_average_precision` if images can have several classes, and otherwise `accuracy`.
+            `MODULE:NAME` is a function of your own with values from 0 to 1.
         label_smoothing: Share of each label that is spread evenly over all classes.
-        teacher: A trained network whose answers are learned, too (Hinton et al. 2015, arXiv:1503.02531): `init`, the
-            weights of `--init`; whatever else `--init` takes, as `results/digits:best`; any image classifier of
-            transformers, as a folder or a name on the Hub; or `timm:NAME`. It answers each training image once, without
-            augmentation, before anything is trained. Where images are mixed, its probabilities are mixed as labels are.
-        teacher_weight: Share of the teacher in the loss; the rest is of the labels, which alone `label_smoothing` and
-            `class_weights` are of.
-        teacher_temperature: By which the logits of both are divided before they are compared. The teacher's part of the
-            loss is multiplied by its square, so that its gradients stay as large.
-        drop_path: Rate of stochastic depth in a stage's last block, rising from 0 within the stage; one for all stages
-            or one for each.
-        clip_grad_norm: Greatest norm of the gradient. It is not clipped where absent.
-        ema_decay: Decay a step of averaged weights, which are then what is evaluated and kept; less over the first
-            steps, so that the initialisation is soon forgotten. Averaged over about an epoch where absent; 0 is off.
-        precision: Number format of a training. `bf16` and `fp16` are autocast; fp16 scales its loss.
-        micro_batch: Images that go through the network at once, at most, on each device. A larger batch is cut into
-            equal parts, whose gradients are added up, each part by its share of the images, so that a step is of
-            `batch_size` images on every device. `auto` is what the device's memory has room for, as two small passes
-            tell, with a tenth to spare; on a CPU it is the whole batch. Where memory runs out all the same, it is
-            halved. Each part is normalised by its own statistics in batch norm, so a network that has one learns
-            slightly otherwise than with the whole batch; the running statistics move once a batch, by the mean over its
-            parts. Mixing and erasing are of the whole batch.
-        activation_checkpointing: Whether the backward pass computes what is inside each block again, which takes less
-            memory and about a third more time, and changes no result. `auto` does where the device has otherwise room
-            for fewer than 16 images, below which batch norm suffers (Wu and He 2018, arXiv:1803.08494, table 2), and
-            for fewer than are asked for.
-        compile: How the steps of a training run on a GPU; on a CPU, as they are. `graph` launches the whole forward and
-            backward pass at once, as a CUDA graph, by the same kernels. It needs a batch that one GPU has whole in half
-            of its memory, and it is used once it has given what the pass itself gives. `blocks` compiles each kind of
-            block, which takes a minute for a network, and changes results by rounding. `auto` measures at the start of
-            a search or a training which is fastest for its networks on its GPU, and leaves that in the manifest.
-            `blocks` is tried where a training lasts longer than ten minutes. Of a supernet, `auto` and `graph` launch
-            the largest and the smallest subnet at once.
+        teacher: A trained network to learn from, in addition to the labels (Hinton et al. 2015, arXiv:1503.02531):
+            `init` for the weights of `--init`; anything else that `--init` takes, such as `results/digits:best`; an
+            image classifier of transformers, as a folder or a name on the Hub; or `timm:NAME`. Before the training, it
+            answers each training image once, without augmentation. If images are mixed, its probabilities are mixed
+            like labels.
+        teacher_weight: Share of the teacher in the loss. The rest is the loss of the labels, and only this part uses
+            `label_smoothing` and `class_weights`.
+        teacher_temperature: Divisor of the logits of both networks before they are compared. The teacher's part of the
+            loss is multiplied by its square, which keeps the size of the gradients.
+        drop_path: Rate of stochastic depth in a stage's last block. It rises from 0 within the stage. One rate for all
+            stages, or one for each.
+        clip_grad_norm: Greatest norm of the gradient. No clipping where absent.
+        ema_decay: Decay a step of the averaged weights, which are evaluated and kept. The decay is smaller in the first
+            steps, so that the initialisation is soon forgotten. The default averages over about an epoch; 0 turns
+            averaging off.
+        precision: Number format of a training. `bf16` and `fp16` use autocast; `fp16` scales the loss.
+        micro_batch: Greatest number of images that go through the network at once on each device. A larger batch is cut
+            into equal parts. Their gradients are added, weighted by their shares of the images, so a step still has
+            `batch_size` images. `auto` is the number that fits into the device's memory, measured by two small passes,
+            less a tenth; on a CPU it is the whole batch. If memory still runs out, the number is halved. Batch norm
+            normalises each part by its own statistics, so networks with batch norm learn slightly differently; the
+            running statistics move once a batch, by the mean over its parts. Mixing and erasing apply to the whole
+            batch.
+        activation_checkpointing: Whether the backward pass recomputes the inside of each block. This takes less memory
+            and about a third more time, and does not change results. `auto` turns it on if the device otherwise has
+            memory for fewer than 16 images, where batch norm suffers (Wu and He 2018, arXiv:1803.08494, table 2), and
+            for fewer than the batch.
+        compile: How training steps run on a GPU; it has no effect on a CPU. `graph` launches the whole forward and
+            backward pass at once as a CUDA graph, with the same kernels. The batch must fit into half of the memory of
+            one GPU, and the graph must first give the same results as the pass itself. `blocks` compiles each kind of
+            block, which takes a minute for a network and changes results by rounding. `auto` measures at the start of a
+            search or training which one is fastest, and records it in the manifest; it tries `blocks` if a training
+            lasts longer than ten minutes. For a supernet, `auto` and `graph` launch the largest and the smallest subnet
+            at once.
         checkpoint_minutes: Minutes after which a checkpoint is written within an epoch, at the next multiple of 20
-            steps, so that a kill loses no more. 0 writes them at the end of each epoch only. It changes no result: a
-            training that is killed and resumed ends with the same weights, to the bit. (With three devices or more for
-            one trial, the order in which DDP adds up gradients may change their last bit.)
-        augment: How the training images are varied.
+            steps, so that a kill loses no more than that. With 0, checkpoints are written only at the end of each
+            epoch. It does not change results: a training that is killed and resumed ends with the same weights, bit for
+            bit. (With three or more devices for one trial, the order in which DDP adds gradients may change their last
+            bit.)
+        augment: Augmentation of the training images.
     """
 
     epochs: Annotated[int, Field(ge=0, examples=[300])]
@@ -151,7 +154,7 @@ class TrainingConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def lasting(self, epochs: int) -> Self:
-        """The same for another number of epochs; where it is smaller, warm-up and restarts come sooner."""
+        """Returns the settings for another number of epochs. With fewer epochs, warm-up and restarts come sooner."""
         share = min(epochs / max(self.epochs, 1), 1)
         restarts = sorted({round(epoch * share) for epoch in self.restarts} - {0, epochs})
         return replace(self, epochs=epochs, warmup_epochs=self.warmup_epochs * share, restarts=restarts)

@@ -1,8 +1,8 @@
-"""The kinds of data sets that are streamed: each module makes `Records` of one of them."""
+"""Kinds of streamed data sets. Each module makes `Records` of one kind."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from cvt_nas.config import DataConfig, Dataset, is_by_name
 from cvt_nas.data.folders import find_folders
@@ -17,15 +17,15 @@ from cvt_nas.errors import DataError
 
 __all__ = ["find_records", "kind_of_file", "kind_of_folder"]
 
-_KINDS: dict[str, Any] = {"table": table, "huggingface": hugging_face, "webdataset": shards}
-_BY_NAME: dict[str, Any] = {"hf": hugging_face, "torchvision": torchvision_sets}
+_KINDS: dict[str, ModuleType] = {"table": table, "huggingface": hugging_face, "webdataset": shards}
+_BY_NAME: dict[str, ModuleType] = {"hf": hugging_face, "torchvision": torchvision_sets}
 
 
 def kind_of_file(path: Path) -> Dataset:
-    """The kind of data set that one file is.
+    """Kind of the data set in a single file.
 
     Raises:
-        DataError: It is none.
+        DataError: The file is no data set.
     """
     if table.is_table(path.name):
         return "table"
@@ -34,11 +34,11 @@ def kind_of_file(path: Path) -> Dataset:
     if is_shards(path):
         return "webdataset"
     suffixes = " ".join((*table.SUFFIXES, ".npz", shards.SUFFIX))
-    raise DataError(f"--data {path}: is a file of no kind that is read as a data set: {suffixes}")
+    raise DataError(f"--data {path}: is no data set; files must end in one of {suffixes}")
 
 
 def kind_of_folder(folder: Path) -> Dataset:
-    """The kind of data set that a folder holds; of class folders where it is no other one."""
+    """Kind of the data set in a folder; `imagefolder` if nothing shows another kind."""
     if stacks_in(folder) and not any(role_of(name) for name in folders_in(folder)):
         return "npy"
     if is_hugging_face(folder):
@@ -54,14 +54,14 @@ def find_records(
     listing: Path | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Records:
-    """The images of a data set that is streamed.
+    """Finds the images of a streamed data set.
 
     Args:
-        root: Its folder or file.
+        root: Folder or file of the data set.
         test_only, listing, on_note: See `load_data`.
 
     Raises:
-        DataError: It is missing or incomplete.
+        DataError: The data set is missing or incomplete.
     """
     if is_by_name(config.dataset):
         kind = _BY_NAME.get(config.dataset.partition(":")[0], own_sets)
@@ -70,7 +70,7 @@ def find_records(
     if kind is None:
         if root is not None and root.is_file():
             raise DataError(
-                f"--data {root}: is a file, and {config.dataset} a folder: data.dataset must be {kind_of_file(root)}"
+                f"--data {root}: is a file, but {config.dataset} is a folder: data.dataset must be {kind_of_file(root)}"
             )
         try:
             return find_folders(config.dataset, root, test_only=test_only, listing=listing, on_note=on_note)

@@ -1,4 +1,4 @@
-"""Hugging Face's data sets: saved to disk, Parquet files or images with metadata in a folder, or on the hub."""
+"""Data sets of Hugging Face: saved to disk, Parquet files, images with metadata in a folder, or on the hub."""
 
 import importlib
 import os
@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,13 +19,16 @@ from cvt_nas.data.sources import Encoded
 from cvt_nas.data.tree import few, folders_in, is_hidden
 from cvt_nas.errors import DataError, first_line
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 ON_HUB = "hf:"
 _SAVED = ("dataset_dict.json", "state.json")
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """Whether a folder holds such a set, and no class folders beside it."""
+    """Whether a folder holds a Hugging Face data set and no class folders."""
     if any((folder / name).is_file() for name in _SAVED):
         return True
     places = [folder, *(folder / name for name in folders_in(folder) if role_of(name) is not None)]
@@ -47,10 +51,10 @@ def opener_of(config: DataConfig, root: Path | None) -> Opener:
 
 
 def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None] | None = None) -> Records:
-    """The images and labels of the splits that go by a known name.
+    """Finds the images and labels of all splits with known names.
 
     Raises:
-        DataError: The set cannot be read, or its columns cannot be told.
+        DataError: The set cannot be read, or its columns are ambiguous.
     """
     del on_note
     place = Path(config.dataset) if root is None else root
@@ -62,7 +66,7 @@ def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None
         notes.append(f"{place}: labels are in column {label!r}")
     labels: dict[str, list[Any]] = {name: each.select_columns([label])[:][label] for name, each in sets.items()}
     for name in [name for name, values in labels.items() if all(value in (None, -1) for value in values)]:
-        notes.append(f"{place}: split {name} has no labels, and is ignored")
+        notes.append(f"{place}: split {name} has no labels and is ignored")
         del labels[name]
     if not labels:
         raise DataError(f"{place}: column {label!r} holds no labels")
@@ -81,14 +85,14 @@ def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Rows:
-    """Each image is a row; names are a split and the row in it.
+    """Opener of images in rows. An image's name is its split and row.
 
     Args:
-        columns: Of each split, the set with the column of images alone, which are left encoded.
-        column: Its name.
+        columns: The column of encoded images of each split.
+        column: Name of that column.
     """
 
-    columns: Mapping[str, Any]
+    columns: "Mapping[str, Dataset]"
     column: str
 
     def source(self, images: Images, row: int) -> str | Encoded:
@@ -105,8 +109,8 @@ class _Rows:
         places = (name.rpartition("/") for name in images.names)
         return [int(sizes[split][int(number)]) for split, _, number in places]
 
-    def _sizes_in(self, column: Any) -> np.ndarray:
-        pc: Any = importlib.import_module("pyarrow.compute")  # whose functions are made as it is imported
+    def _sizes_in(self, column: "Dataset") -> np.ndarray:
+        pc = importlib.import_module("pyarrow.compute")  # type checkers do not know its functions
         rows = column.with_format("arrow")[:][self.column]
         lengths = pc.binary_length(pc.struct_field(rows, "bytes")).to_pylist()
         paths = pc.struct_field(rows, "path").to_pylist() if None in lengths else lengths
@@ -116,7 +120,7 @@ class _Rows:
         ])  # fmt: skip
 
 
-def _rows(sets: Mapping[str, Any], column: str) -> _Rows:
+def _rows(sets: "Mapping[str, Dataset]", column: str) -> _Rows:
     import datasets
 
     encoded = datasets.Image(decode=False)
@@ -124,8 +128,8 @@ def _rows(sets: Mapping[str, Any], column: str) -> _Rows:
     return _Rows(columns=columns, column=column)
 
 
-def _opened(dataset: str, root: Path | None) -> tuple[dict[str, Any], bool, list[str]]:
-    """The splits that go by a known name, whether splits are marked, and what is left out."""
+def _opened(dataset: str, root: Path | None) -> "tuple[dict[str, Dataset], bool, list[str]]":
+    """Returns the splits with known names, whether the set has named splits, and notes on ignored splits."""
     place = dataset if root is None else str(root)
     datasets = library("datasets", extra="datasets", of=place)
     with _silent(datasets):
@@ -137,7 +141,7 @@ def _opened(dataset: str, root: Path | None) -> tuple[dict[str, Any], bool, list
                 found = datasets.load_from_disk(str(root))
             else:
                 found = datasets.load_dataset(str(root))
-        except Exception as error:  # of this library, its file formats and the network
+        except Exception as error:  # the library, file formats and the network raise various errors
             raise DataError(f"{place}: cannot be read by Hugging Face's datasets: {first_line(error)}") from error
     if not isinstance(found, dict):
         return {"train": found}, False, []
@@ -148,12 +152,12 @@ def _opened(dataset: str, root: Path | None) -> tuple[dict[str, Any], bool, list
             f"{place}: has the splits {few(list(found))}; must have train, and may have validation and test"
         )
     others = [name for name in found if name not in known]
-    return known, True, [f"{place}: splits that are ignored: {few(others)}"] if others else []
+    return known, True, [f"{place}: ignored splits: {few(others)}"] if others else []
 
 
 @contextmanager
-def _silent(datasets: Any) -> Iterator[None]:
-    """Without bars of progress."""
+def _silent(datasets: ModuleType) -> Iterator[None]:
+    """Turns progress bars off."""
     shows = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -163,20 +167,20 @@ def _silent(datasets: Any) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _image_column(features: Mapping[str, Any], wanted: str | None, place: Path) -> str:
+def _image_column(features: Mapping[str, object], wanted: str | None, place: Path) -> str:
     import datasets
 
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if wanted is not None and wanted not in images:
-        raise DataError(f"{place}: data.image_column: {wanted} is no column of images, but {few(images) or 'none is'}")
+        raise DataError(f"{place}: data.image_column: {wanted} is no column of images; known: {few(images) or 'none'}")
     if wanted is None and len(images) != 1:
-        what = f"{few(images)} can each be meant; set it in the space file" if images else "no column holds images"
+        what = f"{few(images)} could each be meant; set it in the space file" if images else "no column holds images"
         raise DataError(f"{place}: data.image_column: {what}")
     return wanted or images[0]
 
 
-def _label_column(features: Mapping[str, Any], wanted: str | Sequence[str] | None, place: Path) -> str:
-    """The one that holds classes, or lists of them; or else text or numbers under a usual name."""
+def _label_column(features: Mapping[str, object], wanted: str | Sequence[str] | None, place: Path) -> str:
+    """The column of classes or lists of classes, or else the column with a usual name."""
     if wanted is not None:
         if not isinstance(wanted, str) or wanted not in features:
             raise DataError(f"{place}: data.label_column: there is no column {wanted}, but {few(list(features))}")
@@ -186,24 +190,24 @@ def _label_column(features: Mapping[str, Any], wanted: str | Sequence[str] | Non
     for like in (of_classes, [name for name in of_classes if name in usual], usual):
         if len(like) == 1:
             return like[0]
-    what = f"{few(of_classes or usual)} can each be meant" if of_classes or usual else "no column holds classes"
+    what = f"{few(of_classes or usual)} could each be meant" if of_classes or usual else "no column holds classes"
     raise DataError(f"{place}: data.label_column: {what}; set it in the space file, to one of {few(list(features))}")
 
 
-def _class_names(feature: Any) -> tuple[str, ...] | None:
-    """Of a column of classes, or of lists of them."""
+def _class_names(feature: object) -> tuple[str, ...] | None:
+    """Class names of a column of classes or lists of classes; None for other columns."""
     import datasets
 
     inner = getattr(feature, "feature", feature)
     return tuple(inner.names) if isinstance(inner, datasets.ClassLabel) else None
 
 
-def _labels(values: list[Any], feature: Any, config: DataConfig, place: Path) -> Labels:
+def _labels(values: list[Any], feature: object, config: DataConfig, place: Path) -> Labels:
     names = _class_names(feature)
     if names is None:
         return labels_of(values, separator=config.label_separator, place=f"{place}: column of labels")
     if hasattr(feature, "feature"):
         return several([[names[label] for label in own or ()] for own in values], names=names)
     if empty := sum(value is None or value < 0 for value in values):
-        raise DataError(f"{place}: {empty:,} of {len(values):,} rows have no label; take them away")
+        raise DataError(f"{place}: {empty:,} of {len(values):,} rows have no label; remove them")
     return Labels(names=names, values=np.array(values, dtype=np.int64))

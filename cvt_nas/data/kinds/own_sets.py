@@ -1,14 +1,14 @@
-"""Data sets of a user's own, as functions that give map-style data sets of torch's kind."""
+"""Data sets of the user: functions that return map-style data sets like torch's."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from cvt_nas.config import DataConfig
-from cvt_nas.data.kinds.torchvision_sets import records_of_sets
+from cvt_nas.data.kinds.torchvision_sets import ImageSet, records_of_sets
 from cvt_nas.data.records import Images, Opener, Records, role_of
 from cvt_nas.data.sources import Decoded
 from cvt_nas.errors import PluginError, first_line
@@ -20,11 +20,11 @@ def opener_of(config: DataConfig, root: Path | None) -> Opener:
 
 
 def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None] | None = None) -> Records:
-    """The images of the splits that the function gives.
+    """Finds the images of the splits that the user's function returns.
 
     Raises:
-        PluginError: It cannot be called with `root`, or gives no data sets.
-        DataError: Its images cannot be read, or have no classes.
+        PluginError: The function raises an error, or returns no data sets.
+        DataError: Images cannot be read, or have no classes.
     """
     opener = _opened(config, root)
     is_marked = len(opener.sets) > 1
@@ -35,25 +35,23 @@ def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Rows:
-    """Each image is what the data set of a split gives for a row; names are a split and the row in it."""
+    """Opener of images that the user's data sets return. An image's name is its split and row."""
 
-    sets: Mapping[str, Any]
+    sets: Mapping[str, ImageSet]
 
     def source(self, images: Images, row: int) -> Decoded:
         split, _, number = images.names[row].rpartition("/")
         name = f"{images.root}/{images.names[row]}"
         try:
             return Decoded(name=name, image=_as_picture(self.sets[split][int(number)][0]))
-        except Exception as error:  # whatever the user's code runs into
+        except Exception as error:  # the user's code may raise anything
             raise PluginError(f"{name}: cannot be read: {first_line(error)}") from error
 
     def sizes(self, images: Images) -> list[int]:
-        return [0] * len(images.names)  # only its own code knows them
+        return [0] * len(images.names)  # only the user's code knows the files
 
 
-def _as_picture(image: Any) -> Any:
-    from PIL import Image
-
+def _as_picture(image: object) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     array = np.asarray(image)

@@ -1,4 +1,4 @@
-"""WebDataset's shards: tar files in which an image and its label have one name, and suffixes of their own."""
+"""Shards of WebDataset: tar files in which an image and its label share a name and differ in suffix."""
 
 import hashlib
 import json
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,13 +23,13 @@ from cvt_nas.errors import DataError
 from cvt_nas.run import cache_folder, write_atomically
 
 SUFFIX = ".tar"
-_SAMPLE = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<kind>[^/]+)")  # as the library takes names apart
-_INDEX = 1  # version of what is kept of shards
+_SAMPLE = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<kind>[^/]+)")  # the library splits names in this way
+_INDEX = 1  # version of the index of shards on disk
 _NUM_THREADS = 8
 
 
 def is_shards(place: Path) -> bool:
-    """Whether it is a tar file, a pattern of such, or a folder that holds some, and no class folders beside them."""
+    """Whether `place` is a tar file, a pattern of tar files, or a folder with tar files and no class folders."""
     if not place.is_dir():
         return place.name.lower().endswith(SUFFIX)
     splits = [name for name in folders_in(place) if role_of(name) is not None]
@@ -44,7 +43,7 @@ def opener_of(config: DataConfig, root: Path) -> Opener:
 
 
 def find(config: DataConfig, root: Path, *, on_note: Callable[[str], None] | None = None) -> Records:
-    """The samples of all shards, in their order; shards are looked through once, and again where one has changed.
+    """Finds the samples of all shards, in order. Shards are scanned once, and again after one of them changes.
 
     Raises:
         DataError: A shard cannot be read, or a sample has no label.
@@ -56,7 +55,7 @@ def find(config: DataConfig, root: Path, *, on_note: Callable[[str], None] | Non
     if kept.is_file():
         return load_records(kept, root, opener_of(config, root))
     if on_note is not None:
-        on_note(f"{root}: looking through {len(shards):,} shard{'s' if len(shards) > 1 else ''}, once")
+        on_note(f"{root}: scanning {len(shards):,} shard{'s' if len(shards) > 1 else ''}, once")
     records = _records_of(config, root, shards)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(kept, lambda to: save_records(records, to))
@@ -68,7 +67,7 @@ def _records_of(config: DataConfig, root: Path, shards: Sequence[str]) -> Record
     roles = {shard: _role_of(shard) for shard in shards}
     marked = {role for role in roles.values() if role is not None}
     if marked and (odd := [shard for shard, role in roles.items() if role is None]):
-        raise DataError(f"{root}: shards that name no split beside others that do: {few(odd)}")
+        raise DataError(f"{root}: some shards name a split, but these do not: {few(odd)}")
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
         found = list(threads.map(lambda shard: list(_samples_in(folder, shard, config.label_column)), shards))
     samples = [sample for own in found for sample in own]
@@ -104,18 +103,18 @@ class _Sample:
     """An image in a shard.
 
     Args:
-        name: Of the shard, and of the image in it.
-        extent: Where it lies in the shard: offset and bytes.
+        name: Names of the shard and of the image in it.
+        extent: Offset of the image in the shard, and its length, in bytes.
     """
 
     name: str
     extent: tuple[int, int]
-    label: Any
+    label: object
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Shards:
-    """Each image is a part of a tar file, which is not compressed."""
+    """Opener of images in uncompressed tar files."""
 
     folder: Path
 
@@ -136,8 +135,8 @@ class _Shards:
         return images.extents[:, 1].tolist()
 
 
-def _samples_in(folder: Path, shard: str, column: Any) -> Iterator[_Sample]:
-    """In their order: what has one name, one after the other, is a sample."""
+def _samples_in(folder: Path, shard: str, column: str | Sequence[str] | None) -> Iterator[_Sample]:
+    """Yields the samples of a shard in order. Consecutive files with the same name are one sample."""
     try:
         with tarfile.open(folder / shard, "r:") as file:
             key, parts = "", dict[str, tarfile.TarInfo]()
@@ -155,7 +154,7 @@ def _samples_in(folder: Path, shard: str, column: Any) -> Iterator[_Sample]:
 
 
 def _sample_of(
-    file: tarfile.TarFile, parts: Mapping[str, tarfile.TarInfo], shard: str, column: Any
+    file: tarfile.TarFile, parts: Mapping[str, tarfile.TarInfo], shard: str, column: str | Sequence[str] | None
 ) -> Iterator[_Sample]:
     image = next((member for kind, member in parts.items() if f".{kind}" in SUFFIXES), None)
     if image is None:
@@ -166,7 +165,7 @@ def _sample_of(
         opened = file.extractfile(parts[kind])
         return b"" if opened is None else opened.read()
 
-    label: Any = None
+    label: object = None
     if "cls" in parts and column is None:
         label = content("cls").decode(errors="replace").strip()
     elif "json" in parts:
@@ -180,10 +179,10 @@ def _sample_of(
 
 
 def _shards_of(root: Path) -> list[str]:
-    """Below `_folder_of`, sorted; of a pattern, in the order of that.
+    """Paths of shards below `_folder_of`, sorted. Shards of a pattern keep the pattern's order.
 
     Raises:
-        DataError: There are none, or some of a pattern are missing.
+        DataError: Shards of a pattern are missing.
     """
     folder = _folder_of(root)
     if root.is_dir():
@@ -198,7 +197,7 @@ def _shards_of(root: Path) -> list[str]:
 
 
 def _shards_in(folder: Path) -> Iterator[str]:
-    """In it and in its own folders."""
+    """Paths of shards in `folder` and in the folders directly below it."""
     for path in (*folder.glob(f"*{SUFFIX}"), *folder.glob(f"*/*{SUFFIX}")):
         below = path.relative_to(folder)
         if path.is_file() and not any(map(is_hidden, below.parts)):
@@ -206,12 +205,12 @@ def _shards_in(folder: Path) -> Iterator[str]:
 
 
 def _folder_of(root: Path) -> Path:
-    """What the names of shards are below: of a pattern, the folder before its first brace."""
+    """The folder that names of shards are relative to. For a pattern, it is the folder before the first brace."""
     if "{" not in str(root):
         return root if root.is_dir() else root.parent
     return Path(str(root).partition("{")[0] + "_").parent
 
 
 def _role_of(shard: str) -> Role | None:
-    """By the words of its path, as `train` in `imagenet-train-000001.tar` and in `train/000001.tar`."""
+    """Split of a shard by the words of its path, such as `imagenet-train-000001.tar` or `train/000001.tar`."""
     return next((role for word in re.split(r"[^a-z]+", shard.lower()) if (role := role_of(word)) is not None), None)

@@ -1,10 +1,11 @@
-"""A table of images: CSV, TSV or Parquet, with a path and the label or labels of each image."""
+"""Tables of images: CSV, TSV or Parquet files with the path and the labels of each image."""
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from cvt_nas.data.records import Files, Opener, Records, role_of, split_by_role
 from cvt_nas.data.tree import few, is_image
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PARQUET = (".parquet", ".pq")
 SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", *PARQUET)
@@ -27,8 +31,17 @@ _NAMED: Mapping[str, tuple[str, ...]] = {
     "label_column": USUAL,
     "split_column": ("split", "set", "subset", "partition", "phase"),
 }  # fmt: skip
-_LOOKED_AT = 200  # rows
+_LOOKED_AT = 200  # rows that are looked at to tell what a column holds
 _NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Columns:
+    """Names of the columns of images, labels and splits. Several label columns hold 0 or 1 each."""
+
+    image: str
+    label: str | Sequence[str]
+    split: str | None
 
 
 def is_table(name: str) -> bool:
@@ -41,38 +54,38 @@ def opener_of(config: DataConfig, root: Path) -> Opener:
 
 
 def find(config: DataConfig, root: Path, *, on_note: Callable[[str], None] | None = None) -> Records:
-    """The images that a table names; paths are below its folder, or absolute.
+    """Finds the images that a table names. Paths are absolute or relative to the table's folder.
 
     Raises:
-        DataError: It cannot be read, columns cannot be told, or rows contradict each other; one line says which.
+        DataError: The table cannot be read, its columns are ambiguous, or rows contradict each other.
     """
     del on_note
-    frame = read_table(root)
-    columns = columns_of(frame, config, root)
-    paths = _paths(frame[columns["image_column"]], root)
-    labels = labels_in(frame, columns["label_column"], config, root)
-    roles = roles_in(frame, columns["split_column"], root)
+    frame = _read_table(root)
+    columns = _columns_of(frame, config, root)
+    paths = _paths(frame[columns.image], root)
+    labels = _labels_in(frame, columns.label, config, root)
+    roles = _roles_in(frame, columns.split, root)
     kept, repeated = _without_repeats(paths, labels.values, roles, root)
     paths, roles = [paths[row] for row in kept], roles[kept]
-    _check_some_exist(paths, columns["image_column"], root)
-    notes = [chosen(columns, config, root), *labels.notes]
+    _check_some_exist(paths, columns.image, root)
+    notes = [_chosen(columns, config, root), *labels.notes]
     if repeated:
-        notes.append(f"{root}: rows that repeat another, and are left out: {repeated:,}")
+        notes.append(f"{root}: repeated rows that are left out: {repeated:,}")
     return Records(
         root=root,
         class_names=labels.names,
         files=split_by_role(root, labels.names, np.array(paths, dtype=object), labels.values[kept], roles),
         opener=opener_of(config, root),
         notes=tuple(note for note in notes if note),
-        is_marked=columns["split_column"] is not None,
+        is_marked=columns.split is not None,
     )
 
 
-def read_table(path: Path) -> Any:
-    """Its rows, of text alone where it is no Parquet.
+def _read_table(path: Path) -> "pd.DataFrame":
+    """Reads the rows of a table. Values of CSV and TSV files stay text.
 
     Raises:
-        DataError: It cannot be read, or has no rows.
+        DataError: The table cannot be read, or has no rows.
     """
     import pandas as pd
 
@@ -86,19 +99,19 @@ def read_table(path: Path) -> Any:
     except DataError:
         raise
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not text in UTF-8: {error.reason} at byte {error.start:,}; save it so") from error
-    except Exception as error:  # each of pandas's readers has errors of its own
+        raise DataError(f"{path}: is not UTF-8: {error.reason} at byte {error.start:,}; save it as UTF-8") from error
+    except Exception as error:  # pandas's readers raise various errors
         why = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         raise DataError(f"{path}: cannot be read as a table: {why}") from error
     if not len(frame):
         raise DataError(f"{path}: has no rows")
     if not isinstance(frame.index, pd.RangeIndex) and not path.name.lower().endswith(PARQUET):
-        raise DataError(f"{path}: rows have more values than there are names of columns in the first line")
+        raise DataError(f"{path}: rows have more values than the first line has column names")
     return frame.rename(columns=lambda name: str(name).strip())
 
 
 def _separator_of(path: Path) -> str:
-    """What parts the names of its columns."""
+    """The separator in the first line, which names the columns."""
     import gzip
 
     with (
@@ -110,38 +123,38 @@ def _separator_of(path: Path) -> str:
     return max(_SEPARATORS, key=header.count)
 
 
-def columns_of(frame: Any, config: DataConfig, root: Path) -> dict[str, Any]:
-    """The column that each setting names, or else the one that can be meant.
+def _columns_of(frame: "pd.DataFrame", config: DataConfig, root: Path) -> _Columns:
+    """Returns the columns that settings name, or else the only ones that fit.
 
     Raises:
-        DataError: There is no such column, or several can be meant.
+        DataError: There is no such column, or several fit.
     """
     names = list(frame.columns)
-    found: dict[str, Any] = {setting: getattr(config, setting) for setting in _NAMED}
-    for setting, column in found.items():
+    for setting in _NAMED:
+        column = getattr(config, setting)
         wanted = column if isinstance(column, list) else [] if column in (None, _NONE) else [column]
         if lost := [name for name in wanted if name not in names]:
             raise DataError(f"{root}: data.{setting}: there is no column {few(lost)}, but {few(names)}")
-    if found["image_column"] is None:
-        like = [name for name in names if _are_paths(frame[name])]
-        found["image_column"] = _the_one(like, "image_column", names, root)
-    left = [name for name in names if name != found["image_column"] and name != found["split_column"]]
+    image, label, split = config.image_column, config.label_column, config.split_column
+    if image is None:
+        like = [name for name in names if _are_paths(frame[name].head(_LOOKED_AT))]
+        image = _the_one(like, "image_column", names, root)
+    left = [name for name in names if name not in (image, split)]
     named = [name for name in left if name.lower() in _NAMED["split_column"]]
-    by_none = found["split_column"] == _NONE
-    if found["split_column"] is None:
+    if split == _NONE:
+        split, left = None, [name for name in left if name not in named]
+    elif split is None:
         like = [name for name in named if all(role_of(str(value)) is not None for value in frame[name].unique())]
         odd = [name for name in named if name.lower() == "split" and name not in like]
-        found["split_column"] = _the_one([*like, *odd], "split_column", names, root) if like or odd else None
-    if by_none:
-        found["split_column"] = None
-    left = [name for name in left if name != found["split_column"] and not (by_none and name in named)]
-    if found["label_column"] is None:
+        split = _the_one([*like, *odd], "split_column", names, root) if like or odd else None
+        left = [name for name in left if name != split]
+    if label is None:
         named = [name for name in left if name.lower() in _NAMED["label_column"]]
         if not named and len(left) > 1 and all(are_flags(frame[name]) for name in left):
-            found["label_column"] = left
+            label = left
         else:
-            found["label_column"] = _the_one(named or left, "label_column", names, root)
-    return found
+            label = _the_one(named or left, "label_column", names, root)
+    return _Columns(image=image, label=label, split=split)
 
 
 def _the_one(like: Sequence[str], setting: str, names: Sequence[str], root: Path) -> str:
@@ -149,45 +162,46 @@ def _the_one(like: Sequence[str], setting: str, names: Sequence[str], root: Path
     some = named if len(like) > 1 and len(named) == 1 else like
     if len(some) == 1:
         return some[0]
-    what = f"{few(list(some))} can each be meant" if some else f"none of {few(list(names))} seems to be meant"
+    what = f"{few(list(some))} could each be meant" if some else f"none of {few(list(names))} seems to be meant"
     raise DataError(f"{root}: data.{setting}: {what}; set it in the space file")
 
 
-def _are_paths(column: Any) -> bool:
-    values = column.head(_LOOKED_AT)
+def _are_paths(values: Iterable[object]) -> bool:
     return all(isinstance(value, str) and is_image(value.strip()) for value in values)
 
 
-def chosen(columns: Mapping[str, Any], config: DataConfig, root: Path) -> str:
-    """A note on what no setting says; empty where all is said."""
+def _chosen(columns: _Columns, config: DataConfig, root: Path) -> str:
+    """A note on columns that no setting names; empty if there are none."""
 
-    def shown(column: Any) -> str:
-        if not isinstance(column, list):
+    def shown(column: str | Sequence[str]) -> str:
+        if isinstance(column, str):
             return f"column {column!r}"
         return f"the {len(column):,} columns of 0 and 1, {few(column)}"
 
-    words = {"image_column": "images", "label_column": "labels", "split_column": "splits"}
+    found = (
+        ("images", config.image_column, columns.image),
+        ("labels", config.label_column, columns.label),
+        ("splits", config.split_column, columns.split),
+    )
     parts = [
-        f"{words[setting]} are in {shown(column)}"
-        for setting, column in columns.items()
-        if getattr(config, setting) is None and column is not None
+        f"{what} are in {shown(column)}" for what, setting, column in found if setting is None and column is not None
     ]
     return f"{root}: {', '.join(parts)}" if parts else ""
 
 
-def _paths(column: Any, root: Path) -> list[str]:
+def _paths(column: Iterable[object], root: Path) -> list[str]:
     paths = ["" if value is None else str(value).strip() for value in column]
     if empty := [row for row, path in enumerate(paths, start=1) if path in ("", "nan")]:
         raise DataError(f"{root}: {len(empty):,} of {len(paths):,} rows have no path, row {empty[0]:,} the first")
     if any("://" in path for path in paths):
-        raise DataError(f"{root}: paths are addresses, as {next(p for p in paths if '://' in p)}; download the images")
+        raise DataError(f"{root}: paths are URLs such as {next(p for p in paths if '://' in p)}; download the images")
     if os.sep == "/" and any("\\" in path for path in paths) and not any("/" in path for path in paths):
-        paths = [path.replace("\\", "/") for path in paths]  # of a table that was made on Windows
+        paths = [path.replace("\\", "/") for path in paths]  # the table was made on Windows
     return [os.path.normpath(path) for path in paths]
 
 
-def labels_in(frame: Any, column: str | Sequence[str], config: DataConfig, root: Path) -> Labels:
-    """Of each row."""
+def _labels_in(frame: "pd.DataFrame", column: str | Sequence[str], config: DataConfig, root: Path) -> Labels:
+    """Labels of all rows."""
     if isinstance(column, str):
         return labels_of(list(frame[column]), separator=config.label_separator, place=f"{root}: column {column!r}")
     names = tuple(column)
@@ -196,28 +210,28 @@ def labels_in(frame: Any, column: str | Sequence[str], config: DataConfig, root:
     )
 
 
-def roles_in(frame: Any, column: str | None, root: Path) -> np.ndarray:
-    """Of each row, `(rows,)`; those of a table without splits are all `train`.
+def _roles_in(frame: "pd.DataFrame", column: str | None, root: Path) -> np.ndarray:
+    """Splits of all rows, `(rows,)`. They are all `train` if the table has no splits.
 
     Raises:
-        DataError: A row's split goes by no known name.
+        DataError: A row's split has an unknown name.
     """
     if column is None:
         return np.full(len(frame), "train", dtype=object)
     named = {value: role_of(str(value)) for value in frame[column].unique()}
     if odd := sorted(str(value) for value, role in named.items() if role is None):
         raise DataError(
-            f"{root}: column {column!r} marks splits by {few([value or 'nothing' for value in odd])}; must be train, "
-            f"val or test in each row. Name another column by data.split_column, or none"
+            f"{root}: column {column!r} names the splits {few([value or 'nothing' for value in odd])}; must be train, "
+            f"val or test in each row. Set data.split_column to another column, or to none"
         )
     return np.array([named[value] for value in frame[column]], dtype=object)
 
 
 def _without_repeats(paths: Sequence[str], labels: np.ndarray, roles: np.ndarray, root: Path) -> tuple[np.ndarray, int]:
-    """Rows that repeat no other, and the number of those that do.
+    """Returns the rows that repeat no earlier row, and the number of repeated rows.
 
     Raises:
-        DataError: An image is in two splits, or has another label in another row.
+        DataError: An image is in two splits, or has different labels in two rows.
     """
     first: dict[str, int] = {}
     kept = []
@@ -236,7 +250,7 @@ def _without_repeats(paths: Sequence[str], labels: np.ndarray, roles: np.ndarray
 
 
 def _check_some_exist(paths: Sequence[str], column: str, root: Path) -> None:
-    """Whether paths begin where the table lies; single files that are missing are counted by the check of images."""
+    """Checks that some images exist, since paths may start elsewhere. `check_images` counts single missing files."""
     for path in paths[:_LOOKED_AT]:
         with contextlib.suppress(OSError):
             os.stat(os.path.join(root.parent, path))

@@ -1,11 +1,12 @@
-"""Torchvision's data sets, by the names of their classes."""
+"""Data sets of torchvision, by class name."""
 
+import contextlib
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,12 +26,24 @@ _SPLITS: Mapping[Role, tuple[str, ...]] = {
 _NUM_COMPARED = 5  # labels
 
 
+class ImageSet(Protocol):
+    """A map-style data set like torch's. An item is an image with its class, or with 0 or 1 for each label."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> tuple[Any, Any]: ...
+
+
+class _NoSplitError(Exception):
+    """A data set has no split of this name."""
+
+
 def opener_of(config: DataConfig, root: Path | None) -> Opener:
     return _Rows(sets=_opened(config, root or DEFAULT_FOLDER)[0])
 
 
 def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None] | None = None) -> Records:
-    """The images of the splits that a class has by its own arguments.
+    """Finds the images of all splits of a torchvision class.
 
     Raises:
         DataError: There is no such class, its files are missing, or its images have no classes.
@@ -42,7 +55,7 @@ def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None
 
 
 def records_of_sets(
-    sets: Mapping[str, Any],
+    sets: Mapping[str, ImageSet],
     root: Path,
     opener: Opener,
     *,
@@ -50,11 +63,11 @@ def records_of_sets(
     is_marked: bool,
     on_note: Callable[[str], None] | None,
 ) -> Records:
-    """The images of map-style data sets, each item of which is an image and its class, or a 0 or 1 for each label.
+    """Finds the images of map-style data sets.
 
     Args:
-        sets: By their splits.
-        place: For messages.
+        sets: The data set of each split.
+        place: What messages call the data set.
 
     Raises:
         DataError: Images cannot be read, or have no classes.
@@ -62,7 +75,7 @@ def records_of_sets(
     notes = list[str]()
     values = {name: _values_of(each, place, on_note) for name, each in sets.items()}
     for name in [name for name, own in values.items() if own.ndim == 1 and (own == -1).all()]:
-        notes.append(f"{place}: split {name} has no labels, and is ignored")
+        notes.append(f"{place}: split {name} has no labels and is ignored")
         del values[name]
     labels = _named(np.concatenate(list(values.values())), next(iter(sets.values())), place)
     roles = np.array([role for name, own in values.items() for role in [_role_of(name)] for _ in own], dtype=object)
@@ -79,65 +92,69 @@ def records_of_sets(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Rows:
-    """Each image is what the set of a split gives for a row; names are a split and the row in it."""
+    """Opener of images that torchvision returns. An image's name is its split and row."""
 
-    sets: Mapping[str, Any]
+    sets: Mapping[str, ImageSet]
 
     def source(self, images: Images, row: int) -> Decoded:
         name = f"{images.root}/{images.names[row]}"
         split, _, number = images.names[row].rpartition("/")
         try:
             return Decoded(name=name, image=self.sets[split][int(number)][0])
-        except Exception as error:  # of whatever the set reads its images by
+        except Exception as error:  # a data set may raise anything
             raise DataError(f"{name}: cannot be read: {first_line(error)}") from error
 
     def sizes(self, images: Images) -> Sequence[int]:
-        return [0] * len(images.names)  # the library checks its files by itself
+        return [0] * len(images.names)  # torchvision checks its own files
 
 
 def _role_of(name: str) -> Role:
     return next(role for role, words in _SPLITS.items() if name in words)
 
 
-def _opened(config: DataConfig, root: Path) -> tuple[dict[str, Any], bool]:
-    """The sets of each split, and whether splits are marked."""
+def _opened(config: DataConfig, root: Path) -> tuple[dict[str, ImageSet], bool]:
+    """Returns the data set of each split, and whether the class has splits."""
     kind = _class_of(config.dataset)
-    parameters = inspect.signature(kind.__init__).parameters
+    parameters = inspect.signature(kind).parameters
     options = {"download": True} if config.download and "download" in parameters else {}
     if "train" in parameters:
         choices = {"train": {"train": True}, "test": {"train": False}}
         return {name: _made(kind, config, root, **options, **own) for name, own in choices.items()}, True
     if "split" not in parameters:
         return {"train": _made(kind, config, root, **options)}, False
-    found: dict[str, Any] = {}
+    found: dict[str, ImageSet] = {}
     for words in _SPLITS.values():
         for word in words:
-            made = _made(kind, config, root, split=word, **options)
-            if made is not None:
-                found[word] = made
+            with contextlib.suppress(_NoSplitError):
+                found[word] = _made(kind, config, root, split=word, **options)
                 break
     if not found:
-        raise DataError(f"{config.dataset}: has no split that goes by train, val or test")
+        raise DataError(f"{config.dataset}: has no split named train, val or test")
     return found, True
 
 
-def _made(kind: Any, config: DataConfig, root: Path, **options: Any) -> Any:
-    """One set; None where it has no such split."""
+def _made(kind: Callable[..., ImageSet], config: DataConfig, root: Path, **options: bool | str) -> ImageSet:
+    """Makes one data set.
+
+    Raises:
+        _NoSplitError: The class has no such split.
+        DataError: The data set cannot be read.
+    """
     try:
         return kind(str(root), **options)
     except (ValueError, AssertionError) as error:
         if "split" in options:
-            return None
+            raise _NoSplitError from error
         raise DataError(f"{config.dataset}: {first_line(error)}") from error
     except TypeError as error:
-        raise DataError(f"{config.dataset}: is no set of images with classes: {first_line(error)}") from error
-    except Exception as error:  # of archives, checksums and the network
+        raise DataError(f"{config.dataset}: is no data set of images with classes: {first_line(error)}") from error
+    except Exception as error:  # archives, checksums and the network raise various errors
         hint = "" if config.download else "; data.download: true in the space file downloads it"
         said = first_line(error).partition(" You can use")[0].rstrip(".")
         raise DataError(f"{config.dataset}: {said}: sought in {root} (--data DIR){hint}") from error
 
 
-def _class_of(dataset: str) -> Any:
+def _class_of(dataset: str) -> Callable[..., ImageSet]:
     from torchvision import datasets
 
     name = dataset.removeprefix(BY_NAME)
@@ -149,10 +166,11 @@ def _class_of(dataset: str) -> Any:
     return getattr(datasets, exact)
 
 
-def _values_of(images: Any, place: str, on_note: Callable[[str], None] | None) -> np.ndarray:
-    """Class indices `(images,)`; or 0 and 1 of each label, `(images, labels)`.
+def _values_of(images: ImageSet, place: str, on_note: Callable[[str], None] | None) -> np.ndarray:
+    """Returns class indices `(images,)`, or 0 and 1 for each label, `(images, labels)`.
 
-    Most sets hold them under one of a few names, which is compared with what they give; else all images are read.
+    Most data sets hold them in an attribute with one of a few names. The attribute is trusted if it agrees with a few
+    items. Otherwise all images are read.
     """
     pairs = (getattr(images, name, None) for name in ("samples", "_samples"))
     held = [getattr(images, name, None) for name in ("targets", "labels", "_labels", "y", "attr")]
@@ -169,14 +187,14 @@ def _values_of(images: Any, place: str, on_note: Callable[[str], None] | None) -
         if on_note is not None:
             on_note(f"{place}: reading each image for its label")
         values = np.array([images[row][1] for row in range(len(images))])
-    except Exception as error:  # of whatever the set reads its images by
+    except Exception as error:  # a data set may raise anything
         raise DataError(f"{place}: cannot be read: {first_line(error)}") from error
     if values.dtype.kind not in "iu" or values.ndim > 2:
-        raise DataError(f"{place}: its images have no classes, but {repr(values[0])[:60]}")
+        raise DataError(f"{place}: its images have no classes; instead of one, an image has {repr(values[0])[:60]}")
     return values.astype(np.uint8 if values.ndim > 1 else np.int64)
 
 
-def _named(values: np.ndarray, images: Any, place: str) -> Labels:
+def _named(values: np.ndarray, images: ImageSet, place: str) -> Labels:
     number = values.shape[1] if values.ndim > 1 else int(values.max()) + 1
     if values.min() < 0 or (values.ndim > 1 and values.max() > 1):
         raise DataError(f"{place}: some images have no label")
