@@ -79,7 +79,7 @@ def test_a_run_tells_how_much_it_believed_and_when_it_stopped(tmp_path: Path) ->
     assert not_believed.stopped_after is not None
     (line,) = belief_lines(histories_of_beliefs(wrong))
     assert line.startswith(f"learned from {earlier.path}: ")
-    assert line.endswith(f"it was not believed any more after {not_believed.stopped_after} trials")
+    assert line.endswith(f"it was given up after {not_believed.stopped_after} trials")
     page = run_page(wrong)
     assert line in page
     assert f"{not_believed.steps[10].agreement:.2f}</td>" in page

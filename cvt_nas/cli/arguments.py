@@ -55,8 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="RUN",
-        help="earlier runs that tell what to train first, as far as the new trials confirm it: folders or URLs, of "
-        "whatever space and data",
+        help="folders or URLs of earlier runs that guide the first trials, as far as the new trials confirm them; "
+        "their spaces and data may differ",
     )
     search.add_argument(
         "--callback",

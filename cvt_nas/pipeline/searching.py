@@ -78,8 +78,8 @@ def search(
             `model.locate` and `model.cut_state`. What there is to say of them is in `init` of the manifest, as of a
             teacher in `teacher`.
         warm_start: Another name of `init`.
-        learn_from: Earlier runs, by their folders or URLs, whose trials the surrogate begins with, as far as the new
-            ones confirm them; of whatever space, data and epochs. They are read once, and kept in the run folder.
+        learn_from: Folders or URLs of earlier runs. The surrogate starts from their trials, as far as the new trials
+            confirm them. Their spaces, data and epochs may differ. The run folder keeps a copy of their trials.
         resume: Go on with the run in `out`; trials in flight continue from their last epoch, and those that failed or
             ran out of memory are tried again, anchors first, by new trials of the same architectures.
         reuse_workers: Whether a worker process outlives its trial; off only to measure what that saves.

@@ -1,8 +1,8 @@
-"""What is believed of the networks of a space before any of them is trained: by earlier runs, and by the user.
+"""Beliefs about the networks of a space before any of them is trained: from earlier runs, and from the user.
 
-Each belief is a number for each network, and a feature of the process of `curves`, which weighs it by what the trials
-show. What an earlier run teaches is the accuracy that a process over its own curves expects. What the user says is
-worth a network more where it has the options that good networks are said to have, whatever it costs.
+A belief gives each network a number. It is a feature of the Gaussian process of `curves`, which learns its weight from
+the trials. The belief from an earlier run is the accuracy that a process over its curves expects. The belief of the
+user is higher for networks with the options that the user prefers, after the effect of costs is removed.
 
 Sources: Golovin et al. 2017 ("Vizier"), for stacking the processes of earlier studies; Hvarfner et al. 2022,
 arXiv:2204.11051, for beliefs of users that fade.
@@ -32,10 +32,10 @@ class EarlierRun:
     """Networks that another search trained.
 
     Args:
-        choices: Of each network, values by the names of genes; see `choices_of`.
-        costs: Of each network, as it would be for the images and classes of this search.
-        curves: Of each network, accuracy after each epoch; at least one epoch.
-        num_epochs: Of a full training.
+        choices: Values of each network's choices, by the names of genes; see `choices_of`.
+        costs: Cost of each network for the images and classes of this search.
+        curves: Accuracy of each network after each epoch, of one epoch at least.
+        num_epochs: Number of epochs of a full training.
     """
 
     name: str
@@ -50,9 +50,10 @@ class Beliefs:
     """All that is believed of a space.
 
     Args:
-        fixed: Values of choices that the space fixes, by names as genes have them: earlier runs may have varied them.
-        priors: By the name of a gene, how much more often each of its options is in good networks than by chance;
-            above 0, and 1 where nothing is believed. Genes may be absent.
+        fixed: Values of the choices that the space fixes, by the names that genes would have. Earlier runs may have
+            varied them.
+        priors: Weight of each option of a gene, by the name of the gene: how many times as often as by chance it is in
+            good networks. Weights are above 0. Genes may be absent.
     """
 
     runs: tuple[EarlierRun, ...] = ()
@@ -68,10 +69,9 @@ NO_BELIEFS = Beliefs()
 
 
 def choices_of(arch: ArchConfig) -> dict[str, Any]:
-    """Values of a network by the names that genes would have, of a space in which stages choose and of one in which
-    blocks do.
+    """Values of a network's choices by the names that genes would have, both of stages and of blocks.
 
-    The value of a stage whose blocks differ is their mean, and None where they are words.
+    Where the blocks of a stage differ, the value of the stage is their mean. Words have no mean, so the name is absent.
     """
     values: dict[str, Any] = {}
     for index, stage in enumerate(arch.stages):
@@ -89,12 +89,12 @@ def choices_of(arch: ArchConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trust:
-    """How much is left of a belief.
+    """How far the trials confirm a belief.
 
     Args:
-        weight: By which it counts among what is expected, and the standard deviation of that.
-        agreement: Correlation, over networks of the space, of the belief with what is expected of their accuracy; of
-            the user's with what is expected beyond what follows from costs.
+        weight, sd: Mean and standard deviation of its weight in the process.
+        agreement: Correlation of the belief with the expected accuracy, over networks of the space. For the user's
+            belief, the effect of costs is removed from the expected accuracy.
     """
 
     weight: float
@@ -126,9 +126,9 @@ class Believed:
     def judge(
         self, number: int, genomes: Int[np.ndarray, "genomes genes"], costs: Sequence[Cost]
     ) -> Float[np.ndarray, " genomes"]:
-        """By what trial `number` of the initial design is chosen among networks of about the same cost.
+        """A score by which trial `number` of the initial design is chosen among networks of about the same cost.
 
-        A user can be wrong about many genes at once, so that every second trial does not go by that.
+        The user can be wrong about many genes at once, so every second trial ignores the user's belief.
         """
         believed = self(genomes, costs)
         return believed[:, : len(self._runs) if number % 2 else self.number].sum(axis=1)
@@ -141,8 +141,13 @@ class Believed:
         expected: Float[np.ndarray, " sample"],
         costs: Float[np.ndarray, "sample 2"],
     ) -> list[Trust]:
-        """Of each belief, by the `weights` that a process gives them, mean and standard deviation, and the accuracies
-        that it expects; `costs` are logarithms."""
+        """How far a process confirms each belief.
+
+        Args:
+            weights: Mean and standard deviation of the weight of each belief in the process.
+            expected: Accuracies that the process expects.
+            costs: Standardised logarithms of params and FLOPs.
+        """
         means, sds = weights
         line = np.column_stack([np.ones(len(costs)), costs])
         beyond = expected - line @ np.linalg.lstsq(line, expected, rcond=None)[0]
@@ -162,7 +167,7 @@ class _Expected:
         columns = [_Column(gene, [of.get(gene.name) for of in run.choices]) for gene in space.genes]
         for name, value in fixed.items():
             theirs = [of.get(name) for of in run.choices]
-            if len({*theirs, None}) > 2:  # what is the same in all of their networks teaches nothing
+            if len({*theirs, None}) > 2:  # a value that all of their networks share teaches nothing
                 gene = Gene(name=name, stage=0, block=None, choice=name.rpartition(".")[2], options=(value,))
                 columns.append(_Column(gene, theirs))
         self._columns = [column for column in columns if column.is_theirs]
@@ -178,7 +183,7 @@ class _Expected:
         theta = fit_hyperparameters(curves, prior=prior)
         self._posterior, self._skill = CurvePosterior(curves, theta), _skill(curves, theta)
         expected = self._expect(sample, costs)
-        # where next to nothing is expected to differ, what is left is noise and must not be made large
+        # a process that expects almost no differences must not have them scaled up
         self._mean, self._sd = expected.mean(), max(expected.std(), curves.scale[1])
 
     def _scaled(self, costs: Sequence[Cost]) -> np.ndarray:
@@ -194,11 +199,10 @@ class _Expected:
 
 
 def _skill(curves: Curves, theta: np.ndarray) -> float:
-    """How well a process tells of networks that it has not seen: the correlation of their latest accuracies with what
-    it expects by four fifths of the trials, each fifth left out in turn; 0 where that is less.
+    """Cross-validated skill of a process: the correlation of the latest accuracies of trials that are left out with
+    what it expects of them. Each fifth of the trials is left out in turn. Negative correlations count as 0.
 
-    Accuracies without order are remembered as well as others, and would be believed where a search meets the same
-    networks again.
+    A process also remembers random accuracies. Without this factor, a search of the same networks would believe them.
     """
     latest = dict(zip(curves.trials.tolist(), curves.values.tolist(), strict=True))
     trials = np.random.default_rng(0).permutation(list(latest))
@@ -213,9 +217,9 @@ def _skill(curves: Curves, theta: np.ndarray) -> float:
 
 
 class _Column:
-    """A choice as features, by the values that it has in either space: in [0, 1] by rank, or one-hot.
+    """A choice as features, over the values that it has in either space: its rank in [0, 1], or one-hot.
 
-    A network that lacks the choice, as one without the block, stands in the middle.
+    A network without the choice, because it lacks the block, is in the middle.
     """
 
     def __init__(self, gene: Gene, theirs: Sequence[Any]) -> None:
@@ -233,9 +237,9 @@ class _Column:
 
 
 class _Priors:
-    """How good a user believes the options of networks to be, beyond what follows from their costs.
+    """How good the user believes the options of networks to be, after the effect of costs is removed.
 
-    Options that good networks have may be cheap ones, and that is known without any belief.
+    Good networks often have cheap options, which the costs already tell.
     """
 
     def __init__(

@@ -19,11 +19,11 @@ from cvt_nas.space import SearchSpace
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """What another run taught: the trials that have an accuracy.
+    """An earlier run: its trials that have an accuracy.
 
     Args:
         place: Path or URL of its folder.
-        epochs: Of a full training.
+        epochs: Number of epochs of a full training.
     """
 
     place: str
@@ -31,15 +31,15 @@ class Source:
     trials: tuple[TrialResult, ...]
 
     def to_json(self) -> dict[str, object]:
-        """What a manifest tells."""
+        """Its entry in a manifest."""
         return {"place": self.place, "epochs": self.epochs, "trials": len(self.trials)}
 
 
 def read_sources(places: Sequence[str | Path], *, metric: str) -> list[Source]:
-    """The runs in folders, or at URLs.
+    """Reads the runs in folders or at URLs.
 
     Raises:
-        RunFolderError: One is no run, has no trial with an accuracy, or maximised another metric than `metric`.
+        RunFolderError: One of them is no run, has no trial with an accuracy, or maximised another metric.
     """
     sources = []
     for place in places:
@@ -57,7 +57,7 @@ def read_sources(places: Sequence[str | Path], *, metric: str) -> list[Source]:
 
 
 def keep_sources(sources: Sequence[Source], run: RunFolder) -> None:
-    """Writes them into the folder of a run that is about to begin."""
+    """Writes earlier runs into the folder of a run that is about to begin."""
     for number, source in enumerate(sources):
         path = run.earlier_path(number)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def keep_sources(sources: Sequence[Source], run: RunFolder) -> None:
 
 
 def check_same_sources(run: RunFolder, places: Sequence[str | Path]) -> None:
-    """Raises RunFolderError where a run that goes on is told of other runs than those that it learns from."""
+    """Raises RunFolderError where a resumed run is given other earlier runs than it began with."""
     began = [told["place"] for told in run.manifest.get("learn_from", ())]
     asked = [str(place) if is_url(place) else str(Path(place).absolute()) for place in places]
     if asked and asked != began:
@@ -75,7 +75,7 @@ def check_same_sources(run: RunFolder, places: Sequence[str | Path]) -> None:
 
 
 def beliefs_of(experiment: Experiment, run: RunFolder) -> Beliefs:
-    """What a search believes beforehand, by the runs that it keeps and by the priors of its file."""
+    """Beliefs that a search starts with: from the earlier runs in its folder, and from the priors of its file."""
     space, told = experiment.space, run.manifest.get("learn_from", ())
     return Beliefs(
         runs=tuple(_earlier_run(source, run, number, space) for number, source in enumerate(told)),
@@ -100,7 +100,7 @@ def _earlier_run(told: Mapping[str, Any], run: RunFolder, number: int, space: Se
 
 
 def _cost_here(trial: TrialResult, space: SearchSpace) -> Cost:
-    """Of the network for images and classes of this space; its own where it cannot take such images."""
+    """Cost of the trial's network for the images and classes of this space; its own cost if it cannot take them."""
     try:
         arch = dataclasses.replace(
             trial.arch, image_size=space.image_size, num_channels=space.num_channels, num_classes=space.num_classes

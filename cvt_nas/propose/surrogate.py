@@ -31,7 +31,7 @@ NUM_CANDIDATES = 1_500
 # the operation that it had written off.
 _OVERCONFIDENCE = 1.5
 ENUMERABLE = 4_000
-_JUDGED_AFTER = 2  # complete trials, by which beliefs are weighed before the initial design is over
+_JUDGED_AFTER = 2  # complete trials, after which the initial design uses the weights of beliefs
 _INTERVALS = (0, 9, 5, 2, 7, 1, 3, 4, 6, 8)  # of log-FLOPs: each is as far as can be from those before
 
 
@@ -49,7 +49,7 @@ class Surrogate:
         seed: Of the initial design and of the candidates.
         per_second: Whether what is expected of a candidate is divided by the seconds that its epochs are expected to
             take.
-        beliefs: What is believed of the space beforehand.
+        beliefs: Beliefs about the space beforehand.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Surrogate:
             return self._gains(observations, self._of(genomes))
 
     def trust(self, observations: Sequence[Observation]) -> list[Trust]:
-        """How much is left of each belief, in the order of `Beliefs.names`."""
+        """How far the observations confirm each belief, in the order of `Beliefs.names`."""
         with _blas().limit(limits=1, user_api="blas"):
             model, features = self._model(observations), self.features(self._sample)
             end = features.shape[1] - self._believed.number
@@ -170,7 +170,7 @@ class Surrogate:
 
     def _initial(self, number: int, observations: Sequence[Observation], seen: set[Genome]) -> Genome | None:
         """The cheapest, then one at random from each interval of log-FLOPs, the next always far from those before.
-        Where something is believed, it is the one in the interval of which the most is believed.
+        With beliefs, it takes the most promising network of the interval.
 
         Whatever its accuracy, nothing else can take the cheap end of the front, so it is worth the most before
         anything is known.

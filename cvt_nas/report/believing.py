@@ -1,4 +1,4 @@
-"""How much a search believed of what it began with: the earlier runs and the user's priors, after so many trainings."""
+"""How far the trials of a search confirmed its beliefs: the earlier runs and the user's priors."""
 
 import html
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from cvt_nas.report.page import table_html
 from cvt_nas.report.stopping import experiment_of, observation_of
 from cvt_nas.run import RunFolder
 
-STOPPED = 0.1  # an agreement below which a belief is not confirmed
-_FEWEST = 3  # complete trials, before which the model is not used
-_FIRST = 5  # trials, the first step; the next ones have twice as many each
+STOPPED = 0.1  # agreement below which a belief counts as given up
+_FEWEST = 3  # complete trials that the model needs
+_FIRST = 5  # trials of the first step; each next step has twice as many
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:
-    """What became of a belief.
+    """A belief over the course of a search.
 
     Args:
         name: Place of an earlier run, or `priors`.
-        steps: By the number of trials that had ended; at least one.
+        steps: Trust in it, by the number of trials that had ended; at least one.
     """
 
     name: str
@@ -31,7 +31,7 @@ class History:
 
     @property
     def stopped_after(self) -> int | None:
-        """After how many trials it was not believed any more, and has not been since."""
+        """Number of trials after which it was given up for good."""
         stopped = None
         for number, trust in self.steps.items():
             stopped = None if trust.agreement >= STOPPED else number if stopped is None else stopped
@@ -39,8 +39,8 @@ class History:
 
 
 def histories_of_beliefs(run: RunFolder) -> list[History]:
-    """By the trials that had ended first; nothing where the run believed nothing, too few trials are complete, or its
-    file is another version's."""
+    """The history of each belief. Empty if the run had no beliefs, too few trials are complete, or another version
+    wrote its space file."""
     try:
         experiment = experiment_of(run)
         beliefs, search = beliefs_of(experiment, run), experiment.search
@@ -67,7 +67,7 @@ def histories_of_beliefs(run: RunFolder) -> list[History]:
 
 
 def belief_lines(histories: Sequence[History]) -> list[str]:
-    """For people: how well each belief agrees with what the trials taught, and when it was given up."""
+    """One line for each belief: its agreement with the trials, and when it was given up."""
     lines = []
     for history in histories:
         what = "search.priors" if history.name == PRIORS else f"learned from {history.name}"
@@ -75,15 +75,15 @@ def belief_lines(histories: Sequence[History]) -> list[str]:
         (*_, last), stopped = history.steps.values(), history.stopped_after
         beyond = "beyond what follows from costs, " if history.name == PRIORS else ""
         lines.append(
-            f"{what}: {beyond}its correlation with what is expected by the trials was {', '.join(steps)} trials "
+            f"{what}: {beyond}its correlation with the expected accuracy was {', '.join(steps)} trials "
             f"(weight {last.weight:.2f} ± {last.sd:.2f})"
-            + ("" if stopped is None else f"; it was not believed any more after {stopped} trials")
+            + ("" if stopped is None else f"; it was given up after {stopped} trials")
         )
     return lines
 
 
 def beliefs_section(run: RunFolder) -> str:
-    """The same as HTML, with a table; nothing where nothing was believed."""
+    """The lines and a table as HTML; empty if the run had no beliefs."""
     histories = histories_of_beliefs(run)
     if not histories:
         return ""
