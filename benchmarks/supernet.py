@@ -115,8 +115,9 @@ def print_misjudged(rows: pd.DataFrame, truth: pd.DataFrame, space: SearchSpace)
         accuracies = known["inherited"].to_numpy(), known["accuracy"].to_numpy()
         found += misjudged_choices(*accuracies, known["flops"].tolist(), choices)
     for _, of in pd.DataFrame(found).groupby(["choice", "option"]):
+        choice, option, instead_of = of.iloc[0][["choice", "option", "instead_of"]]
         print(
-            f"{of['choice'].iloc[0]}, {of['option'].iloc[0]} instead of {of['instead_of'].iloc[0]}: misjudged by {len(of)} of {len(supernets)}; "
+            f"{choice}, {option} instead of {instead_of}: misjudged by {len(of)} of {len(supernets)}; "
             f"alone {100 * of['alone'].mean():+.2f}, inherited {100 * of['inherited'].mean():+.2f}"
         )
 

@@ -207,6 +207,26 @@ CASES = {
         "kv_stride: 2, kv_strid: 2}",
         "my.yaml:30: anchors.cvt-like.kv_strid: unknown key; did you mean 'kv_stride'?",
     ),
+    "a prior of an unknown choice": (
+        "search: {",
+        "search: {priors: {kv_strid: {2: 3}}, ",
+        "my.yaml:41: search.priors.kv_strid: unknown key; did you mean 'kv_stride'?",
+    ),
+    "a prior of an option that there is not": (
+        "search: {",
+        "search: {priors: {embed_dim: {80: 3}}, ",
+        "my.yaml:41: search.priors.embed_dim.80: is no option here, must be one of 8, 16, 24, 32, 48, 64, 96",
+    ),
+    "a prior that is no weight": (
+        "search: {",
+        "search: {priors: {kv_stride: {2: often}}, ",
+        'my.yaml:41: search.priors.kv_stride.2: got "often", must be a number above 0',
+    ),
+    "priors of too few stages": (
+        "search: {",
+        "search: {priors: {kv_stride: [{2: 3}, {2: 3}]}, ",
+        "my.yaml:41: search.priors.kv_stride: got 2 sections, must be one, or one for each of 3 stages",
+    ),
     "an anchor that breaks a constraint": (
         "objectives:",
         "constraints: {params: {max: 100_000}}\nobjectives:",
@@ -468,3 +488,20 @@ def test_confirm_takes_the_front_and_three_seeds_unless_told_otherwise() -> None
     assert confirm is not None
     assert (confirm.top, confirm.seeds) == ("front", 3)
     assert parse_experiment(BASE, "my.yaml").search.confirm is None
+
+
+def test_priors_are_weights_of_the_options_of_genes() -> None:
+    priors = "{mlp_ratio: {4: 3}, kv_stride: [{2: 0.5}, {}, {1: 2}]}"
+    experiment = parse_experiment(BASE.replace("sampler: tpe", f"priors: {priors}"), "my.yaml")
+    assert experiment.priors["stage1.mlp_ratio"] == tuple(
+        3.0 if option == 4 else 1.0 for option in experiment.space.stages[1].mlp_ratio
+    )
+    assert experiment.priors["stage0.kv_stride"] == (1.0, 0.5)
+    assert "stage1.kv_stride" not in experiment.priors
+    assert experiment.priors["stage2.kv_stride"] == (2.0, 1.0)
+
+
+def test_priors_that_no_sampler_heeds_have_no_effect() -> None:
+    text = BASE.replace("sampler: tpe", "sampler: tpe, priors: {kv_stride: {2: 3}}")
+    (warning,) = parse_experiment(text, "my.yaml").warnings
+    assert "search.priors: has no effect: the sampler is tpe" in warning

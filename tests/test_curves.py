@@ -17,19 +17,24 @@ def final_of(features: np.ndarray) -> np.ndarray:
     return 0.8 + 0.05 * features[:, 0] - 0.03 * features[:, 1] ** 2
 
 
-def made_up(lengths: list[int], *, seed: int = 0, noise: float = 0.001) -> Curves:
-    """Curves of random networks that were trained for so many epochs; the first feature is slow to show."""
+def made_up(lengths: list[int], *, seed: int = 0, noise: float = 0.001, num_beliefs: int = 0) -> Curves:
+    """Curves of random networks that were trained for so many epochs; the first feature is slow to show. Beliefs are
+    random numbers."""
     rng = np.random.default_rng(seed)
     features = rng.random((len(lengths), NUM_FEATURES))
     trials = np.repeat(np.arange(len(lengths)), lengths)
     epochs = np.concatenate([np.arange(1, length + 1) for length in lengths])
     early = (0.2 + 0.1 * features[trials, 0]) * (1 / epochs - 1 / NUM_EPOCHS)
     values = final_of(features)[trials] - early + noise * rng.normal(size=len(trials))
-    return Curves(features=features, trials=trials, epochs=epochs, values=values, num_epochs=NUM_EPOCHS)
+    features = np.hstack([features, rng.normal(size=(len(lengths), num_beliefs))])
+    return Curves(
+        features=features, trials=trials, epochs=epochs, values=values, num_epochs=NUM_EPOCHS, num_beliefs=num_beliefs
+    )
 
 
-def test_the_gradient_of_the_likelihood_is_that_of_finite_differences() -> None:
-    curves = made_up([8, 8, 3, 1, 5])
+@pytest.mark.parametrize("num_beliefs", [0, 2])
+def test_the_gradient_of_the_likelihood_is_that_of_finite_differences(num_beliefs: int) -> None:
+    curves = made_up([8, 8, 3, 1, 5], num_beliefs=num_beliefs)
     terms = Terms(curves, (curves.values - curves.values.mean()) / curves.values.std())
     theta = PRIOR + 0.1 * np.random.default_rng(1).normal(size=len(PRIOR))
     _, slope = terms.negative_log_likelihood(theta)
@@ -41,9 +46,10 @@ def test_the_gradient_of_the_likelihood_is_that_of_finite_differences() -> None:
     assert slope == pytest.approx(found, rel=1e-4, abs=1e-5)
 
 
-def test_the_prediction_is_that_of_the_textbook() -> None:
-    curves = made_up([8, 4, 1])
-    features = np.random.default_rng(2).random((4, NUM_FEATURES))
+@pytest.mark.parametrize("num_beliefs", [0, 2])
+def test_the_prediction_is_that_of_the_textbook(num_beliefs: int) -> None:
+    curves = made_up([8, 4, 1], num_beliefs=num_beliefs)
+    features = np.random.default_rng(2).random((4, NUM_FEATURES + num_beliefs))
     mean, sd = CurvePosterior(curves, PRIOR).predict(features)
     lengths, (f, g, m, own, own_curve, noise, early, alpha, beta) = np.exp(PRIOR[:3]), np.exp(PRIOR[3:])
 
@@ -51,17 +57,25 @@ def test_the_prediction_is_that_of_the_textbook() -> None:
         return (beta / (one[:, None] + other + beta)) ** alpha
 
     def k(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        one, other = one[:, :NUM_FEATURES], other[:, :NUM_FEATURES]
         return np.exp(-0.5 * (((one[:, None] - other) / lengths) ** 2).sum(axis=2))
+
+    def believed(x: np.ndarray) -> np.ndarray:
+        return x[:, NUM_FEATURES:]
 
     x, n = curves.features[curves.trials], curves.epochs
     same = curves.trials[:, None] == curves.trials
     inside = k(x, x) * (f**2 + g**2 * e(n, n)) + m**2 * e(n, n) + 9 + same * (own**2 + own_curve**2 * e(n, n))
-    inside += np.diag(noise**2 + early**2 / n + 1e-6)
+    inside += np.diag(noise**2 + early**2 / n + 1e-6) + 0.64 * believed(x) @ believed(x).T
     end = np.full(len(features), NUM_EPOCHS)
     across = k(features, x) * (f**2 + g**2 * e(end, n)) + m**2 * e(end, n) + 9
+    across += 0.64 * believed(features) @ believed(x).T
+    trust = 0.5 / max(num_beliefs, 1)
     centre, scale = curves.scale
-    assert mean == pytest.approx(centre + scale * across @ np.linalg.solve(inside, (curves.values - centre) / scale))
-    prior = f**2 + (g**2 + m**2) * e(end[:1], end[:1])[0, 0] + 9
+    surprise = (curves.values - centre) / scale - trust * believed(x).sum(axis=1)
+    expected = trust * believed(features).sum(axis=1) + across @ np.linalg.solve(inside, surprise)
+    assert mean == pytest.approx(centre + scale * expected)
+    prior = f**2 + (g**2 + m**2) * e(end[:1], end[:1])[0, 0] + 9 + 0.64 * (believed(features) ** 2).sum(axis=1)
     variance = prior - (across * np.linalg.solve(inside, across.T).T).sum(axis=1)
     assert sd == pytest.approx(scale * np.sqrt(variance), rel=1e-6)
 
@@ -110,8 +124,25 @@ def test_one_epoch_is_a_process_over_architectures_alone() -> None:
     assert posterior.expect(curves.features) == pytest.approx(curves.values, abs=0.01)
 
 
+def test_a_belief_is_weighed_by_what_the_trials_show() -> None:
+    right, few = made_up([8] * 20, num_beliefs=1), made_up([8] * 5, num_beliefs=1)
+    for curves in (right, few):
+        ends = final_of(curves.features)
+        curves.features[:, -1] = (ends - ends.mean()) / ends.std()
+    wrong = dataclasses.replace(right, features=right.features * np.array([1, 1, 1, -1]))
+
+    def trust(curves: Curves) -> float:
+        mean, _ = CurvePosterior(curves, fit_hyperparameters(curves, prior=PRIOR)).trust
+        return float(mean[0])
+
+    assert trust(right) > 0.8
+    assert trust(wrong) < -0.3
+    assert trust(few) > 0.6
+
+
 def test_the_prior_has_a_length_for_each_feature(digits: Experiment) -> None:
     ordinal = sum(gene.is_ordinal for gene in digits.space.genes)
     options = sum(len(gene.options) for gene in digits.space.genes if not gene.is_ordinal)
-    assert len(prior_of(digits.space, 300)) == ordinal + options + 2 + 9
-    assert np.exp(prior_of(digits.space, 300)[-1]) == pytest.approx(30)
+    prior = prior_of([0 if gene.is_ordinal else len(gene.options) for gene in digits.space.genes], 300)
+    assert len(prior) == ordinal + options + 2 + 9
+    assert np.exp(prior[-1]) == pytest.approx(30)

@@ -92,6 +92,8 @@ WRONG: dict[str, tuple[tuple[str | int, ...], Any]] = {
     "accuracy minimised": (("objectives", "accuracy"), "minimize"),
     "a bound below one": (("constraints",), {"params": {"max": 0}}),
     "a choice to open that there is none of": (("supernet",), {"epochs": 2, "opening": {"width": 1}}),
+    "a prior of an unknown choice": (("search", "priors"), {"width": {8: 2}}),
+    "a prior that is no weight": (("search", "priors"), {"kv_stride": {2: 0}}),
     "an anchor with an unknown choice": (("anchors", "cvt-like", "width"), 8),
 }
 

@@ -51,6 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"weights that trials or the supernet begin with, as far as their networks have room for them: {_WEIGHTS}",
     )
     search.add_argument(
+        "--learn-from",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="folders or URLs of earlier runs that guide the first trials, as far as the new trials confirm them; "
+        "their spaces and data may differ",
+    )
+    search.add_argument(
         "--callback",
         action="append",
         default=[],

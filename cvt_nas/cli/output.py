@@ -52,8 +52,10 @@ def print_front(run: "RunFolder", out: str) -> None:
     from rich.console import Console
 
     from cvt_nas.report import (
+        belief_lines,
         confirmation_lines,
         front_table,
+        histories_of_beliefs,
         latency_lines,
         rank_lines,
         report_paths,
@@ -66,7 +68,8 @@ def print_front(run: "RunFolder", out: str) -> None:
         say(console, "No trial reached its last epoch, so there is no front yet.")
         return
     console.print(front_table(run))
-    for note in (*latency_lines(run), *confirmation_lines(run), *rank_lines(run), *stopping_lines(run)):
+    of_search = (*rank_lines(run), *stopping_lines(run), *belief_lines(histories_of_beliefs(run)))
+    for note in (*latency_lines(run), *confirmation_lines(run), *of_search):
         say(console, note)
     say(
         console,

@@ -58,6 +58,8 @@ def search(options: argparse.Namespace) -> int:
         for what in ("init", "teacher"):
             for note in run.manifest.get(what, {}).get("notes", []):
                 say(console, f"note: {note}")
+        for source in run.manifest.get("learn_from", []):
+            say(console, f"note: learns from {source['trials']} trials of {source['place']}")
         shown = ConsoleProgress.of(run, console, num_trials=num_trials, deadline=deadline)
         with trackers(run, **tracked, warn=warn) as track, shown:
             yield following(shown, track)
@@ -76,6 +78,7 @@ def search(options: argparse.Namespace) -> int:
             seed=options.seed,
             address=options.address,
             init=options.init,
+            learn_from=options.learn_from,
             resume=options.resume,
             stop=stop,
             progress=progress,

@@ -18,6 +18,7 @@ from cvt_nas.config.anchors import anchors_of
 from cvt_nas.config.building import check_feasible, space_of
 from cvt_nas.config.checks import check_search, check_stages, check_supernet, check_training
 from cvt_nas.config.idle import without_effect
+from cvt_nas.config.priors import priors_of
 from cvt_nas.config.reader import MAX_LENGTH, Reader, did_you_mean, explain
 from cvt_nas.config.sections import DaNasConfig, DataConfig, SearchConfig, SpaceFile, SupernetConfig, TrainingConfig
 from cvt_nas.errors import ArchError, SpaceFileError
@@ -32,6 +33,7 @@ class Experiment:
 
     Args:
         anchors: Architectures that are evaluated first, by name. All are inside the space and its bounds.
+        priors: Weight of each option of a gene, by the name of the gene; see `search.priors`.
         objectives: Metrics of the search. Accuracy is maximised, and costs are minimised.
         text: Text of the file.
         warnings: Settings of the file that have no effect, one line each.
@@ -40,6 +42,7 @@ class Experiment:
     name: str
     space: SearchSpace
     anchors: Mapping[str, Genome]
+    priors: Mapping[str, tuple[float, ...]]
     objectives: tuple[Metric, ...]
     data: DataConfig
     training: TrainingConfig
@@ -242,11 +245,13 @@ def _build(file: SpaceFile, reader: Reader) -> Experiment:
     space = space_of(file, reader)
     check_feasible(space, reader)
     anchors = anchors_of(file.anchors, space, reader)
+    priors = priors_of(file.search.priors, space, reader)
     reader.stop_if_wrong()
     return Experiment(
         name=file.name,
         space=space,
         anchors=anchors,
+        priors=priors,
         objectives=objectives,
         data=file.data,
         training=file.training,

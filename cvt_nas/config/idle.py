@@ -72,6 +72,8 @@ def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) 
         for name in ("own_norms", "opening"):
             fixed = ", ".join(choice for choice in getattr(idle, name) if choice not in chosen)
             check(("supernet", name), bool(fixed), f"the space has no choice of {fixed}")
+    check(("search", "priors"), file.search.sampler != "surrogate", f"the sampler is {file.search.sampler}")
+    check(("search", "priors"), file.search.has_supernet, "the trials are the best of the candidates")
     check(("search", "per"), file.search.sampler != "surrogate", f"the sampler is {file.search.sampler}")
     for name in ("mode", "grace_period", "reduction_factor"):
         has_rungs = file.search.scheduler in ("pareto-asha", "asha")

@@ -10,6 +10,7 @@ from cvt_nas.pipeline.confirm import confirm_front
 from cvt_nas.pipeline.inherit import heirs, measured_whole, rank_candidates, record_as_trials, train_weights
 from cvt_nas.pipeline.latency import measure_front
 from cvt_nas.pipeline.narrowing import searched_space, train_and_narrow
+from cvt_nas.propose.earlier import beliefs_of
 from cvt_nas.propose.journal import open_journal
 from cvt_nas.propose.race import race_of
 from cvt_nas.propose.study import Study
@@ -78,6 +79,7 @@ def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed:
         anchors=first,
         inherited={experiment.space.encode(found.arch): found.accuracy for found in measured_whole(candidates)},
         per_second=experiment.search.per == "second",
+        beliefs=beliefs_of(experiment, run),
         recorded=run.results(),
     )
 

@@ -27,6 +27,7 @@ from cvt_nas.plan.planning import plan_of_search
 from cvt_nas.plan.sharing import divide_as_asked
 from cvt_nas.plan.values import Begun, Plan
 from cvt_nas.plugins import is_plugin
+from cvt_nas.propose.earlier import check_same_sources, keep_sources, read_sources
 from cvt_nas.propose.samplers import load_sampler
 from cvt_nas.results import FAILURES
 from cvt_nas.results.events import Follower, following
@@ -50,6 +51,7 @@ def search(
     address: str | None = None,
     init: str | Path | None = None,
     warm_start: str | Path | None = None,
+    learn_from: Sequence[str | Path] = (),
     resume: bool = False,
     device: Literal["cpu", "cuda"] | None = None,
     reuse_workers: bool = True,
@@ -76,6 +78,8 @@ def search(
             `model.locate` and `model.cut_state`. What there is to say of them is in `init` of the manifest, as of a
             teacher in `teacher`.
         warm_start: Another name of `init`.
+        learn_from: Folders or URLs of earlier runs. The surrogate starts from their trials, as far as the new trials
+            confirm them. Their spaces, data and epochs may differ. The run folder keeps a copy of their trials.
         resume: Go on with the run in `out`; trials in flight continue from their last epoch, and those that failed or
             ran out of memory are tried again, anchors first, by new trials of the same architectures.
         reuse_workers: Whether a worker process outlives its trial; off only to measure what that saves.
@@ -98,8 +102,12 @@ def search(
             search, experiment, address=address, out=out, stop=stop, progress=progress, callbacks=callbacks,
             on_note=on_note, data=data,
             gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, trials=trials, time_budget=time_budget, seed=seed,
-            init=init, resume=resume, device=device, reuse_workers=reuse_workers,
+            init=init, learn_from=learn_from, resume=resume, device=device, reuse_workers=reuse_workers,
         )  # fmt: skip
+    if learn_from and (experiment.search.sampler != "surrogate" or experiment.search.has_supernet):
+        raise CvtNasError(
+            "--learn-from: the surrogate learns; needs search.sampler surrogate and search.weights scratch"
+        )
     if is_plugin(experiment.search.sampler):
         load_sampler(experiment.search.sampler)  # before anything is spent
     num_trials = experiment.search.trials if trials is None else trials
@@ -116,6 +124,7 @@ def search(
             stack.enter_context(run.locked())
             _check_resumes(run, experiment, seed)
             check_same_init(run, init)
+            check_same_sources(run, learn_from)
             seed = int(run.manifest["seed"])
             time_budget = time_budget or run.manifest.get("time_budget")
         else:
@@ -126,6 +135,7 @@ def search(
         assert identity is not None, "they were just looked at"
         if experiment.search.weights == "da-nas" and setup.open_data().is_multi_label:
             raise DataError("search.weights: da-nas puts classes in order, and needs images of one class each")
+        sources = [] if resume else read_sources(learn_from, metric=setup.metric)
         lent, begins = lent_weights(init, run, experiment, setup)
         if begins is None and on_note is not None and experiment.says("search", "importance"):
             on_note("search.importance has no effect: there are no weights to begin with (--init)")
@@ -170,6 +180,7 @@ def search(
                 **experiment.manifest(seed=seed, num_trials=num_trials),
                 **({} if begins is None else {"init": begins}),
                 **({} if teacher is None else {"teacher": teacher.to_json()}),
+                **({"learn_from": [source.to_json() for source in sources]} if sources else {}),
                 "time_budget": time_budget,
                 "resources": dataclasses.asdict(resources),
                 **({} if sharing is None else {"sharing": sharing.to_json()}),
@@ -178,6 +189,7 @@ def search(
                 **way,
                 **({} if plan is None else {"plan": plan.to_json()}),
             }
+            keep_sources(sources, place)  # before the manifest, without which there is no run
             place.begin(manifest)
             run = place
             stack.enter_context(run.locked())

@@ -2,9 +2,10 @@
 
 The accuracy of a trial whose architecture has features x, after n of N epochs, is modelled as
 
-    y(x, n) = c + f(x) + g(x, n) + m(n) + o + d(n) + noise,
+    y(x, n) = c + w b(x) + f(x) + g(x, n) + m(n) + o + d(n) + noise,
 
-all parts of it Gaussian processes: f is what the architecture is worth at whatever epoch, g what it is worth at that
+where b(x) are beliefs of x, if there are any, with Gaussian weights w (see `beliefs`), and all other parts are
+Gaussian processes: f is what the architecture is worth at whatever epoch, g what it is worth at that
 epoch, m the common curve, and o and d(n) are the trial's own, which another seed would not have. Functions of the epoch
 have the kernel of sums of decaying exponentials, E(n, n') = (beta / (n + n' + beta)) ** alpha, so that a curve goes on
 as its beginning suggests. Predicted is what the architecture is worth after N epochs, without what is the trial's own.
@@ -24,13 +25,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from cvt_nas.space import GenomeSpace
-
 # Medians of log-normal priors: length scales of features in [0, 1] and of standardised logarithms of costs; then
 # standard deviations of the logarithms.
 _ORDINAL_LENGTH, _OPTION_LENGTH, _COST_LENGTH = 0.7, 2.2, 2.2
 _LENGTH_SD = 0.5
 _CONSTANT = 9.0  # variance of c
+# Of the weights of beliefs, in units of the standard deviation of accuracy: their mean, divided among the beliefs, and
+# their standard deviation. That is wide, so that a few trials can undo a belief: one in four is expected to be the
+# reverse of what is true.
+_TRUST, _TRUST_SD = 0.5, 0.8
 _JITTER = 1e-6
 
 
@@ -58,7 +61,7 @@ class Curves:
     """Accuracies of trials after some of their epochs.
 
     Args:
-        features: Of the trials, `(trials, features)`.
+        features: Of the trials, `(trials, features)`; the last `num_beliefs` of them are beliefs.
         trials, epochs, values: Of each observation, `(observations,)`.
         num_epochs: N, of a full training.
     """
@@ -68,11 +71,12 @@ class Curves:
     epochs: Int[np.ndarray, " observations"]
     values: Float[np.ndarray, " observations"]
     num_epochs: int
+    num_beliefs: int = 0
 
     def where(self, kept: np.ndarray) -> "Curves":
         return Curves(
             features=self.features, trials=self.trials[kept], epochs=self.epochs[kept], values=self.values[kept],
-            num_epochs=self.num_epochs,
+            num_epochs=self.num_epochs, num_beliefs=self.num_beliefs,
         )  # fmt: skip
 
     @property
@@ -86,15 +90,18 @@ class Curves:
         return float(finals.mean()), max(float(finals.std()), 1e-6)
 
 
-def prior_of(space: GenomeSpace, num_epochs: int) -> Float[np.ndarray, " hyperparameters"]:
+def prior_of(num_options: Sequence[int], num_epochs: int) -> Float[np.ndarray, " hyperparameters"]:
     """Logarithms of the medians of the hyperparameters, before anything is seen: the length scale of each feature,
     then `_Scalars`.
 
     Each option of a categorical gene has a length scale of its own: one of them may stand far from all the others.
+
+    Args:
+        num_options: Of each gene whose options have no order; 0 of the others, which are a feature each.
     """
     lengths = []
-    for gene in space.genes:
-        lengths += [_ORDINAL_LENGTH] if gene.is_ordinal else [_OPTION_LENGTH] * len(gene.options)
+    for number in num_options:
+        lengths += [_OPTION_LENGTH] * number or [_ORDINAL_LENGTH]
     scalars = _MEDIANS._replace(beta=max(num_epochs / 10, 0.5))
     return np.log([*lengths, _COST_LENGTH, _COST_LENGTH, *scalars])
 
@@ -134,6 +141,17 @@ def _squared_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.maximum(squares, 0.0)
 
 
+def _parted(features: np.ndarray, num_beliefs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features that the kernel compares, and beliefs."""
+    num_compared = features.shape[1] - num_beliefs
+    return features[:, :num_compared], features[:, num_compared:]
+
+
+def _trust(num_beliefs: int) -> float:
+    """Mean of the weight of each belief before anything is seen."""
+    return _TRUST / max(num_beliefs, 1)
+
+
 def _split(theta: np.ndarray) -> tuple[np.ndarray, _Scalars]:
     values = np.exp(theta)
     return values[: -len(_SDS)], _Scalars(*values[-len(_SDS) :])
@@ -143,7 +161,9 @@ class _Terms:
     """What the likelihood of many hyperparameters shares."""
 
     def __init__(self, curves: Curves, y: np.ndarray) -> None:
-        self._features, self._y = curves.features[curves.trials], y
+        compared, beliefs = _parted(curves.features[curves.trials], curves.num_beliefs)
+        self._features, self._y = compared, y - _trust(curves.num_beliefs) * beliefs.sum(axis=1)
+        self._fixed = _TRUST_SD**2 * beliefs @ beliefs.T + _CONSTANT
         self._early = 1 / np.maximum(curves.epochs, 0.5)
         self._sums = curves.epochs[:, None] + curves.epochs
         self._same = (curves.trials[:, None] == curves.trials).astype(float)
@@ -158,7 +178,7 @@ class _Terms:
         log_e = of.alpha * (math.log(of.beta) - np.log(by_sum))
         e = np.exp(log_e)[self._sums]
         inner = of.f**2 + of.g**2 * e
-        covariance = k * inner + (of.m**2 + of.own_curve**2 * self._same) * e + of.own**2 * self._same + _CONSTANT
+        covariance = k * inner + (of.m**2 + of.own_curve**2 * self._same) * e + of.own**2 * self._same + self._fixed
         covariance[np.diag_indices_from(covariance)] += of.noise**2 + of.early**2 * self._early + _JITTER
         lower, info = lapack.dpotrf(covariance, lower=True, clean=True, overwrite_a=True)
         if info:
@@ -206,50 +226,62 @@ class CurvePosterior:
         from scipy.linalg import solve_triangular
 
         lapack: Any = import_module("scipy.linalg.lapack")  # whose stubs lack its routines
-        self._lengths, self._of = _split(theta)
+        self._lengths, of = _split(theta)
         self._mean, self._scale = curves.scale
-        num_epochs, of = curves.num_epochs, self._of
+        num_epochs, self._num_beliefs = curves.num_epochs, curves.num_beliefs
         used, trials = np.unique(np.concatenate([curves.trials, np.array(pending, dtype=int)]), return_inverse=True)
-        self._scaled = curves.features[used] / self._lengths
+        compared, beliefs = _parted(curves.features[used], curves.num_beliefs)
+        self._scaled, beliefs = compared / self._lengths, beliefs[trials]
         epochs = np.concatenate([curves.epochs, np.full(len(pending), num_epochs)])
         k = np.exp(-0.5 * _squared_distances(self._scaled, self._scaled))
         by_sum = (of.beta / (np.arange(2 * num_epochs + 1) + of.beta)) ** of.alpha
         e = by_sum[epochs[:, None] + epochs]
         covariance = k[trials[:, None], trials] * (of.f**2 + of.g**2 * e) + of.m**2 * e + _CONSTANT
         covariance += (trials[:, None] == trials) * (of.own**2 + of.own_curve**2 * e)
+        covariance += _TRUST_SD**2 * beliefs @ beliefs.T
         covariance[np.diag_indices_from(covariance)] += of.noise**2 + of.early**2 / np.maximum(epochs, 0.5) + _JITTER
         lower, info = lapack.dpotrf(covariance, lower=True, clean=False, overwrite_a=True)
         assert info == 0, "the noise keeps the matrix positive definite"
-        # the covariance of what is predicted with an observation is k(x, its trial) times a weight, and a constant
+        # the covariance of what is predicted with an observation is k(x, its trial) times a weight, and a constant, and
+        # the beliefs of x times weights
         of_end = by_sum[num_epochs + epochs]
-        sides = np.zeros((len(trials), len(used) + 2))
+        num_known, num_used = len(curves.values), len(used)
+        sides = np.zeros((len(trials), num_used + 2 + curves.num_beliefs))
         sides[np.arange(len(trials)), trials] = of.f**2 + of.g**2 * of_end
-        sides[:, -2] = of.m**2 * of_end + _CONSTANT
-        sides[: len(curves.values), -1] = (curves.values - self._mean) / self._scale
+        sides[:, num_used] = of.m**2 * of_end + _CONSTANT
+        sides[:, num_used + 1 : -1] = _TRUST_SD**2 * beliefs
+        sides[:num_known, -1] = (curves.values - self._mean) / self._scale
+        sides[:num_known, -1] -= _trust(curves.num_beliefs) * beliefs[:num_known].sum(axis=1)
         solved = solve_triangular(lower, sides, lower=True, check_finite=False, overwrite_b=True)
-        by_trial, common, y = solved[:, :-2], solved[:, -2], solved[:, -1]
-        y = np.where(np.arange(len(y)) < len(curves.values), y, 0.0)  # of what is pending, no surprise
-        self._weights, self._constant = by_trial.T @ y, float(common @ y)
-        self._explained, self._explained_with, self._explained_by = (
-            by_trial.T @ by_trial,
-            by_trial.T @ common,
-            common @ common,
-        )
+        parts, y = solved[:, :-1], solved[:, -1]
+        y = np.where(np.arange(len(y)) < num_known, y, 0.0)  # of what is pending, no surprise
+        self._weights, self._explained = parts.T @ y, parts.T @ parts
+        self._weights[num_used + 1 :] += _trust(curves.num_beliefs)
         self._prior = of.f**2 + (of.g**2 + of.m**2) * by_sum[2 * num_epochs] + _CONSTANT
 
-    def _with_trials(self, features: np.ndarray) -> np.ndarray:
-        return np.exp(-0.5 * _squared_distances(features / self._lengths, self._scaled))
+    @property
+    def trust(self) -> tuple[Float[np.ndarray, " beliefs"], Float[np.ndarray, " beliefs"]]:
+        """Mean and standard deviation of the weight of each belief, `(beliefs,)`."""
+        own = slice(len(self._weights) - self._num_beliefs, None)
+        variance = _TRUST_SD**2 - np.diag(self._explained)[own]
+        return self._weights[own], np.sqrt(np.maximum(variance, 1e-12))
+
+    def _parts(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What `_weights` weigh, and the variance before anything is seen."""
+        compared, beliefs = _parted(features, self._num_beliefs)
+        k = np.exp(-0.5 * _squared_distances(compared / self._lengths, self._scaled))
+        parts = np.hstack([k, np.ones((len(k), 1)), beliefs])
+        return parts, self._prior + _TRUST_SD**2 * (beliefs**2).sum(axis=1)
 
     def expect(self, features: Float[np.ndarray, "candidates features"]) -> Float[np.ndarray, " candidates"]:
         """Mean of the accuracy after a full training."""
-        return self._mean + self._scale * (self._with_trials(features) @ self._weights + self._constant)
+        return self._mean + self._scale * (self._parts(features)[0] @ self._weights)
 
     def predict(
         self, features: Float[np.ndarray, "candidates features"]
     ) -> tuple[Float[np.ndarray, " candidates"], Float[np.ndarray, " candidates"]]:
         """Mean and standard deviation of the accuracy after a full training, without the noise of measuring it and
         without what is a trial's own."""
-        k = self._with_trials(features)
-        explained = ((k @ self._explained) * k).sum(axis=1) + 2 * k @ self._explained_with + self._explained_by
-        sd = np.sqrt(np.maximum(self._prior - explained, 1e-12))
-        return self._mean + self._scale * (k @ self._weights + self._constant), self._scale * sd
+        parts, prior = self._parts(features)
+        sd = np.sqrt(np.maximum(prior - ((parts @ self._explained) * parts).sum(axis=1), 1e-12))
+        return self._mean + self._scale * (parts @ self._weights), self._scale * sd

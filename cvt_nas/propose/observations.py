@@ -8,6 +8,8 @@ import numpy as np
 from cvt_nas.propose.curves import Curves
 from cvt_nas.space import Genome
 
+MAX_FITTED = 220  # accuracies to which hyperparameters are fitted
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Observation:
@@ -27,7 +29,9 @@ class Observation:
     inherited: float | None = None
 
 
-def curves_of(observations: Sequence[Observation], features: np.ndarray, num_epochs: int) -> Curves:
+def curves_of(
+    observations: Sequence[Observation], features: np.ndarray, num_epochs: int, *, num_beliefs: int = 0
+) -> Curves:
     """The accuracies of all trials after each of their epochs, a row of `features` each; after epoch 0 what they
     inherited.
 
@@ -55,8 +59,35 @@ def curves_of(observations: Sequence[Observation], features: np.ndarray, num_epo
         there = epochs == epoch
         lowest = np.median(values[there]) - 2 * max(_spread(values[there]), spread)
         values[there] = np.maximum(values[there], lowest)
-    return Curves(features=features, trials=trials, epochs=epochs, values=values, num_epochs=num_epochs)
+    return Curves(
+        features=features, trials=trials, epochs=epochs, values=values, num_epochs=num_epochs, num_beliefs=num_beliefs
+    )
 
 
 def _spread(values: np.ndarray) -> float:
     return float(values.max() - np.median(values))
+
+
+def most_telling(curves: Curves, limit: int, rng: np.random.Generator) -> np.ndarray:
+    """As many of the observations as a model can take: the last of each trial first, then the first epochs, at
+    growing distances; of trials that went equally far, in random order."""
+    num_known = len(curves.values)
+    if num_known <= limit:
+        return np.arange(num_known)
+    last = np.zeros(len(curves.features), dtype=int)
+    np.maximum.at(last, curves.trials, curves.epochs)
+    turn = rng.permutation(len(last))[curves.trials]
+    steps = _fibonacci(curves.num_epochs)
+    rank = np.searchsorted(steps, curves.epochs).astype(float)
+    rank[~np.isin(curves.epochs, steps)] += len(steps)
+    rank[curves.epochs == last[curves.trials]] = -1
+    order = np.lexsort((turn, -last[curves.trials], rank))
+    return np.sort(order[:limit])
+
+
+def _fibonacci(last: int) -> np.ndarray:
+    """0, 1, 2, 3, 5, 8 and so on up to `last`."""
+    numbers = [0, 1, 2]
+    while numbers[-1] < last:
+        numbers.append(numbers[-1] + numbers[-2])
+    return np.array([number for number in numbers if number <= last])

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cvt_nas.arch import Cost
 from cvt_nas.propose import samplers
+from cvt_nas.propose.beliefs import NO_BELIEFS, Beliefs
 from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.private import StoredTrials
 from cvt_nas.propose.surrogate import Surrogate
@@ -83,6 +84,7 @@ class Study:
         anchors: Proposed first, by name.
         inherited: Accuracies of architectures with weights of a supernet, before any training of their own.
         per_second: Whether the surrogate's expectations are of a second of training, rather than of an epoch.
+        beliefs: What the surrogate believes of the space beforehand.
         recorded: The trials that have ended, of which Optuna may not know yet.
     """
 
@@ -99,6 +101,7 @@ class Study:
         anchors: Mapping[str, Genome] | None = None,
         inherited: Mapping[Genome, float] | None = None,
         per_second: bool = False,
+        beliefs: Beliefs = NO_BELIEFS,
         recorded: Sequence[Ended] = (),
     ) -> None:
         self._space, self._num_trials, self._seed = space, num_trials, seed
@@ -110,7 +113,9 @@ class Study:
         self._surrogate = self._optuna_sampler = None
         if sampler == "surrogate":
             costs: list[CostMetric] = [metric for metric in ALL_COST_METRICS if metric in metrics]
-            self._surrogate = Surrogate(space, costs=costs, num_epochs=num_epochs, seed=seed, per_second=per_second)
+            self._surrogate = Surrogate(
+                space, costs=costs, num_epochs=num_epochs, seed=seed, per_second=per_second, beliefs=beliefs
+            )
         elif sampler != "random":
             self._optuna_sampler = samplers.UnseenSampler(sampler, space, seed=seed, seen=self._seen)
         self._study = optuna.create_study(

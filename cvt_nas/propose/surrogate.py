@@ -15,15 +15,15 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from cvt_nas.arch import Cost
+from cvt_nas.propose.beliefs import NO_BELIEFS, Beliefs, Believed, Trust
 from cvt_nas.propose.curves import CurvePosterior, Curves, fit_hyperparameters, prior_of
 from cvt_nas.propose.improvement import expected_hypervolume_improvement
-from cvt_nas.propose.observations import Observation, curves_of
+from cvt_nas.propose.observations import MAX_FITTED, Observation, curves_of, most_telling
 from cvt_nas.results import is_non_dominated
 from cvt_nas.space import CostMetric, Genome, GenomeSpace
 
 NUM_INITIAL = 10
 REFIT_AFTER = 1.15  # times as many observations
-MAX_FITTED = 220
 MAX_CONDITIONED = 600
 NUM_CANDIDATES = 1_500
 # Standard deviations are stretched by this. The process trusts its length scales, which are estimates: on
@@ -31,6 +31,7 @@ NUM_CANDIDATES = 1_500
 # the operation that it had written off.
 _OVERCONFIDENCE = 1.5
 ENUMERABLE = 4_000
+_JUDGED_AFTER = 2  # complete trials, after which the initial design uses the weights of beliefs
 _INTERVALS = (0, 9, 5, 2, 7, 1, 3, 4, 6, 8)  # of log-FLOPs: each is as far as can be from those before
 
 
@@ -48,10 +49,18 @@ class Surrogate:
         seed: Of the initial design and of the candidates.
         per_second: Whether what is expected of a candidate is divided by the seconds that its epochs are expected to
             take.
+        beliefs: Beliefs about the space beforehand.
     """
 
     def __init__(
-        self, space: GenomeSpace, *, costs: Sequence[CostMetric], num_epochs: int, seed: int, per_second: bool = False
+        self,
+        space: GenomeSpace,
+        *,
+        costs: Sequence[CostMetric],
+        num_epochs: int,
+        seed: int,
+        per_second: bool = False,
+        beliefs: Beliefs = NO_BELIEFS,
     ) -> None:
         self._space, self._costs, self._num_epochs, self._seed = space, tuple(costs), num_epochs, seed
         self._per_second = per_second
@@ -67,7 +76,11 @@ class Surrogate:
         self._sample = sorted(sample, key=lambda genome: space.cost(genome).flops)
         logs = self._log_costs(self._costs_of(self._sample))
         self._log_mean, self._log_sd = logs.mean(axis=0), np.maximum(logs.std(axis=0), 1e-9)
-        self._prior = prior_of(space, num_epochs)
+        with _blas().limit(limits=1, user_api="blas"):
+            table = np.array(self._sample, dtype=int).reshape(-1, len(space.genes))
+            self._believed = Believed(beliefs, space, table, self._costs_of(self._sample))
+        self._num_initial = NUM_INITIAL // 2 if self._believed.number else NUM_INITIAL
+        self._prior = prior_of([0 if gene.is_ordinal else len(gene.options) for gene in space.genes], num_epochs)
         self.fitted: dict[int, np.ndarray] = {}
         self._table = None if self._every is None else self._of(self._every)
 
@@ -75,13 +88,13 @@ class Surrogate:
         """A feasible genome for trial `number` that is not in `seen`, which holds canonical ones; None where none was
         found. The observations are of the trials before it, in the order of their numbers."""
         if self.begins(number, observations):
-            return self._initial(number, seen)
+            return self._initial(number, observations, seen)
         genome, _, _ = self.weigh(number, observations, seen)
         return genome
 
     def begins(self, number: int, observations: Sequence[Observation]) -> bool:
         """Whether trial `number` belongs to the initial design, with which too little is known for a model."""
-        return number < NUM_INITIAL or sum(o.status == "complete" for o in observations) < 3
+        return number < self._num_initial or sum(o.status == "complete" for o in observations) < 3
 
     def weigh(
         self, number: int, observations: Sequence[Observation], seen: set[Genome], *, others: Sequence[Genome] = ()
@@ -101,6 +114,15 @@ class Surrogate:
         """What each of the genomes is expected to add to the hypervolume of the front, `(genomes,)`."""
         with _blas().limit(limits=1, user_api="blas"):
             return self._gains(observations, self._of(genomes))
+
+    def trust(self, observations: Sequence[Observation]) -> list[Trust]:
+        """How far the observations confirm each belief, in the order of `Beliefs.names`."""
+        with _blas().limit(limits=1, user_api="blas"):
+            model, features = self._model(observations), self.features(self._sample)
+            end = features.shape[1] - self._believed.number
+            return self._believed.trust(
+                features[:, end:], model.trust, expected=model.expect(features), costs=features[:, end - 2 : end]
+            )
 
     def _gains(self, observations: Sequence[Observation], candidates: "_Candidates") -> np.ndarray:
         """Trials in flight count as if they had ended at what is expected of them."""
@@ -126,11 +148,11 @@ class Surrogate:
         timed = {o.genome: o.epoch_seconds for o in observations if o.epoch_seconds is not None}
         if not timed:
             return np.ones(len(features))
-        logs, costs = np.log(list(timed.values())), self.features(list(timed))[:, -2:]
+        logs, costs = np.log(list(timed.values())), self._costs_in(self.features(list(timed)))
         middle = costs.mean(axis=0)
         inside = (costs - middle).T @ (costs - middle) + 0.1 * np.eye(2)
         slopes = np.linalg.solve(inside, (costs - middle).T @ (logs - logs.mean()))
-        return np.exp((features[:, -2:] - middle) @ slopes)
+        return np.exp((self._costs_in(features) - middle) @ slopes)
 
     def most_accurate(self, observations: Sequence[Observation], number: int) -> list[Genome]:
         """Feasible genomes, evaluated or not, by the accuracy that is expected of them; the best `number`, as far as
@@ -146,8 +168,9 @@ class Surrogate:
         expected = self._model(observations).expect(candidates.features)
         return [candidates.genomes[index] for index in np.argsort(-expected, kind="stable")[:number]]
 
-    def _initial(self, number: int, seen: set[Genome]) -> Genome | None:
+    def _initial(self, number: int, observations: Sequence[Observation], seen: set[Genome]) -> Genome | None:
         """The cheapest, then one at random from each interval of log-FLOPs, the next always far from those before.
+        With beliefs, it takes the most promising network of the interval.
 
         Whatever its accuracy, nothing else can take the cheap end of the front, so it is worth the most before
         anything is known.
@@ -158,7 +181,16 @@ class Surrogate:
         low, high = logs[0], logs[-1]
         within = random.Random(f"{self._seed} {number}").random()
         wanted = low + (high - low) * (_INTERVALS[number % NUM_INITIAL] + within) / NUM_INITIAL
-        for index in np.argsort(np.abs(logs - wanted), kind="stable"):
+        order = np.argsort(np.abs(logs - wanted), kind="stable")
+        if self._believed.number:
+            near, rest = np.split(order, [max(len(order) // NUM_INITIAL, 1)])
+            genomes = [self._sample[index] for index in near]
+            if sum(o.status == "complete" for o in observations) < _JUDGED_AFTER:
+                judged = self._believed.judge(number, np.array(genomes, dtype=int), self._costs_of(genomes))
+            else:
+                judged = self._model(observations).expect(self.features(genomes))
+            order = np.concatenate([near[np.argsort(-judged, kind="stable")], rest])
+        for index in order:
             if (genome := self._space.canonical(self._sample[index])) not in seen:
                 return genome
         return None
@@ -204,34 +236,24 @@ class Surrogate:
 
     def _model(self, observations: Sequence[Observation]) -> CurvePosterior:
         known = [o for o in observations if o.curve or o.inherited is not None or o.status in ("running", "failed")]
-        curves = curves_of(known, self.features([o.genome for o in known]), self._num_epochs)
+        features = self.features([o.genome for o in known])
+        curves = curves_of(known, features, self._num_epochs, num_beliefs=self._believed.number)
         num_known = len(curves.values)
         latest = max((number for number in self.fitted if number <= num_known), default=None)
         if latest is None or num_known >= REFIT_AFTER * latest:
             latest = num_known
-            fitted_to = curves.where(self._most_telling(curves, MAX_FITTED))
-            self.fitted[latest] = fit_hyperparameters(fitted_to, prior=self._prior)
+            self.fitted[latest] = fit_hyperparameters(self._thinned(curves, MAX_FITTED), prior=self._prior)
         pending = [index for index, o in enumerate(known) if o.status == "running"]
-        if num_known > MAX_CONDITIONED:
-            curves = curves.where(self._most_telling(curves, MAX_CONDITIONED))
-        return CurvePosterior(curves, self.fitted[latest], pending=pending)
+        return CurvePosterior(self._thinned(curves, MAX_CONDITIONED), self.fitted[latest], pending=pending)
 
-    def _most_telling(self, curves: Curves, limit: int) -> np.ndarray:
-        """As many of the observations as a model can take: the last of each trial first, then the first epochs, at
-        growing distances; of trials that went equally far, in random order."""
-        num_known = len(curves.values)
-        if num_known <= limit:
-            return np.arange(num_known)
-        rng = np.random.default_rng((self._seed, num_known))
-        last = np.zeros(len(curves.features), dtype=int)
-        np.maximum.at(last, curves.trials, curves.epochs)
-        turn = rng.permutation(len(last))[curves.trials]
-        steps = _fibonacci(self._num_epochs)
-        rank = np.searchsorted(steps, curves.epochs).astype(float)
-        rank[~np.isin(curves.epochs, steps)] += len(steps)
-        rank[curves.epochs == last[curves.trials]] = -1
-        order = np.lexsort((turn, -last[curves.trials], rank))
-        return np.sort(order[:limit])
+    def _thinned(self, curves: Curves, limit: int) -> Curves:
+        rng = np.random.default_rng((self._seed, len(curves.values)))
+        return curves.where(most_telling(curves, limit, rng))
+
+    def _costs_in(self, features: np.ndarray) -> np.ndarray:
+        """The columns of params and FLOPs."""
+        end = features.shape[1] - self._believed.number
+        return features[:, end - 2 : end]
 
     def _log_costs(self, costs: Sequence[Cost]) -> np.ndarray:
         return np.log([[cost.params, cost.flops] for cost in costs]).reshape(-1, 2)
@@ -251,17 +273,17 @@ class Surrogate:
 
     def features(self, genomes: Sequence[Genome], costs: Sequence[Cost] | None = None) -> np.ndarray:
         """What the kernel compares, `(genomes, features)`: options on a scale of 1, one-hot where they have no order,
-        then the standardised logarithms of params and FLOPs.
+        then the standardised logarithms of params and FLOPs; and then what is believed.
         """
         costs = self._costs_of(genomes) if costs is None else costs
         table = np.array(genomes, dtype=int).reshape(-1, len(self._space.genes))
-        columns = []
+        columns, logs = [], (self._log_costs(costs) - self._log_mean) / self._log_sd
         for position, gene in enumerate(self._space.genes):
             if gene.is_ordinal:
                 columns.append(table[:, [position]] / (len(gene.options) - 1))
             else:  # so that two different options are at a squared distance of 1
                 columns.append((table[:, [position]] == np.arange(len(gene.options))) / math.sqrt(2))
-        return np.hstack([*columns, (self._log_costs(costs) - self._log_mean) / self._log_sd])
+        return np.hstack([*columns, logs, self._believed(table, costs)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -281,14 +303,6 @@ class _Candidates:
     def where(self, kept: np.ndarray) -> "_Candidates":
         genomes = [genome for genome, keep in zip(self.genomes, kept, strict=True) if keep]
         return _Candidates(genomes=genomes, features=self.features[kept], costs=self.costs[kept])
-
-
-def _fibonacci(last: int) -> np.ndarray:
-    """0, 1, 2, 3, 5, 8 and so on up to `last`."""
-    numbers = [0, 1, 2]
-    while numbers[-1] < last:
-        numbers.append(numbers[-1] + numbers[-2])
-    return np.array([number for number in numbers if number <= last])
 
 
 def _draw_candidates(parents: np.ndarray, num_options: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What runs found, for people: a page, plots, tables and lines, all of them made from the records alone."""
 
+from cvt_nas.report.believing import belief_lines, histories_of_beliefs
 from cvt_nas.report.compare import Comparison, compare_page
 from cvt_nas.report.figures import front_figure
 from cvt_nas.report.pictures import write_pictures

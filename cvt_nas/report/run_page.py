@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cvt_nas.arch import ArchConfig, StageConfig, stage_costs
+from cvt_nas.report.believing import beliefs_section
 from cvt_nas.report.figures import (
     GROWTH_AXES,
     NAMES,
@@ -296,6 +297,7 @@ def _progress(run: RunFolder, growth: pd.DataFrame, axes: Sequence[str]) -> str:
                      prose=(1,))
         + "".join(f"<p>{html.escape(line)}</p>" for line in rank_lines(run) if not line.startswith("warning: "))
         + "".join(f"<p>{html.escape(line)}</p>" for line in stopping_lines(run))
+        + beliefs_section(run)
         + "</section>"
     )  # fmt: skip
 
@@ -363,6 +365,7 @@ def _what_was_run(run: RunFolder) -> str:
         ("data, fingerprint", None if data is None else data.fingerprint),
         ("begins with", _weights_told(manifest.get("init") or {})),
         ("learns from", _weights_told(manifest.get("teacher") or {})),
+        ("earlier runs", ", ".join(source["place"] for source in manifest.get("learn_from", ()))),
         ("command", manifest.get("command")),
         ("seed", manifest.get("seed")),
         ("objectives", ", ".join(run.metrics)),

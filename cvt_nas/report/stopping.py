@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from cvt_nas.config import Experiment, parse_experiment
-from cvt_nas.errors import ArchError, SpaceFileError
+from cvt_nas.errors import ArchError, RunFolderError, SpaceFileError
 from cvt_nas.propose.asha import losses_of_cost, pareto_ranks
+from cvt_nas.propose.earlier import beliefs_of
 from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.surrogate import Surrogate
-from cvt_nas.results import FAILURES, ParetoFront
+from cvt_nas.results import FAILURES, ParetoFront, TrialResult
 from cvt_nas.results.rungs import MIN_TRIALS
 from cvt_nas.run import RunFolder
+from cvt_nas.space import SearchSpace
 
 _LITTLE = 0.005  # of the hypervolume
 
@@ -75,37 +77,41 @@ def expected_of_stopped(run: RunFolder) -> dict[int, float]:
     if not stopped or num_complete < MIN_TRIALS or "latency_ms" in run.metrics:
         return {}
     try:
-        space = _experiment_of(run).space
-        genomes = {result.number: space.encode(result.arch) for result in results}
-    except (ArchError, SpaceFileError):  # another version's file, or an architecture from elsewhere
+        experiment = experiment_of(run)
+        space, beliefs = experiment.space, beliefs_of(experiment, run)
+        observations = [observation_of(result, space) for result in results]
+    except (ArchError, RunFolderError, SpaceFileError):  # another version's file, or an architecture from elsewhere
         return {}
     surrogate = Surrogate(
         space,
         costs=[metric for metric in ("params", "flops") if metric in run.metrics],
         num_epochs=run.manifest["epochs"],
         seed=run.manifest["seed"],
+        beliefs=beliefs,
     )
-    observations = [
-        Observation(
-            genome=genomes[result.number],
-            curve=result.curve,
-            status="failed" if result.status in FAILURES else result.status,
-            inherited=result.inherited,
-        )
-        for result in results
-    ]
-    gains = surrogate.gains(observations, [genomes[result.number] for result in stopped])
+    gains = surrogate.gains(observations, [o.genome for o in observations if o.status == "stopped"])
     return {result.number: float(gain) for result, gain in zip(stopped, gains, strict=True)}
 
 
-def _experiment_of(run: RunFolder) -> Experiment:
+def observation_of(result: TrialResult, space: SearchSpace) -> Observation:
+    """What a trial teaches a surrogate. Raises ArchError where the space does not have its architecture."""
+    return Observation(
+        genome=space.encode(result.arch),
+        curve=result.curve,
+        status="failed" if result.status in FAILURES else result.status,
+        inherited=result.inherited,
+    )
+
+
+def experiment_of(run: RunFolder) -> Experiment:
+    """By the space file that a run keeps. Raises SpaceFileError where it is another version's."""
     return parse_experiment(run.manifest.get("space_file", ""), f"{run.path}/manifest.json")
 
 
 def stopping_lines(run: RunFolder) -> list[str]:
     """For people: what the rungs of a run saved and cost, and where the next search should have its first one."""
     try:
-        search = _experiment_of(run).search
+        search = experiment_of(run).search
     except SpaceFileError:  # another version's
         return []
     lines, num_epochs = [], run.manifest["epochs"]

@@ -43,6 +43,7 @@ class RunFolder:
     latency.jsonl      measured latency of the front's members, if the search used predicted latency
     study.journal      Optuna's storage
     report.html        the self-contained page of the run; also pareto.csv, ranks.csv, pareto_flops.html, ...
+    earlier/           trials of the runs that the search learns from, in <number>.jsonl for each run
     teacher/           answers of a teacher to the training images, float16; `.begun` while they are incomplete
     init/              weights.safetensors that trials or the supernet start from, sorted by importance
     models/<arch id>/  arch.json, model.safetensors, probe.safetensors of each complete trial
@@ -213,6 +214,10 @@ class RunFolder:
     def answers_path(self, name: str) -> Path:
         """Path of a teacher's logits for the training images. `name` identifies the teacher and the images."""
         return self.path / "teacher" / f"{name}.npy"
+
+    def earlier_path(self, number: int) -> Path:
+        """Path of the trials of one of the runs that the search learns from."""
+        return self.path / "earlier" / f"{number}.jsonl"
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -40,6 +40,12 @@ def manifest_text(entries: Mapping[str, object]) -> str:
     return json_text(entries, indent=2) + "\n"
 
 
+class _Source(TypedDict):
+    place: str
+    epochs: int
+    trials: int
+
+
 class _Fields(TypedDict, total=False):
     """Entries of a manifest that are read. Later versions may add others."""
 
@@ -58,6 +64,7 @@ class _Fields(TypedDict, total=False):
     latency_table: dict[str, JsonValue]
     warm_start: str | None
     init: dict[str, JsonValue]
+    learn_from: list[_Source]
     time_budget: float | None
 
 

@@ -1,11 +1,22 @@
 """Section `search`: who proposes architectures, who stops their training, and what is trained again."""
 
-from typing import Annotated, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from pydantic.dataclasses import dataclass as validated
 
 from cvt_nas.config.values import STRICT, FrontOrCount, PositiveFloat, PositiveInt, SamplerName, Seed
+from cvt_nas.space import BLOCK_CHOICES, STAGE_CHOICES
+
+_WEIGHTS = {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}}
+_WEIGHTS_OF_STAGES = {"anyOf": [_WEIGHTS, {"type": "array", "items": _WEIGHTS}]}
+_PRIORS = {
+    "type": "object",
+    "properties": dict.fromkeys((*STAGE_CHOICES, *BLOCK_CHOICES), _WEIGHTS_OF_STAGES),
+    "additionalProperties": False,
+    "examples": [{"kv_stride": {2: 3, 1: 0.5}}],
+}
 
 
 @validated(config=STRICT, frozen=True, kw_only=True)
@@ -54,6 +65,11 @@ class SearchConfig:
             et al. 2019, arXiv:1906.10771); `magnitude` by the size of their weights; `none` keeps the order.
         candidates: Number of architectures that are ranked by inherited accuracy, if trials inherit weights. The best
             `trials` of them are then trained, in this order.
+        priors: Your beliefs about the options of choices, before anything is trained. The weight of an option says how
+            many times as often as by chance it is in good networks, for example 3, or 0.5 for less often. For each
+            choice, give a section of weights for all stages, or a list of one section for each stage. Options that it
+            lacks have weight 1. `surrogate` starts from these beliefs, beyond what follows from costs, and follows them
+            as far as the trials confirm them.
         seed: Seed of proposals and trainings.
         confirm: Further trainings of the best architectures after the race. By default, there are none.
         max_failures: Number of times that a trial restarts from its checkpoint after its worker or node died.
@@ -74,6 +90,7 @@ class SearchConfig:
     weights: Literal["scratch", "supernet", "da-nas"] = "scratch"
     importance: Literal["taylor", "magnitude", "none"] = "taylor"
     candidates: PositiveInt = 1000
+    priors: Annotated[dict[str, Any], WithJsonSchema(_PRIORS)] = field(default_factory=dict)
     seed: Seed = 0
     confirm: ConfirmConfig | None = None
     max_failures: Annotated[int, Field(ge=0)] = 3

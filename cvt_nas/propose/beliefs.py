@@ -1,0 +1,279 @@
+"""Beliefs about the networks of a space before any of them is trained: from earlier runs, and from the user.
+
+A belief gives each network a number. It is a feature of the Gaussian process of `curves`, which learns its weight from
+the trials. The belief from an earlier run is the accuracy that a process over its curves expects. The belief of the
+user is higher for networks with the options that the user prefers, after the effect of costs is removed.
+
+Sources: Golovin et al. 2017 ("Vizier"), for stacking the processes of earlier studies; Hvarfner et al. 2022,
+arXiv:2204.11051, for beliefs of users that fade.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cvt_nas.arch import ArchConfig, Cost
+from cvt_nas.propose.curves import CurvePosterior, Curves, fit_hyperparameters, prior_of
+from cvt_nas.propose.observations import MAX_FITTED, Observation, curves_of, most_telling
+from cvt_nas.space import BLOCK_CHOICES, STAGE_CHOICES, Gene, GenomeSpace
+
+PRIORS = "priors"  # the name of what the user believes
+_FOLDS = 5
+_LEAST_SD = 0.1  # of logarithms of costs, by which they are divided
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlierRun:
+    """Networks that another search trained.
+
+    Args:
+        choices: Values of each network's choices, by the names of genes; see `choices_of`.
+        costs: Cost of each network for the images and classes of this search.
+        curves: Accuracy of each network after each epoch, of one epoch at least.
+        num_epochs: Number of epochs of a full training.
+    """
+
+    name: str
+    choices: tuple[Mapping[str, Any], ...]
+    costs: tuple[Cost, ...]
+    curves: tuple[tuple[float, ...], ...]
+    num_epochs: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beliefs:
+    """All that is believed of a space.
+
+    Args:
+        fixed: Values of the choices that the space fixes, by the names that genes would have. Earlier runs may have
+            varied them.
+        priors: Weight of each option of a gene, by the name of the gene: how many times as often as by chance it is in
+            good networks. Weights are above 0. Genes may be absent.
+    """
+
+    runs: tuple[EarlierRun, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    priors: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*(run.name for run in self.runs), *([PRIORS] if self.priors else []))
+
+
+NO_BELIEFS = Beliefs()
+
+
+def choices_of(arch: ArchConfig) -> dict[str, Any]:
+    """Values of a network's choices by the names that genes would have, both of stages and of blocks.
+
+    Where the blocks of a stage differ, the value of the stage is their mean. Words have no mean, so the name is absent.
+    """
+    values: dict[str, Any] = {}
+    for index, stage in enumerate(arch.stages):
+        for choice in STAGE_CHOICES:
+            values[f"stage{index}.{choice}"] = len(stage.blocks) if choice == "depth" else getattr(stage, choice)
+        for choice in BLOCK_CHOICES:
+            of_blocks = [getattr(block, choice) for block in stage.blocks]
+            values |= {f"stage{index}.block{place}.{choice}": value for place, value in enumerate(of_blocks)}
+            if len(set(of_blocks)) == 1:
+                values[f"stage{index}.{choice}"] = of_blocks[0]
+            elif choice != "projection":
+                values[f"stage{index}.{choice}"] = statistics.fmean(of_blocks)
+    return values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trust:
+    """How far the trials confirm a belief.
+
+    Args:
+        weight, sd: Mean and standard deviation of its weight in the process.
+        agreement: Correlation of the belief with the expected accuracy, over networks of the space. For the user's
+            belief, the effect of costs is removed from the expected accuracy.
+    """
+
+    weight: float
+    sd: float
+    agreement: float
+
+
+class Believed:
+    """Beliefs as features, `(genomes, beliefs)`, each with mean 0 over the space, and one standard deviation as its
+    unit.
+
+    Args:
+        sample: Of the genomes of the space, `(sample, genes)`; `costs` of each.
+    """
+
+    def __init__(
+        self, beliefs: Beliefs, space: GenomeSpace, sample: Int[np.ndarray, "sample genes"], costs: Sequence[Cost]
+    ) -> None:
+        self._priors = _Priors(beliefs.priors, space, sample, costs) if beliefs.priors else None
+        self._runs = [_Expected(run, space, beliefs.fixed, sample, costs) for run in beliefs.runs]
+        self.number = len(beliefs.names)
+
+    def __call__(
+        self, genomes: Int[np.ndarray, "genomes genes"], costs: Sequence[Cost]
+    ) -> Float[np.ndarray, "genomes beliefs"]:
+        beliefs = [*self._runs, *([] if self._priors is None else [self._priors])]
+        return np.array([belief(genomes, costs) for belief in beliefs]).T.reshape(len(genomes), self.number)
+
+    def judge(
+        self, number: int, genomes: Int[np.ndarray, "genomes genes"], costs: Sequence[Cost]
+    ) -> Float[np.ndarray, " genomes"]:
+        """A score by which trial `number` of the initial design is chosen among networks of about the same cost.
+
+        The user can be wrong about many genes at once, so every second trial ignores the user's belief.
+        """
+        believed = self(genomes, costs)
+        return believed[:, : len(self._runs) if number % 2 else self.number].sum(axis=1)
+
+    def trust(
+        self,
+        believed: Float[np.ndarray, "sample beliefs"],
+        weights: tuple[np.ndarray, np.ndarray],
+        *,
+        expected: Float[np.ndarray, " sample"],
+        costs: Float[np.ndarray, "sample 2"],
+    ) -> list[Trust]:
+        """How far a process confirms each belief.
+
+        Args:
+            weights: Mean and standard deviation of the weight of each belief in the process.
+            expected: Accuracies that the process expects.
+            costs: Standardised logarithms of params and FLOPs.
+        """
+        means, sds = weights
+        line = np.column_stack([np.ones(len(costs)), costs])
+        beyond = expected - line @ np.linalg.lstsq(line, expected, rcond=None)[0]
+        against = [expected] * len(self._runs) + [beyond]
+        return [
+            Trust(weight=float(mean), sd=float(sd), agreement=_correlation(column, other))
+            for mean, sd, column, other in zip(means, sds, believed.T, against, strict=False)
+        ]
+
+
+class _Expected:
+    """The accuracy that the process of an earlier run expects of networks of this space."""
+
+    def __init__(
+        self, run: EarlierRun, space: GenomeSpace, fixed: Mapping[str, Any], sample: np.ndarray, costs: Sequence[Cost]
+    ) -> None:
+        columns = [_Column(gene, [of.get(gene.name) for of in run.choices]) for gene in space.genes]
+        for name, value in fixed.items():
+            theirs = [of.get(name) for of in run.choices]
+            if len({*theirs, None}) > 2:  # a value that all of their networks share teaches nothing
+                gene = Gene(name=name, stage=0, block=None, choice=name.rpartition(".")[2], options=(value,))
+                columns.append(_Column(gene, theirs))
+        self._columns = [column for column in columns if column.is_theirs]
+        self._places = [place for place, column in enumerate(columns[: len(space.genes)]) if column.is_theirs]
+        self._num_fixed = len(self._columns) - len(self._places)
+        logs = _logs(run.costs)
+        self._middle, self._spread = logs.mean(axis=0), np.maximum(logs.std(axis=0), _LEAST_SD)
+        features = np.hstack([*(column.theirs for column in self._columns), self._scaled(run.costs)])
+        observations = [Observation(genome=(), curve=curve, status="complete") for curve in run.curves]
+        curves = curves_of(observations, features, run.num_epochs)
+        curves = curves.where(most_telling(curves, MAX_FITTED, np.random.default_rng(0)))
+        prior = prior_of([column.num_options for column in self._columns], run.num_epochs)
+        theta = fit_hyperparameters(curves, prior=prior)
+        self._posterior, self._skill = CurvePosterior(curves, theta), _skill(curves, theta)
+        expected = self._expect(sample, costs)
+        # a process that expects almost no differences must not have them scaled up
+        self._mean, self._sd = expected.mean(), max(expected.std(), curves.scale[1])
+
+    def _scaled(self, costs: Sequence[Cost]) -> np.ndarray:
+        return (_logs(costs) - self._middle) / self._spread
+
+    def _expect(self, genomes: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:
+        places = [genomes[:, place] for place in self._places] + [np.zeros(len(genomes), dtype=int)] * self._num_fixed
+        features = [column.ours[options] for column, options in zip(self._columns, places, strict=True)]
+        return self._posterior.expect(np.hstack([*features, self._scaled(costs)]))
+
+    def __call__(self, genomes: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:
+        return self._skill * (self._expect(genomes, costs) - self._mean) / self._sd
+
+
+def _skill(curves: Curves, theta: np.ndarray) -> float:
+    """Cross-validated skill of a process: the correlation of the latest accuracies of trials that are left out with
+    what it expects of them. Each fifth of the trials is left out in turn. Negative correlations count as 0.
+
+    A process also remembers random accuracies. Without this factor, a search of the same networks would believe them.
+    """
+    latest = dict(zip(curves.trials.tolist(), curves.values.tolist(), strict=True))
+    trials = np.random.default_rng(0).permutation(list(latest))
+    if len(trials) < _FOLDS:
+        return 0.0
+    expected = np.zeros(len(trials))
+    for fold in range(_FOLDS):
+        left_out = trials[fold::_FOLDS]
+        posterior = CurvePosterior(curves.where(~np.isin(curves.trials, left_out)), theta)
+        expected[fold::_FOLDS] = posterior.expect(curves.features[left_out])
+    return max(_correlation(expected, np.array([latest[trial] for trial in trials])), 0.0)
+
+
+class _Column:
+    """A choice as features, over the values that it has in either space: its rank in [0, 1], or one-hot.
+
+    A network without the choice, because it lacks the block, is in the middle.
+    """
+
+    def __init__(self, gene: Gene, theirs: Sequence[Any]) -> None:
+        known = {value for value in theirs if value is not None}
+        self.is_theirs, self._is_ordinal = bool(known), gene.is_ordinal
+        self._options = sorted({*gene.options, *known})
+        self.num_options = 0 if gene.is_ordinal else len(self._options)
+        self.ours = np.array([self._features_of(option) for option in gene.options])
+        self.theirs = np.array([self._features_of(value) for value in theirs])
+
+    def _features_of(self, value: Any) -> list[float]:
+        if self._is_ordinal:
+            return [0.5 if value is None else self._options.index(value) / max(len(self._options) - 1, 1)]
+        return [float(option == value) / math.sqrt(2) for option in self._options]
+
+
+class _Priors:
+    """How good the user believes the options of networks to be, after the effect of costs is removed.
+
+    Good networks often have cheap options, which the costs already tell.
+    """
+
+    def __init__(
+        self, priors: Mapping[str, Sequence[float]], space: GenomeSpace, sample: np.ndarray, costs: Sequence[Cost]
+    ) -> None:
+        self._genes = space.genes
+        places = {gene.name: place for place, gene in enumerate(space.genes)}
+        self._weights = {places[name]: np.log(weights) for name, weights in priors.items()}
+        self._depths = {gene.stage: place for place, gene in enumerate(space.genes) if gene.choice == "depth"}
+        score, logs = self._score(sample), np.column_stack([np.ones(len(sample)), _logs(costs)])
+        self._line = np.linalg.lstsq(logs, score, rcond=None)[0]
+        self._sd = max(float((score - logs @ self._line).std()), 1e-9)
+
+    def _score(self, genomes: np.ndarray) -> np.ndarray:
+        total = np.zeros(len(genomes))
+        for place, weights in self._weights.items():
+            block, depth = self._genes[place].block, self._depths.get(self._genes[place].stage)
+            has_it = np.ones(len(genomes), dtype=bool)
+            if block is not None and depth is not None:
+                has_it = np.array(self._genes[depth].options)[genomes[:, depth]] > block
+            total += np.where(has_it, weights[genomes[:, place]], 0.0)
+        return total
+
+    def __call__(self, genomes: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:
+        logs = np.column_stack([np.ones(len(genomes)), _logs(costs)])
+        return (self._score(genomes) - logs @ self._line) / self._sd
+
+
+def _logs(costs: Sequence[Cost]) -> np.ndarray:
+    return np.log([[cost.params, cost.flops] for cost in costs]).reshape(-1, 2)
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """0 where one of them is the same everywhere."""
+    one, other = one - one.mean(), other - other.mean()
+    size = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / size if size > 0 else 0.0

@@ -1,0 +1,117 @@
+"""Earlier runs that a search learns from: read once, and kept in its own folder."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cvt_nas.arch import Cost, cost_of
+from cvt_nas.config import Experiment
+from cvt_nas.errors import ArchError, RunFolderError
+from cvt_nas.propose.beliefs import Beliefs, EarlierRun, choices_of
+from cvt_nas.results import TrialResult
+from cvt_nas.run import RunFolder, is_url
+from cvt_nas.run.records import Record
+from cvt_nas.space import SearchSpace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """An earlier run: its trials that have an accuracy.
+
+    Args:
+        place: Path or URL of its folder.
+        epochs: Number of epochs of a full training.
+    """
+
+    place: str
+    epochs: int
+    trials: tuple[TrialResult, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Its entry in a manifest."""
+        return {"place": self.place, "epochs": self.epochs, "trials": len(self.trials)}
+
+
+def read_sources(places: Sequence[str | Path], *, metric: str) -> list[Source]:
+    """Reads the runs in folders or at URLs.
+
+    Raises:
+        RunFolderError: One of them is no run, has no trial with an accuracy, or maximised another metric.
+    """
+    sources = []
+    for place in places:
+        run = RunFolder.open(place)
+        theirs = run.manifest.get("metric", "accuracy")
+        if theirs != metric:
+            raise RunFolderError(
+                f"--learn-from {place}: maximised {theirs}, and this search maximises {metric}; ranks would not compare"
+            )
+        trials = tuple(trial for trial in run.results() if trial.status in ("complete", "stopped") and trial.curve)
+        if not trials:
+            raise RunFolderError(f"--learn-from {place}: has no trial with an accuracy to learn from")
+        sources.append(Source(place=run.place, epochs=run.manifest["epochs"], trials=trials))
+    return sources
+
+
+def keep_sources(sources: Sequence[Source], run: RunFolder) -> None:
+    """Writes earlier runs into the folder of a run that is about to begin."""
+    for number, source in enumerate(sources):
+        path = run.earlier_path(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run.store.write(path, "".join(json.dumps(trial.to_json()) + "\n" for trial in source.trials))
+
+
+def check_same_sources(run: RunFolder, places: Sequence[str | Path]) -> None:
+    """Raises RunFolderError where a resumed run is given other earlier runs than it began with."""
+    began = [told["place"] for told in run.manifest.get("learn_from", ())]
+    asked = [str(place) if is_url(place) else str(Path(place).absolute()) for place in places]
+    if asked and asked != began:
+        raise RunFolderError(
+            f"--learn-from {' '.join(asked)}: {run.path} began with {' '.join(began) or 'none'}; leave it out"
+        )
+
+
+def beliefs_of(experiment: Experiment, run: RunFolder) -> Beliefs:
+    """Beliefs that a search starts with: from the earlier runs in its folder, and from the priors of its file."""
+    space, told = experiment.space, run.manifest.get("learn_from", ())
+    return Beliefs(
+        runs=tuple(_earlier_run(source, run, number, space) for number, source in enumerate(told)),
+        fixed=_fixed_choices(space) if told else {},
+        priors=experiment.priors,
+    )
+
+
+def _earlier_run(told: Mapping[str, Any], run: RunFolder, number: int, space: SearchSpace) -> EarlierRun:
+    path = run.earlier_path(number)
+    run.store.fetch(path)
+    trials = Record(path, run.store, TrialResult.from_json).read()
+    if not trials:
+        raise RunFolderError(f"{path}: is missing, so that the search cannot go on as it began")
+    return EarlierRun(
+        name=told["place"],
+        choices=tuple(choices_of(trial.arch) for trial in trials),
+        costs=tuple(_cost_here(trial, space) for trial in trials),
+        curves=tuple(trial.curve for trial in trials),
+        num_epochs=told["epochs"],
+    )
+
+
+def _cost_here(trial: TrialResult, space: SearchSpace) -> Cost:
+    """Cost of the trial's network for the images and classes of this space; its own cost if it cannot take them."""
+    try:
+        arch = dataclasses.replace(
+            trial.arch, image_size=space.image_size, num_channels=space.num_channels, num_classes=space.num_classes
+        )
+    except ArchError:
+        return trial.cost
+    return cost_of(arch)
+
+
+def _fixed_choices(space: SearchSpace) -> dict[str, Any]:
+    """Values of the choices that a space fixes, by the names that genes of stages would have."""
+    is_open = {f"stage{gene.stage}.{gene.choice}" for gene in space.genes}
+    every = choices_of(space.decode((0,) * len(space.genes)))
+    return {name: value for name, value in every.items() if "block" not in name and name not in is_open}

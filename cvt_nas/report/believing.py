@@ -1,0 +1,99 @@
+"""How far the trials of a search confirmed its beliefs: the earlier runs and the user's priors."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cvt_nas.errors import ArchError, RunFolderError, SpaceFileError
+from cvt_nas.propose.beliefs import PRIORS, Trust
+from cvt_nas.propose.earlier import beliefs_of
+from cvt_nas.propose.surrogate import Surrogate
+from cvt_nas.report.page import table_html
+from cvt_nas.report.stopping import experiment_of, observation_of
+from cvt_nas.run import RunFolder
+
+STOPPED = 0.1  # agreement below which a belief counts as given up
+_FEWEST = 3  # complete trials that the model needs
+_FIRST = 5  # trials of the first step; each next step has twice as many
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class History:
+    """A belief over the course of a search.
+
+    Args:
+        name: Place of an earlier run, or `priors`.
+        steps: Trust in it, by the number of trials that had ended; at least one.
+    """
+
+    name: str
+    steps: dict[int, Trust]
+
+    @property
+    def stopped_after(self) -> int | None:
+        """Number of trials after which it was given up for good."""
+        stopped = None
+        for number, trust in self.steps.items():
+            stopped = None if trust.agreement >= STOPPED else number if stopped is None else stopped
+        return stopped
+
+
+def histories_of_beliefs(run: RunFolder) -> list[History]:
+    """The history of each belief. Empty if the run had no beliefs, too few trials are complete, or another version
+    wrote its space file."""
+    try:
+        experiment = experiment_of(run)
+        beliefs, search = beliefs_of(experiment, run), experiment.search
+        if not beliefs.names or search.sampler != "surrogate" or search.has_supernet:
+            return []
+        numbers = {result.number for result in run.results()}
+        ended = [result for result in run.ended() if result.number in numbers]
+        observations = [observation_of(result, experiment.space) for result in ended]
+    except (ArchError, RunFolderError, SpaceFileError):
+        return []
+    surrogate = Surrogate(
+        experiment.space, costs=["flops"], num_epochs=run.manifest["epochs"], seed=run.manifest["seed"], beliefs=beliefs
+    )
+    steps = [_FIRST * 2**power for power in range(len(ended)) if _FIRST * 2**power < len(ended)]
+    found = {
+        step: surrogate.trust(observations[:step])
+        for step in (*steps, len(ended))
+        if sum(o.status == "complete" for o in observations[:step]) >= _FEWEST
+    }
+    return [
+        History(name=name, steps={step: trusts[index] for step, trusts in found.items()})
+        for index, name in enumerate(beliefs.names if found else ())
+    ]
+
+
+def belief_lines(histories: Sequence[History]) -> list[str]:
+    """One line for each belief: its agreement with the trials, and when it was given up."""
+    lines = []
+    for history in histories:
+        what = "search.priors" if history.name == PRIORS else f"learned from {history.name}"
+        steps = [f"{trust.agreement:.2f} after {number}" for number, trust in history.steps.items()]
+        (*_, last), stopped = history.steps.values(), history.stopped_after
+        beyond = "beyond what follows from costs, " if history.name == PRIORS else ""
+        lines.append(
+            f"{what}: {beyond}its correlation with the expected accuracy was {', '.join(steps)} trials "
+            f"(weight {last.weight:.2f} ± {last.sd:.2f})"
+            + ("" if stopped is None else f"; it was given up after {stopped} trials")
+        )
+    return lines
+
+
+def beliefs_section(run: RunFolder) -> str:
+    """The lines and a table as HTML; empty if the run had no beliefs."""
+    histories = histories_of_beliefs(run)
+    if not histories:
+        return ""
+    rows = [
+        (history.name, number, f"{trust.agreement:.2f}", f"{trust.weight:.2f} ± {trust.sd:.2f}")
+        for history in histories
+        for number, trust in history.steps.items()
+    ]
+    return (
+        "<h3>What was believed</h3>"
+        + table_html("What was believed", ("belief", "trials", "correlation", "weight"), rows, prose=(0,))
+        + "".join(f"<p>{html.escape(line)}</p>" for line in belief_lines(histories))
+    )

@@ -1,0 +1,136 @@
+"""What is believed of networks before any of them is trained."""
+
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+
+from cvt_nas.config import Experiment
+from cvt_nas.propose.beliefs import Beliefs, Believed, EarlierRun, choices_of
+from cvt_nas.propose.observations import Observation
+from cvt_nas.propose.surrogate import NUM_INITIAL, Surrogate
+from cvt_nas.results import hypervolume
+from cvt_nas.space import Genome, SearchSpace
+from test_surrogate import accuracy_of
+
+
+def genomes_of(space: SearchSpace, number: int, *, seed: int = 0) -> list[Genome]:
+    rng = random.Random(seed)
+    return list(dict.fromkeys(space.canonical(space.sample(rng)) for _ in range(number)))
+
+
+def run_of(experiment: Experiment, genomes: list[Genome], *, sign: float = 1.0) -> EarlierRun:
+    """Another data set, of which accuracies are a multiple of this one's."""
+    space = experiment.space
+    return EarlierRun(
+        name="another",
+        choices=tuple(choices_of(space.decode(genome)) for genome in genomes),
+        costs=tuple(space.cost(genome) for genome in genomes),
+        curves=tuple((0.5 + sign * 0.4 * accuracy_of(experiment, genome),) for genome in genomes),
+        num_epochs=1,
+    )
+
+
+def believed_of(beliefs: Beliefs, space: SearchSpace, genomes: list[Genome]) -> np.ndarray:
+    table, costs = np.array(genomes), [space.cost(genome) for genome in genomes]
+    return Believed(beliefs, space, table, costs)(table, costs)
+
+
+def test_choices_have_the_names_and_values_of_genes(digits: Experiment) -> None:
+    by_blocks = [dataclasses.replace(stage, per_block=frozenset({"kv_stride"})) for stage in digits.space.stages]
+    for space in (digits.space, dataclasses.replace(digits.space, stages=tuple(by_blocks))):
+        for genome in genomes_of(space, 30):
+            choices = choices_of(space.decode(genome))
+            for gene, index in zip(space.genes, genome, strict=True):
+                assert choices.get(gene.name, gene.options[0]) == gene.options[index]  # 0 of blocks that are absent
+
+
+def test_an_earlier_run_tells_of_networks_that_it_has_not_trained(digits: Experiment) -> None:
+    genomes = genomes_of(digits.space, 90)
+    beliefs = Beliefs(runs=(run_of(digits, genomes[:60]),))
+    believed = believed_of(beliefs, digits.space, genomes)
+    assert believed.shape == (len(genomes), 1)
+    truth = [accuracy_of(digits, genome) for genome in genomes[60:]]
+    assert np.corrcoef(believed[60:, 0], truth)[0, 1] > 0.9
+
+
+def test_a_run_in_another_space_is_matched_by_values(digits: Experiment) -> None:
+    genomes = genomes_of(digits.space, 60)
+    fixed = digits.space.stages[0].kv_stride[-1:]
+    first = dataclasses.replace(digits.space.stages[0], kv_stride=fixed)
+    space = dataclasses.replace(digits.space, stages=(first, *digits.space.stages[1:]))
+    assert len(space.genes) < len(digits.space.genes)
+    within = genomes_of(space, 60, seed=1)
+    truth = [accuracy_of(digits, digits.space.encode(space.decode(genome))) for genome in within]
+    beliefs = Beliefs(runs=(run_of(digits, genomes),), fixed={"stage0.kv_stride": fixed[0]})
+    assert np.corrcoef(believed_of(beliefs, space, within)[:, 0], truth)[0, 1] > 0.9
+
+
+def test_without_a_common_choice_costs_carry_over(digits: Experiment) -> None:
+    genomes = genomes_of(digits.space, 60)
+    run = dataclasses.replace(run_of(digits, genomes), choices=({},) * len(genomes))
+    truth = [accuracy_of(digits, genome) for genome in genomes]
+    believed = believed_of(Beliefs(runs=(run,)), digits.space, genomes)[:, 0]
+    assert np.corrcoef(believed, truth)[0, 1] > 0.7
+
+
+def test_a_run_whose_accuracies_are_noise_is_not_believed_even_of_its_own_networks(digits: Experiment) -> None:
+    genomes = genomes_of(digits.space, 90)
+    run, order = run_of(digits, genomes), np.random.default_rng(0).permutation(len(genomes))
+    noise = dataclasses.replace(run, curves=tuple(run.curves[index] for index in order))
+    told, told_of_noise = (
+        believed_of(Beliefs(runs=(each,)), digits.space, genomes)[:, 0].std() for each in (run, noise)
+    )
+    assert told > 0.5
+    assert told_of_noise < 0.2
+
+
+def test_priors_tell_nothing_that_follows_from_costs(digits: Experiment) -> None:
+    space, genomes = digits.space, genomes_of(digits.space, 90)
+    depth = next(gene for gene in space.genes if gene.choice == "depth")
+    priors = {depth.name: [1.0, *[3.0] * (len(depth.options) - 1)]}
+    believed = believed_of(Beliefs(priors=priors), space, genomes)[:, 0]
+    logs = np.log([[space.cost(genome).params, space.cost(genome).flops] for genome in genomes])
+    assert np.corrcoef(believed, logs.T)[0, 1:] == pytest.approx([0, 0], abs=1e-6)
+    deep = np.array([genome[space.genes.index(depth)] > 0 for genome in genomes])
+    assert believed[deep].mean() > believed[~deep].mean()
+
+
+def test_priors_of_a_block_count_where_there_is_such_a_block(digits: Experiment) -> None:
+    by_blocks = [dataclasses.replace(stage, per_block=frozenset({"kv_stride"})) for stage in digits.space.stages]
+    space = dataclasses.replace(digits.space, stages=tuple(by_blocks))
+    gene = next(gene for gene in space.genes if gene.block == 1)
+    place, depth = (
+        space.genes.index(gene),
+        next(place for place, other in enumerate(space.genes) if (other.stage, other.choice) == (gene.stage, "depth")),
+    )
+    genomes = genomes_of(space, 60)
+    without = [genome for genome in genomes if space.genes[depth].options[genome[depth]] < 2]
+    with_first = [genome for genome in genomes if genome not in without and genome[place] == 0]
+    believed = believed_of(Beliefs(priors={gene.name: [5.0, 1.0]}), space, [*with_first, *without])[:, 0]
+    assert believed[: len(with_first)].mean() > believed[len(with_first) :].mean() + 1
+
+
+def front_after(experiment: Experiment, beliefs: Beliefs, number: int, *, seed: int) -> float:
+    """Hypervolume after so many trainings, one after the other."""
+    space, seen, observations, losses = experiment.space, set(), [], []
+    surrogate = Surrogate(space, costs=("flops",), num_epochs=1, seed=seed, beliefs=beliefs)
+    for trial in range(number):
+        genome = surrogate.propose(trial, observations, seen)
+        assert genome is not None
+        seen.add(genome)
+        accuracy = accuracy_of(experiment, genome)
+        losses.append([1 - accuracy, *surrogate.scaled_costs([genome])[0]])
+        observations.append(Observation(genome=genome, curve=(accuracy,), status="complete"))
+    return hypervolume(np.array(losses))
+
+
+def test_an_earlier_run_gives_a_search_a_better_beginning(digits: Experiment) -> None:
+    earlier = Beliefs(runs=(run_of(digits, genomes_of(digits.space, 40, seed=7)),))
+    number = NUM_INITIAL // 2 + 1
+    cold, warm = (
+        np.mean([front_after(digits, beliefs, number, seed=seed) for seed in range(3)])
+        for beliefs in (Beliefs(), earlier)
+    )
+    assert warm > cold

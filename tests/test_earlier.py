@@ -1,0 +1,146 @@
+"""Searches that learn from earlier runs: what they keep, refuse, and tell of it."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+
+from conftest import small_digits
+from cvt_nas import search
+from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.errors import CvtNasError, RunFolderError
+from cvt_nas.pipeline import open_study
+from cvt_nas.propose.beliefs import Trust
+from cvt_nas.propose.earlier import Source, beliefs_of, check_same_sources, keep_sources, read_sources
+from cvt_nas.report import run_page
+from cvt_nas.report.believing import History, belief_lines, histories_of_beliefs
+from cvt_nas.results import TrialResult
+from cvt_nas.run import RunFolder
+from test_results import MANIFEST
+from test_stopping import run_of, steady
+
+NUM_EPOCHS = 3
+
+
+def experiment_of(search_settings: str = "trials: 12, scheduler: none, seed: 0") -> Experiment:
+    text = small_digits(**{"  epochs:": f"  epochs: {NUM_EPOCHS}", "search:": f"search: {{{search_settings}}}"})
+    return parse_experiment(text, "small.yaml")
+
+
+def begin(path: Path, experiment: Experiment, sources: list[Source]) -> RunFolder:
+    run = RunFolder(path)
+    keep_sources(sources, run)
+    told = {"learn_from": [source.to_json() for source in sources]}
+    run.begin({**experiment.manifest(seed=0, num_trials=12), **told})
+    return run
+
+
+def train(experiment: Experiment, run: RunFolder, number: int, *, sign: float = 1.0) -> list[str]:
+    """Asks for so many trials, one after the other, and records what they reach; returns their architectures."""
+    study, archs = open_study(experiment, run, num_trials=12, seed=0), []
+    for _ in range(number):
+        proposal = study.ask()
+        assert proposal is not None
+        size = proposal.cost.flops / experiment.space.cost_range[1].flops
+        curve = tuple(0.5 + sign * (accuracy - 0.5) for accuracy in steady(size)[:NUM_EPOCHS])
+        result = TrialResult(
+            number=proposal.number, arch=experiment.space.decode(proposal.genome), status="complete",
+            epochs=NUM_EPOCHS, accuracy=curve[-1], cost=proposal.cost, curve=curve, seconds=1.0, train_seconds=1.0,
+            seed=proposal.seed,
+        )  # fmt: skip
+        run.append(result)
+        study.tell(result)
+        archs.append(result.arch_id)
+    return archs
+
+
+def test_a_search_goes_on_by_what_it_keeps_of_an_earlier_run_that_is_gone(tmp_path: Path) -> None:
+    earlier, experiment = run_of(tmp_path / "earlier", steady, num_complete=14), experiment_of()
+    sources = read_sources([earlier.path], metric="accuracy")
+    whole, cut = (begin(tmp_path / name, experiment, sources) for name in ("whole", "cut"))
+    shutil.rmtree(earlier.path)
+    archs = train(experiment, whole, 10)
+    assert train(experiment, cut, 4) + train(experiment, cut, 2) + train(experiment, cut, 4) == archs
+    cold = begin(tmp_path / "cold", experiment, [])
+    assert train(experiment, cold, 10) != archs
+
+
+def test_a_run_tells_how_much_it_believed_and_when_it_stopped(tmp_path: Path) -> None:
+    earlier, experiment = run_of(tmp_path / "earlier", steady, num_complete=40), experiment_of()
+    sources = read_sources([earlier.path], metric="accuracy")
+    right, wrong = (begin(tmp_path / name, experiment, sources) for name in ("right", "wrong"))
+    train(experiment, right, 11)
+    train(experiment, wrong, 11, sign=-1.0)
+    (believed,), (not_believed,) = histories_of_beliefs(right), histories_of_beliefs(wrong)
+    assert list(believed.steps) == [5, 10, 11]
+    assert believed.stopped_after is None
+    assert believed.steps[11].agreement > 0.8 > 0.1 > not_believed.steps[11].agreement
+    assert not_believed.stopped_after is not None
+    (line,) = belief_lines(histories_of_beliefs(wrong))
+    assert line.startswith(f"learned from {earlier.path}: ")
+    assert line.endswith(f"it was given up after {not_believed.stopped_after} trials")
+    page = run_page(wrong)
+    assert line in page
+    assert f"{not_believed.steps[10].agreement:.2f}</td>" in page
+
+
+def test_a_belief_has_stopped_when_it_stays_away() -> None:
+    def stopped(*agreements: float) -> int | None:
+        steps = zip((5, 10, 20), agreements, strict=True)
+        trusts = {number: Trust(weight=0.5, sd=0.1, agreement=agreement) for number, agreement in steps}
+        return History(name="x", steps=trusts).stopped_after
+
+    assert [stopped(0.5, 0.4, 0.3), stopped(0.5, 0.0, 0.3), stopped(0.5, 0.05, -0.5)] == [None, None, 10]
+
+
+def test_networks_are_compared_by_their_costs_for_the_images_of_this_search(tmp_path: Path) -> None:
+    earlier, experiment = run_of(tmp_path / "earlier", steady, num_complete=4), experiment_of()
+    larger = dataclasses.replace(experiment, space=dataclasses.replace(experiment.space, image_size=16))
+    sources = read_sources([earlier.path], metric="accuracy")
+    run = begin(tmp_path / "run", experiment, sources)
+    (found,) = beliefs_of(larger, run).runs
+    own = [trial.cost.flops for trial in sources[0].trials]
+    assert all(cost.flops / flops > 3 for cost, flops in zip(found.costs, own, strict=True))
+
+
+@pytest.mark.parametrize("case", ["no run", "empty", "metric"])
+def test_what_cannot_be_learned_from_is_refused(case: str, tmp_path: Path) -> None:
+    place = tmp_path / "earlier"
+    message = f"--learn-from {place}: "
+    if case == "no run":
+        message = f"{place} holds no run"
+    elif case == "empty":
+        RunFolder.create(place, MANIFEST)
+        message += "has no trial with an accuracy"
+    else:
+        RunFolder.create(place, {**MANIFEST, "metric": "macro_f1"})
+        message += "maximised macro_f1, and this search maximises accuracy"
+    with pytest.raises(RunFolderError, match=message):
+        read_sources([place], metric="accuracy")
+
+
+def test_a_search_that_goes_on_is_told_of_no_other_runs(tmp_path: Path) -> None:
+    earlier, experiment = run_of(tmp_path / "earlier", steady, num_complete=4), experiment_of()
+    run = begin(tmp_path / "run", experiment, read_sources([earlier.path], metric="accuracy"))
+    check_same_sources(run, [])
+    check_same_sources(run, [earlier.path])
+    with pytest.raises(RunFolderError, match=rf"began with {earlier.path}; leave it out"):
+        check_same_sources(run, [tmp_path / "other"])
+
+
+def test_a_sampler_that_does_not_learn_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CvtNasError, match="--learn-from: the surrogate learns"):
+        search(experiment_of("trials: 2, sampler: random"), out=tmp_path / "run", learn_from=[tmp_path])
+
+
+def test_a_real_search_begins_with_what_an_earlier_one_taught(
+    finished_run: RunFolder, two_cpus: None, tmp_path: Path
+) -> None:
+    experiment = experiment_of("trials: 3, scheduler: none, seed: 0")
+    run = search(experiment, out=tmp_path / "run", learn_from=[finished_run.path], cpus=1, gpus=0)
+    (told,) = run.manifest["learn_from"]
+    assert told["place"] == str(finished_run.path)
+    assert told["trials"] == len(beliefs_of(experiment, run).runs[0].curves) > 0
+    assert [result.status for result in run.results()] == ["complete"] * 3
+    assert histories_of_beliefs(run)[0].steps
