@@ -29,7 +29,7 @@ from cvt_nas.cli import main
 from cvt_nas.config import Experiment, load_experiment, parse_experiment
 from cvt_nas.errors import RunFolderError
 from cvt_nas.follow.watch import watch
-from cvt_nas.report import Comparison, compare_page, write_report
+from cvt_nas.report import Comparison, compare_page, front_figure, write_report
 from cvt_nas.report.figures import thinned
 from cvt_nas.report.published import published_models
 from cvt_nas.report.tables import choices_frame, growth_frame, importance_frame
@@ -251,6 +251,42 @@ def test_a_click_on_a_point_shows_its_architecture(made_up: RunFolder, page: Pag
     assert complaints == []
 
 
+def test_fronts_open_on_complete_trials_and_a_switch_shows_the_stopped_ones(made_up: RunFolder, page: Page) -> None:
+    open_page(page, made_up.path / "report.html")
+    plot = page.locator("[data-figure=front-flops]")
+    least = "plot => plot._fullLayout.yaxis.range[0]"
+    stopped = "plot => plot.data.find(trace => trace.meta === 'stopped').visible"
+    lowest = {
+        status: min(result.metric("accuracy") for result in made_up.results() if result.status == status)
+        for status in ("complete", "stopped")
+    }
+    assert lowest["stopped"] < plot.evaluate(least) < lowest["complete"]
+    assert plot.evaluate(stopped) is False
+    page.check("[data-shows=stopped]")
+    assert plot.evaluate(stopped) is True
+    assert plot.evaluate(least) < lowest["stopped"]
+    page.uncheck("[data-shows=stopped]")
+    assert plot.evaluate(least) > lowest["stopped"]
+
+
+def test_the_buttons_of_a_plot_cover_no_legend(made_up: RunFolder, page: Page) -> None:
+    open_page(page, made_up.path / "report.html")
+    plot = page.locator("[data-figure=front-flops]")
+    plot.hover()
+    boxes = [plot.locator(name).bounding_box() for name in (".modebar-group >> nth=0", ".legend")]
+    assert boxes[0] is not None
+    assert boxes[1] is not None
+    assert boxes[0]["x"] >= boxes[1]["x"] + boxes[1]["width"]
+
+
+def test_a_bound_of_the_space_file_is_a_line(digits: Experiment, tmp_path: Path) -> None:
+    tree = yaml.safe_load(digits.text) | {"constraints": {"params": {"max": 400_000}}}
+    run = made_up_run(tmp_path / "run", parse_experiment(yaml.safe_dump(tree), "bounded.yaml"), 12)
+    lines: Any = front_figure(run, "params").layout.shapes  # pyright: ignore[reportAttributeAccessIssue]
+    assert [(line.x0, line.label.text) for line in lines] == [(400_000, "at most 400k")]
+    assert not front_figure(run, "flops").layout.shapes  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_a_stopped_trial_says_how_it_becomes_a_model(made_up: RunFolder, page: Page) -> None:
     stopped = next(result for result in made_up.results() if result.status == "stopped")
     open_page(page, Path(f"{made_up.path}/report.html"))
@@ -362,7 +398,7 @@ def test_published_models_stand_beside_an_imagenet_run_and_can_be_switched_off(
     see_everything(page)
     visible = "document.querySelector('[data-figure=front-params]').data.find(t => t.meta === 'published').visible"
     assert page.evaluate(visible) in (None, True)
-    page.uncheck("#published")
+    page.uncheck("[data-shows=published]")
     assert page.evaluate(visible) is False
     assert complaints == []
 

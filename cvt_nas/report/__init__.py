@@ -1,7 +1,7 @@
 """What runs found, for people: a page, plots, tables and lines, all of them made from the records alone."""
 
 from cvt_nas.report.compare import Comparison, compare_page
-from cvt_nas.report.figures import front_figure
+from cvt_nas.report.fronts import front_figure
 from cvt_nas.report.pictures import write_pictures
 from cvt_nas.report.published import published_as
 from cvt_nas.report.run_page import run_page

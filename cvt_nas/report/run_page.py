@@ -14,12 +14,12 @@ from cvt_nas.report.figures import (
     NAMES,
     choices_figure,
     curves_figure,
-    front_figure,
     growth_figure,
     importance_figure,
     label_of,
     thinned,
 )
+from cvt_nas.report.fronts import front_figure
 from cvt_nas.report.page import figure_html, html_page, table_html
 from cvt_nas.report.published import published_beside
 from cvt_nas.report.stopping import stopping_lines
@@ -216,12 +216,19 @@ def _fronts(run: RunFolder, is_published: bool) -> str:
          f"{m.cost.params:,}", f"{m.cost.flops:,}")
         for m in front.members
     ]  # fmt: skip
-    switch = (
-        '<p><label><input type="checkbox" id="published" checked> published models (their accuracy is of the '
-        "validation images of ImageNet: x trained on ImageNet-1k, + on ImageNet-22k first)</label></p>"
-        if is_published
-        else ""
-    )
+    statuses = {result.status for result in run.results()}
+    switches = []
+    if "complete" in statuses and len(statuses) > 1:
+        switches.append(_switch("stopped", "stopped and failed trials, at the epoch that they reached"))
+    if is_published:
+        switches.append(
+            _switch(
+                "published",
+                "published models (their accuracy is of the validation images of ImageNet: x trained on ImageNet-1k, "
+                "+ on ImageNet-22k first)",
+                is_on=True,
+            )
+        )
     plots = "".join(
         figure_html(
             f"front-{metric}",
@@ -235,9 +242,15 @@ def _fronts(run: RunFolder, is_published: bool) -> str:
     )
     return (
         f'<section id="fronts"><h2>Pareto fronts</h2><p>Only trials that reached the last epoch compete. Select a '
-        f"point, or a row of the trials' table, to see its architecture.</p>{switch}"
+        f"point, or a row of the trials' table, to see its architecture. The plots open on the complete trials; a double "
+        "click shows everything.</p>"
+        f"{''.join(switches)}"
         f'<div class="pair">{plots}</div>{table}<div class="arch" id="arch" aria-live="polite"></div></section>'
     )
+
+
+def _switch(shows: str, label: str, *, is_on: bool = False) -> str:
+    return f'<p><label><input type="checkbox" data-shows="{shows}"{" checked" * is_on}> {label}</label></p>'
 
 
 def _choices(choices: pd.DataFrame, importances: pd.DataFrame, score: str, *, drawn: bool) -> str:

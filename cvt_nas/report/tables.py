@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,20 @@ from cvt_nas.results import (
     rank_correlations,
 )
 from cvt_nas.run import RunFolder
-from cvt_nas.space import COST_METRICS, CostMetric
+from cvt_nas.space import COST_METRICS, Bound, CostMetric
 
 
 def costs_of(run: RunFolder) -> tuple[CostMetric, ...]:
     """The costs that are known of its architectures: latency only where the search went by it."""
     return (*COST_METRICS, *(("latency_ms",) if "latency_table" in run.manifest else ()))
+
+
+def bounds_of(run: RunFolder) -> Mapping[CostMetric, Bound]:
+    """The constraints of its space file; none where that is another version's."""
+    try:
+        return parse_experiment(run.manifest.get("space_file", ""), f"{run.path}/manifest.json").space.bounds
+    except SpaceFileError:
+        return {}
 
 
 def _latency_of(run: RunFolder, result: TrialResult) -> dict[str, float | None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
-from cvt_nas.report.figures import front_figure
+from cvt_nas.report.fronts import front_figure
 from cvt_nas.report.run_page import run_page
 from cvt_nas.report.tables import front_frame, ranks_frame
 from cvt_nas.results import Metric
