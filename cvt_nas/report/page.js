@@ -1,10 +1,7 @@
 "use strict";
 (async () => {
-  async function read(id) { // gzip in base64
-    const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (letter) => letter.charCodeAt(0));
-    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
-  }
-  const [data, figures] = await Promise.all([read("data"), read("figures")]);
+  const read = async (id) => JSON.parse(await unpacked(document.getElementById(id).textContent));
+  const [data, figures] = await Promise.all([read("data"), read("figures"), plotlyIsThere]);
   const root = document.documentElement;
   const byId = (id) => document.getElementById(id);
 
