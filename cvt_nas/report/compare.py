@@ -240,9 +240,10 @@ def _fronts_figure(comparison: Comparison, metric: CostMetric) -> go.Figure:
                 text=[f"{member.arch_id}, trial {member.number}<br>{told(run.place)}" for member in steps],
                 hovertemplate="%{text}<br>%{x}: %{y:.4f}<extra></extra>",
             )
+    traces: Any = figure.data
     figure.update_layout(
         template="plotly_white",
-        xaxis=cost_axis(metric),
+        xaxis=cost_axis(metric, [value for trace in traces for value in trace.x]),
         yaxis={"title": f"{as_title(comparison.score_name)} on the search split", "tickformat": ".1%"},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
     )

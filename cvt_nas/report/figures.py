@@ -25,10 +25,16 @@ NAMES: dict[CostMetric, str] = {"flops": "FLOPs", "params": "parameters", "laten
 FRONT_COLOUR, TRIAL_COLOUR, MARK_COLOUR, _OTHER_COLOUR = "#0f8a63", "#7a8a99", "#d1495b", "#c77c11"
 
 
-def cost_axis(metric: CostMetric) -> dict[str, Any]:
-    """A logarithmic axis of one cost, with ticks such as `20M`."""
-    form = "~g" if metric == "latency_ms" else "~s"
-    return {"title": _AXES[metric], "type": "log", "tickformat": form, "tickangle": 0, "nticks": 6}
+def cost_axis(metric: CostMetric, values: Sequence[float]) -> dict[str, Any]:
+    """A logarithmic axis of one cost that shows `values`, with ticks at 1, 2 and 5 times powers of ten, at more of them
+    where that would be few; beyond the values too, for a plot that is zoomed out."""
+    axis: dict[str, Any] = {"title": _AXES[metric], "type": "log"}
+    if not values:
+        return axis
+    low, high = math.log10(min(values)), math.log10(max(values))
+    steps = (1, 2, 5) if high - low > 0.7 else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    ticks = [step * 10.0**power for power in range(math.floor(low) - 1, math.ceil(high) + 1) for step in steps]
+    return axis | {"tickvals": ticks, "ticktext": [short(tick) for tick in ticks]}
 
 
 GROWTH_AXES = {
@@ -39,28 +45,53 @@ GROWTH_AXES = {
 
 
 def growth_figure(growth: pd.DataFrame, over: str) -> go.Figure:
-    """Hypervolume over one of `GROWTH_AXES`; see `growth_frame`."""
+    """What is missing of the hypervolume at the end, over one of `GROWTH_AXES`; see `growth_frame`.
+
+    The axis is logarithmic, as most of the volume is there after a few trials. Its lowest tick stands for nothing
+    missing.
+    """
     changes = growth["hypervolume"].diff().fillna(1) != 0
     growth = growth.loc[changes | (growth.index == len(growth) - 1)]  # the line is one of steps
+    missing = missing_of(growth["hypervolume"].to_numpy())
+    floor = float(missing[missing >= _LEAST_MISSING].min()) / 3
+    powers = [10.0**power for power in range(math.ceil(math.log10(2 * floor)), 1)]
     greatest = float(growth[over].to_numpy().max())
     unit, name = (1.0, "") if over == "ended" else (3600.0, "Hours") if greatest >= 3600 else (60.0, "Minutes")
     figure = go.Figure(
         go.Scatter(
             x=(growth[over] / unit).round(4).tolist(),
-            y=growth["hypervolume"].round(6).tolist(),
+            y=np.maximum(missing, floor).tolist(),
+            text=[
+                f"{share:.2%} missing, hypervolume {volume:.4f}"
+                for share, volume in zip(missing, growth["hypervolume"], strict=True)
+            ],
             mode="lines",
             line={"shape": "hv", "color": FRONT_COLOUR, "width": 2},
-            hovertemplate="%{x}: %{y:.4f}<extra></extra>",
+            hovertemplate="%{x}: %{text}<extra></extra>",
         )
     )
     figure.update_layout(
         template="plotly_white",
         xaxis={"title": GROWTH_AXES[over].format(name), "rangemode": "tozero"},
-        yaxis={"title": "Hypervolume"},
+        yaxis={
+            "title": "Missing hypervolume",
+            "type": "log",
+            "range": [math.log10(floor) - 0.1, 0.1],
+            "tickvals": [floor, *powers],
+            "ticktext": ["none", *(f"{100 * power:g}%" for power in powers)],
+        },
         margin={"t": 20},
         autosize=True,
     )
     return figure
+
+
+_LEAST_MISSING = 1e-4  # what is less is drawn as nothing
+
+
+def missing_of(volumes: np.ndarray) -> np.ndarray:
+    """Shares of the last of growing hypervolumes that each lacks; 1 everywhere where the last is 0."""
+    return 1 - volumes / volumes[-1] if volumes[-1] > 0 else np.ones(len(volumes))
 
 
 def curves_figure(run: RunFolder) -> go.Figure:

@@ -86,7 +86,7 @@ def front_figure(
         )
     figure.update_layout(
         title=f"{run.manifest['name']}: {run.score_name} against {NAMES[metric]}",
-        xaxis=cost_axis(metric),
+        xaxis=cost_axis(metric, [result.metric(metric) for result in complete or ended_early]),
         yaxis={"title": f"{as_title(run.score_name)} on the search split", "tickformat": ".1%"},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
         template="plotly_white",
