@@ -30,9 +30,10 @@ from cvt_nas.config import Experiment, load_experiment, parse_experiment
 from cvt_nas.errors import RunFolderError
 from cvt_nas.follow.watch import watch
 from cvt_nas.report import Comparison, compare_page, front_figure, write_report
-from cvt_nas.report.figures import thinned
+from cvt_nas.report.choices import direction_lines, importance_frame
+from cvt_nas.report.figures import missing_of, thinned
 from cvt_nas.report.published import published_models
-from cvt_nas.report.tables import choices_frame, growth_frame, importance_frame
+from cvt_nas.report.tables import choices_frame, growth_frame
 from cvt_nas.results import HypervolumeBox, ParetoFront, TrialResult, distances_to_front, is_non_dominated
 from cvt_nas.run import RunFolder
 
@@ -107,7 +108,26 @@ def test_improved_by_its_distance_no_point_is_dominated_and_by_less_it_is(losses
 def test_the_choice_that_decides_is_the_most_important(made_up: RunFolder) -> None:
     importances = importance_frame(made_up, choices_frame(made_up))
     assert importances["choice"].iloc[importances["accuracy"].argmax()] == "stage0.kv_stride"
-    assert importances[["accuracy", "distance"]].sum().tolist() == pytest.approx([1, 1])
+    assert importances["choice"].iloc[importances["accuracy_top"].argmax()] == "stage0.kv_stride"
+    shares = importances[["accuracy", "distance", "accuracy_top", "distance_top"]].sum()
+    assert shares.tolist() == pytest.approx([1, 1, 1, 1])
+
+
+def test_the_choice_that_decides_is_told_with_its_direction(made_up: RunFolder) -> None:
+    choices = choices_frame(made_up)
+    lines = direction_lines(made_up, choices, importance_frame(made_up, choices))
+    line = next(line for line in lines if line.startswith("stage 0: kv stride explains "))
+    accuracies: dict[object, list[float]] = {}
+    for result in made_up.results():
+        if result.status == "complete":
+            accuracies.setdefault(choices.loc[result.number, "stage0.kv_stride"], []).append(result.metric("accuracy"))
+    one, two = (f"{np.mean(accuracies[stride]):.2%} of {len(accuracies[stride])} trials" for stride in (1, 2))
+    assert f"of accuracy, which is highest with 1 (mean {one}) and lowest with 2 (mean {two})" in line
+
+
+def test_what_is_missing_of_the_hypervolume_falls_to_nothing() -> None:
+    assert missing_of(np.array([0.0, 0.4, 0.8])).tolist() == pytest.approx([1, 0.5, 0])
+    assert missing_of(np.array([0.0, 0.0])).tolist() == [1, 1]
 
 
 def test_importances_are_told_from_ten_complete_trials_on(digits: Experiment, tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import plotly.graph_objects as go
 import plotly.io
 
 from cvt_nas.errors import ExportError
+from cvt_nas.report.choices import importance_frame
 from cvt_nas.report.figures import curves_figure, growth_figure, importance_figure
 from cvt_nas.report.fronts import front_figure
 from cvt_nas.report.published import published_beside
-from cvt_nas.report.tables import choices_frame, costs_of, growth_frame, importance_frame
+from cvt_nas.report.tables import choices_frame, costs_of, growth_frame
 from cvt_nas.run import RunFolder
 
 _WIDTH, _HEIGHT, _SCALE = 900, 600, 2  # of a bitmap, twice as many pixels
