@@ -44,7 +44,7 @@ def front_figure(
     _add_published(figure, published, metric)
     if ended_early:
         _add_points(
-            figure, ended_early, name=f"stopped or failed before epoch {epochs}", colour=TRIAL_COLOUR, opacity=0.3,
+            figure, ended_early, name=f"stopped or failed before epoch {epochs}", colour=TRIAL_COLOUR, opacity=0.45,
             visible="legendonly" if complete else True, meta="stopped", **points,
         )  # fmt: skip
     rest = [result for result in complete if result not in front.members]
@@ -89,6 +89,7 @@ def front_figure(
         xaxis=cost_axis(metric, [result.metric(metric) for result in complete or ended_early]),
         yaxis={"title": f"{as_title(run.score_name)} on the search split", "tickformat": ".1%"},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+        modebar={"orientation": "v"},  # in the right margin, not over the legend
         template="plotly_white",
         hoverlabel={"align": "left", "font": {"family": "monospace"}},
         autosize=True,  # the page's whole height
@@ -119,7 +120,7 @@ _NEAR = 0.2  # decades
 
 def _with_margin(values: Sequence[float], *, least: float) -> list[float]:
     low, high = min(values), max(values)
-    margin = max(0.08 * (high - low), least)
+    margin = max(0.1 * (high - low), least)
     return [low - margin, high + margin]
 
 

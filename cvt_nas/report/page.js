@@ -44,7 +44,8 @@
   function draw(plot) {
     const { data: traces, layout } = figures[plot.dataset.figure];
     Plotly.newPlot(plot, traces.map((trace) => ({ ...trace })), themed(layout), {
-      responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+      responsive: true, displaylogo: false, // the last would upload the plot
+      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"],
       displayModeBar: layout.xaxis !== undefined && window.innerWidth >= 640 ? "hover" : false,
     });
     drawn.add(plot);

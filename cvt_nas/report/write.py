@@ -48,7 +48,9 @@ def _page(run: RunFolder, figure: go.Figure, metric: Metric) -> str:
 <div id="plot" role="img" aria-label="{title}; the same figures stand in pareto.csv"></div>
 <script>
 const figure = {spec};
-Plotly.newPlot("plot", figure.data, figure.layout, {{responsive: true}});
+Plotly.newPlot("plot", figure.data, figure.layout, {{
+  responsive: true, modeBarButtonsToRemove: ["sendChartToCloud"],
+}});
 </script>
 </body>
 </html>
