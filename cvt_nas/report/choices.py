@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,9 @@ def importance_frame(run: RunFolder, choices: pd.DataFrame, *, seed: int = 0) ->
         "_top": optuna.importance.PedAnovaImportanceEvaluator(target_quantile=_TOP),
     }
     shares = {
-        target + suffix: _importances(rows, values, evaluator)
-        for suffix, evaluator in evaluators.items()
+        target + suffix: found
         for target, values in _targets(run, complete).items()
+        for suffix, found in _importances(rows, values, evaluators).items()
     }
     frame = pd.DataFrame({"choice": rows.columns, **{k: [v[name] for name in rows.columns] for k, v in shares.items()}})
     order = frame[["accuracy", "distance"]].max(axis=1).sort_values(ascending=False, kind="stable").index
@@ -65,10 +65,12 @@ def _targets(run: RunFolder, complete: Sequence[TrialResult]) -> dict[str, np.nd
     return {"accuracy": losses[:, 0], "distance": distances_to_front(losses)}
 
 
-def _importances(choices: pd.DataFrame, values: np.ndarray, evaluator: Any) -> dict[str, float]:
-    """Of each column for `values`, in sum 1; all 0 where the values are all alike."""
+def _importances(
+    choices: pd.DataFrame, values: np.ndarray, evaluators: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """By each evaluator, of each column for `values`, in sum 1; all 0 where the values are all alike."""
     if np.ptp(values) == 0:
-        return dict.fromkeys(map(str, choices.columns), 0.0)
+        return {name: dict.fromkeys(map(str, choices.columns), 0.0) for name in evaluators}
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -81,7 +83,10 @@ def _importances(choices: pd.DataFrame, values: np.ndarray, evaluator: Any) -> d
         optuna.create_trial(params=dict(zip(distributions, row, strict=True)), distributions=distributions, value=value)
         for row, value in zip(choices.itertuples(index=False), values.tolist(), strict=True)
     ])  # fmt: skip
-    return optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {
+        name: optuna.importance.get_param_importances(study, evaluator=evaluator)
+        for name, evaluator in evaluators.items()
+    }
 
 
 def direction_lines(run: RunFolder, choices: pd.DataFrame, importances: pd.DataFrame) -> list[str]:
