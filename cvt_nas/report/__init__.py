@@ -2,7 +2,7 @@
 
 from cvt_nas.report.believing import belief_lines, histories_of_beliefs
 from cvt_nas.report.compare import Comparison, compare_page
-from cvt_nas.report.figures import front_figure
+from cvt_nas.report.fronts import front_figure
 from cvt_nas.report.pictures import write_pictures
 from cvt_nas.report.published import published_as
 from cvt_nas.report.run_page import run_page

@@ -17,7 +17,7 @@ from cvt_nas.arch import Cost
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.errors import RunFolderError, SpaceFileError
 from cvt_nas.escaping import told
-from cvt_nas.report.figures import AXES, NAMES, log_ticks
+from cvt_nas.report.figures import NAMES, cost_axis
 from cvt_nas.report.page import figure_html, html_page, table_html
 from cvt_nas.report.tables import growth_frame
 from cvt_nas.results import DataIdentity, HypervolumeBox, Metric, ParetoFront, as_title, score_name
@@ -240,9 +240,10 @@ def _fronts_figure(comparison: Comparison, metric: CostMetric) -> go.Figure:
                 text=[f"{member.arch_id}, trial {member.number}<br>{told(run.place)}" for member in steps],
                 hovertemplate="%{text}<br>%{x}: %{y:.4f}<extra></extra>",
             )
+    traces: Any = figure.data
     figure.update_layout(
         template="plotly_white",
-        xaxis={"title": AXES[metric], "type": "log", **log_ticks(figure)},
+        xaxis=cost_axis(metric, [value for trace in traces for value in trace.x]),
         yaxis={"title": f"{as_title(comparison.score_name)} on the search split", "tickformat": ".1%"},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
     )

@@ -1,10 +1,7 @@
 "use strict";
 (async () => {
-  async function read(id) { // gzip in base64
-    const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (letter) => letter.charCodeAt(0));
-    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
-  }
-  const [data, figures] = await Promise.all([read("data"), read("figures")]);
+  const read = async (id) => JSON.parse(await unpacked(document.getElementById(id).textContent));
+  const [data, figures] = await Promise.all([read("data"), read("figures"), plotlyIsThere]);
   const root = document.documentElement;
   const byId = (id) => document.getElementById(id);
 
@@ -35,7 +32,10 @@
         automargin: true,
       };
     }
-    found.margin = { t: 44, b: 48, r: 14, l: small ? 44 : 64, ...layout.margin };
+    const hasButtons = layout.xaxis !== undefined && !small;
+    found.margin = { t: 44, b: 48, r: hasButtons ? 40 : 14, l: small ? 44 : 64, ...layout.margin };
+    // in the right margin, where they cover neither legend nor points
+    found.modebar = { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: colour("--muted"), activecolor: colour("--accent") };
     if (layout.hoverlabel) found.hoverlabel = { ...layout.hoverlabel, bgcolor: colour("--raised") };
     return found;
   }
@@ -43,7 +43,11 @@
   const drawn = new Set();
   function draw(plot) {
     const { data: traces, layout } = figures[plot.dataset.figure];
-    Plotly.newPlot(plot, traces.map((trace) => ({ ...trace })), themed(layout), { responsive: true, displaylogo: false });
+    Plotly.newPlot(plot, traces.map((trace) => ({ ...trace })), themed(layout), {
+      responsive: true, displaylogo: false, // the last would upload the plot
+      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"],
+      displayModeBar: layout.xaxis !== undefined && window.innerWidth >= 640 ? "hover" : false,
+    });
     drawn.add(plot);
     if (plot.dataset.selects !== undefined) {
       plot.on("plotly_click", (event) => {
@@ -51,8 +55,23 @@
         if (number !== undefined) select(number);
       });
       mark(plot);
+      switches.forEach((box) => show(plot, box));
     }
   }
+
+  const switches = [...document.querySelectorAll("input[data-shows]")]; // of traces, named by their meta
+  function show(plot, box) {
+    const index = plot.data.findIndex((trace) => trace.meta === box.dataset.shows);
+    if (index < 0) return;
+    Plotly.restyle(plot, { visible: box.checked }, [index]);
+    if (box.dataset.shows !== "stopped") return;
+    const { xaxis, yaxis } = figures[plot.dataset.figure].layout; // opened on the complete trials
+    Plotly.relayout(plot, box.checked ? { "xaxis.autorange": true, "yaxis.autorange": true }
+      : { "xaxis.range": [...xaxis.range], "yaxis.range": [...yaxis.range] });
+  }
+  switches.forEach((box) => box.addEventListener("change", () => {
+    plots.filter((plot) => drawn.has(plot) && plot.dataset.selects !== undefined).forEach((plot) => show(plot, box));
+  }));
 
   const plots = [...document.querySelectorAll("[data-figure]")];
   const seen = new IntersectionObserver((entries) => {
@@ -87,16 +106,6 @@
     atScreen = null;
     restyle();
   });
-
-  const published = byId("published");
-  if (published) {
-    published.addEventListener("change", () => {
-      for (const plot of drawn) {
-        const index = (plot.data || []).findIndex((trace) => trace.meta === "published");
-        if (index >= 0) Plotly.restyle(plot, { visible: published.checked }, [index]);
-      }
-    });
-  }
 
   plots.forEach((plot) => seen.observe(plot));
   if (!data.trials) return; // a page of several runs

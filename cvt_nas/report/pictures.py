@@ -7,9 +7,11 @@ import plotly.graph_objects as go
 import plotly.io
 
 from cvt_nas.errors import ExportError
-from cvt_nas.report.figures import curves_figure, front_figure, growth_figure, importance_figure
+from cvt_nas.report.choices import importance_frame
+from cvt_nas.report.figures import curves_figure, growth_figure, importance_figure
+from cvt_nas.report.fronts import front_figure
 from cvt_nas.report.published import published_beside
-from cvt_nas.report.tables import choices_frame, costs_of, growth_frame, importance_frame
+from cvt_nas.report.tables import choices_frame, costs_of, growth_frame
 from cvt_nas.run import RunFolder
 
 _WIDTH, _HEIGHT, _SCALE = 900, 600, 2  # of a bitmap, twice as many pixels
@@ -30,6 +32,8 @@ def write_pictures(run: RunFolder, format: str) -> list[Path]:  # noqa: A002
     figures: dict[str, go.Figure] = {
         f"pareto_{metric}": front_figure(run, metric, published=published_beside(run)) for metric in costs_of(run)
     }
+    for figure in figures.values():  # on paper there is no legend to click
+        figure.data = [trace for trace in figure.data if trace.visible != "legendonly"]
     growth = growth_frame(run.ended(), run.metrics, run.box)
     figures["hypervolume"] = growth_figure(growth, "ended")
     figures["hypervolume_over_compute"] = growth_figure(growth, "train_seconds")

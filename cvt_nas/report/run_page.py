@@ -10,21 +10,23 @@ import pandas as pd
 
 from cvt_nas.arch import ArchConfig, StageConfig, stage_costs
 from cvt_nas.report.believing import beliefs_section
+from cvt_nas.report.choices import choices_section, importance_frame
 from cvt_nas.report.figures import (
     GROWTH_AXES,
     NAMES,
     choices_figure,
     curves_figure,
-    front_figure,
     growth_figure,
     importance_figure,
     label_of,
+    missing_of,
     thinned,
 )
+from cvt_nas.report.fronts import front_figure
 from cvt_nas.report.page import figure_html, html_page, table_html
 from cvt_nas.report.published import published_beside
 from cvt_nas.report.stopping import stopping_lines
-from cvt_nas.report.tables import MIN_TRIALS, choices_frame, costs_of, growth_frame, importance_frame
+from cvt_nas.report.tables import choices_frame, costs_of, growth_frame
 from cvt_nas.report.text import (
     accuracy_text,
     confirmation_lines,
@@ -62,7 +64,7 @@ def run_page(run: RunFolder, *, refresh: int | None = None) -> str:
     sections = [
         _at_a_glance(run, results),
         _fronts(run, bool(published)),
-        _choices(choices, importances, run.score_name, drawn="choices" in figures),
+        choices_section(run, choices, importances, drawn="choices" in figures),
         _progress(run, growth, axes),
         _images(run),
         _trials(results, run.score_name, bool(len(choices.columns))),
@@ -219,12 +221,19 @@ def _fronts(run: RunFolder, is_published: bool) -> str:
          f"{m.cost.params:,}", f"{m.cost.flops:,}")
         for m in front.members
     ]  # fmt: skip
-    switch = (
-        '<p><label><input type="checkbox" id="published" checked> published models (their accuracy is of the '
-        "validation images of ImageNet: x trained on ImageNet-1k, + on ImageNet-22k first)</label></p>"
-        if is_published
-        else ""
-    )
+    statuses = {result.status for result in run.results()}
+    switches = []
+    if "complete" in statuses and len(statuses) > 1:
+        switches.append(_switch("stopped", "stopped and failed trials, at the epoch that they reached"))
+    if is_published:
+        switches.append(
+            _switch(
+                "published",
+                "published models (their accuracy is of the validation images of ImageNet: x trained on ImageNet-1k, "
+                "+ on ImageNet-22k first)",
+                is_on=True,
+            )
+        )
     plots = "".join(
         figure_html(
             f"front-{metric}",
@@ -238,48 +247,27 @@ def _fronts(run: RunFolder, is_published: bool) -> str:
     )
     return (
         f'<section id="fronts"><h2>Pareto fronts</h2><p>Only trials that reached the last epoch compete. Select a '
-        f"point, or a row of the trials' table, to see its architecture.</p>{switch}"
+        f"point, or a row of the trials' table, to see its architecture. The plots open on the complete trials; a "
+        "double click shows everything.</p>"
+        f"{''.join(switches)}"
         f'<div class="pair">{plots}</div>{table}<div class="arch" id="arch" aria-live="polite"></div></section>'
     )
 
 
-def _choices(choices: pd.DataFrame, importances: pd.DataFrame, score: str, *, drawn: bool) -> str:
-    parts = ['<section id="choices"><h2>Choices</h2>']
-    if drawn:
-        width = 90 * (len(choices.columns) + 3)
-        plot = figure_html(
-            "choices", f"the choices, costs and {score} of every complete trial, as lines; in the table of trials below"
-        )
-        parts.append(
-            "<p>A line is a complete trial. Drag along an axis to keep only those that pass there; the values are "
-            "columns of the table of trials, too.</p>"
-            f'<div class="wide"><div style="min-width: {width}px">{plot}</div></div>'
-        )
-    parts.append("<h3>Which choices matter</h3>")
-    if len(importances):
-        rows = [
-            (label_of(row["choice"]), f"{row['accuracy']:.1%}", f"{row['distance']:.1%}")
-            for row in importances.to_dict("records")
-        ]
-        parts += [
-            "<p>By Optuna's fANOVA over the complete trials: how much of the variance a choice explains, as a share of "
-            "what all of them do. The distance to the front is in all objectives at once.</p>",
-            figure_html("importance", "importance of choices; in the table below", style="free"),
-            table_html("Importance of choices", ("choice", score, "distance to the front"), rows, prose=(0,)),
-        ]
-    else:
-        parts.append(f"<p>Told from {MIN_TRIALS} complete trials of a space of choices on.</p>")
-    return "".join([*parts, "</section>"])
+def _switch(shows: str, label: str, *, is_on: bool = False) -> str:
+    return f'<p><label><input type="checkbox" data-shows="{shows}"{" checked" * is_on}> {label}</label></p>'
 
 
 def _progress(run: RunFolder, growth: pd.DataFrame, axes: Sequence[str]) -> str:
     steps = growth.loc[growth["hypervolume"].diff().fillna(1) > 0]
     rows = [
-        (row["ended"], f"{row['train_seconds'] / 3600:.3f}", f"{row['hypervolume']:.4f}")
-        for row in steps.to_dict("records")
+        (row["ended"], f"{row['train_seconds'] / 3600:.3f}", f"{row['hypervolume']:.4f}", f"{missing:.2%}")
+        for row, missing in zip(steps.to_dict("records"), missing_of(steps["hypervolume"].to_numpy()), strict=True)
     ]
     plots = "".join(
-        figure_html(f"growth-{over}", f"hypervolume over {over.replace('_', ' ')}; in the table below", style="low")
+        figure_html(
+            f"growth-{over}", f"missing hypervolume over {over.replace('_', ' ')}; in the table below", style="low"
+        )
         for over in axes
     )
     members, epochs = run.front().members, [*run.rungs, run.manifest["epochs"]]
@@ -288,9 +276,11 @@ def _progress(run: RunFolder, growth: pd.DataFrame, axes: Sequence[str]) -> str:
         for m in members
     ]
     return (
-        '<section id="progress"><h2>How the search went</h2><h3>Hypervolume</h3>'
+        '<section id="progress"><h2>How the search went</h2><h3>Hypervolume</h3><p>How much of '
+        "the hypervolume at the end is still missing. Where the last step is near the end, more trials would probably "
+        "find more.</p>"
         + f'<div class="three">{plots}</div>'
-        + table_html("Growth of the hypervolume", ("trials", "hours of training", "hypervolume"), rows)
+        + table_html("Growth of the hypervolume", ("trials", "hours of training", "hypervolume", "missing"), rows)
         + "<h3>Learning curves</h3>"
         + figure_html("curves", f"{run.score_name} after each epoch of every trial; of the front in the table below")
         + table_html("Learning curves of the front", ("trial", "architecture", *(f"epoch {e}" for e in epochs)), curves,

@@ -1,10 +1,8 @@
 """A run as tables: what its files hold, what `--json` prints, and what its figures are drawn from."""
 
 import dataclasses
-import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,19 +15,25 @@ from cvt_nas.results import (
     Metric,
     RankCorrelation,
     TrialResult,
-    distances_to_front,
     hypervolume,
     is_non_dominated,
-    losses_of,
     rank_correlations,
 )
 from cvt_nas.run import RunFolder
-from cvt_nas.space import COST_METRICS, CostMetric
+from cvt_nas.space import COST_METRICS, Bound, CostMetric
 
 
 def costs_of(run: RunFolder) -> tuple[CostMetric, ...]:
     """The costs that are known of its architectures: latency only where the search went by it."""
     return (*COST_METRICS, *(("latency_ms",) if "latency_table" in run.manifest else ()))
+
+
+def bounds_of(run: RunFolder) -> Mapping[CostMetric, Bound]:
+    """The constraints of its space file; none where that is another version's."""
+    try:
+        return parse_experiment(run.manifest.get("space_file", ""), f"{run.path}/manifest.json").space.bounds
+    except SpaceFileError:
+        return {}
 
 
 def _latency_of(run: RunFolder, result: TrialResult) -> dict[str, float | None]:
@@ -206,51 +210,3 @@ def choices_frame(run: RunFolder) -> pd.DataFrame:
         values, index=[result.number for result in results], columns=[gene.name for gene in space.genes], dtype=object
     )
     return frame.loc[:, [frame[name].nunique() > 1 for name in frame.columns]]
-
-
-MIN_TRIALS = 10  # complete ones, below which a forest explains nothing
-_MAX_TRIALS, _NUM_TREES = 256, 32  # the forest's time grows with the square of its leaves
-
-
-def importance_frame(run: RunFolder, choices: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Which choices matter: `choice, accuracy, distance`, each a share of what all explain; the weightiest first.
-
-    By Optuna's fANOVA, over the complete trials, or 256 of them, evenly over their order. The distance to the front is
-    in all objectives at once, costs on a logarithmic scale: see `distances_to_front`. Empty below `MIN_TRIALS`.
-
-    Source: Hutter et al. 2014, An efficient approach for assessing hyperparameter importance.
-    """
-    complete = [result for result in run.results() if result.status == "complete"]
-    complete = complete[:: math.ceil(len(complete) / _MAX_TRIALS) or 1]
-    rows = choices.loc[[result.number for result in complete]]
-    rows = rows.loc[:, [rows[name].nunique() > 1 for name in rows.columns]]
-    if len(complete) < MIN_TRIALS or rows.shape[1] == 0:
-        return pd.DataFrame(columns=["choice", "accuracy", "distance"])
-    losses = losses_of(complete, run.metrics)
-    losses[:, 1:] = np.log(losses[:, 1:])
-    losses = (losses - losses.min(axis=0)) / np.maximum(np.ptp(losses, axis=0), 1e-12)
-    targets = {"accuracy": -losses[:, 0], "distance": distances_to_front(losses)}
-    shares = {name: _importances(rows, values, seed) for name, values in targets.items()}
-    frame = pd.DataFrame({"choice": rows.columns, **{k: [v[name] for name in rows.columns] for k, v in shares.items()}})
-    order = frame[["accuracy", "distance"]].max(axis=1).sort_values(ascending=False, kind="stable").index
-    return frame.loc[order].reset_index(drop=True)
-
-
-def _importances(choices: pd.DataFrame, values: np.ndarray, seed: int) -> dict[str, float]:
-    """Of each column for `values`, in sum 1; all 0 where the values are all alike."""
-    if np.ptp(values) == 0:
-        return dict.fromkeys(map(str, choices.columns), 0.0)
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    distributions: dict[str, Any] = {
-        str(name): optuna.distributions.CategoricalDistribution(sorted(set(choices[name]), key=str))
-        for name in choices.columns
-    }
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    study.add_trials([
-        optuna.create_trial(params=dict(zip(distributions, row, strict=True)), distributions=distributions, value=value)
-        for row, value in zip(choices.itertuples(index=False), values.tolist(), strict=True)
-    ])  # fmt: skip
-    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=_NUM_TREES, seed=seed)
-    return optuna.importance.get_param_importances(study, evaluator=evaluator)

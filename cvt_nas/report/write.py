@@ -7,7 +7,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
-from cvt_nas.report.figures import front_figure
+from cvt_nas.report.fronts import front_figure
 from cvt_nas.report.run_page import run_page
 from cvt_nas.report.tables import front_frame, ranks_frame
 from cvt_nas.results import Metric
@@ -48,7 +48,9 @@ def _page(run: RunFolder, figure: go.Figure, metric: Metric) -> str:
 <div id="plot" role="img" aria-label="{title}; the same figures stand in pareto.csv"></div>
 <script>
 const figure = {spec};
-Plotly.newPlot("plot", figure.data, figure.layout, {{responsive: true}});
+Plotly.newPlot("plot", figure.data, figure.layout, {{
+  responsive: true, modeBarButtonsToRemove: ["sendChartToCloud"],
+}});
 </script>
 </body>
 </html>

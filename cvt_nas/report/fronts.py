@@ -1,0 +1,213 @@
+"""The fronts of a run as figures: accuracy against each cost."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from cvt_nas.arch import describe_stages
+from cvt_nas.report.figures import FRONT_COLOUR, MARK_COLOUR, NAMES, TRIAL_COLOUR, cost_axis
+from cvt_nas.report.published import PublishedModel
+from cvt_nas.report.tables import bounds_of
+from cvt_nas.report.text import accuracy_text, short
+from cvt_nas.results import Metric, ParetoFront, TrialResult, as_title
+from cvt_nas.run import RunFolder
+from cvt_nas.space import Bound, CostMetric
+
+_CONFIRMED_COLOUR, _PUBLISHED_COLOUR, _BOUND_COLOUR = "#6fa88f", "#9467bd", "#c77c11"
+
+
+def front_figure(
+    run: RunFolder, metric: CostMetric, *, published: Sequence[PublishedModel] = (), describes: bool = True
+) -> go.Figure:
+    """Accuracy against one cost: the front as steps, other complete trials, and the bounds of the space file as lines.
+
+    It opens on the complete trials. Trials that stopped or failed are hidden until they are chosen in the legend,
+    unless none is complete.
+
+    What is confirmed stands at its mean, with its standard deviation as error bar; what the race made of it stays.
+    Each point of a trial has its number as `customdata`.
+
+    Args:
+        published: Models to draw beside them, a trace of their own.
+        describes: Whether what shows at the pointer holds the whole architecture.
+    """
+    results, confirmed = run.results(), run.confirmed()
+    complete = [result for result in results if result.status == "complete"]
+    ended_early = [result for result in results if result.status != "complete" and result.accuracy is not None]
+    front = ParetoFront.of(confirmed or complete, ("accuracy", metric))
+    steps = sorted(front.members, key=lambda member: member.metric(metric))
+    figure = go.Figure()
+    epochs = run.manifest["epochs"]
+    points: dict[str, Any] = {"metric": metric, "describes": describes}
+    _add_published(figure, published, metric)
+    if ended_early:
+        _add_points(
+            figure, ended_early, name=f"stopped or failed before epoch {epochs}", colour=TRIAL_COLOUR, opacity=0.45,
+            visible="legendonly" if complete else True, meta="stopped", **points,
+        )  # fmt: skip
+    rest = [result for result in complete if result not in front.members]
+    _add_points(
+        figure, rest, name=f"complete, {epochs} epochs{', one training' if confirmed else ''}", colour=TRIAL_COLOUR,
+        opacity=0.5 if confirmed else 0.95, **points,
+    )  # fmt: skip
+    off_front = [result for result in confirmed if result not in front.members]
+    if off_front:
+        _add_points(
+            figure, off_front, name="further trainings, off the front", colour=_CONFIRMED_COLOUR, opacity=0.95,
+            error_y=_error_bars(off_front, _CONFIRMED_COLOUR), **points,
+        )  # fmt: skip
+    figure.add_scatter(
+        x=[member.metric(metric) for member in steps],
+        y=[member.accuracy for member in steps],
+        mode="lines+markers",
+        line={"shape": "hv", "color": FRONT_COLOUR, "width": 2},
+        marker={"size": 11, "color": FRONT_COLOUR},
+        name="Pareto front of further trainings, mean ± standard deviation" if confirmed else "Pareto front",
+        customdata=[member.number for member in steps],
+        text=[_hover(member, describes) for member in steps],
+        hovertemplate="%{text}<extra></extra>",
+        **({"error_y": _error_bars(steps, FRONT_COLOUR)} if confirmed else {}),
+    )
+    for names, member in _marked(front).items():
+        figure.add_scatter(
+            x=[member.metric(metric)],
+            y=[member.accuracy],
+            mode="markers+text",
+            marker={"size": 20, "symbol": "diamond-open", "color": MARK_COLOUR, "line": {"width": 2}},
+            text=[names],
+            textposition="top center",
+            textfont={"color": MARK_COLOUR, "size": 14},
+            cliponaxis=False,
+            name=names,
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    figure.update_layout(
+        title=f"{run.manifest['name']}: {run.score_name} against {NAMES[metric]}",
+        xaxis=cost_axis(metric, [result.metric(metric) for result in complete or ended_early]),
+        yaxis={"title": f"{as_title(run.score_name)} on the search split", "tickformat": ".1%"},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+        modebar={"orientation": "v"},  # in the right margin, not over the legend
+        template="plotly_white",
+        hoverlabel={"align": "left", "font": {"family": "monospace"}},
+        autosize=True,  # the page's whole height
+    )
+    bound = bounds_of(run).get(metric, Bound())
+    _add_bound(figure, bound)
+    if complete:
+        _open_on(figure, [*complete, *confirmed], metric, bound)
+    return figure
+
+
+def _open_on(figure: go.Figure, results: Sequence[TrialResult], metric: CostMetric, bound: Bound) -> None:
+    """Sets the axes to `results` with their error bars, and to a bound that lies near."""
+    costs = [math.log10(result.metric(metric)) for result in results]
+    near = [math.log10(limit) for limit in (bound.min, bound.max) if limit]
+    costs += [limit for limit in near if min(costs) - _NEAR <= limit <= max(costs) + _NEAR]
+    accuracies = [
+        result.metric("accuracy") + sign * (0.0 if result.confirmation is None else result.confirmation.sd or 0.0)
+        for result in results
+        for sign in (-1, 1)
+    ]
+    figure.update_xaxes(range=_with_margin(costs, least=0.02))
+    figure.update_yaxes(range=_with_margin(accuracies, least=0.002))
+
+
+_NEAR = 0.2  # decades
+
+
+def _with_margin(values: Sequence[float], *, least: float) -> list[float]:
+    low, high = min(values), max(values)
+    margin = max(0.1 * (high - low), least)
+    return [low - margin, high + margin]
+
+
+def _add_bound(figure: go.Figure, bound: Bound) -> None:
+    for name, limit in (("at least", bound.min), ("at most", bound.max)):
+        if limit is not None:
+            figure.add_shape(
+                type="line",
+                x0=limit,
+                x1=limit,
+                yref="paper",
+                y0=0,
+                y1=1,
+                line={"color": _BOUND_COLOUR, "width": 1.5, "dash": "dash"},
+                label={"text": f"{name} {short(limit)}", "font": {"color": _BOUND_COLOUR}, "textposition": "start"},
+            )
+
+
+def _marked(front: ParetoFront) -> dict[str, TrialResult]:
+    """Knee and best by what is written at them; `best, knee` where they are one."""
+    best, knee = front.best, front.knee()
+    if best is None or knee is None:
+        return {}
+    return {"best, knee": best} if best is knee else {"best": best, "knee": knee}
+
+
+def _error_bars(results: Sequence[TrialResult], colour: str) -> dict[str, Any]:
+    sds = [None if result.confirmation is None else result.confirmation.sd for result in results]
+    return {"type": "data", "array": sds, "color": colour, "thickness": 1.5, "width": 4}
+
+
+def _add_points(
+    figure: go.Figure, results: Sequence[TrialResult], *, metric: Metric, describes: bool, name: str, colour: str,
+    opacity: float, **more: Any,
+) -> None:  # fmt: skip
+    figure.add_scatter(
+        x=[result.metric(metric) for result in results],
+        y=[result.accuracy for result in results],
+        mode="markers",
+        marker={"size": 8, "color": colour, "opacity": opacity},
+        name=name,
+        customdata=[result.number for result in results],
+        text=[_hover(result, describes) for result in results],
+        hovertemplate="%{text}<extra></extra>",
+        **more,
+    )
+
+
+def _add_published(figure: go.Figure, published: Sequence[PublishedModel], metric: CostMetric) -> None:
+    shown = [(model, cost) for model in published if (cost := getattr(model, metric, None)) is not None]
+    if shown:
+        figure.add_scatter(
+            x=[cost for _, cost in shown],
+            y=[model.accuracy for model, _ in shown],
+            mode="markers",
+            marker={
+                "size": 9,
+                "color": _PUBLISHED_COLOUR,
+                "symbol": ["x" if model.pretraining == "ImageNet-1k" else "cross" for model, _ in shown],
+            },
+            name="published models, ImageNet validation",
+            text=[
+                f"<b>{model.name}</b>, {model.pretraining}, {model.image_size} pixels<br>{model.accuracy:.1%}, "
+                f"{short(model.params)} params, {short(cost)} {metric}<br>{model.source}"
+                for model, cost in shown
+            ],
+            hovertemplate="%{text}<extra></extra>",
+            meta="published",
+        )
+
+
+def _hover(result: TrialResult, describes: bool) -> str:
+    lines = [
+        f"<b>{result.arch_id}</b>, trial {result.number}, {result.status} after {result.epochs} epochs",
+        f"accuracy {accuracy_text(result)}, {short(result.cost.params)} params, {short(result.cost.flops)} FLOPs",
+        *_hover_confirmation(result),
+        *(describe_stages(result.arch) if describes else ()),
+    ]
+    return "<br>".join(lines)
+
+
+def _hover_confirmation(result: TrialResult) -> list[str]:
+    found = result.confirmation
+    if found is None:
+        return []
+    lost = f", {found.num_lost} lost" if found.num_lost else ""
+    lines = [f"further trainings: {len(found.accuracies)}{lost}; {result.own_accuracy:.4f} in the race"]
+    if found.membership is not None:
+        lines.append(f"on the front of {found.membership:.0%} of resamples, over all objectives")
+    return lines
