@@ -198,7 +198,7 @@ def test_a_trial_takes_no_more_memory_than_there_is_and_ends_as_if_it_was_told(
         )
         arch = json.dumps(arch_to_dict(small.space.largest))
         run_trial(
-            {"number": number, "arch": arch, "seed": 0, "num_known": 0, "gpus": resources.gpus_per_trial},
+            {"number": number, "arch": arch, "seed": 0, "num_known": 0, "costs": (), "gpus": resources.gpus_per_trial},
             setup,
             resources,
         )

@@ -16,6 +16,7 @@ from cvt_nas import build_model, load_arch, load_model
 from cvt_nas.arch import ArchConfig
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment
+from cvt_nas.data.preprocessing import preprocessing_beside
 from cvt_nas.errors import ArchError, DataError, ResourceError
 from cvt_nas.evaluate import evaluate_model, predict
 from cvt_nas.export import export
@@ -28,6 +29,10 @@ from test_initialise import GELU, port_of
 RGB = per_stage(
     image_size=32, dims=(8, 16), depths=(1, 1), heads=(1, 2), kernels=(3, 3), strides=(2, 1), ratios=(2.0, 2.0)
 )
+
+
+def facts_beside(folder: Path) -> dict[str, Any]:
+    return {**preprocessing_beside(folder)[0]}
 
 
 def write_images(folder: Path, *, num_classes: int, num_images: int = 4, side: int = 40) -> None:
@@ -330,12 +335,10 @@ def test_images_are_prepared_as_transformers_does_by_the_same_file(
 
 @pytest.mark.parametrize(("resample", "mode"), [(0, "nearest"), (4, "box"), (5, "hamming")])
 def test_each_of_pillows_ways_to_resize_is_used(resample: int, mode: str, tmp_path: Path) -> None:
-    from cvt_nas.data.preprocessing import preprocessing_beside
-
     tree = {"image_processor_type": "ViTImageProcessor", "size": 32, "resample": resample, "image_mean": [0.5],
             "image_std": [0.5]}  # fmt: skip
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(tree))
-    found, path = preprocessing_beside(tmp_path)
+    found, path = facts_beside(tmp_path), preprocessing_beside(tmp_path)[1]
     assert (found["interpolation"], found["image_size"], path) == (mode, 32, tmp_path / "preprocessor_config.json")
     torch.save(build_model(TINY).state_dict(), tmp_path / "w.pth")
     data = colours(tmp_path / "data", *CLASSES, side=(48, 64))
@@ -367,10 +370,8 @@ SIZES = [
 
 @pytest.mark.parametrize(("told", "side", "share"), SIZES)
 def test_a_size_is_read_however_it_is_written(told: dict[str, Any], side: int, share: float, tmp_path: Path) -> None:
-    from cvt_nas.data.preprocessing import preprocessing_beside
-
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5], "image_std": [0.5], **told}))
-    found, _ = preprocessing_beside(tmp_path)
+    found = facts_beside(tmp_path)
     assert found["image_size"] == side
     assert found["crop_pct"] == pytest.approx(share, abs=1e-9)
 
@@ -433,15 +434,13 @@ def test_what_a_processor_asks_for_in_vain_is_named(told: dict[str, Any], messag
 def test_what_a_processor_leaves_out_is_as_in_its_class(kind: str, tmp_path: Path) -> None:
     import transformers
 
-    from cvt_nas.data.preprocessing import preprocessing_beside
-
     own: Any = getattr(transformers, f"{kind}ImageProcessor")()
     tree = {"image_processor_type": f"{kind}ImageProcessor", "size": {"shortest_edge": 40}, "crop_size": 32,
             "image_mean": [0.5], "image_std": [0.5]}  # fmt: skip
     if kind in ("ViT", "ConvNext"):
         tree = {**tree, "size": 32}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(tree))
-    found, _ = preprocessing_beside(tmp_path)
+    found = facts_beside(tmp_path)
     assert found["interpolation"] == {2: "bilinear", 3: "bicubic"}[int(own.resample)]
     assert found["image_size"] == 32
     assert bool(getattr(own, "do_center_crop", False)) == (kind not in ("ViT", "ConvNext"))
@@ -454,15 +453,13 @@ def test_what_a_processor_leaves_out_is_as_in_its_class(kind: str, tmp_path: Pat
 def test_statistics_that_a_processor_leaves_out_are_those_of_its_class(kind: str, tmp_path: Path) -> None:
     import transformers
 
-    from cvt_nas.data.preprocessing import preprocessing_beside
-
     own: Any = getattr(transformers, f"{kind}ImageProcessor")()
     tree = {"image_processor_type": f"{kind}ImageProcessor", "size": {"shortest_edge": 40}, "crop_size": 32,
             "do_center_crop": True, "resample": "bicubic"}  # fmt: skip
     if kind == "ConvNext":
         tree = {**tree, "do_center_crop": False}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(tree))
-    found, _ = preprocessing_beside(tmp_path)
+    found = facts_beside(tmp_path)
     assert (found["mean"], found["std"]) == (pytest.approx(own.image_mean), pytest.approx(own.image_std))
     assert found["interpolation"] == "bicubic"
 
@@ -470,12 +467,10 @@ def test_statistics_that_a_processor_leaves_out_are_those_of_its_class(kind: str
 def test_what_timms_config_leaves_out_or_has_as_null_is_as_in_timm(tmp_path: Path) -> None:
     from timm.data.config import resolve_data_config
 
-    from cvt_nas.data.preprocessing import preprocessing_beside
-
     for nulls in ((), ("mean", "std", "interpolation", "crop_pct", "crop_mode")):
         facts: dict[str, Any] = {"input_size": [3, 28, 28], **dict.fromkeys(nulls)}
         (tmp_path / "config.json").write_text(json.dumps({"architecture": "cvt_13", "pretrained_cfg": facts}))
-        found, _ = preprocessing_beside(tmp_path)
+        found = facts_beside(tmp_path)
         expected = resolve_data_config(pretrained_cfg=facts)
         assert {name: found[name] for name in ("mean", "std", "interpolation")} == {
             name: expected[name] for name in ("mean", "std", "interpolation")
@@ -486,8 +481,6 @@ def test_what_timms_config_leaves_out_or_has_as_null_is_as_in_timm(tmp_path: Pat
 @pytest.mark.parametrize("name", ["preprocessing.json", "config.json"])
 @pytest.mark.parametrize("told", [{"std": [0, 1, 1]}, {"mean": [float("nan")] * 3}, {"std": [float("inf")] * 3}])
 def test_statistics_that_no_images_have_are_refused(name: str, told: dict[str, Any], tmp_path: Path) -> None:
-    from cvt_nas.data.preprocessing import preprocessing_beside
-
     facts = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, **told}
     tree = facts if name == "preprocessing.json" else {"architecture": "cvt_13", "pretrained_cfg": facts}
     (tmp_path / name).write_text(json.dumps(tree))
@@ -496,8 +489,6 @@ def test_statistics_that_no_images_have_are_refused(name: str, told: dict[str, A
 
 
 def test_how_images_are_prepared_is_read_from_timms_config(tmp_path: Path) -> None:
-    from cvt_nas.data.preprocessing import preprocessing_beside
-
     facts = {
         "input_size": [3, 32, 32],
         "mean": [0.1] * 3,
@@ -508,13 +499,13 @@ def test_how_images_are_prepared_is_read_from_timms_config(tmp_path: Path) -> No
     for changes, share in (({}, 32 / 40), ({"crop_mode": "squash", "crop_pct": 1.0}, 1.0), ({"crop_pct": 1.0}, None)):
         config = {"architecture": "cvt_13", "pretrained_cfg": {**facts, **changes}}
         (tmp_path / "config.json").write_text(json.dumps(config))
-        found, _ = preprocessing_beside(tmp_path)
+        found = facts_beside(tmp_path)
         assert (found["image_size"], found["mean"], found["interpolation"]) == (32, (0.1,) * 3, "bilinear")
         assert found["crop_pct"] == pytest.approx(share or 1.0)
         assert share is not None or found["crop_pct"] < 1, "or the image would be squashed"
     wide = {**config, "pretrained_cfg": {**facts, "input_size": [3, 32, 48]}}
     (tmp_path / "config.json").write_text(json.dumps(wide))
-    assert preprocessing_beside(tmp_path)[0]["image_size"] == (32, 48)
+    assert facts_beside(tmp_path)["image_size"] == (32, 48)
     assert load_arch(tmp_path).image_size == (32, 48)
     for wrong, message in (
         ({"crop_mode": "border"}, "crop_mode: got 'border', must be 'center' or 'squash'"),

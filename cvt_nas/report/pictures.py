@@ -33,7 +33,7 @@ def write_pictures(run: RunFolder, format: str) -> list[Path]:  # noqa: A002
         f"pareto_{metric}": front_figure(run, metric, published=published_beside(run)) for metric in costs_of(run)
     }
     for figure in figures.values():  # on paper there is no legend to click
-        figure.data = [trace for trace in figure.data if trace.visible != "legendonly"]
+        figure.data = [trace for trace in figure.data if getattr(trace, "visible", None) != "legendonly"]
     growth = growth_frame(run.ended(), run.metrics, run.box)
     figures["hypervolume"] = growth_figure(growth, "ended")
     figures["hypervolume_over_compute"] = growth_figure(growth, "train_seconds")
