@@ -340,7 +340,7 @@ def test_a_run_without_confirmations_looks_as_it_always_did(run: RunFolder) -> N
     assert set(summary(run)) == {"run", "metric", "trials", "statuses", "front", "hypervolume", "rungs"}
     assert set(summary(run)["front"][0]) == {"arch_id", "number", "accuracy", "test_accuracy", "params", "flops"}  # type: ignore[index]
     assert [column.header for column in front_table(run).columns] == ["arch", "accuracy", "test", "params", "FLOPs", ""]
-    assert [trace.name for trace in traces(run)][:3] == ["stopped before epoch 3", "complete, 3 epochs", "Pareto front"]
+    assert [trace.name for trace in traces(run)] == ["complete, 3 epochs", "Pareto front", "best, knee"]
     assert all(trace.error_y.array is None for trace in traces(run))
     assert confirmation_lines(run) == []
 

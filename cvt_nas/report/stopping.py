@@ -43,13 +43,15 @@ def would_be_rungs(run: RunFolder, *, reduction_factor: int) -> tuple[Rung, ...]
     complete = [r for r in run.results() if r.status == "complete" and len(r.curve) == num_epochs > 1]
     if len(complete) < MIN_TRIALS:
         return ()
-    whole = ParetoFront.of(complete, run.metrics).hypervolume(run.box)
+    metrics, box = run.metrics, run.box
+    whole = ParetoFront.of(complete, metrics).hypervolume(box)
+    costs = np.array([losses_of_cost(result.cost, metrics) for result in complete])
     num_kept = -(-len(complete) // reduction_factor)
     rungs = []
     for epoch in range(1, num_epochs):
-        losses = np.array([[1 - r.curve[epoch - 1], *losses_of_cost(r.cost, run.metrics)] for r in complete])
+        losses = np.column_stack([[1 - result.curve[epoch - 1] for result in complete], costs])
         kept = [complete[index] for index in np.argsort(pareto_ranks(losses), kind="stable")[:num_kept]]
-        left = ParetoFront.of(kept, run.metrics).hypervolume(run.box)
+        left = ParetoFront.of(kept, metrics).hypervolume(box)
         saved = (1 - num_kept / len(complete)) * (1 - epoch / num_epochs)
         rungs.append(Rung(epoch=epoch, lost=1 - left / whole if whole else 0.0, saved=saved))
     return tuple(rungs)

@@ -76,6 +76,7 @@ class RunFolder:
         self.listing_path = path / "images.npz"  # names of the images of a folder; see `TrainingSetup.save_listing`
         self._manifest_path = path / "manifest.json"
         self._trials = Record(path / "trials.jsonl", self.store, TrialResult.from_json)
+        self._sorted: tuple[list[TrialResult], tuple[TrialResult, ...]] = [], ()
         self._candidates = Record(path / "candidates.jsonl", self.store, Candidate.from_json)
         self._tests = Record(path / "test.jsonl", self.store, partial(_figure, name="test_accuracy"))
         self._latencies = Record(path / "latency.jsonl", self.store, partial(_figure, name="p10_ms"))
@@ -295,7 +296,10 @@ class RunFolder:
         Raises:
             RunFolderError: A line is damaged other than by a crash.
         """
-        return tuple(sorted(without_retried(self.ended()), key=lambda result: result.number))
+        lines = self._trials.read()
+        if lines is not self._sorted[0]:  # the record has changed
+            self._sorted = lines, tuple(sorted(without_retried(lines), key=lambda result: result.number))
+        return self._sorted[1]
 
     def ended(self) -> tuple[TrialResult, ...]:
         """All lines of the record, in the order in which trials ended."""
@@ -307,7 +311,9 @@ class RunFolder:
         It is empty until the first round is over, since a front of the first few would not be the search's front.
         """
         plan, further = self.confirmations.plan(), self.confirmations.results()
-        if plan is not None and not set(plan.members) <= {round_and_trial(result.number)[1] for result in further}:
+        if not further or (
+            plan is not None and not set(plan.members) <= {round_and_trial(result.number)[1] for result in further}
+        ):
             return ()
         return with_memberships(confirm(self.results(), further), self.metrics)
 
