@@ -69,9 +69,12 @@ def hypervolume(losses: np.ndarray) -> float:
     losses = losses[(losses < 1).all(axis=1)]
     if len(losses) == 0:
         return 0.0
-    losses = losses[is_non_dominated(losses)]
     if losses.shape[1] == 1:
         return float(1 - losses.min())
+    if losses.shape[1] == 2:  # a staircase
+        first, second = losses[np.argsort(losses[:, 0], kind="stable")].T
+        return float(np.diff(first, append=1.0) @ (1 - np.minimum.accumulate(second)))
+    losses = losses[is_non_dominated(losses)]
     losses = losses[np.argsort(losses[:, -1], kind="stable")]
     upper = np.append(losses[1:, -1], 1.0)
     return sum(
