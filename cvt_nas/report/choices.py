@@ -14,7 +14,7 @@ from cvt_nas.results import TrialResult, distances_to_front, losses_of
 from cvt_nas.run import RunFolder
 
 MIN_TRIALS = 10  # complete ones, below which a forest explains nothing
-_MAX_TRIALS, _NUM_TREES = 256, 32  # the forest's time grows with the square of its leaves
+_MAX_TRIALS, _NUM_TREES = 192, 32  # the forest's time grows with the square of its leaves
 _TOP = 0.25  # of the trials, whose choices PED-ANOVA compares with those of all
 _MAX_LINES, _LEAST_SHARE = 5, 0.05  # of choices that are told in words
 
