@@ -10,6 +10,7 @@ supernet is searched again under a limit, as by `cvt-nas query`.
 
 import argparse
 import contextlib
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
@@ -68,7 +69,7 @@ def main() -> None:
 
 def forward_share(experiment: Any, run: RunFolder, device: torch.device) -> float:
     """Of the time of ranking each of the run's candidates again, what is spent in `CvT.forward`."""
-    setup = TrainingSetup.of(experiment, run=run, data=None, device=device.type)
+    setup = dataclasses.replace(TrainingSetup.of(experiment, run=run, data=None), device=device.type)
     inheritance, inside, began = open_inheritance(setup, device), 0.0, 0.0
 
     def now() -> float:

@@ -76,10 +76,8 @@ def train(
     if init is not None and begun is None:
         weights = read_weights(locate(init))
         _begins_with(arch, experiment, weights)  # or the data would be opened for nothing
-    setup = TrainingSetup.of(
-        experiment,
-        run=RunFolder(out),
-        data=data,
+    setup = dataclasses.replace(
+        TrainingSetup.of(experiment, run=RunFolder(out), data=data),
         image_size=arch.image_size,
         device=device,
         num_threads=_cpu_threads(num_workers),

@@ -189,10 +189,8 @@ def test_a_trial_takes_no_more_memory_than_there_is_and_ends_as_if_it_was_told(
         """Bytes that it reserved."""
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        setup = TrainingSetup.of(
-            small,
-            run=RunFolder(tmp_path),
-            data=None,
+        setup = dataclasses.replace(
+            TrainingSetup.of(small, run=RunFolder(tmp_path), data=None),
             device="cuda",
             training=training(epochs=1, batch_size=1024, **settings),
         )
@@ -319,7 +317,8 @@ def test_workers_of_a_training_share_their_work_by_nccl(small: Experiment, tmp_p
     num_workers = torch.cuda.device_count()
     assert num_workers > 0, "no GPU is here"
     run = RunFolder(tmp_path)
-    setup = TrainingSetup.of(small, run=run, data=None, device="cuda", training=training(epochs=2))
+    setup = TrainingSetup.of(small, run=run, data=None)
+    setup = dataclasses.replace(setup, device="cuda", training=training(epochs=2))
     with local_ray(num_cpus=num_workers, num_gpus=num_workers):
         *_, last = reports_of_ranks(
             progress_reports, setup=setup, num_ranks=num_workers, cpus_per_rank=1, use_gpus=True, arch=tiny_arch(),
@@ -343,7 +342,8 @@ def test_a_teacher_answers_as_on_the_cpu_and_batches_carry_it_without_waiting(
     save_model(CvT(small.space.largest), tmp_path / "teacher")
     experiment, found = small.changed(training={"teacher": str(tmp_path / "teacher")}), {}
     for device in ("cpu", "cuda"):
-        setup = TrainingSetup.of(experiment, run=RunFolder(tmp_path / device), data=None, device=device).checked()
+        setup = TrainingSetup.of(experiment, run=RunFolder(tmp_path / device), data=None)
+        setup = dataclasses.replace(setup, device=device).checked()
         teacher = find_teacher(setup, init=None, run=None)
         assert teacher is not None
         list(answer_images(setup, teacher))

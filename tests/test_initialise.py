@@ -411,7 +411,7 @@ def test_a_worker_that_is_told_of_weights_begins_with_them_as_another_would(
     """As Ray's workers are told, where several share each batch: by a setup that travels to them."""
     run, init = RunFolder(tmp_path / "run"), trained.model_path(arch.id)
     run.path.mkdir()
-    setup = TrainingSetup.of(small, run=run, data=None, shared=None, init=init)
+    setup = dataclasses.replace(TrainingSetup.of(small, run=run, data=None), shared=None, init=init)
     setup = pickle.loads(pickle.dumps(setup))
     curves = []
     for number in range(2):

@@ -1,4 +1,4 @@
-"""One architecture and its cost: frozen values, no torch."""
+"""One architecture and its cost, as frozen values without torch."""
 
 from cvt_nas.arch.cost import (
     Cost,

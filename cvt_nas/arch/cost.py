@@ -1,4 +1,4 @@
-"""What an architecture costs, in closed form: a search knows it of every candidate before it spends anything on it."""
+"""Cost of an architecture in closed form, so that a search knows it before any training."""
 
 import math
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ _BATCH_NORM_FLOPS = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What a network costs: params and FLOPs exactly.
+    """Cost of a network. Params and FLOPs are exact.
 
     Args:
         params: Learnable parameters.
-        flops: Operations of one image's forward pass in eval mode, by fvcore's convention: one
-            multiply-add is one; attention's two products, layer norm (5 an element) and batch norm
-            (2) are counted; softmax, activations, additions and pooling are not.
-        latency_us: Microseconds of one image's forward pass, as a `LatencyTable` predicts them; 0 without one.
+        flops: Operations of the forward pass of one image in eval mode, by fvcore's convention. One multiply-add is
+            one FLOP. The two products of attention, layer norm (5 an element) and batch norm (2) are counted. Softmax,
+            activations, additions and pooling are not.
+        latency_us: Microseconds of the forward pass of one image, predicted by a `LatencyTable`. 0 without a table.
     """
 
     params: int
@@ -41,7 +41,7 @@ class Cost:
         )
 
     def to_json(self) -> dict[str, int]:
-        """The arguments; latency only where it is known."""
+        """The arguments, with latency only if it is known."""
         known = {"latency_us": self.latency_us} if self.latency_us else {}
         return {"params": self.params, "flops": self.flops, **known}
 
@@ -49,8 +49,8 @@ class Cost:
 def kv_grid(grid: Grid, block: BlockConfig) -> Grid:
     """The grid of keys and values for queries on `grid`.
 
-    `dw_bn` pads by half the kernel, so it keeps every `kv_stride`-th position. `avg` pools with
-    torch's `ceil_mode`, which also keeps a last window that starts inside the image or its padding.
+    `dw_bn` pads by half of the kernel, so it keeps every `kv_stride`-th position. `avg` pools with `ceil_mode`, which
+    also keeps a last window that starts inside the image or its padding.
     """
     height, width = grid
     down = _kv_side(height, block)
@@ -68,7 +68,7 @@ def _kv_side(side: int, block: BlockConfig) -> int:
 
 @lru_cache(maxsize=65536)
 def block_cost(block: BlockConfig, *, embed_dim: int, grid: Grid, class_token: bool) -> Cost:
-    """Cost of one block on the tokens of `grid`, and the class token where there is one."""
+    """Cost of one block on the tokens of `grid`, and on the class token if there is one."""
     dim, hidden = embed_dim, mlp_width(embed_dim, block.mlp_ratio)
     queries_map, kv_map = math.prod(grid), math.prod(kv_grid(grid, block))
     queries, keys = queries_map + class_token, kv_map + class_token
@@ -87,7 +87,7 @@ def block_cost(block: BlockConfig, *, embed_dim: int, grid: Grid, class_token: b
 
 
 def _attention_flops(queries: int, keys: int, embed_dim: int) -> int:
-    """Of the products of queries with keys, and of what comes of them with values."""
+    """FLOPs of the product of queries and keys, and of attention weights and values."""
     return 2 * queries * keys * embed_dim
 
 
@@ -97,7 +97,7 @@ def mlp_width(embed_dim: int, mlp_ratio: float) -> int:
 
 
 def embedding_cost(stage: StageConfig, *, in_channels: int, grid: Grid) -> Cost:
-    """Cost of a stage's convolutional token embedding, with its layer norm, and what is learned beside it."""
+    """Cost of the convolutional token embedding of a stage, with layer norm, class token and position embedding."""
     dim, num_tokens = stage.embed_dim, math.prod(grid)
     weights = dim * in_channels * stage.patch_kernel**2
     return Cost(
@@ -107,7 +107,7 @@ def embedding_cost(stage: StageConfig, *, in_channels: int, grid: Grid) -> Cost:
 
 
 def head_cost(*, dim: int, grid: Grid, class_token: bool, num_classes: int) -> Cost:
-    """Cost of the last layer norm, over the class token or else every token, and of the classifier."""
+    """Cost of the classifier, and of the last layer norm over the class token or over all tokens."""
     normed = 1 if class_token else math.prod(grid)
     return Cost(
         params=2 * dim + (dim + 1) * num_classes,
@@ -116,7 +116,7 @@ def head_cost(*, dim: int, grid: Grid, class_token: bool, num_classes: int) -> C
 
 
 def stage_cost(stage: StageConfig, *, in_channels: int, grid: Grid) -> Cost:
-    """Cost of a stage, its embedding and its blocks; `grid` is that of its tokens."""
+    """Cost of the embedding and the blocks of a stage, whose tokens are on `grid`."""
     cost = embedding_cost(stage, in_channels=in_channels, grid=grid)
     for block in stage.blocks:
         cost += block_cost(block, embed_dim=stage.embed_dim, grid=grid, class_token=stage.class_token)
@@ -124,7 +124,7 @@ def stage_cost(stage: StageConfig, *, in_channels: int, grid: Grid) -> Cost:
 
 
 def stage_costs(arch: ArchConfig) -> tuple[Cost, ...]:
-    """Cost of each stage. The head is missing to the total."""
+    """Cost of each stage. The head is not included."""
     costs, in_channels = [], arch.num_channels
     for stage, grid in zip(arch.stages, arch.grids, strict=True):
         costs.append(stage_cost(stage, in_channels=in_channels, grid=grid))
@@ -133,7 +133,7 @@ def stage_costs(arch: ArchConfig) -> tuple[Cost, ...]:
 
 
 def cost_of(arch: ArchConfig) -> Cost:
-    """Parameters and FLOPs of `arch`, in closed form: what fvcore counts on the built model, to the last unit."""
+    """Parameters and FLOPs of `arch` in closed form. They equal the counts of fvcore on the built model exactly."""
     last = arch.stages[-1]
     head = head_cost(
         dim=last.embed_dim, grid=arch.grids[-1], class_token=last.class_token, num_classes=arch.num_classes
@@ -142,7 +142,7 @@ def cost_of(arch: ArchConfig) -> Cost:
 
 
 def attention_flops(arch: ArchConfig) -> int:
-    """FLOPs of attention's two products in all blocks: `cost_of` counts them, and many a paper does not."""
+    """FLOPs of the two products of attention in all blocks. `cost_of` counts them; many papers do not."""
     total = 0
     for stage, grid in zip(arch.stages, arch.grids, strict=True):
         for block in stage.blocks:

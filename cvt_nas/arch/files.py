@@ -18,8 +18,8 @@ def load_arch(name_or_path: str | Path) -> ArchConfig:
     """A published architecture by name, or the one in a file or in a folder that holds it.
 
     Args:
-        name_or_path: `cvt-13` or another name of `NAMED_ARCHS`; an `arch.json`; a `config.json` of transformers' CvT or
-            of timm; or a folder with one of these, where `arch.json` comes first.
+        name_or_path: `cvt-13` or another name in `NAMED_ARCHS`, an `arch.json`, a `config.json` of transformers' CvT or
+            of timm, or a folder with one of these. In a folder, `arch.json` comes first.
 
     Raises:
         ArchError: Neither a known name nor a readable file.
@@ -38,7 +38,7 @@ def load_arch(name_or_path: str | Path) -> ArchConfig:
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
-    """The JSON object in `path`. Raises ArchError where it cannot be read, or holds anything else."""
+    """Reads the JSON object in `path`. Raises ArchError if it cannot be read or is not an object."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -56,7 +56,7 @@ def save_arch(arch: ArchConfig, path: Path) -> None:
 
 
 def _suggestion(named: str | Path) -> str:
-    """By the spellings of other tools: `CvT-13`, `cvt_13`, `microsoft/cvt-13-384-22k`, `CvT-w24-384x384-IN-22k.pth`."""
+    """A published architecture by names such as `cvt_13`, `microsoft/cvt-13-384-22k`, `CvT-w24-384x384-IN-22k.pth`."""
     plain = {re.sub(r"[^a-z0-9]", "", name): name for name in NAMED_ARCHS}
     spelt = re.sub(r"[^a-z0-9]", "", str(named).lower().rpartition("/")[2])
     near = [name for name in plain if spelt.startswith(name)]

@@ -9,7 +9,7 @@ from cvt_nas.arch.network import ArchConfig, BlockConfig, StageConfig, arch_from
 from cvt_nas.arch.published import NAMED_ARCHS
 from cvt_nas.errors import ArchError
 
-# What a `config.json` of transformers leaves out is as in its `CvtConfig`, release 5.24.
+# Defaults of transformers' `CvtConfig`, release 5.24, for keys that a `config.json` lacks.
 _DEFAULTS: dict[str, Any] = {
     "num_channels": 3,
     "patch_sizes": [7, 3, 3],
@@ -30,11 +30,11 @@ _DEFAULTS: dict[str, Any] = {
 }
 _TIMM_NAMES = {name.replace("-", "_"): name for name in NAMED_ARCHS}
 _IMAGE_SIZE = 224  # of the published models; transformers' settings have no size
-_NUM_CLASSES = 2  # transformers' own, where no label is told
+_NUM_CLASSES = 2  # transformers' default without labels
 
 
 def is_config(tree: Mapping[str, Any]) -> bool:
-    """Whether a JSON object is a `config.json` of transformers or of timm, of whatever network."""
+    """Whether a JSON object is a `config.json` of transformers or of timm, for any network."""
     return "model_type" in tree or ("architecture" in tree and ("pretrained_cfg" in tree or "model_args" in tree))
 
 
@@ -45,8 +45,8 @@ def is_of_transformers(tree: Mapping[str, Any]) -> bool:
 def arch_of_config(tree: Mapping[str, Any], path: Path) -> ArchConfig:
     """The architecture that the `config.json` at `path` describes.
 
-    transformers computes GELU in every CvT, whatever its weights were trained with, and has no size of images: it is
-    that of the published models here. Raises ArchError where it is of a network that this package does not have.
+    transformers uses GELU in every CvT, even for weights that were trained with QuickGELU. Its settings have no image
+    size, so that of the published models is taken. Raises ArchError if this package does not have the network.
     """
     try:
         if "architecture" in tree and "model_type" not in tree:
@@ -59,8 +59,11 @@ def arch_of_config(tree: Mapping[str, Any], path: Path) -> ArchConfig:
 
 
 def class_names_of_config(tree: Mapping[str, Any], path: Path) -> tuple[str, ...] | None:
-    """The names of the classes in a `config.json`, in the order of the logits; None where it has none, or transformers'
-    own `LABEL_0`, `LABEL_1`. Raises ArchError where they are not one name for each index from 0."""
+    """Names of the classes in a `config.json`, in the order of the logits.
+
+    None if there are none, or only transformers' placeholders `LABEL_0`, `LABEL_1`. Raises ArchError if the indices are
+    not 0, 1, 2, ... with one name each.
+    """
     facts = tree.get("pretrained_cfg")
     told = {
         "id2label": tree.get("id2label"),
@@ -76,7 +79,7 @@ def class_names_of_config(tree: Mapping[str, Any], path: Path) -> tuple[str, ...
 
 
 def _named(key: str, told: Any, path: Path) -> tuple[str, ...]:
-    """Names by their index, of a list, a dict from indices, or one to them as `label2id` is."""
+    """Names in the order of their indices, from a list, a dict by index, or a dict by name such as `label2id`."""
     try:
         pairs = [(index, name) for name, index in told.items()] if key == "label2id" else (
             told.items() if isinstance(told, Mapping) else enumerate(told))  # fmt: skip
@@ -126,7 +129,7 @@ def _of_transformers(tree: Mapping[str, Any]) -> ArchConfig:
 
 
 def _check_possible(own: Mapping[str, Any], index: int) -> None:
-    """Whether a stage with these settings can be one here."""
+    """Raises ArchError if this package has no stage with these settings."""
     kernel, ratio, depth = own["kernel_qkv"], own["mlp_ratio"], own["depth"]
     if type(kernel) is not int:
         raise ArchError(f"kernel_qkv: got {kernel!r} in stage {index}, must be a whole number")

@@ -1,4 +1,4 @@
-"""One architecture as frozen values: an `ArchConfig` holds all that is needed to build a network."""
+"""One architecture as frozen values."""
 
 import dataclasses
 import hashlib
@@ -28,13 +28,13 @@ class BlockConfig:
     """One transformer block.
 
     Args:
-        kv_stride: Stride of the convolutional projection of keys and values; queries keep stride 1.
-        kernel_size: Odd side of that projection's kernel, padded by half of it.
+        kv_stride: Stride of the convolutional projection of keys and values. Queries have stride 1.
+        kernel_size: Side of the kernel of that projection. It is odd, and padding is half of it.
         num_heads: Parts into which attention divides the channels. Changes neither params nor FLOPs.
         mlp_ratio: Hidden width of the MLP as a multiple of `embed_dim`.
-        projection: `dw_bn` depth-wise convolution and batch norm before each linear (CvT, figure 3b
-            and 3c of the paper), `avg` average pooling of keys and values, `linear` none (figure 3a).
-        activation: Of the MLP: `quick_gelu` as in the official code, `gelu` as in transformers' port of it.
+        projection: `dw_bn` is a depth-wise convolution and batch norm before each linear layer (figures 3b and 3c of
+            the paper), `avg` is average pooling of keys and values, `linear` is neither (figure 3a).
+        activation: Activation of the MLP. `quick_gelu` as in the official code, `gelu` as in its port in transformers.
     """
 
     kv_stride: int = 2
@@ -68,8 +68,8 @@ class StageConfig:
     Args:
         patch_kernel, patch_stride, patch_padding: Geometry of the embedding's convolution.
         embed_dim: Width of the stage's tokens.
-        class_token: Whether a class token joins the tokens; the last stage only.
-        pos_embed: Whether a learned vector is added to each token at its place on the map.
+        class_token: Whether the stage has a class token. Only the last stage may.
+        pos_embed: Whether a learned position embedding is added to each token.
     """
 
     patch_kernel: int
@@ -93,23 +93,23 @@ class StageConfig:
                 raise ArchError(f"num_heads: got {block.num_heads}, must divide embed_dim {self.embed_dim}")
 
     def grid_after(self, grid: Grid) -> Grid:
-        """The token grid that the embedding makes of `grid`, or of an image; a side below 1 where no token is left."""
+        """Token grid after the embedding of an image or a map of tokens. A side is below 1 if no token is left."""
         height, width = ((side + 2 * self.patch_padding - self.patch_kernel) // self.patch_stride + 1 for side in grid)
         return height, width
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArchConfig:
-    """One network, complete: enough to build it with no other file at hand.
+    """All that is needed to build one network.
 
     Args:
-        image_size: Side of square images in pixels; of others, height and width.
+        image_size: Side of square images, or height and width, in pixels.
         num_channels: 1 for grey images, 3 for colour.
         num_classes: Width of the head.
 
     Raises:
-        ArchError: It cannot exist: a stage left without tokens, heads that do not divide the width,
-            a class token before the last stage.
+        ArchError: The network cannot exist: a stage has no tokens, heads do not divide the width, or a stage before the
+            last has a class token.
     """
 
     image_size: ImageSize
@@ -119,7 +119,9 @@ class ArchConfig:
 
     def __post_init__(self) -> None:
         try:
-            object.__setattr__(self, "image_size", checked_size(self.image_size))  # one spelling, so that ids are equal
+            object.__setattr__(
+                self, "image_size", checked_size(self.image_size)
+            )  # one form of each size, so that ids are equal
         except ValueError as error:
             raise ArchError(f"image_size: got {self.image_size!r}, {error}") from error
         _check_whole(self, "num_channels", "num_classes")
@@ -138,7 +140,7 @@ class ArchConfig:
 
     @property
     def grids(self) -> tuple[Grid, ...]:
-        """Height and width of each stage's token grid."""
+        """Height and width of the token grid of each stage."""
         grids, grid = [], sides_of(self.image_size)
         for stage in self.stages:
             grid = stage.grid_after(grid)
@@ -157,11 +159,11 @@ class ArchConfig:
 
     @property
     def id(self) -> str:
-        """Short hash of the canonical JSON: equal for equal networks, on every machine."""
+        """Short hash of the canonical JSON. Equal networks have equal ids on all machines."""
         return _id_of(self)
 
     def with_image_size(self, image_size: ImageSize) -> "ArchConfig":
-        """The same network for images of another size: the weights fit, the costs differ."""
+        """The same network for images of another size. Weights stay the same, costs differ."""
         return dataclasses.replace(self, image_size=image_size)
 
 
@@ -175,7 +177,7 @@ def arch_to_dict(arch: ArchConfig) -> dict[str, Any]:
     """`arch` as plain JSON values; `arch_from_dict` is the inverse."""
     tree = dataclasses.asdict(arch)
     for stage in tree["stages"]:
-        if not stage["pos_embed"]:  # left out, as is the usual activation: networks keep the ids they had without it
+        if not stage["pos_embed"]:  # left out, like the default activation, so that older ids stay the same
             del stage["pos_embed"]
         for block in stage["blocks"]:
             block["mlp_ratio"] = float(block["mlp_ratio"])
@@ -185,7 +187,7 @@ def arch_to_dict(arch: ArchConfig) -> dict[str, Any]:
 
 
 def arch_from_dict(tree: Mapping[str, Any]) -> ArchConfig:
-    """Inverse of `arch_to_dict`. Raises ArchError where a key is missing or unknown, or no such network can exist."""
+    """Inverse of `arch_to_dict`. Raises ArchError if a key is missing or unknown, or the network cannot exist."""
     try:
         stages = tuple(
             StageConfig(
@@ -206,7 +208,7 @@ def arch_from_dict(tree: Mapping[str, Any]) -> ArchConfig:
 
 
 def describe_stages(arch: ArchConfig) -> tuple[str, ...]:
-    """One line for each stage, for people; a value that differs from block to block is listed by block."""
+    """One line of text for each stage. Values that differ between blocks are listed by block."""
     lines = []
     for index, (stage, grid) in enumerate(zip(arch.stages, arch.grids, strict=True)):
 

@@ -1,10 +1,10 @@
-"""Sizes of images and of grids of tokens: height and width, written as one number where they are equal."""
+"""Sizes of images and token grids: height and width, or one number if they are equal."""
 
 from typing import Any
 
 ImageSize = int | tuple[int, int]  # the side of a square, or height and width
 Grid = tuple[int, int]  # height and width in tokens
-GREATEST = 2**20  # of any size: more is a mistake, or meant to exhaust the machine
+GREATEST = 2**20  # more is a mistake, or an attempt to exhaust memory
 
 
 def sides_of(size: ImageSize) -> tuple[int, int]:
@@ -13,15 +13,15 @@ def sides_of(size: ImageSize) -> tuple[int, int]:
 
 
 def as_size(height: int, width: int) -> ImageSize:
-    """The size as files have it: one number for a square."""
+    """The size as files write it, one number for a square."""
     return height if height == width else (height, width)
 
 
 def checked_size(value: Any, greatest: int = GREATEST) -> ImageSize:
-    """The size that a file or a caller means by a number, or by a list of height and width.
+    """Validates a size: a number, or a list of height and width.
 
     Raises:
-        ValueError: It is none; the message says what would be one.
+        ValueError: It is not a size. The message says what would be one.
     """
     sides = value if isinstance(value, list | tuple) else (value, value)
     if len(sides) == 2 and all(type(side) is int and 1 <= side <= greatest for side in sides):
@@ -30,5 +30,5 @@ def checked_size(value: Any, greatest: int = GREATEST) -> ImageSize:
 
 
 def size_text(size: ImageSize) -> str:
-    """`224 x 160`, for people."""
+    """`224 x 160`."""
     return " x ".join(map(str, sides_of(size)))

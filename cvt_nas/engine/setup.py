@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 
@@ -123,28 +123,23 @@ class TrainingSetup:
     modules: str | None = None
 
     @classmethod
-    def of(cls, experiment: Experiment, *, run: RunFolder, data: str | Path | None, **settings: Any) -> Self:
-        """Makes the setup for all architectures of an experiment, with a supernet if its search uses one.
-
-        Args:
-            settings: Values of other fields, or replacements of the experiment's values.
-        """
+    def of(cls, experiment: Experiment, *, run: RunFolder, data: str | Path | None) -> Self:
+        """Makes the setup for all architectures of an experiment, with a supernet if its search uses one."""
         space, supernet = experiment.space, experiment.supernet
         shared = None
         if supernet is not None and experiment.search.has_supernet:
             shared = SharedWeights(space=space, config=supernet)
-        fields: dict[str, Any] = {
-            "training": experiment.training,
-            "data": experiment.data,
-            "data_root": None if data is None else root_of(data),
-            "image_size": space.image_size,
-            "num_channels": space.num_channels,
-            "num_classes": space.num_classes,
-            "run": run,
-            "shared": shared,
-            "modules": os.getcwd() if _names_plugins(experiment) else None,
-        }
-        return cls(**{**fields, **settings})
+        return cls(
+            training=experiment.training,
+            data=experiment.data,
+            data_root=None if data is None else root_of(data),
+            image_size=space.image_size,
+            num_channels=space.num_channels,
+            num_classes=space.num_classes,
+            run=run,
+            shared=shared,
+            modules=os.getcwd() if _names_plugins(experiment) else None,
+        )
 
     def on(self, device: str, *, num_threads: int, gpus: float) -> Self:
         """Returns the setup for workers on `device`. A trial has `gpus`; with less than 1, trials share a GPU."""

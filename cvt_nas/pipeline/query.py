@@ -97,9 +97,8 @@ def query(
         promising = [space.decode(genome) for genome in genomes or [found]]
     if max_latency_ms is not None and promising:
         promising = _likely_fast(promising, max_latency_ms, device)
-    setup = TrainingSetup.of(
-        experiment, run=run, data=data, device=device.type, num_threads=torch.get_num_threads()
-    ).identified(run, on_note=on_note)
+    setup = TrainingSetup.of(experiment, run=run, data=data).identified(run, on_note=on_note)
+    setup = setup.on(device.type, num_threads=torch.get_num_threads(), gpus=1)
     inheritance, answers = open_inheritance(setup, device), []
     for arch in promising:
         latency = None if max_latency_ms is None else latency_ms(arch, device)

@@ -12,7 +12,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -20,7 +19,7 @@ from jaxtyping import Float, Int
 from cvt_nas.arch import ArchConfig, Cost
 from cvt_nas.propose.curves import CurvePosterior, Curves, fit_hyperparameters, prior_of
 from cvt_nas.propose.observations import MAX_FITTED, Observation, curves_of, most_telling
-from cvt_nas.space import BLOCK_CHOICES, STAGE_CHOICES, Gene, GenomeSpace
+from cvt_nas.space import BLOCK_CHOICES, STAGE_CHOICES, Gene, GenomeSpace, Option
 
 PRIORS = "priors"  # the name of what the user believes
 _FOLDS = 5
@@ -39,7 +38,7 @@ class EarlierRun:
     """
 
     name: str
-    choices: tuple[Mapping[str, Any], ...]
+    choices: tuple[Mapping[str, Option], ...]
     costs: tuple[Cost, ...]
     curves: tuple[tuple[float, ...], ...]
     num_epochs: int
@@ -57,7 +56,7 @@ class Beliefs:
     """
 
     runs: tuple[EarlierRun, ...] = ()
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Option] = field(default_factory=dict)
     priors: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
@@ -68,12 +67,12 @@ class Beliefs:
 NO_BELIEFS = Beliefs()
 
 
-def choices_of(arch: ArchConfig) -> dict[str, Any]:
+def choices_of(arch: ArchConfig) -> dict[str, Option]:
     """Values of a network's choices by the names that genes would have, both of stages and of blocks.
 
     Where the blocks of a stage differ, the value of the stage is their mean. Words have no mean, so the name is absent.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Option] = {}
     for index, stage in enumerate(arch.stages):
         for choice in STAGE_CHOICES:
             values[f"stage{index}.{choice}"] = len(stage.blocks) if choice == "depth" else getattr(stage, choice)
@@ -162,7 +161,12 @@ class _Expected:
     """The accuracy that the process of an earlier run expects of networks of this space."""
 
     def __init__(
-        self, run: EarlierRun, space: GenomeSpace, fixed: Mapping[str, Any], sample: np.ndarray, costs: Sequence[Cost]
+        self,
+        run: EarlierRun,
+        space: GenomeSpace,
+        fixed: Mapping[str, Option],
+        sample: np.ndarray,
+        costs: Sequence[Cost],
     ) -> None:
         columns = [_Column(gene, [of.get(gene.name) for of in run.choices]) for gene in space.genes]
         for name, value in fixed.items():
@@ -222,7 +226,7 @@ class _Column:
     A network without the choice, because it lacks the block, is in the middle.
     """
 
-    def __init__(self, gene: Gene, theirs: Sequence[Any]) -> None:
+    def __init__(self, gene: Gene, theirs: Sequence[Option | None]) -> None:
         known = {value for value in theirs if value is not None}
         self.is_theirs, self._is_ordinal = bool(known), gene.is_ordinal
         self._options = sorted({*gene.options, *known})
@@ -230,7 +234,7 @@ class _Column:
         self.ours = np.array([self._features_of(option) for option in gene.options])
         self.theirs = np.array([self._features_of(value) for value in theirs])
 
-    def _features_of(self, value: Any) -> list[float]:
+    def _features_of(self, value: Option | None) -> list[float]:
         if self._is_ordinal:
             return [0.5 if value is None else self._options.index(value) / max(len(self._options) - 1, 1)]
         return [float(option == value) / math.sqrt(2) for option in self._options]

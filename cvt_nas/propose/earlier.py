@@ -14,7 +14,7 @@ from cvt_nas.propose.beliefs import Beliefs, EarlierRun, choices_of
 from cvt_nas.results import TrialResult
 from cvt_nas.run import RunFolder, is_url
 from cvt_nas.run.records import Record
-from cvt_nas.space import SearchSpace
+from cvt_nas.space import Option, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +110,7 @@ def _cost_here(trial: TrialResult, space: SearchSpace) -> Cost:
     return cost_of(arch)
 
 
-def _fixed_choices(space: SearchSpace) -> dict[str, Any]:
+def _fixed_choices(space: SearchSpace) -> dict[str, Option]:
     """Values of the choices that a space fixes, by the names that genes of stages would have."""
     is_open = {f"stage{gene.stage}.{gene.choice}" for gene in space.genes}
     every = choices_of(space.decode((0,) * len(space.genes)))

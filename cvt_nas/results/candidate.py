@@ -1,4 +1,4 @@
-"""An architecture as it was ranked before the race, by the accuracy that it inherits from the supernet."""
+"""Architectures that are ranked before the race, by the accuracy that they inherit from the supernet."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +10,14 @@ from cvt_nas.results.trial import Status, check_line, cost_from_json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """An architecture that was ranked. Its number, in the order of proposals, is no trial's. `accuracy` is a fraction
-    of `num_images` of the search split, with inherited weights; these are fewer than all where it was out of reach of
-    the front already. `seconds` are of extraction, batch norm and evaluation."""
+    """An architecture that was ranked.
+
+    Args:
+        number: Position in the order of proposals. It is not the number of a trial.
+        accuracy: Fraction of `num_images` of the search split, with inherited weights.
+        num_images: Images that were evaluated. Evaluation ends early once the front is out of reach.
+        seconds: Time of extraction, batch-norm calibration and evaluation.
+    """
 
     number: int
     arch: ArchConfig
@@ -21,7 +26,7 @@ class Candidate:
     num_images: int
     seconds: float
 
-    # What a study reads of a trial that ended.
+    # The part of `TrialResult` that a study reads.
 
     @property
     def status(self) -> Status:

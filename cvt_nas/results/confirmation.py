@@ -13,8 +13,13 @@ from cvt_nas.results.trial import DIGITS, Confirmation, Metric, TrialResult, fur
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConfirmPlan:
-    """Which trials' architectures are trained again, by number, the first to be trained first; each once in each of
-    `seeds` rounds."""
+    """Which architectures are trained again.
+
+    Args:
+        top: The setting of the space file.
+        seeds: Number of rounds. Each round trains every member once.
+        members: Numbers of the trials, in the order of training.
+    """
 
     top: Literal["front"] | int
     seeds: int
@@ -22,22 +27,23 @@ class ConfirmPlan:
 
     @property
     def numbers(self) -> list[int]:
-        """Of all the further trainings, round by round, so that a race that is cut short here is cut evenly."""
+        """Numbers of all further trainings, round by round. If the search ends early, all members have as many seeds,
+        up to one."""
         return [further_number(member, index + 1) for index in range(self.seeds) for member in self.members]
 
 
 def confirm(trials: Iterable[TrialResult], further: Iterable[TrialResult]) -> list[TrialResult]:
     """The trials whose architectures were trained again, each with its `Confirmation` and its mean as accuracy.
 
-    The trial's own accuracy is no part of the mean. It was selected for being high, so it is biased upwards, and a
-    mean that held it would keep one part in so many of that bias; the further seeds had no part in the selection.
-    A front of means selects once more, among few, so its members' means are optimistic still, by far less.
+    The trial's own accuracy is not part of the mean. It was selected for being high, so it is biased upwards. The
+    further seeds had no part in the selection. A front of means selects once more, among few networks, so its means are
+    still a little optimistic.
 
     Args:
         further: Trainings of their architectures, of any status.
 
     Returns:
-        In the order of `trials`; those without a further training that reached the last epoch are left out.
+        In the order of `trials`. A trial is left out if none of its further trainings reached the last epoch.
     """
     by_arch: dict[str, list[TrialResult]] = {}
     for result in further:
@@ -57,17 +63,17 @@ def with_memberships(
 ) -> tuple[TrialResult, ...]:
     """`confirmed`, each with the share of bootstrap resamples in which it is on the front of means.
 
-    A resample draws, for every architecture, as many of its seeds as it has, with replacement. With few seeds the
-    share is too sure of itself: n seeds spread too little in it by a factor of sqrt(1 - 1/n). In made-up races with
-    three seeds, one in nine to one in six of those with a share of 0 was truly on the front; with five, one in
-    fourteen or fewer (benchmarks/confirmation.py, which compares other ways to resample).
+    A resample draws the seeds of every architecture with replacement. With few seeds, the share is overconfident: the
+    standard deviation of n seeds is too small by a factor of sqrt(1 - 1/n). In simulated races with three seeds, one in
+    nine to one in six of the architectures with a share of 0 was truly on the front. With five seeds, it was one in
+    fourteen or fewer (benchmarks/confirmation.py, which also compares other ways to resample).
 
     Args:
-        confirmed: What `confirm` returns; its order has no part in the shares.
+        confirmed: Result of `confirm`. Its order does not change the shares.
 
     Returns:
-        In the order of `confirmed`. The share is None for an architecture with one seed, whose own luck no resample
-        shows; the others compete with it as it stands.
+        In the order of `confirmed`. The share is None for an architecture with one seed, since resampling says nothing
+        about it. The others still compete with its accuracy.
 
     Source: Efron 1979, doi:10.1214/aos/1176344552, for the bootstrap.
     """

@@ -1,4 +1,4 @@
-"""What happens in a search, as it is told to whoever follows it."""
+"""Events of a search, which its followers receive."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from cvt_nas.results import Candidate, NarrowingStep, TrialResult
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialStarted:
-    """A trial was handed to a worker; again after each pause, and each death of its worker."""
+    """A trial was given to a worker. The event is repeated after each pause and each death of its worker."""
 
     number: int
     arch: ArchConfig
@@ -18,8 +18,11 @@ class TrialStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochDone:
-    """A trial finished an epoch and reported it; told once, whatever becomes of its worker. A `note` says how batches
-    are cut to fit its device."""
+    """A trial finished an epoch. The event comes once an epoch, even if the worker dies.
+
+    Args:
+        note: How batches are cut to fit the device.
+    """
 
     number: int
     epoch: int
@@ -29,15 +32,19 @@ class EpochDone:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialPaused:
-    """A trial waits at its rung, and may be promoted later."""
+    """A trial waits at its rung. It may be promoted later."""
 
     number: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConfirmationStarted:
-    """The race is over, and the best of it is trained again: what follows is of `num_planned` further trainings, of
-    which `ended` did so in earlier processes."""
+    """The race is over, and the best architectures are trained again. The events that follow belong to these trainings.
+
+    Args:
+        num_planned: Number of further trainings.
+        ended: Those that ended in earlier processes.
+    """
 
     num_planned: int
     ended: tuple[TrialResult, ...]
@@ -45,8 +52,12 @@ class ConfirmationStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SupernetEpochDone:
-    """The shared weights were trained for another epoch, with these `losses` of each kind of subnet. A `note` says how
-    batches are cut to fit the devices."""
+    """The shared weights were trained for another epoch.
+
+    Args:
+        losses: Mean loss of each kind of subnet.
+        note: How batches are cut to fit the devices.
+    """
 
     epoch: int
     num_epochs: int
@@ -56,15 +67,19 @@ class SupernetEpochDone:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptionsDropped:
-    """A part of the training of shared weights is over, and what it spoke against is dropped."""
+    """A part of the training of shared weights is over, and the worst options are dropped."""
 
     step: NarrowingStep
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankingStarted:
-    """The shared weights are trained; what follows, until a trial starts, are `num_planned` candidates, of which
-    earlier processes ranked `ended`."""
+    """The shared weights are trained. Candidates follow until the first trial starts.
+
+    Args:
+        num_planned: Number of candidates.
+        ended: Those that earlier processes ranked.
+    """
 
     num_planned: int
     ended: tuple[Candidate, ...]
@@ -85,7 +100,7 @@ Follower = Callable[[RaceEvent], None]
 
 
 def following(*followers: Follower) -> Follower:
-    """All of them as one, told in this order."""
+    """One follower that tells all of `followers`, in this order."""
 
     def tell(event: RaceEvent) -> None:
         for follower in followers:

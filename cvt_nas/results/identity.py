@@ -16,14 +16,14 @@ class DataIdentity:
     """What a manifest keeps of a data set, under `data`. The same set at another place has the same identity.
 
     Args:
-        classes_sha256: Of the classes' names.
-        files_sha256: Of the names and sizes of the images of each split, before any are skipped; of a set in memory,
-            of its labels and shapes.
-        images: Of each folder, by what it holds: `train, validation, test`; before any are skipped.
-        splits: Images that are trained on, guide the search, and are tested on.
-        held_out: Splits that are held out of the training images by this tool.
-        skipped: Images that cannot be read, by `data.on_error: skip`, as paths below the data set.
-        notes: What was left out of the set, and why, one line each.
+        classes_sha256: Hash of the names of the classes.
+        files_sha256: Hash of the names and sizes of the images of each split, before any are skipped. For a set in
+            memory, hash of its labels and shapes.
+        images: Number of images of each folder, before any are skipped. The keys are `train, validation, test`.
+        splits: Number of images that are trained on, that guide the search, and that are tested on.
+        held_out: Splits that this tool holds out of the training images.
+        skipped: Images that cannot be read (`data.on_error: skip`), as paths below the data set.
+        notes: Images that were left out of the set, and why. One line each.
     """
 
     num_classes: int
@@ -48,13 +48,13 @@ class DataIdentity:
 
     @classmethod
     def of(cls, manifest: Mapping[str, object]) -> "DataIdentity | None":
-        """What a manifest says; None for one of an earlier version. Raises RunFolderError where it is damaged."""
+        """The identity in a manifest, or None in one of an earlier version. Raises RunFolderError if it is damaged."""
         if (tree := manifest.get("data")) is None:
             return None
         return parse_json(_IDENTITY, json.dumps(tree), "manifest.json: data", strict=True)
 
     def difference(self, now: "DataIdentity") -> str | None:
-        """How the set of `now` differs from this one, in a few words; None where it is the same."""
+        """How the set of `now` differs from this one, in a few words. None if it is the same."""
         if self.fingerprint == now.fingerprint:
             return None
         if self.num_classes != now.num_classes:
@@ -71,7 +71,7 @@ class DataIdentity:
         return ", ".join(changed) or "as many images, but some files have another name or size"
 
     def check_same(self, now: "DataIdentity", place: str) -> None:
-        """Raises RunFolderError where the set of `now` is not this one, which the run at `place` was begun with."""
+        """Raises RunFolderError if `now` is another data set than that of the run at `place`, which is this one."""
         if (difference := self.difference(now)) is not None:
             raise RunFolderError(
                 f"{place}: was begun with other data: {difference}. Results would not compare: name the same data by "
@@ -79,7 +79,7 @@ class DataIdentity:
             )
 
     def describe(self) -> str:
-        """In one line, for a person."""
+        """One line for people."""
         counts = ", ".join(f"{number:,} {name}" for name, number in self.splits.items())
         held = f"; {' and '.join(self.held_out)} held out of the training images" if self.held_out else ""
         num_skipped = len(self.skipped)

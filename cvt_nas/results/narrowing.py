@@ -11,8 +11,11 @@ from cvt_nas.results.parsing import parse_json
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DroppedOption:
-    """An option of a choice that is proposed no more: it was behind the best one by `contribution` in accuracy, at
-    equal cost."""
+    """An option that is no longer proposed.
+
+    Args:
+        contribution: Accuracy of this option less that of the best one, at equal cost. A fraction.
+    """
 
     gene: str
     option: int | float | str
@@ -21,8 +24,14 @@ class DroppedOption:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NarrowingStep:
-    """What came of one part of the training, until `last_epoch` on these classes: what was `dropped` after it, the
-    least contribution first, nothing after a warm-up; and how many architectures are left, as genomes."""
+    """One part of the training.
+
+    Args:
+        last_epoch: Its last epoch.
+        classes: Indices of the classes that it trained on.
+        dropped: Options that were dropped after it, the least contribution first. None are dropped after a warm-up.
+        num_left: Number of genomes that are left.
+    """
 
     last_epoch: int
     classes: tuple[int, ...]
@@ -37,12 +46,12 @@ class NarrowingStep:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Narrowing:
-    """The record of it, as far as it has come.
+    """The record of a narrowing that may still go on.
 
     Args:
-        class_order: Indices, the easiest first.
-        class_curves: Accuracy of each class after each epoch of the training that they were put in order by.
-        kept: Of every gene's name, the indices of the options that are left.
+        class_order: Indices of the classes, the easiest first.
+        class_curves: Accuracy of each class after each epoch of the training that gave this order.
+        kept: Indices of the options that are left, by the name of the gene.
     """
 
     class_order: tuple[int, ...]
@@ -58,7 +67,7 @@ class Narrowing:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "Narrowing":
-        """Inverse of `to_json`. Raises RunFolderError where `text` is no such record; `where` names it."""
+        """Inverse of `to_json`. Raises RunFolderError, which names `where`, if `text` is not such a record."""
         return parse_json(_NARROWING, text, where)
 
 

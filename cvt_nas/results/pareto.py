@@ -1,4 +1,4 @@
-"""What dominates what: non-dominated sets, hypervolume, and the front of a search."""
+"""Non-dominated sets, hypervolume, and the front of a search."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from cvt_nas.results.trial import Metric, TrialResult
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HypervolumeBox:
-    """The fixed box in which hypervolume is measured, so that runs of one space compare.
+    """The box in which hypervolume is measured. It is fixed for a space, so its runs can be compared.
 
-    The reference point is accuracy 0 at the space's greatest costs; the ideal one is accuracy 1 at its least. Each
-    axis is scaled to [0, 1] between them, linearly.
+    The reference point is accuracy 0 at the greatest costs of the space. The ideal point is accuracy 1 at its least
+    costs. Each axis is scaled linearly to [0, 1] between them.
     """
 
     least: Cost
@@ -25,7 +25,7 @@ class HypervolumeBox:
         return {"least": self.least.to_json(), "greatest": self.greatest.to_json()}
 
     def normalise(self, results: Sequence[TrialResult], metrics: Sequence[Metric]) -> np.ndarray:
-        """Losses in [0, 1], `(results, metrics)`, smaller is better; the reference point is all ones."""
+        """Losses in [0, 1], `(results, metrics)`, smaller is better. The reference point is all ones."""
         columns = []
         for metric in metrics:
             values = np.array([result.metric(metric) for result in results], dtype=float)
@@ -38,7 +38,7 @@ class HypervolumeBox:
 
 
 def is_non_dominated(losses: np.ndarray) -> np.ndarray:
-    """Which rows no other row dominates: at least as small everywhere and smaller somewhere.
+    """Which rows no other row dominates. A row dominates another if it is nowhere greater and somewhere smaller.
 
     Args:
         losses: `(points, objectives)`, smaller is better.
@@ -49,7 +49,7 @@ def is_non_dominated(losses: np.ndarray) -> np.ndarray:
     losses = np.asarray(losses)
     kept = np.zeros(len(losses), dtype=bool)
     left = np.lexsort(losses.T[::-1]) if len(losses) else np.empty(0, dtype=int)
-    while len(left):  # whatever dominates a row comes before it in this order, so the first of those left is kept
+    while len(left):  # a row comes after all that dominate it, so the first one left is kept
         first, left = left[0], left[1:]
         kept[first] = True
         rest = losses[left]
@@ -58,13 +58,13 @@ def is_non_dominated(losses: np.ndarray) -> np.ndarray:
 
 
 def hypervolume(losses: np.ndarray) -> float:
-    """Volume between the points and the reference point (1, ..., 1) that some point dominates.
+    """Volume that the points dominate, up to the reference point (1, ..., 1).
 
-    Sweeps the last objective, and measures in each slab the volume of the points below it in one
-    dimension fewer; exact, and fast enough for the few hundred points and three objectives of a front.
+    The last objective is swept. In each slab, the volume of the points below it is computed in one dimension fewer.
+    This is exact, and fast enough for the few hundred points and three objectives of a front.
 
     Args:
-        losses: `(points, objectives)`, smaller is better; points beyond the reference add nothing.
+        losses: `(points, objectives)`, smaller is better. Points beyond the reference point add nothing.
     """
     losses = losses[(losses < 1).all(axis=1)]
     if len(losses) == 0:
@@ -85,22 +85,22 @@ def hypervolume(losses: np.ndarray) -> float:
 
 
 def distances_to_front(losses: np.ndarray) -> np.ndarray:
-    """By how much each point must improve, in every objective at once, so that no other dominates it: 0 on the front.
+    """By how much each point must improve in all objectives so that no other dominates it. 0 on the front.
 
     Args:
-        losses: `(points, objectives)`, smaller is better, scaled so that they compare.
+        losses: `(points, objectives)`, smaller is better, all objectives on one scale.
 
     Returns:
         `(points,)`.
 
-    Source: the additive epsilon indicator of Zitzler et al. 2003, doi:10.1109/TEVC.2003.810758, of one point.
+    Source: the additive epsilon indicator of Zitzler et al. 2003, doi:10.1109/TEVC.2003.810758, for one point.
     """
     front = losses[is_non_dominated(losses)]
     return np.array([(point - front).min(axis=1).max() for point in losses]).clip(min=0.0)
 
 
 def losses_of(results: Sequence[TrialResult], metrics: Sequence[Metric]) -> np.ndarray:
-    """`(results, metrics)`, smaller is better: costs as they are, accuracy negated."""
+    """Costs and negated accuracy, `(results, metrics)`; smaller is better."""
     rows = [[(-1 if m == "accuracy" else 1) * result.metric(m) for m in metrics] for result in results]
     return np.array(rows, dtype=float).reshape(len(results), len(metrics))
 
@@ -111,7 +111,7 @@ class ParetoFront:
 
     Args:
         members: One result for each architecture.
-        metrics: The objectives: accuracy is maximised, params and FLOPs are minimised.
+        metrics: The objectives. Accuracy is maximised, costs are minimised.
     """
 
     members: tuple[TrialResult, ...]
@@ -119,7 +119,7 @@ class ParetoFront:
 
     @classmethod
     def of(cls, results: Iterable[TrialResult], metrics: Sequence[Metric]) -> Self:
-        """The front of `results`. Stopped trials do not compete: their accuracy is not of the full training."""
+        """The front of `results`. Stopped trials do not compete, since they were not trained in full."""
         complete = [result for result in results if result.status == "complete"]
         keeps = is_non_dominated(losses_of(complete, metrics))
         on_front = [result for result, keep in zip(complete, keeps, strict=True) if keep]
@@ -132,14 +132,14 @@ class ParetoFront:
 
     @property
     def best(self) -> TrialResult | None:
-        """The most accurate member; the cheapest of several."""
+        """The most accurate member; of several, the cheapest."""
         return self.members[0] if self.members else None
 
     def knee(self) -> TrialResult | None:
         """The member farthest above the straight line between the cheapest and the most accurate one.
 
-        Measured on accuracy against the logarithm of FLOPs (or of params, or else of latency, where FLOPs are no
-        objective), both scaled to [0, 1].
+        Distances are in accuracy over the logarithm of FLOPs, both scaled to [0, 1]. If FLOPs are not an objective,
+        params are used, or else latency.
 
         Source: the chord criterion of Das 1999, doi:10.1007/BF01195985, in two dimensions.
         """

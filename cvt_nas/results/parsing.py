@@ -1,4 +1,4 @@
-"""Records as JSON: read with errors that say where, and written so that every reader takes them."""
+"""Reading and writing of records as JSON."""
 
 import json
 import math
@@ -13,8 +13,14 @@ T = TypeVar("T")
 
 
 def parse_json(adapter: TypeAdapter[T], text: str | bytes, where: str, *, strict: bool | None = None) -> T:
-    """What `adapter` makes of `text`; a `strict` one converts no types. Raises RunFolderError where it is not of that
-    form; `where` names it."""
+    """Validates `text`, from the place `where`, by `adapter`.
+
+    Args:
+        strict: Whether values of other types are refused rather than converted.
+
+    Raises:
+        RunFolderError: `text` is not JSON, does not fit, or has a number that is not finite.
+    """
     try:
         found = adapter.validate_json(text, strict=strict)
         load_finite(text)
@@ -26,7 +32,7 @@ def parse_json(adapter: TypeAdapter[T], text: str | bytes, where: str, *, strict
 
 
 def load_finite(text: str | bytes) -> Any:
-    """`json.loads`, which raises ValueError at numbers that are not finite: no record of ours holds any."""
+    """`json.loads` that raises ValueError at numbers that are not finite. Our records never have any."""
 
     def refuse(word: str) -> float:
         raise ValueError(f"got {word}, must be a finite number")
@@ -38,12 +44,12 @@ def load_finite(text: str | bytes) -> Any:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Of those that pydantic found: where, and what."""
+    """Place and message of the first problem that pydantic found."""
     first = error.errors()[0]
     return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
 
 
 def json_text(tree: object, *, indent: int | None = None) -> str:
-    """`tree` as JSON that every reader takes: half a surrogate pair, as of a path that is not UTF-8, is escaped."""
+    """`tree` as JSON for all readers. Lone surrogates, from paths that are not UTF-8, are escaped."""
     text = json.dumps(tree, ensure_ascii=False, indent=indent)
     return re.sub("[\ud800-\udfff]", lambda half: f"\\\\u{ord(half[0]):04x}", text)

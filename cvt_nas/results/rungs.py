@@ -1,4 +1,4 @@
-"""How far the rungs of a search can be trusted: whether early accuracies rank trials as late ones do."""
+"""How well the rungs of a search work: whether early accuracies rank trials as late ones do."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ _SIGNIFICANT = 0.05
 def rung_epochs(
     max_epochs: int, *, grace_period: int, reduction_factor: int, also_late: bool = False
 ) -> tuple[int, ...]:
-    """Epochs after which successive halving decides: `grace_period`, then `reduction_factor` times farther each.
+    """Epochs after which successive halving decides: `grace_period`, then `reduction_factor` times as many each.
 
-    None but the first stands beyond `max_epochs / reduction_factor`: what it would save is less than what the trials
-    that it stops have cost by then.
+    Only the first may be later than `max_epochs / reduction_factor`. A later rung would save less than the trials that
+    it stops have cost already.
 
     Args:
-        also_late: Whether rungs stand up to the end all the same, as in early versions of this tool.
+        also_late: Whether rungs go on up to the end, as in early versions of this tool.
     """
     epochs, epoch = [], grace_period
     while epoch < max_epochs and (also_late or not epochs or epoch * reduction_factor <= max_epochs):
@@ -32,19 +32,19 @@ def rung_epochs(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankCorrelation:
-    """How the accuracies after one epoch rank the trials that were trained to the end, against their last ones.
+    """How well accuracies after an early epoch rank complete trials.
 
-    Those trials were selected, by ranks after this very epoch if it is a rung, which makes `tau` smaller than it is
-    among all architectures; only `scheduler: none` measures it without selection.
+    Complete trials were selected. If the epoch is a rung, they were selected by its ranks, which makes `tau` smaller
+    than among all architectures. Only `scheduler: none` measures it without selection.
 
     Args:
-        epoch: The early one; 0 is before any training, with weights that were inherited.
-        num_trials: Complete trials.
-        tau: Kendall's, of accuracy after `epoch` with accuracy at the end.
-        p_value: Of a `tau` so high, if the one had nothing to do with the other.
-        overtaking: Kendall's tau of FLOPs with the ranks that a trial gained after `epoch`: high where large networks
-            learn slower, so that their curves cross those of small ones.
-        overtaking_p_value: Of an `overtaking` so high by chance.
+        epoch: The early epoch. 0 is before any training, with inherited weights.
+        num_trials: Number of complete trials.
+        tau: Kendall's tau of accuracy after `epoch` with accuracy at the end.
+        p_value: Probability of a `tau` this high if the two were independent.
+        overtaking: Kendall's tau of FLOPs with the ranks that a trial gained after `epoch`. It is high if large
+            networks learn slower, so that their curves cross those of small ones.
+        overtaking_p_value: Probability of an `overtaking` this high if the two were independent.
 
     Source: Kendall 1938, doi:10.1093/biomet/30.1-2.81.
     """
@@ -68,8 +68,10 @@ class RankCorrelation:
 
 
 def rank_correlations(results: Iterable[TrialResult], epochs: Sequence[int]) -> tuple[RankCorrelation, ...]:
-    """Of each of `epochs`, among the complete trials of `results`; of 0 only where they inherited something. Nothing
-    where fewer than `MIN_TRIALS` are complete."""
+    """Correlations after each of `epochs`, among the complete trials of `results`.
+
+    There is none for epoch 0 if a trial inherited nothing. There are none with fewer than `MIN_TRIALS` complete trials.
+    """
     from scipy.stats import kendalltau, rankdata  # half a second, which workers need not wait
 
     complete = [result for result in results if result.status == "complete"]
@@ -79,7 +81,7 @@ def rank_correlations(results: Iterable[TrialResult], epochs: Sequence[int]) -> 
     last = np.array([result.own_accuracy for result in complete], dtype=float)
 
     def tau(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-        """With its one-sided p-value; nothing where all the values of one are equal."""
+        """Tau with its one-sided p-value; (0, 1) if all the values of one are equal."""
         found: Any = kendalltau(ours, theirs, alternative="greater")
         return (0.0, 1.0) if np.isnan(found.statistic) else (float(found.statistic), float(found.pvalue))
 

@@ -1,4 +1,4 @@
-"""What people read where a figure is the metric that a run maximised, which its files call accuracy."""
+"""Names of the metric that a run maximises. Files always call it accuracy."""
 
 from collections.abc import Mapping
 
@@ -11,11 +11,11 @@ _NAMES = {
 
 
 def score_name(manifest: Mapping[str, object]) -> str:
-    """The metric of a run, as `macro F1`; `accuracy` of an earlier version, which knew no other."""
+    """The metric of a run, such as `macro F1`. Manifests of earlier versions have none, which means `accuracy`."""
     name = str(manifest.get("metric", "accuracy"))
     return _NAMES.get(name, name)
 
 
 def as_title(name: str) -> str:
-    """The same where a sentence or an axis begins with it."""
+    """`name` with a capital first letter, for the start of a sentence or an axis."""
     return name[:1].upper() + name[1:]

@@ -15,17 +15,17 @@ from cvt_nas.results.parsing import first_problem
 Metric = Literal["accuracy", "params", "flops", "latency_ms"]
 Status = Literal["complete", "stopped", "diverged", "failed", "oom"]
 
-# A million trials would take longer than anyone waits, and in decimals the two parts can be read off.
+# No run has a million trials, and both parts can be read in decimals.
 _ROUND = 1_000_000
 
 
-# What a resumed search tries again: its cause may be gone, as a full device or a damaged image.
+# A resumed search tries these again. The cause, such as a full device or a damaged image, may be gone.
 FAILURES: frozenset[Status] = frozenset({"failed", "oom"})
 
-# What of a record says how batches were cut to fit a device.
+# Fields that say how batches were cut to fit a device.
 ROOM = ("micro_batch", "activation_checkpointing")
 
-# Of means, so that equal ones are equal, whatever they are sums of.
+# Means are rounded, so that they are equal whatever the order of their sums.
 DIGITS = 12
 
 
@@ -58,7 +58,7 @@ _LINE = TypeAdapter(_Line)
 
 
 def check_line(tree: Mapping[str, object]) -> None:
-    """Raises ValueError where a value of a line of a record is of another type."""
+    """Raises ValueError if a value of a line has the wrong type."""
     try:
         _LINE.validate_python(tree, strict=True)
     except ValidationError as error:
@@ -66,7 +66,7 @@ def check_line(tree: Mapping[str, object]) -> None:
 
 
 def cost_from_json(tree: Mapping[str, Any]) -> Cost:
-    """Of a line of a record."""
+    """Cost in a line of a record."""
     latency_us = round(1000 * tree.get("latency_ms", 0))
     return Cost(params=tree["params"], flops=tree["flops"], latency_us=latency_us)
 
@@ -74,7 +74,7 @@ def cost_from_json(tree: Mapping[str, Any]) -> Cost:
 def further_number(trial: int, round_: int) -> int:
     """Number of the further training of `trial` in round 1, 2, ...: 2_000_037 is the second one of trial 37.
 
-    A function of the two alone, so that neither more trials nor more rounds change what is on disk.
+    It depends on the two alone, so more trials or more rounds do not change records on disk.
     """
     assert 0 <= trial < _ROUND
     assert round_ >= 1
@@ -87,9 +87,9 @@ def round_and_trial(number: int) -> tuple[int, int]:
 
 
 def without_retried(ended: "Iterable[TrialResult]") -> "list[TrialResult]":
-    """`ended`, in its order, without those that failed and whose architecture was trained again later, in its round.
+    """`ended` without failed trials whose architecture was trained again later in the same round.
 
-    Such a retry is a trial with a number of its own, or in a further training the same one once more.
+    A retry in the race has a number of its own. A retry of a further training has the same number.
     """
     kept: dict[int, TrialResult] = {}
     last: dict[tuple[int, str], int] = {}
@@ -106,11 +106,10 @@ class Confirmation:
     """What further trainings of one architecture reached, with seeds that had no part in its selection.
 
     Args:
-        accuracies: Of those that reached the last epoch, in rising order; at least one.
-        num_lost: Further trainings that diverged, failed or ran out of memory. They have no accuracy that compares,
-            so that the mean is of an architecture's trainings that end well; how many do not stands beside it.
-        membership: Share of bootstrap resamples in which the architecture is on the front; None with one seed, whose
-            resamples are all the same.
+        accuracies: Accuracies of those that reached the last epoch, in rising order; at least one.
+        num_lost: Number of further trainings that diverged, failed or ran out of memory. The mean leaves them out.
+        membership: Share of bootstrap resamples in which the architecture is on the front. None with one seed, since
+            its resamples are all the same.
     """
 
     accuracies: tuple[float, ...]
@@ -123,7 +122,7 @@ class Confirmation:
 
     @property
     def sd(self) -> float | None:
-        """Standard deviation over seeds, with n - 1 degrees of freedom; None with one seed."""
+        """Standard deviation over seeds, with n - 1 degrees of freedom. None with one seed."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
     def to_json(self) -> dict[str, float | None]:
@@ -141,26 +140,26 @@ class TrialResult:
     """One trial as it ended.
 
     Args:
-        number: Number of the trial in the run and in Optuna's study, from 0; of a further training, see
+        number: Number of the trial in the run and in Optuna's study, from 0. For further trainings, see
             `further_number`.
-        status: `complete` reached the full number of epochs; `stopped` was ended by the scheduler;
-            `diverged` met a loss that is not finite; `oom` ran out of device memory; `failed` raised.
-        accuracy: Fraction of the search split after the last of them; None where there was none. Where there is a
-            `confirmation`, its mean, which is what competes; the trial's own is `own_accuracy`.
-        cost: Exact params and FLOPs; latency as it was predicted, where the search went by it.
+        status: `complete` reached the full number of epochs, `stopped` was ended by the scheduler, `diverged` had a
+            loss that is not finite, `oom` ran out of device memory, `failed` raised an error.
+        accuracy: Fraction of the search split after the last epoch, or None without an epoch. With a `confirmation`,
+            its mean; the accuracy of the trial itself is `own_accuracy`.
+        cost: Exact params and FLOPs, and the predicted latency if the search used it.
         curve: Accuracy on the search split after each epoch.
-        seconds: From the proposal to the result, worker start and data included.
-        train_seconds: The part of `seconds` spent in epochs, their evaluation included.
-        device: Where it ran, `cpu` or the index of the GPU on its node.
-        reason: Why it ended, where it did not end well; or what had to be done about it so that it did.
-        inherited: Accuracy with the weights that it inherited from a supernet, before any training of its own; None
-            where it began with a fresh initialisation.
-        spent: Seconds that had been spent on the run when it ended, by all the processes that worked on it, to within a
-            few; None in records of earlier versions.
-        micro_batch: Images that went through the network at once, at most, on each device; None in records of earlier
-            versions, and where nothing was trained.
-        activation_checkpointing: Whether what is inside a block was computed again in the backward pass.
-        confirmation: Of its architecture, where `RunFolder.confirmed` made this; never in the record.
+        seconds: Time from the proposal to the result, with the start of the worker and the loading of data.
+        train_seconds: The part of `seconds` in epochs, with their evaluation.
+        device: `cpu`, or the index of the GPU on its node.
+        reason: Why it did not end well, or what had to be changed so that it did.
+        inherited: Accuracy with the weights inherited from a supernet, before any training of its own. None if weights
+            were initialised at random.
+        spent: Seconds that all processes had spent on the run when the trial ended, to within a few. None in records of
+            earlier versions.
+        micro_batch: Greatest number of images that went through the network at once on each device. None in records of
+            earlier versions, and if nothing was trained.
+        activation_checkpointing: Whether activations inside blocks were computed again in the backward pass.
+        confirmation: Confirmation of its architecture, if `RunFolder.confirmed` made this. It is never in the record.
     """
 
     number: int
@@ -187,11 +186,11 @@ class TrialResult:
 
     @property
     def own_accuracy(self) -> float | None:
-        """Accuracy of this one training, and so of the weights that it left."""
+        """Accuracy of this one training, which is that of its weights."""
         return self.accuracy if self.confirmation is None else self.curve[-1]
 
     def accuracy_after(self, epoch: int) -> float | None:
-        """After 0 epochs it is what was inherited, if anything was."""
+        """Accuracy after `epoch` epochs. After 0 epochs, the inherited one, or None."""
         return self.inherited if epoch == 0 else self.curve[epoch - 1]
 
     def metric(self, name: Metric) -> float:

@@ -1,8 +1,8 @@
 """The set of architectures that a space file spans, its genome, and its exact cost bounds.
 
-A genome is a fixed-length tuple of option indices, one gene for each choice of the file. No gene is
-conditional: where the depth varies, the genes of absent blocks are ignored by `decode`; and two
-genomes that decode to the same `ArchConfig.id` are one architecture.
+A genome is a fixed-length tuple of option indices, with one gene for each choice of the file. Genes are never
+conditional: if the depth varies, `decode` ignores the genes of absent blocks. Genomes that decode to the same
+`ArchConfig.id` are one architecture.
 """
 
 from cvt_nas.space.arch_space import ArchSpace, spread_over_flops
@@ -16,6 +16,7 @@ from cvt_nas.space.choices import (
     Gene,
     Genome,
     GenomeSpace,
+    Option,
     StageSpace,
 )
 from cvt_nas.space.narrowed import NarrowedSpace

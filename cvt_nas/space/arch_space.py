@@ -1,4 +1,4 @@
-"""What any set of architectures that genomes describe can do: extremes, feasibility and draws."""
+"""What all sets of architectures share: extremes, feasibility and random draws."""
 
 import itertools
 import math
@@ -17,49 +17,48 @@ _NUM_BINS = 40  # of log-FLOPs
 
 
 class ArchSpace(ABC):
-    """A set of architectures, each with a genome: a space file's, or a part of that."""
+    """A set of architectures with genomes: a whole space, or a part of one."""
 
     @property
     @abstractmethod
     def genes(self) -> tuple[Gene, ...]:
-        """The choices, in the order of the genome. A fixed value has no gene."""
+        """The choices in the order of the genome. Fixed values have no gene."""
 
     @property
     @abstractmethod
     def cost_range(self) -> tuple[Cost, Cost]:
-        """The least and the greatest of each cost over the space; rarely of one network."""
+        """The least and the greatest value of each cost over the space. They are rarely those of one network."""
 
     @abstractmethod
     def _decode(self, genome: Sequence[int]) -> ArchConfig:
-        """`decode` of a genome that is known to be one."""
+        """`decode` without checks."""
 
     @abstractmethod
     def encode(self, arch: ArchConfig) -> Genome:
         """A genome of `arch`: `decode(encode(arch)) == arch`. Genes without effect are 0.
 
         Raises:
-            ArchError: `arch` lies outside the space; the message names the first value that does.
+            ArchError: `arch` is outside the space. The message names the first value that is.
         """
 
     @abstractmethod
     def cost(self, genome: Sequence[int]) -> Cost:
-        """`cost_of(decode(genome))`, faster where the stages were met before; with latency, where there is a table."""
+        """`cost_of(decode(genome))`, with latency if there is a table. Stages are cached."""
 
     @abstractmethod
     def canonical(self, genome: Sequence[int]) -> Genome:
-        """The genome that stands for all that decode to the same network: genes without effect are 0."""
+        """The genome of the same network with all genes that have no effect at 0."""
 
     @abstractmethod
     def costs_of(self, genomes: Int[np.ndarray, "genomes genes"]) -> dict[Genome, Cost]:
-        """Of each network among `genomes` its canonical genome and its cost, in the order of the first that mean it."""
+        """Canonical genome and cost of each distinct network among `genomes`, in the order of first appearance."""
 
     @abstractmethod
     def violation(self, cost: Cost) -> float:
-        """Sum over the bounds of how far `cost` lies outside each, as a fraction of the bound."""
+        """Sum of the violations of all bounds, each as a fraction of the bound."""
 
     def decode(self, genome: Sequence[int]) -> ArchConfig:
-        """The architecture of a genome. Raises ValueError where its length is wrong, or an index is outside its gene's
-        options."""
+        """The architecture of a genome. Raises ValueError if the length is wrong or an index is out of range."""
         if len(genome) != len(self.genes):
             raise ValueError(f"genome of {len(genome)} genes, must have {len(self.genes)}")
         for index, gene in zip(genome, self.genes, strict=True):
@@ -71,7 +70,7 @@ class ArchSpace(ABC):
         return self.decode(genome).id
 
     def all_genomes(self, limit: int) -> list[Genome] | None:
-        """One genome for each network, feasible or not; None where there are more than `limit` genomes."""
+        """One genome for each network, feasible or not. None if there are more than `limit` genomes."""
         if math.prod(len(gene.options) for gene in self.genes) > limit:
             return None
         every = itertools.product(*(range(len(gene.options)) for gene in self.genes))
@@ -88,18 +87,20 @@ class ArchSpace(ABC):
         return self.violation(cost) == 0
 
     def sample(self, rng: random.Random) -> Genome:
-        """A genome with every gene drawn evenly, feasible or not."""
+        """A genome with every gene drawn uniformly, feasible or not."""
         return tuple(rng.randrange(len(gene.options)) for gene in self.genes)
 
     def sample_feasible(self, rng: random.Random, tries: int = 2_000) -> Genome | None:
-        """A feasible genome: an even draw, mended gene by gene where no draw in a row of 200 is feasible. None where
-        `tries` evaluations of the cost found none."""
+        """A feasible genome, or None if `tries` evaluations of the cost found none.
+
+        Genomes are drawn uniformly. If 200 draws are infeasible, draws are repaired gene by gene.
+        """
         for _ in range(min(200, tries)):
             genome = self.sample(rng)
             if self.is_feasible(self.cost(genome)):
                 return genome
         spent = 200
-        while spent < tries:  # descend on the violation, by one gene at a time, from a new start each time
+        while spent < tries:  # descent on the violation, one gene at a time, from a new start each time
             genome = self.sample(rng)
             best = self.violation(self.cost(genome))
             improved = True
@@ -118,21 +119,21 @@ class ArchSpace(ABC):
 
     @property
     def largest(self) -> ArchConfig:
-        """The widest and deepest, with the least strides, feasible or not: it has every weight that any member has."""
+        """The widest and deepest network, with the least strides, feasible or not. It has the weights of all others."""
         return self.decode(self._extreme_genome(-1))
 
     @property
     def smallest(self) -> ArchConfig:
-        """The narrowest and shallowest, with the greatest strides, feasible or not."""
+        """The narrowest and shallowest network, with the greatest strides, feasible or not."""
         return self.decode(self.smallest_genome)
 
     @property
     def smallest_genome(self) -> Genome:
-        """A genome of `smallest` whose blocks that are absent would be the smallest, too."""
+        """A genome of `smallest` with absent blocks at their smallest, too."""
         return self._extreme_genome(0)
 
     def _extreme_genome(self, end: int) -> Genome:
-        """Every gene at its greatest option (`end` is -1), or at its least (0), as network size goes."""
+        """Every gene at the option of the largest (`end` is -1) or the smallest network (0)."""
         genome = []
         for gene in self.genes:
             options = sorted(range(len(gene.options)), key=lambda index, gene=gene: size_of(gene, index))
@@ -140,7 +141,7 @@ class ArchSpace(ABC):
         return tuple(genome)
 
     def feasible_fraction(self, *, num_samples: int = 2_000, seed: int = 0) -> float:
-        """Share of evenly drawn genomes that meet the bounds; exact where the space has few genomes."""
+        """Share of genomes that meet the bounds. It is exact for few genomes, and estimated for many."""
         num_genomes = math.prod(len(gene.options) for gene in self.genes)
         if num_genomes <= num_samples:
             genomes = list(itertools.product(*(range(len(gene.options)) for gene in self.genes)))
@@ -151,14 +152,14 @@ class ArchSpace(ABC):
 
 
 def spread_over_flops(space: ArchSpace, number: int, *, seed: int = 0) -> list[Genome]:
-    """Genomes of distinct feasible networks, as many from each interval of log-FLOPs as there are; in random order.
+    """Genomes of distinct feasible networks, spread evenly over intervals of log-FLOPs, in random order.
 
-    Fewer than `number` where the space seems to have no more.
+    There are fewer than `number` if the space seems to have no more.
     """
     rng = random.Random(seed)
     drawn = {space.encode(space.decode(space.sample(rng))) for _ in range(50 * number)}
     logs = {genome: math.log(cost.flops) for genome in drawn if space.is_feasible(cost := space.cost(genome))}
-    for _ in range(2 * number):  # where hardly any draw is feasible, they are looked for
+    for _ in range(2 * number):  # a search for them, if hardly any draw is feasible
         if len(logs) >= number or (genome := space.sample_feasible(rng)) is None:
             break
         logs[space.canonical(genome)] = math.log(space.cost(genome).flops)

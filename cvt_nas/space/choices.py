@@ -1,4 +1,4 @@
-"""What a space is made of: the options of a stage, its genes, and what the options that they choose mean."""
+"""Options of a stage, genes, and what the options that genes choose mean."""
 
 import itertools
 import random
@@ -12,8 +12,9 @@ from jaxtyping import Int
 from cvt_nas.arch import Activation, BlockConfig, Cost, Projection, StageConfig
 
 Genome = tuple[int, ...]
+Option = int | float | str  # text is the name of a projection
 CostMetric = Literal["params", "flops", "latency_ms"]
-COST_METRICS: tuple[CostMetric, ...] = ("params", "flops")  # which are exact, and always known
+COST_METRICS: tuple[CostMetric, ...] = ("params", "flops")  # these are exact and always known
 ALL_COST_METRICS: tuple[CostMetric, ...] = (*COST_METRICS, "latency_ms")
 
 BLOCK_CHOICES = ("kv_stride", "kernel_size", "num_heads", "mlp_ratio", "projection")
@@ -22,11 +23,11 @@ STAGE_CHOICES = ("patch_kernel", "patch_stride", "embed_dim", "depth")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageSpace:
-    """Options of one stage; a tuple of one is fixed, a longer one is a choice.
+    """Options of one stage. A tuple of one value is fixed, a longer one is a choice.
 
     Args:
-        patch_padding: Padding of the embedding, or None for half of whatever kernel is chosen.
-        per_block: Names of the block choices that each block makes for itself.
+        patch_padding: Padding of the embedding, or None for half of the chosen kernel.
+        per_block: Names of the choices that each block makes for itself.
     """
 
     patch_kernel: tuple[int, ...]
@@ -48,7 +49,7 @@ class StageSpace:
         return patch_kernel // 2 if self.patch_padding is None else self.patch_padding
 
     def embedding(self, *, patch_kernel: int, patch_stride: int, embed_dim: int) -> StageConfig:
-        """The stage with this embedding, and some block."""
+        """A stage with this embedding and a default block."""
         return StageConfig(
             patch_kernel=patch_kernel,
             patch_stride=patch_stride,
@@ -60,18 +61,18 @@ class StageSpace:
         )
 
     def block_of(self, **values: Any) -> BlockConfig:
-        """The block of these values; a linear projection has neither kernel nor stride, so drops them."""
+        """The block with these values. A linear projection has neither kernel nor stride, so theirs are ignored."""
         if values["projection"] == "linear":
             values = {**values, "kv_stride": 1, "kernel_size": 1}
         return BlockConfig(**values, activation=self.activation)
 
     @property
     def shared(self) -> tuple[str, ...]:
-        """Block choices that the stage makes once for all of its blocks."""
+        """Choices that the stage makes once for all of its blocks."""
         return tuple(name for name in BLOCK_CHOICES if name not in self.per_block)
 
     def block_sets(self) -> Iterator[frozenset[BlockConfig]]:
-        """For each combination of the shared choices, the blocks that can stand at any one position."""
+        """The possible blocks at one position, for each combination of the shared choices."""
         own = tuple(name for name in BLOCK_CHOICES if name in self.per_block)
         for shared in itertools.product(*(getattr(self, name) for name in self.shared)):
             yield frozenset(
@@ -82,13 +83,13 @@ class StageSpace:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gene:
-    """One choice: `name` is `stage0.kv_stride`, or `stage2.block4.kv_stride` where each block chooses."""
+    """One choice. Its name is like `stage0.kv_stride`, or `stage2.block4.kv_stride` if each block chooses."""
 
     name: str
     stage: int
     block: int | None
     choice: str
-    options: tuple[Any, ...]
+    options: tuple[Option, ...]
 
     @property
     def is_ordinal(self) -> bool:
@@ -97,13 +98,13 @@ class Gene:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bound:
-    """An inclusive window for one metric; None leaves that side open."""
+    """Inclusive limits of one metric. None is no limit."""
 
     min: float | None = None
     max: float | None = None
 
     def violation(self, value: float) -> float:
-        """How far `value` lies outside, as a fraction of the bound that it breaks; 0 inside."""
+        """Distance of `value` to the limit that it breaks, as a fraction of the limit. 0 if it breaks none."""
         if self.max is not None and value > self.max:
             return value / self.max - 1
         if self.min is not None and value < self.min:
@@ -112,8 +113,7 @@ class Bound:
 
 
 class StageReader:
-    """Reads a stage's part of a genome, by the stage's own genes; places are looked up once, and blocks are built
-    once."""
+    """Reads the part of a genome that belongs to one stage. Places of genes and blocks are cached."""
 
     def __init__(self, stage: StageSpace, genes: tuple[Gene, ...]) -> None:
         self.genes, self._stage = genes, stage
@@ -150,30 +150,30 @@ class StageReader:
         )
 
     def values(self, choice: str, parts: Int[np.ndarray, "genomes genes"]) -> Int[np.ndarray, " genomes"]:
-        """What the stage's part of each genome chooses of one of `STAGE_CHOICES`."""
+        """Values of one of `STAGE_CHOICES` that the parts of genomes choose."""
         place, options = self._places[choice], np.array(getattr(self._stage, choice))
         return np.full(len(parts), options[0]) if place is None else options[parts[:, place]]
 
     def block_options(self, parts: Int[np.ndarray, "genomes genes"]) -> Int[np.ndarray, "genomes blocks choices"]:
-        """Indices of the options of each block, absent ones too, in the order of `BLOCK_CHOICES`."""
-        padded = np.pad(parts, ((0, 0), (0, 1)))  # what is fixed has no gene: it finds a 0 in the last place
+        """Indices of the options of each block, absent ones included, in the order of `BLOCK_CHOICES`."""
+        padded = np.pad(parts, ((0, 0), (0, 1)))  # choices without a gene find a 0 in the last place
         return padded[:, [[-1 if place is None else place for place in places] for places in self._block_places]]
 
     def block_with(self, options: Genome) -> BlockConfig:
-        """The block whose `block_options` are `options`."""
+        """The block with these `block_options`."""
         if options not in self._blocks:
             values = zip(BLOCK_CHOICES, options, strict=True)
             self._blocks[options] = self._stage.block_of(**{name: getattr(self._stage, name)[i] for name, i in values})
         return self._blocks[options]
 
     def canonical_rows(self, parts: Int[np.ndarray, "genomes genes"]) -> Int[np.ndarray, "genomes genes"]:
-        """`canonical` of each."""
+        """`canonical` of each row."""
         if self._has_linear:
             return np.array([self.canonical(tuple(part)) for part in parts.tolist()], dtype=int).reshape(parts.shape)
         return np.where(self._gene_blocks < self.values("depth", parts)[:, None], parts, 0)
 
     def canonical(self, part: Genome) -> Genome:
-        """`part` with 0 for the genes that have no effect: of blocks that are absent, and of what linear ignores."""
+        """`part` with 0 for genes without effect: of absent blocks, and of what a linear projection ignores."""
         depth = self._value("depth", part)
         effects = self._present[depth]
         if self._has_linear:
@@ -189,7 +189,7 @@ class StageReader:
 
 
 class GenomeSpace(Protocol):
-    """What a sampler needs of a space: a file's, or the rows of a table."""
+    """What a sampler needs of a space, which is that of a file or the rows of a table."""
 
     @property
     def genes(self) -> tuple[Gene, ...]: ...
@@ -200,11 +200,11 @@ class GenomeSpace(Protocol):
     def cost(self, genome: Sequence[int]) -> Cost: ...
 
     def canonical(self, genome: Sequence[int]) -> Genome:
-        """The genome that stands for the network that `genome` means."""
+        """The genome of the same network with all genes that have no effect at 0."""
         ...
 
     def costs_of(self, genomes: Int[np.ndarray, "genomes genes"]) -> dict[Genome, Cost]:
-        """Of each network among `genomes` its canonical genome and its cost, in the order of the first that mean it."""
+        """Canonical genome and cost of each distinct network among `genomes`, in the order of first appearance."""
         ...
 
     def arch_id(self, genome: Sequence[int]) -> str: ...
@@ -214,12 +214,12 @@ class GenomeSpace(Protocol):
     def sample_feasible(self, rng: random.Random) -> Genome | None: ...
 
     def all_genomes(self, limit: int) -> list[Genome] | None:
-        """One genome for each network, feasible or not; None where there are more than `limit` genomes."""
+        """One genome for each network, feasible or not. None if there are more than `limit` genomes."""
         ...
 
 
 def size_of(gene: Gene, index: int) -> float:
-    """Grows with what option `index` of a gene adds to a network."""
+    """A key that sorts the options of a gene by how much they add to a network."""
     if gene.choice == "projection":
         return ("linear", "avg", "dw_bn").index(gene.options[index])  # only dw_bn has weights
     return -index if gene.choice in ("kv_stride", "patch_stride") else index
@@ -228,8 +228,8 @@ def size_of(gene: Gene, index: int) -> float:
 def count_block_sequences(stage: StageSpace, depth: int) -> int:
     """Number of distinct sequences of `depth` blocks.
 
-    Sequences with a convolution or pooling somewhere show every shared choice, so the combinations of
-    shared choices do not overlap in them. All-linear sequences hide kernel and stride: counted once.
+    A sequence with a convolution or pooling shows all shared choices, so it belongs to one combination of them. A
+    sequence of linear projections alone hides kernel and stride, so it is counted once.
     """
     total, all_linear = 0, set()
     for blocks in stage.block_sets():

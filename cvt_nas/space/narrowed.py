@@ -1,8 +1,7 @@
-"""A space of which some options were dropped."""
+"""A space without some of its options."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -10,21 +9,21 @@ from jaxtyping import Int
 from cvt_nas.arch import ArchConfig, Cost
 from cvt_nas.errors import ArchError
 from cvt_nas.space.arch_space import ArchSpace
-from cvt_nas.space.choices import Gene, Genome
+from cvt_nas.space.choices import Gene, Genome, Option
 from cvt_nas.space.search_space import SearchSpace
 
 
 class NarrowedSpace(ArchSpace):
-    """The architectures of `whole` that make do with some options of each of its genes.
+    """The architectures of `whole` that only use some options of each gene.
 
-    A gene that has one option left is none any more, nor is one of a block that all are too shallow for. Costs, bounds
-    and the range of costs are those of `whole`.
+    A gene with one option left is fixed. Genes of blocks deeper than all architectures are dropped. Costs, bounds and
+    the range of costs are those of `whole`.
 
     Args:
-        kept: Of a gene's name, the indices of the options that are left; all are of one that is not named.
+        kept: Indices of the options that are left, by the name of the gene. Other genes keep all of theirs.
 
     Raises:
-        ValueError: Of a gene nothing is left, or what is left are no options of it.
+        ValueError: A gene has no option left, or an index is out of range.
     """
 
     def __init__(self, whole: SearchSpace, kept: Mapping[str, Sequence[int]]) -> None:
@@ -38,7 +37,7 @@ class NarrowedSpace(ArchSpace):
         depths = [max(stage.depth) for stage in whole.stages]
         for gene, options in zip(whole.genes, self._kept, strict=True):
             if gene.choice == "depth":
-                depths[gene.stage] = max(gene.options[index] for index in options)
+                depths[gene.stage] = max(whole.stages[gene.stage].depth[index] for index in options)
         self._places = [
             place
             for place, (gene, options) in enumerate(zip(whole.genes, self._kept, strict=True))
@@ -59,11 +58,11 @@ class NarrowedSpace(ArchSpace):
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:
-        """Of every gene of the whole space, the indices of the options that are left."""
+        """Indices of the options that are left, by the name of every gene of the whole space."""
         return {gene.name: tuple(options) for gene, options in zip(self.whole.genes, self._kept, strict=True)}
 
-    def without(self, name: str, option: Any) -> "NarrowedSpace":
-        """The same less one option of the gene `name`."""
+    def without(self, name: str, option: Option) -> "NarrowedSpace":
+        """The same space without one option of the gene `name`."""
         (gene,) = [gene for gene in self.whole.genes if gene.name == name]
         left = set(self.kept[name]) - {gene.options.index(option)}
         return NarrowedSpace(self.whole, {**self.kept, name: tuple(left)})
@@ -76,9 +75,9 @@ class NarrowedSpace(ArchSpace):
         return tuple(found)
 
     def _narrowed(self, canonical: Sequence[int]) -> Genome:
-        """The canonical genome of the network whose canonical one in the whole space this is.
+        """The canonical genome here, from the canonical genome in the whole space.
 
-        A gene that is 0 there and has lost its option 0 is one without effect: 0 here, too.
+        A gene at 0 whose option 0 was dropped has no effect, so it is 0 here, too.
         """
         return tuple(
             self._kept[place].index(canonical[place]) if canonical[place] in self._kept[place] else 0

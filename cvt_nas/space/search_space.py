@@ -1,4 +1,4 @@
-"""The architectures of a space file: which there are, and what they cost."""
+"""The architectures of a space file and their costs."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +33,7 @@ from cvt_nas.space.choices import (
     CostMetric,
     Gene,
     Genome,
+    Option,
     StageReader,
     StageSpace,
     count_block_sequences,
@@ -43,16 +44,15 @@ _MEMO_SIZE = 100_000
 
 @dataclass(frozen=True)
 class SearchSpace(ArchSpace):
-    """All the architectures of a space file.
+    """All architectures of a space file.
 
     Args:
         image_size, num_channels, num_classes: As in `ArchConfig`.
-        bounds: Windows that a member's cost must lie in to be feasible; that of latency holds once there is a table.
-        latency: What its parts take on some device.
+        bounds: Limits of the costs of feasible members. Those of latency count once there is a table.
+        latency: Latencies of the parts of networks on some device.
 
     Raises:
-        ArchError: Some combination of choices leaves a stage without tokens, or heads that do not
-            divide the width.
+        ArchError: A combination of choices leaves a stage without tokens, or has heads that do not divide the width.
     """
 
     image_size: ImageSize
@@ -70,7 +70,7 @@ class SearchSpace(ArchSpace):
         self._grids()
 
     def _grids(self) -> tuple[frozenset[Grid], ...]:
-        """The token grids that can come out of each stage."""
+        """Possible token grids of each stage."""
         grids, before = [], frozenset([sides_of(self.image_size)])
         for index, stage in enumerate(self.stages):
             after = set()
@@ -120,13 +120,13 @@ class SearchSpace(ArchSpace):
         return tuple(itertools.starmap(slice, zip([0, *ends], ends, strict=False)))
 
     def _parts(self, genome: Sequence[int]) -> list[Genome]:
-        """The genome, cut into one part a stage."""
+        """The parts of the genome, one for each stage."""
         genome = tuple(genome)
         return [genome[part] for part in self._slices]
 
     @cached_property
     def _memo(self) -> dict[Any, Any]:
-        """Stages, and their costs: a search asks for those of thousands of genomes that share stages."""
+        """Stages and their costs. A search asks for thousands of genomes that share stages."""
         return {}
 
     def _remember(self, key: Any, value: Any) -> Any:
@@ -136,7 +136,7 @@ class SearchSpace(ArchSpace):
         return value
 
     def _stage_of(self, index: int, part: Genome) -> StageConfig:
-        """Stage `index` of every genome whose genes for it are `part`."""
+        """Stage `index` of all genomes that have `part` for it."""
         key = (index, part)
         return self._memo.get(key) or self._remember(key, self._readers[index].stage_of(part))
 
@@ -178,7 +178,7 @@ class SearchSpace(ArchSpace):
         return cost if self.latency is None else replace(cost, latency_us=self.latency.head(dim=dim, grid=grid))
 
     def _enter_stage(self, index: int, part: Genome, channels: int, before: Grid) -> tuple[Cost, int, Grid]:
-        """Cost of a stage on a map of `channels`, and the channels and grid of what it puts out."""
+        """Cost of a stage on a map of `channels`, with the channels and grid of its output."""
         stage = self._stage_of(index, part)
         dim, grid = stage.embed_dim, stage.grid_after(before)
         blocks = (self._block_cost(block, dim, grid, stage.class_token) for block in stage.blocks)
@@ -202,7 +202,7 @@ class SearchSpace(ArchSpace):
         }
 
     def _costs_of_rows(self, rows: Int[np.ndarray, "genomes genes"]) -> Int[np.ndarray, "genomes 3"]:
-        """Params, FLOPs and microseconds of genomes: each distinct part is counted once."""
+        """Params, FLOPs and microseconds of genomes. Each distinct part is computed once."""
         greatest = self.cost_range[1]
         whole: Any = np.int64 if max(greatest.params, greatest.flops) < 2**62 else object  # of Python's integers
 
@@ -246,7 +246,7 @@ class SearchSpace(ArchSpace):
         for gene in self.genes:
             stage = arch.stages[gene.stage]
             if gene.choice == "depth":
-                wanted: Any = len(stage.blocks)
+                wanted: Option = len(stage.blocks)
             elif gene.choice in STAGE_CHOICES:
                 wanted = getattr(stage, gene.choice)
             else:
@@ -292,16 +292,16 @@ class SearchSpace(ArchSpace):
 
     @property
     def greatest_grids(self) -> tuple[Grid, ...]:
-        """Greatest height and width that token grids of members have in each stage; not always the largest one's."""
+        """Greatest height and width of token grids in each stage. They are not always those of the largest network."""
         return tuple((max(height for height, _ in grids), max(width for _, width in grids)) for grids in self._grids())
 
     def _embeddings(self, stage: StageSpace) -> Iterator[StageConfig]:
-        """Each embedding that a stage may have, with some block."""
+        """Each possible embedding of a stage, with a default block."""
         for kernel, stride, dim in itertools.product(stage.patch_kernel, stage.patch_stride, stage.embed_dim):
             yield stage.embedding(patch_kernel=kernel, patch_stride=stride, embed_dim=dim)
 
     def parts(self) -> Parts:
-        """All that its networks are made of."""
+        """All parts of its networks."""
         embeddings, blocks = dict[Any, None](), dict[Any, None]()
         states = {(self.num_channels, sides_of(self.image_size)): None}
         for stage in self.stages:
@@ -316,9 +316,9 @@ class SearchSpace(ArchSpace):
         return Parts(embeddings=tuple(embeddings), blocks=tuple(blocks), heads=tuple(states))
 
     def _extremes(self, names: Sequence[str]) -> dict[tuple[int, Grid], tuple[list[int], list[int]]]:
-        """For each width and grid in front of the head, the least and the greatest costs `names` of whole networks.
+        """The least and the greatest costs `names` of whole networks, by width and grid in front of the head.
 
-        By dynamic programming over the width and the grid after each stage.
+        Computed by dynamic programming over the width and the grid after each stage.
         """
 
         def of(cost: Cost) -> list[int]:
@@ -355,7 +355,7 @@ def _sums(*parts: Sequence[int]) -> list[int]:
 
 
 def _distinct(rows: Int[np.ndarray, "rows values"]) -> tuple[list[list[int]], Int[np.ndarray, " rows"]]:
-    """The rows that differ, and which of them each row is."""
+    """Distinct rows, and the index of each row among them."""
     codes, num_codes = np.zeros(len(rows), dtype=np.int64), 1
     for column in rows.T:
         width = int(column.max(initial=0)) + 1
