@@ -5,10 +5,12 @@ with the table, in `tables/supernets.csv`, a row for each supernet, made anew at
 that has nothing left to train. The truth is the table's: accuracy after 8 epochs of a training of its own, the mean
 over the seeds that every one of these networks has; the ceiling is of that mean (`ceiling_of_mean`). Space, images and
 splits are the same. The seconds are those of one thread of a CPU; on a GPU, which several share, there are none.
-Supernets that are in the file already are not trained again, so that this can be stopped and continued.
+Supernets that are in the file already are not trained again, so that this can be stopped and continued. `--space`
+judges on another space and table, as `cvt_table.py --space` makes them; its supernets are in a file of its own.
 
     OMP_NUM_THREADS=1 python benchmarks/supernet.py --processes 2 --first-seed 100 --epochs 10
     OMP_NUM_THREADS=1 python benchmarks/supernet.py --processes 2 --variant base --seeds 3
+    OMP_NUM_THREADS=1 python benchmarks/supernet.py --space strides --variant base --first-seed 100
 """
 
 import argparse
@@ -32,8 +34,7 @@ from cvt_nas.supernet import Supernet
 from cvt_table import NUM_NETWORKS, gene_columns
 
 TABLES = Path(__file__).parent / "tables"
-TRUTH, INHERITED = TABLES / "cvt-bench.parquet", TABLES / "supernets.parquet"
-SPACE = TABLES / "cvt-bench.yaml"
+SPACES = ("cvt-bench", "strides", "blocks", "colour")
 KEY = ["variant", "seed", "epochs", "device"]
 BASE: dict[str, Any] = {
     "batch_size": 128, "lr": 2.0e-3, "schedule": "wsd", "warmup_epochs": 0.5, "weight_decay": 0.05,
@@ -48,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # `warm_epochs` of the largest network 
     "labels": {"distillation": "none"},
     "half labels": {"distillation_weight": 0.5},
     "alpha-divergence": {"distillation": "alpha"},
+    "fair sampling": {"sampling": "fair"},
     "sampling by flops": {"sampling": "flops"},
     "sampling to the front": {"sampling": "front"},
     "gradient projection": {"project_gradients": True},
@@ -64,11 +66,13 @@ VARIANTS: dict[str, dict[str, Any]] = {  # `warm_epochs` of the largest network 
     "warm start, opened one by one": {"warm_epochs": 4, "opening": OPENING},
     "batches of 64": {"batch_size": 64},
     "batches of 64, half labels": {"batch_size": 64, "distillation_weight": 0.5},
+    "batches of 64, half labels, fair sampling": {"batch_size": 64, "distillation_weight": 0.5, "sampling": "fair"},
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--space", choices=SPACES, default=SPACES[0])
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="several times; all where absent")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--archs", type=int, default=100, help="the first so many of the table's")
@@ -77,15 +81,17 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST, where it is not where Debian puts it")
-    parser.add_argument("--inherited", type=Path, default=INHERITED, help="the file; the .csv goes beside it")
+    parser.add_argument("--inherited", type=Path, help="the file; the .csv goes beside it")
     options = parser.parse_args()
-    rows = pd.read_parquet(options.inherited) if options.inherited.exists() else pd.DataFrame(columns=KEY)
+    file, suffix = TABLES / f"{options.space}.yaml", "" if options.space == SPACES[0] else f"_{options.space}"
+    inherited_file = options.inherited or TABLES / f"supernets{suffix}.parquet"
+    rows = pd.read_parquet(inherited_file) if inherited_file.exists() else pd.DataFrame(columns=KEY)
     done = set(rows[KEY].itertuples(index=False, name=None))
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    space = load_experiment(SPACE).space
+    space = load_experiment(file).space
     genomes = spread_over_flops(space, NUM_NETWORKS)[: options.archs]  # the order of the table
     missing = [
-        Task(variant, seed, options.epochs, options.device, options.data, genomes)
+        Task(file, variant, seed, options.epochs, options.device, options.data, genomes)
         for seed in seeds
         for variant in options.variant or VARIANTS
         if (variant, seed, options.epochs, options.device) not in done
@@ -93,11 +99,11 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
         for found in pool.imap_unordered(inherited, missing):
             rows = pd.concat([rows, found], ignore_index=True) if len(rows) else found
-            write_atomically(options.inherited, lambda file, rows=rows: rows.to_parquet(file))
+            write_atomically(inherited_file, lambda file, rows=rows: rows.to_parquet(file))
             print(*found.loc[0, [*KEY, "seconds"]], flush=True)
-    truth = pd.read_parquet(TRUTH)
+    truth = pd.read_parquet(file.with_suffix(".parquet"))
     judged = [_judged(of, truth) for _, of in rows.groupby(KEY, sort=False)]
-    write_atomically(options.inherited.with_suffix(".csv"), pd.DataFrame(judged).to_csv(index=False))
+    write_atomically(inherited_file.with_suffix(".csv"), pd.DataFrame(judged).to_csv(index=False))
     print(pd.DataFrame(judged)[[*KEY, "tau", "within_bins", "top_third", "gap"]].to_string(index=False))
     print_misjudged(rows, truth, space)
 
@@ -126,6 +132,7 @@ def print_misjudged(rows: pd.DataFrame, truth: pd.DataFrame, space: SearchSpace)
 class Task:
     """A supernet to train, and the networks to look at."""
 
+    file: Path
     variant: str
     seed: int
     epochs: int
@@ -137,7 +144,7 @@ class Task:
 def inherited(task: Task) -> pd.DataFrame:
     """What the networks inherit from the supernet, which is trained for it; a row each."""
     torch.set_num_threads(1)
-    experiment = load_experiment(SPACE)
+    experiment = load_experiment(task.file)
     space, device = experiment.space, torch.device(task.device)
     data = load_data(
         experiment.data, root=task.data, image_size=space.image_size, num_channels=space.num_channels,

@@ -132,7 +132,17 @@ def test_sampling_by_flops_is_even_over_their_logarithm_where_uniform_is_not() -
     assert shares("uniform").min() < 0.1
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "flops", "front"])
+@pytest.mark.parametrize("sandwich", [True, False])
+def test_fair_sampling_takes_each_option_once_before_any_of_them_again(sandwich: bool) -> None:
+    sampler = SubnetSampler(SPACE, config(sampling="fair", sandwich=sandwich, num_random=2), seed=0)
+    drawn = [subnet for step in range(9) for subnet in sampler.draw(0, step) if subnet.kind == "random"]
+    assert len({subnet.genome for subnet in drawn}) > 9
+    for gene, options in zip(SPACE.genes, zip(*(subnet.genome for subnet in drawn), strict=True), strict=True):
+        for first in range(0, len(options) - len(gene.options) + 1, len(gene.options)):
+            assert sorted(options[first : first + len(gene.options)]) == list(range(len(gene.options)))
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "fair", "flops", "front"])
 def test_random_subnets_meet_the_constraints(sampling: str) -> None:
     costs = [cost_of(SPACE.decode(SPACE.sample(random.Random(seed)))).flops for seed in range(50)]
     bound = int(np.quantile(costs, 0.1))

@@ -50,8 +50,9 @@ class SubnetSampler:
     def draw(self, epoch: int, step: int) -> list[Subnet]:
         """Draws the subnets of a step. The largest comes first, since the others learn from its answers."""
         rng = random.Random(f"{self._seed} {epoch} {step}")
+        first = step * self._config.num_random
         chosen: list[tuple[Kind, Genome]] = [
-            ("random", self._random(epoch, rng)) for _ in range(self._config.num_random)
+            ("random", self._random(epoch, first + index, rng)) for index in range(self._config.num_random)
         ]
         if self._config.sandwich:
             chosen = [("largest", self._largest), *chosen, ("smallest", self._opened(self._smallest, epoch))]
@@ -88,14 +89,28 @@ class SubnetSampler:
             for gene, option, greatest in zip(self._space.genes, genome, self._largest, strict=True)
         )
 
-    def _random(self, epoch: int, rng: random.Random) -> Genome:
+    def _random(self, epoch: int, number: int, rng: random.Random) -> Genome:
+        """Draws random subnet `number` of an epoch."""
         if self._config.sampling == "uniform":
             return self._feasible(epoch, rng)
+        if self._config.sampling == "fair":
+            genome = self._opened(self._fair(epoch, number), epoch)
+            return genome if self._space.is_feasible(self._space.cost(genome)) else self._feasible(epoch, rng)
         stratum = rng.choice(self._strata_of(epoch))
         if self._config.sampling == "flops":
             return rng.choice(stratum)
         candidates = [rng.choice(stratum) for _ in range(_NUM_CANDIDATES)]
         return min(candidates, key=lambda genome: float(self._features(genome) @ self._effects))
+
+    def _fair(self, epoch: int, number: int) -> Genome:
+        """Genome `number` of an epoch, in which each gene takes each of its options once before any of them again."""
+        genome = []
+        for gene in self._space.genes:
+            round_, place = divmod(number, len(gene.options))
+            order = list(range(len(gene.options)))
+            random.Random(f"{self._seed} {epoch} {gene.name} {round_}").shuffle(order)
+            genome.append(order[place])
+        return tuple(genome)
 
     def _feasible(self, epoch: int, rng: random.Random) -> Genome:
         for _ in range(_TRIES):

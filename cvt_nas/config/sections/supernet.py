@@ -28,8 +28,9 @@ class SupernetConfig(TrainingConfig):
         sandwich: Whether each step has the largest and the smallest subnet. If not, `label_smoothing` applies to all
             subnets.
         num_random: Random subnets of a step.
-        sampling: How random subnets are drawn. `uniform` draws evenly over the choices, `flops` evenly over log-FLOPs,
-            and `front` as `flops`, but takes the most promising of several subnets (Wang et al. 2021,
+        sampling: How random subnets are drawn. `uniform` draws evenly over the choices. `fair` also takes each option
+            of a choice once before any of them again (Chu et al. 2021, arXiv:1907.01845). `flops` draws evenly over
+            log-FLOPs, and `front` as `flops`, but takes the most promising of several subnets (Wang et al. 2021,
             arXiv:2011.09011).
         distillation: What subnets other than the largest learn from. With `none`, they learn from the labels and a
             `teacher`, like the largest. With `kl` and `alpha`, they learn from the largest's answers to the same
@@ -50,7 +51,7 @@ class SupernetConfig(TrainingConfig):
 
     sandwich: bool = True
     num_random: Annotated[int, Field(ge=0)] = 2
-    sampling: Literal["uniform", "flops", "front"] = "uniform"
+    sampling: Literal["uniform", "fair", "flops", "front"] = "uniform"
     distillation: Literal["none", "kl", "alpha"] = "kl"
     distillation_weight: Annotated[float, Field(gt=0, le=1)] = 1.0
     project_gradients: bool = False
