@@ -3,7 +3,8 @@
 Each of them trains for so many seconds, by the same code, on as many workers; `defaults` is the space file as it is,
 `tpe+asha` the same file with Optuna's TPE, ASHA on accuracy alone and a cosine schedule, `glue` is glue.py, `supernet`
 trains a supernet first, and `da-nas` one whose space is narrowed meanwhile, for as many images as that one sees; these
-two have a share of the time (`--share`). What is trained in full by then makes the front; its members are judged on the
+two have a share of the time (`--share`). `freeze-thaw`, `pareto-asha` and `no-stopping` are the file with that
+scheduler. What is trained in full by then makes the front; its members are judged on the
 test split, which no search reads. What is in the tables already is not run again, and an interrupted search goes on
 for what is left of its seconds, so that this can be stopped and continued. Nothing else should run beside it.
 
@@ -11,6 +12,8 @@ for what is left of its seconds, so that this can be stopped and continued. Noth
         --to results/fashion_mnist_compared
     OMP_NUM_THREADS=1 python benchmarks/searches.py --space benchmarks/tables/cvt-bench.yaml --seconds 450 \\
         --methods defaults,supernet,da-nas --share 1 --supernet-epochs 13 --to results/sharing_compared
+    OMP_NUM_THREADS=1 python benchmarks/searches.py --space benchmarks/schedulers.yaml --seconds 400 --cpus 1 \\
+        --methods freeze-thaw,pareto-asha,no-stopping --to results/schedulers_compared
 """
 
 import argparse
@@ -40,6 +43,9 @@ METHODS = {  # the colours are told apart by the colour-blind, too
     "glue": ("Ray Tune, OptunaSearch, ASHA", "#D55E00"),
     "supernet": ("this tool, supernet first", "#009E73"),
     "da-nas": ("this tool, DA-NAS-style", "#CC79A7"),
+    "freeze-thaw": ("freeze-thaw", "#009E73"),
+    "pareto-asha": ("pareto-asha", "#0072B2"),
+    "no-stopping": ("no stopping", "#E69F00"),
 }
 SHARING = ("supernet", "da-nas")
 COMPARED = ("defaults", "tpe+asha", "glue")
@@ -56,6 +62,14 @@ SUPERNET: dict[str, dict[str, Any]] = {
     "search": {"scheduler": "none"},  # so many small trainings as there is time for
     "training": {"lr": 1.0e-3, "warmup_epochs": 0},
 }  # fmt: skip
+
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "tpe+asha": FIRST_VERSION,
+    **dict.fromkeys(SHARING, SUPERNET),
+    "freeze-thaw": {"search": {"scheduler": "freeze-thaw"}},
+    "pareto-asha": {"search": {"scheduler": "pareto-asha"}},
+    "no-stopping": {"search": {"scheduler": "none"}},
+}
 
 
 def main() -> None:
@@ -108,7 +122,7 @@ def _command(method: str, folder: Path, seconds: int, seed: int, options: argpar
         return [sys.executable, str(glue), "--space", str(space), "--seconds", str(seconds), *limits]
     if method != "defaults":
         tree = yaml.safe_load(space.read_text())
-        for section, settings in (SUPERNET if method in SHARING else FIRST_VERSION).items():
+        for section, settings in SETTINGS[method].items():
             tree[section] = tree.get(section, {}) | settings
         if method in SHARING:
             tree["search"] |= {"weights": method, "candidates": options.candidates, "trials": options.heirs}
