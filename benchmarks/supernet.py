@@ -83,8 +83,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST, where it is not where Debian puts it")
     parser.add_argument("--inherited", type=Path, help="the file; the .csv goes beside it")
     options = parser.parse_args()
-    file, suffix = TABLES / f"{options.space}.yaml", "" if options.space == SPACES[0] else f"_{options.space}"
-    inherited_file = options.inherited or TABLES / f"supernets{suffix}.parquet"
+    file, inherited_file = TABLES / f"{options.space}.yaml", options.inherited or inherited_of(options.space)
     rows = pd.read_parquet(inherited_file) if inherited_file.exists() else pd.DataFrame(columns=KEY)
     done = set(rows[KEY].itertuples(index=False, name=None))
     seeds = range(options.first_seed, options.first_seed + options.seeds)
@@ -106,6 +105,11 @@ def main() -> None:
     write_atomically(inherited_file.with_suffix(".csv"), pd.DataFrame(judged).to_csv(index=False))
     print(pd.DataFrame(judged)[[*KEY, "tau", "within_bins", "top_third", "gap"]].to_string(index=False))
     print_misjudged(rows, truth, space)
+
+
+def inherited_of(space: str) -> Path:
+    """The file of what the networks of one of `SPACES` inherit."""
+    return TABLES / ("supernets.parquet" if space == SPACES[0] else f"supernets_{space}.parquet")
 
 
 def print_misjudged(rows: pd.DataFrame, truth: pd.DataFrame, space: SearchSpace) -> None:
@@ -176,7 +180,7 @@ def inherited(task: Task) -> pd.DataFrame:
 
 def _judged(rows: pd.DataFrame, truth: pd.DataFrame) -> dict[str, Any]:
     """How what the networks inherit, `rows`, agrees with their own trainings in the table, `truth`."""
-    genes = [name for name in rows.columns if name.startswith("g")]
+    genes = [name for name in rows.columns if name in truth.columns and name[1:].isdigit()]
     own = truth.sort_values(by="seed").groupby(genes).agg({"params": "first", "flops": "first", "acc_8": list})
     known = rows.merge(own, left_on=genes, right_index=True)
     num_seeds = known["acc_8"].map(len).min()
