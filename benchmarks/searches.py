@@ -131,7 +131,7 @@ def _command(method: str, folder: Path, seconds: int, seed: int, options: argpar
         space = options.runs / f"{method}.yaml"
         space.write_text(yaml.safe_dump(tree))
     program = [sys.executable, "-m", "cvt_nas.cli", "search", "--space", str(space)]
-    trials = [] if method in SHARING else ["--trials", "10000"]
+    trials = [] if method in SHARING else ["--trials", "1000"]
     resume = ["--resume"] if (folder / "manifest.json").exists() else []  # its budget is of all its processes
     return [*program, "--time-budget", f"{seconds}s", *trials, *limits, *resume]
 

@@ -183,6 +183,21 @@ def test_freeze_thaw_is_counted_as_if_all_trials_were_trained_in_full(num_trials
     assert any(note.startswith("freeze-thaw is counted") for note in found.notes)
 
 
+def test_trials_beyond_those_that_are_simulated_are_counted_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = {"search:": "search: {trials: 60, sampler: random, scheduler: pareto-asha, grace_period: 1, seed: 0}"}
+    experiment = parse_experiment(small_digits(**lines), "many.yaml")
+    whole = plan_of(experiment, stated(experiment)).race
+    monkeypatch.setattr("cvt_nas.plan.forecast.MAX_SIMULATED_TRIALS", 30)
+    found = plan_of(experiment, stated(experiment))
+    part = found.race
+    assert whole is not None
+    assert part is not None
+    assert (len(part.proposals), part.num_trials) == (30, 60)
+    for name in ("seconds", "num_epochs", "num_complete"):
+        assert getattr(part, name) == pytest.approx(getattr(whole, name), rel=0.2), name
+    assert "30 of the 60 trials were simulated; the others are counted alike" in found.notes
+
+
 def test_the_parts_of_a_search_are_counted() -> None:
     plain = parse_experiment(small_digits(), "plain.yaml")
     search = "search: {weights: WEIGHTS, trials: 4, candidates: 20, confirm: {seeds: 2}}"

@@ -30,6 +30,7 @@ from cvt_nas.propose.study import Proposal, Study
 from cvt_nas.results import Metric, is_non_dominated
 
 MAX_QUICK_TRIALS = 50  # that the real sampler proposes in a few seconds
+MAX_SIMULATED_TRIALS = 1_000  # the time of a simulation grows faster than the number of trials
 _SHARE_LOOKED_AT = 0.5  # of the search images after the screening: weak candidates are given up
 _CHECK_SECONDS, _REPORT_SECONDS = 0.5, 2.0  # of a front's member that is counted by fvcore; of the page and plots
 _LAUNCH_RATIO = 0.8  # of seconds an image: a network with far fewer FLOPs that gains less is bound by launches
@@ -53,7 +54,9 @@ def simulate_race(
 
     With `freeze-thaw`, all trials are trained in full: its decisions after each epoch would take too long here. Where
     trials inherit weights, what is trained are the best of the candidates; the sampler's proposals stand for these.
+    Beyond `MAX_SIMULATED_TRIALS`, time and epochs grow in proportion.
     """
+    simulated = min(num_trials, MAX_SIMULATED_TRIALS)
     space = dataclasses.replace(
         experiment.space, bounds={name: at for name, at in experiment.space.bounds.items() if name != "latency_ms"}
     )
@@ -62,7 +65,7 @@ def simulate_race(
     experiment = dataclasses.replace(experiment, space=space, objectives=metrics)
     study = Study(
         space, metrics=metrics, sampler=sampler or experiment.search.sampler,
-        num_trials=num_trials, num_epochs=experiment.training.epochs, seed=seed,
+        num_trials=simulated, num_epochs=experiment.training.epochs, seed=seed,
         per_second=experiment.search.per == "second",
         anchors={str(proposal.number): proposal.genome for proposal in known} or experiment.anchors,
     )  # fmt: skip
@@ -94,12 +97,15 @@ def simulate_race(
     ask_seconds = sum(each.seconds for each in asked) / max(len(asked), 1)
     waiting = ask_seconds * len(asked) / machine.num_slots
     first = ends[min(NUM_OF_FIRST_FRONT, len(ends)) - 1] if ends else seconds
+    whole = num_trials / simulated
     return SimulatedRace(
-        seconds=seconds + waiting,
+        seconds=(seconds + waiting) * whole,
         first_front=first + waiting * first / max(seconds, 1e-9),
+        num_trials=round(len(asked) * whole),
+        num_complete=round(len(complete) * whole),
         proposals=tuple(each.proposal for each in asked),
         complete=tuple(complete),
-        num_epochs=spent,
+        num_epochs=round(spent * whole),
         ask_seconds=ask_seconds,
     )
 
@@ -125,6 +131,8 @@ def plan_search(
         notes.append(f"{num_trials} architectures were drawn at random for this; cvt-nas plan asks the sampler")
     if experiment.goes_by_latency:
         notes.append("latency is not known before, so that neither its table nor its bounds are counted")
+    if num_trials > MAX_SIMULATED_TRIALS:
+        notes.append(f"{MAX_SIMULATED_TRIALS} of the {num_trials} trials were simulated; the others are counted alike")
     race = None
     if experiment.search.scheduler == "freeze-thaw":
         notes.append("freeze-thaw is counted as if every trial were trained in full; it takes less than that")
@@ -264,7 +272,7 @@ def _bottleneck(
     if folder is not None and disk_bytes > shutil.disk_usage(folder).free:
         return "disk", f"make room in {folder}, or write elsewhere by --out DIR; mode: stop keeps no paused trials"
     flops = median.cost.flops if race is None else race.mean_flops
-    if race is not None and race.ask_seconds > _SAMPLER_SHARE * race.seconds / max(len(race.proposals), 1):
+    if race is not None and race.ask_seconds > _SAMPLER_SHARE * race.seconds / max(race.num_trials, 1):
         return "sampler", "search.sampler: random, or fewer search.trials"
     if machine.load > machine.step(flops):
         at_most = f"up to {size(shared_memory_bytes)} of /dev/shm" if shared_memory_bytes else "one process of its own"

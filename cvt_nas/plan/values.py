@@ -22,13 +22,16 @@ class SimulatedRace:
     Args:
         seconds: Until it is over.
         first_front: Seconds until `NUM_OF_FIRST_FRONT` trials are complete, or all that will be.
-        complete: Proposals that were trained in full, in their order.
-        num_epochs: Of all trials together.
-        ask_seconds: Of a proposal, the mean.
+        num_trials, num_complete: Number of trials, and of those that are trained in full.
+        proposals, complete: Simulated trials, and those of them that are trained in full, in their order.
+        num_epochs: Epochs of all trials together.
+        ask_seconds: Mean seconds of a proposal.
     """
 
     seconds: float
     first_front: float
+    num_trials: int
+    num_complete: int
     proposals: tuple[Proposal, ...]
     complete: tuple[Proposal, ...]
     num_epochs: int
@@ -117,7 +120,7 @@ class Plan:
             "networks": [network.to_json() for network in self.machine.networks],
             "loader_images_per_second": 1 / self.machine.load if self.machine.load else None,
             "epochs": 0 if race is None else race.num_epochs,
-            "trained_in_full": 0 if race is None else len(race.complete),
+            "trained_in_full": 0 if race is None else race.num_complete,
             "sampler_seconds": 0.0 if race is None else race.ask_seconds,
             "parts": {name: seconds / 3600 for name, seconds in self.parts.items()},
             "hours": self.hours,
@@ -146,8 +149,8 @@ class Plan:
             yield f"  loader: {_rate(machine.load)} images/s a trial{beside}"
         if self.race is not None:
             yield (
-                f"    race: {len(self.race.proposals)} trials, {machine.num_slots} at a time; "
-                f"{self.race.num_epochs:,} epochs in all, {len(self.race.complete)} trials trained in full"
+                f"    race: {self.race.num_trials} trials, {machine.num_slots} at a time; "
+                f"{self.race.num_epochs:,} epochs in all, {self.race.num_complete} trials trained in full"
             )
         yield f"   parts: {', '.join(f'{name} {duration(seconds)}' for name, seconds in self.parts.items() if seconds)}"
         yield from self.short_lines()
