@@ -282,8 +282,8 @@ def test_the_page_says_whether_a_supernet_can_be_trusted(inherited: RunFolder) -
     costs = np.random.default_rng(0).permutation(40).tolist()
     try:
         for inherited_accuracies, verdict in (
-            (truth, "can be trusted to rank: tau 1.00 (1.00 to 1.00), within FLOPs bins 1.00"),
-            (-truth, "cannot be trusted to rank: tau within FLOPs bins is -1.00, below 0.5;"),
+            (truth, "ranks well enough: tau 1.00 (1.00 to 1.00), within FLOPs bins 1.00"),
+            (-truth, "does not rank well enough: share of the noise ceiling is -1.00 (-1.00 to -1.00), below 0.8;"),
         ):
             quality = judge_supernet(
                 inherited_accuracies.tolist(), np.stack([truth, truth], axis=1), costs, costs,
@@ -313,7 +313,7 @@ def test_a_supernet_is_judged_by_architectures_trained_by_themselves(
     assert main([*arguments, "--archs", "8"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads(inherited.supernet.quality_path.read_text())
-    assert "this supernet can" in (inherited.path / "report.html").read_text()
+    assert "cannot tell yet whether this supernet ranks well enough" in (inherited.path / "report.html").read_text()
     assert (found["num_archs"], found["num_seeds"]) == (8, 2)
     assert found["origin"] == {"dataset": "digits", "num_images": 360, "epochs": 1, "seed": 0}
     assert set(found["rankers"]) == {"inherited", "params", "flops"}
@@ -401,6 +401,7 @@ def test_a_perfect_ranker_is_trusted_and_one_by_size_is_not() -> None:
     assert good.ceiling is not None
     assert good.ceiling.value > 0.85
     by_size = judge_supernet(flops.tolist(), standalone, params, [int(1e6 * value) for value in flops])
+    assert by_size.verdict == "does not rank well enough"
     assert any("within FLOPs bins" in fault for fault in by_size.faults)
     assert any("no better than flops" in fault for fault in by_size.faults)
     alone = judge_supernet(truth.tolist(), standalone[:, :1], params, [int(1e6 * value) for value in flops])
@@ -410,7 +411,8 @@ def test_a_perfect_ranker_is_trusted_and_one_by_size_is_not() -> None:
     ours = [0.5, 0.6, 0.55, 0.65, 0.7, 0.8, 0.86, 0.74]
     few = judge_supernet(ours, np.stack([own, own], axis=1), [3, 1, 4, 1, 5, 9, 2, 6], list(range(8)))
     assert few.rankers["inherited"].within_bins.value == 0.5
-    assert "8 architectures cannot tell its ranks within FLOPs bins from random ones" in few.faults
+    assert few.verdict == "cannot tell yet"
+    assert "8 architectures are too few to tell its tau within FLOPs bins (0.50)" in few.faults
 
 
 @pytest.mark.parametrize(("slots", "nodes", "workers", "cpus"), [(2, 1, 2, 1), (64, 1, 4, 16), (64, 4, 4, 1)])

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from cvt_nas.report.text import misjudged_lines
+from cvt_nas.report.ranking import misjudged_lines
 from cvt_nas.results import Choice, Misjudged, SupernetQuality, judge_supernet, misjudged_choices
 
 NUM_ARCHS = 60

@@ -209,9 +209,14 @@ def build_parser() -> argparse.ArgumentParser:
     supernet = add("supernet", searching.supernet, "judge the supernet of a run")
     supernet.add_argument("what", choices=["evaluate"], help="train architectures by themselves, and compare ranks")
     supernet.add_argument("run", metavar="RUN")
-    supernet.add_argument("--archs", type=_positive, default=40, metavar="N", help="spread over log-FLOPs")
+    supernet.add_argument("--archs", type=_positive, default=40, metavar="N", help="at most so many, over log-FLOPs")
     supernet.add_argument("--seeds", type=_positive, default=2, metavar="N", help="trainings of each")
     supernet.add_argument("--epochs", type=_positive, metavar="N", help="of each training, instead of the file's")
+    supernet.add_argument(
+        "--reuse", nargs="+", default=[], metavar="RUN", help="other runs on the same data, whose trainings count"
+    )
+    supernet.add_argument("--all", action="store_true", help="train all of them, also where fewer can tell")
+    supernet.add_argument("--plan", action="store_true", help="only say how many it takes to tell, and how long")
     supernet.add_argument("--data", metavar="DIR", help="folder or file of the data set")
     supernet.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
     supernet.add_argument("--gpus-per-trial", type=float, metavar="X", help="a fraction below 1, or a whole number")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from cvt_nas.launch.resources import Resources
     from cvt_nas.plan.values import Plan
+    from cvt_nas.results.effort import EvaluationPlan
     from cvt_nas.results.events import Follower
     from cvt_nas.run import RunFolder
 
@@ -167,14 +168,22 @@ def supernet(options: argparse.Namespace) -> int:
 
     from cvt_nas.follow.terminal import ConsoleProgress
     from cvt_nas.pipeline.verdict import evaluate_supernet
-    from cvt_nas.report import quality_lines, write_report
+    from cvt_nas.report import evaluation_plan_lines, quality_lines, write_report
     from cvt_nas.run import RunFolder
 
     run, console = RunFolder.open(options.run), Console(stderr=True, soft_wrap=True)
 
     def progress(alone: RunFolder, resources: "Resources", num_trials: int, deadline: float | None) -> ConsoleProgress:
-        say(console, f"{num_trials} trainings, {resources.describe()}; {alone.path}")
+        say(console, f"at most {num_trials} trainings, {resources.describe()}; {alone.path}")
         return ConsoleProgress.of(alone, console, num_trials=num_trials, deadline=deadline)
+
+    def planned(plan: "EvaluationPlan") -> bool:
+        if not options.plan:
+            for line in evaluation_plan_lines(plan):
+                say(console, line)
+            return True
+        write(*([json.dumps(plan.to_json())] if options.json else evaluation_plan_lines(plan)))
+        return False
 
     with SignalledStop(console) as stop:
         quality = evaluate_supernet(
@@ -182,6 +191,8 @@ def supernet(options: argparse.Namespace) -> int:
             num_archs=options.archs,
             num_seeds=options.seeds,
             epochs=options.epochs,
+            reuse=options.reuse,
+            until_told=not options.all,
             data=options.data,
             gpus=options.gpus,
             gpus_per_trial=options.gpus_per_trial,
@@ -189,7 +200,11 @@ def supernet(options: argparse.Namespace) -> int:
             address=options.address,
             stop=stop,
             progress=progress,
+            on_plan=planned,
+            on_look=lambda line: say(console, line),
         )
+    if options.plan:
+        return 0
     if quality is None:
         say(console, "what is trained is kept; the same command goes on")
         return 130

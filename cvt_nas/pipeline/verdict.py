@@ -1,41 +1,34 @@
-"""The quality gate of a supernet: architectures that it ranks are trained by themselves, and the ranks compared."""
+"""The quality gate of a supernet: architectures that it ranks are trained by themselves, until their ranks tell."""
 
 import dataclasses
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup, find_teacher, keep_lent, open_lent, share_answers
 from cvt_nas.errors import RunFolderError
-from cvt_nas.launch.judges import inherited_accuracies
-from cvt_nas.launch.resources import claim_resources
+from cvt_nas.launch.resources import Resources, claim_resources
 from cvt_nas.launch.search import Search
 from cvt_nas.launch.trials import run_trials
+from cvt_nas.pipeline.inherit import measured_whole
+from cvt_nas.pipeline.judging import Judged, inherited_of, look
 from cvt_nas.pipeline.latency import experiment_of
 from cvt_nas.pipeline.narrowing import searched_space
+from cvt_nas.pipeline.reuse import trained_alone
+from cvt_nas.pipeline.sample import Member, ended_members, is_over, planned, trainings
 from cvt_nas.pipeline.searching import ProgressFactory
 from cvt_nas.propose.race import FixedPlan, Race
 from cvt_nas.propose.samplers import derive_seed
-from cvt_nas.propose.study import Proposal
-from cvt_nas.results import (
-    Choice,
-    DataIdentity,
-    Origin,
-    SupernetQuality,
-    further_number,
-    judge_supernet,
-    round_and_trial,
-)
+from cvt_nas.results import DataIdentity, Origin, SupernetQuality, TrialResult
+from cvt_nas.results.effort import MOST_ARCHS, Effort, EvaluationPlan, efforts, seconds_of
 from cvt_nas.results.events import following
 from cvt_nas.run import RunFolder
-from cvt_nas.space import Genome, SearchSpace, spread_over_flops
+from cvt_nas.space import spread_over_flops
 
-_MIN_ARCHS, _MAX_ARCHS = 8, 500
+_MIN_ARCHS = 8
 
 
 def evaluate_supernet(
@@ -44,6 +37,8 @@ def evaluate_supernet(
     num_archs: int = 40,
     num_seeds: int = 2,
     epochs: int | None = None,
+    reuse: Sequence[str | Path] = (),
+    until_told: bool = True,
     data: str | Path | None = None,
     gpus: int | None = None,
     gpus_per_trial: float | None = None,
@@ -52,39 +47,52 @@ def evaluate_supernet(
     device: Literal["cpu", "cuda"] | None = None,
     stop: threading.Event | None = None,
     progress: ProgressFactory | None = None,
+    on_plan: Callable[[EvaluationPlan], bool] | None = None,
+    on_look: Callable[[str], None] | None = None,
 ) -> SupernetQuality | None:
     """Judges the supernet of `run` by architectures spread over log-FLOPs, each trained with `num_seeds` seeds.
 
     They are trained by the run's `training` section, with no scheduler, in a run of their own inside its folder. What
-    is there already is not trained again, so that it can be stopped, and go on, also to more of them.
+    is there already is not trained again, so that it can be stopped, and go on, also to more of them. After each
+    architecture it looks whether these are enough to tell (`results.telling`), and ends where they are.
 
     Args:
+        num_archs: At most so many.
         epochs: Instead of the file's number.
+        reuse: Folders or URLs of other runs on the same data, whose trainings are not done again; see `trained_alone`.
+        until_told: Whether it ends as soon as it can tell; otherwise it trains all `num_archs`.
         data: Folder of the data set, where it needs one.
         gpus, gpus_per_trial, cpus, address, device: See `claim_resources`.
         stop: Ends the trainings in order once it is set.
         progress: See `search`.
+        on_plan: Called with what it will take. Nothing is trained where it returns False.
+        on_look: Called with a line after each architecture from which more is known.
 
     Returns:
-        None where it was stopped before every architecture was trained. What is returned is in the folder, too.
+        None where it was stopped before it could tell, or before every architecture was trained. What is returned is
+        in the folder, too.
 
     Raises:
         RunFolderError: The run has no trained supernet, its file no epochs to train for, or the folder trainings of
             another length; fewer than 8 or more than 500 architectures are asked for, or fewer than 8 are left of
-            those that diverged.
+            those that diverged; or what is to be reused does not compare.
         CvtNasError: Data or resources are not as they must be.
     """
     stop = threading.Event() if stop is None else stop
     experiment = _standalone(experiment_of(run), run, epochs)
     seed = int(run.manifest["seed"])
-    if not _MIN_ARCHS <= num_archs <= _MAX_ARCHS:
-        raise RunFolderError(f"{num_archs} architectures: must be {_MIN_ARCHS} to {_MAX_ARCHS}")
+    if not _MIN_ARCHS <= num_archs <= MOST_ARCHS:
+        raise RunFolderError(f"{num_archs} architectures: must be {_MIN_ARCHS} to {MOST_ARCHS}")
     # the first of a fixed number, so that more of them are these and others
     space = searched_space(experiment, run)
-    drawn = spread_over_flops(space, _MAX_ARCHS, seed=derive_seed(seed, 0, "quality"))[:num_archs]
+    drawn = spread_over_flops(space, MOST_ARCHS, seed=derive_seed(seed, 0, "quality"))[:num_archs]
     genomes = [experiment.space.encode(space.decode(genome)) for genome in drawn]
     of_supernet = TrainingSetup.of(experiment, run=run, data=data).checked(run)
     assert of_supernet.identity is not None, "it was just looked at"
+    others = trained_alone(
+        [RunFolder.open(place) for place in reuse], experiment, run,
+        identity=of_supernet.identity, metric=of_supernet.metric,
+    )  # fmt: skip
     alone = _open_standalone(run, experiment, of_supernet.identity, seed=seed, num_trainings=len(genomes) * num_seeds)
     answers, teacher = None, find_teacher(of_supernet, init=None, run=run) if "teacher" in run.manifest else None
     if teacher is not None:
@@ -96,62 +104,119 @@ def evaluate_supernet(
             gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, address=address, device=device
         ) as resources,
     ):
-        # what failed, and not by its own fault, is tried again
-        done = {result.number for result in alone.results() if result.status in ("complete", "diverged")}
-        left = [p for p in _proposals(genomes, experiment, seed=seed, num_seeds=num_seeds) if p.number not in done]
+        members = planned(genomes, experiment.space, others, ended=alone.results())
+        done = {result.number for result in alone.results() if is_over(result)}
+        every = trainings(members, seed=seed, num_seeds=num_seeds)
+        left = [proposal for proposal in every if proposal.number not in done]
+        if on_plan is not None:
+            plan = _plan_of(
+                members, run, alone, resources, num_seeds=num_seeds, num_trainings=len(every), num_left=len(left)
+            )
+            if not on_plan(plan):
+                return None
         setup, of_supernet = (
             dataclasses.replace(each, device=resources.device, num_threads=resources.num_threads)
             for each in (setup, of_supernet)
         )
-        follow = (
-            nullcontext(following()) if progress is None else progress(alone, resources, len(left) + len(done), None)
-        )
-        with follow as on_event:
-            search = Search(
-                experiment=experiment, run=alone, setup=setup, resources=resources, seed=seed, num_trials=len(left),
-                stop=stop,
-            )  # fmt: skip
-            race = Race(FixedPlan(left))
-            for event in run_trials(search, race, keep=alone.append, keep_models=False):
-                on_event(event)
-        if stop.is_set():
-            return None
-        found: dict[int, dict[int, float]] = {}
-        for result in alone.results():
-            round_, index = round_and_trial(result.number)
-            if result.status == "complete" and round_ <= num_seeds and index < len(genomes):
-                found.setdefault(index, {})[round_] = result.metric("accuracy")
-        whole = [index for index in sorted(found) if len(found[index]) == num_seeds]
-        if len(whole) < _MIN_ARCHS:
-            raise RunFolderError(f"{alone.path}: {len(whole)} architectures were trained in full, too few to judge by")
-        archs = [experiment.space.decode(genomes[index]) for index in whole]
-        costs = [experiment.space.cost(genomes[index]) for index in whole]
-        inherited = inherited_accuracies(archs, of_supernet, resources, stop=stop)
+        inherited = inherited_of(
+            [*(member.arch for member in members), *(each.arch for each in others)],
+            experiment, run, of_supernet, resources, stop=stop,
+        )  # fmt: skip
         if inherited is None:
             return None
-    quality = judge_supernet(
-        inherited,
-        np.array([[found[index][round_] for round_ in range(1, num_seeds + 1)] for index in whole]),
-        params=[cost.params for cost in costs],
-        flops=[cost.flops for cost in costs],
+        told = _Told(stop)
+
+        def look_now() -> Judged | None:
+            whole = ended_members(members, alone.results(), num_seeds=num_seeds)
+            return look(whole, inherited, until_told=until_told)
+
+        def is_enough(seen: Judged | None) -> bool:
+            return until_told and seen is not None and seen.is_told
+
+        follow = nullcontext(following()) if progress is None else progress(alone, resources, len(every), None)
+        with follow as on_event:
+            found = look_now()
+            if left and not is_enough(found):
+                search = Search(
+                    experiment=experiment, run=alone, setup=setup, resources=resources, seed=seed,
+                    num_trials=len(left), stop=told,
+                )  # fmt: skip
+                for event in run_trials(search, Race(FixedPlan(left)), keep=alone.append, keep_models=False):
+                    on_event(event)
+                    if not isinstance(event, TrialResult):
+                        continue
+                    before = 0 if found is None else len(found.members)
+                    found = look_now()
+                    if found is not None and len(found.members) > before and on_look is not None:
+                        on_look(found.line())
+                    if is_enough(found):
+                        told.set()
+        if not is_enough(found) and stop.is_set():
+            return None
+        if found is None:
+            whole = ended_members(members, alone.results(), num_seeds=num_seeds)
+            raise RunFolderError(f"{alone.path}: {len(whole)} architectures were trained in full, too few to judge by")
+    quality = found.quality(
+        experiment.space,
+        others=others,
+        candidates=measured_whole(run.candidates()),
         origin=Origin(
             dataset=experiment.data.dataset,
             num_images=setup.open_data().num_images("search"),
             epochs=experiment.training.epochs,
             seed=seed,
         ),
-        choices=_choices(experiment.space, [genomes[index] for index in whole]),
+        seed=seed,
+        is_reusing=bool(reuse),
     )
     run.supernet.write_quality(quality)
     return quality
 
 
-def _choices(space: SearchSpace, genomes: Sequence[Genome]) -> list[Choice]:
-    chosen = np.array(genomes)
-    return [
-        Choice(gene.name, tuple(str(option) for option in gene.options), gene.is_ordinal, chosen[:, position])
-        for position, gene in enumerate(space.genes)
+class _Told(threading.Event):
+    """Set once enough is known, and where the user stops."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__()
+        self._stop = stop
+
+    def is_set(self) -> bool:
+        return super().is_set() or self._stop.is_set()
+
+
+def _plan_of(
+    members: Sequence[Member],
+    run: RunFolder,
+    alone: RunFolder,
+    resources: Resources,
+    *,
+    num_seeds: int,
+    num_trainings: int,
+    num_left: int,
+) -> EvaluationPlan:
+    num_epochs = alone.manifest["epochs"]
+    timed = [
+        (result.cost.flops, result.train_seconds / len(result.curve) * num_epochs)
+        for result in (*alone.results(), *run.results())
+        if result.curve and result.train_seconds > 0
     ]
+    seconds = seconds_of(timed, [member.cost.flops for member in members])
+    minutes = None if seconds is None else seconds / 60 / resources.num_slots
+    return EvaluationPlan(
+        archs=len(members),
+        seeds=num_seeds,
+        trainings=num_trainings,
+        done=num_trainings - num_left,
+        reused=sum(bool(member.reused) for member in members),
+        minutes=None if minutes is None else minutes * num_left,
+        efforts=tuple(
+            Effort(
+                question=question, value=value, archs=archs,
+                minutes=None if minutes is None or archs is None else minutes * archs * num_seeds,
+            )
+            for question, value, archs in efforts(num_seeds)
+        ),
+    )  # fmt: skip
 
 
 def _standalone(experiment: Experiment, run: RunFolder, epochs: int | None) -> Experiment:
@@ -181,17 +246,3 @@ def _open_standalone(
             f"{alone.manifest['epochs']}, or move it away"
         )
     return alone
-
-
-def _proposals(genomes: list[Genome], experiment: Experiment, *, seed: int, num_seeds: int) -> list[Proposal]:
-    """All of them with a first seed, then with a second."""
-    return [
-        Proposal(
-            number=further_number(index, round_),
-            genome=genome,
-            cost=experiment.space.cost(genome),
-            seed=derive_seed(seed, index, "standalone", round_),
-        )
-        for round_ in range(1, num_seeds + 1)
-        for index, genome in enumerate(genomes)
-    ]

@@ -140,6 +140,11 @@ class Surrogate:
         )
         return gains / self._pace(observations, candidates.features) if self._per_second else gains
 
+    def expect(self, observations: Sequence[Observation], genomes: Sequence[Genome]) -> np.ndarray:
+        """Accuracy after a full training that is expected of each of the genomes, `(genomes,)`."""
+        with _blas().limit(limits=1, user_api="blas"):
+            return self._model(observations).expect(self.features(genomes))
+
     def _pace(self, observations: Sequence[Observation], features: np.ndarray) -> np.ndarray:
         """How long an epoch of each candidate takes, `(candidates,)`, as a multiple of the mean of the trials so far.
 

@@ -25,15 +25,14 @@ from cvt_nas.report.figures import (
 from cvt_nas.report.fronts import front_figure
 from cvt_nas.report.page import figure_html, html_page, table_html
 from cvt_nas.report.published import published_beside
+from cvt_nas.report.ranking import misjudged_lines, quality_verdict, question_lines
 from cvt_nas.report.stopping import stopping_lines
 from cvt_nas.report.tables import choices_frame, costs_of, growth_frame
 from cvt_nas.report.text import (
     accuracy_text,
     confirmation_lines,
     latency_lines,
-    misjudged_lines,
     narrowing_lines,
-    quality_verdict,
     rank_lines,
     short,
 )
@@ -192,6 +191,7 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
     lines = [*latency_lines(run), *narrowing_lines(run)]
     if (quality := run.supernet.quality()) is not None:
         (notes if quality.faults else lines).append(quality_verdict(quality))
+        lines += question_lines(quality)
         notes += misjudged_lines(quality)
     told = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
     if not front.members:

@@ -8,7 +8,7 @@ from rich.text import Text
 from cvt_nas.escaping import printable
 from cvt_nas.latency import LatencyTable
 from cvt_nas.report.tables import deciding_epochs
-from cvt_nas.results import SupernetQuality, Tau, TrialResult, rank_correlations
+from cvt_nas.results import TrialResult, rank_correlations
 from cvt_nas.run import RunFolder
 
 _MOST_DRIFT = 0.05  # of what is measured, beyond which that is said
@@ -56,7 +56,7 @@ def rank_lines(run: RunFolder) -> list[str]:
         judged = f"accuracy after epoch {found.epoch}" if found.epoch else "inherited accuracy"
         lines.append(
             f"{judged}: its ranks of the {found.num_trials} complete trials have Kendall's tau {found.tau:.2f} with "
-            f"those of the end (p {_p_text(found.p_value)})"
+            f"those of the end (p {p_text(found.p_value)})"
         )
         faults = []
         if found.is_random:
@@ -64,7 +64,7 @@ def rank_lines(run: RunFolder) -> list[str]:
         if found.curves_cross:
             faults.append(
                 f"underrate large networks, which overtake small ones later (tau {found.overtaking:.2f} of FLOPs with "
-                f"ranks gained, p {_p_text(found.overtaking_p_value)})"
+                f"ranks gained, p {p_text(found.overtaking_p_value)})"
             )
         if faults and found.epoch == 0:
             lines.append(
@@ -88,67 +88,8 @@ def _better_than(run: RunFolder, epoch: int) -> str:
     return "scheduler: freeze-thaw"
 
 
-def _p_text(p_value: float) -> str:
+def p_text(p_value: float) -> str:
     return "< 0.001" if p_value < 0.001 else f"= {p_value:.3f}"
-
-
-def quality_lines(quality: SupernetQuality) -> list[str]:
-    """How a supernet ranks, beside params and FLOPs as rankers, and whether it can be trusted to."""
-    seeds = "one seed" if quality.num_seeds == 1 else f"{quality.num_seeds} seeds"
-    lines = [
-        f"{quality.num_archs} architectures, evenly over log-FLOPs, each trained with {seeds}{_origin(quality)}; "
-        f"Kendall's tau-b with the mean of these, 95 % bootstrap intervals"
-    ]
-    for name, found in quality.rankers.items():
-        regret = ", ".join(f"{value:.4f}" for value in found.regret_at.values())
-        lines.append(
-            f"{name:9}: overall {_tau(found.overall)}, within FLOPs bins {_tau(found.within_bins)}, top third "
-            f"{_tau(found.top_third)}; precision at 10 % {found.precision_at_10:.2f}, regret at 1, 5, 10 {regret}"
-        )
-    if quality.ceiling is not None and quality.between_seeds is not None:
-        lines.append(
-            f"noise ceiling, a perfect ranker against the mean of {quality.num_seeds} seeds: {_tau(quality.ceiling)}; "
-            f"one seed against another {_tau(quality.between_seeds)}"
-        )
-    lines.append(
-        f"mean accuracy inherited {quality.inherited:.4f}, stand-alone {quality.standalone:.4f}, gap "
-        f"{quality.standalone - quality.inherited:.4f}"
-    )
-    return [*lines, *misjudged_lines(quality), quality_verdict(quality)]
-
-
-def misjudged_lines(quality: SupernetQuality) -> list[str]:
-    """Which choices a supernet misjudges, and in which direction."""
-    return [
-        f"it misjudges {found.choice}: at the same FLOPs, {found.option} instead of {found.instead_of} changes "
-        f"accuracy by {found.alone:+.4f} in a training of its own, and by {found.inherited:+.4f} as inherited "
-        f"(p {_p_text(found.p_value)})"
-        for found in quality.misjudged
-    ]
-
-
-def quality_verdict(quality: SupernetQuality) -> str:
-    """In one line: whether its ranks can be trusted, why not, and what that rests on."""
-    ours = quality.rankers["inherited"]
-    ceiling = "unknown with one seed" if quality.ceiling is None else _tau(quality.ceiling)
-    found = (
-        f"tau {_tau(ours.overall)}, within FLOPs bins {_tau(ours.within_bins)}, noise ceiling {ceiling}, by "
-        f"{quality.num_archs} architectures{_origin(quality)}"
-    )
-    if not quality.faults:
-        return f"this supernet can be trusted to rank: {found}"
-    return f"this supernet cannot be trusted to rank: {'; '.join(quality.faults)} ({found})"
-
-
-def _tau(tau: Tau) -> str:
-    return f"{tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f})"
-
-
-def _origin(quality: SupernetQuality) -> str:
-    if quality.origin is None:
-        return ""
-    of = quality.origin
-    return f" for {of.epochs} epochs, on {of.num_images:,} search images of {of.dataset}, seed {of.seed}"
 
 
 def confirmation_lines(run: RunFolder) -> list[str]:

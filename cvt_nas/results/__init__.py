@@ -3,6 +3,7 @@
 from cvt_nas.results.candidate import Candidate
 from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
 from cvt_nas.results.identity import DataIdentity
+from cvt_nas.results.kendall import kendall
 from cvt_nas.results.misjudged import Choice, Misjudged, misjudged_choices
 from cvt_nas.results.narrowing import DroppedOption, Narrowing, NarrowingStep
 from cvt_nas.results.pareto import (
@@ -13,9 +14,10 @@ from cvt_nas.results.pareto import (
     is_non_dominated,
     losses_of,
 )
-from cvt_nas.results.quality import Origin, SupernetQuality, Tau, ceiling_of_mean, judge_supernet
+from cvt_nas.results.quality import Correction, Origin, Reused, SupernetQuality, Tau, judge_supernet
 from cvt_nas.results.rungs import RankCorrelation, rank_correlations, rung_epochs
 from cvt_nas.results.score import as_title, score_name
+from cvt_nas.results.telling import Answer, Question, answer_of, ceiling_of_mean, questions_of
 from cvt_nas.results.trial import (
     FAILURES,
     ROOM,

@@ -1,19 +1,29 @@
 """Whether a supernet ranks architectures as their own training does."""
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import numpy as np
 from pydantic import TypeAdapter
 
+from cvt_nas.results.kendall import kendall
 from cvt_nas.results.misjudged import Choice, Misjudged, misjudged_choices
 from cvt_nas.results.parsing import parse_json
+from cvt_nas.results.telling import (
+    MIN_OF_CEILING,
+    MIN_WITHIN_BINS,
+    Question,
+    answer_of,
+    between_seeds,
+    bins_of,
+    ceiling_of_mean,
+    questions_of,
+)
 
-NUM_FLOPS_BINS = 4
+Verdict = Literal["ranks well enough", "does not rank well enough", "cannot tell yet"]
 NUM_RESAMPLES = 1_000
-MIN_WITHIN_BINS, MIN_OF_CEILING = 0.5, 0.8
 _REGRETS_AT = (1, 5, 10)
 
 
@@ -59,6 +69,36 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Reused:
+    """Trainings of other runs that were not done again.
+
+    Args:
+        sample: Architectures that nobody chose for their accuracy. They are part of all taus.
+        others: Architectures that a search chose. Taus over them would mislead, so they inform only the correction and
+            the list of misjudged choices.
+    """
+
+    sample: int
+    others: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Correction:
+    """What a model of a few trainings adds to inherited accuracies, on architectures that it had not seen.
+
+    Args:
+        num_trainings: Architectures that the model of a split knew.
+        num_splits: Random splits, of which the taus are means.
+        inherited, corrected: Tau within the architectures that were left out of a split.
+    """
+
+    num_trainings: int
+    num_splits: int
+    inherited: float
+    corrected: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SupernetQuality:
     """A supernet, judged.
 
@@ -72,6 +112,9 @@ class SupernetQuality:
         origin: Of the accuracies; None where nobody said.
         between_seeds: Tau of one seed's accuracies with another's, the mean over the pairs of seeds; None of one.
         misjudged: Choices that it misjudges, the surest first.
+        questions: What decides whether it ranks well enough; empty in files of earlier versions.
+        reused: Trainings that were taken from other runs; None where none were offered.
+        correction: Of the inherited accuracies; None of too few architectures.
     """
 
     num_archs: int
@@ -83,10 +126,49 @@ class SupernetQuality:
     origin: Origin | None = None
     between_seeds: Tau | None = None
     misjudged: tuple[Misjudged, ...] = ()
+    questions: tuple[Question, ...] = ()
+    reused: Reused | None = None
+    correction: Correction | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """By the questions. No better than params or FLOPs is not well enough, but too uncertain to tell by."""
+        if not self.questions:
+            return "does not rank well enough" if self._faults_of_earlier_versions else "ranks well enough"
+        answer = answer_of(self.questions)
+        if answer == "no":
+            return "does not rank well enough"
+        return "ranks well enough" if answer == "yes" and not self._no_better else "cannot tell yet"
 
     @property
     def faults(self) -> list[str]:
         """Why it cannot be trusted to rank; nothing where it can."""
+        if not self.questions:
+            return self._faults_of_earlier_versions
+        told = [self._told(question) for question in self.questions if question.answer == "no"]
+        open_ = [self._told(question) for question in self.questions if question.answer == "cannot tell yet"]
+        return [*told, *open_, *self._no_better]
+
+    def _told(self, question: Question) -> str:
+        if question.low is None or question.high is None:
+            return f"{self.num_archs} architectures are too few to tell its {question.name} ({question.value:.2f})"
+        found = f"{question.name} is {question.value:.2f} ({question.low:.2f} to {question.high:.2f})"
+        if question.answer == "no":
+            return f"{found}, below {question.bar}"
+        return f"{found}, which {self.num_archs} architectures cannot tell from {question.bar}"
+
+    @property
+    def _no_better(self) -> list[str]:
+        ours, found = self.rankers["inherited"], []
+        for name in ("params", "flops"):
+            for part in ("overall", "within_bins"):
+                mine, theirs = getattr(ours, part).value, getattr(self.rankers[name], part).value
+                if mine <= theirs:
+                    found.append(f"{part.replace('_', ' ')} it ranks no better than {name}: {mine:.2f} to {theirs:.2f}")
+        return found
+
+    @property
+    def _faults_of_earlier_versions(self) -> list[str]:
         ours, found = self.rankers["inherited"], []
         if ours.within_bins.value < MIN_WITHIN_BINS:
             found.append(f"tau within FLOPs bins is {ours.within_bins.value:.2f}, below {MIN_WITHIN_BINS}")
@@ -96,15 +178,16 @@ class SupernetQuality:
             found.append(
                 f"tau is {ours.overall.value:.2f}, below {MIN_OF_CEILING} of the noise ceiling {self.ceiling.value:.2f}"
             )
-        for name in ("params", "flops"):
-            for part in ("overall", "within_bins", "top_third"):
-                mine, theirs = getattr(ours, part).value, getattr(self.rankers[name], part).value
-                if mine <= theirs:
-                    found.append(f"{part.replace('_', ' ')} it ranks no better than {name}: {mine:.2f} to {theirs:.2f}")
-        return found
+        return found + self._no_better
 
     def to_json(self) -> dict[str, object]:
-        return {**asdict(self), "gap": self.standalone - self.inherited, "trusted": not self.faults}
+        return {
+            **asdict(self),
+            "questions": [{**asdict(question), "answer": question.answer} for question in self.questions],
+            "gap": self.standalone - self.inherited,
+            "verdict": self.verdict,
+            "trusted": self.verdict == "ranks well enough",
+        }
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "SupernetQuality":
@@ -127,11 +210,18 @@ def judge_supernet(
     flops: Sequence[int],
     origin: Origin | None = None,
     choices: Sequence[Choice] = (),
+    misjudged: tuple[Misjudged, ...] | None = None,
+    reused: Reused | None = None,
+    correction: Correction | None = None,
 ) -> SupernetQuality:
-    """Compares rankings: of accuracies inherited by each architecture, and after its own training, `(archs, seeds)`."""
+    """Compares rankings: of accuracies inherited by each architecture, and after its own training, `(archs, seeds)`.
+
+    Args:
+        misjudged: Instead of what these architectures tell of `choices`.
+    """
     truth, costs, num_seeds = standalone.mean(axis=1), np.array(flops), standalone.shape[1]
     scores = {"inherited": np.array(inherited), "params": np.array(params), "flops": costs}
-    between = _tau(_between_seeds, *standalone.T) if num_seeds > 1 else None
+    between = _tau(_between_columns, *standalone.T) if num_seeds > 1 else None
     return SupernetQuality(
         num_archs=len(truth),
         num_seeds=num_seeds,
@@ -141,33 +231,16 @@ def judge_supernet(
         standalone=float(truth.mean()),
         origin=origin,
         between_seeds=between,
-        misjudged=misjudged_choices(scores["inherited"], truth, flops, choices),
+        misjudged=misjudged_choices(scores["inherited"], truth, flops, choices) if misjudged is None else misjudged,
+        questions=questions_of(scores["inherited"], standalone, costs),
+        reused=reused,
+        correction=correction,
     )
 
 
-def ceiling_of_mean(between_seeds: float, num_seeds: int) -> float:
-    """Tau of the expected accuracies with the mean of `num_seeds` trainings, from the tau of one training with another.
-
-    By way of correlations: Greiner's relation, tau = 2 / pi arcsin(rho), there and back, and between them the
-    reliability of a mean, k rho / (1 + (k - 1) rho), whose root is the correlation of a mean with what it estimates.
-    The relation is exact for normal accuracies and noise. With accuracies bunched as in the CvT table the result is
-    .003 too high, and up to .015 where accuracies on 500 images tie (`benchmarks/ceiling.py`).
-
-    Source: Spearman 1910, doi:10.1111/j.2044-8295.1910.tb00206.x, and Brown 1910,
-    doi:10.1111/j.2044-8295.1910.tb00207.x; Kruskal 1958, doi:10.1080/01621459.1958.10501481, for the relation.
-    """
-    rho = math.sin(math.pi / 2 * max(between_seeds, 0.0))
-    reliability = num_seeds * rho / (1 + (num_seeds - 1) * rho)
-    return 2 / math.pi * math.asin(min(math.sqrt(reliability), 1.0))
-
-
 def _ceiling_of(between: Tau, num_seeds: int) -> Tau:
-    value, low, high = (ceiling_of_mean(tau, num_seeds) for tau in (between.value, between.low, between.high))
+    value, low, high = (float(ceiling_of_mean(tau, num_seeds)) for tau in (between.value, between.low, between.high))
     return Tau(value=value, low=low, high=high)  # it rises with tau, and so do the quantiles
-
-
-def _between_seeds(*accuracies: np.ndarray) -> float:
-    return float(np.mean([_kendall(one, other) for one, other in itertools.combinations(accuracies, 2)]))
 
 
 def _quality(score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> RankingQuality:
@@ -175,7 +248,7 @@ def _quality(score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> Ranking
     tenth = max(round(len(truth) / 10), 1)
     truly_best = set(np.argsort(-truth, kind="stable")[:tenth])
     return RankingQuality(
-        overall=_tau(_kendall, score, truth),
+        overall=_tau(kendall, score, truth),
         within_bins=_tau(_within_bins, score, truth, flops),
         top_third=_tau(_top_third, score, truth),
         precision_at_10=len(truly_best & set(best_first[:tenth])) / tenth,
@@ -184,23 +257,16 @@ def _quality(score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> Ranking
 
 
 def _within_bins(score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> float:
-    bins = np.array_split(np.argsort(flops, kind="stable"), NUM_FLOPS_BINS)
-    return float(np.mean([_kendall(score[members], truth[members]) for members in bins]))
+    return float(np.mean([kendall(score[members], truth[members]) for members in bins_of(flops)]))
+
+
+def _between_columns(*accuracies: np.ndarray) -> float:
+    return between_seeds(np.column_stack(accuracies))
 
 
 def _top_third(score: np.ndarray, truth: np.ndarray) -> float:
     members = np.argsort(-truth, kind="stable")[: math.ceil(len(truth) / 3)]
-    return _kendall(score[members], truth[members])
-
-
-def _kendall(score: np.ndarray, truth: np.ndarray) -> float:
-    """Tau-b, from all pairs at once, which for a hundred values takes an eighth of the time of scipy's."""
-    ours, theirs = (values[:, None] > values for values in (score, truth))
-    num_told_apart = math.sqrt(np.count_nonzero(ours) * np.count_nonzero(theirs))
-    if num_told_apart == 0:
-        return 0.0  # where all are equal
-    num_alike, num_reversed = np.count_nonzero(ours & theirs), np.count_nonzero(ours & theirs.T)
-    return (num_alike - num_reversed) / num_told_apart
+    return kendall(score[members], truth[members])
 
 
 def _tau(measure: Callable[..., float], *columns: np.ndarray) -> Tau:

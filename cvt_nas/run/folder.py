@@ -48,6 +48,7 @@ class RunFolder:
     init/              weights.safetensors that trials or the supernet start from, sorted by importance
     models/<arch id>/  arch.json, model.safetensors, probe.safetensors of each complete trial
     supernet/          checkpoint.pt, then weights.safetensors; `stop` while its training is asked to end; quality.json;
+                       inherited.jsonl, what the architectures inherit that judge it, one `Candidate` a line;
                        narrowing.json, if choices were dropped during its training
     standalone/        a run of its own: trainings that judge the supernet
     candidates.jsonl   one `Candidate` a line, append-only, flushed; candidates.journal is Optuna's storage of them

@@ -4,8 +4,10 @@ import json
 import time
 from pathlib import Path
 
+from cvt_nas.results.candidate import Candidate
 from cvt_nas.results.narrowing import Narrowing
 from cvt_nas.results.quality import SupernetQuality
+from cvt_nas.run.records import Record
 from cvt_nas.run.store import Store
 
 _SECONDS_BETWEEN_LOOKS = 5.0
@@ -19,6 +21,8 @@ class SupernetFolder:
         self.checkpoint_path, self.weights_path = path / "checkpoint.pt", path / "weights.safetensors"
         self.quality_path, self._narrowing_path = path / "quality.json", path / "narrowing.json"
         self._stop_path = path / "stop"
+        self._inherited_path = path / "inherited.jsonl"
+        self._inherited = Record(self._inherited_path, store, Candidate.from_json)
         self._looked = 0.0
 
     def phase_weights_path(self, last_epoch: int) -> Path:
@@ -59,6 +63,16 @@ class SupernetFolder:
         """What was dropped from the space so far; None if nothing was. Raises RunFolderError if the file is damaged."""
         text = self._store.read(path := self._narrowing_path)
         return None if text is None else Narrowing.from_json(text, str(path))
+
+    def append_inherited(self, measured: Candidate) -> None:
+        """Records what an architecture inherits that judges the supernet."""
+        self._inherited.append(measured.to_json())
+
+    def inherited(self) -> tuple[Candidate, ...]:
+        """All that `append_inherited` recorded, on any machine."""
+        if not self._inherited_path.exists():
+            self._store.fetch(self._inherited_path)
+        return tuple(self._inherited.read())
 
     def write_quality(self, quality: SupernetQuality) -> None:
         self._store.write(self.quality_path, json.dumps(quality.to_json(), indent=2) + "\n")

@@ -1,0 +1,181 @@
+"""A supernet judged by the architectures that are trained so far."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cvt_nas.arch import ArchConfig
+from cvt_nas.config import Experiment
+from cvt_nas.engine import TrainingSetup
+from cvt_nas.launch.judges import inherited_accuracies
+from cvt_nas.launch.resources import Resources
+from cvt_nas.pipeline.reuse import Alone
+from cvt_nas.pipeline.sample import Member
+from cvt_nas.propose.correction import judge_correction
+from cvt_nas.propose.observations import Observation
+from cvt_nas.results import (
+    Candidate,
+    Choice,
+    Origin,
+    Question,
+    Reused,
+    SupernetQuality,
+    answer_of,
+    judge_supernet,
+    misjudged_choices,
+    questions_of,
+)
+from cvt_nas.results.telling import MIN_TOLD
+from cvt_nas.run import RunFolder
+from cvt_nas.space import Genome, SearchSpace
+
+MIN_JUDGED = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """The first architectures of the sample that are trained, and whether these are enough to tell.
+
+    Args:
+        accuracies: Alone, `(members, seeds)`.
+        inherited: Accuracies, by the id of the architecture.
+    """
+
+    members: tuple[Member, ...]
+    accuracies: np.ndarray
+    inherited: Mapping[str, float]
+    questions: tuple[Question, ...]
+
+    @property
+    def is_told(self) -> bool:
+        return answer_of(self.questions) != "cannot tell yet"
+
+    def line(self) -> str:
+        """For whoever waits."""
+        told = "; ".join(
+            f"{asked.name} {asked.value:.2f}"
+            + ("" if asked.low is None else f" ({asked.low:.2f} to {asked.high:.2f}), bar {asked.bar}")
+            for asked in self.questions
+        )
+        answer = {"yes": "ranks well enough", "no": "does not rank well enough"}.get(answer_of(self.questions))
+        return f"after {len(self.members)} architectures: {told}: {answer or 'cannot tell yet'}"
+
+    def quality(
+        self,
+        space: SearchSpace,
+        *,
+        others: Sequence[Alone],
+        candidates: Sequence[Candidate],
+        origin: Origin,
+        seed: int,
+        is_reusing: bool,
+    ) -> SupernetQuality:
+        """All that there is to say.
+
+        Args:
+            others: Architectures that other runs trained.
+            candidates: Of the search, with what they inherited.
+        """
+        ours = {member.arch.id for member in self.members}
+        selected = [each for each in others if each.arch.id not in ours]
+        inherited, truth = self.inherited_by_members, self.accuracies.mean(axis=1)
+        costs = [member.cost for member in self.members]
+        genomes = [space.encode(each.arch) for each in selected]
+        misjudged = misjudged_choices(
+            np.concatenate([inherited, [self.inherited[each.arch.id] for each in selected]]),
+            np.concatenate([truth, [np.mean(each.accuracies) for each in selected]]),
+            [cost.flops for cost in (*costs, *map(space.cost, genomes))],
+            _choices(space, [*(member.genome for member in self.members), *genomes]),
+        )
+        sample = [
+            Observation(genome=member.genome, curve=(float(own),), status="complete", inherited=float(early))
+            for member, own, early in zip(self.members, truth, inherited, strict=True)
+        ]
+        more = [
+            Observation(
+                genome=genome, curve=(float(np.mean(each.accuracies)),), status="complete",
+                inherited=self.inherited[each.arch.id],
+            )
+            for genome, each in zip(genomes, selected, strict=True)
+        ]  # fmt: skip
+        known = ours | {each.arch.id for each in selected}
+        more += [
+            Observation(genome=space.encode(each.arch), curve=(), status="stopped", inherited=each.accuracy)
+            for each in candidates
+            if each.arch.id not in known
+        ]
+        num_reused = sum(bool(member.reused) for member in self.members)
+        return judge_supernet(
+            inherited.tolist(),
+            self.accuracies,
+            params=[cost.params for cost in costs],
+            flops=[cost.flops for cost in costs],
+            origin=origin,
+            misjudged=misjudged,
+            reused=Reused(sample=num_reused, others=len(selected)) if is_reusing else None,
+            correction=judge_correction(space, sample, more, seed=seed),
+        )
+
+    @property
+    def inherited_by_members(self) -> np.ndarray:
+        return np.array([self.inherited[member.arch.id] for member in self.members])
+
+
+def look(
+    whole: Sequence[tuple[Member, tuple[float, ...]]], inherited: Mapping[str, float], *, until_told: bool
+) -> Judged | None:
+    """What the first architectures tell: as few as are enough, or all. None of fewer than 8.
+
+    With `until_told`, the answer is that of the first look that had one, however many were in flight beside it.
+    """
+    if len(whole) < MIN_JUDGED:
+        return None
+    for number in range(MIN_TOLD, len(whole)) if until_told else ():
+        found = _judged(whole[:number], inherited)
+        if found.is_told:
+            return found
+    return _judged(whole, inherited)
+
+
+def _judged(whole: Sequence[tuple[Member, tuple[float, ...]]], inherited: Mapping[str, float]) -> Judged:
+    members, accuracies = tuple(member for member, _ in whole), np.array([own for _, own in whole])
+    flops = np.array([member.cost.flops for member in members])
+    ours = np.array([inherited[member.arch.id] for member in members])
+    return Judged(
+        members=members, accuracies=accuracies, inherited=inherited, questions=questions_of(ours, accuracies, flops)
+    )
+
+
+def inherited_of(
+    archs: Sequence[ArchConfig],
+    experiment: Experiment,
+    run: RunFolder,
+    setup: TrainingSetup,
+    resources: Resources,
+    *,
+    stop: threading.Event,
+) -> dict[str, float] | None:
+    """What the architectures inherit, by their ids; None where it was stopped. What was measured before is kept."""
+    known = {each.arch.id: each.accuracy for each in run.supernet.inherited()}
+    missing = list({arch.id: arch for arch in archs if arch.id not in known}.values())
+    accuracies = inherited_accuracies(missing, setup, resources, stop=stop) if missing else []
+    if accuracies is None:
+        return None
+    num_images = setup.open_data().num_images("search")
+    for arch, accuracy in zip(missing, accuracies, strict=True):
+        cost = experiment.space.cost(experiment.space.encode(arch))
+        run.supernet.append_inherited(
+            Candidate(number=len(known), arch=arch, cost=cost, accuracy=accuracy, num_images=num_images, seconds=0.0)
+        )
+        known[arch.id] = accuracy
+    return known
+
+
+def _choices(space: SearchSpace, genomes: Sequence[Genome]) -> list[Choice]:
+    chosen = np.array(genomes)
+    return [
+        Choice(gene.name, tuple(str(option) for option in gene.options), gene.is_ordinal, chosen[:, position])
+        for position, gene in enumerate(space.genes)
+    ]

@@ -1,0 +1,65 @@
+"""Inherited accuracies, corrected by a few trainings: what networks would reach alone, from what all of them inherit.
+
+The model is that of the race (`curves`): inherited accuracy is an observation before the first epoch, and accuracy
+alone is one at the end. So what a network inherits tells of its own training as far as the trained ones confirm it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float
+
+from cvt_nas.propose.observations import Observation
+from cvt_nas.propose.surrogate import Surrogate
+from cvt_nas.results import Correction, kendall
+from cvt_nas.space import GenomeSpace
+
+NUM_SPLITS = 20
+_MIN_KNOWN, _MIN_LEFT_OUT = 12, 4
+
+
+def corrected(
+    space: GenomeSpace, observations: Sequence[Observation], *, seed: int
+) -> Float[np.ndarray, " observations"]:
+    """Accuracies alone that are expected of what was observed: with `inherited`, and a curve of one accuracy where the
+    network was trained."""
+    return _surrogate(space, seed).expect(observations, [each.genome for each in observations])
+
+
+def judge_correction(
+    space: GenomeSpace, sample: Sequence[Observation], more: Sequence[Observation], *, seed: int
+) -> Correction | None:
+    """What the correction adds in ranking networks that it has not seen trained, by random splits of `sample`.
+
+    A third of the sample is left out in each split; inherited accuracies are known of all. None of a sample below 12.
+
+    Args:
+        sample: Networks that were trained, drawn at random.
+        more: Others, trained or not, that the model may know and is not judged by.
+    """
+    num_left_out = max(len(sample) // 3, _MIN_LEFT_OUT)
+    if len(sample) < _MIN_KNOWN:
+        return None
+    surrogate, rng = _surrogate(space, seed), np.random.default_rng(seed)
+    truth = np.array([each.curve[-1] for each in sample])
+    inherited = np.array([each.inherited for each in sample])
+    taus = []
+    for _ in range(NUM_SPLITS):
+        left_out = rng.permutation(len(sample))[:num_left_out]
+        known = [
+            replace(each, curve=(), status="stopped") if index in left_out else each
+            for index, each in enumerate(sample)
+        ]
+        expected = surrogate.expect([*known, *more], [sample[index].genome for index in left_out])
+        taus.append((kendall(inherited[left_out], truth[left_out]), kendall(expected, truth[left_out])))
+    ours, theirs = np.mean(taus, axis=0)
+    num_more = sum(bool(each.curve) for each in more)
+    return Correction(
+        num_trainings=len(sample) - num_left_out + num_more, num_splits=NUM_SPLITS, inherited=float(ours),
+        corrected=float(theirs),
+    )  # fmt: skip
+
+
+def _surrogate(space: GenomeSpace, seed: int) -> Surrogate:
+    return Surrogate(space, costs=["params", "flops"], num_epochs=1, seed=seed)

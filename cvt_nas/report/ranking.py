@@ -1,0 +1,140 @@
+"""What the command line says about a supernet: what it takes to judge it, and how it ranks."""
+
+from cvt_nas.report.text import p_text
+from cvt_nas.results import Question, SupernetQuality, Tau
+from cvt_nas.results.effort import MOST_ARCHS, EvaluationPlan, archs_to_tell
+
+
+def evaluation_plan_lines(plan: EvaluationPlan) -> list[str]:
+    """What it takes to tell whether a supernet ranks well enough."""
+    lines = [
+        f"at most {plan.archs} architectures with {_seeds_text(plan.seeds)} each: {plan.trainings} trainings, of which "
+        f"{plan.done} are done{_minutes_text(plan.minutes, '; the others take')}"
+    ]
+    if plan.reused:
+        lines.append(
+            f"{plan.reused} of the architectures were trained by other runs, and need that many trainings less"
+        )
+    for question in dict.fromkeys(effort.question for effort in plan.efforts):
+        told = [
+            f"{effort.value:g}: " + (f"more than {MOST_ARCHS}" if effort.archs is None else f"about {effort.archs}")
+            + _minutes_text(effort.minutes, ",")
+            for effort in plan.efforts
+            if effort.question == question
+        ]  # fmt: skip
+        lines.append(f"architectures that it takes to tell, by what its {question} is: {'; '.join(told)}")
+    return lines
+
+
+def _minutes_text(minutes: float | None, before: str) -> str:
+    if minutes is None:
+        return ""
+    return f"{before} about {minutes:.0f} min" if minutes >= 1 else f"{before} less than a minute"
+
+
+def _seeds_text(number: int) -> str:
+    return "one seed" if number == 1 else f"{number} seeds"
+
+
+def quality_lines(quality: SupernetQuality) -> list[str]:
+    """How a supernet ranks, beside params and FLOPs as rankers, and whether it can be trusted to."""
+    seeds = _seeds_text(quality.num_seeds)
+    lines = [
+        f"{quality.num_archs} architectures, evenly over log-FLOPs, each trained with {seeds}{_origin(quality)}; "
+        f"Kendall's tau-b with the mean of these, 95 % bootstrap intervals"
+    ]
+    for name, found in quality.rankers.items():
+        regret = ", ".join(f"{value:.4f}" for value in found.regret_at.values())
+        lines.append(
+            f"{name:9}: overall {_tau(found.overall)}, within FLOPs bins {_tau(found.within_bins)}, top third "
+            f"{_tau(found.top_third)}; precision at 10 % {found.precision_at_10:.2f}, regret at 1, 5, 10 {regret}"
+        )
+    if quality.ceiling is not None and quality.between_seeds is not None:
+        lines.append(
+            f"noise ceiling, a perfect ranker against the mean of {quality.num_seeds} seeds: {_tau(quality.ceiling)}; "
+            f"one seed against another {_tau(quality.between_seeds)}"
+        )
+    lines.append(
+        f"mean accuracy inherited {quality.inherited:.4f}, stand-alone {quality.standalone:.4f}, gap "
+        f"{quality.standalone - quality.inherited:.4f}"
+    )
+    lines += [*_more_lines(quality), *misjudged_lines(quality), *question_lines(quality)]
+    return [*lines, quality_verdict(quality)]
+
+
+def misjudged_lines(quality: SupernetQuality) -> list[str]:
+    """Which choices a supernet misjudges, and in which direction."""
+    return [
+        f"it misjudges {found.choice}: at the same FLOPs, {found.option} instead of {found.instead_of} changes "
+        f"accuracy by {found.alone:+.4f} in a training of its own, and by {found.inherited:+.4f} as inherited "
+        f"(p {p_text(found.p_value)})"
+        for found in quality.misjudged
+    ]
+
+
+def question_lines(quality: SupernetQuality) -> list[str]:
+    """The intervals that decide, which hold at every number of architectures."""
+    return [
+        f"{question.name}: {question.value:.2f}, {_interval(question)}; at least {question.bar}? {question.answer}"
+        f"{_further(question, quality.num_archs)}"
+        for question in quality.questions
+    ]
+
+
+def _further(question: Question, num_archs: int) -> str:
+    """How many architectures would tell, as far as these show."""
+    if question.sd is None or question.answer != "cannot tell yet":
+        return ""
+    needed = archs_to_tell(question, num_archs)
+    return (
+        f"; more than {MOST_ARCHS} would tell" if needed is None else f"; about {needed} would tell (--archs {needed})"
+    )
+
+
+def _interval(question: Question) -> str:
+    if question.low is None or question.high is None:
+        return "too few architectures for an interval"
+    return f"{question.low:.2f} to {question.high:.2f} with 95 % confidence at every look"
+
+
+def _more_lines(quality: SupernetQuality) -> list[str]:
+    """What came of trainings of other runs, and of the correction by a model."""
+    lines, reused, found = [], quality.reused, quality.correction
+    if reused is not None:
+        lines.append(
+            f"reused from other runs: {reused.sample} architectures that were drawn at random, as part of the sample; "
+            f"{reused.others} that a search chose, for the correction and the misjudged choices only"
+        )
+    if found is not None:
+        lines.append(
+            f"corrected by {found.num_trainings} trainings: tau {found.corrected:.2f} instead of {found.inherited:.2f} "
+            f"among architectures that were left out, the mean of {found.num_splits} splits"
+        )
+    return lines
+
+
+def quality_verdict(quality: SupernetQuality) -> str:
+    """In one line: whether it ranks well enough, why not, and what that rests on."""
+    ours = quality.rankers["inherited"]
+    ceiling = "unknown with one seed" if quality.ceiling is None else _tau(quality.ceiling)
+    found = (
+        f"tau {_tau(ours.overall)}, within FLOPs bins {_tau(ours.within_bins)}, noise ceiling {ceiling}, by "
+        f"{quality.num_archs} architectures{_origin(quality)}"
+    )
+    if quality.verdict == "ranks well enough":
+        return f"this supernet ranks well enough: {found}"
+    why = "; ".join(quality.faults)
+    if quality.verdict == "cannot tell yet":
+        return f"cannot tell yet whether this supernet ranks well enough: {why} ({found})"
+    return f"this supernet does not rank well enough: {why} ({found})"
+
+
+def _tau(tau: Tau) -> str:
+    return f"{tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f})"
+
+
+def _origin(quality: SupernetQuality) -> str:
+    if quality.origin is None:
+        return ""
+    of = quality.origin
+    return f" for {of.epochs} epochs, on {of.num_images:,} search images of {of.dataset}, seed {of.seed}"
