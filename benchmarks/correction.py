@@ -47,7 +47,7 @@ def main() -> None:
     table = pd.DataFrame(found)
     by_supernet = table.groupby(["trained", "supernet"])[["inherited", "corrected"]].mean()
     gain = (by_supernet["corrected"] - by_supernet["inherited"]).groupby("trained")
-    print(table.groupby("trained")[["inherited", "corrected"]].mean().round(4).to_string())
+    print(pd.DataFrame(table.groupby("trained")[["inherited", "corrected"]].mean()).round(4).to_string())
     print(gain.agg(["mean", "std", "min", "max", lambda gains: (gains > 0).sum()]).round(4).to_string())
 
 

@@ -50,8 +50,8 @@ def on_the_bar(between: float, seed: int) -> tuple[bool, bool, bool]:
 
 
 def _is_told_by_one_look(question: Question, size: int) -> bool:
-    assert question.low is not None, "there are enough"
-    assert question.high is not None, "there are enough"
+    if question.low is None or question.high is None:  # seeds that contradict each other
+        return False
     end = question.low if question.value > question.bar else question.high
     return abs(question.value - question.bar) > 1.96 / quantile(size) * abs(question.value - end)
 
