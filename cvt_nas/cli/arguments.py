@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cvt_nas import __version__
-from cvt_nas.cli import archs, data, runs, searching, spaces, tables, training
+from cvt_nas.cli import archs, data, runs, searching, spaces, tables, training, watching
 
 _SIZES = "pixels of square images, or height and width as 256x128"
 _WEIGHTS = "an official .pth, a folder of transformers' CvT or its name on the Hub, a model's folder, RUN:ID, or cvt-13"
@@ -64,6 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="MODULE:NAME",
         help="a function of yours, called with each event",
+    )
+    search.add_argument(
+        "--ui", nargs="?", type=_whole, const=0, metavar="PORT", help="serve a live page beside the search; see watch"
     )
     search.add_argument("--tensorboard", action="store_true", help="track each trial in the run folder's tensorboard/")
     search.add_argument("--mlflow", metavar="URI", help="track each trial as a run of this MLflow tracking server")
@@ -250,6 +253,18 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--watch", nargs="?", type=_positive, const=10, metavar="SECONDS",
                         help="rebuild as results arrive, until the search is over")  # fmt: skip
     _add_json(report)
+
+    watch = add("watch", watching.watch, "serve the page of a run on this machine, with new results as they arrive")
+    watch.add_argument("run", metavar="RUN")
+    watch.add_argument("--port", type=_whole, default=0, metavar="N", help="a free one if absent; on 127.0.0.1 only")
+
+    ask = add("ask", watching.ask, "ask something of the search of a run, which takes it while it runs")
+    ask.add_argument("run", metavar="RUN")
+    what = ask.add_mutually_exclusive_group()
+    what.add_argument("--stop", action="store_true", help="stop in order, as by Ctrl-C")
+    what.add_argument("--trials", type=_positive, metavar="N", help="raise the number of trials to N")
+    what.add_argument("--try", metavar="ARCH", dest="arch", help="train this next: cvt-13, an arch.json, or RUN:ID")
+    _add_json(ask)
 
     compare = add("compare", runs.compare, "fronts of several runs overlaid, hypervolume side by side")
     compare.add_argument("runs", nargs="+", metavar="RUN")

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Self
 
 from cvt_nas.cli.output import command, nothing_found, print_front, say, write
@@ -32,6 +32,8 @@ def search(options: argparse.Namespace) -> int:
     for warning in experiment.warnings:
         say(console, f"warning: {warning}")
 
+    from cvt_nas.follow.beside import page_beside
+    from cvt_nas.follow.serving import check_watch
     from cvt_nas.follow.terminal import ConsoleProgress
     from cvt_nas.follow.trackers import check_trackers, trackers
     from cvt_nas.pipeline import search as run_search
@@ -40,6 +42,8 @@ def search(options: argparse.Namespace) -> int:
     from cvt_nas.results import FAILURES
     from cvt_nas.results.events import following
 
+    if options.ui is not None:
+        check_watch()
     tracked = {"tensorboard": options.tensorboard, "mlflow": options.mlflow, "wandb": options.wandb}
     check_trackers(**tracked)
     callbacks = [load_plugin(name, "--callback") for name in options.callback]
@@ -62,8 +66,13 @@ def search(options: argparse.Namespace) -> int:
         for source in run.manifest.get("learn_from", []):
             say(console, f"note: learns from {source['trials']} trials of {source['place']}")
         shown = ConsoleProgress.of(run, console, num_trials=num_trials, deadline=deadline)
-        with trackers(run, **tracked, warn=warn) as track, shown:
-            yield following(shown, track)
+        with ExitStack() as stack:
+            if options.ui is not None:
+                url = stack.enter_context(page_beside(run, port=options.ui, warn=warn))
+                if url is not None:
+                    say(console, f"live page: {url}")
+            track = stack.enter_context(trackers(run, **tracked, warn=warn))
+            yield following(stack.enter_context(shown), track)
 
     out = options.out or f"results/{experiment.name}"
     with SignalledStop(console) as stop:
@@ -88,7 +97,8 @@ def search(options: argparse.Namespace) -> int:
             on_plan=expected,
         )
     write_report(run)
-    num_trials = experiment.search.trials if options.trials is None else options.trials
+    num_trials = run.requests.num_trials(experiment.search.trials if options.trials is None else options.trials)
+    is_stopped = stop.was_signalled or run.requests.has_stopped
     if experiment.training.epochs == 0:  # the candidates are the trials
         num_trials = experiment.search.candidates
     num_done = len(run.results())
@@ -101,9 +111,11 @@ def search(options: argparse.Namespace) -> int:
         done = f"{num_done} of {num_trials} trials"
         if plan is not None and num_left:  # the race is over
             done = f"{num_done} trials and {len(plan.numbers) - num_left} of {len(plan.numbers)} further trainings"
-        budget = None if stop.was_signalled else options.time_budget or run.manifest.get("time_budget")
+        budget = None if is_stopped else options.time_budget or run.manifest.get("time_budget")
         say(console, f"{done} are done and kept. Go on with: {resuming(options, out, time_budget=budget)}")
-    if stop.was_signalled:
+    if waiting := run.requests.waiting():
+        say(console, f"{len(waiting)} requests wait: {', '.join(r.describe() for r in waiting)}; --resume takes them")
+    if is_stopped:
         return 130
     if not run.front().members:
         write(f"cvt-nas: {nothing_found(results, is_time_over=stop.is_set())}", file=sys.stderr)

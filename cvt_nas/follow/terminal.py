@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from rich.console import Console
@@ -33,6 +33,7 @@ class ConsoleProgress:
     Args:
         results: Of earlier processes, where the run is resumed, without those that failed: they are tried again.
         deadline: When the time budget ends, on `time.monotonic`'s clock.
+        num_planned: Gives the number of trials where more may be asked for while the search runs; takes `num_trials`.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class ConsoleProgress:
         num_trials: int,
         num_epochs: int,
         deadline: float | None,
+        num_planned: Callable[[int], int] | None = None,
     ) -> None:
         self._console, self._metrics, self._box = console, metrics, box
         self._results, self._num_trials, self._num_epochs = list(results), num_trials, num_epochs
+        self._num_planned = num_planned
         self._further: list[TrialResult] | None = None
         self._supernet: events.SupernetEpochDone | None = None
         self._candidates: list[Candidate] | None = None
@@ -66,7 +69,7 @@ class ConsoleProgress:
         results = [result for result in run.results() if result.status not in FAILURES]
         return cls(
             console, results=results, metrics=run.metrics, box=run.box, num_trials=num_trials,
-            num_epochs=run.manifest["epochs"], deadline=deadline,
+            num_epochs=run.manifest["epochs"], deadline=deadline, num_planned=run.requests.num_trials,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -108,6 +111,8 @@ class ConsoleProgress:
             if self._candidates is not None:
                 self._candidates, self._num_before = None, len(self._results)
                 self._phase_started = time.monotonic()
+            if self._num_planned is not None and self._further is None:
+                self._num_trials = self._num_planned(self._num_trials)
             self._running[event.number] = (0, 0.0)
             self._paused.discard(event.number)
         elif isinstance(event, events.EpochDone):

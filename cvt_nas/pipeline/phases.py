@@ -10,6 +10,7 @@ from cvt_nas.pipeline.confirm import confirm_front
 from cvt_nas.pipeline.inherit import heirs, measured_whole, rank_candidates, record_as_trials, train_weights
 from cvt_nas.pipeline.latency import measure_front
 from cvt_nas.pipeline.narrowing import searched_space, train_and_narrow
+from cvt_nas.propose.asked import Asked
 from cvt_nas.propose.earlier import beliefs_of
 from cvt_nas.propose.journal import open_journal
 from cvt_nas.propose.race import race_of
@@ -54,7 +55,8 @@ def race_trials(search: Search) -> Phase:
     if experiment.training.epochs == 0:
         return True
     study = open_study(experiment, run, num_trials=search.num_trials, seed=search.seed)
-    race = race_of(experiment, study, run.results(), rungs=experiment.rungs_of(run.manifest))
+    asked = Asked(study, run, experiment.space, is_fixed=bool(run.candidates()))
+    race = race_of(experiment, study, run.results(), rungs=experiment.rungs_of(run.manifest), ask_first=asked)
     yield from run_trials(search, race, keep=run.append)
     return study.is_done
 

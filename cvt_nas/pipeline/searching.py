@@ -18,6 +18,7 @@ from cvt_nas.launch.client import search_through_client
 from cvt_nas.launch.resources import GpusPerTrial, Resources, claim_resources
 from cvt_nas.launch.search import Search
 from cvt_nas.launch.tasks import on_device
+from cvt_nas.pipeline.asked import stopping_when_asked
 from cvt_nas.pipeline.beginning import check_same_init, learn_of, lent_weights
 from cvt_nas.pipeline.latency import with_latency
 from cvt_nas.pipeline.phases import run_phases
@@ -64,7 +65,8 @@ def search(
     """Runs a search and returns its folder; ends early, in order, where `stop` is set or the time is over.
 
     Once the race is over, what `search.confirm` chooses is trained again, and once that is over, the test split is
-    read for the members of the front. A resumed run may have another `search.confirm` than it began with.
+    read for the members of the front. A resumed run may have another `search.confirm` than it began with. What people
+    ask of the search meanwhile (`cvt-nas watch`, `cvt-nas ask`) is taken from the run folder.
 
     Args:
         out: The run folder, new unless `resume`: a path, or a URL that fsspec knows.
@@ -127,6 +129,7 @@ def search(
             check_same_sources(run, learn_from)
             seed = int(run.manifest["seed"])
             time_budget = time_budget or run.manifest.get("time_budget")
+            num_trials = num_trials if setup.shared is not None else run.requests.num_trials(num_trials)
         else:
             place.check_new()
         seed = experiment.search.seed if seed is None else seed
@@ -197,6 +200,7 @@ def search(
         if setup.data.show_images and not run.store.exists(run.samples_path):
             run.store.write(run.samples_path, json.dumps(sample_images(setup.open_data())) + "\n")
         stack.enter_context(budget.running(run, stop))
+        stack.enter_context(stopping_when_asked(run, stop, on_note=on_note))
         if lent is not None and begins is not None:
             keep_in_order(lent, begins["importance"], setup, partial(on_device, resources))
         if teacher is not None:

@@ -4,7 +4,7 @@ Ray Tune drives it (`cvt_nas.launch.tune`), and so does a simulated clock (`cvt_
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from cvt_nas.config import Experiment
@@ -120,10 +120,17 @@ class Race:
     Args:
         source: What an earlier process left of its trials is taken over: those in flight are asked for first.
         scheduler: Stops or pauses trials; None trains each of them in full.
+        ask_first: What is trained before a paused trial goes on, as a person asked for it; gives None for nothing.
     """
 
-    def __init__(self, source: Source, scheduler: Scheduler | None = None) -> None:
-        self._source, self._scheduler = source, scheduler
+    def __init__(
+        self,
+        source: Source,
+        scheduler: Scheduler | None = None,
+        *,
+        ask_first: Callable[[], Proposal | None] | None = None,
+    ) -> None:
+        self._source, self._scheduler, self._ask_first = source, scheduler, ask_first
         self._paused = {trial.proposal.number: trial for trial in source.paused()}
         in_flight = {trial.proposal.number: trial for trial in source.interrupted()}
         self.begun = self._paused | in_flight
@@ -147,10 +154,12 @@ class Race:
         return len(self._again) + (0 if self._scheduler is None else self._scheduler.num_promotable)
 
     def ask(self) -> Proposal | None:
-        """What a free worker trains next: a trial that lost its worker, a paused one that may go on, or a new one; None
-        where there is nothing to train until another trial reports."""
+        """What a free worker trains next: a trial that lost its worker, what a person asked for, a paused trial that
+        may go on, or a new one; None where there is nothing to train until another trial reports."""
         if self._again:
             return self._again.popleft()
+        if self._ask_first is not None and (asked_for := self._ask_first()) is not None:
+            return asked_for
         if self._scheduler is not None and self._paused and (number := self._scheduler.promote()) is not None:
             trial = self._paused.pop(number)
             self._source.report(trial)
@@ -193,14 +202,21 @@ class Race:
         return ended
 
 
-def race_of(experiment: Experiment, study: Study, results: Sequence[TrialResult], *, rungs: Sequence[int] = ()) -> Race:
+def race_of(
+    experiment: Experiment,
+    study: Study,
+    results: Sequence[TrialResult],
+    *,
+    rungs: Sequence[int] = (),
+    ask_first: Callable[[], Proposal | None] | None = None,
+) -> Race:
     """The race of the experiment's scheduler, with its rungs as the trials of earlier processes left them: those that
-    the run began with, since trials that met different `rungs` would not compare."""
+    the run began with, since trials that met different `rungs` would not compare. `ask_first` is `Race`'s."""
     settings, metrics = experiment.search, experiment.objectives
     if settings.scheduler == "none":
-        return Race(study)
+        return Race(study, ask_first=ask_first)
     if settings.scheduler == "freeze-thaw":
-        return Race(study, FreezeThaw(study, num_epochs=experiment.training.epochs))
+        return Race(study, FreezeThaw(study, num_epochs=experiment.training.epochs), ask_first=ask_first)
     asha = Asha(
         max_epochs=experiment.training.epochs,
         grace_period=settings.grace_period,
@@ -214,4 +230,4 @@ def race_of(experiment: Experiment, study: Study, results: Sequence[TrialResult]
             continue
         costs = losses_of_cost(result.cost, metrics)
         asha.replay(result.number, result.curve, costs, is_stopped=result.status == "stopped")
-    return Race(study, OnRungs(asha, metrics))
+    return Race(study, OnRungs(asha, metrics), ask_first=ask_first)

@@ -4,8 +4,7 @@ import contextlib
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -13,58 +12,17 @@ from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from cvt_nas.arch import Cost
 from cvt_nas.propose import samplers
 from cvt_nas.propose.beliefs import NO_BELIEFS, Beliefs
 from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.private import StoredTrials
+from cvt_nas.propose.proposal import Ended, PartialTrial, Proposal
 from cvt_nas.propose.surrogate import Surrogate
-from cvt_nas.results import FAILURES, Metric, Status
+from cvt_nas.results import FAILURES, Metric
 from cvt_nas.space import ALL_COST_METRICS, CostMetric, Genome, GenomeSpace
 
-_STUDY_NAME = "cvt-nas"
+STUDY_NAME = "cvt-nas"
 _FITTED = "hyperparameters of curves"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Proposal:
-    """An architecture to train, feasible and new.
-
-    Args:
-        seed: Of its training.
-    """
-
-    number: int
-    genome: Genome
-    cost: Cost
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PartialTrial:
-    """How far a trial came that has not ended: `seconds` were spent on it, `train_seconds` of them in epochs."""
-
-    proposal: Proposal
-    curve: tuple[float, ...]
-    seconds: float
-    train_seconds: float
-
-
-class Ended(Protocol):
-    """How a trial ended; a `TrialResult` is one."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def status(self) -> Status: ...
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def curve(self) -> tuple[float, ...]: ...
-    @property
-    def cost(self) -> Cost: ...
-    @property
-    def reason(self) -> str | None: ...
 
 
 class Study:
@@ -119,7 +77,7 @@ class Study:
         elif sampler != "random":
             self._optuna_sampler = samplers.UnseenSampler(sampler, space, seed=seed, seen=self._seen)
         self._study = optuna.create_study(
-            study_name=_STUDY_NAME,
+            study_name=STUDY_NAME,
             storage=storage,
             directions=["maximize" if metric == "accuracy" else "minimize" for metric in self._metrics],
             sampler=self._optuna_sampler or RandomSampler(seed),  # the latter is never asked
@@ -208,9 +166,37 @@ class Study:
             self._exhausted = True
             return None
         proposal = self._proposal(trial)
+        self._add_seen(proposal)
+        return proposal
+
+    def ask_for(self, genome: Genome, *, request: str) -> Proposal:
+        """A trial of a feasible genome that `trial_of` does not know, also beyond the number of trials; the journal
+        keeps the id of the `request` with it."""
+        proposal = self._proposal(self._begin(self._space.canonical(genome), request=request))
+        self._add_seen(proposal)
+        return proposal
+
+    def trial_of(self, genome: Genome) -> int | None:
+        """Number of the last trial of a network."""
+        if (canonical := self._space.canonical(genome)) not in self._seen:
+            return None
+        trials = [trial for trial in self._study.get_trials(deepcopy=False) if samplers.is_whole(trial, self._space)]
+        return max(trial.number for trial in trials if self._canonical_of(trial) == canonical)
+
+    @property
+    def requested(self) -> dict[str, int]:
+        """Numbers of the trials that `ask_for` began, by the ids of their requests."""
+        attributes = ((trial.number, trial.user_attrs) for trial in self._study.get_trials(deepcopy=False))
+        return {found["request"]: number for number, found in attributes if "request" in found}
+
+    def raise_to(self, num_trials: int) -> None:
+        """Makes `ask` end after so many trials, if it would end sooner."""
+        if self._num_trials is not None:
+            self._num_trials = max(self._num_trials, num_trials)
+
+    def _add_seen(self, proposal: Proposal) -> None:
         self._seen.add(self._space.canonical(proposal.genome))
         self._anchors = {name: genome for name, genome in self._anchors.items() if genome not in self._seen}
-        return proposal
 
     def _propose(self, number: int) -> FrozenTrial | None:
         if self._anchors:

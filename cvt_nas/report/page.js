@@ -24,6 +24,7 @@
   function themed(layout) {
     const small = window.innerWidth < 640;
     const found = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
+    found.uirevision = "kept"; // new results change neither zoom nor legend
     found.font = { ...layout.font, color: colour("--text"), size: small ? 11 : 12 };
     delete found.title; // the page's headings say it
     for (const name of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
@@ -109,6 +110,7 @@
 
   plots.forEach((plot) => seen.observe(plot));
   if (!data.trials) return; // a page of several runs
+  window.addEventListener("results", ({ detail }) => showResults(detail)); // of a page that is served
 
   // ---- one architecture ----------------------------------------------------------------------------------------
 
@@ -271,7 +273,7 @@
   const valueOf = (trial, column) => (column.choice === undefined ? trial[column.name] : trial.choices[column.choice]);
   const state = { sort: "accuracy", falls: true, page: 0 };
   const filters = ["filter-text", "filter-status", "filter-front", "filter-accuracy", "filter-params", "filter-flops"].map(byId);
-  const showsChoices = byId("show-choices");
+  let showsChoices = byId("show-choices");
   const shownColumns = () => (showsChoices && showsChoices.checked ? [...columns, ...choiceColumns] : columns);
 
   function filtered() {
@@ -348,6 +350,58 @@
   byId("back").addEventListener("click", () => { state.page -= 1; fillTable(); });
   byId("on").addEventListener("click", () => { state.page += 1; fillTable(); });
   fillTable();
+
+  // ---- new results -----------------------------------------------------------------------------------------------
+
+  function redraw(plot) { // keeps zoom and legend
+    const { data: traces, layout } = figures[plot.dataset.figure];
+    const shown = themed(layout);
+    const boxOf = (trace) => (plot.dataset.selects === undefined ? undefined : switches.find((box) => box.dataset.shows === trace.meta));
+    if (plot.dataset.selects !== undefined && switches.some((box) => box.dataset.shows === "stopped" && box.checked)) {
+      for (const name of ["xaxis", "yaxis"]) shown[name] = { ...shown[name], autorange: true, range: undefined };
+    }
+    Plotly.react(plot, traces.map((trace) => (boxOf(trace) ? { ...trace, visible: boxOf(trace).checked } : { ...trace })), shown);
+    if (plot.dataset.selects !== undefined) mark(plot);
+  }
+
+  function addNew(known, selector, begin) { // elements that were not there before
+    const found = [...document.querySelectorAll(selector)];
+    found.filter((node) => !known.includes(node)).forEach(begin);
+    known.splice(0, known.length, ...found);
+  }
+
+  function showResults(fresh) {
+    const before = JSON.stringify(byNumber.get(selected));
+    for (const name of Object.keys(figures)) delete figures[name];
+    Object.assign(figures, fresh.figures);
+    Object.assign(data, fresh.data);
+    byNumber.clear();
+    data.trials.forEach((trial) => byNumber.set(trial.number, trial));
+    choiceColumns.splice(0, choiceColumns.length, ...data.choices.names.map((name, index) =>
+      ({ name, title: data.choices.labels[index], choice: index })));
+    addNew(switches, "input[data-shows]", (box) => box.addEventListener("change", () =>
+      plots.filter((plot) => drawn.has(plot) && plot.dataset.selects !== undefined).forEach((plot) => show(plot, box))));
+    addNew(plots, "[data-figure]", (plot) => seen.observe(plot));
+    for (const plot of [...drawn]) {
+      if (plots.includes(plot) && figures[plot.dataset.figure]) redraw(plot);
+      else drawn.delete(plot);
+    }
+    if (showsChoices !== byId("show-choices")) {
+      showsChoices = byId("show-choices");
+      if (showsChoices) showsChoices.addEventListener("change", fillTable);
+    }
+    const focused = document.activeElement;
+    const row = focused.closest("#rows tr"), heads = [...byId("heads").querySelectorAll("button")].indexOf(focused);
+    fillTable();
+    if (row) document.querySelector(`#rows tr[data-number="${row.dataset.number}"] button`)?.focus({ preventScroll: true });
+    if (heads >= 0) byId("heads").querySelectorAll("button")[heads].focus({ preventScroll: true });
+    if (!byNumber.has(selected)) select(data.first);
+    else if (JSON.stringify(byNumber.get(selected)) !== before) {
+      const place = [...byId("arch").querySelectorAll("button")].indexOf(focused);
+      select(selected);
+      if (place >= 0) byId("arch").querySelectorAll("button")[place]?.focus({ preventScroll: true });
+    }
+  }
 
   const asked = /^#trial=(\d+)$/.exec(location.hash);
   select(asked && byNumber.has(Number(asked[1])) ? Number(asked[1]) : data.first);

@@ -8,9 +8,33 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
+
+
+class PageParts(NamedTuple):
+    """What one page says; see `html_page`."""
+
+    title: str
+    head: str
+    body: str
+    figures: Mapping[str, go.Figure]
+    data: Mapping[str, object]
+
+
+class Live(NamedTuple):
+    """What a page has more while it is served, all of it from this package.
+
+    Args:
+        html: In front of the main part.
+        script: May send requests to where the page came from.
+    """
+
+    html: str
+    style: str
+    script: str
 
 
 def html_page(
@@ -21,27 +45,26 @@ def html_page(
     figures: Mapping[str, go.Figure],
     data: Mapping[str, object],
     refresh: int | None,
+    live: Live | None = None,
 ) -> str:
     """The page.
 
     No script but those below is run, whatever the text of a file became: their hashes are in the page's policy, which
-    forbids all requests too.
+    forbids all requests too, but those of a page that is served.
 
     Args:
         head, body: HTML of the header and of the main part; whatever came from a file is escaped in it. A figure goes
             where an element has its name as `data-figure`.
         data: What page.js reads: `{}`, or `trials` and what belongs to them.
         refresh: Seconds after which the page loads itself again; None for never.
+        live: Of a page that is served.
     """
-    scripts = [_plotly_script(), _text("page.js")]
+    scripts = [_plotly_script(), _text("page.js"), *([] if live is None else [live.script])]
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     policy = (
         f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
         f"script-src {hashes} 'unsafe-eval'"  # for plotly, which is unpacked, and compiles parallel coordinates
-    )
-    trees = {name: json.loads(str(figure.to_json())) for name, figure in figures.items()}
-    for tree in trees.values():
-        tree["layout"].pop("template", None)  # a style of white paper, 7 kB each
+    ) + ("" if live is None else "; connect-src 'self'; form-action 'self'; base-uri 'none'")
     again = "" if refresh is None else f'<meta http-equiv="refresh" content="{refresh}">\n'
     return f"""<!doctype html>
 <html lang="en">
@@ -51,7 +74,7 @@ def html_page(
 <meta name="viewport" content="width=device-width, initial-scale=1">
 {again}<title>{html.escape(title)}</title>
 <style>
-{_text("page.css")}</style>
+{_text("page.css")}{"" if live is None else live.style}</style>
 </head>
 <body>
 <a class="skip" href="#main">to the content</a>
@@ -59,16 +82,23 @@ def html_page(
 <div class="bar"><h1>{html.escape(title)}</h1><button type="button" id="theme">light / dark</button></div>
 {head}
 </header>
-<main id="main">
+{"" if live is None else live.html}<main id="main">
 {body}
 </main>
 <script type="application/gzip" id="data">{packed(data)}</script>
-<script type="application/gzip" id="figures">{packed(trees)}</script>
-<script>{scripts[0]}</script>
-<script>{scripts[1]}</script>
+<script type="application/gzip" id="figures">{packed(figure_trees(figures))}</script>
+{"".join(f"<script>{script}</script>" for script in scripts)}
 </body>
 </html>
 """
+
+
+def figure_trees(figures: Mapping[str, go.Figure]) -> dict[str, Any]:
+    """The figures as plotly.js takes them."""
+    trees = {name: json.loads(str(figure.to_json())) for name, figure in figures.items()}
+    for tree in trees.values():
+        tree["layout"].pop("template", None)  # a style of white paper, 7 kB each
+    return trees
 
 
 @cache

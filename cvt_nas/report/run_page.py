@@ -23,7 +23,7 @@ from cvt_nas.report.figures import (
     thinned,
 )
 from cvt_nas.report.fronts import front_figure
-from cvt_nas.report.page import figure_html, html_page, table_html
+from cvt_nas.report.page import Live, PageParts, figure_html, html_page, table_html
 from cvt_nas.report.published import published_beside
 from cvt_nas.report.ranking import misjudged_lines, quality_verdict, question_lines
 from cvt_nas.report.stopping import stopping_lines
@@ -40,8 +40,13 @@ from cvt_nas.results import DataIdentity, TrialResult
 from cvt_nas.run import RunFolder
 
 
-def run_page(run: RunFolder, *, refresh: int | None = None) -> str:
+def run_page(run: RunFolder, *, refresh: int | None = None, live: Live | None = None) -> str:
     """Everything that a run's record tells, as HTML; see `html_page`."""
+    return html_page(**run_parts(run)._asdict(), refresh=refresh, live=live)
+
+
+def run_parts(run: RunFolder) -> PageParts:
+    """Everything that a run's record tells, before it is one page."""
     results, manifest = run.results(), run.manifest
     published = published_beside(run)
     choices = choices_frame(run)
@@ -77,13 +82,12 @@ def run_page(run: RunFolder, *, refresh: int | None = None) -> str:
         + " ".join(f'<a href="#{name}">{text}</a>' for name, text in _SECTIONS)
         + "</nav>"
     )
-    return html_page(
+    return PageParts(
         title=f"{manifest['name']}: architecture search",
         head=head,
         body="\n".join(sections),
         figures=figures,
         data=_data(run, results, choices),
-        refresh=refresh,
     )
 
 
@@ -169,7 +173,7 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
     lost = sum(statuses[status] for status in ("diverged", "failed", "oom"))
     spent = run.seconds_spent or sum(result.train_seconds for result in results)
     cards = [
-        ("Trials", str(len(results)), f"of {run.manifest['trials']} planned" if "trials" in run.manifest else ""),
+        ("Trials", str(len(results)), f"of {run.num_planned} planned" if run.num_planned else ""),
         ("Stopped early", str(statuses["stopped"]), f"{lost} lost" if lost else ""),
         ("Time", _time(spent), _expected(run) if run.seconds_spent else "of training, all workers together"),
         ("Hypervolume", f"{front.hypervolume(run.box):.4f}", f"from {run.score_name} 0 at the greatest costs"),

@@ -15,6 +15,7 @@ from cvt_nas.results.pareto import (
     losses_of,
 )
 from cvt_nas.results.quality import Correction, Origin, Reused, SupernetQuality, Tau, judge_supernet
+from cvt_nas.results.request import Request
 from cvt_nas.results.rungs import RankCorrelation, rank_correlations, rung_epochs
 from cvt_nas.results.score import as_title, score_name
 from cvt_nas.results.telling import Answer, Question, answer_of, ceiling_of_mean, questions_of

@@ -17,7 +17,7 @@ from cvt_nas.results.confirmation import confirm, with_memberships
 from cvt_nas.results.pareto import HypervolumeBox, ParetoFront
 from cvt_nas.results.parsing import parse_json
 from cvt_nas.results.score import score_name
-from cvt_nas.results.trial import Metric, TrialResult, check_line, round_and_trial, without_retried
+from cvt_nas.results.trial import Metric, TrialResult, round_and_trial, without_retried
 from cvt_nas.run.confirmations import Confirmations
 from cvt_nas.run.lock import is_at_work, locked
 from cvt_nas.run.manifest import manifest_text, read_manifest
@@ -25,7 +25,8 @@ from cvt_nas.run.mirror import Mirror
 from cvt_nas.run.origin import origin
 from cvt_nas.run.picking import find, pick
 from cvt_nas.run.places import is_url, local_folder
-from cvt_nas.run.records import Record
+from cvt_nas.run.records import Record, figure
+from cvt_nas.run.requests import Requests
 from cvt_nas.run.store import Store
 from cvt_nas.run.supernet import SupernetFolder
 
@@ -56,6 +57,7 @@ class RunFolder:
     errors/            tracebacks of trials that failed
     tune/              Ray Tune's own files, not needed after the run
     tensorboard/       <number>-<arch id>/ of each trial, if TensorBoard tracks the search; wandb/ belongs to W&B
+    requests/          what people ask of the search, in a file for each request; answers.jsonl holds its answers
     lock, holder.json  the process that works on the run; clock.json holds the seconds spent on it
 
     A run at a URL that is pickled and loaded on another machine becomes an empty folder of that machine.
@@ -68,7 +70,7 @@ class RunFolder:
         self.path = path
         self.store = Store() if store is None else store
         self.supernet = SupernetFolder(path / "supernet", self.store)
-        self.confirmations = Confirmations(path, self.store)
+        self.confirmations, self.requests = Confirmations(path, self.store), Requests(path, self.store)
         self.journal_path, self.candidates_journal_path = path / "study.journal", path / "candidates.journal"
         self.tune_path, self.tensorboard_path = path / "tune", path / "tensorboard"
         self.init_path = path / "init" / "weights.safetensors"
@@ -79,8 +81,8 @@ class RunFolder:
         self._trials = Record(path / "trials.jsonl", self.store, TrialResult.from_json)
         self._sorted: tuple[list[TrialResult], tuple[TrialResult, ...]] = [], ()
         self._candidates = Record(path / "candidates.jsonl", self.store, Candidate.from_json)
-        self._tests = Record(path / "test.jsonl", self.store, partial(_figure, name="test_accuracy"))
-        self._latencies = Record(path / "latency.jsonl", self.store, partial(_figure, name="p10_ms"))
+        self._tests = Record(path / "test.jsonl", self.store, partial(figure, name="test_accuracy"))
+        self._latencies = Record(path / "latency.jsonl", self.store, partial(figure, name="p10_ms"))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _folder_at, (self.place,)
@@ -220,6 +222,12 @@ class RunFolder:
     def earlier_path(self, number: int) -> Path:
         """Path of the trials of one of the runs that the search learns from."""
         return self.path / "earlier" / f"{number}.jsonl"
+
+    @property
+    def num_planned(self) -> int | None:
+        """How many trials the search is to have; None if the manifest does not tell. It fetches nothing."""
+        told = self.manifest.get("trials")
+        return None if told is None else self.requests.num_trials(told)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -390,9 +398,3 @@ def _path_and_store(place: str | Path) -> tuple[Path, Store]:
     folder = local_folder(str(place))
     folder.mkdir(parents=True, exist_ok=True)
     return folder, Store(Mirror(folder, str(place)))
-
-
-def _figure(tree: Mapping[str, Any], *, name: str) -> tuple[str, float]:
-    """Id of an architecture, and its figure `name`."""
-    check_line(tree)
-    return str(tree["arch_id"]), float(tree[name])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from cvt_nas.errors import RunFolderError
+from cvt_nas.results.trial import check_line
 from cvt_nas.run.files import read_lines
 from cvt_nas.run.store import Store
 
@@ -42,3 +43,9 @@ class Record(Generic[T]):
             return self._parse(tree)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunFolderError(f"{self._path}:{number}: is no line of such a record: {error!r}") from error
+
+
+def figure(tree: Mapping[str, Any], *, name: str) -> tuple[str, float]:
+    """Id of an architecture, and its figure `name`."""
+    check_line(tree)
+    return str(tree["arch_id"]), float(tree[name])

@@ -1,0 +1,117 @@
+"""What people ask of a search, checked before it is written into the run folder."""
+
+import dataclasses
+from typing import Any
+
+import yaml
+
+from cvt_nas.arch import NAMED_ARCHS, ArchConfig, arch_from_dict
+from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.errors import ArchError, RunFolderError
+from cvt_nas.latency import LatencyTable
+from cvt_nas.propose.asked import arch_of_genes, genes_of, genome_in
+from cvt_nas.results import Request
+from cvt_nas.run import RunFolder
+
+_MAX_TRIALS = 1_000_000
+
+
+def ask_to_stop(run: RunFolder) -> Request:
+    """Asks the search of a run to stop in order. Raises RunFolderError if no search is at work."""
+    if "arch_id" in run.manifest:
+        raise RunFolderError(f"{run.place}: is the training of one architecture, and no search; stop it by Ctrl-C")
+    if not run.is_at_work():
+        raise RunFolderError(f"{run.place}: no search is at work, so there is nothing to stop")
+    return run.requests.add("stop")
+
+
+def ask_for_trials(run: RunFolder, num_trials: int) -> Request:
+    """Asks for `num_trials` in all.
+
+    Raises:
+        RunFolderError: The search has as many already, or its number of trials cannot rise.
+    """
+    _check_trains(run)
+    planned = run.num_planned or 0
+    if not planned < num_trials <= _MAX_TRIALS:
+        raise RunFolderError(f"{num_trials} trials: must be above the {planned} that are planned, up to {_MAX_TRIALS}")
+    if experiment_of(run).search.has_supernet:
+        raise RunFolderError(
+            f"{run.place}: its trials are the best candidates of a supernet; stop it, and resume it with --trials"
+        )
+    return run.requests.add("trials", trials=num_trials)
+
+
+def ask_to_try(run: RunFolder, arch: ArchConfig) -> Request:
+    """Asks for a trial of `arch` for the images and classes of the run, which comes next.
+
+    Raises:
+        ArchError: It lies outside the space of the run or its constraints.
+        RunFolderError: A trial of the run has it, or the run trains nothing.
+    """
+    _check_trains(run)
+    space = experiment_of(run).space
+    try:
+        arch = dataclasses.replace(
+            arch, image_size=space.image_size, num_channels=space.num_channels, num_classes=space.num_classes
+        )
+        genome_in(space, arch)
+    except ArchError as error:
+        raise ArchError(f"{arch.id} {error}") from error
+    for result in run.results():
+        if result.arch_id == arch.id:
+            more = "" if result.status == "complete" else f"; cvt-nas train {run.place}:{arch.id} trains it in full"
+            raise RunFolderError(f"{arch.id}: trial {result.number} has this architecture, {result.status}{more}")
+    for request in run.requests.waiting():
+        if request.arch == arch:
+            raise RunFolderError(f"{arch.id}: was asked for already, and waits")
+    return run.requests.add("try", arch=arch)
+
+
+def parse_arch(text: str, run: RunFolder) -> ArchConfig:
+    """An architecture as a person writes it.
+
+    Args:
+        text: The content of an `arch.json`; choices such as `stage0.depth: 2`, one a line; a published name such as
+            `cvt-13`; or the begin of an id in the run. It never names a file.
+
+    Raises:
+        CvtNasError: It is none of these.
+    """
+    if (name := text.strip()) in NAMED_ARCHS:
+        return NAMED_ARCHS[name]
+    try:
+        tree: Any = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        problem = str(getattr(error, "problem", None) or error)
+        raise ArchError(f"the architecture cannot be read: {problem}") from error
+    if isinstance(tree, dict):
+        return arch_from_dict(tree) if "stages" in tree else arch_of_genes(experiment_of(run).space, tree)
+    if not name or len(name) > 64 or "\n" in name:
+        raise ArchError("the architecture is missing: give the content of an arch.json, or a choice such as "
+                        "stage0.depth: 2 on each line")  # fmt: skip
+    return run.find(name).arch
+
+
+def text_of(arch: ArchConfig, run: RunFolder) -> str:
+    """`arch` as lines that `parse_arch` reads. Raises ArchError if it lies outside the space of the run."""
+    return "".join(f"{name}: {value}\n" for name, value in genes_of(experiment_of(run).space, arch).items())
+
+
+def experiment_of(run: RunFolder) -> Experiment:
+    """What the run was begun with: its space file, and its table of latencies where it goes by them."""
+    experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
+    table = run.manifest.get("latency_table")
+    return experiment if table is None else experiment.with_latency(LatencyTable.from_json(table))
+
+
+def takes_requests(run: RunFolder) -> bool:
+    """Whether the run is a search that trains trials."""
+    return "arch_id" not in run.manifest and run.manifest["epochs"] > 0
+
+
+def _check_trains(run: RunFolder) -> None:
+    if "arch_id" in run.manifest:
+        raise RunFolderError(f"{run.place}: is the training of one architecture, and no search")
+    if run.manifest["epochs"] == 0:
+        raise RunFolderError(f"{run.place}: its search trains no trials (training.epochs is 0)")
