@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
@@ -16,7 +16,11 @@ import forked_workers
 from cvt_nas.config import Experiment, load_experiment, parse_experiment
 from cvt_nas.run import RunFolder
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 SPACES = Path(__file__).parent.parent / "search_spaces"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before a test imports MLflow
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or a token of the user's, where there is one, would switch it on
 os.environ.update(RAY_worker_niceness="0")  # by default 15, at which the tests beside them would starve them
@@ -141,6 +145,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if not asks and stash.get(_SHARES_RAY, False):
         ray.shutdown()
     stash[_SHARES_RAY] = asks
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
-from conftest import SPACES
+from conftest import CHROMIUM, SPACES
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment, load_experiment, parse_experiment
 from cvt_nas.errors import RunFolderError
@@ -37,7 +37,6 @@ from cvt_nas.report.tables import choices_frame, growth_frame
 from cvt_nas.results import HypervolumeBox, ParetoFront, TrialResult, distances_to_front, is_non_dominated
 from cvt_nas.run import RunFolder
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 SCREENSHOTS = Path(__file__).parent.parent / "results" / "screenshots"  # to be looked at by a person
 
 
@@ -169,16 +168,6 @@ def test_published_models_are_those_of_the_papers() -> None:
 
 
 # --- the page, in a browser
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture

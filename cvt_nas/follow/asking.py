@@ -1,6 +1,8 @@
 """What people ask of a search, checked before it is written into the run folder."""
 
 import dataclasses
+import json
+import re
 from typing import Any
 
 import yaml
@@ -78,19 +80,30 @@ def parse_arch(text: str, run: RunFolder) -> ArchConfig:
     Raises:
         CvtNasError: It is none of these.
     """
-    if (name := text.strip()) in NAMED_ARCHS:
-        return NAMED_ARCHS[name]
-    try:
-        tree: Any = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        problem = str(getattr(error, "problem", None) or error)
-        raise ArchError(f"the architecture cannot be read: {problem}") from error
-    if isinstance(tree, dict):
-        return arch_from_dict(tree) if "stages" in tree else arch_of_genes(experiment_of(run).space, tree)
-    if not name or len(name) > 64 or "\n" in name:
-        raise ArchError("the architecture is missing: give the content of an arch.json, or a choice such as "
-                        "stage0.depth: 2 on each line")  # fmt: skip
-    return run.find(name).arch
+    text = text.strip()
+    if text in NAMED_ARCHS:
+        return NAMED_ARCHS[text]
+    if text.startswith("{"):
+        try:
+            return arch_from_dict(json.loads(text))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ArchError(f"the architecture cannot be read: not JSON: {error}") from error
+    if ":" in text:
+        return arch_of_genes(experiment_of(run).space, _choices(text))
+    if not re.fullmatch("[0-9a-f]{2,64}", text):
+        raise ArchError(f"the architecture cannot be read: give choices such as stage0.depth: 2, one a line, the "
+                        f"content of an arch.json, an id, or one of {', '.join(NAMED_ARCHS)}")  # fmt: skip
+    return run.find(text).arch
+
+
+def _choices(text: str) -> dict[str, Any]:
+    found = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        match = re.fullmatch(r"([\w.]+)\s*:\s*([\w.+-]+)", line)
+        if match is None:
+            raise ArchError(f"the architecture cannot be read: {line[:80]!r}: must be as stage0.depth: 2")
+        found[match[1]] = yaml.safe_load(match[2])
+    return found
 
 
 def text_of(arch: ArchConfig, run: RunFolder) -> str:

@@ -17,7 +17,7 @@ from cvt_nas.run import RunFolder
 
 _RECORDS = ("trials.jsonl", "confirm.jsonl", "test.jsonl", "latency.jsonl", "candidates.jsonl", "manifest.json",
             "confirm.json", "samples.json", "supernet/quality.json", "supernet/narrowing.json")  # fmt: skip
-_SHARE_OF_TIME = 5.0  # a page that took a second to make is made again after five, at the earliest
+_SHARE_OF_TIME = 2.0  # a page that took a second to make is made again after two, at the earliest
 _SECONDS_BETWEEN_REFRESHES = 5.0  # of a run at a URL
 _MAX_BEGUN = 100  # trials in the table
 _MAX_REQUESTS = 50

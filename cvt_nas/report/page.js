@@ -24,7 +24,7 @@
   function themed(layout) {
     const small = window.innerWidth < 640;
     const found = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
-    found.uirevision = "kept"; // new results change neither zoom nor legend
+    found.uirevision = "kept"; // new results bring back nothing that the legend hides
     found.font = { ...layout.font, color: colour("--text"), size: small ? 11 : 12 };
     delete found.title; // the page's headings say it
     for (const name of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
@@ -58,7 +58,13 @@
       mark(plot);
       switches.forEach((box) => show(plot, box));
     }
+    noteRanges(plot);
   }
+
+  const axesOf = (layout) => Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key));
+  const rangeOf = ({ autorange, range }) => (autorange === true ? "all" : JSON.stringify(range));
+  const ranges = new Map(); // of each plot's axes, as the page has set them; others are a reader's zoom
+  const noteRanges = (plot) => ranges.set(plot, new Map(axesOf(plot.layout).map((name) => [name, rangeOf(plot.layout[name])])));
 
   const switches = [...document.querySelectorAll("input[data-shows]")]; // of traces, named by their meta
   function show(plot, box) {
@@ -69,6 +75,7 @@
     const { xaxis, yaxis } = figures[plot.dataset.figure].layout; // opened on the complete trials
     Plotly.relayout(plot, box.checked ? { "xaxis.autorange": true, "yaxis.autorange": true }
       : { "xaxis.range": [...xaxis.range], "yaxis.range": [...yaxis.range] });
+    noteRanges(plot);
   }
   switches.forEach((box) => box.addEventListener("change", () => {
     plots.filter((plot) => drawn.has(plot) && plot.dataset.selects !== undefined).forEach((plot) => show(plot, box));
@@ -84,6 +91,7 @@
   function restyle() {
     for (const plot of drawn) {
       Plotly.relayout(plot, themed(figures[plot.dataset.figure].layout));
+      noteRanges(plot);
       if (plot.dataset.selects !== undefined) mark(plot);
     }
   }
@@ -360,7 +368,15 @@
     if (plot.dataset.selects !== undefined && switches.some((box) => box.dataset.shows === "stopped" && box.checked)) {
       for (const name of ["xaxis", "yaxis"]) shown[name] = { ...shown[name], autorange: true, range: undefined };
     }
+    const zoomed = axesOf(shown).filter((name) => plot.layout[name] && rangeOf(plot.layout[name]) !== ranges.get(plot).get(name));
+    const known = new Map(zoomed.map((name) => [name, ranges.get(plot).get(name)]));
+    for (const name of zoomed) {
+      const { autorange, range } = plot.layout[name];
+      shown[name] = { ...shown[name], autorange, range: autorange === true ? undefined : [...range] };
+    }
     Plotly.react(plot, traces.map((trace) => (boxOf(trace) ? { ...trace, visible: boxOf(trace).checked } : { ...trace })), shown);
+    noteRanges(plot);
+    known.forEach((range, name) => ranges.get(plot).set(name, range));
     if (plot.dataset.selects !== undefined) mark(plot);
   }
 
