@@ -32,7 +32,7 @@ from cvt_nas.propose.progress import BegunTrials
 from cvt_nas.run import RunFolder
 from test_report import made_up_run
 
-_SECONDS = 120.0  # in which a busy machine does anything of this file
+_SECONDS = 240.0  # in which a busy machine does anything of this file
 
 
 def wait_until(is_so: Callable[[], Any], what: str) -> Any:

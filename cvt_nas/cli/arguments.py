@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="a function of yours, called with each event",
     )
     search.add_argument(
-        "--ui", nargs="?", type=_whole, const=0, metavar="PORT", help="serve a live page beside the search; see watch"
+        "--ui", nargs="?", type=_port, const=0, metavar="PORT", help="serve a live page beside the search; see watch"
     )
     search.add_argument("--tensorboard", action="store_true", help="track each trial in the run folder's tensorboard/")
     search.add_argument("--mlflow", metavar="URI", help="track each trial as a run of this MLflow tracking server")
@@ -256,7 +256,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     watch = add("watch", watching.watch, "serve the page of a run on this machine, with new results as they arrive")
     watch.add_argument("run", metavar="RUN")
-    watch.add_argument("--port", type=_whole, default=0, metavar="N", help="a free one if absent; on 127.0.0.1 only")
+    watch.add_argument("--port", type=_port, default=0, metavar="N", help="a free one if absent; on 127.0.0.1 only")
 
     ask = add("ask", watching.ask, "ask something of the search of a run, which takes it while it runs")
     ask.add_argument("run", metavar="RUN")
@@ -318,6 +318,12 @@ def _list(text: str) -> list[str]:
 def _whole(text: str) -> int:
     if not re.fullmatch(r"\d+", text):
         raise argparse.ArgumentTypeError(f"got {text!r}, must be a whole number")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if _whole(text) >= 2**16:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be below {2**16}")
     return int(text)
 
 

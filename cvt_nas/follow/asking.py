@@ -20,7 +20,7 @@ _MAX_TRIALS = 1_000_000
 
 def ask_to_stop(run: RunFolder) -> Request:
     """Asks the search of a run to stop in order. Raises RunFolderError if no search is at work."""
-    if "arch_id" in run.manifest:
+    if not is_search(run):
         raise RunFolderError(f"{run.place}: is the training of one architecture, and no search; stop it by Ctrl-C")
     if not run.is_at_work():
         raise RunFolderError(f"{run.place}: no search is at work, so there is nothing to stop")
@@ -118,13 +118,13 @@ def experiment_of(run: RunFolder) -> Experiment:
     return experiment if table is None else experiment.with_latency(LatencyTable.from_json(table))
 
 
-def takes_requests(run: RunFolder) -> bool:
-    """Whether the run is a search that trains trials."""
-    return "arch_id" not in run.manifest and run.manifest["epochs"] > 0
+def is_search(run: RunFolder) -> bool:
+    """Whether the run is a search, and not the training of one architecture."""
+    return "arch_id" not in run.manifest
 
 
 def _check_trains(run: RunFolder) -> None:
-    if "arch_id" in run.manifest:
+    if not is_search(run):
         raise RunFolderError(f"{run.place}: is the training of one architecture, and no search")
     if run.manifest["epochs"] == 0:
         raise RunFolderError(f"{run.place}: its search trains no trials (training.epochs is 0)")

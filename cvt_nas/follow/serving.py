@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from cvt_nas.errors import CvtNasError, StorageError
 from cvt_nas.follow.asking import ask_for_trials, ask_to_stop, ask_to_try, parse_arch, text_of
-from cvt_nas.follow.snapshot import Snapshot, Snapshots, live_html, takes_forms
+from cvt_nas.follow.snapshot import Snapshot, Snapshots, live_html
 from cvt_nas.report.page import Live, html_page
 from cvt_nas.run import RunFolder
 
@@ -186,11 +186,7 @@ def app_of(run: RunFolder, snapshots: Snapshots, closing: threading.Event) -> "S
 
 def page_of(run: RunFolder, snapshot: Snapshot) -> str:
     """The page with its live section."""
-    live = Live(
-        html=live_html(snapshot, name=str(run.manifest["name"]), asks=takes_forms(run)),
-        style=_text("live.css"),
-        script=_text("live.js"),
-    )
+    live = Live(html=live_html(snapshot, run), style=_text("live.css"), script=_text("live.js"))
     return html_page(**snapshot.parts._asdict(), refresh=None, live=live)
 
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cvt_nas.errors import RunFolderError, StorageError
-from cvt_nas.follow.asking import takes_requests
+from cvt_nas.errors import first_line
+from cvt_nas.follow.asking import is_search
 from cvt_nas.propose.progress import BegunTrial, BegunTrials
 from cvt_nas.report.page import PageParts, figure_trees
 from cvt_nas.report.run_page import run_parts
@@ -62,7 +62,9 @@ class Snapshots:
         self._marks = self._marks_of_records()
         parts = run_parts(run)
         self._num_ended = len(run.ended())
-        self.latest = Snapshot(version=_version_of(parts), parts=parts, told="", fragments=self._fragments())
+        fragments = dict.fromkeys(("live-state", "live-begun", "live-requests"), "")
+        self.latest = Snapshot(version=_version_of(parts), parts=parts, told="", fragments=fragments)
+        self.look()
 
     def look(self, *, is_last: bool = False) -> Snapshot:
         """The run as it is now.
@@ -80,8 +82,8 @@ class Snapshots:
                 self._make_page()
                 self._marks = marks
                 self._ready = time.monotonic() + _SHARE_OF_TIME * (time.monotonic() - now)
-        except (RunFolderError, StorageError) as error:
-            problem = str(error)
+        except Exception as error:  # the reader hears of it, and the next look comes soon
+            problem = first_line(error)
         fragments = self._fragments(problem)
         if fragments != self.latest.fragments:
             self.latest = dataclasses.replace(self.latest, fragments=fragments)
@@ -122,8 +124,8 @@ class Snapshots:
                 "live-begun": _begun_table(begun, is_at_work, self._run.score_name, self._run.manifest["epochs"]),
                 "live-requests": self._requests_table(is_at_work),
             }
-        except (RunFolderError, StorageError) as error:
-            return {**self.latest.fragments, "live-state": html.escape(str(error))}
+        except Exception as error:
+            return {**self.latest.fragments, "live-state": html.escape(first_line(error))}
 
     def _state(self, begun: Sequence[BegunTrial], is_at_work: bool) -> str:
         run = self._run
@@ -150,36 +152,34 @@ class Snapshots:
         return _table("What was asked", ("when", "request", "answer"), rows)
 
 
-def live_html(snapshot: Snapshot, *, name: str, asks: bool) -> str:
-    """The live section of the page.
-
-    Args:
-        name: Of the run.
-        asks: Whether the section has forms to ask something of the search.
-    """
+def live_html(snapshot: Snapshot, run: RunFolder) -> str:
+    """The live section of the page. Its forms ask something of the search."""
     fragments = snapshot.fragments
     return f"""<section id="live" aria-labelledby="live-title" data-version="{snapshot.version}">
-<h2 id="live-title">Live: {html.escape(name)}</h2>
+<h2 id="live-title">Live: {html.escape(str(run.manifest["name"]))}</h2>
 <p id="live-state">{fragments["live-state"]}</p>
 <noscript><p>Load the page again to see new results.</p></noscript>
 <p id="live-connection" role="status"></p>
 <p id="live-told" class="heard" role="status" aria-live="polite"></p>
 <div id="live-begun">{fragments["live-begun"]}</div>
 <div id="live-requests">{fragments["live-requests"]}</div>
-{_FORMS if asks else ""}</section>
+{_forms(run)}</section>
 """
 
 
-def takes_forms(run: RunFolder) -> bool:
-    """Whether the page of a run asks something of a search."""
-    return takes_requests(run)
+def _forms(run: RunFolder) -> str:
+    if not is_search(run):
+        return ""
+    forms = _STOP + (_TRIALS if run.manifest["epochs"] > 0 else "")
+    return f'<details id="live-asks"><summary>Ask something of the search</summary>{forms}</details>'
 
 
-_FORMS = """<details id="live-asks"><summary>Ask something of the search</summary>
+_STOP = """
 <form method="post" action="ask"><input type="hidden" name="ask" value="stop">
 <p><button>Stop in order</button> The trials in training keep their checkpoints; <code>--resume</code> goes on.</p>
 <output role="status"></output></form>
-<form method="post" action="ask"><input type="hidden" name="ask" value="trials">
+"""
+_TRIALS = """<form method="post" action="ask"><input type="hidden" name="ask" value="trials">
 <p><label>Trials in all <input type="number" name="trials" min="1" step="1" required></label>
 <button>Raise</button></p>
 <output role="status"></output></form>
@@ -189,7 +189,6 @@ of an <code>arch.json</code>, or a name such as <code>cvt-13</code></label></p>
 <p><textarea id="live-arch" name="arch" rows="8" spellcheck="false" required></textarea></p>
 <p><button>Try it next</button> <button type="button" id="live-fill" hidden>Fill in the selected trial</button></p>
 <output role="status"></output></form>
-</details>
 """
 
 

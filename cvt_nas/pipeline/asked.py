@@ -10,14 +10,18 @@ from cvt_nas.run import RunFolder
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
+def refuse_old_stops(run: RunFolder) -> None:
+    """Answers requests to stop that an earlier process left. Those that follow are for this one."""
+    for request in run.requests.waiting():
+        if request.ask == "stop":
+            run.requests.answer(request, refused="the search had ended before")
+
+
 @contextmanager
 def stopping_when_asked(
     run: RunFolder, stop: threading.Event, *, on_note: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Sets `stop` when a request to stop arrives within the block. Earlier ones are refused."""
-    for request in run.requests.waiting():
-        if request.ask == "stop":
-            run.requests.answer(request, refused="the search had ended before")
+    """Sets `stop` when somebody has asked for it, until the block ends; see `refuse_old_stops`."""
     is_over = threading.Event()
 
     def look() -> None:

@@ -18,7 +18,7 @@ from cvt_nas.launch.client import search_through_client
 from cvt_nas.launch.resources import GpusPerTrial, Resources, claim_resources
 from cvt_nas.launch.search import Search
 from cvt_nas.launch.tasks import on_device
-from cvt_nas.pipeline.asked import stopping_when_asked
+from cvt_nas.pipeline.asked import refuse_old_stops, stopping_when_asked
 from cvt_nas.pipeline.beginning import check_same_init, learn_of, lent_weights
 from cvt_nas.pipeline.latency import with_latency
 from cvt_nas.pipeline.phases import run_phases
@@ -124,6 +124,7 @@ def search(
             place.check_begun(out)
             run = place
             stack.enter_context(run.locked())
+            refuse_old_stops(run)
             _check_resumes(run, experiment, seed)
             check_same_init(run, init)
             check_same_sources(run, learn_from)
