@@ -253,6 +253,20 @@ def test_new_results_arrive_without_taking_the_reader_from_the_place(
     assert complaints == []
 
 
+def test_results_that_come_before_the_page_is_ready_are_shown(
+    growing: Growing, page: Page, complaints: list[str]
+) -> None:
+    growing.add(3)
+    wait_until(lambda: "3 of 20 trials" in requested(growing.url)[1], "the trials are shown")
+    _, stale = requested(growing.url)
+    growing.add(9)
+    wait_until(lambda: "12 of 20 trials" in requested(growing.url)[1], "the trials are shown")
+    page.route(growing.url, lambda route: route.fulfill(body=stale, content_type="text/html; charset=utf-8"))
+    page.goto(growing.url)
+    page.wait_for_function("document.querySelectorAll('#rows tr').length === 12")
+    assert complaints == []
+
+
 def test_a_page_without_results_becomes_one_with_results(growing: Growing, page: Page, complaints: list[str]) -> None:
     page.goto(growing.url)
     page.wait_for_selector("#live-state:has-text('0 of 20 trials have ended')")

@@ -86,10 +86,17 @@
     byId("live-told").textContent = told;
   }
 
+  let unshown = null; // until page.js, which unpacks plotly first, can draw it
+  function take(message) {
+    unshown = document.documentElement.dataset.ready ? null : message;
+    if (unshown === null) showPage(message);
+  }
+  window.addEventListener("pageready", () => { if (unshown) take(unshown); });
+
   const events = new EventSource(`events?seen=${live.dataset.version}`);
   events.addEventListener("live", (event) => showFragments(JSON.parse(event.data)));
   events.addEventListener("page", (event) => {
-    showPage(JSON.parse(event.data));
+    take(JSON.parse(event.data));
     live.dataset.version = event.lastEventId;
   });
   events.addEventListener("end", () => {
