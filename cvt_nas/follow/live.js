@@ -6,7 +6,7 @@
   // ---- changes in place ----------------------------------------------------------------------------------------
 
   // what page.js or plotly fills, and what the reader has typed, stays as it is
-  const OWNED = "[data-figure], #arch, #rows, #heads, #found";
+  const OWNED = "[data-figure], [data-owned], #arch, #rows, #heads, #found";
   const KEPT = new Set(["open", "style", "aria-invalid", "disabled", "checked", "value"]);
 
   function keyOf(node) {
@@ -88,10 +88,10 @@
 
   let unshown = null; // until page.js, which unpacks plotly first, can draw it
   function take(message) {
-    unshown = document.documentElement.dataset.ready ? null : message;
+    unshown = document.documentElement.dataset.scripted === undefined ? message : null;
     if (unshown === null) showPage(message);
   }
-  window.addEventListener("pageready", () => { if (unshown) take(unshown); });
+  new MutationObserver(() => { if (unshown) take(unshown); }).observe(document.documentElement, { attributes: true });
 
   const events = new EventSource(`events?seen=${live.dataset.version}`);
   events.addEventListener("live", (event) => showFragments(JSON.parse(event.data)));

@@ -421,6 +421,5 @@
 
   const asked = /^#trial=(\d+)$/.exec(location.hash);
   select(asked && byNumber.has(Number(asked[1])) ? Number(asked[1]) : data.first);
-  root.dataset.ready = "true";
-  window.dispatchEvent(new Event("pageready"));
+  root.dataset.scripted = "";
 })();
