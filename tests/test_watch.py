@@ -95,6 +95,7 @@ class Events:
 
     def close(self) -> None:
         self._thread.join(_SECONDS)
+        self._answer.close()
         self._connection.close()
 
 
