@@ -60,9 +60,13 @@
     const shown = [...document.querySelectorAll("h2, h3, figure, summary, table")].find((node) =>
       node.getBoundingClientRect().bottom > 0);
     const before = window.scrollY > 0 && shown ? shown.getBoundingClientRect().top : null;
+    const settle = () => {
+      if (before === null || !shown.isConnected) return;
+      window.scrollBy({ top: shown.getBoundingClientRect().top - before, behavior: "instant" });
+    };
     change();
-    if (before === null || !shown.isConnected) return;
-    window.scrollBy({ top: shown.getBoundingClientRect().top - before, behavior: "instant" });
+    settle();
+    requestAnimationFrame(settle); // what is filled a moment later moves nothing either
   }
 
   // ---- what the server sends -----------------------------------------------------------------------------------

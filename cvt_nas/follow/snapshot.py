@@ -62,7 +62,7 @@ class Snapshots:
         self._marks = self._marks_of_records()
         parts = run_parts(run)
         self._num_ended = len(run.ended())
-        fragments = dict.fromkeys(("live-state", "live-begun", "live-requests"), "")
+        fragments = {"live-state": "", "live-begun": "", "live-requests": ""}
         self.latest = Snapshot(version=_version_of(parts), parts=parts, told="", fragments=fragments)
         self.look()
 

@@ -226,8 +226,7 @@ class RunFolder:
     @property
     def num_planned(self) -> int | None:
         """How many trials the search is to have; None if the manifest does not tell. It fetches nothing."""
-        told = self.manifest.get("trials")
-        return None if told is None else self.requests.num_trials(told)
+        return None if (told := self.manifest.get("trials")) is None else self.requests.num_trials(told)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
