@@ -120,6 +120,7 @@ class Recorder:
             spent=self._run.seconds_spent,
             micro_batch=last.get("micro_batch"),
             activation_checkpointing=last.get("activation_checkpointing", False),
+            predicted=proposal.predicted,
         )
         self._keep(result)
         with contextlib.suppress(OSError):  # a leftover checkpoint is no reason to end the search

@@ -214,6 +214,9 @@ class _Terms:
 class CurvePosterior:
     """The process given observations; accuracies in their own unit outside, in that of `Curves.scale` inside.
 
+    Attributes:
+        noise_sd: Standard deviation of what one full training adds to what `predict` tells.
+
     Args:
         theta: Logarithms of the hyperparameters.
         pending: Trials that count as if they had ended at what is expected of them: they tell no more of the mean, and
@@ -258,6 +261,8 @@ class CurvePosterior:
         self._weights, self._explained = parts.T @ y, parts.T @ parts
         self._weights[num_used + 1 :] += _trust(curves.num_beliefs)
         self._prior = of.f**2 + (of.g**2 + of.m**2) * by_sum[2 * num_epochs] + _CONSTANT
+        own = of.own**2 + of.own_curve**2 * by_sum[2 * num_epochs] + of.noise**2 + of.early**2 / max(num_epochs, 0.5)
+        self.noise_sd = self._scale * math.sqrt(own)
 
     @property
     def trust(self) -> tuple[Float[np.ndarray, " beliefs"], Float[np.ndarray, " beliefs"]]:

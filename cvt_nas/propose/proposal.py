@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cvt_nas.arch import Cost
-from cvt_nas.results import Status
+from cvt_nas.results import Prediction, Status
 from cvt_nas.space import Genome
 
 
@@ -14,12 +14,14 @@ class Proposal:
 
     Args:
         seed: Of its training.
+        predicted: What the surrogate expects of it; None if the surrogate did not choose it.
     """
 
     number: int
     genome: Genome
     cost: Cost
     seed: int
+    predicted: Prediction | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

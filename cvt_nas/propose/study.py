@@ -18,11 +18,11 @@ from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.private import StoredTrials
 from cvt_nas.propose.proposal import Ended, PartialTrial, Proposal
 from cvt_nas.propose.surrogate import Surrogate
-from cvt_nas.results import FAILURES, Metric
+from cvt_nas.results import FAILURES, Metric, Prediction
 from cvt_nas.space import ALL_COST_METRICS, CostMetric, Genome, GenomeSpace
 
 STUDY_NAME = "cvt-nas"
-_FITTED = "hyperparameters of curves"
+_FITTED, _PREDICTED = "hyperparameters of curves", "predicted"
 
 
 class Study:
@@ -202,18 +202,23 @@ class Study:
         if self._anchors:
             name, genome = next(iter(self._anchors.items()))
             return self._begin(genome, anchor=name)
-        genome = None
         if self._surrogate is not None:
-            genome = self._ask_surrogate(self._surrogate, number)
-        if genome is None:
-            genome = samplers.draw_unseen(
-                self._space, self._seen, random.Random(samplers.derive_seed(self._seed, number, "proposal"))
-            )
+            genome, predicted = self._ask_surrogate(self._surrogate, number)
+            if genome is not None:
+                return self._begin(genome, **({} if predicted is None else {_PREDICTED: predicted.to_json()}))
+        genome = samplers.draw_unseen(
+            self._space, self._seen, random.Random(samplers.derive_seed(self._seed, number, "proposal"))
+        )
         return None if genome is None else self._begin(genome)
 
-    def _ask_surrogate(self, surrogate: Surrogate, number: int) -> Genome | None:
+    def _ask_surrogate(self, surrogate: Surrogate, number: int) -> tuple[Genome | None, Prediction | None]:
+        """A genome, and what the surrogate says of it, unless it is of the initial design."""
+        observations = self._with_untrained(self.observed())
         with self._keeping_fits(surrogate):
-            return surrogate.propose(number, self._with_untrained(self.observed()), self._seen)
+            genome = surrogate.propose(number, observations, self._seen)
+            if genome is None or surrogate.begins(number, observations):
+                return genome, None
+            return genome, surrogate.predict(observations, [genome])[0]
 
     def _with_untrained(self, observed: Mapping[int, Observation]) -> list[Observation]:
         """Also what the anchors inherited that have not begun."""
@@ -354,6 +359,7 @@ class Study:
             genome=genome,
             cost=self._space.cost(genome),
             seed=samplers.derive_seed(self._seed, trial.number, "training"),
+            predicted=None if (kept := trial.user_attrs.get(_PREDICTED)) is None else Prediction.from_json(kept),
         )
 
     def tell(self, ended: Ended) -> None:

@@ -19,7 +19,7 @@ from cvt_nas.propose.beliefs import NO_BELIEFS, Beliefs, Believed, Trust
 from cvt_nas.propose.curves import CurvePosterior, Curves, fit_hyperparameters, prior_of
 from cvt_nas.propose.improvement import expected_hypervolume_improvement
 from cvt_nas.propose.observations import MAX_FITTED, Observation, curves_of, most_telling
-from cvt_nas.results import is_non_dominated
+from cvt_nas.results import Prediction, is_non_dominated
 from cvt_nas.space import CostMetric, Genome, GenomeSpace
 
 NUM_INITIAL = 10
@@ -29,7 +29,7 @@ NUM_CANDIDATES = 1_500
 # Standard deviations are stretched by this. The process trusts its length scales, which are estimates: on
 # NAS-Bench-201, what it had not seen lay up to 2.1 of its standard deviations away, and one search in ten never tried
 # the operation that it had written off.
-_OVERCONFIDENCE = 1.5
+OVERCONFIDENCE = 1.5
 ENUMERABLE = 4_000
 _JUDGED_AFTER = 2  # complete trials, after which the initial design uses the weights of beliefs
 _INTERVALS = (0, 9, 5, 2, 7, 1, 3, 4, 6, 8)  # of log-FLOPs: each is as far as can be from those before
@@ -115,6 +115,17 @@ class Surrogate:
         with _blas().limit(limits=1, user_api="blas"):
             return self._gains(observations, self._of(genomes))
 
+    def predict(self, observations: Sequence[Observation], genomes: Sequence[Genome]) -> list[Prediction]:
+        """What is expected of the accuracy of each genome after a full training, without the stretch by which
+        proposals widen it."""
+        with _blas().limit(limits=1, user_api="blas"):
+            model = self._model(observations)
+            mean, sd = model.predict(self.features(genomes))
+        return [
+            Prediction(accuracy=round(float(m), 6), sd=round(float(s), 6), noise_sd=round(model.noise_sd, 6))
+            for m, s in zip(mean, sd, strict=True)
+        ]
+
     def trust(self, observations: Sequence[Observation]) -> list[Trust]:
         """How far the observations confirm each belief, in the order of `Beliefs.names`."""
         with _blas().limit(limits=1, user_api="blas"):
@@ -133,7 +144,7 @@ class Surrogate:
         standing = [o.genome for o in observations if o.status in ("complete", "running")]
         gains = expected_hypervolume_improvement(
             mean,
-            _OVERCONFIDENCE * sd,
+            OVERCONFIDENCE * sd,
             candidates.costs,
             front_costs=self.scaled_costs(standing),
             front_levels=model.expect(self.features(standing)),

@@ -14,6 +14,7 @@ from cvt_nas.results.pareto import (
     is_non_dominated,
     losses_of,
 )
+from cvt_nas.results.prediction import Prediction
 from cvt_nas.results.quality import Correction, Origin, Reused, SupernetQuality, Tau, judge_supernet
 from cvt_nas.results.request import Request
 from cvt_nas.results.rungs import RankCorrelation, rank_correlations, rung_epochs

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
 from cvt_nas.results.parsing import first_problem
+from cvt_nas.results.prediction import Prediction
 
 Metric = Literal["accuracy", "params", "flops", "latency_ms"]
 Status = Literal["complete", "stopped", "diverged", "failed", "oom"]
@@ -27,6 +28,12 @@ ROOM = ("micro_batch", "activation_checkpointing")
 
 # Means are rounded, so that they are equal whatever the order of their sums.
 DIGITS = 12
+
+
+class _Predicted(TypedDict):
+    accuracy: float
+    sd: float
+    noise_sd: float
 
 
 class _Line(TypedDict, total=False):
@@ -52,6 +59,7 @@ class _Line(TypedDict, total=False):
     activation_checkpointing: bool
     test_accuracy: float
     p10_ms: float
+    predicted: _Predicted
 
 
 _LINE = TypeAdapter(_Line)
@@ -159,6 +167,8 @@ class TrialResult:
         micro_batch: Greatest number of images that went through the network at once on each device. None in records of
             earlier versions, and if nothing was trained.
         activation_checkpointing: Whether activations inside blocks were computed again in the backward pass.
+        predicted: What the surrogate expected of the trial when it proposed it. None if it did not choose the trial,
+            and in records of earlier versions.
         confirmation: Confirmation of its architecture, if `RunFolder.confirmed` made this. It is never in the record.
     """
 
@@ -178,6 +188,7 @@ class TrialResult:
     spent: float | None = None
     micro_batch: int | None = None
     activation_checkpointing: bool = False
+    predicted: Prediction | None = None
     confirmation: Confirmation | None = None
 
     @property
@@ -219,6 +230,7 @@ class TrialResult:
             **({} if self.inherited is None else {"inherited": self.inherited}),
             **({} if self.spent is None else {"spent": round(self.spent, 1)}),
             **({} if self.micro_batch is None else {name: getattr(self, name) for name in ROOM}),
+            **({} if self.predicted is None else {"predicted": self.predicted.to_json()}),
         }
 
     @classmethod
@@ -231,5 +243,6 @@ class TrialResult:
                 "arch": arch_from_dict(tree["arch"]),
                 "cost": cost_from_json(tree),
                 "curve": tuple(tree["curve"]),
+                "predicted": Prediction.from_json(tree["predicted"]) if "predicted" in tree else None,
             }
         )

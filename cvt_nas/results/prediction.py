@@ -1,0 +1,32 @@
+"""What the model of a search said of a trial when it proposed it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """Gaussian prediction of the accuracy after a full training, made before the trial began.
+
+    Args:
+        accuracy: Mean.
+        sd: Standard deviation of what the architecture is worth.
+        noise_sd: Standard deviation of what one training adds to that: its seed, and the noise of measuring.
+    """
+
+    accuracy: float
+    sd: float
+    noise_sd: float
+
+    def measured_sd(self, *, stretch: float = 1.0) -> float:
+        """Standard deviation of the accuracy that one training reaches; `stretch` multiplies `sd` alone."""
+        return math.hypot(stretch * self.sd, self.noise_sd)
+
+    def to_json(self) -> dict[str, float]:
+        return {"accuracy": self.accuracy, "sd": self.sd, "noise_sd": self.noise_sd}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, float]) -> Self:
+        return cls(accuracy=tree["accuracy"], sd=tree["sd"], noise_sd=tree["noise_sd"])
