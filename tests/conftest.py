@@ -17,7 +17,7 @@ from cvt_nas.config import Experiment, load_experiment, parse_experiment
 from cvt_nas.run import RunFolder
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -103,6 +103,35 @@ def digits() -> Experiment:
 @pytest.fixture(scope="session")
 def small() -> Experiment:
     return parse_experiment(small_digits(), "small.yaml")
+
+
+@pytest.fixture(scope="session")
+def made_up(digits: Experiment, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A made-up run of 60 trials, with its report written."""
+    from cvt_nas.report import write_report
+    from pages import made_up_run
+
+    run = made_up_run(tmp_path_factory.mktemp("made-up") / "run", digits, 60)
+    write_report(run)
+    return run
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """What a page of `page` complains of, and what it asks for."""
+    return []
+
+
+@pytest.fixture
+def page(browser: "Browser", complaints: list[str]) -> Iterator["Page"]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    opened = context.new_page()
+    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.on("request", lambda request: complaints.append(request.url) if "://" in request.url
+              and not request.url.startswith(("file:", "blob:", "data:")) else None)  # fmt: skip
+    yield opened
+    context.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,14 +4,12 @@ import gzip
 import json
 import math
 import os
-import random
 import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 
 from conftest import CHROMIUM, SPACES
 from cvt_nas.cli import main
@@ -34,49 +32,14 @@ from cvt_nas.report.choices import direction_lines, importance_frame
 from cvt_nas.report.figures import missing_of, thinned
 from cvt_nas.report.published import published_models
 from cvt_nas.report.tables import choices_frame, growth_frame
-from cvt_nas.results import HypervolumeBox, ParetoFront, TrialResult, distances_to_front, is_non_dominated
+from cvt_nas.results import HypervolumeBox, ParetoFront, distances_to_front, is_non_dominated
 from cvt_nas.run import RunFolder
+from pages import made_up_run, open_page, see_everything
 
 SCREENSHOTS = Path(__file__).parent.parent / "results" / "screenshots"  # to be looked at by a person
 
 
 # --- what figures are drawn from
-
-
-def made_up_run(
-    path: Path, experiment: Experiment, num_trials: int, *, seed: int = 0, share_complete: float = 0.5, **manifest: Any
-) -> RunFolder:
-    """A record such as a search leaves, of accuracies by a formula: more FLOPs help, and stage 0's kv stride 1 does."""
-    rng = random.Random(seed)
-    run = RunFolder.create(path, experiment.manifest(seed=seed, num_trials=num_trials) | manifest)
-    epochs, rung = experiment.training.epochs, experiment.rungs[0]
-    _, greatest = experiment.space.cost_range
-    lines = []
-    for number in range(num_trials):
-        genome = experiment.space.sample_feasible(rng)
-        assert genome is not None
-        arch, cost = experiment.space.decode(genome), experiment.space.cost(genome)
-        top = 0.8 + 0.05 * cost.flops / greatest.flops + 0.05 * (arch.stages[0].blocks[0].kv_stride == 1)
-        is_complete = rng.random() < share_complete
-        curve = tuple(
-            round(top * (1 - math.exp(-3 * (epoch + 1) / epochs)) + rng.gauss(0, 0.001), 4)
-            for epoch in range(epochs if is_complete else rung)
-        )
-        result = TrialResult(
-            number=number, arch=arch, status="complete" if is_complete else "stopped", epochs=len(curve),
-            accuracy=curve[-1], cost=cost, curve=curve, seconds=len(curve) + 1.0, train_seconds=float(len(curve)),
-            seed=number, spent=10.0 * number,
-        )  # fmt: skip
-        lines.append(json.dumps(result.to_json()) + "\n")
-    (run.path / "trials.jsonl").write_text("".join(lines))
-    return run
-
-
-@pytest.fixture(scope="session")
-def made_up(digits: Experiment, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    run = made_up_run(tmp_path_factory.mktemp("made-up") / "run", digits, 60)
-    write_report(run)
-    return run
 
 
 def test_growth_is_the_hypervolume_of_what_had_ended(made_up: RunFolder) -> None:
@@ -168,36 +131,6 @@ def test_published_models_are_those_of_the_papers() -> None:
 
 
 # --- the page, in a browser
-
-
-@pytest.fixture
-def complaints() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def page(browser: Browser, complaints: list[str]) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    opened = context.new_page()
-    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    opened.on("pageerror", lambda error: complaints.append(str(error)))
-    opened.on("request", lambda request: complaints.append(request.url) if "://" in request.url
-              and not request.url.startswith(("file:", "blob:", "data:")) else None)  # fmt: skip
-    yield opened
-    context.close()
-
-
-def open_page(page: Page, path: Path, ready: str = "#rows tr") -> None:
-    page.goto(path.as_uri())
-    page.wait_for_selector(ready)
-
-
-def see_everything(page: Page) -> None:
-    """Scrolls to each figure, and waits until it is drawn."""
-    for plot in page.query_selector_all("[data-figure]"):
-        plot.scroll_into_view_if_needed()
-        page.wait_for_function("plot => plot.querySelector('.main-svg') !== null", arg=plot)
-    page.evaluate("scrollTo(0, 0)")
 
 
 @pytest.mark.parametrize(("name", "width", "height", "scheme"), [
@@ -354,11 +287,11 @@ def test_the_keyboard_alone_finds_a_trial(made_up: RunFolder, page: Page) -> Non
 def test_every_plot_is_named_and_every_text_stands_out(made_up: RunFolder, page: Page) -> None:
     open_page(page, made_up.path / "report.html")
     labels = page.locator("[data-figure]").evaluate_all("plots => plots.map(plot => plot.getAttribute('aria-label'))")
-    assert len(labels) == 8
+    assert len(labels) == 9
     assert all(labels)
     assert page.locator("details table").count() >= 4
     assert page.locator("input:not([type=checkbox]), select").evaluate_all(
-        "inputs => inputs.every(input => input.closest('label').textContent.trim() !== '')"
+        "inputs => inputs.every(input => [...input.labels].some(label => label.textContent.trim() !== ''))"
     )
     for theme in ("light", "dark"):
         page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
@@ -607,6 +540,7 @@ def test_compare_writes_a_page_and_says_what_is_on_it(
     open_page(page, tmp_path / "new" / "c.html", ready="details table")
     see_everything(page)
     page.screenshot(path=SCREENSHOTS / "compare.png", full_page=True)
+    page.click("#theme")
     assert complaints == []
     assert page.locator("details table tbody tr").count() == 3
     assert main(["compare", *places, "--to", str(tmp_path / "c.html")]) == 0

@@ -9,7 +9,13 @@ import pytest
 
 from conftest import small_digits
 from cvt_nas.config import parse_experiment
-from cvt_nas.report.stopping import expected_of_stopped, first_rung_to_trust, stopping_lines, would_be_rungs
+from cvt_nas.report.stopping import (
+    expected_of_stopped,
+    first_rung_to_trust,
+    hindsight_of,
+    stopping_lines,
+    would_be_rungs,
+)
 from cvt_nas.results import TrialResult
 from cvt_nas.run import RunFolder
 from test_results import MANIFEST, trial
@@ -70,7 +76,9 @@ def test_what_a_rung_loses_is_what_the_networks_that_it_keeps_do_not_have(tmp_pa
 
 def test_where_networks_overtake_at_the_end_no_rung_is_recommended(tmp_path: Path) -> None:
     run = run_of(tmp_path / "late", crossing, num_complete=12)
-    assert stopping_lines(run)[-1].endswith("next time: search.scheduler: freeze-thaw, as no rung keeps it")
+    assert stopping_lines(run, hindsight_of(run))[-1].endswith(
+        "next time: search.scheduler: freeze-thaw, as no rung keeps it"
+    )
 
 
 def test_of_stopped_trials_it_says_what_they_saved_and_what_the_best_of_them_promises(tmp_path: Path) -> None:
@@ -78,15 +86,17 @@ def test_of_stopped_trials_it_says_what_they_saved_and_what_the_best_of_them_pro
         return (*steady(size)[:1], *(accuracy + 0.1 for accuracy in steady(size)[1:]))
 
     run = run_of(tmp_path / "run", curve_of, num_complete=12, num_stopped=4)
-    expected = expected_of_stopped(run)
+    expected = expected_of_stopped(hindsight_of(run))
     assert set(expected) == {12, 13, 14, 15}
     assert all(gain >= 0 for gain in expected.values())
     best = max(expected, key=lambda number: expected[number])
-    assert stopping_lines(run)[0] == (
+    assert stopping_lines(run, hindsight_of(run))[0] == (
         f"stopped after epoch 1: 4 trials, which saved 12 epochs; the most promising of them, trial {best}, is "
         f"expected to add {expected[best]:.4f} to the hypervolume"
     )
 
 
 def test_of_a_few_complete_trials_nothing_is_said(tmp_path: Path) -> None:
-    assert stopping_lines(run_of(tmp_path / "run", steady, num_complete=8, num_stopped=4)) == []
+    run = run_of(tmp_path / "run", steady, num_complete=8, num_stopped=4)
+    assert hindsight_of(run) is None
+    assert stopping_lines(run, None) == []

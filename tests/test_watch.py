@@ -30,7 +30,7 @@ from cvt_nas.follow.beside import page_beside
 from cvt_nas.follow.serving import serving
 from cvt_nas.propose.progress import BegunTrials
 from cvt_nas.run import RunFolder
-from test_report import made_up_run
+from pages import made_up_run
 
 _SECONDS = 240.0  # in which a busy machine does anything of this file
 

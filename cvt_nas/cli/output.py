@@ -55,6 +55,7 @@ def print_front(run: "RunFolder", out: str) -> None:
         belief_lines,
         confirmation_lines,
         front_table,
+        hindsight_of,
         histories_of_beliefs,
         latency_lines,
         rank_lines,
@@ -68,7 +69,7 @@ def print_front(run: "RunFolder", out: str) -> None:
         say(console, "No trial reached its last epoch, so there is no front yet.")
         return
     console.print(front_table(run))
-    of_search = (*rank_lines(run), *stopping_lines(run), *belief_lines(histories_of_beliefs(run)))
+    of_search = (*rank_lines(run), *stopping_lines(run, hindsight_of(run)), *belief_lines(histories_of_beliefs(run)))
     for note in (*latency_lines(run), *confirmation_lines(run), *of_search):
         say(console, note)
     say(

@@ -1,8 +1,9 @@
-"""Images for the page of a run: some of each split, and some that a network gets wrong."""
+"""For the page of a run: some images of each split, some that a network gets wrong, and how it does on each class."""
 
 import base64
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import UInt8
@@ -36,15 +37,24 @@ def sample_images(data: ImageData) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-@torch.inference_mode()
-def judge_with_mistakes(
-    model: CvT, data: ImageData, *, training: TrainingConfig, device: torch.device
-) -> tuple[float, list[dict[str, str]]]:
-    """Evaluates `model` on the test split, and finds the images with the worst answers.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """What a network does on the test split.
 
-    Returns:
-        The metric, and `image`, `label` and `answer` with its probability for each of these images.
+    Args:
+        value: The metric.
+        classes: `class`, its number of `images`, and how many of these the network finds.
+        mistakes: `image`, `label` and `answer` with its probability of the images with the worst answers.
     """
+
+    value: float
+    classes: list[dict[str, str | int]]
+    mistakes: list[dict[str, str]]
+
+
+@torch.inference_mode()
+def judge_with_mistakes(model: CvT, data: ImageData, *, training: TrainingConfig, device: torch.device) -> Judged:
+    """Evaluates `model` on the test split, class by class, and finds the images with the worst answers."""
     model.eval()
     batches = data.eval_batches("test", batch_size=EVAL_BATCH_SIZE, device=device, as_bytes=True)
     worst: list[tuple[float, dict[str, str]]] = []
@@ -54,8 +64,25 @@ def judge_with_mistakes(
         answers.append(logits.cpu())
         truths.append(labels.cpu())
         worst = _worst([*worst, *_mistakes(images, logits, labels, data.class_names)])
-    value = score(metric_of(training, data), torch.cat(answers), torch.cat(truths))
-    return value, [told for _, told in worst]
+    logits, labels = torch.cat(answers), torch.cat(truths)
+    return Judged(
+        value=score(metric_of(training, data), logits, labels),
+        classes=_by_class(logits, labels, data.class_names),
+        mistakes=[told for _, told in worst],
+    )
+
+
+def _by_class(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> list[dict[str, str | int]]:
+    number = len(class_names)
+    if labels.ndim == 2:
+        images, found = labels.sum(dim=0), ((logits > 0) & (labels > 0)).sum(dim=0)
+    else:
+        images = torch.bincount(labels, minlength=number)
+        found = torch.bincount(labels[logits.argmax(dim=1) == labels], minlength=number)
+    return [
+        {"class": name, "images": int(num_images), "found": int(num_found)}
+        for name, num_images, num_found in zip(class_names, images.tolist(), found.tolist(), strict=True)
+    ]
 
 
 def _mistakes(

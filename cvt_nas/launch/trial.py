@@ -11,13 +11,14 @@ import torch
 from ray import tune
 
 from cvt_nas.arch import arch_from_dict, cost_of
-from cvt_nas.engine import TrainingSetup, evaluate, fvcore_cost
+from cvt_nas.engine import TrainingSetup, fvcore_cost
 from cvt_nas.engine.shown import judge_with_mistakes
 from cvt_nas.launch.devices import WorkerLostError, WorkersFailedError, training_reports
 from cvt_nas.launch.resources import Resources
 from cvt_nas.launch.tasks import on_devices
 from cvt_nas.model import load_model
 from cvt_nas.results import TrialResult
+from cvt_nas.run.folder import CLASSES_FILE
 
 WAITING_CPUS = 0.01  # CPUs of a trial's own process while its ranks do the work
 
@@ -93,11 +94,11 @@ def _test_accuracy(arch_id: str, setup: TrainingSetup) -> tuple[float, int]:
     assert fvcore_cost(model) == cost_of(model.arch), f"closed form and fvcore disagree on {arch_id}"
     data = setup.open_data()
     num_images = data.num_images("test")
-    if not setup.data.show_images:
-        return evaluate(model, data, "test", training=setup.training, device=device), num_images
-    value, mistakes = judge_with_mistakes(model, data, training=setup.training, device=device)
-    setup.run.store.write(setup.run.mistakes_path(arch_id), json.dumps(mistakes) + "\n")
-    return value, num_images
+    judged = judge_with_mistakes(model, data, training=setup.training, device=device)
+    setup.run.store.write(setup.run.model_path(arch_id) / CLASSES_FILE, json.dumps(judged.classes) + "\n")
+    if setup.data.show_images:
+        setup.run.store.write(setup.run.mistakes_path(arch_id), json.dumps(judged.mistakes) + "\n")
+    return judged.value, num_images
 
 
 def _device() -> str:

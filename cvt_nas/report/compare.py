@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Float
 
 from cvt_nas.arch import Cost
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.errors import RunFolderError, SpaceFileError
 from cvt_nas.escaping import told
+from cvt_nas.report.attainment import LEVELS, MIN_RUNS, add_surfaces, attainment_surfaces
 from cvt_nas.report.figures import NAMES, cost_axis
 from cvt_nas.report.page import figure_html, html_page, table_html
 from cvt_nas.report.tables import growth_frame
@@ -87,6 +89,16 @@ class Comparison:
 
     def front(self, run: RunFolder) -> ParetoFront:
         return ParetoFront.of(run.confirmed() or run.results(), self.metrics)
+
+    def points(self, run: RunFolder, metric: CostMetric) -> Float[np.ndarray, "points 2"]:
+        """One cost and the accuracy of the front of a run in the two."""
+        members = ParetoFront.of(self.front(run).members, ("accuracy", metric)).members
+        return np.array([[m.metric(metric), m.metric("accuracy")] for m in members], dtype=float).reshape(-1, 2)
+
+    @property
+    def repeated(self) -> tuple[Group, ...]:
+        """Groups of enough runs with a front for `attainment_surfaces`."""
+        return tuple(group for group in self.groups if sum(bool(self.front(r).members) for r in group.runs) >= MIN_RUNS)
 
     def frame(self) -> pd.DataFrame:
         """A row a run: `group, run, seed, trials, complete, hours, front, best, hypervolume`.
@@ -177,6 +189,8 @@ def compare_page(comparison: Comparison) -> str:
         "over-trials": _growth_figure(comparison, "ended", "Trials that ended", 1.0),
         "over-compute": _growth_figure(comparison, "train_seconds", "Hours of training, all workers", 3600.0),
     }
+    if comparison.repeated:
+        figures |= {f"attained-{metric}": _attainment_figure(comparison, metric) for metric in costs}
     found = comparison.summary()
     rows = [
         (row["group"], row["run"], row["seed"], row["trials"], row["complete"], f"{row['hours']:.3f}", row["front"],
@@ -194,13 +208,14 @@ def compare_page(comparison: Comparison) -> str:
     names = ("group", "run", "seed", "trials", "complete", "hours of training", "front", "best", "hypervolume")
     body = (
         f'<dl class="cards">{"".join(groups)}</dl>'
-        f'<section><h2>Pareto fronts</h2><div class="pair">{fronts}</div></section>'
-        f"<section><h2>Hypervolume</h2><p>From {html.escape(comparison.score_name)} 0 at the greatest costs of all the "
-        f"spaces; the mean over runs that differ in their seed alone, with the least and the greatest of them as a "
-        f'band.</p><div class="pair">'
+        f'<section id="fronts"><h2>Pareto fronts</h2><div class="pair">{fronts}</div></section>'
+        f"{_attainment_section(comparison, costs)}"
+        f'<section id="hypervolume"><h2>Hypervolume</h2><p>From {html.escape(comparison.score_name)} 0 at the greatest '
+        f"costs of all the spaces; the mean over runs that differ in their seed alone, with the least and the greatest "
+        f'of them as a band.</p><div class="pair">'
         f"{figure_html('over-trials', 'hypervolume over trials')}"
         f"{figure_html('over-compute', 'hypervolume over compute')}</div></section>"
-        + table_html("Runs", names, rows, prose=(0, 1)).replace("<details>", "<details open>")
+        + table_html("Runs", names, rows, prose=(0, 1), opened=True)
     )
     return html_page(
         title="Searches compared",
@@ -210,6 +225,47 @@ def compare_page(comparison: Comparison) -> str:
         figures=figures,
         data={},
         refresh=None,
+    )
+
+
+def _attainment_figure(comparison: Comparison, metric: CostMetric) -> go.Figure:
+    figure = go.Figure()
+    points = {group: [comparison.points(run, metric) for run in group.runs] for group in comparison.repeated}
+    costs = [cost for found in points.values() for each in found for cost in each[:, 0].tolist()]
+    for index, group in enumerate(comparison.groups):
+        if group in points:
+            colour = _COLOURS[index % len(_COLOURS)]
+            surfaces = attainment_surfaces(points[group])
+            add_surfaces(figure, surfaces, name=group.name, colour=colour, band=_faint(colour), end=max(costs))
+    figure.update_layout(
+        template="plotly_white",
+        xaxis=cost_axis(metric, costs),
+        yaxis={"title": f"{as_title(comparison.score_name)} on the search split", "tickformat": ".1%"},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+    )
+    return figure
+
+
+def _attainment_section(comparison: Comparison, costs: Sequence[CostMetric]) -> str:
+    if not comparison.repeated:
+        return ""
+    plots, tables = [], []
+    for metric in costs:
+        label = f"accuracy that a quarter, half and three quarters of the runs attain, over {NAMES[metric]}"
+        plots.append(figure_html(f"attained-{metric}", f"{label}; in the table below"))
+        rows = [
+            (group.name, f"{surface.level:.0%}", f"{cost:,.10g}", f"{accuracy:.4f}")
+            for group in comparison.repeated
+            for surface in attainment_surfaces([comparison.points(run, metric) for run in group.runs])
+            for cost, accuracy in zip(surface.costs, surface.accuracies, strict=True)
+        ]
+        names = ("group", "runs that attain it", NAMES[metric], comparison.score_name)
+        tables.append(table_html(f"Attained over {NAMES[metric]}", names, rows, prose=(0,)))
+    return (
+        f'<section id="attained"><h2>What repeats attain</h2><p>At each cost: the line is what half of the runs of a '
+        f"group reach or exceed, the band is from what {LEVELS[-1]:.0%} of them reach to what {LEVELS[0]:.0%} do (the "
+        f"empirical attainment function). Told of groups of {MIN_RUNS} runs and more.</p>"
+        f'<div class="pair">{"".join(plots)}</div>{"".join(tables)}</section>'
     )
 
 

@@ -111,14 +111,15 @@ def _open_on(figure: go.Figure, results: Sequence[TrialResult], metric: CostMetr
         for result in results
         for sign in (-1, 1)
     ]
-    figure.update_xaxes(range=_with_margin(costs, least=0.02))
-    figure.update_yaxes(range=_with_margin(accuracies, least=0.002))
+    figure.update_xaxes(range=with_margin(costs, least=0.02))
+    figure.update_yaxes(range=with_margin(accuracies, least=0.002))
 
 
 _NEAR = 0.2  # decades
 
 
-def _with_margin(values: Sequence[float], *, least: float) -> list[float]:
+def with_margin(values: Sequence[float], *, least: float) -> list[float]:
+    """The ends of an axis that shows `values`, at least one."""
     low, high = min(values), max(values)
     margin = max(0.1 * (high - low), least)
     return [low - margin, high + margin]

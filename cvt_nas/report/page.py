@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+_SCRIPTS = ("page.js", "limits.js", "trial.js", "table.js", "pair.js")  # one script, in this order
+
 
 class PageParts(NamedTuple):
     """What one page says; see `html_page`."""
@@ -55,11 +57,11 @@ def html_page(
     Args:
         head, body: HTML of the header and of the main part; whatever came from a file is escaped in it. A figure goes
             where an element has its name as `data-figure`.
-        data: What page.js reads: `{}`, or `trials` and what belongs to them.
+        data: What the scripts read: `{}`, or `trials` and what belongs to them.
         refresh: Seconds after which the page loads itself again; None for never.
         live: Of a page that is served.
     """
-    scripts = [_plotly_script(), _text("page.js"), *([] if live is None else [live.script])]
+    scripts = [_plotly_script(), "\n".join(map(_text, _SCRIPTS)), *([] if live is None else [live.script])]
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     policy = (
         f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
@@ -129,21 +131,34 @@ def figure_html(name: str, label: str, *, selects: str | None = None, style: str
 
 
 def table_html(
-    caption: str, names: Sequence[str], rows: Sequence[Sequence[object]], *, prose: Sequence[int] = ()
+    caption: str,
+    names: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    prose: Sequence[int] = (),
+    opened: bool = False,
+    of_trials: bool = False,
 ) -> str:
-    """A table that opens on demand; `prose` are the columns of words."""
+    """A table that opens on demand.
+
+    Args:
+        prose: Columns of words.
+        opened: Whether it is open at first.
+        of_trials: Whether the first column is the number of a trial, whose row scripts may mark.
+    """
     kinds = ["prose" if index in prose else "" for index in range(len(names))]
     head = "".join(
         f'<th scope="col"{_class(k, "text")}>{html.escape(n)}</th>' for n, k in zip(names, kinds, strict=True)
     )
     body = "".join(
-        "<tr>"
+        (f'<tr data-number="{row[0]}">' if of_trials else "<tr>")
         + "".join(f"<td{_class(k, 'prose')}>{html.escape(str(v))}</td>" for v, k in zip(row, kinds, strict=True))
         + "</tr>"
         for row in rows
     )
     return (
-        f'<details><summary>{html.escape(caption)}, as a table</summary><div class="scroll"><table><caption>'
+        f"<details{' open' * opened}><summary>{html.escape(caption)}, as a table</summary>"
+        f'<div class="scroll"><table><caption>'
         f"{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
     )
 

@@ -1,14 +1,12 @@
 """The page of one run."""
 
 import html
-import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from cvt_nas.arch import ArchConfig, StageConfig, stage_costs
 from cvt_nas.report.believing import beliefs_section
 from cvt_nas.report.choices import choices_section, importance_frame
 from cvt_nas.report.figures import (
@@ -18,15 +16,16 @@ from cvt_nas.report.figures import (
     curves_figure,
     growth_figure,
     importance_figure,
-    label_of,
     missing_of,
-    thinned,
 )
 from cvt_nas.report.fronts import front_figure
 from cvt_nas.report.page import Live, PageParts, figure_html, html_page, table_html
+from cvt_nas.report.page_data import page_data
+from cvt_nas.report.predictions import predicted_trials, predictions_figure, predictions_section
 from cvt_nas.report.published import published_beside
+from cvt_nas.report.random_search import Estimate, estimate_of, random_search_figure, random_search_section
 from cvt_nas.report.ranking import misjudged_lines, quality_verdict, question_lines
-from cvt_nas.report.stopping import stopping_lines
+from cvt_nas.report.stopping import Hindsight, hindsight_of, stopping_lines
 from cvt_nas.report.tables import choices_frame, costs_of, growth_frame
 from cvt_nas.report.text import (
     accuracy_text,
@@ -58,6 +57,13 @@ def run_parts(run: RunFolder) -> PageParts:
     axes = [over for over in GROWTH_AXES if not growth[over].hasnans]  # older records do not tell when trials ended
     figures |= {f"growth-{over}": growth_figure(growth, over) for over in axes}
     figures["curves"] = curves_figure(run)
+    hindsight = hindsight_of(run)
+    estimate = estimate_of(run, hindsight)
+    if estimate is not None:
+        figures["random"] = random_search_figure(estimate)
+    predicted = predicted_trials(run)
+    if predicted:
+        figures["predictions"] = predictions_figure(predicted, run.score_name)
     complete = [result for result in results if result.status == "complete"]
     if len(choices.columns) and len(complete) > 1:
         figures["choices"] = choices_figure(
@@ -69,7 +75,9 @@ def run_parts(run: RunFolder) -> PageParts:
         _at_a_glance(run, results),
         _fronts(run, bool(published)),
         choices_section(run, choices, importances, drawn="choices" in figures),
-        _progress(run, growth, axes),
+        _PAIR,
+        _progress(run, growth, axes, hindsight, estimate),
+        predictions_section(run, predicted),
         _images(run),
         _trials(results, run.score_name, bool(len(choices.columns))),
         _what_was_run(run),
@@ -79,7 +87,7 @@ def run_parts(run: RunFolder) -> PageParts:
         f"{html.escape(str(manifest.get('created', 'at an unknown time')))}; "
         f"{html.escape(run.score_name)} is of the search split, "
         f'which no training sees, unless it is called test</p>\n<nav aria-label="sections">'
-        + " ".join(f'<a href="#{name}">{text}</a>' for name, text in _SECTIONS)
+        + " ".join(_link(name, text) for name, text in _SECTIONS if name != "predictions" or predicted)
         + "</nav>"
     )
     return PageParts(
@@ -87,84 +95,34 @@ def run_parts(run: RunFolder) -> PageParts:
         head=head,
         body="\n".join(sections),
         figures=figures,
-        data=_data(run, results, choices),
+        data=page_data(run, results, choices),
     )
 
 
 _MAX_BARS = 20
 _SECTIONS = (
     ("fronts", "Fronts"),
+    ("pair", "Side by side"),
     ("choices", "Choices"),
     ("progress", "Progress"),
+    ("predictions", "Expected"),
     ("images", "Images"),
     ("trials", "Trials"),
     ("about", "What was run"),
 )
 
 
-def _data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFrame) -> dict[str, object]:
-    front, tested = run.front(), run.test_accuracies()
-    knee, best = front.knee(), front.best
-    measured = run.latencies()
-    confirmed = {result.number: result for result in run.confirmed()}
-    members = {member.number for member in front.members}
-    trials = []
-    for recorded in results:
-        result = confirmed.get(recorded.number, recorded)
-        tags = [name for name, marked in (("best", best), ("knee", knee)) if marked and marked.number == result.number]
-        if result.number in members and not tags:
-            tags = ["front"]
-        trials.append({
-            "number": result.number,
-            "arch_id": result.arch_id,
-            "status": result.status,
-            "epochs": result.epochs,
-            "accuracy": result.accuracy,
-            "sd": None if result.confirmation is None else result.confirmation.sd,
-            "test": tested.get(result.arch_id),
-            "params": result.cost.params,
-            "flops": result.cost.flops,
-            "latency_ms": result.cost.latency_ms or None,
-            "measured_ms": measured.get(result.arch_id),
-            "seconds": round(result.seconds, 1),
-            "seed": result.seed,
-            "reason": result.reason,
-            "front": result.number in members,
-            "tags": tags,
-            "curve": list(zip(*thinned(result.curve), strict=True)),  # epochs, accuracies
-            "stages": _stages(result.arch),
-            "choices": choices.loc[result.number].tolist() if len(choices.columns) else [],
-            "mistakes": run.shown_images(run.mistakes_path(result.arch_id)) if result.number in members else None,
-        })  # fmt: skip
-    first = knee or best
-    return {
-        "name": run.manifest["name"],
-        "score": run.score_name,
-        "place": run.place,
-        "rungs": run.rungs,
-        "costs": costs_of(run),
-        "first": first.number if first else (results[0].number if results else None),
-        "choices": {"names": list(choices.columns), "labels": [label_of(str(name)) for name in choices.columns]},
-        "trials": trials,
-    }
+_SCRIPTED = ("pair",)  # sections that are nothing without scripts
+_PAIR = """<section id="pair" class="scripted"><h2>Two networks side by side</h2>
+<div class="filters wide-lists">
+<label>first <select id="pair-one" autocomplete="off" data-owned></select></label>
+<label>second <select id="pair-other" autocomplete="off" data-owned></select></label>
+</div>
+<div id="pair-shown" data-owned></div></section>"""
 
 
-def _stages(arch: ArchConfig) -> list[list[object]]:
-    """Of each stage what page.js names in `stagesOf`, in its order; without names, since 2,000 trials have many."""
-
-    def blocks_of(stage: StageConfig) -> list[list[object]]:
-        return [
-            [len(list(alike)), block.num_heads, block.mlp_ratio, block.kernel_size, block.kv_stride, block.projection]
-            for block, alike in itertools.groupby(stage.blocks)
-        ]
-
-    return [
-        [
-            *grid, stage.embed_dim, stage.patch_kernel, stage.patch_stride, int(stage.class_token), cost.params,
-            cost.flops, blocks_of(stage),
-        ]
-        for stage, grid, cost in zip(arch.stages, arch.grids, stage_costs(arch), strict=True)
-    ]  # fmt: skip
+def _link(name: str, text: str) -> str:
+    return f'<a{" class=scripted" * (name in _SCRIPTED)} href="#{name}">{text}</a>'
 
 
 def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
@@ -247,14 +205,16 @@ def _fronts(run: RunFolder, is_published: bool) -> str:
         for metric in costs_of(run)
     )  # fmt: skip
     table = table_html(
-        "Pareto front", ("trial", "architecture", run.score_name, "test", "params", "FLOPs"), rows, prose=(1,)
-    )
+        "Pareto front", ("trial", "architecture", run.score_name, "test", "params", "FLOPs"), rows, prose=(1,),
+        of_trials=True,
+    )  # fmt: skip
     return (
         f'<section id="fronts"><h2>Pareto fronts</h2><p>Only trials that reached the last epoch compete. Select a '
         f"point, or a row of the trials' table, to see its architecture. The plots open on the complete trials; a "
         "double click shows everything.</p>"
-        f"{''.join(switches)}"
-        f'<div class="pair">{plots}</div>{table}<div class="arch" id="arch" aria-live="polite"></div></section>'
+        f'{"".join(switches)}<div id="limits" class="limits scripted" data-owned></div>'
+        f'<div class="pair">{plots}</div>{table}'
+        '<div class="arch" id="arch" aria-live="polite" data-owned></div></section>'
     )
 
 
@@ -262,7 +222,9 @@ def _switch(shows: str, label: str, *, is_on: bool = False) -> str:
     return f'<p><label><input type="checkbox" data-shows="{shows}"{" checked" * is_on}> {label}</label></p>'
 
 
-def _progress(run: RunFolder, growth: pd.DataFrame, axes: Sequence[str]) -> str:
+def _progress(
+    run: RunFolder, growth: pd.DataFrame, axes: Sequence[str], hindsight: Hindsight | None, estimate: Estimate | None
+) -> str:
     steps = growth.loc[growth["hypervolume"].diff().fillna(1) > 0]
     rows = [
         (row["ended"], f"{row['train_seconds'] / 3600:.3f}", f"{row['hypervolume']:.4f}", f"{missing:.2%}")
@@ -285,12 +247,13 @@ def _progress(run: RunFolder, growth: pd.DataFrame, axes: Sequence[str]) -> str:
         "find more.</p>"
         + f'<div class="three">{plots}</div>'
         + table_html("Growth of the hypervolume", ("trials", "hours of training", "hypervolume", "missing"), rows)
+        + random_search_section(estimate)
         + "<h3>Learning curves</h3>"
         + figure_html("curves", f"{run.score_name} after each epoch of every trial; of the front in the table below")
         + table_html("Learning curves of the front", ("trial", "architecture", *(f"epoch {e}" for e in epochs)), curves,
                      prose=(1,))
         + "".join(f"<p>{html.escape(line)}</p>" for line in rank_lines(run) if not line.startswith("warning: "))
-        + "".join(f"<p>{html.escape(line)}</p>" for line in stopping_lines(run))
+        + "".join(f"<p>{html.escape(line)}</p>" for line in stopping_lines(run, hindsight))
         + beliefs_section(run)
         + "</section>"
     )  # fmt: skip
@@ -337,8 +300,8 @@ def _trials(results: Sequence[TrialResult], score: str, has_choices: bool) -> st
 <button type="button" id="download">download as CSV</button>
 </div>
 <div class="scroll"><table><caption>Trials; sort by the name of a column</caption>
-<thead><tr id="heads"></tr></thead><tbody id="rows"></tbody></table></div>
-<p class="bar"><span id="found" role="status"></span><span><button type="button" id="back">back</button>
+<thead><tr id="heads" data-owned></tr></thead><tbody id="rows" data-owned></tbody></table></div>
+<p class="bar"><span id="found" role="status" data-owned></span><span><button type="button" id="back">back</button>
 <button type="button" id="on">on</button></span></p></section>"""
 
 

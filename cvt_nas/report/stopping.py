@@ -67,23 +67,29 @@ def first_rung_to_trust(rungs: Sequence[Rung]) -> Rung | None:
     return trusted
 
 
-def expected_of_stopped(run: RunFolder) -> dict[int, float]:
-    """What the surrogate expects each stopped trial to add to the hypervolume, had it gone on, by its number.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hindsight:
+    """A surrogate that knows everything that a run found, and what it learned from: `results` as `observations`."""
 
-    Nothing where the run has fewer than `MIN_TRIALS` complete trials, an architecture that its space does not have, or
-    latency as an objective, whose table a report does not need.
-    """
+    surrogate: Surrogate
+    space: SearchSpace
+    results: tuple[TrialResult, ...]
+    observations: tuple[Observation, ...]
+
+
+def hindsight_of(run: RunFolder) -> Hindsight | None:
+    """None where the run has fewer than `MIN_TRIALS` complete trials, an architecture that its space does not have, or
+    latency as an objective, whose table a report does not need."""
     results = [result for result in run.results() if result.curve or result.status in FAILURES]
-    stopped = [result for result in results if result.status == "stopped"]
     num_complete = sum(result.status == "complete" for result in results)
-    if not stopped or num_complete < MIN_TRIALS or "latency_ms" in run.metrics:
-        return {}
+    if num_complete < MIN_TRIALS or "latency_ms" in run.metrics:
+        return None
     try:
         experiment = experiment_of(run)
         space, beliefs = experiment.space, beliefs_of(experiment, run)
         observations = [observation_of(result, space) for result in results]
     except (ArchError, RunFolderError, SpaceFileError):  # another version's file, or an architecture from elsewhere
-        return {}
+        return None
     surrogate = Surrogate(
         space,
         costs=[metric for metric in ("params", "flops") if metric in run.metrics],
@@ -91,7 +97,16 @@ def expected_of_stopped(run: RunFolder) -> dict[int, float]:
         seed=run.manifest["seed"],
         beliefs=beliefs,
     )
-    gains = surrogate.gains(observations, [o.genome for o in observations if o.status == "stopped"])
+    return Hindsight(surrogate=surrogate, space=space, results=tuple(results), observations=tuple(observations))
+
+
+def expected_of_stopped(hindsight: Hindsight | None) -> dict[int, float]:
+    """What the surrogate expects each stopped trial to add to the hypervolume, had it gone on, by its number."""
+    stopped = [] if hindsight is None else [r for r in hindsight.results if r.status == "stopped"]
+    if hindsight is None or not stopped:
+        return {}
+    genomes = [o.genome for o in hindsight.observations if o.status == "stopped"]
+    gains = hindsight.surrogate.gains(hindsight.observations, genomes)
     return {result.number: float(gain) for result, gain in zip(stopped, gains, strict=True)}
 
 
@@ -110,14 +125,18 @@ def experiment_of(run: RunFolder) -> Experiment:
     return parse_experiment(run.manifest.get("space_file", ""), f"{run.path}/manifest.json")
 
 
-def stopping_lines(run: RunFolder) -> list[str]:
-    """For people: what the rungs of a run saved and cost, and where the next search should have its first one."""
+def stopping_lines(run: RunFolder, hindsight: Hindsight | None) -> list[str]:
+    """For people: what the rungs of a run saved and cost, and where the next search should have its first one.
+
+    Args:
+        hindsight: Of `hindsight_of`.
+    """
     try:
         search = experiment_of(run).search
     except SpaceFileError:  # another version's
         return []
     lines, num_epochs = [], run.manifest["epochs"]
-    expected, results = expected_of_stopped(run), {result.number: result for result in run.results()}
+    expected, results = expected_of_stopped(hindsight), {result.number: result for result in run.results()}
     for epoch in sorted({results[number].epochs for number in expected}):
         here = {number: gain for number, gain in expected.items() if results[number].epochs == epoch}
         best = max(here, key=lambda number: here[number])
@@ -136,7 +155,8 @@ def stopping_lines(run: RunFolder) -> list[str]:
         lines.append(
             f"{told}; next time: search.scheduler: freeze-thaw, as no rung keeps it"
             if trusted is None
-            else f"{told}, and one at epoch {trusted.epoch} {trusted.lost:.1%}; next time: search.grace_period: "
-            f"{trusted.epoch}"
+            else told
+            + (f", and one at epoch {trusted.epoch} {trusted.lost:.1%}" if trusted != first else "")
+            + f"; next time: search.grace_period: {trusted.epoch}"
         )
     return lines

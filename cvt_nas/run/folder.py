@@ -30,6 +30,7 @@ from cvt_nas.run.requests import Requests
 from cvt_nas.run.store import Store
 from cvt_nas.run.supernet import SupernetFolder
 
+CLASSES_FILE = "classes.json"  # beside a model of the front: how it does on each class of the test split
 _MODEL_FILES = ("arch.json", "model.safetensors", "probe.safetensors", "preprocessing.json")
 
 
@@ -74,7 +75,7 @@ class RunFolder:
         self.journal_path, self.candidates_journal_path = path / "study.journal", path / "candidates.journal"
         self.tune_path, self.tensorboard_path = path / "tune", path / "tensorboard"
         self.init_path = path / "init" / "weights.safetensors"
-        self.unsorted_init_path = path / "init" / "unsorted.safetensors"  # weights before sorting
+        self.unsorted_init_path = self.init_path.with_stem("unsorted")  # weights before sorting
         self.samples_path = path / "samples.json"  # some images of each split
         self.listing_path = path / "images.npz"  # names of the images of a folder; see `TrainingSetup.save_listing`
         self._manifest_path = path / "manifest.json"
@@ -366,7 +367,7 @@ class RunFolder:
         return self.model_path(arch_id) / "mistakes.json"
 
     def shown_images(self, path: Path) -> Any:
-        """Content of `samples_path` or of a `mistakes_path`; None if there is no such file."""
+        """Content of `samples_path`, of a `mistakes_path` or `CLASSES_FILE`; None if there is no such file."""
         self.store.fetch(path)
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

@@ -1,0 +1,99 @@
+"""What several runs attain: at each cost, the accuracy that a quarter, half and three quarters of them reach.
+
+In two objectives, the empirical attainment function is a matter of sorting: the best accuracy of each run at a cost,
+and of these the one that enough runs have.
+
+Source: Grunert da Fonseca et al. 2001, doi:10.1007/3-540-44719-9_15.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float
+
+LEVELS = (0.25, 0.5, 0.75)
+MIN_RUNS = 3  # of fewer, quarters say nothing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surface:
+    """Corners of a staircase that rises with cost; each is attained by at least `level` of the runs.
+
+    Args:
+        costs, accuracies: Strictly rising.
+    """
+
+    level: float
+    costs: tuple[float, ...]
+    accuracies: tuple[float, ...]
+
+
+def attainment_surfaces(
+    runs: Sequence[Float[np.ndarray, "points 2"]], levels: Sequence[float] = LEVELS
+) -> list[Surface]:
+    """One for each of the `levels`.
+
+    Args:
+        runs: Costs and accuracies of what each run found, dominated points or not; at least one run.
+        levels: Shares of the runs, above 0 and at most 1. At least so many runs attain the surface, rounded up.
+    """
+    costs = np.unique(np.concatenate([points[:, 0] for points in runs]))
+    best = np.full((len(runs), len(costs)), -np.inf)
+    for row, points in zip(best, runs, strict=True):
+        np.maximum.at(row, np.searchsorted(costs, points[:, 0]), points[:, 1])
+    best = np.sort(np.maximum.accumulate(best, axis=1), axis=0)[::-1]  # at each cost, the best run first
+    surfaces = []
+    for level in levels:
+        reached = best[math.ceil(level * len(runs) - 1e-9) - 1]
+        corners = np.flatnonzero(reached > np.concatenate([[-np.inf], reached[:-1]]))
+        surfaces.append(
+            Surface(
+                level=level, costs=tuple(costs[corners].tolist()), accuracies=tuple(reached[corners].tolist())
+            )
+        )  # fmt: skip
+    return surfaces
+
+
+def add_surfaces(
+    figure: go.Figure, surfaces: Sequence[Surface], *, name: str, colour: str, band: str, end: float
+) -> None:
+    """Draws the three surfaces of `LEVELS`: the middle one as a line, the others as the edges of a band.
+
+    Args:
+        band: Colour between the edges.
+        end: Greatest cost of the plot, to which the surfaces go on.
+    """
+    best, middle, worst = surfaces
+    same = {"mode": "lines", "legendgroup": name}
+    if worst.costs:  # otherwise there is no cost at which three quarters of the runs have anything
+        for edge, fill in ((best, None), (worst, "tonexty")):
+            x, y = _corners(edge, worst.costs[0], end)
+            line = {"width": 0, "shape": "hv"}
+            figure.add_scatter(
+                x=x, y=y, line=line, fill=fill, fillcolor=band, hoverinfo="skip", showlegend=False, **same
+            )  # fmt: skip
+    for edge in (best, worst):
+        x, y = _corners(edge, 0.0, end)
+        figure.add_scatter(
+            x=x, y=y, line={"width": 1, "shape": "hv", "color": colour, "dash": "dot"}, showlegend=False, **same,
+            hovertemplate=f"{name}: {edge.level:.0%} of the runs attain %{{y:.4f}} at %{{x}}<extra></extra>",
+        )  # fmt: skip
+    x, y = _corners(middle, 0.0, end)
+    figure.add_scatter(
+        x=x, y=y, line={"width": 2, "shape": "hv", "color": colour}, name=name, **same,
+        hovertemplate=f"{name}: half of the runs attain %{{y:.4f}} at %{{x}}<extra></extra>",
+    )  # fmt: skip
+
+
+def _corners(surface: Surface, begin: float, end: float) -> tuple[list[float], list[float]]:
+    """From one cost to another, as far as there is a surface."""
+    if not surface.costs:
+        return [], []
+    first = max(begin, surface.costs[0])
+    kept = [pair for pair in zip(surface.costs, surface.accuracies, strict=True) if pair[0] > first]
+    there = max(a for c, a in zip(surface.costs, surface.accuracies, strict=True) if c <= first)
+    x, y = [first, *(cost for cost, _ in kept)], [there, *(accuracy for _, accuracy in kept)]
+    return [*x, end], [*y, y[-1]]

@@ -1,0 +1,91 @@
+"""What the scripts of a run's page read: its trials, as plain values."""
+
+import itertools
+from collections.abc import Sequence
+
+import pandas as pd
+
+from cvt_nas.arch import ArchConfig, StageConfig, stage_costs
+from cvt_nas.report.figures import label_of, thinned
+from cvt_nas.report.tables import costs_of
+from cvt_nas.results import TrialResult
+from cvt_nas.run import RunFolder
+from cvt_nas.run.folder import CLASSES_FILE
+
+
+def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFrame) -> dict[str, object]:
+    """What the scripts of the page read."""
+    front, tested = run.front(), run.test_accuracies()
+    knee, best = front.knee(), front.best
+    measured = run.latencies()
+    confirmed = {result.number: result for result in run.confirmed()}
+    members = {member.number for member in front.members}
+    judged = {
+        member.number: run.shown_images(run.model_path(member.arch_id) / CLASSES_FILE) for member in front.members
+    }
+    by_class = {number: found for number, found in judged.items() if found}
+    trials = []
+    for recorded in results:
+        result = confirmed.get(recorded.number, recorded)
+        tags = [name for name, marked in (("best", best), ("knee", knee)) if marked and marked.number == result.number]
+        if result.number in members and not tags:
+            tags = ["front"]
+        trials.append({
+            "number": result.number,
+            "arch_id": result.arch_id,
+            "status": result.status,
+            "epochs": result.epochs,
+            "accuracy": result.accuracy,
+            "sd": None if result.confirmation is None else result.confirmation.sd,
+            "test": tested.get(result.arch_id),
+            "params": result.cost.params,
+            "flops": result.cost.flops,
+            "latency_ms": result.cost.latency_ms or None,
+            "measured_ms": measured.get(result.arch_id),
+            "seconds": round(result.seconds, 1),
+            "seed": result.seed,
+            "reason": result.reason,
+            "front": result.number in members,
+            "competes": result.status == "complete" and (not confirmed or result.number in confirmed),
+            "predicted": None
+            if result.predicted is None
+            else [round(result.predicted.accuracy, 4), round(result.predicted.measured_sd(), 4)],
+            "tags": tags,
+            "curve": list(zip(*thinned(result.curve), strict=True)),  # epochs, accuracies
+            "stages": _stages(result.arch),
+            "choices": choices.loc[result.number].tolist() if len(choices.columns) else [],
+            "mistakes": run.shown_images(run.mistakes_path(result.arch_id)) if result.number in members else None,
+            "classes": [[of[name] for of in by_class.get(result.number, ())] for name in ("images", "found")]
+            if result.number in by_class
+            else None,
+        })  # fmt: skip
+    first = knee or best
+    return {
+        "name": run.manifest["name"],
+        "score": run.score_name,
+        "place": run.place,
+        "rungs": run.rungs,
+        "costs": costs_of(run),
+        "first": first.number if first else (results[0].number if results else None),
+        "choices": {"names": list(choices.columns), "labels": [label_of(str(name)) for name in choices.columns]},
+        "classes": [of["class"] for of in next(iter(by_class.values()), ())],
+        "trials": trials,
+    }
+
+
+def _stages(arch: ArchConfig) -> list[list[object]]:
+    """Of each stage what trial.js names in `stagesOf`, in its order; without names, since 2,000 trials have many."""
+
+    def blocks_of(stage: StageConfig) -> list[list[object]]:
+        return [
+            [len(list(alike)), block.num_heads, block.mlp_ratio, block.kernel_size, block.kv_stride, block.projection]
+            for block, alike in itertools.groupby(stage.blocks)
+        ]
+
+    return [
+        [
+            *grid, stage.embed_dim, stage.patch_kernel, stage.patch_stride, int(stage.class_token), cost.params,
+            cost.flops, blocks_of(stage),
+        ]
+        for stage, grid, cost in zip(arch.stages, arch.grids, stage_costs(arch), strict=True)
+    ]  # fmt: skip

@@ -1,0 +1,144 @@
+"use strict";
+// Two complete networks side by side: figures, stages, learning curves, and what each gets wrong.
+
+const MB = 1e6;
+const MAX_CLASSES = 12; // of those on which two networks differ most, that are shown at once
+
+// Name, value for comparison, text, and how a difference is told: "points" of a share, or "ratio".
+function figuresOf(trial) {
+  const measured = isKnown(trial.measured_ms) ? trial.measured_ms : null;
+  return [
+    [page.data.score, trial.accuracy, percent(trial.accuracy) + (isKnown(trial.sd) ? ` ± ${percent(trial.sd)}` : ""), "points"],
+    ["test split", trial.test, percent(trial.test), "points"],
+    ["as int8", trial.int8_accuracy, percent(trial.int8_accuracy), "points"],
+    ["expected at the proposal", trial.predicted ? trial.predicted[0] : null,
+      trial.predicted ? `${(100 * trial.predicted[0]).toFixed(2)} ± ${percent(trial.predicted[1])}` : "–", "points"],
+    ["parameters", trial.params, trial.params.toLocaleString("en"), "ratio"],
+    ["weights in fp32", trial.params, `${(4 * trial.params / MB).toPrecision(3)} MB`, "ratio"],
+    ["weights in fp16", trial.params, `${(2 * trial.params / MB).toPrecision(3)} MB`, "ratio"],
+    ["weights in int8", trial.params, `${(trial.params / MB).toPrecision(3)} MB`, "ratio"],
+    ["FLOPs (multiply-adds)", trial.flops, trial.flops.toLocaleString("en"), "ratio"],
+    ["additions and multiplications", trial.flops, short(2 * trial.flops), "ratio"],
+    ["latency, predicted", trial.latency_ms, isKnown(trial.latency_ms) ? `${trial.latency_ms.toPrecision(3)} ms` : "–", "ratio"],
+    ["latency, measured", measured, measured === null ? "–" : `${measured.toPrecision(3)} ms`, "ratio"],
+    ["images a second, one at a time", measured === null ? null : 1000 / measured, measured === null ? "–" : (1000 / measured).toFixed(0), "ratio"],
+    ["training", trial.seconds, `${trial.seconds.toFixed(0)} s`, "ratio"],
+  ];
+}
+
+function differenceOf(one, other, kind) {
+  if (!isKnown(one) || !isKnown(other)) return "";
+  if (one === other) return "same";
+  if (kind === "points") return `${other > one ? "+" : "−"}${Math.abs(100 * (other - one)).toFixed(2)} points`;
+  return one === 0 ? "" : `× ${Number((other / one).toPrecision(3))}`;
+}
+
+function tableOf(caption, names, rows, differs = () => false) {
+  return element("div", { class: "scroll" }, element("table", { class: "pair-table" }, element("caption", {}, caption),
+    element("thead", {}, element("tr", {}, names.map((name, index) => element("th", { scope: "col", class: index ? null : "text" }, name)))),
+    element("tbody", {}, rows.map((row) => element("tr", { class: differs(row) ? "differs" : null },
+      row.map((value, index) => (index ? element("td", {}, value) : element("th", { scope: "row", class: "text" }, value))))))));
+}
+
+const nameOf = (trial) => `trial ${trial.number}${trial.tags.length ? ` (${trial.tags.join(", ")})` : ""}`;
+const headsOf = (...trials) => trials.map((trial) => `trial ${trial.number}`);
+
+function figureTable(one, other) {
+  const rows = figuresOf(one).map(([name, value, text, kind], index) => {
+    const [, otherValue, otherText] = figuresOf(other)[index];
+    return !isKnown(value) && !isKnown(otherValue) ? null : [name, text, otherText, differenceOf(value, otherValue, kind)];
+  });
+  return tableOf("Figures", ["", ...headsOf(one, other), "change"], rows.filter(isKnown));
+}
+
+function stageTable(one, other) {
+  const facts = (trial) => stagesOf(trial).map((stage) => [
+    ["tokens", `${stage.rows} × ${stage.columns}${stage.token ? " + 1" : ""}`], ["width", String(stage.width)],
+    ["depth", String(stage.blocks.length)],
+    ...CHOICES.map((name, place) => [name, choiceOf(stage, place) ?? "–"]),
+    ["embedding", `${stage.kernel} × ${stage.kernel}, stride ${stage.stride}`],
+    ["params", short(stage.params)], ["FLOPs", short(stage.flops)],
+  ]);
+  const ours = facts(one), theirs = facts(other);
+  const rows = Array.from({ length: Math.max(ours.length, theirs.length) }, (_, stage) => stage).flatMap((stage) =>
+    (ours[stage] ?? theirs[stage]).map(([name], index) => {
+      const left = ours[stage]?.[index][1] ?? "–", right = theirs[stage]?.[index][1] ?? "–";
+      return [`stage ${stage}: ${name}`, left, right, left === right ? "" : "differs"];
+    }));
+  return tableOf("Stages", ["", ...headsOf(one, other), ""], rows, (row) => row[3] === "differs");
+}
+
+function classTable(one, other) {
+  if (!one.classes && !other.classes) return [element("p", {}, "What each class is recognised with is known of members of the front whose test split was read.")];
+  const recall = (trial, index) => (trial.classes && trial.classes[0][index] ? trial.classes[1][index] / trial.classes[0][index] : null);
+  const rows = page.data.classes.map((name, index) => [name, recall(one, index), recall(other, index)])
+    .filter(([, left, right]) => left !== null || right !== null)
+    .sort((a, b) => Math.abs((b[2] ?? 0) - (b[1] ?? 0)) - Math.abs((a[2] ?? 0) - (a[1] ?? 0)))
+    .map(([name, left, right]) => [name, percent(left, 1), percent(right, 1), differenceOf(left, right, "points")]);
+  const heads = ["class", ...headsOf(one, other), "change"];
+  const shown = tableOf(`Recall of each class on the test split${rows.length > MAX_CLASSES ? `; the ${MAX_CLASSES} that differ most` : ", those that differ most first"}`, heads, rows.slice(0, MAX_CLASSES));
+  return rows.length <= MAX_CLASSES ? [shown]
+    : [shown, element("details", {}, element("summary", {}, `All ${rows.length} classes`), tableOf("Recall of each class", heads, rows))];
+}
+
+const mistakesBeside = (one, other) => (!one.mistakes?.length && !other.mistakes?.length ? [] : [
+  element("h3", {}, "What each gets wrong on the test split"),
+  element("div", { class: "pair" }, [one, other].map((trial) => element("div", {}, element("h4", {}, nameOf(trial)),
+    trial.mistakes?.length ? mistakeList(trial) : element("p", { class: "muted" }, "No images are kept of it.")))),
+]);
+
+let pairShown = null;
+page.fillPair = (isSame = false) => {
+  const [one, other] = page.state.pair.map(trialOf);
+  const told = JSON.stringify([one, other]);
+  if (isSame && told === pairShown && byId("pair-shown").childElementCount) return;
+  pairShown = told;
+  if (!one || !other) {
+    byId("pair-shown").replaceChildren(element("p", {}, "Two complete trials are needed."));
+    return;
+  }
+  byId("pair-shown").replaceChildren(
+    element("div", { class: "pair tables" },
+      element("div", {}, figureTable(one, other),
+        curvesOf([nameOf(one), one, "--accent", "solid"], [nameOf(other), other, "--mark", "dash"]), classTable(one, other)),
+      stageTable(one, other)),
+    ...mistakesBeside(one, other),
+  );
+};
+
+function fillChoices() { // of the two lists: the front first, then the other complete trials
+  const complete = page.data.trials.filter((trial) => trial.status === "complete").sort((a, b) => b.accuracy - a.accuracy);
+  const optionOf = (trial) => element("option", { value: trial.number },
+    `${nameOf(trial)}: ${percent(trial.accuracy)}, ${short(trial.params)} params, ${short(trial.flops)} FLOPs`);
+  const groups = [["on the front", complete.filter((trial) => trial.front)], ["off the front", complete.filter((trial) => !trial.front)]];
+  const [knee, best] = ["knee", "best"].map((tag) => complete.find((trial) => trial.tags.includes(tag)));
+  const usual = [knee ?? complete[0], best !== knee ? best : complete.find((trial) => trial !== knee)];
+  page.state.pair = page.state.pair.map((number, place) => (trialOf(number) ? number : usual[place]?.number ?? null));
+  ["pair-one", "pair-other"].forEach((id, place) => {
+    byId(id).replaceChildren(...groups.filter(([, trials]) => trials.length).map(([label, trials]) =>
+      element("optgroup", { label }, trials.map(optionOf))));
+    byId(id).value = String(page.state.pair[place] ?? "");
+  });
+}
+
+function pairWith(place, number) {
+  page.state.pair[place] = number;
+  byId(place ? "pair-other" : "pair-one").value = String(number);
+  page.fillPair();
+}
+on("change", "#pair-one", (list) => pairWith(0, Number(list.value)));
+on("change", "#pair-other", (list) => pairWith(1, Number(list.value)));
+on("click", "[data-pairs]", (button) => {
+  pairWith(Number(button.dataset.pairs), page.state.selected);
+  byId("pair").scrollIntoView();
+  byId(Number(button.dataset.pairs) ? "pair-other" : "pair-one").focus({ preventScroll: true });
+});
+
+page.parts.push({
+  start() {
+    fillChoices();
+    page.fillPair(true);
+  },
+  themed: () => page.fillPair(),
+});
+page.start(); // the last of the scripts

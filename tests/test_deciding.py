@@ -1,0 +1,202 @@
+"""What a person decides by on the page of a run: the most that a network may cost, and two of them side by side."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page
+
+from cvt_nas.config import Experiment
+from cvt_nas.report import write_report
+from cvt_nas.results import TrialResult
+from cvt_nas.run import RunFolder
+from cvt_nas.run.folder import CLASSES_FILE
+from pages import made_up_run, open_page
+
+_LIMITED = """metric => {
+    const plot = document.querySelector(`[data-figure=front-${metric}]`);
+    const shade = plot.layout.shapes.find(shape => shape.type === "rect");
+    const inside = plot.data.flatMap(trace => trace.selectedpoints
+        ? trace.selectedpoints.map(index => trace.customdata[index]) : []);
+    return [shade && shade.x0, inside];
+}"""
+
+
+@pytest.fixture(scope="module")
+def decided(digits: Experiment, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run whose front has figures of each class."""
+    run = made_up_run(tmp_path_factory.mktemp("decided") / "run", digits, 40)
+    for place, member in enumerate(run.front().members):
+        folder = run.model_path(member.arch_id)
+        folder.mkdir(parents=True)
+        rows = [
+            {"class": f"<i>{name}</i>", "images": 50, "found": 40 + (index + place) % 10}
+            for index, name in enumerate("abc")
+        ]
+        (folder / CLASSES_FILE).write_text(json.dumps(rows))
+    write_report(run)
+    return run
+
+
+def best_within(run: RunFolder, *, params: float = 1e18, flops: float = 1e18) -> TrialResult:
+    within = [r for r in run.results() if r.status == "complete" and r.cost.params <= params and r.cost.flops <= flops]
+    return max(within, key=lambda result: (result.metric("accuracy"), -result.cost.flops))
+
+
+def test_a_limit_names_the_best_network_within_it(decided: RunFolder, page: Page, complaints: list[str]) -> None:
+    open_page(page, decided.path / "report.html")
+    page.wait_for_selector("[data-figure=front-params] .main-svg")
+    costs = sorted(result.cost.params for result in decided.results() if result.status == "complete")
+    limit = costs[len(costs) // 2]
+    page.fill("#limit-params-entry", str(limit / 1000))
+    picked = best_within(decided, params=limit)
+    page.wait_for_selector(f"#pick-said:has-text('trial {picked.number} ')")
+    assert f"cvt-nas export {decided.place} --pick {picked.arch_id} --to my_model" in page.locator("#pick").inner_text()
+    shaded, inside = page.evaluate(_LIMITED, "params")
+    assert shaded == pytest.approx(limit)
+    cheap = {result.number for result in decided.results() if result.cost.params <= limit}
+    assert set(inside) <= cheap
+    assert {r.number for r in decided.results() if r.status == "complete"} & cheap <= set(inside)
+    assert page.evaluate(_LIMITED, "flops")[0] is None
+    rows = page.locator("tr[data-picked]").evaluate_all("rows => rows.map(row => Number(row.dataset.number))")
+    assert set(rows) == {picked.number}
+    page.fill("#limit-params-entry", str(costs[0] / 1000 / 2))
+    page.wait_for_selector("#pick-said:has-text('No complete network')")
+    assert page.locator("tr[data-picked]").count() == 0
+    page.fill("#limit-params-entry", "")
+    page.wait_for_selector(f"#pick-said:has-text('trial {best_within(decided).number} ')")
+    assert page.evaluate(_LIMITED, "params")[0] is None
+    assert complaints == []
+
+
+def test_a_slider_obeys_the_keyboard_and_says_its_value(decided: RunFolder, page: Page) -> None:
+    open_page(page, decided.path / "report.html")
+    page.focus("#limit-flops")
+    assert page.get_attribute("#limit-flops", "aria-valuetext") == "no limit"
+    page.keyboard.press("Home")
+    cheapest = min(result.cost.flops for result in decided.results() if result.status == "complete")
+    page.wait_for_selector("#pick-said:has-text('within at most')")
+    value = float(page.input_value("#limit-flops-entry")) * 1e6
+    assert cheapest <= value < 1.01 * cheapest
+    assert (
+        page.get_attribute("#limit-flops", "aria-valuetext")
+        == f"at most {page.locator('#limit-flops-output').inner_text()}"
+    )
+    for key in ("ArrowRight",) * 20 + ("PageUp",):
+        page.keyboard.press(key)
+    value = float(page.input_value("#limit-flops-entry")) * 1e6
+    assert value > 1.2 * cheapest
+    picked = best_within(decided, flops=value)
+    page.wait_for_selector(f"#pick-said:has-text('trial {picked.number} ')")
+    page.keyboard.press("End")
+    assert page.get_attribute("#limit-flops", "aria-valuetext") == "no limit"
+    named = "input => Boolean(document.querySelector(`label[for='${input.id}']`) || input.getAttribute('aria-label'))"
+    assert all(page.locator("#limits input").evaluate_all(f"inputs => inputs.map({named})"))
+
+
+def test_the_row_of_the_pick_is_found_on_whatever_page_of_the_table_it_is(decided: RunFolder, page: Page) -> None:
+    open_page(page, decided.path / "report.html")
+    page.fill("#filter-text", "no such trial")
+    page.click("[data-row]")
+    best = best_within(decided)
+    assert page.evaluate("document.activeElement.closest('tr').dataset.number") == str(best.number)
+
+
+def test_two_networks_stand_side_by_side(decided: RunFolder, page: Page, complaints: list[str]) -> None:
+    open_page(page, decided.path / "report.html")
+    front = decided.front().members
+    first, second = front[0], front[-1]
+    page.select_option("#pair-one", str(first.number))
+    page.select_option("#pair-other", str(second.number))
+    shown = page.locator("#pair-shown").inner_text()
+    assert f"{first.cost.params:,}" in shown
+    assert f"{second.cost.flops:,}" in shown
+    points = 100 * (second.metric("accuracy") - first.metric("accuracy"))
+    sign = "+" if points > 0 else "\N{MINUS SIGN}"
+    assert f"{sign}{abs(points):.2f} points" in shown
+    for index, (one, other) in enumerate(zip(first.arch.stages, second.arch.stages, strict=True)):
+        row = page.locator(f"#pair-shown tr:has(th:text-is('stage {index}: width'))")
+        assert row.locator("td").all_inner_texts()[:2] == [str(one.embed_dim), str(other.embed_dim)]
+        assert (row.get_attribute("class") == "differs") == (one.embed_dim != other.embed_dim)
+    recalls = [json.loads((decided.model_path(m.arch_id) / CLASSES_FILE).read_text()) for m in (first, second)]
+    for one, other in zip(*recalls, strict=True):
+        row = page.locator("#pair-shown tr", has=page.locator(f"th:text-is('{one['class']}')"))
+        expected = [f"{100 * of['found'] / 50:.1f} %" for of in (one, other)]
+        assert row.locator("td").all_inner_texts()[:2] == expected
+    assert page.locator("#pair-shown .plot .main-svg").count() > 0
+    page.fill("#filter-text", front[1].arch_id)
+    page.click(f"#rows button:has-text('{front[1].arch_id}')")
+    page.click("[data-pairs='1']")
+    assert page.input_value("#pair-other") == str(front[1].number)
+    assert page.evaluate("document.activeElement.id") == "pair-other"
+    assert page.locator("#pair-shown tr:has(th:text-is('as int8'))").count() == 0
+    page.evaluate(
+        """number => {
+        const data = structuredClone(page.data);
+        data.trials.find(trial => trial.number === number).int8_accuracy = 0.5;
+        dispatchEvent(new CustomEvent("results", { detail: { data, figures: page.figures } }));
+    }""",
+        first.number,
+    )
+    row = page.locator("#pair-shown tr:has(th:text-is('as int8'))")
+    row.wait_for()
+    assert row.locator("td").all_inner_texts()[:2] == ["50.00 %", "\N{EN DASH}"]
+    assert complaints == []
+
+
+def test_contents_that_are_replaced_keep_what_a_reader_has_chosen(
+    decided: RunFolder, page: Page, complaints: list[str]
+) -> None:
+    """As a page that is served anew while a search runs: new sections, new data, and `page.start()` once more."""
+    open_page(page, decided.path / "report.html")
+    page.fill("#limit-params-entry", "100")
+    page.fill("#filter-text", "complete nothing")
+    page.fill("#filter-text", "1")
+    front = decided.front().members
+    page.select_option("#pair-one", str(front[-1].number))
+    shown = page.locator("#found").inner_text()
+    said = page.locator("#pick-said").inner_text()
+    page.evaluate("""async () => {
+        for (const section of document.querySelectorAll("main > section")) {
+            const fresh = new DOMParser().parseFromString(section.outerHTML, "text/html").querySelector("section");
+            for (const filled of fresh.querySelectorAll("[data-owned]")) {
+                filled.replaceChildren();
+                delete filled.dataset.built;
+            }
+            for (const plot of fresh.querySelectorAll("[data-figure]")) plot.replaceChildren();
+            section.replaceWith(fresh);
+        }
+        await page.start();
+    }""")
+    page.locator("[data-figure=front-params]").scroll_into_view_if_needed()
+    page.wait_for_selector("[data-figure=front-params] .main-svg")
+    assert page.locator("#found").inner_text() == shown
+    assert page.locator("#pick-said").inner_text() == said
+    assert page.input_value("#limit-params-entry") == "100"
+    assert page.input_value("#pair-one") == str(front[-1].number)
+    page.click("#heads button:has-text('params')")
+    assert page.locator("th[aria-sort=descending]").inner_text().startswith("params")
+    assert page.evaluate(_LIMITED, "params")[0] == pytest.approx(100_000)
+    page.focus("#limit-flops")
+    page.evaluate("""() => {
+        const data = structuredClone(page.data);
+        for (const trial of data.trials) trial.accuracy = trial.number === 3 ? 1 : trial.accuracy / 2;
+        data.trials[3].params = 1000;
+        data.trials[3].competes = true;
+        dispatchEvent(new CustomEvent("results", { detail: { data, figures: page.figures } }));
+    }""")
+    page.wait_for_selector("#pick-said:has-text('trial 3 ')")
+    assert page.evaluate("document.activeElement.id") == "limit-flops"
+    assert page.input_value("#limit-params-entry") == "100"
+    assert complaints == []
+
+
+def test_without_scripts_there_are_no_controls_that_do_nothing(decided: RunFolder, browser: Any) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(Path(decided.path / "report.html").as_uri())
+    for name in ("#limits", "#pair", "nav [href='#pair']"):
+        assert not page.locator(name).is_visible()
+    assert page.locator("#fronts details table").count() == 1
+    context.close()
