@@ -12,6 +12,7 @@ hyperparameters of a supernet are fitted with the first draw.
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,10 +43,10 @@ def main() -> None:
             break
         for row in gains(of, space, num_draws=options.draws):
             found.append({"supernet": str(key), **row})
-        told = pd.DataFrame(found).groupby("trained")[["inherited", "corrected"]].mean()
+        told: Any = pd.DataFrame(found).groupby("trained")[["inherited", "corrected"]].mean()
         print(f"{index + 1} supernets", told.round(4).to_dict(), flush=True)
     table = pd.DataFrame(found)
-    by_supernet = table.groupby(["trained", "supernet"])[["inherited", "corrected"]].mean()
+    by_supernet: Any = table.groupby(["trained", "supernet"])[["inherited", "corrected"]].mean()
     gain = (by_supernet["corrected"] - by_supernet["inherited"]).groupby("trained")
     print(pd.DataFrame(table.groupby("trained")[["inherited", "corrected"]].mean()).round(4).to_string())
     print(gain.agg(["mean", "std", "min", "max", lambda gains: (gains > 0).sum()]).round(4).to_string())
