@@ -298,9 +298,20 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("run", metavar="RUN")
     export.add_argument("--pick", default="knee", metavar="WHAT", help='knee, best, an arch id, or "flops<4e9"')
     export.add_argument("--to", required=True, metavar="DIR", help="a new folder")
-    export.add_argument("--format", choices=["torch", "hf", "timm", "onnx", "pt2"], default="torch",
-                        help="for cvt_nas.load_model, transformers, timm, onnxruntime, torch.export.load")  # fmt: skip
+    export.add_argument("--format", default="torch",
+                        choices=["torch", "hf", "timm", "onnx", "onnx-int8", "openvino-int8", "pt2"],
+                        help="for cvt_nas.load_model, transformers, timm, onnxruntime, OpenVINO, "
+                             "torch.export.load")  # fmt: skip
     export.add_argument("--opset", type=_positive, metavar="N", help="of --format onnx; 20 if absent")
+    export.add_argument(
+        "--data", metavar="DIR", help="of formats in int8: folder or file of the run's data set, where it needs one"
+    )
+    export.add_argument(
+        "--max-loss",
+        type=_above_0,
+        metavar="X",
+        help="of formats in int8: refuse what loses more of the accuracy, as a fraction; 0.01 if absent",
+    )
     export.add_argument("--push", metavar="USER/NAME", help="upload it to the Hugging Face Hub, too")
     export.add_argument("--private", action="store_true", help="with --push: for nobody else to see")
     _add_json(export)

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cvt_nas.cli.output import print_front, print_note, say, write
 from cvt_nas.cli.searching import SignalledStop
@@ -108,19 +110,49 @@ def export(options: argparse.Namespace) -> int:
     elif options.private:
         raise ExportError("--private: is of what is uploaded; give --push USER/NAME with it")
     run, to = RunFolder.open(options.run), Path(options.to)
-    result = export(run, options.pick, to, format=options.format, opset=options.opset)
+    result = export(
+        run,
+        options.pick,
+        to,
+        format=options.format,
+        opset=options.opset,
+        data=options.data,
+        max_loss=options.max_loss,
+        on_note=print_note,
+    )
+    int8 = json.loads((to / "int8.json").read_text(encoding="utf-8")) if (to / "int8.json").is_file() else None
     url = None if options.push is None else push(to, options.push, private=options.private)
     found = result.confirmation
     if options.json:
         more = {} if found is None else {"own_accuracy": result.own_accuracy, **found.to_json()}
         more |= {} if url is None else {"url": url}
+        more |= {} if int8 is None else {"int8": int8}
         write(json.dumps({"arch_id": result.arch_id, "to": str(to), "accuracy": result.accuracy,
                           "params": result.cost.params, "flops": result.cost.flops, **more}))  # fmt: skip
         return 0
     own = "" if found is None else f" ({result.own_accuracy:.4f} of these weights)"
+    equal = "; its logits equal those of the trained model" if int8 is None else ""
     write(f"{result.arch_id}: {run.score_name} {accuracy_text(result)}{own}, {result.cost.params:,} params, "
-          f"{result.cost.flops:,} FLOPs; its logits equal those of the trained model")  # fmt: skip
+          f"{result.cost.flops:,} FLOPs{equal}")  # fmt: skip
+    if int8 is not None:
+        write(*_int8_lines(int8, run.score_name))
     if url is not None:
         write(f"uploaded: {url}")
     write(f"next: see {to / 'README.md'}, which shows how to load it")
     return 0
+
+
+def _int8_lines(int8: Mapping[str, Any], score_name: str) -> list[str]:
+    """What `int8.json` says, for people."""
+    (fp32_bytes, int8_bytes), (fp32_ms, int8_ms) = int8["num_bytes"], int8["ms"]
+    lines = [f"{score_name} on {int8['num_images']:,} images of the search split: {int8['score']:.4f} in fp32"]
+    lines += [
+        f"    {judged['score']:.4f} in int8, in {judged['runtime']}"
+        for judged in int8["judged"]
+        if judged["score"] is not None
+    ]
+    return [
+        *lines,
+        f"{fp32_bytes / 1e6:.2f} MB in fp32, {int8_bytes / 1e6:.2f} in int8; {fp32_ms:.3g} ms and {int8_ms:.3g} for "
+        f"one image, in {int8['runtime']}",
+    ]

@@ -20,11 +20,13 @@ from cvt_nas.model import (
     fitted,
     is_published,
     load_onnx,
+    load_openvino,
     load_program,
     read_weights,
 )
 
-_PROGRAMS = {"model.onnx": load_onnx, "model.pt2": load_program}
+_PROGRAMS = {"model.onnx": load_onnx, "model.pt2": load_program, "model.xml": load_openvino}
+_EXTRAS = {"model.onnx": "onnx", "model.xml": "openvino"}  # what installs their runtimes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +85,7 @@ class Network:
 
 
 def open_network(path: Path, arch: ArchConfig | None = None) -> Network:
-    """Opens the network at `path`: an export as ONNX or as a program, or weights; see `read_weights`.
+    """Opens the network at `path`: an export as ONNX, OpenVINO or a program, or weights; see `read_weights`.
 
     Raises:
         ArchError: The network cannot be read, does not fit `arch`, or has no head.
@@ -119,7 +121,8 @@ def _open_program(path: Path, arch: ArchConfig | None) -> Network | None:
     try:
         model = _PROGRAMS[name](folder)
     except ImportError as error:
-        raise ResourceError(f"{folder / name}: needs {error.name}: pip install 'cvt-nas[onnx]'") from error
+        extra = _EXTRAS.get(name, "onnx")
+        raise ResourceError(f"{folder / name}: needs {error.name}: pip install 'cvt-nas[{extra}]'") from error
     except Exception as error:  # runtimes raise various errors
         said = first_line(error)
         raise ArchError(f"{folder / name}: cannot be loaded: {said}") from error
@@ -137,7 +140,7 @@ def check_program(network: Network, *, image_size: ImageSize | None, device: str
     if device == "cuda":
         raise ResourceError(f"--device cuda: {network.folder} is a program, which is evaluated on the CPU{again}")
     if precision != "fp32":
-        raise ArchError(f"--precision {precision}: {network.folder} is exported in fp32{again}")
+        raise ArchError(f"--precision {precision}: {network.folder} is a program, whose precision is fixed{again}")
 
 
 def prepared_as(preprocessing: Preprocessing, beside: Found, source: Path | None, *, resized: bool) -> Preprocessing:

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,21 @@ from cvt_nas.run import RunFolder
 
 
 def model_card(
-    run: RunFolder, result: TrialResult, folder: Path, *, preprocessing: Mapping[str, Any], usage: str, opset: int
+    run: RunFolder,
+    result: TrialResult,
+    folder: Path,
+    *,
+    preprocessing: Mapping[str, Any],
+    usage: str,
+    opset: int,
+    rows: Sequence[str] = (),
 ) -> str:
     """Markdown, below the lines by which the Hugging Face Hub files it.
 
     Args:
         usage: Lines of Python that load it; see `Format`.
         opset: Of an ONNX file.
+        rows: Further lines of its table.
     """
     score, manifest, test = run.score_name, run.manifest, run.test_accuracies().get(result.arch_id)
     channels, height, width = result.arch.image_shape
@@ -50,7 +58,7 @@ A Convolutional vision Transformer (arXiv:2103.15808), found on `{manifest["data
 | | |
 |---|---|
 {accuracy_lines}
-| {score} on the test split | {test_line} |
+| {score} on the test split{" (in fp32)" if rows else ""} | {test_line} |{"".join(chr(10) + row for row in rows)}
 | parameters | {result.cost.params:,} |
 | FLOPs of one image at {size} (a multiply-add is one, by fvcore's convention) | {result.cost.flops:,} |
 | epochs, seed | {result.epochs}, {result.seed} |

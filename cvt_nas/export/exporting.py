@@ -6,16 +6,20 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from cvt_nas.arch import ArchConfig
+from cvt_nas.engine.int8 import MAX_LOSS
 from cvt_nas.errors import ExportError
 from cvt_nas.escaping import told, why_no_text
 from cvt_nas.export.card import model_card
 from cvt_nas.export.formats import FORMATS, OPSET, check_opset
-from cvt_nas.model import CvT, load_model, probe_error, probe_logits
+from cvt_nas.export.int8 import card_rows, export_int8
+from cvt_nas.model import CvT, Logits, load_model, probe_error, probe_logits
 from cvt_nas.results import TrialResult
 from cvt_nas.run import RunFolder
 
@@ -30,6 +34,9 @@ def export(
     *,
     format: str = "torch",  # noqa: A002
     opset: int | None = None,
+    data: str | Path | None = None,
+    max_loss: float | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> TrialResult:
     """Writes one of the run's networks to `to`, with a model card.
 
@@ -41,13 +48,17 @@ def export(
         to: A folder that is new or empty.
         format: One of `FORMATS`.
         opset: Version of ONNX's operators, where `format` is `onnx`; 20 where it is not given.
+        data: Folder or file of the run's data set, where it needs one; for formats in int8.
+        max_loss: How much of the run's metric int8 may lose; 0.01 where it is not given.
+        on_note: Called with what is done and found, for formats in int8.
 
     Returns:
         The trial whose model it is.
 
     Raises:
         ExportError: `to` is not empty or cannot be written, the trial has no weights, the format cannot hold the
-            network, needs a package or has no such opset, or the logits differ.
+            network, needs a package or has no such opset, the logits differ, or int8 answers otherwise than fp32.
+        DataError: The data set is missing, or is not the run's.
         RunFolderError: `pick` means nothing in this run.
     """
     chosen, result = FORMATS[format], run.pick(pick)
@@ -60,6 +71,10 @@ def export(
         if format != "onnx":
             raise ExportError(f"--opset {opset}: is for --format onnx, not {format}")
         check_opset(opset)
+    if chosen.quantise is None:
+        for option, value in (("--data", data), ("--max-loss", max_loss)):
+            if value is not None:
+                raise ExportError(f"{option} {value}: is for formats in int8, not {format}")
     if why := why_no_text(to.absolute()):  # exporters keep paths as text
         raise ExportError(f"--to {told(str(to))}: {why}")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -74,14 +89,25 @@ def export(
             f"{result.arch_id}: --format {format} cannot be this network: {'; '.join(reasons)}. "
             f"--format torch, timm, onnx and pt2 can"
         )
+    rows: list[str] = []
+    expected: Logits = model
     try:
-        to.mkdir(parents=True, exist_ok=True)
-        chosen.write(model, to, preprocessing, **({} if opset is None else {"opset": opset}))
-        card = model_card(run, result, to, preprocessing=preprocessing, usage=chosen.usage, opset=opset or OPSET)
+        if chosen.quantise is None:
+            to.mkdir(parents=True, exist_ok=True)
+            chosen.write(model, to, preprocessing, **({} if opset is None else {"opset": opset}))
+        else:
+            limit = MAX_LOSS if max_loss is None else max_loss
+            found = export_int8(
+                model, run, to, chosen=chosen, preprocessing=preprocessing, data=data, max_loss=limit, on_note=on_note
+            )
+            rows, expected = card_rows(found, run.score_name), chosen.load(to)
+        card = model_card(
+            run, result, to, preprocessing=preprocessing, usage=chosen.usage, opset=opset or OPSET, rows=rows
+        )
         (to / "README.md").write_text(card, encoding="utf-8")
     except OSError as error:
         raise ExportError(f"--to {to}: cannot be written: {error.strerror or error}") from error
-    error, largest = _difference(model, to, format)
+    error, largest = _difference(expected, model.arch, to, format)
     if not error <= chosen.tolerance * max(largest, 1.0):
         raise ExportError(
             f"{result.arch_id}: loaded again, its logits differ by {error:.3g} from those of the trained model; "
@@ -104,10 +130,11 @@ def _weights_of(run: RunFolder, result: TrialResult) -> Path:
     return source
 
 
-def _difference(model: CvT, folder: Path, format: str) -> tuple[float, float]:  # noqa: A002
-    """Of the logits of what a new process loads from `folder` and those of `model`, the greatest; and of the latter."""
-    images = torch.randn(_NUM_IMAGES, *model.arch.image_shape, generator=torch.Generator().manual_seed(1))
-    expected = probe_logits(model, images)
+def _difference(network: Logits, arch: ArchConfig, folder: Path, format: str) -> tuple[float, float]:  # noqa: A002
+    """Returns the greatest difference between logits of what a new process loads from `folder` and those of `network`,
+    and the greatest of the latter."""
+    images = torch.randn(_NUM_IMAGES, *arch.image_shape, generator=torch.Generator().manual_seed(1))
+    expected = probe_logits(network, images) if isinstance(network, CvT) else network(images)
     with tempfile.TemporaryDirectory() as scratch:
         asked, answered = Path(scratch) / "images.safetensors", Path(scratch) / "logits.safetensors"
         save_file({"images": images}, asked)

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,17 @@ from torch import Tensor
 from cvt_nas.arch import arch_to_dict, save_arch
 from cvt_nas.errors import ExportError
 from cvt_nas.export.hugging_face import load_hugging_face, misfits, write_hugging_face, write_json
-from cvt_nas.model import CvT, Logits, load_model, load_onnx, load_program, write_weights
+from cvt_nas.model import (
+    CvT,
+    Logits,
+    by_whole_windows,
+    load_model,
+    load_onnx,
+    load_openvino,
+    load_program,
+    write_weights,
+)
+from cvt_nas.model.quantising import Images, quantise_onnx, quantise_openvino
 
 OPSET = 20
 _LEAST_OPSET = 18  # torch's exporter writes it, and others by conversion; to a lesser one there is none
@@ -26,6 +36,8 @@ class Format:
 
     Args:
         write: Writes a network in eval mode, and what `preprocessing.json` holds, to a folder; `onnx` with an `opset`.
+        quantise: For formats in int8: makes `file` of the `model.onnx` that `write` wrote elsewhere, with batches of
+            images to calibrate with; see `export_int8`.
         load: The network in such a folder, by nothing but the tools that it is for.
         misfits: Why a network, with what `preprocessing.json` holds, cannot be written so, a line each.
         needs: Packages without which it cannot be written and checked, and the extra that installs them.
@@ -41,6 +53,8 @@ class Format:
     extra: str = ""
     tolerance: float = 1e-4
     usage: str
+    quantise: Callable[[Path, Path, Iterable[Images]], None] | None = None
+    file: str = ""
 
     @property
     def missing(self) -> list[str]:
@@ -113,8 +127,8 @@ def _is_read(opset: int) -> bool:
 
 def _write_onnx(model: CvT, folder: Path, preprocessing: Mapping[str, Any], *, opset: int = OPSET) -> None:
     program = torch.onnx.export(
-        model, (_example(model),), dynamo=True, opset_version=opset, input_names=["images"], output_names=["logits"],
-        dynamic_shapes={"images": {0: _batch()}}, verbose=False,
+        by_whole_windows(model), (_example(model),), dynamo=True, opset_version=opset, verbose=False,
+        input_names=["images"], output_names=["logits"], dynamic_shapes={"images": {0: _batch()}},
     )  # fmt: skip
     assert program is not None, "dynamo gives a program"
     if (written := program.model.opset_imports[""]) != opset:  # where no conversion is known, torch says so and goes on
@@ -180,6 +194,32 @@ logits = model(torch.zeros(1, {channels}, {height}, {width}))""",
 session = onnxruntime.InferenceSession("{folder}/model.onnx")
 images = numpy.zeros((1, {channels}, {height}, {width}), dtype=numpy.float32)
 (logits,) = session.run(["logits"], {{"images": images}})""",
+    ),
+    "onnx-int8": Format(
+        write=_write_onnx,
+        quantise=quantise_onnx,
+        file="model.onnx",
+        load=load_onnx,
+        needs=("onnx", "onnxscript", "onnxruntime"),
+        extra="onnx",
+        usage="""import numpy, onnxruntime  # any number of images; images and logits are float32
+session = onnxruntime.InferenceSession("{folder}/model.onnx")
+images = numpy.zeros((1, {channels}, {height}, {width}), dtype=numpy.float32)
+(logits,) = session.run(["logits"], {{"images": images}})""",
+    ),
+    "openvino-int8": Format(
+        write=_write_onnx,
+        quantise=quantise_openvino,
+        file="model.xml",
+        load=load_openvino,
+        needs=("onnx", "onnxscript", "openvino", "nncf"),
+        extra="openvino",
+        usage="""import numpy, openvino  # any number of images; images and logits are float32
+# what is not in int8 is computed in fp32; without this setting, in bfloat16 on some CPUs
+settings = {{"INFERENCE_PRECISION_HINT": "f32"}}
+model = openvino.Core().compile_model("{folder}/model.xml", "CPU", settings)
+images = numpy.zeros((1, {channels}, {height}, {width}), dtype=numpy.float32)
+logits = model(images)[0]""",
     ),
     "pt2": Format(
         write=_write_program,

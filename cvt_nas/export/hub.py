@@ -6,8 +6,8 @@ from cvt_nas.errors import ExportError, first_line
 
 # What the formats write: nothing else of the folder is uploaded.
 FILES = (
-    "README.md", "arch.json", "config.json", "model.onnx", "model.onnx.data", "model.pt2", "model.safetensors",
-    "preprocessing.json", "preprocessor_config.json",
+    "README.md", "arch.json", "config.json", "int8.json", "model.bin", "model.onnx", "model.onnx.data", "model.pt2",
+    "model.safetensors", "model.xml", "preprocessing.json", "preprocessor_config.json",
 )  # fmt: skip
 _LOGIN = (
     "sign in by `hf auth login`, or set HF_TOKEN to a token that may write (https://huggingface.co/settings/tokens)"

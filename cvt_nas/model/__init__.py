@@ -18,7 +18,16 @@ from cvt_nas.model.network import (
     forward_stages,
     resized_positions,
 )
+from cvt_nas.model.pooling import by_whole_windows
 from cvt_nas.model.port import hugging_face_name, official_name
-from cvt_nas.model.programs import Logits, load_onnx, load_program
+from cvt_nas.model.programs import (
+    Logits,
+    load_onnx,
+    load_openvino,
+    load_program,
+    open_onnx,
+    open_openvino,
+    runtimes_for,
+)
 from cvt_nas.model.units import magnitudes, sorted_by
 from cvt_nas.model.weights import fitted, initialise, is_published, load_checkpoint

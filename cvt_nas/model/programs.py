@@ -1,7 +1,9 @@
 """Networks as programs of other runtimes, in the folders that `export` writes."""
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,10 +14,54 @@ Logits = Callable[[Float[Tensor, "batch channels height width"]], Float[Tensor, 
 
 def load_onnx(folder: Path) -> Logits:
     """Loads `model.onnx` with onnxruntime, on the CPU."""
+    return open_onnx(folder / "model.onnx")
+
+
+def open_onnx(file: Path, level: Literal["BASIC", "EXTENDED", "ALL"] = "ALL", num_threads: int = 0) -> Logits:
+    """Opens a file in onnxruntime, on the CPU.
+
+    Args:
+        level: How far onnxruntime may change the graph: `GraphOptimizationLevel.ORT_ENABLE_...`.
+        num_threads: 0 for as many as there are cores.
+    """
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
-    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
+    options.intra_op_num_threads = num_threads
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def load_openvino(folder: Path) -> Logits:
+    """Loads `model.xml` with OpenVINO, on the CPU."""
+    return open_openvino(folder / "model.xml")
+
+
+def open_openvino(file: Path, num_threads: int = 0) -> Logits:
+    """Opens an .xml or .onnx file in OpenVINO, on the CPU. What is not int8 is computed in fp32.
+
+    By default, OpenVINO computes it in bfloat16 on CPUs that can, so the answers would depend on the CPU.
+
+    Args:
+        num_threads: 0 for as many as there are cores.
+    """
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": num_threads}
+    compiled = openvino.Core().compile_model(file, "CPU", settings)
+    return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
+
+
+def runtimes_for(file: Path) -> Mapping[str, Callable[[Path], Logits]]:
+    """All installed runtimes that can open such a file, by name; onnxruntime once without and once with its fusions."""
+    found: dict[str, Callable[[Path], Logits]] = {}
+    if file.suffix == ".onnx" and importlib.util.find_spec("onnxruntime") is not None:
+        found["onnxruntime, ENABLE_BASIC"] = lambda file: open_onnx(file, "BASIC")
+        found["onnxruntime, ENABLE_ALL"] = lambda file: open_onnx(file, "ALL")
+    if importlib.util.find_spec("openvino") is not None:
+        found["openvino"] = open_openvino
+    return found
 
 
 def load_program(folder: Path) -> Logits:
