@@ -312,6 +312,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="X",
         help="of formats in int8: refuse what loses more of the accuracy, as a fraction; 0.01 if absent",
     )
+    export.add_argument(
+        "--runtime", choices=["onnxruntime", "openvino"], help="of formats in int8: judge it in this runtime alone"
+    )
     export.add_argument("--push", metavar="USER/NAME", help="upload it to the Hugging Face Hub, too")
     export.add_argument("--private", action="store_true", help="with --push: for nobody else to see")
     _add_json(export)

@@ -118,6 +118,7 @@ def export(options: argparse.Namespace) -> int:
         opset=options.opset,
         data=options.data,
         max_loss=options.max_loss,
+        runtime=options.runtime,
         on_note=print_note,
     )
     int8 = json.loads((to / "int8.json").read_text(encoding="utf-8")) if (to / "int8.json").is_file() else None

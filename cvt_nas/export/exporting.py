@@ -36,6 +36,7 @@ def export(
     opset: int | None = None,
     data: str | Path | None = None,
     max_loss: float | None = None,
+    runtime: str | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> TrialResult:
     """Writes one of the run's networks to `to`, with a model card.
@@ -50,6 +51,8 @@ def export(
         opset: Version of ONNX's operators, where `format` is `onnx`; 20 where it is not given.
         data: Folder or file of the run's data set, where it needs one; for formats in int8.
         max_loss: How much of the run's metric int8 may lose; 0.01 where it is not given.
+        runtime: `onnxruntime` or `openvino`: the only one in which a format in int8 is judged; all that are installed
+            and read it, where it is not given.
         on_note: Called with what is done and found, for formats in int8.
 
     Returns:
@@ -72,7 +75,7 @@ def export(
             raise ExportError(f"--opset {opset}: is for --format onnx, not {format}")
         check_opset(opset)
     if chosen.quantise is None:
-        for option, value in (("--data", data), ("--max-loss", max_loss)):
+        for option, value in (("--data", data), ("--max-loss", max_loss), ("--runtime", runtime)):
             if value is not None:
                 raise ExportError(f"{option} {value}: is for formats in int8, not {format}")
     if why := why_no_text(to.absolute()):  # exporters keep paths as text
@@ -98,8 +101,9 @@ def export(
         else:
             limit = MAX_LOSS if max_loss is None else max_loss
             found = export_int8(
-                model, run, to, chosen=chosen, preprocessing=preprocessing, data=data, max_loss=limit, on_note=on_note
-            )
+                model, run, to, chosen=chosen, preprocessing=preprocessing, data=data, max_loss=limit, runtime=runtime,
+                on_note=on_note,
+            )  # fmt: skip
             rows, expected = card_rows(found, run.score_name), chosen.load(to)
         card = model_card(
             run, result, to, preprocessing=preprocessing, usage=chosen.usage, opset=opset or OPSET, rows=rows

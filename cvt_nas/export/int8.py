@@ -59,6 +59,7 @@ def export_int8(
     preprocessing: Mapping[str, Any],
     data: str | Path | None,
     max_loss: float,
+    runtime: str | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Int8:
     """Writes `model` to `to` in int8, and `int8.json` with what is known of it, if it answers as fp32 does.
@@ -66,7 +67,7 @@ def export_int8(
     Args:
         model: A network of `run`, on the CPU, in eval mode.
         chosen: A format with `quantise`.
-        preprocessing, data, max_loss, on_note: See `export`.
+        preprocessing, data, max_loss, runtime, on_note: See `export`.
 
     Raises:
         ExportError: It answers otherwise; see `complaints`. Nothing is written then.
@@ -74,6 +75,9 @@ def export_int8(
     """
     assert chosen.quantise is not None, "the caller has chosen a format in int8"
     say = on_note or (lambda _: None)
+    runtimes = runtimes_for(chosen.file, only=runtime)
+    if not runtimes:
+        raise ExportError(f"--runtime {runtime}: is not installed, or cannot read {chosen.file}")
     images, setup = _data_of(run, data, on_note)
     with tempfile.TemporaryDirectory() as scratch:
         fp32, int8 = Path(scratch) / "fp32", Path(scratch) / "int8"
@@ -85,11 +89,11 @@ def export_int8(
         say(f"int8 is calibrated on {num_calibrated:,} training images")
         file = int8 / chosen.file
         chosen.quantise(fp32 / "model.onnx", file, batches)
-        judgement = judge(model, file, runtimes_for(file), images, setup.training, on_note=on_note)
+        judgement = judge(model, file, runtimes, images, setup.training, on_note=on_note)
         if why := complaints(judgement, max_loss):
             raise ExportError(
-                f"{model.arch.id}: int8 does not answer as fp32 does, so nothing was written: {'; '.join(why)}; a "
-                f"greater loss is accepted by --max-loss"
+                f"{model.arch.id}: int8 does not answer as fp32 does, so nothing was written: {'; '.join(why)}; "
+                f"--max-loss accepts a greater loss, and --runtime judges one runtime alone"
             )
         for found in judgement.judged:
             if found.why:

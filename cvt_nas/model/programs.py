@@ -53,13 +53,21 @@ def open_openvino(file: Path, num_threads: int = 0) -> Logits:
     return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
 
 
-def runtimes_for(file: Path) -> Mapping[str, Callable[[Path], Logits]]:
-    """All installed runtimes that can open such a file, by name; onnxruntime once without and once with its fusions."""
+def runtimes_for(name: str, *, only: str | None = None) -> Mapping[str, Callable[[Path], Logits]]:
+    """Installed runtimes that read files of such a name; onnxruntime once without and once with its fusions.
+
+    Args:
+        only: `onnxruntime` or `openvino`, if the other one is to be left out.
+    """
     found: dict[str, Callable[[Path], Logits]] = {}
-    if file.suffix == ".onnx" and importlib.util.find_spec("onnxruntime") is not None:
+
+    def is_asked(runtime: str) -> bool:
+        return only in (None, runtime) and importlib.util.find_spec(runtime) is not None
+
+    if name.endswith(".onnx") and is_asked("onnxruntime"):
         found["onnxruntime, ENABLE_BASIC"] = lambda file: open_onnx(file, "BASIC")
         found["onnxruntime, ENABLE_ALL"] = lambda file: open_onnx(file, "ALL")
-    if importlib.util.find_spec("openvino") is not None:
+    if is_asked("openvino"):
         found["openvino"] = open_openvino
     return found
 
