@@ -105,7 +105,8 @@ def test_an_export_in_int8_is_worth_what_the_trained_network_is(
     assert len(scores) == (2 if name == "onnx-int8" else 1), "this network is not for OpenVINO as ONNX"
     assert found["num_images"] == 360
     assert found["num_calibrated"] == 256
-    assert found["num_bytes"][1] < found["num_bytes"][0] / 2
+    if name == "onnx-int8":  # OpenVINO's graph is text, which is larger than the weights of this network
+        assert found["num_bytes"][1] < found["num_bytes"][0] / 2
     (expected,) = trained.test_accuracies().values()
     assert evaluate_model(to, data="digits").top1 == pytest.approx(expected, abs=0.02)
 
