@@ -128,16 +128,19 @@ def _num_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("model.*"))
 
 
-def _timed(opened: Callable[..., Logits], files: Sequence[Path], shape: Sequence[int]) -> tuple[float, float]:
+def _timed(opened: Callable[[Path, int], Logits], files: Sequence[Path], shape: Sequence[int]) -> tuple[float, float]:
     """Milliseconds of a forward pass of one image, of both files in turns."""
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
-    programs = [opened(file, num_threads=torch.get_num_threads()) for file in files]
+    programs = [opened(file, torch.get_num_threads()) for file in files]
     passes = [functools.partial(program, image) for program in programs]
     fp32, int8 = 1e3 * time_in_turns(passes, device=torch.device("cpu"), max_seconds=_SECONDS_TIMED).low
     return float(fp32), float(int8)
 
 
-_OPENED: Mapping[str, Callable[..., Logits]] = {"onnxruntime": open_onnx, "openvino": open_openvino}
+_OPENED: Mapping[str, Callable[[Path, int], Logits]] = {
+    "onnxruntime": lambda file, num_threads: open_onnx(file, num_threads=num_threads),
+    "openvino": open_openvino,
+}
 
 
 def card_rows(found: Int8, score_name: str) -> list[str]:
