@@ -119,7 +119,7 @@ def _data_of(
     run: RunFolder, data: str | Path | None, on_note: Callable[[str], None] | None
 ) -> tuple[ImageData, TrainingSetup]:
     experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
-    setup = TrainingSetup.of(experiment, run=run, data=data, num_threads=torch.get_num_threads())
+    setup = TrainingSetup.of(experiment, run=run, data=data).on("cpu", num_threads=torch.get_num_threads(), gpus=0)
     setup = setup.identified(run, on_note=on_note)
     return setup.open_data(), setup
 
