@@ -15,10 +15,10 @@ import torch
 
 from cvt_nas.arch import ArchConfig
 from cvt_nas.engine.latency import Latency, device_name, latency_line, latency_of, measure_latency, time_runs
-from cvt_nas.engine.turns import time_in_turns
 from cvt_nas.errors import ExportError, ResourceError
 from cvt_nas.export import FORMATS
 from cvt_nas.export.latency import measure_onnx_latency, profile_latency
+from cvt_nas.latency.measuring import time_in_turns
 from cvt_nas.model import CvT, build_model
 from strategies import per_stage
 
@@ -162,8 +162,8 @@ class Busy:
 def test_work_beside_it_changes_no_time_of_what_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = [0.002, 0.005, 0.0001]
     machine = Busy(costs, slow=range(30, 110))
-    monkeypatch.setattr("cvt_nas.engine.turns.time", machine)
-    turns = time_in_turns(machine.functions(), device=CPU, max_seconds=1.0)
+    monkeypatch.setattr("cvt_nas.latency.measuring.time", machine)
+    turns = time_in_turns(machine.functions(), clock="thread_time", max_seconds=1.0)
     assert turns.low == pytest.approx(costs)
     assert turns.noise == pytest.approx([0.0, 0.0, 0.0], abs=1e-9)
     assert (turns.seconds > 1.5 * np.array(costs)).any(), "it was there"
@@ -171,10 +171,10 @@ def test_work_beside_it_changes_no_time_of_what_takes_turns(monkeypatch: pytest.
 
 def test_a_machine_that_becomes_slower_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Busy([0.002, 0.005], slow=range(30, 10_000))
-    monkeypatch.setattr("cvt_nas.engine.turns.time", machine)
-    assert time_in_turns(machine.functions(), device=CPU, max_seconds=0.3).drift == pytest.approx(1.0)
+    monkeypatch.setattr("cvt_nas.latency.measuring.time", machine)
+    assert time_in_turns(machine.functions(), clock="thread_time", max_seconds=0.3).drift == pytest.approx(1.0)
 
 
 def test_what_waits_costs_a_thread_no_time() -> None:
-    asleep = time_in_turns([lambda: time.sleep(0.01)], device=CPU, max_seconds=0.1)
+    asleep = time_in_turns([lambda: time.sleep(0.01)], clock="thread_time", max_seconds=0.1)
     assert asleep.low[0] < 0.005

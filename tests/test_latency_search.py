@@ -140,7 +140,7 @@ def test_a_measured_table_tells_the_latency_of_networks_that_had_no_part_in_it(
 ) -> None:
     device = torch.device("cpu")
     with OperatorClock() as clock:
-        monkeypatch.setattr("cvt_nas.engine.turns.time", clock)
+        monkeypatch.setattr("cvt_nas.latency.measuring.time", clock)
         space = timed.with_latency(measure_table(timed.space, device=device)).space
         genomes = [space.sample(random.Random(seed)) for seed in range(16)]
         latencies = measure_latencies([space.decode(genome) for genome in genomes], device=device)

@@ -12,6 +12,7 @@ from cvt_nas.arch.cost import (
 )
 from cvt_nas.arch.files import load_arch, read_object, save_arch
 from cvt_nas.arch.foreign import arch_of_config, class_names_of_config, is_config, is_of_transformers
+from cvt_nas.arch.memory import block_values, embedding_values, head_values
 from cvt_nas.arch.network import (
     PROJECTIONS,
     Activation,

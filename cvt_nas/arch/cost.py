@@ -22,27 +22,59 @@ class Cost:
         flops: Operations of the forward pass of one image in eval mode, by fvcore's convention. One multiply-add is
             one FLOP. The two products of attention, layer norm (5 an element) and batch norm (2) are counted. Softmax,
             activations, additions and pooling are not.
-        latency_us: Microseconds of the forward pass of one image, predicted by a `LatencyTable`. 0 without a table.
+        latency_us: Microseconds of the forward pass of a batch, predicted by a `LatencyTable`. 0 without a table.
+        model_bytes: Bytes of the parameters in the precision of a `Deployment`. This and the following are 0 without a
+            deployment.
+        value_bytes: Greatest number of bytes that the values between operations take at once, for one batch.
+        batch: Images of that batch.
     """
 
     params: int
     flops: int
     latency_us: int = 0
+    model_bytes: int = 0
+    value_bytes: int = 0
+    batch: int = 0
 
     @property
     def latency_ms(self) -> float:
         return self.latency_us / 1000
+
+    @property
+    def throughput(self) -> float:
+        """Images a second, where batches follow one another; 0 where latency is not known."""
+        return 1e6 * self.batch / self.latency_us if self.latency_us else 0.0
+
+    @property
+    def model_mb(self) -> float:
+        """Megabytes of the parameters; a file also holds the graph, and names."""
+        return self.model_bytes / 1e6
+
+    @property
+    def peak_memory_mb(self) -> float:
+        """Megabytes of the parameters and of the values that are alive at once; a runtime takes more beside them."""
+        return (self.model_bytes + self.value_bytes) / 1e6
+
+    def loss(self, metric: str) -> float:
+        """A cost of which less is better: seconds an image for throughput, and else the metric itself."""
+        if metric == "throughput":
+            return self.latency_us / 1e6 / max(self.batch, 1)
+        return float(getattr(self, metric))
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
             params=self.params + other.params,
             flops=self.flops + other.flops,
             latency_us=self.latency_us + other.latency_us,
+            model_bytes=self.model_bytes + other.model_bytes,
+            value_bytes=max(self.value_bytes, other.value_bytes),
+            batch=max(self.batch, other.batch),
         )
 
     def to_json(self) -> dict[str, int]:
-        """The arguments, with latency only if it is known."""
-        known = {"latency_us": self.latency_us} if self.latency_us else {}
+        """The arguments. Those of a deployment are left out if they are not known."""
+        names = ("latency_us", "model_bytes", "value_bytes", "batch")
+        known = {name: value for name in names if (value := getattr(self, name))}
         return {"params": self.params, "flops": self.flops, **known}
 
 

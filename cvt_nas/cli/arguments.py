@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cvt_nas import __version__
-from cvt_nas.cli import archs, data, runs, searching, spaces, tables, training, watching
+from cvt_nas.cli import archs, data, deploying, runs, searching, spaces, tables, training, watching
 
 _SIZES = "pixels of square images, or height and width as 256x128"
 _WEIGHTS = "an official .pth, a folder of transformers' CvT or its name on the Hub, a model's folder, RUN:ID, or cvt-13"
@@ -59,6 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
         "their spaces and data may differ",
     )
     search.add_argument(
+        "--latency-table", metavar="TABLE", help="of the machine where the networks will run; see cvt-nas measure"
+    )
+    search.add_argument(
         "--callback",
         action="append",
         default=[],
@@ -96,6 +99,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--no-measure", action="store_true", help="do not measure this machine; trials and epochs are then a guess"
     )
     _add_json(init)
+
+    measure = add("measure", deploying.measure, "the latency of a space's networks where they will run")
+    measure.add_argument("target", metavar="TARGET", help="local, or a new folder to run on another machine")
+    measure.add_argument("--space", required=True, metavar="FILE", help="a space file; see its section deploy")
+    measure.add_argument("--to", type=Path, metavar="TABLE", help="with local: the file to write the table to")
+    measure.add_argument("--networks", type=_positive, default=12, metavar="N", help="that judge the table; or 12")
+    measure.add_argument("--seed", type=_seed, default=0, metavar="N", help="of these networks; 0 if absent")
+    _add_json(measure)
 
     plan = add("plan", searching.plan, "what a search takes: memory, hours, disk, its bottleneck, and what to change")
     plan.add_argument(

@@ -89,6 +89,7 @@ def search(options: argparse.Namespace) -> int:
             address=options.address,
             init=options.init,
             learn_from=options.learn_from,
+            latency_table=options.latency_table,
             resume=options.resume,
             stop=stop,
             progress=progress,

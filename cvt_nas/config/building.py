@@ -3,15 +3,16 @@
 import random
 
 from cvt_nas.config.reader import Reader
-from cvt_nas.config.sections import BoundSection, ConstraintsSection, SpaceFile
+from cvt_nas.config.sections import ConstraintsSection, SpaceFile
 from cvt_nas.errors import ArchError
-from cvt_nas.space import COST_METRICS, Bound, CostMetric, SearchSpace, StageSpace
+from cvt_nas.latency import Deployment, facts_of
+from cvt_nas.space import ALL_COST_METRICS, SIZE_METRICS, TIMED_METRICS, Bound, CostMetric, SearchSpace, StageSpace
 
 
 def space_of(file: SpaceFile, reader: Reader) -> SearchSpace:
     last = len(file.space.stages) - 1
     try:
-        return SearchSpace(
+        space = SearchSpace(
             image_size=file.space.image_size,
             num_channels=file.space.num_channels,
             num_classes=file.space.num_classes,
@@ -35,28 +36,55 @@ def space_of(file: SpaceFile, reader: Reader) -> SearchSpace:
                 for index, section in enumerate(file.space.stages)
             ),
             bounds=_bounds_of(file.constraints),
+            deployment=_deployment_of(file, reader),
         )
     except ArchError as error:
         reader.add(("space", "stages", *([] if error.stage is None else [error.stage, "patch"])), str(error))
         reader.stop_if_wrong()
         raise
+    try:
+        _ = space.as_deployed
+    except ArchError as error:
+        reader.add(("deploy", "image_size"), str(error))
+        reader.stop_if_wrong()
+    return space
 
 
 def _bounds_of(constraints: ConstraintsSection) -> dict[CostMetric, Bound]:
     bounds: dict[CostMetric, Bound] = {}
-    for metric in COST_METRICS:
-        section: BoundSection = getattr(constraints, metric)
-        if (section.min, section.max) != (None, None):
-            bounds[metric] = Bound(min=section.min, max=section.max)
-    if constraints.latency_ms.max is not None:
-        bounds["latency_ms"] = Bound(max=constraints.latency_ms.max)
+    for metric in ALL_COST_METRICS:
+        section = getattr(constraints, metric)
+        least, greatest = getattr(section, "min", None), getattr(section, "max", None)
+        if (least, greatest) != (None, None):
+            bounds[metric] = Bound(min=least, max=greatest)
     return bounds
+
+
+def _deployment_of(file: SpaceFile, reader: Reader) -> Deployment | None:
+    """What the file's costs are of beside params and FLOPs; None where it names none of these, and no `deploy`."""
+    asked = [
+        metric
+        for metric in (*SIZE_METRICS, "throughput")
+        if getattr(file.objectives, metric) is not None or metric in _bounds_of(file.constraints)
+    ]
+    if not asked and ("deploy",) not in reader.lines:
+        return None
+    deploy = file.deploy
+    precision = facts_of(deploy.runtime).precisions[0] if deploy.precision == "auto" else deploy.precision
+    return Deployment(
+        runtime=deploy.runtime,
+        device=deploy.device,
+        batch=deploy.batch,
+        threads=None if deploy.threads == "auto" else deploy.threads,
+        precision=precision,
+        image_size=file.space.image_size if deploy.image_size is None else deploy.image_size,
+    )
 
 
 def check_feasible(space: SearchSpace, reader: Reader) -> None:
     least, greatest = space.cost_range
     for metric, bound in space.bounds.items():
-        if metric == "latency_ms":  # it is measured later
+        if metric in TIMED_METRICS:  # they are measured later
             continue
         low, high = getattr(least, metric), getattr(greatest, metric)
         if bound.max is not None and low > bound.max:

@@ -4,6 +4,7 @@ import math
 
 from cvt_nas.config.reader import Key, Reader
 from cvt_nas.config.sections import SpaceFile, SpaceSection, SupernetConfig, TrainingConfig
+from cvt_nas.latency import facts_of
 from cvt_nas.space import BLOCK_CHOICES
 
 _MAX_COMBINATIONS = 2**11  # within a stage: all of them are enumerated for exact costs
@@ -72,6 +73,27 @@ def check_search(file: SpaceFile, reader: Reader) -> None:
             ("search", "scheduler"),
             f"got freeze-thaw, goes by what the sampler surrogate expects, not by {file.search.sampler}",
         )
+
+
+def check_deploy(file: SpaceFile, reader: Reader) -> None:
+    deploy, facts = file.deploy, facts_of(file.deploy.runtime)
+    if deploy.precision not in ("auto", *facts.precisions):
+        reader.add(
+            ("deploy", "precision"), f"got {deploy.precision}, {deploy.runtime} runs in {' or '.join(facts.precisions)}"
+        )
+    if deploy.device not in ("auto", *facts.devices):
+        reader.add(("deploy", "device"), f"got {deploy.device}, {deploy.runtime} runs on {' or '.join(facts.devices)}")
+    if deploy.device == "cpu" and deploy.precision == "fp16":
+        reader.add(("deploy", "precision"), "got fp16 with device cpu, must be fp32 or bf16: CPUs compute in these")
+    if deploy.device == "cuda" and deploy.threads != "auto":
+        reader.add(("deploy", "threads"), f"got {deploy.threads} with device cuda: threads are of a CPU; leave it out")
+
+
+def check_same_twice(file: SpaceFile, reader: Reader) -> None:
+    """Two costs that order networks alike are no trade-off."""
+    for one, other in (("latency_ms", "throughput"), ("params", "model_mb")):
+        if getattr(file.objectives, one) is not None and getattr(file.objectives, other) is not None:
+            reader.add(("objectives", other), f"orders networks as {one} does, which is an objective too; keep one")
 
 
 def check_supernet(file: SpaceFile, reader: Reader) -> None:

@@ -16,15 +16,22 @@ from pydantic import TypeAdapter, ValidationError
 from cvt_nas.arch import NAMED_ARCHS, ArchConfig
 from cvt_nas.config.anchors import anchors_of
 from cvt_nas.config.building import check_feasible, space_of
-from cvt_nas.config.checks import check_search, check_stages, check_supernet, check_training
+from cvt_nas.config.checks import (
+    check_deploy,
+    check_same_twice,
+    check_search,
+    check_stages,
+    check_supernet,
+    check_training,
+)
 from cvt_nas.config.idle import without_effect
 from cvt_nas.config.priors import priors_of
 from cvt_nas.config.reader import MAX_LENGTH, Reader, did_you_mean, explain
 from cvt_nas.config.sections import DaNasConfig, DataConfig, SearchConfig, SpaceFile, SupernetConfig, TrainingConfig
 from cvt_nas.errors import ArchError, SpaceFileError
-from cvt_nas.latency import LatencyTable
+from cvt_nas.latency import Deployment, LatencyTable
 from cvt_nas.results import HypervolumeBox, Metric, rung_epochs
-from cvt_nas.space import ALL_COST_METRICS, COST_METRICS, Genome, SearchSpace
+from cvt_nas.space import ALL_COST_METRICS, COST_METRICS, TIMED_METRICS, Genome, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +41,7 @@ class Experiment:
     Args:
         anchors: Architectures that are evaluated first, by name. All are inside the space and its bounds.
         priors: Weight of each option of a gene, by the name of the gene; see `search.priors`.
-        objectives: Metrics of the search. Accuracy is maximised, and costs are minimised.
+        objectives: Metrics of the search. Accuracy and throughput are maximised, and other costs are minimised.
         text: Text of the file.
         warnings: Settings of the file that have no effect, one line each.
     """
@@ -75,21 +82,38 @@ class Experiment:
 
     @property
     def goes_by_latency(self) -> bool:
-        """Whether latency is an objective or a constraint, so that a search needs a `LatencyTable`."""
-        return "latency_ms" in self.objectives or "latency_ms" in self.space.bounds
+        """Whether latency or throughput is an objective or a constraint, so that a search needs a `LatencyTable`."""
+        return any(metric in self.objectives or metric in self.space.bounds for metric in TIMED_METRICS)
+
+    @property
+    def deployment(self) -> Deployment:
+        """What latency is measured of: section `deploy`, or what it is by default."""
+        return self.space.deployment or Deployment(image_size=self.space.image_size)
 
     def with_latency(self, table: LatencyTable) -> Self:
         """Returns the experiment with latency among the costs. Anchors that are too slow are dropped.
 
         Raises:
             SpaceFileError: No architecture is as fast as the constraints ask.
+            RunFolderError: The table is of another space, or of another deployment.
         """
+        table.check_fits(self.space.as_deployed.parts(), self.deployment)
         space = dataclasses.replace(self.space, latency=table)
         if space.sample_feasible(random.Random(0), tries=20_000) is None:
-            least, bound = space.cost_range[0].latency_ms, space.bounds["latency_ms"].max
+            least, bounds = space.cost_range[0], space.bounds
+            limits = [
+                (
+                    f"{metric}.{side}",
+                    bounds[metric].max or bounds[metric].min,
+                    f"{ends} at {getattr(least, metric):.3g}",
+                )
+                for metric, (side, ends) in zip(TIMED_METRICS, (("max", "begins"), ("min", "ends")), strict=True)
+                if metric in bounds
+            ]
             raise SpaceFileError([
-                f"constraints.latency_ms.max: got {bound:g}, no architecture meets it and the other constraints; the "
-                f"space begins at {least:.3g} on {table.device}"
+                f"constraints.{name}: got {limit:g}, no architecture meets it and the other constraints; the space "
+                f"{where} on {table.device}"
+                for name, limit, where in limits
             ])  # fmt: skip
         anchors = {name: genome for name, genome in self.anchors.items() if space.is_feasible(space.cost(genome))}
         return dataclasses.replace(self, space=space, anchors=anchors)
@@ -129,6 +153,7 @@ class Experiment:
             "fingerprint": self.fingerprint,
             "space_file_sha256": hashlib.sha256(self.text.encode()).hexdigest(),
             "space_file": self.text,
+            **({} if self.space.deployment is None else {"deploy": self.space.deployment.to_json()}),
             **({} if self.space.latency is None else {"latency_table": self.space.latency.to_json()}),
         }
 
@@ -230,12 +255,15 @@ def _build(file: SpaceFile, reader: Reader) -> Experiment:
         *(metric for metric in ALL_COST_METRICS if getattr(file.objectives, metric) is not None),
     )
     if not 2 <= len(objectives) <= 3:
-        told = "accuracy alone" if len(objectives) == 1 else "three costs"
-        reader.add(("objectives",), f"got {told}, must hold one or two of params, flops, latency_ms beside accuracy")
+        told = {1: "accuracy alone", 4: "three costs"}.get(len(objectives), f"{len(objectives) - 1} costs")
+        known = ", ".join(ALL_COST_METRICS)
+        reader.add(("objectives",), f"got {told}, must hold one or two of {known} beside accuracy")
+    check_same_twice(file, reader)
     file = _with_task_of_training(file, reader)
     check_stages(file.space, reader)
     check_training(file.training, "training", file.space, reader)
     check_search(file, reader)
+    check_deploy(file, reader)
     check_supernet(file, reader)
     for metric in COST_METRICS:
         bound = getattr(file.constraints, metric)

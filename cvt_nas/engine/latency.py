@@ -1,11 +1,9 @@
 """Measurement of the time of a forward pass."""
 
 import copy
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from torch import nn
 
 from cvt_nas.engine.optimization import is_out_of_memory
 from cvt_nas.errors import ResourceError
+from cvt_nas.latency.measuring import processor_name
 from cvt_nas.model import CvT
 
 _MIN_RUNS, _MIN_WARMUPS = 5, 3
@@ -20,7 +19,7 @@ _MIN_RUNS, _MIN_WARMUPS = 5, 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Latency:
-    """Time of a forward pass in fp32. The images are on the device already.
+    """Time of a forward pass. The images are on the device already.
 
     Args:
         batch_size: Images in a pass.
@@ -29,6 +28,7 @@ class Latency:
         num_threads: Threads of the runtime on the CPU, even if the network runs on a GPU.
         num_runs: Number of timed runs, without warm-up runs.
         runtime: Library that ran the network, with its version.
+        precision: Of weights and arithmetic.
     """
 
     batch_size: int
@@ -39,6 +39,7 @@ class Latency:
     num_threads: int
     num_runs: int
     runtime: str
+    precision: str = "fp32"
 
     @property
     def images_per_second(self) -> float:
@@ -121,7 +122,7 @@ def latency_line(latency: Latency) -> str:
     return (
         f"{latency.median_ms:.3g} ms a batch of {latency.batch_size}, median of {latency.num_runs} runs "
         f"(p10 {latency.p10_ms:.3g}, p90 {latency.p90_ms:.3g}), {latency.images_per_second:.4g} images a second; "
-        f"{latency.runtime}, fp32, {latency.device}, threads: {latency.num_threads}"
+        f"{latency.runtime}, {latency.precision}, {latency.device}, threads: {latency.num_threads}"
     )
 
 
@@ -135,9 +136,4 @@ def device_name(device: torch.device) -> str:
     """Product name of the processor, if the system knows it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return processor_name()

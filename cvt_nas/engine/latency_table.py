@@ -1,203 +1,199 @@
-"""How long a forward pass of each network of a space takes, by a table of parts that are measured.
+"""How long a forward pass of each network of a space takes in torch, by a table of parts that are measured.
 
 Source: Cai et al. 2019, arXiv:1812.00332, section 3.3, for the sum of parts.
 """
 
-import dataclasses
-import math
-import random
-from collections.abc import Callable, Sequence
+import contextlib
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cvt_nas.arch import ArchConfig, Grid
+from cvt_nas.engine.compiling import BACKEND
 from cvt_nas.engine.latency import Latency, check_device, device_name, latency_of
+from cvt_nas.engine.latency_parts import Input, Timed, memory_size, place, plan_of, whole_of
 from cvt_nas.engine.optimization import is_out_of_memory
-from cvt_nas.engine.turns import Turns, time_in_turns
 from cvt_nas.errors import ResourceError
-from cvt_nas.latency import Judged, LatencyTable, block_key, embedding_key, head_key
-from cvt_nas.model import Block, ConvEmbed, CvT
+from cvt_nas.latency import Deployment, LatencyTable
+from cvt_nas.latency.measuring import (
+    PART_SECONDS,
+    WHOLE_SECONDS,
+    Turns,
+    clock_of_deployment,
+    memory_growth,
+    table_of,
+    time_in_turns,
+)
 from cvt_nas.space import SearchSpace
 
-_MAX_PARTS, _PART_SECONDS = 3_000, 0.1  # of a table, and the time of each
-_NUM_FITTED, _WHOLE_SECONDS = 12, 0.5  # whole networks, and the time of each
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def measure_latencies(archs: Sequence[ArchConfig], *, device: torch.device) -> list[Latency]:
-    """Times a forward pass of one image of each architecture, all in turns; see `time_in_turns`.
+def on_device(deployment: Deployment | None, device: torch.device, *, image_size: Any = 1) -> Deployment:
+    """`deployment`, or else that of fp32 images one by one, with what a trial's device decides of it: device and
+    threads. Raises ResourceError where its runtime cannot use that device."""
+    deployment = deployment or Deployment(image_size=image_size)
+    threads = torch.get_num_threads() if deployment.threads is None else deployment.threads
+    return replace(deployment, device=deployment.device_of(device.type), threads=threads)
+
+
+def measure_latencies(
+    archs: Sequence[ArchConfig], *, device: torch.device, deployment: Deployment | None = None
+) -> list[Latency]:
+    """Times a forward pass of each architecture, by default of one image in fp32, all in turns; see `time_in_turns`.
 
     Weights are made up: they have no part in it. All networks have them in the same memory.
 
     Raises:
         ResourceError: The device is not there, or has too little memory.
     """
-    turns = time_networks(archs, device=device, max_seconds=_WHOLE_SECONDS * len(archs))
-    runtime = f"torch {torch.__version__}"
-    return [latency_of(times, batch_size=1, device=device, runtime=runtime) for times in turns.seconds.T.tolist()]
+    deployment = on_device(deployment, device)
+    turns = time_networks(archs, device=device, max_seconds=WHOLE_SECONDS * len(archs), deployment=deployment)
+    runtime = f"{deployment.runtime} {torch.__version__}"
+    return [
+        replace(
+            latency_of(times, batch_size=deployment.batch, device=device, runtime=runtime),
+            num_threads=deployment.threads or 1,
+            precision=deployment.precision,
+        )
+        for times in turns.seconds.T.tolist()
+    ]
 
 
-def time_networks(archs: Sequence[ArchConfig], *, device: torch.device, max_seconds: float) -> Turns:
+def time_networks(
+    archs: Sequence[ArchConfig], *, device: torch.device, max_seconds: float, deployment: Deployment | None = None
+) -> Turns:
     """The turns of `measure_latencies`, which raises the same."""
     check_device(device)
-    return _in_turns([_whole(arch) for arch in archs], device, max_seconds=max_seconds, seed=0)
+    networks = [whole_of(arch) for arch in archs]
+    return _in_turns(networks, on_device(deployment, device), device, max_seconds=max_seconds, seed=0)
 
 
-def measure_table(space: SearchSpace, *, device: torch.device, num_judged: int = 12, seed: int = 0) -> LatencyTable:
+def measure_table(
+    space: SearchSpace,
+    *,
+    device: torch.device,
+    num_judged: int = 12,
+    seed: int = 0,
+    deployment: Deployment | None = None,
+) -> LatencyTable:
     """Times all the parts of a space's networks, and some whole ones, by which it scales the times of the parts.
 
-    All of them take turns; see `time_in_turns`. A part alone pays for its start and its end, which in a network overlap
-    with others, so sums alone would be too great. A line through twelve whole networks mends that, and others tell how
-    well.
+    All of them take turns; see `time_in_turns` and `table_of`.
 
     Args:
-        num_judged: Of these others.
+        space: With images of the size that the deployment has.
+        num_judged: Of whole networks that judge the table.
         seed: Of the whole networks, which are drawn evenly.
+        deployment: Whose runtime is torch.
 
     Raises:
         ResourceError: The space has too many parts, or the device is not there, or has too little memory.
     """
     check_device(device)
-    parts = _parts(space)
-    if len(parts) > _MAX_PARTS:
-        raise ResourceError(f"latency: the space has {len(parts):,} parts to time, at most {_MAX_PARTS:,} can be")
-    free = dataclasses.replace(space, bounds={m: bound for m, bound in space.bounds.items() if m != "latency_ms"})
-    rng = random.Random(f"{seed} latency")
-    genomes = [free.sample_feasible(rng) or free.sample(rng) for _ in range(_NUM_FITTED + num_judged)]
-    wholes = [_whole(free.decode(genome)) for genome in genomes]
-    seconds = _PART_SECONDS * len(parts) + _WHOLE_SECONDS * len(wholes)
-    turns = _in_turns([*parts.values(), *wholes], device, max_seconds=seconds, seed=seed)
-    times_us = dict(zip(parts, 1e6 * turns.low, strict=False))
-    wholes_us = 1e6 * turns.low[len(parts) :]
-    plain = LatencyTable(parts={key: round(us) for key, us in times_us.items()}, constant_us=0, device="", error=0.0)
-    summed = dataclasses.replace(free, latency=plain)
-    sums_us = np.array([summed.cost(genome).latency_us for genome in genomes], dtype=float)
-    scale, constant = np.polyfit(sums_us[:_NUM_FITTED], wholes_us[:_NUM_FITTED], 1)
-    if scale <= 0:  # where the networks are all alike, and their times noise
-        scale, constant = float(wholes_us.mean() / sums_us.mean()), 0.0
-    off = (scale * sums_us + constant)[_NUM_FITTED:] / wholes_us[_NUM_FITTED:] - 1
-    return LatencyTable(
-        parts={key: round(scale * us) for key, us in times_us.items()},
-        constant_us=round(constant),
-        device=f"{device_name(device)}, torch {torch.__version__}, threads: {torch.get_num_threads()}",
-        error=float(np.median(np.abs(off))),
-        judged=Judged(
-            number=num_judged,
-            within_5=float((np.abs(off) <= 0.05).mean()),
-            within_10=float((np.abs(off) <= 0.1).mean()),
-            bias=float(off.mean()),
-            spearman=_spearman(sums_us[_NUM_FITTED:], wholes_us[_NUM_FITTED:]),
-            noise=float(np.median(turns.noise[len(parts) + _NUM_FITTED :])),
-            drift=turns.drift,
-        ),
-    )
+    deployment = on_device(deployment, device, image_size=space.image_size)
+    parts, networks, plan = plan_of(space, deployment, num_judged=num_judged, seed=seed)
+    seconds = PART_SECONDS * len(parts) + WHOLE_SECONDS * len(networks)
+    timed = [*parts.values(), *map(whole_of, networks)]
+    turns = _in_turns(timed, deployment, device, max_seconds=seconds, seed=seed)
+    return LatencyTable.from_json(table_of(turns, plan, device=described(deployment, device)))
 
 
-class _Input(NamedTuple):
-    """An image or tokens of one network, whose values do not matter."""
-
-    shape: tuple[int, ...]
-    channels_last: bool = False
-
-
-class _Timed(NamedTuple):
-    """A module that has no memory yet, and what it is called with."""
-
-    module: nn.Module
-    inputs: tuple[_Input | Grid, ...]
-
-    @classmethod
-    def of(cls, build: Callable[[], nn.Module], inputs: tuple[_Input | Grid, ...]) -> "_Timed":
-        with torch.device("meta"):
-            return cls(build().eval(), inputs)
+def described(deployment: Deployment, device: torch.device) -> str:
+    """Processor, runtime with its version, and threads."""
+    precision = "" if deployment.precision == "fp32" else f", {deployment.precision}"
+    return f"{device_name(device)}, {deployment.runtime} {torch.__version__}{precision}, threads: {deployment.threads}"
 
 
-def _whole(arch: ArchConfig) -> _Timed:
-    return _Timed.of(partial(CvT, arch), (_Input(arch.image_shape, channels_last=True),))
+def measure_memory(arch: ArchConfig, deployment: Deployment, device: torch.device) -> float | None:
+    """Megabytes that a network and its passes take: of the GPU's memory, or else `memory_growth`, which should be told
+    by a process that did nothing before."""
+    timed = whole_of(arch)
 
+    def load() -> Callable[[], object]:
+        return _runs([timed], deployment, device)[0]
 
-def _parts(space: SearchSpace) -> dict[str, _Timed]:
-    """By the keys of `LatencyTable`."""
-    parts, timed = space.parts(), dict[str, _Timed]()
-    for stage, channels, before in parts.embeddings:
-        grid = stage.grid_after(before)
-        key = embedding_key(stage, in_channels=channels, grid=grid)
-        images = _Input((channels, *before), channels_last=True)
-        timed[key] = _Timed.of(partial(ConvEmbed, stage, channels, grid), (images,))
-    for block, dim, grid, token in parts.blocks:
-        key = block_key(block, embed_dim=dim, grid=grid, class_token=token)
-        tokens = _Input((math.prod(grid) + token, dim))
-        timed[key] = _Timed.of(partial(Block, block, dim, token, 0.0), (tokens, grid))
-    for dim, grid in parts.heads:
-        tokens = _Input((1 if space.stages[-1].class_token else math.prod(grid), dim))
-        head = partial(_head, dim, space.num_classes)
-        timed[head_key(dim=dim, grid=grid)] = _Timed.of(head, (tokens,))
-    return timed
-
-
-def _head(dim: int, num_classes: int) -> nn.Module:
-    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
+    with torch.inference_mode(), _threads(deployment.threads or 1):
+        if device.type != "cuda":
+            return memory_growth(load)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run = load()
+        run()
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
 
 
 @torch.inference_mode()
-def _in_turns(timed: Sequence[_Timed], device: torch.device, *, max_seconds: float, seed: int) -> Turns:
+def _in_turns(
+    timed: Sequence[Timed], deployment: Deployment, device: torch.device, *, max_seconds: float, seed: int
+) -> Turns:
     """Times the modules, which all have their weights in the same memory: thousands of parts would not fit beside each
     other."""
     try:
-        floats = max(sum(_aligned(tensor) for tensor in _tensors(each.module).values()) for each in timed)
-        memory = torch.rand(floats, device=device).mul_(0.02).add_(0.01)  # small and positive, as variances are
-        inputs = dict[_Input, Tensor]()
-        runs = list[Callable[[], object]]()
-        for module, arguments in timed:
-            _place(module, memory)
-            given = [_made(each, device, inputs) if isinstance(each, _Input) else each for each in arguments]
-            runs.append(partial(_run, module, given, device))
-        return time_in_turns(runs, device=device, max_seconds=max_seconds, seed=seed)
+        with _threads(deployment.threads or 1):
+            runs = _runs(timed, deployment, device)
+            clock = clock_of_deployment(deployment.to_json())
+            return time_in_turns(runs, clock=clock, max_seconds=max_seconds, seed=seed)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise ResourceError(f"latency: a network does not fit in the memory of {device_name(device)}") from error
 
 
-def _run(module: nn.Module, inputs: Sequence[Tensor | Grid], device: torch.device) -> None:
-    module(*inputs)
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Torch has so many meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _runs(timed: Sequence[Timed], deployment: Deployment, device: torch.device) -> list[Callable[[], object]]:
+    dtype = _DTYPES[deployment.precision]
+    size = max(memory_size(each.module) for each in timed)
+    # small and positive, as variances are
+    memory = torch.rand(size, device=device).mul_(0.02).add_(0.01).to(dtype)
+    inputs = dict[Input, Tensor]()
+    runs = list[Callable[[], object]]()
+    for module, arguments in timed:
+        place(module, memory)
+        given = [
+            _made(each, deployment.batch, memory, inputs) if isinstance(each, Input) else each for each in arguments
+        ]
+        call = _compiled(len(runs)) if deployment.runtime == "torch-compile" else _call
+        runs.append(partial(_run, partial(call, module, given), device))
+    return runs
+
+
+def _call(module: Callable[..., object], inputs: Sequence[Tensor | Grid]) -> object:
+    return module(*inputs)
+
+
+def _compiled(index: int) -> Callable[..., object]:
+    """`_call` compiled, by code of its own; otherwise, each call would check the compiled code of other modules, and
+    after some of them nothing would be compiled any more."""
+    code = _call.__code__.replace(co_name=f"call_{index}")
+    return torch.compile(
+        types.FunctionType(code, _call.__globals__, code.co_name), backend=BACKEND, dynamic=False, fullgraph=True
+    )
+
+
+def _run(call: Callable[[], object], device: torch.device) -> None:
+    call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def _aligned(tensor: Tensor) -> int:
-    """Its number of values, rounded up to whole lines of a cache."""
-    return -(-tensor.numel() // 16) * 16
-
-
-def _place(module: nn.Module, memory: Tensor) -> None:
-    """Gives a module without memory the first part of `memory`."""
-    start, state = 0, dict[str, Tensor]()
-    for name, tensor in _tensors(module).items():
-        if tensor.is_floating_point():
-            state[name] = memory[start : start + tensor.numel()].view(tensor.shape)
-            start += _aligned(tensor)
-        else:
-            state[name] = torch.zeros(tensor.shape, dtype=tensor.dtype, device=memory.device)
-    module.load_state_dict(state, assign=True)
-
-
-def _made(like: _Input, device: torch.device, known: dict[_Input, Tensor]) -> Tensor:
+def _made(like: Input, batch: int, memory: Tensor, known: dict[Input, Tensor]) -> Tensor:
     if like not in known:
-        made = torch.randn(1, *like.shape, device=device)
+        made = torch.randn(batch, *like.shape, device=memory.device).to(memory.dtype)
         known[like] = made.contiguous(memory_format=torch.channels_last) if like.channels_last else made
     return known[like]
-
-
-def _spearman(told: np.ndarray, measured: np.ndarray) -> float:
-    from scipy.stats import rankdata  # half a second, which workers need not wait
-
-    ranks = rankdata(told), rankdata(measured)
-    return float(np.corrcoef(*ranks)[0, 1]) if all(np.ptp(rank) > 0 for rank in ranks) else 0.0

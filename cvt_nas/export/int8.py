@@ -15,10 +15,10 @@ from cvt_nas.config import parse_experiment
 from cvt_nas.data import ImageData
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.engine.int8 import Judgement, calibration_batches, complaints, judge
-from cvt_nas.engine.turns import time_in_turns
 from cvt_nas.errors import ExportError
 from cvt_nas.export.formats import Format
 from cvt_nas.export.hugging_face import write_json
+from cvt_nas.latency.measuring import clock_of, time_in_turns
 from cvt_nas.model import CvT, Logits, open_onnx, open_openvino, runtimes_for
 from cvt_nas.run import RunFolder
 
@@ -133,7 +133,8 @@ def _timed(opened: Callable[[Path, int], Logits], files: Sequence[Path], shape: 
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     programs = [opened(file, torch.get_num_threads()) for file in files]
     passes = [functools.partial(program, image) for program in programs]
-    fp32, int8 = 1e3 * time_in_turns(passes, device=torch.device("cpu"), max_seconds=_SECONDS_TIMED).low
+    clock = clock_of(device="cpu", threads=torch.get_num_threads())
+    fp32, int8 = 1e3 * time_in_turns(passes, clock=clock, max_seconds=_SECONDS_TIMED).low
     return float(fp32), float(int8)
 
 

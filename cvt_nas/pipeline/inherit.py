@@ -174,7 +174,7 @@ def record_as_trials(search: Search) -> None:
 
 
 def _loss_of(candidate: Candidate, metric: Metric) -> float:
-    return 1 - candidate.accuracy if metric == "accuracy" else float(getattr(candidate.cost, metric))
+    return 1 - candidate.accuracy if metric == "accuracy" else candidate.cost.loss(metric)
 
 
 def measured_whole(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -202,5 +202,6 @@ class _Bars:
             and known.cost.params <= cost.params
             and known.cost.flops <= cost.flops
             and known.cost.latency_us <= cost.latency_us
+            and known.cost.value_bytes <= cost.value_bytes
         ]
         return max(found, default=None)

@@ -107,7 +107,7 @@ def contributions(
     accuracy over cost is no option's merit, and where costs are equal, what is left of it is.
     """
     costs = [space.cost(genome) for genome in genomes]
-    logs = np.log([[getattr(cost, metric) for metric in objectives if metric != "accuracy"] for cost in costs])
+    logs = np.log([[cost.loss(metric) for metric in objectives if metric != "accuracy"] for cost in costs])
     logs = (logs - logs.mean(axis=0)) / np.maximum(logs.std(axis=0), 1e-9)
     trend = np.hstack([np.ones((len(genomes), 1)), logs, logs**2])
     options = np.array([_features(space, genome) for genome in genomes])

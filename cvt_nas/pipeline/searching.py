@@ -14,13 +14,14 @@ from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup, find_teacher, keep_in_order
 from cvt_nas.engine.shown import sample_images
 from cvt_nas.errors import CvtNasError, DataError, RunFolderError, StorageError
+from cvt_nas.latency import LatencyTable
 from cvt_nas.launch.client import search_through_client
 from cvt_nas.launch.resources import GpusPerTrial, Resources, claim_resources
 from cvt_nas.launch.search import Search
 from cvt_nas.launch.tasks import on_device
 from cvt_nas.pipeline.asked import refuse_old_stops, stopping_when_asked
 from cvt_nas.pipeline.beginning import check_same_init, learn_of, lent_weights
-from cvt_nas.pipeline.latency import with_latency
+from cvt_nas.pipeline.latency import check_deployment, check_same_table, read_table, with_latency
 from cvt_nas.pipeline.phases import run_phases
 from cvt_nas.plan.compiling import with_fastest_way
 from cvt_nas.plan.disk import check_disk, check_writable
@@ -53,6 +54,7 @@ def search(
     init: str | Path | None = None,
     warm_start: str | Path | None = None,
     learn_from: Sequence[str | Path] = (),
+    latency_table: str | Path | LatencyTable | None = None,
     resume: bool = False,
     device: Literal["cpu", "cuda"] | None = None,
     reuse_workers: bool = True,
@@ -82,6 +84,7 @@ def search(
         warm_start: Another name of `init`.
         learn_from: Folders or URLs of earlier runs. The surrogate starts from their trials, as far as the new trials
             confirm them. Their spaces, data and epochs may differ. The run folder keeps a copy of their trials.
+        latency_table: A table that `cvt-nas measure` wrote, or its file, where latency is that of another machine.
         resume: Go on with the run in `out`; trials in flight continue from their last epoch, and those that failed or
             ran out of memory are tried again, anchors first, by new trials of the same architectures.
         reuse_workers: Whether a worker process outlives its trial; off only to measure what that saves.
@@ -99,12 +102,14 @@ def search(
     """
     init = warm_start if init is None else init
     stop, started = threading.Event() if stop is None else stop, time.time()
+    table = read_table(latency_table) if isinstance(latency_table, str | Path) else latency_table
     if address is not None and address.startswith("ray://"):
         return search_through_client(
             search, experiment, address=address, out=out, stop=stop, progress=progress, callbacks=callbacks,
             on_note=on_note, data=data,
             gpus=gpus, gpus_per_trial=gpus_per_trial, cpus=cpus, trials=trials, time_budget=time_budget, seed=seed,
-            init=init, learn_from=learn_from, resume=resume, device=device, reuse_workers=reuse_workers,
+            init=init, learn_from=learn_from, latency_table=table, resume=resume, device=device,
+            reuse_workers=reuse_workers,
         )  # fmt: skip
     if learn_from and (experiment.search.sampler != "surrogate" or experiment.search.has_supernet):
         raise CvtNasError(
@@ -112,6 +117,7 @@ def search(
         )
     if is_plugin(experiment.search.sampler):
         load_sampler(experiment.search.sampler)  # before anything is spent
+    check_deployment(experiment, table)
     num_trials = experiment.search.trials if trials is None else trials
     place = RunFolder.at(out)
     check_writable(place.path)
@@ -128,6 +134,7 @@ def search(
             _check_resumes(run, experiment, seed)
             check_same_init(run, init)
             check_same_sources(run, learn_from)
+            check_same_table(run, table)
             seed = int(run.manifest["seed"])
             time_budget = time_budget or run.manifest.get("time_budget")
             num_trials = num_trials if setup.shared is not None else run.requests.num_trials(num_trials)
@@ -167,7 +174,7 @@ def search(
             num_processes = resources.num_slots * resources.num_workers
             setup = setup.fitting_shared_memory(num_processes=num_processes, on_note=on_note)
         if experiment.goes_by_latency:
-            experiment = with_latency(experiment, run, setup, resources, seed=seed)
+            experiment = with_latency(experiment, run, setup, resources, seed=seed, table=table)
             if setup.shared is not None:  # whose random subnets meet the constraints, too
                 setup = dataclasses.replace(setup, shared=dataclasses.replace(setup.shared, space=experiment.space))
         setup, way = with_fastest_way(experiment, run, setup, resources, on_note=on_note)

@@ -28,6 +28,7 @@ from cvt_nas.propose.simulation import Asked, MadeUpCurves, run_clock
 from cvt_nas.propose.spread import Spread
 from cvt_nas.propose.study import Proposal, Study
 from cvt_nas.results import Metric, is_non_dominated
+from cvt_nas.space import TIMED_METRICS
 
 MAX_QUICK_TRIALS = 50  # that the real sampler proposes in a few seconds
 MAX_SIMULATED_TRIALS = 1_000  # the time of a simulation grows faster than the number of trials
@@ -58,9 +59,9 @@ def simulate_race(
     """
     simulated = min(num_trials, MAX_SIMULATED_TRIALS)
     space = dataclasses.replace(
-        experiment.space, bounds={name: at for name, at in experiment.space.bounds.items() if name != "latency_ms"}
+        experiment.space, bounds={name: at for name, at in experiment.space.bounds.items() if name not in TIMED_METRICS}
     )
-    metrics: tuple[Metric, ...] = tuple(metric for metric in experiment.objectives if metric != "latency_ms")
+    metrics: tuple[Metric, ...] = tuple(metric for metric in experiment.objectives if metric not in TIMED_METRICS)
     metrics = metrics if len(metrics) > 1 else ("accuracy", "flops")
     experiment = dataclasses.replace(experiment, space=space, objectives=metrics)
     study = Study(

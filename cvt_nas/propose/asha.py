@@ -142,7 +142,7 @@ class Asha:
 
 def losses_of_cost(cost: Cost, metrics: Sequence[Metric]) -> tuple[float, ...]:
     """The losses after the first: the costs that are objectives."""
-    return tuple(float(getattr(cost, metric)) for metric in metrics if metric != "accuracy")
+    return tuple(cost.loss(metric) for metric in metrics if metric != "accuracy")
 
 
 def accuracy_ranks(losses: np.ndarray, num_best: int | None = None) -> np.ndarray:

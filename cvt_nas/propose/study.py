@@ -18,7 +18,7 @@ from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.private import StoredTrials
 from cvt_nas.propose.proposal import Ended, PartialTrial, Proposal
 from cvt_nas.propose.surrogate import Surrogate
-from cvt_nas.results import FAILURES, Metric, Prediction
+from cvt_nas.results import FAILURES, MAXIMISED, Metric, Prediction
 from cvt_nas.space import ALL_COST_METRICS, CostMetric, Genome, GenomeSpace
 
 STUDY_NAME = "cvt-nas"
@@ -79,7 +79,7 @@ class Study:
         self._study = optuna.create_study(
             study_name=STUDY_NAME,
             storage=storage,
-            directions=["maximize" if metric == "accuracy" else "minimize" for metric in self._metrics],
+            directions=["maximize" if metric in MAXIMISED else "minimize" for metric in self._metrics],
             sampler=self._optuna_sampler or RandomSampler(seed),  # the latter is never asked
             load_if_exists=True,
         )

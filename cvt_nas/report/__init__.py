@@ -13,6 +13,7 @@ from cvt_nas.report.text import (
     accuracy_text,
     confirmation_lines,
     front_table,
+    judged_lines,
     latency_lines,
     rank_lines,
     short,

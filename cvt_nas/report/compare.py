@@ -22,9 +22,9 @@ from cvt_nas.report.attainment import LEVELS, MIN_RUNS, add_surfaces, attainment
 from cvt_nas.report.figures import NAMES, cost_axis
 from cvt_nas.report.page import figure_html, html_page, table_html
 from cvt_nas.report.tables import growth_frame
-from cvt_nas.results import DataIdentity, HypervolumeBox, Metric, ParetoFront, as_title, score_name
+from cvt_nas.results import MAXIMISED, DataIdentity, HypervolumeBox, Metric, ParetoFront, as_title, score_name
 from cvt_nas.run import RunFolder
-from cvt_nas.space import ALL_COST_METRICS, CostMetric
+from cvt_nas.space import ALL_COST_METRICS, COST_METRICS, CostMetric
 
 # Okabe and Ito's colours, told apart also by the colour-blind; grey for black, which a dark page swallows
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#999933")
@@ -75,6 +75,9 @@ class Comparison:
         metrics: list[Metric] = [metric for metric in runs[0].metrics if all(metric in run.metrics for run in runs)]
         if len(metrics) < 2:
             raise RunFolderError("the runs have no cost in common among their objectives")
+        deployed = [metric for metric in metrics if metric not in ("accuracy", *COST_METRICS)]
+        if deployed and any(manifest.get("deploy") != manifests[0].get("deploy") for manifest in manifests):
+            raise RunFolderError(f"runs with different sections deploy do not compare by {' and '.join(deployed)}")
         boxes = [run.box for run in runs]
         least, greatest = (
             Cost(
@@ -284,7 +287,7 @@ def _fronts_figure(comparison: Comparison, metric: CostMetric) -> go.Figure:
                 y=[member.accuracy for member in steps],
                 mode="lines+markers",
                 line={
-                    "shape": "hv",
+                    "shape": "vh" if metric in MAXIMISED else "hv",
                     "width": 1.5,
                     "color": _COLOURS[index % len(_COLOURS)],
                     "dash": _DASHES[index % len(_DASHES)],

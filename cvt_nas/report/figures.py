@@ -19,9 +19,19 @@ from cvt_nas.space import CostMetric
 _AXES: dict[CostMetric, str] = {
     "flops": "FLOPs of one image (multiply-adds)",
     "params": "Parameters",
-    "latency_ms": "Latency of one image, as predicted (ms)",
+    "latency_ms": "Latency of a pass, as predicted (ms)",
+    "throughput": "Images a second, as predicted",
+    "peak_memory_mb": "Parameters and values alive at once (MB)",
+    "model_mb": "Parameters (MB)",
 }
-NAMES: dict[CostMetric, str] = {"flops": "FLOPs", "params": "parameters", "latency_ms": "latency"}
+NAMES: dict[CostMetric, str] = {
+    "flops": "FLOPs",
+    "params": "parameters",
+    "latency_ms": "latency",
+    "throughput": "throughput",
+    "peak_memory_mb": "memory",
+    "model_mb": "size",
+}
 FRONT_COLOUR, TRIAL_COLOUR, MARK_COLOUR, _OTHER_COLOUR = "#0f8a63", "#7a8a99", "#d1495b", "#c77c11"
 
 
@@ -167,7 +177,7 @@ def choices_figure(choices: pd.DataFrame, results: Sequence[TrialResult], score:
             "tickvals": list(range(len(options))),
             "ticktext": [f"{option:g}" if isinstance(option, float) else str(option) for option in options],
         })  # fmt: skip
-    metrics: list[CostMetric] = ["params", "flops", *(["latency_ms"] if results[0].cost.latency_us else [])]
+    metrics: list[CostMetric] = ["params", "flops", *_deployed_costs(results[0])]
     for metric in metrics:
         values = np.log10([result.metric(metric) for result in results])
         ticks = np.linspace(values.min(), values.max(), 5)
@@ -190,6 +200,14 @@ def choices_figure(choices: pd.DataFrame, results: Sequence[TrialResult], score:
     )
     figure.update_layout(template="plotly_white", margin={"t": 110, "l": 60, "r": 20, "b": 30}, autosize=True)
     return figure
+
+
+def _deployed_costs(result: TrialResult) -> list[CostMetric]:
+    """Those that trials know."""
+    found: list[CostMetric] = ["latency_ms"] if result.cost.latency_us else []
+    if result.cost.value_bytes:
+        found.append("peak_memory_mb")
+    return found
 
 
 def importance_figure(importances: pd.DataFrame, score: str) -> go.Figure:

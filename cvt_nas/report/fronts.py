@@ -11,7 +11,7 @@ from cvt_nas.report.figures import FRONT_COLOUR, MARK_COLOUR, NAMES, TRIAL_COLOU
 from cvt_nas.report.published import PublishedModel
 from cvt_nas.report.tables import bounds_of
 from cvt_nas.report.text import accuracy_text, short
-from cvt_nas.results import Metric, ParetoFront, TrialResult, as_title
+from cvt_nas.results import MAXIMISED, Metric, ParetoFront, TrialResult, as_title
 from cvt_nas.run import RunFolder
 from cvt_nas.space import Bound, CostMetric
 
@@ -62,7 +62,7 @@ def front_figure(
         x=[member.metric(metric) for member in steps],
         y=[member.accuracy for member in steps],
         mode="lines+markers",
-        line={"shape": "hv", "color": FRONT_COLOUR, "width": 2},
+        line={"shape": "vh" if metric in MAXIMISED else "hv", "color": FRONT_COLOUR, "width": 2},
         marker={"size": 11, "color": FRONT_COLOUR},
         name="Pareto front of further trainings, mean ± standard deviation" if confirmed else "Pareto front",
         customdata=[member.number for member in steps],

@@ -6,8 +6,10 @@ const UNITS = {
   params: [["M", 1e6, "million parameters"], ["k", 1e3, "thousand parameters"]],
   flops: [["G", 1e9, "billion FLOPs"], ["M", 1e6, "million FLOPs"]],
   latency_ms: [["ms", 1, "milliseconds, as predicted"]],
+  peak_memory_mb: [["MB", 1, "megabytes of parameters and values"]],
+  model_mb: [["MB", 1, "megabytes of parameters"]],
 };
-const NAMES = { params: "parameters", flops: "FLOPs", latency_ms: "latency" };
+const NAMES = { params: "parameters", flops: "FLOPs", latency_ms: "latency", peak_memory_mb: "memory", model_mb: "size" };
 
 const competing = () => page.data.trials.filter((trial) => trial.competes);
 const rounded = (value, up) => { // to three digits, so that what costs `value` is still within

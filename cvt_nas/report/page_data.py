@@ -11,6 +11,7 @@ from cvt_nas.report.tables import costs_of
 from cvt_nas.results import TrialResult
 from cvt_nas.run import RunFolder
 from cvt_nas.run.folder import CLASSES_FILE
+from cvt_nas.space import SIZE_METRICS
 
 
 def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFrame) -> dict[str, object]:
@@ -41,6 +42,7 @@ def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFr
             "params": result.cost.params,
             "flops": result.cost.flops,
             "latency_ms": result.cost.latency_ms or None,
+            **{metric: result.metric(metric) for metric in costs_of(run) if metric in ("throughput", *SIZE_METRICS)},
             "measured_ms": measured.get(result.arch_id),
             "seconds": round(result.seconds, 1),
             "seed": result.seed,
@@ -65,7 +67,7 @@ def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFr
         "score": run.score_name,
         "place": run.place,
         "rungs": run.rungs,
-        "costs": costs_of(run),
+        "costs": [metric for metric in costs_of(run) if metric != "throughput"],  # whose limits are the most allowed
         "first": first.number if first else (results[0].number if results else None),
         "choices": {"names": list(choices.columns), "labels": [label_of(str(name)) for name in choices.columns]},
         "classes": [of["class"] for of in next(iter(by_class.values()), ())],

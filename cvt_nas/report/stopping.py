@@ -15,7 +15,7 @@ from cvt_nas.propose.surrogate import Surrogate
 from cvt_nas.results import FAILURES, ParetoFront, TrialResult
 from cvt_nas.results.rungs import MIN_TRIALS
 from cvt_nas.run import RunFolder
-from cvt_nas.space import SearchSpace
+from cvt_nas.space import ALL_COST_METRICS, TIMED_METRICS, SearchSpace
 
 _LITTLE = 0.005  # of the hypervolume
 
@@ -82,7 +82,7 @@ def hindsight_of(run: RunFolder) -> Hindsight | None:
     latency as an objective, whose table a report does not need."""
     results = [result for result in run.results() if result.curve or result.status in FAILURES]
     num_complete = sum(result.status == "complete" for result in results)
-    if num_complete < MIN_TRIALS or "latency_ms" in run.metrics:
+    if num_complete < MIN_TRIALS or any(metric in run.metrics for metric in TIMED_METRICS):
         return None
     try:
         experiment = experiment_of(run)
@@ -92,7 +92,7 @@ def hindsight_of(run: RunFolder) -> Hindsight | None:
         return None
     surrogate = Surrogate(
         space,
-        costs=[metric for metric in ("params", "flops") if metric in run.metrics],
+        costs=[metric for metric in ALL_COST_METRICS if metric in run.metrics],
         num_epochs=run.manifest["epochs"],
         seed=run.manifest["seed"],
         beliefs=beliefs,

@@ -20,6 +20,9 @@ function columnsOf() {
       { name: "latency_ms", title: "ms, predicted", show: (value) => value.toPrecision(3) },
       { name: "measured_ms", title: "ms, measured", show: (value) => value.toPrecision(3) },
     ] : []),
+    ...[["peak_memory_mb", "MB of memory"], ["model_mb", "MB of parameters"]]
+      .filter(([name]) => page.data.costs.includes(name))
+      .map(([name, title]) => ({ name, title, show: (value) => value.toPrecision(3) })),
     { name: "seconds", title: "seconds", show: (value) => value.toFixed(0) },
   ];
 }

@@ -20,12 +20,15 @@ from cvt_nas.results import (
     rank_correlations,
 )
 from cvt_nas.run import RunFolder
-from cvt_nas.space import COST_METRICS, Bound, CostMetric
+from cvt_nas.space import COST_METRICS, SIZE_METRICS, TIMED_METRICS, Bound, CostMetric
 
 
 def costs_of(run: RunFolder) -> tuple[CostMetric, ...]:
-    """The costs that are known of its architectures: latency only where the search went by it."""
-    return (*COST_METRICS, *(("latency_ms",) if "latency_table" in run.manifest else ()))
+    """The costs that are known of its architectures: latency only where the search went by it, and throughput and
+    memory only where the space file says how networks are deployed."""
+    has_table, is_deployed = "latency_table" in run.manifest, "deploy" in run.manifest
+    timed = TIMED_METRICS if is_deployed else TIMED_METRICS[:1]
+    return (*COST_METRICS, *(timed if has_table else ()), *(SIZE_METRICS if is_deployed else ()))
 
 
 def bounds_of(run: RunFolder) -> Mapping[CostMetric, Bound]:
@@ -36,18 +39,24 @@ def bounds_of(run: RunFolder) -> Mapping[CostMetric, Bound]:
         return {}
 
 
-def _latency_of(run: RunFolder, result: TrialResult) -> dict[str, float | None]:
-    """As the search predicted it, and as it was measured; nothing where the search did not go by it."""
-    if "latency_ms" not in costs_of(run):
-        return {}
-    return {"latency_ms": result.cost.latency_ms, "measured_ms": run.latencies().get(result.arch_id)}
+def _deployed_costs_of(run: RunFolder, result: TrialResult) -> dict[str, float | None]:
+    """Latency, throughput and memory as the search predicted them, and latency and memory as they were measured;
+    nothing where the search did not go by them."""
+    costs: list[Metric] = [metric for metric in costs_of(run) if metric not in COST_METRICS]
+    measured: dict[str, float | None] = {}
+    if costs:
+        measured["measured_ms"] = run.latencies().get(result.arch_id)
+    if "peak_memory_mb" in costs:
+        measured["measured_memory_mb"] = run.memories().get(result.arch_id)
+    return {**{metric: result.metric(metric) for metric in costs}, **measured}
 
 
 def front_frame(run: RunFolder) -> pd.DataFrame:
     """The front, best accuracy first: `arch_id, accuracy, params, flops, test_accuracy, number, ...`.
 
     Where a supernet came before, what was `inherited` from it follows. Where the search went by latency, what it
-    predicted and what was measured: `latency_ms, measured_ms`. Where the front is confirmed, accuracy is a mean over
+    predicted and what was measured: `latency_ms, measured_ms`; of a deployment, `throughput, peak_memory_mb, model_mb,
+    measured_memory_mb` too. Where the front is confirmed, accuracy is a mean over
     further trainings, and `accuracy_sd, seeds, seeds_lost, membership` follow; see `Confirmation`.
     """
     tested, members = run.test_accuracies(), run.front().members
@@ -64,7 +73,7 @@ def front_frame(run: RunFolder) -> pd.DataFrame:
             "seed": member.seed,
             "arch": " | ".join(describe_stages(member.arch)),
             **_inherited_of(member),
-            **_latency_of(run, member),
+            **_deployed_costs_of(run, member),
             **_confirmation_of(member),
         }
         for member in members
@@ -86,7 +95,7 @@ def trials_frame(run: RunFolder) -> pd.DataFrame:
             **_inherited_of(result),
             "params": result.cost.params,
             "flops": result.cost.flops,
-            **_latency_of(run, result),
+            **_deployed_costs_of(run, result),
             "on_front": result.number in on_front,
             "seconds": result.seconds,
             "seed": result.seed,
@@ -142,7 +151,7 @@ def summary(run: RunFolder) -> dict[str, object]:
                 "test_accuracy": tested.get(member.arch_id),
                 "params": member.cost.params,
                 "flops": member.cost.flops,
-                **_latency_of(run, member),
+                **_deployed_costs_of(run, member),
                 **_confirmation_of(member),
             }
             for member in front.members

@@ -8,9 +8,11 @@ from rich.text import Text
 from cvt_nas.escaping import printable
 from cvt_nas.latency import LatencyTable
 from cvt_nas.report.tables import deciding_epochs
-from cvt_nas.results import TrialResult, rank_correlations
+from cvt_nas.results import Metric, TrialResult, rank_correlations
 from cvt_nas.run import RunFolder
+from cvt_nas.space import SIZE_METRICS
 
+_HEADERS = {"throughput": "images/s", "peak_memory_mb": "memory MB", "model_mb": "model MB"}
 _MOST_DRIFT = 0.05  # of what is measured, beyond which that is said
 
 
@@ -24,6 +26,8 @@ def front_table(run: RunFolder) -> Table:
     more = [("front", "right")] if confirmed else []  # with it, 80 characters still hold the whole table
     has_latency, measured = "latency_table" in run.manifest, run.latencies()
     timed = [("ms", "right")] if has_latency else []
+    others: list[Metric] = [metric for metric in run.metrics if metric in ("throughput", *SIZE_METRICS)]
+    timed += [(_HEADERS[metric], "right") for metric in others]
     for name, justify in (("arch", "left"), (run.score_name, "right"), *more, ("test", "right"), ("params", "right"),
                           ("FLOPs", "right"), *timed, ("", "left")):  # fmt: skip
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
@@ -41,6 +45,7 @@ def front_table(run: RunFolder) -> Table:
             short(member.cost.params),
             short(member.cost.flops),
             *([latency_text(member, measured)] if has_latency else []),
+            *(f"{member.metric(metric):.3g}" for metric in others),
             ", ".join(marks),
         )
     return table
@@ -139,9 +144,17 @@ def latency_lines(run: RunFolder) -> list[str]:
     if "latency_table" not in run.manifest:
         return []
     table = LatencyTable.from_json(run.manifest["latency_table"])
+    batch = 1 if table.deployment is None else table.deployment.batch
+    images = "one image at a time" if batch == 1 else f"{batch} images at a time"
+    told = f"latency: the front's members are timed whole in the end, {images}, where the table is of such a machine"
+    return [*judged_lines(table), told]
+
+
+def judged_lines(table: LatencyTable) -> list[str]:
+    """What a table of latencies is of, and how far it can be trusted."""
     lines = [
         f"latency: predicted from {len(table.parts)} parts that were timed on {table.device}; whole networks were off "
-        f"by {table.error:.0%} (median). The front's members are timed whole in the end, one image at a time"
+        f"by {table.error:.0%} (median)"
     ]
     judged = table.judged
     if judged is not None:

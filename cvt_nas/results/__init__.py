@@ -22,6 +22,7 @@ from cvt_nas.results.score import as_title, score_name
 from cvt_nas.results.telling import Answer, Question, answer_of, ceiling_of_mean, questions_of
 from cvt_nas.results.trial import (
     FAILURES,
+    MAXIMISED,
     ROOM,
     Metric,
     Status,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
-from cvt_nas.results.trial import Status, check_line, cost_from_json
+from cvt_nas.results.trial import Status, check_line, cost_from_json, cost_to_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,9 +51,7 @@ class Candidate:
             "arch": arch_to_dict(self.arch),
             "accuracy": self.accuracy,
             "num_images": self.num_images,
-            "params": self.cost.params,
-            "flops": self.cost.flops,
-            **({"latency_ms": self.cost.latency_ms} if self.cost.latency_us else {}),
+            **cost_to_json(self.cost),
             "seconds": round(self.seconds, 3),
         }
 

@@ -15,7 +15,7 @@ class HypervolumeBox:
     """The box in which hypervolume is measured. It is fixed for a space, so its runs can be compared.
 
     The reference point is accuracy 0 at the greatest costs of the space. The ideal point is accuracy 1 at its least
-    costs. Each axis is scaled linearly to [0, 1] between them.
+    costs. Each axis is scaled linearly to [0, 1] between them. The ideal throughput is the greatest.
     """
 
     least: Cost
@@ -100,8 +100,8 @@ def distances_to_front(losses: np.ndarray) -> np.ndarray:
 
 
 def losses_of(results: Sequence[TrialResult], metrics: Sequence[Metric]) -> np.ndarray:
-    """Costs and negated accuracy, `(results, metrics)`; smaller is better."""
-    rows = [[(-1 if m == "accuracy" else 1) * result.metric(m) for m in metrics] for result in results]
+    """Losses, `(results, metrics)`; smaller is better. See `TrialResult.loss`."""
+    rows = [[result.loss(metric) for metric in metrics] for result in results]
     return np.array(rows, dtype=float).reshape(len(results), len(metrics))
 
 
@@ -139,16 +139,17 @@ class ParetoFront:
         """The member farthest above the straight line between the cheapest and the most accurate one.
 
         Distances are in accuracy over the logarithm of FLOPs, both scaled to [0, 1]. If FLOPs are not an objective,
-        params are used, or else latency.
+        the first one of params, latency, seconds an image, memory and size is used.
 
         Source: the chord criterion of Das 1999, doi:10.1007/BF01195985, in two dimensions.
         """
-        costs: list[Metric] = [metric for metric in ("flops", "params", "latency_ms") if metric in self.metrics]
+        order = ("flops", "params", "latency_ms", "throughput", "peak_memory_mb", "model_mb")
+        costs: list[Metric] = [metric for metric in order if metric in self.metrics]
         cost = costs[0]
         front = ParetoFront.of(self.members, ("accuracy", cost)).members
         if len(front) < 3:
             return front[0] if front else None
-        x = np.log([result.metric(cost) for result in front])
+        x = np.log([result.loss(cost) for result in front])
         y = np.array([result.metric("accuracy") for result in front])
         if np.ptp(x) == 0 or np.ptp(y) == 0:  # all are equal in both
             return front[0]

@@ -13,7 +13,8 @@ from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
 from cvt_nas.results.parsing import first_problem
 from cvt_nas.results.prediction import Prediction
 
-Metric = Literal["accuracy", "params", "flops", "latency_ms"]
+Metric = Literal["accuracy", "params", "flops", "latency_ms", "throughput", "peak_memory_mb", "model_mb"]
+MAXIMISED: frozenset[Metric] = frozenset({"accuracy", "throughput"})
 Status = Literal["complete", "stopped", "diverged", "failed", "oom"]
 
 # No run has a million trials, and both parts can be read in decimals.
@@ -43,6 +44,9 @@ class _Line(TypedDict, total=False):
     params: int
     flops: int
     latency_ms: float
+    throughput: float
+    peak_memory_mb: float
+    model_mb: float
     status: Status
     epochs: int
     accuracy: float | None
@@ -57,7 +61,9 @@ class _Line(TypedDict, total=False):
     spent: float | None
     micro_batch: int | None
     activation_checkpointing: bool
+    batch: int
     test_accuracy: float
+    measured_memory_mb: float | None
     p10_ms: float
     predicted: _Predicted
 
@@ -75,8 +81,24 @@ def check_line(tree: Mapping[str, object]) -> None:
 
 def cost_from_json(tree: Mapping[str, Any]) -> Cost:
     """Cost in a line of a record."""
-    latency_us = round(1000 * tree.get("latency_ms", 0))
-    return Cost(params=tree["params"], flops=tree["flops"], latency_us=latency_us)
+    latency_us, model_bytes = round(1000 * tree.get("latency_ms", 0)), round(1e6 * tree.get("model_mb", 0))
+    return Cost(
+        params=tree["params"],
+        flops=tree["flops"],
+        latency_us=latency_us,
+        model_bytes=model_bytes,
+        value_bytes=round(1e6 * tree.get("peak_memory_mb", 0)) - model_bytes,
+        batch=tree.get("batch", 0),
+    )
+
+
+def cost_to_json(cost: Cost) -> dict[str, int | float]:
+    """Entries of a cost in a line of a record: params, FLOPs, and what else is known."""
+    names: list[str] = ["params", "flops"]
+    names += ["latency_ms"] if cost.latency_us else []
+    names += ["throughput"] if cost.latency_us and cost.batch else []
+    names += ["peak_memory_mb", "model_mb", "batch"] if cost.batch else []
+    return {name: getattr(cost, name) for name in names}
 
 
 def further_number(trial: int, round_: int) -> int:
@@ -154,7 +176,7 @@ class TrialResult:
             loss that is not finite, `oom` ran out of device memory, `failed` raised an error.
         accuracy: Fraction of the search split after the last epoch, or None without an epoch. With a `confirmation`,
             its mean; the accuracy of the trial itself is `own_accuracy`.
-        cost: Exact params and FLOPs, and the predicted latency if the search used it.
+        cost: Exact params and FLOPs, and the predicted latency, throughput and memory if the search used them.
         curve: Accuracy on the search split after each epoch.
         seconds: Time from the proposal to the result, with the start of the worker and the loading of data.
         train_seconds: The part of `seconds` in epochs, with their evaluation.
@@ -209,6 +231,10 @@ class TrialResult:
         assert value is not None, "only finished trials have an accuracy"
         return value
 
+    def loss(self, name: Metric) -> float:
+        """What is to become small: accuracy negated, and `Cost.loss` of all others."""
+        return -self.metric("accuracy") if name == "accuracy" else self.cost.loss(name)
+
     def to_json(self) -> dict[str, object]:
         """Plain values, in the names that scripts rely on."""
         return {
@@ -218,9 +244,7 @@ class TrialResult:
             "status": self.status,
             "epochs": self.epochs,
             "accuracy": self.accuracy,
-            "params": self.cost.params,
-            "flops": self.cost.flops,
-            **({"latency_ms": self.cost.latency_ms} if self.cost.latency_us else {}),
+            **cost_to_json(self.cost),
             "curve": list(self.curve),
             "seconds": round(self.seconds, 3),
             "train_seconds": round(self.train_seconds, 3),

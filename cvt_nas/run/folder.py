@@ -25,7 +25,7 @@ from cvt_nas.run.mirror import Mirror
 from cvt_nas.run.origin import origin
 from cvt_nas.run.picking import find, pick
 from cvt_nas.run.places import is_url, local_folder
-from cvt_nas.run.records import Record, figure
+from cvt_nas.run.records import Record, figure, measured_of
 from cvt_nas.run.requests import Requests
 from cvt_nas.run.store import Store
 from cvt_nas.run.supernet import SupernetFolder
@@ -42,7 +42,7 @@ class RunFolder:
     confirm.json       which architectures are trained again, once the race is over; see `ConfirmPlan`
     confirm.jsonl      one `TrialResult` a line, of those further trainings, append-only, flushed
     test.jsonl         accuracy on the test split of the front's members, read once at the end
-    latency.jsonl      measured latency of the front's members, if the search used predicted latency
+    latency.jsonl      measured latency and memory of the front's members, if the search used them
     study.journal      Optuna's storage
     report.html        the self-contained page of the run; also pareto.csv, ranks.csv, pareto_flops.html, ...
     earlier/           trials of the runs that the search learns from, in <number>.jsonl for each run
@@ -83,7 +83,7 @@ class RunFolder:
         self._sorted: tuple[list[TrialResult], tuple[TrialResult, ...]] = [], ()
         self._candidates = Record(path / "candidates.jsonl", self.store, Candidate.from_json)
         self._tests = Record(path / "test.jsonl", self.store, partial(figure, name="test_accuracy"))
-        self._latencies = Record(path / "latency.jsonl", self.store, partial(figure, name="p10_ms"))
+        self._latencies = Record(path / "latency.jsonl", self.store, measured_of)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _folder_at, (self.place,)
@@ -372,12 +372,16 @@ class RunFolder:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def append_latency(self, arch_id: str, latency: Mapping[str, object]) -> None:
-        """Records the measured latency of a member of the front; see `engine.Latency`."""
+        """Records what was measured of a member of the front; see `export.deployed.Measured`."""
         self._latencies.append({"arch_id": arch_id, **latency})
 
     def latencies(self) -> dict[str, float]:
-        """Measured milliseconds of one image's forward pass by arch id. The last of several measurements counts."""
-        return dict(self._latencies.read())
+        """Measured milliseconds of a forward pass by arch id. The last of several measurements counts."""
+        return {arch_id: milliseconds for arch_id, milliseconds, _ in self._latencies.read()}
+
+    def memories(self) -> dict[str, float]:
+        """Measured megabytes of memory by arch id, where they are known."""
+        return {arch_id: memory for arch_id, _, memory in self._latencies.read() if memory is not None}
 
 
 class _Clock(TypedDict):

@@ -62,6 +62,7 @@ class _Fields(TypedDict, total=False):
     versions: dict[str, str]
     resources: dict[str, JsonValue]
     latency_table: dict[str, JsonValue]
+    deploy: dict[str, JsonValue]
     warm_start: str | None
     init: dict[str, JsonValue]
     learn_from: list[_Source]

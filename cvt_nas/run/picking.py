@@ -26,7 +26,9 @@ def pick(front: ParetoFront, what: str, place: object) -> TrialResult | None:
         found = front.knee() if what == "knee" else front.best
         assert found is not None, "a front with members has both"
         return found
-    limit = re.fullmatch(r"\s*(flops|params|latency_ms)\s*<\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][0-9]+)?)\s*", what)
+    limit = re.fullmatch(
+        r"\s*(flops|params|latency_ms|peak_memory_mb|model_mb)\s*<\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][0-9]+)?)\s*", what
+    )
     if limit is None and re.search(r"\W", what):
         raise RunFolderError(
             f"{what!r}: must be knee, best, an arch id, or a limit as flops<4e9, params<20e6 or latency_ms<2"
@@ -34,8 +36,8 @@ def pick(front: ParetoFront, what: str, place: object) -> TrialResult | None:
     if limit is None:
         return None
     metric = cast(Metric, limit[1])
-    if metric == "latency_ms" and metric not in front.metrics:
-        raise RunFolderError(f"{place}: the search did not go by latency")
+    if not any(member.metric(metric) for member in front.members):
+        raise RunFolderError(f"{place}: the search did not go by {metric.removesuffix('_ms')}")
     under = [member for member in front.members if member.metric(metric) < float(limit[2])]
     if not under:
         least = min(member.metric(metric) for member in front.members)

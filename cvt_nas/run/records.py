@@ -49,3 +49,8 @@ def figure(tree: Mapping[str, Any], *, name: str) -> tuple[str, float]:
     """Id of an architecture, and its figure `name`."""
     check_line(tree)
     return str(tree["arch_id"]), float(tree[name])
+
+
+def measured_of(tree: Mapping[str, Any]) -> tuple[str, float, float | None]:
+    """Id of an architecture, its latency, and its memory, which earlier versions did not measure."""
+    return (*figure(tree, name="p10_ms"), tree.get("measured_memory_mb"))

@@ -13,9 +13,11 @@ from cvt_nas.arch import Activation, BlockConfig, Cost, Projection, StageConfig
 
 Genome = tuple[int, ...]
 Option = int | float | str  # text is the name of a projection
-CostMetric = Literal["params", "flops", "latency_ms"]
+CostMetric = Literal["params", "flops", "latency_ms", "throughput", "peak_memory_mb", "model_mb"]
 COST_METRICS: tuple[CostMetric, ...] = ("params", "flops")  # these are exact and always known
-ALL_COST_METRICS: tuple[CostMetric, ...] = (*COST_METRICS, "latency_ms")
+TIMED_METRICS: tuple[CostMetric, ...] = ("latency_ms", "throughput")  # these are predicted by a table of latencies
+SIZE_METRICS: tuple[CostMetric, ...] = ("peak_memory_mb", "model_mb")  # these need a deployment
+ALL_COST_METRICS: tuple[CostMetric, ...] = (*COST_METRICS, *TIMED_METRICS, *SIZE_METRICS)
 
 BLOCK_CHOICES = ("kv_stride", "kernel_size", "num_heads", "mlp_ratio", "projection")
 STAGE_CHOICES = ("patch_kernel", "patch_stride", "embed_dim", "depth")

@@ -17,18 +17,21 @@ from cvt_nas.arch import (
     ImageSize,
     StageConfig,
     block_cost,
+    block_values,
     embedding_cost,
+    embedding_values,
     head_cost,
+    head_values,
     sides_of,
     size_text,
 )
 from cvt_nas.errors import ArchError
-from cvt_nas.latency import LatencyTable, Parts
+from cvt_nas.latency import Deployment, LatencyTable, Parts
 from cvt_nas.space.arch_space import ArchSpace
 from cvt_nas.space.choices import (
     BLOCK_CHOICES,
-    COST_METRICS,
     STAGE_CHOICES,
+    TIMED_METRICS,
     Bound,
     CostMetric,
     Gene,
@@ -38,6 +41,7 @@ from cvt_nas.space.choices import (
     StageSpace,
     count_block_sequences,
 )
+from cvt_nas.space.totals import COLUMNS, as_at, deployed, distinct, joined, sums
 
 _MEMO_SIZE = 100_000
 
@@ -50,6 +54,7 @@ class SearchSpace(ArchSpace):
         image_size, num_channels, num_classes: As in `ArchConfig`.
         bounds: Limits of the costs of feasible members. Those of latency count once there is a table.
         latency: Latencies of the parts of networks on some device.
+        deployment: Deployment that latency, throughput and memory are of. Without one, costs have no memory.
 
     Raises:
         ArchError: A combination of choices leaves a stage without tokens, or has heads that do not divide the width.
@@ -61,6 +66,7 @@ class SearchSpace(ArchSpace):
     stages: tuple[StageSpace, ...]
     bounds: Mapping[CostMetric, Bound]
     latency: LatencyTable | None = None
+    deployment: Deployment | None = None
 
     def __post_init__(self) -> None:
         for index, stage in enumerate(self.stages):
@@ -148,34 +154,54 @@ class SearchSpace(ArchSpace):
             stages=tuple(self._stage_of(index, part) for index, part in enumerate(self._parts(genome))),
         )
 
+    @cached_property
+    def as_deployed(self) -> "SearchSpace":
+        """The space of the same networks for images of the size that the deployment has. Raises ArchError where these
+        leave a stage without tokens."""
+        if self.deployment is None or self.deployment.image_size == self.image_size:
+            return self
+        return replace(self, image_size=self.deployment.image_size)
+
     def cost(self, genome: Sequence[int]) -> Cost:
-        params = flops = latency = 0
+        cost = self._cost(genome)
+        return cost if self.as_deployed is self else as_at(cost, self.as_deployed.cost(genome))
+
+    def _cost(self, genome: Sequence[int]) -> Cost:
+        cost: Cost | None = None
         channels, grid = self.num_channels, sides_of(self.image_size)
         for index, part in enumerate(self._parts(genome)):
             key = (index, part, channels, grid)
-            cost, channels, grid = self._memo.get(key) or self._remember(key, self._enter_stage(*key))
-            params, flops, latency = params + cost.params, flops + cost.flops, latency + cost.latency_us
+            stage, channels, grid = self._memo.get(key) or self._remember(key, self._enter_stage(*key))
+            cost = stage if cost is None else cost + stage
         key = ("head", channels, grid)
         head = self._memo.get(key) or self._remember(key, self._head_cost(channels, grid))
-        return Cost(params=params + head.params, flops=flops + head.flops, latency_us=latency + head.latency_us)
+        return head if cost is None else cost + head
 
     def _embedding_cost(self, stage: StageConfig, in_channels: int, grid: Grid) -> Cost:
         cost = embedding_cost(stage, in_channels=in_channels, grid=grid)
-        if self.latency is None:
-            return cost
-        return replace(cost, latency_us=self.latency.embedding(stage, in_channels=in_channels, grid=grid))
+        latency = self._table and self._table.embedding(stage, in_channels=in_channels, grid=grid)
+        return self._deployed(cost, latency, lambda: embedding_values(stage, in_channels=in_channels, grid=grid))
 
     def _block_cost(self, block: BlockConfig, embed_dim: int, grid: Grid, class_token: bool) -> Cost:
         cost = block_cost(block, embed_dim=embed_dim, grid=grid, class_token=class_token)
-        if self.latency is None:
-            return cost
-        time = self.latency.block(block, embed_dim=embed_dim, grid=grid, class_token=class_token)
-        return replace(cost, latency_us=time)
+        latency = self._table and self._table.block(block, embed_dim=embed_dim, grid=grid, class_token=class_token)
+        return self._deployed(
+            cost, latency, lambda: block_values(block, embed_dim=embed_dim, grid=grid, class_token=class_token)
+        )
 
     def _head_cost(self, dim: int, grid: Grid) -> Cost:
-        token = self.stages[-1].class_token
-        cost = head_cost(dim=dim, grid=grid, class_token=token, num_classes=self.num_classes)
-        return cost if self.latency is None else replace(cost, latency_us=self.latency.head(dim=dim, grid=grid))
+        head = partial(head_cost, dim=dim, grid=grid, class_token=self.stages[-1].class_token)
+        values = partial(head_values, dim=dim, grid=grid, class_token=self.stages[-1].class_token)
+        latency = self._table and self._table.head(dim=dim, grid=grid)
+        return self._deployed(head(num_classes=self.num_classes), latency, lambda: values(num_classes=self.num_classes))
+
+    @property
+    def _table(self) -> LatencyTable | None:
+        """None where the table is of images of another size."""
+        return self.latency if self.as_deployed is self else None
+
+    def _deployed(self, cost: Cost, latency: int | None, num_values: Callable[[], int]) -> Cost:
+        return deployed(cost, self.deployment, latency=latency, num_values=num_values)
 
     def _enter_stage(self, index: int, part: Genome, channels: int, before: Grid) -> tuple[Cost, int, Grid]:
         """Cost of a stage on a map of `channels`, with the channels and grid of its output."""
@@ -196,20 +222,28 @@ class SearchSpace(ArchSpace):
         canonical = np.hstack([reader.canonical_rows(genomes[:, part]) for reader, part in readers])
         unique = list(dict.fromkeys(map(tuple, canonical.tolist())))
         costs = self._costs_of_rows(np.array(unique, dtype=int).reshape(len(unique), len(self.genes)))
-        return {
-            genome: Cost(params=params, flops=flops, latency_us=latency)
-            for genome, (params, flops, latency) in zip(unique, costs.tolist(), strict=True)
+        batch = 0 if self.deployment is None else self.deployment.batch
+        found = {
+            genome: Cost(**dict(zip(COLUMNS, row, strict=True)), batch=batch)
+            for genome, row in zip(unique, costs.tolist(), strict=True)
         }
+        if self.as_deployed is self:
+            return found
+        there = self.as_deployed.costs_of(np.array(unique, dtype=int).reshape(costs.shape[0], len(self.genes)))
+        return {genome: as_at(cost, there[genome]) for genome, cost in found.items()}
 
-    def _costs_of_rows(self, rows: Int[np.ndarray, "genomes genes"]) -> Int[np.ndarray, "genomes 3"]:
-        """Params, FLOPs and microseconds of genomes. Each distinct part is computed once."""
+    def _costs_of_rows(self, rows: Int[np.ndarray, "genomes genes"]) -> Int[np.ndarray, "genomes 5"]:
+        """`COLUMNS` of the costs of genomes. Each distinct part is computed once."""
         greatest = self.cost_range[1]
-        whole: Any = np.int64 if max(greatest.params, greatest.flops) < 2**62 else object  # of Python's integers
+        whole: Any = (
+            np.int64 if max(getattr(greatest, name) for name in COLUMNS) < 2**62 else object
+        )  # of Python's integers
 
         def each(keys: np.ndarray, cost: Callable[..., Cost]) -> np.ndarray:
-            distinct, which = _distinct(keys)
-            found = [cost(*key) for key in distinct]
-            return np.array([(c.params, c.flops, c.latency_us) for c in found], dtype=whole).reshape(-1, 3)[which]
+            unique, which = distinct(keys)
+            found = [cost(*key) for key in unique]
+            values = [tuple(getattr(c, name) for name in COLUMNS) for c in found]
+            return np.array(values, dtype=whole).reshape(-1, len(COLUMNS))[which]
 
         def embedding(
             stage: StageSpace, channels: int, height: int, width: int, kernel: int, stride: int, dim: int
@@ -223,21 +257,24 @@ class SearchSpace(ArchSpace):
         def head(dim: int, height: int, width: int) -> Cost:
             return self._head_cost(dim, (height, width))
 
-        totals = np.zeros((len(rows), 3), dtype=whole)
+        totals = np.zeros((len(rows), len(COLUMNS)), dtype=whole)
         channels, grids = np.full(len(rows), self.num_channels), np.tile(sides_of(self.image_size), (len(rows), 1))
         for reader, part, stage in zip(self._readers, self._slices, self.stages, strict=True):
             parts = rows[:, part]
             kernels, strides, dims = (reader.values(c, parts) for c in ("patch_kernel", "patch_stride", "embed_dim"))
             padding = kernels // 2 if stage.patch_padding is None else stage.patch_padding
             grids = (grids + np.reshape(2 * padding - kernels, (-1, 1))) // strides[:, None] + 1
-            totals += each(np.column_stack([channels, grids, kernels, strides, dims]), partial(embedding, stage))
+            embeddings = np.column_stack([channels, grids, kernels, strides, dims])
+            totals = joined(totals, each(embeddings, partial(embedding, stage)))
             options, channels = reader.block_options(parts), dims
             num_blocks = options.shape[1]
             places = np.repeat(np.column_stack([dims, grids]), num_blocks, axis=0)
             blocks = each(np.hstack([places, options.reshape(len(places), -1)]), partial(block, stage, reader))
             is_present = np.arange(num_blocks) < reader.values("depth", parts)[:, None]
-            totals += (blocks.reshape(len(rows), num_blocks, 3) * is_present[:, :, None]).sum(axis=1)
-        return totals + each(np.column_stack([channels, grids]), head)
+            blocks = blocks.reshape(len(rows), num_blocks, len(COLUMNS)) * is_present[:, :, None]
+            summed, greatest_values = blocks[:, :, :-1].sum(axis=1), blocks[:, :, -1].max(axis=1)
+            totals = joined(totals, np.column_stack([summed, greatest_values]))
+        return joined(totals, each(np.column_stack([channels, grids]), head))
 
     def encode(self, arch: ArchConfig) -> Genome:
         if len(arch.stages) != len(self.stages):
@@ -265,7 +302,7 @@ class SearchSpace(ArchSpace):
         return sum(
             bound.violation(getattr(cost, metric))
             for metric, bound in self.bounds.items()
-            if metric != "latency_ms" or self.latency is not None
+            if metric not in TIMED_METRICS or self.latency is not None
         )
 
     @cached_property
@@ -283,12 +320,15 @@ class SearchSpace(ArchSpace):
 
     @cached_property
     def _cost_range(self) -> tuple[Cost, Cost]:
-        names = (*COST_METRICS, *(["latency_us"] if self.latency is not None else []))
-        least, greatest = zip(*(self._extremes(names).values()), strict=True)
-        return (
-            Cost(**dict(zip(names, map(min, zip(*least, strict=True)), strict=True))),
-            Cost(**dict(zip(names, map(max, zip(*greatest, strict=True)), strict=True))),
+        least, greatest = zip(*(self._extremes().values()), strict=True)
+        batch = 0 if self.deployment is None else self.deployment.batch
+        low, high = (
+            Cost(**dict(zip(COLUMNS, map(pick, zip(*costs, strict=True)), strict=True)), batch=batch)
+            for costs, pick in ((least, min), (greatest, max))
         )
+        if self.as_deployed is self:
+            return low, high
+        return as_at(low, self.as_deployed.cost_range[0]), as_at(high, self.as_deployed.cost_range[1])
 
     @property
     def greatest_grids(self) -> tuple[Grid, ...]:
@@ -313,18 +353,20 @@ class SearchSpace(ArchSpace):
                 blocks |= dict.fromkeys((block, some.embed_dim, grid, stage.class_token) for block in choices)
                 after[some.embed_dim, grid] = None
             states = after
-        return Parts(embeddings=tuple(embeddings), blocks=tuple(blocks), heads=tuple(states))
+        return Parts(
+            embeddings=tuple(embeddings), blocks=tuple(blocks), heads=tuple(states), num_classes=self.num_classes
+        )
 
-    def _extremes(self, names: Sequence[str]) -> dict[tuple[int, Grid], tuple[list[int], list[int]]]:
-        """The least and the greatest costs `names` of whole networks, by width and grid in front of the head.
+    def _extremes(self) -> dict[tuple[int, Grid], tuple[list[int], list[int]]]:
+        """The least and the greatest `COLUMNS` of whole networks, by width and grid in front of the head.
 
         Computed by dynamic programming over the width and the grid after each stage.
         """
 
         def of(cost: Cost) -> list[int]:
-            return [getattr(cost, name) for name in names]
+            return [getattr(cost, name) for name in COLUMNS]
 
-        zero = [0] * len(names)
+        zero = [0] * len(COLUMNS)
         states = {(self.num_channels, sides_of(self.image_size)): (zero, zero)}
         for stage in self.stages:
             after: dict[tuple[int, Grid], tuple[list[int], list[int]]] = {}
@@ -335,32 +377,17 @@ class SearchSpace(ArchSpace):
                     key = dim, grid = some.embed_dim, some.grid_after(before)
                     if key not in of_blocks:
                         costs = [of(self._block_cost(block, dim, grid, stage.class_token)) for block in choices]
+                        low_of_one, high_of_one = ([pick(e) for e in zip(*costs, strict=True)] for pick in (min, max))
                         of_blocks[key] = (
-                            [min(stage.depth) * min(each) for each in zip(*costs, strict=True)],
-                            [max(stage.depth) * max(each) for each in zip(*costs, strict=True)],
+                            [*(min(stage.depth) * cost for cost in low_of_one[:-1]), low_of_one[-1]],
+                            [*(max(stage.depth) * cost for cost in high_of_one[:-1]), high_of_one[-1]],
                         )
                     embedding = of(self._embedding_cost(some, channels, grid))
                     lower, higher = of_blocks[key]
-                    lows, highs = (_sums(low, embedding, lower), _sums(high, embedding, higher))
+                    lows, highs = (sums(low, embedding, lower), sums(high, embedding, higher))
                     if key in after:
                         lows, highs = list(map(min, lows, after[key][0])), list(map(max, highs, after[key][1]))
                     after[key] = lows, highs
             states = after
         heads = {(dim, grid): of(self._head_cost(dim, grid)) for dim, grid in states}
-        return {key: (_sums(low, heads[key]), _sums(high, heads[key])) for key, (low, high) in states.items()}
-
-
-def _sums(*parts: Sequence[int]) -> list[int]:
-    return list(map(sum, zip(*parts, strict=True)))
-
-
-def _distinct(rows: Int[np.ndarray, "rows values"]) -> tuple[list[list[int]], Int[np.ndarray, " rows"]]:
-    """Distinct rows, and the index of each row among them."""
-    codes, num_codes = np.zeros(len(rows), dtype=np.int64), 1
-    for column in rows.T:
-        width = int(column.max(initial=0)) + 1
-        if num_codes * width >= 2**63:
-            codes, num_codes = np.unique(codes, return_inverse=True)[1], len(rows)
-        codes, num_codes = codes * width + column, num_codes * width
-    _, first, which = np.unique(codes, return_index=True, return_inverse=True)
-    return rows[first].tolist(), which
+        return {key: (sums(low, heads[key]), sums(high, heads[key])) for key, (low, high) in states.items()}

@@ -7,6 +7,7 @@ from pydantic import Field, WithJsonSchema
 from pydantic.dataclasses import dataclass as validated
 
 from cvt_nas.config.sections.data import DataConfig
+from cvt_nas.config.sections.deploy import DeployConfig
 from cvt_nas.config.sections.search import SearchConfig
 from cvt_nas.config.sections.space import ConstraintsSection, ObjectivesSection, SpaceSection
 from cvt_nas.config.sections.supernet import DaNasConfig, SupernetConfig
@@ -50,4 +51,5 @@ class SpaceFile:
         default_factory=lambda: ObjectivesSection(accuracy="maximize", params="minimize", flops="minimize")
     )
     constraints: ConstraintsSection = field(default_factory=ConstraintsSection)
+    deploy: DeployConfig = field(default_factory=DeployConfig)
     anchors: Annotated[dict[str, dict[str, object]], WithJsonSchema(_ANCHORS)] = field(default_factory=dict)

@@ -109,10 +109,32 @@ class LatencyBoundSection:
     """Bound on the latency of networks.
 
     Args:
-        max: Greatest allowed latency of one image on this machine, in milliseconds. No limit where absent.
+        max: Greatest allowed latency of a pass, in milliseconds; see section `deploy`. No limit where absent.
     """
 
     max: Annotated[PositiveFloat, Field(examples=[5.0])] | None = None
+
+
+@validated(config=STRICT, frozen=True, kw_only=True)
+class ThroughputBoundSection:
+    """Bound on the throughput of networks.
+
+    Args:
+        min: Least allowed number of images a second; see section `deploy`. No limit where absent.
+    """
+
+    min: Annotated[PositiveFloat, Field(examples=[200.0])] | None = None
+
+
+@validated(config=STRICT, frozen=True, kw_only=True)
+class MegabytesBoundSection:
+    """Bound on megabytes.
+
+    Args:
+        max: Greatest allowed number of megabytes, each of a million bytes. No limit where absent.
+    """
+
+    max: Annotated[PositiveFloat, Field(examples=[20.0])] | None = None
 
 
 @validated(config=STRICT, frozen=True, kw_only=True)
@@ -122,12 +144,18 @@ class ConstraintsSection:
     Args:
         params: Bounds on the number of parameters.
         flops: Bounds on the FLOPs of one image; a multiply-add is one.
-        latency_ms: Bound on the latency of one image.
+        latency_ms: Bound on the latency of a pass.
+        throughput: Bound on images a second.
+        peak_memory_mb: Bound on the memory of a pass.
+        model_mb: Bound on the size of the parameters.
     """
 
     params: BoundSection = field(default_factory=BoundSection)
     flops: BoundSection = field(default_factory=BoundSection)
     latency_ms: LatencyBoundSection = field(default_factory=LatencyBoundSection)
+    throughput: ThroughputBoundSection = field(default_factory=ThroughputBoundSection)
+    peak_memory_mb: MegabytesBoundSection = field(default_factory=MegabytesBoundSection)
+    model_mb: MegabytesBoundSection = field(default_factory=MegabytesBoundSection)
 
 
 @validated(config=STRICT | {"json_schema_extra": {"minProperties": 2}}, frozen=True, kw_only=True)
@@ -138,10 +166,16 @@ class ObjectivesSection:
         accuracy: Accuracy on the search split. Every search has this objective.
         params: Number of parameters.
         flops: FLOPs of one image; a multiply-add is one.
-        latency_ms: Latency of one image on this machine in milliseconds, from a table that the search measures first.
+        latency_ms: Milliseconds of a pass as section `deploy` describes it, by a table that is measured before.
+        throughput: Images a second, by the same table.
+        peak_memory_mb: Megabytes of parameters and of values that are alive at once in a pass of section `deploy`.
+        model_mb: Megabytes of the parameters in the precision of section `deploy`.
     """
 
     accuracy: Literal["maximize"]
     params: Literal["minimize"] | None = None
     flops: Literal["minimize"] | None = None
     latency_ms: Literal["minimize"] | None = None
+    throughput: Literal["maximize"] | None = None
+    peak_memory_mb: Literal["minimize"] | None = None
+    model_mb: Literal["minimize"] | None = None

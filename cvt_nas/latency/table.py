@@ -1,12 +1,16 @@
 """A table of what the parts of networks take on one device, by which the time of any network of a space is a sum."""
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter, ValidationError
 
-from cvt_nas.arch import BlockConfig, Grid, StageConfig, size_text
+from cvt_nas.arch import ArchConfig, BlockConfig, Grid, StageConfig, size_text
 from cvt_nas.errors import RunFolderError
+from cvt_nas.latency.deployment import Deployment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,11 +21,27 @@ class Parts:
         embeddings: Stages of any blocks, the channels and the grid of the map that they take.
         blocks: Each with its width, its grid, and whether there is a class token.
         heads: Width and grid.
+        num_classes: Of the heads.
     """
 
     embeddings: tuple[tuple[StageConfig, int, Grid], ...]
     blocks: tuple[tuple[BlockConfig, int, Grid, bool], ...]
     heads: tuple[tuple[int, Grid], ...]
+    num_classes: int
+
+    @property
+    def keys(self) -> list[str]:
+        """Their names in a table."""
+        return [
+            *(embedding_key(s, in_channels=c, grid=s.grid_after(before)) for s, c, before in self.embeddings),
+            *(block_key(b, embed_dim=d, grid=grid, class_token=token) for b, d, grid, token in self.blocks),
+            *(head_key(dim=dim, grid=grid) for dim, grid in self.heads),
+        ]
+
+    @property
+    def id(self) -> str:
+        """Equal where the parts are the same ones, and so the spaces of the same networks."""
+        return hashlib.sha256(json.dumps([sorted(self.keys), self.num_classes]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +67,7 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatencyTable:
-    """Times of one image through each part, of which a network's is the sum.
+    """Times of a batch through each part, of which a network's is the sum.
 
     Args:
         parts: Microseconds, by the keys below; scaled so that sums agree with whole networks that were timed.
@@ -56,6 +76,8 @@ class LatencyTable:
         error: Of whole networks that had no part in the scaling, the median of how far their sums are off, as a
             fraction of their time.
         judged: By these networks; None in a table of an earlier version.
+        deployment: What was measured; None in a table of an earlier version, which knew torch and one image only.
+        space: `Parts.id` of the space; None in a table of an earlier version.
 
     Source: Cai et al. 2019, arXiv:1812.00332, section 3.3, whose table holds operations.
     """
@@ -65,6 +87,8 @@ class LatencyTable:
     device: str
     error: float
     judged: Judged | None = None
+    deployment: Deployment | None = None
+    space: str | None = None
 
     def embedding(self, stage: StageConfig, *, in_channels: int, grid: Grid) -> int:
         return self.parts[embedding_key(stage, in_channels=in_channels, grid=grid)]
@@ -75,6 +99,24 @@ class LatencyTable:
     def head(self, *, dim: int, grid: Grid) -> int:
         """With the constant, which is of a network as its one head is."""
         return self.parts[head_key(dim=dim, grid=grid)] + self.constant_us
+
+    def check_fits(self, parts: Parts, deployment: Deployment) -> None:
+        """Raises RunFolderError where the table is of other networks, or of another deployment."""
+        needed = set(parts.keys)
+        for what, odd in (("lacks", needed - self.parts.keys()), ("also has", self.parts.keys() - needed)):
+            if odd:
+                raise RunFolderError(
+                    f"latency_table: is of another space: it {what} {len(odd)} parts, such as {min(odd)!r}; measure "
+                    f"this space by cvt-nas measure"
+                )
+        if self.space not in (None, parts.id):
+            raise RunFolderError("latency_table: is of a space of another number of classes; measure this space")
+        own = self.deployment or Deployment(image_size=deployment.image_size)
+        if differences := deployment.differences(own):
+            raise RunFolderError(
+                f"latency_table: was measured with {', '.join(differences)} of section deploy; measure again, or "
+                f"change the section"
+            )
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
@@ -91,6 +133,18 @@ class LatencyTable:
 
 
 _ADAPTER = TypeAdapter(LatencyTable)
+
+
+def part_counts(arch: ArchConfig) -> Counter[str]:
+    """How often a network has each part, by its name in a table."""
+    found, channels = Counter[str](), arch.num_channels
+    for stage, grid in zip(arch.stages, arch.grids, strict=True):
+        found[embedding_key(stage, in_channels=channels, grid=grid)] += 1
+        for block in stage.blocks:
+            found[block_key(block, embed_dim=stage.embed_dim, grid=grid, class_token=stage.class_token)] += 1
+        channels = stage.embed_dim
+    found[head_key(dim=channels, grid=arch.grids[-1])] += 1
+    return found
 
 
 def embedding_key(stage: StageConfig, *, in_channels: int, grid: Grid) -> str:

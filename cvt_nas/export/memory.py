@@ -1,0 +1,15 @@
+"""Prints the memory that a network takes in torch, from a process that did nothing before; `deployed` starts it."""
+
+import json
+import sys
+
+import torch
+
+from cvt_nas.arch import arch_from_dict
+from cvt_nas.engine.latency_table import measure_memory
+from cvt_nas.latency import Deployment
+
+if __name__ == "__main__":
+    asked = json.load(sys.stdin)
+    deployment = Deployment.from_json(asked["deployment"])
+    print(json.dumps(measure_memory(arch_from_dict(asked["arch"]), deployment, torch.device("cpu"))))

@@ -1,0 +1,11 @@
+"""What networks take where they will run: the settings of a deployment, and a table of what their parts take there."""
+
+from cvt_nas.latency.deployment import (
+    Deployment,
+    DeployPrecision,
+    Runtime,
+    RuntimeDevice,
+    deployment_of,
+    facts_of,
+)
+from cvt_nas.latency.table import Judged, LatencyTable, Parts, block_key, embedding_key, head_key, part_counts

@@ -1,0 +1,324 @@
+"""Times functions and ONNX networks beside each other, and makes a table of latencies of that.
+
+`cvt-nas measure` copies this file as `measure.py` into a folder for another machine. So it needs nothing but Python,
+numpy and the runtime, and imports nothing of this package.
+
+All take turns, in another order in each round. One after the other, each for a while, they would be compared across
+times at which the machine did other work. A low quantile of the rounds is what a machine that does nothing else takes.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_QUANTILE = 0.1
+_MIN_ROUNDS, _MAX_ROUNDS = 6, 40
+_TURN_SECONDS, _MIN_PASSES, _MAX_PASSES = 2e-3, 3, 20  # of a turn, whose median call counts
+_MOST_WAITING = 3  # wall seconds to one of `max_seconds`, where other processes have the rest
+_MEMORY_PASSES = 5
+PART_SECONDS, WHOLE_SECONDS = 0.1, 0.5  # of each part, and of each whole network
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turns:
+    """Seconds of each function in each round, the median of its calls: `(rounds, functions)`."""
+
+    seconds: np.ndarray
+
+    @property
+    def low(self) -> np.ndarray:
+        """The tenth percentile of the rounds, `(functions,)`."""
+        return np.quantile(self.seconds, _QUANTILE, axis=0)
+
+    @property
+    def noise(self) -> np.ndarray:
+        """How far `low` of the even rounds is from that of the odd ones, as a fraction, `(functions,)`."""
+        even, odd = (np.quantile(self.seconds[first::2], _QUANTILE, axis=0) for first in (0, 1))
+        return np.abs(even / odd - 1)
+
+    @property
+    def drift(self) -> float:
+        """How much slower the last third of the rounds was than the first, as a fraction; the median function."""
+        third = len(self.seconds) // 3
+        first, last = (np.median(rounds, axis=0) for rounds in (self.seconds[:third], self.seconds[-third:]))
+        return float(np.median(last / first)) - 1
+
+
+def time_in_turns(
+    functions: Sequence[Callable[[], object]], *, clock: str = "perf_counter", max_seconds: float, seed: int = 0
+) -> Turns:
+    """Times each function once a round, for 6 rounds at least, and 40 at most.
+
+    A call that is not timed comes before each that is: another function's data are in the caches.
+
+    Args:
+        functions: Whose work is done when they return, on a GPU as well.
+        clock: Of module `time`. `thread_time` and `process_time` tell what a CPU did, of which other processes take
+            nothing; see `clock_of`.
+        max_seconds: After which no further round begins; by the wall clock, three times as many at most.
+        seed: Of the order in each round.
+    """
+    now: Callable[[], float] = getattr(time, clock)
+    rng = np.random.default_rng(seed)
+
+    def seconds_of(function: Callable[[], object], num_passes: int) -> float:
+        function()
+        times = [now()]
+        for _ in range(num_passes):
+            function()
+            times.append(now())
+        return float(np.median(np.diff(times)))
+
+    ends, last_end = now() + max_seconds, time.perf_counter() + _MOST_WAITING * max_seconds
+    first = [seconds_of(function, 1) for function in functions]
+    passes = [int(np.clip(_TURN_SECONDS / max(took, 1e-9), _MIN_PASSES, _MAX_PASSES)) for took in first]
+    rounds = list[np.ndarray]()
+    while len(rounds) < _MIN_ROUNDS or (len(rounds) < _MAX_ROUNDS and now() < ends and time.perf_counter() < last_end):
+        took = np.empty(len(functions))
+        for index in rng.permutation(len(functions)):
+            took[index] = seconds_of(functions[index], passes[index])
+        rounds.append(took)
+    return Turns(seconds=np.stack(rounds))
+
+
+def clock_of(*, device: str, threads: int, runtime: str = "torch") -> str:
+    """The clock that tells best what a runtime takes: CPU time where it has one thread, which is the caller's but in
+    OpenVINO; the wall clock's where threads wait for each other, or for a GPU."""
+    if device != "cpu" or threads != 1:
+        return "perf_counter"
+    return "process_time" if runtime.startswith("openvino") else "thread_time"
+
+
+def table_of(turns: Turns, plan: Mapping[str, Any], *, device: str) -> dict[str, Any]:
+    """The plain values of a `LatencyTable`.
+
+    A part alone pays for its start and its end, which in a network overlap with others, and a runtime fuses what
+    meets at the border of two parts. So sums of parts are too great. A line through the first whole networks mends
+    that, and the others tell how well.
+
+    Args:
+        turns: Of the parts, then of the whole networks, as `plan` has them.
+        plan: `keys` of the parts; of each of the `networks` how many it has of each part, in the same order;
+            `num_fitted` of them, and the `deployment`.
+        device: Name of the processor, and what ran on it.
+    """
+    keys, num_fitted = plan["keys"], plan["num_fitted"]
+    low_us = 1e6 * turns.low
+    parts_us, wholes_us = low_us[: len(keys)], low_us[len(keys) :]
+    counts = np.array([network["counts"] for network in plan["networks"]], dtype=float)
+    sums_us = counts @ parts_us
+    scale, constant = np.polyfit(sums_us[:num_fitted], wholes_us[:num_fitted], 1)
+    if scale <= 0:  # where the networks are all alike, and their times noise
+        scale, constant = float(wholes_us.mean() / sums_us.mean()), 0.0
+    off = (scale * sums_us + constant)[num_fitted:] / wholes_us[num_fitted:] - 1
+    return {
+        "parts": {key: round(scale * us) for key, us in zip(keys, parts_us.tolist(), strict=True)},
+        "constant_us": round(constant),
+        "device": device,
+        "error": float(np.median(np.abs(off))),
+        "judged": {
+            "number": len(off),
+            "within_5": float((np.abs(off) <= 0.05).mean()),
+            "within_10": float((np.abs(off) <= 0.1).mean()),
+            "bias": float(off.mean()),
+            "spearman": _spearman(sums_us[num_fitted:], wholes_us[num_fitted:]),
+            "noise": float(np.median(turns.noise[len(keys) + num_fitted :])),
+            "drift": turns.drift,
+        },
+        "deployment": plan["deployment"],
+        "space": plan["space"],
+    }
+
+
+def _spearman(told: np.ndarray, measured: np.ndarray) -> float:
+    ranks = _ranks(told), _ranks(measured)
+    return float(np.corrcoef(*ranks)[0, 1]) if all(np.ptp(rank) > 0 for rank in ranks) else 0.0
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """From 1; equal values share the mean of theirs."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[which]
+
+
+def measure_kit(folder: Path, *, max_seconds: float | None = None) -> dict[str, Any]:
+    """The table of a folder of parts and networks, on this machine. The folder's `plan.json` says what they are."""
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    deployment, files = plan["deployment"], [*plan["files"], *(network["file"] for network in plan["networks"])]
+    seconds = PART_SECONDS * len(plan["files"]) + WHOLE_SECONDS * len(plan["networks"])
+    runs = [run_of(folder / file, deployment) for file in files]
+    turns = time_in_turns(
+        runs, clock=clock_of_deployment(deployment), max_seconds=max_seconds or seconds, seed=plan["seed"]
+    )
+    return table_of(turns, plan, device=described(deployment))
+
+
+def clock_of_deployment(deployment: Mapping[str, Any]) -> str:
+    return clock_of(device=deployment["device"], threads=deployment["threads"], runtime=deployment["runtime"])
+
+
+def described(deployment: Mapping[str, Any]) -> str:
+    """Processor, runtime with its version, and threads of a deployment on this machine."""
+    threads = f", threads: {deployment['threads']}" if deployment["device"] == "cpu" else ", CUDA"
+    return f"{processor_name()}, {version_of(deployment)}, {deployment['precision']}{threads}"
+
+
+def version_of(deployment: Mapping[str, Any]) -> str:
+    """The runtime of a deployment with the version that is here."""
+    version = str(_module_of(deployment["runtime"]).__version__).partition("-")[0]  # OpenVINO's also names its build
+    return f"{deployment['runtime']} {version}"
+
+
+def _module_of(runtime: str) -> Any:
+    if runtime.startswith("openvino"):
+        import openvino  # pyright: ignore[reportMissingImports]
+
+        return openvino
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    return onnxruntime
+
+
+def run_of(file: Path, deployment: Mapping[str, Any]) -> Callable[[], object]:
+    """A function that runs an ONNX file once on a batch of noise, in the runtime of a deployment."""
+    make = _run_in_openvino if deployment["runtime"].startswith("openvino") else _run_in_onnxruntime
+    return make(file, deployment)
+
+
+def _run_in_onnxruntime(file: Path, deployment: Mapping[str, Any]) -> Callable[[], object]:
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = deployment["threads"], 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # whose CPU time would be no work
+    options.log_severity_level = 3
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[deployment["device"]]
+    settings: dict[str, str] = {}
+    if deployment["runtime"] == "tensorrt":
+        provider, settings = "TensorrtExecutionProvider", {"trt_fp16_enable": str(deployment["precision"] == "fp16")}
+    session = onnxruntime.InferenceSession(str(file), options, providers=[provider], provider_options=[settings])
+    if provider not in session.get_providers():  # it goes on without one that it cannot load
+        raise RuntimeError(f"this onnxruntime cannot use {provider}: pip install onnxruntime-gpu")
+    given, kind = session.get_inputs()[0], deployment["device"]
+    binding = session.io_binding()  # or each run would copy from the CPU and back
+    binding.bind_ortvalue_input(
+        given.name, onnxruntime.OrtValue.ortvalue_from_numpy(_noise(given.shape, deployment), kind)
+    )
+    binding.bind_output(session.get_outputs()[0].name, kind)
+    return lambda: session.run_with_iobinding(binding)
+
+
+def _run_in_openvino(file: Path, deployment: Mapping[str, Any]) -> Callable[[], object]:
+    import openvino  # pyright: ignore[reportMissingImports]
+
+    settings = {
+        "INFERENCE_NUM_THREADS": deployment["threads"],
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # newer CPUs would compute in bf16 unasked
+    }
+    model = openvino.Core().compile_model(str(file), "CPU", settings)
+    shape = [side.get_length() if side.is_static else None for side in model.input(0).get_partial_shape()]
+    request = model.create_infer_request()
+    request.set_input_tensor(openvino.Tensor(_noise(shape, deployment)))
+    return request.infer
+
+
+def _noise(shape: Sequence[Any], deployment: Mapping[str, Any]) -> np.ndarray:
+    """Values that do not matter; a side without a number is that of the batch."""
+    sides = [side if isinstance(side, int) else deployment["batch"] for side in shape]
+    return np.random.default_rng(0).standard_normal(sides, dtype=np.float32)
+
+
+def processor_name() -> str:
+    """Product name of the CPU, if the system knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def memory_growth(load: Callable[[], Callable[[], object]]) -> float | None:
+    """Megabytes by which this process is greater in passes of what `load` gives than before it was loaded, at most.
+
+    None where the system does not tell (it is not Linux). Loading may take more for a moment, which does not count.
+    """
+    before = _resident_mb("VmRSS")
+    run = load()
+    run()
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+    except OSError:
+        return None
+    for _ in range(_MEMORY_PASSES):
+        run()
+    peak = _resident_mb("VmHWM")
+    return None if before is None or peak is None else max(peak - before, 0.0)
+
+
+def _resident_mb(name: str) -> float | None:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith(f"{name}:")]
+    return kilobytes[0] * 1024 / 1e6 if kilobytes else None
+
+
+def measured_memory(file: Path, deployment: Mapping[str, Any]) -> float | None:
+    """`memory_growth` of an ONNX file, in a process of its own: memory that others left behind would hide it. None also
+    where that process fails."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--memory", str(file), "--deployment", json.dumps(deployment)],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": str(deployment["threads"])},
+    )  # fmt: skip
+    return None if done.returncode else json.loads(done.stdout)
+
+
+def _print_memory(file: Path, deployment: Mapping[str, Any]) -> None:
+    _module_of(deployment["runtime"])
+    print(json.dumps(memory_growth(lambda: run_of(file, deployment))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measures the networks of this folder on this machine.")
+    parser.add_argument("--to", type=Path, metavar="TABLE", help="file to write the table of latencies to")
+    parser.add_argument("--seconds", type=float, help="limit of the measurement; as many as the plan needs if absent")
+    parser.add_argument("--memory", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--deployment", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory is not None:
+        return _print_memory(options.memory, options.deployment)
+    if options.to is None:
+        parser.error("--to TABLE is missing")
+    folder = Path(__file__).resolve().parent
+    try:
+        table = measure_kit(folder, max_seconds=options.seconds)
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error.name} is missing: pip install numpy {error.name}")
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")
+    options.to.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    judged = table["judged"]
+    print(
+        f"{table['device']}: {len(table['parts'])} parts; of {judged['number']} networks that had no part in the table "
+        f"{judged['within_5']:.0%} are within 5 %, {judged['within_10']:.0%} within 10 %"
+    )
+    print(f"{options.to}: give it to cvt-nas search --latency-table")
+    return None
+
+
+if __name__ == "__main__":
+    main()
