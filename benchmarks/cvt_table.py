@@ -79,7 +79,7 @@ def main() -> None:
 def add_latency(table: pd.DataFrame, space: SearchSpace) -> pd.DataFrame:
     """`table` with the column `latency_cpu_ms`: of torch, eager, fp32, a batch of one image, weights at random.
 
-    See `cvt_nas.engine.turns`. Printed is Kendall's tau of the even and the odd rounds.
+    See `cvt_nas.latency.measuring`. Printed is Kendall's tau of the even and the odd rounds.
     """
     torch.set_num_threads(1)
     genes = gene_columns(space)
