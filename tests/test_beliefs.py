@@ -106,7 +106,7 @@ def test_priors_of_a_block_count_where_there_is_such_a_block(digits: Experiment)
         next(place for place, other in enumerate(space.genes) if (other.stage, other.choice) == (gene.stage, "depth")),
     )
     genomes = genomes_of(space, 60)
-    without = [genome for genome in genomes if space.genes[depth].options[genome[depth]] < 2]
+    without = [genome for genome in genomes if int(space.genes[depth].options[genome[depth]]) < 2]
     with_first = [genome for genome in genomes if genome not in without and genome[place] == 0]
     believed = believed_of(Beliefs(priors={gene.name: [5.0, 1.0]}), space, [*with_first, *without])[:, 0]
     assert believed[: len(with_first)].mean() > believed[len(with_first) :].mean() + 1

@@ -50,14 +50,11 @@ class RunFolder:
     init/              weights.safetensors that trials or the supernet start from, sorted by importance
     models/<arch id>/  arch.json, model.safetensors, probe.safetensors of each complete trial
     supernet/          checkpoint.pt, then weights.safetensors; `stop` while its training is asked to end; quality.json;
-                       inherited.jsonl, what the architectures inherit that judge it, one `Candidate` a line;
-                       narrowing.json, if choices were dropped during its training
+                       inherited.jsonl, one `Candidate` a line, of architectures that judge it; narrowing.json
     standalone/        a run of its own: trainings that judge the supernet
     candidates.jsonl   one `Candidate` a line, append-only, flushed; candidates.journal is Optuna's storage of them
-    checkpoints/       checkpoints of trials in flight
-    errors/            tracebacks of trials that failed
-    tune/              Ray Tune's own files, not needed after the run
-    tensorboard/       <number>-<arch id>/ of each trial, if TensorBoard tracks the search; wandb/ belongs to W&B
+    checkpoints/       checkpoints of trials in flight; errors/ has tracebacks of trials that failed
+    tune/              Ray Tune's own files, not needed after the run; tensorboard/ and wandb/ belong to these trackers
     requests/          what people ask of the search, in a file for each request; answers.jsonl holds its answers
     lock, holder.json  the process that works on the run; clock.json holds the seconds spent on it
 
@@ -92,8 +89,7 @@ class RunFolder:
     def at(cls, place: str | Path) -> Self:
         """The folder at a path; for a URL, this machine's folder with the records of the URL, which it mirrors.
 
-        Raises:
-            StorageError: There is no such store, or it does not answer.
+        Raises StorageError if there is no such store, or it does not answer.
         """
         path, store = _path_and_store(place)
         store.refresh(path)
