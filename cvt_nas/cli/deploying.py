@@ -1,4 +1,4 @@
-"""The verb that measures networks where they will run."""
+"""The command `measure`, which measures networks where they will run."""
 
 import argparse
 import json

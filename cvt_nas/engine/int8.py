@@ -1,9 +1,9 @@
-"""Whether a network in int8 answers as the trained one does, in each runtime that may run it.
+"""Checks that a network in int8 gives the same answers as the trained network, in each runtime that may run it.
 
-Quantisation errs: of 15 networks of Fashion-MNIST, logits erred by 1 to 3 % of their standard deviation, and accuracy
-lost .0 +- .1 points. Libraries err, too, and say nothing. onnxruntime 1.32 fuses a quantised average pooling to an
-operator that divides by the wrong number, at ENABLE_EXTENDED and above. NNCF 3.4 has made networks that answer almost
-by chance. So three things are compared with limits, each in every runtime; see `complaints`.
+Quantisation causes errors. For 15 networks on Fashion-MNIST, logits were off by 1 to 3 % of their standard deviation,
+and accuracy dropped by .0 +- .1 points. Libraries also make errors, without a warning. At ENABLE_EXTENDED and above,
+onnxruntime 1.32 fuses a quantised average pooling into an operator that divides by the wrong number. NNCF 3.4 has made
+networks that answer almost at random. So three figures are checked in every runtime; see `complaints`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,11 +23,11 @@ from cvt_nas.errors import first_line
 from cvt_nas.model import CvT, Logits
 
 NUM_CALIBRATED = 256
-MAX_LOSS = 0.01  # of the metric
-MAX_ERROR = 0.2  # of the logits' standard deviation
-MAX_RATIO = 1.25  # of the errors of two runtimes
-_FLOOR = 0.002  # errors below it are rounding
-_MOST_IMAGES = 10_000  # of the search split; twice as many would halve nothing but the noise's square
+MAX_LOSS = 0.01  # drop of the metric
+MAX_ERROR = 0.2  # in standard deviations of the logits
+MAX_RATIO = 1.25  # between the errors of two runtimes
+_FLOOR = 0.002  # errors below this are rounding
+_MOST_IMAGES = 10_000  # of the search split; more would reduce the noise only slowly
 _BATCH_SIZE = 64
 _NUM_RESAMPLES = 100
 _NUM_DEVIATIONS = 2.0
@@ -37,16 +37,16 @@ Answers = Float[Tensor, "images classes"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judged:
-    """What a runtime makes of a file.
+    """Results of an int8 file in one runtime. `score`, `error` and `loss` are None if the runtime cannot open the file.
 
     Args:
-        runtime: Its name, and how far it optimises.
-        score: The run's metric; None where the runtime cannot open the file.
-        error: Root mean square of the difference of logits from those in fp32, divided by the standard deviation of the
-            latter; None as above.
-        loss: How much `score` is below fp32's; None as above.
-        loss_sd: Standard deviation of `loss` over images, by bootstrap; 0 where there is no loss.
-        why: What the runtime says, where it cannot open the file.
+        runtime: Name of the runtime, and its level of optimisation.
+        score: The run's metric.
+        error: Root mean square difference of logits between int8 and fp32, divided by the standard deviation of the
+            logits in fp32.
+        loss: Score in fp32 minus `score`.
+        loss_sd: Standard deviation of `loss` over images, by bootstrap. It is 0 if there is no loss.
+        why: Error message of the runtime if it cannot open the file.
     """
 
     runtime: str
@@ -59,12 +59,13 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
-    """A network in fp32, and its int8 file in each runtime.
+    """Results of a network in fp32, and of its int8 file in each runtime.
 
     Args:
         metric: Name of the metric.
-        score: Of fp32, in torch.
-        num_images: Of the search split, that both are judged on.
+        score: Score of fp32 in torch.
+        num_images: Number of images of the search split that both are judged on.
+        judged: Results of int8, one per runtime.
     """
 
     metric: str
@@ -74,9 +75,9 @@ class Judgement:
 
 
 def calibration_batches(data: ImageData, num_images: int = NUM_CALIBRATED) -> list[Float[np.ndarray, "batch c h w"]]:
-    """Training images as the network sees them in evaluation: resized and normalised, without augmentation.
+    """Training images, prepared as for evaluation: resized and normalised, without augmentation.
 
-    They are the first of a random order that is the same each time.
+    They are the first ones in a random order that is the same each time.
     """
     return [images.numpy() for images, _ in _first_batches(data, "train", num_images)]
 
@@ -90,14 +91,14 @@ def judge(
     *,
     on_note: Callable[[str], None] | None = None,
 ) -> Judgement:
-    """Answers of `file` in each runtime, compared with those of `model` in fp32 on the search split.
+    """Compares the answers of `file` in each runtime with those of `model` in fp32, on the search split.
 
-    At most 10,000 images are looked at: the first of a random order that is the same each time.
+    At most 10,000 images are used: the first ones in a random order that is the same each time.
 
     Args:
-        model: On the CPU, in eval mode.
+        model: Network on the CPU, in eval mode.
         runtimes: See `runtimes_for`.
-        training: Tells the metric.
+        training: Settings that define the metric.
         on_note: Called before each runtime, since this can take minutes.
     """
     metric, plain = metric_of(training, data), TrainingConfig(epochs=0)
@@ -143,7 +144,7 @@ def _judged(name: str, metric: str, expected: Answers, found: Answers, labels: T
 
 
 def logits_error(found: Answers, expected: Answers) -> float:
-    """Root mean square of the difference, divided by the standard deviation of `expected`; infinite if not finite."""
+    """Root mean square of the difference, divided by the standard deviation of `expected`. NaN becomes infinity."""
     spread = expected.double().std().clamp(min=1e-12)
     error = ((found.double() - expected.double()).square().mean().sqrt() / spread).item()
     return error if np.isfinite(error) else float("inf")
@@ -162,19 +163,20 @@ def _deviation(metric: str, expected: Answers, found: Answers, labels: Tensor) -
 
 
 def complaints(judgement: Judgement, max_loss: float = MAX_LOSS) -> list[str]:
-    """Why the file is not to be trusted, a line each; empty where it is.
+    """Reasons, one line each, why the file is not to be trusted. Empty if there are none.
 
-    - The loss: the metric is lower by more than `max_loss`, and by more than two standard deviations of that
-      difference, so that a few images of a small split do not decide.
-    - The error: logits differ from fp32 by a fifth of their standard deviation. A network that is right by chance, as
-      one that has not learned yet, is seen by this alone. Sound files erred by up to .07, broken ones by .17 and more.
-    - The runtimes: the error of one is more than 1.25 times that of another. All compute the same int8 network and may
-      round in other places, which changes single answers, but moves them no further from fp32: in sound files errors
-      were equal to 4 %. More is a fault of a library, and not of quantisation.
+    - Loss: the metric is lower by more than `max_loss`, and by more than two standard deviations of that difference, so
+      a few images of a small split do not decide.
+    - Error: logits differ from fp32 by more than a fifth of their standard deviation. If the network is right only by
+      chance, as before it has learned, this check alone finds the fault. Sound files had errors of up to .07, broken
+      ones of .17 and more.
+    - Runtimes: the error in one is more than 1.25 times the error in another. All compute the same int8 network. They
+      may round in other places, which changes single answers, but does not move them further from fp32. In sound files,
+      the errors agreed within 4 %. A greater difference is a fault of a library, not of quantisation.
 
     Args:
-        judgement: What `judge` found.
-        max_loss: As a fraction: .01 is a point.
+        judgement: Result of `judge`.
+        max_loss: Fraction; .01 is one point.
     """
     opened = [found for found in judgement.judged if found.error is not None]
     lines = []
@@ -209,5 +211,5 @@ def _disagreement(opened: Sequence[Judged]) -> list[str]:
 
 
 def _last_line(error: Exception) -> str:
-    """Of what OpenVINO says, which tells the reason last."""
+    """Last line of an error message. OpenVINO states the reason there."""
     return ([line.strip() for line in str(error).splitlines() if line.strip()] or [first_line(error)])[-1]

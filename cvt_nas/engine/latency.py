@@ -28,7 +28,7 @@ class Latency:
         num_threads: Threads of the runtime on the CPU, even if the network runs on a GPU.
         num_runs: Number of timed runs, without warm-up runs.
         runtime: Library that ran the network, with its version.
-        precision: Of weights and arithmetic.
+        precision: Precision of weights and arithmetic.
     """
 
     batch_size: int

@@ -1,4 +1,4 @@
-"""The parts of a space's networks, and whole networks, as modules to time."""
+"""Modules to time: the parts of the networks of a space, and whole networks."""
 
 import math
 import random
@@ -16,19 +16,23 @@ from cvt_nas.latency import Deployment, block_key, embedding_key, head_key, part
 from cvt_nas.model import Block, ConvEmbed, CvT
 from cvt_nas.space import TIMED_METRICS, SearchSpace
 
-_MAX_PARTS = 3_000  # of a table
-_NUM_FITTED = 12  # whole networks
+_MAX_PARTS = 3_000  # in a table
+_NUM_FITTED = 12  # whole networks that the scale of a table is fitted to
 
 
 class Input(NamedTuple):
-    """Images or tokens of one network, whose values do not matter: the shape of one of the batch."""
+    """Images or tokens that a module gets. Their values do not matter.
+
+    Args:
+        shape: Shape of one item of the batch.
+    """
 
     shape: tuple[int, ...]
     channels_last: bool = False
 
 
 class Timed(NamedTuple):
-    """A module that has no memory yet, and what it is called with."""
+    """A module without memory (on torch's device `meta`), and the arguments to call it with."""
 
     module: nn.Module
     inputs: tuple[Input | Grid, ...]
@@ -44,7 +48,7 @@ def whole_of(arch: ArchConfig) -> Timed:
 
 
 def parts_of(space: SearchSpace) -> dict[str, Timed]:
-    """By the keys of `LatencyTable`. Raises ResourceError where there are too many."""
+    """Parts of a space by their keys in a `LatencyTable`. Raises ResourceError if there are too many."""
     parts, timed = space.parts(), dict[str, Timed]()
     if (number := len(parts.keys)) > _MAX_PARTS:
         raise ResourceError(f"latency: the space has {number:,} parts to time, at most {_MAX_PARTS:,} can be")
@@ -73,17 +77,17 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def memory_size(module: nn.Module) -> int:
-    """How many values `place` takes of the memory."""
+    """Number of values that `place` takes from the memory."""
     return sum(map(_aligned, _tensors(module).values()))
 
 
 def _aligned(tensor: Tensor) -> int:
-    """Its number of values, rounded up to whole lines of a cache."""
+    """Number of values of a tensor, rounded up to whole cache lines."""
     return -(-tensor.numel() // 16) * 16
 
 
 def place(module: nn.Module, memory: Tensor) -> None:
-    """Gives a module without memory the first part of `memory`."""
+    """Makes a module without memory use the first part of `memory` for its weights."""
     start, state = 0, dict[str, Tensor]()
     for name, tensor in _tensors(module).items():
         if tensor.is_floating_point():
@@ -95,12 +99,13 @@ def place(module: nn.Module, memory: Tensor) -> None:
 
 
 class Plan(NamedTuple):
-    """What is timed for a table, and how the times become one.
+    """Modules to time for a table, and the settings that turn the times into a table.
 
     Args:
-        parts: By their keys.
-        networks: Drawn evenly. The first of them fit the sums of parts to whole networks, and the others judge that.
-        settings: The other plain values that `table_of` needs.
+        parts: Parts by key.
+        networks: Whole networks, drawn evenly. The sums of parts are fitted to the first ones, and the others judge the
+            fit.
+        settings: Plain values that `table_of` needs.
     """
 
     parts: dict[str, Timed]
@@ -109,9 +114,13 @@ class Plan(NamedTuple):
 
 
 def plan_of(space: SearchSpace, deployment: Deployment, *, num_judged: int, seed: int) -> Plan:
-    """Args:
-        space: With images of the size that the deployment has.
-        deployment: With the device and the number of threads told.
+    """Chooses the parts and networks to time for a table.
+
+    Args:
+        space: Its images must have the size of the deployment.
+        deployment: Must have a definite device and number of threads.
+        num_judged: Number of whole networks that judge the table.
+        seed: Seed of the random choice of whole networks.
 
     Raises:
         ResourceError: The space has too many parts.

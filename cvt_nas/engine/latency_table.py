@@ -1,4 +1,4 @@
-"""How long a forward pass of each network of a space takes in torch, by a table of parts that are measured.
+"""Measures a table of parts in torch, which predicts the time of a forward pass of each network of a space.
 
 Source: Cai et al. 2019, arXiv:1812.00332, section 3.3, for the sum of parts.
 """
@@ -35,8 +35,16 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def on_device(deployment: Deployment | None, device: torch.device, *, image_size: Any = 1) -> Deployment:
-    """`deployment`, or else that of fp32 images one by one, with what a trial's device decides of it: device and
-    threads. Raises ResourceError where its runtime cannot use that device."""
+    """`deployment` with a definite device and number of threads, which come from the trial if they are open.
+
+    Args:
+        deployment: None stands for single images in fp32, in torch.
+        device: Device of a trial.
+        image_size: Image size of the deployment that None stands for.
+
+    Raises:
+        ResourceError: The runtime cannot use the device.
+    """
     deployment = deployment or Deployment(image_size=image_size)
     threads = torch.get_num_threads() if deployment.threads is None else deployment.threads
     return replace(deployment, device=deployment.device_of(device.type), threads=threads)
@@ -45,12 +53,12 @@ def on_device(deployment: Deployment | None, device: torch.device, *, image_size
 def measure_latencies(
     archs: Sequence[ArchConfig], *, device: torch.device, deployment: Deployment | None = None
 ) -> list[Latency]:
-    """Times a forward pass of each architecture, by default of one image in fp32, all in turns; see `time_in_turns`.
+    """Times a forward pass of each architecture in turns, by default of one image in fp32; see `time_in_turns`.
 
-    Weights are made up: they have no part in it. All networks have them in the same memory.
+    Weights are random, since they do not affect latency. All networks share the same memory for them.
 
     Raises:
-        ResourceError: The device is not there, or has too little memory.
+        ResourceError: The device does not exist, or has too little memory.
     """
     deployment = on_device(deployment, device)
     turns = time_networks(archs, device=device, max_seconds=WHOLE_SECONDS * len(archs), deployment=deployment)
@@ -68,7 +76,7 @@ def measure_latencies(
 def time_networks(
     archs: Sequence[ArchConfig], *, device: torch.device, max_seconds: float, deployment: Deployment | None = None
 ) -> Turns:
-    """The turns of `measure_latencies`, which raises the same."""
+    """Like `measure_latencies`, but returns the times of each turn."""
     check_device(device)
     networks = [whole_of(arch) for arch in archs]
     return _in_turns(networks, on_device(deployment, device), device, max_seconds=max_seconds, seed=0)
@@ -82,18 +90,18 @@ def measure_table(
     seed: int = 0,
     deployment: Deployment | None = None,
 ) -> LatencyTable:
-    """Times all the parts of a space's networks, and some whole ones, by which it scales the times of the parts.
+    """Times all parts of the networks of a space, and some whole networks that the times of parts are scaled to.
 
     All of them take turns; see `time_in_turns` and `table_of`.
 
     Args:
-        space: With images of the size that the deployment has.
-        num_judged: Of whole networks that judge the table.
-        seed: Of the whole networks, which are drawn evenly.
-        deployment: Whose runtime is torch.
+        space: Its images must have the size of the deployment.
+        num_judged: Number of whole networks that judge the table.
+        seed: Seed of the random choice of whole networks, which are drawn evenly.
+        deployment: Its runtime must be `torch` or `torch-compile`. None stands for single images in fp32.
 
     Raises:
-        ResourceError: The space has too many parts, or the device is not there, or has too little memory.
+        ResourceError: The space has too many parts, or the device does not exist or has too little memory.
     """
     check_device(device)
     deployment = on_device(deployment, device, image_size=space.image_size)
@@ -105,14 +113,16 @@ def measure_table(
 
 
 def described(deployment: Deployment, device: torch.device) -> str:
-    """Processor, runtime with its version, and threads."""
+    """Text with the processor, and the runtime, version, precision and threads of a deployment."""
     precision = "" if deployment.precision == "fp32" else f", {deployment.precision}"
     return f"{device_name(device)}, {deployment.runtime} {torch.__version__}{precision}, threads: {deployment.threads}"
 
 
 def measure_memory(arch: ArchConfig, deployment: Deployment, device: torch.device) -> float | None:
-    """Megabytes that a network and its passes take: of the GPU's memory, or else `memory_growth`, which should be told
-    by a process that did nothing before."""
+    """Memory in MB that a network and its passes take.
+
+    On a GPU, it is GPU memory. On a CPU, it is `memory_growth`, which needs a new process to be accurate.
+    """
     timed = whole_of(arch)
 
     def load() -> Callable[[], object]:
@@ -132,8 +142,8 @@ def measure_memory(arch: ArchConfig, deployment: Deployment, device: torch.devic
 def _in_turns(
     timed: Sequence[Timed], deployment: Deployment, device: torch.device, *, max_seconds: float, seed: int
 ) -> Turns:
-    """Times the modules, which all have their weights in the same memory: thousands of parts would not fit beside each
-    other."""
+    """Times modules in turns. All share the same memory for their weights, since thousands of parts would not fit at
+    once."""
     try:
         with _threads(deployment.threads or 1):
             runs = _runs(timed, deployment, device)
@@ -147,7 +157,7 @@ def _in_turns(
 
 @contextlib.contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """Torch has so many meanwhile."""
+    """Sets torch's number of threads while the block runs."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -159,7 +169,7 @@ def _threads(number: int) -> Iterator[None]:
 def _runs(timed: Sequence[Timed], deployment: Deployment, device: torch.device) -> list[Callable[[], object]]:
     dtype = _DTYPES[deployment.precision]
     size = max(memory_size(each.module) for each in timed)
-    # small and positive, as variances are
+    # small and positive, so that they are valid variances too
     memory = torch.rand(size, device=device).mul_(0.02).add_(0.01).to(dtype)
     inputs = dict[Input, Tensor]()
     runs = list[Callable[[], object]]()
@@ -178,8 +188,11 @@ def _call(module: Callable[..., object], inputs: Sequence[Tensor | Grid]) -> obj
 
 
 def _compiled(index: int) -> Callable[..., object]:
-    """`_call` compiled, by code of its own; otherwise, each call would check the compiled code of other modules, and
-    after some of them nothing would be compiled any more."""
+    """Compiles a copy of `_call` with a code object of its own.
+
+    Modules that share a code object would also share torch's cache of compiled code. Each call would then check the
+    entries of other modules, and torch would stop compiling after some of them.
+    """
     code = _call.__code__.replace(co_name=f"call_{index}")
     return torch.compile(
         types.FunctionType(code, _call.__globals__, code.co_name), backend=BACKEND, dynamic=False, fullgraph=True

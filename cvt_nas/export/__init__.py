@@ -1,4 +1,4 @@
-"""From an architecture of a run to a folder for another tool."""
+"""Exports an architecture of a run to a folder that another tool can load."""
 
 from cvt_nas.export.exporting import export
 from cvt_nas.export.formats import FORMATS, Format

@@ -1,4 +1,4 @@
-"""The model card: a model's figures with their split and seeds, how to load it, and how it was made."""
+"""The model card: figures of a model with their split and seeds, how to load the model, and how it was found."""
 
 import math
 import textwrap
@@ -21,12 +21,12 @@ def model_card(
     opset: int,
     rows: Sequence[str] = (),
 ) -> str:
-    """Markdown, below the lines by which the Hugging Face Hub files it.
+    """The card in Markdown, with the header that the Hugging Face Hub reads.
 
     Args:
-        usage: Lines of Python that load it; see `Format`.
-        opset: Of an ONNX file.
-        rows: Further lines of its table.
+        usage: Lines of Python that load the model; see `Format`.
+        opset: Opset of an ONNX file.
+        rows: Further lines of the table of figures.
     """
     score, manifest, test = run.score_name, run.manifest, run.test_accuracies().get(result.arch_id)
     channels, height, width = result.arch.image_shape

@@ -1,4 +1,4 @@
-"""What networks take where they will run: in torch, or as ONNX graphs in another runtime."""
+"""Measures the latency and memory of networks as they will run: in torch, or as ONNX graphs in another runtime."""
 
 import json
 import os
@@ -22,10 +22,10 @@ from cvt_nas.space import SearchSpace
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """What one network takes.
+    """Measured latency and memory of one network.
 
     Args:
-        memory_mb: Megabytes of memory, see `measuring.memory_growth`; None where the system does not tell.
+        memory_mb: Memory in MB, see `measuring.memory_growth`. None if the system does not report it.
     """
 
     latency: Latency
@@ -36,12 +36,16 @@ class Measured:
 
 
 def check_runtime(deployment: Deployment) -> None:
-    """Raises ResourceError where the runtime of a deployment cannot be measured here, with what would help."""
+    """Raises ResourceError, which tells what to install, if the runtime of a deployment cannot be measured here."""
     deployment.check_installed()
 
 
 def description_of(deployment: Deployment, device: torch.device) -> str:
-    """What a table that is measured here calls its device. `deployment` with the device and threads told."""
+    """Name that a table measured here gives its device.
+
+    Args:
+        deployment: With a definite device and number of threads; see `on_device`.
+    """
     if deployment.facts.is_graph:
         return measuring.described(deployment.to_json())
     return described(deployment, _place_of(deployment, device))
@@ -56,14 +60,14 @@ def deployed_table(
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> LatencyTable:
-    """A table of latencies as `deployment` has it, measured on this machine; see `measure_table`.
+    """Measures a table of latencies for `deployment` on this machine; see `measure_table`.
 
     Args:
-        device: Of a trial, which a deployment without a device of its own is on.
+        device: Device of a trial. It is used if `deployment.device` is `auto`.
         on_progress: See `write_kit`.
 
     Raises:
-        ResourceError: The runtime is not there, or cannot use the device; or the space has too many parts.
+        ResourceError: The runtime is not installed or cannot use the device, or the space has too many parts.
     """
     check_runtime(deployment)
     space, deployment = space.as_deployed, on_device(deployment, device)
@@ -80,11 +84,15 @@ def deployed_table(
 
 
 def measure_deployed(archs: Sequence[ArchConfig], deployment: Deployment, *, device: torch.device) -> list[Measured]:
-    """Times whole networks in turns, and measures the memory of each in a process of its own.
+    """Times whole networks in turns, and measures the memory of each in a new process. On a GPU, torch measures memory
+    in this process.
 
     Args:
-        archs: With images of any size; they are timed with that of the deployment.
-        device: See `deployed_table`, as for what is raised.
+        archs: Their image size does not matter. They are timed with the image size of the deployment.
+        device: See `deployed_table`.
+
+    Raises:
+        ResourceError: See `deployed_table`.
     """
     check_runtime(deployment)
     deployment = on_device(deployment, device)
@@ -126,7 +134,7 @@ def _measure_graphs(archs: Sequence[ArchConfig], deployment: Deployment) -> tupl
 
 
 def _place_of(deployment: Deployment, device: torch.device) -> torch.device:
-    """The device of a trial, where it is of the kind of the deployment's."""
+    """The device of a trial if it is of the deployment's kind, else a device of that kind."""
     place = device if device.type == deployment.device else torch.device(deployment.device)
     check_device(place)
     return place

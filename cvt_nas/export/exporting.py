@@ -1,4 +1,4 @@
-"""Writes a network of a run to a folder, and proves that a new process loads it with the same answers."""
+"""Writes a network of a run to a folder, and checks that it gives the same logits when a new process loads it."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from cvt_nas.results import TrialResult
 from cvt_nas.run import RunFolder
 
 LOGIT_TOLERANCE = 1e-5
-_NUM_IMAGES = 3  # another number than the exporters are shown
+_NUM_IMAGES = 3  # differs from the exporters' example, to test that any number of images works
 
 
 def export(
@@ -41,28 +41,29 @@ def export(
 ) -> TrialResult:
     """Writes one of the run's networks to `to`, with a model card.
 
-    A process of its own loads it again, and it must answer as the trained one did when its training ended. Where it
-    does not, what was written stays, to be looked at.
+    A new process loads the export. Its logits must match those that the trained network had when its training ended. If
+    they do not, the files stay in `to` for inspection.
 
     Args:
         pick: See `RunFolder.pick`.
         to: A folder that is new or empty.
         format: One of `FORMATS`.
-        opset: Version of ONNX's operators, where `format` is `onnx`; 20 where it is not given.
-        data: Folder or file of the run's data set, where it needs one; for formats in int8.
-        max_loss: How much of the run's metric int8 may lose; 0.01 where it is not given.
-        runtime: `onnxruntime` or `openvino`: the only one in which a format in int8 is judged; all that are installed
-            and read it, where it is not given.
-        on_note: Called with what is done and found, for formats in int8.
+        opset: Version of the ONNX operators, only for format `onnx`. The default is 20.
+        data: Folder or file of the run's data set, if it needs one. Only for formats in int8.
+        max_loss: Largest loss of the run's metric that int8 may cause. The default is 0.01. Only for formats in int8.
+        runtime: `onnxruntime` or `openvino`, to judge int8 in this runtime alone. By default, int8 is judged in every
+            installed runtime that reads the format. Only for formats in int8.
+        on_note: Called with messages on progress and results. Only for formats in int8.
 
     Returns:
-        The trial whose model it is.
+        The trial whose network was exported.
 
     Raises:
-        ExportError: `to` is not empty or cannot be written, the trial has no weights, the format cannot hold the
-            network, needs a package or has no such opset, the logits differ, or int8 answers otherwise than fp32.
+        ExportError: The folder `to` is not empty or cannot be written. The trial has no weights. The format cannot hold
+            the network, needs a missing package or lacks the opset. Or the logits differ, or int8 differs too much
+            from fp32.
         DataError: The data set is missing, or is not the run's.
-        RunFolderError: `pick` means nothing in this run.
+        RunFolderError: `pick` matches nothing in this run.
     """
     chosen, result = FORMATS[format], run.pick(pick)
     source = _weights_of(run, result)
@@ -78,13 +79,13 @@ def export(
         for option, value in (("--data", data), ("--max-loss", max_loss), ("--runtime", runtime)):
             if value is not None:
                 raise ExportError(f"{option} {value}: is for formats in int8, not {format}")
-    if why := why_no_text(to.absolute()):  # exporters keep paths as text
+    if why := why_no_text(to.absolute()):  # exporters store paths as text
         raise ExportError(f"--to {told(str(to))}: {why}")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ExportError(f"--to {to}: is not empty; name a new folder")
     model = load_model(source)
     error = probe_error(model, source)
-    if not error <= LOGIT_TOLERANCE:  # also where it is not a number
+    if not error <= LOGIT_TOLERANCE:  # also true for NaN
         raise ExportError(f"{result.arch_id}: its logits differ by {error:.3g} from those of the trained model")
     preprocessing = json.loads((source / "preprocessing.json").read_text(encoding="utf-8"))
     if reasons := chosen.misfits(model, preprocessing):
@@ -121,7 +122,7 @@ def export(
 
 
 def _weights_of(run: RunFolder, result: TrialResult) -> Path:
-    """The folder of the trial's trained model."""
+    """The folder of the trial's trained model. Raises ExportError if it has no weights."""
     source = run.fetched_model(result.arch_id)
     if not (source / "model.safetensors").is_file():
         why = (
@@ -135,8 +136,11 @@ def _weights_of(run: RunFolder, result: TrialResult) -> Path:
 
 
 def _difference(network: Logits, arch: ArchConfig, folder: Path, format: str) -> tuple[float, float]:  # noqa: A002
-    """Returns the greatest difference between logits of what a new process loads from `folder` and those of `network`,
-    and the greatest of the latter."""
+    """Compares `network` with the export in `folder`, which a new process loads.
+
+    Returns:
+        Largest absolute difference of their logits, and largest absolute logit of `network`.
+    """
     images = torch.randn(_NUM_IMAGES, *arch.image_shape, generator=torch.Generator().manual_seed(1))
     expected = probe_logits(network, images) if isinstance(network, CvT) else network(images)
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""What a network is written as, and how each of these is loaded again by the tools that it is for."""
+"""The formats of an export: how each is written, and how the tools that it is meant for load it again."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ from cvt_nas.model import (
 from cvt_nas.model.quantising import Images, quantise_onnx, quantise_openvino
 
 OPSET = 20
-_LEAST_OPSET = 18  # torch's exporter writes it, and others by conversion; to a lesser one there is none
+_LEAST_OPSET = 18  # torch's exporter writes 18; it can convert to a higher opset, but not to a lower one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,15 +35,18 @@ class Format:
     """One of `FORMATS`.
 
     Args:
-        write: Writes a network in eval mode, and what `preprocessing.json` holds, to a folder; `onnx` with an `opset`.
-        quantise: For formats in int8: makes `file` of the `model.onnx` that `write` wrote elsewhere, with batches of
-            images to calibrate with; see `export_int8`.
-        load: The network in such a folder, by nothing but the tools that it is for.
-        misfits: Why a network, with what `preprocessing.json` holds, cannot be written so, a line each.
-        needs: Packages without which it cannot be written and checked, and the extra that installs them.
-        tolerance: Greatest difference of a logit, relative to the greatest logit where that is above 1.
-        usage: Lines of Python that load it; `{folder}`, `{channels}`, `{height}`, `{width}` and `{opset}` are filled
-            in.
+        write: Writes a network in eval mode, and the content of `preprocessing.json`, to a folder. That of `onnx` also
+            takes an `opset`.
+        quantise: Makes `file` from the `model.onnx` that `write` wrote elsewhere, with batches of images for
+            calibration; see `export_int8`. None for formats that are not in int8.
+        file: Name of the file that `quantise` makes.
+        load: Loads the network from such a folder, with only the tools that the format is meant for.
+        misfits: Reasons, one line each, why the format cannot hold a network with this content of `preprocessing.json`.
+        needs: Packages that are needed to write and check the format.
+        extra: Extra of cvt-nas that installs `needs`.
+        tolerance: Largest accepted difference of a logit. It is relative to the largest logit if that is above 1.
+        usage: Lines of Python that load the network. `{folder}`, `{channels}`, `{height}`, `{width}` and `{opset}` are
+            filled in.
     """
 
     write: Callable[..., None]
@@ -58,7 +61,7 @@ class Format:
 
     @property
     def missing(self) -> list[str]:
-        """Of `needs`, what is not installed."""
+        """Packages of `needs` that are not installed."""
         return [name for name in self.needs if importlib.util.find_spec(name) is None]
 
 
@@ -68,7 +71,8 @@ def _write_torch(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> 
 
 
 def _write_timm(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
-    """Also `config.json` as timm's Hub format has it, which names the entry point and its arguments."""
+    """Writes the files of format `torch`, and a `config.json` in timm's Hub format, which names the entry point and its
+    arguments."""
     from cvt_nas.timm import facts_of, preprocessing_facts
 
     _write_torch(model, folder, preprocessing)
@@ -88,13 +92,13 @@ def _write_timm(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> N
 def _load_timm(folder: Path) -> Logits:
     import timm
 
-    import cvt_nas.timm  # noqa: F401  # timm knows the entry point by it
+    import cvt_nas.timm  # noqa: F401  # registers the entry point in timm
 
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 
 
 def check_opset(opset: int) -> None:
-    """Raises ExportError where torch cannot write that opset, or onnxruntime cannot read it."""
+    """Raises ExportError if torch cannot write that opset, or onnxruntime cannot read it."""
     greatest = _greatest_opset()
     if not _LEAST_OPSET <= opset <= greatest:
         raise ExportError(
@@ -103,7 +107,7 @@ def check_opset(opset: int) -> None:
 
 
 def _greatest_opset() -> int:
-    """The last one before the first that this onnxruntime refuses."""
+    """The last opset before the first one that the installed onnxruntime refuses."""
     import onnx  # pyright: ignore[reportMissingImports]
 
     known = range(_LEAST_OPSET, onnx.defs.onnx_opset_version() + 1)
@@ -111,7 +115,7 @@ def _greatest_opset() -> int:
 
 
 def _is_read(opset: int) -> bool:
-    """Whether onnxruntime loads a graph of one operator that has that opset."""
+    """Whether onnxruntime loads a graph of one operator in that opset."""
     import onnx  # pyright: ignore[reportMissingImports]
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
@@ -120,7 +124,7 @@ def _is_read(opset: int) -> bool:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
     try:
         onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    except Exception:  # what it raises has no public base class
+    except Exception:  # its exceptions have no public base class
         return False
     return True
 
@@ -131,11 +135,11 @@ def _write_onnx(model: CvT, folder: Path, preprocessing: Mapping[str, Any], *, o
         input_names=["images"], output_names=["logits"], dynamic_shapes={"images": {0: _batch()}},
     )  # fmt: skip
     assert program is not None, "dynamo gives a program"
-    if (written := program.model.opset_imports[""]) != opset:  # where no conversion is known, torch says so and goes on
+    if (written := program.model.opset_imports[""]) != opset:  # torch only warns if it cannot convert
         raise ExportError(f"--opset {opset}: torch {torch.__version__} cannot write this network so, but as {written}")
     save_arch(model.arch, folder / "arch.json")
     write_json(folder / "preprocessing.json", preprocessing)
-    program.model.metadata_props["preprocessing"] = json.dumps(preprocessing)  # which the file alone then tells
+    program.model.metadata_props["preprocessing"] = json.dumps(preprocessing)  # for users who have this file alone
     program.save(folder / "model.onnx")
 
 
@@ -148,7 +152,7 @@ def _write_program(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -
 
 
 def _example(model: CvT) -> Tensor:
-    """Two images: of one, the number would become a constant."""
+    """A batch of two images. With one image, the exporter would make the batch size a constant."""
     return torch.zeros(2, *model.arch.image_shape)
 
 

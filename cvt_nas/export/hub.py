@@ -1,10 +1,10 @@
-"""From an exported folder to the Hugging Face Hub."""
+"""Uploads an exported folder to the Hugging Face Hub."""
 
 from pathlib import Path
 
 from cvt_nas.errors import ExportError, first_line
 
-# What the formats write: nothing else of the folder is uploaded.
+# Files that the formats write. Other files of the folder are not uploaded.
 FILES = (
     "README.md", "arch.json", "config.json", "int8.json", "model.bin", "model.onnx", "model.onnx.data", "model.pt2",
     "model.safetensors", "model.xml", "preprocessing.json", "preprocessor_config.json",
@@ -15,18 +15,20 @@ _LOGIN = (
 
 
 def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
-    """Uploads what `export` wrote to `folder`, in one commit, by the token that `hf auth login` or `HF_TOKEN` left.
+    """Uploads what `export` wrote to `folder`, in one commit, with the token from `hf auth login` or `HF_TOKEN`.
 
     Args:
-        repo_id: USER/NAME; made where it does not exist. Files of these names are replaced, others stay.
-        private: Whether only its owner may see it. Else the owner's default decides, which is public for most.
+        repo_id: USER/NAME. The repository is created if it does not exist. Files with the same names are replaced, and
+            other files stay.
+        private: Whether only the owner may see the repository. If False, the owner's default decides; it is public for
+            most.
 
     Returns:
-        Where it is to be seen.
+        URL of the repository.
 
     Raises:
-        ExportError: There is no export in `folder`, `repo_id` cannot be a name, the Hub refuses or cannot be reached,
-            or the repository is there already and public, against `private`.
+        ExportError: There is no export in `folder`, `repo_id` is not a valid name, the Hub refuses or cannot be
+            reached, or `private` is set but the repository exists and is public.
     """
     check_repo_id(repo_id)
     from huggingface_hub import HfApi
@@ -37,7 +39,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
     api = HfApi(token=True)
     try:
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)
-        if private and not api.model_info(repo_id).private:  # of one that exists, `create_repo` ignores `private`
+        if private and not api.model_info(repo_id).private:  # `create_repo` ignores `private` for existing ones
             raise ExportError(
                 f"--push {repo_id}: is public already; name another, or make it private at {url}/settings"
             )
@@ -47,14 +49,13 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
             allow_patterns=list(FILES),
             commit_message="Upload a network of cvt-nas",
         )
-    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # what the client and its two transports raise
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # those of the client and its two transports
         raise ExportError(f"--push {repo_id}: {_why(error, api.endpoint)}") from error
     return str(url)
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raises ExportError where nothing could be uploaded by that name: it is not USER/NAME, or there is no
-    huggingface_hub."""
+    """Raises ExportError if `repo_id` is not USER/NAME, or huggingface_hub is not installed."""
     try:
         import huggingface_hub  # noqa: F401
         from huggingface_hub.errors import HFValidationError
@@ -70,7 +71,7 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def _why(error: Exception, endpoint: str) -> str:
-    """One line for what stands in the way, and what to do about it."""
+    """One line that tells the cause of an error and, if known, what to do about it."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HTTPError,  # pyright: ignore[reportPrivateImportUsage]

@@ -1,8 +1,8 @@
-"""A network as transformers' `CvtForImageClassification`, where that class can be it exactly.
+"""Writes a network for transformers' `CvtForImageClassification`, if that class can represent it exactly.
 
-That port has no setting for QuickGELU, for blocks that differ within a stage, or for projections other than `dw_bn`
-(its code for them fails), and its rates of drop path have a place for a stage only where it is deep enough. What it
-cannot be is refused, since it would load without a word and answer something else.
+That port of CvT has no setting for QuickGELU or for blocks that differ within a stage. Its code for projections other
+than `dw_bn` fails. It has a drop path rate for a stage only if the stage is deep enough. Networks that it cannot
+represent are refused, because they would load without an error and give other logits.
 
 Source: transformers 5.24, models/cvt.
 """
@@ -20,11 +20,11 @@ from cvt_nas.arch import ArchConfig, checked_size, sides_of
 from cvt_nas.model import CvT, hugging_face_name
 from cvt_nas.space import BLOCK_CHOICES
 
-_RESAMPLING = {"bilinear": 2, "bicubic": 3}  # of Pillow
+_RESAMPLING = {"bilinear": 2, "bicubic": 3}  # codes of Pillow
 
 
 def misfits(model: CvT, preprocessing: Mapping[str, Any]) -> list[str]:
-    """Why the port cannot be `model`, or its processors cannot prepare images for it, a line each."""
+    """Reasons, one line each, why the port cannot represent `model` or its processors cannot prepare images for it."""
     found = []
     for index, stage in enumerate(model.arch.stages):
         first = stage.blocks[0]
@@ -50,7 +50,7 @@ def misfits(model: CvT, preprocessing: Mapping[str, Any]) -> list[str]:
 
 
 def config_of(arch: ArchConfig) -> dict[str, Any]:
-    """The port's settings for a network without `misfits`."""
+    """Settings of the port for a network without `misfits`."""
     stages, firsts = arch.stages, [stage.blocks[0] for stage in arch.stages]
     return {
         "num_channels": arch.num_channels,
@@ -92,7 +92,11 @@ def write_hugging_face(model: CvT, folder: Path, preprocessing: Mapping[str, Any
 
 
 def _image_processor(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    """ConvNeXt's processor scales to a larger size and crops the centre, ViT's scales to the size itself."""
+    """Content of `preprocessor_config.json`.
+
+    ConvNeXt's processor scales images to a larger size and crops the centre. ViT's processor scales them to the size
+    itself.
+    """
     (height, width), crop_pct = sides_of(checked_size(preprocessing["image_size"])), preprocessing.get("crop_pct", 1.0)
     cropped = {
         "image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": height}, "crop_pct": crop_pct,
@@ -115,7 +119,8 @@ def write_json(path: Path, tree: Mapping[str, Any]) -> None:
 
 
 def load_hugging_face(folder: Path) -> Any:
-    """The logits of the port, as it loads the folder by itself."""
+    """A function that gives the logits of the port, which loads the folder by itself. Raises RuntimeError if weights
+    have no counterpart."""
     from transformers import CvtForImageClassification
 
     loaded: Any = CvtForImageClassification.from_pretrained(folder, output_loading_info=True)

@@ -1,4 +1,4 @@
-"""A network of a run in int8: calibrated, judged beside fp32 in each runtime, timed, and only then written."""
+"""Exports a network of a run in int8: calibrates it, compares it with fp32 in each runtime, times it and writes it."""
 
 import functools
 import importlib.metadata
@@ -23,18 +23,18 @@ from cvt_nas.model import CvT, Logits, open_onnx, open_openvino, runtimes_for
 from cvt_nas.run import RunFolder
 
 _SECONDS_TIMED = 5.0
-_BESIDE = ("arch.json", "preprocessing.json")  # of the program
+_BESIDE = ("arch.json", "preprocessing.json")  # files that accompany the program
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Int8:
-    """What is known of an export in int8. Pairs are fp32, then int8.
+    """Facts of an export in int8. In each pair, fp32 is first and int8 is second.
 
     Args:
-        num_calibrated: Training images that the ranges of activations were measured on.
-        num_bytes: Of the programs.
-        ms: Of a forward pass of one image on the CPU, in `runtime` with `num_threads`; the tenth percentile of shuffled
-            rounds.
+        num_calibrated: Number of training images that the ranges of activations were measured on.
+        num_bytes: Sizes of the programs.
+        ms: Milliseconds of a forward pass of one image on the CPU, in `runtime` with `num_threads`. They are the tenth
+            percentile of shuffled rounds.
     """
 
     judgement: Judgement
@@ -62,7 +62,7 @@ def export_int8(
     runtime: str | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Int8:
-    """Writes `model` to `to` in int8, and `int8.json` with what is known of it, if it answers as fp32 does.
+    """Writes `model` to `to` in int8, with its facts in `int8.json`, if its answers are close enough to fp32.
 
     Args:
         model: A network of `run`, on the CPU, in eval mode.
@@ -70,7 +70,8 @@ def export_int8(
         preprocessing, data, max_loss, runtime, on_note: See `export`.
 
     Raises:
-        ExportError: It answers otherwise; see `complaints`. Nothing is written then.
+        ExportError: Its answers differ too much from fp32, see `complaints`; or `runtime` is not usable. Nothing is
+            written then.
         DataError: The data set is missing, or is not the run's.
     """
     assert chosen.quantise is not None, "the caller has chosen a format in int8"
@@ -129,7 +130,7 @@ def _num_bytes(folder: Path) -> int:
 
 
 def _timed(opened: Callable[[Path, int], Logits], files: Sequence[Path], shape: Sequence[int]) -> tuple[float, float]:
-    """Milliseconds of a forward pass of one image, of both files in turns."""
+    """Milliseconds of a forward pass of one image through each of two files, timed in turns."""
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     programs = [opened(file, torch.get_num_threads()) for file in files]
     passes = [functools.partial(program, image) for program in programs]
@@ -145,7 +146,7 @@ _OPENED: Mapping[str, Callable[[Path, int], Logits]] = {
 
 
 def card_rows(found: Int8, score_name: str) -> list[str]:
-    """Lines of the model card's table."""
+    """Lines for the table of the model card."""
     judgement = found.judgement
     on = f"on {judgement.num_images:,} images of the search split"
     rows = [f"| {score_name} in fp32, {on} | {judgement.score:.4f} |"]

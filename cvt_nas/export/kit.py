@@ -1,4 +1,4 @@
-"""Parts and whole networks as ONNX files that are timed where neither torch nor cvt-nas is: see `latency.measuring`."""
+"""Writes parts and whole networks as files that are timed without torch and cvt-nas; see `latency.measuring`."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from cvt_nas.model.pooling import WholeWindows
 from cvt_nas.model.quantising import INPUT
 from cvt_nas.space import SearchSpace
 
-_INT8: dict[Runtime, str] = {"onnxruntime-int8": "onnx-int8", "openvino-int8": "openvino-int8"}  # formats
+_INT8: dict[Runtime, str] = {"onnxruntime-int8": "onnx-int8", "openvino-int8": "openvino-int8"}  # formats of `export`
 _NUM_CALIBRATED = 8  # batches
 _README = """The networks of {name}, to be timed in {runtime} on the machine where they will run:
 
@@ -45,19 +45,20 @@ def write_kit(
 ) -> None:
     """Writes all parts of a space and some whole networks to a new folder, with a script that times them.
 
-    Whole networks are what `export --format onnx` writes. Parts are written by torch's older exporter, which takes a
-    twentieth of the time.
+    Whole networks are written as `export --format onnx` does. Parts are written by torch's older exporter, which takes
+    a twentieth of the time.
 
     Args:
-        space: With images of the size that the deployment has.
-        deployment: With the device and the number of threads told; its runtime runs graphs.
-        num_judged: Of whole networks that judge the table.
-        seed: Of the whole networks.
-        on_progress: Called with how many files are written, and how many will be.
+        space: Its images must have the size of the deployment.
+        deployment: Must have a definite device and number of threads, and a runtime that runs graphs.
+        name: Name of the space for the README.
+        num_judged: Number of whole networks that judge the table.
+        seed: Seed of the random choice of whole networks.
+        on_progress: Called with the number of files that are written, and the number of all files.
 
     Raises:
         ResourceError: The space has too many parts.
-        ExportError: The folder holds something.
+        ExportError: The folder is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ExportError(f"{folder}: holds files already; name a new folder")
@@ -91,7 +92,7 @@ def write_kit(
 
 
 def write_network(arch: ArchConfig, folder: Path, deployment: Deployment) -> Path:
-    """Writes a network with made-up weights to a new folder, as `--format onnx` and those of int8 do; returns the
+    """Writes a network with random weights to a new folder, as `--format onnx` and the formats in int8 do. Returns the
     file."""
     folder.mkdir(parents=True)
     FORMATS["onnx"].write(CvT(arch).eval(), folder, {})
@@ -99,8 +100,10 @@ def write_network(arch: ArchConfig, folder: Path, deployment: Deployment) -> Pat
 
 
 def _in_its_precision(file: Path, shape: Sequence[int], deployment: Deployment) -> Path:
-    """The file for a runtime, of one in fp32: that itself, or one in int8 beside it. Noise calibrates it: accuracy has
-    no part in latency."""
+    """Replaces a file in fp32 by one in int8, if the deployment is in int8. Returns the file to run.
+
+    Noise calibrates it, since latency does not depend on accuracy.
+    """
     if deployment.precision != "int8":
         return file
     chosen = FORMATS[_INT8[deployment.runtime]]
@@ -114,12 +117,12 @@ def _in_its_precision(file: Path, shape: Sequence[int], deployment: Deployment) 
 
 
 def made_up_weights(size: int) -> Tensor:
-    """Small and positive, as variances are."""
+    """Random values that are small and positive, so that they are valid as variances too."""
     return torch.rand(size).mul_(0.02).add_(0.01)
 
 
 class _Part(nn.Module):
-    """A part whose only input and output are tensors: exporters know no grids."""
+    """A part with one tensor as input and one as output, since exporters do not support grids as inputs."""
 
     def __init__(self, module: nn.Module, rest: tuple[Input | Grid, ...]) -> None:
         super().__init__()
@@ -131,16 +134,16 @@ class _Part(nn.Module):
 
 
 def write_part(timed: Timed, file: Path, deployment: Deployment, *, memory: Tensor) -> Path:
-    """Writes a part, with weights of `memory`, for batches of one size; returns the file."""
+    """Writes a part for batches of one size, with weights from `memory`. Returns the file."""
     module, (first, *rest) = timed.module, timed.inputs
     place(module, memory)
     assert isinstance(first, Input)
-    if isinstance(module, Block) and module.attn.projection == "avg":  # as exports of whole networks have it
+    if isinstance(module, Block) and module.attn.projection == "avg":  # as in exports of whole networks
         (grid,) = rest
         assert not isinstance(grid, Input)
         module.attn.add_module("pool_kv", WholeWindows(module.attn.pool_kv, grid))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says that this exporter is the older one
+        warnings.simplefilter("ignore")  # torch warns that this exporter is the older one
         torch.onnx.export(
             _Part(module, tuple(rest)).eval(), (torch.zeros(deployment.batch, *first.shape),), str(file),
             dynamo=False, opset_version=OPSET, input_names=[INPUT], output_names=["found"],

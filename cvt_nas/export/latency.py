@@ -1,4 +1,4 @@
-"""How long a forward pass takes: in torch, or as the exported network in onnxruntime."""
+"""Measures the latency of a network: in torch, or in onnxruntime after export."""
 
 import copy
 import tempfile
@@ -19,7 +19,7 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 def profile_latency(
     arch: ArchConfig, *, device: Literal["cpu", "cuda"], onnx: bool = False, batch_size: int = 1
 ) -> Latency:
-    """Latency of `arch` with random weights, which have no part in it; see `measure_latency` and
+    """Latency of `arch` with random weights, since weights do not affect it; see `measure_latency` and
     `measure_onnx_latency`."""
     measure = measure_onnx_latency if onnx else measure_latency
     return measure(CvT(arch), device=torch.device(device), batch_size=batch_size)
@@ -28,8 +28,13 @@ def profile_latency(
 def measure_onnx_latency(
     model: CvT, *, device: torch.device, batch_size: int = 1, max_seconds: float = 5.0, max_runs: int = 300
 ) -> Latency:
-    """`measure_latency` of what `--format onnx` writes of `model`, in onnxruntime with as many threads as torch has.
-    Raises ExportError where a package is missing, and ResourceError where onnxruntime cannot use the device."""
+    """Like `measure_latency`, but for `model` as exported by `--format onnx`, in onnxruntime with torch's number of
+    threads.
+
+    Raises:
+        ExportError: A package is missing.
+        ResourceError: onnxruntime cannot use the device.
+    """
     chosen, provider = FORMATS["onnx"], _PROVIDERS[device.type]
     if chosen.missing:
         raise ExportError(f"--onnx: needs {', '.join(chosen.missing)}: pip install 'cvt-nas[{chosen.extra}]'")
@@ -45,10 +50,10 @@ def measure_onnx_latency(
     with tempfile.TemporaryDirectory() as folder:
         chosen.write(copy.deepcopy(model).cpu().eval(), Path(folder), {})
         session = onnxruntime.InferenceSession(Path(folder) / "model.onnx", options, [provider], settings)
-        if provider not in session.get_providers():  # it goes on without one that it cannot load
+        if provider not in session.get_providers():  # onnxruntime drops a provider that it cannot load
             raise unusable
         images = torch.randn(batch_size, *model.arch.image_shape).numpy()
-        binding = session.io_binding()  # or each run would copy from the CPU and back
+        binding = session.io_binding()  # without it, each run would copy from the CPU and back
         binding.bind_ortvalue_input("images", onnxruntime.OrtValue.ortvalue_from_numpy(images, device.type, index))
         binding.bind_output("logits", device.type, index)
         seconds = time_runs(lambda: session.run_with_iobinding(binding), max_seconds=max_seconds, max_runs=max_runs)

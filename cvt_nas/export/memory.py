@@ -1,4 +1,4 @@
-"""Prints the memory that a network takes in torch, from a process that did nothing before; `deployed` starts it."""
+"""Prints the memory that a network takes in torch. Module `deployed` runs it in a new process."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Run as a process of its own: the logits of an exported network, as whoever loads it will see them.
+"""Writes the logits of an exported network, as any user who loads it gets them. It runs in a new process:
 
 python -m cvt_nas.export.reload FORMAT FOLDER IMAGES LOGITS
 """

@@ -1,4 +1,4 @@
-"""What networks take where they will run: the settings of a deployment, and a table of what their parts take there."""
+"""Latency of networks where they will run: the settings of a deployment, and a table of the times of parts."""
 
 from cvt_nas.latency.deployment import (
     Deployment,

@@ -17,18 +17,19 @@ RuntimeDevice = Literal["auto", "cpu", "cuda"]
 DeployPrecision = Literal["fp32", "fp16", "bf16", "int8"]
 
 _WEIGHT_BYTES: dict[DeployPrecision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-_VALUE_BYTES: dict[DeployPrecision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 4}  # int8 stays inside of products
+_VALUE_BYTES: dict[DeployPrecision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 4}  # products alone are in int8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What a runtime can do.
+    """Needs and abilities of a runtime.
 
     Args:
-        packages: Which it needs, and the extra that installs them; none for torch alone.
-        precisions: Of these the first is the default.
-        devices: On which it runs.
-        is_graph: Whether it runs an ONNX graph, so that neither torch nor cvt-nas is needed where it runs.
+        packages: Packages that the runtime needs. Empty if it needs torch alone.
+        extra: Extra of cvt-nas that installs `packages`. None if there is no such extra.
+        precisions: The first one is the default.
+        devices: Devices that the runtime can use.
+        is_graph: Whether the runtime runs an ONNX graph. Such a runtime needs neither torch nor cvt-nas.
     """
 
     packages: tuple[str, ...] = ()
@@ -56,13 +57,13 @@ def facts_of(runtime: Runtime) -> Facts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deployment:
-    """Where and how networks will run. Tables, predictions and measurements of latency are of it.
+    """Where and how networks will run. Tables, predictions and measurements of latency refer to it.
 
     Args:
         device: `auto` is the device of a trial.
-        batch: Images of a pass.
-        threads: Of the runtime, on a CPU; None for as many as a trial has.
-        image_size: Of the images that the network gets there.
+        batch: Number of images in a forward pass.
+        threads: Threads of the runtime on a CPU. None stands for as many as a trial has.
+        image_size: Size of the images that the deployed network gets.
     """
 
     runtime: Runtime = "torch"
@@ -78,16 +79,17 @@ class Deployment:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of a parameter."""
+        """Bytes per parameter."""
         return _WEIGHT_BYTES[self.precision]
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of a value that one operation leaves to the next."""
+        """Bytes per value that one operation passes to the next."""
         return _VALUE_BYTES[self.precision]
 
     def device_of(self, trial_device: str) -> Literal["cpu", "cuda"]:
-        """Raises ResourceError where the runtime cannot use that of a trial, which `auto` is."""
+        """Device of this deployment; `auto` is the device of the trial. Raises ResourceError if the runtime cannot use
+        it."""
         device = trial_device.partition(":")[0] if self.device == "auto" else self.device
         for known in self.facts.devices:
             if known == device:
@@ -98,7 +100,7 @@ class Deployment:
         )
 
     def check_installed(self) -> None:
-        """Raises ResourceError where a package that the runtime needs is missing, with what installs it."""
+        """Raises ResourceError, which tells how to install it, if a package that the runtime needs is missing."""
         missing = [name for name in self.facts.packages if importlib.util.find_spec(name) is None]
         if missing:
             how = f"cvt-nas[{self.facts.extra}]" if self.facts.extra else " ".join(missing)
@@ -109,15 +111,17 @@ class Deployment:
 
     @classmethod
     def from_json(cls, tree: Mapping[str, object]) -> Self:
-        """Raises RunFolderError where the tree is no deployment."""
+        """Raises RunFolderError if the tree is not a deployment."""
         try:
             return TypeAdapter(cls).validate_python(tree)
         except ValidationError as error:
             raise RunFolderError(f"deploy: {error.errors()[0]['msg']}") from error
 
     def differences(self, other: "Deployment") -> list[str]:
-        """What another one has otherwise, as `batch 8 instead of 1`; device and threads that are left open differ from
-        none."""
+        """Settings in which `other` differs, such as `batch 8 instead of 1`.
+
+        A device `auto` and threads None match any value.
+        """
         mine, theirs = self.to_json(), other.to_json()
         open_values = {"device": "auto", "threads": None}
         return [
@@ -128,7 +132,7 @@ class Deployment:
 
 
 def deployment_of(manifest: Mapping[str, object]) -> Deployment | None:
-    """The deployment of a run, where its space file has one."""
+    """The deployment of a run. None if its space file has none."""
     tree = manifest.get("deploy")
     return Deployment.from_json(tree) if isinstance(tree, dict) else None
 

@@ -1,10 +1,11 @@
-"""Times functions and ONNX networks beside each other, and makes a table of latencies of that.
+"""Times functions and ONNX networks in turns, and makes a table of latencies from the times.
 
-`cvt-nas measure` copies this file as `measure.py` into a folder for another machine. So it needs nothing but Python,
-numpy and the runtime, and imports nothing of this package.
+`cvt-nas measure` copies this file as `measure.py` into a folder for another machine. So this file needs nothing but
+Python, numpy and the runtime. It imports nothing from this package.
 
-All take turns, in another order in each round. One after the other, each for a while, they would be compared across
-times at which the machine did other work. A low quantile of the rounds is what a machine that does nothing else takes.
+In each round, all functions take turns in a new random order. If each were timed for a while on its own, the load of
+the machine could change from one to the next, and their times would not be comparable. A low quantile over the rounds
+estimates the time on a machine that does nothing else.
 """
 
 import argparse
@@ -23,32 +24,36 @@ import numpy as np
 
 _QUANTILE = 0.1
 _MIN_ROUNDS, _MAX_ROUNDS = 6, 40
-_TURN_SECONDS, _MIN_PASSES, _MAX_PASSES = 2e-3, 3, 20  # of a turn, whose median call counts
-_MOST_WAITING = 3  # wall seconds to one of `max_seconds`, where other processes have the rest
+_TURN_SECONDS, _MIN_PASSES, _MAX_PASSES = 2e-3, 3, 20  # per turn; the median call counts
+_MOST_WAITING = 3  # limit of wall time, as a multiple of `max_seconds`
 _MEMORY_PASSES = 5
-PART_SECONDS, WHOLE_SECONDS = 0.1, 0.5  # of each part, and of each whole network
+PART_SECONDS, WHOLE_SECONDS = 0.1, 0.5  # budget per part, and per whole network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turns:
-    """Seconds of each function in each round, the median of its calls: `(rounds, functions)`."""
+    """Times of functions that took turns.
+
+    Args:
+        seconds: Median call of each function in each round, `(rounds, functions)`.
+    """
 
     seconds: np.ndarray
 
     @property
     def low(self) -> np.ndarray:
-        """The tenth percentile of the rounds, `(functions,)`."""
+        """Tenth percentile over the rounds, `(functions,)`."""
         return np.quantile(self.seconds, _QUANTILE, axis=0)
 
     @property
     def noise(self) -> np.ndarray:
-        """How far `low` of the even rounds is from that of the odd ones, as a fraction, `(functions,)`."""
+        """Relative difference between `low` of the even rounds and `low` of the odd rounds, `(functions,)`."""
         even, odd = (np.quantile(self.seconds[first::2], _QUANTILE, axis=0) for first in (0, 1))
         return np.abs(even / odd - 1)
 
     @property
     def drift(self) -> float:
-        """How much slower the last third of the rounds was than the first, as a fraction; the median function."""
+        """Relative slowdown from the first third of the rounds to the last third, as the median over functions."""
         third = len(self.seconds) // 3
         first, last = (np.median(rounds, axis=0) for rounds in (self.seconds[:third], self.seconds[-third:]))
         return float(np.median(last / first)) - 1
@@ -57,16 +62,17 @@ class Turns:
 def time_in_turns(
     functions: Sequence[Callable[[], object]], *, clock: str = "perf_counter", max_seconds: float, seed: int = 0
 ) -> Turns:
-    """Times each function once a round, for 6 rounds at least, and 40 at most.
+    """Times each function once per round, for at least 6 and at most 40 rounds.
 
-    A call that is not timed comes before each that is: another function's data are in the caches.
+    Each turn starts with a call that is not timed, since the caches still hold the data of another function.
 
     Args:
-        functions: Whose work is done when they return, on a GPU as well.
-        clock: Of module `time`. `thread_time` and `process_time` tell what a CPU did, of which other processes take
-            nothing; see `clock_of`.
-        max_seconds: After which no further round begins; by the wall clock, three times as many at most.
-        seed: Of the order in each round.
+        functions: The work of each must be done when it returns, also on a GPU.
+        clock: Name of a function of module `time`. `thread_time` and `process_time` count CPU time, so the load of
+            other processes does not count; see `clock_of`.
+        max_seconds: No round begins after this time on `clock`, or after three times as much wall time. The first 6
+            rounds always run.
+        seed: Seed of the order in each round.
     """
     now: Callable[[], float] = getattr(time, clock)
     rng = np.random.default_rng(seed)
@@ -92,8 +98,11 @@ def time_in_turns(
 
 
 def clock_of(*, device: str, threads: int, runtime: str = "torch") -> str:
-    """The clock that tells best what a runtime takes: CPU time where it has one thread, which is the caller's but in
-    OpenVINO; the wall clock's where threads wait for each other, or for a GPU."""
+    """The best clock to time a runtime with.
+
+    A single CPU thread is timed by its CPU time. It is the thread of the caller, except in OpenVINO. Several threads
+    wait for each other, and a GPU is waited for, so they are timed by the wall clock.
+    """
     if device != "cpu" or threads != 1:
         return "perf_counter"
     return "process_time" if runtime.startswith("openvino") else "thread_time"
@@ -102,14 +111,14 @@ def clock_of(*, device: str, threads: int, runtime: str = "torch") -> str:
 def table_of(turns: Turns, plan: Mapping[str, Any], *, device: str) -> dict[str, Any]:
     """The plain values of a `LatencyTable`.
 
-    A part alone pays for its start and its end, which in a network overlap with others, and a runtime fuses what
-    meets at the border of two parts. So sums of parts are too great. A line through the first whole networks mends
-    that, and the others tell how well.
+    The sum of the times of parts is greater than the time of their network: in a network, the start and the end of a
+    part overlap with other parts, and a runtime fuses operations across the border of two parts. A line fitted to the
+    first whole networks corrects the sums. The other networks measure how good the correction is.
 
     Args:
-        turns: Of the parts, then of the whole networks, as `plan` has them.
-        plan: `keys` of the parts; of each of the `networks` how many it has of each part, in the same order;
-            `num_fitted` of them, and the `deployment`.
+        turns: Times of the parts, then of the whole networks, in the order of `plan`.
+        plan: Settings as in `plan.json`: the `keys` of the parts, the `networks` with their `counts` of each part in
+            the same order, the number of networks to fit (`num_fitted`), the `deployment`, and the id of the `space`.
         device: Name of the processor, and what ran on it.
     """
     keys, num_fitted = plan["keys"], plan["num_fitted"]
@@ -118,7 +127,7 @@ def table_of(turns: Turns, plan: Mapping[str, Any], *, device: str) -> dict[str,
     counts = np.array([network["counts"] for network in plan["networks"]], dtype=float)
     sums_us = counts @ parts_us
     scale, constant = np.polyfit(sums_us[:num_fitted], wholes_us[:num_fitted], 1)
-    if scale <= 0:  # where the networks are all alike, and their times noise
+    if scale <= 0:  # if all networks are alike, their times differ by noise alone
         scale, constant = float(wholes_us.mean() / sums_us.mean()), 0.0
     off = (scale * sums_us + constant)[num_fitted:] / wholes_us[num_fitted:] - 1
     return {
@@ -146,13 +155,14 @@ def _spearman(told: np.ndarray, measured: np.ndarray) -> float:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """From 1; equal values share the mean of theirs."""
+    """Ranks from 1. Equal values share the mean of their ranks."""
     _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[which]
 
 
 def measure_kit(folder: Path, *, max_seconds: float | None = None) -> dict[str, Any]:
-    """The table of a folder of parts and networks, on this machine. The folder's `plan.json` says what they are."""
+    """Measures the parts and networks of a folder on this machine, and returns their table. `plan.json` in the folder
+    describes them."""
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     deployment, files = plan["deployment"], [*plan["files"], *(network["file"] for network in plan["networks"])]
     seconds = PART_SECONDS * len(plan["files"]) + WHOLE_SECONDS * len(plan["networks"])
@@ -168,14 +178,14 @@ def clock_of_deployment(deployment: Mapping[str, Any]) -> str:
 
 
 def described(deployment: Mapping[str, Any]) -> str:
-    """Processor, runtime with its version, and threads of a deployment on this machine."""
+    """Text with the processor of this machine, and the runtime, version, precision and threads of a deployment."""
     threads = f", threads: {deployment['threads']}" if deployment["device"] == "cpu" else ", CUDA"
     return f"{processor_name()}, {version_of(deployment)}, {deployment['precision']}{threads}"
 
 
 def version_of(deployment: Mapping[str, Any]) -> str:
-    """The runtime of a deployment with the version that is here."""
-    version = str(_module_of(deployment["runtime"]).__version__).partition("-")[0]  # OpenVINO's also names its build
+    """The runtime of a deployment, with its installed version."""
+    version = str(_module_of(deployment["runtime"]).__version__).partition("-")[0]  # OpenVINO adds its build
     return f"{deployment['runtime']} {version}"
 
 
@@ -190,7 +200,7 @@ def _module_of(runtime: str) -> Any:
 
 
 def run_of(file: Path, deployment: Mapping[str, Any]) -> Callable[[], object]:
-    """A function that runs an ONNX file once on a batch of noise, in the runtime of a deployment."""
+    """A function that runs a file of a network once on a batch of noise, in the runtime of a deployment."""
     make = _run_in_openvino if deployment["runtime"].startswith("openvino") else _run_in_onnxruntime
     return make(file, deployment)
 
@@ -200,17 +210,17 @@ def _run_in_onnxruntime(file: Path, deployment: Mapping[str, Any]) -> Callable[[
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = deployment["threads"], 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # whose CPU time would be no work
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning would count as CPU time
     options.log_severity_level = 3
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[deployment["device"]]
     settings: dict[str, str] = {}
     if deployment["runtime"] == "tensorrt":
         provider, settings = "TensorrtExecutionProvider", {"trt_fp16_enable": str(deployment["precision"] == "fp16")}
     session = onnxruntime.InferenceSession(str(file), options, providers=[provider], provider_options=[settings])
-    if provider not in session.get_providers():  # it goes on without one that it cannot load
+    if provider not in session.get_providers():  # onnxruntime drops a provider that it cannot load
         raise RuntimeError(f"this onnxruntime cannot use {provider}: pip install onnxruntime-gpu")
     given, kind = session.get_inputs()[0], deployment["device"]
-    binding = session.io_binding()  # or each run would copy from the CPU and back
+    binding = session.io_binding()  # without it, each run would copy from the CPU and back
     binding.bind_ortvalue_input(
         given.name, onnxruntime.OrtValue.ortvalue_from_numpy(_noise(given.shape, deployment), kind)
     )
@@ -225,7 +235,7 @@ def _run_in_openvino(file: Path, deployment: Mapping[str, Any]) -> Callable[[], 
         "INFERENCE_NUM_THREADS": deployment["threads"],
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # newer CPUs would compute in bf16 unasked
+        "INFERENCE_PRECISION_HINT": "f32",  # the default is bf16 on newer CPUs
     }
     model = openvino.Core().compile_model(str(file), "CPU", settings)
     shape = [side.get_length() if side.is_static else None for side in model.input(0).get_partial_shape()]
@@ -235,13 +245,13 @@ def _run_in_openvino(file: Path, deployment: Mapping[str, Any]) -> Callable[[], 
 
 
 def _noise(shape: Sequence[Any], deployment: Mapping[str, Any]) -> np.ndarray:
-    """Values that do not matter; a side without a number is that of the batch."""
+    """Random values of a shape. A side without a number is the batch."""
     sides = [side if isinstance(side, int) else deployment["batch"] for side in shape]
     return np.random.default_rng(0).standard_normal(sides, dtype=np.float32)
 
 
 def processor_name() -> str:
-    """Product name of the CPU, if the system knows it."""
+    """Product name of the CPU, or else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -251,15 +261,15 @@ def processor_name() -> str:
 
 
 def memory_growth(load: Callable[[], Callable[[], object]]) -> float | None:
-    """Megabytes by which this process is greater in passes of what `load` gives than before it was loaded, at most.
+    """Peak growth of this process in MB, from before `load` to the passes of the function that it returns.
 
-    None where the system does not tell (it is not Linux). Loading may take more for a moment, which does not count.
+    None if the system does not report it. Only Linux does. A short peak while loading does not count.
     """
     before = _resident_mb("VmRSS")
     run = load()
     run()
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
     except OSError:
         return None
     for _ in range(_MEMORY_PASSES):
@@ -278,8 +288,8 @@ def _resident_mb(name: str) -> float | None:
 
 
 def measured_memory(file: Path, deployment: Mapping[str, Any]) -> float | None:
-    """`memory_growth` of an ONNX file, in a process of its own: memory that others left behind would hide it. None also
-    where that process fails."""
+    """`memory_growth` of a file of a network, measured in a new process, since memory that other networks left behind
+    would hide it. None also if that process fails."""
     done = subprocess.run(
         [sys.executable, __file__, "--memory", str(file), "--deployment", json.dumps(deployment)],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": str(deployment["threads"])},

@@ -1,4 +1,4 @@
-"""A table of what the parts of networks take on one device, by which the time of any network of a space is a sum."""
+"""A table of the times of parts on one device. The time of any network of a space is a sum over the table."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ from cvt_nas.latency.deployment import Deployment
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """What the networks of a space are made of.
+    """All parts that the networks of a space are made of.
 
     Args:
-        embeddings: Stages of any blocks, the channels and the grid of the map that they take.
-        blocks: Each with its width, its grid, and whether there is a class token.
-        heads: Width and grid.
-        num_classes: Of the heads.
+        embeddings: For each, a stage (its blocks do not matter), and the channels and the grid of its input map.
+        blocks: For each, the block, its width, its grid, and whether there is a class token.
+        heads: For each, its width and its grid.
+        num_classes: Number of classes of each head.
     """
 
     embeddings: tuple[tuple[StageConfig, int, Grid], ...]
@@ -31,7 +31,7 @@ class Parts:
 
     @property
     def keys(self) -> list[str]:
-        """Their names in a table."""
+        """Names of the parts in a table."""
         return [
             *(embedding_key(s, in_channels=c, grid=s.grid_after(before)) for s, c, before in self.embeddings),
             *(block_key(b, embed_dim=d, grid=grid, class_token=token) for b, d, grid, token in self.blocks),
@@ -40,20 +40,22 @@ class Parts:
 
     @property
     def id(self) -> str:
-        """Equal where the parts are the same ones, and so the spaces of the same networks."""
+        """Hash of the parts and the number of classes. Spaces of the same parts have the same id."""
         return hashlib.sha256(json.dumps([sorted(self.keys), self.num_classes]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judged:
-    """How well a table tells the latency of whole networks that had no part in it; all but `number` are fractions.
+    """How well a table predicts the latency of whole networks that it was not fitted to. All but `number` are
+    fractions.
 
     Args:
-        within_5, within_10: Of the networks, how many are predicted within 5 and 10 %.
-        bias: Mean of how much too great the predictions are.
-        spearman: Rank correlation of predictions and measurements; 0 where all are alike.
-        noise: Of a measurement, the median of what two halves of its rounds differ by.
-        drift: How much slower the machine was at the end than at the beginning.
+        number: Number of these networks.
+        within_5, within_10: Share of the networks that are predicted within 5 % and within 10 %.
+        bias: Mean relative error of the predictions. It is above 0 if they are too great.
+        spearman: Rank correlation of predictions and measurements. It is 0 if all of either are equal.
+        noise: Relative difference between two halves of the rounds of a network, as the median over the networks.
+        drift: Relative slowdown of the machine from the beginning of the measurement to its end.
     """
 
     number: int
@@ -67,19 +69,20 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatencyTable:
-    """Times of a batch through each part, of which a network's is the sum.
+    """Times of a batch through each part. The time of a network is their sum.
 
     Args:
-        parts: Microseconds, by the keys below; scaled so that sums agree with whole networks that were timed.
-        constant_us: What a network takes beside its parts.
+        parts: Microseconds by part, with the keys below. They are scaled so that sums agree with whole networks that
+            were timed.
+        constant_us: Microseconds that a network takes in addition to its parts.
         device: Name of the processor, and what ran on it.
-        error: Of whole networks that had no part in the scaling, the median of how far their sums are off, as a
-            fraction of their time.
-        judged: By these networks; None in a table of an earlier version.
-        deployment: What was measured; None in a table of an earlier version, which knew torch and one image only.
-        space: `Parts.id` of the space; None in a table of an earlier version.
+        error: Median relative error of the sums, as a fraction, over whole networks that the scale was not fitted to.
+        judged: More about these errors. None in a table of an earlier version.
+        deployment: Deployment that was measured. None in a table of an earlier version, which supported torch and a
+            batch of one image only.
+        space: `Parts.id` of the space. None in a table of an earlier version.
 
-    Source: Cai et al. 2019, arXiv:1812.00332, section 3.3, whose table holds operations.
+    Source: Cai et al. 2019, arXiv:1812.00332, section 3.3. The table there holds operations instead of parts.
     """
 
     parts: Mapping[str, int]
@@ -97,11 +100,11 @@ class LatencyTable:
         return self.parts[block_key(block, embed_dim=embed_dim, grid=grid, class_token=class_token)]
 
     def head(self, *, dim: int, grid: Grid) -> int:
-        """With the constant, which is of a network as its one head is."""
+        """Time of a head plus the constant. Each network has one head, so the constant counts once per network."""
         return self.parts[head_key(dim=dim, grid=grid)] + self.constant_us
 
     def check_fits(self, parts: Parts, deployment: Deployment) -> None:
-        """Raises RunFolderError where the table is of other networks, or of another deployment."""
+        """Raises RunFolderError if the table belongs to another space or another deployment."""
         needed = set(parts.keys)
         for what, odd in (("lacks", needed - self.parts.keys()), ("also has", self.parts.keys() - needed)):
             if odd:
@@ -123,9 +126,7 @@ class LatencyTable:
 
     @classmethod
     def from_json(cls, tree: object) -> "LatencyTable":
-        """Raises:
-        RunFolderError: It is none.
-        """
+        """Raises RunFolderError if the tree is not a table."""
         try:
             return _ADAPTER.validate_python(tree)
         except ValidationError as error:
@@ -136,7 +137,7 @@ _ADAPTER = TypeAdapter(LatencyTable)
 
 
 def part_counts(arch: ArchConfig) -> Counter[str]:
-    """How often a network has each part, by its name in a table."""
+    """Number of times that a network has each part, by the name of the part in a table."""
     found, channels = Counter[str](), arch.num_channels
     for stage, grid in zip(arch.stages, arch.grids, strict=True):
         found[embedding_key(stage, in_channels=channels, grid=grid)] += 1
@@ -168,5 +169,5 @@ def head_key(*, dim: int, grid: Grid) -> str:
 
 
 def _text_of(grid: Grid) -> str:
-    """One number for a square: the keys of tables that runs hold already."""
+    """Text of a grid in a key. A square is one number, as in the tables that earlier runs hold."""
     return str(grid[0]) if grid[0] == grid[1] else size_text(grid)

@@ -1,8 +1,8 @@
-"""Average pooling for other runtimes, by whole windows alone.
+"""Average pooling for other runtimes, with whole windows only.
 
-With `ceil_mode`, the last windows may reach beyond the padding. torch divides by the part of them that does not.
-OpenVINO 2026.4 divides by whole windows, and so does onnxruntime 1.32 where it fuses quantised nodes to
-`QLinearAveragePool`. By whole windows, all runtimes agree.
+With `ceil_mode`, the last windows may reach beyond the padding. torch divides by the size of the part within the
+padding. OpenVINO 2026.4 divides by the size of the whole window. onnxruntime 1.32 does so too, if it fuses quantised
+nodes into `QLinearAveragePool`. If all windows are whole, all runtimes agree.
 """
 
 import copy
@@ -17,9 +17,10 @@ from cvt_nas.model.network import Attention, CvT
 
 
 class WholeWindows(nn.Module):
-    """Computes what `pool` does on maps of `grid`: pads so far that all windows are whole, and rescales the means."""
+    """Gives the same result as `pool` on maps of `grid`. It pads the maps until all windows are whole, and rescales the
+    means."""
 
-    factors: Tensor  # (1, 1, height, width) of the pooled map; 1 where `pool` has a whole window, too
+    factors: Tensor  # (1, 1, height, width) of the pooled map; 1 for windows that are whole in `pool`
 
     def __init__(self, pool: nn.AvgPool2d, grid: Grid) -> None:
         super().__init__()

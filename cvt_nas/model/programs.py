@@ -1,4 +1,4 @@
-"""Networks as programs of other runtimes, in the folders that `export` writes."""
+"""Loads networks from the folders that `export` writes, in other runtimes."""
 
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -39,9 +39,9 @@ def load_openvino(folder: Path) -> Logits:
 
 
 def open_openvino(file: Path, num_threads: int = 0) -> Logits:
-    """Opens an .xml or .onnx file in OpenVINO, on the CPU. What is not int8 is computed in fp32.
+    """Opens an .xml or .onnx file in OpenVINO, on the CPU. All that is not in int8 is computed in fp32.
 
-    By default, OpenVINO computes it in bfloat16 on CPUs that can, so the answers would depend on the CPU.
+    By default, OpenVINO uses bfloat16 instead of fp32 on CPUs that support it, so the answers would depend on the CPU.
 
     Args:
         num_threads: 0 for as many as there are cores.
@@ -54,10 +54,10 @@ def open_openvino(file: Path, num_threads: int = 0) -> Logits:
 
 
 def runtimes_for(name: str, *, only: str | None = None) -> Mapping[str, Callable[[Path], Logits]]:
-    """Installed runtimes that read files of such a name; onnxruntime once without and once with its fusions.
+    """Installed runtimes that read files with such a name. onnxruntime is listed twice, without and with its fusions.
 
     Args:
-        only: `onnxruntime` or `openvino`, if the other one is to be left out.
+        only: `onnxruntime` or `openvino`, to leave out the other one.
     """
     found: dict[str, Callable[[Path], Logits]] = {}
 

@@ -1,7 +1,7 @@
-"""From an ONNX file in fp32 to a file whose convolutions and matrix products are computed in int8.
+"""Turns an ONNX file in fp32 into a file whose convolutions and matrix products are computed in int8.
 
-What is written here is not to be trusted before it is compared with fp32 in the runtime that is to run it; see
-`engine.int8`. Libraries have made wrong files and wrong answers from right networks.
+Do not trust the result before it is compared with fp32 in the runtime that will run it; see `engine.int8`. Libraries
+have made wrong files from right networks, and have given wrong answers.
 """
 
 import contextlib
@@ -24,15 +24,16 @@ OP_TYPES = ("Conv", "MatMul", "Gemm")
 def quantise_onnx(source: Path, to: Path, batches: Iterable[Images], *, op_types: Sequence[str] = OP_TYPES) -> None:
     """Writes `source` with quantised nodes (QDQ), by onnxruntime's static quantisation.
 
-    Weights are int8 for each output channel, activations uint8 by the least and greatest value of each tensor. The two
-    products of attention stay in fp32: they would be slower, and are no product with weights. So do norms, softmax
-    and sums. That lost .00 +- .1 points on 15 networks of Fashion-MNIST, and made CvT-13 2.09 times as fast.
+    Weights are int8 with a scale per output channel. Activations are uint8 with a scale from the smallest and largest
+    value of each tensor. The two products of attention stay in fp32, since they are not products with weights and would
+    be slower in int8. Norms, softmax and sums also stay in fp32. This cost .00 +- .1 points on 15 networks of
+    Fashion-MNIST, and made CvT-13 2.09 times as fast.
 
     Args:
-        source: With one input `images`, whose first axis is the batch.
-        to: A file, which is replaced. It keeps the metadata of `source`.
-        batches: Normalised images to calibrate with. A few hundred are enough.
-        op_types: Operators of ONNX whose nodes are quantised.
+        source: A file with one input, `images`, whose first axis is the batch.
+        to: The new file. It replaces an old one, and keeps the metadata of `source`.
+        batches: Normalised images for calibration. A few hundred are enough.
+        op_types: ONNX operators whose nodes are quantised.
 
     Raises:
         ImportError: onnx or onnxruntime is missing.
@@ -51,7 +52,7 @@ def quantise_onnx(source: Path, to: Path, batches: Iterable[Images], *, op_types
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(os.fspath(source), os.fspath(prepared), auto_merge=True)  # or the file is 2.5 times as large
+        quant_pre_process(os.fspath(source), os.fspath(prepared), auto_merge=True)  # else 2.5 times as large
         quantization.quantize_static(
             os.fspath(prepared),
             os.fspath(to),
@@ -71,22 +72,23 @@ def quantise_onnx(source: Path, to: Path, batches: Iterable[Images], *, op_types
 
 
 def _products_of_activations(graph: Any) -> list[str]:
-    """Names of the matrix products whose second factor is no weight: those of attention."""
+    """Names of the matrix products whose second factor is not a weight. These are the products of attention."""
     weights = {tensor.name for tensor in graph.initializer}
     return [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] not in weights]
 
 
 def quantise_openvino(source: Path, to: Path, batches: Iterable[Images], **settings: Any) -> None:
-    """Writes `source` as OpenVINO's `to` (.xml, with a .bin beside it), by NNCF's post-training quantisation.
+    """Writes `source` as a file for OpenVINO (.xml, with a .bin beside it), by NNCF's post-training quantisation.
 
-    NNCF knows two kinds of networks. Its default also quantises sums and norms, which lost 13 and 1.4 points of two
-    networks of the digits. The kind `TRANSFORMER` leaves them in fp32, and lost none; but it begins with SmoothQuant,
-    which has destroyed networks of Fashion-MNIST. So this is the latter without SmoothQuant.
+    NNCF distinguishes two kinds of networks. Its default also quantises sums and norms, which cost 13 and 1.4 points in
+    two networks for the digits. The kind `TRANSFORMER` leaves sums and norms in fp32 and cost nothing. But it begins
+    with SmoothQuant, which has destroyed networks for Fashion-MNIST. So this function uses `TRANSFORMER` without
+    SmoothQuant.
 
     Args:
         source, batches: See `quantise_onnx`.
-        to: A file, which is replaced. Metadata of `source` is in its runtime information.
-        settings: Of `nncf.quantize`, instead of these.
+        to: The new file. It replaces an old one, and has the metadata of `source` in its runtime information.
+        settings: Arguments of `nncf.quantize` that override those above.
 
     Raises:
         ImportError: openvino or nncf is missing.
@@ -113,12 +115,13 @@ def quantise_openvino(source: Path, to: Path, batches: Iterable[Images], **setti
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' notes and progress bars; errors are told. NNCF sends nothing of it to Intel."""
+    """Hides notes and progress bars of the libraries, but not errors. Also keeps NNCF from sending statistics to
+    Intel."""
     names = ("", "nncf")
     levels = [(logging.getLogger(name), logging.getLogger(name).level) for name in names]
     for logger, _ in levels:
         logger.setLevel(logging.ERROR)
-    os.environ.setdefault("NNCF_CI", "1")  # or it would send statistics of its use, if openvino-telemetry is allowed to
+    os.environ.setdefault("NNCF_CI", "1")  # else it sends statistics of its use, if openvino-telemetry may
     try:
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
             yield

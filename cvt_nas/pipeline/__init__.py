@@ -1,4 +1,4 @@
-"""One search from beginning to end, and what is asked of it afterwards."""
+"""Runs a search from beginning to end, and answers queries about it afterwards."""
 
 from cvt_nas.pipeline.phases import open_study
 from cvt_nas.pipeline.query import query

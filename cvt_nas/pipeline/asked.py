@@ -1,4 +1,4 @@
-"""Ends a search in order when somebody asks for it in the run folder."""
+"""Ends a search in an orderly way when somebody asks for it in the run folder."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def refuse_old_stops(run: RunFolder) -> None:
-    """Answers requests to stop that an earlier process left. Those that follow are for this one."""
+    """Refuses requests to stop that were meant for an earlier process. Later requests are for this one."""
     for request in run.requests.waiting():
         if request.ask == "stop":
             run.requests.answer(request, refused="the search had ended before")
@@ -21,12 +21,15 @@ def refuse_old_stops(run: RunFolder) -> None:
 def stopping_when_asked(
     run: RunFolder, stop: threading.Event, *, on_note: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Sets `stop` when somebody has asked for it, until the block ends; see `refuse_old_stops`."""
+    """Watches for requests to stop while the block runs, and sets `stop` on the first one.
+
+    Call `refuse_old_stops` before.
+    """
     is_over = threading.Event()
 
     def look() -> None:
         while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
-            with suppress(StorageError):  # the next look comes soon
+            with suppress(StorageError):  # it tries again soon
                 if _take_stops(run):
                     run.requests.has_stopped = True
                     if on_note is not None:
@@ -44,7 +47,7 @@ def stopping_when_asked(
 
 
 def _take_stops(run: RunFolder) -> bool:
-    """Answers requests to stop; returns whether there was one."""
+    """Answers requests to stop. Returns whether there was one."""
     stops = [request for request in run.requests.waiting() if request.ask == "stop"]
     for request in stops:
         run.requests.answer(request)

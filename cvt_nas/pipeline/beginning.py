@@ -1,4 +1,4 @@
-"""What a search has of other networks before anything is trained: weights to begin with, and a teacher's answers."""
+"""Prepares what a search takes from other networks before it trains: initial weights, and the answers of a teacher."""
 
 import contextlib
 import dataclasses
@@ -21,18 +21,21 @@ from cvt_nas.supernet import lend_to
 def lent_weights(
     init: str | Path | None, run: RunFolder | None, experiment: Experiment, setup: TrainingSetup
 ) -> tuple[Lent | None, dict[str, Any] | None]:
-    """What trials or the supernet begin with, checked, and what the manifest tells of it.
+    """Reads and checks the initial weights of trials or the supernet.
 
     Args:
-        run: What is gone on with; with the weights that it began with, where it has not kept them yet.
+        init: Weights; see `locate`. None for a fresh initialisation.
+        run: A run that is resumed, or None. If it has not kept its initial weights yet, they are read from where it
+            found them.
 
     Returns:
-        None for both where they begin afresh, and for the first where `run` has the weights already.
+        The weights and their entry in the manifest. Both are None for a fresh initialisation. The weights are also None
+        if `run` has them already.
 
     Raises:
-        ArchError: They cannot be had or read, or are of no CvT or of another number of stages; or without an epoch of
-            the supernet, they do not know the classes of the data.
-        RunFolderError: They are not what `run` began with.
+        ArchError: The weights cannot be found or read, or do not belong to a CvT with this number of stages. Or
+            `supernet.epochs` is 0, and there are no weights or their head lacks classes of the data.
+        RunFolderError: They are not the weights that `run` began with.
     """
     begins = None if run is None else begun_with(run)
     if run is not None and (begins is None or run.lends_weights or run.supernet.has_begun):
@@ -59,18 +62,14 @@ def lent_weights(
 
 
 def begun_with(run: RunFolder) -> dict[str, Any] | None:
-    """What the manifest of a run tells of the weights that it began with; `warm_start` is of an earlier version."""
+    """Entry of the manifest about the initial weights of a run. Earlier versions called it `warm_start`."""
     manifest = run.manifest
     path = manifest.get("warm_start")
     return manifest.get("init") or (None if path is None else {"path": path, "importance": "none"})
 
 
 def check_same_init(run: RunFolder, init: str | Path | None) -> None:
-    """Whether a run that goes on is told of no other weights than those that it began with.
-
-    Raises:
-        RunFolderError: It is.
-    """
+    """Raises RunFolderError if a resumed run is given other initial weights than it began with."""
     began = begun_with(run)
     if init is not None and (began is None or not means(init, began["path"])):
         raise RunFolderError(
@@ -86,10 +85,11 @@ def learn_of(
     stop: threading.Event,
     on_note: Callable[[str], None] | None,
 ) -> TrainingSetup | None:
-    """`setup` with the answers of `teacher`, which are kept in the run folder; None where `stop` is set before.
+    """`setup` with the answers of `teacher`, which are kept in the run folder. None if `stop` is set before they are
+    complete.
 
     Raises:
-        SearchFailedError: The workers on which it answers fail.
+        SearchFailedError: The workers that compute the answers fail.
     """
     if not has_answered(teacher, setup.run):
         with (

@@ -1,4 +1,4 @@
-"""After the race: its best architectures are trained again, with seeds that had no part in their selection."""
+"""Trains the best architectures of a race again, with seeds that played no part in their selection."""
 
 from collections.abc import Generator, Sequence
 
@@ -17,7 +17,7 @@ from cvt_nas.space import SearchSpace
 
 
 def plan_of(results: Sequence[TrialResult], metrics: Sequence[Metric], settings: ConfirmConfig) -> ConfirmPlan:
-    """What `settings` choose from the complete trials of a race that is over."""
+    """Further trainings that `settings` choose from the complete trials of a finished race."""
     if settings.top == "front":
         chosen: Sequence[TrialResult] = ParetoFront.of(results, metrics).members
     else:
@@ -28,7 +28,8 @@ def plan_of(results: Sequence[TrialResult], metrics: Sequence[Metric], settings:
 
 
 def further_training(trial: TrialResult, number: int, space: SearchSpace, *, seed: int) -> Proposal:
-    """Further training `number` of `trial`; its seed is a function of the run's and of the number's two parts."""
+    """Proposal of the further training `number` of `trial`. Its seed depends on the seed of the run, the round and the
+    trial."""
     round_, _ = round_and_trial(number)
     return Proposal(
         number=number,
@@ -39,10 +40,10 @@ def further_training(trial: TrialResult, number: int, space: SearchSpace, *, see
 
 
 def confirm_front(search: Search) -> Generator[RaceEvent, None, bool]:
-    """Trains again what `search.confirm` of the experiment chooses; returns whether every seed has ended.
+    """Trains again the architectures that `search.confirm` chooses. Returns whether every seed has ended.
 
-    The plan is made anew from the race's results, which is the same plan unless the race or the settings grew. What
-    ended before is kept. A training keeps no weights: those of the race are what is exported.
+    The plan is computed from the results of the race each time. It changes only if the race or the settings grew.
+    Trainings that ended before are kept. These trainings keep no weights, since exports use the weights of the race.
     """
     experiment, run = search.experiment, search.run
     settings = experiment.search.confirm
@@ -52,7 +53,7 @@ def confirm_front(search: Search) -> Generator[RaceEvent, None, bool]:
     plan = plan_of(trials, experiment.objectives, settings)
     run.confirmations.write_plan(plan)
     of_plan = [result for result in run.confirmations.results() if result.number in set(plan.numbers)]
-    ended = tuple(result for result in of_plan if result.status not in FAILURES)  # what failed is tried again
+    ended = tuple(result for result in of_plan if result.status not in FAILURES)  # failed ones run again
     numbers, known = plan.numbers, {result.number for result in ended}
     left = [number for number in numbers if number not in known]
     yield ConfirmationStarted(num_planned=len(numbers), ended=ended)

@@ -1,4 +1,4 @@
-"""Before a race with `weights: supernet`: the supernet is trained, and candidates are ranked by what they inherit."""
+"""Trains the supernet before a race with `weights: supernet`, and ranks candidates by their inherited accuracies."""
 
 import dataclasses
 import math
@@ -25,11 +25,17 @@ from cvt_nas.space import ArchSpace, Genome
 
 
 def train_weights(search: Search) -> Generator[SupernetEpochDone, None, bool]:
-    """Trains the supernet on all the devices, until its weights are in the run folder; with phases, those of this one.
+    """Trains the supernet on all devices, until its weights are in the run folder. With phases, it trains the phase of
+    `search.setup`.
 
-    Where the search is to stop, the workers write a checkpoint, from which the next call goes on. Returns whether the
-    weights are there. Raises SearchFailedError where the training cannot go on, and StorageError where nothing can be
-    written any more.
+    If the search is to stop, the workers write a checkpoint, and the next call continues from it.
+
+    Returns:
+        Whether the weights are in the run folder.
+
+    Raises:
+        SearchFailedError: The training cannot go on.
+        StorageError: Nothing can be written any more.
     """
     run, setup, stop = search.run, search.setup, search.stop
     assert setup.shared is not None, "the caller knows that there is a supernet"
@@ -77,10 +83,15 @@ def train_weights(search: Search) -> Generator[SupernetEpochDone, None, bool]:
 
 
 def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarted | Candidate, None, bool]:
-    """Proposes `search.candidates` architectures of `space` and measures what they inherit; returns whether all are
-    ranked.
+    """Proposes `search.candidates` architectures of `space`, and measures their inherited accuracies.
 
-    Each is in the run's record before it is yielded. Raises WorkersFailedError where workers died again and again.
+    Each candidate is recorded in the run before it is yielded.
+
+    Returns:
+        Whether all candidates are ranked.
+
+    Raises:
+        WorkersFailedError: Workers died again and again.
     """
     experiment, run = search.experiment, search.run
     size = math.prod(len(gene.options) for gene in space.genes)
@@ -106,7 +117,7 @@ def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarte
     with Judges[Proposal](search.setup, search.resources) as judges:
         while True:
             while judges.num_free and not search.stop.is_set() and (proposal := study.ask()) is not None:
-                # of those that one worker has surely judged by now, so that with one an interruption changes nothing
+                # counts only candidates that are surely judged; with one worker, an interruption then changes nothing
                 bar = bars.below(proposal.cost, before=proposal.number - judges.num_in_hand_at_most + 1)
                 judges.submit(proposal, space.decode(proposal.genome), bar)
             judged = judges.next()
@@ -128,9 +139,9 @@ def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarte
 
 
 def heirs(experiment: Experiment, candidates: Sequence[Candidate], number: int) -> dict[str, Genome]:
-    """The best of the candidates by accuracy and cost together, best first, named for the journal.
+    """The best `number` candidates by accuracy and cost together, best first, with names for the journal.
 
-    Those that were out of reach after part of the images come last.
+    Candidates that were given up after a part of the images come last.
     """
     whole = measured_whole(candidates)
     numbers = {candidate.number for candidate in whole}
@@ -142,9 +153,9 @@ def heirs(experiment: Experiment, candidates: Sequence[Candidate], number: int) 
 
 
 def record_as_trials(search: Search) -> None:
-    """Where nothing is trained on: the candidates are the trials, and the front's members keep their weights.
+    """Records the candidates as trials, for a search without further training. Members of the front keep their weights.
 
-    Of a candidate that was out of reach after part of the images, the trial counts as stopped.
+    A candidate that was given up after a part of the images becomes a stopped trial.
     """
     run = search.run
     candidates, known = run.candidates(), {result.number for result in run.results()}
@@ -178,13 +189,13 @@ def _loss_of(candidate: Candidate, metric: Metric) -> float:
 
 
 def measured_whole(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those whose accuracy is of all the images."""
+    """Candidates whose accuracy was measured on all images."""
     most = max((candidate.num_images for candidate in candidates), default=0)
     return [candidate for candidate in candidates if candidate.num_images == most]
 
 
 class _Bars:
-    """What a candidate has to beat: the best accuracy, on all the images, at no more params and FLOPs."""
+    """The bar of each candidate: the best accuracy, on all images, of a candidate that costs no more."""
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         self._known = measured_whole(candidates)
@@ -194,7 +205,8 @@ class _Bars:
             self._known.append(candidate)
 
     def below(self, cost: Cost, *, before: int) -> float | None:
-        """Of the candidates with numbers below `before`; None where none of them costs so little."""
+        """The best accuracy among candidates with numbers below `before` that cost at most `cost`. None if there are
+        none."""
         found = [
             known.accuracy
             for known in self._known

@@ -1,4 +1,4 @@
-"""A supernet judged by the architectures that are trained so far."""
+"""Judges a supernet by the architectures that are trained so far."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -36,11 +36,12 @@ MIN_JUDGED = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judged:
-    """The first architectures of the sample that are trained, and whether these are enough to tell.
+    """The first trained architectures of the sample, and what they tell about the supernet.
 
     Args:
-        accuracies: Alone, `(members, seeds)`.
-        inherited: Accuracies, by the id of the architecture.
+        accuracies: Accuracies after standalone training, `(members, seeds)`.
+        inherited: Inherited accuracies by id of the architecture.
+        questions: Questions about the supernet, with the answers so far.
     """
 
     members: tuple[Member, ...]
@@ -53,7 +54,7 @@ class Judged:
         return answer_of(self.questions) != "cannot tell yet"
 
     def line(self) -> str:
-        """For whoever waits."""
+        """One line of progress for the user."""
         told = "; ".join(
             f"{asked.name} {asked.value:.2f}"
             + ("" if asked.low is None else f" ({asked.low:.2f} to {asked.high:.2f}), bar {asked.bar}")
@@ -72,11 +73,12 @@ class Judged:
         seed: int,
         is_reusing: bool,
     ) -> SupernetQuality:
-        """All that there is to say.
+        """The full judgement of the supernet.
 
         Args:
             others: Architectures that other runs trained.
-            candidates: Of the search, with what they inherited.
+            candidates: Candidates of the search, with their inherited accuracies.
+            is_reusing: Whether trainings of other runs were to be reused.
         """
         ours = {member.arch.id for member in self.members}
         selected = [each for each in others if each.arch.id not in ours]
@@ -126,9 +128,11 @@ class Judged:
 def look(
     whole: Sequence[tuple[Member, tuple[float, ...]]], inherited: Mapping[str, float], *, until_told: bool
 ) -> Judged | None:
-    """What the first architectures tell: as few as are enough, or all. None of fewer than 8.
+    """Judges by as few of the first architectures as are enough for an answer, or by all. None if there are fewer than
+    8.
 
-    With `until_told`, the answer is that of the first look that had one, however many were in flight beside it.
+    Without `until_told`, it judges by all. With it, the result is that of the first look with an answer, so it does not
+    depend on how many trainings were in flight.
     """
     if len(whole) < MIN_JUDGED:
         return None
@@ -157,7 +161,7 @@ def inherited_of(
     *,
     stop: threading.Event,
 ) -> dict[str, float] | None:
-    """What the architectures inherit, by their ids; None where it was stopped. What was measured before is kept."""
+    """Inherited accuracies by id of the architecture. None if stopped. Earlier measurements are reused."""
     known = {each.arch.id: each.accuracy for each in run.supernet.inherited()}
     missing = list({arch.id: arch for arch in archs if arch.id not in known}.values())
     accuracies = inherited_accuracies(missing, setup, resources, stop=stop) if missing else []

@@ -1,4 +1,7 @@
-"""Latency as a cost of the search: a table of parts before it, whole networks at its end, as they are deployed."""
+"""Latency of deployed networks as a cost of the search.
+
+A table of parts is measured before the search, and whole networks are measured at its end.
+"""
 
 import contextlib
 import json
@@ -23,13 +26,13 @@ from cvt_nas.space import SearchSpace
 
 
 def experiment_of(run: RunFolder) -> Experiment:
-    """What `run` was begun with: its space file, and its table of latencies where it goes by them."""
+    """Experiment that `run` began with: its space file, with its table of latencies if it has one."""
     experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
     return _with_table_of(run, experiment)
 
 
 def read_table(file: str | Path) -> LatencyTable:
-    """A table that `cvt-nas measure` wrote. Raises RunFolderError where the file holds none."""
+    """Reads a table that `cvt-nas measure` wrote. Raises RunFolderError if the file does not hold a table."""
     try:
         return LatencyTable.from_json(json.loads(Path(file).read_text(encoding="utf-8")))
     except (OSError, ValueError, RunFolderError) as error:
@@ -38,8 +41,12 @@ def read_table(file: str | Path) -> LatencyTable:
 
 
 def check_deployment(experiment: Experiment, table: LatencyTable | None) -> None:
-    """Raises, before anything is spent, what a table that was given for a search has wrong, or ResourceError where the
-    search would measure in a runtime that is not here."""
+    """Checks a table that is given to a search, or without one the runtime to measure in, before the search begins.
+
+    Raises:
+        RunFolderError: The table does not fit the search, or latency plays no part in it.
+        ResourceError: The runtime is not installed.
+    """
     if table is None:
         if experiment.space.deployment is not None:
             check_runtime(experiment.deployment)
@@ -52,7 +59,7 @@ def check_deployment(experiment: Experiment, table: LatencyTable | None) -> None
 
 
 def check_same_table(run: RunFolder, table: LatencyTable | None) -> None:
-    """Raises RunFolderError where a run that is resumed was begun with another table."""
+    """Raises RunFolderError if a resumed run began with another table."""
     if table is not None and run.manifest.get("latency_table") != json.loads(json.dumps(table.to_json())):
         raise RunFolderError("--latency-table: is not the table that the run was begun with; leave it out")
 
@@ -66,9 +73,11 @@ def with_latency(
     seed: int,
     table: LatencyTable | None = None,
 ) -> Experiment:
-    """`experiment` with the table that its run was begun with, or with the one that is given, or else with one that a
-    worker measures now. Raises CvtNasError where nothing is as fast as the constraints ask, or there is too much to
-    measure."""
+    """`experiment` with the table that `run` began with, else with `table`, else with one that a worker measures now.
+
+    Raises:
+        CvtNasError: No network is as fast as the constraints ask, or there are too many parts to measure.
+    """
     if run is not None and "latency_table" in run.manifest:
         return _with_table_of(run, experiment)
     if table is None:
@@ -82,10 +91,11 @@ def _with_table_of(run: RunFolder, experiment: Experiment) -> Experiment:
 
 
 def measure_front(search: Search) -> None:
-    """Times the members of the front that were not yet, all in turns, measures their memory, and records both.
+    """Times members of the front in turns, measures their memory, and records both. Members that were measured before
+    are skipped.
 
-    Only of a run that goes by latency, or whose space file says how networks are deployed; and only where its table is
-    of this kind of machine: measured elsewhere, the members would not compare with what was predicted of them.
+    It does nothing unless the run uses a table of latencies or its space file has a section `deploy`. It also does
+    nothing if the table comes from another kind of machine, since the times would not compare with the predictions.
     """
     run, space, known = search.run, search.experiment.space, search.run.latencies()
     if "latency_table" not in run.manifest and "deploy" not in run.manifest:
@@ -109,7 +119,7 @@ def _measure_table(space: SearchSpace, deployment: Deployment, setup: TrainingSe
 def _measure_archs(
     archs: Sequence[ArchConfig], deployment: Deployment, table: LatencyTable | None, setup: TrainingSetup
 ) -> list[Measured]:
-    """Nothing where the table was measured on another kind of machine, or in another version of the runtime."""
+    """Empty if the table was measured on another kind of machine, or in another version of the runtime."""
     torch.set_num_threads(setup.num_threads)
     if table is not None and table.deployment is not None:
         deployment, here = table.deployment, None
@@ -123,7 +133,7 @@ def _measure_archs(
 def measure_locally(
     experiment: Experiment, to: Path, *, num_judged: int, seed: int, on_progress: Callable[[int, int], None]
 ) -> LatencyTable:
-    """Measures the space of a file on this machine, as its section `deploy` says, and writes the table to a file."""
+    """Measures a space on this machine, as its section `deploy` says, and writes the table to a file."""
     deployment = told_deployment(experiment)
     table = deployed_table(
         experiment.space, deployment, device=torch.device(deployment.device),
@@ -136,8 +146,8 @@ def measure_locally(
 def write_kit_of(
     experiment: Experiment, folder: Path, *, num_judged: int, seed: int, on_progress: Callable[[int, int], None]
 ) -> Deployment:
-    """Writes what measures the space of a file on another machine; see `write_kit`. Raises ResourceError where the
-    runtime is none of ONNX graphs, or the files cannot be written here."""
+    """Writes a kit that measures a space on another machine; see `write_kit`. Raises ResourceError if the runtime does
+    not run ONNX graphs, or a package is missing here."""
     deployment = told_deployment(experiment)
     if not deployment.facts.is_graph:
         raise ResourceError(
@@ -153,7 +163,8 @@ def write_kit_of(
 
 
 def told_deployment(experiment: Experiment) -> Deployment:
-    """That of the space file where no trial says what `auto` is: the runtime's first device, and one thread."""
+    """Deployment of the space file without `auto`, outside of a search. The defaults are the first device of the
+    runtime, and one thread."""
     deployment = experiment.deployment
     device = deployment.facts.devices[0] if deployment.device == "auto" else deployment.device
     return replace(deployment, device=device, threads=deployment.threads or 1)

@@ -1,10 +1,17 @@
-"""DA-NAS-style search: a supernet is trained on more and more classes, and on the way loses its weakest options.
+"""DA-NAS-style search: a supernet is trained on more and more classes, and loses its weakest options on the way.
 
-In the style of Dai et al. 2020, arXiv:2003.12563, whose code is not public. From the paper are the order of the classes
-by how soon they are learned, the warm-up and three steps on a growing share of them, and the share of the options that
-goes after each step. Ours are: one network, the space's smallest, whose short training puts the classes in order, by
-their mean accuracy over its epochs; shared weights that are cut, not weighed by gates, so that no cost is in the loss;
-and options that are judged by the accuracies that random subnets inherit, at equal cost, of which see `contributions`.
+It follows Dai et al. 2020, arXiv:2003.12563, whose code is not public. These ideas come from the paper:
+
+- Classes are ordered by how soon they are learned.
+- A warm-up and three steps train on a growing share of the classes.
+- A share of the options is dropped after each step.
+
+These are our own:
+
+- The smallest network of the space orders the classes. It is trained for a short time, and classes are sorted by their
+  mean accuracy over its epochs.
+- Subnets use slices of shared weights instead of gates, so the loss has no cost term.
+- Options are judged by the accuracies that random subnets inherit, at equal cost; see `contributions`.
 """
 
 import dataclasses
@@ -34,8 +41,8 @@ _RIDGE = 1.0  # prior precision of each option's effect, in units of the noise
 
 
 def searched_space(experiment: Experiment, run: RunFolder) -> ArchSpace:
-    """What candidates are drawn from: the space of `experiment`, as far as the run has narrowed it. Raises
-    RunFolderError where the run's record of that is damaged."""
+    """Space that candidates are drawn from: the space of `experiment`, as far as the run has narrowed it. Raises
+    RunFolderError if the record of the narrowing is damaged."""
     narrowing = run.supernet.narrowing() if experiment.search.weights == "da-nas" else None
     try:
         return experiment.space if narrowing is None else NarrowedSpace(experiment.space, narrowing.kept)
@@ -44,8 +51,8 @@ def searched_space(experiment: Experiment, run: RunFolder) -> ArchSpace:
 
 
 def train_and_narrow(search: Search) -> Generator[SupernetEpochDone | OptionsDropped, None, bool]:
-    """`train_weights`, part by part, and after each of them what is dropped, which the run's record has. Returns
-    whether the last part is done."""
+    """Runs `train_weights` part by part, and drops and records options after each part. Returns whether the last part
+    is done."""
     experiment, run, setup, resources = search.experiment, search.run, search.setup, search.resources
     shared, config = setup.shared, experiment.da_nas
     assert shared is not None, "the caller knows that there is a supernet"
@@ -87,24 +94,28 @@ def train_and_narrow(search: Search) -> Generator[SupernetEpochDone | OptionsDro
 def _class_curves(
     setup: TrainingSetup, resources: Resources, *, epochs: int, seed: int, stop: threading.Event
 ) -> list[list[float]] | None:
-    """`class_curves` of the space's smallest network, by a worker; None where `stop` is set before it is done."""
+    """`class_curves` of the smallest network of the space, from a worker. None if `stop` is set before it is done."""
     assert setup.shared is not None, "the caller knows that there is a supernet"
     seed = derive_seed(seed, 0, "classes")
     return on_worker(resources, class_curves, setup.shared.space.smallest, setup, epochs, seed, stop=stop)
 
 
 def easiest_first(curves: Sequence[Sequence[float]]) -> tuple[int, ...]:
-    """Classes by their mean accuracy over the epochs, `(epochs, classes)`: soon learned, and well."""
+    """Classes by their mean accuracy over the epochs, highest first. Classes that are learned soon and well come first.
+
+    Args:
+        curves: Accuracies, `(epochs, classes)`.
+    """
     return tuple(np.argsort(-np.mean(curves, axis=0), kind="stable").tolist())
 
 
 def contributions(
     space: ArchSpace, genomes: Sequence[Genome], accuracies: Sequence[float], objectives: Sequence[Metric]
 ) -> dict[str, Float[np.ndarray, " options"]]:
-    """What each option of each gene adds to accuracy beyond what its cost does.
+    """Contribution of each option of each gene to accuracy, at equal cost.
 
-    A ridge regression on the options, beside a parabola in the log of each cost that is an objective: the trend of
-    accuracy over cost is no option's merit, and where costs are equal, what is left of it is.
+    It is the effect of the option in a ridge regression that also contains a parabola in the log of each cost
+    objective. The parabola absorbs the trend of accuracy over cost, so no option gets credit for its cost.
     """
     costs = [space.cost(genome) for genome in genomes]
     logs = np.log([[cost.loss(metric) for metric in objectives if metric != "accuracy"] for cost in costs])
@@ -120,7 +131,7 @@ def contributions(
 
 
 def _features(space: ArchSpace, genome: Genome) -> list[float]:
-    """A one for each option that the network has; none of a block that it lacks."""
+    """One-hot encoding of the options of a network. Genes of blocks that it lacks are all zero."""
     depths = [len(stage.blocks) for stage in space.decode(genome).stages]
     return [
         float(index == option and (gene.block is None or gene.block < depths[gene.stage]))
@@ -132,10 +143,10 @@ def _features(space: ArchSpace, genome: Genome) -> list[float]:
 def without_weakest(
     space: NarrowedSpace, effects: Mapping[str, Float[np.ndarray, " options"]], ratio: float
 ) -> tuple[NarrowedSpace, tuple[DroppedOption, ...]]:
-    """`space` without the options that are farthest behind the best of their gene, and what was dropped.
+    """`space` without the options that are farthest behind the best of their gene, and the options that were dropped.
 
-    A share `ratio` goes of those that could: of each gene all but the best. An option without which nothing would be
-    feasible stays.
+    All options but the best of each gene are candidates, and a share `ratio` of them is dropped. An option stays if no
+    feasible network would be left without it.
     """
     genes = space.genes
     behind = sorted(

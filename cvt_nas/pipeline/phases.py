@@ -1,4 +1,4 @@
-"""The phases of a search, in their order."""
+"""The phases of a search, in order."""
 
 from collections.abc import Generator, Sequence
 
@@ -19,11 +19,11 @@ from cvt_nas.results import TrialResult
 from cvt_nas.results.events import RaceEvent
 from cvt_nas.run import RunFolder
 
-Phase = Generator[RaceEvent, None, bool]  # yields what happens; returns whether it is over, so that the next can begin
+Phase = Generator[RaceEvent, None, bool]  # yields events; returns whether it is done, so the next can begin
 
 
 def run_phases(search: Search) -> Generator[RaceEvent, None, None]:
-    """Whatever of the search is not done yet, until it is to stop. Each phase skips what is done."""
+    """Runs all phases in order, until the search is to stop. Each phase skips what is done already."""
     for phase in (train_supernet, rank_subnets, race_trials, confirm_front):
         if not (yield from phase(search)):
             return
@@ -32,7 +32,7 @@ def run_phases(search: Search) -> Generator[RaceEvent, None, None]:
 
 
 def train_supernet(search: Search) -> Phase:
-    """The shared weights, where there are any; by DA-NAS, the space is narrowed meanwhile."""
+    """Trains the supernet, if there is one. DA-NAS also narrows the space."""
     if search.setup.shared is None:
         return True
     is_da_nas = search.experiment.search.weights == "da-nas"
@@ -40,17 +40,17 @@ def train_supernet(search: Search) -> Phase:
 
 
 def rank_subnets(search: Search) -> Phase:
-    """Candidates by what they inherit; without further training, they are the trials."""
+    """Ranks candidates by their inherited accuracies. Without further training, they become the trials."""
     if search.setup.shared is None:
         return True
     is_ranked = yield from rank_candidates(search, searched_space(search.experiment, search.run))
     if search.experiment.training.epochs == 0:
-        record_as_trials(search)  # as far as the time went
+        record_as_trials(search)  # also if the ranking was stopped early
     return is_ranked
 
 
 def race_trials(search: Search) -> Phase:
-    """Trials of what the study proposes, until it proposes none."""
+    """Trains the architectures that the study proposes, until there are no more."""
     experiment, run = search.experiment, search.run
     if experiment.training.epochs == 0:
         return True
@@ -64,7 +64,7 @@ def race_trials(search: Search) -> Phase:
 def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed: int) -> Study:
     """The study on a run's journal, which optuna-dashboard can open at the same time.
 
-    Of a run with candidates, its trials are the anchors and the best of these.
+    If the run has candidates, the trials are the anchors and the best candidates.
     """
     first = dict(experiment.anchors)
     if candidates := run.candidates():
@@ -87,7 +87,7 @@ def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed:
 
 
 def test_front(search: Search) -> None:
-    """Reads the test split once for each member of the front that it was not read for yet, with the race's weights."""
+    """Evaluates members of the front on the test split, with the weights of the race. Each member is evaluated once."""
     known = search.run.test_accuracies()
     members: Sequence[TrialResult] = [m for m in search.run.front().members if m.arch_id not in known]
     for member, (accuracy, num_images) in zip(

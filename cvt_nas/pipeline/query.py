@@ -1,4 +1,4 @@
-"""A trained supernet, searched again under new limits: in seconds, since nothing is trained."""
+"""Searches a trained supernet again under new limits. This takes seconds, since nothing is trained."""
 
 import dataclasses
 import random
@@ -23,9 +23,9 @@ from cvt_nas.propose.surrogate import Surrogate
 from cvt_nas.run import RunFolder
 from cvt_nas.space import Bound, CostMetric, SearchSpace
 
-_MAX_PROMISING = 2_000  # architectures that latency chooses among
-_NUM_TIMED, _MAX_TIMED = 24, 50  # to tell the others' latency by; of those that are likely to be fast enough
-_MAX_RUNS, _MAX_SECONDS = 15, 0.5  # of each that is timed, but five runs at least
+_MAX_PROMISING = 2_000  # architectures to choose from by latency
+_NUM_TIMED, _MAX_TIMED = 24, 50  # to fit a model of latency; to try among those that are likely fast
+_MAX_RUNS, _MAX_SECONDS = 15, 0.5  # limits per timed network; at least five runs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,8 +33,8 @@ class Answer:
     """An architecture within the limits.
 
     Args:
-        accuracy: On the search split, with the inherited weights.
-        latency_ms: Median of a batch of one on the device of the query; None where it was not asked for.
+        accuracy: Accuracy on the search split with inherited weights.
+        latency_ms: Median time of a batch of one on the device of the query. None if there is no limit of latency.
     """
 
     arch: ArchConfig
@@ -55,24 +55,25 @@ def query(
     to: Path | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> list[Answer]:
-    """The architectures of most inherited accuracy within the limits, as far as a model of the candidates tells.
+    """Finds the architectures with the highest inherited accuracy within the limits.
 
-    It chooses among thousands; those that it chooses are measured on the search split.
+    A model that is fitted to the candidates chooses from thousands of architectures. The chosen ones are then measured
+    on the search split.
 
     Args:
-        run: With a trained supernet, and candidates that were ranked by it.
-        number: Of architectures.
-        data: Folder of the data set, where it needs one.
-        device: Where they are measured; a GPU where there is one.
-        to: A new folder for the weights of the first.
-        on_note: Called with what there is to say of the data.
+        run: A run with a trained supernet, and candidates that were ranked by it.
+        number: Number of architectures to find.
+        data: Folder of the data set, if it needs one.
+        device: Device to measure on. By default a GPU if there is one, else the CPU.
+        to: A new folder for the weights of the first architecture.
+        on_note: Called with notes about the data.
 
     Returns:
-        The most accurate first.
+        Architectures, the most accurate first.
 
     Raises:
         RunFolderError: The run has no trained supernet or too few candidates, or nothing was found within the limits.
-        CvtNasError: The data are not as they must be.
+        CvtNasError: The data are missing or not valid.
     """
     if to is not None and (why := why_no_text(to)):
         raise RunFolderError(f"--to {told(str(to))}: {why}")
@@ -126,7 +127,8 @@ def latency_ms(arch: ArchConfig, device: torch.device) -> float:
 
 
 def _likely_fast(archs: Sequence[ArchConfig], limit: float, device: torch.device) -> list[ArchConfig]:
-    """Those of `archs`, in their order, whose latency is likely to be within `limit`: by a line through some timed."""
+    """Architectures whose latency is likely within `limit`, in the order of `archs`. A linear model predicts it from
+    some that are timed."""
     features = np.array(
         [[1, cost.flops, cost.params, sum(len(stage.blocks) for stage in arch.stages)]
          for arch in archs for cost in [cost_of(arch)]], dtype=float
@@ -142,7 +144,7 @@ def _likely_fast(archs: Sequence[ArchConfig], limit: float, device: torch.device
 
 
 def _limited(space: SearchSpace, limits: dict[CostMetric, int | None]) -> SearchSpace:
-    """`space` within the tighter of its own bounds and these."""
+    """`space` with its own bounds tightened to `limits`. Raises RunFolderError if nothing is within a limit."""
     bounds, (least, _) = dict(space.bounds), space.cost_range
     for metric, limit in limits.items():
         if limit is not None:

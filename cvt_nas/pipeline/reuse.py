@@ -1,4 +1,4 @@
-"""Trainings of other runs that judge a supernet as well as new ones would, and in which role they may."""
+"""Finds trainings of other runs that can judge a supernet in place of new ones."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ from cvt_nas.propose.surrogate import NUM_INITIAL
 from cvt_nas.results import DataIdentity, TrialResult
 from cvt_nas.run import RunFolder
 
-# Trials that a sampler draws before it looks at any accuracy.
+# Number of trials that a sampler draws before it uses any accuracy.
 _NUM_DRAWN = {"surrogate": NUM_INITIAL, "tpe": 10, "gp": 10, "nsga2": 20}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alone:
-    """An architecture that another run trained by itself.
+    """An architecture that another run trained standalone.
 
     Args:
-        accuracies: After each of its trainings.
-        is_drawn: Whether nobody chose it for an accuracy, so that it may be part of a random sample.
+        accuracies: Accuracies after each of its trainings.
+        is_drawn: Whether it was drawn without regard to any accuracy, so it may be part of a random sample.
     """
 
     arch: ArchConfig
@@ -35,11 +35,12 @@ class Alone:
 def trained_alone(
     sources: Sequence[RunFolder], experiment: Experiment, run: RunFolder, *, identity: DataIdentity, metric: str
 ) -> list[Alone]:
-    """Architectures of the space of `experiment` that `sources` trained by themselves, each once.
+    """Architectures of the space of `experiment` that `sources` trained standalone, each listed once.
 
-    From a source come its standalone trainings, and the complete trials of its race where they began afresh. A race
-    prefers what looked good. So only the draws of its initial design count as drawn, and these only if all of them
-    were trained to the end: a scheduler that stops the weak ones would leave the good ones.
+    A source contributes its standalone trainings. It also contributes the complete trials of its race, if they did not
+    begin with the weights of a supernet. A race prefers architectures that looked good. So only the draws of its
+    initial design count as drawn, and only if all of them were trained to the end. If a scheduler stopped the weak
+    ones, only good ones would be left.
 
     Raises:
         RunFolderError: The trainings of a source do not compare, or it has none.
@@ -68,7 +69,7 @@ def trained_alone(
 
 
 def has_supernet(experiment: Experiment) -> bool:
-    """Whether the trials of a race begin with weights of a supernet, so that none of them is trained by itself."""
+    """Whether the trials of a race begin with weights of a supernet, so that none of them is standalone."""
     return experiment.supernet is not None and experiment.search.has_supernet
 
 
@@ -94,9 +95,10 @@ def _by_arch(results: Sequence[TrialResult], *, drawn: set[int]) -> list[Alone]:
 
 
 def drawn_numbers(source: RunFolder, theirs: Experiment) -> set[int]:
-    """Numbers of the trials of a race that nobody chose for an accuracy; none unless all of these ended by themselves.
+    """Numbers of the trials of a race that were drawn without regard to any accuracy.
 
-    Anchors are a choice of the user, and the first trial of the surrogate is the cheapest network of the space.
+    The result is empty unless all of them ended and none was stopped. Anchors do not count, because the user chose
+    them. The first trial of the surrogate does not count either, because it is the cheapest network of the space.
     """
     num_trials = int(source.manifest["trials"])
     sampler = theirs.search.sampler
@@ -140,7 +142,7 @@ def _check_compares(
 
 
 def _training(training: TrainingConfig, epochs: int) -> TrainingConfig:
-    """Without what has no part in accuracy."""
+    """`training` for `epochs`, without the settings that do not affect accuracy."""
     return dataclasses.replace(
         training.lasting(epochs), micro_batch="auto", activation_checkpointing="auto", compile="auto",
         checkpoint_minutes=1.0,

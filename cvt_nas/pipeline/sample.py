@@ -1,4 +1,4 @@
-"""Which architectures judge a supernet, in which order, and what is known of each: inherited and alone."""
+"""The sample of architectures that judge a supernet: their order, and their standalone trainings."""
 
 import hashlib
 import math
@@ -14,7 +14,7 @@ from cvt_nas.propose.study import Proposal
 from cvt_nas.results import FAILURES, TrialResult, further_number, round_and_trial
 from cvt_nas.space import Genome, SearchSpace
 
-_NUM_STRATA = 10  # of log-FLOPs, within which one architecture stands for another
+_NUM_STRATA = 10  # of log-FLOPs; an architecture can replace another one of its stratum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +22,7 @@ class Member:
     """An architecture of the sample.
 
     Args:
-        index: The part of its trainings' numbers that is its own.
+        index: Number of the architecture within the numbers of its trainings; see `further_number`.
         reused: Accuracies after trainings in other runs.
     """
 
@@ -36,10 +36,14 @@ class Member:
 def planned(
     genomes: Sequence[Genome], space: SearchSpace, alone: Sequence[Alone], *, ended: Iterable[TrialResult]
 ) -> list[Member]:
-    """The sample in its order: `genomes`, some of them replaced by drawn architectures that are trained already.
+    """The sample in order: `genomes`, some of them replaced by drawn architectures that are trained already.
 
-    A planned architecture that was trained in part itself stays. The others are replaced, within their stratum of
-    FLOPs, so that the sample stays spread as it was planned.
+    A planned architecture stays if it has any trainings of its own. The others are replaced within their stratum of
+    FLOPs, as far as there are replacements, so the sample stays spread as planned.
+
+    Args:
+        alone: Architectures that other runs trained.
+        ended: Trainings of this sample that ended before.
     """
     costs = [space.cost(genome) for genome in genomes]
     archs = [space.decode(genome) for genome in genomes]
@@ -68,12 +72,14 @@ def planned(
 
 def _standing_in(each: Alone, space: SearchSpace) -> Member:
     genome = space.encode(each.arch)
-    index = 1_000 + int(hashlib.sha256(each.arch.id.encode()).hexdigest(), 16) % 900_000  # of the architecture alone
+    index = (
+        1_000 + int(hashlib.sha256(each.arch.id.encode()).hexdigest(), 16) % 900_000
+    )  # a function of the architecture
     return Member(index=index, genome=genome, arch=each.arch, cost=space.cost(genome), reused=each.accuracies)
 
 
 def trainings(members: Sequence[Member], *, seed: int, num_seeds: int) -> list[Proposal]:
-    """Those that are needed, the first members first, so that whole members are known early."""
+    """Trainings that are needed, member by member, so that the first members are complete early."""
     return [
         Proposal(
             number=further_number(member.index, round_),
@@ -89,10 +95,10 @@ def trainings(members: Sequence[Member], *, seed: int, num_seeds: int) -> list[P
 def ended_members(
     members: Sequence[Member], results: Iterable[TrialResult], *, num_seeds: int
 ) -> list[tuple[Member, tuple[float, ...]]]:
-    """The members, in their order, whose trainings all ended well, with their accuracies, as far as every member
-    before has ended.
+    """Members whose trainings are all complete, with their accuracies, in order.
 
-    Small networks end first. Whoever counted them as they come would judge by small networks.
+    The list ends before the first member with a training that has not ended. Small networks end first, so members
+    counted as they end would be biased towards small networks.
     """
     by_index: dict[int, Mapping[int, TrialResult]] = {}
     for result in results:
@@ -111,5 +117,5 @@ def ended_members(
 
 
 def is_over(result: TrialResult) -> bool:
-    """Whether a training is not tried again; what failed, and not by its own fault, is."""
+    """Whether a training is final. One that failed or ran out of memory is tried again."""
     return result.status not in FAILURES

@@ -1,4 +1,4 @@
-"""The search: from an experiment to a run folder with its record, its models and its front."""
+"""Runs the search of an experiment, and writes its record, its models and its front to a run folder."""
 
 import dataclasses
 import json
@@ -64,41 +64,44 @@ def search(
     on_note: Callable[[str], None] | None = None,
     on_plan: Callable[[Plan], None] | None = None,
 ) -> RunFolder:
-    """Runs a search and returns its folder; ends early, in order, where `stop` is set or the time is over.
+    """Runs a search and returns its folder. It ends early and in an orderly way if `stop` is set or the time is over.
 
-    Once the race is over, what `search.confirm` chooses is trained again, and once that is over, the test split is
-    read for the members of the front. A resumed run may have another `search.confirm` than it began with. What people
-    ask of the search meanwhile (`cvt-nas watch`, `cvt-nas ask`) is taken from the run folder.
+    After the race, the architectures that `search.confirm` chooses are trained again. After that, the members of the
+    front are evaluated on the test split. A resumed run may have another `search.confirm` than it began with. Requests
+    of users (`cvt-nas watch`, `cvt-nas ask`) are read from the run folder while the search runs.
 
     Args:
-        out: The run folder, new unless `resume`: a path, or a URL that fsspec knows.
-        data: Folder of the data set, where it needs one.
-        gpus, gpus_per_trial, cpus, address, device: See `claim_resources`. With `auto`, it is measured first how many
-            trials share a GPU best. A resumed run keeps that number, unless another one is given here.
-        trials: Instead of the file's number.
-        time_budget: Seconds, over all the processes that work on the run; a resumed one keeps what it had.
-        seed: Instead of the file's.
-        init: Weights that the trials begin with, each with what its architecture has room for, or the supernet; see
-            `model.locate` and `model.cut_state`. What there is to say of them is in `init` of the manifest, as of a
-            teacher in `teacher`.
+        out: The run folder, as a path or a URL that fsspec supports. It must be new unless `resume` is set.
+        data: Folder of the data set, if it needs one.
+        gpus, gpus_per_trial, cpus, address, device: See `claim_resources`. If `gpus_per_trial` is `auto`, the search
+            first measures how many trials share a GPU best. A resumed run keeps that number, unless another one is
+            given here.
+        trials: Number of trials. It overrides the file.
+        time_budget: Seconds in total, over all processes that work on the run. A resumed run keeps its budget
+            unless another one is given.
+        seed: Seed of the search. It overrides the file.
+        init: Initial weights of the supernet or of the trials. Each trial takes the part that its architecture has room
+            for; see `model.locate` and `model.cut_state`. The manifest describes the weights in `init`, and a teacher
+            in `teacher`.
         warm_start: Another name of `init`.
         learn_from: Folders or URLs of earlier runs. The surrogate starts from their trials, as far as the new trials
             confirm them. Their spaces, data and epochs may differ. The run folder keeps a copy of their trials.
-        latency_table: A table that `cvt-nas measure` wrote, or its file, where latency is that of another machine.
-        resume: Go on with the run in `out`; trials in flight continue from their last epoch, and those that failed or
-            ran out of memory are tried again, anchors first, by new trials of the same architectures.
-        reuse_workers: Whether a worker process outlives its trial; off only to measure what that saves.
-        progress: Makes what is called with each event of the race (`cvt_nas.results.events`).
-        callbacks: Called with each event as well, one after the other and in this process, also where the search runs
-            on another machine; what one raises ends the search.
-        on_note: Called with what there is to say of the data, how far the check of its images is, and how many trials
-            share a GPU where that was measured.
-        on_plan: Called with what the search is expected to take, before anything else is trained; measuring that takes
-            some seconds, and the manifest keeps it. Not of a run that is resumed, nor of one on another machine.
+        latency_table: A table that `cvt-nas measure` wrote, or its file, to search for another machine.
+        resume: Continue the run in `out`. Trials in flight continue from their last epoch. Trials that failed or ran
+            out of memory are tried again, anchors first, as new trials of the same architectures.
+        reuse_workers: Whether a worker process outlives its trial. Set it to False only to measure what reuse saves.
+        progress: Makes a function that is called with each event of the race (`cvt_nas.results.events`).
+        callbacks: Functions that are also called with each event, one after the other. They run in this process, even
+            if the search runs on another machine. An exception in one of them ends the search.
+        on_note: Called with notes: about the data, on the progress of the check of images, and on how many trials share
+            a GPU, if that was measured.
+        on_plan: Called with the forecast of the search before anything else is trained. The measurement takes some
+            seconds, and the manifest keeps the forecast. It is not called for a resumed run, or for a search on another
+            machine.
 
     Raises:
-        CvtNasError: Something that can be told before any compute is spent: data, resources, folder. Or the first
-            trials all failed, or nothing can be written any more; the record is whole all the same.
+        CvtNasError: Data, resources or the folder have a problem that can be found before any compute is spent. Or the
+            first trials all failed, or nothing can be written any more. In these cases the record is complete.
     """
     init = warm_start if init is None else init
     stop, started = threading.Event() if stop is None else stop, time.time()
@@ -116,7 +119,7 @@ def search(
             "--learn-from: the surrogate learns; needs search.sampler surrogate and search.weights scratch"
         )
     if is_plugin(experiment.search.sampler):
-        load_sampler(experiment.search.sampler)  # before anything is spent
+        load_sampler(experiment.search.sampler)  # fails early if it cannot be loaded
     check_deployment(experiment, table)
     num_trials = experiment.search.trials if trials is None else trials
     place = RunFolder.at(out)
@@ -160,7 +163,7 @@ def search(
         )
         setup = setup.on(resources.device, num_threads=resources.num_threads, gpus=resources.gpus_per_trial)
         ended = () if run is None else run.results()
-        num_left = num_trials - sum(result.status not in FAILURES for result in ended)  # what failed is tried again
+        num_left = num_trials - sum(result.status not in FAILURES for result in ended)  # failed trials run again
         begun = Begun(
             teacher=teacher,
             is_sorted_by_taylor=begins is not None and begins["importance"] == "taylor",
@@ -175,7 +178,7 @@ def search(
             setup = setup.fitting_shared_memory(num_processes=num_processes, on_note=on_note)
         if experiment.goes_by_latency:
             experiment = with_latency(experiment, run, setup, resources, seed=seed, table=table)
-            if setup.shared is not None:  # whose random subnets meet the constraints, too
+            if setup.shared is not None:  # its random subnets meet the constraints, too
                 setup = dataclasses.replace(setup, shared=dataclasses.replace(setup.shared, space=experiment.space))
         setup, way = with_fastest_way(experiment, run, setup, resources, on_note=on_note)
         if run is None:
@@ -200,7 +203,7 @@ def search(
                 **way,
                 **({} if plan is None else {"plan": plan.to_json()}),
             }
-            keep_sources(sources, place)  # before the manifest, without which there is no run
+            keep_sources(sources, place)  # before the manifest, which makes the folder a run
             place.begin(manifest)
             run = place
             stack.enter_context(run.locked())

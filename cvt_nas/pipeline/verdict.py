@@ -1,4 +1,4 @@
-"""The quality gate of a supernet: architectures that it ranks are trained by themselves, until their ranks tell."""
+"""The quality gate of a supernet: trains architectures standalone until their ranks tell how good the supernet is."""
 
 import dataclasses
 import threading
@@ -52,38 +52,39 @@ def evaluate_supernet(
 ) -> SupernetQuality | None:
     """Judges the supernet of `run` by architectures spread over log-FLOPs, each trained with `num_seeds` seeds.
 
-    They are trained by the run's `training` section, with no scheduler, in a run of their own inside its folder. What
-    is there already is not trained again, so that it can be stopped, and go on, also to more of them. After each
-    architecture it looks whether these are enough to tell (`results.telling`), and ends where they are.
+    The trainings follow the run's `training` section, without a scheduler, in a separate run inside its folder.
+    Trainings that are there already are not repeated, so the evaluation can be stopped, resumed, and extended to more
+    architectures. After each architecture, it checks whether there are enough for an answer (`results.telling`), and
+    ends if there are.
 
     Args:
-        num_archs: At most so many.
-        epochs: Instead of the file's number.
-        reuse: Folders or URLs of other runs on the same data, whose trainings are not done again; see `trained_alone`.
-        until_told: Whether it ends as soon as it can tell; otherwise it trains all `num_archs`.
-        data: Folder of the data set, where it needs one.
+        num_archs: Largest number of architectures.
+        epochs: Epochs of each training. It overrides the file.
+        reuse: Folders or URLs of other runs on the same data, whose trainings are not repeated; see `trained_alone`.
+        until_told: Whether to end as soon as there is an answer. Otherwise, all `num_archs` are trained.
+        data: Folder of the data set, if it needs one.
         gpus, gpus_per_trial, cpus, address, device: See `claim_resources`.
-        stop: Ends the trainings in order once it is set.
+        stop: Ends the trainings in an orderly way once it is set.
         progress: See `search`.
-        on_plan: Called with what it will take. Nothing is trained where it returns False.
-        on_look: Called with a line after each architecture from which more is known.
+        on_plan: Called with a forecast of the effort. Nothing is trained if it returns False.
+        on_look: Called with a line whenever further architectures are complete.
 
     Returns:
-        None where it was stopped before it could tell, or before every architecture was trained. What is returned is
-        in the folder, too.
+        The judgement, which is also written to the folder. None if `on_plan` returned False, or if it was stopped
+        before there was an answer or before every architecture was trained.
 
     Raises:
-        RunFolderError: The run has no trained supernet, its file no epochs to train for, or the folder trainings of
-            another length; fewer than 8 or more than 500 architectures are asked for, or fewer than 8 are left of
-            those that diverged; or what is to be reused does not compare.
-        CvtNasError: Data or resources are not as they must be.
+        RunFolderError: The run has no trained supernet, or its file has no epochs to train for. The folder has
+            trainings of another length. Fewer than 8 or more than 500 architectures are asked for. Fewer than 8 were
+            trained in full, since others diverged. Or the trainings to reuse do not compare.
+        CvtNasError: Data or resources are missing or not valid.
     """
     stop = threading.Event() if stop is None else stop
     experiment = _standalone(experiment_of(run), run, epochs)
     seed = int(run.manifest["seed"])
     if not _MIN_ARCHS <= num_archs <= MOST_ARCHS:
         raise RunFolderError(f"{num_archs} architectures: must be {_MIN_ARCHS} to {MOST_ARCHS}")
-    # the first of a fixed number, so that more of them are these and others
+    # the first of a fixed number of draws, so that a larger num_archs only adds architectures
     space = searched_space(experiment, run)
     drawn = spread_over_flops(space, MOST_ARCHS, seed=derive_seed(seed, 0, "quality"))[:num_archs]
     genomes = [experiment.space.encode(space.decode(genome)) for genome in drawn]
@@ -174,7 +175,7 @@ def evaluate_supernet(
 
 
 class _Told(threading.Event):
-    """Set once enough is known, and where the user stops."""
+    """An event that is set when there is an answer, or when the user stops."""
 
     def __init__(self, stop: threading.Event) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""What a search will take, measured before anything is spent."""
+"""Forecasts the time and memory of a search before it begins, from measured speeds."""

@@ -1,4 +1,4 @@
-"""How the steps of a search's trainings run on its GPUs: measured once, and the same for all trials."""
+"""Chooses how training steps run on the GPUs of a search. It is measured once, and is the same for all trials."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,10 +24,13 @@ def with_fastest_way(
     *,
     on_note: Callable[[str], None] | None = None,
 ) -> tuple[TrainingSetup, dict[str, object]]:
-    """`setup` with a `training.compile` that is not `auto`, where trials train on a GPU; and what the manifest keeps.
+    """Replaces `training.compile: auto` by the fastest way, if trials train on a GPU.
 
-    It is the fastest for the space's median network on one worker with a trial's share of a GPU. A resumed `run` keeps
-    its own.
+    The fastest way is measured for the median network of the space, on one worker with a trial's share of a GPU. A
+    resumed `run` keeps the way that it began with.
+
+    Returns:
+        The new setup, and entries for the manifest.
     """
     if setup.device != "cuda" or setup.training.compile != "auto" or experiment.training.epochs == 0:
         return setup, {}

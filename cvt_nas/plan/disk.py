@@ -1,4 +1,4 @@
-"""Whether a search fits on the disk that it writes to; asked before it begins."""
+"""Checks before a search that it fits on the disk that it writes to."""
 
 import math
 import os
@@ -11,26 +11,31 @@ from cvt_nas.config import Experiment, TrainingConfig
 from cvt_nas.errors import ResourceError, RunFolderError
 from cvt_nas.run import RunFolder
 
-_BYTES = 4  # of a parameter
+_BYTES = 4  # per parameter
 _NUM_DRAWN = 64
-_KEPT, _WRITTEN = 2, 1  # checkpoints of a trial: the last one and the one before it, and one that is being written
+_KEPT, _WRITTEN = 2, 1  # checkpoints of a trial: the last two, and one that is being written
 
 
 def bytes_needed(experiment: Experiment, *, num_trials: int, num_slots: int, rungs: Sequence[int] | None = None) -> int:
-    """An estimate of the most that a search has on its disk at once, for the trials that are not over yet.
+    """Estimates the most bytes that the trials that have not ended need on the disk at once.
 
-    At each rung, one in `reduction_factor` of the trials that reach it goes on, rounded up, and in mode `promote` the
-    others are paused there. Counted is the moment when the last trials that pass all rungs are in flight: the weights
-    of those that passed before; the checkpoints of the paused ones, two of each, but one where it is paused after its
-    first epoch; and three checkpoints of each trial in flight. Where more are in flight than pass, the others are still
-    to be paused. With `freeze-thaw`, all trials may be paused. One in flight is taken to be the largest of as many
-    random networks of the space as there are trials, and all others to be as large as these on average. Where there is
-    a supernet, its weights are counted, and its training where that takes more than the race. Records, reports and data
-    sets are small beside these and not counted.
+    At each rung, one in `reduction_factor` of the trials that reach it continues, rounded up. In mode `promote`, the
+    others are paused there. With `freeze-thaw`, all trials may be paused. The estimate is for the moment when the last
+    trials that pass all rungs are in flight. It counts:
+
+    - the weights of the trials that passed before
+    - two checkpoints of each paused trial, or one if it was paused after its first epoch
+    - three checkpoints of each trial in flight. If more trials are in flight than pass, the others are not paused yet.
+    - the weights of the supernet, if there is one
+    - the training of the supernet instead of all this, if it takes more
+
+    One trial in flight is assumed to be the largest of as many random networks of the space as there are trials. All
+    others are assumed to have the average size of random networks. Records, reports and data sets are small in
+    comparison and not counted.
 
     Args:
-        num_trials: That are not over yet, the paused ones of a resumed run included.
-        rungs: Of a run that began already; None for those of `experiment`.
+        num_trials: Number of trials that have not ended, including the paused ones of a resumed run.
+        rungs: Rungs of a run that has begun. None for the rungs of `experiment`.
     """
     search, training, space = experiment.search, experiment.training, experiment.space
     rng = random.Random(0)
@@ -39,7 +44,7 @@ def bytes_needed(experiment: Experiment, *, num_trials: int, num_slots: int, run
     middle, most = sum(sizes) / len(sizes), max(sizes[: max(num_trials, 1)])
     rungs = experiment.rungs if rungs is None else rungs
     num_whole, paused = num_trials, list[int]()  # the files of each paused trial
-    if search.scheduler == "freeze-thaw":  # any of the trials may wait
+    if search.scheduler == "freeze-thaw":  # any trial may be paused
         num_whole, paused = 0, [_KEPT] * num_trials
     for rung in rungs if search.scheduler in ("pareto-asha", "asha") else ():
         num_further = math.ceil(num_whole / search.reduction_factor)
@@ -62,7 +67,7 @@ def bytes_needed(experiment: Experiment, *, num_trials: int, num_slots: int, run
 
 
 def _copies(training: TrainingConfig) -> int:
-    """How often a checkpoint holds the weights: as they are, averaged, and in the optimizer's moments."""
+    """Number of copies of the weights in a checkpoint: the weights, their average, and the moments of the optimizer."""
     return 1 + (training.ema_decay != 0) + (2 if training.optimizer == "adamw" else 1)
 
 
@@ -75,9 +80,11 @@ def check_disk(
     to_keep: int = 0,
     run: RunFolder | None = None,
 ) -> None:
-    """Raises ResourceError where what a search writes does not fit where it writes it; `out` need not be there yet.
+    """Raises ResourceError if a search needs more room than the disk of `out` has. `out` need not exist yet.
 
-    Checkpoints that a resumed `run` has already take no further room. `to_keep` is `Begun.num_bytes`.
+    Args:
+        to_keep: `Begun.num_bytes`.
+        run: A resumed run. The checkpoints that it has already need no further room.
     """
     folder = nearest_folder(out)
     free = shutil.disk_usage(folder).free
@@ -98,7 +105,7 @@ def nearest_folder(out: Path) -> Path:
 
 
 def check_writable(out: Path) -> None:
-    """Raises RunFolderError where `out`, which need not be there yet, could not be written."""
+    """Raises RunFolderError if `out`, which need not exist yet, cannot be written."""
     folder = nearest_folder(out)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise RunFolderError(f"{out}: cannot be written, since {folder} cannot; name another place by --out DIR")

@@ -1,7 +1,7 @@
-"""What a search will take, before it is begun: how long, what disk, and what holds it up.
+"""Forecasts a search before it begins: its time, its disk space, and its bottleneck.
 
-The study and the rungs of the real search run on a simulated clock (`cvt_nas.propose.simulation`), with made-up
-learning curves and the speeds of a `Machine`, which are measured or stated (`cvt_nas.plan.measuring`).
+The study and the rungs of the real search run on a simulated clock (`cvt_nas.propose.simulation`). Learning curves are
+made up. Speeds are those of a `Machine`, which are measured or stated (`cvt_nas.plan.measuring`).
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ from cvt_nas.propose.study import Proposal, Study
 from cvt_nas.results import Metric, is_non_dominated
 from cvt_nas.space import TIMED_METRICS
 
-MAX_QUICK_TRIALS = 50  # that the real sampler proposes in a few seconds
+MAX_QUICK_TRIALS = 50  # the real sampler proposes these in a few seconds
 MAX_SIMULATED_TRIALS = 1_000  # the time of a simulation grows faster than the number of trials
-_SHARE_LOOKED_AT = 0.5  # of the search images after the screening: weak candidates are given up
-_CHECK_SECONDS, _REPORT_SECONDS = 0.5, 2.0  # of a front's member that is counted by fvcore; of the page and plots
-_LAUNCH_RATIO = 0.8  # of seconds an image: a network with far fewer FLOPs that gains less is bound by launches
-_SAMPLER_SHARE = 0.25  # of the time between two proposals, beyond which slots wait for them
-_FEW_TRIALS, _FEW_EPOCHS = 20, 0.25  # what `fit_to_hours` goes down to: trials, and a share of the file's epochs
+_SHARE_LOOKED_AT = 0.5  # of search images after the screening, since weak candidates are given up
+_CHECK_SECONDS, _REPORT_SECONDS = 0.5, 2.0  # to count a member of the front by fvcore; to write the page and plots
+_LAUNCH_RATIO = 0.8  # a network with far fewer FLOPs, but above this ratio of seconds per image, is bound by launches
+_SAMPLER_SHARE = 0.25  # of the time between two proposals; if the sampler takes more, it is the bottleneck
+_FEW_TRIALS, _FEW_EPOCHS = 20, 0.25  # least values of `fit_to_hours`: trials, and share of the file's epochs
 _EPOCH_STEP = 0.8
 
 
@@ -50,12 +50,17 @@ def simulate_race(
     sampler: str | None = None,
     known: Sequence[Proposal] = (),
 ) -> SimulatedRace:
-    """The race of `experiment` by its own study and rungs. Latency, which is not known before, is no objective of it.
-    What is `known` was proposed before, and is proposed again first.
+    """Simulates the race of `experiment` with its own study and rungs.
 
-    With `freeze-thaw`, all trials are trained in full: its decisions after each epoch would take too long here. Where
-    trials inherit weights, what is trained are the best of the candidates; the sampler's proposals stand for these.
-    Beyond `MAX_SIMULATED_TRIALS`, time and epochs grow in proportion.
+    - Latency is not an objective here, since it is not known yet.
+    - With `freeze-thaw`, all trials are trained in full, since its decisions after each epoch would take too long here.
+    - If trials inherit weights, the real race trains the best candidates. The proposals of the sampler stand in for
+      them.
+    - Beyond `MAX_SIMULATED_TRIALS`, time and epochs grow in proportion.
+
+    Args:
+        sampler: Overrides the sampler of `experiment`.
+        known: Proposals of an earlier simulation, which come first again.
     """
     simulated = min(num_trials, MAX_SIMULATED_TRIALS)
     space = dataclasses.replace(
@@ -123,8 +128,13 @@ def plan_search(
     known: Sequence[Proposal] = (),
     begun: Begun = NOTHING_BEGUN,
 ) -> Plan:
-    """What the search of `experiment` will take on `machine`. Where it is written, `out`, is None on another machine. A
-    quick plan draws more than `MAX_QUICK_TRIALS` at random instead of by the file's sampler."""
+    """Forecasts the search of `experiment` on `machine`.
+
+    Args:
+        out: Folder that the search writes to. None for a search on another machine.
+        is_quick: Whether more than `MAX_QUICK_TRIALS` trials are drawn at random, instead of by the file's sampler.
+        known: See `simulate_race`.
+    """
     notes = list(machine.notes)
     sampler: str | None = "random" if known else None
     if is_quick and num_trials > MAX_QUICK_TRIALS and experiment.search.sampler != "random":
@@ -173,7 +183,7 @@ def _parts(
     race: SimulatedRace | None,
     begun: Begun = NOTHING_BEGUN,
 ) -> dict[str, float]:
-    """Seconds of each part of a search."""
+    """Seconds of each part of a search, in order."""
     median = machine.networks[1].cost.flops
     flops = median if race is None else race.mean_flops
     supernet, ranking = _supernet(experiment, machine, num_images, flops)
@@ -198,7 +208,7 @@ def _parts(
 
 
 def _first_front(parts: Mapping[str, float], machine: Machine, race: SimulatedRace | None) -> float:
-    """Seconds from the start of the search."""
+    """Seconds from the start of the search to its first front."""
     before = sum(parts[name] for name in ("start", "init", "teacher", "supernet", "ranking"))
     return before + (parts["test"] if race is None else machine.worker_start + race.first_front)
 
@@ -206,7 +216,11 @@ def _first_front(parts: Mapping[str, float], machine: Machine, race: SimulatedRa
 def _supernet(
     experiment: Experiment, machine: Machine, num_images: Mapping[Split, int], flops: float
 ) -> tuple[float, float]:
-    """Seconds of the supernet's training, and of the ranking of candidates, of about so many FLOPs each."""
+    """Seconds to train the supernet, and seconds to rank the candidates.
+
+    Args:
+        flops: Approximate FLOPs of a candidate.
+    """
     search, config = experiment.search, experiment.supernet
     if config is None or not search.has_supernet:
         return 0.0, 0.0
@@ -232,7 +246,7 @@ def _supernet(
 
 
 def _front(complete: Sequence[Proposal], metrics: Sequence[Metric]) -> list[Proposal]:
-    """A guess of the front: of the made-up accuracies only their trend over FLOPs is believed."""
+    """A guess of the front. It assumes that accuracy grows with FLOPs, and ignores the made-up accuracies."""
     costs = [metric for metric in metrics if metric in ("params", "flops")] or ["flops"]
     losses = np.array([[-p.cost.flops, *(getattr(p.cost, cost) for cost in costs)] for p in complete])
     return [p for p, is_member in zip(complete, is_non_dominated(losses), strict=True) if is_member] if complete else []
@@ -265,7 +279,8 @@ def _bottleneck(
     shared_memory_bytes: int,
     out: Path | None,
 ) -> tuple[str, str]:
-    """What holds the search up, and what to change; what makes it impossible comes first."""
+    """The bottleneck of the search, and advice on what to change. Reasons that make the search impossible come
+    first."""
     smallest, median, largest = machine.networks
     if machine.num_gpus and (largest.micro_batch == 0 or largest.activation_checkpointing):
         return "memory", "a smaller space.image_size, fewer trials a GPU (--gpus-per-trial), or a GPU with more memory"
@@ -298,11 +313,17 @@ def fit_to_hours(
     seed: int,
     known: Sequence[Proposal],
 ) -> Fit:
-    """Trials, epochs and a grace period with which the search ends in `hours`. Raises CvtNasError where none do.
+    """Finds the number of trials, the epochs and the grace period with which the search ends in `hours`.
 
-    With the file's epochs, as many trials as there is time for, up to the file's number. Where that is less than 20, or
-    than the file has, epochs are taken off, a fifth at a time, down to a quarter of the file's, and the grace period in
-    proportion. What the sampler proposed for the file's settings is `known`, and stands for what it would propose.
+    It fits as many trials as there is time for, up to the file's number, with the file's epochs. If not even 20 trials
+    fit (or the file's number, if that is less), it reduces the epochs by a fifth at a time, down to a quarter of the
+    file's. The grace period shrinks in proportion.
+
+    Args:
+        known: Proposals for the file's settings. They stand in for the proposals for other settings.
+
+    Raises:
+        CvtNasError: No such settings exist.
     """
     most, num_epochs = experiment.search.trials, experiment.training.epochs
     if num_epochs == 0:
@@ -342,7 +363,7 @@ def fit_to_hours(
 
 
 def _lasting(experiment: Experiment, epochs: int) -> Experiment:
-    """The same for another number of epochs; warm-up, restarts and grace period are in proportion."""
+    """`experiment` with another number of epochs. Warm-up, restarts and grace period change in proportion."""
     training = experiment.training
     if epochs == training.epochs:
         return experiment

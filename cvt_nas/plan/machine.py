@@ -1,4 +1,4 @@
-"""What a search runs on, and how fast that trains three networks of its space, for a plan."""
+"""The machine of a plan: its resources, and how fast it trains three networks of a space."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,13 @@ Name = Literal["smallest", "median", "largest"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkSpeed:
-    """One network of the space on a device.
+    """Speed of one network of the space on a device.
 
     Args:
-        image_bytes: Of device memory that an image takes in training.
-        micro_batch: Images that go through at once; 0 where there is no memory for one.
-        step, evaluation: Seconds of an image in training, without its loading, and in evaluation.
+        image_bytes: Bytes of device memory per image in training.
+        micro_batch: Number of images that go through at once. It is 0 if the memory is too small for one.
+        step: Seconds per image in training, without loading.
+        evaluation: Seconds per image in evaluation.
     """
 
     name: Name
@@ -50,22 +51,23 @@ class NetworkSpeed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """What trials run on, and how fast that is.
+    """Resources that trials run on, and their speed.
 
     Args:
-        num_slots: Trials side by side.
-        num_gpus: All of them; 0 for CPUs.
-        num_judges: Workers that rank candidates.
-        num_loaders: Processes that load the images of a trial; 0 where it does so itself.
-        networks: From the smallest to the largest.
-        load: Seconds of an image in a trial's loader; 0 where it is not worth telling.
+        num_slots: Number of trials that run at once.
+        num_gpus: Number of all GPUs. It is 0 if trials run on CPUs.
+        num_judges: Number of workers that rank candidates.
+        num_loaders: Number of processes that load the images of a trial. It is 0 if the trial loads them itself.
+        networks: Speeds from the smallest network to the largest.
+        load: Seconds per image in the loader of a trial. It is 0 if it is negligible.
         start: Seconds until the search begins to train.
-        worker_start: Seconds until new workers are ready; each part of a search has its own.
-        begin: Seconds that a slot takes to change to another trial.
-        epoch_end: Seconds of an epoch that are neither training nor evaluation.
-        supernet_step: Seconds of an image in the supernet's training, on all the devices together.
-        teacher: Seconds that a teacher takes for an image; None without one.
-        notes: What was stated or assumed instead of measured.
+        worker_start: Seconds until new workers are ready. Each part of a search starts its own workers.
+        begin: Seconds that a slot takes to switch to another trial.
+        epoch_end: Seconds per epoch that are neither training nor evaluation.
+        supernet_step: Seconds per image in the training of the supernet, on all devices together. None without a
+            supernet.
+        teacher: Seconds per image for the answers of a teacher. None without a teacher.
+        notes: Notes on the measurement, and on values that were stated or assumed instead of measured.
     """
 
     num_slots: int
@@ -88,15 +90,15 @@ class Machine:
         return self.num_gpus > 0 and self.num_loaders > 0
 
     def step(self, flops: float) -> float:
-        """Seconds of an image in training, without its loading, by those of the three networks."""
+        """Seconds per image in training, without loading. It is interpolated between the three networks."""
         return self._between(flops, [network.step for network in self.networks])
 
     def evaluation(self, flops: float) -> float:
-        """Seconds of an image in evaluation."""
+        """Seconds per image in evaluation, interpolated likewise."""
         return self._between(flops, [network.evaluation for network in self.networks])
 
     def training(self, flops: float) -> float:
-        """Seconds of an image in training, its loading included."""
+        """Seconds per image in training, with loading."""
         step = self.step(flops)
         return max(step, self.load) if self.is_loaded_beside else step + self.load
 
@@ -104,7 +106,7 @@ class Machine:
         return float(np.interp(flops, [network.cost.flops for network in self.networks], seconds))
 
     def epoch(self, flops: float, num_images: Mapping[Split, int]) -> float:
-        """Seconds of an epoch of a trial."""
+        """Seconds per epoch of a trial."""
         return (
             num_images["train"] * self.training(flops)
             + num_images["search"] * self.evaluation(flops)
@@ -113,7 +115,10 @@ class Machine:
 
 
 def three_networks(experiment: Experiment) -> dict[Name, Genome]:
-    """The smallest, the median and the largest by FLOPs, of feasible draws, the anchors and the space's two ends."""
+    """The smallest, the median and the largest network by FLOPs.
+
+    They are chosen from feasible draws, the anchors, and the smallest and the largest network of the space if feasible.
+    """
     space = experiment.space
     rng = random.Random(0)
     found = {genome for _ in range(_NUM_DRAWN) if (genome := space.sample_feasible(rng)) is not None}

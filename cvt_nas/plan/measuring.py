@@ -1,4 +1,4 @@
-"""The speeds that a plan goes by: measured on the slots of this machine, or stated of another."""
+"""Finds the speeds for a plan: measured on the slots of this machine, or stated for another machine."""
 
 import multiprocessing
 import os
@@ -25,32 +25,33 @@ from cvt_nas.launch.tasks import on_devices
 from cvt_nas.plan.machine import Machine, Name, NetworkSpeed, three_networks
 from cvt_nas.space import Genome
 
-SECONDS = 2.0  # of each measurement
+SECONDS = 2.0  # per measurement
 QUICK_SECONDS = 0.4  # at the beginning of a search
-_MOST_SLOTS = 16  # that are measured on side by side
+_MOST_SLOTS = 16  # slots that are measured at once
 _FORWARD_SHARE = 1 / 3  # of a training step, forward and backward; Kaplan et al. 2020, arXiv:2001.08361, section 2.1
-_CPUS_OF_GPU = 16  # of the machines that are rented with GPUs
-_LOADED_BY_CORE = 345  # images of 500 x 375 a second, whose RandAugment is left to the GPU; benchmarks/README.md
+_CPUS_OF_GPU = 16  # CPUs per GPU of machines that are for rent
+_LOADED_BY_CORE = 345  # images of 500 x 375 per second, if RandAugment runs on the GPU; benchmarks/README.md
 _STATED_GIB = 80
-_MOST_WAITING = 1.3  # see `Measured`, beyond which that is said
+_MOST_WAITING = 1.3  # see `Measured`; if it is greater, a note says so
 _BUSY = "other processes kept the CPUs busy while this was measured; times are of a search beside them"
-_BEGIN = 0.2  # seconds, of Ray and of a network's weights; "What of a trial is not training" in benchmarks/README.md
-RAY_CPU_SECONDS, _WORKER_CPU_SECONDS = 4.0, 7.0  # to start it, and a worker that imports torch
-_STATED_BEGIN, _STATED_START = 2.0, 20.0  # of a machine with GPUs; the latter of Ray, and of each worker
+_BEGIN = 0.2  # seconds, for Ray and initial weights; "What of a trial is not training" in benchmarks/README.md
+RAY_CPU_SECONDS, _WORKER_CPU_SECONDS = 4.0, 7.0  # to start Ray, and a worker that imports torch
+_STATED_BEGIN, _STATED_START = 2.0, 20.0  # seconds, with GPUs; the start is that of Ray, and of workers
 _SIZES: Mapping[str, tuple[int, int]] = {"imagenet": (1_281_167, 50_000)}  # training and test images, as published
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _OfSlot:
-    """What one slot found.
+    """Measurements of one slot.
 
     Args:
-        speeds: Of each network; None where the device had no memory for it.
-        loader: Images a second.
-        supernet: Seconds of an image on one device, likewise.
-        teacher: Seconds of an image; only the first slot measures it.
-        begun: When, on the clock of `time.time`.
-        waiting: Seconds of the clock to one of the CPU, of which other processes have the rest.
+        speeds: Speed of each network. None if the memory of the device is too small for it.
+        loader: Images per second of the loader.
+        supernet: Seconds per image of the supernet's training on one device. None without a supernet, or if the memory
+            is too small.
+        teacher: Seconds per image of the teacher. Only the first slot measures it.
+        begun: Start of the measurement, by `time.time`.
+        waiting: Wall seconds per CPU second. If it is above 1, other processes used the CPU.
     """
 
     speeds: dict[Name, Speed | None]
@@ -63,7 +64,12 @@ class _OfSlot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """What the slots found, side by side; `worker_start` seconds passed until a worker had begun, or would have."""
+    """Measurements of slots that ran at once.
+
+    Args:
+        genomes: The three networks that were measured.
+        worker_start: Seconds until a worker had begun, or would have begun if no workers were used.
+    """
 
     genomes: Mapping[Name, Genome]
     slots: Sequence[_OfSlot]
@@ -71,7 +77,7 @@ class Measured:
 
     @property
     def waiting(self) -> float:
-        """See `_OfSlot`; the mean."""
+        """Mean of `waiting` over the slots; see `_OfSlot`."""
         return _mean([slot.waiting for slot in self.slots])
 
 
@@ -83,17 +89,17 @@ def measure_cpus(
     seconds: float,
     teacher: Teacher | None = None,
 ) -> Measured:
-    """Trains the space's three networks for some seconds each, in as many processes side by side as there are slots.
+    """Trains the three networks of the space for some seconds each, in as many processes at once as there are slots.
 
-    They are forked, so that they need not import torch, which takes a worker of Ray longer than what is measured; and
-    they are as nice to other processes as Ray's workers are.
+    The processes are forked, so that they need not import torch. In a Ray worker, that import takes longer than the
+    measurement. They have the same niceness as Ray workers.
     """
     number, genomes = min(resources.num_slots, _MOST_SLOTS), three_networks(experiment)
     tasks = _tasks(experiment, genomes, setup, resources, seconds, teacher, number)
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     nice = {"initializer": os.nice, "initargs": (worker_niceness(),)}
     with warnings.catch_warnings(), ProcessPoolExecutor(number, mp_context=context, **nice) as pool:
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside a fork, which has none of their locks
+        warnings.simplefilter("ignore", DeprecationWarning)  # about a fork beside threads, whose locks it does not hold
         running = [pool.submit(_measure, *task) for task in tasks]
         slots = [each.result() for each in running]
     start = _WORKER_CPU_SECONDS * _mean([slot.waiting for slot in slots])
@@ -108,9 +114,10 @@ def measure_workers(
     seconds: float,
     teacher: Teacher | None = None,
 ) -> Measured:
-    """`measure_cpus`, on workers of Ray, each with a trial's share of the GPUs.
+    """Like `measure_cpus`, but on Ray workers, each with a trial's share of the GPUs.
 
-    Where a batch is shared by the GPUs of a trial, one of them is measured, and the others are taken to help in full.
+    If the GPUs of a trial share a batch, one of them is measured. The speed is assumed to grow in proportion to their
+    number.
     """
     number, genomes = min(resources.num_slots, _MOST_SLOTS), three_networks(experiment)
     tasks = _tasks(experiment, genomes, setup, resources, seconds, teacher, number)
@@ -131,7 +138,7 @@ def _tasks(
     teacher: Teacher | None,
     number: int,
 ) -> list[_Task]:
-    """Arguments of `_measure` on each slot."""
+    """Arguments of `_measure` for each slot."""
     archs: dict[Name, ArchConfig] = {name: experiment.space.decode(genome) for name, genome in genomes.items()}
     devices = resources.num_workers, _supernet_devices(setup, resources)
     return [(setup, archs, seconds, *devices, teacher if slot == 0 else None) for slot in range(number)]
@@ -152,8 +159,15 @@ def machine_of(
     scale: float = 1.0,
     start: float = 0.0,
 ) -> Machine:
-    """The machine that was measured; the search has `scale` times as many GPUs, and begins to train after `start`
-    seconds. Raises ResourceError where the device has no memory for a network, or the supernet."""
+    """The machine that was measured.
+
+    Args:
+        scale: GPUs of the search as a multiple of the GPUs here.
+        start: Seconds until the search begins to train.
+
+    Raises:
+        ResourceError: The memory of the device is too small for a network or the supernet.
+    """
     space, training = experiment.space, setup.training
     networks = []
     for name, genome in measured.genomes.items():
@@ -206,7 +220,7 @@ def _measure(
     supernet_devices: int,
     teacher: Teacher | None,
 ) -> _OfSlot:
-    """In a process of its own."""
+    """Measures one slot. It runs in a process of its own."""
     begun = time.time()
     torch.set_num_threads(setup.num_threads)
     data, device = setup.open_data(), setup.torch_device
@@ -238,14 +252,18 @@ def state_machine(
     loader_images_per_second: float | None,
     gpu_memory: float | None,
 ) -> Machine:
-    """A machine with GPUs that is not this one.
+    """Describes another machine with GPUs, from stated values.
 
     Args:
         gpus_per_trial: See `claim_resources`.
-        images_per_second: Of one GPU that trains the space's first anchor, or the median network where it has none, by
-            the batch and precision of `training`. Others take their FLOPs' share of that.
-        loader_images_per_second: For one GPU; what `data.num_workers` processes load, if absent.
-        gpu_memory: GiB of a GPU; 80 if absent.
+        images_per_second: Training speed of one GPU, with the batch and precision of `training`. It refers to the first
+            anchor of the space, or to the median network if there are no anchors. Seconds per image of other networks
+            are in proportion to their FLOPs.
+        loader_images_per_second: Speed of the loader for one GPU. If None, it is estimated from `data.num_workers`.
+        gpu_memory: GiB per GPU. If None, it is 80.
+
+    Raises:
+        ResourceError: A trial needs more GPUs than there are.
     """
     space, training, notes = experiment.space, experiment.training, list[str]()
     archs: dict[Name, ArchConfig] = {name: space.decode(genome) for name, genome in three_networks(experiment).items()}
@@ -309,7 +327,7 @@ def _room(taken: Footprint, experiment: Experiment, num_devices: int, memory_byt
 
 
 def _flops_of_step(experiment: Experiment) -> float:
-    """Of all the subnets of a supernet's step together, random ones being the median of feasible ones."""
+    """FLOPs of all subnets of one step of the supernet. Random subnets count as the median network."""
     space, config = experiment.space, experiment.supernet
     assert config is not None, "the caller knows that there is a supernet"
     median = space.cost(three_networks(experiment)["median"]).flops
@@ -318,8 +336,8 @@ def _flops_of_step(experiment: Experiment) -> float:
 
 
 def sizes_of(experiment: Experiment, setup: TrainingSetup) -> dict[Split, int]:
-    """Images of each split; of ImageNet as published, where no folder is given. Raises DataError where there are
-    none."""
+    """Number of images of each split. For ImageNet without a folder, these are the published numbers. Raises DataError
+    if there are no data."""
     config = experiment.data
     if config.dataset in _SIZES and setup.data_root is None:
         train, test = _SIZES[config.dataset]

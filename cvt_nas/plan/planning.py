@@ -1,4 +1,4 @@
-"""`cvt-nas plan`: the speeds of this machine or another, and what a search takes by them."""
+"""`cvt-nas plan`: forecasts a search from the speeds of this machine or another one."""
 
 import dataclasses
 import math
@@ -45,23 +45,23 @@ def plan(
     is_quick: bool = False,
     on_note: Callable[[str], None] | None = None,
 ) -> Plan:
-    """What the search of `experiment` takes, before anything is spent.
+    """Forecasts the search of `experiment` before it begins.
 
     Args:
-        data: Folder of the data set, where it needs one; ImageNet's number of images is known without.
-        gpus: More than this machine has are taken to be like those that it has.
-        gpus_per_trial, cpus: See `claim_resources`; `auto` is measured as for a search.
-        trials: Instead of the file's number.
-        hours: Trials, epochs and a grace period that end in this time are looked for, too; see `fit_to_hours`.
-        images_per_second: Of another machine, of which nothing is measured; see `state_machine`.
-        loader_images_per_second, gpu_memory: Of that machine, too.
-        out: Where the search is to be written.
-        is_quick: Whether images are not looked at first, networks are measured for a shorter time, and more than a few
-            architectures are drawn at random instead of proposed.
-        on_note: Called with what there is to say of the data.
+        data: Folder of the data set, if it needs one. ImageNet's number of images is known without it.
+        gpus: Number of GPUs of the search. If this machine has fewer, the others are assumed to be like them.
+        gpus_per_trial, cpus: See `claim_resources`. `auto` is measured as for a search.
+        trials: Number of trials. It overrides the file.
+        hours: If given, also finds trials, epochs and a grace period that end in this time; see `fit_to_hours`.
+        images_per_second: Speed of another machine; see `state_machine`. If given, nothing is measured.
+        loader_images_per_second, gpu_memory: Further values of that machine.
+        out: Folder that the search will write to.
+        is_quick: Whether to save time: images are not checked, networks are measured for a shorter time, and
+            architectures are drawn at random instead of proposed if there are more than a few.
+        on_note: Called with notes about the data.
 
     Raises:
-        CvtNasError: Data or resources are not as they must be, or nothing fits into `hours`.
+        CvtNasError: Data or resources are missing or not valid, or nothing fits into `hours`.
     """
     if trials is not None:
         experiment = experiment.changed(search={"trials": trials})
@@ -113,7 +113,7 @@ def plan(
             measured_on = gpus if gpus is None else min(gpus, there)
             with claim_resources(gpus=measured_on, gpus_per_trial=gpus_per_trial, cpus=cpus) as resources:
                 if gpus_per_trial == "auto":
-                    num_trials = math.ceil(experiment.search.trials / scale)  # of those that are here
+                    num_trials = math.ceil(experiment.search.trials / scale)  # share of the GPUs here
                     sharing = find_sharing(experiment, setup, resources, num_trials=num_trials)
                     notes = (sharing.describe(resources.num_gpus),)
                     resources = sharing.divide(resources)
@@ -139,7 +139,7 @@ def plan(
 
 
 def _begun(setup: TrainingSetup) -> Begun:
-    """With the teacher that the space file names; `init` is named by the search alone."""
+    """The teacher that the space file names. A teacher `init` is left out, since only the search gets its weights."""
     if setup.training.teacher in (None, INIT):
         return NOTHING_BEGUN
     teacher = find_teacher(setup, init=None, run=None)
@@ -162,11 +162,15 @@ def plan_of_search(
     begun: Begun,
     on_note: Callable[[str], None] | None = None,
 ) -> Plan | None:
-    """What a search that was `started` at that `time.time` takes; measuring it takes a few seconds.
+    """Forecasts a search that is about to begin. The measurement takes a few seconds.
 
-    None where it cannot be told, as of data that trials will fail on: what is wrong is theirs to record.
+    Args:
+        started: Start of the search, by `time.time`.
+
+    Returns:
+        None if the measurement fails, such as on damaged data. The trials will fail on them too and record why.
     """
-    # trials on the CPUs of this machine need no worker of Ray to be measured on
+    # trials on the CPUs of this machine can be measured without Ray workers
     is_here = resources.device == "cpu" and is_this_machine_alone()
     measure = measuring.measure_cpus if is_here else measuring.measure_workers
     try:
@@ -182,7 +186,7 @@ def plan_of_search(
             is_quick=True,
             begun=begun,
         )
-    except (CvtNasError, RuntimeError, WorkersFailedError) as error:  # a process that is killed is a RuntimeError, too
+    except (CvtNasError, RuntimeError, WorkersFailedError) as error:  # a killed process raises RuntimeError
         if on_note is not None:
             on_note(f"how long the search will take cannot be told: {first_line(error)}")
         return None

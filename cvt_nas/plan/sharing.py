@@ -1,4 +1,4 @@
-"""How many trials share a GPU best, as measured on one of them: `--gpus-per-trial auto`."""
+"""Measures on one GPU how many trials share a GPU best, for `--gpus-per-trial auto`."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,21 +19,21 @@ from cvt_nas.launch.tasks import SharedGpu
 from cvt_nas.plan.machine import three_networks
 from cvt_nas.run import RunFolder
 
-# The more trials run at once, the fewer have ended when the sampler proposes the next, and the less memory each has. A
-# smaller gain is not worth that, and can hardly be told from noise in two seconds.
+# If more trials run at once, fewer have ended when the sampler proposes the next one, and each has less memory. A gain
+# below this is not worth that. It is also hard to distinguish from noise in two seconds.
 GAIN = 0.1
-_MOST = 16  # processes on a GPU: each has some hundred MiB of its memory for CUDA alone
+_MOST = 16  # processes on a GPU, since CUDA alone takes some hundred MiB of its memory for each
 _SECONDS, _SECONDS_OF_LARGEST = 2.0, 0.4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sharing:
-    """How many trials share a GPU, and why.
+    """The number of trials that share a GPU, and the reason for it.
 
     Args:
-        trials_per_gpu: A power of 2.
-        rates: Images a second that so many processes trained together.
-        reason: Why no more share one.
+        trials_per_gpu: Number of trials on a GPU, a power of 2.
+        rates: Images per second of all processes together, by the number of processes.
+        reason: Reason why no more trials share a GPU.
     """
 
     trials_per_gpu: int
@@ -42,7 +42,7 @@ class Sharing:
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> Self | None:
-        """What a run began with; None where that was not to be found."""
+        """The sharing that a run began with. None if it was not measured."""
         found = manifest.get("sharing")
         if found is None:
             return None
@@ -54,11 +54,11 @@ class Sharing:
         return {"trials_per_gpu": self.trials_per_gpu, "images_per_second": rates, "reason": self.reason}
 
     def divide(self, resources: Resources) -> Resources:
-        """`resources` with so many trials on each GPU; as they are where they have none."""
+        """`resources` with `trials_per_gpu` trials on each GPU. Unchanged without GPUs."""
         return resources.shared(1 / self.trials_per_gpu) if resources.num_gpus else resources
 
     def describe(self, num_gpus: int) -> str:
-        """In a line; one of `num_gpus` was measured."""
+        """One line of text. One of `num_gpus` GPUs was measured."""
         of = ", ".join(f"{number}: {rate:,.0f}" for number, rate in self.rates.items())
         measured = f"images/s by the number of processes on {'it' if num_gpus == 1 else f'one of {num_gpus}'}: {of}; "
         return f"{self.outcome}; {measured if of else ''}{self.reason}"
@@ -70,9 +70,11 @@ class Sharing:
 
 
 def choose_sharing(rate_of: Callable[[int], float | str], *, most: int, reason: str) -> Sharing:
-    """Doubles the processes on a GPU, up to `most`, as long as all together become at least `GAIN` faster.
+    """Doubles the number of processes on a GPU, up to `most`, as long as the total rate grows by at least `GAIN`.
 
-    `rate_of` tells images a second of so many, or why there are none; `reason` is why there may be no more.
+    Args:
+        rate_of: Images per second of a number of processes together, or the reason why they cannot train.
+        reason: Reason why there may be no more than `most`.
     """
     number, rates = 1, dict[int, float]()
     for tried in (2**power for power in range(most.bit_length())):
@@ -89,9 +91,10 @@ def choose_sharing(rate_of: Callable[[int], float | str], *, most: int, reason: 
 
 
 def most_on_a_gpu(resources: Resources, *, num_trials: int) -> tuple[int, str]:
-    """Processes that there may be on a GPU, and what bounds them.
+    """Largest number of processes on a GPU, and the reason for this limit.
 
-    Each has a CPU at least, which starts the GPU's work: with less, small networks would wait for that.
+    Each process needs at least one CPU, which launches the work of the GPU. With less, small networks would wait for
+    launches.
     """
     num_gpus = resources.num_gpus
     trials = f"{num_trials} trial{'' if num_trials == 1 else 's'}"
@@ -108,11 +111,13 @@ def most_on_a_gpu(resources: Resources, *, num_trials: int) -> tuple[int, str]:
 
 
 def find_sharing(experiment: Experiment, setup: TrainingSetup, resources: Resources, *, num_trials: int) -> Sharing:
-    """Trains the space's median network in 1, 2, 4, ... processes on one GPU, and compares what they do together.
+    """Trains the median network of the space in 1, 2, 4, ... processes on one GPU, and compares their total rates.
 
-    They are workers of Ray, each with its share of the GPU's memory, in which the largest network has to train as it
-    does alone. Other GPUs are taken to be alike. Raises WorkersFailedError where a network cannot be trained in one
-    process.
+    The processes are Ray workers. Each has its share of the GPU's memory. The largest network must still train in that
+    share as it does alone; see `is_starved`. Other GPUs are assumed to be the same.
+
+    Raises:
+        WorkersFailedError: A network cannot be trained in one process.
     """
     most, reason = most_on_a_gpu(resources, num_trials=num_trials)
     if most == 1:
@@ -131,10 +136,13 @@ def divide_as_asked(
     run: RunFolder | None,
     on_note: Callable[[str], None] | None,
 ) -> tuple[Resources, Sharing | None]:
-    """For a search: `resources` with as many trials on each GPU as share it best, where that is `asked` for.
+    """Divides the GPUs of a search among trials in the best way, if `asked` is `auto` or `run` did so before.
 
-    A `run` keeps what was found for it, unless another number is asked for. What was found is returned for the
-    manifest; None where nothing was, or could be: that trials cannot train is theirs to record.
+    A resumed `run` keeps the number that was found for it, unless another number is asked for.
+
+    Returns:
+        The divided resources, and the sharing for the manifest. The sharing is None if it was not asked for or could
+        not be measured. If networks cannot be trained, the trials record why.
     """
     known = None if run is None else Sharing.of(run.manifest)
     if asked not in (None, "auto") or (asked is None and known is None):
@@ -155,8 +163,13 @@ def divide_as_asked(
 
 
 def rate_together(processes: Sequence[Sequence[Timing]]) -> float | None:
-    """Images a second of all processes, in the time in which all of them trained; None where that time is less than
-    half of what one of them trained for. The batches of each came one directly after the other."""
+    """Images per second of all processes together, in the time in which all of them trained.
+
+    None if that time is less than half of the longest training time of a process.
+
+    Args:
+        processes: Batches of each process. They must follow each other without a gap.
+    """
     begins, ends = ([batches[end] for batches in processes] for end in (0, -1))
     start, end = max(batch.began for batch in begins), min(batch.ended for batch in ends)
     longest = max(last.ended - first.began for first, last in zip(begins, ends, strict=True))
@@ -170,7 +183,7 @@ def rate_together(processes: Sequence[Sequence[Timing]]) -> float | None:
 
 
 class _Process:
-    """One of those that share a GPU."""
+    """One of the processes that share a GPU."""
 
     def open(self, setup: TrainingSetup) -> None:
         setup.open_data()
@@ -185,7 +198,7 @@ class _Process:
 
 
 class _Probe:
-    """The processes on a GPU, to which more and more are added; each trial of `resources` has one GPU."""
+    """Measures a growing number of processes on a GPU. Each trial of `resources` has one GPU."""
 
     def __init__(self, experiment: Experiment, setup: TrainingSetup, resources: Resources, gpu: SharedGpu) -> None:
         space, genomes = experiment.space, three_networks(experiment)
@@ -194,12 +207,12 @@ class _Probe:
         self._alone: Room | None = None
 
     def rate(self, number: int) -> float | str:
-        """Images a second that `number` of them train together; or why there is no such figure."""
+        """Images per second of `number` processes together, or the reason why they cannot train."""
         self._gpu.add_up_to(number)
         shared = self._resources.shared(1 / number)
         setup = self._setup.on(shared.device, num_threads=shared.num_threads, gpus=shared.gpus_per_trial)
         try:
-            self._gpu.together("open", setup)  # all have begun, and begin with the next at the same time
+            self._gpu.together("open", setup)  # all have started, so the next call begins at the same time
             largest = self._gpu.together("train", setup, self._largest, number, _SECONDS_OF_LARGEST)
             rooms = [speed.room for speed in largest if speed is not None and speed.room is not None]
             if number == 1:
@@ -218,7 +231,8 @@ class _Probe:
 
 
 def is_starved(room: Room, alone: Room | None) -> bool:
-    """Whether a network has fewer images at once than batch norm needs, or computes blocks again, unlike alone."""
+    """Whether a network lacks memory in its share, but not alone: it has fewer images at once than batch norm needs, or
+    must compute blocks again."""
     if alone is None:
         return False
     return room.micro_batch < min(alone.micro_batch, LEAST_USEFUL) or (

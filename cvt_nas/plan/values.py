@@ -1,4 +1,4 @@
-"""What a search will take, as values and in words."""
+"""The forecast of a search, as values and as text."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from cvt_nas.engine import Teacher
 from cvt_nas.plan.machine import Machine
 from cvt_nas.propose.study import Proposal
 
-NUM_OF_FIRST_FRONT = 3  # complete trials, of which one can be chosen
+NUM_OF_FIRST_FRONT = 3  # number of complete trials that is enough to choose from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,12 +20,14 @@ class SimulatedRace:
     """A race on the simulated clock.
 
     Args:
-        seconds: Until it is over.
+        seconds: Seconds until the race is over.
         first_front: Seconds until `NUM_OF_FIRST_FRONT` trials are complete, or all that will be.
-        num_trials, num_complete: Number of trials, and of those that are trained in full.
-        proposals, complete: Simulated trials, and those of them that are trained in full, in their order.
+        num_trials: Number of all trials.
+        num_complete: Number of trials that are trained in full.
+        proposals: Simulated trials, in order.
+        complete: Simulated trials that are trained in full, in order.
         num_epochs: Epochs of all trials together.
-        ask_seconds: Mean seconds of a proposal.
+        ask_seconds: Mean seconds that the sampler takes for a proposal.
     """
 
     seconds: float
@@ -44,11 +46,12 @@ class SimulatedRace:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Begun:
-    """What a search has of other networks before anything is trained.
+    """What a search takes from other networks before it trains.
 
     Args:
-        is_sorted_by_taylor: Whether weights to begin with are put in order by the loss on training images.
-        num_bytes: Of weights to begin with, twice while they are sorted, and of a teacher's answers.
+        is_sorted_by_taylor: Whether initial weights are sorted by the loss on training images.
+        num_bytes: Bytes of the initial weights, which take twice their size while they are sorted, and of the answers
+            of a teacher.
     """
 
     teacher: Teacher | None = None
@@ -70,20 +73,23 @@ class Fit:
     first_front_hours: float
 
     def lines(self) -> Iterator[str]:
-        """What to put into the file."""
+        """Lines for the space file."""
         yield f"training: epochs: {self.epochs}"
         yield f"search: trials: {self.trials}, grace_period: {self.grace_period}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a search will take.
+    """Forecast of a search.
 
     Args:
-        parts: Seconds of each part, in their order.
-        first_front: Seconds until the first front, from the start of the search.
-        disk_bytes, shared_memory_bytes: At most, at once.
-        bottleneck, advice: What holds the search up, and what to change.
+        race: The simulated race. None if trials are not trained.
+        parts: Seconds of each part, in order.
+        first_front: Seconds from the start of the search to the first front.
+        disk_bytes, shared_memory_bytes: Largest amount in use at once.
+        bottleneck: What slows the search down most, or makes it impossible.
+        advice: What to change about the bottleneck.
+        fit: Settings that end in a given time, if they were asked for.
     """
 
     name: str
@@ -106,7 +112,7 @@ class Plan:
 
     @property
     def gpu_hours(self) -> float:
-        """Of the GPUs that the search has for itself all the time."""
+        """GPU hours of the search. It holds all its GPUs all the time."""
         return self.hours * self.machine.num_gpus
 
     def to_json(self) -> dict[str, Any]:
@@ -135,7 +141,7 @@ class Plan:
         }
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """Lines of text for the user."""
         machine = self.machine
         for network in machine.networks:
             again = ", blocks computed again" if network.activation_checkpointing else ""
@@ -160,7 +166,7 @@ class Plan:
             yield from (f"    {line}" for line in fit.lines())
 
     def short_lines(self) -> Iterator[str]:
-        """The most important, for the beginning of a search."""
+        """The most important lines, for the beginning of a search."""
         gpus = f", {self.gpu_hours:.3g} GPU hours" if self.machine.num_gpus else ""
         yield (
             f"expected: {duration(3600 * self.hours)}{gpus}; first front after {duration(self.first_front)}; "

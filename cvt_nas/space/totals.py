@@ -1,4 +1,4 @@
-"""Costs of parts, added up to those of networks: of one network, and of many as rows of an array."""
+"""Adds up the costs of parts to the costs of networks: of one network, or of many as rows of an array."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,11 +9,16 @@ from jaxtyping import Int
 from cvt_nas.arch import Cost
 from cvt_nas.latency import Deployment
 
-COLUMNS = ("params", "flops", "latency_us", "model_bytes", "value_bytes")  # all are sums over parts but the last
+COLUMNS = ("params", "flops", "latency_us", "model_bytes", "value_bytes")  # sums over parts; the last is a maximum
 
 
 def deployed(cost: Cost, deployment: Deployment | None, *, latency: int | None, num_values: Callable[[], int]) -> Cost:
-    """The cost of a part with what a deployment tells of it: its time, its bytes, and those of its values."""
+    """The cost of a part, completed for a deployment with its time, the bytes of its weights, and of its values.
+
+    Args:
+        latency: Microseconds from a table of latencies, if there is one.
+        num_values: Function that gives the number of values that the part holds at once for one image.
+    """
     if deployment is None:
         return cost if latency is None else replace(cost, latency_us=latency)
     return replace(
@@ -26,23 +31,26 @@ def deployed(cost: Cost, deployment: Deployment | None, *, latency: int | None, 
 
 
 def joined(totals: Int[np.ndarray, "networks 5"], more: Int[np.ndarray, "networks 5"]) -> Int[np.ndarray, "networks 5"]:
-    """`sums` of two parts of each network."""
+    """Like `sums`, for many networks: joins two parts of each network. Columns are `COLUMNS`."""
     return np.column_stack([totals[:, :-1] + more[:, :-1], np.maximum(totals[:, -1], more[:, -1])])
 
 
 def sums(*parts: Sequence[int]) -> list[int]:
-    """`COLUMNS` of parts that run one after the other."""
+    """Joins `COLUMNS` of parts that run one after the other."""
     *columns, values = zip(*parts, strict=True)
     return [*map(sum, columns), max(values)]
 
 
 def as_at(cost: Cost, there: Cost) -> Cost:
-    """`cost`, whose images have another size where it is deployed, with what is of there."""
+    """`cost` with the deployment facts of `there`, for a network that is deployed with another image size.
+
+    Parameters and FLOPs stay those of `cost`.
+    """
     return replace(there, params=cost.params, flops=cost.flops)
 
 
 def distinct(rows: Int[np.ndarray, "rows values"]) -> tuple[list[list[int]], Int[np.ndarray, " rows"]]:
-    """Distinct rows, and the index of each row among them."""
+    """Distinct rows, and for each row its index among them."""
     codes, num_codes = np.zeros(len(rows), dtype=np.int64), 1
     for column in rows.T:
         width = int(column.max(initial=0)) + 1
