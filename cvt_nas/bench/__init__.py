@@ -1,4 +1,4 @@
-"""Searches on a table instead of training: the same study, rungs and rankings, on a simulated clock."""
+"""Searches on a table in place of training, with the same study, rungs and rankings, on a simulated clock."""
 
 from cvt_nas.bench.methods import Method, SearchMethod, Settings, methods_of, metrics_of
 from cvt_nas.bench.simulation import Trace, anytime_hypervolume, compare, simulate

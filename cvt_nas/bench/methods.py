@@ -1,4 +1,4 @@
-"""The ways to search that are compared: a sampler and a scheduler each."""
+"""Search methods that are compared. Each has a sampler and a scheduler."""
 
 import itertools
 from collections.abc import Sequence
@@ -22,8 +22,12 @@ SCHEDULERS = ("freeze-thaw", "pareto-asha", "asha", "none")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What all the methods of a comparison share: each search may spend `budget` epochs, with so many trials side by
-    side."""
+    """Settings that all methods of a comparison share.
+
+    Args:
+        budget: Number of epochs that each search may spend.
+        num_workers: Number of trials side by side.
+    """
 
     metrics: tuple[Metric, ...]
     budget: int
@@ -33,7 +37,7 @@ class Settings:
 
 
 class SearchMethod(Protocol):
-    """A way to search, whose `str` is its name in a comparison; pickled where searches run in other processes."""
+    """A search method. Its `str` is its name in a comparison. It is pickled if searches run in other processes."""
 
     def start(self, table: Table, settings: Settings, *, seed: int) -> Search: ...
 
@@ -67,7 +71,7 @@ class Method:
 
 
 def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
-    """The objectives, accuracy first. Raises TableError where a name is unknown, or accuracy is missing or alone."""
+    """The objectives, accuracy first. Raises TableError if a name is unknown, or if accuracy is missing or alone."""
     for name in names:
         if name not in get_args(Metric):
             raise TableError(f"--objectives: got {name}, must be of {', '.join(get_args(Metric))}")
@@ -77,8 +81,10 @@ def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
 
 
 def methods_of(samplers: Sequence[str], schedulers: Sequence[str]) -> list[Method]:
-    """Every sampler with every scheduler, a scheduler with `:stop` where a rung decides for good. Raises TableError
-    where a name is unknown."""
+    """Every sampler with every scheduler. A scheduler with `:stop` makes final decisions at rungs.
+
+    Raises TableError if a name is unknown.
+    """
     methods = []
     for sampler, scheduler in itertools.product(samplers, schedulers):
         name, _, mode = scheduler.partition(":")

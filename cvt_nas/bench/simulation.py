@@ -1,4 +1,4 @@
-"""Searches on a table, on a simulated clock, and how good what they found is."""
+"""Runs searches on a table, on a simulated clock, and measures the quality of their results."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,8 +17,14 @@ from cvt_nas.results import hypervolume, is_non_dominated
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trace:
-    """What one simulated search did: of each architecture that was trained in full, the epochs spent by then and its
-    row; the trials, those that an earlier one had; and the seconds of each proposal."""
+    """Trace of a simulated search.
+
+    Args:
+        trained: Epochs spent so far and row in the table, for each architecture that was trained in full.
+        num_trials: Number of trials.
+        num_duplicates: Number of trials whose architecture an earlier trial had.
+        ask_seconds: Seconds of each proposal of a new trial.
+    """
 
     trained: tuple[tuple[int, int], ...]
     num_trials: int
@@ -27,9 +33,9 @@ class Trace:
 
 
 def simulate(table: Table, method: SearchMethod, settings: Settings, *, seed: int) -> Trace:
-    """One search on the table, until its budget of epochs is spent.
+    """Runs one search on the table, until its budget of epochs is spent.
 
-    Workers are asynchronous; a trial takes its epochs times its seconds per epoch.
+    Workers are asynchronous. A trial takes its epochs times its seconds per epoch.
     """
     trained, asks, seen, spent = [], [], [], 0
 
@@ -64,7 +70,7 @@ def simulate(table: Table, method: SearchMethod, settings: Settings, *, seed: in
 
 
 def anytime_hypervolume(table: Table, trace: Trace, settings: Settings) -> np.ndarray:
-    """After each epoch, `(budget,)`: true hypervolume of what was trained in full, as a share of the whole table's."""
+    """True hypervolume of the fully trained architectures after each epoch, `(budget,)`, as a share of the table's."""
     losses, budget = table.losses(settings.metrics), settings.budget
     whole = table.hypervolume(settings.metrics)
     values, front = np.zeros(budget), np.empty((0, losses.shape[1]))
@@ -85,7 +91,7 @@ Run = tuple[SearchMethod, int, np.ndarray, Trace]
 def compare(
     table: Table, methods: Sequence[SearchMethod], settings: Settings, *, seeds: Sequence[int], processes: int = 1
 ) -> Iterator[Run]:
-    """Every method with every seed, seed by seed, so that a comparison that is stopped early is still paired."""
+    """Runs every method with every seed, seed by seed, so that a comparison that is stopped early is still paired."""
     tasks = [(method, seed) for seed in seeds for method in methods]
     with ProcessPoolExecutor(
         processes, mp_context=get_context("spawn"), initializer=_hold, initargs=(table, settings)

@@ -1,4 +1,4 @@
-"""What a comparison found, in numbers and as a plot."""
+"""Summary of a comparison, in numbers and as a plot."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ LEVELS = (0.9, 0.95, 0.99)
 
 
 def summarise(runs: Sequence[Run], settings: Settings) -> dict[str, Any]:
-    """For each method: hypervolume at shares of the budget, epochs to reach levels, area, duplicates, time to ask."""
+    """Hypervolume at shares of the budget, epochs to reach levels, area, duplicates and time to ask of each method."""
     budget = settings.budget
     by_method: dict[str, list[tuple[np.ndarray, Trace]]] = {}
     for method, _, values, trace in runs:
@@ -56,7 +56,7 @@ def _epochs_to(values: np.ndarray, level: float) -> int | None:
 
 
 def _p_value(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Paired Wilcoxon, two-sided; None where the pairs do not differ."""
+    """P-value of the two-sided paired Wilcoxon test; None if the pairs do not differ."""
     if np.allclose(ours, theirs):
         return None
     result: Any = wilcoxon(ours, theirs)
@@ -64,7 +64,7 @@ def _p_value(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
 
 
 def plot(runs: Sequence[Run], settings: Settings, path: Path) -> None:
-    """Median hypervolume of each method over the epochs spent, with its quartiles."""
+    """Plots the median hypervolume of each method over the epochs spent, with its quartiles."""
     import plotly.graph_objects as go
 
     by_method: dict[str, list[np.ndarray]] = {}
@@ -89,5 +89,5 @@ def plot(runs: Sequence[Run], settings: Settings, path: Path) -> None:
     figure.write_html(path, include_plotlyjs=True)
 
 
-# Okabe and Ito's colours, told apart also by the colour-blind
+# the colours of Okabe and Ito, which the colour-blind can distinguish
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")

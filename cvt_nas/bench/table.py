@@ -1,9 +1,13 @@
 """A table of trained architectures, as a space that samplers can search.
 
-A table has one row for each architecture and seed: a column for each gene (`g0`, `g1`, ... ordinal, `c0`, ...
-categorical; option indices), `params`, `flops`, `acc_1` to `acc_E` (accuracy on the search split after each
-epoch), and optionally `seed` and `seconds_per_epoch`. What a search sees is one seed of an architecture, drawn at
-random; what it is judged by is the mean over the seeds.
+A table has one row for each architecture and seed. Its columns are:
+
+- one for each gene, with option indices: `g0`, `g1`, ... for ordinal and `c0`, ... for categorical genes
+- `params` and `flops`
+- `acc_1` to `acc_E`: accuracy on the search split after each epoch
+- `seed` and `seconds_per_epoch`, which are optional
+
+A search sees one seed of an architecture, drawn at random. It is judged by the mean over the seeds.
 """
 
 import random
@@ -22,13 +26,19 @@ from cvt_nas.errors import TableError
 from cvt_nas.results import Metric, hypervolume
 from cvt_nas.space import COST_METRICS, Gene, Genome
 
-_REFERENCE = 1.02  # of the greatest cost in the table
+_REFERENCE = 1.02  # as a multiple of the greatest cost in the table
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as a space that samplers can search: its members are its rows, and nothing else. Of each genome it has
-    its row, its cost, the curves of its seeds, `(seeds, epochs)`, and its seconds per epoch."""
+    """A table as a space that samplers can search. The members of the space are the rows of the table.
+
+    Args:
+        rows: Row of each genome. Architectures with several seeds have one row.
+        costs: Cost of each row.
+        curves: Curves of the seeds of each row, `(seeds, epochs)`.
+        seconds_per_epoch: Seconds per epoch of each row.
+    """
 
     genes: tuple[Gene, ...]
     rows: dict[Genome, int]
@@ -52,7 +62,7 @@ class Table:
 
     @property
     def cost_range(self) -> tuple[Cost, Cost]:
-        """From nothing to the reference point."""
+        """Cost 0, and the cost of the reference point."""
         params, flops = (max(getattr(cost, name) for cost in self.costs) for name in ("params", "flops"))
         return Cost(params=0, flops=0), Cost(params=int(_REFERENCE * params), flops=int(_REFERENCE * flops))
 
@@ -60,12 +70,12 @@ class Table:
         return self.costs[self.rows[self.canonical(genome)]]
 
     def costs_of(self, genomes: np.ndarray) -> dict[Genome, Cost]:
-        """Of the rows nearest to `genomes`, each once."""
+        """Costs of the rows nearest to `genomes`, each row once."""
         nearest = dict.fromkeys(self.canonical(genome) for genome in genomes.tolist())
         return {genome: self.cost(genome) for genome in nearest}
 
     def canonical(self, genome: Sequence[int]) -> Genome:
-        """The row nearest to `genome`: samplers that do not know the rows propose what is not in the table."""
+        """The genome of the row nearest to `genome`. Samplers may propose genomes that are not in the table."""
         genome = tuple(genome)
         if genome in self.rows:
             return genome
@@ -90,7 +100,7 @@ class Table:
         return self.genomes if len(self.rows) <= limit else None
 
     def true_accuracies(self) -> np.ndarray:
-        """At the last epoch, the mean over seeds, of each row."""
+        """Accuracy of each row after the last epoch, as a mean over seeds."""
         return np.array([curves[:, -1].mean() for curves in self.curves])
 
     def losses(self, metrics: Sequence[Metric]) -> np.ndarray:
@@ -105,14 +115,14 @@ class Table:
         return np.stack(columns, axis=1)
 
     def hypervolume(self, metrics: Sequence[Metric]) -> float:
-        """True hypervolume of all the rows; measured once, since thousands of them take seconds."""
+        """True hypervolume of all rows. It is computed once, since thousands of rows take seconds."""
         if tuple(metrics) not in self._hypervolumes:
             self._hypervolumes[tuple(metrics)] = hypervolume(self.losses(metrics))
         return self._hypervolumes[tuple(metrics)]
 
 
 def ready_tables() -> Mapping[str, Path]:
-    """The tables that come with the package, by name; the space file of each lies beside it, with suffix `.yaml`."""
+    """The tables of this package, by name. The space file of each lies beside it, with suffix `.yaml`."""
     package = Path(str(resources.files("cvt_nas")))
     folders = (package / "tables", package.parent / "benchmarks" / "tables")  # installed, and in a checkout
     files = (file for folder in folders for file in sorted(folder.glob("*.parquet")))
@@ -120,10 +130,10 @@ def ready_tables() -> Mapping[str, Path]:
 
 
 def load_table(path: str | Path) -> Table:
-    """Reads a table from CSV or parquet, or a ready one by its name, such as `cvt-bench`.
+    """Reads a table from CSV or parquet, or a table of this package by its name, such as `cvt-bench`.
 
     Raises:
-        TableError: It cannot be read, lacks columns, or makes no sense.
+        TableError: The table cannot be read, lacks columns, or has invalid values.
     """
     ready, path = ready_tables(), Path(path)
     if str(path) in ready and not path.is_file():
@@ -150,7 +160,7 @@ def load_table(path: str | Path) -> Table:
         seconds = frame["seconds_per_epoch"].to_numpy(dtype=float) if "seconds_per_epoch" in columns else None
     except ValueError as error:
         raise TableError(f"{path}: {error}") from error
-    if not ((curves >= 0) & (curves <= 1)).all():  # a cell that is empty fails too
+    if not ((curves >= 0) & (curves <= 1)).all():  # an empty cell fails, too
         raise TableError(f"{path}: accuracies must be fractions in [0, 1]")
     if (options < 0).any() or (costs <= 0).any():
         raise TableError(f"{path}: genes must be option indices from 0, params and flops above 0")

@@ -1,1 +1,1 @@
-"""What is trained next, and who goes on: study, samplers, surrogate and rungs. It needs neither Ray nor torch."""
+"""Decides what is trained next and which trials go on: study, samplers, surrogate, rungs. Needs no Ray and no torch."""

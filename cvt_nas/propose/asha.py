@@ -1,11 +1,12 @@
-"""Asynchronous successive halving as a plain value, with no Ray in it.
+"""Asynchronous successive halving, without Ray.
 
-Rungs stand at `grace_period`, and `reduction_factor` times farther each. A trial that reaches a rung is
-ranked among those that reached it before; the best 1 / `reduction_factor` go on, rounded up, and never more than that
-have gone on: the rule of the original, which goes on with whoever is among the best at the moment, lets 40 % and more
-pass where trials get better during the search. There is one exception. In mode `stop`, a decision is for good, so the
-first `reduction_factor` - 1 trials that reach a rung all pass. What the best are is the ranking's to say: by accuracy
-alone, or by accuracy and cost together.
+The first rung is at `grace_period` epochs, and each further rung is `reduction_factor` times as far. A trial that
+reaches a rung is ranked among the trials that reached it before. The best 1 / `reduction_factor` of them, rounded up,
+go on. No more than this number ever go on. The original rule differs: a trial goes on if it is among the best at that
+moment, so 40 % and more pass if trials get better during the search.
+
+There is one exception. In mode `stop`, a decision is final, so the first `reduction_factor` - 1 trials that reach a
+rung all pass. The ranking decides which trials are the best: by accuracy alone, or by accuracy and cost together.
 
 Sources: Li et al. 2020, arXiv:1810.05934, for the rungs; Li et al. 2022, arXiv:2201.06834, for promotions that wait
 until enough trials have reached the rung; Schmucker et al. 2021, arXiv:2106.12639, and Salinas et al. 2021,
@@ -26,17 +27,17 @@ Ranking = Callable[[np.ndarray, int], np.ndarray]
 
 
 class Asha:
-    """The rungs, and who stands on them.
+    """The rungs, and the trials that reached them.
 
     Args:
-        max_epochs: Of the full training, where no decision is left to take.
+        max_epochs: Epochs of a full training. No decision is needed there.
         grace_period: Epochs of the first rung.
-        reduction_factor: One in so many goes on, rounded up.
-        ranking: Ranks from losses, `(trials, objectives)`, the first of them 1 - accuracy; 0 is the best. The second
-            argument is how many of the best need ranks of their own.
-        mode: `stop` ends a trial that cannot go on when it arrives; `promote` lets it pause, and go on later.
-        rungs: Epochs of the rungs, instead of those that follow from the first three: of a search that began with
-            others.
+        reduction_factor: One in this many trials goes on, rounded up.
+        ranking: Computes ranks from losses, `(trials, objectives)`. The first loss is 1 - accuracy, and rank 0 is the
+            best. The second argument is the number of best trials that need ranks of their own.
+        mode: `stop` ends a trial that cannot go on when it arrives. `promote` pauses it, so that it can go on later.
+        rungs: Epochs of the rungs, in place of those that follow from the first three arguments. A search that began
+            with other rungs needs this.
     """
 
     def __init__(
@@ -54,28 +55,28 @@ class Asha:
         self.rungs: dict[int, dict[int, tuple[float, ...]]] = {milestone: {} for milestone in milestones}
         self._passed: dict[int, set[int]] = {milestone: set() for milestone in milestones}
         self._waiting: dict[int, set[int]] = {milestone: set() for milestone in milestones}
-        self._ranked: dict[int, list[int]] = {}  # what `_best` found, until somebody else reaches the rung
+        self._ranked: dict[int, list[int]] = {}  # results of `_best`, until another trial reaches the rung
 
     def decide(self, number: int, epoch: int, losses: Sequence[float]) -> Decision:
-        """Records trial `number` where `epoch` is a rung, and decides; `go` between rungs."""
+        """Records trial `number` if `epoch` is a rung, and decides. The decision between rungs is `go`."""
         if epoch not in self.rungs or number in self._passed[epoch]:
             return "go"
         self.rungs[epoch][number] = tuple(losses)
         self._ranked.pop(epoch, None)
         self._waiting[epoch].add(number)
-        if number in self._may_pass(epoch):  # a worker is free now: it goes on without a pause
+        if number in self._may_pass(epoch):  # its worker is free, so it goes on without a pause
             self._pass(epoch, number)
             return "go"
         if self.mode == "promote":
             return "pause"
-        if len(self.rungs[epoch]) < self.reduction_factor:  # too few to tell a weak trial from a strong one, for good
+        if len(self.rungs[epoch]) < self.reduction_factor:  # too few for a final decision
             self._pass(epoch, number)
             return "go"
         self._waiting[epoch].remove(number)
         return "stop"
 
     def promote(self) -> int | None:
-        """A paused trial that may go on now, from the highest rung down; it counts as gone on."""
+        """A paused trial that may go on now, from the highest rung possible. It is recorded as gone on."""
         for milestone in sorted(self.rungs, reverse=True):
             for number in self._may_pass(milestone):
                 self._pass(milestone, number)
@@ -84,7 +85,7 @@ class Asha:
 
     @property
     def num_promotable(self) -> int:
-        """Paused trials that may go on now."""
+        """Number of paused trials that may go on now."""
         return len({number for milestone in self.rungs for number in self._may_pass(milestone)})
 
     def is_paused(self, number: int) -> bool:
@@ -95,18 +96,20 @@ class Asha:
         self._passed[milestone].add(number)
 
     def _may_pass(self, milestone: int) -> list[int]:
-        """Best first, the waiting trials of a rung that there is room for: those that went on early keep their places,
-        though better ones have come since."""
+        """Waiting trials of a rung that have a place beyond it, best first.
+
+        Trials that went on early keep their places, even if better trials arrive later.
+        """
         if (room := self._num_places(milestone) - len(self._passed[milestone])) <= 0:
             return []
         return [number for number in self._best(milestone) if number in self._waiting[milestone]][:room]
 
     def _num_places(self, milestone: int) -> int:
-        # rounded up, so that the first to arrive goes on: with nothing trained in full there is no front, and no lesson
+        # rounded up so that the first to arrive goes on: a search needs full trainings for its front and its model
         return math.ceil(len(self.rungs[milestone]) / self.reduction_factor)
 
     def _best(self, milestone: int) -> list[int]:
-        """Best first, as many trials of a rung as have a place beyond it."""
+        """The best trials of a rung, best first, as many as there are places beyond it."""
         rung = self.rungs[milestone]
         if not rung:
             return []
@@ -127,8 +130,10 @@ class Asha:
         is_paused: bool = False,
         is_stopped: bool = False,
     ) -> None:
-        """Puts a trial of an earlier process on the rungs that it reached, all of which it has passed but the one at
-        the end of its curve, where it `is_paused` or `is_stopped`."""
+        """Puts a trial of an earlier process on the rungs that it reached.
+
+        It has passed them all. The exception is a rung at the end of its curve if it `is_paused` or `is_stopped` there.
+        """
         for milestone in self.rungs:
             if len(curve) < milestone:
                 continue
@@ -141,27 +146,28 @@ class Asha:
 
 
 def losses_of_cost(cost: Cost, metrics: Sequence[Metric]) -> tuple[float, ...]:
-    """The losses after the first: the costs that are objectives."""
+    """The losses that follow the first one. They are the costs among the objectives."""
     return tuple(cost.loss(metric) for metric in metrics if metric != "accuracy")
 
 
 def accuracy_ranks(losses: np.ndarray, num_best: int | None = None) -> np.ndarray:
-    """Ranks by the first loss alone; equal ones share the better rank."""
-    del num_best  # all are at hand
+    """Ranks by the first loss alone. Trials with equal losses share the better rank."""
+    del num_best  # to rank all takes no longer
     first = losses[:, 0]
     return (first[None, :] < first[:, None]).sum(axis=1)
 
 
 def pareto_ranks(losses: np.ndarray, num_best: int | None = None) -> np.ndarray:
-    """Ranks by non-dominated sorting; within a front, by an epsilon-net, so that each part of it survives.
+    """Ranks by non-dominated sorting. Within a front, an epsilon-net ranks them, so that each part of it survives.
 
-    The net begins with the front's most accurate trial and takes on, again and again, the one farthest
-    from those that it holds, on objectives scaled to [0, 1] over the front. All ranks differ; the order
-    in which trials arrived has no part in them, except between trials that are equal in everything.
+    The net begins with the most accurate trial of the front. Then it repeatedly adds the trial that is farthest from
+    all that it holds, on objectives scaled to [0, 1] over the front. All ranks differ. They do not depend on the order
+    in which trials arrived, except between trials with the same losses.
 
     Args:
         losses: `(trials, objectives)`, smaller is better.
-        num_best: After whose fronts the others share the last rank; all are ranked where it is None.
+        num_best: Ranking ends with the front that completes this many trials. All others share the last rank. None
+            ranks all trials.
     """
     ranks = np.full(len(losses), len(losses))
     left, rank = np.arange(len(losses)), 0
@@ -188,4 +194,4 @@ def _epsilon_net(losses: np.ndarray) -> np.ndarray:
     return order[chosen]
 
 
-RANKINGS: dict[str, Ranking] = {"pareto-asha": pareto_ranks, "asha": accuracy_ranks}  # of each scheduler with rungs
+RANKINGS: dict[str, Ranking] = {"pareto-asha": pareto_ranks, "asha": accuracy_ranks}  # by scheduler with rungs

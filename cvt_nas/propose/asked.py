@@ -1,4 +1,4 @@
-"""What people ask of a search while it runs, as its study takes it."""
+"""Takes the requests that users send to a running search."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,20 +13,20 @@ from cvt_nas.space import SearchSpace
 
 
 class Asked:
-    """Takes the requests of a run at the points where its study decides what is trained next.
+    """Takes the requests of a run each time that its study decides what is trained next.
 
-    A trial and the id of its request are one line of the journal. So a search that is killed begins the trial of a
-    request once: an answer that is missing after a kill is made up for from the journal.
+    A trial and the id of its request are one line of the journal. So a request begins one trial only, even if the
+    search is killed: if its answer is missing after a kill, the journal supplies it.
 
     Args:
-        is_fixed: Whether the study trains the best of ranked candidates, whose number cannot rise.
+        is_fixed: Whether the study trains the best of ranked candidates. Their number cannot rise.
     """
 
     def __init__(self, study: Study, run: RunFolder, space: SearchSpace, *, is_fixed: bool) -> None:
         self._study, self._run, self._space, self._is_fixed = study, run, space, is_fixed
 
     def __call__(self) -> Proposal | None:
-        """The next architecture that a person asked for. Raises the number of trials on the way."""
+        """The next architecture that a user asked for. It also takes earlier requests to raise the number of trials."""
         for request in self._run.requests.waiting():
             if request.arch is not None:
                 if (proposal := self._try(request, request.arch)) is not None:
@@ -65,7 +65,7 @@ def genome_in(space: SearchSpace, arch: ArchConfig) -> tuple[int, ...]:
     """The genome of `arch`.
 
     Raises:
-        ArchError: It lies outside the space, or outside its constraints.
+        ArchError: `arch` lies outside the space, or outside its constraints.
     """
     try:
         genome = space.encode(arch)
@@ -78,7 +78,7 @@ def genome_in(space: SearchSpace, arch: ArchConfig) -> tuple[int, ...]:
 
 
 def arch_of_genes(space: SearchSpace, genes: Mapping[str, Any]) -> ArchConfig:
-    """The architecture with these values of choices, by the names of genes such as `stage0.depth`.
+    """The architecture with these options. Their keys are names of genes, such as `stage0.depth`.
 
     Raises:
         CvtNasError: A gene is missing or unknown, or has no such option.

@@ -21,9 +21,9 @@ from cvt_nas.propose.curves import CurvePosterior, Curves, fit_hyperparameters, 
 from cvt_nas.propose.observations import MAX_FITTED, Observation, curves_of, most_telling
 from cvt_nas.space import BLOCK_CHOICES, STAGE_CHOICES, Gene, GenomeSpace, Option
 
-PRIORS = "priors"  # the name of what the user believes
+PRIORS = "priors"  # name of the user's belief
 _FOLDS = 5
-_LEAST_SD = 0.1  # of logarithms of costs, by which they are divided
+_LEAST_SD = 0.1  # least standard deviation by which logarithms of costs are divided
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ class EarlierRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Beliefs:
-    """All that is believed of a space.
+    """All beliefs about a space.
 
     Args:
         fixed: Values of the choices that the space fixes, by the names that genes would have. Earlier runs may have
@@ -102,11 +102,11 @@ class Trust:
 
 
 class Believed:
-    """Beliefs as features, `(genomes, beliefs)`, each with mean 0 over the space, and one standard deviation as its
-    unit.
+    """Beliefs as features, `(genomes, beliefs)`. Each has mean 0 and standard deviation 1 over the space.
 
     Args:
-        sample: Of the genomes of the space, `(sample, genes)`; `costs` of each.
+        sample: Sample of the genomes of the space, `(sample, genes)`.
+        costs: Cost of each genome in the sample.
     """
 
     def __init__(
@@ -277,7 +277,7 @@ def _logs(costs: Sequence[Cost]) -> np.ndarray:
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """0 where one of them is the same everywhere."""
+    """Correlation of two arrays. It is 0 if one of them is constant."""
     one, other = one - one.mean(), other - other.mean()
     size = float(np.linalg.norm(one) * np.linalg.norm(other))
     return float(one @ other) / size if size > 0 else 0.0

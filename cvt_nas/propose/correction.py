@@ -1,7 +1,8 @@
-"""Inherited accuracies, corrected by a few trainings: what networks would reach alone, from what all of them inherit.
+"""Corrects inherited accuracies with a few trainings. The result is the accuracy of each network when trained alone.
 
-The model is that of the race (`curves`): inherited accuracy is an observation before the first epoch, and accuracy
-alone is one at the end. So what a network inherits tells of its own training as far as the trained ones confirm it.
+The model is the same as in a search (`curves`). An inherited accuracy is an observation before the first epoch, and the
+accuracy of a network trained alone is an observation at the end. So the inherited accuracy counts as far as the trained
+networks confirm it.
 """
 
 from collections.abc import Sequence
@@ -22,21 +23,25 @@ _MIN_KNOWN, _MIN_LEFT_OUT = 12, 4
 def corrected(
     space: GenomeSpace, observations: Sequence[Observation], *, seed: int
 ) -> Float[np.ndarray, " observations"]:
-    """Accuracies alone that are expected of what was observed: with `inherited`, and a curve of one accuracy where the
-    network was trained."""
+    """Expected accuracies of the observed networks when trained alone.
+
+    Args:
+        observations: Networks with `inherited`. The curve of a trained one holds one accuracy.
+    """
     return _surrogate(space, seed).expect(observations, [each.genome for each in observations])
 
 
 def judge_correction(
     space: GenomeSpace, sample: Sequence[Observation], more: Sequence[Observation], *, seed: int
 ) -> Correction | None:
-    """What the correction adds in ranking networks that it has not seen trained, by random splits of `sample`.
+    """How much better the correction ranks networks whose training it has not seen, in random splits of `sample`.
 
-    A third of the sample is left out in each split; inherited accuracies are known of all. None of a sample below 12.
+    Each split leaves out the trainings of a third of the sample. All inherited accuracies are known. The result is None
+    for a sample below 12 networks.
 
     Args:
         sample: Networks that were trained, drawn at random.
-        more: Others, trained or not, that the model may know and is not judged by.
+        more: Other networks, trained or not. The model may know them, but it is not judged by them.
     """
     num_left_out = max(len(sample) // 3, _MIN_LEFT_OUT)
     if len(sample) < _MIN_KNOWN:

@@ -1,16 +1,22 @@
-"""One Gaussian process of accuracy over architectures and epochs, which learns from whole and from unfinished curves.
+"""A Gaussian process of accuracy over architectures and epochs. It learns from complete and from unfinished curves.
 
-The accuracy of a trial whose architecture has features x, after n of N epochs, is modelled as
+A trial whose architecture has features x is modelled to have this accuracy after n of N epochs:
 
     y(x, n) = c + w b(x) + f(x) + g(x, n) + m(n) + o + d(n) + noise,
 
-where b(x) are beliefs of x, if there are any, with Gaussian weights w (see `beliefs`), and all other parts are
-Gaussian processes: f is what the architecture is worth at whatever epoch, g what it is worth at that
-epoch, m the common curve, and o and d(n) are the trial's own, which another seed would not have. Functions of the epoch
-have the kernel of sums of decaying exponentials, E(n, n') = (beta / (n + n' + beta)) ** alpha, so that a curve goes on
-as its beginning suggests. Predicted is what the architecture is worth after N epochs, without what is the trial's own.
+b(x) are the beliefs about x, if there are any, with Gaussian weights w (see `beliefs`). c is a constant. All other
+parts are Gaussian processes:
 
-SciPy is imported where it is used: that takes seconds, which the workers of a search need not wait, and only its
+- f is the effect of the architecture at all epochs.
+- g is the effect of the architecture at epoch n.
+- m is the curve that all trials share.
+- o and d(n) belong to the single trial. Another seed would give others.
+
+Functions of the epoch have the kernel of sums of decaying exponentials, E(n, n') = (beta / (n + n' + beta)) ** alpha,
+so that a curve goes on as its beginning suggests. A prediction is the accuracy of an architecture after N epochs,
+without the parts that belong to the single trial.
+
+SciPy is imported inside functions. The import takes seconds, and the workers of a search do not need it: only the
 driver proposes.
 
 Source: Swersky et al. 2014, arXiv:1406.3896, for the kernel of epochs and for freezing and thawing.
@@ -25,21 +31,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-# Medians of log-normal priors: length scales of features in [0, 1] and of standardised logarithms of costs; then
-# standard deviations of the logarithms.
+# Medians of the log-normal priors of length scales: for an ordinal feature in [0, 1], for an option of a categorical
+# gene, and for the standardised logarithm of a cost. `_LENGTH_SD` is the standard deviation of their logarithms.
 _ORDINAL_LENGTH, _OPTION_LENGTH, _COST_LENGTH = 0.7, 2.2, 2.2
 _LENGTH_SD = 0.5
 _CONSTANT = 9.0  # variance of c
-# Of the weights of beliefs, in units of the standard deviation of accuracy: their mean, divided among the beliefs, and
-# their standard deviation. That is wide, so that a few trials can undo a belief: one in four is expected to be the
-# reverse of what is true.
+# Prior of the weights of beliefs, in units of the standard deviation of accuracy: their mean, which is divided among
+# the beliefs, and their standard deviation. It is wide so that a few trials can undo a belief: one belief in four is
+# expected to be the reverse of the truth.
 _TRUST, _TRUST_SD = 0.5, 0.8
 _JITTER = 1e-6
 
 
 class _Scalars(NamedTuple):
-    """What the kernel has besides length scales: standard deviations of f, g, m, o, d and of the noise, which is
-    `noise` at every epoch and `early` at the first one, falling with its square root; alpha and beta."""
+    """Hyperparameters of the kernel other than length scales.
+
+    Args:
+        f, g, m, own, own_curve: Standard deviations of f, g, m, o and d.
+        noise: Standard deviation of the noise at every epoch.
+        early: Standard deviation of more noise, at the first epoch. It falls with the square root of the epoch.
+        alpha, beta: Parameters of the kernel of epochs.
+    """
 
     f: float
     g: float
@@ -61,9 +73,11 @@ class Curves:
     """Accuracies of trials after some of their epochs.
 
     Args:
-        features: Of the trials, `(trials, features)`; the last `num_beliefs` of them are beliefs.
-        trials, epochs, values: Of each observation, `(observations,)`.
-        num_epochs: N, of a full training.
+        features: Features of the trials, `(trials, features)`. The last `num_beliefs` columns are beliefs.
+        trials: Trial of each observation, `(observations,)`, as a row of `features`.
+        epochs: Number of epochs before each observation, `(observations,)`.
+        values: Accuracy of each observation, `(observations,)`.
+        num_epochs: Number of epochs of a full training, N.
     """
 
     features: Float[np.ndarray, "trials features"]
@@ -81,8 +95,10 @@ class Curves:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Mean and standard deviation of the accuracies at the end, in whose units the process works; of the latest
-        ones where fewer than two trials have come to the end."""
+        """Mean and standard deviation of the accuracies after a full training. They are the units of the process.
+
+        If fewer than two trials were trained in full, the latest accuracy of each trial is used.
+        """
         finals = self.values[self.epochs == self.num_epochs]
         if len(finals) < 2:
             latest = dict(zip(self.trials, self.values, strict=True))
@@ -91,13 +107,12 @@ class Curves:
 
 
 def prior_of(num_options: Sequence[int], num_epochs: int) -> Float[np.ndarray, " hyperparameters"]:
-    """Logarithms of the medians of the hyperparameters, before anything is seen: the length scale of each feature,
-    then `_Scalars`.
+    """Logarithms of the prior medians of the hyperparameters: the length scale of each feature, then `_Scalars`.
 
-    Each option of a categorical gene has a length scale of its own: one of them may stand far from all the others.
+    Each option of a categorical gene has its own length scale, because one option may differ much from all others.
 
     Args:
-        num_options: Of each gene whose options have no order; 0 of the others, which are a feature each.
+        num_options: Number of options of each categorical gene. It is 0 for an ordinal gene, which is one feature.
     """
     lengths = []
     for number in num_options:
@@ -112,7 +127,7 @@ def fit_hyperparameters(
     prior: Float[np.ndarray, " hyperparameters"],
     start: Float[np.ndarray, " hyperparameters"] | None = None,
 ) -> Float[np.ndarray, " hyperparameters"]:
-    """Their logarithms at the maximum of the posterior."""
+    """Logarithms of the hyperparameters at the maximum of the posterior."""
     from scipy.optimize import minimize
 
     mean, scale = curves.scale
@@ -142,13 +157,13 @@ def _squared_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _parted(features: np.ndarray, num_beliefs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features that the kernel compares, and beliefs."""
+    """Splits features into those that the kernel compares, and beliefs."""
     num_compared = features.shape[1] - num_beliefs
     return features[:, :num_compared], features[:, num_compared:]
 
 
 def _trust(num_beliefs: int) -> float:
-    """Mean of the weight of each belief before anything is seen."""
+    """Prior mean of the weight of each belief."""
     return _TRUST / max(num_beliefs, 1)
 
 
@@ -158,7 +173,7 @@ def _split(theta: np.ndarray) -> tuple[np.ndarray, _Scalars]:
 
 
 class _Terms:
-    """What the likelihood of many hyperparameters shares."""
+    """Terms of the likelihood that do not depend on the hyperparameters."""
 
     def __init__(self, curves: Curves, y: np.ndarray) -> None:
         compared, beliefs = _parted(curves.features[curves.trials], curves.num_beliefs)
@@ -169,8 +184,8 @@ class _Terms:
         self._same = (curves.trials[:, None] == curves.trials).astype(float)
 
     def negative_log_likelihood(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
-        """Also its gradient."""
-        lapack: Any = import_module("scipy.linalg.lapack")  # whose stubs lack its routines
+        """Returns the value and its gradient."""
+        lapack: Any = import_module("scipy.linalg.lapack")  # its stubs lack its routines
         lengths, of = _split(theta)
         scaled = self._features / lengths
         k = np.exp(-0.5 * _squared_distances(scaled, scaled))
@@ -188,9 +203,9 @@ class _Terms:
         inverse += np.tril(inverse, -1).T
         weights = inverse @ self._y
         value = 0.5 * (self._y @ weights + log_determinant)
-        w = inverse - np.outer(weights, weights)  # the derivative of twice the value by the covariance
+        w = inverse - np.outer(weights, weights)  # derivative of twice the value with respect to the covariance
         wk, diagonal = w * k, np.diag(w)
-        # sums over pairs of the same sum of epochs, within which E is one number
+        # E depends only on the sum of epochs, so pairs with the same sum of epochs are added up
         cells = self._sums.ravel()
         of_all, of_k, of_same = (np.bincount(cells, weights=part.ravel()) for part in (w, wk, w * self._same))
         by_e = of.g**2 * of_k + of.m**2 * of_all + of.own_curve**2 * of_same
@@ -212,15 +227,15 @@ class _Terms:
 
 
 class CurvePosterior:
-    """The process given observations; accuracies in their own unit outside, in that of `Curves.scale` inside.
+    """The process given observations. Its methods return accuracies in their own unit, not in that of `Curves.scale`.
 
     Attributes:
-        noise_sd: Standard deviation of what one full training adds to what `predict` tells.
+        noise_sd: Standard deviation that one full training adds to that of `predict`.
 
     Args:
         theta: Logarithms of the hyperparameters.
-        pending: Trials that count as if they had ended at what is expected of them: they tell no more of the mean, and
-            leave less to find out.
+        pending: Trials that count as if they had ended at their expected accuracy. They leave the mean as it is, and
+            reduce the standard deviation.
     """
 
     def __init__(
@@ -228,7 +243,7 @@ class CurvePosterior:
     ) -> None:
         from scipy.linalg import solve_triangular
 
-        lapack: Any = import_module("scipy.linalg.lapack")  # whose stubs lack its routines
+        lapack: Any = import_module("scipy.linalg.lapack")  # its stubs lack its routines
         self._lengths, of = _split(theta)
         self._mean, self._scale = curves.scale
         num_epochs, self._num_beliefs = curves.num_epochs, curves.num_beliefs
@@ -245,8 +260,8 @@ class CurvePosterior:
         covariance[np.diag_indices_from(covariance)] += of.noise**2 + of.early**2 / np.maximum(epochs, 0.5) + _JITTER
         lower, info = lapack.dpotrf(covariance, lower=True, clean=False, overwrite_a=True)
         assert info == 0, "the noise keeps the matrix positive definite"
-        # the covariance of what is predicted with an observation is k(x, its trial) times a weight, and a constant, and
-        # the beliefs of x times weights
+        # the covariance of a prediction with an observation is a sum: k(x, trial of the observation) times a weight, a
+        # constant, and the beliefs about x times weights
         of_end = by_sum[num_epochs + epochs]
         num_known, num_used = len(curves.values), len(used)
         sides = np.zeros((len(trials), num_used + 2 + curves.num_beliefs))
@@ -257,7 +272,7 @@ class CurvePosterior:
         sides[:num_known, -1] -= _trust(curves.num_beliefs) * beliefs[:num_known].sum(axis=1)
         solved = solve_triangular(lower, sides, lower=True, check_finite=False, overwrite_b=True)
         parts, y = solved[:, :-1], solved[:, -1]
-        y = np.where(np.arange(len(y)) < num_known, y, 0.0)  # of what is pending, no surprise
+        y = np.where(np.arange(len(y)) < num_known, y, 0.0)  # pending trials end as expected
         self._weights, self._explained = parts.T @ y, parts.T @ parts
         self._weights[num_used + 1 :] += _trust(curves.num_beliefs)
         self._prior = of.f**2 + (of.g**2 + of.m**2) * by_sum[2 * num_epochs] + _CONSTANT
@@ -272,21 +287,23 @@ class CurvePosterior:
         return self._weights[own], np.sqrt(np.maximum(variance, 1e-12))
 
     def _parts(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What `_weights` weigh, and the variance before anything is seen."""
+        """The terms that `_weights` multiply, and the prior variance."""
         compared, beliefs = _parted(features, self._num_beliefs)
         k = np.exp(-0.5 * _squared_distances(compared / self._lengths, self._scaled))
         parts = np.hstack([k, np.ones((len(k), 1)), beliefs])
         return parts, self._prior + _TRUST_SD**2 * (beliefs**2).sum(axis=1)
 
     def expect(self, features: Float[np.ndarray, "candidates features"]) -> Float[np.ndarray, " candidates"]:
-        """Mean of the accuracy after a full training."""
+        """Expected accuracy after a full training."""
         return self._mean + self._scale * (self._parts(features)[0] @ self._weights)
 
     def predict(
         self, features: Float[np.ndarray, "candidates features"]
     ) -> tuple[Float[np.ndarray, " candidates"], Float[np.ndarray, " candidates"]]:
-        """Mean and standard deviation of the accuracy after a full training, without the noise of measuring it and
-        without what is a trial's own."""
+        """Mean and standard deviation of the accuracy after a full training.
+
+        The standard deviation leaves out the noise and the parts that belong to the single trial.
+        """
         parts, prior = self._parts(features)
         sd = np.sqrt(np.maximum(prior - ((parts @ self._explained) * parts).sum(axis=1), 1e-12))
         return self._mean + self._scale * (parts @ self._weights), self._scale * sd

@@ -1,4 +1,4 @@
-"""Earlier runs that a search learns from: read once, and kept in its own folder."""
+"""Earlier runs that a search learns from. They are read once and kept in the folder of the search."""
 
 import dataclasses
 import json
@@ -19,11 +19,12 @@ from cvt_nas.space import Option, SearchSpace
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """An earlier run: its trials that have an accuracy.
+    """An earlier run.
 
     Args:
         place: Path or URL of its folder.
         epochs: Number of epochs of a full training.
+        trials: Its trials that have an accuracy.
     """
 
     place: str
@@ -31,7 +32,7 @@ class Source:
     trials: tuple[TrialResult, ...]
 
     def to_json(self) -> dict[str, object]:
-        """Its entry in a manifest."""
+        """The entry for a manifest."""
         return {"place": self.place, "epochs": self.epochs, "trials": len(self.trials)}
 
 
@@ -57,7 +58,7 @@ def read_sources(places: Sequence[str | Path], *, metric: str) -> list[Source]:
 
 
 def keep_sources(sources: Sequence[Source], run: RunFolder) -> None:
-    """Writes earlier runs into the folder of a run that is about to begin."""
+    """Writes earlier runs into the folder of a run before it begins."""
     for number, source in enumerate(sources):
         path = run.earlier_path(number)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def keep_sources(sources: Sequence[Source], run: RunFolder) -> None:
 
 
 def check_same_sources(run: RunFolder, places: Sequence[str | Path]) -> None:
-    """Raises RunFolderError where a resumed run is given other earlier runs than it began with."""
+    """Raises RunFolderError if a resumed run is given other earlier runs than it began with."""
     began = [told["place"] for told in run.manifest.get("learn_from", ())]
     asked = [str(place) if is_url(place) else str(Path(place).absolute()) for place in places]
     if asked and asked != began:
@@ -75,7 +76,7 @@ def check_same_sources(run: RunFolder, places: Sequence[str | Path]) -> None:
 
 
 def beliefs_of(experiment: Experiment, run: RunFolder) -> Beliefs:
-    """Beliefs that a search starts with: from the earlier runs in its folder, and from the priors of its file."""
+    """Beliefs at the start of a search, from the earlier runs in its folder and from the priors of its file."""
     space, told = experiment.space, run.manifest.get("learn_from", ())
     return Beliefs(
         runs=tuple(_earlier_run(source, run, number, space) for number, source in enumerate(told)),

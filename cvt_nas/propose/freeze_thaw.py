@@ -1,9 +1,9 @@
-"""Freezing and thawing: after each epoch, whoever promises the most for the epochs that are left to it gets the worker.
+"""Freezing and thawing: after each epoch, the network with the greatest value per remaining epoch gets the worker.
 
-A new network is worth what it is expected to add to the front's hypervolume, divided by the epochs of a full training;
-a paused or running one, what it is expected to add, divided by the epochs that are left to it. A running trial keeps
-its worker unless another one is worth more by a margin, which is wide as long as little is known. The trials of the
-initial design are trained in full: from them, the model learns how curves go on.
+The value of a network is its expected addition to the hypervolume of the front. For a new network, it is divided by
+the epochs of a full training. For a paused or running trial, it is divided by the epochs that the trial has left. A
+running trial keeps its worker unless another network is worth more by a margin. The margin is wide while little is
+known. The trials of the initial design are trained in full, so that the model learns from them how curves go on.
 
 Source: Swersky et al. 2014, arXiv:1406.3896, for freezing and thawing of curves with one objective.
 """
@@ -17,15 +17,15 @@ from cvt_nas.propose.asha import Decision
 from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.study import PartialTrial, Study
 
-_MARGIN = 40.0  # times the epochs of a full training, over the epochs spent so far
-_WORTH = 1e-4  # of the hypervolume; what promises less is not trained on once no new trial begins
+_MARGIN = 40.0  # multiplied by the epochs of a full training, and divided by all epochs so far
+_WORTH = 1e-4  # hypervolume; once no new trial begins, a paused trial with less expected gain does not go on
 
 
 class FreezeThaw:
-    """Who goes on, as the study's own model expects.
+    """Decides which trials go on, by the model of the study.
 
     Args:
-        num_epochs: Of a full training.
+        num_epochs: Number of epochs of a full training.
     """
 
     def __init__(self, study: Study, *, num_epochs: int) -> None:
@@ -33,8 +33,10 @@ class FreezeThaw:
         self._paused: set[int] = set()
 
     def take_over(self, trial: PartialTrial, *, is_paused: bool) -> Decision:
-        """What becomes of a trial that an earlier process paused, or had in flight: a process can end between an
-        epoch's report and the decision, so it is taken again."""
+        """Decides about a trial that an earlier process paused, or had in flight.
+
+        A process can end between the report of an epoch and the decision, so the decision is made again.
+        """
         if is_paused:
             self._paused.add(trial.proposal.number)
             return "pause"
@@ -42,7 +44,7 @@ class FreezeThaw:
         return self._decide(trial.proposal.number) if is_between else "go"
 
     def decide(self, trial: PartialTrial) -> Decision:
-        """Keeps how far a trial has come, and says whether it goes on."""
+        """Stores the progress of a trial, and decides whether it goes on."""
         self._study.report(trial)
         return self._decide(trial.proposal.number)
 
@@ -50,7 +52,7 @@ class FreezeThaw:
         observed = self._study.observed()
         if self._study.is_initial(number, observed):
             return "go"
-        observed[number] = replace(observed[number], status="stopped")  # it competes for its worker as if it had none
+        observed[number] = replace(observed[number], status="stopped")  # it competes as if it had no worker
         new, rates = self._rates(observed, [number, *sorted(self._paused)])
         margin = _MARGIN * self._num_epochs / sum(len(o.curve) for o in observed.values())
         if rates[0] * (1 + margin) >= max(new, *rates[1:], 0.0):
@@ -59,7 +61,7 @@ class FreezeThaw:
         return "pause"
 
     def promote(self) -> int | None:
-        """The paused trial that is worth the most, where it is worth more than a new one; it counts as gone on."""
+        """The paused trial that is worth the most, recorded as gone on. None if a new trial is worth more."""
         observed, waiting = self._study.observed(), sorted(self._paused)
         if not waiting or self._study.next_is_initial(observed):
             return None
@@ -72,7 +74,7 @@ class FreezeThaw:
 
     @property
     def num_promotable(self) -> int:
-        """Paused trials that go on as soon as a worker is free, once no new trial begins."""
+        """Number of paused trials that go on as soon as a worker is free, once no new trial begins."""
         waiting = sorted(self._paused)
         if not waiting:
             return 0
@@ -80,8 +82,11 @@ class FreezeThaw:
         return int((rates >= _WORTH / self._num_epochs).sum())
 
     def _rates(self, observed: Mapping[int, Observation], numbers: Sequence[int]) -> tuple[float, np.ndarray]:
-        """What the next new trial and each of these are expected to add to the hypervolume, for each epoch of their
-        own; less than nothing where there is no new one."""
+        """Expected addition to the hypervolume per remaining epoch.
+
+        Returns:
+            The rate of the next new trial, below 0 if there is none, and the rates of the trials in `numbers`.
+        """
         new, gains = self._study.gains(observed, numbers)
         left = self._num_epochs - np.array([len(observed[number].curve) for number in numbers])
         return new / self._num_epochs, gains / left

@@ -1,4 +1,4 @@
-"""The expected hypervolume improvement of a candidate whose costs are known."""
+"""Expected hypervolume improvement of candidates with known costs."""
 
 import math
 
@@ -10,23 +10,23 @@ from cvt_nas.results import is_non_dominated
 def expected_hypervolume_improvement(
     mean: np.ndarray, sd: np.ndarray, costs: np.ndarray, *, front_costs: np.ndarray, front_levels: np.ndarray
 ) -> np.ndarray:
-    """Expected growth of the volume between the front and accuracy 0 at cost 1.
+    """Expected growth of the volume between the front and the reference point, which has accuracy 0 and costs 1.
 
-    The accuracy that is reached at each cost so far is a step function; a candidate adds to each of its cells
-    to the right of its own cost the cell's area times what its accuracy exceeds the step.
+    The best accuracy at each cost so far is a step function over cells of cost space. In each cell to the right of its
+    own cost, a candidate adds the area of the cell times the excess of its accuracy over the step.
 
     Args:
-        mean, sd: Of the candidates' accuracies, Gaussian, `(candidates,)`.
-        costs: Exact, scaled so that the reference is 1, `(candidates, 1 or 2)`.
-        front_costs: Of what was evaluated, `(evaluated, 1 or 2)`.
-        front_levels: Its accuracies, `(evaluated,)`.
+        mean, sd: Gaussian mean and standard deviation of the accuracy of each candidate, `(candidates,)`.
+        costs: Exact costs of the candidates, scaled so that the reference is 1, `(candidates, 1 or 2)`.
+        front_costs: Costs of the evaluated networks, `(evaluated, 1 or 2)`.
+        front_levels: Accuracies of the evaluated networks, `(evaluated,)`.
 
     Returns:
         `(candidates,)`.
     """
     from scipy.special import ndtr
 
-    if costs.shape[1] == 1:  # one cost is two, of which one is free
+    if costs.shape[1] == 1:  # a second cost that is always 0
         costs, front_costs = (np.column_stack([c, np.zeros(len(c))]) for c in (costs, front_costs))
     keep = is_non_dominated(np.column_stack([-front_levels, front_costs])) & (front_costs < 1).all(axis=1)
     front_costs, front_levels = front_costs[keep], np.maximum(front_levels[keep], 0.0)

@@ -1,4 +1,4 @@
-"""Optuna's journal file, as it is used here: by one process at a time, on a disk that may be full or away."""
+"""Optuna's journal file for one process at a time, on a disk that may be full or away."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ class _Backend(JournalFileBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         def append() -> None:
-            repair_last_line(self._path)  # what an attempt before this one left
+            repair_last_line(self._path)  # an earlier attempt may have torn it
             super(_Backend, self).append_logs(logs)
 
         patiently(append)

@@ -1,4 +1,4 @@
-"""What the trials of a search taught so far."""
+"""Observations: what a model learns from the trials of a search."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ import numpy as np
 from cvt_nas.propose.curves import Curves
 from cvt_nas.space import Genome
 
-MAX_FITTED = 220  # accuracies to which hyperparameters are fitted
+MAX_FITTED = 220  # greatest number of accuracies to which hyperparameters are fitted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Observation:
-    """What a trial taught so far.
+    """What a model learns from a trial.
 
     Args:
-        curve: Accuracy after each epoch; empty for a trial in flight that reported none, and for one that failed.
-        status: `complete`, `stopped`, `running`, or `failed` for whatever ended without an accuracy.
-        epoch_seconds: Mean of its epochs; None where it is not known.
-        inherited: Accuracy before any training of its own, with weights of a supernet.
+        curve: Accuracy after each epoch. It is empty for a trial in flight without a report, and for a failed trial.
+        status: `complete`, `stopped`, `running`, or `failed` for a trial that ended without an accuracy.
+        epoch_seconds: Mean seconds of an epoch; None if it is not known.
+        inherited: Accuracy with weights of a supernet, before any training of its own.
     """
 
     genome: Genome
@@ -32,11 +32,14 @@ class Observation:
 def curves_of(
     observations: Sequence[Observation], features: np.ndarray, num_epochs: int, *, num_beliefs: int = 0
 ) -> Curves:
-    """The accuracies of all trials after each of their epochs, a row of `features` each; after epoch 0 what they
-    inherited.
+    """Accuracies of all trials after each of their epochs. Inherited accuracies count as accuracies after epoch 0.
 
-    A failed trial counts as the worst that was trained in full. Accuracies are not taken for less than twice as far
-    below the median of their epoch as the best is above it: how bad the worst are is nothing that a search has to know.
+    A failed trial counts as the worst trial that was trained in full. Very low accuracies are raised to a limit, since
+    a search need not know how bad the worst trials are. The limit lies below the median of the epoch, by twice the
+    distance from the median to the best, in this epoch or after full trainings, whichever distance is greater.
+
+    Args:
+        features: Features of the trials, one row for each.
     """
     known = [
         (trial, epoch, accuracy)
@@ -69,8 +72,11 @@ def _spread(values: np.ndarray) -> float:
 
 
 def most_telling(curves: Curves, limit: int, rng: np.random.Generator) -> np.ndarray:
-    """As many of the observations as a model can take: the last of each trial first, then the first epochs, at
-    growing distances; of trials that went equally far, in random order."""
+    """Chooses the `limit` most informative observations, and returns their indices.
+
+    The last observation of each trial comes first. Then come early epochs at growing distances. Trials that went
+    equally far are in random order.
+    """
     num_known = len(curves.values)
     if num_known <= limit:
         return np.arange(num_known)
@@ -86,7 +92,7 @@ def most_telling(curves: Curves, limit: int, rng: np.random.Generator) -> np.nda
 
 
 def _fibonacci(last: int) -> np.ndarray:
-    """0, 1, 2, 3, 5, 8 and so on up to `last`."""
+    """The numbers 0, 1, 2, 3, 5, 8 and so on, up to `last`."""
     numbers = [0, 1, 2]
     while numbers[-1] < last:
         numbers.append(numbers[-1] + numbers[-2])

@@ -1,4 +1,4 @@
-"""Optuna as it ships: the baseline of `Study`."""
+"""Optuna without changes, as a baseline for `Study`."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ PLAIN_SAMPLERS: Mapping[str, Callable[..., BaseSampler]] = {
 
 
 class PlainStudy(Source):
-    """A study that may propose what it proposed before."""
+    """A study that may propose the same architecture again."""
 
     def __init__(self, space: GenomeSpace, *, metrics: Sequence[Metric], sampler: str, seed: int) -> None:
         self._space, self._metrics, self._seed = space, metrics, seed

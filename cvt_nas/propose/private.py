@@ -1,4 +1,4 @@
-"""What this package uses of Optuna beyond its public interface. Its tests say when a version changes that."""
+"""All uses of Optuna's private interface in this package. Its tests fail if a new version changes that interface."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,17 +8,17 @@ from optuna.trial import FrozenTrial
 
 
 class StoredTrials:
-    """The trials of a study, written to its storage at once.
+    """Writes whole trials to the storage of a study.
 
-    `Study.ask` would write a trial gene by gene, and wait for the disk each time. `Trial.set_user_attr` is there for
-    trials that this process asked for, and not for those of an earlier one.
+    `Study.ask` would write a trial gene by gene, and wait for the disk each time. `Trial.set_user_attr` works for
+    trials that this process asked for, but not for trials of an earlier process.
     """
 
     def __init__(self, study: optuna.Study) -> None:
         self._storage, self._study_id = study._storage, study._study_id
 
     def add(self, trial: FrozenTrial) -> FrozenTrial:
-        """A new trial like `trial`, with a number of its own."""
+        """Adds a copy of `trial`, and returns it with its new number."""
         return self._storage.get_trial(self._storage.create_new_trial(self._study_id, template_trial=trial))
 
     def attributes(self, number: int) -> dict[str, Any]:

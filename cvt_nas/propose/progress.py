@@ -1,4 +1,4 @@
-"""The trials that a search has begun, as any process can read them from its journal."""
+"""Reads the trials that a search has begun from its journal. Any process can do this."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from cvt_nas.run import RunFolder
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BegunTrial:
-    """A trial that has begun and not ended.
+    """A trial that has begun but not ended.
 
     Args:
         curve: Accuracy on the search split after each epoch.
@@ -27,7 +27,7 @@ class BegunTrial:
 
 
 class BegunTrials:
-    """Reads the journal of a run, and writes nothing. Each call reads what was added since the last one."""
+    """Reads the journal of a run, and writes nothing. Each call reads only the lines added since the last call."""
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run

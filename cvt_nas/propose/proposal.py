@@ -1,4 +1,4 @@
-"""Trials as values: proposed, under way, and ended."""
+"""Values for trials that are proposed, unfinished or ended."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,11 +10,11 @@ from cvt_nas.space import Genome
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proposal:
-    """An architecture to train, feasible and new.
+    """An architecture to train. It is feasible and new.
 
     Args:
-        seed: Of its training.
-        predicted: What the surrogate expects of it; None if the surrogate did not choose it.
+        seed: Seed of its training.
+        predicted: Prediction of the surrogate; None if the surrogate did not choose it.
     """
 
     number: int
@@ -26,7 +26,7 @@ class Proposal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartialTrial:
-    """How far a trial came that has not ended: `seconds` were spent on it, `train_seconds` of them in epochs."""
+    """Progress of a trial that has not ended. `seconds` were spent on it, of which `train_seconds` were in epochs."""
 
     proposal: Proposal
     curve: tuple[float, ...]
@@ -35,7 +35,7 @@ class PartialTrial:
 
 
 class Ended(Protocol):
-    """How a trial ended; a `TrialResult` is one."""
+    """Protocol of an ended trial, such as `TrialResult`."""
 
     @property
     def number(self) -> int: ...

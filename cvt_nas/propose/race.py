@@ -1,6 +1,6 @@
-"""A race as it is decided: a source of proposals, and the scheduler that pauses, stops and promotes their trials.
+"""The decisions of a race: a source proposes trials, and a scheduler pauses, stops and promotes them.
 
-Ray Tune drives it (`cvt_nas.launch.tune`), and so does a simulated clock (`cvt_nas.propose.simulation`).
+Ray Tune drives a race (`cvt_nas.launch.tune`), and so does a simulated clock (`cvt_nas.propose.simulation`).
 """
 
 from collections import deque
@@ -15,40 +15,40 @@ from cvt_nas.results import FAILURES, Metric, TrialResult
 
 
 class Source(Protocol):
-    """Who says what is trained next, and hears how it ended: `Study`, or one that keeps nothing of its trials."""
+    """Proposes trials, and is told how they ended: `Study`, or a source that stores nothing."""
 
     def ask(self) -> Proposal | None:
-        """What to train next; None where nothing is left."""
+        """The next proposal to train; None if nothing is left."""
         ...
 
     def tell(self, ended: Ended, /) -> None:
-        """How a trial ended for good."""
+        """Records the final end of a trial."""
         ...
 
     @property
     def has_no_more(self) -> bool:
-        """Whether `ask` would give nothing, as far as that is known beforehand."""
+        """Whether `ask` would return None, as far as is known beforehand."""
         return False
 
     def report(self, trial: PartialTrial, /) -> None:
-        """How far a trial in flight has come; one that waited goes on."""
+        """Stores the progress of a trial in flight. A paused trial counts as gone on."""
 
     def pause(self, trial: PartialTrial, /) -> None:
-        """A trial waits at a rung."""
+        """Stores that a trial is paused."""
 
     def paused(self) -> Iterator[PartialTrial]:
-        """What an earlier process paused."""
+        """Trials that an earlier process paused."""
         return iter(())
 
     def interrupted(self) -> Iterator[PartialTrial]:
-        """What was in flight when an earlier process ended, taken out of what `ask` gives."""
+        """Trials in flight when an earlier process ended. `ask` does not return them any more."""
         return iter(())
 
 
 class FixedPlan(Source):
-    """Trainings that are fixed beforehand, asked for in their order; nobody learns from them.
+    """Trainings that are fixed beforehand, in their order. Their results do not influence what is proposed.
 
-    One that was in flight when the process ended is in the plan of the next one, and goes on from its checkpoint.
+    A trial in flight when the process ends is in the plan of the next process, and goes on from its checkpoint.
     """
 
     def __init__(self, proposals: Iterable[Proposal]) -> None:
@@ -58,7 +58,7 @@ class FixedPlan(Source):
         return self._left.popleft() if self._left else None
 
     def tell(self, ended: Ended, /) -> None:
-        """Nothing: the record holds it."""
+        """Does nothing, since the record holds the result."""
 
     @property
     def has_no_more(self) -> bool:
@@ -66,23 +66,23 @@ class FixedPlan(Source):
 
 
 class Scheduler(Protocol):
-    """Who decides which trials go on."""
+    """Decides which trials go on."""
 
     def take_over(self, trial: PartialTrial, *, is_paused: bool) -> Decision:
-        """What becomes of a trial that an earlier process paused, or had in flight; the paused ones come first."""
+        """Decides about a trial that an earlier process paused, or had in flight. Paused trials come first."""
         ...
 
     def decide(self, trial: PartialTrial) -> Decision:
-        """After each epoch of a trial but the last: whether it goes on."""
+        """Decides whether a trial goes on. It is called after each epoch except the last."""
         ...
 
     def promote(self) -> int | None:
-        """A paused trial that goes on now, before any new one."""
+        """A paused trial that goes on now, before any new trial begins; None if there is none."""
         ...
 
     @property
     def num_promotable(self) -> int:
-        """Paused trials that go on as soon as a worker is free."""
+        """Number of paused trials that go on as soon as a worker is free."""
         ...
 
 
@@ -97,7 +97,7 @@ class OnRungs(Scheduler):
         self.asha, self._metrics = asha, metrics
 
     def take_over(self, trial: PartialTrial, *, is_paused: bool) -> Decision:
-        # Tune asks about a report before anybody hears of it, so one that was in flight has passed its rungs
+        # Tune asks for a decision before a report is stored, so a trial in flight has passed the rungs in its curve
         costs = losses_of_cost(trial.proposal.cost, self._metrics)
         self.asha.replay(trial.proposal.number, trial.curve, costs, is_paused=is_paused)
         return "pause" if is_paused else "go"
@@ -115,12 +115,13 @@ class OnRungs(Scheduler):
 
 
 class Race:
-    """Who is trained next, and who goes on.
+    """Decides what is trained next, and which trials go on.
 
     Args:
-        source: What an earlier process left of its trials is taken over: those in flight are asked for first.
+        source: Proposes trials. Its unfinished trials from an earlier process are taken over. Trials that were in
+            flight come first.
         scheduler: Stops or pauses trials; None trains each of them in full.
-        ask_first: What is trained before a paused trial goes on, as a person asked for it; gives None for nothing.
+        ask_first: Returns a trial that a user asked for, or None. It is trained before a paused trial goes on.
     """
 
     def __init__(
@@ -145,17 +146,20 @@ class Race:
 
     @property
     def has_no_more(self) -> bool:
-        """Whether no new trial will be asked for, as far as that is known beforehand."""
+        """Whether there will be no new trial, as far as is known beforehand."""
         return self._source.has_no_more
 
     @property
     def num_waiting(self) -> int:
-        """Trials that have begun and go on as soon as somebody asks."""
+        """Number of trials that have begun and go on at the next call of `ask`."""
         return len(self._again) + (0 if self._scheduler is None else self._scheduler.num_promotable)
 
     def ask(self) -> Proposal | None:
-        """What a free worker trains next: a trial that lost its worker, what a person asked for, a paused trial that
-        may go on, or a new one; None where there is nothing to train until another trial reports."""
+        """The next trial for a free worker; None if there is nothing to train until another trial reports.
+
+        Trials come in this order: those that lost their worker, those that a user asked for, paused trials that may
+        go on, and new trials.
+        """
         if self._again:
             return self._again.popleft()
         if self._ask_first is not None and (asked_for := self._ask_first()) is not None:
@@ -167,18 +171,21 @@ class Race:
         return self._source.ask()
 
     def try_again(self, proposal: Proposal) -> None:
-        """A trial lost its worker: `ask` gives it before any other."""
+        """Makes `ask` return a trial that lost its worker, before any other trial."""
         self._again.append(proposal)
 
     def report(self, trial: PartialTrial) -> None:
-        """Keeps how far a trial came, for another process."""
+        """Stores the progress of a trial for a later process."""
         self._source.report(trial)
 
     def decide(
         self, proposal: Proposal, curve: tuple[float, ...], *, seconds: float = 0.0, train_seconds: float = 0.0
     ) -> Decision:
-        """After each epoch of a trial but the last: whether it goes on. The seconds are kept with a trial that
-        pauses."""
+        """Decides whether a trial goes on. It is called after each epoch except the last.
+
+        Args:
+            seconds, train_seconds: See `PartialTrial`. They are stored with a trial that pauses.
+        """
         if self._scheduler is None:
             return "go"
         trial = PartialTrial(proposal=proposal, curve=curve, seconds=seconds, train_seconds=train_seconds)
@@ -192,11 +199,11 @@ class Race:
         self._source.pause(trial)
 
     def tell(self, ended: Ended) -> None:
-        """A trial ended for good."""
+        """Records the final end of a trial."""
         self._source.tell(ended)
 
     def end_paused(self) -> list[Proposal]:
-        """Trials that wait where nothing else is left to train, in the order of their numbers: they have ended."""
+        """Ends all paused trials when nothing else is left to train, and returns them in the order of their numbers."""
         ended = [self._paused[number].proposal for number in sorted(self._paused)]
         self._paused.clear()
         return ended
@@ -210,8 +217,12 @@ def race_of(
     rungs: Sequence[int] = (),
     ask_first: Callable[[], Proposal | None] | None = None,
 ) -> Race:
-    """The race of the experiment's scheduler, with its rungs as the trials of earlier processes left them: those that
-    the run began with, since trials that met different `rungs` would not compare. `ask_first` is `Race`'s."""
+    """Makes the race of an experiment, with the trials of earlier processes on its rungs.
+
+    Args:
+        rungs: Rungs that the run began with. Trials on different rungs could not be compared.
+        ask_first: See `Race`.
+    """
     settings, metrics = experiment.search, experiment.objectives
     if settings.scheduler == "none":
         return Race(study, ask_first=ask_first)
@@ -226,7 +237,7 @@ def race_of(
         rungs=rungs,
     )
     for result in results:
-        if result.status in FAILURES:  # it is tried again, and must not meet itself on a rung
+        if result.status in FAILURES:  # it is tried again, and must not compete with itself on a rung
             continue
         costs = losses_of_cost(result.cost, metrics)
         asha.replay(result.number, result.curve, costs, is_stopped=result.status == "stopped")

@@ -1,7 +1,7 @@
-"""Optuna's samplers, made to propose only what is feasible and new: they are asked again until they do.
+"""Optuna's samplers, restricted to feasible and new proposals. They are asked again until they return one.
 
-Each proposal is a function of the seed and of the trials told so far, so that a resumed search goes on as
-if it had never been interrupted.
+Each proposal depends only on the seed and the trials told so far. So a resumed search goes on as if it had never been
+interrupted.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ SamplerName = Literal["surrogate", "tpe", "nsga2", "gp", "random"]
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 
 _SAMPLER_TRIES = 50
-_GP_TRIES = 3  # each fits the process again, and most find the same maximum
+_GP_TRIES = 3  # each try fits the process again, and most find the same maximum
 _RANDOM_TRIES = 2_000
 _ENUMERABLE = 20_000
 
 
 class UnseenSampler(BaseSampler):
-    """A sampler for Optuna's study, whose proposals are feasible and new.
+    """A sampler for a study of Optuna that proposes only feasible and new genomes.
 
     Args:
-        kind: One of Optuna's, by the name that section `search` has for it, or a plug-in; see `load_sampler`.
-        seen: Canonical genomes that were proposed; the owner adds to it.
+        kind: A sampler of Optuna by its name in section `search`, or a plug-in; see `load_sampler`.
+        seen: Canonical genomes that were proposed. The owner adds to it.
     """
 
     def __init__(self, kind: str, space: GenomeSpace, *, seed: int, seen: set[Genome]) -> None:
@@ -53,12 +53,12 @@ class UnseenSampler(BaseSampler):
             if self._kind == "tpe":
                 return TPESampler(n_startup_trials=10, multivariate=True, constant_liar=True, seed=seed)
             if self._kind == "nsga2":
-                # Optuna's population of 50 makes the first 50 trials random; searches here are short
+                # Optuna's population of 50 would make the first 50 trials random, and searches here are short
                 return NSGAIISampler(population_size=20, seed=seed)
             return GPSampler(seed=seed, n_startup_trials=10, deterministic_objective=False)
 
     def prepare(self, number: int) -> bool:
-        """Readies the proposal of trial `number`; False where nothing feasible and new is left."""
+        """Prepares the proposal of trial `number`. Returns False if nothing feasible and new is left."""
         self._inner = self._make(number)
         self._fallback = draw_unseen(
             self._space, self._seen, random.Random(derive_seed(self._seed, number, "fallback"))
@@ -98,13 +98,13 @@ class UnseenSampler(BaseSampler):
 
 
 def load_sampler(name: str) -> Callable[..., BaseSampler]:
-    """The sampler of Optuna's kind that a plug-in is: a class or function, called with a `seed` before each proposal.
+    """Loads a class or function that makes a sampler of Optuna. It is called with a `seed` before each proposal.
 
     Args:
         name: `MODULE:NAME`, see `load_plugin`; or `optunahub:NAME`, a package below `samplers/` of OptunaHub.
 
     Raises:
-        PluginError: There is none.
+        PluginError: There is no such plug-in, or it makes no sampler.
     """
     where, _, package = name.partition(":")
     found = _sampler_of_hub(package) if where == "optunahub" else load_plugin(name, "search.sampler")
@@ -141,12 +141,12 @@ def _sampler_of_hub(package: str) -> Callable[..., BaseSampler]:
 
 
 def is_new(genome: Genome, space: GenomeSpace, seen: set[Genome]) -> bool:
-    """Whether `genome` is feasible and, in its canonical form, not in `seen`."""
+    """Whether `genome` is feasible and its canonical form is not in `seen`."""
     return space.canonical(genome) not in seen and space.is_feasible(space.cost(genome))
 
 
 def draw_unseen(space: GenomeSpace, seen: set[Genome], rng: random.Random) -> Genome | None:
-    """A random genome that `is_new`, canonical; None where none is found: none is left, or next to none."""
+    """A random canonical genome that `is_new`; None if none, or hardly any, is left."""
     for _ in range(_RANDOM_TRIES):
         genome = space.sample_feasible(rng)
         if genome is None:
@@ -157,7 +157,7 @@ def draw_unseen(space: GenomeSpace, seen: set[Genome], rng: random.Random) -> Ge
 
 
 def observation_of(trial: FrozenTrial, space: GenomeSpace) -> Observation:
-    """What a trial of Optuna's teaches a surrogate; one that is paused teaches what a stopped one does."""
+    """The observation of a trial of Optuna for a surrogate. A paused trial counts as stopped."""
     genome = genome_of(space, trial.params)
     progress = progress_of(trial)
     epoch_seconds = progress.train_seconds / len(progress.curve) if progress.curve else None
@@ -170,11 +170,11 @@ def observation_of(trial: FrozenTrial, space: GenomeSpace) -> Observation:
 
 
 class Progress(NamedTuple):
-    """How far a trial in flight has come, as its study's storage has it.
+    """Progress of a trial in flight, as stored by its study.
 
     Args:
         curve: Accuracy after each epoch.
-        seconds: Spent on it, and `train_seconds` of them in epochs.
+        seconds: Seconds spent on the trial. `train_seconds` of them were in epochs.
     """
 
     curve: tuple[float, ...] = ()
@@ -183,17 +183,17 @@ class Progress(NamedTuple):
     is_paused: bool = False
 
 
-_EPOCHS = 16  # of a curve in one attribute, so that an epoch adds no more to a journal however long the training is
+_EPOCHS = 16  # epochs of a curve in one attribute, so that long trainings do not add more to a journal in each epoch
 
 
 def progress_to_attrs(progress: Progress, known: Mapping[str, object]) -> dict[str, object]:
-    """The attributes of a trial that keep `progress`, in the order in which they are to be written.
+    """The attributes of a trial that store `progress`, in the order in which they must be written.
 
-    Whole parts of the curve have attributes of their own, and are written once. Intermediate values would be the place
-    for a curve, if Optuna's TPE could rank stopped trials by them where there are several objectives.
+    Each whole part of the curve has its own attribute, which is written once. Optuna's intermediate values are not used
+    for the curve, because Optuna's TPE cannot rank stopped trials by them if there are several objectives.
 
     Args:
-        known: Those that it has already.
+        known: Attributes that the trial already has.
     """
     begin = len(progress.curve) // _EPOCHS * _EPOCHS
     parts = {_part(at): list(progress.curve[at : at + _EPOCHS]) for at in range(0, begin, _EPOCHS)}
@@ -203,7 +203,7 @@ def progress_to_attrs(progress: Progress, known: Mapping[str, object]) -> dict[s
 
 
 def progress_of(trial: FrozenTrial) -> Progress:
-    """Of a trial in flight; nothing of one that has reported nothing. Earlier versions kept the curve in one piece."""
+    """Progress of a trial in flight, empty before its first report. Earlier versions kept the curve in one piece."""
     attrs = trial.user_attrs
     if (kept := attrs.get("progress")) is None:
         return Progress()
@@ -221,12 +221,12 @@ def _part(begin: int) -> str:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed of 31 bits that is a function of `parts`."""
+    """A seed of 31 bits that depends only on `parts`."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little") >> 1
 
 
 def distributions_of(space: GenomeSpace) -> dict[str, BaseDistribution]:
-    """Ordinal genes as integers, so that samplers can use their order."""
+    """Optuna's distributions of the genes. Ordinal genes are integers, so that samplers can use their order."""
     return {
         gene.name: IntDistribution(0, len(gene.options) - 1)
         if gene.is_ordinal
@@ -244,5 +244,5 @@ def params_of(space: GenomeSpace, genome: Genome) -> dict[str, int]:
 
 
 def is_whole(trial: FrozenTrial, space: GenomeSpace) -> bool:
-    """Whether every gene was written before a crash could tear the proposal."""
+    """Whether all genes of a proposal were written. A crash can leave a part of them."""
     return all(gene.name in trial.params for gene in space.genes)

@@ -1,4 +1,4 @@
-"""A race on a simulated clock: it is decided as a real one, and has whatever curves instead of training."""
+"""A race on a simulated clock. It decides as a real race does, but takes its learning curves from a function."""
 
 import heapq
 import itertools
@@ -18,7 +18,7 @@ from cvt_nas.results import Status
 from cvt_nas.space import Genome, GenomeSpace
 
 _EARLY, _NOISE = 0.008, 0.003  # standard deviations of made-up accuracies
-_SAMPLE = 200  # networks by whose mean FLOPs sizes are judged
+_SAMPLE = 200  # networks whose mean FLOPs count as a normal size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,25 +34,28 @@ class Outcome:
 
 
 class Search(Protocol):
-    """What `run_clock` drives: who proposes trials and who stops them, as one. `Race` is one."""
+    """Proposes trials and stops them. `run_clock` drives it, and `Race` is an example."""
 
     def ask(self) -> Proposal | None:
-        """What a free worker trains next: a new trial, or a paused one, which goes on from where it stood; None for
-        nothing."""
+        """The next trial for a free worker, or None. It is new, or it was paused and goes on where it stopped."""
         ...
 
     def decide(self, proposal: Proposal, curve: tuple[float, ...], *, train_seconds: float) -> Decision:
-        """After each epoch of a trial but the last: whether it goes on. The seconds are of all its epochs so far."""
+        """Decides whether a trial goes on. It is called after each epoch except the last.
+
+        Args:
+            train_seconds: Seconds of all its epochs so far.
+        """
         ...
 
     def tell(self, ended: Outcome) -> None:
-        """A trial was trained in full, or was stopped by `decide`."""
+        """Records a trial that was trained in full, or that `decide` has stopped."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """A proposal was made in some seconds of the real clock; it is new, or one that was paused."""
+    """A new or paused trial was proposed. This took `seconds` on the real clock."""
 
     proposal: Proposal
     seconds: float
@@ -61,8 +64,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochEnded:
-    """A trial has been trained for so many epochs, at `now` on the simulated clock, and what follows from it is
-    decided."""
+    """A trial has ended an epoch at `now` on the simulated clock, and the decision about it is made."""
 
     now: float
     proposal: Proposal
@@ -81,25 +83,25 @@ def run_clock(
     spread: Spread | None = None,
     has_no_more: Callable[[], bool] = bool,
 ) -> Iterator[Asked | EpochEnded]:
-    """A race of `search` whose trials run side by side, asynchronously, until nothing is left to train.
+    """Runs the trials of `search` side by side, asynchronously, until nothing is left to train.
 
     Args:
-        epoch_seconds: Of one epoch of a trial.
-        begin_seconds: Of a slot whenever it takes up a trial, a paused one included.
-        spread: Of `search.spread_last`; a trial on so many times as many GPUs takes so much less time.
-        has_no_more: Whether no new trial will be asked for, without which nothing is spread.
+        epoch_seconds: Returns the seconds of one epoch of a trial.
+        begin_seconds: Seconds that a slot needs to begin a trial or to resume a paused one.
+        spread: Divides GPUs, see `search.spread_last`. The time of an epoch is inverse to the number of GPUs.
+        has_no_more: Whether there will be no new trial. Before that, nothing is spread.
 
     Yields:
-        What happens, in its order. Whoever has seen enough stops reading.
+        Events in the order of the clock. The caller may stop at any time.
     """
     clock = itertools.count()
-    events: list[tuple[float, int, Proposal, int]] = []  # when which proposal will have trained how many epochs
-    paused: dict[int, int] = {}  # trials, with the epochs that they have trained
-    gpus: dict[int, float] = {}  # of the trials that run
+    events: list[tuple[float, int, Proposal, int]] = []  # time, tie-breaker, proposal, epochs by then
+    paused: dict[int, int] = {}  # epochs of paused trials
+    gpus: dict[int, float] = {}  # GPUs of running trials
     num_free, now = num_slots, 0.0
 
     def seconds_of(proposal: Proposal, *, num_left: int) -> float:
-        """Of its next epoch, on its share of the GPUs that are idle, where it begins again on more of them."""
+        """Seconds of the next epoch. The trial may restart on more GPUs first, if enough are idle."""
         if spread is None:
             return epoch_seconds(proposal)
         begins = proposal.number not in gpus
@@ -150,10 +152,10 @@ def run_clock(
 
 
 class MadeUpCurves:
-    """Learning curves of a space's networks, for want of trained ones.
+    """Made-up learning curves for the networks of a space.
 
-    A better end for larger networks, a preference for each option, a deviation of early epochs that fades until the
-    end, and noise. What the curve of a network is follows from `seed` and its genome.
+    Larger networks end better, and each option has an effect of its own. Early epochs have a deviation that fades until
+    the end, and all epochs have noise. The curve of a network depends only on `seed` and its genome.
     """
 
     def __init__(self, space: GenomeSpace, *, num_epochs: int, seed: int) -> None:
@@ -165,7 +167,7 @@ class MadeUpCurves:
         self._known: dict[Genome, np.ndarray] = {}
 
     def __call__(self, proposal: Proposal) -> Float[np.ndarray, " epochs"]:
-        """Accuracy after each epoch, fractions."""
+        """Accuracy after each epoch, as a fraction."""
         if proposal.genome not in self._known:
             self._known[proposal.genome] = self._curve_of(proposal)
         return self._known[proposal.genome]

@@ -1,4 +1,4 @@
-"""What Optuna proposed, and how each trial ended: ask and tell, on a storage that survives a crash."""
+"""Proposes trials and records how they end (ask and tell), in a storage of Optuna that survives a crash."""
 
 import contextlib
 import random
@@ -26,24 +26,24 @@ _FITTED, _PREDICTED = "hyperparameters of curves", "predicted"
 
 
 class Study:
-    """Ask and tell.
+    """Proposes trials (`ask`), and records how they end (`tell`).
 
-    Opening the storage of a search that was interrupted settles what its record already holds, and makes
-    `ask` begin with the trials that were in flight. After them come the architectures whose last trial failed or ran
-    out of memory: they are tried once more, each by a trial with a number and a seed of its own.
+    If the storage belongs to an interrupted search, trials that the record holds are marked as ended. `ask` then begins
+    with the trials that were in flight. After them, it tries each architecture once more whose last trial failed or ran
+    out of memory, with a new trial number and seed.
 
     Args:
         metrics: The objectives, accuracy first.
         sampler: One of `SAMPLERS`, or a plug-in; see `load_sampler`.
-        storage: None for one in memory.
-        num_trials: After how many `ask` ends; None where it never does.
-        num_epochs: Of a full training.
-        seed: Of proposals and of the trials' trainings.
-        anchors: Proposed first, by name.
+        storage: Storage of Optuna; None for one in memory.
+        num_trials: Number of trials after which `ask` ends; None if it never ends.
+        num_epochs: Number of epochs of a full training.
+        seed: Seed of the proposals and of the trainings.
+        anchors: Architectures that are proposed first, by name.
         inherited: Accuracies of architectures with weights of a supernet, before any training of their own.
-        per_second: Whether the surrogate's expectations are of a second of training, rather than of an epoch.
-        beliefs: What the surrogate believes of the space beforehand.
-        recorded: The trials that have ended, of which Optuna may not know yet.
+        per_second: Whether the surrogate maximises its expectation per second of training, rather than per epoch.
+        beliefs: Beliefs of the surrogate about the space before the search.
+        recorded: Trials that have ended. Optuna may not know of their end yet.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Study:
             study_name=STUDY_NAME,
             storage=storage,
             directions=["maximize" if metric in MAXIMISED else "minimize" for metric in self._metrics],
-            sampler=self._optuna_sampler or RandomSampler(seed),  # the latter is never asked
+            sampler=self._optuna_sampler or RandomSampler(seed),  # `RandomSampler` is never asked
             load_if_exists=True,
         )
         self._stored = StoredTrials(self._study)
@@ -99,7 +99,7 @@ class Study:
         self._retries = self._failed(last, list(named.values()))
 
     def _failed(self, last: Mapping[Genome, FrozenTrial], first: Sequence[Genome]) -> list[FrozenTrial]:
-        """Of the last trials of all architectures those that failed: `first` in its order, then by number."""
+        """The failed ones among the last trials of all architectures: `first` in its order, then others by number."""
         place = {genome: index for index, genome in enumerate(first)}
         failed = {
             genome: trial
@@ -114,42 +114,44 @@ class Study:
         return self._space.canonical(samplers.genome_of(self._space, trial.params))
 
     def _resume(self, recorded: Mapping[int, Ended]) -> dict[Genome, FrozenTrial]:
-        """Settles what an earlier process left; returns the last trial of each architecture."""
+        """Takes over the trials of an earlier process, and returns the last trial of each architecture."""
         last: dict[Genome, FrozenTrial] = {}
         for trial in self._study.get_trials(deepcopy=False):
             if trial.state == TrialState.RUNNING:
-                if trial.number in recorded:  # recorded, then killed before Optuna was told
+                if trial.number in recorded:  # the process was killed before it could tell Optuna
                     self.tell(recorded[trial.number])
                     trial = self._study.get_trials(deepcopy=False)[trial.number]
                 elif samplers.is_whole(trial, self._space):
                     (self._paused if samplers.progress_of(trial).is_paused else self._orphans).append(trial)
-                else:  # killed while Optuna was writing the proposal: nothing was trained
+                else:  # the process was killed while Optuna wrote the proposal, so nothing was trained
                     self._study.tell(trial.number, state=TrialState.FAIL)
                     continue
             if samplers.is_whole(trial, self._space):
                 last[self._canonical_of(trial)] = trial
-        self._seen.update(last)  # in place, since the sampler has it, too; `|=` with keys makes another set
+        self._seen.update(last)  # in place, since the sampler shares the set
         return last
 
     @property
     def num_asked(self) -> int:
-        """Architectures that were launched, in this process or an earlier one, however often."""
+        """Number of architectures that were launched in this process or an earlier one. Each counts once."""
         return len(self._seen)
 
     @property
     def is_done(self) -> bool:
-        """Whether every trial that was launched has ended, and no further one would be launched."""
+        """Whether every launched trial has ended, and no other will be launched."""
         return self.has_no_more and not self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     @property
     def has_no_more(self) -> bool:
-        """Whether `ask` would give nothing, as far as is known without a proposal."""
+        """Whether `ask` would return None, as far as is known without a proposal."""
         return not (self._orphans or self._retries) and (self._exhausted or self._is_full)
 
     def ask(self) -> Proposal | None:
-        """The next architecture to train: those in flight when the run was interrupted, unless `interrupted` handed
-        them over, then those that failed, then anchors. None where the number of trials is reached, or nothing feasible
-        is new."""
+        """The next architecture to train. None if the number of trials is reached, or nothing feasible and new is left.
+
+        Trials in flight when the run was interrupted come first, unless `interrupted` has returned them. Then come
+        architectures that failed, then anchors, then new proposals.
+        """
         if self._orphans:
             return self._proposal(self._orphans.pop(0))
         if self._retries:
@@ -170,14 +172,16 @@ class Study:
         return proposal
 
     def ask_for(self, genome: Genome, *, request: str) -> Proposal:
-        """A trial of a feasible genome that `trial_of` does not know, also beyond the number of trials; the journal
-        keeps the id of the `request` with it."""
+        """Begins a trial of a feasible genome that has no trial yet, even beyond the number of trials.
+
+        The journal stores the id of the `request` with the trial.
+        """
         proposal = self._proposal(self._begin(self._space.canonical(genome), request=request))
         self._add_seen(proposal)
         return proposal
 
     def trial_of(self, genome: Genome) -> int | None:
-        """Number of the last trial of a network."""
+        """Number of the last trial of a network; None if it has none."""
         if (canonical := self._space.canonical(genome)) not in self._seen:
             return None
         trials = [trial for trial in self._study.get_trials(deepcopy=False) if samplers.is_whole(trial, self._space)]
@@ -185,12 +189,12 @@ class Study:
 
     @property
     def requested(self) -> dict[str, int]:
-        """Numbers of the trials that `ask_for` began, by the ids of their requests."""
+        """Numbers of the trials that `ask_for` began, by the id of the request."""
         attributes = ((trial.number, trial.user_attrs) for trial in self._study.get_trials(deepcopy=False))
         return {found["request"]: number for number, found in attributes if "request" in found}
 
     def raise_to(self, num_trials: int) -> None:
-        """Makes `ask` end after so many trials, if it would end sooner."""
+        """Raises the number of trials to `num_trials`, if it is lower."""
         if self._num_trials is not None:
             self._num_trials = max(self._num_trials, num_trials)
 
@@ -212,7 +216,7 @@ class Study:
         return None if genome is None else self._begin(genome)
 
     def _ask_surrogate(self, surrogate: Surrogate, number: int) -> tuple[Genome | None, Prediction | None]:
-        """A genome, and what the surrogate says of it, unless it is of the initial design."""
+        """A genome, and the prediction of the surrogate. The initial design has no predictions."""
         observations = self._with_untrained(self.observed())
         with self._keeping_fits(surrogate):
             genome = surrogate.propose(number, observations, self._seen)
@@ -221,7 +225,7 @@ class Study:
             return genome, surrogate.predict(observations, [genome])[0]
 
     def _with_untrained(self, observed: Mapping[int, Observation]) -> list[Observation]:
-        """Also what the anchors inherited that have not begun."""
+        """Adds observations of inherited accuracies for anchors that have not begun."""
         untrained = [
             Observation(genome=genome, curve=(), status="stopped", inherited=self._inherited[genome])
             for genome in self._anchors.values()
@@ -231,8 +235,10 @@ class Study:
 
     @contextlib.contextmanager
     def _keeping_fits(self, surrogate: Surrogate) -> Iterator[None]:
-        """Stores hyperparameters that were fitted meanwhile before anything follows from them, or a crash would part
-        them."""
+        """Stores hyperparameters that were fitted within the block before they are used.
+
+        Otherwise, a crash could lose hyperparameters on which a stored proposal depends.
+        """
         num_fitted = len(surrogate.fitted)
         yield
         if len(surrogate.fitted) > num_fitted:
@@ -240,9 +246,9 @@ class Study:
             self._study.set_user_attr(_FITTED, {str(used): surrogate.fitted[used].tolist() for used in latest})
 
     def observed(self) -> dict[int, Observation]:
-        """What the trials taught so far, in the order of their numbers, but those that failed and were tried again.
+        """Observations by trial number, in order, without failed trials that were tried again.
 
-        One is read again where it has changed: Optuna's storages put another object in its place then.
+        A trial is read again only if it has changed. Optuna's storages then replace its object.
         """
         observed, trials = dict[int, Observation](), self._study.get_trials(deepcopy=False)
         retried = {trial.user_attrs.get("retry_of") for trial in trials}
@@ -265,12 +271,15 @@ class Study:
         return self._surrogate.begins(number, list(observed.values()))
 
     def next_is_initial(self, observed: Mapping[int, Observation]) -> bool:
-        """Whether `ask` gives a trial of the initial design."""
+        """Whether the next trial of `ask` belongs to the initial design."""
         return not self.has_no_more and self.is_initial(self._next_number, observed)
 
     def gains(self, observed: Mapping[int, Observation], numbers: Sequence[int]) -> tuple[float, np.ndarray]:
-        """What the surrogate expects the next new trial, and the trials of these numbers, to add to the hypervolume of
-        the front; less than nothing where there is no new one."""
+        """Expected addition to the hypervolume of the front.
+
+        Returns:
+            The gain of the next new trial, below 0 if there is none, and the gains of the trials in `numbers`.
+        """
         assert self._surrogate is not None, "the sampler is the surrogate"
         observations, genomes = self._with_untrained(observed), [observed[number].genome for number in numbers]
         first = [self._canonical_of(self._retries[0])] if self._retries else list(self._anchors.values())[:1]
@@ -289,7 +298,7 @@ class Study:
         if self._anchors:
             name, genome = next(iter(self._anchors.items()))
             waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-            if name not in (trial.user_attrs.get("anchor") for trial in waiting):  # from before a crash
+            if name not in (trial.user_attrs.get("anchor") for trial in waiting):  # else it was enqueued before a crash
                 self._study.enqueue_trial(samplers.params_of(self._space, genome), user_attrs={"anchor": name})
         if not sampler.prepare(number):
             return None
@@ -299,7 +308,7 @@ class Study:
         return self._study.get_trials(deepcopy=False)[trial.number]
 
     def _begin(self, genome: Genome, **attributes: object) -> FrozenTrial:
-        """A running trial of `genome`."""
+        """Begins a trial of `genome`."""
         trial = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=samplers.params_of(self._space, genome),
@@ -309,7 +318,7 @@ class Study:
         return self._stored.add(trial)
 
     def _attributes_of(self, genome: Genome) -> dict[str, object]:
-        """What the indices mean, for whoever opens the journal in optuna-dashboard."""
+        """Architecture id, choices and costs of a genome, for users who open the journal in optuna-dashboard."""
         genes = zip(self._space.genes, genome, strict=True)
         choices = {gene.name: gene.options[index] for gene, index in genes}
         cost = self._space.cost(genome).to_json()
@@ -320,11 +329,11 @@ class Study:
         return self._num_trials is not None and self.num_asked >= self._num_trials
 
     def report(self, trial: PartialTrial) -> None:
-        """Keeps how far a trial in flight came, for `interrupted` after a crash; one that was paused goes on."""
+        """Stores the progress of a trial in flight, for `interrupted` after a crash. A paused one counts as gone on."""
         self._keep(trial, is_paused=False)
 
     def pause(self, trial: PartialTrial) -> None:
-        """Keeps how far a trial came, for `paused` after a crash; to Optuna it goes on running."""
+        """Stores the progress of a paused trial, for `paused` after a crash. For Optuna, the trial is still running."""
         self._keep(trial, is_paused=True)
 
     def _keep(self, trial: PartialTrial, *, is_paused: bool) -> None:
@@ -339,7 +348,7 @@ class Study:
         return map(self._partial, self._paused)
 
     def interrupted(self) -> Iterator[PartialTrial]:
-        """Hands over the trials that were in flight when the search was interrupted; `ask` begins with the others."""
+        """Yields the trials that were in flight when the search was interrupted. `ask` then does not return them."""
         while self._orphans:
             yield self._partial(self._orphans.pop(0))
 
@@ -363,7 +372,7 @@ class Study:
         )
 
     def tell(self, ended: Ended) -> None:
-        """Tells Optuna how a trial ended: complete with its values, stopped as pruned, all others as failed."""
+        """Tells Optuna how a trial ended: complete with its values, stopped as pruned, and all others as failed."""
         attributes = {"status": ended.status, "epochs": ended.epochs, "curve": list(ended.curve)}
         self._stored.set_attributes(ended.number, attributes)
         if ended.status == "complete":

@@ -1,8 +1,8 @@
-"""Bayesian optimisation for what a search of architectures is: accuracy unknown, costs exact.
+"""Bayesian optimisation of architectures, whose accuracy is unknown and whose costs are exact.
 
-A Gaussian process models accuracy alone, over architectures and epochs. With costs known, the expected hypervolume
-improvement of a candidate is a closed form: a sum of ordinary expected improvements over the cells of cost space to
-its right, each weighted by the cell's area.
+A Gaussian process models only accuracy, over architectures and epochs. Since costs are known, the expected hypervolume
+improvement of a candidate has a closed form. It is a sum of ordinary expected improvements over the cells of cost space
+to the right of the candidate, weighted by the area of each cell.
 """
 
 import math
@@ -23,33 +23,32 @@ from cvt_nas.results import Prediction, is_non_dominated
 from cvt_nas.space import CostMetric, Genome, GenomeSpace
 
 NUM_INITIAL = 10
-REFIT_AFTER = 1.15  # times as many observations
+REFIT_AFTER = 1.15  # growth of the number of observations after which hyperparameters are fitted again
 MAX_CONDITIONED = 600
 NUM_CANDIDATES = 1_500
-# Standard deviations are stretched by this. The process trusts its length scales, which are estimates: on
-# NAS-Bench-201, what it had not seen lay up to 2.1 of its standard deviations away, and one search in ten never tried
-# the operation that it had written off.
+# Factor on standard deviations. They are too small, because the process treats its estimated length scales as exact.
+# On NAS-Bench-201, unseen networks lay up to 2.1 of its standard deviations away, and one search in ten never tried the
+# operation that the process had judged bad.
 OVERCONFIDENCE = 1.5
 ENUMERABLE = 4_000
-_JUDGED_AFTER = 2  # complete trials, after which the initial design uses the weights of beliefs
-_INTERVALS = (0, 9, 5, 2, 7, 1, 3, 4, 6, 8)  # of log-FLOPs: each is as far as can be from those before
+_JUDGED_AFTER = 2  # complete trials after which the initial design uses the weights of beliefs
+_INTERVALS = (0, 9, 5, 2, 7, 1, 3, 4, 6, 8)  # order of intervals of log-FLOPs: each is far from those before
 
 
 class Surrogate:
-    """Proposes the genome that promises the largest front.
+    """Proposes the genome with the largest expected front.
 
-    What it proposes is a function of the seed, the trial's number, the observations and `fitted`: nothing else is
-    kept from one call to the next but what can be computed again.
+    A proposal depends only on the seed, the number of the trial, the observations and `fitted`. All else that is kept
+    between calls can be computed again.
 
     Attributes:
-        fitted: Hyperparameters by the number of accuracies that they were fitted to, for whoever goes on later.
+        fitted: Hyperparameters by the number of accuracies to which they were fitted. A resumed search needs them.
 
     Args:
-        num_epochs: Of a full training.
-        seed: Of the initial design and of the candidates.
-        per_second: Whether what is expected of a candidate is divided by the seconds that its epochs are expected to
-            take.
-        beliefs: Beliefs about the space beforehand.
+        num_epochs: Number of epochs of a full training.
+        seed: Seed of the initial design and of the candidates.
+        per_second: Whether the expected improvement of a candidate is divided by the expected seconds of its epochs.
+        beliefs: Beliefs about the space before the search.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Surrogate:
         self._known_costs: dict[Genome, Cost] = {}
         self._low = np.array([getattr(least, metric) for metric in costs], dtype=float)
         span = np.array([getattr(greatest, metric) for metric in costs], dtype=float) - self._low
-        self._span = np.where(span == 0, 1, span)  # params of a space that leaves only heads or strides open
+        self._span = np.where(span == 0, 1, span)  # params do not vary if only heads or strides are open
         every = space.all_genomes(ENUMERABLE)
         self._every = None if every is None else [g for g in every if space.is_feasible(space.cost(g))]
         rng = random.Random(f"{seed} sample")
@@ -85,22 +84,29 @@ class Surrogate:
         self._table = None if self._every is None else self._of(self._every)
 
     def propose(self, number: int, observations: Sequence[Observation], seen: set[Genome]) -> Genome | None:
-        """A feasible genome for trial `number` that is not in `seen`, which holds canonical ones; None where none was
-        found. The observations are of the trials before it, in the order of their numbers."""
+        """A feasible genome for trial `number`; None if none was found.
+
+        Args:
+            observations: Observations of the trials before it, in the order of their numbers.
+            seen: Canonical genomes that must not be proposed.
+        """
         if self.begins(number, observations):
             return self._initial(number, observations, seen)
         genome, _, _ = self.weigh(number, observations, seen)
         return genome
 
     def begins(self, number: int, observations: Sequence[Observation]) -> bool:
-        """Whether trial `number` belongs to the initial design, with which too little is known for a model."""
+        """Whether trial `number` belongs to the initial design. Until it ends, too little is known for a model."""
         return number < self._num_initial or sum(o.status == "complete" for o in observations) < 3
 
     def weigh(
         self, number: int, observations: Sequence[Observation], seen: set[Genome], *, others: Sequence[Genome] = ()
     ) -> tuple[Genome | None, float, np.ndarray]:
-        """The genome for trial `number` that promises the largest front, what it is expected to add to the front's
-        hypervolume, and what each of the `others` is expected to add, `(others,)`."""
+        """Chooses the genome for trial `number` with the largest expected addition to the hypervolume of the front.
+
+        Returns:
+            The genome, its expected addition, and the expected addition of each of the `others`, `(others,)`.
+        """
         with _blas().limit(limits=1, user_api="blas"):
             candidates = self._candidates(observations, np.random.default_rng((self._seed, number)), seen)
             known = self._of(others)
@@ -111,13 +117,12 @@ class Surrogate:
         return candidates.genomes[best], float(gains[best]), gains[num_new:]
 
     def gains(self, observations: Sequence[Observation], genomes: Sequence[Genome]) -> np.ndarray:
-        """What each of the genomes is expected to add to the hypervolume of the front, `(genomes,)`."""
+        """Expected addition of each genome to the hypervolume of the front, `(genomes,)`."""
         with _blas().limit(limits=1, user_api="blas"):
             return self._gains(observations, self._of(genomes))
 
     def predict(self, observations: Sequence[Observation], genomes: Sequence[Genome]) -> list[Prediction]:
-        """What is expected of the accuracy of each genome after a full training, without the stretch by which
-        proposals widen it."""
+        """Predicts the accuracy of each genome after a full training, without the factor `OVERCONFIDENCE`."""
         with _blas().limit(limits=1, user_api="blas"):
             model = self._model(observations)
             mean, sd = model.predict(self.features(genomes))
@@ -136,7 +141,7 @@ class Surrogate:
             )
 
     def _gains(self, observations: Sequence[Observation], candidates: "_Candidates") -> np.ndarray:
-        """Trials in flight count as if they had ended at what is expected of them."""
+        """See `gains`. Trials in flight count as if they had ended at their expected accuracy."""
         if not candidates.genomes:
             return np.zeros(0)
         model = self._model(observations)
@@ -152,14 +157,15 @@ class Surrogate:
         return gains / self._pace(observations, candidates.features) if self._per_second else gains
 
     def expect(self, observations: Sequence[Observation], genomes: Sequence[Genome]) -> np.ndarray:
-        """Accuracy after a full training that is expected of each of the genomes, `(genomes,)`."""
+        """Expected accuracy of each genome after a full training, `(genomes,)`."""
         with _blas().limit(limits=1, user_api="blas"):
             return self._model(observations).expect(self.features(genomes))
 
     def _pace(self, observations: Sequence[Observation], features: np.ndarray) -> np.ndarray:
-        """How long an epoch of each candidate takes, `(candidates,)`, as a multiple of the mean of the trials so far.
+        """Expected time of an epoch of each candidate, `(candidates,)`, as a multiple of the mean of the trials so far.
 
-        By a line through the logarithms of costs and seconds, drawn towards no slope where there is little to go by.
+        It is a linear fit of the logarithm of seconds to the logarithms of costs. With few trials, the slopes are
+        shrunk towards 0.
         """
         timed = {o.genome: o.epoch_seconds for o in observations if o.epoch_seconds is not None}
         if not timed:
@@ -171,8 +177,10 @@ class Surrogate:
         return np.exp((self._costs_in(features) - middle) @ slopes)
 
     def most_accurate(self, observations: Sequence[Observation], number: int) -> list[Genome]:
-        """Feasible genomes, evaluated or not, by the accuracy that is expected of them; the best `number`, as far as
-        there are any."""
+        """The `number` feasible genomes with the highest expected accuracy, best first, evaluated or not.
+
+        There are fewer if the space has fewer.
+        """
         rng = np.random.default_rng(self._seed)
         drawn = self._candidates(observations, rng, set())
         known = {self._space.canonical(o.genome): self._space.cost(o.genome) for o in observations}
@@ -185,11 +193,13 @@ class Surrogate:
         return [candidates.genomes[index] for index in np.argsort(-expected, kind="stable")[:number]]
 
     def _initial(self, number: int, observations: Sequence[Observation], seen: set[Genome]) -> Genome | None:
-        """The cheapest, then one at random from each interval of log-FLOPs, the next always far from those before.
-        With beliefs, it takes the most promising network of the interval.
+        """The next genome of the initial design: the cheapest first, then one from each interval of log-FLOPs.
 
-        Whatever its accuracy, nothing else can take the cheap end of the front, so it is worth the most before
-        anything is known.
+        Each interval is far from those before it. The network is drawn at random from the interval, or is its most
+        promising network if there are beliefs.
+
+        No other network can take the cheap end of the front, whatever the accuracies are. So the cheapest network is
+        worth the most before anything is known.
         """
         if self._cheapest not in seen:
             return self._cheapest
@@ -213,7 +223,7 @@ class Surrogate:
 
     @cached_property
     def _cheapest(self) -> Genome:
-        """Of the feasible genomes the one with the largest share of cost space to its right, by coordinate descent."""
+        """The feasible genome with the largest share of cost space to its right, found by coordinate descent."""
 
         def share(genome: Genome) -> float:
             feasible = self._space.is_feasible(self._space.cost(genome))
@@ -267,7 +277,7 @@ class Surrogate:
         return curves.where(most_telling(curves, limit, rng))
 
     def _costs_in(self, features: np.ndarray) -> np.ndarray:
-        """The columns of params and FLOPs."""
+        """The columns of `features` for params and FLOPs."""
         end = features.shape[1] - self._believed.number
         return features[:, end - 2 : end]
 
@@ -275,21 +285,27 @@ class Surrogate:
         return np.log([[cost.params, cost.flops] for cost in costs]).reshape(-1, 2)
 
     def _costs_of(self, genomes: Sequence[Genome]) -> list[Cost]:
-        """Kept, since those that were evaluated are asked for again at every proposal."""
+        """Costs of genomes. They are cached, since each proposal needs those of all evaluated genomes."""
         for genome in genomes:
             if genome not in self._known_costs:
                 self._known_costs[genome] = self._space.cost(genome)
         return [self._known_costs[genome] for genome in genomes]
 
     def scaled_costs(self, genomes: Sequence[Genome], costs: Sequence[Cost] | None = None) -> np.ndarray:
-        """`(genomes, costs)`, 0 at the space's least and 1 at its greatest; `costs` where they are known already."""
+        """Scaled costs, `(genomes, costs)`: 0 at the least cost of the space and 1 at the greatest.
+
+        Args:
+            costs: Costs of the genomes, if they are known already.
+        """
         costs = self._costs_of(genomes) if costs is None else costs
         values = np.array([[getattr(cost, metric) for metric in self._costs] for cost in costs], dtype=float)
         return (values.reshape(-1, len(self._costs)) - self._low) / self._span
 
     def features(self, genomes: Sequence[Genome], costs: Sequence[Cost] | None = None) -> np.ndarray:
-        """What the kernel compares, `(genomes, features)`: options on a scale of 1, one-hot where they have no order,
-        then the standardised logarithms of params and FLOPs; and then what is believed.
+        """Features of the process, `(genomes, features)`.
+
+        They are the options in [0, 1], or one-hot if they have no order, then the standardised logarithms of params and
+        FLOPs, then the beliefs.
         """
         costs = self._costs_of(genomes) if costs is None else costs
         table = np.array(genomes, dtype=int).reshape(-1, len(self._space.genes))
@@ -297,7 +313,7 @@ class Surrogate:
         for position, gene in enumerate(self._space.genes):
             if gene.is_ordinal:
                 columns.append(table[:, [position]] / (len(gene.options) - 1))
-            else:  # so that two different options are at a squared distance of 1
+            else:  # scaled so that the squared distance of two different options is 1
                 columns.append((table[:, [position]] == np.arange(len(gene.options))) / math.sqrt(2))
         return np.hstack([*columns, logs, self._believed(table, costs)])
 
@@ -322,12 +338,14 @@ class _Candidates:
 
 
 def _draw_candidates(parents: np.ndarray, num_options: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Genomes `(NUM_CANDIDATES + 2, genes)`: half are parents with one to three genes drawn anew, a fifth crossovers
-    of two, the rest random; then the first option of every gene, and the last.
+    """Draws genomes, `(NUM_CANDIDATES + 2, genes)`.
+
+    Half of them are parents with one to three genes drawn anew, a fifth are crossovers of two parents, and the rest are
+    random. The last two have the first option of every gene, and the last option of every gene.
 
     Args:
         parents: Genomes of the front, `(parents, genes)`.
-        num_options: Of each gene, `(genes,)`.
+        num_options: Number of options of each gene, `(genes,)`.
     """
     num_genes = len(num_options)
     shape = (NUM_CANDIDATES, num_genes)
@@ -343,5 +361,5 @@ def _draw_candidates(parents: np.ndarray, num_options: np.ndarray, rng: np.rando
 
 @cache
 def _blas() -> ThreadpoolController:
-    """Matrices of a few hundred rows are no work for several threads, which would fight with the trials for cores."""
+    """Controls the threads of BLAS. Matrices of a few hundred rows need one, and more would take cores from trials."""
     return ThreadpoolController()

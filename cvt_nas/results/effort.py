@@ -1,4 +1,4 @@
-"""How many architectures it takes to tell whether a supernet ranks well enough, before any of them is trained."""
+"""Estimates how many architectures are needed to tell whether a supernet ranks well enough, before any training."""
 
 import math
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from cvt_nas.results.telling import (
 )
 
 SHARES, WITHIN = (0.4, 0.6, 0.7, 0.9, 0.95), (0.0, 0.2, 0.35, 0.65, 0.75)
-USUAL_BETWEEN_SEEDS = 0.76  # of the CvT table; see `ceiling_of_mean`
+USUAL_BETWEEN_SEEDS = 0.76  # tau in the CvT table; see `ceiling_of_mean`
 MOST_ARCHS = 500
 _NUM_SIMULATED = 500
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Effort:
-    """What it takes to answer a question.
+    """Effort to answer a question.
 
     Args:
-        value: That the supernet is assumed to have.
-        archs: After which the answer is expected; None where more than `MOST_ARCHS` are needed.
-        minutes: Of all their trainings; None where that is not known.
+        value: Assumed value for the supernet.
+        archs: Number of architectures after which the answer is expected; None if it is above `MOST_ARCHS`.
+        minutes: Minutes of all their trainings; None if not known.
     """
 
     question: str
@@ -43,12 +43,14 @@ class Effort:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationPlan:
-    """What judging a supernet will take, before anything is trained.
+    """Plan of the trainings that judge a supernet, made before any of them.
 
     Args:
-        archs, seeds, trainings: At most so many; `done` of the trainings are done, and `reused` come from other runs.
-        minutes: Of all the trainings that are left; None where no training was timed yet.
-        efforts: How many architectures it takes for supernets of several qualities.
+        archs, seeds, trainings: Greatest numbers of architectures, of seeds, and of trainings.
+        done: Number of trainings that are done.
+        reused: Number of trainings that come from other runs.
+        minutes: Minutes of all trainings that are left; None if no training was timed yet.
+        efforts: Effort for supernets of several qualities.
     """
 
     archs: int
@@ -64,22 +66,26 @@ class EvaluationPlan:
 
 
 def archs_to_tell(question: Question, num_archs: int) -> int | None:
-    """Architectures that are needed where value and spread stay as `num_archs` found them; None for more than
-    `MOST_ARCHS`."""
+    """Number of architectures that are needed if value and spread stay as they are; None if it is above `MOST_ARCHS`.
+
+    Args:
+        question: The question with its interval so far.
+        num_archs: Number of architectures so far.
+    """
     assert question.sd is not None, "there was an interval"
     assert question.low is not None, "there was an interval"
     assert question.high is not None, "there was an interval"
     half = quantile(num_archs) * question.sd
-    # how far the bar is from the value, where the interval reaches by `half`; at its own end on the side of the bar
+    # on the scale on which the interval reaches by `half` to each side, the bar is `share * half` from the value
     end = question.low if question.value >= question.bar else question.high
     share = abs(question.value - question.bar) / max(abs(question.value - end), 1e-9)
     return _archs(share * half, question.sd * math.sqrt(num_archs), least=MIN_TOLD)
 
 
 def efforts(num_seeds: int) -> list[tuple[str, float, int | None]]:
-    """For supernets of several qualities: the question, the assumed value, and the architectures that it takes.
+    """The question, the assumed value and the number of architectures needed, for supernets of several qualities.
 
-    The spread is that of simulated normal scores with this tau, with seeds that agree as those of the CvT table.
+    The spread comes from simulated normal scores with this tau. Seeds agree as in the CvT table.
     """
     found: list[tuple[str, float, int | None]] = []
     if num_seeds > 1:
@@ -112,7 +118,13 @@ def _for_within(tau: float) -> int | None:
 
 
 def _archs(ahead: float, spread: float, *, least: int) -> int | None:
-    """The first number of architectures whose interval reaches no further than `ahead`; `spread`: of one."""
+    """The least number of architectures with an interval no wider than `ahead` to each side.
+
+    Args:
+        ahead: Distance of the value from the bar.
+        spread: Standard deviation for a single architecture.
+        least: Least possible number.
+    """
     for number in range(least, MOST_ARCHS + 1):
         if quantile(number) * spread / math.sqrt(number) <= abs(ahead):
             return number
@@ -120,9 +132,12 @@ def _archs(ahead: float, spread: float, *, least: int) -> int | None:
 
 
 def seconds_of(timed: Sequence[tuple[int, float]], flops: Sequence[int]) -> float | None:
-    """Mean seconds of trainings of architectures with these FLOPs; None where nothing was timed.
+    """Mean seconds of a training of architectures with these FLOPs; None if nothing was timed.
 
-    By a line through the logarithms of FLOPs and seconds of those that were `timed`; their mean where there are few.
+    It is a linear fit to the logarithms of FLOPs and seconds, or the mean of the seconds if there are few.
+
+    Args:
+        timed: FLOPs and seconds of each timed training.
     """
     if not timed:
         return None

@@ -1,4 +1,4 @@
-"""Which choices a supernet misjudges: what each changes in accuracy, inherited and after a training of its own."""
+"""Finds choices that a supernet misjudges: they change inherited accuracy differently from accuracy after training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +11,11 @@ MAX_P = 0.05
 
 
 class Choice(NamedTuple):
-    """One choice of a space, as architectures made it.
+    """A choice of a space, and its option in each architecture.
 
     Args:
-        options: In words.
-        is_ordinal: Whether accuracy may be taken to rise or fall with the options in their order.
+        options: Options in words.
+        is_ordinal: Whether accuracy is assumed to rise or fall with the order of the options.
         chosen: Index of the option of each architecture.
     """
 
@@ -27,12 +27,13 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Misjudged:
-    """A choice by which inherited accuracy changes otherwise than that of a training of its own.
+    """A choice that changes inherited accuracy differently from accuracy after a training of its own.
 
     Args:
-        option, instead_of: In words; of a choice without an order, `instead_of` is `others`.
-        alone, inherited: Change of accuracy by `option`, at the same FLOPs; fractions.
-        p_value: Of both being the same, corrected for the number of choices by Holm's method.
+        option, instead_of: Options in words. For a choice without an order, `instead_of` is `others`.
+        alone, inherited: Change of each accuracy by `option`, at the same FLOPs, as a fraction.
+        p_value: P-value of the hypothesis that both changes are the same, corrected for the number of choices by Holm's
+            method.
     """
 
     choice: str
@@ -49,10 +50,10 @@ def misjudged_choices(
     flops: Sequence[int],
     choices: Sequence[Choice],
 ) -> tuple[Misjudged, ...]:
-    """The choices that are misjudged beyond chance, the surest first.
+    """The choices that are misjudged beyond chance, the lowest p-value first.
 
-    Each choice is looked at by itself: a linear model of the difference between both accuracies has log-FLOPs and the
-    choice. So what a choice changes is what it changes among architectures that cost as much.
+    Each choice is tested alone, by a linear model of the difference of both accuracies with log-FLOPs and the choice as
+    inputs. So the effect of a choice is its effect among architectures with the same FLOPs.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70, for the correction.
     """
@@ -77,8 +78,8 @@ def misjudged_choices(
 
 
 def _slope(values: np.ndarray, column: np.ndarray, flops: Sequence[int]) -> tuple[float, float]:
-    """Of `values` on `column` beside log-FLOPs, and the p-value of there being none."""
-    from scipy.stats import t  # half a second, which workers need not wait
+    """Slope of `values` over `column`, with log-FLOPs as another input, and the p-value of no slope."""
+    from scipy.stats import t  # the import takes half a second, and workers do not need it
 
     inputs = np.column_stack([column, np.log(flops), np.ones(len(column))])
     weights, _, rank, _ = np.linalg.lstsq(inputs, values, rcond=None)
@@ -93,7 +94,7 @@ def _slope(values: np.ndarray, column: np.ndarray, flops: Sequence[int]) -> tupl
 
 
 def _corrected(found: Sequence[Misjudged]) -> list[Misjudged]:
-    """With p-values by Holm's method, of some in the order of theirs."""
+    """Corrects p-values by Holm's method. `found` is sorted by p-value."""
     corrected, greatest = list[Misjudged](), 0.0
     for place, each in enumerate(found):
         greatest = max(greatest, min(each.p_value * (len(found) - place), 1.0))

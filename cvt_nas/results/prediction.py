@@ -1,4 +1,4 @@
-"""What the model of a search said of a trial when it proposed it."""
+"""Predictions of the model of a search for the trials that it proposes."""
 
 import math
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ class Prediction:
     """Gaussian prediction of the accuracy after a full training, made before the trial began.
 
     Args:
-        accuracy: Mean.
-        sd: Standard deviation of what the architecture is worth.
-        noise_sd: Standard deviation of what one training adds to that: its seed, and the noise of measuring.
+        accuracy: Mean of the accuracy.
+        sd: Standard deviation of the expected accuracy of the architecture.
+        noise_sd: Standard deviation of a single training around that, from its seed and from measurement noise.
     """
 
     accuracy: float
@@ -21,7 +21,7 @@ class Prediction:
     noise_sd: float
 
     def measured_sd(self, *, stretch: float = 1.0) -> float:
-        """Standard deviation of the accuracy that one training reaches; `stretch` multiplies `sd` alone."""
+        """Standard deviation of the accuracy of a single training. `stretch` multiplies only `sd`."""
         return math.hypot(stretch * self.sd, self.noise_sd)
 
     def to_json(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Whether a supernet ranks architectures as their own training does."""
+"""Judges whether a supernet ranks architectures as their own trainings do."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ _REGRETS_AT = (1, 5, 10)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tau:
-    """Kendall's tau-b, with the middle 95 % of its bootstrap resamples over architectures.
+    """Kendall's tau-b, and the range of the middle 95 % of its bootstrap resamples over architectures.
 
     Source: Kendall 1945, doi:10.1093/biomet/33.3.239, for ties.
     """
@@ -41,14 +41,14 @@ class Tau:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankingQuality:
-    """How one score ranks architectures, against their accuracy after a training of their own.
+    """How well a score ranks architectures, compared with their accuracy after a training of their own.
 
     Args:
-        overall: Over all of them. That large networks beat small ones is most of it, and no news.
-        within_bins: The mean over intervals of FLOPs that hold as many architectures each.
-        top_third: Among those whose own accuracy is in the upper third.
-        precision_at_10: Of the tenth that scores best, the share that is among the truly best tenth.
-        regret_at: By how much the best of the k that score best is behind the best of all, in accuracy.
+        overall: Tau over all architectures. It mostly shows that large networks beat small ones, which is known anyway.
+        within_bins: Mean of tau over intervals of FLOPs with equal numbers of architectures.
+        top_third: Tau among architectures whose own accuracy is in the upper third.
+        precision_at_10: Share of the truly best tenth among the tenth with the highest scores.
+        regret_at: Accuracy of the best architecture minus that of the best among the k with the highest scores, by k.
     """
 
     overall: Tau
@@ -60,7 +60,7 @@ class RankingQuality:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """What accuracies are of: so many images of the search split, after so many epochs, in a run with this seed."""
+    """Origin of accuracies: data set, number of images of the search split, epochs of training and seed of the run."""
 
     dataset: str
     num_images: int
@@ -70,12 +70,12 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reused:
-    """Trainings of other runs that were not done again.
+    """Trainings of other runs that need not be done again.
 
     Args:
-        sample: Architectures that nobody chose for their accuracy. They are part of all taus.
-        others: Architectures that a search chose. Taus over them would mislead, so they inform only the correction and
-            the list of misjudged choices.
+        sample: Number of architectures that were not chosen for their accuracy. They are part of all taus.
+        others: Number of architectures that a search chose. Taus over them would mislead, so they are used only for the
+            correction and the list of misjudged choices.
     """
 
     sample: int
@@ -84,12 +84,12 @@ class Reused:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Correction:
-    """What a model of a few trainings adds to inherited accuracies, on architectures that it had not seen.
+    """How much a model of a few trainings improves inherited accuracies, on architectures that it has not seen.
 
     Args:
-        num_trainings: Architectures that the model of a split knew.
-        num_splits: Random splits, of which the taus are means.
-        inherited, corrected: Tau within the architectures that were left out of a split.
+        num_trainings: Number of trained architectures that the model of each split knew.
+        num_splits: Number of random splits. The taus are means over them.
+        inherited, corrected: Tau among the architectures left out of a split, before and after the correction.
     """
 
     num_trainings: int
@@ -100,21 +100,21 @@ class Correction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SupernetQuality:
-    """A supernet, judged.
+    """How well a supernet ranks architectures.
 
     Args:
-        num_archs: Architectures, evenly over log-FLOPs.
-        num_seeds: Trainings of each; the truth is their mean.
-        rankers: The inherited accuracy, and what it must beat: params and FLOPs.
-        ceiling: What a ranker that knew the expected accuracy of each architecture would reach against the mean of
-            the seeds, see `ceiling_of_mean`; None of one seed.
+        num_archs: Number of architectures, evenly over log-FLOPs.
+        num_seeds: Number of trainings of each architecture. Their mean counts as the truth.
+        rankers: Quality of the inherited accuracy, and of the scores that it must beat, params and FLOPs.
+        ceiling: Tau, with the mean of the seeds, of a ranker that knows the expected accuracy of each architecture; see
+            `ceiling_of_mean`. None for one seed.
         inherited, standalone: Mean accuracies.
-        origin: Of the accuracies; None where nobody said.
-        between_seeds: Tau of one seed's accuracies with another's, the mean over the pairs of seeds; None of one.
-        misjudged: Choices that it misjudges, the surest first.
-        questions: What decides whether it ranks well enough; empty in files of earlier versions.
-        reused: Trainings that were taken from other runs; None where none were offered.
-        correction: Of the inherited accuracies; None of too few architectures.
+        origin: Origin of the accuracies; None if it is not known.
+        between_seeds: Mean tau between the accuracies of two seeds, over all pairs of seeds; None for one seed.
+        misjudged: Choices that the supernet misjudges, the lowest p-value first.
+        questions: Questions that decide whether the supernet ranks well enough. Files of earlier versions have none.
+        reused: Trainings taken from other runs; None if none were offered.
+        correction: Correction of the inherited accuracies; None if there are too few architectures.
     """
 
     num_archs: int
@@ -132,7 +132,10 @@ class SupernetQuality:
 
     @property
     def verdict(self) -> Verdict:
-        """By the questions. No better than params or FLOPs is not well enough, but too uncertain to tell by."""
+        """Verdict by the questions.
+
+        A supernet that ranks no better than params or FLOPs gets no `yes`. This comparison is too uncertain for a `no`.
+        """
         if not self.questions:
             return "does not rank well enough" if self._faults_of_earlier_versions else "ranks well enough"
         answer = answer_of(self.questions)
@@ -142,7 +145,7 @@ class SupernetQuality:
 
     @property
     def faults(self) -> list[str]:
-        """Why it cannot be trusted to rank; nothing where it can."""
+        """Reasons why the supernet cannot be trusted to rank; empty if it can."""
         if not self.questions:
             return self._faults_of_earlier_versions
         told = [self._told(question) for question in self.questions if question.answer == "no"]
@@ -191,8 +194,10 @@ class SupernetQuality:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> "SupernetQuality":
-        """Reads what `to_json` gave, also of earlier versions, whose ceiling was the tau between the first two seeds.
-        Raises RunFolderError where `text`, which `where` names, is something else."""
+        """Reads the output of `to_json`. In earlier versions, the ceiling was the tau between the first two seeds.
+
+        Raises RunFolderError, which names `where`, if `text` is something else.
+        """
         quality: SupernetQuality = parse_json(_QUALITY, text, where)
         if quality.between_seeds is None and quality.ceiling is not None:
             between = quality.ceiling
@@ -214,10 +219,13 @@ def judge_supernet(
     reused: Reused | None = None,
     correction: Correction | None = None,
 ) -> SupernetQuality:
-    """Compares rankings: of accuracies inherited by each architecture, and after its own training, `(archs, seeds)`.
+    """Compares the ranking by inherited accuracies with the ranking by accuracies after own trainings.
 
     Args:
-        misjudged: Instead of what these architectures tell of `choices`.
+        inherited: Inherited accuracy of each architecture.
+        standalone: Accuracies after own trainings, `(archs, seeds)`.
+        choices: Choices that are tested; see `misjudged_choices`.
+        misjudged: Misjudged choices, if they are known already.
     """
     truth, costs, num_seeds = standalone.mean(axis=1), np.array(flops), standalone.shape[1]
     scores = {"inherited": np.array(inherited), "params": np.array(params), "flops": costs}
@@ -240,7 +248,7 @@ def judge_supernet(
 
 def _ceiling_of(between: Tau, num_seeds: int) -> Tau:
     value, low, high = (float(ceiling_of_mean(tau, num_seeds)) for tau in (between.value, between.low, between.high))
-    return Tau(value=value, low=low, high=high)  # it rises with tau, and so do the quantiles
+    return Tau(value=value, low=low, high=high)  # the ceiling rises with tau, so quantiles map to quantiles
 
 
 def _quality(score: np.ndarray, truth: np.ndarray, flops: np.ndarray) -> RankingQuality:

@@ -1,4 +1,4 @@
-"""What a person asks of a search while it runs, and what became of it."""
+"""Requests of users to a running search, and their answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ Ask = Literal["stop", "trials", "try"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """One request.
+    """A request to a search.
 
     Args:
-        id: Identifies it in the run. Ids sort by the time at which they were made.
-        created: When it was made, in ISO 8601.
+        id: Identifies the request in the run. Ids sort by the time of the request.
+        created: Time of the request, in ISO 8601.
         ask: `stop` ends the search in order, `trials` raises the number of trials, `try` trains an architecture next.
-        trials: Of `trials`, how many the search is to have in all.
-        arch: Of `try`.
+        trials: Number of trials that the search should have in all, for `trials`.
+        arch: Architecture to train, for `try`.
     """
 
     id: str
@@ -32,7 +32,7 @@ class Request:
     arch: ArchConfig | None = None
 
     def describe(self) -> str:
-        """For example `try 3f2a91c0`."""
+        """The request in words, for example `try 3f2a91c0`."""
         if self.arch is not None:
             return f"try {self.arch.id}"
         return "stop in order" if self.ask == "stop" else f"{self.trials} trials in all"
@@ -58,12 +58,12 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What a search did about a request.
+    """Answer of a search to a request.
 
     Args:
-        id: Of the request.
-        trial: The trial of the architecture that was asked for.
-        refused: Why nothing was done.
+        id: Id of the request.
+        trial: Number of the trial that trains the requested architecture.
+        refused: Reason why the request was refused.
     """
 
     id: str

@@ -1,13 +1,13 @@
-"""Whether so many architectures are enough to tell how a supernet ranks, and how many would be.
+"""Decides whether a supernet ranks well enough, or whether more architectures are needed to tell.
 
-A supernet is asked two questions: does its tau reach a share of the noise ceiling, and does its tau within FLOPs bins
-reach a bar? Each is answered by an interval that holds at every number of architectures at once. So anybody may look
-after each training, stop as soon as an interval is on one side of its bar, or go on later with more.
+There are two questions about a supernet. Does its tau reach a share of the noise ceiling? Does its tau within FLOPs
+bins reach a bar? Each is answered by an interval that holds at every number of architectures at once. So a user may
+look after each training, stop as soon as an interval is on one side of its bar, or go on later with more.
 
-The interval is the estimate, plus and minus `CRITICAL` standard errors by the jackknife. Such an estimate over n
-architectures moves like the mean of n draws, so that its standardised error is a random walk divided by the root of
-its length. `CRITICAL` is exceeded by 5 % of these walks between `MIN_TOLD` and 500 steps. The quantile is that of
-Student's t of the same tail, since a standard error of few architectures is itself uncertain.
+The interval is the estimate, plus and minus `CRITICAL` standard errors by the jackknife. An estimate over n
+architectures moves like the mean of n draws. So its standardised error is a random walk divided by the root of its
+length. 5 % of these walks exceed `CRITICAL` between `MIN_TOLD` and 500 steps. The quantile is taken from Student's t
+with the same tail, since the standard error from few architectures is itself uncertain.
 
 Sources: Armitage, McPherson and Rowe 1969, doi:10.2307/2343787, for repeated looks; Jennison and Turnbull 1989,
 doi:10.1111/j.2517-6161.1989.tb01433.x, for repeated intervals; Arvesen 1969, doi:10.1214/aoms/1177697287, for the
@@ -27,12 +27,12 @@ from jaxtyping import Float, Int
 from cvt_nas.results.kendall import kendall, kendall_without_each
 
 Answer = Literal["yes", "no", "cannot tell yet"]
-MIN_TOLD = 12  # architectures, below which nothing is told
+MIN_TOLD = 12  # least number of architectures for an answer
 CRITICAL = 2.95  # the quantile of simulated walks is 2.92
-MIN_IN_BIN = 6  # below that the jackknife of a bin's tau is worth nothing
+MIN_IN_BIN = 6  # with fewer architectures, the jackknife of a bin's tau is useless
 NUM_FLOPS_BINS = 4
 MIN_WITHIN_BINS, MIN_OF_CEILING = 0.5, 0.8
-_MOST_TAU = 0.999  # whose artanh is finite
+_MOST_TAU = 0.999  # its artanh is finite
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +40,9 @@ class Question:
     """A value that must reach a bar.
 
     Args:
-        low, high: An interval that holds the true value with 95 % confidence at all numbers of architectures at once;
-            None where there are too few for any.
-        sd: Standard error on the scale on which the interval is symmetric; None likewise.
+        low, high: Interval of the true value, with 95 % confidence at all numbers of architectures at once; None if
+            there are too few architectures.
+        sd: Standard error on the scale on which the interval is symmetric; None if there are too few architectures.
     """
 
     name: str
@@ -62,8 +62,11 @@ class Question:
 
 
 def answer_of(questions: Sequence[Question]) -> Answer:
-    """To all of them together. With two questions at 95 % each, at most 5 % of the answers are false: a false `yes` is
-    one of at most 2.5 % to a question that is not met, and a false `no` one of 2.5 % to either."""
+    """Combined answer to all questions. With two questions at 95 % each, at most 5 % of the answers are false.
+
+    A false `yes` needs a false `yes` to a question that is not met, with a chance of at most 2.5 %. A false `no` needs
+    a false `no` to either question, with a chance of 2.5 % each.
+    """
     answers = [question.answer for question in questions]
     if "no" in answers:
         return "no"
@@ -75,17 +78,17 @@ def questions_of(
     standalone: Float[np.ndarray, "archs seeds"],
     flops: Int[np.ndarray, " archs"],
 ) -> tuple[Question, ...]:
-    """Both questions as these architectures answer them; of one seed, whose ceiling is unknown, the second alone."""
+    """Both questions, answered by these architectures. With one seed, only the second, since the ceiling is unknown."""
     truth = standalone.mean(axis=1)
     asked = [within_bins(inherited, truth, flops)]
     return (of_ceiling(inherited, standalone), *asked) if standalone.shape[1] > 1 else tuple(asked)
 
 
 def of_ceiling(inherited: Float[np.ndarray, " archs"], standalone: Float[np.ndarray, "archs seeds"]) -> Question:
-    """Tau as a share of the noise ceiling, of two seeds or more.
+    """Tau as a share of the noise ceiling, from two seeds or more.
 
-    The interval is that of artanh(tau) - artanh(bar * ceiling): both vary together, and without the artanh its errors
-    would be smallest where tau happens to be high. At the ends it is made a share again.
+    The interval is computed for artanh(tau) - artanh(bar * ceiling), and its ends are converted back to shares. Tau and
+    the ceiling vary together. Without the artanh, errors would be smallest if tau happens to be high.
     """
     num_archs, num_seeds = standalone.shape
     truth, name = standalone.mean(axis=1), "share of the noise ceiling"
@@ -118,22 +121,25 @@ def within_bins(
 
 
 def bins_of(flops: Int[np.ndarray, " archs"]) -> list[Int[np.ndarray, " members"]]:
-    """Indices of the architectures of each bin; all bins have as many, give or take one."""
+    """Indices of the architectures of each bin. The sizes of bins differ by at most one."""
     return np.array_split(np.argsort(flops, kind="stable"), NUM_FLOPS_BINS)
 
 
 def between_seeds(standalone: Float[np.ndarray, "archs seeds"]) -> float:
-    """Tau of one seed's accuracies with another's, the mean over the pairs of seeds."""
+    """Mean tau between the accuracies of two seeds, over all pairs of seeds."""
     return float(np.mean([kendall(one, other) for one, other in itertools.combinations(standalone.T, 2)]))
 
 
 def ceiling_of_mean(between: float | np.ndarray, num_seeds: int) -> np.ndarray:
-    """Tau of the expected accuracies with the mean of `num_seeds` trainings, from the tau of one training with another.
+    """Tau of the expected accuracies with the mean of `num_seeds` trainings.
 
-    By way of correlations: Greiner's relation, tau = 2 / pi arcsin(rho), there and back, and between them the
-    reliability of a mean, k rho / (1 + (k - 1) rho), whose root is the correlation of a mean with what it estimates.
-    The relation is exact for normal accuracies and noise. With accuracies bunched as in the CvT table the result is
-    .003 too high, and up to .015 where accuracies on 500 images tie (`benchmarks/ceiling.py`).
+    Greiner's relation, tau = 2 / pi arcsin(rho), turns tau into a correlation and back. In between, the reliability of
+    a mean is k rho / (1 + (k - 1) rho), and its root is the correlation of the mean with the expected value. The
+    relation is exact for normal accuracies and noise. With accuracies bunched as in the CvT table, the result is .003
+    too high, and up to .015 if accuracies on 500 images tie (`benchmarks/ceiling.py`).
+
+    Args:
+        between: Tau of one training with another; see `between_seeds`.
 
     Source: Spearman 1910, doi:10.1111/j.2044-8295.1910.tb00206.x, and Brown 1910,
     doi:10.1111/j.2044-8295.1910.tb00207.x; Kruskal 1958, doi:10.1080/01621459.1958.10501481, for the relation.
@@ -148,7 +154,7 @@ def _artanh(tau: float | np.ndarray) -> np.ndarray:
 
 
 def _jackknifed(without_each: np.ndarray) -> float:
-    """Variance of a value, from the values without each architecture in turn."""
+    """Jackknife variance of a value, from the values without each architecture in turn."""
     number = len(without_each)
     return (number - 1) / number * float(((without_each - without_each.mean()) ** 2).sum())
 
@@ -161,7 +167,7 @@ def _asked(name: str, bar: float, value: float, sd: float | None, num_archs: int
 
 
 def quantile(num_archs: int) -> float:
-    """How many standard errors of so many architectures an interval reaches to each side."""
-    from scipy.stats import norm, t  # half a second, which workers need not wait
+    """Number of standard errors by which an interval reaches to each side."""
+    from scipy.stats import norm, t  # the import takes half a second, and workers do not need it
 
     return float(t.isf(norm.sf(CRITICAL), num_archs - 1))

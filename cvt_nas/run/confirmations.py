@@ -14,20 +14,20 @@ from cvt_nas.run.store import Store
 
 
 class Confirmations:
-    """The further trainings of a run: the plan, and those that have ended."""
+    """The plan of further trainings of a run, and the further trainings that have ended."""
 
     def __init__(self, folder: Path, store: Store) -> None:
         self._plan_path, self._store = folder / "confirm.json", store
         self._record = Record(folder / "confirm.jsonl", store, TrialResult.from_json)
 
     def append(self, result: TrialResult) -> None:
-        """Adds a further training to its record, on disk when this returns."""
+        """Appends a further training to the record. It is on disk when this returns."""
         self._record.append(result.to_json())
 
     def results(self) -> tuple[TrialResult, ...]:
         """The further trainings that ended, in order of their rounds.
 
-        See `RunFolder.results` for what is left out and which errors are raised.
+        See `RunFolder.results` for the lines that are left out and the errors.
         """
         return tuple(sorted(without_retried(self._record.read()), key=lambda result: result.number))
 

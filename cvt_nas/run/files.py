@@ -1,4 +1,4 @@
-"""Files that stay whole in a crash: written at once, or line by line."""
+"""Writes files that stay whole in a crash, at once or line by line."""
 
 import contextlib
 import errno
@@ -68,7 +68,7 @@ def _write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -
                 os.fsync(file.fileno())
             except Exception:
                 if file.error is not None:
-                    raise file.error  # noqa: B904  the cause, not the error that a library made of it
+                    raise file.error  # noqa: B904  the cause, in place of a library's own error
                 raise
         partial.replace(path)
     except BaseException as error:  # a partial file would keep a full disk full
@@ -102,7 +102,7 @@ def remove_partials(folder: Path) -> None:
 
 
 def append_line(path: Path, tree: Mapping[str, object]) -> None:
-    """Appends a line, which is on disk when this returns.
+    """Appends a line. It is on disk when this returns.
 
     Raises:
         StorageError: See `patiently`. `read_lines` will not see a part of the line.

@@ -30,7 +30,7 @@ from cvt_nas.run.requests import Requests
 from cvt_nas.run.store import Store
 from cvt_nas.run.supernet import SupernetFolder
 
-CLASSES_FILE = "classes.json"  # beside a model of the front: how it does on each class of the test split
+CLASSES_FILE = "classes.json"  # accuracy on each class of the test split, in the folder of a model of the front
 _MODEL_FILES = ("arch.json", "model.safetensors", "probe.safetensors", "preprocessing.json")
 
 
@@ -39,8 +39,8 @@ class RunFolder:
 
     manifest.json      space file, data, versions, devices, seeds, command line
     trials.jsonl       one `TrialResult` a line, append-only, flushed: the record
-    confirm.json       which architectures are trained again, once the race is over; see `ConfirmPlan`
-    confirm.jsonl      one `TrialResult` a line, of those further trainings, append-only, flushed
+    confirm.json       architectures that are trained again after the race; see `ConfirmPlan`
+    confirm.jsonl      one `TrialResult` a line for each further training, append-only, flushed
     test.jsonl         accuracy on the test split of the front's members, read once at the end
     latency.jsonl      measured latency and memory of the front's members, if the search used them
     study.journal      Optuna's storage
@@ -55,7 +55,7 @@ class RunFolder:
     candidates.jsonl   one `Candidate` a line, append-only, flushed; candidates.journal is Optuna's storage of them
     checkpoints/       checkpoints of trials in flight; errors/ has tracebacks of trials that failed
     tune/              Ray Tune's own files, not needed after the run; tensorboard/ and wandb/ belong to these trackers
-    requests/          what people ask of the search, in a file for each request; answers.jsonl holds its answers
+    requests/          requests of users to the search, one file each; answers.jsonl holds the answers
     lock, holder.json  the process that works on the run; clock.json holds the seconds spent on it
 
     A run at a URL that is pickled and loaded on another machine becomes an empty folder of that machine.
@@ -222,7 +222,7 @@ class RunFolder:
 
     @property
     def num_planned(self) -> int | None:
-        """How many trials the search is to have; None if the manifest does not tell. It fetches nothing."""
+        """Number of trials that the search will have; None if the manifest does not say. It fetches nothing."""
         return None if (told := self.manifest.get("trials")) is None else self.requests.num_trials(told)
 
     @property
@@ -246,11 +246,11 @@ class RunFolder:
 
     @property
     def standalone(self) -> "RunFolder":
-        """The run inside this one, which may not have begun."""
+        """The run inside this one. It may not have begun."""
         return RunFolder(self.path / "standalone", self.store)
 
     def append_candidate(self, candidate: Candidate) -> None:
-        """Appends a line to the record of candidates, which is on disk when this returns."""
+        """Appends a line to the record of candidates. It is on disk when this returns."""
         self._candidates.append(candidate.to_json())
 
     def candidates(self) -> tuple[Candidate, ...]:
@@ -292,7 +292,7 @@ class RunFolder:
         return self.path / "errors" / f"{number}.txt"
 
     def append(self, result: TrialResult) -> None:
-        """Appends a line to the record, which is on disk when this returns."""
+        """Appends a line to the record of trials. It is on disk when this returns."""
         self._trials.append(result.to_json())
 
     def results(self) -> tuple[TrialResult, ...]:
@@ -313,7 +313,7 @@ class RunFolder:
     def confirmed(self) -> tuple[TrialResult, ...]:
         """The trials whose architectures were trained again; see `confirm`.
 
-        It is empty until the first round is over, since a front of the first few would not be the search's front.
+        It is empty until the first round is over, since the first few alone would give a wrong front.
         """
         plan, further = self.confirmations.plan(), self.confirmations.results()
         if not further or (
@@ -342,7 +342,7 @@ class RunFolder:
         """A trial of the front: `knee`, `best`, or the most accurate one under a limit; or any trial by its arch id.
 
         Args:
-            what: `knee`, `best`, the begin of an arch id, or a limit such as `flops<4e9` or `params<20e6`. Searches
+            what: `knee`, `best`, the beginning of an arch id, or a limit such as `flops<4e9` or `params<20e6`. Searches
                 with latency also know `latency_ms<2`.
 
         Raises:
@@ -368,7 +368,7 @@ class RunFolder:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def append_latency(self, arch_id: str, latency: Mapping[str, object]) -> None:
-        """Records what was measured of a member of the front; see `export.deployed.Measured`."""
+        """Records the measurements of a member of the front; see `export.deployed.Measured`."""
         self._latencies.append({"arch_id": arch_id, **latency})
 
     def latencies(self) -> dict[str, float]:
@@ -388,7 +388,7 @@ _CLOCK = TypeAdapter(_Clock)
 
 
 def _folder_at(place: str) -> RunFolder:
-    """As `RunFolder.at`, but without fetching records, which workers do not read."""
+    """Like `RunFolder.at`, but fetches no records, since workers do not read them."""
     return RunFolder(*_path_and_store(place))
 
 

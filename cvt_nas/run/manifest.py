@@ -1,4 +1,4 @@
-"""The manifest of a run: what was run, and with what."""
+"""The manifest of a run."""
 
 import json
 from collections.abc import Mapping

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _PATIENCE = 60.0  # seconds for which a store may be away
-_SECONDS_BETWEEN_PUSHES = 5.0  # of a growing file whose last line is not urgent
+_SECONDS_BETWEEN_PUSHES = 5.0  # for a growing file whose last line is not urgent
 _GROWING = (".jsonl", ".journal")
 _PIECE = re.compile(r"(.+\.(?:jsonl|journal))\.(\d{12,})")
 # locks of this machine's processes and partial files have no meaning in a store
@@ -83,7 +83,7 @@ class Mirror:
         return self.url if below == "." else f"{self.url}/{below}"
 
     @cached_property
-    def _fs(self) -> tuple[Any, str]:  # fsspec's types say text where it gives bytes
+    def _fs(self) -> tuple[Any, str]:  # fsspec's types declare text, but it returns bytes
         import fsspec
 
         try:
@@ -92,7 +92,7 @@ class Mirror:
             raise StorageError(f"{self.url}: {error}") from error
 
     def push(self, path: Path) -> None:
-        """Copies a file to the URL, whole or not at all. Of a growing record, only new lines are sent."""
+        """Copies a file to the URL, whole or not at all. For a growing record, only new lines are sent."""
         if path.suffix in _GROWING:
             with self._growing:
                 self._push_added(path)
@@ -210,7 +210,7 @@ class Mirror:
         self._patiently(get)
 
     def pull_records(self, folder: Path) -> None:
-        """Fetches the files of a folder, without folders below it. Of a record, only missing lines are fetched."""
+        """Fetches the files of a folder, without folders below it. For a record, only missing lines are fetched."""
 
         def get() -> None:
             others, records = self._listed(folder)

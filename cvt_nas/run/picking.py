@@ -1,4 +1,4 @@
-"""Picks a trial of a run as a user names it."""
+"""Finds the trial of a run that a user names."""
 
 import re
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ def find(results: Iterable[TrialResult], arch_id: str, place: object) -> TrialRe
 
 
 def pick(front: ParetoFront, what: str, place: object) -> TrialResult | None:
-    """See `RunFolder.pick`. None if `what` may only be the begin of an arch id."""
+    """See `RunFolder.pick`. Returns None if `what` can only be the beginning of an arch id."""
     if not front.members:
         raise RunFolderError(f"{place}: no trial reached its last epoch yet")
     if what in ("knee", "best"):

@@ -20,7 +20,7 @@ class Record(Generic[T]):
         self._known: tuple[tuple[int, int] | None, list[T]] = None, []  # size and time of the file, and its values
 
     def append(self, tree: Mapping[str, object]) -> None:
-        """Appends a line, which is on disk when this returns."""
+        """Appends a line. It is on disk when this returns."""
         self._store.append(self._path, tree)
 
     def read(self) -> list[T]:
@@ -46,11 +46,11 @@ class Record(Generic[T]):
 
 
 def figure(tree: Mapping[str, Any], *, name: str) -> tuple[str, float]:
-    """Id of an architecture, and its figure `name`."""
+    """Id of an architecture, and its value of `name`."""
     check_line(tree)
     return str(tree["arch_id"]), float(tree[name])
 
 
 def measured_of(tree: Mapping[str, Any]) -> tuple[str, float, float | None]:
-    """Id of an architecture, its latency, and its memory, which earlier versions did not measure."""
+    """Id of an architecture, its latency, and its memory. Earlier versions did not measure memory."""
     return (*figure(tree, name="p10_ms"), tree.get("measured_memory_mb"))

@@ -1,4 +1,4 @@
-"""Files of a run about what people ask of its search."""
+"""Files of a run with requests to its search, and answers."""
 
 import datetime
 import secrets
@@ -18,8 +18,8 @@ _SECONDS_BETWEEN_LOOKS = 5.0
 class Requests:
     """Requests to the search of a run, and its answers.
 
-    Any process on any machine may ask at any time, so each request is a file of its own in `requests/`. Only the search
-    answers, in `answers.jsonl`.
+    Any process on any machine may send a request at any time, so each request is a file of its own in `requests/`. Only
+    the search answers, in `answers.jsonl`.
     """
 
     def __init__(self, folder: Path, store: Store) -> None:
@@ -27,10 +27,10 @@ class Requests:
         self._answers = Record(folder / "answers.jsonl", store, Answer.from_json)
         self._known: dict[Path, Request] = {}
         self._looked, self._answering = -_SECONDS_BETWEEN_LOOKS, threading.Lock()
-        self.has_stopped = False  # whether this process was asked to stop, and does
+        self.has_stopped = False  # whether this process was asked to stop, and stops
 
     def add(self, ask: Ask, *, trials: int | None = None, arch: ArchConfig | None = None) -> Request:
-        """Adds a request, which is on disk when this returns."""
+        """Adds a request. It is on disk when this returns."""
         now = datetime.datetime.now(datetime.UTC)
         request = Request(
             id=f"{time.time_ns():020}-{secrets.token_hex(4)}",
@@ -44,7 +44,7 @@ class Requests:
         return request
 
     def all(self) -> tuple[Request, ...]:
-        """All requests in the order in which they were made. A file that is no request is left out."""
+        """All requests, oldest first. A file that is no request is left out."""
         now = time.monotonic()
         if self._store.url_of(self._folder) is not None and now - self._looked >= _SECONDS_BETWEEN_LOOKS:
             self._looked = now
@@ -64,12 +64,12 @@ class Requests:
         return [request for request in self.all() if request.id not in answers]
 
     def answer(self, request: Request, *, trial: int | None = None, refused: str | None = None) -> None:
-        """Records what became of a request, which is on disk when this returns."""
+        """Records the answer to a request. It is on disk when this returns."""
         with self._answering:
             self._answers.append(Answer(id=request.id, trial=trial, refused=refused).to_json())
 
     def num_trials(self, at_least: int) -> int:
-        """The greatest number of trials that was asked for, without refused requests, and at least `at_least`."""
+        """The greatest number of trials in requests that were not refused, and at least `at_least`."""
         answers = self.answers()
         asked = [
             request.trials

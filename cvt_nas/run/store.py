@@ -41,7 +41,7 @@ class Store:
         """Appends a line to a record. It is on disk when this returns; see `append_line`."""
         append_line(path, tree)
         if self._mirror is not None:
-            self._mirror.push_late()  # files that the line is about first, so that the record is never ahead
+            self._mirror.push_late()  # first the files that the line is about, so that the record is never ahead
             self._mirror.push(path)
 
     def push(self, path: Path) -> None:

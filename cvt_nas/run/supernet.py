@@ -60,16 +60,16 @@ class SupernetFolder:
         self._store.write(self._narrowing_path, narrowing.to_json())
 
     def narrowing(self) -> Narrowing | None:
-        """What was dropped from the space so far; None if nothing was. Raises RunFolderError if the file is damaged."""
+        """Options dropped from the space so far; None if none were. Raises RunFolderError if the file is damaged."""
         text = self._store.read(path := self._narrowing_path)
         return None if text is None else Narrowing.from_json(text, str(path))
 
     def append_inherited(self, measured: Candidate) -> None:
-        """Records what an architecture inherits that judges the supernet."""
+        """Records the inherited accuracy of an architecture that judges the supernet."""
         self._inherited.append(measured.to_json())
 
     def inherited(self) -> tuple[Candidate, ...]:
-        """All that `append_inherited` recorded, on any machine."""
+        """All records of `append_inherited`, from any machine."""
         if not self._inherited_path.exists():
             self._store.fetch(self._inherited_path)
         return tuple(self._inherited.read())

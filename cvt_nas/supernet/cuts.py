@@ -1,4 +1,4 @@
-"""Cuts: where the tensors of a subnet lie in those of its supernet."""
+"""Cuts: the parts of a supernet's tensors that are the tensors of a subnet."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +12,14 @@ from cvt_nas.errors import ArchError
 def cut_from(
     owner: nn.Module, tensor: str, name: str, shape: torch.Size, kernel_map: tuple[dict, str] | None = None
 ) -> "Cut":
-    """A cut of the tensor of a module, which a subnet knows as `name`. Raises ArchError where the module has less of it
-    than `shape`, or none."""
+    """Cuts a tensor of the module `owner`. Raises ArchError if the module has no such tensor, or a smaller one.
+
+    Args:
+        tensor: Name of the tensor in `owner`.
+        name: Name of the tensor in the subnet.
+        shape: Shape of the tensor in the subnet.
+        kernel_map: See `Cut`.
+    """
     values = owner._parameters if tensor in owner._parameters else owner._buffers
     whole = values.get(tensor)
     if whole is None or any(inner > outer for inner, outer in zip(shape, whole.shape, strict=True)):
@@ -23,7 +29,7 @@ def cut_from(
 
 
 def _index_of(shape: torch.Size, whole: torch.Size) -> tuple[slice, ...] | None:
-    """First channels, and the centre of a kernel or a grid of positions; None where nothing is cut off."""
+    """Index of the first channels, and of the centre of a kernel or a grid of positions; None if nothing is cut off."""
     if shape == whole:
         return None
     starts = [(outer - inner) // 2 if axis >= 2 and len(shape) == 4 else 0
@@ -32,13 +38,14 @@ def _index_of(shape: torch.Size, whole: torch.Size) -> tuple[slice, ...] | None:
 
 
 class Cut:
-    """Where a subnet's tensor lies in the supernet.
+    """Place of a subnet's tensor in the supernet.
 
     Args:
-        values, name: The dict of a module's parameters or buffers, and the name there; looked up at each call, since
-            moving a module to another device may replace them.
-        index: The part of it; None for the whole.
-        kernel_map: Of the linear map that the part, a kernel's centre, passes; None where there is none.
+        values, name: Dict of the parameters or buffers of a module, and the name of the tensor there. The tensor is
+            looked up at each call, since moving a module to another device may replace it.
+        index: Index of the part; None for the whole tensor.
+        kernel_map: Dict and name of the linear map that is applied to the part, the centre of a kernel; None if there
+            is no map.
     """
 
     __slots__ = ("_index", "_kernel_map", "_name", "_values")
@@ -57,7 +64,7 @@ class Cut:
         return self._index
 
     def __call__(self, part: Tensor | None = None) -> Tensor:
-        """The subnet's tensor; of `part` where that was cut out already."""
+        """The tensor of the subnet. `part` is the part of the whole tensor, if it was cut out already."""
         tensor = self.whole if part is None else part
         if part is None and self._index is not None:
             tensor = tensor[self._index].contiguous()
@@ -71,16 +78,16 @@ class Cut:
         if self._index is None:
             whole.copy_(tensor)
             return
-        if whole.ndim == 4:  # what surrounds the kernel
+        if whole.ndim == 4:  # also clears the surroundings of the kernel
             whole[self._index[:2]] = 0
         whole[self._index] = tensor
 
 
 class CutOut(torch.autograd.Function):
-    """Parts of parameters, whose gradients are added to those of the parameters where they lie.
+    """Cuts parts out of parameters. The gradients of the parts are added in place to those of the parameters.
 
-    Autograd by itself would lay each into a tensor of zeros as large as the parameter, and add that: two launches more
-    on a GPU, and more memory to go through.
+    Autograd alone would put the gradient of each part into a tensor of zeros as large as the parameter, and add that
+    tensor. This would take two more launches on a GPU, and more memory traffic.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Hollow modules: the parts of a `CvT` without weights, which each call borrows from a supernet."""
+"""Hollow modules: parts of a `CvT` without weights. Each call borrows the weights from a supernet."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from cvt_nas.supernet.cuts import Cut, CutOut
 
 
 class Hollow:
-    """A plain module, on the meta device, without weights: each call borrows them from the supernet."""
+    """A plain module on the meta device, without weights. Each call borrows them from the supernet."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Hollow:
                         full = ".".join(filter(None, (name, path, key)))
                         self._slots.append((values, key, full, cut_of(full, value.shape, block)))
             if isinstance(part, nn.BatchNorm2d):
-                part.track_running_stats = False  # in training, neither read nor written; in eval mode, read
+                part.track_running_stats = False  # neither read nor written in training, but read in eval mode
         is_learned = [cut.index is not None and cut.whole.requires_grad for *_, cut in self._slots]
         self._learned = [slot for slot, is_so in zip(self._slots, is_learned, strict=True) if is_so]
         self._others = [slot for slot, is_so in zip(self._slots, is_learned, strict=True) if not is_so]
@@ -50,7 +50,7 @@ class Hollow:
             self._empty()
 
     def cuts(self) -> Iterator[tuple[str, Cut]]:
-        """Names as in a `CvT`."""
+        """Yields the cuts with their names in a `CvT`."""
         for _, _, name, cut in self._slots:
             yield name, cut
 
@@ -61,7 +61,7 @@ class Hollow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HollowStage:
-    """A stage of hollow parts; the class token with its name."""
+    """A stage of hollow parts. The class token comes with its name."""
 
     patch_embed: Hollow
     cls_token: tuple[str, Cut] | None

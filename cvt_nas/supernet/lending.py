@@ -1,4 +1,4 @@
-"""What trained weights lend to the networks of a space, and to the supernet of all of them."""
+"""Lends trained weights to the networks of a space, and to their supernet."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -11,17 +11,17 @@ from cvt_nas.supernet.shared import Supernet
 
 
 def lend_to(space: SearchSpace, weights: Weights, *, classes: Sequence[str]) -> tuple[Lent, tuple[str, ...]]:
-    """What `weights` lend to any network of `space`.
+    """The part of `weights` that networks of `space` can use.
 
     Args:
         classes: Names of the classes of the data, in their order.
 
     Returns:
-        With it, notes for people: what was taken, what begins afresh in the largest networks, and what is otherwise in
-        every network of the space.
+        The lent weights, and notes for the user: the weights that are used, the parts of the largest networks that
+        begin afresh, and the settings of the pretrained network that no network of the space has.
 
     Raises:
-        ArchError: They are of no CvT, or of another number of stages.
+        ArchError: The weights belong to no CvT, or to one with another number of stages.
     """
     lent, notes = lend(weights, num_channels=space.num_channels, num_classes=space.num_classes, classes=classes)
     if len(lent.arch.stages) != len(space.stages):
@@ -32,12 +32,12 @@ def lend_to(space: SearchSpace, weights: Weights, *, classes: Sequence[str]) -> 
 
 
 def begin_supernet(supernet: Supernet, lent: Lent) -> None:
-    """Gives the supernet the weights that its largest network begins with; see `model.cut_state`."""
+    """Gives the supernet the initial weights of its largest network; see `model.cut_state`."""
     supernet.insert_state(cut_state(lent, supernet.largest, supernet.shared.state_dict()))
 
 
 def _afresh(space: SearchSpace, lent: Lent) -> list[str]:
-    """What the largest networks have more of than what is lent, a line for each kind."""
+    """Notes on the parts of the largest networks that the lent weights lack, a line for each kind."""
     found: dict[str, list[str]] = {}
     for index, (ours, theirs) in enumerate(zip(space.largest.stages, lent.arch.stages, strict=True)):
         hidden = [max(mlp_width(stage.embed_dim, b.mlp_ratio) for b in stage.blocks) for stage in (ours, theirs)]
@@ -56,7 +56,7 @@ def _afresh(space: SearchSpace, lent: Lent) -> list[str]:
 
 
 def _elsewhere(space: SearchSpace, weights: Weights, lent: Lent) -> list[str]:
-    """What shows in no weight, and is otherwise in the network that they are of, or not known of it; a line each."""
+    """Notes on settings that no weight shows, if those of the pretrained network differ or are unknown, a line each."""
     if not lent.knows_heads:
         activation = ", and gelu, as transformers computes it" if weights.is_port else ""
         return [f"{weights.path}: nothing tells the heads, strides and paddings that the weights were trained with"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum of a tensor over all ranks, and so the sum of its gradients; torch has deprecated its own."""
+    """Sums a tensor over all ranks, and so its gradients. torch has deprecated its own function."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -32,13 +32,13 @@ _sum_over_ranks: Any = _SumOverRanks.apply
 
 @dataclass(slots=True)
 class Ranks:
-    """Whether batch norm has the statistics of other ranks' images, too."""
+    """Whether the statistics of batch norm include the images of other ranks."""
 
     are_heard: bool = True
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
-    """Batch norm whose statistics in training are of all ranks' images; torch's own is for GPUs alone."""
+    """Batch norm with the statistics of the images of all ranks in training. torch's own works on GPUs only."""
 
     def __init__(self, num_features: int, ranks: Ranks) -> None:
         super().__init__(num_features)

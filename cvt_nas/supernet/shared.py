@@ -1,4 +1,4 @@
-"""The shared weights of a space, and what is cut out of them."""
+"""The shared weights of a space, and the subnets that are cut out of them."""
 
 import contextlib
 import re
@@ -20,26 +20,26 @@ from cvt_nas.supernet.hollow import Hollow, HollowModel, HollowStage
 from cvt_nas.supernet.ranks import Ranks, SyncedBatchNorm
 
 NormChoice = Literal["kv_stride", "kernel_size"]
-_MAX_CACHED = 4096  # modules without weights: tens of kilobytes each
+_MAX_CACHED = 4096  # modules without weights, which take tens of kilobytes each
 _PROJECTION = re.compile(r"stage(\d+)\.blocks\.(\d+)\.attn\.conv_proj_([qkv])")
 
 
 class Supernet(nn.Module):
     """The shared weights of a space.
 
-    Nothing of a forward pass stays behind: which subnet runs is an argument, and batch norm in training uses the
-    statistics of the batch and keeps none. So a subnet has to be extracted, and the statistics of its batch norms
-    measured, before its accuracy means anything.
+    A forward pass leaves no state. The subnet is an argument, and batch norm in training uses the statistics of the
+    batch and stores none. So the accuracy of a subnet means nothing before the subnet is extracted and the statistics
+    of its batch norms are measured.
 
     Args:
-        space: Whose members are the subnets.
-        drop_path: As in `CvT`; of the largest subnet alone, since the small ones underfit as they are.
-        regularised: Which that is, where not all of the space is trained.
-        drop_path_on_all: Of every subnet instead.
+        space: Its architectures are the subnets.
+        drop_path: Rates as in `CvT`. They apply only to the largest subnet, since small ones underfit anyway.
+        drop_path_on_all: Whether `drop_path` applies to all subnets.
         kernel_maps, own_norms, sync_batch_norm: See `SupernetConfig`.
+        regularised: The subnet to which `drop_path` applies, if only a part of the space is trained.
 
     Raises:
-        ValueError: `drop_path` has not one rate for each stage.
+        ValueError: `drop_path` does not have one rate for each stage.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Supernet(nn.Module):
         self._hollow_models: dict[ArchConfig, HollowModel] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies: they cut from their own weights."""
+        """Drops the caches, so that a copy cuts from its own weights."""
         return {**self.__dict__, "_hollows": {}, "_hollow_models": {}}
 
     def train(self, mode: bool = True) -> Self:
@@ -92,20 +92,21 @@ class Supernet(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch channels height width"], arch: ArchConfig
     ) -> Float[Tensor, "batch classes"]:
-        """Logits of the subnet `arch`. Raises ArchError where it needs a weight that is not there."""
+        """Logits of the subnet `arch`. Raises ArchError if it needs a weight that is missing here."""
         hollow = self._hollow_model(arch)
         stages = [partial(stage, recomputes=self._recomputes) for stage in hollow.stages]
         return forward_stages(arch, stages, hollow.norm, hollow.head, images)
 
     def set_recomputing(self, on: bool) -> None:
-        """As in `CvT`, for all subnets."""
+        """Like `CvT.set_recomputing`, for all subnets."""
         self._recomputes = on
 
     @contextlib.contextmanager
     def without_other_ranks(self) -> Iterator[None]:
-        """Within it, a pass waits for no other rank: batch norm has the statistics of this rank's images alone.
+        """Within the block, a pass waits for no other rank. Batch norm uses only the images of this rank.
 
-        It takes as much memory, so it shows what a pass takes, and may end for want of it on one rank alone.
+        A pass takes as much memory as usual. So it shows how much is needed, and it may run out of memory on one rank
+        alone.
         """
         if self._ranks is None:
             yield
@@ -118,28 +119,29 @@ class Supernet(nn.Module):
 
     @torch.no_grad()
     def state_of(self, arch: ArchConfig) -> dict[str, Tensor]:
-        """State dict of the plain `CvT(arch)`: cuts, which share memory with the supernet where they are whole. Raises
-        ArchError where `arch` needs a weight that is not there."""
+        """State dict of the plain `CvT(arch)`. Tensors that are not cut share memory with the supernet.
+
+        Raises ArchError if `arch` needs a weight that is missing here.
+        """
         return {name: cut() for name, cut in self._hollow_model(arch).cuts()}
 
     @torch.no_grad()
     def insert(self, model: CvT) -> None:
-        """Puts the weights of `model` where the subnet of its architecture has them: the inverse of `extract`.
+        """Writes the weights of `model` into the subnet of its architecture. It is the inverse of `extract`.
 
-        What lies around a kernel is set to zero, so that subnets with a larger one answer as `model` does, too. What
-        lies beyond its channels and blocks stays as it is, and so does the head where `model` has other classes. Batch
-        norms of one projection are all set to that of `model`.
+        Weights around a kernel are set to zero, so that subnets with a larger kernel have the same outputs. Weights
+        beyond the channels and blocks of `model` do not change, nor does the head if `model` has another number of
+        classes. All batch norms of a projection are set to the batch norm of `model`.
 
         Raises:
-            ArchError: It has a weight that has no place here.
+            ArchError: `model` has a weight that has no place here.
         """
         has_head = model.arch.num_classes == self.largest.num_classes
         self.insert_state({n: t for n, t in model.state_dict().items() if has_head or not n.startswith("head.")})
 
     @torch.no_grad()
     def insert_state(self, state: Mapping[str, Tensor]) -> None:
-        """`insert` of the tensors of a model, of which some may be missing. Raises ArchError where one has no place
-        here."""
+        """Like `insert`, for a state dict that may be incomplete. Raises ArchError if a tensor has no place here."""
         for name, tensor in state.items():
             path, _, last = name.rpartition(".")
             self._cut_of(name, tensor.shape, None).put(tensor)
@@ -170,7 +172,7 @@ class Supernet(nn.Module):
         self, index: int, stage: StageConfig, in_channels: int, grid: Grid, drop_path: float
     ) -> "HollowStage":
         name, width, last = f"stage{index}", stage.embed_dim, max(len(stage.blocks) - 1, 1)
-        embedding = replace(stage, blocks=(BlockConfig(),))  # in which the blocks have no part
+        embedding = replace(stage, blocks=(BlockConfig(),))  # blocks do not affect the embedding
         token = f"{name}.cls_token"
         patch_embed = self._hollow(f"{name}.patch_embed", None, ConvEmbed, embedding, in_channels, grid)
         blocks = []
@@ -186,7 +188,7 @@ class Supernet(nn.Module):
     def _hollow(
         self, name: str, block: BlockConfig | None, make: Callable[..., nn.Module], *arguments: Any
     ) -> "Hollow":
-        """The module `name` of a `CvT`, which is `make(*arguments)`; made once, since that takes milliseconds."""
+        """The module `name` of a `CvT`, made by `make(*arguments)`. It is cached, since this takes milliseconds."""
         key = (name, *arguments)
         if key not in self._hollows:
             with torch.device("meta"):
@@ -198,7 +200,7 @@ class Supernet(nn.Module):
         return self._hollows[key]
 
     def _cut_of(self, name: str, shape: torch.Size, block: BlockConfig | None) -> "Cut":
-        """Where the tensor `name` of a subnet, of that shape, lies; `block` is the one that it belongs to."""
+        """The place of the tensor `name` of a subnet, with its shape and the block to which it belongs."""
         path, _, tensor = name.rpartition(".")
         own_norm, kernel_map = None, None
         if block is not None and path.endswith(".bn"):
@@ -213,16 +215,18 @@ class Supernet(nn.Module):
         return cut_from(owner, tensor, name, shape, kernel_map)
 
     def _norm_key(self, projection: str, block: BlockConfig) -> str | None:
-        """Name in `norms` of a projection's batch norm in such a block; None where it has none of its own."""
+        """Name in `norms` of the batch norm of a projection in `block`; None if it is the shared one."""
         size = f".k{block.kernel_size}" if "kernel_size" in self._own_norms else ""
-        # queries keep stride 1, whatever that of keys and values is
+        # the stride of queries is always 1
         stride = f".s{block.kv_stride}" if "kv_stride" in self._own_norms and projection[-1] != "q" else ""
         return _key(f"{projection}{size}{stride}") if size or stride else None
 
 
 def extract(supernet: Supernet, arch: ArchConfig) -> CvT:
-    """The subnet `arch` as a plain model with weights of its own, on the supernet's device. Raises ArchError where it
-    needs a weight that is not there."""
+    """The subnet `arch` as a plain model with its own weights, on the device of the supernet.
+
+    Raises ArchError if it needs a weight that is missing in the supernet.
+    """
     with torch.device(supernet.shared.head.weight.device):
         model = CvT(arch)
     model.load_state_dict(supernet.state_of(arch))
@@ -230,5 +234,5 @@ def extract(supernet: Supernet, arch: ArchConfig) -> CvT:
 
 
 def _key(path: str) -> str:
-    """A path as a name that a dict of parameters takes."""
+    """Turns a path into a valid name for a dict of parameters."""
     return path.replace(".", "_")
