@@ -1,18 +1,19 @@
-"""CvT for timm: `import cvt_nas.timm`, and `timm.create_model` knows `cvt_13`, `cvt_21`, `cvt_w24` and `cvt_nas`.
+"""CvT for timm. `import cvt_nas.timm` registers the models `cvt_13`, `cvt_21`, `cvt_w24` and `cvt_nas`.
 
     timm.create_model("cvt_13", num_classes=37, drop_path_rate=0.1)
     timm.create_model("cvt_nas", arch="my_model/arch.json")
-    timm.create_model("local-dir:my_model", pretrained=True)  # what `--format timm` wrote
+    timm.create_model("local-dir:my_model", pretrained=True)  # output of `--format timm`
 
-A script that does not import this module is run by one that does:
+A script that does not import this module can be run by a command that does:
 
     python -c "import cvt_nas.timm, runpy; runpy.run_path('train.py', run_name='__main__')" DATA --model cvt_13
 
-An official checkpoint of 1,000 classes is given as `--pretrained --model-kwargs "pretrained_cfg_overlay={'file':
-'CvT-13-224x224-IN-1k.pth'}"`, which lets `--num-classes` differ. `--torchscript` cannot read the shapes in the
-signatures of these modules; `--torchcompile` can.
+An official checkpoint of 1,000 classes is loaded by `--pretrained --model-kwargs "pretrained_cfg_overlay={'file':
+'CvT-13-224x224-IN-1k.pth'}"`. `--num-classes` may then differ. `--torchscript` cannot read the shapes in the signatures
+of these modules, but `--torchcompile` can.
 
-What timm asks of a model is taken from timm 1.0.31, models/_builder.py, models/_features.py and optim/_param_groups.py.
+The interface of a timm model is that of timm 1.0.31: models/_builder.py, models/_features.py and
+optim/_param_groups.py.
 """
 
 import dataclasses
@@ -31,25 +32,26 @@ from torch import Tensor, nn
 from cvt_nas.arch import NAMED_ARCHS, ArchConfig, arch_from_dict, load_arch, sides_of
 from cvt_nas.model import CvT
 
-torch.fx.wrap("rearrange")  # as in cvt_nas.model.network
+torch.fx.wrap("rearrange")  # see cvt_nas.model.network
 
 
 class TimmCvT(CvT):
-    """`CvT` with what timm asks of a model; the names of its state dict stay the official ones.
+    """`CvT` with the interface of a timm model. Its state dict has the official names.
 
     Args:
-        arch: What to build. `num_classes`, `in_chans` and `img_size` replace what it says.
-        num_classes: 0 leaves the head out.
-        img_size: Side of square images, or height and width. No weight depends on it but a position embedding, which
-            is interpolated, and images of any other size still fit.
-        global_pool: What the head sees: `token`, the class token, `avg`, the mean of the other tokens, or `""`, all of
-            them. The architecture's own where not given.
-        drop_rate: Of dropout before the head.
-        drop_path_rate: `CvT`'s `drop_path`: it rises within each stage, not over the whole depth as in timm's models.
+        arch: Architecture to build. `num_classes`, `in_chans` and `img_size` replace its values.
+        num_classes: Number of classes. 0 leaves the head out.
+        img_size: Side of square images, or height and width. The only weight that depends on it is a position
+            embedding, which is interpolated. Images of any other size still fit.
+        global_pool: Input of the head: `token` for the class token, `avg` for the mean of the other tokens, or `""` for
+            all tokens. None for the input that the architecture uses.
+        drop_rate: Rate of dropout before the head.
+        drop_path_rate: `drop_path` of `CvT`. It rises within each stage. In timm's models, it rises over the whole
+            depth.
 
     Raises:
-        ArchError: No such network can exist.
-        ValueError: `drop_path_rate` has not one rate for each stage, or there is no such pooling.
+        ArchError: If no such network can exist.
+        ValueError: If `drop_path_rate` does not have one rate for each stage, or if there is no such pooling.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class TimmCvT(CvT):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts a fresh head in place of the old one; none at all for 0 classes."""
+        """Replaces the head by a new one, or removes it if there are 0 classes."""
         if global_pool is not None:
             self.global_pool = self._pooling(global_pool)
         self.num_classes = num_classes
@@ -106,43 +108,43 @@ class TimmCvT(CvT):
             self.arch = dataclasses.replace(self.arch, num_classes=num_classes)
             some = next(self.parameters())
             head = nn.Linear(self.num_features, num_classes, device=some.device, dtype=some.dtype)
-            nn.init.trunc_normal_(head.weight, std=0.02)  # as in `CvT`
+            nn.init.trunc_normal_(head.weight, std=0.02)  # same as in `CvT`
             nn.init.zeros_(head.bias)
         self.head = head.train(self.training)  # pyright: ignore[reportAttributeAccessIssue]
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay, beside the vectors that timm leaves out by itself."""
+        """Parameters without weight decay, in addition to the vectors that timm exempts itself."""
         return {name for name, _ in self.named_parameters() if name.endswith(("cls_token", "pos_embed"))}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameters make a layer, for learning rates that fall from layer to layer."""
+        """Patterns that group parameters into layers, for learning rates that fall from layer to layer."""
         fine = [
-            (r"^stage(\d+)\.(?:patch_embed|cls_token)", (-1,)),  # before the stage's block 0
+            (r"^stage(\d+)\.(?:patch_embed|cls_token)", (-1,)),  # comes before block 0 of the stage
             (r"^stage(\d+)\.blocks\.(\d+)", None),
-            (r"^norm", (99999,)),  # timm's mark for a part of the layer before
+            (r"^norm", (99999,)),  # timm's number for a part of the layer before
         ]
         return {"stem": r"^stage0\.patch_embed", "blocks": r"^stage(\d+)" if coarse else fine}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether a block's activations are computed again in the backward pass instead of kept."""
+        """Sets whether activations of a block are computed again in the backward pass instead of being kept."""
         self.set_recomputing(enable)
 
     def _forward_stage(self, index: int, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of a stage, class token first, and the map of the others."""
+        """Tokens of a stage, class token first, and the other tokens as a map."""
         tokens, grid = self.get_submodule(f"stage{index}")(maps)
         return tokens, _map_of(tokens, grid)
 
     def forward_features(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch tokens features"]:
-        """Normalised tokens of the last stage, class token first where there is one."""
+        """Normalised tokens of the last stage. The class token is the first if there is one."""
         tokens, maps = images, images
         for index in range(len(self.arch.stages)):
             tokens, maps = self._forward_stage(index, maps)
         return self.norm(tokens)
 
     def forward_head(self, features: Float[Tensor, "batch tokens features"], pre_logits: bool = False) -> Tensor:
-        """Logits of what `forward_features` returns, or with `pre_logits` what the head would see."""
+        """Logits for the result of `forward_features`. With `pre_logits`, the input of the head instead."""
         if self.global_pool == "token":
             features = features[:, 0]
         elif self.global_pool == "avg":
@@ -165,13 +167,13 @@ class TimmCvT(CvT):
         """Maps of some stages, without the class token.
 
         Args:
-            indices: Which stages: of a number, that many of the last; None for all.
-            norm: Whether the last stage's map is normalised as before the head. No other has a norm.
+            indices: Indices of stages. A number stands for so many of the last stages, None for all.
+            norm: Whether the last stage's map is normalised as before the head. The other stages have no norm.
             stop_early: Whether the stages after the last of `indices` are left out.
-            intermediates_only: Whether the maps are returned alone.
+            intermediates_only: Whether only the maps are returned.
 
         Returns:
-            The tokens of the last stage that ran, as `forward_features` has them, and the list of maps.
+            The tokens of the last stage that ran, in the form of `forward_features`, and the list of maps.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt: got {output_fmt!r}, must be 'NCHW'")
@@ -189,7 +191,12 @@ class TimmCvT(CvT):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes the stages after the last of `indices`, and the norm and the head, which fit no other stage.
+        """Removes the stages after the last of `indices`. If there are any, the norm and the head are removed too.
+
+        The norm and the head fit only the last stage.
+
+        Args:
+            prune_norm, prune_head: Whether the norm and the head are removed even if the last stage is kept.
 
         Returns:
             The indices, counted from the first stage.
@@ -212,12 +219,12 @@ class TimmCvT(CvT):
 def _map_of(
     tokens: Float[Tensor, "batch tokens channels"], grid: Sequence[int]
 ) -> Float[Tensor, "batch channels height width"]:
-    """The tokens that have a place on the map."""
+    """The tokens without the class token, as a map."""
     return rearrange(tokens[:, tokens.shape[1] - grid[0] * grid[1] :], "b (h w) c -> b c h w", h=grid[0], w=grid[1])
 
 
 def facts_of(arch: ArchConfig) -> dict[str, Any]:
-    """What timm must know of weights of `arch`, to give them another head or another number of channels."""
+    """Facts that timm needs to give weights of `arch` another head or another number of channels."""
     return {
         "num_classes": arch.num_classes,
         "input_size": arch.image_shape,
@@ -229,7 +236,7 @@ def facts_of(arch: ArchConfig) -> dict[str, Any]:
 def preprocessing_facts(
     *, mean: Sequence[float], std: Sequence[float], interpolation: str = "bilinear", crop_pct: float = 1.0
 ) -> dict[str, Any]:
-    """timm's names for what an image goes through before the network; see `Preprocessing`."""
+    """The preprocessing of images under timm's names; see `Preprocessing`."""
     return {
         "mean": tuple(mean),
         "std": tuple(std),
@@ -240,7 +247,7 @@ def preprocessing_facts(
 
 
 def _published(name: str) -> dict[str, Any]:
-    """Wu et al. evaluate on the centre of the image, but for 384 pixels on the whole."""
+    """Facts on a published network. Wu et al. evaluate on the centre of images, but on whole images of 384 pixels."""
     arch = NAMED_ARCHS[name]
     seen = preprocessing_facts(
         mean=IMAGENET_DEFAULT_MEAN,
@@ -251,7 +258,7 @@ def _published(name: str) -> dict[str, Any]:
     return {**facts_of(arch), **seen}
 
 
-default_cfgs = generate_default_cfgs(  # timm's name: its registry looks for it here
+default_cfgs = generate_default_cfgs(  # timm's registry looks for this name
     {"cvt_13": _published("cvt-13"), "cvt_21": _published("cvt-21"), "cvt_w24": _published("cvt-w24")}
 )
 
@@ -286,17 +293,17 @@ def cvt_nas(pretrained: bool = False, *, arch: ArchConfig | Mapping[str, Any] | 
     """Any architecture of this package.
 
     Args:
-        arch: Itself, as `arch_to_dict` writes it, or what `load_arch` takes. The dict alone can be written again by
-            `timm.models.save_for_hf`.
+        arch: An architecture, or a dict from `arch_to_dict`, or an argument of `load_arch`. `timm.models.save_for_hf`
+            can save only a dict.
         kwargs: See `TimmCvT`.
 
     Raises:
-        ArchError: `arch` is none.
+        ArchError: If `arch` is not an architecture.
     """
     if not isinstance(arch, ArchConfig):
         arch = arch_from_dict(arch) if isinstance(arch, Mapping) else load_arch(arch)
     given = kwargs.pop("pretrained_cfg", None) or {}
     given = given if isinstance(given, Mapping) else vars(given)
-    # of what no folder and no Hub told, timm fills in 1000 classes, 3 channels and 224 pixels
+    # timm fills in 1000 classes, 3 channels and 224 pixels if the facts come neither from a folder nor from the Hub
     told = given if given.get("source") else {}
     return _create("cvt_nas", pretrained, arch, pretrained_cfg={**given, **facts_of(arch), **told}, **kwargs)

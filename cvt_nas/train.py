@@ -1,4 +1,4 @@
-"""The full training of one architecture, whose result is a run folder like any other."""
+"""The full training of one architecture. Its result is an ordinary run folder."""
 
 import dataclasses
 import time
@@ -45,28 +45,30 @@ def train(
     on_report: Callable[[TrainingReport], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> TrialResult:
-    """Trains `arch` by the `data` and `training` sections of `experiment`, then reads the test split once.
+    """Trains `arch` by the sections `data` and `training` of `experiment`, then evaluates it once on the test split.
 
     Args:
-        out: The run folder, new unless `resume`.
-        num_workers: GPUs, or processes where `device` is `cpu`, that share each batch by DDP; None for
-            every GPU, or one process where there is none.
-        device: None for `cuda` where there is one.
-        init: Weights to begin with instead of a fresh initialisation; see `model.locate` and `model.initialise`. Of a
-            network of other sizes, `arch` takes what it has room for, as a trial of a search does.
-        resume: Go on from the checkpoint in `out`; with the weights that it began with, where there is none yet.
-        origin: Data of the run that `arch` was found in: other images are said, and other classes refused.
+        out: The run folder. It must be new unless `resume` is set.
+        num_workers: Number of GPUs, or of processes if `device` is `cpu`, that share each batch by DDP. None for all
+            GPUs, or one process if there is no GPU.
+        device: None for `cuda` if there is a GPU, and else `cpu`.
+        init: Weights to begin with instead of a fresh initialisation; see `model.locate` and `model.initialise`. If
+            they belong to a network of other sizes, `arch` takes the part that it has room for, as a trial of a search
+            does.
+        resume: Whether to go on from the checkpoint in `out`. If there is none yet, the training begins again with the
+            same weights.
+        origin: Data of the run that found `arch`. A note tells if the images differ. Other classes are refused.
         on_report: Called with each report of `engine.progress_reports`.
-        on_note: Called with what there is to say of the data and how far the check of its images is, and with each of
-            the notes of `model.initialise`, before anything is trained.
+        on_note: Called before the training with notes on the data, with the progress of the check of its images, and
+            with each of the notes of `model.initialise`.
 
     Raises:
-        TrainingEndedError: It diverged, ran out of device memory, or its workers died again and again.
-        CvtNasError: Data, devices, folder or weights are not as they must be.
-        StorageError: Nothing can be written any more.
+        TrainingEndedError: If the training diverged, ran out of device memory, or lost its workers again and again.
+        CvtNasError: If data, devices, folder or weights are not suitable.
+        StorageError: If nothing can be written any more.
     """
     out = Path(out).absolute()
-    if why := why_no_text(out):  # the trained weights could not be loaded again
+    if why := why_no_text(out):  # trained weights with such a path could not be loaded again
         raise RunFolderError(f"--out {told(str(out))}: {why}")
     _check_fits(arch, experiment)
     device, num_workers = _devices(device, num_workers)
@@ -75,7 +77,7 @@ def train(
     weights = None
     if init is not None and begun is None:
         weights = read_weights(locate(init))
-        _begins_with(arch, experiment, weights)  # or the data would be opened for nothing
+        _begins_with(arch, experiment, weights)  # raises before the data are opened
     setup = dataclasses.replace(
         TrainingSetup.of(experiment, run=RunFolder(out), data=data),
         image_size=arch.image_size,
@@ -87,7 +89,7 @@ def train(
         RunFolder.at(out).check_new()
     with ExitStack() as stack:
         if begun is not None:
-            stack.enter_context(begun.locked())  # before its manifest is amended
+            stack.enter_context(begun.locked())  # before its manifest is changed
         setup = setup.checked(begun, on_note=on_note)
         setup = setup.fitting_shared_memory(num_processes=num_workers, on_note=on_note)
         identity = setup.identity
@@ -100,7 +102,7 @@ def train(
         teacher = find_teacher(setup, init=init, run=begun)
         images = setup.open_data()
         if begun is not None and begins is not None and "importance" in begins and not begun.lends_weights:
-            weights = read_weights(begins["path"])  # it was cut off before it kept what is cut of them
+            weights = read_weights(begins["path"])  # the run was interrupted before it kept the cuts
         lent = None
         if weights is not None:
             lent, begins = _begins_with(arch, experiment, weights, classes=images.class_names)
@@ -153,11 +155,14 @@ def train(
 def _begins_with(
     arch: ArchConfig, experiment: Experiment, weights: Weights, *, classes: Sequence[str] | None = None
 ) -> tuple[Lent | None, dict[str, Any]]:
-    """What the training takes of `weights`: all of them where they fit, or else cuts of what they lend; and what the
-    manifest tells of it, where cuts have an `importance`.
+    """The weights that the training takes cuts of, and the entry of `weights` in the manifest.
+
+    Returns:
+        The lent weights, or None if all of `weights` fit `arch`, so that no cuts are needed. The entry has a key
+        `importance` if cuts are taken.
 
     Raises:
-        ArchError: They are of no CvT, or of another number of stages.
+        ArchError: If the weights do not belong to a CvT, or to one with another number of stages.
     """
     about: dict[str, Any] = {"path": str(weights.path), "sha256": digest_of(weights.path)}
     try:
@@ -175,17 +180,17 @@ def _begins_with(
 
 
 def recipe_for(name: str, data: str | Path | None) -> tuple[Experiment, Path | None]:
-    """The recipe of a published network for other images, and the folder of these.
+    """The recipe of a published network for other images, and the folder of these images.
 
-    Its only architecture, `experiment.space.largest`, has the channels and classes of the images, and sees them at the
-    size of the published one.
+    The only architecture of the recipe is `experiment.space.largest`. It has the channels and classes of the images,
+    and the image size of the published network.
 
     Args:
         name: See `load_recipe`.
-        data: See `find_data`; None for the data set of the recipe.
+        data: See `find_data`. None for the data set of the recipe.
 
     Raises:
-        CvtNasError: There is no such recipe, or no such data set.
+        CvtNasError: If there is no such recipe or no such data set.
     """
     experiment = load_recipe(name)
     if data is None:
@@ -203,7 +208,7 @@ def recipe_for(name: str, data: str | Path | None) -> tuple[Experiment, Path | N
 
 
 def fitted(arch: ArchConfig, experiment: Experiment) -> tuple[ArchConfig, str | None]:
-    """A published network with a space file's channels and classes, and a note that says so where it had others."""
+    """A published network with the channels and classes of a space file. A note tells if it had others."""
     shape = {name: getattr(experiment.space, name) for name in ("num_channels", "num_classes")}
     if all(getattr(arch, name) == value for name, value in shape.items()):
         return arch, None
@@ -222,7 +227,7 @@ def _train_once(
     seed: int,
     on_report: Callable[[TrainingReport], None] | None,
 ) -> TrialResult:
-    """The one trial of `run`; what it was, where it has ended."""
+    """Trains the only trial of `run`, or returns its result if it has ended already."""
     if run.results():
         return run.results()[0]
     started, report = time.monotonic(), None
@@ -307,7 +312,10 @@ def _devices(device: Literal["cpu", "cuda"] | None, num_workers: int | None) -> 
 
 
 def _fastest_way(arch: ArchConfig, setup: TrainingSetup, num_workers: int) -> dict[str, Any] | None:
-    """What the manifest keeps of it; None where the GPU has no memory for the network, which the training will say."""
+    """The entry of `fastest_way` in the manifest. None if the network does not fit into the GPU's memory.
+
+    The training will report that.
+    """
     found = fastest_way(arch, setup.training, setup.open_data(), device=setup.torch_device, num_devices=num_workers)
     return None if found is None else found.to_json()
 

@@ -1,7 +1,8 @@
-"""The command line: verbs, nothing else.
+"""The command line. It contains only verbs.
 
-Exit status: 0 done, 1 failed, as a search that found nothing or a training that diverged, 2 a mistake of the user's,
-with its message and no traceback; 130 after Ctrl-C. Where what reads the output has ended, the status is 1 in silence.
+The exit status is 0 for success, 1 for a failure such as a search that found nothing or a training that diverged, 2 for
+a mistake of the user, and 130 after Ctrl-C. Mistakes are reported by a message without a traceback. If the reader of
+the output has ended, the status is 1 without a message.
 """
 
 from cvt_nas.cli.entry import main

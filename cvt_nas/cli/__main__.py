@@ -1,4 +1,4 @@
-"""`python -m cvt_nas.cli`."""
+"""Entry point of `python -m cvt_nas.cli`."""
 
 import sys
 

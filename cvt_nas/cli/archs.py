@@ -1,4 +1,4 @@
-"""The verb that tells of an architecture, and how an architecture is named."""
+"""The verb that describes an architecture, and the ways to name an architecture."""
 
 import argparse
 import json
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 def load_named(text: str, image_size: int | tuple[int, int] | None = None) -> "ArchConfig":
-    """The architecture that a name or a file tells.
+    """The architecture of a name or a file.
 
-    A config of transformers tells no size of images: then it is that of the processor beside it, or `image_size`.
+    A config of transformers does not contain the image size. The size then comes from the processor file beside it, or
+    else from `image_size`, or else from the published models.
     """
     from cvt_nas.arch import NAMED_ARCHS, is_of_transformers, load_arch, read_object, size_text
 
@@ -39,7 +40,7 @@ def load_named(text: str, image_size: int | tuple[int, int] | None = None) -> "A
 
 
 def arch_of(text: str, image_size: int | tuple[int, int] | None = None) -> "tuple[ArchConfig, RunFolder | None]":
-    """The architecture that ARCH names, and its run's folder where it is RUN:ID; see `load_named`."""
+    """The architecture that ARCH names, and the folder of its run if ARCH is RUN:ID; see `load_named`."""
     from cvt_nas.run import RunFolder, is_url
 
     folder, colon, arch_id = text.rpartition(":")
@@ -99,7 +100,7 @@ def profile(options: argparse.Namespace) -> int:
 
 
 def _latency(arch: "ArchConfig", options: argparse.Namespace) -> "Latency | None":
-    """What `--latency` asks for; None where it is not given."""
+    """The latency that `--latency` asks for. None if it is not given."""
     if options.latency is None:
         if options.onnx or options.batch is not None:
             raise ArchError("--onnx, --batch: say how latency is measured; give --latency cpu or cuda with them")

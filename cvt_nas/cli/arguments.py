@@ -365,7 +365,7 @@ def _positive(text: str) -> int:
 
 
 def _image_size(text: str) -> int | tuple[int, int]:
-    """One word, as a second one could be ARCH."""
+    """Reads one word, since a second word could be ARCH."""
     from cvt_nas.arch import as_size
 
     sides = [_positive(side) for side in text.split("x")]

@@ -1,4 +1,4 @@
-"""The verbs for data sets: one looks at them, one encodes a folder of images once more."""
+"""The verbs for data sets: `check`, `init`, which writes a space file for one, and `pack`."""
 
 import argparse
 import dataclasses
@@ -50,7 +50,7 @@ def init(options: argparse.Namespace) -> int:
 
 
 def _name_of(data: str) -> str:
-    """A name for an experiment, from the last part of a path or a name."""
+    """A name for an experiment, made from the last part of a path, or from a name."""
     stem = Path(data).resolve().name if Path(data).exists() else data
     words = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(stem).stem).strip("_-")
     return words or "search"

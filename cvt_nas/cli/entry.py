@@ -1,4 +1,4 @@
-"""How a command begins and ends: its exit status, its errors in words, its output whatever the terminal is."""
+"""The start and the end of a command: exit status, error messages, and output that works on every terminal."""
 
 import argparse
 import codecs
@@ -20,11 +20,11 @@ from cvt_nas.errors import CvtNasError, DataError, SearchFailedError, SpaceFileE
 _MOST_BYTES_OF_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
 _NO_ROOM = {errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
-_WRITTEN = ("out", "to", "plot")  # options that name what a verb writes
+_WRITTEN = ("out", "to", "plot")  # options that name the output of a verb
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `cvt-nas`; returns the exit status."""
+    """Entry point of `cvt-nas`. Returns the exit status."""
     _print_whatever_the_locale()
     _leave_long_temporary_folder()
     try:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(sys.argv[1:] if arguments is None else list(arguments))
         finally:
             for stream in filter(None, (sys.stdout, sys.stderr)):
-                stream.flush()  # not as Python ends, which could no longer say why it failed
+                stream.flush()  # now, since a failure could not be reported any more when Python ends
     except OSError as error:
         if not _drop_unwritable():
             raise
@@ -67,7 +67,7 @@ def _complain(first: str, *others: str) -> None:
 
 
 def _check_filled(words: Sequence[str]) -> None:
-    """Refuses words without a letter, which would mean the current folder, and are of a variable that is not set."""
+    """Refuses empty words. They would mean the current folder, but come from variables that are not set."""
     for before, word in zip(["", *words], words, strict=False):
         if not word or re.fullmatch("--[a-z-]+=", word):
             name = word.rstrip("=") or (before if before.startswith("--") else "an argument")
@@ -75,13 +75,13 @@ def _check_filled(words: Sequence[str]) -> None:
 
 
 def _line_of(error: OSError, options: argparse.Namespace) -> str | None:
-    """What happened to a path that the user named, or to a place that cannot be written; None of a fault of ours."""
+    """A line on an error at a path that the user named, or where nothing can be written. None if it is our own bug."""
     if isinstance(error, StorageError) and error.errno is None:
         return str(error)
     if isinstance(error, BrokenPipeError):
         return None
     where = None if error.filename is None else os.fsdecode(error.filename)
-    near = {True: 0, False: 0}  # the nearest of the places that are written, and of the others
+    near = {True: 0, False: 0}  # nearness of the nearest place that is written, and of the nearest other place
     for name, value in vars(options).items():
         for given in value if isinstance(value, list) else [value or "results" if name == "out" else value]:
             near[name in _WRITTEN] = max(near[name in _WRITTEN], _nearness(where, given))
@@ -97,7 +97,7 @@ def _line_of(error: OSError, options: argparse.Namespace) -> str | None:
 
 
 def _nearness(where: str | None, given: object) -> int:
-    """How near `where` is to what an argument names, RUN:ID included: 0 it is neither in it nor holds it."""
+    """How near `where` is to the path of an argument, which may be RUN:ID. 0 if neither contains the other."""
     if where is None or not isinstance(given, str | Path):
         return 0
     path = f"{os.path.abspath(where)}/"
@@ -106,12 +106,12 @@ def _nearness(where: str | None, given: object) -> int:
 
 
 def _drop_unwritable() -> bool:
-    """Sends to nowhere what a stream still holds that cannot be written; whether there was such a stream."""
+    """Discards the text of output streams that cannot be written. Returns whether there was such a stream."""
     found = False
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
-            has_failed = _has_no_reader(stream.fileno())  # of a stream without a buffer, which has dropped it
+            has_failed = _has_no_reader(stream.fileno())  # a stream without a buffer has dropped its text
         except OSError:
             has_failed = True
         if has_failed:
@@ -122,12 +122,15 @@ def _drop_unwritable() -> bool:
 
 def _has_no_reader(pipe: int) -> bool:
     poll = select.poll()
-    poll.register(pipe, 0)  # errors are always told
+    poll.register(pipe, 0)  # errors are always reported
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _leave_long_temporary_folder() -> None:
-    """Takes a short one for this process and those it starts: sockets of theirs lie in it, with paths of 107 bytes."""
+    """Replaces a long temporary folder for this process and those it starts.
+
+    They create sockets in it, whose paths have at most 107 bytes.
+    """
     long = tempfile.gettempdir()
     if len(os.fsencode(long)) <= _MOST_BYTES_OF_TMPDIR:
         return
@@ -139,16 +142,16 @@ def _leave_long_temporary_folder() -> None:
 
 
 def _print_whatever_the_locale() -> None:
-    """Lets text that the terminal's encoding lacks be printed as escapes instead of ending the process."""
+    """Prints characters that the terminal's encoding lacks as escapes. Otherwise they would end the process."""
     codecs.register_error("cvt-nas", _escaped)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            with contextlib.suppress(ValueError):  # it is closed
+            with contextlib.suppress(ValueError):  # the stream is closed
                 stream.reconfigure(errors="cvt-nas")
 
 
 def _escaped(error: UnicodeError) -> tuple[bytes | str, int]:
-    """What stands for a character that cannot be encoded; a byte of a path that could not be decoded is that byte."""
+    """Escapes for characters that cannot be encoded. A byte of a path that could not be decoded is printed as it is."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     part = error.object[error.start : error.end]

@@ -1,4 +1,4 @@
-"""What several verbs print."""
+"""Output that several verbs share."""
 
 import shlex
 import sys
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def write(*lines: str, file: TextIO | None = None, flush: bool = False) -> None:
-    """Prints lines of text, in which no name of a file or class is obeyed by the terminal."""
+    """Prints lines of text. Control characters in names of files or classes have no effect on the terminal."""
     print(*map(printable, lines), sep="\n", file=file, flush=flush)
 
 
@@ -26,29 +26,32 @@ def print_note(note: str) -> None:
 
 
 def say(console: "Console", text: str, *, style: str | None = None) -> None:
-    """Prints `text` as it stands: nothing in a path or a reason is markup."""
+    """Prints `text` without markup, since a path or a reason may contain any characters."""
     console.print(printable(text), markup=False, emoji=False, highlight=False, style=style)
 
 
 def command(*words: str) -> str:
-    """A command that can be pasted into a shell."""
+    """The command of `words`, which can be pasted into a shell."""
     return " ".join(map(quoted, words))
 
 
 def quoted(word: str) -> str:
-    """A word as a shell reads it; one with control characters, which are not printed, as bash and zsh do."""
+    """A word quoted for a shell. Control characters are written as escapes of bash and zsh."""
     shown = printable(word.replace("\\", "\\\\").replace("'", "\\'"))
     return shlex.quote(word) if printable(word) == word else f"$'{shown}'"
 
 
 def operand(place: str) -> str:
-    """A path or URL as a word of a command that is no option, whatever it begins with."""
+    """A path or URL as a word of a command. It is never taken for an option, even if it begins with a dash."""
     return f"./{place}" if place.startswith("-") else place
 
 
 def print_front(run: "RunFolder", out: str) -> None:
-    """Prints the front of a run, how far it can be trusted, its page and plots, and what to do next; `out` is its
-    name."""
+    """Prints the front of a run, how far it can be trusted, the paths of its page and plots, and the next command.
+
+    Args:
+        out: Path or URL of the run, as the user named it.
+    """
     from rich.console import Console
 
     from cvt_nas.report import (
@@ -83,7 +86,7 @@ def print_front(run: "RunFolder", out: str) -> None:
 
 
 def nothing_found(results: "Sequence[TrialResult]", *, is_time_over: bool = False) -> str:
-    """Why a search ended without a front, in one line: its trials, how they ended, and the commonest reason."""
+    """One line on why a search ended without a front: its trials, how they ended, and the most frequent reason."""
     what = "the time budget ended before any trial was complete: " if is_time_over else ""
     if not results:
         return f"{what}no trial has ended"

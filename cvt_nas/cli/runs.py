@@ -1,4 +1,4 @@
-"""The verbs that read runs which a search has left."""
+"""The verbs that read the runs of searches."""
 
 import argparse
 import json
@@ -56,7 +56,7 @@ def report(options: argparse.Namespace) -> int:
     if options.watch is None:
         try:
             write_report(run)
-        except StorageError as error:  # of a run that one may only read, the front can be told
+        except StorageError as error:  # the front of a read-only run can still be printed
             unwritten = error
     else:
         if not run.is_at_work():
@@ -144,7 +144,7 @@ def export(options: argparse.Namespace) -> int:
 
 
 def _int8_lines(int8: Mapping[str, Any], score_name: str) -> list[str]:
-    """What `int8.json` says, for people."""
+    """Lines for people on the contents of `int8.json`."""
     (fp32_bytes, int8_bytes), (fp32_ms, int8_ms) = int8["num_bytes"], int8["ms"]
     lines = [f"{score_name} on {int8['num_images']:,} images of the search split: {int8['score']:.4f} in fp32"]
     lines += [

@@ -1,4 +1,4 @@
-"""The verbs that run a search, or what is like one: `search`, `plan` and `supernet evaluate`."""
+"""The verbs `search`, `plan` and `supernet evaluate`."""
 
 import argparse
 import json
@@ -100,7 +100,7 @@ def search(options: argparse.Namespace) -> int:
     write_report(run)
     num_trials = run.requests.num_trials(experiment.search.trials if options.trials is None else options.trials)
     is_stopped = stop.was_signalled or run.requests.has_stopped
-    if experiment.training.epochs == 0:  # the candidates are the trials
+    if experiment.training.epochs == 0:  # then the candidates are the trials
         num_trials = experiment.search.candidates
     num_done = len(run.results())
     if options.json:
@@ -153,10 +153,10 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def resuming(options: argparse.Namespace, out: str, *, time_budget: float | None = None) -> str:
-    """The command that goes on with the search of `options`, whose seed and first weights the run keeps.
+    """The command that goes on with the search of `options`. It lacks the seed and `--init`, since the run keeps them.
 
     Args:
-        time_budget: Seconds that are spent, where the search ended with them; as many again are offered.
+        time_budget: Time budget in seconds, if the search ended because it was spent. The command doubles it.
     """
     words = ["cvt-nas", "search", *_option("space", options.space), *_option("out", out), "--resume"]
     if time_budget is not None:
@@ -165,14 +165,14 @@ def resuming(options: argparse.Namespace, out: str, *, time_budget: float | None
         value = getattr(options, name)
         if value is True:
             words.append(f"--{name}")
-        elif value is not None and value is not False:  # 0 GPUs are a number
+        elif value is not None and value is not False:  # 0 GPUs are a value too
             words += _option(name.replace("_", "-"), str(value))
     words += [word for name in options.callback for word in _option("callback", name)]
     return command(*words)
 
 
 def _option(name: str, value: str) -> list[str]:
-    """The words that set an option, whatever the value begins with."""
+    """The words that set an option. The value may begin with a dash."""
     return [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
 
 
@@ -230,7 +230,7 @@ def supernet(options: argparse.Namespace) -> int:
 
 
 class SignalledStop(threading.Event):
-    """An event that Ctrl-C and SIGTERM set, within a `with`; a second Ctrl-C ends the process at once."""
+    """An event that Ctrl-C and SIGTERM set within a `with` block. A second Ctrl-C ends the process at once."""
 
     def __init__(self, console: "Console") -> None:
         super().__init__()

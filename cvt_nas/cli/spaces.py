@@ -1,4 +1,4 @@
-"""The verb that tells of a space."""
+"""The verb that describes a space."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""The verb that compares searches on a table."""
+"""The verb that compares search methods on a table."""
 
 import argparse
 import json

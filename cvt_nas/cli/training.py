@@ -1,4 +1,4 @@
-"""The verbs that train one network, and measure one."""
+"""The verbs that train, evaluate and use one network: `train`, `eval` and `predict`."""
 
 import argparse
 import json
@@ -87,9 +87,9 @@ def train(options: argparse.Namespace) -> int:
 
 
 def _with_training(experiment: "Experiment", options: argparse.Namespace) -> "Experiment":
-    """The same with what the command line says of `training`.
+    """The same experiment with the options of the command line in its section `training`.
 
-    Learning rates belong to their batch size: with another one they are scaled in proportion, unless `--lr` is given.
+    Learning rates belong to a batch size. They are scaled in proportion to a new one, unless `--lr` is given.
     """
     own = experiment.training
     told = {
@@ -123,7 +123,7 @@ def evaluate(options: argparse.Namespace) -> int:
     weights, data, arch, on_error = options.weights, options.data, None, "raise"
     if re.match("https?://", weights):
         raise ArchError(f"{weights}: is an address; download the weights first, and give their file or folder")
-    if not Path(weights).exists():  # then it is RUN:ID
+    if not Path(weights).exists():  # then it must be RUN:ID
         if ":" not in weights and weights.lower().replace("_", "-") not in NAMED_ARCHS:
             on_hub = re.fullmatch(r"[\w-]+/[\w-]+(\.\d+)?", weights)
             hint = f"; of the Hugging Face Hub, download it first: hf download {weights} --local-dir DIR"

@@ -1,4 +1,4 @@
-"""The verbs that follow a search from another process, and ask something of it."""
+"""The verbs that follow a search from another process and send requests to it."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ def watch(options: argparse.Namespace) -> int:
 
 
 def ask(options: argparse.Namespace) -> int:
-    """Without an option, prints what was asked, and the answers."""
+    """Sends a request. Without an option, prints all requests and their answers."""
     from cvt_nas.cli.archs import arch_of
     from cvt_nas.follow.asking import ask_for_trials, ask_to_stop, ask_to_try
     from cvt_nas.run import RunFolder

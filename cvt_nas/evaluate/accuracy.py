@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy: weights and images are opened, and their classes matched by name."""
+"""Top-1 and top-5 accuracy of a network. It opens weights and images, and matches their classes by name."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -27,19 +27,19 @@ _SHOWN = 3  # classes in a message
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """How well a network does.
+    """Results of a network on test images.
 
     Args:
-        top1, top5: Share of the images whose label is its first answer, and is among its first five; None where an
-            image can have several labels.
-        image_size: Of the images as it saw them: the side of squares, or height and width.
-        metrics: `balanced_accuracy` and `macro_f1`; or where an image can have several labels `macro_f1`,
+        top1, top5: Share of the images whose label is the first answer, and share of those whose label is among the
+            first five. None if an image can have several labels.
+        image_size: Size of the images that the network saw: the side of squares, or height and width.
+        metrics: `balanced_accuracy` and `macro_f1`. If an image can have several labels, `macro_f1`,
             `mean_average_precision` and `auroc`.
-        class_names: Of the data.
-        labels: Of each image, as `ImageData.labels` gives them.
-        answers: Of the same shape: the class that was answered, -1 where it is none of the data's; or whether the
-            answer for each label is above 0.
-        notes: What was taken of the weights' file, and what had to be assumed, a line each.
+        class_names: Class names of the data.
+        labels: Labels of the images, in the form of `ImageData.labels`.
+        answers: Same shape as `labels`. The class that was answered, or -1 for a class that the data lacks. If an image
+            can have several labels, whether the logit of each label is above 0.
+        notes: Lines on what was taken from the weights' file, and on what had to be assumed.
     """
 
     arch_id: str
@@ -54,7 +54,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
-        """What `eval --json` prints."""
+        """The output of `eval --json`."""
         names = ("arch_id", "top1", "top5", "num_images", "image_size", "metrics", "notes")
         return {name: getattr(self, name) for name in names}
 
@@ -73,31 +73,34 @@ def evaluate_model(
     on_error: Literal["raise", "skip"] = "raise",
     on_note: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """Top-1 and top-5 accuracy on a data set's test images, each looked at once and without augmentation.
+    """Top-1 and top-5 accuracy on the test images of a data set. Each image is used once, without augmentation.
 
-    Images are prepared as the files beside the weights say; where there are none, as the published models' are: by
-    ImageNet's mean and deviation, the centre of an image whose shorter side is 8/7 of `image_size`, and from 384
-    pixels on the whole image, squashed.
+    Images are prepared as the files beside the weights say. Without such files, they are prepared as for the published
+    models: normalised by ImageNet's mean and deviation, resized to a shorter side of 8/7 of `image_size`, and cropped
+    to the centre. From 384 pixels on, the whole image is squashed instead.
 
-    An answer is right if it is the class of that name, wherever the weights and the data have names of classes; the
-    data may then have some of the classes alone. Without names, the order of the data's classes is taken; of classes
-    that are numbers, only where it is the same as text, or a published network tells it.
+    If both the weights and the data name their classes, an answer is right if it has the same name as the label. The
+    data may then lack some of the classes. Without names, the classes are taken in the order of the data. If the
+    classes of the data are numbers, this is done only if their order as text is the same, or if the network is a
+    published one, whose order is known.
 
     Args:
-        weights: See `read_weights`; or the folder of an export as ONNX or as a program, which runs on the CPU.
-        data: See `find_data`; of a folder of images, those in `val/` where it has one.
+        weights: See `read_weights`. It may also be the folder of an export as ONNX or as a program, which runs on the
+            CPU.
+        data: See `find_data`. If a folder of images has a folder `val/`, the images of it are used.
         arch: See `load_checkpoint`.
-        image_size: The side of squares, or height and width; the network's own where None.
-        device: None for `cuda` where there is one.
-        num_workers: Processes that decode images of a folder.
-        on_error: As section `data` of a space file has it; whether images that cannot be read are left out.
-        on_note: Called with what there is to say of the data, and with each of the notes of the `Evaluation`.
+        image_size: The side of squares, or height and width. None for the network's own size.
+        device: None for `cuda` if there is a GPU, and else `cpu`.
+        num_workers: Number of processes that decode images of a folder.
+        on_error: Whether images that cannot be read are left out. See section `data` of a space file.
+        on_note: Called with notes on the data, and with each of the notes of the `Evaluation`.
 
     Raises:
-        ArchError: The weights cannot be read, do not fit, or have no head; or the network's answers are not finite.
-        DataError: The data set is missing, or has other classes than the network; or images cannot be prepared as the
-            files beside the weights say.
-        ResourceError: There is no GPU, or no runtime for the program.
+        ArchError: If the weights cannot be read, do not fit or have no head, or if the network's answers are not
+            finite.
+        DataError: If the data set is missing or has other classes than the network, or if images cannot be prepared as
+            the files beside the weights say.
+        ResourceError: If there is no GPU, or no runtime for the program.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ResourceError("--device cuda: this machine has no GPU")
@@ -144,7 +147,7 @@ def evaluate_model(
 
 
 def _judged(logits: Tensor, labels: Tensor, places: Tensor, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """What an `Evaluation` tells of the answers; `places` are the classes of the data that the network's are."""
+    """The fields of an `Evaluation` that depend on the answers. `places` maps the network's classes to the data's."""
     if labels.ndim == 2:
         ours = torch.empty(len(class_names), dtype=torch.int64)
         ours[places[places >= 0]] = torch.arange(len(places))[places >= 0]
@@ -197,7 +200,7 @@ def _open_images(
 
 
 def _named_as_trained(network: Network, data: str | Path) -> Network:
-    """The same with the classes of train/, where the weights name none and the test images have some of these alone."""
+    """The network with the class names of train/, if its weights have no names and the test images lack classes."""
     if any(told.is_certain for group in network.names.groups for told in group):
         return network
     names = trained_classes(data) or ()
@@ -216,7 +219,7 @@ def _named_as_trained(network: Network, data: str | Path) -> Network:
 
 
 def _places_of(network: Network, images: ImageData, data: str | Path, weights: str) -> tuple[Tensor, str | None]:
-    """For each of the network's classes its index in the data, -1 where that has none; and a note for people."""
+    """The index in the data of each class of the network, -1 for a class that the data lacks, and a note for people."""
     ours, kind = images.class_names, find_data(data)[0]
     num_classes = network.arch.num_classes
     told, why_none = network.names.matching(ours)

@@ -1,4 +1,4 @@
-"""What a network's answers are worth, class by class."""
+"""Tables and figures on a network's answers for each class."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,11 @@ _MOST_TICKS = 60
 
 
 def class_frame(labels: np.ndarray, answers: np.ndarray, class_names: tuple[str, ...]) -> pd.DataFrame:
-    """`class, images, answered, precision, recall, f1`, a row for each class of the data, by scikit-learn.
+    """A table with a row for each class of the data: `class, images, answered, precision, recall, f1`, by scikit-learn.
 
     Args:
         labels: Class indices `(images,)`, or zeros and ones `(images, classes)`.
-        answers: Of the same shape; an index of -1 is a class that the data has not.
+        answers: Same shape as `labels`. An index of -1 is a class that the data lacks.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -40,7 +40,7 @@ def class_frame(labels: np.ndarray, answers: np.ndarray, class_names: tuple[str,
 
 
 def confusion_frame(labels: np.ndarray, answers: np.ndarray, class_names: tuple[str, ...]) -> pd.DataFrame:
-    """Images of each class, a row each, by what they are taken for, a column each."""
+    """The confusion matrix. A row has the number of images of a class, with a column for each answer."""
     from sklearn.metrics import confusion_matrix
 
     names = list(class_names)
@@ -52,7 +52,7 @@ def confusion_frame(labels: np.ndarray, answers: np.ndarray, class_names: tuple[
 
 
 def confusion_figure(confusion: pd.DataFrame) -> "go.Figure":
-    """The same as a picture: each row's shares, so that rare classes can be read, too."""
+    """The confusion matrix as a figure. It shows shares of each row, so that rare classes can be read too."""
     import plotly.graph_objects as go
 
     totals = confusion.sum(axis=1).to_numpy()[:, None]
@@ -85,8 +85,10 @@ def confusion_figure(confusion: pd.DataFrame) -> "go.Figure":
 def write_figures(
     folder: Path, labels: np.ndarray, answers: np.ndarray, class_names: tuple[str, ...]
 ) -> dict[str, Path]:
-    """Writes `classes.csv`, and where each image has one class `confusion.csv` and `confusion.html`, which needs no
-    network."""
+    """Writes `classes.csv`. If each image has one class, also `confusion.csv` and `confusion.html`.
+
+    The page works without a connection to the internet.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = {"classes": folder / "classes.csv"}
     class_frame(labels, answers, class_names).to_csv(paths["classes"], index=False)

@@ -1,4 +1,4 @@
-"""What a trained network says of images that nobody has labelled."""
+"""Predictions of a trained network for images without labels."""
 
 import csv
 import glob
@@ -25,17 +25,17 @@ from cvt_nas.engine.network import Network, check_program, open_network
 from cvt_nas.errors import DataError, ResourceError
 from cvt_nas.model import imagenet_classes
 
-_COLUMN = ("path", "image", "filename", "file", "filepath", "image_path", "name")  # of paths, in a table
+_COLUMN = ("path", "image", "filename", "file", "filepath", "image_path", "name")  # names of a column of paths
 _SECONDS_BETWEEN = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predictions:
-    """How many images were answered.
+    """Numbers of images that were answered.
 
     Args:
-        damaged: Images that cannot be read, with the reason; their rows hold it, and no answer.
-        num_known: Images whose rows were there already.
+        damaged: Paths of images that cannot be read, with the reason. Their rows have the reason instead of an answer.
+        num_known: Number of images whose rows were in the file already.
     """
 
     num_images: int
@@ -59,25 +59,26 @@ def predict(
     resume: bool = False,
     on_note: Callable[[str], None] | None = None,
 ) -> Predictions:
-    """Writes a CSV with a row for each image: its path, and the likeliest classes with their probabilities.
+    """Writes a CSV file with a row for each image: its path, and the likeliest classes with their probabilities.
 
-    Columns are `path, error, class_1, probability_1, class_2, ...`. Where an image can have several labels, each
-    probability is that of the label for itself. Rows are written as they are known, so that what was cut off can go on.
+    The columns are `path, error, class_1, probability_1, class_2, ...`. If an image can have several labels, the
+    probability of each label is independent of the others. Rows are written batch by batch, so that an interrupted
+    prediction can go on.
 
     Args:
-        weights: As `evaluate_model` takes them.
-        images: A folder, with all that is below it; a file; a pattern such as `photos/*.jpg`; or a CSV file with a
-            column of paths, which are relative to it.
-        to: The CSV file.
-        top: Classes of a row.
+        weights: See `evaluate_model`.
+        images: A folder, including all folders below it, or a file, or a pattern such as `photos/*.jpg`, or a CSV file
+            with a column of paths. These paths are relative to the CSV file.
+        to: The CSV file to write.
+        top: Number of classes in a row.
         arch, image_size, device, precision: See `evaluate_model`.
-        num_workers: Processes that decode images.
-        resume: Whether to go on with the rows that `to` has.
-        on_note: Called with what had to be assumed, and with how far it is.
+        num_workers: Number of processes that decode images.
+        resume: Whether to keep the rows of `to` and go on after them.
+        on_note: Called with notes on what had to be assumed, and with the progress.
 
     Raises:
         ArchError, ResourceError: See `evaluate_model`.
-        DataError: There are no images, or `to` is there already, or of other columns.
+        DataError: If there are no images, or if `to` exists already or has other columns.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ResourceError("--device cuda: this machine has no GPU")
@@ -131,7 +132,7 @@ def predict(
 
 
 def _class_names(network: Network) -> tuple[tuple[str, ...], str | None]:
-    """In the order of the logits, by what lies beside the weights; and a note where nothing does."""
+    """The class names in the order of the logits, from the files beside the weights. A note if these name none."""
     for told in (told for group in network.names.groups for told in group):
         if len(told.names) == network.arch.num_classes:
             return tuple(told.names), None
@@ -145,7 +146,7 @@ def _class_names(network: Network) -> tuple[tuple[str, ...], str | None]:
 
 
 def _paths(images: str | Path) -> list[str]:
-    """Of a folder, a file, a pattern or a table; in their order by name, or in that of the table."""
+    """The paths of a folder, a file, a pattern or a table. They are sorted by name, or in the order of the table."""
     place = Path(images)
     if place.is_dir():
         found = sorted(
@@ -177,7 +178,7 @@ def _of_table(table: Path) -> list[str]:
 
 
 def _known(to: Path, header: Sequence[str], *, resume: bool) -> set[str]:
-    """Paths whose rows are whole in the file that is gone on with. A last row that was cut off is taken away."""
+    """The paths in the complete rows of the file `to`. A last row that was cut off is removed from the file."""
     if not to.exists():
         return set()
     if not resume:
@@ -196,7 +197,7 @@ def _known(to: Path, header: Sequence[str], *, resume: bool) -> set[str]:
 
 
 class _Images(Dataset):
-    """Each item is an image's pixels, or why it cannot be read."""
+    """Images by path. An item has the pixels of an image, or the reason why it cannot be read."""
 
     def __init__(self, paths: Sequence[str], preprocessing: Preprocessing) -> None:
         self._paths, self._transform = paths, EvalTransform(preprocessing)
@@ -224,8 +225,8 @@ def _collated(items: Sequence[_Read]) -> tuple[list[tuple[str, str | None]], Ten
 def _batches(
     paths: Sequence[str], preprocessing: Preprocessing, batch_size: int, num_workers: int
 ) -> Iterator[tuple[list[tuple[str, str | None]], Tensor | None]]:
-    """Paths and errors, and the pixels `(images, height, width, channels)` of those that can be read."""
-    few = len(paths) <= batch_size  # are read sooner than a process has started
+    """Batches of paths with errors, and pixels `(images, height, width, channels)` of the images that can be read."""
+    few = len(paths) <= batch_size  # so few are read before a process has started
     loader = DataLoader(
         _Images(paths, preprocessing),
         batch_size=batch_size,

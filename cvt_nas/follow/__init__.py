@@ -1,1 +1,1 @@
-"""Who hears of a search: a terminal, experiment trackers, and the page that watches a run."""
+"""Followers of a search: the terminal, experiment trackers, and the live page of a run."""

@@ -1,4 +1,4 @@
-"""What people ask of a search, checked before it is written into the run folder."""
+"""Requests of people to a search. They are checked before they are written into the run folder."""
 
 import dataclasses
 import json
@@ -28,10 +28,10 @@ def ask_to_stop(run: RunFolder) -> Request:
 
 
 def ask_for_trials(run: RunFolder, num_trials: int) -> Request:
-    """Asks for `num_trials` in all.
+    """Asks for `num_trials` trials in total.
 
     Raises:
-        RunFolderError: The search has as many already, or its number of trials cannot rise.
+        RunFolderError: If at least as many trials are planned already, or if the number of trials cannot rise.
     """
     _check_trains(run)
     planned = run.num_planned or 0
@@ -45,11 +45,11 @@ def ask_for_trials(run: RunFolder, num_trials: int) -> Request:
 
 
 def ask_to_try(run: RunFolder, arch: ArchConfig) -> Request:
-    """Asks for a trial of `arch` for the images and classes of the run, which comes next.
+    """Asks for a trial of `arch` as the next one. The image size and the number of classes are those of the run.
 
     Raises:
-        ArchError: It lies outside the space of the run or its constraints.
-        RunFolderError: A trial of the run has it, or the run trains nothing.
+        ArchError: If `arch` lies outside the space of the run or its constraints.
+        RunFolderError: If a trial or a waiting request has `arch` already, or if the run trains no trials.
     """
     _check_trains(run)
     space = experiment_of(run).space
@@ -71,14 +71,14 @@ def ask_to_try(run: RunFolder, arch: ArchConfig) -> Request:
 
 
 def parse_arch(text: str, run: RunFolder) -> ArchConfig:
-    """An architecture as a person writes it.
+    """Reads an architecture that a person has written.
 
     Args:
-        text: The content of an `arch.json`; choices such as `stage0.depth: 2`, one a line; a published name such as
-            `cvt-13`; or the begin of an id in the run. It never names a file.
+        text: Content of an `arch.json`, or choices such as `stage0.depth: 2` in a line each, or a published name such
+            as `cvt-13`, or the beginning of an id in the run. It never names a file.
 
     Raises:
-        CvtNasError: It is none of these.
+        CvtNasError: If it is none of these.
     """
     text = text.strip()
     if text in NAMED_ARCHS:
@@ -112,14 +112,14 @@ def text_of(arch: ArchConfig, run: RunFolder) -> str:
 
 
 def experiment_of(run: RunFolder) -> Experiment:
-    """What the run was begun with: its space file, and its table of latencies where it goes by them."""
+    """The experiment that the run was started with: its space file, and its latency table if it has one."""
     experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
     table = run.manifest.get("latency_table")
     return experiment if table is None else experiment.with_latency(LatencyTable.from_json(table))
 
 
 def is_search(run: RunFolder) -> bool:
-    """Whether the run is a search, and not the training of one architecture."""
+    """Whether the run is a search. Otherwise it is the training of one architecture."""
     return "arch_id" not in run.manifest
 
 

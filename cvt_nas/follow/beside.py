@@ -1,4 +1,4 @@
-"""The live page of a search, served by a process of its own, so that the search does not wait for it."""
+"""The live page of a search. A separate process serves it, so that the search does not wait for it."""
 
 import multiprocessing
 import signal
@@ -16,11 +16,11 @@ _SECONDS_TO_BEGIN, _SECONDS_TO_END = 120.0, 30.0
 
 @contextmanager
 def page_beside(run: RunFolder, *, port: int = 0, warn: Callable[[str], object]) -> Iterator[str | None]:
-    """Serves the page of a run within the block; gives its URL, or None if it cannot be served.
+    """Serves the page of a run within the block. Yields its URL, or None if it cannot be served.
 
     Args:
-        port: As of `serving`.
-        warn: Is told in one line why there is no page.
+        port: See `serving`.
+        warn: Called with one line that tells why there is no page.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -44,7 +44,7 @@ def page_beside(run: RunFolder, *, port: int = 0, warn: Callable[[str], object])
 
 def _serve(place: str, port: int, search: Connection) -> None:
     """Serves until the search closes its end of the pipe, or is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the search, which ends this in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the search, which ends this process in order
     try:
         with serving(RunFolder.open(place), port=port, stop=threading.Event()) as url:
             search.send((url, None))

@@ -1,11 +1,11 @@
 "use strict";
-(() => { // keeps an open page up to date without loading it again
+(() => { // updates an open page without loading it again
   const byId = (id) => document.getElementById(id);
   const live = byId("live");
 
   // ---- changes in place ----------------------------------------------------------------------------------------
 
-  // what page.js or plotly fills, and what the reader has typed, stays as it is
+  // these stay unchanged: contents that page.js or plotly fills, and input of the reader
   const OWNED = "[data-figure], [data-owned], #arch, #rows, #heads, #found";
   const KEPT = new Set(["open", "style", "aria-invalid", "disabled", "checked", "value"]);
 
@@ -49,14 +49,14 @@
   }
 
   function parsed(html) {
-    const template = document.createElement("template"); // whose scripts and images do nothing
+    const template = document.createElement("template"); // scripts and images in it are not run or loaded
     template.innerHTML = html;
     const whole = document.createElement("div");
     whole.append(template.content);
     return whole;
   }
 
-  function inPlace(change) { // what the reader looks at stays where it is on the screen
+  function inPlace(change) { // keeps the contents that the reader looks at in their place on the screen
     const shown = [...document.querySelectorAll("h2, h3, figure, summary, table")].find((node) =>
       node.getBoundingClientRect().bottom > 0);
     const before = window.scrollY > 0 && shown ? shown.getBoundingClientRect().top : null;
@@ -66,7 +66,7 @@
     };
     change();
     settle();
-    requestAnimationFrame(settle); // what is filled a moment later moves nothing either
+    requestAnimationFrame(settle); // again after contents that are filled a moment later
   }
 
   // ---- what the server sends -----------------------------------------------------------------------------------
@@ -90,7 +90,7 @@
     byId("live-told").textContent = told;
   }
 
-  let unshown = null; // until page.js, which unpacks plotly first, can draw it
+  let unshown = null; // a message that waits until page.js can draw, since page.js unpacks plotly first
   function take(message) {
     unshown = document.documentElement.dataset.scripted === undefined ? message : null;
     if (unshown === null) showPage(message);

@@ -1,4 +1,4 @@
-"""A search in MLflow: an experiment of the run's name, and in it a run for each trial."""
+"""Tracks a search in MLflow: an experiment with the name of the run folder, which contains a run for each trial."""
 
 import os
 
@@ -9,7 +9,7 @@ from cvt_nas.run import RunFolder
 
 
 class MLflow(Tracker):
-    """Two tags tell which run of the server or database at `uri` is a trial's, so that every process finds it again."""
+    """Tracks trials on the server or database at `uri`. Two tags identify the run of a trial in every process."""
 
     def __init__(self, run: RunFolder, uri: str) -> None:
         import mlflow
@@ -23,7 +23,7 @@ class MLflow(Tracker):
         self._runs: dict[str, str] = {}
 
     def begin(self, trial: TrackedTrial) -> None:
-        if trial.id in self._runs:  # it was paused
+        if trial.id in self._runs:  # the trial was paused
             return
         tags = {"search": self.run_key, "trial_name": trial.name}
         wanted = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
@@ -39,7 +39,7 @@ class MLflow(Tracker):
         self._client.log_metric(self._runs[trial.id], "accuracy", accuracy, step=epoch)
 
     def pause(self, trial: TrackedTrial) -> None:
-        """Nothing: a run holds nothing here."""
+        """Does nothing, since an open run needs no resources of this process."""
 
     def end(self, trial: TrackedTrial, result: TrialResult) -> None:
         run_id = self._runs.pop(trial.id)
@@ -50,16 +50,16 @@ class MLflow(Tracker):
         self._client.set_terminated(run_id, status="FAILED" if result.status in LOST else "FINISHED")
 
     def close(self) -> None:
-        for run_id in self._runs.values():  # those that wait, too
+        for run_id in self._runs.values():  # includes paused trials
             self._client.set_terminated(run_id, status="KILLED")
 
 
 def check_mlflow(uri: str) -> None:
-    """Raises CvtNasError where no MLflow server answers at `uri`."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # as Ray's usage statistics are
+    """Raises CvtNasError if no MLflow server answers at `uri`."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # like Ray's usage statistics
     import mlflow
 
-    # it would try for minutes
+    # with its defaults, MLflow would retry for minutes
     limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
     limits = {name: value for name, value in limits.items() if name not in os.environ}
     os.environ.update(limits)

@@ -1,8 +1,8 @@
-"""The page of a run, served on this machine alone, with new results as they arrive.
+"""A server for the page of a run. It serves this machine only, and sends new results as they arrive.
 
-Whoever may open the page has its address, which holds a secret. Other web sites that the same browser shows cannot read
-the page or ask anything in the reader's name: each request must have the secret, be addressed to this machine, and, if
-it asks for something, come from the page itself.
+The address of the page contains a secret, and only those who know it can open the page. Other web sites in the same
+browser cannot read the page or ask for anything in the reader's name. Each request must contain the secret and be
+addressed to this machine. A request that asks for something must also come from the page itself.
 """
 
 import asyncio
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BETWEEN_SENDS = 0.2
-_SECONDS_OF_SILENCE = 15.0  # after which a connection shows that it is alive
+_SECONDS_OF_SILENCE = 15.0  # then the server sends a sign that the connection is alive
 _SECONDS_TO_END = 5
-_MAX_BYTES = 2**16  # of what is asked
-_NAMES = {"127.0.0.1", "localhost", "::1"}  # another name that leads here is of a site that wants to read the page
+_MAX_BYTES = 2**16  # of the body of a request
+_NAMES = {"127.0.0.1", "localhost", "::1"}  # a site that wants to read the page would use another name for this machine
 _HEADERS = {
     "cache-control": "no-store",
-    "content-security-policy": "frame-ancestors 'none'",  # which a page cannot say of itself; the rest is in the page
+    "content-security-policy": "frame-ancestors 'none'",  # a page cannot set this itself; the page contains the rest
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
@@ -47,13 +47,13 @@ _HEADERS = {
 
 @contextlib.contextmanager
 def serving(run: RunFolder, *, port: int = 0, stop: threading.Event) -> Iterator[str]:
-    """Serves the page of a run within the block, until `stop` is set; gives its URL.
+    """Serves the page of a run within the block, until `stop` is set. Yields its URL.
 
     Args:
-        port: On 127.0.0.1; 0 for one that the system chooses.
+        port: Port on 127.0.0.1. The system chooses one if it is 0.
 
     Raises:
-        CvtNasError: The extra `watch` is not installed, or the port cannot be used.
+        CvtNasError: If the extra `watch` is not installed, or if the port cannot be used.
     """
     check_watch()
     import uvicorn
@@ -66,7 +66,7 @@ def serving(run: RunFolder, *, port: int = 0, stop: threading.Event) -> Iterator
             timeout_graceful_shutdown=_SECONDS_TO_END,
         )  # fmt: skip
         server = uvicorn.Server(config)
-        # in a thread of its own, it leaves signals alone
+        # outside the main thread, uvicorn does not handle signals
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="watch", daemon=True)
         looking = threading.Thread(target=_keep_looking, args=(snapshots, stop, closing), name="looks", daemon=True)
         looking.start()
@@ -81,7 +81,7 @@ def serving(run: RunFolder, *, port: int = 0, stop: threading.Event) -> Iterator
 
 
 def check_watch() -> None:
-    """Raises CvtNasError where a package of the extra `watch` is missing."""
+    """Raises CvtNasError if a package of the extra `watch` is missing."""
     if any(importlib.util.find_spec(name) is None for name in ("starlette", "uvicorn")):
         raise CvtNasError("the live page needs pip install 'cvt-nas[watch]'")
 
@@ -91,7 +91,7 @@ def _bound(port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(("127.0.0.1", port))
-        bound.listen()  # so that a reader who is early waits
+        bound.listen()  # so that an early request waits
     except OSError as error:
         bound.close()
         raise CvtNasError(
@@ -110,7 +110,7 @@ def _keep_looking(snapshots: Snapshots, stop: threading.Event, closing: threadin
 
 
 def guarded(app: "ASGIApp", token: str) -> "ASGIApp":
-    """`app` below `/TOKEN/`, for requests to this machine that know the token."""
+    """Puts `app` below `/TOKEN/`. Requests without the token, or not addressed to this machine, are refused."""
     from starlette.datastructures import Headers
     from starlette.responses import PlainTextResponse
 
@@ -139,7 +139,7 @@ def _name_of(host: str) -> str | None:
 
 
 def app_of(run: RunFolder, snapshots: Snapshots, closing: threading.Event) -> "Starlette":
-    """The page at `/`, its changes at `/events`, an architecture's choices at `/choices/ID`, and requests at `/ask`."""
+    """Serves the page at `/`, its changes at `/events`, an architecture at `/choices/ID`, and requests at `/ask`."""
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
@@ -170,7 +170,7 @@ def app_of(run: RunFolder, snapshots: Snapshots, closing: threading.Event) -> "S
         status, said = await asyncio.to_thread(asked, run, fields)
         if "application/json" in request.headers.get("accept", ""):
             return JSONResponse({"said": said}, status_code=status, headers=_HEADERS)
-        if status == 200:  # of a browser without JavaScript
+        if status == 200:  # a browser without JavaScript goes back to the page
             return RedirectResponse("./#live", status_code=303, headers=_HEADERS)
         return PlainTextResponse(said + "\n", status_code=status, headers=_HEADERS)
 
@@ -191,7 +191,7 @@ def page_of(run: RunFolder, snapshot: Snapshot) -> str:
 
 
 def asked(run: RunFolder, fields: Mapping[str, str]) -> tuple[int, str]:
-    """Does what a form asks for; returns an HTTP status and one line for the reader."""
+    """Handles the request of a form. Returns an HTTP status and one line for the reader."""
     try:
         kind = fields.get("ask")
         if kind == "stop":
@@ -213,10 +213,10 @@ def asked(run: RunFolder, fields: Mapping[str, str]) -> tuple[int, str]:
 
 
 async def messages(snapshots: Snapshots, closing: threading.Event, *, seen: str | None) -> AsyncIterator[str]:
-    """Server-sent events: `live` and `page`, each when it has changed, and `end`.
+    """Server-sent events: `live` and `page` whenever they have changed, and `end`.
 
     Args:
-        seen: Version that the page has.
+        seen: Version that the browser shows.
     """
     fragments, silent = None, 0.0
     while True:

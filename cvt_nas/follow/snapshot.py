@@ -1,4 +1,4 @@
-"""What a page that is served shows of a run at one moment, and when that changes."""
+"""Snapshots of a run for the page that is served, and the detection of changes."""
 
 import dataclasses
 import hashlib
@@ -17,20 +17,20 @@ from cvt_nas.run import RunFolder
 
 _RECORDS = ("trials.jsonl", "confirm.jsonl", "test.jsonl", "latency.jsonl", "candidates.jsonl", "manifest.json",
             "confirm.json", "samples.json", "supernet/quality.json", "supernet/narrowing.json")  # fmt: skip
-_SHARE_OF_TIME = 2.0  # a page that took a second to make is made again after two, at the earliest
-_SECONDS_BETWEEN_REFRESHES = 5.0  # of a run at a URL
+_SHARE_OF_TIME = 2.0  # a page that took a second to make is made again after two seconds at the earliest
+_SECONDS_BETWEEN_REFRESHES = 5.0  # for a run at a URL
 _MAX_BEGUN = 100  # trials in the table
 _MAX_REQUESTS = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
-    """One moment of a run.
+    """The contents of the page at one moment.
 
     Args:
         version: Identifies the content of `parts`.
-        told: The change since the last version, for a screen reader; empty at first.
-        fragments: HTML of parts of the live section, by their ids.
+        told: Text on the change since the last version, for a screen reader. Empty at first.
+        fragments: HTML of the elements of the live section that change, by their ids.
     """
 
     version: str
@@ -39,7 +39,7 @@ class Snapshot:
     fragments: Mapping[str, str]
 
     def page_message(self) -> str:
-        """What an open page needs to become this version, as JSON."""
+        """The JSON that updates an open page to this version."""
         parts = self.parts
         return json.dumps(
             {
@@ -54,7 +54,7 @@ class Snapshot:
 
 
 class Snapshots:
-    """Makes snapshots of a run. `look` is cheap if nothing has changed."""
+    """Makes snapshots of a run. A call of `look` is cheap if nothing has changed."""
 
     def __init__(self, run: RunFolder) -> None:
         self._run, self._begun = run, BegunTrials(run)
@@ -67,10 +67,10 @@ class Snapshots:
         self.look()
 
     def look(self, *, is_last: bool = False) -> Snapshot:
-        """The run as it is now.
+        """A snapshot of the current state of the run.
 
         Args:
-            is_last: Whether the page is made again even if it was made just before.
+            is_last: Whether changes are shown even if the page was made a moment ago.
         """
         now, problem = time.monotonic(), None
         try:
@@ -82,7 +82,7 @@ class Snapshots:
                 self._make_page()
                 self._marks = marks
                 self._ready = time.monotonic() + _SHARE_OF_TIME * (time.monotonic() - now)
-        except Exception as error:  # the reader hears of it, and the next look comes soon
+        except Exception as error:  # the page shows it, and the next look comes soon
             problem = first_line(error)
         fragments = self._fragments(problem)
         if fragments != self.latest.fragments:
@@ -104,7 +104,7 @@ class Snapshots:
         self.latest = dataclasses.replace(self.latest, version=_version_of(parts), parts=parts, told=told)
 
     def _marks_of_records(self) -> list[tuple[int, int] | None]:
-        """Size and time of each file that the page is made from."""
+        """Size and modification time of each file that the page is made from."""
         marks = []
         for name in _RECORDS:
             try:
@@ -153,7 +153,7 @@ class Snapshots:
 
 
 def live_html(snapshot: Snapshot, run: RunFolder) -> str:
-    """The live section of the page. Its forms ask something of the search."""
+    """HTML of the live section of the page. Its forms send requests to the search."""
     fragments = snapshot.fragments
     return f"""<section id="live" aria-labelledby="live-title" data-version="{snapshot.version}">
 <h2 id="live-title">Live: {html.escape(str(run.manifest["name"]))}</h2>

@@ -1,4 +1,4 @@
-"""A search in TensorBoard: a folder for each trial."""
+"""Tracks a search in TensorBoard, with a folder for each trial."""
 
 import itertools
 import os
@@ -11,11 +11,11 @@ from cvt_nas.run import RunFolder
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
-_numbers = itertools.count()  # of files, which are otherwise named by the second
+_numbers = itertools.count()  # file numbers, since default file names differ only by the second
 
 
 class TensorBoard(Tracker):
-    """Each time that a trial is on a worker makes a file in the trial's folder; TensorBoard reads them as one."""
+    """Writes a file to the folder of a trial each time the trial gets a worker. TensorBoard reads the files as one."""
 
     def __init__(self, run: RunFolder) -> None:
         super().__init__(run)
@@ -23,7 +23,7 @@ class TensorBoard(Tracker):
         self._writers: dict[str, SummaryWriter] = {}
 
     def begin(self, trial: TrackedTrial) -> None:
-        from tensorboardX import SummaryWriter  # half a second, which other searches need not wait
+        from tensorboardX import SummaryWriter  # takes half a second, which a search without it saves
 
         suffix = f".{next(_numbers):06}.{os.getpid()}"  # TensorBoard reads files in the order of their names
         self._writers[trial.id] = SummaryWriter(str(self._folder / trial.name), filename_suffix=suffix)
@@ -41,7 +41,7 @@ class TensorBoard(Tracker):
         writer, values = self._writers[trial.id], summary_of(result)
         assert writer.file_writer is not None, "it is there until the writer is closed"
         for part in hparams({**trial.config, "status": result.status}, values):
-            writer.file_writer.add_summary(part)  # `add_hparams` would write a folder or a file of its own
+            writer.file_writer.add_summary(part)  # `add_hparams` would write a separate folder or file
         for name, value in values.items():
             writer.add_scalar(name, value, result.epochs)
         self.pause(trial)

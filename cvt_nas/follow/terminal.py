@@ -1,4 +1,4 @@
-"""Progress of a search: a live panel in a terminal, plain lines elsewhere."""
+"""Shows the progress of a search: a live panel in a terminal, or plain lines."""
 
 import time
 from collections import Counter
@@ -27,13 +27,18 @@ _LINE_EVERY_SECONDS = 10.0
 
 
 class ConsoleProgress:
-    """Epochs of the supernet and candidates, where there is one; then trials done, running and stopped, best accuracy,
-    front, hypervolume, time left; then further trainings done.
+    """Shows the phases of a search:
+
+    - epochs of the supernet, and ranked candidates, if there is a supernet
+    - trials that are done, running and stopped, with best accuracy, front, hypervolume and time left
+    - further trainings that are done
 
     Args:
-        results: Of earlier processes, where the run is resumed, without those that failed: they are tried again.
-        deadline: When the time budget ends, on `time.monotonic`'s clock.
-        num_planned: Gives the number of trials where more may be asked for while the search runs; takes `num_trials`.
+        results: Results of earlier processes if the run is resumed. Failed trials are left out, since they are tried
+            again.
+        deadline: End of the time budget, on the clock of `time.monotonic`.
+        num_planned: Takes `num_trials`, and returns the number of trials with those that were asked for during the
+            search. None if nothing can be asked for.
     """
 
     def __init__(
@@ -65,7 +70,7 @@ class ConsoleProgress:
 
     @classmethod
     def of(cls, run: RunFolder, console: Console, *, num_trials: int, deadline: float | None) -> Self:
-        """Of the trials of `run`."""
+        """Shows the progress of the trials of `run`."""
         results = [result for result in run.results() if result.status not in FAILURES]
         return cls(
             console, results=results, metrics=run.metrics, box=run.box, num_trials=num_trials,
@@ -121,7 +126,7 @@ class ConsoleProgress:
             self._running.pop(event.number, None)
             self._paused.add(event.number)
         elif isinstance(event, events.ConfirmationStarted):
-            self._running.clear()  # what a signal left in flight
+            self._running.clear()  # trials that were in flight when a signal came
             self._further, self._num_trials = list(event.ended), event.num_planned
             self._num_before, self._phase_started = len(event.ended), time.monotonic()
         elif self._further is not None:
@@ -179,7 +184,7 @@ class ConsoleProgress:
             ("front", str(len(self._front.members))),
             ("hypervolume", f"{self._front.hypervolume(self._box):.4f}"),
             ("elapsed", clock(time.monotonic() - self._started)),
-            ("left", self._time_left(len(ended) + len(self._paused), self._num_trials)),  # most paused ones are over
+            ("left", self._time_left(len(ended) + len(self._paused), self._num_trials)),  # few paused ones go on
         ]
 
     def _time_left(self, num_ended: int, num_planned: int) -> str:
@@ -200,7 +205,7 @@ class ConsoleProgress:
 
 
 def clock(seconds: float) -> str:
-    """`1:02:03`, or `2:03` below an hour."""
+    """A duration as `1:02:03`, or as `2:03` below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

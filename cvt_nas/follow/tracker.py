@@ -1,4 +1,4 @@
-"""One experiment tracker, told of a search's trials by the events of the search."""
+"""The base class of experiment trackers. A tracker gets the events of a search."""
 
 import dataclasses
 import hashlib
@@ -17,8 +17,13 @@ LOST = {"diverged", "failed", "oom"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrackedTrial:
-    """A trial as trackers know it: by an `id` that is the same in every process, and other than those of other runs; a
-    name for people; and what is known of it beforehand, by flat names."""
+    """A trial for trackers.
+
+    Args:
+        id: The same in every process. It differs from the ids of other runs.
+        name: Name for people.
+        config: Values that are known before the training, by flat names.
+    """
 
     id: str
     name: str
@@ -26,8 +31,7 @@ class TrackedTrial:
 
 
 class Tracker(ABC):
-    """What all trackers share: which trials are on a worker, and what each event means for them. The run's name groups
-    trials."""
+    """Keeps the trials that are on a worker, and calls a method for each event. The run's name groups trials."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run_name = Path(run.place).name
@@ -42,37 +46,37 @@ class Tracker(ABC):
         elif isinstance(event, TrialPaused):
             self.pause(self._live.pop(event.number))
         elif isinstance(event, TrialResult):
-            trial = self._started(event.number, event.arch, event.seed)  # another process may have paused it
+            trial = self._started(event.number, event.arch, event.seed)  # another process may have paused the trial
             self.end(trial, event)
             del self._live[event.number]
 
     def close(self) -> None:
-        """The search has ended; trials that are still on a worker go on when it is resumed."""
+        """Called when the search has ended. Trials that are still on a worker go on when the search is resumed."""
         for trial in self._live.values():
             self.interrupt(trial)
 
     @abstractmethod
     def begin(self, trial: TrackedTrial) -> None:
-        """A trial began, or goes on after a pause or an interruption."""
+        """Called when a trial begins, or goes on after a pause or an interruption."""
 
     @abstractmethod
     def log(self, trial: TrackedTrial, epoch: int, accuracy: float) -> None:
-        """After each epoch."""
+        """Called after each epoch."""
 
     @abstractmethod
     def pause(self, trial: TrackedTrial) -> None:
-        """Gives back what the trial holds: many may wait at a time."""
+        """Called when a trial is paused. It must free the resources of the trial, since many trials may wait."""
 
     def interrupt(self, trial: TrackedTrial) -> None:
-        """The search ended while the trial was on a worker."""
+        """Called when the search ended while the trial was on a worker."""
         self.pause(trial)
 
     @abstractmethod
     def end(self, trial: TrackedTrial, result: TrialResult) -> None:
-        """The trial ended for good."""
+        """Called when the trial has ended for good."""
 
     def _started(self, number: int, arch: ArchConfig, seed: int) -> TrackedTrial:
-        if number not in self._live:  # it may have lost its worker, and have another one now
+        if number not in self._live:  # otherwise the trial lost its worker and got another one
             trial = TrackedTrial(
                 id=f"{self.run_key}-{number}", name=f"{number}-{arch.id}", config=config_of(number, arch, seed)
             )
@@ -82,9 +86,9 @@ class Tracker(ABC):
 
 
 def config_of(number: int, arch: ArchConfig, seed: int) -> dict[str, str | int | float]:
-    """What a tracker shows of a trial, as `stage0.embed_dim`.
+    """Values of a trial that a tracker shows, by names such as `stage0.embed_dim`.
 
-    Values that differ from block to block are listed as text.
+    Values that differ from block to block are joined to a text.
     """
     cost = cost_of(arch)
     config: dict[str, str | int | float] = {
@@ -104,12 +108,12 @@ def config_of(number: int, arch: ArchConfig, seed: int) -> dict[str, str | int |
 
 
 def ending_of(result: TrialResult) -> dict[str, str]:
-    """How a trial ended, in words."""
+    """Status of a trial that ended, and the reason if there is one."""
     return {"status": result.status} | ({} if result.reason is None else {"reason": result.reason})
 
 
 def summary_of(result: TrialResult) -> dict[str, float]:
-    """How a trial ended, in numbers."""
+    """Final numbers of a trial that ended."""
     values = {
         "epochs": result.epochs,
         "params": result.cost.params,

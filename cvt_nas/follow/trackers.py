@@ -1,4 +1,4 @@
-"""Experiment tracking of a search: TensorBoard, MLflow, Weights & Biases, each in a thread of its own."""
+"""Experiment tracking of a search by TensorBoard, MLflow and Weights & Biases, each in a separate thread."""
 
 import importlib.util
 import queue
@@ -15,7 +15,7 @@ from cvt_nas.follow.wandb import Wandb, check_wandb
 from cvt_nas.results.events import Follower, RaceEvent, following
 from cvt_nas.run import RunFolder
 
-_SECONDS_OF_SILENCE = 90.0  # after which a tracker that is to take the rest, when the search ends, is given up
+_SECONDS_OF_SILENCE = 90.0  # at the end of a search, a tracker that takes no event for so long is given up
 
 
 @contextmanager
@@ -27,23 +27,24 @@ def trackers(
     wandb: str | None = None,
     warn: Callable[[str], object] = warnings.warn,
 ) -> Iterator[Follower]:
-    """Follows a search: each of its trials becomes one of each tracker's, however often it pauses or loses its worker.
+    """Follows a search. Each trial becomes one trial of each tracker, even if it pauses or loses its worker.
 
-    A tracked trial has the architecture's choices, params and FLOPs as its config, `accuracy` after each epoch, and in
-    the end its status and `final_accuracy`, `epochs`, `params`, `flops`, `train_seconds`. Further trainings are trials
-    of their own; candidates are none, whether or not they are the search's trials in the end. Each tracker has a thread
-    of its own, so that none holds up the search; one that fails is left out from then on, with a warning.
+    The config of a tracked trial contains the choices, params and FLOPs of its architecture. A tracked trial has
+    `accuracy` after each epoch. At the end, it gets its status and `final_accuracy`, `epochs`, `params`, `flops` and
+    `train_seconds`. Further trainings are tracked as separate trials. Candidates are not tracked, even if they become
+    the search's trials at the end. Each tracker has a separate thread, so that none delays the search. A tracker that
+    fails is left out from then on, with a warning.
 
-    Of a run that is resumed, only what is trained from then on is told. A trial that was in flight goes on:
-    in TensorBoard by another file in its folder, in MLflow and W&B in the run that it had.
+    If a run is resumed, only what is trained from then on is tracked. A trial that was in flight goes on. In
+    TensorBoard, it gets another file in its folder. In MLflow and W&B, it keeps its run.
 
     Args:
-        tensorboard: Whether to write `RunFolder.tensorboard_path`. Of a run at a URL, it stays on this machine.
-        mlflow: Tracking URI; the experiment is called as the run folder is. Trials that are in flight when the search
-            is stopped are marked as killed, until it is resumed.
-        wandb: Project; the run folder's name is the group. `WANDB_MODE=offline` writes to `wandb/` in the run folder,
-            each trial when it has ended.
-        warn: Is told of a tracker that failed, in one line, from its thread.
+        tensorboard: Whether to write to `RunFolder.tensorboard_path`. The files of a run at a URL stay on this machine.
+        mlflow: Tracking URI. The experiment has the name of the run folder. Trials that are in flight when the search
+            is stopped are marked as killed until it is resumed.
+        wandb: Project. The group is the name of the run folder. With `WANDB_MODE=offline`, each trial is written to
+            `wandb/` in the run folder when it has ended.
+        warn: Called from the thread of a tracker that failed, with one line.
 
     Raises:
         CvtNasError: See `check_trackers`.
@@ -61,9 +62,11 @@ def trackers(
 
 
 def check_trackers(*, tensorboard: bool = False, mlflow: str | None = None, wandb: str | None = None) -> None:
-    """Raises CvtNasError, before any compute is spent, where a package is missing, no MLflow server answers, or there
-    is no key for Weights & Biases."""
-    del tensorboard  # its package is one of ours
+    """Checks the trackers before any compute is spent.
+
+    Raises CvtNasError if a package is missing, no MLflow server answers, or there is no key for Weights & Biases.
+    """
+    del tensorboard  # its package is always installed
     for package, option in {"mlflow": mlflow, "wandb": wandb}.items():
         if option is not None and importlib.util.find_spec(package) is None:
             raise CvtNasError(f"--{package} {option}: needs pip install 'cvt-nas[{package}]'")
@@ -92,7 +95,7 @@ def _in_thread(name: str, make: Callable[[], Tracker], warn: Callable[[str], obj
     try:
         yield events.put
     except KeyboardInterrupt:
-        is_hurried = True  # whoever wants to leave at once does
+        is_hurried = True  # the user wants to end at once
         raise
     finally:
         events.put(None)
@@ -101,7 +104,7 @@ def _in_thread(name: str, make: Callable[[], Tracker], warn: Callable[[str], obj
 
 
 def _join(thread: threading.Thread, num_left: Callable[[], int]) -> bool:
-    """Whether it ended, for which it has time as long as there is less and less left to do."""
+    """Waits for a thread as long as `num_left` falls. Returns whether the thread has ended."""
     before = None
     while thread.is_alive() and (now := num_left()) != before:
         thread.join(_SECONDS_OF_SILENCE)

@@ -1,4 +1,4 @@
-"""A search in Weights & Biases: a run for each trial, grouped by the name of the run folder."""
+"""Tracks a search in Weights & Biases, with a run for each trial. The name of the run folder is their group."""
 
 import os
 from typing import Any
@@ -11,10 +11,10 @@ from cvt_nas.run import RunFolder
 
 
 class Wandb(Tracker):
-    """Each time that a trial is on a worker, its run is resumed.
+    """Resumes the run of a trial each time the trial gets a worker.
 
-    Offline, W&B resumes no run: several files of one trial would replace each other when they are uploaded. So it hears
-    of a trial when that has ended.
+    W&B cannot resume a run offline. Several files of one trial would replace each other when they are uploaded. So an
+    offline trial is written when it has ended.
     """
 
     def __init__(self, run: RunFolder, project: str) -> None:
@@ -43,7 +43,7 @@ class Wandb(Tracker):
             config=trial.config,
             dir=self._folder,
             resume="allow",
-            reinit="create_new",  # trials run side by side
+            reinit="create_new",  # several trials run at the same time
             settings=wandb.Settings(silent=True, console="off", save_code=False),
         )
 
@@ -61,8 +61,8 @@ class Wandb(Tracker):
 
 
 def check_wandb(project: str) -> None:
-    """Raises CvtNasError where W&B needs a key and there is none. The key itself is not tried."""
-    from requests.utils import get_netrc_auth  # where `wandb login` keeps a key
+    """Raises CvtNasError if W&B needs a key and there is none. The key itself is not tested."""
+    from requests.utils import get_netrc_auth  # `wandb login` keeps a key in this file
 
     if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
         return

@@ -1,4 +1,4 @@
-"""What runs found, for people: a page, plots, tables and lines, all of them made from the records alone."""
+"""Reports on runs for people: a page, plots, tables and lines. All are made from the records alone."""
 
 from cvt_nas.report.believing import belief_lines, histories_of_beliefs
 from cvt_nas.report.compare import Comparison, compare_page

@@ -1,7 +1,7 @@
-"""What several runs attain: at each cost, the accuracy that a quarter, half and three quarters of them reach.
+"""The accuracy that a quarter, half and three quarters of several runs attain at each cost.
 
-In two objectives, the empirical attainment function is a matter of sorting: the best accuracy of each run at a cost,
-and of these the one that enough runs have.
+With two objectives, sorting yields the empirical attainment function. At each cost, the best accuracies of the runs are
+sorted, and the surface is the highest one that enough runs reach.
 
 Source: Grunert da Fonseca et al. 2001, doi:10.1007/3-540-44719-9_15.
 """
@@ -15,12 +15,12 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 LEVELS = (0.25, 0.5, 0.75)
-MIN_RUNS = 3  # of fewer, quarters say nothing
+MIN_RUNS = 3  # quarters of fewer runs say nothing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Surface:
-    """Corners of a staircase that rises with cost; each is attained by at least `level` of the runs.
+    """Corners of a staircase that rises with cost. At least `level` of the runs attain each corner.
 
     Args:
         costs, accuracies: Strictly rising.
@@ -34,11 +34,11 @@ class Surface:
 def attainment_surfaces(
     runs: Sequence[Float[np.ndarray, "points 2"]], levels: Sequence[float] = LEVELS
 ) -> list[Surface]:
-    """One for each of the `levels`.
+    """One surface for each of the `levels`.
 
     Args:
-        runs: Costs and accuracies of what each run found, dominated points or not; at least one run.
-        levels: Shares of the runs, above 0 and at most 1. At least so many runs attain the surface, rounded up.
+        runs: Costs and accuracies of the networks of each run. Points may be dominated. At least one run is needed.
+        levels: Shares of the runs, above 0 and at most 1. The number of runs that a share stands for is rounded up.
     """
     costs = np.unique(np.concatenate([points[:, 0] for points in runs]))
     best = np.full((len(runs), len(costs)), -np.inf)
@@ -64,11 +64,11 @@ def add_surfaces(
 
     Args:
         band: Colour between the edges.
-        end: Greatest cost of the plot, to which the surfaces go on.
+        end: Greatest cost of the plot. The surfaces are drawn up to it.
     """
     best, middle, worst = surfaces
     same = {"mode": "lines", "legendgroup": name}
-    if worst.costs:  # otherwise there is no cost at which three quarters of the runs have anything
+    if worst.costs:  # it is empty if three quarters of the runs have no point at any cost
         for edge, fill in ((best, None), (worst, "tonexty")):
             x, y = _corners(edge, worst.costs[0], end)
             line = {"width": 0, "shape": "hv"}
@@ -89,7 +89,7 @@ def add_surfaces(
 
 
 def _corners(surface: Surface, begin: float, end: float) -> tuple[list[float], list[float]]:
-    """From one cost to another, as far as there is a surface."""
+    """Corners of `surface` between the costs `begin` and `end`. It starts at its first corner if that is later."""
     if not surface.costs:
         return [], []
     first = max(begin, surface.costs[0])

@@ -1,4 +1,4 @@
-"""How far the trials of a search confirmed its beliefs: the earlier runs and the user's priors."""
+"""How far the trials of a search confirmed its beliefs, which are the earlier runs and the user's priors."""
 
 import html
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from cvt_nas.run import RunFolder
 
 STOPPED = 0.1  # agreement below which a belief counts as given up
 _FEWEST = 3  # complete trials that the model needs
-_FIRST = 5  # trials of the first step; each next step has twice as many
+_FIRST = 5  # trials of the first step; each further step has twice as many
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class History:
-    """A belief over the course of a search.
+    """The trust in one belief over the course of a search.
 
     Args:
         name: Place of an earlier run, or `priors`.
-        steps: Trust in it, by the number of trials that had ended; at least one.
+        steps: Trust in the belief, by the number of trials that had ended. There is at least one.
     """
 
     name: str
@@ -31,7 +31,7 @@ class History:
 
     @property
     def stopped_after(self) -> int | None:
-        """Number of trials after which it was given up for good."""
+        """Number of trials after which the belief was given up for good. None if it was not."""
         stopped = None
         for number, trust in self.steps.items():
             stopped = None if trust.agreement >= STOPPED else number if stopped is None else stopped
@@ -39,8 +39,8 @@ class History:
 
 
 def histories_of_beliefs(run: RunFolder) -> list[History]:
-    """The history of each belief. Empty if the run had no beliefs, too few trials are complete, or another version
-    wrote its space file."""
+    """The history of each belief. Empty if the run had no beliefs, if too few trials are complete, or if another
+    version wrote its space file."""
     try:
         experiment = experiment_of(run)
         beliefs, search = beliefs_of(experiment, run), experiment.search
@@ -67,7 +67,7 @@ def histories_of_beliefs(run: RunFolder) -> list[History]:
 
 
 def belief_lines(histories: Sequence[History]) -> list[str]:
-    """One line for each belief: its agreement with the trials, and when it was given up."""
+    """One line for each belief. It tells how far the belief agrees with the trials, and when it was given up."""
     lines = []
     for history in histories:
         what = "search.priors" if history.name == PRIORS else f"learned from {history.name}"
@@ -83,7 +83,7 @@ def belief_lines(histories: Sequence[History]) -> list[str]:
 
 
 def beliefs_section(run: RunFolder) -> str:
-    """The lines and a table as HTML; empty if the run had no beliefs."""
+    """The lines and a table of the beliefs as HTML. Empty if the run had no beliefs."""
     histories = histories_of_beliefs(run)
     if not histories:
         return ""

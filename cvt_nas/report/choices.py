@@ -1,4 +1,4 @@
-"""Which choices matter for accuracy and for the front, and which way."""
+"""Which choices matter for accuracy and for the front, and in which direction."""
 
 import html
 import math
@@ -13,20 +13,20 @@ from cvt_nas.report.page import figure_html, table_html
 from cvt_nas.results import TrialResult, distances_to_front, losses_of
 from cvt_nas.run import RunFolder
 
-MIN_TRIALS = 10  # complete ones, below which a forest explains nothing
+MIN_TRIALS = 10  # a forest explains nothing with fewer complete trials
 _MAX_TRIALS, _NUM_TREES = 192, 32  # the forest's time grows with the square of its leaves
-_TOP = 0.25  # of the trials, whose choices PED-ANOVA compares with those of all
-_MAX_LINES, _LEAST_SHARE = 5, 0.05  # of choices that are told in words
+_TOP = 0.25  # share of best trials that PED-ANOVA compares with all trials
+_MAX_LINES, _LEAST_SHARE = 5, 0.05  # limits on the choices that are told in words
 
 
 def importance_frame(run: RunFolder, choices: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Which choices matter: `choice, accuracy, distance, accuracy_top, distance_top`, shares of what all explain; the
-    weightiest first.
+    """How much each choice matters: `choice, accuracy, distance, accuracy_top, distance_top`, weightiest choice first.
 
-    Over the complete trials, or 256 of them, evenly over their order. The distance to the front is in all objectives
-    at once, costs on a logarithmic scale: see `distances_to_front`. `accuracy` and `distance` are by fANOVA: they
-    explain the variance over all trials. `accuracy_top` and `distance_top` are by PED-ANOVA: they tell the best
-    quarter of the trials from all. Empty below `MIN_TRIALS`.
+    The values are shares of the importance of all choices. At most 192 complete trials are used, evenly spaced in their
+    order. `distance` is the distance to the front in all objectives at once, with costs on a logarithmic scale (see
+    `distances_to_front`). `accuracy` and `distance` are computed by fANOVA, which explains the variance over all
+    trials. `accuracy_top` and `distance_top` are computed by PED-ANOVA, which compares the best quarter of the trials
+    with all trials. The table is empty if fewer than `MIN_TRIALS` trials are complete.
 
     Source: Hutter et al. 2014, An efficient approach for assessing hyperparameter importance; Watanabe et al. 2023,
     arXiv:2304.10255.
@@ -58,7 +58,7 @@ def _complete(run: RunFolder) -> list[TrialResult]:
 
 
 def _targets(run: RunFolder, complete: Sequence[TrialResult]) -> dict[str, np.ndarray]:
-    """Of each trial its loss and its distance to the front; less is better."""
+    """Loss and distance to the front of each trial. Less is better."""
     losses = losses_of(complete, run.metrics)
     losses[:, 1:] = np.log(losses[:, 1:])
     losses = (losses - losses.min(axis=0)) / np.maximum(np.ptp(losses, axis=0), 1e-12)
@@ -68,7 +68,7 @@ def _targets(run: RunFolder, complete: Sequence[TrialResult]) -> dict[str, np.nd
 def _importances(
     choices: pd.DataFrame, values: np.ndarray, evaluators: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
-    """By each evaluator, of each column for `values`, in sum 1; all 0 where the values are all alike."""
+    """Importances of the columns for `values`, by each evaluator. Their sum is 1. All are 0 if all values are equal."""
     if np.ptp(values) == 0:
         return {name: dict.fromkeys(map(str, choices.columns), 0.0) for name in evaluators}
     import optuna
@@ -90,9 +90,10 @@ def _importances(
 
 
 def direction_lines(run: RunFolder, choices: pd.DataFrame, importances: pd.DataFrame) -> list[str]:
-    """In words: with which options of the weightiest choices accuracy is highest, and networks are nearest the front.
+    """Sentences on the weightiest choices: the options with the highest accuracy and those nearest the front.
 
-    The means are over the complete trials as they are, so another choice that came with an option may be the cause.
+    The means are over the complete trials. They are not adjusted, so another choice that often came with an option may
+    be the cause.
     """
     if importances.empty:
         return []
@@ -131,7 +132,7 @@ def _mean(accuracies: np.ndarray) -> str:
 
 
 def choices_section(run: RunFolder, choices: pd.DataFrame, importances: pd.DataFrame, *, drawn: bool) -> str:
-    """HTML of the page's section on choices; `drawn` tells whether there is a figure of all of them."""
+    """HTML of the page's section on choices. `drawn` tells whether there is a figure of all choices."""
     score = run.score_name
     parts = ['<section id="choices"><h2>Choices</h2>']
     if drawn:

@@ -1,6 +1,7 @@
-"""Several runs side by side: fronts overlaid, and hypervolume from one reference point, over trials and over compute.
+"""Comparison of several runs: overlaid fronts, and hypervolume over trials and over compute.
 
-Runs that differ in their seed alone are repeats of one another, and are shown as one, with their spread.
+All hypervolumes have the same reference point. Runs that differ only in their seed are repeats of one another. They are
+shown as one group with its spread.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from cvt_nas.results import MAXIMISED, DataIdentity, HypervolumeBox, Metric, Par
 from cvt_nas.run import RunFolder
 from cvt_nas.space import ALL_COST_METRICS, COST_METRICS, CostMetric
 
-# Okabe and Ito's colours, told apart also by the colour-blind; grey for black, which a dark page swallows
+# Okabe and Ito's colours, which colour-blind people can tell apart. Grey replaces black, which a dark page hides.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#999933")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon")
 _DASHES = ("solid", "dash", "dot", "dashdot")
@@ -35,8 +36,12 @@ _NUM_STEPS = 200
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Runs that are repeats of one another, at least one, by seed; `name` is of the space file, or tells groups
-    apart."""
+    """Runs that are repeats of one another, in the order of their seeds.
+
+    Args:
+        name: Name in the space file. It is longer if it would not tell the groups apart.
+        runs: At least one run.
+    """
 
     name: str
     runs: tuple[RunFolder, ...]
@@ -44,8 +49,12 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """What runs have in common, and how they differ. All have the objectives `metrics`; `box` holds all their spaces,
-    so that hypervolumes compare."""
+    """Runs in groups of repeats, with their common objectives.
+
+    Args:
+        metrics: Objectives that all runs have.
+        box: Contains the spaces of all runs, so that their hypervolumes can be compared.
+    """
 
     groups: tuple[Group, ...]
     metrics: tuple[Metric, ...]
@@ -58,8 +67,11 @@ class Comparison:
 
     @classmethod
     def of(cls, runs: Sequence[RunFolder]) -> "Comparison":
-        """A run that is named twice, or whose copy is named too, counts once. Raises RunFolderError where runs are of
-        different data, or have no cost in common."""
+        """Groups `runs`. A run that is named twice, or whose copy is named too, counts once.
+
+        Raises RunFolderError if the runs are on different data, maximise different scores, have no common cost
+        objective, or have different sections `deploy` while they share an objective that depends on it.
+        """
         manifests = [run.manifest for run in runs]
         runs = [run for index, run in enumerate(runs) if manifests[index] not in manifests[:index]]
         if len(found := sorted({str(manifest["dataset"]) for manifest in manifests})) > 1:
@@ -94,20 +106,20 @@ class Comparison:
         return ParetoFront.of(run.confirmed() or run.results(), self.metrics)
 
     def points(self, run: RunFolder, metric: CostMetric) -> Float[np.ndarray, "points 2"]:
-        """One cost and the accuracy of the front of a run in the two."""
+        """Cost and accuracy of the members of a run's front in these two objectives."""
         members = ParetoFront.of(self.front(run).members, ("accuracy", metric)).members
         return np.array([[m.metric(metric), m.metric("accuracy")] for m in members], dtype=float).reshape(-1, 2)
 
     @property
     def repeated(self) -> tuple[Group, ...]:
-        """Groups of enough runs with a front for `attainment_surfaces`."""
+        """Groups with enough runs for `attainment_surfaces`. Only runs with a front count."""
         return tuple(group for group in self.groups if sum(bool(self.front(r).members) for r in group.runs) >= MIN_RUNS)
 
     def frame(self) -> pd.DataFrame:
-        """A row a run: `group, run, seed, trials, complete, hours, front, best, hypervolume`.
+        """A table with one row per run: `group, run, seed, trials, complete, hours, front, best, hypervolume`.
 
-        `hours` are of training, all workers together. Where a front is confirmed, its hypervolume is of means, and so
-        below that of accuracies which were selected for being high.
+        `hours` is the training time of all workers together. The hypervolume of a confirmed front is computed from
+        means. It is lower than one from accuracies that were selected for being high.
         """
         rows = [
             {
@@ -125,11 +137,11 @@ class Comparison:
             for run in group.runs
             for front in [self.front(run)]
         ]
-        # as objects, of which None stays None, and is no NaN
+        # dtype object, so that None stays None and does not become NaN
         return pd.DataFrame(rows).assign(best=pd.Series([row["best"] for row in rows], dtype=object))
 
     def summary(self) -> dict[str, Any]:
-        """What `compare --json` prints: `metrics, box, runs, groups`; a group's spread is over its runs."""
+        """The output of `compare --json`: `metrics, box, runs, groups`. The spread of a group is over its runs."""
         frame = self.frame()
         groups = []
         for group in self.groups:
@@ -147,7 +159,7 @@ class Comparison:
 def _groups(runs: Sequence[RunFolder]) -> tuple[Group, ...]:
     alike: list[tuple[Any, list[RunFolder]]] = []
     for run in runs:
-        # a training of one architecture has a search's file, and is no search
+        # the training of one architecture has the space file of a search, but is not a search
         settings = (_settings_of(run), run.manifest.get("arch_id"), run.manifest["epochs"])
         members = next((members for known, members in alike if known == settings), None)
         if members is None:
@@ -168,7 +180,7 @@ def _groups(runs: Sequence[RunFolder]) -> tuple[Group, ...]:
 
 
 def _settings_of(run: RunFolder) -> Experiment | str:
-    """All that makes a run what it is, less its seed and its length; the file's hash, where it cannot be read here."""
+    """All settings of a run, without its seed and number of trials. The file's hash if the file cannot be read here."""
     try:
         experiment = parse_experiment(run.manifest.get("space_file", ""), str(run.path / "manifest.json"))
     except SpaceFileError:
@@ -185,7 +197,7 @@ def _search_of(settings: Experiment | str) -> str:
 
 
 def compare_page(comparison: Comparison) -> str:
-    """The comparison as a page of its own; see `html_page`."""
+    """The comparison as a complete HTML page; see `html_page`."""
     costs: list[CostMetric] = [metric for metric in ALL_COST_METRICS if metric in comparison.metrics]
     figures = {f"front-{metric}": _fronts_figure(comparison, metric) for metric in costs}
     figures |= {
@@ -310,7 +322,7 @@ def _fronts_figure(comparison: Comparison, metric: CostMetric) -> go.Figure:
 
 
 def _growth_figure(comparison: Comparison, over: str, title: str, unit: float) -> go.Figure:
-    """Means as far as every run of a group goes, so that none is one of fewer runs than another."""
+    """Mean hypervolume of each group. It ends with the shortest run, so that all means are over the same runs."""
     figure = go.Figure()
     for index, group in enumerate(comparison.groups):
         growths = [comparison.growth(run) for run in group.runs]

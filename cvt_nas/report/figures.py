@@ -1,6 +1,7 @@
-"""Figures of a run, by plotly: those of its page, and those of `--static`.
+"""Plotly figures of a run, for its page and for `--static`.
 
-Colours are told apart on white and on black, and by the colour-blind; no figure tells anything by colour alone.
+The colours can be told apart on white and on black, also by colour-blind people. No figure tells anything by colour
+alone.
 """
 
 import math
@@ -36,8 +37,11 @@ FRONT_COLOUR, TRIAL_COLOUR, MARK_COLOUR, _OTHER_COLOUR = "#0f8a63", "#7a8a99", "
 
 
 def cost_axis(metric: CostMetric, values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis of one cost that shows `values`, with ticks at 1, 2 and 5 times powers of ten, at more of them
-    where that would be few; beyond the values too, for a plot that is zoomed out."""
+    """A logarithmic axis of one cost that shows `values`.
+
+    Its ticks are at 1, 2 and 5 times powers of ten. A short axis has more. There are ticks beyond the values too, for a
+    reader who zooms out.
+    """
     axis: dict[str, Any] = {"title": _AXES[metric], "type": "log"}
     if not values:
         return axis
@@ -55,13 +59,12 @@ GROWTH_AXES = {
 
 
 def growth_figure(growth: pd.DataFrame, over: str) -> go.Figure:
-    """What is missing of the hypervolume at the end, over one of `GROWTH_AXES`; see `growth_frame`.
+    """Missing share of the final hypervolume, over one of `GROWTH_AXES`; see `growth_frame`.
 
-    The axis is logarithmic, as most of the volume is there after a few trials. Its lowest tick stands for nothing
-    missing.
+    The y axis is logarithmic, since a few trials find most of the volume. Its lowest tick means that none is missing.
     """
     changes = growth["hypervolume"].diff().fillna(1) != 0
-    growth = growth.loc[changes | (growth.index == len(growth) - 1)]  # the line is one of steps
+    growth = growth.loc[changes | (growth.index == len(growth) - 1)]  # the line is drawn in steps
     missing = missing_of(growth["hypervolume"].to_numpy())
     floor = float(missing[missing >= _LEAST_MISSING].min()) / 3
     powers = [10.0**power for power in range(math.ceil(math.log10(2 * floor)), 1)]
@@ -96,16 +99,16 @@ def growth_figure(growth: pd.DataFrame, over: str) -> go.Figure:
     return figure
 
 
-_LEAST_MISSING = 1e-4  # what is less is drawn as nothing
+_LEAST_MISSING = 1e-4  # a smaller share is drawn as nothing
 
 
 def missing_of(volumes: np.ndarray) -> np.ndarray:
-    """Shares of the last of growing hypervolumes that each lacks; 1 everywhere where the last is 0."""
+    """The share of the last volume that each of the growing `volumes` lacks. All shares are 1 if the last is 0."""
     return 1 - volumes / volumes[-1] if volumes[-1] > 0 else np.ones(len(volumes))
 
 
 def curves_figure(run: RunFolder) -> go.Figure:
-    """Accuracy after each epoch: of the front, of other complete trials, of stopped ones; and where rungs decide."""
+    """Accuracy after each epoch of the front, of other complete trials and of other trials, and the rungs."""
     results = run.results()
     on_front = {member.number for member in run.front().members}
     kinds = (
@@ -152,19 +155,22 @@ def curves_figure(run: RunFolder) -> go.Figure:
     return figure
 
 
-_MAX_POINTS = 40  # of a curve: more are not seen, and 300 epochs of 2,000 trials would be most of the page
+_MAX_POINTS = 40  # of a curve: a reader sees no more, and 300 epochs of 2,000 trials would be most of the page
 
 
 def thinned(curve: Sequence[float]) -> list[tuple[int, float]]:
-    """Epoch, from 1, and accuracy, at every so many epochs where there are too many, the last always among them."""
+    """Pairs of epoch, from 1, and accuracy. A long curve is thinned evenly. The last epoch is always kept."""
     step = max(math.ceil(len(curve) / _MAX_POINTS), 1)
     return [(epoch, round(curve[epoch - 1], 4)) for epoch in range(len(curve), 0, -step)][::-1]
 
 
 def choices_figure(choices: pd.DataFrame, results: Sequence[TrialResult], score: str) -> go.Figure:
-    """Parallel coordinates: each choice that varies, the costs and the accuracy, a line for each trial.
+    """Parallel coordinates of the choices that vary, the costs and the accuracy, with a line for each trial.
 
-    `choices` has a row for each of the `results`, all of which have an accuracy, called `score`; see `choices_frame`.
+    Args:
+        choices: Has a row for each of the `results`; see `choices_frame`.
+        results: All have an accuracy.
+        score: Name of the accuracy.
     """
     accuracies = [result.metric("accuracy") for result in results]
     dimensions: list[dict[str, Any]] = []
@@ -203,7 +209,7 @@ def choices_figure(choices: pd.DataFrame, results: Sequence[TrialResult], score:
 
 
 def _deployed_costs(result: TrialResult) -> list[CostMetric]:
-    """Those that trials know."""
+    """The costs of a deployment that the trial has."""
     found: list[CostMetric] = ["latency_ms"] if result.cost.latency_us else []
     if result.cost.value_bytes:
         found.append("peak_memory_mb")
@@ -211,7 +217,7 @@ def _deployed_costs(result: TrialResult) -> list[CostMetric]:
 
 
 def importance_figure(importances: pd.DataFrame, score: str) -> go.Figure:
-    """How much of accuracy, and of the distance to the front, each choice explains; see `importance_frame`."""
+    """The shares of accuracy and of distance to the front that each choice explains; see `importance_frame`."""
     ordered = importances.iloc[::-1]
     figure = go.Figure()
     for name, label, colour, pattern in (
@@ -240,7 +246,7 @@ def importance_figure(importances: pd.DataFrame, score: str) -> go.Figure:
 
 
 def label_of(gene: str) -> str:
-    """`stage 1 block 4: kv stride` of `stage1.block4.kv_stride`."""
+    """The name of a gene for people: `stage 1 block 4: kv stride` for `stage1.block4.kv_stride`."""
     *places, choice = gene.split(".")
     named = " ".join(place.replace("stage", "stage ").replace("block", "block ") for place in places)
     return f"{named}: {choice.replace('_', ' ')}"

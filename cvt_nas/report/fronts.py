@@ -1,4 +1,4 @@
-"""The fronts of a run as figures: accuracy against each cost."""
+"""Figures of the fronts of a run: accuracy against each cost."""
 
 import math
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ _CONFIRMED_COLOUR, _PUBLISHED_COLOUR, _BOUND_COLOUR = "#6fa88f", "#9467bd", "#c7
 def front_figure(
     run: RunFolder, metric: CostMetric, *, published: Sequence[PublishedModel] = (), describes: bool = True
 ) -> go.Figure:
-    """Accuracy against one cost: the front as steps, other complete trials, and the bounds of the space file as lines.
+    """Accuracy against one cost. The front is drawn as steps, and the bounds of the space file as lines.
 
-    It opens on the complete trials. Trials that stopped or failed are hidden until they are chosen in the legend,
-    unless none is complete.
+    The axes show the complete trials at first. Trials that stopped or failed are hidden until the reader selects them
+    in the legend, unless no trial is complete.
 
-    What is confirmed stands at its mean, with its standard deviation as error bar; what the race made of it stays.
-    Each point of a trial has its number as `customdata`.
+    A confirmed architecture is drawn at its mean, with its standard deviation as an error bar. Its result of the race
+    is drawn too. Each point of a trial has the number of the trial as `customdata`.
 
     Args:
-        published: Models to draw beside them, a trace of their own.
-        describes: Whether what shows at the pointer holds the whole architecture.
+        published: Models to draw as a further trace.
+        describes: Whether the text at the pointer contains the whole architecture.
     """
     results, confirmed = run.results(), run.confirmed()
     complete = [result for result in results if result.status == "complete"]
@@ -92,7 +92,7 @@ def front_figure(
         modebar={"orientation": "v"},  # in the right margin, not over the legend
         template="plotly_white",
         hoverlabel={"align": "left", "font": {"family": "monospace"}},
-        autosize=True,  # the page's whole height
+        autosize=True,  # to the whole height of the page
     )
     bound = bounds_of(run).get(metric, Bound())
     _add_bound(figure, bound)
@@ -102,7 +102,7 @@ def front_figure(
 
 
 def _open_on(figure: go.Figure, results: Sequence[TrialResult], metric: CostMetric, bound: Bound) -> None:
-    """Sets the axes to `results` with their error bars, and to a bound that lies near."""
+    """Sets the axes so that they show `results` with their error bars, and a bound that is near them."""
     costs = [math.log10(result.metric(metric)) for result in results]
     near = [math.log10(limit) for limit in (bound.min, bound.max) if limit]
     costs += [limit for limit in near if min(costs) - _NEAR <= limit <= max(costs) + _NEAR]
@@ -119,7 +119,7 @@ _NEAR = 0.2  # decades
 
 
 def with_margin(values: Sequence[float], *, least: float) -> list[float]:
-    """The ends of an axis that shows `values`, at least one."""
+    """The two ends of an axis that shows `values`, of which there is at least one."""
     low, high = min(values), max(values)
     margin = max(0.1 * (high - low), least)
     return [low - margin, high + margin]
@@ -141,7 +141,7 @@ def _add_bound(figure: go.Figure, bound: Bound) -> None:
 
 
 def _marked(front: ParetoFront) -> dict[str, TrialResult]:
-    """Knee and best by what is written at them; `best, knee` where they are one."""
+    """Knee and best member, by the text beside them. The text is `best, knee` if both are the same member."""
     best, knee = front.best, front.knee()
     if best is None or knee is None:
         return {}

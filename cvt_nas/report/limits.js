@@ -1,7 +1,7 @@
 "use strict";
-// The most that a network may cost, and the best one within that: on the plots, in the tables, and as a command.
+// Limits on the costs of a network, and the best network within them: on the plots, in the tables, and as a command.
 
-const STEPS = 100; // of a slider, whose last one is no limit
+const STEPS = 100; // of a slider; its last step means no limit
 const UNITS = {
   params: [["M", 1e6, "million parameters"], ["k", 1e3, "thousand parameters"]],
   flops: [["G", 1e9, "billion FLOPs"], ["M", 1e6, "million FLOPs"]],
@@ -12,7 +12,7 @@ const UNITS = {
 const NAMES = { params: "parameters", flops: "FLOPs", latency_ms: "latency", peak_memory_mb: "memory", model_mb: "size" };
 
 const competing = () => page.data.trials.filter((trial) => trial.competes);
-const rounded = (value, up) => { // to three digits, so that what costs `value` is still within
+const rounded = (value, up) => { // to three digits; rounded up, the limit still admits a network that costs `value`
   const unit = 10 ** (Math.floor(Math.log10(value)) - 2);
   return Number(((up ? Math.ceil(value / unit - 1e-9) : Math.round(value / unit)) * unit).toPrecision(3));
 };
@@ -45,7 +45,7 @@ function control(metric) {
         "aria-label": `at most so many ${words}`, placeholder: "any" })));
 }
 
-function buildControls() { // anew only where the costs of the run are others, so that nobody loses the one in use
+function buildControls() { // rebuilds them only if the costs or units have changed, so that a control in use stays
   const wanted = page.data.costs.join();
   const units = page.data.costs.map((metric) => unitOf(metric, page.ranges[metric][1])[0]).join();
   if (byId("limits").dataset.built === `${wanted} ${units}`) return;
@@ -97,11 +97,11 @@ function fillPick() {
     element("button", { type: "button", "data-row": best.number }, "show its row")));
 }
 
-function markRows() { // also those of the tables that are in the page without scripts
+function markRows() { // includes the rows of the tables that the page has without scripts
   for (const row of document.querySelectorAll("tr[data-number]")) row.toggleAttribute("data-picked", Number(row.dataset.number) === page.picked);
 }
 
-page.decorate = (plot) => { // the selected trial, the pick, and what is out of the limits
+page.decorate = (plot) => { // marks the selected trial and the pick, and fades what is beyond the limits
   const { selects } = plot.dataset, { layout, data: traces } = page.figures[plot.dataset.figure];
   const isLog = selects !== "predicted";
   const noteOf = (number, more) => {
@@ -133,7 +133,7 @@ function limitsChanged(typing) {
   fillControls(typing);
   if (waits) return;
   waits = true;
-  requestAnimationFrame(() => { // once a picture, however fast a slider is moved
+  requestAnimationFrame(() => { // once per animation frame, however fast a slider moves
     waits = false;
     fillPick();
     markRows();
@@ -152,7 +152,7 @@ on("input", "[data-entry]", (entry) => {
 });
 on("click", "[data-row]", (button) => page.showRow(Number(button.dataset.row)));
 
-page.parts.unshift({ // before the table, which marks the pick
+page.parts.unshift({ // comes before the table, since the table marks the pick
   start() {
     page.byNumber = new Map(page.data.trials.map((trial) => [trial.number, trial]));
     page.ranges = Object.fromEntries(page.data.costs.map((metric) => {

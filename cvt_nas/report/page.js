@@ -1,8 +1,9 @@
 "use strict";
-// What the scripts of the page share, and its plots. `page.start()` fills the page from its data. It can be called again
-// after contents were replaced, as can an event `results` with `data` and `figures` as its detail: clicks and input are
-// heard by the document, wherever they come from, and what a reader has chosen is in `page.state`. What scripts fill has
-// `data-owned`, and plots have `data-figure`; whoever replaces contents leaves both as they are.
+// The plots of the page, and functions that its scripts share. `page.start()` fills the page from its data. It can be
+// called again after contents were replaced. The event `results` does the same. Its detail is `data` and `figures`.
+// The document listens to clicks and input, so new contents need no listeners. `page.state` holds the reader's choices.
+// Elements that scripts fill have `data-owned`, and plots have `data-figure`. Code that replaces contents must leave
+// both unchanged.
 
 const page = {
   data: {}, figures: {}, parts: [], drawn: new Set(),
@@ -37,7 +38,7 @@ const short = (value) => {
 const isKnown = (value) => value !== null && value !== undefined;
 const percent = (value, digits = 2) => (isKnown(value) ? (100 * value).toFixed(digits) + " %" : "–");
 
-function quoted(word) { // as Python's shlex.quote
+function quoted(word) { // like Python's shlex.quote
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`;
 }
 
@@ -61,7 +62,7 @@ function themed(layout) {
   const small = window.innerWidth < 640;
   const found = { ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
   found.font = { ...layout.font, color: colour("--text"), size: small ? 11 : 12 };
-  delete found.title; // the page's headings say it
+  delete found.title; // the headings of the page contain it
   for (const name of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
     found[name] = {
       ...layout[name], gridcolor: colour("--grid"), linecolor: colour("--line"), zerolinecolor: colour("--grid"),
@@ -70,10 +71,10 @@ function themed(layout) {
   }
   const hasButtons = layout.xaxis !== undefined && !small;
   found.margin = { t: 44, b: 48, r: hasButtons ? 40 : 14, l: small ? 44 : 64, ...layout.margin };
-  // in the right margin, where they cover neither legend nor points
+  // the buttons stand in the right margin, where they cover neither the legend nor points
   found.modebar = { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: colour("--muted"), activecolor: colour("--accent") };
   if (layout.hoverlabel) found.hoverlabel = { ...layout.hoverlabel, bgcolor: colour("--raised") };
-  found.uirevision = "kept"; // drawn again with new data, a plot keeps its zoom
+  found.uirevision = "kept"; // a plot keeps its zoom when it is drawn again with new data
   return found;
 }
 
@@ -92,7 +93,7 @@ on("click", "#theme", () => {
 });
 wantsDark.addEventListener("change", restyle);
 
-let atScreen = null; // the theme to go back to, while it is printed
+let atScreen = null; // the theme to restore after printing
 window.addEventListener("beforeprint", () => {
   atScreen = atScreen ?? { theme: root.dataset.theme };
   root.dataset.theme = "light";
@@ -114,10 +115,10 @@ const selecting = () => [...page.drawn].filter((plot) => plot.dataset.selects !=
 
 const axesOf = (layout) => Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key));
 const rangeOf = ({ autorange, range }) => (autorange === true ? "all" : JSON.stringify(range));
-const ranges = new Map(); // of each plot's axes, as the page has set them; others are a reader's zoom
+const ranges = new Map(); // the axis ranges that the page set for each plot; a different range is the reader's zoom
 const noteRanges = (plot) => ranges.set(plot, new Map(axesOf(plot.layout).map((name) => [name, rangeOf(plot.layout[name])])));
 
-function draw(plot) { // for the first time, or again with new data, which keeps a reader's zoom
+function draw(plot) { // draws it for the first time, or again with new data; the reader's zoom is kept
   const { data: traces, layout } = page.figures[plot.dataset.figure];
   const isNew = !page.drawn.has(plot), shown = themed(layout);
   if (!isNew && plot.dataset.selects !== undefined && page.state.shows.stopped) {
@@ -130,7 +131,7 @@ function draw(plot) { // for the first time, or again with new data, which keeps
     shown[name] = { ...shown[name], autorange, range: autorange === true ? undefined : [...range] };
   }
   Plotly.react(plot, traces.map((trace) => ({ ...trace })), shown, {
-    responsive: true, displaylogo: false, // the last would upload the plot
+    responsive: true, displaylogo: false, // of the buttons below, the last would upload the plot
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"],
     displayModeBar: layout.xaxis !== undefined && window.innerWidth >= 640 ? "hover" : false,
   });
@@ -151,13 +152,13 @@ const seen = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) if (isIntersecting && !page.drawn.has(target)) draw(target);
 }, { rootMargin: "600px" });
 
-const switches = () => [...document.querySelectorAll("input[data-shows]")]; // of traces, named by their meta
+const switches = () => [...document.querySelectorAll("input[data-shows]")]; // show or hide the trace with this meta
 function show(plot, box, moves = true) {
   const index = plot.data.findIndex((trace) => trace.meta === box.dataset.shows);
   if (index < 0) return;
   Plotly.restyle(plot, { visible: box.checked }, [index]);
   if (box.dataset.shows !== "stopped" || !moves) return;
-  const { xaxis, yaxis } = page.figures[plot.dataset.figure].layout; // opened on the complete trials
+  const { xaxis, yaxis } = page.figures[plot.dataset.figure].layout; // its ranges show the complete trials
   Plotly.relayout(plot, box.checked ? { "xaxis.autorange": true, "yaxis.autorange": true }
     : { "xaxis.range": [...xaxis.range], "yaxis.range": [...yaxis.range] });
   noteRanges(plot);
@@ -171,11 +172,11 @@ on("change", "input[data-shows]", (box) => {
 
 const packedIn = async (id) => JSON.parse(await unpacked(byId(id).textContent));
 
-page.start = async ({ data, figures } = {}) => { // without them, those that are packed in the page
+page.start = async ({ data, figures } = {}) => { // the default is the data and figures that are packed in the page
   [page.data, page.figures] = await Promise.all([data ?? packedIn("data"), figures ?? packedIn("figures"), plotlyIsThere]);
   root.dataset.scripted = "";
   for (const box of switches()) box.checked = page.state.shows[box.dataset.shows] ?? box.checked;
-  for (const plot of page.drawn) { // those of contents that are gone
+  for (const plot of page.drawn) { // removes the plots of contents that are gone
     if (plot.isConnected && page.figures[plot.dataset.figure]) continue;
     Plotly.purge(plot);
     page.drawn.delete(plot);
@@ -183,9 +184,9 @@ page.start = async ({ data, figures } = {}) => { // without them, those that are
   if (page.data.trials) page.parts.forEach((part) => part.start && part.start());
   plots().forEach((plot) => (page.drawn.has(plot) ? draw(plot) : seen.observe(plot)));
 };
-window.addEventListener("results", ({ detail }) => page.start(detail)); // of a page that is served
+window.addEventListener("results", ({ detail }) => page.start(detail)); // sent by live.js in a page that is served
 
-function keepingFocus(container, fill) { // on the button in the same place, where contents are made again
+function keepingFocus(container, fill) { // after `fill`, the button in the same place has the focus
   const buttons = () => [...container.querySelectorAll("button")];
   const place = buttons().indexOf(document.activeElement);
   fill();

@@ -1,4 +1,4 @@
-"""One self-contained page of HTML: plotly, the figures, the data and the style are in it, and it asks for nothing."""
+"""One self-contained HTML page. It contains plotly, the figures, the data and the style, and sends no requests."""
 
 import base64
 import gzip
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-_SCRIPTS = ("page.js", "limits.js", "trial.js", "table.js", "pair.js")  # one script, in this order
+_SCRIPTS = ("page.js", "limits.js", "trial.js", "table.js", "pair.js")  # joined to one script in this order
 
 
 class PageParts(NamedTuple):
-    """What one page says; see `html_page`."""
+    """Contents of one page; see `html_page`."""
 
     title: str
     head: str
@@ -27,11 +27,11 @@ class PageParts(NamedTuple):
 
 
 class Live(NamedTuple):
-    """What a page has more while it is served, all of it from this package.
+    """Additional parts of a page while it is served. All of them come from this package.
 
     Args:
-        html: In front of the main part.
-        script: May send requests to where the page came from.
+        html: Stands in front of the main part.
+        script: May send requests to the server of the page.
     """
 
     html: str
@@ -49,23 +49,24 @@ def html_page(
     refresh: int | None,
     live: Live | None = None,
 ) -> str:
-    """The page.
+    """The page as text.
 
-    No script but those below is run, whatever the text of a file became: their hashes are in the page's policy, which
-    forbids all requests too, but those of a page that is served.
+    The page's policy contains the hashes of the scripts below. So the browser runs no other script, even if the text of
+    a file gets into the page as code. The policy also forbids requests. Only a page that is served may send some, to
+    its server.
 
     Args:
-        head, body: HTML of the header and of the main part; whatever came from a file is escaped in it. A figure goes
-            where an element has its name as `data-figure`.
-        data: What the scripts read: `{}`, or `trials` and what belongs to them.
-        refresh: Seconds after which the page loads itself again; None for never.
-        live: Of a page that is served.
+        head, body: HTML of the header and of the main part. Text from files must be escaped in it. A figure is drawn in
+            the element that has its name as `data-figure`.
+        data: Data for the scripts: `{}`, or `trials` and what belongs to them.
+        refresh: Seconds after which the page loads itself again. None for never.
+        live: Additional parts of a page that is served.
     """
     scripts = [_plotly_script(), "\n".join(map(_text, _SCRIPTS)), *([] if live is None else [live.script])]
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     policy = (
         f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
-        f"script-src {hashes} 'unsafe-eval'"  # for plotly, which is unpacked, and compiles parallel coordinates
+        f"script-src {hashes} 'unsafe-eval'"  # since plotly is unpacked, and compiles code for parallel coordinates
     ) + ("" if live is None else "; connect-src 'self'; form-action 'self'; base-uri 'none'")
     again = "" if refresh is None else f'<meta http-equiv="refresh" content="{refresh}">\n'
     return f"""<!doctype html>
@@ -96,16 +97,16 @@ def html_page(
 
 
 def figure_trees(figures: Mapping[str, go.Figure]) -> dict[str, Any]:
-    """The figures as plotly.js takes them."""
+    """The figures as trees for plotly.js."""
     trees = {name: json.loads(str(figure.to_json())) for name, figure in figures.items()}
     for tree in trees.values():
-        tree["layout"].pop("template", None)  # a style of white paper, 7 kB each
+        tree["layout"].pop("template", None)  # the style for white paper, 7 kB in each figure
     return trees
 
 
 @cache
 def _plotly_script() -> str:
-    """Unpacks plotly.js, which is two fifths as large so. It stands in the script, whose hash covers it then."""
+    """A script that contains plotly.js, packed to two fifths, and unpacks it. So the script's hash covers plotly.js."""
     packed_js = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
     return _text("unpack.js").replace("PACKED", packed_js)
 
@@ -115,14 +116,18 @@ def _text(name: str) -> str:
 
 
 def packed(tree: object) -> str:
-    """JSON, compressed to about a quarter, in letters none of which ends a script."""
+    """`tree` as compressed JSON, about a quarter of its size. It is base64, which cannot end a script element."""
     text = json.dumps(tree, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def figure_html(name: str, label: str, *, selects: str | None = None, style: str = "") -> str:
-    """Where a figure goes. `label` says what it shows, for a screen reader; a click on a point of a figure that
-    `selects` by a cost, on its x axis, selects a trial."""
+    """The HTML element in which a figure is drawn.
+
+    Args:
+        label: Describes the figure for screen readers.
+        selects: Quantity on the x axis, if a click on a point selects its trial.
+    """
     chosen = "" if selects is None else f' data-selects="{selects}"'
     return (
         f'<figure><div class="plot {style}" data-figure="{name}"{chosen} role="img" aria-label="{html.escape(label)}">'
@@ -139,12 +144,12 @@ def table_html(
     opened: bool = False,
     of_trials: bool = False,
 ) -> str:
-    """A table that opens on demand.
+    """HTML of a table that the reader can open and close.
 
     Args:
-        prose: Columns of words.
-        opened: Whether it is open at first.
-        of_trials: Whether the first column is the number of a trial, whose row scripts may mark.
+        prose: Indices of the columns with words.
+        opened: Whether the table is open at first.
+        of_trials: Whether the first column contains numbers of trials. Scripts can then mark the rows of trials.
     """
     kinds = ["prose" if index in prose else "" for index in range(len(names))]
     head = "".join(

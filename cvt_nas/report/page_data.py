@@ -1,4 +1,4 @@
-"""What the scripts of a run's page read: its trials, as plain values."""
+"""Data for the scripts of a run's page: its trials as plain values."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from cvt_nas.space import SIZE_METRICS
 
 
 def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFrame) -> dict[str, object]:
-    """What the scripts of the page read."""
+    """The data for the scripts of the page."""
     front, tested = run.front(), run.test_accuracies()
     knee, best = front.knee(), front.best
     measured = run.latencies()
@@ -67,7 +67,7 @@ def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFr
         "score": run.score_name,
         "place": run.place,
         "rungs": run.rungs,
-        "costs": [metric for metric in costs_of(run) if metric != "throughput"],  # whose limits are the most allowed
+        "costs": [metric for metric in costs_of(run) if metric != "throughput"],  # costs with an upper limit
         "first": first.number if first else (results[0].number if results else None),
         "choices": {"names": list(choices.columns), "labels": [label_of(str(name)) for name in choices.columns]},
         "classes": [of["class"] for of in next(iter(by_class.values()), ())],
@@ -76,7 +76,7 @@ def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFr
 
 
 def _stages(arch: ArchConfig) -> list[list[object]]:
-    """Of each stage what trial.js names in `stagesOf`, in its order; without names, since 2,000 trials have many."""
+    """Values of each stage in the order of `stagesOf` in trial.js. Names would be too long with 2,000 trials."""
 
     def blocks_of(stage: StageConfig) -> list[list[object]]:
         return [

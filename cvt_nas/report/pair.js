@@ -1,10 +1,10 @@
 "use strict";
-// Two complete networks side by side: figures, stages, learning curves, and what each gets wrong.
+// Two complete networks side by side: their figures, stages, learning curves and mistakes.
 
 const MB = 1e6;
-const MAX_CLASSES = 12; // of those on which two networks differ most, that are shown at once
+const MAX_CLASSES = 12; // at first, only the classes on which the two networks differ most are shown
 
-// Name, value for comparison, text, and how a difference is told: "points" of a share, or "ratio".
+// Rows of name, value for comparison, text, and the form of a difference: percentage "points", or "ratio".
 function figuresOf(trial) {
   const measured = isKnown(trial.measured_ms) ? trial.measured_ms : null;
   return [
@@ -106,7 +106,7 @@ page.fillPair = (isSame = false) => {
   );
 };
 
-function fillChoices() { // of the two lists: the front first, then the other complete trials
+function fillChoices() { // fills the two lists with the front, then the other complete trials
   const complete = page.data.trials.filter((trial) => trial.status === "complete").sort((a, b) => b.accuracy - a.accuracy);
   const optionOf = (trial) => element("option", { value: trial.number },
     `${nameOf(trial)}: ${percent(trial.accuracy)}, ${short(trial.params)} params, ${short(trial.flops)} FLOPs`);
@@ -141,4 +141,4 @@ page.parts.push({
   },
   themed: () => page.fillPair(),
 });
-page.start(); // the last of the scripts
+page.start(); // this is the last of the scripts

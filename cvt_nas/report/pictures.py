@@ -1,4 +1,4 @@
-"""The figures of a run as files for papers."""
+"""Files with the figures of a run, for papers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from cvt_nas.report.published import published_beside
 from cvt_nas.report.tables import choices_frame, costs_of, growth_frame
 from cvt_nas.run import RunFolder
 
-_WIDTH, _HEIGHT, _SCALE = 900, 600, 2  # of a bitmap, twice as many pixels
+_WIDTH, _HEIGHT, _SCALE = 900, 600, 2  # a bitmap has twice as many pixels in each direction
 
 
 def write_pictures(run: RunFolder, format: str) -> list[Path]:  # noqa: A002
@@ -24,15 +24,15 @@ def write_pictures(run: RunFolder, format: str) -> list[Path]:  # noqa: A002
         format: `png`, `svg` or `pdf`.
 
     Returns:
-        The files.
+        Paths of the files.
 
     Raises:
-        ExportError: Kaleido or a Chrome is missing, or a file cannot be written.
+        ExportError: If kaleido or Chrome is missing, or a file cannot be written.
     """
     figures: dict[str, go.Figure] = {
         f"pareto_{metric}": front_figure(run, metric, published=published_beside(run)) for metric in costs_of(run)
     }
-    for figure in figures.values():  # on paper there is no legend to click
+    for figure in figures.values():  # nobody can click on a legend on paper
         figure.data = [trace for trace in figure.data if getattr(trace, "visible", None) != "legendonly"]
     growth = growth_frame(run.ended(), run.metrics, run.box)
     figures["hypervolume"] = growth_figure(growth, "ended")
@@ -45,7 +45,7 @@ def write_pictures(run: RunFolder, format: str) -> list[Path]:  # noqa: A002
 
 
 def draw(figures: Mapping[Path, go.Figure]) -> list[Path]:
-    """Writes each figure to its path, in the format that its ending names; see `write_pictures`."""
+    """Writes each figure to its path, in the format of the path's suffix; see `write_pictures`."""
     try:
         plotly.io.write_images(
             fig=list(figures.values()), file=list(figures), width=_WIDTH,

@@ -1,6 +1,6 @@
-"""What the surrogate said of trials when it proposed them, against what they reached.
+"""Predictions of the surrogate when it proposed trials, against the accuracies that the trials reached.
 
-The predictions are those of the record. Nothing is fitted again, so nothing that was learned later is in them.
+The predictions are read from the record. No model is fitted again, so they contain nothing that was learned later.
 """
 
 import html
@@ -17,8 +17,8 @@ from cvt_nas.report.page import figure_html, table_html
 from cvt_nas.results import ParetoFront, TrialResult, as_title, is_non_dominated, losses_of
 from cvt_nas.run import RunFolder
 
-LEVELS = {0.5: 0.674490, 0.8: 1.281552, 0.95: 1.959964}  # shares, and standard deviations on both sides
-_FEWEST = 5  # complete trials with a prediction
+LEVELS = {0.5: 0.674490, 0.8: 1.281552, 0.95: 1.959964}  # share inside -> half width in standard deviations
+_FEWEST = 5  # complete trials with a prediction that are needed
 _STOPPED_COLOUR, _LINE_COLOUR = "#c77c11", "#7a8a99"
 
 
@@ -29,8 +29,8 @@ class Calibration:
     Args:
         level: Share that should lie inside.
         inside: Number inside the intervals of the model as fitted.
-        inside_stretched: Number inside the intervals by which proposals are decided, which are wider.
-        number: Of trials.
+        inside_stretched: Number inside the wider intervals that decide on proposals.
+        number: Number of trials.
     """
 
     level: float
@@ -40,14 +40,17 @@ class Calibration:
 
 
 def predicted_trials(run: RunFolder) -> list[TrialResult]:
-    """The trials that have a prediction and an accuracy of their own, in the order of their numbers."""
+    """The trials that have both a prediction and an accuracy, in the order of their numbers."""
     return [result for result in run.results() if result.predicted is not None and result.accuracy is not None]
 
 
 def calibrations(results: Sequence[TrialResult]) -> list[Calibration]:
-    """One for each of `LEVELS`, over the complete trials of `results`, all of which have a prediction.
+    """One calibration for each of `LEVELS`, over the complete trials of `results`.
 
-    An interval is of the accuracy of one training: it has the noise of a training in it, as the actual value has.
+    An interval is for the accuracy of one training. It contains the noise of a training, as the actual value does.
+
+    Args:
+        results: All have a prediction.
     """
     complete = [result for result in results if result.status == "complete"]
     errors = np.array([_error_of(result) for result in complete])
@@ -85,7 +88,7 @@ def promising(stopped: Sequence[TrialResult], front: ParetoFront) -> set[int]:
 
 
 def predictions_figure(results: Sequence[TrialResult], score: str) -> go.Figure:
-    """Predicted against actual accuracy; the bars hold 80 % of what the model expects."""
+    """Predicted against actual accuracy. An error bar is the interval in which the model expects 80 % of accuracies."""
     figure = go.Figure()
     kinds = (
         ("stopped, at the epoch that it reached", "stopped", _STOPPED_COLOUR, "circle-open", 0.7),
@@ -148,7 +151,7 @@ def predictions_figure(results: Sequence[TrialResult], score: str) -> go.Figure:
 
 
 def prediction_lines(results: Sequence[TrialResult], front: ParetoFront, score: str) -> list[str]:
-    """For people: how far predictions were off, and what was expected of the trials that were stopped."""
+    """Lines for people: how far predictions were off, and what the model expected of the stopped trials."""
     lines = []
     complete = [result for result in results if result.status == "complete"]
     errors = np.array([_error_of(result) for result in complete])
@@ -172,10 +175,10 @@ _MAX_NAMED, _MAX_ROWS = 12, 200
 
 
 def predictions_section(run: RunFolder, results: Sequence[TrialResult]) -> str:
-    """HTML of the page's section; empty where no trial has a prediction.
+    """HTML of the page's section on predictions. Empty if no trial has a prediction.
 
     Args:
-        results: Of `predicted_trials`.
+        results: Result of `predicted_trials`.
     """
     if not results:
         return ""

@@ -1,4 +1,4 @@
-"""Published ImageNet models, to look at a run's front beside."""
+"""Published ImageNet models for comparison with the front of a run."""
 
 import csv
 from dataclasses import dataclass
@@ -13,11 +13,12 @@ class PublishedModel:
     """One row of `published_models.csv`.
 
     Args:
-        pretraining: `ImageNet-1k`, or `ImageNet-22k` and then fine-tuned on the former.
-        image_size: Pixels, of the figures.
-        params, flops: As published, so rounded; flops is None where none are. A multiply-add is one FLOP.
-        accuracy: Top-1 on ImageNet's validation images, a fraction.
-        source: The paper and table.
+        pretraining: `ImageNet-1k`, or `ImageNet-22k` if the model was then fine-tuned on ImageNet-1k.
+        image_size: Image size in pixels. The figures hold for it.
+        params, flops: Published values, which are rounded. `flops` is None if it was not published. A multiply-add is
+            one FLOP.
+        accuracy: Top-1 accuracy on ImageNet's validation images, as a fraction.
+        source: Paper and table of the figures.
     """
 
     name: str
@@ -37,12 +38,12 @@ class PublishedModel:
 
 
 def published_beside(run: RunFolder) -> tuple[PublishedModel, ...]:
-    """Those that a run's accuracies compare with; none of another data set."""
+    """The models to compare with a run. Empty if the run is not on ImageNet."""
     return published_models() if run.manifest.get("dataset") == "imagenet" else ()
 
 
 def published_as(arch: ArchConfig) -> tuple[PublishedModel, ...]:
-    """Those that are `arch`, at its image size."""
+    """The published models with the architecture `arch` and its image size."""
     names = {name for name, named in NAMED_ARCHS.items() if named.with_image_size(arch.image_size) == arch}
     return tuple(
         model for model in published_models() if model.name.lower() in names and model.image_size == arch.image_size

@@ -1,4 +1,4 @@
-"""What random search would have found with the epochs of a search, as the search's own surrogate estimates it."""
+"""Estimate of what random search would have found with the epochs of a search. The search's surrogate makes it."""
 
 import html
 import random
@@ -19,23 +19,24 @@ from cvt_nas.run import RunFolder
 from cvt_nas.space import Genome, GenomeSpace
 
 _NUM_SEARCHES, _MAX_STEPS = 24, 12
-_LEAST_POOL, _MAX_POOL = 1_000, 4_000  # networks, from which the simulated searches draw
+_LEAST_POOL, _MAX_POOL = 1_000, 4_000  # number of networks that the simulated searches draw from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """Hypervolume after so many trainings in full, or as many epochs of trainings in part.
+    """Hypervolume of a search and of random search over the epochs, in units of full trainings.
 
-    Accuracies are drawn from what the surrogate expects, for each simulated search anew, those of the search itself
-    too: measured ones were selected for being high, and the simulated searches have none. The means alone would not
-    do: the best of many networks is better than the best of their means, so random search would look too bad.
+    Accuracies are drawn from the distributions that the surrogate expects, anew for each simulated search. Those of the
+    search itself are drawn too, since its measured accuracies were selected for being high and the simulated searches
+    have none. Means of the distributions would make random search look too bad, since the best of many networks is
+    better than the best of their means.
 
     Args:
-        trainings: Rising; the last is the whole budget.
-        search: Median of the networks that the search had trained in full by then.
-        median, low, high: Of simulated random searches, of which half, 5 % and 95 % are below. They begin with the
-            network of the search that has the most hypervolume alone. It is mostly the cheapest one, which needs no
-            search to be found.
+        trainings: Numbers of full trainings, rising. The last is the whole budget.
+        search: Median hypervolume of the networks that the search had trained in full by then.
+        median, low, high: Quantiles of the simulated random searches: 50 %, 5 % and 95 %. These searches begin with the
+            network of the search that has the most hypervolume alone. It is mostly the cheapest one, which can be found
+            without a search.
     """
 
     trainings: tuple[int, ...]
@@ -46,7 +47,7 @@ class Estimate:
 
     @property
     def share_needed(self) -> float | None:
-        """Share of the budget after which the search had what random search has at the end; None where it never had."""
+        """Share of the budget after which the search had the final hypervolume of random search. None if never."""
         reached = [
             number for number, value in zip(self.trainings, self.search, strict=True) if value >= self.median[-1]
         ]
@@ -65,12 +66,13 @@ def estimate_random_search(
     """Simulates random searches that train every network in full; see `Estimate`.
 
     Args:
-        observations: All that the search found.
-        ended: Of each trial in the order in which they ended its epochs, and its genome if it was trained in full.
-        num_epochs: Of a full training.
+        observations: All results of the search.
+        ended: Epochs of each trial, and its genome if it was trained in full. In the order in which the trials ended.
+        num_epochs: Epochs of a full training.
 
     Returns:
-        None where the epochs suffice for fewer than two trainings, or the space has too few networks to draw from.
+        None if the epochs suffice for fewer than two trainings, if the space has too few networks to draw from, or if
+        no trial was trained in full.
     """
     spent = np.cumsum([epochs for epochs, _ in ended])
     budget = int(spent[-1]) // num_epochs if len(spent) else 0
@@ -117,13 +119,13 @@ class _Networks:
         return cls(mean=mean, sd=sd, costs=surrogate.scaled_costs(genomes))
 
     def losses(self, rng: np.random.Generator | None = None) -> np.ndarray:
-        """With accuracies drawn one by one; as expected without `rng`."""
+        """Losses with accuracies that are drawn for each network. Without `rng`, the expected accuracies are used."""
         drawn = self.mean if rng is None else rng.normal(self.mean, self.sd)
         return np.column_stack([1 - np.clip(drawn, 0.0, 1.0), self.costs])
 
 
 def _growth(losses: np.ndarray, steps: np.ndarray) -> list[float]:
-    """Hypervolume of the first so many rows."""
+    """Hypervolumes of the first rows, for each number of rows in `steps`."""
     front, values, begin = np.empty((0, losses.shape[1])), [], 0
     for end in steps.tolist():
         front = np.vstack([front, losses[begin:end]])
@@ -134,7 +136,10 @@ def _growth(losses: np.ndarray, steps: np.ndarray) -> list[float]:
 
 
 def estimate_of(run: RunFolder, hindsight: Hindsight | None) -> Estimate | None:
-    """None without hindsight, and where networks began with weights of a supernet, of which it knows too little."""
+    """The estimate for a run. None without hindsight, or if networks inherited weights from a supernet.
+
+    The surrogate knows too little about inherited weights.
+    """
     if hindsight is None or any(result.inherited is not None for result in hindsight.results):
         return None
     complete = {r.number: o.genome for r, o in zip(hindsight.results, hindsight.observations, strict=True)
@@ -146,7 +151,7 @@ def estimate_of(run: RunFolder, hindsight: Hindsight | None) -> Estimate | None:
 
 
 def random_search_figure(estimate: Estimate) -> go.Figure:
-    """Both over trainings in full."""
+    """Hypervolume of this search and of random search, over full trainings."""
     x = list(estimate.trainings)
     figure = go.Figure()
     for edge, fill in ((estimate.low, None), (estimate.high, "tonexty")):
@@ -179,7 +184,7 @@ def random_search_figure(estimate: Estimate) -> go.Figure:
 
 
 def random_search_section(estimate: Estimate | None) -> str:
-    """HTML for the section on how the search went; empty where there is no estimate."""
+    """HTML for the section on the progress of the search. Empty if there is no estimate."""
     if estimate is None:
         return ""
     needed = estimate.share_needed

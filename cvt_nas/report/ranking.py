@@ -1,4 +1,4 @@
-"""What the command line says about a supernet: what it takes to judge it, and how it ranks."""
+"""Lines of the command line about a supernet: the effort to judge it, and how well it ranks."""
 
 from cvt_nas.report.text import p_text
 from cvt_nas.results import Question, SupernetQuality, Tau
@@ -6,7 +6,7 @@ from cvt_nas.results.effort import MOST_ARCHS, EvaluationPlan, archs_to_tell
 
 
 def evaluation_plan_lines(plan: EvaluationPlan) -> list[str]:
-    """What it takes to tell whether a supernet ranks well enough."""
+    """Lines on the effort that is needed to tell whether a supernet ranks well enough."""
     lines = [
         f"at most {plan.archs} architectures with {_seeds_text(plan.seeds)} each: {plan.trainings} trainings, of which "
         f"{plan.done} are done{_minutes_text(plan.minutes, '; the others take')}"
@@ -37,7 +37,7 @@ def _seeds_text(number: int) -> str:
 
 
 def quality_lines(quality: SupernetQuality) -> list[str]:
-    """How a supernet ranks, beside params and FLOPs as rankers, and whether it can be trusted to."""
+    """Lines on how well a supernet ranks, compared with params and FLOPs, and whether it can be trusted."""
     seeds = _seeds_text(quality.num_seeds)
     lines = [
         f"{quality.num_archs} architectures, evenly over log-FLOPs, each trained with {seeds}{_origin(quality)}; "
@@ -63,7 +63,7 @@ def quality_lines(quality: SupernetQuality) -> list[str]:
 
 
 def misjudged_lines(quality: SupernetQuality) -> list[str]:
-    """Which choices a supernet misjudges, and in which direction."""
+    """One line for each choice that a supernet misjudges, with the direction."""
     return [
         f"it misjudges {found.choice}: at the same FLOPs, {found.option} instead of {found.instead_of} changes "
         f"accuracy by {found.alone:+.4f} in a training of its own, and by {found.inherited:+.4f} as inherited "
@@ -73,7 +73,7 @@ def misjudged_lines(quality: SupernetQuality) -> list[str]:
 
 
 def question_lines(quality: SupernetQuality) -> list[str]:
-    """The intervals that decide, which hold at every number of architectures."""
+    """The confidence intervals that decide the verdict. They are valid at every number of architectures."""
     return [
         f"{question.name}: {question.value:.2f}, {_interval(question)}; at least {question.bar}? {question.answer}"
         f"{_further(question, quality.num_archs)}"
@@ -82,7 +82,7 @@ def question_lines(quality: SupernetQuality) -> list[str]:
 
 
 def _further(question: Question, num_archs: int) -> str:
-    """How many architectures would tell, as far as these show."""
+    """An estimate of how many architectures would answer the question. Empty if it is answered."""
     if question.sd is None or question.answer != "cannot tell yet":
         return ""
     needed = archs_to_tell(question, num_archs)
@@ -98,7 +98,7 @@ def _interval(question: Question) -> str:
 
 
 def _more_lines(quality: SupernetQuality) -> list[str]:
-    """What came of trainings of other runs, and of the correction by a model."""
+    """Lines on the trainings that were reused from other runs, and on the correction by a model."""
     lines, reused, found = [], quality.reused, quality.correction
     if reused is not None:
         lines.append(
@@ -114,7 +114,7 @@ def _more_lines(quality: SupernetQuality) -> list[str]:
 
 
 def quality_verdict(quality: SupernetQuality) -> str:
-    """In one line: whether it ranks well enough, why not, and what that rests on."""
+    """One line that tells whether a supernet ranks well enough, why not, and on which figures that rests."""
     ours = quality.rankers["inherited"]
     ceiling = "unknown with one seed" if quality.ceiling is None else _tau(quality.ceiling)
     found = (

@@ -40,12 +40,12 @@ from cvt_nas.run import RunFolder
 
 
 def run_page(run: RunFolder, *, refresh: int | None = None, live: Live | None = None) -> str:
-    """Everything that a run's record tells, as HTML; see `html_page`."""
+    """The whole record of a run as an HTML page; see `html_page`."""
     return html_page(**run_parts(run)._asdict(), refresh=refresh, live=live)
 
 
 def run_parts(run: RunFolder) -> PageParts:
-    """Everything that a run's record tells, before it is one page."""
+    """The parts of the page of a run."""
     results, manifest = run.results(), run.manifest
     published = published_beside(run)
     choices = choices_frame(run)
@@ -112,7 +112,7 @@ _SECTIONS = (
 )
 
 
-_SCRIPTED = ("pair",)  # sections that are nothing without scripts
+_SCRIPTED = ("pair",)  # sections that are empty without scripts
 _PAIR = """<section id="pair" class="scripted"><h2>Two networks side by side</h2>
 <div class="filters wide-lists">
 <label>first <select id="pair-one" autocomplete="off" data-owned></select></label>
@@ -163,7 +163,7 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
 
 
 def _expected(run: RunFolder) -> str:
-    """What the plan of the search said; nothing where it has none, or is none that can be read."""
+    """The time that the plan of the search expects. Empty if there is no plan, or none that can be read."""
     plan = run.manifest.get("plan")
     hours = plan.get("hours") if isinstance(plan, dict) else None
     return f"{_time(3600 * hours)} expected" if isinstance(hours, int | float) else ""
@@ -306,7 +306,7 @@ def _trials(results: Sequence[TrialResult], score: str, has_choices: bool) -> st
 
 
 def _weights_told(init: Mapping[str, Any]) -> str:
-    """The weights that networks begin with, or a teacher, and what is said of them; empty where there are none."""
+    """The weights that networks begin with, or the teacher, with notes on them. Empty if there are none."""
     order = [f"sorted by {init['importance']}"] if init.get("importance", "none") != "none" else []
     return ". ".join([*([str(init["path"])] if init else []), *order, *init.get("notes", [])])
 

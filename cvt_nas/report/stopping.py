@@ -1,5 +1,8 @@
-"""What stopping at a rung costs and saves: by the curves that were completed, and by what a model of all curves expects
-of the trials that were stopped."""
+"""Costs and savings of stopping at a rung.
+
+They are computed from the curves of complete trials, and from the expectations of a model of all curves for the stopped
+trials.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,19 +20,19 @@ from cvt_nas.results.rungs import MIN_TRIALS
 from cvt_nas.run import RunFolder
 from cvt_nas.space import ALL_COST_METRICS, TIMED_METRICS, SearchSpace
 
-_LITTLE = 0.005  # of the hypervolume
+_LITTLE = 0.005  # share of the hypervolume
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rung:
-    """A rung after an epoch, at which one in `reduction_factor` of the complete trials had gone on.
+    """An imagined rung after an epoch, at which one in `reduction_factor` of the complete trials goes on.
 
-    The complete trials were selected by the rungs of their own search, so `lost` is less than it would be among all
-    architectures; only `scheduler: none` measures it without selection.
+    The complete trials were selected by the rungs of their own search. So `lost` is less than it would be among all
+    architectures. Only a search with `scheduler: none` measures it without selection.
 
     Args:
-        lost: Share of the hypervolume of the complete trials that those which had gone on would not have.
-        saved: Share of the epochs of the complete trials.
+        lost: Share of the hypervolume of the complete trials that the trials which go on lack.
+        saved: Share of the epochs of the complete trials that would not be trained.
     """
 
     epoch: int
@@ -38,7 +41,7 @@ class Rung:
 
 
 def would_be_rungs(run: RunFolder, *, reduction_factor: int) -> tuple[Rung, ...]:
-    """One after each epoch but the last, by the whole curves of complete trials; nothing of fewer than `MIN_TRIALS`."""
+    """A rung after each epoch but the last, judged by complete trials. Empty if there are fewer than `MIN_TRIALS`."""
     num_epochs = run.manifest["epochs"]
     complete = [r for r in run.results() if r.status == "complete" and len(r.curve) == num_epochs > 1]
     if len(complete) < MIN_TRIALS:
@@ -58,7 +61,7 @@ def would_be_rungs(run: RunFolder, *, reduction_factor: int) -> tuple[Rung, ...]
 
 
 def first_rung_to_trust(rungs: Sequence[Rung]) -> Rung | None:
-    """The earliest at which, and after which, next to nothing is lost."""
+    """The earliest rung from which on all rungs lose next to nothing. None if there is none."""
     trusted = None
     for rung in reversed(rungs):
         if rung.lost > _LITTLE:
@@ -69,7 +72,7 @@ def first_rung_to_trust(rungs: Sequence[Rung]) -> Rung | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hindsight:
-    """A surrogate that knows everything that a run found, and what it learned from: `results` as `observations`."""
+    """A surrogate for all results of a run, and the data it learns from: `results` as `observations`."""
 
     surrogate: Surrogate
     space: SearchSpace
@@ -78,8 +81,12 @@ class Hindsight:
 
 
 def hindsight_of(run: RunFolder) -> Hindsight | None:
-    """None where the run has fewer than `MIN_TRIALS` complete trials, an architecture that its space does not have, or
-    latency as an objective, whose table a report does not need."""
+    """The hindsight of a run. None in these cases:
+
+    - fewer than `MIN_TRIALS` trials are complete
+    - the space of the run does not contain an architecture of it, or the space file or the beliefs cannot be read
+    - latency or throughput is an objective, since a report does not need their table
+    """
     results = [result for result in run.results() if result.curve or result.status in FAILURES]
     num_complete = sum(result.status == "complete" for result in results)
     if num_complete < MIN_TRIALS or any(metric in run.metrics for metric in TIMED_METRICS):
@@ -88,7 +95,7 @@ def hindsight_of(run: RunFolder) -> Hindsight | None:
         experiment = experiment_of(run)
         space, beliefs = experiment.space, beliefs_of(experiment, run)
         observations = [observation_of(result, space) for result in results]
-    except (ArchError, RunFolderError, SpaceFileError):  # another version's file, or an architecture from elsewhere
+    except (ArchError, RunFolderError, SpaceFileError):  # a file of another version, or an architecture from elsewhere
         return None
     surrogate = Surrogate(
         space,
@@ -101,7 +108,7 @@ def hindsight_of(run: RunFolder) -> Hindsight | None:
 
 
 def expected_of_stopped(hindsight: Hindsight | None) -> dict[int, float]:
-    """What the surrogate expects each stopped trial to add to the hypervolume, had it gone on, by its number."""
+    """Hypervolume that each stopped trial would have added if it had gone on, as the surrogate expects, by number."""
     stopped = [] if hindsight is None else [r for r in hindsight.results if r.status == "stopped"]
     if hindsight is None or not stopped:
         return {}
@@ -111,7 +118,7 @@ def expected_of_stopped(hindsight: Hindsight | None) -> dict[int, float]:
 
 
 def observation_of(result: TrialResult, space: SearchSpace) -> Observation:
-    """What a trial teaches a surrogate. Raises ArchError where the space does not have its architecture."""
+    """The observation of a trial for a surrogate. Raises ArchError if the space does not have its architecture."""
     return Observation(
         genome=space.encode(result.arch),
         curve=result.curve,
@@ -121,19 +128,19 @@ def observation_of(result: TrialResult, space: SearchSpace) -> Observation:
 
 
 def experiment_of(run: RunFolder) -> Experiment:
-    """By the space file that a run keeps. Raises SpaceFileError where it is another version's."""
+    """Reads the space file that a run keeps. Raises SpaceFileError if another version wrote it."""
     return parse_experiment(run.manifest.get("space_file", ""), f"{run.path}/manifest.json")
 
 
 def stopping_lines(run: RunFolder, hindsight: Hindsight | None) -> list[str]:
-    """For people: what the rungs of a run saved and cost, and where the next search should have its first one.
+    """Lines for people: savings and costs of the rungs of a run, and where the next search should have its first one.
 
     Args:
-        hindsight: Of `hindsight_of`.
+        hindsight: Result of `hindsight_of`.
     """
     try:
         search = experiment_of(run).search
-    except SpaceFileError:  # another version's
+    except SpaceFileError:  # the file of another version
         return []
     lines, num_epochs = [], run.manifest["epochs"]
     expected, results = expected_of_stopped(hindsight), {result.number: result for result in run.results()}

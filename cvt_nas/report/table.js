@@ -1,5 +1,5 @@
 "use strict";
-// The table of all trials: filters, sorting, pages, and the same rows as CSV.
+// The table of all trials with filters, sorting and pages, and the same rows as CSV.
 
 const PAGE = 50;
 const FILTERS = ["filter-text", "filter-status", "filter-accuracy", "filter-params", "filter-flops"];
@@ -31,7 +31,7 @@ const allColumns = () => [...columnsOf(), ...choiceColumns()];
 const valueOf = (trial, column) => (column.choice === undefined ? trial[column.name] : trial.choices[column.choice]);
 const shownColumns = () => (table.boxes["show-choices"] ? allColumns() : columnsOf());
 
-function limitOf(id) { // 4.5G, 20M, 16k or a plain number; anything else is no limit
+function limitOf(id) { // reads 4.5G, 20M, 16k or a plain number; any other text means no limit
   const text = (table.values[id] ?? "").trim();
   const match = /^(\d+(?:\.\d*)?|\.\d+)\s*([kMG]?)$/.exec(text);
   byId(id).setAttribute("aria-invalid", String(match === null && text !== ""));
@@ -49,7 +49,7 @@ function filtered() {
       && (mostParams === null || trial.params <= mostParams) && (mostFlops === null || trial.flops <= mostFlops))
     .sort((one, other) => {
       const a = valueOf(one, column), b = valueOf(other, column);
-      if (!isKnown(a) || !isKnown(b)) return !isKnown(a) - !isKnown(b); // whatever lacks it comes last
+      if (!isKnown(a) || !isKnown(b)) return !isKnown(a) - !isKnown(b); // trials without a value come last
       const order = typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
       return (table.falls ? -order : order) || one.number - other.number;
     });
@@ -88,7 +88,7 @@ page.fillTable = () => {
   byId("on").disabled = table.page === numPages - 1;
 };
 
-page.showRow = (number) => { // of a trial, without the filters that hide it
+page.showRow = (number) => { // shows the row of a trial, and clears the filters if they hide it
   if (!filtered().some((trial) => trial.number === number)) {
     table.values = {};
     table.boxes["filter-front"] = false;
@@ -104,7 +104,7 @@ page.showRow = (number) => { // of a trial, without the filters that hide it
 function csvCell(value) {
   if (!isKnown(value)) return "";
   let text = String(value);
-  if (typeof value !== "number" && /^[=+\-@\t\r]/.test(text)) text = "'" + text; // no formula for a spreadsheet
+  if (typeof value !== "number" && /^[=+\-@\t\r]/.test(text)) text = "'" + text; // no formula in a spreadsheet
   return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
@@ -135,7 +135,7 @@ on("change", "#show-choices, #filter-front", (box) => {
 on("click", "#back", () => { table.page -= 1; page.fillTable(); });
 on("click", "#on", () => { table.page += 1; page.fillTable(); });
 
-function fillFilters() { // as they were, in contents that are new
+function fillFilters() { // restores the filters after contents were replaced
   for (const id of FILTERS) if (byId(id).value !== (table.values[id] ?? "")) byId(id).value = table.values[id] ?? "";
   for (const id of ["show-choices", "filter-front"]) if (byId(id)) byId(id).checked = Boolean(table.boxes[id]);
 }

@@ -1,4 +1,4 @@
-"""A run as tables: what its files hold, what `--json` prints, and what its figures are drawn from."""
+"""Tables of a run. Its files, the output of `--json` and its figures are made from them."""
 
 import dataclasses
 from collections import Counter
@@ -24,15 +24,18 @@ from cvt_nas.space import COST_METRICS, SIZE_METRICS, TIMED_METRICS, Bound, Cost
 
 
 def costs_of(run: RunFolder) -> tuple[CostMetric, ...]:
-    """The costs that are known of its architectures: latency only where the search went by it, and throughput and
-    memory only where the space file says how networks are deployed."""
+    """The costs that are known for the architectures of a run.
+
+    Latency is known only if the run has a latency table. Memory and model size are known only if the space file says
+    how networks are deployed. Throughput needs both.
+    """
     has_table, is_deployed = "latency_table" in run.manifest, "deploy" in run.manifest
     timed = TIMED_METRICS if is_deployed else TIMED_METRICS[:1]
     return (*COST_METRICS, *(timed if has_table else ()), *(SIZE_METRICS if is_deployed else ()))
 
 
 def bounds_of(run: RunFolder) -> Mapping[CostMetric, Bound]:
-    """The constraints of its space file; none where that is another version's."""
+    """The constraints of the space file of a run. Empty if another version wrote the file."""
     try:
         return parse_experiment(run.manifest.get("space_file", ""), f"{run.path}/manifest.json").space.bounds
     except SpaceFileError:
@@ -40,8 +43,7 @@ def bounds_of(run: RunFolder) -> Mapping[CostMetric, Bound]:
 
 
 def _deployed_costs_of(run: RunFolder, result: TrialResult) -> dict[str, float | None]:
-    """Latency, throughput and memory as the search predicted them, and latency and memory as they were measured;
-    nothing where the search did not go by them."""
+    """Predicted latency, throughput and memory, and measured latency and memory. Only those that the run knows."""
     costs: list[Metric] = [metric for metric in costs_of(run) if metric not in COST_METRICS]
     measured: dict[str, float | None] = {}
     if costs:
@@ -54,10 +56,13 @@ def _deployed_costs_of(run: RunFolder, result: TrialResult) -> dict[str, float |
 def front_frame(run: RunFolder) -> pd.DataFrame:
     """The front, best accuracy first: `arch_id, accuracy, params, flops, test_accuracy, number, ...`.
 
-    Where a supernet came before, what was `inherited` from it follows. Where the search went by latency, what it
-    predicted and what was measured: `latency_ms, measured_ms`; of a deployment, `throughput, peak_memory_mb, model_mb,
-    measured_memory_mb` too. Where the front is confirmed, accuracy is a mean over
-    further trainings, and `accuracy_sd, seeds, seeds_lost, membership` follow; see `Confirmation`.
+    More columns follow in these cases:
+
+    - networks inherited weights from a supernet: their accuracy with these weights, `inherited`
+    - the run has a latency table: the predicted `latency_ms` and the measured `measured_ms`
+    - the run has a deployment: `throughput, peak_memory_mb, model_mb, measured_memory_mb`
+    - the front is confirmed: `accuracy_sd, seeds, seeds_lost, membership` (see `Confirmation`). Accuracy is then the
+      mean over further trainings.
     """
     tested, members = run.test_accuracies(), run.front().members
     rows = [
@@ -83,8 +88,10 @@ def front_frame(run: RunFolder) -> pd.DataFrame:
 
 
 def trials_frame(run: RunFolder) -> pd.DataFrame:
-    """Every trial of the race, by number: `arch_id, status, epochs, accuracy, params, flops, on_front, ...`, and its
-    choices, a column each."""
+    """Every trial of the race, by number: `arch_id, status, epochs, accuracy, params, flops, on_front, ...`.
+
+    A column for each choice follows.
+    """
     on_front = {member.number for member in run.front().members}
     rows = [
         {
@@ -116,12 +123,12 @@ def _confirmation_of(result: TrialResult) -> dict[str, float | None]:
 
 
 def deciding_epochs(run: RunFolder) -> tuple[int, ...]:
-    """After which trials were chosen among: the rungs, and 0, where a supernet chose who is trained at all."""
+    """Epochs at which trials were selected: the rungs, and 0, at which a supernet may have selected the candidates."""
     return (0, *run.rungs) if run.manifest["epochs"] else ()
 
 
 def ranks_frame(run: RunFolder) -> pd.DataFrame:
-    """How each epoch before the last one ranked the trials, see `RankCorrelation`; `rung` where trials are stopped."""
+    """How well each epoch before the last ranked the trials (see `RankCorrelation`). `rung` marks deciding epochs."""
     rungs = deciding_epochs(run)
     rows = [
         {**dataclasses.asdict(found), "rung": found.epoch in rungs}
@@ -131,10 +138,11 @@ def ranks_frame(run: RunFolder) -> pd.DataFrame:
 
 
 def summary(run: RunFolder) -> dict[str, object]:
-    """What `search --json` prints: `run, metric, trials, statuses, front, hypervolume, rungs`.
+    """The output of `search --json`: `run, metric, trials, statuses, front, hypervolume, rungs`.
 
-    Where there is a plan of further trainings, `confirmation` too: how many are `planned` and have `ended`, and all
-    the architectures that are `confirmed`, those off the front included, which may be on it by chance alone.
+    If further trainings are planned, there is also `confirmation`. It has the numbers of `planned` and `ended`
+    trainings, and all `confirmed` architectures. These include those off the front, since chance may decide which of
+    them are on it.
     """
     results, front = run.results(), run.front()
     tested = run.test_accuracies()
@@ -181,11 +189,13 @@ def _confirmation_summary(run: RunFolder) -> dict[str, object]:
 
 
 def growth_frame(ended: Sequence[TrialResult], metrics: Sequence[Metric], box: HypervolumeBox) -> pd.DataFrame:
-    """Hypervolume as trials ended: `ended, spent, train_seconds, hypervolume`, a row before the first and for each.
+    """Hypervolume after each trial that ended: `ended, spent, train_seconds, hypervolume`. The first row has no trial.
+
+    `train_seconds` is the sum over all workers, so it can be compared between machines with different numbers of
+    workers. `spent` is the time by the clock. Older records lack it.
 
     Args:
-        ended: In the order in which they ended. `train_seconds` sums theirs, all workers together, so it compares
-            between machines with more and fewer of them; `spent` is of the clock, and missing in older records.
+        ended: Trials in the order in which they ended.
     """
     rows: list[tuple[int, float | None, float, float]] = [(0, 0.0, 0.0, 0.0)]
     front, volume, seconds = np.empty((0, len(metrics))), 0.0, 0.0
@@ -202,9 +212,9 @@ def growth_frame(ended: Sequence[TrialResult], metrics: Sequence[Metric], box: H
 
 
 def choices_frame(run: RunFolder) -> pd.DataFrame:
-    """What each trial chose, where not all chose alike: a row a trial, by number, a column a gene of the space.
+    """The options of each trial: a row per trial, by number, and a column per gene in which the trials differ.
 
-    Without columns where the run's architectures are of no space of choices, as those of a single training.
+    There are no columns if the architectures do not come from the space of the run, as in a single training.
     """
     results = run.results()
     try:

@@ -1,4 +1,4 @@
-"""What the command line says about a run, in lines and in a table."""
+"""Lines and a table with which the command line describes a run."""
 
 from collections.abc import Mapping
 
@@ -13,17 +13,17 @@ from cvt_nas.run import RunFolder
 from cvt_nas.space import SIZE_METRICS
 
 _HEADERS = {"throughput": "images/s", "peak_memory_mb": "memory MB", "model_mb": "model MB"}
-_MOST_DRIFT = 0.05  # of what is measured, beyond which that is said
+_MOST_DRIFT = 0.05  # a greater drift, as a share of the latency, is reported
 
 
 def front_table(run: RunFolder) -> Table:
-    """The front for a terminal, knee and best marked."""
+    """The front as a table for a terminal. The knee and the best member are marked."""
     front, tested = run.front(), run.test_accuracies()
     metrics = [run.score_name if metric == "accuracy" else metric for metric in front.metrics]
     title = Text(printable(f"Pareto front of {run.manifest['name']}: {' / '.join(metrics)}"))  # no markup in it
     table = Table(title=title, title_justify="left")
     confirmed = any(member.confirmation is not None for member in front.members)
-    more = [("front", "right")] if confirmed else []  # with it, 80 characters still hold the whole table
+    more = [("front", "right")] if confirmed else []  # the whole table still fits in 80 characters
     has_latency, measured = "latency_table" in run.manifest, run.latencies()
     timed = [("ms", "right")] if has_latency else []
     others: list[Metric] = [metric for metric in run.metrics if metric in ("throughput", *SIZE_METRICS)]
@@ -52,9 +52,9 @@ def front_table(run: RunFolder) -> Table:
 
 
 def rank_lines(run: RunFolder) -> list[str]:
-    """How well accuracy at each rung ranked the trials, and a warning where it is random or against large networks.
+    """How well accuracy at each rung ranked the trials, with a warning if ranks are random or against large networks.
 
-    What they inherit, where they do, is a rung as well.
+    Inherited accuracy counts as a rung too, if there is any.
     """
     lines = []
     for found in rank_correlations(run.results(), deciding_epochs(run)):
@@ -85,7 +85,7 @@ def rank_lines(run: RunFolder) -> list[str]:
 
 
 def _better_than(run: RunFolder, epoch: int) -> str:
-    """What would be better than to decide after `epoch`."""
+    """The setting that would be better than a decision after `epoch`."""
     later = range(epoch + 1, run.manifest["epochs"])
     for found in rank_correlations(run.results(), later):
         if not (found.is_random or found.curves_cross):
@@ -98,7 +98,7 @@ def p_text(p_value: float) -> str:
 
 
 def confirmation_lines(run: RunFolder) -> list[str]:
-    """What the accuracies of the front are, where a plan of further trainings says that they should be means."""
+    """A line on the meaning of the front's accuracies. Empty if no further trainings are planned."""
     plan = run.confirmations.plan()
     if plan is None or not plan.numbers:
         return []
@@ -118,7 +118,7 @@ def confirmation_lines(run: RunFolder) -> list[str]:
 
 
 def accuracy_text(result: TrialResult) -> str:
-    """`0.9050`, or where it is confirmed by more than one seed `0.9050 ± 0.0012`."""
+    """The accuracy as `0.9050`, or as `0.9050 ± 0.0012` if more than one further seed confirms it."""
     sd = None if result.confirmation is None else result.confirmation.sd
     return f"{result.metric('accuracy'):.4f}" + ("" if sd is None else f" ± {sd:.4f}")
 
@@ -129,7 +129,7 @@ def _membership_text(result: TrialResult) -> str:
 
 
 def narrowing_lines(run: RunFolder) -> list[str]:
-    """What a DA-NAS-style search dropped, and after which part of its training."""
+    """One line for each narrowing of a DA-NAS-style search: the dropped options, and the part of training before it."""
     narrowing = run.supernet.narrowing()
     if narrowing is None:
         return []
@@ -140,7 +140,7 @@ def narrowing_lines(run: RunFolder) -> list[str]:
 
 
 def latency_lines(run: RunFolder) -> list[str]:
-    """What the latencies of a run are, where it went by them."""
+    """Lines on the meaning of the latencies of a run. Empty if it has no latency table."""
     if "latency_table" not in run.manifest:
         return []
     table = LatencyTable.from_json(run.manifest["latency_table"])
@@ -151,7 +151,7 @@ def latency_lines(run: RunFolder) -> list[str]:
 
 
 def judged_lines(table: LatencyTable) -> list[str]:
-    """What a table of latencies is of, and how far it can be trusted."""
+    """Lines on what a latency table was measured on, and how far it can be trusted."""
     lines = [
         f"latency: predicted from {len(table.parts)} parts that were timed on {table.device}; whole networks were off "
         f"by {table.error:.0%} (median)"
@@ -170,13 +170,13 @@ def judged_lines(table: LatencyTable) -> list[str]:
 
 
 def latency_text(result: TrialResult, measured: Mapping[str, float]) -> str:
-    """Milliseconds, as measured; or as predicted, then with a mark: `~1.25`."""
+    """Measured latency in milliseconds. If there is none, the predicted one with a mark: `~1.25`."""
     found = measured.get(result.arch_id)
     return f"~{result.cost.latency_ms:.3g}" if found is None else f"{found:.3g}"
 
 
 def short(value: float) -> str:
-    """`4.58G`, `20.0M`, `16.9k`."""
+    """A number with three digits and a suffix: `4.58G`, `20.0M`, `16.9k`."""
     for factor, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.3g}{suffix}"

@@ -1,5 +1,5 @@
 "use strict";
-// One architecture: its stages, its learning curve and its mistakes; and where it is on the plots.
+// One architecture: its stages, its learning curve, its mistakes, and its place on the plots.
 
 const stagesOf = (trial) => trial.stages.map(([rows, columns, width, kernel, stride, token, params, flops, blocks]) =>
   ({ rows, columns, side: Math.sqrt(rows * columns), width, kernel, stride, token, params, flops,
@@ -7,9 +7,9 @@ const stagesOf = (trial) => trial.stages.map(([rows, columns, width, kernel, str
 const trialOf = (number) => page.byNumber.get(number);
 const CHOICES = ["heads", "MLP ratio", "kernel", "kv stride", "projection"]; // of a block, in the order of the data
 
-function choiceOf(stage, place) { // one value, or that of each block; null where it has no effect
+function choiceOf(stage, place) { // one value if all blocks are alike, or else one per block; null if it has no effect
   const values = stage.blocks.map((block) => block[place + 1]);
-  const isLinear = stage.blocks.every((block) => block[5] === "linear"); // which has neither kernel nor stride
+  const isLinear = stage.blocks.every((block) => block[5] === "linear"); // it has neither kernel nor stride
   if (isLinear && (CHOICES[place] === "kernel" || CHOICES[place] === "kv stride")) return null;
   return new Set(values).size === 1 ? String(values[0]) : values.join(" ");
 }
@@ -31,7 +31,7 @@ function pictureOf(stage, widest, largest) {
     rect.setAttribute("width", width);
     rect.setAttribute("height", height);
     rect.setAttribute("rx", 2);
-    rect.setAttribute("opacity", 1 / block[4] ** 0.6); // the paler, the greater the stride of its keys and values
+    rect.setAttribute("opacity", 1 / block[4] ** 0.6); // a block with a greater stride of keys and values is paler
     svg.append(rect);
   });
   return svg;
@@ -56,7 +56,7 @@ function stageCard(trial, stage, index) {
     share("FLOPs", stage.flops, trial.flops));
 }
 
-// Learning curves of one trial or of two, each as [name, trial, colour, dash].
+// The learning curves of one or two trials. Each is given as [name, trial, colour, dash].
 function curvesOf(...shown) {
   const known = shown.filter(([, trial]) => trial.curve[0] && trial.curve[0].length > 1);
   if (!known.length) return null;
@@ -77,7 +77,7 @@ const mistakeList = (trial) => element("ul", { class: "shown" }, trial.mistakes.
   element("img", { src: shown.image, alt: "" }),
   element("span", {}, `${shown.label}, taken for ${shown.answer} (${shown.probability})`))));
 
-function classesOf(trial) { // as a table, the worst first
+function classesOf(trial) { // a table of the classes, the worst first
   if (!trial.classes) return null;
   const rows = page.data.classes.map((name, index) => ({ name, images: trial.classes[0][index], right: trial.classes[1][index] }))
     .filter((row) => row.images).sort((one, other) => one.right / one.images - other.right / other.images);
@@ -88,7 +88,7 @@ function classesOf(trial) { // as a table, the worst first
         ...[row.images, row.right, percent(row.right / row.images, 1)].map((value) => element("td", {}, String(value)))))))));
 }
 
-let trialShown = null; // as its data were, since nobody wants a panel that changes while nothing did
+let trialShown = null; // its data as JSON, so that the panel is filled again only if they have changed
 page.fillTrial = (isSame = false) => {
   const trial = trialOf(page.state.selected);
   if (!trial || (isSame && JSON.stringify(trial) === trialShown && byId("arch").childElementCount)) return;

@@ -1,4 +1,4 @@
-"""What `report` writes into the run folder."""
+"""The files that `report` writes into the run folder."""
 
 import html
 import json
@@ -15,10 +15,10 @@ from cvt_nas.run import RunFolder
 
 
 def write_report(run: RunFolder, *, refresh: int | None = None) -> None:
-    """Writes `report.html`, `pareto.csv`, `ranks.csv`, and a plot of accuracy against each cost that is an objective.
+    """Writes `report.html`, plotly.js, `pareto.csv`, `ranks.csv`, and a plot of accuracy against each objective cost.
 
     Args:
-        refresh: Seconds after which the page loads itself again, while the search runs.
+        refresh: Seconds after which the page loads itself again while the search runs. None for never.
     """
     run.store.write(run.path / "pareto.csv", front_frame(run).to_csv(index=False))
     run.store.write(run.path / "ranks.csv", ranks_frame(run).to_csv(index=False))
@@ -30,9 +30,9 @@ def write_report(run: RunFolder, *, refresh: int | None = None) -> None:
 
 
 def _page(run: RunFolder, figure: go.Figure, metric: Metric) -> str:
-    """A page that shows `figure` by the plotly.js beside it, or by plotly's own server where that is missing."""
+    """A page that shows `figure` with the plotly.js beside it, or with that of plotly's server if it is missing."""
     title = html.escape(f"{run.manifest['name']}: {run.score_name} against {metric}")
-    spec = json.dumps(json.loads(str(figure.to_json()))).replace("<", "\\u003c")  # no text ends the script
+    spec = json.dumps(json.loads(str(figure.to_json()))).replace("<", "\\u003c")  # so that no text ends the script
     online = f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
     return f"""<!doctype html>
 <html lang="en">
@@ -58,7 +58,7 @@ Plotly.newPlot("plot", figure.data, figure.layout, {{
 
 
 def report_paths(run: RunFolder) -> list[Path]:
-    """The files that `write_report` made, for whoever tells the reader where to look."""
+    """The files of `write_report` that a reader should look at."""
     return [
         run.path / "pareto.csv",
         run.path / "report.html",
