@@ -198,9 +198,9 @@ def covered(intervals: Iterable[tuple[float, float]]) -> float:
 
 def supernet_step(device: torch.device, *, tiny: bool) -> dict[str, Any]:
     """A step of `train_supernet`, as it is: four subnets, averaged weights, and a look at all of them every 20."""
-    from supernet import BASE, SPACES, TABLES
+    from supernet import BASE, SPACES, file_of
 
-    space = load_experiment(TABLES / f"{SPACES[0]}.yaml").space
+    space = load_experiment(file_of(SPACES[0])).space
     num_warm, num_timed, num_profiled, size = (1, 1, 1, 8) if tiny else (10, 40, 5, 128)
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
     times: dict[int, float] = {}

@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST, where it is not where Debian puts it")
     parser.add_argument("--inherited", type=Path, help="the file; the .csv goes beside it")
     options = parser.parse_args()
-    file, inherited_file = TABLES / f"{options.space}.yaml", options.inherited or inherited_of(options.space)
+    file, inherited_file = file_of(options.space), options.inherited or inherited_of(options.space)
     rows = pd.read_parquet(inherited_file) if inherited_file.exists() else pd.DataFrame(columns=KEY)
     done = set(rows[KEY].itertuples(index=False, name=None))
     seeds = range(options.first_seed, options.first_seed + options.seeds)
@@ -105,6 +105,11 @@ def main() -> None:
     write_atomically(inherited_file.with_suffix(".csv"), pd.DataFrame(judged).to_csv(index=False))
     print(pd.DataFrame(judged)[[*KEY, "tau", "within_bins", "top_third", "gap"]].to_string(index=False))
     print_misjudged(rows, truth, space)
+
+
+def file_of(space: str) -> Path:
+    """The space file of one of `SPACES`. The table of its trainings lies beside it."""
+    return (TABLES if space == SPACES[0] else TABLES / "spaces") / f"{space}.yaml"
 
 
 def inherited_of(space: str) -> Path:
