@@ -1,6 +1,7 @@
-"""JPEG files by simplejpeg, where it is installed: Pillow's pixels, and Pillow's word on what is odd or damaged."""
+"""JPEG files by simplejpeg: Pillow's pixels, and Pillow's word on what is odd or damaged."""
 
 import functools
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from cvt_nas.data.reading import read_image, read_pixels
 from cvt_nas.data.sources import Mode
 from cvt_nas.errors import DataError
 
-pytest.importorskip("simplejpeg")
+
+@pytest.fixture(scope="module", autouse=True)
+def simplejpeg() -> object:
+    """Without it, the tests would compare Pillow with itself."""
+    return importlib.import_module("simplejpeg")
 
 
 @functools.cache

@@ -427,7 +427,8 @@ def test_what_is_no_network_to_be_read_is_refused_by_name(
 
 @pytest.mark.filterwarnings("ignore")  # of torchao
 def test_weights_that_torchao_quantised_are_refused(state: State, tmp_path: Path) -> None:
-    torchao = pytest.importorskip("torchao.quantization")
+    import torchao.quantization as torchao  # its import warns
+
     model = build_model(ARCH)
     model.load_state_dict(state)
     torchao.quantize_(model, torchao.Int8WeightOnlyConfig())

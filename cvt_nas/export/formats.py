@@ -160,6 +160,10 @@ def _batch() -> Any:
     return torch.export.Dim("batch", min=1, max=2**16)
 
 
+_RUN_ONNX = """session = onnxruntime.InferenceSession("{folder}/model.onnx")
+images = numpy.zeros((1, {channels}, {height}, {width}), dtype=numpy.float32)
+(logits,) = session.run(["logits"], {{"images": images}})"""
+
 FORMATS: dict[str, Format] = {
     "torch": Format(
         write=_write_torch,
@@ -194,10 +198,7 @@ logits = model(torch.zeros(1, {channels}, {height}, {width}))""",
         load=load_onnx,
         needs=("onnx", "onnxscript", "onnxruntime"),
         extra="onnx",
-        usage="""import numpy, onnxruntime  # opset {opset}, any number of images
-session = onnxruntime.InferenceSession("{folder}/model.onnx")
-images = numpy.zeros((1, {channels}, {height}, {width}), dtype=numpy.float32)
-(logits,) = session.run(["logits"], {{"images": images}})""",
+        usage=f"import numpy, onnxruntime  # opset {{opset}}, any number of images\n{_RUN_ONNX}",
     ),
     "onnx-int8": Format(
         write=_write_onnx,
@@ -206,10 +207,7 @@ images = numpy.zeros((1, {channels}, {height}, {width}), dtype=numpy.float32)
         load=load_onnx,
         needs=("onnx", "onnxscript", "onnxruntime"),
         extra="onnx",
-        usage="""import numpy, onnxruntime  # any number of images; images and logits are float32
-session = onnxruntime.InferenceSession("{folder}/model.onnx")
-images = numpy.zeros((1, {channels}, {height}, {width}), dtype=numpy.float32)
-(logits,) = session.run(["logits"], {{"images": images}})""",
+        usage=f"import numpy, onnxruntime  # any number of images; images and logits are float32\n{_RUN_ONNX}",
     ),
     "openvino-int8": Format(
         write=_write_onnx,

@@ -8,9 +8,8 @@ from typing import Any
 import yaml
 
 from cvt_nas.arch import NAMED_ARCHS, ArchConfig, arch_from_dict
-from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.config import experiment_of
 from cvt_nas.errors import ArchError, RunFolderError
-from cvt_nas.latency import LatencyTable
 from cvt_nas.propose.asked import arch_of_genes, genes_of, genome_in
 from cvt_nas.results import Request
 from cvt_nas.run import RunFolder
@@ -109,13 +108,6 @@ def _choices(text: str) -> dict[str, Any]:
 def text_of(arch: ArchConfig, run: RunFolder) -> str:
     """`arch` as lines that `parse_arch` reads. Raises ArchError if it lies outside the space of the run."""
     return "".join(f"{name}: {value}\n" for name, value in genes_of(experiment_of(run).space, arch).items())
-
-
-def experiment_of(run: RunFolder) -> Experiment:
-    """The experiment that the run was started with: its space file, and its latency table if it has one."""
-    experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
-    table = run.manifest.get("latency_table")
-    return experiment if table is None else experiment.with_latency(LatencyTable.from_json(table))
 
 
 def is_search(run: RunFolder) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from cvt_nas.arch import ArchConfig
-from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.config import Experiment, with_table_of
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import ResourceError, RunFolderError
 from cvt_nas.export.deployed import Measured, check_runtime, deployed_table, description_of, measure_deployed
@@ -23,12 +23,6 @@ from cvt_nas.launch.search import Search
 from cvt_nas.launch.tasks import on_device as on_worker
 from cvt_nas.run import RunFolder
 from cvt_nas.space import SearchSpace
-
-
-def experiment_of(run: RunFolder) -> Experiment:
-    """Experiment that `run` began with: its space file, with its table of latencies if it has one."""
-    experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
-    return _with_table_of(run, experiment)
 
 
 def read_table(file: str | Path) -> LatencyTable:
@@ -79,15 +73,10 @@ def with_latency(
         CvtNasError: No network is as fast as the constraints ask, or there are too many parts to measure.
     """
     if run is not None and "latency_table" in run.manifest:
-        return _with_table_of(run, experiment)
+        return with_table_of(run, experiment)
     if table is None:
         table = on_worker(resources, _measure_table, experiment.space, experiment.deployment, setup, seed)
     return experiment.with_latency(table)
-
-
-def _with_table_of(run: RunFolder, experiment: Experiment) -> Experiment:
-    table = run.manifest.get("latency_table")
-    return experiment if table is None else experiment.with_latency(LatencyTable.from_json(table))
 
 
 def measure_front(search: Search) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from cvt_nas.arch import ArchConfig, Cost, cost_of
+from cvt_nas.config import experiment_of
 from cvt_nas.data import save_preprocessing
 from cvt_nas.engine import TrainingSetup, open_inheritance
 from cvt_nas.engine.latency import measure_latency
 from cvt_nas.errors import RunFolderError
 from cvt_nas.escaping import told, why_no_text
 from cvt_nas.model import CvT, save_model
-from cvt_nas.pipeline.latency import experiment_of
 from cvt_nas.pipeline.narrowing import searched_space
 from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.surrogate import Surrogate

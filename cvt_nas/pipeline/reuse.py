@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cvt_nas.arch import ArchConfig
-from cvt_nas.config import Experiment, TrainingConfig
+from cvt_nas.config import Experiment, TrainingConfig, experiment_of
 from cvt_nas.errors import RunFolderError
 from cvt_nas.pipeline.beginning import begun_with
-from cvt_nas.pipeline.latency import experiment_of
 from cvt_nas.propose.surrogate import NUM_INITIAL
 from cvt_nas.results import DataIdentity, TrialResult
 from cvt_nas.run import RunFolder

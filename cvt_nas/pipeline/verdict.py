@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
-from cvt_nas.config import Experiment
+from cvt_nas.config import Experiment, experiment_of
 from cvt_nas.engine import TrainingSetup, find_teacher, keep_lent, open_lent, share_answers
 from cvt_nas.errors import RunFolderError
 from cvt_nas.launch.resources import Resources, claim_resources
@@ -15,7 +15,6 @@ from cvt_nas.launch.search import Search
 from cvt_nas.launch.trials import run_trials
 from cvt_nas.pipeline.inherit import measured_whole
 from cvt_nas.pipeline.judging import Judged, inherited_of, look
-from cvt_nas.pipeline.latency import experiment_of
 from cvt_nas.pipeline.narrowing import searched_space
 from cvt_nas.pipeline.reuse import trained_alone
 from cvt_nas.pipeline.sample import Member, ended_members, is_over, planned, trainings

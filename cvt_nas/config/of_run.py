@@ -1,0 +1,16 @@
+"""The experiment that a run was started with."""
+
+from cvt_nas.config.experiment import Experiment, parse_experiment
+from cvt_nas.latency import LatencyTable
+from cvt_nas.run import RunFolder
+
+
+def experiment_of(run: RunFolder) -> Experiment:
+    """The experiment that `run` was started with: its space file, and its latency table if it has one."""
+    return with_table_of(run, parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json"))
+
+
+def with_table_of(run: RunFolder, experiment: Experiment) -> Experiment:
+    """`experiment` with the latency table of `run`, if it has one."""
+    table = run.manifest.get("latency_table")
+    return experiment if table is None else experiment.with_latency(LatencyTable.from_json(table))
