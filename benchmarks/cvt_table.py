@@ -4,8 +4,11 @@ Can be stopped at any moment and started again: what is trained is kept, the res
 network comes first, then seed 1 of each, in an order that makes a part of the table a fair sample of it.
 `--variant` trains the first of them by another schedule, to compare how well early epochs rank them. `--latency` trains
 nothing: it writes how long a forward pass of one image takes on one thread of a CPU, in milliseconds of CPU time.
+`--together` trains the missing seeds of a network at once, see cohort.py, and several networks share a GPU by
+`--processes`. Such rows have no `seconds_per_epoch`, as it is the time of a core.
 
     python benchmarks/cvt_table.py --processes 2
+    python benchmarks/cvt_table.py --networks 1000 --seeds 3 --together --device cuda --processes 4
     python benchmarks/cvt_table.py --variant cosine --networks 32 --seeds 1
     python benchmarks/cvt_table.py --latency
 """
@@ -14,6 +17,7 @@ import argparse
 import dataclasses
 import multiprocessing
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ import pandas as pd
 import torch
 from scipy.stats import kendalltau
 
+from cohort import fit_cohort
 from cvt_nas.arch import cost_of
 from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.data import ImageData, load_data
@@ -49,9 +54,13 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=NUM_NETWORKS, help="the first so many of them")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--together", action="store_true", help="train all missing seeds of a network at once")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="with cuda, only --together")
     parser.add_argument("--latency", action="store_true", help="only measure latency_cpu_ms of what is in the table")
     parser.add_argument("--variant", choices=VARIANTS, default="wsd, averaged weights")
     options = parser.parse_args()
+    if options.device == "cuda" and not options.together:
+        parser.error("--device cuda: needs --together, as seconds_per_epoch is the time of a core")
     experiment = load_experiment(options.space)
     suffix = "" if not VARIANTS[options.variant] else f".{options.variant.replace(', ', '_').replace(' ', '_')}"
     path = options.space.with_suffix(f"{suffix}.parquet")
@@ -60,20 +69,30 @@ def main() -> None:
         frame = add_latency(pd.DataFrame(rows), experiment.space)
         write_atomically(path, lambda file: frame.to_parquet(file))
         return
-    genomes = spread_over_flops(experiment.space, NUM_NETWORKS)[: options.networks]
+    genomes = networks_of(experiment.space, options.networks)
     genes = gene_columns(experiment.space)
     done = {(tuple(int(row[gene]) for gene in genes), row["seed"]) for row in rows}
-    missing = [(g, seed) for seed in range(options.seeds) for g in genomes if (g, seed) not in done]
+    missing = [(g, [seed]) for seed in range(options.seeds) for g in genomes if (g, seed) not in done]
+    if options.together:
+        seeds = {g: [seed for seed in range(options.seeds) if (g, seed) not in done] for g in genomes}
+        missing = [(g, of) for g, of in seeds.items() if of]
     started = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(
-        options.processes, open_worker, (options.space, options.data, options.variant)
+        options.processes, open_worker, (options.space, options.data, options.variant, options.device)
     ) as pool:
-        for count, row in enumerate(pool.imap_unordered(train_row, missing), start=1):
-            rows.append(row)
+        train = train_together if options.together else train_row
+        for count, found in enumerate(pool.imap_unordered(train, missing), start=1):
+            rows += found
             table = pd.DataFrame(rows).sort_values(["seed", "flops", *genes], ignore_index=True)
             write_atomically(path, lambda file, table=table: table.to_parquet(file))
             left = (time.monotonic() - started) / count * (len(missing) - count)
             print(f"{count}/{len(missing)} trained, left {left / 60:.0f} min", flush=True)
+
+
+def networks_of(space: SearchSpace, number: int) -> list[Genome]:
+    """The first `number` networks of a table. More networks come after the 300 that each table begins with."""
+    more = spread_over_flops(space, number) if number > NUM_NETWORKS else []
+    return list(dict.fromkeys([*spread_over_flops(space, NUM_NETWORKS), *more]))[:number]
 
 
 def add_latency(table: pd.DataFrame, space: SearchSpace) -> pd.DataFrame:
@@ -99,10 +118,12 @@ def gene_columns(space: SearchSpace) -> list[str]:
 
 experiment: Experiment
 data: ImageData
+device: torch.device
 
 
-def open_worker(space: Path, root: Path | None, variant: str) -> None:
-    global experiment, data
+def open_worker(space: Path, root: Path | None, variant: str, on: str) -> None:
+    global experiment, data, device
+    device = torch.device(on)
     torch.set_num_threads(1)
     experiment = load_experiment(space)
     training = dataclasses.replace(experiment.training, **VARIANTS[variant])
@@ -114,17 +135,28 @@ def open_worker(space: Path, root: Path | None, variant: str) -> None:
     )  # fmt: skip
 
 
-def train_row(task: tuple[Genome, int]) -> dict[str, Any]:
-    genome, seed = task
+def train_row(task: tuple[Genome, list[int]]) -> list[dict[str, Any]]:
+    genome, (seed,) = task
     arch = experiment.space.decode(genome)
-    cost = cost_of(arch)
     started = time.process_time()  # of one thread: the wall time of an idle core, whatever else the machine does
-    *_, last = fit(arch, experiment.training, data, device=torch.device("cpu"), seed=seed)
+    *_, last = fit(arch, experiment.training, data, device=device, seed=seed)
+    seconds = (time.process_time() - started) / last.number
+    return [row_of(genome, seed, last.curve) | {"seconds_per_epoch": seconds}]
+
+
+def train_together(task: tuple[Genome, list[int]]) -> list[dict[str, Any]]:
+    genome, seeds = task
+    epochs = fit_cohort(experiment.space.decode(genome), experiment.training, data, device=device, seeds=seeds)
+    curves = np.array(list(epochs)).T.tolist()
+    return [row_of(genome, seed, curve) for seed, curve in zip(seeds, curves, strict=True)]
+
+
+def row_of(genome: Genome, seed: int, curve: Sequence[float]) -> dict[str, Any]:
+    cost = cost_of(experiment.space.decode(genome))
     return {
         **dict(zip(gene_columns(experiment.space), genome, strict=True)),
         "seed": seed, "params": cost.params, "flops": cost.flops,
-        **{f"acc_{epoch}": accuracy for epoch, accuracy in enumerate(last.curve, start=1)},
-        "seconds_per_epoch": (time.process_time() - started) / last.number,
+        **{f"acc_{epoch}": accuracy for epoch, accuracy in enumerate(curve, start=1)},
     }  # fmt: skip
 
 

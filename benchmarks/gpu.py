@@ -61,8 +61,11 @@ STAGES: dict[str, tuple[str, ...]] = {  # their measurements; the most important
     "memory": ("smallest", "median", "largest", "CvT-13"),
     "feed": ("1 worker", "a quarter of the CPUs", "half of the CPUs", "every CPU"),
     "latency": tuple(f"{name}, batch {size}" for name in NETWORKS for size in (1, 64)),
+    "cohort": ("one training, by fit", "1 seed", "3 seeds", "10 seeds"),
 }
-SHARES = {"tests": 150, "search": 240, "throughput": 200, "memory": 60, "feed": 40, "latency": 20}  # of the time
+SHARES = {  # of the time
+    "tests": 150, "search": 240, "throughput": 200, "memory": 60, "feed": 40, "latency": 20, "cohort": 30,
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -337,13 +340,17 @@ def _latency_text(line: dict[str, Any]) -> str:
     return f"{line['median_ms']:.2f} ms ({line['p10_ms']:.2f} to {line['p90_ms']:.2f})"
 
 
+def _cohort_text(line: dict[str, Any]) -> str:
+    return f"{line['images_per_second']:,.0f} images/s, trained and evaluated, batch {line['batch']} each"
+
+
 def _busy(share: float | None) -> str:
     return "" if share is None else f", GPU busy {share:.0%}"
 
 
 TEXTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "tests": _tests_text, "search": _search_text, "throughput": _throughput_text, "memory": _memory_text,
-    "feed": _feed_text, "latency": _latency_text,
+    "feed": _feed_text, "latency": _latency_text, "cohort": _cohort_text,
 }  # fmt: skip
 
 

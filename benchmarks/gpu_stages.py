@@ -23,13 +23,15 @@ import numpy as np
 import torch
 
 import gpu
-from cvt_nas.arch import ArchConfig, load_arch
-from cvt_nas.config import load_experiment
-from cvt_nas.data import DEBIAN_FASHION_MNIST, load_data
-from cvt_nas.engine import prepare_device
+from cohort import fit_cohort
+from cvt_nas.arch import ArchConfig, cost_of, load_arch
+from cvt_nas.config import DataConfig, TrainingConfig, load_experiment
+from cvt_nas.data import DEBIAN_FASHION_MNIST, ImageData, load_data
+from cvt_nas.engine import fit, prepare_device
 from cvt_nas.engine.latency import measure_latency
 from cvt_nas.errors import first_line
 from cvt_nas.model import CvT
+from cvt_nas.space import spread_over_flops
 from gpu_steps import memory_of, projections, rates, supernet_step, synchronise, tiny_arch, ways
 from shared import make_photographs, networks
 
@@ -331,8 +333,41 @@ def _latency(bench: Bench, arch: ArchConfig, size: int) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name != "device"}  # which each line has
 
 
+def cohort(bench: Bench) -> None:
+    """Whole epochs of the median network of CvT-Bench on digits: several seeds at once, and one by `fit`."""
+    experiment = load_experiment(gpu.ROOT / "benchmarks" / "tables" / "cvt-bench.yaml")
+    epochs = 2 if bench.is_tiny else 12
+    training = dataclasses.replace(experiment.training, epochs=epochs, decay_fraction=0.5)
+    space, share = experiment.space, 0.1 if bench.is_tiny else 1.0
+    archs = [space.smallest] if bench.is_tiny else [space.decode(genome) for genome in spread_over_flops(space, 9)]
+    arch = sorted(archs, key=lambda arch: cost_of(arch).flops)[len(archs) // 2]
+    data = load_data(
+        DataConfig(dataset="digits", train_fraction=share), root=None, image_size=arch.image_size,
+        num_channels=arch.num_channels, num_classes=arch.num_classes,
+    )  # fmt: skip
+    for name in gpu.STAGES["cohort"]:
+        number = int(name.split()[0]) if name[0].isdigit() else None
+        bench.measure(name, functools.partial(_cohort, bench, arch, training, data, number))
+
+
+def _cohort(
+    bench: Bench, arch: ArchConfig, training: TrainingConfig, data: ImageData, number: int | None
+) -> dict[str, Any]:
+    if number is None:
+        epochs: Iterator[object] = fit(arch, training, data, device=bench.device, seed=0)
+    else:
+        epochs = fit_cohort(arch, training, data, device=bench.device, seeds=range(number))
+    next(epochs)  # libraries warm up
+    started = time.perf_counter()
+    num_epochs = sum(1 for _ in epochs)
+    seconds = time.perf_counter() - started  # each epoch ends with its accuracy, for which the device is waited
+    num_images = num_epochs * (number or 1) * data.num_images("train")
+    return {"seeds": number or 1, "batch": training.batch_size, "images_per_second": num_images / seconds}
+
+
 STAGES: dict[str, Callable[[Bench], None]] = {
     "tests": tests, "search": search, "throughput": throughput, "memory": memory, "feed": feed, "latency": latency,
+    "cohort": cohort,
 }  # fmt: skip
 
 

@@ -68,6 +68,22 @@ def method(sampler: str = "random", scheduler: str = "none", **more: Any) -> Met
     return Method(sampler=sampler, scheduler=scheduler, **more)
 
 
+def test_missing_seconds_are_interpolated_over_flops(tmp_path: Path) -> None:
+    rows = pd.DataFrame(
+        {
+            "g0": [0, 1, 2],
+            "params": [1, 2, 3],
+            "flops": [10, 15, 30],
+            "acc_1": 0.5,
+            "seconds_per_epoch": [2.0, None, 6.0],
+        }
+    )
+    rows.to_csv(tmp_path / "table.csv", index=False)
+    assert load_table(tmp_path / "table.csv").seconds_per_epoch.tolist() == [2.0, 3.0, 6.0]
+    rows.drop(columns="seconds_per_epoch").to_csv(tmp_path / "untimed.csv", index=False)
+    assert load_table(tmp_path / "untimed.csv").seconds_per_epoch.tolist() == [1.0, 1.0, 1.0]
+
+
 def test_a_table_is_a_space_of_its_rows(table: Table) -> None:
     assert len(table.genomes) == 60
     assert [gene.is_ordinal for gene in table.genes] == [True, True, False]

@@ -95,7 +95,7 @@ def test_every_stage_has_names_a_share_and_words() -> None:
     assert list(networks()) == list(gpu.NETWORKS)
 
 
-@pytest.mark.parametrize("stage", ["throughput", "memory", "feed", "latency"])
+@pytest.mark.parametrize("stage", ["throughput", "memory", "feed", "latency", "cohort"])
 def test_a_stage_makes_a_line_of_each_of_its_measurements(stage: str, tmp_path: Path) -> None:
     bench = gpu_stages.Bench(setting=setting_of(tmp_path), stage=stage)
     gpu_stages.STAGES[stage](bench)

@@ -5,7 +5,8 @@ A table has one row for each architecture and seed. Its columns are:
 - one for each gene, with option indices: `g0`, `g1`, ... for ordinal and `c0`, ... for categorical genes
 - `params` and `flops`
 - `acc_1` to `acc_E`: accuracy on the search split after each epoch
-- `seed` and `seconds_per_epoch`, which are optional
+- `seed` and `seconds_per_epoch`, which are optional. Where an architecture has no seconds, they are interpolated over
+  FLOPs.
 
 A search sees one seed of an architecture, drawn at random. It is judged by the mean over the seeds.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from cvt_nas.arch import Cost
 from cvt_nas.errors import TableError
@@ -180,7 +182,18 @@ def load_table(path: str | Path) -> Table:
         rows={genome: row for row, genome in enumerate(members)},
         costs=tuple(Cost(params=int(costs[first, 0]), flops=int(costs[first, 1])) for first in firsts),
         curves=tuple(curves[indices] for indices in members.values()),
-        seconds_per_epoch=np.array(
-            [1.0 if seconds is None else seconds[indices].mean() for indices in members.values()]
-        ),
+        seconds_per_epoch=_seconds_of(list(members.values()), seconds, costs[:, 1]),
     )  # fmt: skip
+
+
+def _seconds_of(
+    members: Sequence[Sequence[int]], seconds: np.ndarray | None, flops: np.ndarray
+) -> Float[np.ndarray, " architectures"]:
+    """Mean seconds of an epoch of each architecture, whose rows are `members`; 1 if the table has none at all."""
+    if seconds is None or np.isnan(seconds).all():
+        return np.ones(len(members))
+    known = np.array([np.nan if np.isnan(seconds[rows]).all() else np.nanmean(seconds[rows]) for rows in members])
+    at, is_known = np.array([flops[rows[0]] for rows in members], dtype=float), ~np.isnan(known)
+    order = np.argsort(at[is_known])
+    known[~is_known] = np.interp(at[~is_known], at[is_known][order], known[is_known][order])
+    return known
