@@ -213,7 +213,12 @@ def _keys_beside(key: Key, schema: type) -> list[str]:
         if inner is None:
             return []
         section = inner
-    return list(typing.get_type_hints(section))
+    return list(map(name_in_file, typing.get_type_hints(section)))
+
+
+def name_in_file(field: str) -> str:
+    """Name of a setting in a file. A field whose name is a keyword of Python ends in `_`, such as `as_`."""
+    return field.removesuffix("_")
 
 
 def _section_in(hint: object) -> type | None:

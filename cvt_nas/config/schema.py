@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import DataclassSchema
 
+from cvt_nas.config.reader import name_in_file
 from cvt_nas.config.sections import SpaceFile
 
 
@@ -30,9 +31,10 @@ class _Generator(GenerateJsonSchema):
         del found["title"]
         found["description"] = first_paragraph(section)
         for field in fields(section):
-            shown = found["properties"][field.name]
-            if field.name in meanings:
-                shown["description"] = meanings[field.name]
+            name = name_in_file(field.name)
+            shown = found["properties"][name]
+            if name in meanings:
+                shown["description"] = meanings[name]
             if field.default_factory is not MISSING and not is_dataclass(made := field.default_factory()):
                 shown["default"] = made
         return found

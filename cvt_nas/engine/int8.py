@@ -7,7 +7,6 @@ networks that answer almost at random. So three figures are checked in every run
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from cvt_nas.engine.evaluation import answers_of
 from cvt_nas.engine.metrics import metric_of, score
 from cvt_nas.errors import first_line
 from cvt_nas.model import CvT, Logits
+from cvt_nas.results import Judged, Judgement
 
 NUM_CALIBRATED = 256
 MAX_LOSS = 0.01  # drop of the metric
@@ -33,45 +33,6 @@ _NUM_RESAMPLES = 100
 _NUM_DEVIATIONS = 2.0
 
 Answers = Float[Tensor, "images classes"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
-    """Results of an int8 file in one runtime. `score`, `error` and `loss` are None if the runtime cannot open the file.
-
-    Args:
-        runtime: Name of the runtime, and its level of optimisation.
-        score: The run's metric.
-        error: Root mean square difference of logits between int8 and fp32, divided by the standard deviation of the
-            logits in fp32.
-        loss: Score in fp32 minus `score`.
-        loss_sd: Standard deviation of `loss` over images, by bootstrap. It is 0 if there is no loss.
-        why: Error message of the runtime if it cannot open the file.
-    """
-
-    runtime: str
-    score: float | None = None
-    error: float | None = None
-    loss: float | None = None
-    loss_sd: float = 0.0
-    why: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Judgement:
-    """Results of a network in fp32, and of its int8 file in each runtime.
-
-    Args:
-        metric: Name of the metric.
-        score: Score of fp32 in torch.
-        num_images: Number of images of the search split that both are judged on.
-        judged: Results of int8, one per runtime.
-    """
-
-    metric: str
-    score: float
-    num_images: int
-    judged: tuple[Judged, ...]
 
 
 def calibration_batches(data: ImageData, num_images: int = NUM_CALIBRATED) -> list[Float[np.ndarray, "batch c h w"]]:
@@ -116,7 +77,7 @@ def judge(
         try:
             program = opened(file)
         except Exception as error:  # runtimes raise various errors
-            judged.append(Judged(runtime=name, why=_last_line(error)))
+            judged.append(Judged(runtime=name, why=last_line(error)))
             continue
         judged.append(_judged(name, metric, expected, answers(program)[0], labels))
     return Judgement(metric=metric, score=score(metric, expected, labels), num_images=num_images, judged=tuple(judged))
@@ -210,6 +171,6 @@ def _disagreement(opened: Sequence[Judged]) -> list[str]:
     ]
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
     """Last line of an error message. OpenVINO states the reason there."""
     return ([line.strip() for line in str(error).splitlines() if line.strip()] or [first_line(error)])[-1]

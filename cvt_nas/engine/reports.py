@@ -1,6 +1,8 @@
 """Reports of trainings as plain values, which travel between processes."""
 
+import contextlib
 import functools
+import json
 from collections.abc import Callable, Generator
 from typing import Literal, NotRequired, TypedDict
 
@@ -14,10 +16,12 @@ from cvt_nas.engine.importance import open_lent
 from cvt_nas.engine.inheritance import open_inheritance, save_supernet
 from cvt_nas.engine.memory import Room, meter_of
 from cvt_nas.engine.optimization import DivergedError, from_first_rank, is_out_of_memory, rank_and_world_size, times_of
+from cvt_nas.engine.quantised import judged_in_int8
 from cvt_nas.engine.setup import TrainingSetup
 from cvt_nas.engine.supernet import supernet_of, train_supernet
 from cvt_nas.engine.training import fit
 from cvt_nas.errors import StorageError, first_line
+from cvt_nas.latency import Int8Runtime
 from cvt_nas.model import CvT, begin_with, initialise, save_model
 from cvt_nas.run import RunFolder, patiently
 from cvt_nas.supernet import begin_supernet
@@ -42,11 +46,15 @@ class Report(_Ending):
 
 
 class TrainingReport(Report):
-    """Report of one architecture's training; see `Epoch`. It has a `reason` if it went back or on with less memory."""
+    """Report of one architecture's training; see `Epoch`. It has a `reason` if it went back or on with less memory.
+
+    If the network is judged in int8, a further report of the last epoch has `int8`, an `Int8` as JSON.
+    """
 
     accuracy: float
     curve: list[float]
     train_seconds: float
+    int8: NotRequired[str]
 
 
 class SupernetReport(Report):
@@ -65,6 +73,7 @@ def progress_reports(
     device: torch.device,
     seed: int,
     keep_model: bool = True,
+    judge_as: Int8Runtime | None = None,
     num_known: int = 0,
     at_most: int | None = None,
 ) -> Generator[TrainingReport, None, None]:
@@ -72,6 +81,8 @@ def progress_reports(
 
     Args:
         keep_model: Whether to write the trained network to the run folder before the last report.
+        judge_as: Runtime in whose int8 the trained network is judged after its last epoch; see `judged_in_int8`. If the
+            process dies meanwhile, the next one begins with that, since the checkpoint is of the last epoch.
         num_known: Number of epochs that the reader knows from before an interruption. They are not reported again.
     """
     torch.set_num_threads(setup.num_threads)
@@ -85,6 +96,7 @@ def progress_reports(
         if room.ran_out and room.note is not None:
             reasons["memory"] = room.note
 
+    trained: CvT | None = None
     try:
         data = setup.open_data()
         for epoch in fit(
@@ -112,6 +124,11 @@ def progress_reports(
             if reasons:
                 report["reason"] = "; ".join(reasons.values())
             yield report.copy()
+            trained = epoch.model if is_last else None
+        if judge_as is not None and trained is not None and rank_and_world_size()[0] == 0:
+            with contextlib.closing(data):
+                found = judged_in_int8(trained, judge_as, data, setup.training)
+            yield {**report, "int8": json.dumps(found.to_json())}
     except DivergedError as error:
         report["accuracy"] = error.curve[-1] if error.curve else 0.0
         report["epoch"], report["curve"] = error.epoch, list(error.curve)

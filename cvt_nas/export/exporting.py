@@ -17,9 +17,10 @@ from cvt_nas.engine.int8 import MAX_LOSS
 from cvt_nas.errors import ExportError
 from cvt_nas.escaping import told, why_no_text
 from cvt_nas.export.card import model_card
-from cvt_nas.export.formats import FORMATS, OPSET, check_opset
+from cvt_nas.export.formats import FORMATS, check_opset
 from cvt_nas.export.int8 import card_rows, export_int8
 from cvt_nas.model import CvT, Logits, load_model, probe_error, probe_logits
+from cvt_nas.model.onnx_files import OPSET
 from cvt_nas.results import TrialResult
 from cvt_nas.run import RunFolder
 

@@ -9,24 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cvt_nas.arch import arch_to_dict, save_arch
 from cvt_nas.errors import ExportError
 from cvt_nas.export.hugging_face import load_hugging_face, misfits, write_hugging_face, write_json
+from cvt_nas.latency import Int8Runtime
 from cvt_nas.model import (
     CvT,
     Logits,
-    by_whole_windows,
     load_model,
     load_onnx,
     load_openvino,
     load_program,
     write_weights,
 )
+from cvt_nas.model.onnx_files import OPSET, any_batch, example_of, write_onnx
 from cvt_nas.model.quantising import Images, quantise_onnx, quantise_openvino
 
-OPSET = 20
 _LEAST_OPSET = 18  # torch's exporter writes 18; it can convert to a higher opset, but not to a lower one
 
 
@@ -40,6 +39,7 @@ class Format:
         quantise: Makes `file` from the `model.onnx` that `write` wrote elsewhere, with batches of images for
             calibration; see `export_int8`. None for formats that are not in int8.
         file: Name of the file that `quantise` makes.
+        int8: Runtime that `quantise` is for. None for formats that are not in int8.
         load: Loads the network from such a folder, with only the tools that the format is meant for.
         misfits: Reasons, one line each, why the format cannot hold a network with this content of `preprocessing.json`.
         needs: Packages that are needed to write and check the format.
@@ -58,6 +58,7 @@ class Format:
     usage: str
     quantise: Callable[[Path, Path, Iterable[Images]], None] | None = None
     file: str = ""
+    int8: Int8Runtime | None = None
 
     @property
     def missing(self) -> list[str]:
@@ -130,34 +131,18 @@ def _is_read(opset: int) -> bool:
 
 
 def _write_onnx(model: CvT, folder: Path, preprocessing: Mapping[str, Any], *, opset: int = OPSET) -> None:
-    program = torch.onnx.export(
-        by_whole_windows(model), (_example(model),), dynamo=True, opset_version=opset, verbose=False,
-        input_names=["images"], output_names=["logits"], dynamic_shapes={"images": {0: _batch()}},
-    )  # fmt: skip
-    assert program is not None, "dynamo gives a program"
-    if (written := program.model.opset_imports[""]) != opset:  # torch only warns if it cannot convert
-        raise ExportError(f"--opset {opset}: torch {torch.__version__} cannot write this network so, but as {written}")
+    told = {"preprocessing": json.dumps(preprocessing)}  # for users who have this file alone
+    write_onnx(model, folder / "model.onnx", opset=opset, metadata=told)
     save_arch(model.arch, folder / "arch.json")
     write_json(folder / "preprocessing.json", preprocessing)
-    program.model.metadata_props["preprocessing"] = json.dumps(preprocessing)  # for users who have this file alone
-    program.save(folder / "model.onnx")
 
 
 def _write_program(model: CvT, folder: Path, preprocessing: Mapping[str, Any]) -> None:
     save_arch(model.arch, folder / "arch.json")
     write_json(folder / "preprocessing.json", preprocessing)
-    program = torch.export.export(model, (_example(model),), dynamic_shapes={"images": {0: _batch()}})
+    program = torch.export.export(model, (example_of(model),), dynamic_shapes={"images": {0: any_batch()}})
     told = {"preprocessing.json": json.dumps(preprocessing)}
     torch.export.save(program, os.fspath(folder / "model.pt2"), extra_files=told)
-
-
-def _example(model: CvT) -> Tensor:
-    """A batch of two images. With one image, the exporter would make the batch size a constant."""
-    return torch.zeros(2, *model.arch.image_shape)
-
-
-def _batch() -> Any:
-    return torch.export.Dim("batch", min=1, max=2**16)
 
 
 _RUN_ONNX = """session = onnxruntime.InferenceSession("{folder}/model.onnx")
@@ -204,6 +189,7 @@ logits = model(torch.zeros(1, {channels}, {height}, {width}))""",
         write=_write_onnx,
         quantise=quantise_onnx,
         file="model.onnx",
+        int8="onnxruntime-int8",
         load=load_onnx,
         needs=("onnx", "onnxscript", "onnxruntime"),
         extra="onnx",
@@ -213,6 +199,7 @@ logits = model(torch.zeros(1, {channels}, {height}, {width}))""",
         write=_write_onnx,
         quantise=quantise_openvino,
         file="model.xml",
+        int8="openvino-int8",
         load=load_openvino,
         needs=("onnx", "onnxscript", "openvino", "nncf"),
         extra="openvino",

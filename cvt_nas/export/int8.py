@@ -1,11 +1,8 @@
 """Exports a network of a run in int8: calibrates it, compares it with fp32 in each runtime, times it and writes it."""
 
-import functools
-import importlib.metadata
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +11,15 @@ import torch
 from cvt_nas.config import parse_experiment
 from cvt_nas.data import ImageData
 from cvt_nas.engine import TrainingSetup
-from cvt_nas.engine.int8 import Judgement, calibration_batches, complaints, judge
-from cvt_nas.errors import ExportError
+from cvt_nas.engine.quantised import quantise_and_judge
+from cvt_nas.errors import ExportError, RunFolderError, StorageError
 from cvt_nas.export.formats import Format
 from cvt_nas.export.hugging_face import write_json
-from cvt_nas.latency.measuring import clock_of, time_in_turns
-from cvt_nas.model import CvT, Logits, open_onnx, open_openvino, runtimes_for
+from cvt_nas.model import CvT, runtimes_for
+from cvt_nas.results import Int8
 from cvt_nas.run import RunFolder
 
-_SECONDS_TIMED = 5.0
 _BESIDE = ("arch.json", "preprocessing.json")  # files that accompany the program
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Int8:
-    """Facts of an export in int8. In each pair, fp32 is first and int8 is second.
-
-    Args:
-        num_calibrated: Number of training images that the ranges of activations were measured on.
-        num_bytes: Sizes of the programs.
-        ms: Milliseconds of a forward pass of one image on the CPU, in `runtime` with `num_threads`. They are the tenth
-            percentile of shuffled rounds.
-    """
-
-    judgement: Judgement
-    num_calibrated: int
-    num_bytes: tuple[int, int]
-    ms: tuple[float, float]
-    runtime: str
-    num_threads: int
-
-    def to_json(self) -> dict[str, object]:
-        """Content of `int8.json`."""
-        names = ("num_calibrated", "num_bytes", "ms", "runtime", "num_threads")
-        return {**asdict(self.judgement), **{name: getattr(self, name) for name in names}}
 
 
 def export_int8(
@@ -75,6 +47,7 @@ def export_int8(
         DataError: The data set is missing, or is not the run's.
     """
     assert chosen.quantise is not None, "the caller has chosen a format in int8"
+    assert chosen.int8 is not None, "it has one"
     say = on_note or (lambda _: None)
     runtimes = runtimes_for(chosen.file, only=runtime)
     if not runtimes:
@@ -85,35 +58,37 @@ def export_int8(
         int8.mkdir()
         fp32.mkdir()
         chosen.write(model, fp32, preprocessing)
-        batches = calibration_batches(images)
-        num_calibrated = sum(map(len, batches))
-        say(f"int8 is calibrated on {num_calibrated:,} training images")
-        file = int8 / chosen.file
-        chosen.quantise(fp32 / "model.onnx", file, batches)
-        judgement = judge(model, file, runtimes, images, setup.training, on_note=on_note)
-        if why := complaints(judgement, max_loss):
+        found = quantise_and_judge(
+            model, fp32 / "model.onnx", int8 / chosen.file,
+            runtime=chosen.int8, quantise=chosen.quantise, runtimes=runtimes, data=images, training=setup.training,
+            max_loss=max_loss, on_note=on_note,
+        )  # fmt: skip
+        _keep_figures(found, model.arch.id, run, say)
+        if found.faults:
             raise ExportError(
-                f"{model.arch.id}: int8 does not answer as fp32 does, so nothing was written: {'; '.join(why)}; "
-                f"--max-loss accepts a greater loss, and --runtime judges one runtime alone"
+                f"{model.arch.id}: int8 does not answer as fp32 does, so nothing was written: "
+                f"{'; '.join(found.faults)}; --max-loss accepts a greater loss, and --runtime judges one runtime alone"
             )
-        for found in judgement.judged:
-            if found.why:
-                say(f"{found.runtime} cannot open this {chosen.file}, a fault of its own: {found.why}")
+        for judged in found.judgement.judged:
+            if judged.why:
+                say(f"{judged.runtime} cannot open this {chosen.file}, a fault of its own: {judged.why}")
         for name in _BESIDE:
             shutil.copy(fp32 / name, int8 / name)
-        name = "openvino" if file.suffix == ".xml" else "onnxruntime"
-        found = Int8(
-            judgement=judgement,
-            num_calibrated=num_calibrated,
-            num_bytes=(_num_bytes(fp32), _num_bytes(int8)),
-            ms=_timed(_OPENED[name], [fp32 / "model.onnx", file], model.arch.image_shape),
-            runtime=f"{name} {importlib.metadata.version(name)}",
-            num_threads=torch.get_num_threads(),
-        )
         write_json(int8 / "int8.json", found.to_json())
         to.mkdir(parents=True, exist_ok=True)
         shutil.copytree(int8, to, dirs_exist_ok=True)
     return found
+
+
+def _keep_figures(found: Int8, arch_id: str, run: RunFolder, say: Callable[[str], None]) -> None:
+    """Records the figures in the run, for its page. Says so if that is not possible; the export does not need it."""
+    if found.accuracy is None and not found.faults:
+        return  # --runtime left out the runtime that the file is for
+    try:
+        with run.locked():
+            run.int8.append(arch_id, found)
+    except (RunFolderError, StorageError) as error:
+        say(f"the page of the run will not show these figures, since they cannot be recorded in it: {error}")
 
 
 def _data_of(
@@ -123,26 +98,6 @@ def _data_of(
     setup = TrainingSetup.of(experiment, run=run, data=data).on("cpu", num_threads=torch.get_num_threads(), gpus=0)
     setup = setup.identified(run, on_note=on_note)
     return setup.open_data(), setup
-
-
-def _num_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("model.*"))
-
-
-def _timed(opened: Callable[[Path, int], Logits], files: Sequence[Path], shape: Sequence[int]) -> tuple[float, float]:
-    """Milliseconds of a forward pass of one image through each of two files, timed in turns."""
-    image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
-    programs = [opened(file, torch.get_num_threads()) for file in files]
-    passes = [functools.partial(program, image) for program in programs]
-    clock = clock_of(device="cpu", threads=torch.get_num_threads())
-    fp32, int8 = 1e3 * time_in_turns(passes, clock=clock, max_seconds=_SECONDS_TIMED).low
-    return float(fp32), float(int8)
-
-
-_OPENED: Mapping[str, Callable[[Path, int], Logits]] = {
-    "onnxruntime": lambda file, num_threads: open_onnx(file, num_threads=num_threads),
-    "openvino": open_openvino,
-}
 
 
 def card_rows(found: Int8, score_name: str) -> list[str]:
@@ -159,10 +114,12 @@ def card_rows(found: Int8, score_name: str) -> list[str]:
                 f"| error of its logits, divided by the standard deviation of those in fp32 | {judged.error:.4f} |"
             )
     threads = f"{found.num_threads} thread{'s' if found.num_threads > 1 else ''}"
+    assert found.num_bytes is not None, "it was written"
+    assert found.ms is not None, "it was timed"
     return [
         *rows,
         f"| training images that int8 was calibrated on | {found.num_calibrated:,} |",
         f"| MB in fp32 and in int8 | {', '.join(f'{size / 1e6:.2f}' for size in found.num_bytes)} |",
-        f"| ms for one image in fp32 and in int8, in {found.runtime} on {threads} of a CPU | "
+        f"| ms for one image in fp32 and in int8, in {found.software} on {threads} of a CPU | "
         f"{', '.join(f'{ms:.3g}' for ms in found.ms)} |",
     ]

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from cvt_nas.arch import ArchConfig, Grid
 from cvt_nas.engine.latency_parts import Input, Timed, memory_size, place, plan_of
 from cvt_nas.errors import ExportError
-from cvt_nas.export.formats import FORMATS, OPSET
+from cvt_nas.export.formats import FORMATS
 from cvt_nas.latency import Deployment, Runtime, measuring
 from cvt_nas.model import Block, CvT
+from cvt_nas.model.onnx_files import OPSET
 from cvt_nas.model.pooling import WholeWindows
 from cvt_nas.model.quantising import INPUT
 from cvt_nas.space import SearchSpace

@@ -15,8 +15,10 @@ from cvt_nas.report.page import PageParts, figure_trees
 from cvt_nas.report.run_page import run_parts
 from cvt_nas.run import RunFolder
 
-_RECORDS = ("trials.jsonl", "confirm.jsonl", "test.jsonl", "latency.jsonl", "candidates.jsonl", "manifest.json",
-            "confirm.json", "samples.json", "supernet/quality.json", "supernet/narrowing.json")  # fmt: skip
+_RECORDS = (
+    "trials.jsonl", "confirm.jsonl", "test.jsonl", "latency.jsonl", "int8.jsonl", "candidates.jsonl", "manifest.json",
+    "confirm.json", "samples.json", "supernet/quality.json", "supernet/narrowing.json",
+)  # fmt: skip
 _SHARE_OF_TIME = 2.0  # a page that took a second to make is made again after two seconds at the earliest
 _SECONDS_BETWEEN_REFRESHES = 5.0  # for a run at a URL
 _MAX_BEGUN = 100  # trials in the table

@@ -3,8 +3,10 @@
 from cvt_nas.latency.deployment import (
     Deployment,
     DeployPrecision,
+    Int8Runtime,
     Runtime,
     RuntimeDevice,
+    check_installed,
     deployment_of,
     facts_of,
 )

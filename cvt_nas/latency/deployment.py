@@ -13,6 +13,7 @@ from cvt_nas.errors import ResourceError, RunFolderError
 Runtime = Literal[
     "torch", "torch-compile", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-int8", "tensorrt"
 ]  # fmt: skip
+Int8Runtime = Literal["onnxruntime-int8", "openvino-int8"]
 RuntimeDevice = Literal["auto", "cpu", "cuda"]
 DeployPrecision = Literal["fp32", "fp16", "bf16", "int8"]
 
@@ -53,6 +54,16 @@ _FACTS: dict[Runtime, Facts] = {
 
 def facts_of(runtime: Runtime) -> Facts:
     return _FACTS[runtime]
+
+
+def check_installed(runtime: Runtime, setting: str) -> None:
+    """Raises ResourceError, which names the setting and tells how to install it, if a package that a runtime needs is
+    missing."""
+    facts = _FACTS[runtime]
+    missing = [name for name in facts.packages if importlib.util.find_spec(name) is None]
+    if missing:
+        how = f"cvt-nas[{facts.extra}]" if facts.extra else " ".join(missing)
+        raise ResourceError(f"{setting}: {runtime} needs {', '.join(missing)}: pip install '{how}'")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,10 +112,7 @@ class Deployment:
 
     def check_installed(self) -> None:
         """Raises ResourceError, which tells how to install it, if a package that the runtime needs is missing."""
-        missing = [name for name in self.facts.packages if importlib.util.find_spec(name) is None]
-        if missing:
-            how = f"cvt-nas[{self.facts.extra}]" if self.facts.extra else " ".join(missing)
-            raise ResourceError(f"deploy.runtime: {self.runtime} needs {', '.join(missing)}: pip install '{how}'")
+        check_installed(self.runtime, "deploy.runtime")
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

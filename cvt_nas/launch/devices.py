@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from cvt_nas.arch import ArchConfig
 from cvt_nas.engine import TrainingReport, TrainingSetup, progress_reports
 from cvt_nas.errors import CvtNasError
+from cvt_nas.latency import Int8Runtime
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -22,16 +23,18 @@ def training_reports(
     cpus_per_device: float,
     use_gpus: bool,
     keep_model: bool = True,
+    judge_as: Int8Runtime | None = None,
     num_known: int = 0,
     may_move: bool = False,
     group: "PlacementGroup | None" = None,
 ) -> Generator[TrainingReport, None, None]:
-    """Trains `arch` like `engine.fit`, on one device in this process, or on ranks that share each batch.
+    """Trains `arch` like `progress_reports`, on one device in this process, or on ranks that share each batch.
 
     With several ranks, it yields the reports of the first rank; see `reports_of_ranks`.
     """
     options = {
-        "arch": arch, "setup": setup, "number": number, "seed": seed, "keep_model": keep_model, "num_known": num_known,
+        "arch": arch, "setup": setup, "number": number, "seed": seed, "keep_model": keep_model, "judge_as": judge_as,
+        "num_known": num_known,
     }  # fmt: skip
     if num_devices == 1:
         return progress_reports(device=setup.torch_device, **options)

@@ -1,6 +1,7 @@
 """Trials in flight, and the results they end with."""
 
 import contextlib
+import json
 import re
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from cvt_nas.config import Experiment
 from cvt_nas.engine import Checkpoint
 from cvt_nas.errors import SearchFailedError
 from cvt_nas.propose.study import PartialTrial, Proposal
-from cvt_nas.results import FAILURES, TrialResult
+from cvt_nas.results import FAILURES, Int8, TrialResult
 from cvt_nas.run import RunFolder
 
 Result = dict[str, Any]  # a `TrainingReport` with keys of Tune's, as Tune types it
@@ -121,6 +122,7 @@ class Recorder:
             micro_batch=last.get("micro_batch"),
             activation_checkpointing=last.get("activation_checkpointing", False),
             predicted=proposal.predicted,
+            int8=Int8.from_json(json.loads(last["int8"])) if "int8" in last else None,
         )
         self._keep(result)
         with contextlib.suppress(OSError):  # a leftover checkpoint is no reason to end the search

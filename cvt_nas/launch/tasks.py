@@ -44,6 +44,27 @@ def on_devices(resources: Resources, function: Callable[..., T], calls: Sequence
     return get_from_workers([remote.remote(*arguments) for arguments in calls])
 
 
+def as_they_end(
+    resources: Resources, function: Callable[..., T], calls: Sequence[Sequence[object]], *, stop: threading.Event
+) -> Generator[tuple[int, T], None, None]:
+    """Runs calls like `on_devices`, and yields the place of a call and its result as soon as it ends.
+
+    It ends early if `stop` is set. Calls that have not ended then are given up, and so they are if this generator is
+    closed. It raises the errors of `get_from_workers`.
+    """
+    remote: Any = ray.remote(cast(Any, function)).options(
+        num_cpus=min(resources.cpus_per_trial, 1), num_gpus=min(resources.gpus_per_trial, 1)
+    )
+    left = {remote.remote(*arguments): place for place, arguments in enumerate(calls)}
+    try:
+        while left and not stop.is_set():
+            for done in ray.wait(list(left), timeout=0.5)[0]:
+                yield left.pop(done), get_from_workers(done)
+    finally:
+        for running in left:
+            ray.cancel(running, force=True)
+
+
 def on_device(resources: Resources, function: Callable[..., T], *arguments: object) -> T:
     """Runs a single call; see `on_devices`."""
     return on_devices(resources, function, [arguments])[0]

@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
 import ray
@@ -12,12 +13,14 @@ from ray import tune
 
 from cvt_nas.arch import arch_from_dict, cost_of
 from cvt_nas.engine import TrainingSetup, fvcore_cost
+from cvt_nas.engine.quantised import judged_in_int8
 from cvt_nas.engine.shown import judge_with_mistakes
+from cvt_nas.latency import Int8Runtime
 from cvt_nas.launch.devices import WorkerLostError, WorkersFailedError, training_reports
 from cvt_nas.launch.resources import Resources
-from cvt_nas.launch.tasks import on_devices
+from cvt_nas.launch.tasks import as_they_end, on_devices
 from cvt_nas.model import load_model
-from cvt_nas.results import TrialResult
+from cvt_nas.results import Int8, TrialResult
 from cvt_nas.run.folder import CLASSES_FILE
 
 WAITING_CPUS = 0.01  # CPUs of a trial's own process while its ranks do the work
@@ -40,7 +43,13 @@ class TrialConfig(TypedDict):
     gpus: float
 
 
-def run_trial(config: TrialConfig, setup: TrainingSetup, resources: Resources, keep_model: bool = True) -> None:
+def run_trial(
+    config: TrialConfig,
+    setup: TrainingSetup,
+    resources: Resources,
+    keep_model: bool = True,
+    judge_as: Int8Runtime | None = None,
+) -> None:
     """Trains the architecture of `config`, here or on several ranks, and passes each report to Tune."""
     number, num_devices = config["number"], max(int(config["gpus"]), 1)
     device = _device() if num_devices == 1 else f"{num_devices} gpus"
@@ -55,6 +64,7 @@ def run_trial(config: TrialConfig, setup: TrainingSetup, resources: Resources, k
                 cpus_per_device=cpus_of_rank(resources, num_devices),
                 use_gpus=True,
                 keep_model=keep_model,
+                judge_as=judge_as,
                 num_known=config["num_known"],
                 may_move=num_devices > resources.num_workers,
                 group=ray.util.get_current_placement_group(),
@@ -99,6 +109,27 @@ def _test_accuracy(arch_id: str, setup: TrainingSetup) -> tuple[float, int]:
     if setup.data.show_images:
         setup.run.store.write(setup.run.mistakes_path(arch_id), json.dumps(judged.mistakes) + "\n")
     return judged.value, num_images
+
+
+def judge_kept(
+    arch_ids: Sequence[str], runtime: Int8Runtime, setup: TrainingSetup, resources: Resources, *, stop: threading.Event
+) -> Iterator[tuple[str, Int8]]:
+    """Judges networks that the run keeps in int8. Yields each as soon as it is judged, until `stop` is set.
+
+    Workers judge side by side.
+    """
+    calls = [(arch_id, runtime, setup) for arch_id in arch_ids]
+    for index, found in as_they_end(resources, _judge_kept, calls, stop=stop):
+        yield arch_ids[index], found
+
+
+def _judge_kept(arch_id: str, runtime: Int8Runtime, setup: TrainingSetup) -> Int8:
+    torch.set_num_threads(setup.num_threads)
+    data = setup.open_data()
+    with contextlib.closing(data):
+        return judged_in_int8(
+            load_model(setup.run.fetched_model(arch_id)), runtime, data, setup.training, is_timed=True
+        )
 
 
 def _device() -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from cvt_nas.latency import Int8Runtime
 from cvt_nas.launch.ranks import bundles_of_ranks
 from cvt_nas.launch.resources import Resources
 from cvt_nas.launch.search import Search
@@ -26,12 +27,17 @@ from cvt_nas.results.events import RaceEvent
 
 
 def run_trials(
-    search: Search, race: Race, *, keep: Callable[[TrialResult], None], keep_models: bool = True
+    search: Search,
+    race: Race,
+    *,
+    keep: Callable[[TrialResult], None],
+    keep_models: bool = True,
+    judge_as: Int8Runtime | None = None,
 ) -> Iterator[RaceEvent]:
     """Runs trials until `race` has no more, or the search is stopped. Raises RayError if Ray itself fails.
 
     `keep` records each result before `race` learns of it and before it is yielded. Trials in flight at a stop stay
-    open, and the next call starts with them.
+    open, and the next call starts with them. Trained networks are judged in the int8 of `judge_as`.
     """
     experiment, run, resources = search.experiment, search.run, search.resources
     events: queue.Queue[RaceEvent | BaseException | None] = queue.Queue()
@@ -41,7 +47,9 @@ def run_trials(
     timeout = experiment.search.trial_timeout
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(run_trial, setup=search.setup, resources=resources, keep_model=keep_models),
+            tune.with_parameters(
+                run_trial, setup=search.setup, resources=resources, keep_model=keep_models, judge_as=judge_as
+            ),
             functools.partial(_bundles_of, resources=resources),
         ),
         tune_config=tune.TuneConfig(

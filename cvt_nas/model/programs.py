@@ -53,11 +53,12 @@ def open_openvino(file: Path, num_threads: int = 0) -> Logits:
     return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
 
 
-def runtimes_for(name: str, *, only: str | None = None) -> Mapping[str, Callable[[Path], Logits]]:
+def runtimes_for(name: str, *, only: str | None = None, num_threads: int = 0) -> Mapping[str, Callable[[Path], Logits]]:
     """Installed runtimes that read files with such a name. onnxruntime is listed twice, without and with its fusions.
 
     Args:
         only: `onnxruntime` or `openvino`, to leave out the other one.
+        num_threads: 0 for as many as there are cores.
     """
     found: dict[str, Callable[[Path], Logits]] = {}
 
@@ -65,10 +66,10 @@ def runtimes_for(name: str, *, only: str | None = None) -> Mapping[str, Callable
         return only in (None, runtime) and importlib.util.find_spec(runtime) is not None
 
     if name.endswith(".onnx") and is_asked("onnxruntime"):
-        found["onnxruntime, ENABLE_BASIC"] = lambda file: open_onnx(file, "BASIC")
-        found["onnxruntime, ENABLE_ALL"] = lambda file: open_onnx(file, "ALL")
+        found["onnxruntime, ENABLE_BASIC"] = lambda file: open_onnx(file, "BASIC", num_threads)
+        found["onnxruntime, ENABLE_ALL"] = lambda file: open_onnx(file, "ALL", num_threads)
     if is_asked("openvino"):
-        found["openvino"] = open_openvino
+        found["openvino"] = lambda file: open_openvino(file, num_threads)
     return found
 
 

@@ -4,8 +4,10 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from cvt_nas.config import ConfirmConfig
+from cvt_nas.config import ConfirmConfig, Experiment
+from cvt_nas.latency import Int8Runtime, check_installed
 from cvt_nas.launch.search import Search
+from cvt_nas.launch.trial import judge_kept
 from cvt_nas.launch.trials import run_trials
 from cvt_nas.propose.asha import pareto_ranks
 from cvt_nas.propose.race import FixedPlan, Race
@@ -24,7 +26,9 @@ def plan_of(results: Sequence[TrialResult], metrics: Sequence[Metric], settings:
         complete = [result for result in results if result.status == "complete"]
         order = np.argsort(pareto_ranks(losses_of(complete, metrics)))
         chosen = [complete[index] for index in order[: settings.top]]
-    return ConfirmPlan(top=settings.top, seeds=settings.seeds, members=tuple(result.number for result in chosen))
+    return ConfirmPlan(
+        top=settings.top, seeds=settings.seeds, members=tuple(result.number for result in chosen), runtime=settings.as_
+    )
 
 
 def further_training(trial: TrialResult, number: int, space: SearchSpace, *, seed: int) -> Proposal:
@@ -44,6 +48,9 @@ def confirm_front(search: Search) -> Generator[RaceEvent, None, bool]:
 
     The plan is computed from the results of the race each time. It changes only if the race or the settings grew.
     Trainings that ended before are kept. These trainings keep no weights, since exports use the weights of the race.
+
+    With `search.confirm.as`, each network is judged in int8 by the worker that trained it, before its weights are lost.
+    The networks of the race are judged afterwards. Their figures have no part in the front.
     """
     experiment, run = search.experiment, search.run
     settings = experiment.search.confirm
@@ -64,5 +71,31 @@ def confirm_front(search: Search) -> Generator[RaceEvent, None, bool]:
             for number in left
         )
         race = Race(source)
-        yield from run_trials(search, race, keep=run.confirmations.append, keep_models=False)
-    return not run.confirmations.missing()
+        yield from run_trials(search, race, keep=run.confirmations.append, keep_models=False, judge_as=settings.as_)
+    if run.confirmations.missing():
+        return False
+    return settings.as_ is None or judge_race_in_int8(search, plan, settings.as_)
+
+
+def judge_race_in_int8(search: Search, plan: ConfirmPlan, runtime: Int8Runtime) -> bool:
+    """Judges and times the kept networks of the plan's members in int8, except those that were judged before. Returns
+    whether all are judged."""
+    run, members = search.run, set(plan.members)
+    known = run.int8.by_arch()
+    arch_ids = [
+        trial.arch_id
+        for trial in run.results()
+        if trial.number in members and runtime not in known.get(trial.arch_id, {}) and run.has_model(trial.arch_id)
+    ]
+    num_judged = 0
+    for arch_id, found in judge_kept(arch_ids, runtime, search.setup, search.resources, stop=search.stop):
+        run.int8.append(arch_id, found)
+        num_judged += 1
+    return num_judged == len(arch_ids)
+
+
+def check_judging(experiment: Experiment) -> None:
+    """Raises ResourceError if the runtime that confirms the front is not installed."""
+    settings = experiment.search.confirm
+    if settings is not None and settings.as_ is not None:
+        check_installed(settings.as_, "search.confirm.as")

@@ -21,6 +21,7 @@ from cvt_nas.launch.search import Search
 from cvt_nas.launch.tasks import on_device
 from cvt_nas.pipeline.asked import refuse_old_stops, stopping_when_asked
 from cvt_nas.pipeline.beginning import check_same_init, learn_of, lent_weights
+from cvt_nas.pipeline.confirm import check_judging
 from cvt_nas.pipeline.latency import check_deployment, check_same_table, read_table, with_latency
 from cvt_nas.pipeline.phases import run_phases
 from cvt_nas.plan.compiling import with_fastest_way
@@ -121,6 +122,7 @@ def search(
     if is_plugin(experiment.search.sampler):
         load_sampler(experiment.search.sampler)  # fails early if it cannot be loaded
     check_deployment(experiment, table)
+    check_judging(experiment)
     num_trials = experiment.search.trials if trials is None else trials
     place = RunFolder.at(out)
     check_writable(place.path)

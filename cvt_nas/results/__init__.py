@@ -1,8 +1,9 @@
 """What a search produced, as values: trials, their front, its confirmation, how far its rungs can be trusted."""
 
 from cvt_nas.results.candidate import Candidate
-from cvt_nas.results.confirmation import ConfirmPlan, confirm, with_memberships
+from cvt_nas.results.confirmation import ConfirmPlan, FailedInInt8, confirm, failed_in_int8, with_memberships
 from cvt_nas.results.identity import DataIdentity
+from cvt_nas.results.int8 import Int8, Judged, Judgement, in_int8, plain_name
 from cvt_nas.results.kendall import kendall
 from cvt_nas.results.misjudged import Choice, Misjudged, misjudged_choices
 from cvt_nas.results.narrowing import DroppedOption, Narrowing, NarrowingStep

@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -10,6 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
+from cvt_nas.latency import Int8Runtime
+from cvt_nas.results.int8 import Int8
 from cvt_nas.results.parsing import first_problem
 from cvt_nas.results.prediction import Prediction
 
@@ -136,15 +138,20 @@ class Confirmation:
     """What further trainings of one architecture reached, with seeds that had no part in its selection.
 
     Args:
-        accuracies: Accuracies of those that reached the last epoch, in rising order; at least one.
+        accuracies: Accuracies of those that reached the last epoch, in rising order; at least one. They are in int8 if
+            there is a `runtime`.
         num_lost: Number of further trainings that diverged, failed or ran out of memory. The mean leaves them out.
         membership: Share of bootstrap resamples in which the architecture is on the front. None with one seed, since
             its resamples are all the same.
+        runtime: Runtime in whose int8 they were judged. None for fp32.
+        in_fp32: If there is a `runtime`, accuracies of the same trainings in fp32, in rising order.
     """
 
     accuracies: tuple[float, ...]
     num_lost: int = 0
     membership: float | None = None
+    runtime: Int8Runtime | None = None
+    in_fp32: tuple[float, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -153,16 +160,30 @@ class Confirmation:
     @property
     def sd(self) -> float | None:
         """Standard deviation over seeds, with n - 1 degrees of freedom. None with one seed."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+        return _sd(self.accuracies)
 
-    def to_json(self) -> dict[str, float | None]:
+    @property
+    def fp32_mean(self) -> float:
+        return round(statistics.fmean(self.in_fp32 or self.accuracies), DIGITS)
+
+    @property
+    def fp32_sd(self) -> float | None:
+        return _sd(self.in_fp32 or self.accuracies)
+
+    def to_json(self) -> dict[str, float | str | None]:
         """Plain values, in the names that scripts rely on."""
+        in_int8 = {"accuracy_as": self.runtime, "fp32_accuracy": self.fp32_mean, "fp32_accuracy_sd": self.fp32_sd}
         return {
             "accuracy_sd": self.sd,
             "seeds": len(self.accuracies),
             "seeds_lost": self.num_lost,
             "membership": self.membership,
+            **({} if self.runtime is None else in_int8),
         }
+
+
+def _sd(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,6 +212,7 @@ class TrialResult:
         activation_checkpointing: Whether activations inside blocks were computed again in the backward pass.
         predicted: What the surrogate expected of the trial when it proposed it. None if it did not choose the trial,
             and in records of earlier versions.
+        int8: What its network was worth in int8, if it was judged right after the training.
         confirmation: Confirmation of its architecture, if `RunFolder.confirmed` made this. It is never in the record.
     """
 
@@ -211,6 +233,7 @@ class TrialResult:
     micro_batch: int | None = None
     activation_checkpointing: bool = False
     predicted: Prediction | None = None
+    int8: Int8 | None = None
     confirmation: Confirmation | None = None
 
     @property
@@ -255,6 +278,7 @@ class TrialResult:
             **({} if self.spent is None else {"spent": round(self.spent, 1)}),
             **({} if self.micro_batch is None else {name: getattr(self, name) for name in ROOM}),
             **({} if self.predicted is None else {"predicted": self.predicted.to_json()}),
+            **({} if self.int8 is None else {"int8": self.int8.to_json()}),
         }
 
     @classmethod
@@ -268,5 +292,6 @@ class TrialResult:
                 "cost": cost_from_json(tree),
                 "curve": tuple(tree["curve"]),
                 "predicted": Prediction.from_json(tree["predicted"]) if "predicted" in tree else None,
+                "int8": Int8.from_json(tree["int8"]) if "int8" in tree else None,
             }
         )

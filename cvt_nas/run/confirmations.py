@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from cvt_nas.results.confirmation import ConfirmPlan
+from cvt_nas.latency import Int8Runtime
+from cvt_nas.results.confirmation import ConfirmPlan, FailedInInt8, confirm, failed_in_int8, with_memberships
 from cvt_nas.results.parsing import parse_json
-from cvt_nas.results.trial import TrialResult, without_retried
+from cvt_nas.results.trial import Metric, TrialResult, round_and_trial, without_retried
 from cvt_nas.run.records import Record
 from cvt_nas.run.store import Store
 
@@ -27,9 +29,15 @@ class Confirmations:
     def results(self) -> tuple[TrialResult, ...]:
         """The further trainings that ended, in order of their rounds.
 
-        See `RunFolder.results` for the lines that are left out and the errors.
+        A complete one has ended once it was judged as the plan asks. If the plan has changed since, it is trained again
+        by the same seed, for its weights are not kept. See `RunFolder.results` for the lines that are left out and the
+        errors.
         """
-        return tuple(sorted(without_retried(self._record.read()), key=lambda result: result.number))
+        plan, ended = self.plan(), without_retried(self._record.read())
+        if plan is not None and plan.runtime is not None:
+            ended = [result for result in ended if result.status != "complete" or _is_judged(result, plan.runtime)]
+        by_number = {result.number: result for result in ended}  # the last one, if one was trained again
+        return tuple(sorted(by_number.values(), key=lambda result: result.number))
 
     def write_plan(self, plan: ConfirmPlan) -> None:
         self._store.write(self._plan_path, json.dumps(dataclasses.asdict(plan)) + "\n")
@@ -44,6 +52,26 @@ class Confirmations:
         plan = self.plan()
         ended = {result.number for result in self.results()}
         return [] if plan is None else [number for number in plan.numbers if number not in ended]
+
+    def confirmed(self, trials: Sequence[TrialResult], metrics: Sequence[Metric]) -> tuple[TrialResult, ...]:
+        """See `RunFolder.confirmed`."""
+        runtime = None if (plan := self.plan()) is None else plan.runtime
+        return with_memberships(confirm(trials, self._of_whole_rounds(), runtime), metrics)
+
+    def failed_in_int8(self, trials: Sequence[TrialResult]) -> list[FailedInInt8]:
+        """See `results.failed_in_int8`. Empty if the plan is in fp32."""
+        plan = self.plan()
+        return [] if plan is None or plan.runtime is None else failed_in_int8(trials, self._of_whole_rounds())
+
+    def _of_whole_rounds(self) -> tuple[TrialResult, ...]:
+        """The further trainings that ended. Empty until the first round is over."""
+        plan, further = self.plan(), self.results()
+        ended = {round_and_trial(result.number)[1] for result in further}
+        return further if plan is None or set(plan.members) <= ended else ()
+
+
+def _is_judged(result: TrialResult, runtime: Int8Runtime) -> bool:
+    return result.int8 is not None and result.int8.runtime == runtime
 
 
 _PLAN = TypeAdapter(ConfirmPlan)

@@ -13,21 +13,20 @@ from typing_extensions import TypedDict
 from cvt_nas.arch import Cost
 from cvt_nas.errors import RunFolderError, StorageError
 from cvt_nas.results.candidate import Candidate
-from cvt_nas.results.confirmation import confirm, with_memberships
+from cvt_nas.results.int8 import in_int8
 from cvt_nas.results.pareto import HypervolumeBox, ParetoFront
 from cvt_nas.results.parsing import parse_json
 from cvt_nas.results.score import score_name
-from cvt_nas.results.trial import Metric, TrialResult, round_and_trial, without_retried
+from cvt_nas.results.trial import Metric, TrialResult, without_retried
 from cvt_nas.run.confirmations import Confirmations
+from cvt_nas.run.int8 import Int8Figures
 from cvt_nas.run.lock import is_at_work, locked
 from cvt_nas.run.manifest import manifest_text, read_manifest
-from cvt_nas.run.mirror import Mirror
 from cvt_nas.run.origin import origin
 from cvt_nas.run.picking import find, pick
-from cvt_nas.run.places import is_url, local_folder
 from cvt_nas.run.records import Record, figure, measured_of
 from cvt_nas.run.requests import Requests
-from cvt_nas.run.store import Store
+from cvt_nas.run.store import Store, path_and_store
 from cvt_nas.run.supernet import SupernetFolder
 
 CLASSES_FILE = "classes.json"  # accuracy on each class of the test split, in the folder of a model of the front
@@ -43,6 +42,7 @@ class RunFolder:
     confirm.jsonl      one `TrialResult` a line for each further training, append-only, flushed
     test.jsonl         accuracy on the test split of the front's members, read once at the end
     latency.jsonl      measured latency and memory of the front's members, if the search used them
+    int8.jsonl         what networks of models/ are worth in int8
     study.journal      Optuna's storage
     report.html        the self-contained page of the run; also pareto.csv, ranks.csv, pareto_flops.html, ...
     earlier/           trials of the runs that the search learns from, in <number>.jsonl for each run
@@ -69,6 +69,7 @@ class RunFolder:
         self.store = Store() if store is None else store
         self.supernet = SupernetFolder(path / "supernet", self.store)
         self.confirmations, self.requests = Confirmations(path, self.store), Requests(path, self.store)
+        self.int8 = Int8Figures(path, self.store)
         self.journal_path, self.candidates_journal_path = path / "study.journal", path / "candidates.journal"
         self.tune_path, self.tensorboard_path = path / "tune", path / "tensorboard"
         self.init_path = path / "init" / "weights.safetensors"
@@ -91,7 +92,7 @@ class RunFolder:
 
         Raises StorageError if there is no such store, or it does not answer.
         """
-        path, store = _path_and_store(place)
+        path, store = path_and_store(place)
         store.refresh(path)
         return cls(path, store)
 
@@ -315,12 +316,13 @@ class RunFolder:
 
         It is empty until the first round is over, since the first few alone would give a wrong front.
         """
-        plan, further = self.confirmations.plan(), self.confirmations.results()
-        if not further or (
-            plan is not None and not set(plan.members) <= {round_and_trial(result.number)[1] for result in further}
-        ):
-            return ()
-        return with_memberships(confirm(self.results(), further), self.metrics)
+        return self.confirmations.confirmed(self.results(), self.metrics)
+
+    @property
+    def front_score_name(self) -> str:
+        """What the front goes by: `score_name`, or that in int8 if the front is confirmed so."""
+        found = next((result.confirmation for result in self.confirmed()), None)
+        return in_int8(self.score_name, None if found is None else found.runtime)
 
     def front(self) -> ParetoFront:
         """The front of the confirmed trials, by means over their further trainings; of all trials if there are none.
@@ -389,12 +391,4 @@ _CLOCK = TypeAdapter(_Clock)
 
 def _folder_at(place: str) -> RunFolder:
     """Like `RunFolder.at`, but fetches no records, since workers do not read them."""
-    return RunFolder(*_path_and_store(place))
-
-
-def _path_and_store(place: str | Path) -> tuple[Path, Store]:
-    if not is_url(place):
-        return Path(place).absolute(), Store()
-    folder = local_folder(str(place))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder, Store(Mirror(folder, str(place)))
+    return RunFolder(*path_and_store(place))

@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from cvt_nas.run.files import append_line, write_atomically
 from cvt_nas.run.mirror import Mirror, RayStorage
+from cvt_nas.run.places import is_url, local_folder
 
 
 class Store:
@@ -105,3 +106,12 @@ class Store:
     def ray_storage(self, folder: Path) -> RayStorage:
         """Settings with which all nodes find Ray's own files in `folder`."""
         return {"storage_path": str(folder)} if self._mirror is None else self._mirror.as_ray_storage(folder)
+
+
+def path_and_store(place: str | Path) -> tuple[Path, Store]:
+    """The folder of a run at a path or URL on this machine, and the store of its files."""
+    if not is_url(place):
+        return Path(place).absolute(), Store()
+    folder = local_folder(str(place))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, Store(Mirror(folder, str(place)))

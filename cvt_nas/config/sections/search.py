@@ -7,6 +7,7 @@ from pydantic import Field, WithJsonSchema
 from pydantic.dataclasses import dataclass as validated
 
 from cvt_nas.config.values import STRICT, FrontOrCount, PositiveFloat, PositiveInt, SamplerName, Seed
+from cvt_nas.latency import Int8Runtime
 from cvt_nas.space import BLOCK_CHOICES, STAGE_CHOICES
 
 _WEIGHTS = {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}}
@@ -32,10 +33,13 @@ class ConfirmConfig:
             trials a chance.
         seeds: Further trainings of each architecture. With one, there is no standard deviation and no probability of
             membership.
+        as: Runtime in whose int8 each further training is judged. Its worker quantises the network as exports are, and
+            the front is drawn by the mean accuracy in int8. Where absent, by the mean accuracy in fp32.
     """
 
     top: Annotated[FrontOrCount, Field(examples=[8])] = "front"
     seeds: PositiveInt = 3
+    as_: Annotated[Int8Runtime | None, Field(alias="as")] = None
 
 
 @validated(config=STRICT, frozen=True, kw_only=True)
