@@ -77,7 +77,8 @@ def print_front(run: "RunFolder", out: str) -> None:
         say(console, note)
     say(
         console,
-        f"hypervolume {front.hypervolume(run.box):.4f} (reference: {run.score_name} 0 at the space's greatest costs)",
+        f"hypervolume {front.hypervolume(run.box):.4f} (reference: {run.front_score_name} 0 at the space's greatest "
+        f"costs)",
     )
     out = operand(out)
     if plots := [quoted(f"{out}/{p.name}") for p in report_paths(run) if p.suffix == ".html" and p.exists()]:

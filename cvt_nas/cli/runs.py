@@ -103,6 +103,7 @@ def compare(options: argparse.Namespace) -> int:
 def export(options: argparse.Namespace) -> int:
     from cvt_nas.export import check_repo_id, export, push
     from cvt_nas.report import accuracy_text
+    from cvt_nas.results import in_int8
     from cvt_nas.run import RunFolder
 
     if options.push is not None:
@@ -131,9 +132,12 @@ def export(options: argparse.Namespace) -> int:
         write(json.dumps({"arch_id": result.arch_id, "to": str(to), "accuracy": result.accuracy,
                           "params": result.cost.params, "flops": result.cost.flops, **more}))  # fmt: skip
         return 0
-    own = "" if found is None else f" ({result.own_accuracy:.4f} of these weights)"
+    as_ = None if found is None else found.runtime
+    kind = "" if as_ is None else " in fp32"
+    own = "" if found is None else f" ({result.own_accuracy:.4f} of these weights{kind})"
     equal = "; its logits equal those of the trained model" if int8 is None else ""
-    write(f"{result.arch_id}: {run.score_name} {accuracy_text(result)}{own}, {result.cost.params:,} params, "
+    score = in_int8(run.score_name, as_)
+    write(f"{result.arch_id}: {score} {accuracy_text(result)}{own}, {result.cost.params:,} params, "
           f"{result.cost.flops:,} FLOPs{equal}")  # fmt: skip
     if int8 is not None:
         write(*_int8_lines(int8, run.score_name))

@@ -27,7 +27,7 @@ MAX_LOSS = 0.01  # drop of the metric
 MAX_ERROR = 0.2  # in standard deviations of the logits
 MAX_RATIO = 1.25  # between the errors of two runtimes
 _FLOOR = 0.002  # errors below this are rounding
-_MOST_IMAGES = 10_000  # of the search split; more would reduce the noise only slowly
+MOST_IMAGES = 10_000  # of the search split; more would reduce the noise only slowly
 _BATCH_SIZE = 64
 _NUM_RESAMPLES = 100
 _NUM_DEVIATIONS = 2.0
@@ -64,7 +64,7 @@ def judge(
     """
     metric, plain = metric_of(training, data), TrainingConfig(epochs=0)
     say = on_note or (lambda _: None)
-    num_images = min(data.num_images("search"), _MOST_IMAGES)
+    num_images = min(data.num_images("search"), MOST_IMAGES)
 
     def answers(network: Logits) -> tuple[Answers, Tensor]:
         return answers_of(network, _first_batches(data, "search", num_images), plain)

@@ -41,6 +41,7 @@ RECIPES: Mapping[Int8Runtime, Recipe] = {
     "onnxruntime-int8": Recipe(quantise=quantise_onnx, file="model.onnx"),
     "openvino-int8": Recipe(quantise=quantise_openvino, file="model.xml"),
 }
+RUNS: Mapping[Int8Runtime, int] = {"onnxruntime-int8": 2, "openvino-int8": 1}  # times that a file is judged
 _OPENED: Mapping[Int8Runtime, Callable[[Path, int], Logits]] = {
     "onnxruntime-int8": lambda file, num_threads: open_onnx(file, num_threads=num_threads),
     "openvino-int8": open_openvino,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cvt_nas.arch import describe_stages, size_text
-from cvt_nas.results import TrialResult
+from cvt_nas.results import TrialResult, in_int8
 from cvt_nas.run import RunFolder
 
 
@@ -41,10 +41,13 @@ def model_card(
     if (found := result.confirmation) is not None:
         spread = f", standard deviation {found.sd:.4f}" if found.sd is not None else ""
         lost = f"; {found.num_lost} more ended without one" if found.num_lost else ""
+        fp32 = ""
+        if found.runtime is not None:
+            fp32 = f"| {score} of the same trainings in fp32, mean | {found.fp32_mean:.4f} |\n"
         accuracy_lines = (
-            f"| {score} on the search split of this architecture, mean over {len(found.accuracies)} further "
-            f"trainings{lost} | {found.mean:.4f}{spread} |\n"
-            f"| {score} of these weights on the search split, for which they were selected | "
+            f"| {in_int8(score, found.runtime)} on the search split of this architecture, mean over "
+            f"{len(found.accuracies)} further trainings{lost} | {found.mean:.4f}{spread} |\n"
+            f"{fp32}| {score} of these weights on the search split, for which they were selected | "
             f"{result.own_accuracy:.4f} |"
         )
     return f"""---

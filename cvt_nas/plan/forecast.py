@@ -17,7 +17,10 @@ from cvt_nas.config import Experiment
 from cvt_nas.data import Split
 from cvt_nas.engine import shared_memory_needed
 from cvt_nas.engine.importance import NUM_TAYLOR_IMAGES
+from cvt_nas.engine.int8 import MOST_IMAGES, NUM_CALIBRATED
+from cvt_nas.engine.quantised import RUNS
 from cvt_nas.errors import CvtNasError
+from cvt_nas.latency import Int8Runtime
 from cvt_nas.launch.judges import NUM_SCREENING_IMAGES
 from cvt_nas.plan.disk import bytes_needed, nearest_folder
 from cvt_nas.plan.machine import Machine
@@ -33,6 +36,7 @@ from cvt_nas.space import TIMED_METRICS
 MAX_QUICK_TRIALS = 50  # the real sampler proposes these in a few seconds
 MAX_SIMULATED_TRIALS = 1_000  # the time of a simulation grows faster than the number of trials
 _SHARE_LOOKED_AT = 0.5  # of search images after the screening, since weak candidates are given up
+_QUANTISE_SECONDS, _TIMING_SECONDS = 6.0, 5.0  # to write a network as ONNX and in int8; to time it
 _CHECK_SECONDS, _REPORT_SECONDS = 0.5, 2.0  # to count a member of the front by fvcore; to write the page and plots
 _LAUNCH_RATIO = 0.8  # a network with far fewer FLOPs, but above this ratio of seconds per image, is bound by launches
 _SAMPLER_SHARE = 0.25  # of the time between two proposals; if the sampler takes more, it is the bottleneck
@@ -144,6 +148,9 @@ def plan_search(
         notes.append("latency is not known before, so that neither its table nor its bounds are counted")
     if num_trials > MAX_SIMULATED_TRIALS:
         notes.append(f"{MAX_SIMULATED_TRIALS} of the {num_trials} trials were simulated; the others are counted alike")
+    confirm = experiment.search.confirm
+    if confirm is not None and confirm.as_ is not None and machine.num_gpus and machine.judging is None:
+        notes.append("judging in int8 is counted without its passes, whose speed on the CPUs is not known")
     race = None
     if experiment.search.scheduler == "freeze-thaw":
         notes.append("freeze-thaw is counted as if every trial were trained in full; it takes less than that")
@@ -266,9 +273,23 @@ def _confirming(
     if settings.top != "front":
         losses = np.array([[-proposal.cost.flops, proposal.cost.flops] for proposal in race.complete], dtype=float)
         chosen = [race.complete[index] for index in np.argsort(pareto_ranks(losses))[: int(settings.top)]]
-    each = [experiment.training.epochs * machine.epoch(p.cost.flops, num_images) + machine.begin for p in chosen]
+    judging = [_judging(settings.as_, machine, num_images, p.cost.flops) for p in chosen]
+    each = [
+        experiment.training.epochs * machine.epoch(p.cost.flops, num_images) + machine.begin + judged
+        for p, judged in zip(chosen, judging, strict=True)
+    ]
     rounds = math.ceil(settings.seeds * len(each) / machine.num_slots) if each else 0
-    return max(settings.seeds * sum(each) / machine.num_slots, rounds * min(each, default=0.0))
+    of_race = sum(judged + _TIMING_SECONDS for judged in judging if judged) / machine.num_slots
+    return max(settings.seeds * sum(each) / machine.num_slots, rounds * min(each, default=0.0)) + of_race
+
+
+def _judging(runtime: Int8Runtime | None, machine: Machine, num_images: Mapping[Split, int], flops: float) -> float:
+    """Seconds to quantise a network and to judge it in fp32 and int8. An image is counted alike in both."""
+    if runtime is None:
+        return 0.0
+    num_runs = 1 + RUNS[runtime]
+    judged = min(NUM_CALIBRATED, num_images["train"]) + num_runs * min(MOST_IMAGES, num_images["search"])
+    return _QUANTISE_SECONDS + judged * machine.evaluation_on_cpu(flops)
 
 
 def _bottleneck(

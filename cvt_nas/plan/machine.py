@@ -67,6 +67,8 @@ class Machine:
         supernet_step: Seconds per image in the training of the supernet, on all devices together. None without a
             supernet.
         teacher: Seconds per image for the answers of a teacher. None without a teacher.
+        judging: Seconds per image of the median network in fp32 on the CPUs of a trial, if trials run on GPUs and are
+            judged in int8, which is done on CPUs. None if it is not measured.
         notes: Notes on the measurement, and on values that were stated or assumed instead of measured.
     """
 
@@ -82,6 +84,7 @@ class Machine:
     epoch_end: float = 0.0
     supernet_step: float | None = None
     teacher: float | None = None
+    judging: float | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -96,6 +99,12 @@ class Machine:
     def evaluation(self, flops: float) -> float:
         """Seconds per image in evaluation, interpolated likewise."""
         return self._between(flops, [network.evaluation for network in self.networks])
+
+    def evaluation_on_cpu(self, flops: float) -> float:
+        """Seconds per image in evaluation on the CPUs of a trial, in proportion to FLOPs. 0 if it is not known."""
+        if self.num_gpus == 0:
+            return self.evaluation(flops)
+        return 0.0 if self.judging is None else self.judging * flops / self.networks[1].cost.flops
 
     def training(self, flops: float) -> float:
         """Seconds per image in training, with loading."""

@@ -16,12 +16,14 @@ from cvt_nas.config import Experiment, is_streamed
 from cvt_nas.data import SPLITS, Split
 from cvt_nas.engine import Teacher, TrainingSetup, measure_teacher
 from cvt_nas.engine.footprint import Footprint, footprint
+from cvt_nas.engine.latency import measure_latency
 from cvt_nas.engine.speed import Speed, measure_loader, measure_supernet, measure_training
 from cvt_nas.errors import ResourceError
 from cvt_nas.launch.judges import num_judges, supernet_workers
 from cvt_nas.launch.private import worker_niceness
 from cvt_nas.launch.resources import Resources, check_gpus_per_trial, slots_of
 from cvt_nas.launch.tasks import on_devices
+from cvt_nas.model import CvT
 from cvt_nas.plan.machine import Machine, Name, NetworkSpeed, three_networks
 from cvt_nas.space import Genome
 
@@ -32,6 +34,7 @@ _FORWARD_SHARE = 1 / 3  # of a training step, forward and backward; Kaplan et al
 _CPUS_OF_GPU = 16  # CPUs per GPU of machines that are for rent
 _LOADED_BY_CORE = 345  # images of 500 x 375 per second, if RandAugment runs on the GPU; benchmarks/README.md
 _STATED_GIB = 80
+_CPU_BATCH = 8  # a pass of a larger one takes long
 _MOST_WAITING = 1.3  # see `Measured`; if it is greater, a note says so
 _BUSY = "other processes kept the CPUs busy while this was measured; times are of a search beside them"
 _BEGIN = 0.2  # seconds, for Ray and initial weights; "What of a trial is not training" in benchmarks/README.md
@@ -50,6 +53,7 @@ class _OfSlot:
         supernet: Seconds per image of the supernet's training on one device. None without a supernet, or if the memory
             is too small.
         teacher: Seconds per image of the teacher. Only the first slot measures it.
+        judging: See `Machine`.
         begun: Start of the measurement, by `time.time`.
         waiting: Wall seconds per CPU second. If it is above 1, other processes used the CPU.
     """
@@ -58,6 +62,7 @@ class _OfSlot:
     loader: float
     supernet: float | None
     teacher: float | None
+    judging: float | None
     begun: float
     waiting: float
 
@@ -126,7 +131,7 @@ def measure_workers(
     return Measured(genomes=genomes, slots=slots, worker_start=_mean([slot.begun for slot in slots]) - started)
 
 
-_Task = tuple[TrainingSetup, dict[Name, ArchConfig], float, int, int, Teacher | None]
+_Task = tuple[TrainingSetup, dict[Name, ArchConfig], float, int, int, Teacher | None, bool]
 
 
 def _tasks(
@@ -141,7 +146,9 @@ def _tasks(
     """Arguments of `_measure` for each slot."""
     archs: dict[Name, ArchConfig] = {name: experiment.space.decode(genome) for name, genome in genomes.items()}
     devices = resources.num_workers, _supernet_devices(setup, resources)
-    return [(setup, archs, seconds, *devices, teacher if slot == 0 else None) for slot in range(number)]
+    confirm = experiment.search.confirm
+    is_judged = confirm is not None and confirm.as_ is not None and setup.device != "cpu"
+    return [(setup, archs, seconds, *devices, teacher if slot == 0 else None, is_judged) for slot in range(number)]
 
 
 def _supernet_devices(setup: TrainingSetup, resources: Resources) -> int:
@@ -208,6 +215,7 @@ def machine_of(
         epoch_end=_mean([speed.epoch_end for speed in speeds]),
         supernet_step=supernet,
         teacher=next((slot.teacher for slot in measured.slots if slot.teacher is not None), None),
+        judging=_mean(judging) if (judging := [s.judging for s in measured.slots if s.judging is not None]) else None,
         notes=(_BUSY,) if resources.device == "cpu" and measured.waiting > _MOST_WAITING else (),
     )
 
@@ -219,6 +227,7 @@ def _measure(
     num_devices: int,
     supernet_devices: int,
     teacher: Teacher | None,
+    is_judged: bool,
 ) -> _OfSlot:
     """Measures one slot. It runs in a process of its own."""
     begun = time.time()
@@ -239,8 +248,16 @@ def _measure(
     loader = measure_loader(data, setup.training, device=device, seconds=seconds)
     answering = None if teacher is None else measure_teacher(setup, teacher, seconds=seconds)
     return _OfSlot(
-        speeds=speeds, loader=loader, supernet=supernet, teacher=answering, begun=begun, waiting=max(waiting, 1.0)
-    )
+        speeds=speeds, loader=loader, supernet=supernet, teacher=answering,
+        judging=_seconds_on_cpu(archs["median"], seconds) if is_judged else None,
+        begun=begun, waiting=max(waiting, 1.0),
+    )  # fmt: skip
+
+
+def _seconds_on_cpu(arch: ArchConfig, seconds: float) -> float:
+    """Seconds per image of a network on the CPUs of this process, measured for about `seconds`."""
+    found = measure_latency(CvT(arch), device=torch.device("cpu"), batch_size=_CPU_BATCH, max_seconds=seconds)
+    return found.median_ms / 1e3 / _CPU_BATCH
 
 
 def state_machine(

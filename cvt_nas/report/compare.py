@@ -62,15 +62,16 @@ class Comparison:
 
     @property
     def score_name(self) -> str:
-        """See `results.score_name`."""
-        return self.groups[0].runs[0].score_name
+        """See `RunFolder.front_score_name`."""
+        return self.groups[0].runs[0].front_score_name
 
     @classmethod
     def of(cls, runs: Sequence[RunFolder]) -> "Comparison":
         """Groups `runs`. A run that is named twice, or whose copy is named too, counts once.
 
-        Raises RunFolderError if the runs are on different data, maximise different scores, have no common cost
-        objective, or have different sections `deploy` while they share an objective that depends on it.
+        Raises RunFolderError if the runs are on different data, maximise different scores, have fronts in fp32 and in
+        int8, have no common cost objective, or have different sections `deploy` while they share an objective that
+        depends on it.
         """
         manifests = [run.manifest for run in runs]
         runs = [run for index, run in enumerate(runs) if manifests[index] not in manifests[:index]]
@@ -78,6 +79,11 @@ class Comparison:
             raise RunFolderError(f"runs on {' and '.join(found)} do not compare: name runs on the same data")
         if len(found := sorted(set(map(score_name, manifests)))) > 1:
             raise RunFolderError(f"runs that maximise {' and '.join(found)} do not compare")
+        if len(found := sorted({run.front_score_name for run in runs})) > 1:
+            raise RunFolderError(
+                f"runs whose fronts go by {' and by '.join(found)} do not compare: name runs with the same "
+                f"search.confirm.as"
+            )
         known = [(run, data) for run in runs if (data := DataIdentity.of(run.manifest)) is not None]
         for run, data in known[1:]:
             if (difference := known[0][1].difference(data)) is not None:
@@ -227,7 +233,7 @@ def compare_page(comparison: Comparison) -> str:
         f"{_attainment_section(comparison, costs)}"
         f'<section id="hypervolume"><h2>Hypervolume</h2><p>From {html.escape(comparison.score_name)} 0 at the greatest '
         f"costs of all the spaces; the mean over runs that differ in their seed alone, with the least and the greatest "
-        f'of them as a band.</p><div class="pair">'
+        f'of them as a band.{_growth_told(comparison)}</p><div class="pair">'
         f"{figure_html('over-trials', 'hypervolume over trials')}"
         f"{figure_html('over-compute', 'hypervolume over compute')}</div></section>"
         + table_html("Runs", names, rows, prose=(0, 1), opened=True)
@@ -241,6 +247,12 @@ def compare_page(comparison: Comparison) -> str:
         data={},
         refresh=None,
     )
+
+
+def _growth_told(comparison: Comparison) -> str:
+    """A sentence on the curves of runs whose fronts are in int8. Empty for other runs."""
+    first = comparison.groups[0].runs[0]
+    return "" if first.front_score_name == first.score_name else " Over time, it is of the race's trainings, in fp32."
 
 
 def _attainment_figure(comparison: Comparison, metric: CostMetric) -> go.Figure:

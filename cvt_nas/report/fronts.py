@@ -11,7 +11,7 @@ from cvt_nas.report.figures import FRONT_COLOUR, MARK_COLOUR, NAMES, TRIAL_COLOU
 from cvt_nas.report.published import PublishedModel
 from cvt_nas.report.tables import bounds_of
 from cvt_nas.report.text import accuracy_text, short
-from cvt_nas.results import MAXIMISED, Metric, ParetoFront, TrialResult, as_title
+from cvt_nas.results import MAXIMISED, Metric, ParetoFront, TrialResult, as_title, plain_name
 from cvt_nas.run import RunFolder
 from cvt_nas.space import Bound, CostMetric
 
@@ -39,23 +39,25 @@ def front_figure(
     front = ParetoFront.of(confirmed or complete, ("accuracy", metric))
     steps = sorted(front.members, key=lambda member: member.metric(metric))
     figure = go.Figure()
-    epochs = run.manifest["epochs"]
+    epochs, is_int8 = run.manifest["epochs"], run.front_score_name != run.score_name
+    int8, fp32 = (" in int8", ", fp32") if is_int8 else ("", "")
     points: dict[str, Any] = {"metric": metric, "describes": describes}
     _add_published(figure, published, metric)
     if ended_early:
         _add_points(
-            figure, ended_early, name=f"stopped or failed before epoch {epochs}", colour=TRIAL_COLOUR, opacity=0.45,
-            visible="legendonly" if complete else True, meta="stopped", **points,
+            figure, ended_early, name=f"stopped or failed before epoch {epochs}{fp32}", colour=TRIAL_COLOUR,
+            opacity=0.45, visible="legendonly" if complete else True, meta="stopped", **points,
         )  # fmt: skip
     rest = [result for result in complete if result not in front.members]
+    once = ", one training" if confirmed else ""
     _add_points(
-        figure, rest, name=f"complete, {epochs} epochs{', one training' if confirmed else ''}", colour=TRIAL_COLOUR,
+        figure, rest, name=f"complete, {epochs} epochs{once}{fp32}", colour=TRIAL_COLOUR,
         opacity=0.5 if confirmed else 0.95, **points,
     )  # fmt: skip
     off_front = [result for result in confirmed if result not in front.members]
     if off_front:
         _add_points(
-            figure, off_front, name="further trainings, off the front", colour=_CONFIRMED_COLOUR, opacity=0.95,
+            figure, off_front, name=f"further trainings{int8}, off the front", colour=_CONFIRMED_COLOUR, opacity=0.95,
             error_y=_error_bars(off_front, _CONFIRMED_COLOUR), **points,
         )  # fmt: skip
     figure.add_scatter(
@@ -64,7 +66,7 @@ def front_figure(
         mode="lines+markers",
         line={"shape": "vh" if metric in MAXIMISED else "hv", "color": FRONT_COLOUR, "width": 2},
         marker={"size": 11, "color": FRONT_COLOUR},
-        name="Pareto front of further trainings, mean ± standard deviation" if confirmed else "Pareto front",
+        name=f"Pareto front of further trainings{int8}, mean ± standard deviation" if confirmed else "Pareto front",
         customdata=[member.number for member in steps],
         text=[_hover(member, describes) for member in steps],
         hovertemplate="%{text}<extra></extra>",
@@ -85,9 +87,9 @@ def front_figure(
             showlegend=False,
         )
     figure.update_layout(
-        title=f"{run.manifest['name']}: {run.score_name} against {NAMES[metric]}",
+        title=f"{run.manifest['name']}: {run.front_score_name} against {NAMES[metric]}",
         xaxis=cost_axis(metric, [result.metric(metric) for result in complete or ended_early]),
-        yaxis={"title": f"{as_title(run.score_name)} on the search split", "tickformat": ".1%"},
+        yaxis={"title": f"{as_title(run.front_score_name)} on the search split", "tickformat": ".1%"},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
         modebar={"orientation": "v"},  # in the right margin, not over the legend
         template="plotly_white",
@@ -196,11 +198,17 @@ def _add_published(figure: go.Figure, published: Sequence[PublishedModel], metri
 def _hover(result: TrialResult, describes: bool) -> str:
     lines = [
         f"<b>{result.arch_id}</b>, trial {result.number}, {result.status} after {result.epochs} epochs",
-        f"accuracy {accuracy_text(result)}, {short(result.cost.params)} params, {short(result.cost.flops)} FLOPs",
+        f"accuracy {accuracy_text(result)}{_kind(result)}, {short(result.cost.params)} params, "
+        f"{short(result.cost.flops)} FLOPs",
         *_hover_confirmation(result),
         *(describe_stages(result.arch) if describes else ()),
     ]
     return "<br>".join(lines)
+
+
+def _kind(result: TrialResult) -> str:
+    found = result.confirmation
+    return "" if found is None or found.runtime is None else f" in int8, {plain_name(found.runtime)}"
 
 
 def _hover_confirmation(result: TrialResult) -> list[str]:
@@ -209,6 +217,8 @@ def _hover_confirmation(result: TrialResult) -> list[str]:
         return []
     lost = f", {found.num_lost} lost" if found.num_lost else ""
     lines = [f"further trainings: {len(found.accuracies)}{lost}; {result.own_accuracy:.4f} in the race"]
+    if found.runtime is not None:
+        lines[0] += f", in fp32; their mean in fp32 is {found.fp32_mean:.4f}"
     if found.membership is not None:
         lines.append(f"on the front of {found.membership:.0%} of resamples, over all objectives")
     return lines

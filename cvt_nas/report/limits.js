@@ -1,20 +1,24 @@
 "use strict";
 // Limits on the costs of a network, and the best network within them: on the plots, in the tables, and as a command.
 
-const STEPS = 100; // of a slider; its last step means no limit
+const STEPS = 100; // of a slider; no limit is the last step, and the first one if the limit is a least value
 const UNITS = {
   params: [["M", 1e6, "million parameters"], ["k", 1e3, "thousand parameters"]],
   flops: [["G", 1e9, "billion FLOPs"], ["M", 1e6, "million FLOPs"]],
   latency_ms: [["ms", 1, "milliseconds, as predicted"]],
+  throughput: [["images/s", 1, "images a second, as predicted"]],
   peak_memory_mb: [["MB", 1, "megabytes of parameters and values"]],
   model_mb: [["MB", 1, "megabytes of parameters"]],
 };
-const NAMES = { params: "parameters", flops: "FLOPs", latency_ms: "latency", peak_memory_mb: "memory", model_mb: "size" };
+const NAMES = { params: "parameters", flops: "FLOPs", latency_ms: "latency", throughput: "throughput", peak_memory_mb: "memory", model_mb: "size" };
+const UNNAMED = ["latency_ms", "throughput"]; // their units say what they are
+const isLeast = (metric) => metric === "throughput"; // its limit is the least value, and the limits of others are the most
+const sideOf = (metric) => (isLeast(metric) ? "at least" : "at most");
 
 const competing = () => page.data.trials.filter((trial) => trial.competes);
-const rounded = (value, up) => { // to three digits; rounded up, the limit still admits a network that costs `value`
+const rounded = (value, isDown) => { // to three digits, so that the limit still admits a network of this value
   const unit = 10 ** (Math.floor(Math.log10(value)) - 2);
-  return Number(((up ? Math.ceil(value / unit - 1e-9) : Math.round(value / unit)) * unit).toPrecision(3));
+  return Number(((isDown ? Math.floor(value / unit + 1e-9) : Math.ceil(value / unit - 1e-9)) * unit).toPrecision(3));
 };
 const unitOf = (metric, most) => UNITS[metric].find(([, factor]) => most >= factor) ?? UNITS[metric].at(-1);
 const inUnit = (metric, value) => {
@@ -22,27 +26,28 @@ const inUnit = (metric, value) => {
   return `${Number((value / factor).toPrecision(3))} ${unit}`;
 };
 
-function limitAt(metric, step) { // null at the last step
+const openStep = (metric) => (isLeast(metric) ? 0 : STEPS); // the step that means no limit
+function limitAt(metric, step) { // null at the open step
   const [least, most] = page.ranges[metric];
-  return step >= STEPS ? null : rounded(least * (most / least) ** (step / STEPS), true);
+  return step === openStep(metric) ? null : rounded(least * (most / least) ** (step / STEPS), isLeast(metric));
 }
 function stepOf(metric, limit) {
   const [least, most] = page.ranges[metric];
-  if (!isKnown(limit) || most <= least) return STEPS;
+  if (!isKnown(limit) || most <= least) return openStep(metric);
   const step = Math.round((STEPS * Math.log(limit / least)) / Math.log(most / least));
-  return Math.min(Math.max(step, 0), STEPS - 1);
+  return isLeast(metric) ? Math.min(Math.max(step, 1), STEPS) : Math.min(Math.max(step, 0), STEPS - 1);
 }
 
 function control(metric) {
   const [unit, , words] = unitOf(metric, page.ranges[metric][1]);
   const id = `limit-${metric}`;
   return element("div", { class: "limit", role: "group", "aria-label": `limit of ${NAMES[metric]}` },
-    element("label", { for: id }, `at most, ${NAMES[metric]}`),
+    element("label", { for: id }, `${sideOf(metric)}, ${NAMES[metric]}`),
     element("output", { for: id, id: `${id}-output` }),
     element("input", { type: "range", id, min: 0, max: STEPS, step: 1, "data-limit": metric }),
     element("label", { class: "entry" }, `in ${unit} `,
       element("input", { type: "number", id: `${id}-entry`, min: 0, step: "any", inputmode: "decimal", "data-entry": metric,
-        "aria-label": `at most so many ${words}`, placeholder: "any" })));
+        "aria-label": `${sideOf(metric)} so many ${words}`, placeholder: "any" })));
 }
 
 function buildControls() { // rebuilds them only if the costs or units have changed, so that a control in use stays
@@ -63,34 +68,36 @@ function fillControls(typing) {
     const slider = byId(`limit-${metric}`), entry = byId(`limit-${metric}-entry`);
     const said = limit === null ? "any" : inUnit(metric, limit);
     slider.value = stepOf(metric, limit);
-    slider.setAttribute("aria-valuetext", limit === null ? "no limit" : `at most ${said}`);
+    slider.setAttribute("aria-valuetext", limit === null ? "no limit" : `${sideOf(metric)} ${said}`);
     byId(`limit-${metric}-output`).textContent = said;
     if (entry !== typing) entry.value = limit === null ? "" : Number((limit / unitOf(metric, page.ranges[metric][1])[1]).toPrecision(6));
   }
 }
 
-const isWithin = (trial) => page.data.costs.every((metric) =>
-  !isKnown(page.state.limits[metric]) || (isKnown(trial[metric]) && trial[metric] <= page.state.limits[metric]));
+const isWithin = (trial) => page.data.costs.every((metric) => {
+  const limit = page.state.limits[metric], value = trial[metric];
+  return !isKnown(limit) || (isKnown(value) && (isLeast(metric) ? value >= limit : value <= limit));
+});
 const isLimited = () => page.data.costs.some((metric) => isKnown(page.state.limits[metric]));
 
 function fillPick() {
   const within = competing().filter(isWithin);
-  const best = within.reduce((one, other) => (one === null || other.accuracy > one.accuracy
-    || (other.accuracy === one.accuracy && other.flops < one.flops) ? other : one), null);
+  const best = within.reduce((one, other) => (one === null || other.judged > one.judged
+    || (other.judged === one.judged && other.flops < one.flops) ? other : one), null);
   page.picked = best === null ? null : best.number;
   const limits = page.data.costs.filter((metric) => isKnown(page.state.limits[metric]))
-    .map((metric) => `at most ${inUnit(metric, page.state.limits[metric])} ${NAMES[metric] === "latency" ? "" : NAMES[metric]}`.trim());
+    .map((metric) => `${sideOf(metric)} ${inUnit(metric, page.state.limits[metric])} ${UNNAMED.includes(metric) ? "" : NAMES[metric]}`.trim());
   const where = limits.length ? `within ${limits.join(" and ")}` : "without a limit";
   if (best === null) {
     const missed = page.data.costs.filter((metric) => isKnown(page.state.limits[metric]))
-      .map((metric) => `${NAMES[metric]} ${inUnit(metric, page.ranges[metric][0])}`);
-    byId("pick-said").textContent = competing().length ? `No complete network is ${where}; the least are ${missed.join(", ")}.`
+      .map((metric) => `the ${isLeast(metric) ? "greatest" : "least"} ${NAMES[metric]}: ${inUnit(metric, page.ranges[metric][isLeast(metric) ? 1 : 0])}`);
+    byId("pick-said").textContent = competing().length ? `No complete network is ${where}; ${missed.join(", ")}.`
       : "No trial has reached its last epoch yet.";
     byId("pick-acts").replaceChildren();
     return;
   }
-  const costs = page.data.costs.map((metric) => (metric === "latency_ms" ? `${best[metric].toPrecision(3)} ms` : `${short(best[metric])} ${NAMES[metric]}`));
-  byId("pick-said").textContent = `Pick ${where}: trial ${best.number} (${best.arch_id}), ${page.data.score} ${percent(best.accuracy)}, ` +
+  const costs = page.data.costs.map((metric) => `${UNNAMED.includes(metric) || metric.endsWith("_mb") ? inUnit(metric, best[metric]) : short(best[metric])} ${UNNAMED.includes(metric) ? "" : NAMES[metric]}`.trim());
+  byId("pick-said").textContent = `Pick ${where}: trial ${best.number} (${best.arch_id}), ${page.data.front_score} ${percent(best.judged)}, ` +
     `${costs.join(", ")}; the best of ${within.length} of ${competing().length} complete networks.`;
   byId("pick-acts").replaceChildren(command(exportOf(best)), element("p", {},
     element("button", { type: "button", "data-select": best.number }, "show its architecture"), " ",
@@ -107,14 +114,16 @@ page.decorate = (plot) => { // marks the selected trial and the pick, and fades 
   const noteOf = (number, more) => {
     const trial = trialOf(number);
     const x = trial && (isLog ? trial[selects] : trial.predicted && trial.predicted[0]);
-    return !trial || !isKnown(x) || !isKnown(trial.accuracy) ? [] : [{ x: isLog ? Math.log10(x) : x, y: trial.accuracy, text: "",
+    const y = trial && (isLog ? trial.judged : trial.accuracy);
+    return !trial || !isKnown(x) || !isKnown(y) ? [] : [{ x: isLog ? Math.log10(x) : x, y, text: "",
       showarrow: false, width: 16, height: 16, borderwidth: 3, borderpad: 0, bordercolor: colour("--text"), ...more }];
   };
   const pick = isLimited() ? noteOf(page.picked, { text: "pick", showarrow: true, ax: 0, ay: 34, arrowcolor: colour("--mark"),
     font: { color: colour("--mark"), size: 14 }, bordercolor: "rgba(0,0,0,0)", borderwidth: 0, width: undefined, height: undefined }) : [];
   const limit = isLog ? page.state.limits[selects] : null;
-  const most = Math.max(limit ?? 0, ...traces.filter((trace) => trace.visible !== "legendonly").flatMap((trace) => [...(trace.x ?? [])]));
-  const shade = !isKnown(limit) ? [] : [{ type: "rect", x0: limit, x1: 2 * most, yref: "paper", y0: 0, y1: 1, layer: "above",
+  const drawn = traces.filter((trace) => trace.visible !== "legendonly").flatMap((trace) => [...(trace.x ?? [])]);
+  const end = isLeast(selects) ? Math.min(limit ?? Infinity, ...drawn) / 2 : 2 * Math.max(limit ?? 0, ...drawn);
+  const shade = !isKnown(limit) ? [] : [{ type: "rect", x0: limit, x1: end, yref: "paper", y0: 0, y1: 1, layer: "above",
     fillcolor: colour("--shade"), line: { width: 0 } }, { type: "line", x0: limit, x1: limit, yref: "paper", y0: 0, y1: 1, line: { color: colour("--mark"), width: 2 } }];
   Plotly.relayout(plot, { annotations: [...noteOf(page.state.selected), ...pick], shapes: [...(layout.shapes ?? []), ...shade] });
   const wasLimited = plot.dataset.limited !== undefined;

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import pandas as pd
 
 from cvt_nas.arch import ArchConfig, StageConfig, stage_costs
+from cvt_nas.latency import deployment_of
 from cvt_nas.report.figures import label_of, thinned
+from cvt_nas.report.int8 import int8_data, judged_runtimes
 from cvt_nas.report.tables import costs_of
-from cvt_nas.results import TrialResult
+from cvt_nas.results import TrialResult, plain_name
 from cvt_nas.run import RunFolder
 from cvt_nas.run.folder import CLASSES_FILE
 from cvt_nas.space import SIZE_METRICS
@@ -18,7 +20,7 @@ def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFr
     """The data for the scripts of the page."""
     front, tested = run.front(), run.test_accuracies()
     knee, best = front.knee(), front.best
-    measured = run.latencies()
+    measured, memories, known = run.latencies(), run.memories(), run.int8.by_arch()
     confirmed = {result.number: result for result in run.confirmed()}
     members = {member.number for member in front.members}
     judged = {
@@ -36,14 +38,15 @@ def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFr
             "arch_id": result.arch_id,
             "status": result.status,
             "epochs": result.epochs,
-            "accuracy": result.accuracy,
-            "sd": None if result.confirmation is None else result.confirmation.sd,
+            **_accuracy_of(result),
+            "int8": int8_data(known.get(result.arch_id, {})),
             "test": tested.get(result.arch_id),
             "params": result.cost.params,
             "flops": result.cost.flops,
             "latency_ms": result.cost.latency_ms or None,
             **{metric: result.metric(metric) for metric in costs_of(run) if metric in ("throughput", *SIZE_METRICS)},
             "measured_ms": measured.get(result.arch_id),
+            "measured_memory_mb": memories.get(result.arch_id),
             "seconds": round(result.seconds, 1),
             "seed": result.seed,
             "reason": result.reason,
@@ -65,14 +68,28 @@ def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFr
     return {
         "name": run.manifest["name"],
         "score": run.score_name,
+        "front_score": run.front_score_name,  # that of `judged`
+        "int8": [plain_name(runtime) for runtime in judged_runtimes(run)],
+        "batch": 1 if (deployment := deployment_of(run.manifest)) is None else deployment.batch,
         "place": run.place,
         "rungs": run.rungs,
-        "costs": [metric for metric in costs_of(run) if metric != "throughput"],  # costs with an upper limit
+        "costs": costs_of(run),
         "first": first.number if first else (results[0].number if results else None),
         "choices": {"names": list(choices.columns), "labels": [label_of(str(name)) for name in choices.columns]},
         "classes": [of["class"] for of in next(iter(by_class.values()), ())],
         "trials": trials,
     }
+
+
+def _accuracy_of(result: TrialResult) -> dict[str, object]:
+    """Accuracy in fp32 with its standard deviation, what the trial competes with (`judged`), and further trainings in
+    int8, if there are any."""
+    found = result.confirmation
+    if found is None or found.runtime is None:
+        sd = None if found is None else found.sd
+        return {"accuracy": result.accuracy, "sd": sd, "judged": result.accuracy, "further": None}
+    further = {"mean": found.mean, "sd": found.sd, "seeds": len(found.accuracies), "runtime": plain_name(found.runtime)}
+    return {"accuracy": found.fp32_mean, "sd": found.fp32_sd, "judged": found.mean, "further": further}
 
 
 def _stages(arch: ArchConfig) -> list[list[object]]:

@@ -4,13 +4,43 @@
 const MB = 1e6;
 const MAX_CLASSES = 12; // at first, only the classes on which the two networks differ most are shown
 
-// Rows of name, value for comparison, text, and the form of a difference: percentage "points", or "ratio".
+const NOT_MEASURED = "not measured";
+const inDigits = (value, unit) => (isKnown(value) ? `${Number(value.toPrecision(3))} ${unit}` : NOT_MEASURED);
+const percentOr = (value, otherwise) => (isKnown(value) ? percent(value) : otherwise);
+
+// Rows on one network in fp32 and int8 in a runtime: of further trainings, and of the weights that the run keeps.
+function int8RowsOf(trial, runtime) {
+  const found = trial.int8?.[runtime], further = trial.further?.runtime === runtime ? trial.further : null;
+  const spread = further && isKnown(further.sd) ? ` ± ${percent(further.sd)}` : "";
+  const [fp32Mb, int8Mb] = found?.mb ?? [null, null], [fp32Ms, int8Ms] = found?.ms ?? [null, null];
+  return [
+    ...(page.data.front_score === page.data.score ? [] : [[`in int8, ${runtime}, mean of further trainings`, further?.mean ?? null,
+      further ? percent(further.mean) + spread : NOT_MEASURED, "points"]]),
+    ["these weights in fp32", found?.fp32 ?? null, percentOr(found?.fp32, NOT_MEASURED), "points"],
+    [`these weights in int8, ${runtime}`, found?.int8 ?? null, percentOr(found?.int8, found?.faults.length ? `failed: ${found.faults.join("; ")}` : NOT_MEASURED), "points"],
+    ["file in fp32", fp32Mb, inDigits(fp32Mb, "MB"), "ratio"],
+    [`file in int8, ${runtime}`, int8Mb, inDigits(int8Mb, "MB"), "ratio"],
+    [`one image in fp32, ${runtime}`, fp32Ms, inDigits(fp32Ms, "ms"), "ratio"],
+    [`one image in int8, ${runtime}`, int8Ms, inDigits(int8Ms, "ms"), "ratio"],
+    ["judged in", found?.where ?? null, found ? `${found.where}; ${found.images.toLocaleString("en")} images of the search split` : NOT_MEASURED, "text"],
+  ];
+}
+const int8Rows = (trial) => page.data.int8.flatMap((runtime) => int8RowsOf(trial, runtime));
+
+function int8Table(one, other) {
+  if (!page.data.int8.length) return element("p", {}, "In int8: not measured. ", element("code", {}, "cvt-nas export … --format onnx-int8"), " measures it.");
+  const theirs = int8Rows(other);
+  const rows = int8Rows(one).map(([name, value, text, kind], index) => [name, text, theirs[index][2], differenceOf(value, theirs[index][1], kind)]);
+  return tableOf("In fp32 and int8", ["", ...headsOf(one, other), "change"], rows);
+}
+
+// Rows of name, value for comparison, text, and the form of a difference: percentage "points", "ratio", or none for "text".
 function figuresOf(trial) {
   const measured = isKnown(trial.measured_ms) ? trial.measured_ms : null;
+  const batch = page.data.batch === 1 ? "one at a time" : `${page.data.batch} at a time`;
   return [
     [page.data.score, trial.accuracy, percent(trial.accuracy) + (isKnown(trial.sd) ? ` ± ${percent(trial.sd)}` : ""), "points"],
     ["test split", trial.test, percent(trial.test), "points"],
-    ["as int8", trial.int8_accuracy, percent(trial.int8_accuracy), "points"],
     ["expected at the proposal", trial.predicted ? trial.predicted[0] : null,
       trial.predicted ? `${(100 * trial.predicted[0]).toFixed(2)} ± ${percent(trial.predicted[1])}` : "–", "points"],
     ["parameters", trial.params, trial.params.toLocaleString("en"), "ratio"],
@@ -21,13 +51,17 @@ function figuresOf(trial) {
     ["additions and multiplications", trial.flops, short(2 * trial.flops), "ratio"],
     ["latency, predicted", trial.latency_ms, isKnown(trial.latency_ms) ? `${trial.latency_ms.toPrecision(3)} ms` : "–", "ratio"],
     ["latency, measured", measured, measured === null ? "–" : `${measured.toPrecision(3)} ms`, "ratio"],
-    ["images a second, one at a time", measured === null ? null : 1000 / measured, measured === null ? "–" : (1000 / measured).toFixed(0), "ratio"],
+    [`images a second, predicted, ${batch}`, trial.throughput, isKnown(trial.throughput) ? trial.throughput.toFixed(0) : "–", "ratio"],
+    [`images a second, measured, ${batch}`, measured === null ? null : 1000 * page.data.batch / measured,
+      measured === null ? "–" : (1000 * page.data.batch / measured).toFixed(0), "ratio"],
+    ["memory, predicted", trial.peak_memory_mb, isKnown(trial.peak_memory_mb) ? `${trial.peak_memory_mb.toPrecision(3)} MB` : "–", "ratio"],
+    ["memory, measured", trial.measured_memory_mb, isKnown(trial.measured_memory_mb) ? `${trial.measured_memory_mb.toPrecision(3)} MB` : "–", "ratio"],
     ["training", trial.seconds, `${trial.seconds.toFixed(0)} s`, "ratio"],
   ];
 }
 
 function differenceOf(one, other, kind) {
-  if (!isKnown(one) || !isKnown(other)) return "";
+  if (!isKnown(one) || !isKnown(other) || kind === "text") return "";
   if (one === other) return "same";
   if (kind === "points") return `${other > one ? "+" : "−"}${Math.abs(100 * (other - one)).toFixed(2)} points`;
   return one === 0 ? "" : `× ${Number((other / one).toPrecision(3))}`;
@@ -99,7 +133,7 @@ page.fillPair = (isSame = false) => {
   }
   byId("pair-shown").replaceChildren(
     element("div", { class: "pair tables" },
-      element("div", {}, figureTable(one, other),
+      element("div", {}, figureTable(one, other), int8Table(one, other),
         curvesOf([nameOf(one), one, "--accent", "solid"], [nameOf(other), other, "--mark", "dash"]), classTable(one, other)),
       stageTable(one, other)),
     ...mistakesBeside(one, other),
@@ -107,9 +141,9 @@ page.fillPair = (isSame = false) => {
 };
 
 function fillChoices() { // fills the two lists with the front, then the other complete trials
-  const complete = page.data.trials.filter((trial) => trial.status === "complete").sort((a, b) => b.accuracy - a.accuracy);
+  const complete = page.data.trials.filter((trial) => trial.status === "complete").sort((a, b) => b.judged - a.judged);
   const optionOf = (trial) => element("option", { value: trial.number },
-    `${nameOf(trial)}: ${percent(trial.accuracy)}, ${short(trial.params)} params, ${short(trial.flops)} FLOPs`);
+    `${nameOf(trial)}: ${percent(trial.judged)}, ${short(trial.params)} params, ${short(trial.flops)} FLOPs`);
   const groups = [["on the front", complete.filter((trial) => trial.front)], ["off the front", complete.filter((trial) => !trial.front)]];
   const [knee, best] = ["knee", "best"].map((tag) => complete.find((trial) => trial.tags.includes(tag)));
   const usual = [knee ?? complete[0], best !== knee ? best : complete.find((trial) => trial !== knee)];

@@ -19,6 +19,7 @@ from cvt_nas.report.figures import (
     missing_of,
 )
 from cvt_nas.report.fronts import front_figure
+from cvt_nas.report.int8 import int8_cells, int8_heads, judged_runtimes
 from cvt_nas.report.page import Live, PageParts, figure_html, html_page, table_html
 from cvt_nas.report.page_data import page_data
 from cvt_nas.report.predictions import predicted_trials, predictions_figure, predictions_section
@@ -30,6 +31,7 @@ from cvt_nas.report.tables import choices_frame, costs_of, growth_frame
 from cvt_nas.report.text import (
     accuracy_text,
     confirmation_lines,
+    fp32_text,
     latency_lines,
     narrowing_lines,
     rank_lines,
@@ -134,13 +136,15 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
         ("Trials", str(len(results)), f"of {run.num_planned} planned" if run.num_planned else ""),
         ("Stopped early", str(statuses["stopped"]), f"{lost} lost" if lost else ""),
         ("Time", _time(spent), _expected(run) if run.seconds_spent else "of training, all workers together"),
-        ("Hypervolume", f"{front.hypervolume(run.box):.4f}", f"from {run.score_name} 0 at the greatest costs"),
+        ("Hypervolume", f"{front.hypervolume(run.box):.4f}", f"from {run.front_score_name} 0 at the greatest costs"),
         ("On the front", str(len(front.members)), ""),
     ]
     for name, member in (("Best", best), ("Knee", knee)):
         if member is not None:
             test = tested.get(member.arch_id)
             more = f"{short(member.cost.params)} params, {short(member.cost.flops)} FLOPs"
+            if run.front_score_name != run.score_name:
+                more = f"{run.front_score_name}, {fp32_text(member)} in fp32; {more}"
             cards.append((name, accuracy_text(member), more + ("" if test is None else f"; test {test:.4f}")))
     parts = [f"<div><dt>{n}</dt><dd>{html.escape(v)}<small>{html.escape(m)}</small></dd></div>" for n, v, m in cards]
     data = DataIdentity.of(run.manifest)
@@ -178,11 +182,15 @@ def _time(seconds: float) -> str:
 
 def _fronts(run: RunFolder, is_published: bool) -> str:
     front, tested = run.front(), run.test_accuracies()
+    is_int8, runtimes, known = run.front_score_name != run.score_name, judged_runtimes(run), run.int8.by_arch()
     rows = [
-        (m.number, m.arch_id, accuracy_text(m), f"{tested[m.arch_id]:.4f}" if m.arch_id in tested else "-",
-         f"{m.cost.params:,}", f"{m.cost.flops:,}")
+        (m.number, m.arch_id, accuracy_text(m), *([fp32_text(m)] if is_int8 else []),
+         f"{tested[m.arch_id]:.4f}" if m.arch_id in tested else "-", f"{m.cost.params:,}", f"{m.cost.flops:,}",
+         *int8_cells(known.get(m.arch_id, {}), runtimes))
         for m in front.members
     ]  # fmt: skip
+    heads = ("trial", "architecture", run.front_score_name, *(["in fp32"] if is_int8 else []), "test", "params",
+             "FLOPs", *int8_heads(runtimes))  # fmt: skip
     statuses = {result.status for result in run.results()}
     switches = []
     if "complete" in statuses and len(statuses) > 1:
@@ -199,15 +207,12 @@ def _fronts(run: RunFolder, is_published: bool) -> str:
     plots = "".join(
         figure_html(
             f"front-{metric}",
-            f"{run.score_name} against {NAMES[metric]} of every trial, and the front; in the table below",
+            f"{run.front_score_name} against {NAMES[metric]} of every trial, and the front; in the table below",
             selects=metric,
         )
         for metric in costs_of(run)
     )  # fmt: skip
-    table = table_html(
-        "Pareto front", ("trial", "architecture", run.score_name, "test", "params", "FLOPs"), rows, prose=(1,),
-        of_trials=True,
-    )  # fmt: skip
+    table = table_html("Pareto front", heads, rows, prose=(1,), of_trials=True)
     return (
         f'<section id="fronts"><h2>Pareto fronts</h2><p>Only trials that reached the last epoch compete. Select a '
         f"point, or a row of the trials' table, to see its architecture. The plots open on the complete trials; a "

@@ -13,6 +13,8 @@ function columnsOf() {
     { name: "status", title: "status", text: true },
     { name: "epochs", title: "epochs" },
     { name: "accuracy", title: page.data.score, show: (value) => percent(value) },
+    ...(page.data.front_score === page.data.score ? [] : [{ name: "int8_mean", title: page.data.front_score, show: (value) => percent(value) }]),
+    ...page.data.int8.map((runtime) => ({ name: `int8_${runtime}`, title: `these weights in int8, ${runtime}`, show: (value) => percent(value) })),
     { name: "test", title: "test", show: (value) => percent(value) },
     { name: "params", title: "params", show: short },
     { name: "flops", title: "FLOPs", show: short },
@@ -20,7 +22,7 @@ function columnsOf() {
       { name: "latency_ms", title: "ms, predicted", show: (value) => value.toPrecision(3) },
       { name: "measured_ms", title: "ms, measured", show: (value) => value.toPrecision(3) },
     ] : []),
-    ...[["peak_memory_mb", "MB of memory"], ["model_mb", "MB of parameters"]]
+    ...[["throughput", "images a second"], ["peak_memory_mb", "MB of memory"], ["model_mb", "MB of parameters"]]
       .filter(([name]) => page.data.costs.includes(name))
       .map(([name, title]) => ({ name, title, show: (value) => value.toPrecision(3) })),
     { name: "seconds", title: "seconds", show: (value) => value.toFixed(0) },
@@ -28,7 +30,11 @@ function columnsOf() {
 }
 const choiceColumns = () => page.data.choices.names.map((name, index) => ({ name, title: page.data.choices.labels[index], choice: index }));
 const allColumns = () => [...columnsOf(), ...choiceColumns()];
-const valueOf = (trial, column) => (column.choice === undefined ? trial[column.name] : trial.choices[column.choice]);
+function valueOf(trial, column) {
+  if (column.choice !== undefined) return trial.choices[column.choice];
+  if (column.name === "int8_mean") return trial.further?.mean;
+  return column.name.startsWith("int8_") ? trial.int8?.[column.name.slice("int8_".length)]?.int8 : trial[column.name];
+}
 const shownColumns = () => (table.boxes["show-choices"] ? allColumns() : columnsOf());
 
 function limitOf(id) { // reads 4.5G, 20M, 16k or a plain number; any other text means no limit

@@ -63,6 +63,10 @@ def front_frame(run: RunFolder) -> pd.DataFrame:
     - the run has a deployment: `throughput, peak_memory_mb, model_mb, measured_memory_mb`
     - the front is confirmed: `accuracy_sd, seeds, seeds_lost, membership` (see `Confirmation`). Accuracy is then the
       mean over further trainings.
+    - the front is confirmed in int8: `accuracy_as`, the runtime of the accuracy; `fp32_accuracy` and
+      `fp32_accuracy_sd` of the same trainings
+    - a network of the front was judged in int8: `int8_runtime`, `own_fp32_accuracy` and `own_int8_accuracy` of the
+      weights that the run keeps, and `fp32_mb, int8_mb, fp32_ms, int8_ms`; see `Int8`
     """
     tested, members = run.test_accuracies(), run.front().members
     rows = [
@@ -80,6 +84,7 @@ def front_frame(run: RunFolder) -> pd.DataFrame:
             **_inherited_of(member),
             **_deployed_costs_of(run, member),
             **_confirmation_of(member),
+            **own_int8_of(run, member.arch_id),
         }
         for member in members
     ]
@@ -118,8 +123,28 @@ def _inherited_of(result: TrialResult) -> dict[str, float]:
     return {} if result.inherited is None else {"inherited": result.inherited}
 
 
-def _confirmation_of(result: TrialResult) -> dict[str, float | None]:
+def _confirmation_of(result: TrialResult) -> dict[str, float | str | None]:
     return {} if result.confirmation is None else result.confirmation.to_json()
+
+
+def own_int8_of(run: RunFolder, arch_id: str) -> dict[str, float | str | None]:
+    """Figures of the kept network in int8. Those of the runtime that confirms the front come before others."""
+    known, plan = run.int8.by_arch().get(arch_id, {}), run.confirmations.plan()
+    if not known:
+        return {}
+    wanted = None if plan is None else plan.runtime
+    found = known[wanted] if wanted in known else list(known.values())[-1]
+    fp32_bytes, int8_bytes = found.num_bytes or (None, None)
+    fp32_ms, int8_ms = found.ms or (None, None)
+    return {
+        "int8_runtime": found.runtime,
+        "own_fp32_accuracy": found.judgement.score,
+        "own_int8_accuracy": None if found.faults else found.accuracy,
+        "fp32_mb": None if fp32_bytes is None else fp32_bytes / 1e6,
+        "int8_mb": None if int8_bytes is None else int8_bytes / 1e6,
+        "fp32_ms": fp32_ms,
+        "int8_ms": int8_ms,
+    }
 
 
 def deciding_epochs(run: RunFolder) -> tuple[int, ...]:
@@ -142,7 +167,8 @@ def summary(run: RunFolder) -> dict[str, object]:
 
     If further trainings are planned, there is also `confirmation`. It has the numbers of `planned` and `ended`
     trainings, and all `confirmed` architectures. These include those off the front, since chance may decide which of
-    them are on it.
+    them are on it. If they are judged in int8, there are also `as`, the runtime, and `failed_in_int8`, the
+    architectures that are left out for that.
     """
     results, front = run.results(), run.front()
     tested = run.test_accuracies()
@@ -161,6 +187,7 @@ def summary(run: RunFolder) -> dict[str, object]:
                 "flops": member.cost.flops,
                 **_deployed_costs_of(run, member),
                 **_confirmation_of(member),
+                **own_int8_of(run, member.arch_id),
             }
             for member in front.members
         ],
@@ -185,7 +212,11 @@ def _confirmation_summary(run: RunFolder) -> dict[str, object]:
     ]
     num_planned = len(plan.numbers)
     ended = num_planned - len(run.confirmations.missing())
-    return {"confirmation": {"planned": num_planned, "ended": ended, "confirmed": confirmed}}
+    in_int8 = {}
+    if plan.runtime is not None:
+        failed = run.confirmations.failed_in_int8(run.results())
+        in_int8 = {"as": plan.runtime, "failed_in_int8": [each.to_json() for each in failed]}
+    return {"confirmation": {"planned": num_planned, "ended": ended, "confirmed": confirmed, **in_int8}}
 
 
 def growth_frame(ended: Sequence[TrialResult], metrics: Sequence[Metric], box: HypervolumeBox) -> pd.DataFrame:

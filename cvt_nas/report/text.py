@@ -8,7 +8,7 @@ from rich.text import Text
 from cvt_nas.escaping import printable
 from cvt_nas.latency import LatencyTable
 from cvt_nas.report.tables import deciding_epochs
-from cvt_nas.results import Metric, TrialResult, rank_correlations
+from cvt_nas.results import Metric, TrialResult, plain_name, rank_correlations
 from cvt_nas.run import RunFolder
 from cvt_nas.space import SIZE_METRICS
 
@@ -19,16 +19,19 @@ _MOST_DRIFT = 0.05  # a greater drift, as a share of the latency, is reported
 def front_table(run: RunFolder) -> Table:
     """The front as a table for a terminal. The knee and the best member are marked."""
     front, tested = run.front(), run.test_accuracies()
-    metrics = [run.score_name if metric == "accuracy" else metric for metric in front.metrics]
+    metrics = [run.front_score_name if metric == "accuracy" else metric for metric in front.metrics]
     title = Text(printable(f"Pareto front of {run.manifest['name']}: {' / '.join(metrics)}"))  # no markup in it
     table = Table(title=title, title_justify="left")
     confirmed = any(member.confirmation is not None for member in front.members)
-    more = [("front", "right")] if confirmed else []  # the whole table still fits in 80 characters
+    in_int8 = run.front_score_name != run.score_name
+    score = f"{run.score_name}, int8" if in_int8 else run.score_name
+    more = [("fp32", "right")] if in_int8 else []
+    more += [("front", "right")] if confirmed else []  # the whole table still fits in 80 characters
     has_latency, measured = "latency_table" in run.manifest, run.latencies()
     timed = [("ms", "right")] if has_latency else []
     others: list[Metric] = [metric for metric in run.metrics if metric in ("throughput", *SIZE_METRICS)]
     timed += [(_HEADERS[metric], "right") for metric in others]
-    for name, justify in (("arch", "left"), (run.score_name, "right"), *more, ("test", "right"), ("params", "right"),
+    for name, justify in (("arch", "left"), (score, "right"), *more, ("test", "right"), ("params", "right"),
                           ("FLOPs", "right"), *timed, ("", "left")):  # fmt: skip
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     knee = front.knee()
@@ -40,6 +43,7 @@ def front_table(run: RunFolder) -> Table:
         table.add_row(
             member.arch_id,
             accuracy_text(member),
+            *([fp32_text(member)] if in_int8 else []),
             *([_membership_text(member)] if confirmed else []),
             "-" if test is None else f"{test:.4f}",
             short(member.cost.params),
@@ -98,7 +102,8 @@ def p_text(p_value: float) -> str:
 
 
 def confirmation_lines(run: RunFolder) -> list[str]:
-    """A line on the meaning of the front's accuracies. Empty if no further trainings are planned."""
+    """Lines on the meaning of the front's accuracies, and on what int8 leaves out. Empty if no further trainings are
+    planned."""
     plan = run.confirmations.plan()
     if plan is None or not plan.numbers:
         return []
@@ -106,21 +111,43 @@ def confirmation_lines(run: RunFolder) -> list[str]:
     num_lost = sum(result.status != "complete" for result in ended)
     done = f"{len(ended)} of {len(plan.numbers)} further trainings have ended"
     lost = f", {num_lost} of them without an accuracy" if num_lost else ""
+    failed = run.confirmations.failed_in_int8(run.results())
+    left_out = [each.describe() for each in failed]
     if not run.confirmed():
+        why = f", and int8 failed for {len(failed)} architectures" if failed else ""
+        kind = "in fp32, " if plan.runtime else ""
         return [
-            f"not confirmed: {done}{lost}; accuracy is of the race's one training, which was selected for being high"
+            f"not confirmed: {done}{lost}{why}; accuracy is {kind}of the race's one training, which was selected for "
+            f"being high",
+            *left_out,
         ]
+    int8 = fp32 = ""
+    if plan.runtime is not None:
+        int8 = f" in int8, {plain_name(plan.runtime)}, on {_judged_on(run)}"
+        fp32 = "; 'fp32' is the mean of the same trainings in fp32"
     return [
-        f"confirmed by {plan.seeds} further seeds each: {done}{lost}; accuracy is their mean ± standard deviation, "
-        f"without the race's own; 'front' is the share of bootstrap resamples with the architecture on it; 'test' is "
-        f"of the race's weights, which are what is exported"
+        f"confirmed by {plan.seeds} further seeds each: {done}{lost}; accuracy is their mean ± standard "
+        f"deviation{int8}, without the race's own{fp32}; 'front' is the share of bootstrap resamples with the "
+        f"architecture on it; 'test' is of the race's weights{' in fp32' if int8 else ''}, which are what is exported",
+        *left_out,
     ]
+
+
+def _judged_on(run: RunFolder) -> str:
+    """The images that further trainings were judged on in int8."""
+    numbers = {found.int8.judgement.num_images for found in run.confirmations.results() if found.int8 is not None}
+    return f"{max(numbers, default=0):,} images of the search split"
 
 
 def accuracy_text(result: TrialResult) -> str:
     """The accuracy as `0.9050`, or as `0.9050 ± 0.0012` if more than one further seed confirms it."""
     sd = None if result.confirmation is None else result.confirmation.sd
     return f"{result.metric('accuracy'):.4f}" + ("" if sd is None else f" ± {sd:.4f}")
+
+
+def fp32_text(result: TrialResult) -> str:
+    """Accuracy in fp32 of a confirmed architecture. `-` if it is not confirmed."""
+    return "-" if result.confirmation is None else f"{result.confirmation.fp32_mean:.4f}"
 
 
 def _membership_text(result: TrialResult) -> str:

@@ -102,7 +102,12 @@ function fillArch(trial) {
   const figuresOf = [
     `${page.data.score} ${percent(trial.accuracy)}` + (isKnown(trial.sd) ? ` ± ${percent(trial.sd)}` : ""),
     isKnown(trial.test) ? `test ${percent(trial.test)}` : null,
-    isKnown(trial.int8_accuracy) ? `int8 ${percent(trial.int8_accuracy)}` : null,
+    ...page.data.int8.flatMap((runtime) => {
+      const found = trial.int8?.[runtime], further = trial.further?.runtime === runtime ? trial.further : null;
+      return [further ? `in int8, ${runtime}, ${percent(further.mean)}` + (isKnown(further.sd) ? ` ± ${percent(further.sd)}` : "") : null,
+        isKnown(found?.int8) ? `these weights in int8, ${runtime}, ${percent(found.int8)}, in fp32 ${percent(found.fp32)}` : null,
+        ...(found?.faults ?? []).map((fault) => `failed in int8: ${fault}`)];
+    }),
     `${trial.params.toLocaleString("en")} params`, `${trial.flops.toLocaleString("en")} FLOPs`,
     isKnown(trial.latency_ms) ? `${trial.latency_ms.toPrecision(3)} ms predicted`
       + (isKnown(trial.measured_ms) ? `, ${trial.measured_ms.toPrecision(3)} measured` : "") : null,

@@ -31,7 +31,7 @@ def write_report(run: RunFolder, *, refresh: int | None = None) -> None:
 
 def _page(run: RunFolder, figure: go.Figure, metric: Metric) -> str:
     """A page that shows `figure` with the plotly.js beside it, or with that of plotly's server if it is missing."""
-    title = html.escape(f"{run.manifest['name']}: {run.score_name} against {metric}")
+    title = html.escape(f"{run.manifest['name']}: {run.front_score_name} against {metric}")
     spec = json.dumps(json.loads(str(figure.to_json()))).replace("<", "\\u003c")  # so that no text ends the script
     online = f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
     return f"""<!doctype html>

@@ -58,6 +58,11 @@ class Confirmations:
         runtime = None if (plan := self.plan()) is None else plan.runtime
         return with_memberships(confirm(trials, self._of_whole_rounds(), runtime), metrics)
 
+    def runtime_of_front(self, trials: Sequence[TrialResult]) -> Int8Runtime | None:
+        """Runtime in whose int8 the front is confirmed. None if it is in fp32."""
+        runtime = None if (plan := self.plan()) is None else plan.runtime
+        return runtime if runtime is not None and confirm(trials, self._of_whole_rounds(), runtime) else None
+
     def failed_in_int8(self, trials: Sequence[TrialResult]) -> list[FailedInInt8]:
         """See `results.failed_in_int8`. Empty if the plan is in fp32."""
         plan = self.plan()

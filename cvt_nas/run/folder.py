@@ -321,8 +321,7 @@ class RunFolder:
     @property
     def front_score_name(self) -> str:
         """What the front goes by: `score_name`, or that in int8 if the front is confirmed so."""
-        found = next((result.confirmation for result in self.confirmed()), None)
-        return in_int8(self.score_name, None if found is None else found.runtime)
+        return in_int8(self.score_name, self.confirmations.runtime_of_front(self.results()))
 
     def front(self) -> ParetoFront:
         """The front of the confirmed trials, by means over their further trainings; of all trials if there are none.
