@@ -272,6 +272,11 @@ CASES = {
         "search: {confirm: {top: yes}, ",
         "my.yaml:41: search.confirm.top: got true, must be front, or a whole number of at least 1",
     ),
+    "a runtime without int8 to confirm in": (
+        "search: {",
+        "search: {confirm: {as: onnxruntime}, ",
+        'my.yaml:41: search.confirm.as: got "onnxruntime", must be one of onnxruntime-int8, openvino-int8',
+    ),
     "no seeds to confirm with": (
         "search: {",
         "search: {confirm: {top: 5, seeds: 0}, ",

@@ -1,6 +1,7 @@
 """What a person decides by on the page of a run: the most that a network may cost, and two of them side by side."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from playwright.sync_api import Page
 
 from cvt_nas.config import Experiment
 from cvt_nas.report import write_report
-from cvt_nas.results import TrialResult
+from cvt_nas.results import ConfirmPlan, TrialResult
 from cvt_nas.run import RunFolder
 from cvt_nas.run.folder import CLASSES_FILE
 from pages import made_up_run, open_page
+from test_confirm_int8 import further, int8
+from test_deploy import table_for, with_deploy
 
 _LIMITED = """metric => {
     const plot = document.querySelector(`[data-figure=front-${metric}]`);
@@ -130,18 +133,127 @@ def test_two_networks_stand_side_by_side(decided: RunFolder, page: Page, complai
     page.click("[data-pairs='1']")
     assert page.input_value("#pair-other") == str(front[1].number)
     assert page.evaluate("document.activeElement.id") == "pair-other"
-    assert page.locator("#pair-shown tr:has(th:text-is('as int8'))").count() == 0
-    page.evaluate(
-        """number => {
-        const data = structuredClone(page.data);
-        data.trials.find(trial => trial.number === number).int8_accuracy = 0.5;
-        dispatchEvent(new CustomEvent("results", { detail: { data, figures: page.figures } }));
-    }""",
-        first.number,
-    )
-    row = page.locator("#pair-shown tr:has(th:text-is('as int8'))")
-    row.wait_for()
-    assert row.locator("td").all_inner_texts()[:2] == ["50.00 %", "\N{EN DASH}"]
+    assert page.locator("#pair-shown:has-text('In int8: not measured.')").count() == 1
+    assert page.locator("#pair-shown tr:has(th:has-text('these weights'))").count() == 0
+    assert complaints == []
+
+
+def test_fp32_and_int8_stand_side_by_side_and_what_was_not_measured_says_so(
+    decided: RunFolder, tmp_path: Path, page: Page, complaints: list[str]
+) -> None:
+    run = RunFolder(Path(shutil.copytree(decided.path, tmp_path / "run")))
+    first, second, *_ = run.front().members
+    run.int8.append(first.arch_id, int8(0.8, fp32=0.9))
+    write_report(run)
+    open_page(page, run.path / "report.html")
+    page.click("#fronts summary")
+    table = page.locator("#fronts table")
+    heads = table.locator("th[scope=col]").all_inner_texts()
+    rows = {
+        row["number"]: dict(zip(heads, row["cells"], strict=True))
+        for row in table.locator("tr[data-number]").evaluate_all("""rows => rows.map(row => ({
+            number: Number(row.dataset.number), cells: [...row.children].map(cell => cell.innerText) }))""")
+    }
+    told = [
+        "kept weights in fp32 | int8, onnxruntime",
+        "MB in fp32 | int8, onnxruntime",
+        "ms in fp32 | int8, onnxruntime",
+    ]
+    assert [rows[first.number][name] for name in told] == ["0.9000 | 0.8000", "4 | 1.1", "2 | 1"]
+    assert [rows[second.number][name] for name in told] == ["not measured"] * 3
+    page.select_option("#pair-one", str(first.number))
+    page.select_option("#pair-other", str(second.number))
+    for name, value in {
+        "these weights in fp32": "90.00 %",
+        "these weights in int8, onnxruntime": "80.00 %",
+        "file in fp32": "4 MB",
+        "file in int8, onnxruntime": "1.1 MB",
+        "one image in fp32, onnxruntime": "2 ms",
+        "one image in int8, onnxruntime": "1 ms",
+    }.items():
+        row = page.locator(f"#pair-shown tr:has(th:text-is('{name}'))")
+        assert row.locator("td").all_inner_texts() == [value, "not measured", ""]
+    page.click(f"#rows button:has-text('{first.arch_id}')")
+    assert "these weights in int8, onnxruntime, 80.00 %, in fp32 90.00 %" in page.locator("#arch").inner_text()
+    assert complaints == []
+
+
+def test_picks_and_plots_of_a_front_in_int8_go_by_that_and_name_it(
+    decided: RunFolder, tmp_path: Path, page: Page, complaints: list[str]
+) -> None:
+    run = RunFolder(Path(shutil.copytree(decided.path, tmp_path / "run")))
+    best, other, *_ = run.front().members
+    plan = ConfirmPlan(top="front", seeds=1, members=(best.number, other.number), runtime="onnxruntime-int8")
+    run.confirmations.write_plan(plan)
+    for member, accuracy in ((best, 0.5), (other, 0.6)):
+        run.confirmations.append(further(member, 1, member.metric("accuracy"), int8(accuracy)))
+    write_report(run)
+    open_page(page, run.path / "report.html")
+    said = f"trial {other.number} ({other.arch_id}), accuracy in int8, onnxruntime 60.00 %"
+    page.wait_for_selector(f"#pick-said:has-text('{said}')")
+    page.select_option("#pair-one", str(best.number))
+    row = page.locator("#pair-shown tr:has(th:text-is('in int8, onnxruntime, mean of further trainings'))")
+    assert row.locator("td").first.inner_text() == "50.00 %"
+    assert "accuracy in int8, onnxruntime" in page.locator("#heads").inner_text()
+    assert complaints == []
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run whose objectives are throughput and memory."""
+    experiment = with_deploy("{runtime: onnxruntime, batch: 4, threads: 1}")
+    run = made_up_run(
+        tmp_path_factory.mktemp("deployed") / "run", experiment.with_latency(table_for(experiment)), 24,
+        share_complete=1.0,
+    )  # fmt: skip
+    write_report(run)
+    return run
+
+
+def test_throughput_has_a_least_value_and_memory_and_size_have_a_greatest(
+    deployed: RunFolder, page: Page, complaints: list[str]
+) -> None:
+    open_page(page, deployed.path / "report.html")
+    page.wait_for_selector("[data-figure=front-throughput] .main-svg")
+    labels = page.locator("#limits .limit > label:first-child").all_inner_texts()
+    assert labels == [
+        "at most, parameters", "at most, FLOPs", "at most, latency", "at least, throughput", "at most, memory",
+        "at most, size",
+    ]  # fmt: skip
+    speeds = sorted(result.cost.throughput for result in deployed.results())
+    slider = page.locator("#limit-throughput")
+    assert (slider.input_value(), slider.get_attribute("aria-valuetext")) == ("0", "no limit")
+    slider.focus()
+    page.keyboard.press("End")
+    page.wait_for_selector("#pick-said:has-text('within at least')")
+    value = float(page.input_value("#limit-throughput-entry"))
+    assert 0.99 * speeds[-1] < value <= speeds[-1], "the fastest network is within it"
+    assert slider.get_attribute("aria-valuetext") == f"at least {page.locator('#limit-throughput-output').inner_text()}"
+    limit = speeds[len(speeds) // 2]
+    page.fill("#limit-throughput-entry", repr(limit))
+    fast = [result for result in deployed.results() if result.cost.throughput >= limit]
+    picked = max(fast, key=lambda result: (result.metric("accuracy"), -result.cost.flops))
+    page.wait_for_selector(f"#pick-said:has-text('trial {picked.number} ')")
+    shade = page.evaluate("""() => document.querySelector("[data-figure=front-throughput]").layout.shapes
+        .filter(shape => shape.type === "rect").map(shape => [shape.x0, shape.x1])""")
+    assert shade[0][0] == pytest.approx(limit)
+    assert shade[0][1] < speeds[0], "what is slower is shaded"
+    assert set(page.evaluate(_LIMITED, "throughput")[1]) == {result.number for result in fast}
+    page.fill("#limit-throughput-entry", repr(2 * speeds[-1]))
+    page.wait_for_selector("#pick-said:has-text('the greatest throughput: ')")
+    slider.focus()
+    page.keyboard.press("Home")
+    assert slider.get_attribute("aria-valuetext") == "no limit"
+    least = min(result.cost.peak_memory_mb for result in deployed.results())
+    page.fill("#limit-peak_memory_mb-entry", repr(1.0001 * least))
+    page.wait_for_selector("#pick-said:has-text('at most')")
+    rows = page.locator("#rows tr[data-picked]").evaluate_all("rows => rows.map(row => Number(row.dataset.number))")
+    memory = {result.number: result.cost.peak_memory_mb for result in deployed.results()}
+    assert [memory[number] for number in rows] == [pytest.approx(least)]
+    named = "input => Boolean(document.querySelector(`label[for='${input.id}']`) || input.getAttribute('aria-label'))"
+    assert all(page.locator("#limits input").evaluate_all(f"inputs => inputs.map({named})"))
+    row = page.locator("#pair-shown tr:has(th:text-is('images a second, predicted, 4 at a time'))")
+    assert row.count() == 1
     assert complaints == []
 
 

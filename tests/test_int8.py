@@ -16,7 +16,7 @@ from cvt_nas.arch import ArchConfig
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment, TrainingConfig
 from cvt_nas.data import LoadedData, load_data
-from cvt_nas.engine.int8 import Judged, Judgement, calibration_batches, complaints, judge
+from cvt_nas.engine.int8 import calibration_batches, complaints, judge
 from cvt_nas.errors import ExportError
 from cvt_nas.evaluate import evaluate_model
 from cvt_nas.export import FORMATS, export
@@ -24,6 +24,7 @@ from cvt_nas.export.hub import FILES
 from cvt_nas.model import CvT, Logits, by_whole_windows, open_onnx, open_openvino, runtimes_for
 from cvt_nas.model.pooling import WholeWindows
 from cvt_nas.model.quantising import OP_TYPES, quantise_onnx, quantise_openvino
+from cvt_nas.results import Judged, Judgement
 from cvt_nas.run import RunFolder
 from cvt_nas.train import train
 from strategies import per_stage
@@ -107,6 +108,12 @@ def test_an_export_in_int8_is_worth_what_the_trained_network_is(
     assert found["num_calibrated"] == 256
     if name == "onnx-int8":  # OpenVINO's graph is text, which is larger than the weights of this network
         assert found["num_bytes"][1] < found["num_bytes"][0] / 2
+    (arch_id,) = trained.int8.by_arch()
+    runtime = FORMATS[name].int8
+    assert runtime is not None
+    recorded = trained.int8.by_arch()[arch_id][runtime]
+    assert recorded.to_json() == found
+    assert recorded.accuracy == found["judged"][-1 if name == "openvino-int8" else 1]["score"]
     (expected,) = trained.test_accuracies().values()
     assert evaluate_model(to, data="digits").top1 == pytest.approx(expected, abs=0.02)
 
@@ -228,6 +235,8 @@ def test_a_network_that_nncf_destroys_is_refused_and_nothing_is_written(
     with pytest.raises(ExportError, match=said):
         export(trained, "best", tmp_path / "model", format="openvino-int8")
     assert not (tmp_path / "model").exists()
+    (figures,) = trained.int8.by_arch().values()
+    assert any("its logits differ" in fault for fault in figures["openvino-int8"].faults), "the page can tell it"
 
 
 def of(**changes: Any) -> Judged:

@@ -34,6 +34,7 @@ def test_every_setting_that_the_reader_knows_is_listed() -> None:
         assert known == {each for each in listed if each.startswith(f"{name}.")} - {
             "search.confirm.top",
             "search.confirm.seeds",
+            "search.confirm.as",
         }
     assert {each.replace("training", "supernet") for each in listed if each.startswith("training.")} <= set(listed)
 

@@ -25,8 +25,7 @@ def front_table(run: RunFolder) -> Table:
     confirmed = any(member.confirmation is not None for member in front.members)
     in_int8 = run.front_score_name != run.score_name
     score = f"{run.score_name}, int8" if in_int8 else run.score_name
-    more = [("fp32", "right")] if in_int8 else []
-    more += [("front", "right")] if confirmed else []  # the whole table still fits in 80 characters
+    more = [("front", "right")] if confirmed else []  # the whole table still fits in 80 characters
     has_latency, measured = "latency_table" in run.manifest, run.latencies()
     timed = [("ms", "right")] if has_latency else []
     others: list[Metric] = [metric for metric in run.metrics if metric in ("throughput", *SIZE_METRICS)]
@@ -43,7 +42,6 @@ def front_table(run: RunFolder) -> Table:
         table.add_row(
             member.arch_id,
             accuracy_text(member),
-            *([fp32_text(member)] if in_int8 else []),
             *([_membership_text(member)] if confirmed else []),
             "-" if test is None else f"{test:.4f}",
             short(member.cost.params),
@@ -124,7 +122,7 @@ def confirmation_lines(run: RunFolder) -> list[str]:
     int8 = fp32 = ""
     if plan.runtime is not None:
         int8 = f" in int8, {plain_name(plan.runtime)}, on {_judged_on(run)}"
-        fp32 = "; 'fp32' is the mean of the same trainings in fp32"
+        fp32 = "; the page and pareto.csv have the mean of the same trainings in fp32 beside it"
     return [
         f"confirmed by {plan.seeds} further seeds each: {done}{lost}; accuracy is their mean ± standard "
         f"deviation{int8}, without the race's own{fp32}; 'front' is the share of bootstrap resamples with the "
