@@ -22,7 +22,7 @@ def int8_heads(runtimes: tuple[Int8Runtime, ...]) -> list[str]:
         head
         for runtime in runtimes
         for name in [plain_name(runtime)]
-        for head in (f"kept weights in fp32 | int8, {name}", f"MB in fp32 | int8, {name}", f"ms in fp32 | int8, {name}")
+        for head in (f"these weights: fp32 | int8, {name}", f"MB: fp32 | int8, {name}", f"ms: fp32 | int8, {name}")
     ]
 
 

@@ -14,24 +14,28 @@ function int8RowsOf(trial, runtime) {
   const spread = further && isKnown(further.sd) ? ` ± ${percent(further.sd)}` : "";
   const [fp32Mb, int8Mb] = found?.mb ?? [null, null], [fp32Ms, int8Ms] = found?.ms ?? [null, null];
   return [
-    ...(page.data.front_score === page.data.score ? [] : [[`in int8, ${runtime}, mean of further trainings`, further?.mean ?? null,
+    ...(page.data.front_score === page.data.score ? [] : [["further trainings in int8, mean", further?.mean ?? null,
       further ? percent(further.mean) + spread : NOT_MEASURED, "points"]]),
     ["these weights in fp32", found?.fp32 ?? null, percentOr(found?.fp32, NOT_MEASURED), "points"],
-    [`these weights in int8, ${runtime}`, found?.int8 ?? null, percentOr(found?.int8, found?.faults.length ? `failed: ${found.faults.join("; ")}` : NOT_MEASURED), "points"],
+    ["these weights in int8", found?.int8 ?? null, percentOr(found?.int8, found?.faults.length ? "failed" : NOT_MEASURED), "points"],
+    ["images that these are judged on", found?.images ?? null, found ? found.images.toLocaleString("en") : NOT_MEASURED, "text"],
     ["file in fp32", fp32Mb, inDigits(fp32Mb, "MB"), "ratio"],
-    [`file in int8, ${runtime}`, int8Mb, inDigits(int8Mb, "MB"), "ratio"],
-    [`one image in fp32, ${runtime}`, fp32Ms, inDigits(fp32Ms, "ms"), "ratio"],
-    [`one image in int8, ${runtime}`, int8Ms, inDigits(int8Ms, "ms"), "ratio"],
-    ["judged in", found?.where ?? null, found ? `${found.where}; ${found.images.toLocaleString("en")} images of the search split` : NOT_MEASURED, "text"],
+    ["file in int8", int8Mb, inDigits(int8Mb, "MB"), "ratio"],
+    ["one image in fp32", fp32Ms, inDigits(fp32Ms, "ms"), "ratio"],
+    ["one image in int8", int8Ms, inDigits(int8Ms, "ms"), "ratio"],
+    ["measured in", found?.where ?? null, found?.where ?? NOT_MEASURED, "text"],
   ];
 }
-const int8Rows = (trial) => page.data.int8.flatMap((runtime) => int8RowsOf(trial, runtime));
 
-function int8Table(one, other) {
-  if (!page.data.int8.length) return element("p", {}, "In int8: not measured. ", element("code", {}, "cvt-nas export … --format onnx-int8"), " measures it.");
-  const theirs = int8Rows(other);
-  const rows = int8Rows(one).map(([name, value, text, kind], index) => [name, text, theirs[index][2], differenceOf(value, theirs[index][1], kind)]);
-  return tableOf("In fp32 and int8", ["", ...headsOf(one, other), "change"], rows);
+function int8Tables(one, other) {
+  if (!page.data.int8.length) return [element("p", {}, "In int8: not measured. ", element("code", {}, "cvt-nas export … --format onnx-int8"), " measures it.")];
+  return page.data.int8.flatMap((runtime) => {
+    const theirs = int8RowsOf(other, runtime);
+    const rows = int8RowsOf(one, runtime).map(([name, value, text, kind], index) => [name, text, theirs[index][2], differenceOf(value, theirs[index][1], kind)]);
+    const faults = [one, other].filter((trial, place, both) => both.indexOf(trial) === place).flatMap((trial) =>
+      (trial.int8?.[runtime]?.faults ?? []).map((fault) => element("p", { class: "muted" }, `Trial ${trial.number} failed in int8: ${fault}.`)));
+    return [tableOf(`In fp32 and int8, ${runtime}`, ["", ...headsOf(one, other), "change"], rows), ...faults];
+  });
 }
 
 // Rows of name, value for comparison, text, and the form of a difference: percentage "points", "ratio", or none for "text".
@@ -133,7 +137,7 @@ page.fillPair = (isSame = false) => {
   }
   byId("pair-shown").replaceChildren(
     element("div", { class: "pair tables" },
-      element("div", {}, figureTable(one, other), int8Table(one, other),
+      element("div", {}, figureTable(one, other), ...int8Tables(one, other),
         curvesOf([nameOf(one), one, "--accent", "solid"], [nameOf(other), other, "--mark", "dash"]), classTable(one, other)),
       stageTable(one, other)),
     ...mistakesBeside(one, other),
