@@ -216,6 +216,27 @@ def test_the_parts_of_a_search_are_counted() -> None:
     assert parts[2]["supernet"] != parts[1]["supernet"], "fewer classes at first, and probes"
 
 
+@pytest.mark.parametrize(("runtime", "num_passes"), [("onnxruntime-int8", 3), ("openvino-int8", 2)])
+def test_judging_in_int8_takes_passes_on_the_cpu_for_each_further_training_and_each_network_of_the_race(
+    runtime: str, num_passes: int
+) -> None:
+    line = "search: {trials: 4, sampler: random, scheduler: none, seed: 0, confirm: {top: 2, seeds: 3%s}}"
+    plain, judged = (
+        parse_experiment(small_digits(**{"search:": line % more}), "confirm.yaml") for more in ("", f", as: {runtime}")
+    )
+    machine = changed(stated(plain), num_slots=1, judging=0.5)  # slow CPUs, so that passes outweigh all else
+    more = plan_of(judged, machine).parts["confirm"] - plan_of(plain, machine).parts["confirm"]
+    images, speeds = (
+        256 + num_passes * IMAGES["search"],
+        [machine.evaluation_on_cpu(n.cost.flops) for n in machine.networks],
+    )
+    least, most = (2 * (4 * (6 + images * speed) + 5) for speed in (speeds[0], speeds[-1]))
+    assert least <= more <= most
+    unknown = plan_of(judged, changed(machine, judging=None))
+    assert unknown.parts["confirm"] < plan_of(judged, machine).parts["confirm"]
+    assert any(note.startswith("judging in int8 is counted without its passes") for note in unknown.notes)
+
+
 @pytest.mark.parametrize("objectives", ["latency_ms: minimize", "params: minimize, latency_ms: minimize"])
 def test_latency_that_nobody_has_measured_yet_is_left_out(objectives: str) -> None:
     line = f"objectives: {{accuracy: maximize, {objectives}}}\nconstraints: {{latency_ms: {{max: 5}}}}"

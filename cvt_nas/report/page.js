@@ -36,6 +36,7 @@ const short = (value) => {
   return String(Number(value.toPrecision(3)));
 };
 const isKnown = (value) => value !== null && value !== undefined;
+const inFp32 = (score) => (page.data.front_score === page.data.score ? score : `${score} in fp32`); // if the front is in int8
 const percent = (value, digits = 2) => (isKnown(value) ? (100 * value).toFixed(digits) + " %" : "–");
 
 function quoted(word) { // like Python's shlex.quote

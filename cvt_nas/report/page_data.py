@@ -22,6 +22,10 @@ def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFr
     knee, best = front.knee(), front.best
     measured, memories, known = run.latencies(), run.memories(), run.int8.by_arch()
     confirmed = {result.number: result for result in run.confirmed()}
+    failed = {
+        each.trial.number: f"{len(each.failed)} of {len(each.trainings)}"
+        for each in run.confirmations.failed_in_int8(results)
+    }
     members = {member.number for member in front.members}
     judged = {
         member.number: run.shown_images(run.model_path(member.arch_id) / CLASSES_FILE) for member in front.members
@@ -39,6 +43,7 @@ def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFr
             "status": result.status,
             "epochs": result.epochs,
             **_accuracy_of(result),
+            "failed": failed.get(result.number),
             "int8": int8_data(known.get(result.arch_id, {})),
             "test": tested.get(result.arch_id),
             "params": result.cost.params,

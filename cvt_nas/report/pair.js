@@ -15,7 +15,7 @@ function int8RowsOf(trial, runtime) {
   const [fp32Mb, int8Mb] = found?.mb ?? [null, null], [fp32Ms, int8Ms] = found?.ms ?? [null, null];
   return [
     ...(page.data.front_score === page.data.score ? [] : [["further trainings in int8, mean", further?.mean ?? null,
-      further ? percent(further.mean) + spread : NOT_MEASURED, "points"]]),
+      further ? percent(further.mean) + spread : trial.failed ? `${trial.failed} failed` : NOT_MEASURED, "points"]]),
     ["these weights in fp32", found?.fp32 ?? null, percentOr(found?.fp32, NOT_MEASURED), "points"],
     ["these weights in int8", found?.int8 ?? null, percentOr(found?.int8, found?.faults.length ? "failed" : NOT_MEASURED), "points"],
     ["images that these are judged on", found?.images ?? null, found ? found.images.toLocaleString("en") : NOT_MEASURED, "text"],
@@ -43,7 +43,7 @@ function figuresOf(trial) {
   const measured = isKnown(trial.measured_ms) ? trial.measured_ms : null;
   const batch = page.data.batch === 1 ? "one at a time" : `${page.data.batch} at a time`;
   return [
-    [page.data.score, trial.accuracy, percent(trial.accuracy) + (isKnown(trial.sd) ? ` ± ${percent(trial.sd)}` : ""), "points"],
+    [inFp32(page.data.score), trial.accuracy, percent(trial.accuracy) + (isKnown(trial.sd) ? ` ± ${percent(trial.sd)}` : ""), "points"],
     ["test split", trial.test, percent(trial.test), "points"],
     ["expected at the proposal", trial.predicted ? trial.predicted[0] : null,
       trial.predicted ? `${(100 * trial.predicted[0]).toFixed(2)} ± ${percent(trial.predicted[1])}` : "–", "points"],
@@ -147,7 +147,7 @@ page.fillPair = (isSame = false) => {
 function fillChoices() { // fills the two lists with the front, then the other complete trials
   const complete = page.data.trials.filter((trial) => trial.status === "complete").sort((a, b) => b.judged - a.judged);
   const optionOf = (trial) => element("option", { value: trial.number },
-    `${nameOf(trial)}: ${percent(trial.judged)}, ${short(trial.params)} params, ${short(trial.flops)} FLOPs`);
+    `${nameOf(trial)}: ${percent(trial.judged)}${trial.further ? " in int8" : ""}, ${short(trial.params)} params, ${short(trial.flops)} FLOPs`);
   const groups = [["on the front", complete.filter((trial) => trial.front)], ["off the front", complete.filter((trial) => !trial.front)]];
   const [knee, best] = ["knee", "best"].map((tag) => complete.find((trial) => trial.tags.includes(tag)));
   const usual = [knee ?? complete[0], best !== knee ? best : complete.find((trial) => trial !== knee)];

@@ -213,9 +213,10 @@ def _fronts(run: RunFolder, is_published: bool) -> str:
         for metric in costs_of(run)
     )  # fmt: skip
     table = table_html("Pareto front", heads, rows, prose=(1,), of_trials=True)
+    told = f"The front goes by {html.escape(run.front_score_name)}; all else is in fp32. " if is_int8 else ""
     return (
-        f'<section id="fronts"><h2>Pareto fronts</h2><p>Only trials that reached the last epoch compete. Select a '
-        f"point, or a row of the trials' table, to see its architecture. The plots open on the complete trials; a "
+        f'<section id="fronts"><h2>Pareto fronts</h2><p>Only trials that reached the last epoch compete. {told}Select '
+        f"a point, or a row of the trials' table, to see its architecture. The plots open on the complete trials; a "
         "double click shows everything.</p>"
         f'{"".join(switches)}<div id="limits" class="limits scripted" data-owned></div>'
         f'<div class="pair">{plots}</div>{table}'

@@ -12,7 +12,7 @@ function columnsOf() {
     { name: "arch_id", title: "architecture", text: true },
     { name: "status", title: "status", text: true },
     { name: "epochs", title: "epochs" },
-    { name: "accuracy", title: page.data.score, show: (value) => percent(value) },
+    { name: "accuracy", title: inFp32(page.data.score), show: (value) => percent(value) },
     ...(page.data.front_score === page.data.score ? [] : [{ name: "int8_mean", title: page.data.front_score, show: (value) => percent(value) }]),
     ...page.data.int8.map((runtime) => ({ name: `int8_${runtime}`, title: `these weights in int8, ${runtime}`, show: (value) => percent(value) })),
     { name: "test", title: "test", show: (value) => percent(value) },

@@ -100,8 +100,9 @@ function fillArch(trial) {
   const tags = trial.tags.length ? ` (${trial.tags.join(", ")})` : "";
   const said = trial.predicted;
   const figuresOf = [
-    `${page.data.score} ${percent(trial.accuracy)}` + (isKnown(trial.sd) ? ` ± ${percent(trial.sd)}` : ""),
+    `${inFp32(page.data.score)} ${percent(trial.accuracy)}` + (isKnown(trial.sd) ? ` ± ${percent(trial.sd)}` : ""),
     isKnown(trial.test) ? `test ${percent(trial.test)}` : null,
+    trial.failed ? `failed in int8 in ${trial.failed} further trainings` : null,
     ...page.data.int8.flatMap((runtime) => {
       const found = trial.int8?.[runtime], further = trial.further?.runtime === runtime ? trial.further : null;
       return [further ? `in int8, ${runtime}, ${percent(further.mean)}` + (isKnown(further.sd) ? ` ± ${percent(further.sd)}` : "") : null,
