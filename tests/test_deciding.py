@@ -155,9 +155,9 @@ def test_fp32_and_int8_stand_side_by_side_and_what_was_not_measured_says_so(
             number: Number(row.dataset.number), cells: [...row.children].map(cell => cell.innerText) }))""")
     }
     told = [
-        "kept weights in fp32 | int8, onnxruntime",
-        "MB in fp32 | int8, onnxruntime",
-        "ms in fp32 | int8, onnxruntime",
+        "these weights: fp32 | int8, onnxruntime",
+        "MB: fp32 | int8, onnxruntime",
+        "ms: fp32 | int8, onnxruntime",
     ]
     assert [rows[first.number][name] for name in told] == ["0.9000 | 0.8000", "4 | 1.1", "2 | 1"]
     assert [rows[second.number][name] for name in told] == ["not measured"] * 3

@@ -261,7 +261,27 @@ def test_a_status_is_one_that_there_is(finished_run: RunFolder, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "line"), [("test.jsonl", {"arch_id": ["a"]}), ("latency.jsonl", {"arch_id": {}, "p10_ms": "soon"})]
+    ("name", "line"),
+    [
+        ("test.jsonl", {"arch_id": ["a"]}),
+        ("latency.jsonl", {"arch_id": {}, "p10_ms": "soon"}),
+        (
+            "int8.jsonl",
+            {
+                "arch_id": "a",
+                "for": "onnxruntime-int8",
+                "metric": "accuracy",
+                "score": "nan",
+                "num_images": 1,
+                "judged": [],
+                "num_calibrated": 0,
+                "num_bytes": None,
+                "ms": None,
+                "runtime": "x",
+                "num_threads": 1,
+            },
+        ),
+    ],
 )
 def test_a_record_of_the_front_with_a_line_of_another_kind_is_one_line(
     finished_run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture, name: str, line: dict[str, Any]

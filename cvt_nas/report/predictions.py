@@ -3,6 +3,7 @@
 The predictions are read from the record. No model is fitted again, so they contain nothing that was learned later.
 """
 
+import dataclasses
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,6 +86,15 @@ def promising(stopped: Sequence[TrialResult], front: ParetoFront) -> set[int]:
         if is_non_dominated(np.vstack([losses, own]))[-1]:
             found.add(result.number)
     return found
+
+
+def _in_fp32(front: ParetoFront) -> ParetoFront:
+    """The front with accuracies in fp32, which are what is predicted."""
+    members = [
+        member if (found := member.confirmation) is None else dataclasses.replace(member, accuracy=found.fp32_mean)
+        for member in front.members
+    ]
+    return ParetoFront(members=tuple(members), metrics=front.metrics)
 
 
 def predictions_figure(results: Sequence[TrialResult], score: str) -> go.Figure:
@@ -182,7 +192,7 @@ def predictions_section(run: RunFolder, results: Sequence[TrialResult]) -> str:
     """
     if not results:
         return ""
-    front, score = run.front(), run.score_name
+    front, score = _in_fp32(run.front()), run.score_name
     complete = [result for result in results if result.status == "complete"]
     stopped = [result for result in results if result.status == "stopped"]
     parts = [

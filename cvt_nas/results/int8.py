@@ -1,13 +1,15 @@
 """What a trained network is worth in int8, beside what it is worth in fp32."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from cvt_nas.latency import Int8Runtime
+from cvt_nas.results.parsing import first_problem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,10 +103,11 @@ class Int8:
         """Raises KeyError or ValueError if the tree is no such line."""
         judgement = {name: tree[name] for name in ("metric", "score", "num_images", "judged")}
         rest = {name: tree[name] for name in ("num_calibrated", "num_bytes", "ms", "num_threads")}
-        return TypeAdapter(cls).validate_python({
-            **rest, "runtime": tree["for"], "software": tree["runtime"], "judgement": judgement,
-            "faults": tree.get("faults", ()),
-        })  # fmt: skip
+        rest |= {"runtime": tree["for"], "software": tree["runtime"], "faults": tree.get("faults", ())}
+        try:
+            return TypeAdapter(cls).validate_json(json.dumps({**rest, "judgement": judgement}), strict=True)
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from error
 
 
 def plain_name(runtime: Int8Runtime) -> str:

@@ -78,7 +78,7 @@ class SearchConfig:
         confirm: Further trainings of the best architectures after the race. By default, there are none.
         max_failures: Number of times that a trial restarts from its checkpoint after its worker or node died.
         trial_timeout: Seconds without a report after which a trial counts as hung and its worker is killed. A trial
-            reports once an epoch. No limit where absent.
+            reports once an epoch, and once more when it was judged in int8. No limit where absent.
         spread_last: Whether the last trials, once they are fewer than the slots, train on several GPUs each, so that no
             GPU is idle. They share the batch. Each GPU has batch norm statistics of its own images, and their mean is
             kept, so accuracies may differ slightly from those on one GPU.
