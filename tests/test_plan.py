@@ -230,7 +230,7 @@ def test_judging_in_int8_takes_passes_on_the_cpu_for_each_further_training_and_e
         256 + num_passes * IMAGES["search"],
         [machine.evaluation_on_cpu(n.cost.flops) for n in machine.networks],
     )
-    least, most = (2 * (4 * (6 + images * speed) + 5) for speed in (speeds[0], speeds[-1]))
+    least, most = (2 * (4 * (8 + images * speed) + 5) for speed in (speeds[0], speeds[-1]))
     assert least <= more <= most
     unknown = plan_of(judged, changed(machine, judging=None))
     assert unknown.parts["confirm"] < plan_of(judged, machine).parts["confirm"]

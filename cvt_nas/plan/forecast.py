@@ -36,7 +36,7 @@ from cvt_nas.space import TIMED_METRICS
 MAX_QUICK_TRIALS = 50  # the real sampler proposes these in a few seconds
 MAX_SIMULATED_TRIALS = 1_000  # the time of a simulation grows faster than the number of trials
 _SHARE_LOOKED_AT = 0.5  # of search images after the screening, since weak candidates are given up
-_QUANTISE_SECONDS, _TIMING_SECONDS = 6.0, 5.0  # to write a network as ONNX and in int8; to time it
+_QUANTISE_SECONDS, _TIMING_SECONDS = 8.0, 5.0  # to write a network of 3 to 6 blocks as ONNX and in int8; to time it
 _CHECK_SECONDS, _REPORT_SECONDS = 0.5, 2.0  # to count a member of the front by fvcore; to write the page and plots
 _LAUNCH_RATIO = 0.8  # a network with far fewer FLOPs, but above this ratio of seconds per image, is bound by launches
 _SAMPLER_SHARE = 0.25  # of the time between two proposals; if the sampler takes more, it is the bottleneck

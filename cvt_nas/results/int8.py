@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -98,16 +98,19 @@ class Int8:
             **({"faults": list(self.faults)} if self.faults else {}),
         }
 
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+    @staticmethod
+    def from_json(tree: Mapping[str, Any]) -> "Int8":
         """Raises KeyError or ValueError if the tree is no such line."""
         judgement = {name: tree[name] for name in ("metric", "score", "num_images", "judged")}
         rest = {name: tree[name] for name in ("num_calibrated", "num_bytes", "ms", "num_threads")}
         rest |= {"runtime": tree["for"], "software": tree["runtime"], "faults": tree.get("faults", ())}
         try:
-            return TypeAdapter(cls).validate_json(json.dumps({**rest, "judgement": judgement}), strict=True)
+            return _INT8.validate_json(json.dumps({**rest, "judgement": judgement}), strict=True)
         except ValidationError as error:
             raise ValueError(first_problem(error)) from error
+
+
+_INT8 = TypeAdapter(Int8)
 
 
 def plain_name(runtime: Int8Runtime) -> str:
