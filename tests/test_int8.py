@@ -21,6 +21,7 @@ from cvt_nas.errors import ExportError
 from cvt_nas.evaluate import evaluate_model
 from cvt_nas.export import FORMATS, export
 from cvt_nas.export.hub import FILES
+from cvt_nas.export.int8 import _keep_figures
 from cvt_nas.model import CvT, Logits, by_whole_windows, open_onnx, open_openvino, runtimes_for
 from cvt_nas.model.pooling import WholeWindows
 from cvt_nas.model.quantising import OP_TYPES, quantise_onnx, quantise_openvino
@@ -28,6 +29,7 @@ from cvt_nas.results import Judged, Judgement
 from cvt_nas.run import RunFolder
 from cvt_nas.train import train
 from strategies import per_stage
+from test_confirm_int8 import int8 as figures_of
 
 PLAIN = TrainingConfig(epochs=0)
 OPENED = {"onnx-int8": "model.onnx", "openvino-int8": "model.xml"}
@@ -237,6 +239,20 @@ def test_a_network_that_nncf_destroys_is_refused_and_nothing_is_written(
     assert not (tmp_path / "model").exists()
     (figures,) = trained.int8.by_arch().values()
     assert any("its logits differ" in fault for fault in figures["openvino-int8"].faults), "the page can tell it"
+
+
+def test_an_export_while_a_search_is_at_work_says_that_its_figures_are_not_recorded(
+    digits: Experiment, tmp_path: Path
+) -> None:
+    run, notes = RunFolder.create(tmp_path / "run", digits.manifest(seed=0, num_trials=1)), list[str]()
+    with run.locked():
+        _keep_figures(figures_of(0.5), "abc", run, notes.append)
+    assert run.int8.by_arch() == {}
+    (note,) = notes
+    assert note.startswith("the page of the run will not show these figures, since they cannot be recorded in it: ")
+    assert "is at work on it" in note
+    _keep_figures(figures_of(0.5), "abc", run, notes.append)
+    assert set(run.int8.by_arch()) == {"abc"}
 
 
 def of(**changes: Any) -> Judged:

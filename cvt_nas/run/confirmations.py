@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from cvt_nas.latency import Int8Runtime
 from cvt_nas.results.confirmation import ConfirmPlan, FailedInInt8, confirm, failed_in_int8, with_memberships
 from cvt_nas.results.parsing import parse_json
-from cvt_nas.results.trial import Metric, TrialResult, round_and_trial, without_retried
+from cvt_nas.results.trial import FAILURES, Metric, TrialResult, round_and_trial, without_retried
 from cvt_nas.run.records import Record
 from cvt_nas.run.store import Store
 
@@ -36,7 +36,10 @@ class Confirmations:
         plan, ended = self.plan(), without_retried(self._record.read())
         if plan is not None and plan.runtime is not None:
             ended = [result for result in ended if result.status != "complete" or _is_judged(result, plan.runtime)]
-        by_number = {result.number: result for result in ended}  # the last one, if one was trained again
+        by_number: dict[int, TrialResult] = {}
+        for result in ended:  # the last one counts if one was trained again, unless that failed
+            if result.number not in by_number or result.status not in FAILURES:
+                by_number[result.number] = result
         return tuple(sorted(by_number.values(), key=lambda result: result.number))
 
     def write_plan(self, plan: ConfirmPlan) -> None:
