@@ -307,6 +307,16 @@ def test_a_network_that_a_library_destroys_has_faults_and_one_that_cannot_be_qua
         assert 0 <= found.judgement.score <= 1, "fp32 is judged all the same"
 
 
+def test_a_file_that_opens_only_without_fusions_has_a_fault() -> None:
+    basic, fused = int8(0.5).judgement.judged
+    unopened = Judged(runtime=fused.runtime, why="no such fusion")
+    judgement = dataclasses.replace(int8(0.5).judgement, judged=(basic, unopened))
+    assert quantised._with_unopened(int8(0.5, judgement=judgement)).faults == (
+        "onnxruntime, ENABLE_ALL: cannot open it: no such fusion",
+    )
+    assert quantised._with_unopened(int8(0.5)).faults == ()
+
+
 def test_a_runtime_that_is_not_installed_is_refused_before_anything_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Quantises networks to int8, judges them and times them. Exports and the confirmation of a search share this code."""
 
+import dataclasses
 import functools
 import importlib.metadata
 import math
@@ -74,12 +75,12 @@ def judged_in_int8(
         file.parent.mkdir()
         try:
             write_onnx(copied.eval(), source)
-            return quantise_and_judge(
+            return _with_unopened(quantise_and_judge(
                 copied, source, file,
                 runtime=runtime, quantise=recipe.quantise, data=data, training=training,
                 runtimes=runtimes_for(recipe.file, only=plain_name(runtime), num_threads=torch.get_num_threads()),
                 max_loss=math.inf, is_timed=is_timed,
-            )  # fmt: skip
+            ))  # fmt: skip
         except (ImportError, OSError, MemoryError):
             raise
         except Exception as error:  # exporters and quantisers raise various errors
@@ -93,6 +94,14 @@ def judged_in_int8(
                 num_threads=torch.get_num_threads(),
                 faults=(f"it cannot be quantised: {last_line(error)}",),
             )
+
+
+def _with_unopened(found: Int8) -> Int8:
+    """Adds a fault if the runtime cannot open the file as it would run it, although it can with less optimisation."""
+    if found.faults or found.accuracy is not None:
+        return found
+    unopened = [f"{judged.runtime}: cannot open it: {judged.why}" for judged in found.judgement.judged if judged.why]
+    return dataclasses.replace(found, faults=tuple(unopened))
 
 
 def quantise_and_judge(
