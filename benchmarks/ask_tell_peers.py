@@ -10,7 +10,8 @@ an integer parameter for each ordinal choice have a categorical one for the othe
 - `neps-moasha`, `neps-primo`: NePS. A configuration goes on from its checkpoint where it is asked for at a later rung.
   PriMO is by priors; here they are at the middle of each choice with little confidence, for want of any. NePS 0.16
   fails where trials of a rung still run, as their losses are missing; so it is asked for one network at a time,
-  whatever the number of workers.
+  whatever the number of workers. It wants two epochs at least, so a table of one is announced with two: with a factor
+  of three that is a single rung, the last, and both are plain searches.
 """
 
 import logging
@@ -256,7 +257,7 @@ class Neps:
         np.random.seed(seed)  # it draws from the global generators
         torch.manual_seed(seed)
         torch.set_num_threads(1)
-        self._genes, self._num_epochs = table.genes, table.num_epochs
+        self._genes, self._last_epoch = table.genes, max(table.num_epochs, 2)
         parameters: dict[str, Any] = {
             gene.name: neps.HPOInteger(0, len(gene.options) - 1)
             if gene.is_ordinal
@@ -265,7 +266,7 @@ class Neps:
             if len(gene.options) > 1
         }
         middle = {gene.name: (len(gene.options) - 1) // 2 for gene in table.genes if len(gene.options) > 1}
-        space = neps.SearchSpace({**parameters, "epochs": neps.HPOInteger(1, table.num_epochs, is_fidelity=True)})
+        space = neps.SearchSpace({**parameters, "epochs": neps.HPOInteger(1, self._last_epoch, is_fidelity=True)})
         optimiser = (
             neps.algorithms.moasha(space)
             if kind == "moasha"
@@ -292,7 +293,7 @@ class Neps:
             key=trial.metadata.id,
             genome=_genome(self._genes, trial.config),
             number=earlier,
-            epochs=None if epochs == self._num_epochs else epochs,
+            epochs=None if epochs == self._last_epoch else epochs,
         )
 
     def tell(self, key: str, losses: Sequence[float]) -> None:

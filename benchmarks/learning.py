@@ -26,6 +26,7 @@ from cvt_nas.propose.beliefs import NO_BELIEFS, Beliefs, EarlierRun
 from cvt_nas.propose.race import OnRungs, Race
 from cvt_nas.propose.study import Study
 from cvt_nas.results import is_non_dominated
+from vit_bench_101 import frame_of
 
 METRICS = ("accuracy", "params", "flops")
 TRAININGS, EPOCHS = (5, 10, 15, 20), (24, 48, 120, 240)
@@ -71,10 +72,9 @@ def nothing(seed: int) -> Beliefs:
 
 def table_of(frame: pd.DataFrame, data: str) -> bench.Table:
     """The networks with their accuracies on one data set, trained without distillation."""
-    columns = [*(name for name in frame.columns if name.startswith("g")), "params", "flops"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.csv"
-        frame[columns].assign(acc_1=frame[f"{data}_base_acc"] / 100).to_csv(path, index=False)
+        frame_of(frame, data).to_csv(path, index=False)
         return bench.load_table(path)
 
 

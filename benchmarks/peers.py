@@ -38,15 +38,17 @@ import numpy as np
 import optuna
 
 import ask_tell_peers
+from attained import PICTURES, write_attained
 from cvt_nas import bench
 from cvt_nas.arch import Cost
 from cvt_nas.bench import SearchMethod, Settings, Table
-from cvt_nas.errors import CvtNasError
+from cvt_nas.errors import CvtNasError, TableError
 from cvt_nas.propose.asha import Decision
 from cvt_nas.propose.samplers import derive_seed, distributions_of
 from cvt_nas.propose.simulation import Outcome, Search
 from cvt_nas.propose.study import Proposal
 from cvt_nas.results import Metric
+from traces import keep_trace, read_traces
 
 FAST_PEERS = ("ray-optuna+asha", "ray-optuna+fifo", "syne-tune-moasha", "syne-tune-morea", "syne-tune-morea:20")
 PEERS = (*FAST_PEERS, "syne-tune-ehvi", "syne-tune-ehvi:shifted", *ask_tell_peers.NAMES)
@@ -257,16 +259,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--grace-period", type=int, default=1)
     parser.add_argument("--reduction-factor", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="searches at the same time")
+    parser.add_argument("--keep", type=Path, help="where searches are kept line by line, and found again")
+    parser.add_argument("--attainment", type=Path, help="where to draw the fronts that are attained: .html, .png")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.peers if name not in PEERS]:
         parser.error(f"--peers: got {', '.join(unknown)}, must be of {', '.join(PEERS)}")
+    if options.attainment is not None and options.attainment.suffix not in PICTURES:
+        parser.error(f"--attainment: got {options.attainment}, must end in {', '.join(PICTURES)}")
     try:
-        metrics = bench.metrics_of(options.objectives)
-        ours = bench.methods_of(options.searcher, options.scheduler)
-        table = bench.load_table(options.table)
+        summary = _compare(options)
     except CvtNasError as error:
         parser.error(str(error))
+    if options.json:
+        print(json.dumps({"table": str(options.table), **summary}))
+        return
+    for name, found in summary["methods"].items():
+        means = {share: np.mean(values) for share, values in found["hypervolume"].items()}
+        print(f"{name:32}" + "  ".join(f"{float(share):.0%} {mean:.4f}" for share, mean in means.items()))
+
+
+def _compare(options: argparse.Namespace) -> dict[str, Any]:
+    metrics = bench.metrics_of(options.objectives)
+    methods: list[SearchMethod] = [*bench.methods_of(options.searcher, options.scheduler), *map(Peer, options.peers)]
+    if options.attainment is not None and len(methods) < 2:
+        raise TableError(f"--attainment: compares two methods or more, got {len(methods)}")
+    table = bench.load_table(options.table)
     settings = Settings(
         metrics=metrics,
         budget=options.budget,
@@ -274,20 +292,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         grace_period=options.grace_period,
         reduction_factor=options.reduction_factor,
     )
-    methods: list[SearchMethod] = [*ours, *map(Peer, options.peers)]
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    runs = []
-    for run in bench.compare(table, methods, settings, seeds=seeds, processes=options.processes):
-        runs.append(run)
-        method, seed, values, _ = run
-        print(f"seed {seed}, {method}: {values[-1]:.4f}, {len(runs)}/{len(methods) * len(seeds)}", file=sys.stderr)
-    summary = bench.summarise(runs, settings)
-    if options.json:
-        print(json.dumps({"table": str(options.table), "objectives": list(metrics), **summary}))
-        return
-    for name, found in summary["methods"].items():
-        means = {share: np.mean(values) for share, values in found["hypervolume"].items()}
-        print(f"{name:32}" + "  ".join(f"{float(share):.0%} {mean:.4f}" for share, mean in means.items()))
+    runs = _runs_of(table, [(method, seed) for seed in seeds for method in methods], settings, options)
+    if options.attainment is not None:
+        title = f"{options.table.stem}, {options.budget} epochs"
+        traces = {str(one): [trace for method, _, _, trace in runs if method == one] for one in methods}
+        write_attained(table, settings, traces, options.attainment, title=title)
+    return {"objectives": list(metrics), **bench.summarise(runs, settings)}
+
+
+def _runs_of(
+    table: Table, tasks: Sequence[tuple[SearchMethod, int]], settings: Settings, options: argparse.Namespace
+) -> list[bench.Run]:
+    """Runs what is not kept yet. All are returned, in the order of `tasks`."""
+    traces = {} if options.keep is None else read_traces(options.keep, table, settings)
+    missing = [(method, seed) for method, seed in tasks if (str(method), seed) not in traces]
+    for method, seed, values, trace in bench.run_all(table, missing, settings, processes=options.processes):
+        key = (str(method), seed)
+        traces[key] = trace
+        if options.keep is not None:
+            keep_trace(options.keep, table, settings, key, trace)
+        print(f"seed {seed}, {method}: {values[-1]:.4f}, {len(traces)} of {len(tasks)}", file=sys.stderr)
+    kept = [(method, seed, traces[str(method), seed]) for method, seed in tasks]
+    return [(method, seed, bench.anytime_hypervolume(table, trace, settings), trace) for method, seed, trace in kept]
 
 
 def _list(text: str) -> list[str]:

@@ -6,13 +6,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
 import ask_tell_peers
 import peers
-from cvt_nas.bench import Settings, Table, load_table, simulate
+from attained import attained_figure
+from cvt_nas.bench import Settings, Table, load_table, methods_of, simulate
 from test_bench import Watched, frame
+from vit_bench_101 import frame_of
 
 METRICS = ("accuracy", "flops")
 
@@ -134,3 +138,88 @@ def test_a_peer_that_is_not_known_is_one_line(table_file: Path, capsys: pytest.C
     with pytest.raises(SystemExit):
         peers.main(["--table", str(table_file), "--budget", "10", "--peers", "hyperband"])
     assert "--peers: got hyperband, must be of ray-optuna+asha, ray-optuna+fifo" in capsys.readouterr().err
+
+
+def _random_searches(table_file: Path, keep: Path, seeds: int, *more: str) -> list[str]:
+    return ["--table", str(table_file), "--peers", "", "--searcher", "random", "--budget", "60", "--json", "--keep",
+            str(keep), "--seeds", str(seeds), *more]  # fmt: skip
+
+
+def test_searches_that_are_kept_are_not_run_again_and_count_as_they_did(
+    table_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = tmp_path / "kept" / "searches.jsonl"
+    peers.main(_random_searches(table_file, keep, 2))
+    before = json.loads(capsys.readouterr().out)["methods"]["random+none"]
+    whole = keep.read_text()
+    keep.write_text(whole + '{"method":"random+none","seed":2,"trai')  # killed while it wrote
+    peers.main(_random_searches(table_file, keep, 3))
+    again = capsys.readouterr()
+    assert [line.split(",")[0] for line in again.err.splitlines()] == ["seed 2"]
+    after = json.loads(again.out)["methods"]["random+none"]
+    for name in ("log_area", "trials", "duplicates"):
+        assert after[name][:2] == before[name]
+        assert len(after[name]) == 3
+    assert keep.read_text().startswith(whole)
+    peers.main(_random_searches(table_file, keep, 3))
+    last = capsys.readouterr()
+    assert last.err == ""
+    found = json.loads(last.out)["methods"]["random+none"]
+    assert found | {"ask_ms": None} == after | {"ask_ms": None}  # times are kept to a tenth of a millisecond
+
+
+def test_searches_of_other_settings_or_of_another_table_are_not_taken_for_these(
+    table_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = tmp_path / "searches.jsonl"
+    peers.main(_random_searches(table_file, keep, 1))
+    with pytest.raises(SystemExit):
+        peers.main(_random_searches(table_file, keep, 1, "--workers", "2"))
+    assert f"--keep {keep}: keeps searches of other num_workers; name another file" in capsys.readouterr().err
+    other = tmp_path / "other.csv"
+    frame(num_epochs=9).assign(acc_9=0.5).to_csv(other, index=False)
+    with pytest.raises(SystemExit):
+        peers.main(_random_searches(other, keep, 1))
+    assert f"--keep {keep}: keeps searches of other table; name another file" in capsys.readouterr().err
+
+
+def test_every_search_attains_the_lowest_surface_and_none_what_lies_above_the_highest(table: Table) -> None:
+    settings = Settings(metrics=METRICS, budget=60)
+    (random,) = methods_of(["random"], ["none"])
+    traces = {"random": [simulate(table, random, settings, seed=seed) for seed in range(5)]}
+    figure = attained_figure(table, settings, {**traces, "a peer": traces["random"][:3]}, title="made up")
+    accuracies = table.true_accuracies()
+    for name, searches in (("random", traces["random"]), ("a peer", traces["random"][:3])):
+        best, worst, middle = [
+            line for line in figure.data if line.legendgroup == name and line.hoverinfo != "skip"
+        ]  # fmt: skip
+        for surface, at_least in ((best, 1), (middle, (len(searches) + 1) // 2), (worst, len(searches))):
+            for cost, accuracy in zip(surface.x, surface.y, strict=True):
+                reached = [
+                    max((accuracies[row] for _, row in trace.trained if table.costs[row].flops <= cost), default=-1.0)
+                    for trace in searches
+                ]
+                assert np.sort(reached)[::-1][at_least - 1] == accuracy
+
+
+def test_attained_fronts_are_drawn_of_two_methods_and_in_formats_that_are_known(
+    table_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = tmp_path / "attained.html"
+    arguments = ["--table", str(table_file), "--budget", "60", "--seeds", "2", "--peers", "ray-optuna+fifo"]
+    peers.main([*arguments, "--searcher", "random", "--attainment", str(drawn)])
+    assert "random+none in blue" in drawn.read_text()
+    for more, message in (
+        (["--attainment", str(drawn)], "--attainment: compares two methods or more, got 1"),
+        (["--attainment", "front.jpeg"], "--attainment: got front.jpeg, must end in .html, .png, .svg, .pdf"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            peers.main([*arguments, *more])
+        assert message in capsys.readouterr().err
+
+
+def test_a_table_of_vit_bench_has_the_accuracies_without_distillation_as_shares(tmp_path: Path) -> None:
+    row = {"g0": 1, "g1": 0, "params": 893_828, "flops": 269_217_920, "c100_base_acc": 68.33, "c100_kd_acc": 72.5}
+    frame_of(pd.DataFrame([row]), "c100").to_csv(tmp_path / "pit.csv", index=False)
+    assert load_table(tmp_path / "pit.csv").true_accuracies().tolist() == [pytest.approx(0.6833)]

@@ -90,8 +90,8 @@ def test_hypervolume_equals_moocore_s(points: np.ndarray) -> None:
 
 def test_hypervolume_of_random_fronts_equals_moocore_s() -> None:
     rng = np.random.default_rng(0)
-    for objectives in (2, 3):
-        points = rng.random((80, objectives))
+    for objectives, number in ((2, 80), (3, 80), (4, 40)):
+        points = rng.random((number, objectives))
         assert hypervolume(points) == pytest.approx(moocore.hypervolume(points, ref=np.ones(objectives)), rel=1e-12)
 
 

@@ -92,7 +92,13 @@ def compare(
     table: Table, methods: Sequence[SearchMethod], settings: Settings, *, seeds: Sequence[int], processes: int = 1
 ) -> Iterator[Run]:
     """Runs every method with every seed, seed by seed, so that a comparison that is stopped early is still paired."""
-    tasks = [(method, seed) for seed in seeds for method in methods]
+    return run_all(table, [(method, seed) for seed in seeds for method in methods], settings, processes=processes)
+
+
+def run_all(
+    table: Table, tasks: Sequence[tuple[SearchMethod, int]], settings: Settings, *, processes: int = 1
+) -> Iterator[Run]:
+    """Runs each method with its seed, in the order of `tasks`."""
     with ProcessPoolExecutor(
         processes, mp_context=get_context("spawn"), initializer=_hold, initargs=(table, settings)
     ) as pool:

@@ -58,16 +58,26 @@ def attainment_surfaces(
 
 
 def add_surfaces(
-    figure: go.Figure, surfaces: Sequence[Surface], *, name: str, colour: str, band: str, end: float
+    figure: go.Figure,
+    surfaces: Sequence[Surface],
+    *,
+    name: str,
+    colour: str,
+    band: str,
+    end: float,
+    panel: tuple[int, int] | None = None,
 ) -> None:
-    """Draws the three surfaces of `LEVELS`: the middle one as a line, the others as the edges of a band.
+    """Draws three surfaces, the highest first, such as those of `LEVELS`: the middle one as a line, the others as the
+    edges of a band.
 
     Args:
         band: Colour between the edges.
         end: Greatest cost of the plot. The surfaces are drawn up to it.
+        panel: Row and column in a figure of several plots, from 1.
     """
     best, middle, worst = surfaces
-    same = {"mode": "lines", "legendgroup": name}
+    row, column = panel or (None, None)
+    same = {"mode": "lines", "legendgroup": name, "row": row, "col": column}
     if worst.costs:  # it is empty if three quarters of the runs have no point at any cost
         for edge, fill in ((best, None), (worst, "tonexty")):
             x, y = _corners(edge, worst.costs[0], end)
