@@ -5,7 +5,9 @@ an integer parameter for each ordinal choice have a categorical one for the othe
 
 - `pymoo-nsga2`, `pymoo-nsga2:20`: NSGA-II with duplicates eliminated, population 100 (its default) or 20. A generation
   is asked for once the one before is trained.
-- `smac-parego`: SMAC3's random forest on ParEGO's scalarisations, one training of a configuration.
+- `smac-parego`: SMAC3's random forest on ParEGO's scalarisations, one training of a configuration. It is told how many
+  trainings the budget is, since it begins with a Sobol design of a quarter of them, or ten for each choice if that is
+  less.
 - `ax`: Ax's default for several objectives, which chooses its own number of first trials; needs seconds a proposal.
 - `neps-moasha`, `neps-primo`: NePS. A configuration goes on from its checkpoint where it is asked for at a later rung.
   PriMO is by priors; here they are at the middle of each choice with little confidence, for want of any. NePS 0.16
@@ -186,8 +188,9 @@ class ParEgo:
             elif most:
                 space.add(CategoricalHyperparameter(gene.name, list(range(most + 1))))
         self._folder = tempfile.TemporaryDirectory()
+        num_trainings = max(settings.budget // table.num_epochs, 1)  # of which its first, Sobol design takes a quarter
         scenario = Scenario(
-            space, objectives=list(settings.metrics), n_trials=10**6, seed=seed, deterministic=True,
+            space, objectives=list(settings.metrics), n_trials=num_trainings, seed=seed, deterministic=True,
             output_directory=self._folder.name,
         )  # fmt: skip
         self._smac = HyperparameterOptimizationFacade(
