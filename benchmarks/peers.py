@@ -307,12 +307,13 @@ def _runs_of(
     """Runs what is not kept yet. All are returned, in the order of `tasks`."""
     traces = {} if options.keep is None else read_traces(options.keep, table, settings)
     missing = [(method, seed) for method, seed in tasks if (str(method), seed) not in traces]
-    for method, seed, values, trace in bench.run_all(table, missing, settings, processes=options.processes):
+    found = bench.run_all(table, missing, settings, processes=options.processes)
+    for number, (method, seed, values, trace) in enumerate(found, start=1):
         key = (str(method), seed)
         traces[key] = trace
         if options.keep is not None:
             keep_trace(options.keep, table, settings, key, trace)
-        print(f"seed {seed}, {method}: {values[-1]:.4f}, {len(traces)} of {len(tasks)}", file=sys.stderr)
+        print(f"seed {seed}, {method}: {values[-1]:.4f}, {number}/{len(missing)}", file=sys.stderr)
     kept = [(method, seed, traces[str(method), seed]) for method, seed in tasks]
     return [(method, seed, bench.anytime_hypervolume(table, trace, settings), trace) for method, seed, trace in kept]
 

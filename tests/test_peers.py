@@ -190,9 +190,8 @@ def test_every_search_attains_the_lowest_surface_and_none_what_lies_above_the_hi
     figure = attained_figure(table, settings, {**traces, "a peer": traces["random"][:3]}, title="made up")
     accuracies = table.true_accuracies()
     for name, searches in (("random", traces["random"]), ("a peer", traces["random"][:3])):
-        best, worst, middle = [
-            line for line in figure.data if line.legendgroup == name and line.hoverinfo != "skip"
-        ]  # fmt: skip
+        lines: list[Any] = [*figure.select_traces({"legendgroup": name})]
+        best, worst, middle = (line for line in lines if line.hoverinfo != "skip")
         for surface, at_least in ((best, 1), (middle, (len(searches) + 1) // 2), (worst, len(searches))):
             for cost, accuracy in zip(surface.x, surface.y, strict=True):
                 reached = [

@@ -48,7 +48,6 @@ class Table:
     curves: tuple[np.ndarray, ...]
     seconds_per_epoch: np.ndarray
     _nearest: dict[Genome, Genome] = field(default_factory=dict, repr=False)
-    _hypervolumes: dict[tuple[Metric, ...], float] = field(default_factory=dict, repr=False)
 
     @cached_property
     def genomes(self) -> list[Genome]:
@@ -117,10 +116,8 @@ class Table:
         return np.stack(columns, axis=1)
 
     def hypervolume(self, metrics: Sequence[Metric]) -> float:
-        """True hypervolume of all rows. It is computed once, since thousands of rows take seconds."""
-        if tuple(metrics) not in self._hypervolumes:
-            self._hypervolumes[tuple(metrics)] = hypervolume(self.losses(metrics))
-        return self._hypervolumes[tuple(metrics)]
+        """True hypervolume of all rows."""
+        return hypervolume(self.losses(metrics))
 
 
 def ready_tables() -> Mapping[str, Path]:

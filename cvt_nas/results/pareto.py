@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import moocore
 import numpy as np
 
 from cvt_nas.arch import Cost
@@ -46,42 +47,16 @@ def is_non_dominated(losses: np.ndarray) -> np.ndarray:
     Returns:
         Booleans, `(points,)`. Equal rows do not dominate each other.
     """
-    losses = np.asarray(losses)
-    kept = np.zeros(len(losses), dtype=bool)
-    left = np.lexsort(losses.T[::-1]) if len(losses) else np.empty(0, dtype=int)
-    while len(left):  # a row comes after all that dominate it, so the first one left is kept
-        first, left = left[0], left[1:]
-        kept[first] = True
-        rest = losses[left]
-        left = left[(rest < losses[first]).any(axis=1) | (rest == losses[first]).all(axis=1)]
-    return kept
+    return moocore.is_nondominated(losses, keep_weakly=True)
 
 
 def hypervolume(losses: np.ndarray) -> float:
-    """Volume that the points dominate, up to the reference point (1, ..., 1).
-
-    The last objective is swept. In each slab, the volume of the points below it is computed in one dimension fewer.
-    This is exact, and fast enough for the few hundred points and three objectives of a front.
+    """Volume that the points dominate, up to the reference point (1, ..., 1). It is exact.
 
     Args:
         losses: `(points, objectives)`, smaller is better. Points beyond the reference point add nothing.
     """
-    losses = losses[(losses < 1).all(axis=1)]
-    if len(losses) == 0:
-        return 0.0
-    if losses.shape[1] == 1:
-        return float(1 - losses.min())
-    if losses.shape[1] == 2:  # a staircase
-        first, second = losses[np.argsort(losses[:, 0], kind="stable")].T
-        return float(np.diff(first, append=1.0) @ (1 - np.minimum.accumulate(second)))
-    losses = losses[is_non_dominated(losses)]
-    losses = losses[np.argsort(losses[:, -1], kind="stable")]
-    upper = np.append(losses[1:, -1], 1.0)
-    return sum(
-        (upper[index] - losses[index, -1]) * hypervolume(losses[: index + 1, :-1])
-        for index in range(len(losses))
-        if upper[index] > losses[index, -1]
-    )
+    return float(moocore.hypervolume(losses, ref=np.ones(losses.shape[1])))
 
 
 def distances_to_front(losses: np.ndarray) -> np.ndarray:
