@@ -98,7 +98,10 @@ def compare(
 def run_all(
     table: Table, tasks: Sequence[tuple[SearchMethod, int]], settings: Settings, *, processes: int = 1
 ) -> Iterator[Run]:
-    """Runs each method with its seed, in the order of `tasks`."""
+    """Runs each method with its seed, in the order of `tasks`; in this process if `processes` is 1."""
+    if processes == 1:
+        yield from (_run_one(table, settings, method, seed) for method, seed in tasks)
+        return
     with ProcessPoolExecutor(
         processes, mp_context=get_context("spawn"), initializer=_hold, initargs=(table, settings)
     ) as pool:
@@ -114,5 +117,9 @@ def _hold(table: Table, settings: Settings) -> None:
 
 def _run(task: tuple[SearchMethod, int]) -> Run:
     (method, seed), (table, settings) = task, _held
+    return _run_one(table, settings, method, seed)
+
+
+def _run_one(table: Table, settings: Settings, method: SearchMethod, seed: int) -> Run:
     trace = simulate(table, method, settings, seed=seed)
     return method, seed, anytime_hypervolume(table, trace, settings), trace
