@@ -44,8 +44,8 @@ def attained_figure(
     num_columns = min(NUM_COLUMNS, len(others))
     num_rows = -(-len(others) // num_columns)
     figure = make_subplots(
-        rows=num_rows, cols=num_columns, subplot_titles=others, shared_xaxes=True, shared_yaxes=True,
-        horizontal_spacing=0.02, vertical_spacing=0.2 / num_rows,
+        rows=num_rows, cols=num_columns, subplot_titles=others, shared_yaxes=True,
+        horizontal_spacing=0.05, vertical_spacing=0.25 / num_rows,
     )  # fmt: skip
     end = float(points[:, 0].max())
     for index, other in enumerate(others):

@@ -19,10 +19,13 @@ A proposal that is no row of the table stands for the nearest; what was proposed
   installed: NePS and Ax need different versions of botorch, so each has an environment of its own.
 
 Searchers and schedulers of `cvt-nas bench` can be named as well, and are then compared with the peers, pair by pair.
+With `--keep FILE` each search is kept when it has ended, and is not run again. Peers of different environments can so
+be compared: run them one after the other, and name all of them in the last call, which runs nothing. `--attainment
+FILE` draws the fronts that one, half and all of the searches of each method attain, beside those of the first method.
 
     pip install syne-tune "botorch<0.18"  # or pymoo smac neural-pipeline-search; or ax-platform
     python benchmarks/peers.py --table benchmarks/tables/nas_bench_201_cifar100.parquet --budget 200 --workers 1 \\
-        --searcher surrogate --scheduler none --json
+        --searcher surrogate --scheduler none --keep cifar100.jsonl --json
 """
 
 import argparse
