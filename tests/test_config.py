@@ -371,25 +371,38 @@ def test_ingredients_of_a_supernet_that_do_nothing_are_named() -> None:
     text = base_with("kernel_size: [3, 5]", "kernel_size: 3", 2).replace(
         "search: {",
         "supernet:\n  {epochs: 2, batch_size: 64, lr: 1.0e-3, num_random: 0, distillation: none, kernel_maps: true,\n"
-        "   distillation_weight: 0.5, sampling: flops, own_norms: [kv_stride, kernel_size], opening: {patch_kernel: 1}}\n"
+        "   distillation_weight: 0.5, distillation_temperature: 2, distil_from: averaged, ema_decay: 0,\n"
+        "   sampling: flops, own_norms: [kv_stride, kernel_size], opening: {patch_kernel: 1}}\n"
         "search: {weights: supernet, candidates: 40, ",
     )
     assert [warning.partition("supernet.")[2] for warning in parse_experiment(text, "my.yaml").warnings] == [
         "distillation_weight: has no effect: distillation is none",
+        "distillation_temperature: has no effect: distillation is none",
+        "distil_from: has no effect: distillation is none",
         "sampling: has no effect: num_random is 0",
         "kernel_maps: has no effect: the space has no choice of kernel_size",
         "own_norms: has no effect: the space has no choice of kernel_size",
         "opening: has no effect: the space has no choice of patch_kernel",
     ]
     text = base_with("search: {", "supernet:\n  {epochs: 2, batch_size: 64, lr: 1.0e-3, sandwich: false, num_random: 4, "
-                     "distillation: none,\n   drop_path: 0.1, sampling: front}\n"
+                     "distillation: none,\n   drop_path: 0.1, sampling: front, largest_weight: 2}\n"
                      "search: {weights: supernet, candidates: 40, ")  # fmt: skip
     assert [warning.partition("supernet.")[2] for warning in parse_experiment(text, "my.yaml").warnings] == [
         "drop_path: has no effect: without sandwich there is no largest subnet",
         "sampling: has no effect: without sandwich no losses are compared, and front is as flops",
+        "largest_weight: has no effect: without sandwich there is no largest subnet",
     ]
     on_all = text.replace("drop_path: 0.1", "drop_path: 0.1, drop_path_on_all: true").replace("front", "flops")
+    on_all = on_all.replace(", largest_weight: 2", "")
     assert not parse_experiment(on_all, "my.yaml").warnings
+
+
+def test_learning_from_averaged_weights_needs_weights_that_are_averaged() -> None:
+    text = base_with("search: {", "supernet: {epochs: 2, ema_decay: 0, distil_from: averaged}\n"
+                     "search: {weights: supernet, candidates: 40, ")  # fmt: skip
+    assert [problem.partition("supernet.")[2] for problem in problems_of(text)] == [
+        "distil_from: got averaged, needs averaged weights, but ema_decay is 0"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,7 @@ def test_a_pass_that_cannot_be_replayed_runs_as_it_is(
     [
         {"drop_path": 0.2, "distillation": "alpha", "project_gradients": True, "augment": MIXED},
         {"opening": {"kernel_size": 2}, "kernel_maps": True, "own_norms": ["kv_stride"], "distillation": "none"},
+        {"distil_from": "averaged", "distillation_temperature": 2.0, "largest_weight": 3.0},
     ],
     ids=str,
 )

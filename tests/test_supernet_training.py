@@ -36,9 +36,10 @@ from cvt_nas.engine import (
 from cvt_nas.engine.criterion import Criterion
 from cvt_nas.engine.distillation import alpha_divergence, give_way, loss_of
 from cvt_nas.engine.inheritance import save_supernet
+from cvt_nas.engine.memory import Part
 from cvt_nas.engine.optimization import TrainingState
-from cvt_nas.engine.subnets import SubnetSampler
-from cvt_nas.engine.supernet import _step
+from cvt_nas.engine.subnets import Subnet, SubnetSampler
+from cvt_nas.engine.supernet import _backward, _step
 from cvt_nas.errors import StorageError
 from cvt_nas.model import CvT
 from cvt_nas.run import RunFolder
@@ -243,6 +244,85 @@ def test_a_teacher_of_several_labels_is_learned_a_label_at_a_time() -> None:
     assert loss_of(teacher, targets, teacher, config(), criterion) == pytest.approx(0)
 
 
+@pytest.mark.parametrize("distillation", ["kl", "alpha"])
+def test_a_temperature_divides_the_logits_of_both_and_keeps_the_size_of_gradients(distillation: str) -> None:
+    logits, teacher = torch.randn(2, 6, 10, generator=torch.Generator().manual_seed(0)).double()
+    targets, criterion = torch.arange(6), Criterion("cross_entropy")
+
+    def loss(logits: Tensor, teacher: Tensor, temperature: float = 1.0, weight: float = 1.0) -> Tensor:
+        settings = config(distillation=distillation, distillation_weight=weight, distillation_temperature=temperature)
+        return loss_of(logits, targets, teacher, settings, criterion)
+
+    assert float(loss(logits, teacher, 4.0)) == pytest.approx(16 * float(loss(logits / 4, teacher / 4)))
+    labels = float(criterion(logits, targets))
+    assert float(loss(logits, teacher, 4.0, 0.25)) == pytest.approx(
+        0.75 * labels + 0.25 * float(loss(logits, teacher, 4.0))
+    )
+
+    def size_of_gradient(temperature: float) -> float:
+        own = logits.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(own, teacher, temperature), own)
+        return float(gradient.norm())
+
+    hot = [size_of_gradient(temperature) for temperature in (50.0, 100.0)]
+    assert hot[0] == pytest.approx(hot[1], rel=0.05)
+
+
+def of_a_step(data: ImageData, settings: SupernetConfig) -> tuple[TrainingState, list[Subnet], Tensor, Tensor]:
+    torch.manual_seed(0)
+    state = TrainingState.of(Supernet(SPACE), settings, CPU, num_steps=4)
+    images, targets = next(data.train_batches(batch_size=32, augment=AugmentConfig(), device=CPU, seed=0, epoch=0))
+    return state, SubnetSampler(SPACE, settings, seed=0).draw(0, 0), images, targets
+
+
+WHOLE = Part(rows=slice(None), share=1.0, weight=1.0, is_first=True, is_last=True, statistics=cast(Any, None))
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_the_gradient_of_a_step_is_that_of_the_mean_loss_with_the_largest_weighted(
+    few: ImageData, weight: float
+) -> None:
+    settings = config(**FEW, largest_weight=weight)
+    state, subnets, images, targets = of_a_step(few, settings)
+    losses, _ = _backward(state, subnets, images, targets, settings, [WHOLE])
+    found = [parameter.grad for parameter in state.model.parameters()]
+    state.optimizer.zero_grad()
+    largest = state.model(images, subnets[0].arch)
+    weights, teacher = [weight, 1, 1, 1], largest.detach()
+    for subnet, share, told in zip(subnets, weights, losses, strict=True):
+        logits = largest if subnet.kind == "largest" else state.model(images, subnet.arch)
+        of = None if subnet.kind == "largest" else teacher
+        loss = loss_of(logits, targets, of, settings, state.criterion)
+        assert torch.equal(loss, told)
+        (loss / (sum(weights) / share)).backward()
+    for ours, parameter in zip(found, state.model.parameters(), strict=True):
+        assert (ours is None and parameter.grad is None) or torch.equal(
+            cast(Tensor, ours), cast(Tensor, parameter.grad)
+        )
+
+
+def test_subnets_learn_from_the_averaged_weights_once_there_is_an_average(few: ImageData) -> None:
+    settings = config(**FEW, distil_from="averaged")
+    state, subnets, images, targets = of_a_step(few, settings)
+    averaged = cast(Any, state.averaged)
+    for parameter in averaged.module.parameters():
+        parameter.data.mul_(1.5)
+    smallest, largest = subnets[-1].arch, subnets[0].arch
+
+    def loss_with(teacher: Tensor) -> Tensor:
+        logits = state.model(images, smallest)
+        return loss_of(logits, targets, teacher.detach(), settings, state.criterion).detach()
+
+    present, other = (loss_with(model(images, largest)) for model in (state.model, averaged.module))
+    assert not torch.equal(present, other)
+    losses, _ = _backward(state, subnets, images, targets, settings, [WHOLE])
+    assert torch.equal(losses[-1], present), "before the first step, there is no average"
+    averaged.n_averaged += 1
+    losses, _ = _backward(state, subnets, images, targets, settings, [WHOLE])
+    assert torch.equal(losses[-1], other)
+    assert all(parameter.grad is None for parameter in averaged.module.parameters())
+
+
 def test_every_ingredient_changes_what_is_trained(few: ImageData) -> None:
     settings = config(**FEW, epochs=1, drop_path=0.3, label_smoothing=0.1)
     plain = state_after(few, settings)
@@ -251,7 +331,7 @@ def test_every_ingredient_changes_what_is_trained(few: ImageData) -> None:
         {"sandwich": False, "distillation": "none"}, {"num_random": 1}, {"sampling": "flops"}, {"distillation": "none"},
         {"distillation": "alpha"}, {"distillation_weight": 0.5}, {"project_gradients": True}, {"clip_grad_norm": 0.1},
         {"drop_path_on_all": True}, {"kernel_maps": True}, {"own_norms": ["kv_stride"]}, {"opening": {"depth": 1}},
-        {"ema_decay": 0.0},
+        {"ema_decay": 0.0}, {"distillation_temperature": 2.0}, {"distil_from": "averaged"}, {"largest_weight": 2.0},
     ):  # fmt: skip
         found = state_after(few, dataclasses.replace(settings, **switch))
         assert any(not torch.equal(tensor, found[name]) for name, tensor in plain.items() if name in found), switch
@@ -547,9 +627,17 @@ def on_two_workers(path: Path, settings: SupernetConfig, data: DataConfig = DIGI
     return reports_of_ranks(supernet_reports, setup=setup, seed=0, num_ranks=2, cpus_per_rank=1, use_gpus=False)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"distillation": "alpha", "sampling": "front"},
+        {"distil_from": "averaged", "distillation_temperature": 2.0, "largest_weight": 2.0},
+    ],
+    ids=str,
+)
 @pytest.mark.usefixtures("two_cpus")
-def test_two_workers_train_as_one_with_the_doubled_batch(tmp_path: Path) -> None:
-    settings = config(**FEW, sync_batch_norm=True, clip_grad_norm=1.0, distillation="alpha", sampling="front")
+def test_two_workers_train_as_one_with_the_doubled_batch(tmp_path: Path, more: dict[str, Any]) -> None:
+    settings = config(**FEW, sync_batch_norm=True, clip_grad_norm=1.0, **more)
     together = list(on_two_workers(tmp_path / "two", settings, FEW_DIGITS))
     (tmp_path / "one").mkdir()
     alone = list(supernet_reports(setup_for(tmp_path / "one", settings), device=CPU, seed=0))

@@ -114,6 +114,8 @@ def check_supernet(file: SpaceFile, reader: Reader) -> None:
         reader.add(("supernet", "num_random"), "got 0 without sandwich, which leaves a step no subnet")
     if not supernet.sandwich and supernet.distillation != "none":
         reader.add(("supernet", "distillation"), f"got {supernet.distillation}, needs the largest subnet of sandwich")
+    if supernet.distil_from == "averaged" and supernet.distillation != "none" and supernet.ema_decay == 0:
+        reader.add(("supernet", "distil_from"), "got averaged, needs averaged weights, but ema_decay is 0")
     for name in ("metric", "teacher"):
         own, told = getattr(supernet, name), getattr(file.training, name)
         if own != told:

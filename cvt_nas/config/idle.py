@@ -66,7 +66,9 @@ def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) 
         check(("supernet", "drop_path"), not (idle.sandwich or idle.drop_path_on_all), no_largest)
         blind = idle.sampling == "front" and not idle.sandwich
         check(("supernet", "sampling"), blind, "without sandwich no losses are compared, and front is as flops")
-        check(("supernet", "distillation_weight"), idle.distillation == "none", "distillation is none")
+        for name in ("distillation_weight", "distillation_temperature", "distil_from"):
+            check(("supernet", name), idle.distillation == "none", "distillation is none")
+        check(("supernet", "largest_weight"), not idle.sandwich, no_largest)
         check(("supernet", "sampling"), idle.num_random == 0, "num_random is 0")
         check(("supernet", "kernel_maps"), "kernel_size" not in chosen, "the space has no choice of kernel_size")
         for name in ("own_norms", "opening"):

@@ -19,11 +19,14 @@ def loss_of(
 ) -> Float[Tensor, ""]:
     """Loss of a subnet.
 
-    If images can have several classes, `kl` treats each class separately, and averages over classes.
+    If images can have several classes, `kl` treats each class separately, and averages over classes. The distillation
+    compares logits divided by `distillation_temperature`, and is multiplied by its square.
 
     Args:
         logits: Answers of the subnet.
         teacher: Logits of the largest subnet; None for the largest subnet itself, or without one.
+
+    Source of the temperature: Hinton et al. 2015, arXiv:1503.02531.
     """
     weight = 0.0 if teacher is None or config.distillation == "none" else config.distillation_weight
     loss = logits.new_zeros(())
@@ -32,6 +35,8 @@ def loss_of(
         loss = (1 - weight) * criterion(logits, targets, label_smoothing=smoothing)
     if teacher is None or weight == 0:
         return loss
+    if (temperature := config.distillation_temperature) != 1:
+        logits, teacher, weight = logits / temperature, teacher / temperature, weight * temperature**2
     if config.distillation == "alpha":
         return loss + weight * alpha_divergence(logits, teacher)
     answers = teacher.sigmoid() if criterion.is_multi_label else teacher.softmax(dim=1)

@@ -97,7 +97,7 @@ def train_supernet(
     if saved is None and initial is not None:
         initial(supernet)  # the first step copies them to the average
     progress = _Progress.of(saved, sampler, device)
-    evaluated = supernet if state.averaged is None else cast(Supernet, state.averaged.module)
+    evaluated = _averaged(state) or supernet
 
     micro_batches = micro_batches_for(
         config, state, data, progress, device, meter=meter, at_most=at_most, on_room=on_room
@@ -143,14 +143,19 @@ def _step(
     greediest: Sequence[Subnet],
     fixed: "_FixedSubnets | None" = None,
 ) -> list[Float[Tensor, ""]]:
-    """Steps the optimizer on the mean loss of `subnets`. Returns their detached losses on the images of all ranks.
+    """Steps the optimizer on the mean loss of `subnets`, in which the largest has the weight `largest_weight`.
+
+    Returns the detached loss of each subnet on the images of all ranks.
 
     No step takes more memory than one of the `greediest` subnets. `fixed` replays some subnets.
     """
     supernet = cast(Supernet, state.model)
 
     def probe(parts: Sequence[Part]) -> None:
-        with supernet.without_other_ranks():
+        averaged = _averaged(state)
+        with supernet.without_other_ranks(), contextlib.ExitStack() as stack:
+            if averaged is not None:
+                stack.enter_context(averaged.without_other_ranks())
             _backward(state, greediest, images, targets, config, parts)
 
     losses, of_largest = micro_batches.run(
@@ -175,7 +180,7 @@ def _backward(
     parts: Sequence[Part],
     fixed: "_FixedSubnets | None" = None,
 ) -> tuple[list[Float[Tensor, ""]], dict[nn.Parameter, Tensor]]:
-    """Computes the gradient of the mean loss of `subnets` over the images of `parts`.
+    """Computes the gradient of the mean loss of `subnets`, weighted by `largest_weight`, over the images of `parts`.
 
     Returns:
         The detached loss of each subnet, and the largest's part of the gradient if it has to be projected. That part is
@@ -184,14 +189,16 @@ def _backward(
     state.optimizer.zero_grad(set_to_none=True)
     losses, teacher = [], list[Tensor]()
     of_largest: dict[nn.Parameter, Tensor] = {}
-    for subnet in subnets:
+    weights = [config.largest_weight if subnet.kind == "largest" else 1.0 for subnet in subnets]
+    for subnet, weight in zip(subnets, weights, strict=True):
+        divisor = sum(weights) / weight
         if fixed is not None and subnet.kind != "random" and len(parts) == 1 and parts[0].weight == 1:
-            total, *answers = fixed(subnet, len(subnets), images, targets, *teacher)
+            total, *answers = fixed(subnet, divisor, images, targets, *teacher)
         else:
-            total, *answers = _pass(state, subnet, len(subnets), images, targets, teacher, config, parts)
+            total, *answers = _pass(state, subnet, divisor, images, targets, teacher, config, parts)
         losses.append(total)
         if subnet.kind == "largest":
-            teacher = answers
+            teacher = _averaged_answers(state, subnet, images, config, parts) or answers
             if config.project_gradients:
                 of_largest = {p: p.grad for p in state.model.parameters() if p.grad is not None}
                 state.optimizer.zero_grad(set_to_none=True)
@@ -201,16 +208,17 @@ def _backward(
 def _pass(
     state: TrainingState,
     subnet: Subnet,
-    num_subnets: int,
+    divisor: float,
     images: Float[Tensor, "batch channels height width"],
     targets: Tensor,
     teacher: Sequence[Float[Tensor, "part classes"]],
     config: SupernetConfig,
     parts: Sequence[Part],
 ) -> tuple[Tensor, ...]:
-    """Adds the gradient of one of the `num_subnets` of a step. Returns its loss and its answers to parts, detached.
+    """Adds the gradient of one of the subnets of a step. Returns its loss and its answers to parts, detached.
 
     Args:
+        divisor: Sum of the weights of all subnets of the step, over the weight of this one.
         teacher: The largest's answers to each part; empty if there are none yet.
     """
     total, answers = torch.zeros((), device=images.device), []
@@ -220,10 +228,35 @@ def _pass(
         logits = logits.float()
         loss = loss_of(logits, targets[part.rows], teacher[number] if teacher else None, config, state.criterion)
         loss = loss * part.weight
-        state.scaler.scale(loss / num_subnets).backward()
+        state.scaler.scale(loss / divisor).backward()
         total += loss.detach()
         answers.append(logits.detach())
     return total, *answers
+
+
+def _averaged(state: TrainingState) -> Supernet | None:
+    return None if state.averaged is None else cast(Supernet, state.averaged.module)
+
+
+def _averaged_answers(
+    state: TrainingState,
+    largest: Subnet,
+    images: Float[Tensor, "batch channels height width"],
+    config: SupernetConfig,
+    parts: Sequence[Part],
+) -> list[Float[Tensor, "part classes"]]:
+    """Answers of the largest subnet with averaged weights to each part. Empty if the present weights are to answer.
+
+    Before the first step there is no average yet, so the present weights answer. Batch norms use the images of the
+    part, as in training.
+    """
+    averaged = _averaged(state)
+    is_wanted = config.distil_from == "averaged" and config.distillation != "none"
+    if not is_wanted or averaged is None or state.averaged is None or int(state.averaged.n_averaged) == 0:
+        return []
+    averaged.train()
+    with torch.no_grad(), autocast(config, images.device):
+        return [averaged(images[part.rows], largest.arch).float() for part in parts]
 
 
 class _FixedSubnets:
@@ -236,16 +269,14 @@ class _FixedSubnets:
         self._passes: dict[Kind, tuple[ArchConfig, ReplayedPass]] = {}
 
     def __call__(
-        self, subnet: Subnet, num_subnets: int, images: Tensor, targets: Tensor, *teacher: Tensor
+        self, subnet: Subnet, divisor: float, images: Tensor, targets: Tensor, *teacher: Tensor
     ) -> tuple[Tensor, ...]:
         """Returns the result of `_pass`, which is valid until the next step."""
         arch, replayed = self._passes.get(subnet.kind, (None, None))
         if replayed is None or arch != subnet.arch:  # the smallest changes when a choice is opened
 
             def run(images: Tensor, targets: Tensor, *teacher: Tensor) -> tuple[Tensor, ...]:
-                return _pass(
-                    self._state, subnet, num_subnets, images, targets, teacher, self._config, [self._part]
-                )  # fmt: skip
+                return _pass(self._state, subnet, divisor, images, targets, teacher, self._config, [self._part])
 
             replayed = ReplayedPass(run, self._state.model, self._record, meter=self._meter)
             self._passes[subnet.kind] = subnet.arch, replayed

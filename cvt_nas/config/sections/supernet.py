@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as validated
 
 from cvt_nas.config.sections.training import TrainingConfig
-from cvt_nas.config.values import STRICT, PositiveInt, Shares
+from cvt_nas.config.values import STRICT, PositiveFloat, PositiveInt, Shares
 
 _MIN_CLASSES = 2  # for each part of a training, since one class is no task
 
@@ -37,6 +37,13 @@ class SupernetConfig(TrainingConfig):
             images; `alpha` takes the greater of two alpha-divergences (Wang et al. 2021, arXiv:2102.07954). The
             default is `kl`, or `none` with a `teacher`.
         distillation_weight: Share of the distillation in the loss. The rest is the loss of the labels.
+        distillation_temperature: Divisor of the logits of both subnets before they are compared. The distillation is
+            multiplied by its square, which keeps the size of the gradients (Hinton et al. 2015, arXiv:1503.02531).
+        distil_from: Weights of the largest subnet whose answers the others learn from. `present` takes its answers of
+            the same step. `averaged` takes the answers of its averaged weights (`ema_decay`), which needs one more
+            forward pass of the largest subnet in each step (Tarvainen and Valpola 2017, arXiv:1703.01780).
+        largest_weight: Weight of the largest subnet's loss in the mean over the subnets of a step. The others have
+            weight 1.
         project_gradients: Whether the largest's gradient is projected, tensor by tensor, if it conflicts with the
             gradient of the others (Gong et al. 2022, NASViT).
         drop_path_on_all: Whether `drop_path` applies to all subnets. If not, it applies only to the largest.
@@ -54,6 +61,9 @@ class SupernetConfig(TrainingConfig):
     sampling: Literal["uniform", "fair", "flops", "front"] = "uniform"
     distillation: Literal["none", "kl", "alpha"] = "kl"
     distillation_weight: Annotated[float, Field(gt=0, le=1)] = 1.0
+    distillation_temperature: Annotated[PositiveFloat, Field(examples=[2.0])] = 1.0
+    distil_from: Literal["present", "averaged"] = "present"
+    largest_weight: Annotated[PositiveFloat, Field(examples=[2.0])] = 1.0
     project_gradients: bool = False
     drop_path_on_all: bool = False
     kernel_maps: bool = False
