@@ -18,6 +18,7 @@ from cvt_nas.propose.study import Study
 from cvt_nas.results import TrialResult
 from cvt_nas.results.events import RaceEvent
 from cvt_nas.run import RunFolder
+from cvt_nas.space import Genome
 
 Phase = Generator[RaceEvent, None, bool]  # yields events; returns whether it is done, so the next can begin
 
@@ -64,11 +65,13 @@ def race_trials(search: Search) -> Phase:
 def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed: int) -> Study:
     """The study on a run's journal, which optuna-dashboard can open at the same time.
 
-    If the run has candidates, the trials are the anchors and the best candidates.
+    If the run has candidates, the trials are the anchors and then candidates: the best ones by inherited accuracy and
+    cost, or those that the surrogate chooses once it has learned from trials.
     """
-    first = dict(experiment.anchors)
+    first, ranked = dict(experiment.anchors), dict[str, Genome]()
     if candidates := run.candidates():
-        first |= heirs(experiment, candidates, num_trials)
+        ranked = heirs(experiment, candidates, len(candidates))
+        first |= ranked
         num_trials = min(num_trials, len(set(first.values())))
     return Study(
         experiment.space,
@@ -79,6 +82,7 @@ def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed:
         num_epochs=experiment.training.epochs,
         seed=seed,
         anchors=first,
+        heirs=ranked.keys(),
         inherited={experiment.space.encode(found.arch): found.accuracy for found in measured_whole(candidates)},
         per_second=experiment.search.per == "second",
         beliefs=beliefs_of(experiment, run),

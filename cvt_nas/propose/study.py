@@ -3,7 +3,7 @@
 import contextlib
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cvt_nas.propose import samplers
 from cvt_nas.propose.beliefs import NO_BELIEFS, Beliefs
+from cvt_nas.propose.heirs import next_anchor
 from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.private import StoredTrials
 from cvt_nas.propose.proposal import Ended, PartialTrial, Proposal
@@ -40,6 +41,8 @@ class Study:
         num_epochs: Number of epochs of a full training.
         seed: Seed of the proposals and of the trainings.
         anchors: Architectures that are proposed first, by name.
+        heirs: Names of the anchors that are ranked candidates of a supernet, which come last. The surrogate changes
+            their order as trials end; see `next_anchor`.
         inherited: Accuracies of architectures with weights of a supernet, before any training of their own.
         per_second: Whether the surrogate maximises its expectation per second of training, rather than per epoch.
         beliefs: Beliefs of the surrogate about the space before the search.
@@ -57,12 +60,13 @@ class Study:
         seed: int,
         storage: BaseStorage | None = None,
         anchors: Mapping[str, Genome] | None = None,
+        heirs: Collection[str] = (),
         inherited: Mapping[Genome, float] | None = None,
         per_second: bool = False,
         beliefs: Beliefs = NO_BELIEFS,
         recorded: Sequence[Ended] = (),
     ) -> None:
-        self._space, self._num_trials, self._seed = space, num_trials, seed
+        self._space, self._num_trials, self._seed, self._heirs = space, num_trials, seed, frozenset(heirs)
         self._metrics = tuple(metrics)
         self._seen: set[Genome] = set()
         self._observed: dict[int, tuple[FrozenTrial, Observation]] = {}
@@ -203,26 +207,35 @@ class Study:
         self._anchors = {name: genome for name, genome in self._anchors.items() if genome not in self._seen}
 
     def _propose(self, number: int) -> FrozenTrial | None:
-        if self._anchors:
+        if self._surrogate is not None:
+            genome, attributes = self._ask_surrogate(self._surrogate, number)
+            if genome is not None:
+                return self._begin(genome, **attributes)
+        elif self._anchors:
             name, genome = next(iter(self._anchors.items()))
             return self._begin(genome, anchor=name)
-        if self._surrogate is not None:
-            genome, predicted = self._ask_surrogate(self._surrogate, number)
-            if genome is not None:
-                return self._begin(genome, **({} if predicted is None else {_PREDICTED: predicted.to_json()}))
         genome = samplers.draw_unseen(
             self._space, self._seen, random.Random(samplers.derive_seed(self._seed, number, "proposal"))
         )
         return None if genome is None else self._begin(genome)
 
-    def _ask_surrogate(self, surrogate: Surrogate, number: int) -> tuple[Genome | None, Prediction | None]:
-        """A genome, and the prediction of the surrogate. The initial design has no predictions."""
-        observations = self._with_untrained(self.observed())
+    def _ask_surrogate(self, surrogate: Surrogate, number: int) -> tuple[Genome | None, dict[str, object]]:
+        """A genome, and attributes of its trial: the name of an anchor, and what the surrogate predicts.
+
+        There is no prediction for the initial design and for anchors that the surrogate did not choose.
+        """
+        observations, attributes = self._with_untrained(self.observed()), dict[str, object]()
         with self._keeping_fits(surrogate):
-            genome = surrogate.propose(number, observations, self._seen)
-            if genome is None or surrogate.begins(number, observations):
-                return genome, None
-            return genome, surrogate.predict(observations, [genome])[0]
+            if self._anchors:
+                attributes["anchor"], genome, is_chosen = next_anchor(
+                    self._anchors, self._heirs, observations, surrogate
+                )
+            else:
+                genome = surrogate.propose(number, observations, self._seen)
+                is_chosen = not surrogate.begins(number, observations)
+            if genome is not None and is_chosen:
+                attributes[_PREDICTED] = surrogate.predict(observations, [genome])[0].to_json()
+        return genome, attributes
 
     def _with_untrained(self, observed: Mapping[int, Observation]) -> list[Observation]:
         """Adds observations of inherited accuracies for anchors that have not begun."""
@@ -282,8 +295,10 @@ class Study:
         """
         assert self._surrogate is not None, "the sampler is the surrogate"
         observations, genomes = self._with_untrained(observed), [observed[number].genome for number in numbers]
-        first = [self._canonical_of(self._retries[0])] if self._retries else list(self._anchors.values())[:1]
         with self._keeping_fits(self._surrogate):
+            first = [self._canonical_of(self._retries[0])] if self._retries else list[Genome]()
+            if self._anchors and not first:
+                first = [next_anchor(self._anchors, self._heirs, observations, self._surrogate)[1]]
             if self.has_no_more or first:
                 gains = self._surrogate.gains(observations, [*first, *genomes])
                 return (-1.0, gains[len(first) :]) if self.has_no_more else (float(gains[0]), gains[1:])
