@@ -39,7 +39,7 @@ def test_what_is_expected_of_untrained_networks_ranks_better_than_what_they_inhe
     truth = np.array([each.curve[-1] for each in networks])
     inherited = np.array([each.inherited for each in networks])
     known = [each if index < 24 else replace(each, curve=(), status="stopped") for index, each in enumerate(networks)]
-    expected = corrected(digits.space, known, seed=0)
+    expected = corrected(digits.space, known, [each.genome for each in networks], seed=0)
     assert kendall(expected[24:], truth[24:]) > kendall(inherited[24:], truth[24:]) + 0.1
 
 

@@ -44,8 +44,8 @@ SMALL = {  # half the FLOPs of the demo's largest
 
 
 def with_supernet(epochs: int = 2, supernet_epochs: int = 2, **search_settings: Any) -> Experiment:
-    settings = {"trials": 3, "candidates": 10, "sampler": "random", "scheduler": "none", "seed": 0} | search_settings
-    settings["weights"] = "supernet"
+    settings = {"trials": 3, "candidates": 10, "sampler": "random", "scheduler": "none", "seed": 0}
+    settings |= {"weights": "supernet"} | search_settings
     line = f"{SUPERNET.format(supernet_epochs)}\nsearch: {json.dumps(settings)}"
     text = small_digits(
         **SMALL, **{"search:": line, "  epochs:": f"  epochs: {epochs}", "  warmup_epochs:": "  warmup_epochs: 0"}
@@ -244,7 +244,7 @@ def test_the_verb_query_prints_what_it_found(
     assert main([*arguments, "--to", str(model), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found) == 2
-    assert set(found[0]) == {"arch_id", "accuracy", "params", "flops", "latency_ms"}
+    assert set(found[0]) == {"arch_id", "accuracy", "corrected", "params", "flops", "latency_ms"}
     assert all(answer["params"] <= 4e4 and 0 < answer["latency_ms"] <= 1000 for answer in found)
     assert load_model(model).arch.id == found[0]["arch_id"]
     assert main(arguments) == 0

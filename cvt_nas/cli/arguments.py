@@ -179,9 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--data", metavar="DIR", help="folder or file of the data set, or a name, as fashion-mnist")
     evaluate.add_argument("--arch", metavar="ARCH", help="of a .pth, where it is none of the published ones")
-    evaluate.add_argument(
-        "--image-size", type=_image_size, metavar="N|HxW", help=f"instead of the network's own: {_SIZES}"
-    )
+    evaluate.add_argument("--image-size", type=_image_size, metavar="N|HxW", help=f"not the network's own: {_SIZES}")
     evaluate.add_argument("--batch-size", type=_positive, default=256, metavar="N")
     evaluate.add_argument("--device", choices=["cpu", "cuda"], help="cuda where there is one, if absent")
     evaluate.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
@@ -196,9 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--to", required=True, type=Path, metavar="CSV", help="where to write a row for each image")
     predict.add_argument("--top", type=_positive, default=5, metavar="N", help="classes of a row; 5 if absent")
     predict.add_argument("--arch", metavar="ARCH", help="of a .pth, where it is none of the published ones")
-    predict.add_argument(
-        "--image-size", type=_image_size, metavar="N|HxW", help=f"instead of the network's own: {_SIZES}"
-    )
+    predict.add_argument("--image-size", type=_image_size, metavar="N|HxW", help=f"not the network's own: {_SIZES}")
     predict.add_argument("--batch-size", type=_positive, default=64, metavar="N")
     predict.add_argument(
         "--num-workers", type=_whole, default=4, metavar="N", help="processes that decode; 4 if absent"
@@ -213,10 +209,13 @@ def build_parser() -> argparse.ArgumentParser:
     query.add_argument("--max-params", type=_above_0, metavar="N", help="for example 15e6")
     query.add_argument("--max-flops", type=_above_0, metavar="N", help="for example 3e9")
     query.add_argument(
-        "--max-latency-ms", "--latency", type=_above_0, metavar="MS", help="of one image, on this machine"
+        "--max-latency-ms", "--latency", type=_above_0, metavar="MS", help="of an image, on this machine"
     )
     query.add_argument("--top", type=_positive, default=5, metavar="N", help="architectures to show")
     query.add_argument("--data", metavar="DIR", help="folder or file of the data set")
+    ranked_by = query.add_mutually_exclusive_group()
+    ranked_by.add_argument("--reuse", nargs="+", default=[], metavar="RUN", help="other runs whose trainings count")
+    ranked_by.add_argument("--uncorrected", action="store_true", help="rank by inherited accuracies alone")
     query.add_argument("--to", type=Path, metavar="DIR", help="a new folder, for the first as a model")
     _add_json(query)
 

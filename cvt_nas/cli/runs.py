@@ -25,18 +25,21 @@ def query(options: argparse.Namespace) -> int:
         number=options.top,
         data=options.data,
         to=options.to,
+        reuse=options.reuse,
+        is_corrected=not options.uncorrected,
         on_note=print_note,
     )
     if options.json:
         write(json.dumps([
-            {"arch_id": answer.arch.id, "accuracy": answer.accuracy, "params": answer.cost.params,
-             "flops": answer.cost.flops, "latency_ms": answer.latency_ms}
+            {"arch_id": answer.arch.id, "accuracy": answer.accuracy, "corrected": answer.corrected,
+             "params": answer.cost.params, "flops": answer.cost.flops, "latency_ms": answer.latency_ms}
             for answer in answers
         ]))  # fmt: skip
         return 0
     for answer in answers:
         latency = "" if answer.latency_ms is None else f", {answer.latency_ms:.2f} ms"
-        write(f"{answer.arch.id}  {answer.accuracy:.4f} inherited, {short(answer.cost.params)} params, "
+        expected = "" if answer.corrected is None else f"{answer.corrected:.4f} corrected, "
+        write(f"{answer.arch.id}  {expected}{answer.accuracy:.4f} inherited, {short(answer.cost.params)} params, "
               f"{short(answer.cost.flops)} FLOPs{latency}")  # fmt: skip
         write(*(f"    {line}" for line in describe_stages(answer.arch)))
     if options.to is not None:

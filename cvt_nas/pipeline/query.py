@@ -17,6 +17,7 @@ from cvt_nas.engine.latency import measure_latency
 from cvt_nas.errors import RunFolderError
 from cvt_nas.escaping import told, why_no_text
 from cvt_nas.model import CvT, save_model
+from cvt_nas.pipeline.correcting import correction_of
 from cvt_nas.pipeline.narrowing import searched_space
 from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.surrogate import Surrogate
@@ -34,12 +35,15 @@ class Answer:
 
     Args:
         accuracy: Accuracy on the search split with inherited weights.
+        corrected: Expected accuracy after a training of its own, by the trainings of the run; None without a
+            correction.
         latency_ms: Median time of a batch of one on the device of the query. None if there is no limit of latency.
     """
 
     arch: ArchConfig
     cost: Cost
     accuracy: float
+    corrected: float | None
     latency_ms: float | None
 
 
@@ -53,12 +57,15 @@ def query(
     data: str | Path | None = None,
     device: torch.device | None = None,
     to: Path | None = None,
+    reuse: Sequence[str | Path] = (),
+    is_corrected: bool = True,
     on_note: Callable[[str], None] | None = None,
 ) -> list[Answer]:
-    """Finds the architectures with the highest inherited accuracy within the limits.
+    """Finds the most accurate architectures within the limits, by inherited accuracy or corrected by trainings.
 
     A model that is fitted to the candidates chooses from thousands of architectures. The chosen ones are then measured
-    on the search split.
+    on the search split. If the run has six trainings or more, the accuracies that are expected after them decide; see
+    `propose.correction`.
 
     Args:
         run: A run with a trained supernet, and candidates that were ranked by it.
@@ -66,13 +73,16 @@ def query(
         data: Folder of the data set, if it needs one.
         device: Device to measure on. By default a GPU if there is one, else the CPU.
         to: A new folder for the weights of the first architecture.
-        on_note: Called with notes about the data.
+        reuse: Folders or URLs of other runs on the same data, whose trainings count; see `trained_alone`.
+        is_corrected: Whether trainings correct the inherited accuracies.
+        on_note: Called with notes about the data, and about the correction.
 
     Returns:
         Architectures, the most accurate first.
 
     Raises:
         RunFolderError: The run has no trained supernet or too few candidates, or nothing was found within the limits.
+            Or the trainings to reuse do not compare.
         CvtNasError: The data are missing or not valid.
     """
     if to is not None and (why := why_no_text(to)):
@@ -87,6 +97,16 @@ def query(
         raise RunFolderError(f"{run.path}: has no trained supernet with ranked candidates to search again")
     whole = _limited(experiment.space, {"params": max_params, "flops": max_flops})
     space = searched_space(dataclasses.replace(experiment, space=whole), run)
+    setup = TrainingSetup.of(experiment, run=run, data=data).identified(run, on_note=on_note)
+    setup = setup.on(device.type, num_threads=torch.get_num_threads(), gpus=1)
+    inheritance, answers = open_inheritance(setup, device), list[Answer]()
+    correction = None
+    if is_corrected:
+        sources = [RunFolder.open(place) for place in reuse]
+        correction = correction_of(
+            run, experiment, space, sources, setup=setup, inherited=lambda arch: inheritance.accuracy(arch)[0],
+            on_note=on_note,
+        )  # fmt: skip
     observations = [
         Observation(genome=space.encode(candidate.arch), curve=candidate.curve, status=candidate.status)
         for candidate in candidates
@@ -94,27 +114,33 @@ def query(
     promising: list[ArchConfig] = []
     if (found := space.sample_feasible(random.Random(0), tries=20_000)) is not None:
         surrogate = Surrogate(space, costs=["params", "flops"], num_epochs=1, seed=int(run.manifest["seed"]))
-        genomes = surrogate.most_accurate(observations, number if max_latency_ms is None else _MAX_PROMISING)
-        promising = [space.decode(genome) for genome in genomes or [found]]
+        has_all = max_latency_ms is not None or correction is not None
+        genomes = surrogate.most_accurate(observations, _MAX_PROMISING if has_all else number) or [found]
+        if correction is not None:
+            genomes = correction.most_accurate(genomes)
+            genomes = genomes if max_latency_ms is not None else genomes[:number]
+        promising = [space.decode(genome) for genome in genomes]
     if max_latency_ms is not None and promising:
         promising = _likely_fast(promising, max_latency_ms, device)
-    setup = TrainingSetup.of(experiment, run=run, data=data).identified(run, on_note=on_note)
-    setup = setup.on(device.type, num_threads=torch.get_num_threads(), gpus=1)
-    inheritance, answers = open_inheritance(setup, device), []
     for arch in promising:
         latency = None if max_latency_ms is None else latency_ms(arch, device)
         if latency is not None and max_latency_ms is not None and latency > max_latency_ms:
             continue
         accuracy, _ = inheritance.accuracy(arch)
         cost = space.cost(space.encode(arch))
-        answers.append(Answer(arch=arch, cost=cost, accuracy=accuracy, latency_ms=latency))
+        answers.append(Answer(arch=arch, cost=cost, accuracy=accuracy, corrected=None, latency_ms=latency))
         if len(answers) == number:
             break
     if not answers:
         limits = {"params": max_params, "flops": max_flops, "latency_ms": max_latency_ms}
         said = ", ".join(f"{name} up to {limit:g}" for name, limit in limits.items() if limit is not None)
         raise RunFolderError(f"{run.path}: nothing in the space was found with {said or 'any cost'}")
-    answers.sort(key=lambda answer: -answer.accuracy)
+    if correction is not None:
+        expected = correction.expect({space.encode(answer.arch): answer.accuracy for answer in answers})
+        answers = [
+            dataclasses.replace(answer, corrected=float(value)) for answer, value in zip(answers, expected, strict=True)
+        ]
+    answers.sort(key=lambda answer: -(answer.accuracy if answer.corrected is None else answer.corrected))
     if to is not None:
         save_model(inheritance.model(answers[0].arch), to)
         save_preprocessing(setup.open_data(), to)

@@ -49,7 +49,7 @@ def trained_alone(
         theirs = experiment_of(source)
         _check_compares(source, theirs, experiment, run, identity=identity, metric=metric)
         is_same_space = _space_of(theirs) == _space_of(experiment) and theirs.search.weights != "da-nas"
-        alone = _standalone(source, experiment.training.epochs)
+        alone = standalone_of(source, experiment.training.epochs)
         if not has_supernet(theirs) and theirs.training.epochs == experiment.training.epochs:
             alone += _by_arch(source.results(), drawn=drawn_numbers(source, theirs))
         alone = [each for each in alone if each.arch in experiment.space]
@@ -72,7 +72,8 @@ def has_supernet(experiment: Experiment) -> bool:
     return experiment.supernet is not None and experiment.search.has_supernet
 
 
-def _standalone(source: RunFolder, epochs: int) -> list[Alone]:
+def standalone_of(source: RunFolder, epochs: int) -> list[Alone]:
+    """Architectures that judge the supernet of a run, each trained from scratch for `epochs`."""
     folder = source.standalone
     folder.refresh()
     if not folder.has_begun or folder.manifest["epochs"] != epochs:

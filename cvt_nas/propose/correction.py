@@ -14,21 +14,22 @@ from jaxtyping import Float
 from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.surrogate import Surrogate
 from cvt_nas.results import Correction, kendall
-from cvt_nas.space import GenomeSpace
+from cvt_nas.space import Genome, GenomeSpace
 
 NUM_SPLITS = 20
 _MIN_KNOWN, _MIN_LEFT_OUT = 12, 4
 
 
 def corrected(
-    space: GenomeSpace, observations: Sequence[Observation], *, seed: int
-) -> Float[np.ndarray, " observations"]:
-    """Expected accuracies of the observed networks when trained alone.
+    space: GenomeSpace, observations: Sequence[Observation], genomes: Sequence[Genome], *, seed: int
+) -> Float[np.ndarray, " genomes"]:
+    """Expected accuracies of networks when trained like those that were.
 
     Args:
         observations: Networks with `inherited`. The curve of a trained one holds one accuracy.
+        genomes: Networks, observed or not.
     """
-    return _surrogate(space, seed).expect(observations, [each.genome for each in observations])
+    return _surrogate(space, seed).expect(observations, genomes)
 
 
 def judge_correction(
