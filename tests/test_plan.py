@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 KEYS = {
     "name", "gpus", "slots", "trials", "images", "networks", "loader_images_per_second", "epochs", "trained_in_full",
     "sampler_seconds", "parts", "hours", "gpu_hours", "first_front_hours", "disk_bytes", "shared_memory_bytes",
-    "bottleneck", "advice", "notes", "fit",
+    "bottleneck", "advice", "notes", "fit", "supernet",
 }  # fmt: skip
 
 
@@ -214,6 +214,10 @@ def test_the_parts_of_a_search_are_counted() -> None:
     assert plans[0].first_front - bare.first_front == pytest.approx(parts[0]["init"] + parts[0]["teacher"], rel=0.1)
     assert all(parts[1].values())
     assert parts[2]["supernet"] != parts[1]["supernet"], "fewer classes at first, and probes"
+    assert [each.supernet is None for each in plans] == [True, False, True]
+    assert plans[1].supernet is not None
+    assert set(plans[1].supernet.lines()) <= set(plans[1].short_lines())
+    assert plans[1].to_json()["supernet"]["steps"] == 5 * (IMAGES["train"] // 64)
 
 
 @pytest.mark.parametrize(("runtime", "num_passes"), [("onnxruntime-int8", 3), ("openvino-int8", 2)])

@@ -24,6 +24,7 @@ from cvt_nas.latency import Int8Runtime
 from cvt_nas.launch.judges import NUM_SCREENING_IMAGES
 from cvt_nas.plan.disk import bytes_needed, nearest_folder
 from cvt_nas.plan.machine import Machine
+from cvt_nas.plan.option_steps import option_steps
 from cvt_nas.plan.values import NOTHING_BEGUN, NUM_OF_FIRST_FRONT, Begun, Fit, Plan, SimulatedRace, size
 from cvt_nas.propose.asha import pareto_ranks
 from cvt_nas.propose.race import Race, race_of
@@ -180,6 +181,7 @@ def plan_search(
         bottleneck=bottleneck,
         advice=advice,
         notes=tuple(notes),
+        supernet=option_steps(experiment, num_images),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from cvt_nas.data import Split
 from cvt_nas.engine import Teacher
 from cvt_nas.plan.machine import Machine
+from cvt_nas.plan.option_steps import OptionSteps
 from cvt_nas.propose.study import Proposal
 
 NUM_OF_FIRST_FRONT = 3  # number of complete trials that is enough to choose from
@@ -90,6 +91,7 @@ class Plan:
         bottleneck: What slows the search down most, or makes it impossible.
         advice: What to change about the bottleneck.
         fit: Settings that end in a given time, if they were asked for.
+        supernet: Steps of the supernet's training; see `option_steps`.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Plan:
     advice: str
     notes: tuple[str, ...]
     fit: Fit | None = None
+    supernet: OptionSteps | None = None
 
     @property
     def hours(self) -> float:
@@ -138,6 +141,7 @@ class Plan:
             "advice": self.advice,
             "notes": list(self.notes),
             "fit": None if self.fit is None else dataclasses.asdict(self.fit),
+            "supernet": None if self.supernet is None else self.supernet.to_json(),
         }
 
     def lines(self) -> Iterator[str]:
@@ -173,6 +177,8 @@ class Plan:
             f"disk {size(self.disk_bytes)}, /dev/shm {size(self.shared_memory_bytes)}"
         )
         yield f"bottleneck: {self.bottleneck}; {self.advice}"
+        if self.supernet is not None:
+            yield from self.supernet.lines()
         yield from (f"note: {note}" for note in self.notes)
 
 
