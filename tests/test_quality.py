@@ -125,5 +125,5 @@ def test_a_file_of_an_earlier_version_has_the_ceiling_of_its_mean() -> None:
 def test_the_lines_say_what_the_ceiling_is_of(seeds_of_table: np.ndarray) -> None:
     lines = quality_lines(judged(seeds_of_table[:, 0], seeds_of_table))
     (line,) = [line for line in lines if line.startswith("noise ceiling")]
-    assert line.startswith("noise ceiling, a perfect ranker against the mean of 3 seeds: 0.90 (")
-    assert "; one seed against another 0.76 (" in line
+    assert line.startswith("noise ceiling, the tau of a perfect ranker with the mean of 3 seeds: 0.90 (")
+    assert "; tau of one seed with another 0.76 (" in line

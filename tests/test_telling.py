@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cvt_nas.report.ranking import evaluation_plan_lines, quality_lines
+from cvt_nas.report.ranking import evaluation_plan_lines, next_lines, quality_lines
 from cvt_nas.results import Question, answer_of, ceiling_of_mean, judge_supernet, kendall, questions_of
 from cvt_nas.results.effort import MOST_ARCHS, Effort, EvaluationPlan, archs_to_tell, efforts, seconds_of
 from cvt_nas.results.kendall import kendall_without_each
@@ -139,9 +139,11 @@ def test_the_plan_says_how_many_and_how_long() -> None:
                  Effort(question="share", value=0.81, archs=None, minutes=None)),
     )  # fmt: skip
     assert evaluation_plan_lines(plan) == [
-        "at most 40 architectures with 2 seeds each: 79 trainings, of which 10 are done; the others take about 12 min",
-        "1 of the architectures were trained by other runs, and need that many trainings less",
-        "architectures that it takes to tell, by what its share is: 0.9: about 65, about 20 min; 0.81: more than 500",
+        "to judge the supernet, at most 40 architectures of its space are trained from scratch, with 2 seeds each: "
+        "79 trainings, of which 10 are done; the others take about 12 min",
+        "1 of the architectures were trained by other runs; those trainings are not repeated",
+        "architectures until there is an answer, for each share that it may have: "
+        "0.9: about 65, about 20 min; 0.81: more than 500",
     ]
 
 
@@ -161,3 +163,7 @@ def test_the_verdict_has_three_values_with_their_intervals(monkeypatch: pytest.M
         lines = quality_lines(quality)
         assert verdict.removeprefix("cannot tell yet") in lines[-1]
         assert any(line.startswith("share of the noise ceiling: ") and "at every look" in line for line in lines)
+        told = next_lines(quality, "results/mine")
+        assert any("cvt-nas query results/mine" in line for line in told)
+        assert any("--archs" in line for line in told) == (verdict == "cannot tell yet")
+        assert any("search.weights: scratch" in line for line in told) == (verdict == "does not rank well enough")

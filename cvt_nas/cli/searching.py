@@ -181,13 +181,13 @@ def supernet(options: argparse.Namespace) -> int:
 
     from cvt_nas.follow.terminal import ConsoleProgress
     from cvt_nas.pipeline.verdict import evaluate_supernet
-    from cvt_nas.report import evaluation_plan_lines, quality_lines, write_report
+    from cvt_nas.report import evaluation_plan_lines, next_lines, quality_lines, write_report
     from cvt_nas.run import RunFolder
 
     run, console = RunFolder.open(options.run), Console(stderr=True, soft_wrap=True)
 
     def progress(alone: RunFolder, resources: "Resources", num_trials: int, deadline: float | None) -> ConsoleProgress:
-        say(console, f"at most {num_trials} trainings, {resources.describe()}; {alone.path}")
+        say(console, f"at most {num_trials} trainings, {resources.describe()}; they are kept in {alone.path}")
         return ConsoleProgress.of(alone, console, num_trials=num_trials, deadline=deadline)
 
     def planned(plan: "EvaluationPlan") -> bool:
@@ -219,13 +219,13 @@ def supernet(options: argparse.Namespace) -> int:
     if options.plan:
         return 0
     if quality is None:
-        say(console, "what is trained is kept; the same command goes on")
+        say(console, "there is no verdict yet; what is trained is kept, and the same command goes on")
         return 130
     write_report(run)
     if options.json:
         write(json.dumps(quality.to_json()))
     else:
-        write(*quality_lines(quality))
+        write(*quality_lines(quality), *next_lines(quality, command(options.run)))
     return 0
 
 

@@ -5,7 +5,7 @@ from cvt_nas.report.compare import Comparison, compare_page
 from cvt_nas.report.fronts import front_figure
 from cvt_nas.report.pictures import write_pictures
 from cvt_nas.report.published import published_as
-from cvt_nas.report.ranking import evaluation_plan_lines, quality_lines, quality_verdict
+from cvt_nas.report.ranking import evaluation_plan_lines, next_lines, quality_lines, quality_verdict
 from cvt_nas.report.run_page import run_page
 from cvt_nas.report.stopping import hindsight_of, stopping_lines
 from cvt_nas.report.tables import front_frame, summary, trials_frame

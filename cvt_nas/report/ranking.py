@@ -8,13 +8,12 @@ from cvt_nas.results.effort import MOST_ARCHS, EvaluationPlan, archs_to_tell
 def evaluation_plan_lines(plan: EvaluationPlan) -> list[str]:
     """Lines on the effort that is needed to tell whether a supernet ranks well enough."""
     lines = [
-        f"at most {plan.archs} architectures with {_seeds_text(plan.seeds)} each: {plan.trainings} trainings, of which "
-        f"{plan.done} are done{_minutes_text(plan.minutes, '; the others take')}"
+        f"to judge the supernet, at most {plan.archs} architectures of its space are trained from scratch, with "
+        f"{_seeds_text(plan.seeds)} each: {plan.trainings} trainings, of which {plan.done} are done"
+        f"{_minutes_text(plan.minutes, '; the others take')}"
     ]
     if plan.reused:
-        lines.append(
-            f"{plan.reused} of the architectures were trained by other runs, and need that many trainings less"
-        )
+        lines.append(f"{plan.reused} of the architectures were trained by other runs; those trainings are not repeated")
     for question in dict.fromkeys(effort.question for effort in plan.efforts):
         told = [
             f"{effort.value:g}: " + (f"more than {MOST_ARCHS}" if effort.archs is None else f"about {effort.archs}")
@@ -22,7 +21,7 @@ def evaluation_plan_lines(plan: EvaluationPlan) -> list[str]:
             for effort in plan.efforts
             if effort.question == question
         ]  # fmt: skip
-        lines.append(f"architectures that it takes to tell, by what its {question} is: {'; '.join(told)}")
+        lines.append(f"architectures until there is an answer, for each {question} that it may have: {'; '.join(told)}")
     return lines
 
 
@@ -37,11 +36,12 @@ def _seeds_text(number: int) -> str:
 
 
 def quality_lines(quality: SupernetQuality) -> list[str]:
-    """Lines on how well a supernet ranks, compared with params and FLOPs, and whether it can be trusted."""
+    """Lines on how well a supernet ranks: what was trained, how scores agree with it, and the verdict."""
     seeds = _seeds_text(quality.num_seeds)
     lines = [
-        f"{quality.num_archs} architectures, evenly over log-FLOPs, each trained with {seeds}{_origin(quality)}; "
-        f"Kendall's tau-b with the mean of these, 95 % bootstrap intervals"
+        f"{quality.num_archs} architectures, evenly over log-FLOPs, were each trained from scratch with {seeds}"
+        f"{_origin(quality)}",
+        "Kendall's tau-b of three scores with the mean accuracy of these trainings, and 95 % bootstrap intervals:",
     ]
     for name, found in quality.rankers.items():
         regret = ", ".join(f"{value:.4f}" for value in found.regret_at.values())
@@ -51,12 +51,12 @@ def quality_lines(quality: SupernetQuality) -> list[str]:
         )
     if quality.ceiling is not None and quality.between_seeds is not None:
         lines.append(
-            f"noise ceiling, a perfect ranker against the mean of {quality.num_seeds} seeds: {_tau(quality.ceiling)}; "
-            f"one seed against another {_tau(quality.between_seeds)}"
+            f"noise ceiling, the tau of a perfect ranker with the mean of {quality.num_seeds} seeds: "
+            f"{_tau(quality.ceiling)}; tau of one seed with another {_tau(quality.between_seeds)}"
         )
     lines.append(
-        f"mean accuracy inherited {quality.inherited:.4f}, stand-alone {quality.standalone:.4f}, gap "
-        f"{quality.standalone - quality.inherited:.4f}"
+        f"mean accuracy: inherited {quality.inherited:.4f}, after these trainings {quality.standalone:.4f}, "
+        f"difference {quality.standalone - quality.inherited:.4f}"
     )
     lines += [*_more_lines(quality), *misjudged_lines(quality), *question_lines(quality)]
     return [*lines, quality_verdict(quality)]
@@ -111,6 +111,28 @@ def _more_lines(quality: SupernetQuality) -> list[str]:
             f"among architectures that were left out, the mean of {found.num_splits} splits"
         )
     return lines
+
+
+def next_lines(quality: SupernetQuality, run: str) -> list[str]:
+    """What a user can do after a verdict.
+
+    Args:
+        run: The run folder, as a word of a command line.
+    """
+    kept = "these trainings are kept: the same command with a larger --archs adds to them"
+    query = (
+        f"cvt-nas query {run} finds architectures under other limits. It corrects what they inherit by these trainings"
+    )
+    if quality.verdict == "ranks well enough":
+        trusted = "its ranks can be trusted, except for the choices that it misjudges" if quality.misjudged else ""
+        return [*([trusted] if trusted else []), f"next: {query}"]
+    if quality.verdict == "cannot tell yet":
+        return [f"next: {kept}", query]
+    return [
+        "next: do not choose by inherited accuracies alone. Train the supernet longer (supernet.epochs; see cvt-nas "
+        "plan), fix the choices that it misjudges, or search with search.weights: scratch",
+        query,
+    ]
 
 
 def quality_verdict(quality: SupernetQuality) -> str:
