@@ -7,6 +7,11 @@ is the first pass of each of the random subnets, in a supernet that has seen non
     OMP_NUM_THREADS=1 python benchmarks/subnet.py --space benchmarks/tables/cvt-bench.yaml --batch 128 \
         --kernel-maps --own-norms kv_stride kernel_size
     OMP_NUM_THREADS=1 python benchmarks/subnet.py --space search_spaces/cvt13.yaml --batch 2 --pairs 3
+
+`--averaged` times whole steps of the training of a supernet instead, with `distil_from: averaged` over `present`. It
+takes the time of the processor.
+
+    OMP_NUM_THREADS=1 python benchmarks/subnet.py --space benchmarks/tables/cvt-bench.yaml --batch 64 --averaged
 """
 
 import argparse
@@ -18,7 +23,14 @@ from pathlib import Path
 
 import torch
 
-from cvt_nas.config import load_experiment
+from cvt_nas.config import SupernetConfig, load_experiment
+from cvt_nas.engine import SharedWeights
+from cvt_nas.engine.memory import MicroBatches
+from cvt_nas.engine.optimization import TrainingState
+from cvt_nas.engine.subnets import SubnetSampler
+from cvt_nas.engine.supernet import _step as train_step
+from cvt_nas.engine.supernet import supernet_of
+from cvt_nas.space import SearchSpace
 from cvt_nas.supernet import Supernet, extract
 
 
@@ -33,6 +45,31 @@ def seconds_of(forward: Callable[[], torch.Tensor], *, backward: bool) -> float:
     return time.perf_counter() - started
 
 
+def time_averaged(space: SearchSpace, options: argparse.Namespace) -> None:
+    """Prints the ratio of the times of a step, with the same subnets and images in both."""
+    device, ratios = torch.device(options.device), list[float]()
+    images = torch.randn(options.batch, *space.largest.image_shape, device=device)
+    targets = torch.randint(space.largest.num_classes, (options.batch,), device=device)
+    trained = []
+    for source in ("averaged", "present"):
+        config = SupernetConfig(epochs=1, batch_size=options.batch, ema_decay=0.99, distil_from=source)
+        state = TrainingState.of(supernet_of(SharedWeights(space=space, config=config)), config, device, num_steps=100)
+        batches = MicroBatches(config, state.model, device, batch_size=options.batch, meter=None)
+        trained.append((config, state, batches, SubnetSampler(space, config, seed=0)))
+    for step in range(options.pairs + 2):
+        seconds = []
+        for config, state, batches, sampler in trained:
+            started = time.process_time()
+            train_step(state, sampler.draw(0, step), images, targets, config, batches, [])
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.process_time() - started)
+        ratios.append(seconds[0] / seconds[1])
+    ratios = sorted(ratios[2:])  # in the first step there is no average yet
+    low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+    print(f"a step from averaged weights: {statistics.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", type=Path, required=True)
@@ -42,7 +79,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--kernel-maps", action="store_true")
     parser.add_argument("--own-norms", nargs="+", choices=["kv_stride", "kernel_size"], default=())
+    parser.add_argument("--averaged", action="store_true", help="time steps that learn from averaged weights")
     options = parser.parse_args()
+    if options.averaged:
+        time_averaged(load_experiment(options.space).space, options)
+        return
     space, device, rng = load_experiment(options.space).space, torch.device(options.device), random.Random(0)
     settings = {"kernel_maps": options.kernel_maps, "own_norms": tuple(options.own_norms)}
     supernet = Supernet(space, **settings).to(device)

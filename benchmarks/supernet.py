@@ -67,6 +67,11 @@ VARIANTS: dict[str, dict[str, Any]] = {  # `warm_epochs` of the largest network 
     "batches of 64": {"batch_size": 64},
     "batches of 64, half labels": {"batch_size": 64, "distillation_weight": 0.5},
     "batches of 64, half labels, fair sampling": {"batch_size": 64, "distillation_weight": 0.5, "sampling": "fair"},
+    "temperature 2": {"distillation_temperature": 2.0},
+    "temperature 4": {"distillation_temperature": 4.0},
+    "from averaged weights": {"distil_from": "averaged"},
+    "the largest twice": {"largest_weight": 2.0},
+    "the largest by half": {"largest_weight": 0.5},
 }
 
 
