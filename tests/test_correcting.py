@@ -76,7 +76,7 @@ def test_a_correction_says_how_far_ranks_moved_and_orders_by_what_it_expects() -
     places = {genome: place for place, genome in enumerate(correction.most_accurate(left))}
     order = -np.array([places[genome] for genome in left], dtype=float)
     assert kendall(order, truth[1::2]) > kendall(inherited[1::2], truth[1::2]) + 0.2
-    assert correction.change().startswith("the 40 ranked architectures within the limits moved by ")
+    assert correction.change(OURS.space).startswith("the 40 ranked architectures within the limits moved by ")
     again = correction.expect({left[0]: inherited[1]})
     assert again == pytest.approx(correction.expect({genome: correction.inherited[genome] for genome in left})[:1])
 

@@ -11,6 +11,7 @@ from cvt_nas.config import Experiment, experiment_of
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import ArchError, RunFolderError
 from cvt_nas.pipeline.inherit import measured_whole
+from cvt_nas.pipeline.narrowing import searched_space
 from cvt_nas.pipeline.reuse import Alone, standalone_of, trained_alone
 from cvt_nas.propose.correction import corrected
 from cvt_nas.propose.heirs import MIN_CORRECTING
@@ -121,9 +122,9 @@ class RunCorrection:
         ]
         return corrected(self.space, observations, genomes, seed=self.seed)
 
-    def change(self) -> str:
-        """Text on how much the correction changes the ranks of architectures within the limits of the space."""
-        within = [genome for genome in self.inherited if self.space.is_feasible(self.space.cost(genome))]
+    def change(self, limits: ArchSpace) -> str:
+        """Text on how much the correction changes the ranks of architectures that are feasible in `limits`."""
+        within = [genome for genome in self.inherited if limits.is_feasible(limits.cost(genome))]
         if len(within) < _MIN_RANKED:
             return f"{len(within)} ranked architectures within the limits are too few to say how much ranks changed"
         before = np.array([self.inherited[genome] for genome in within])
@@ -138,23 +139,24 @@ class RunCorrection:
 def correction_of(
     run: RunFolder,
     experiment: Experiment,
-    space: ArchSpace,
     reuse: Sequence[RunFolder],
     *,
     setup: TrainingSetup,
+    limits: ArchSpace,
     inherited: Callable[[ArchConfig], float],
     on_note: Callable[[str], None] | None = None,
 ) -> RunCorrection | None:
     """The correction by the trainings of `run` and of `reuse`. None if they are too few.
 
     Args:
-        space: The space within the limits of a query.
+        limits: The space within the limits of a query. The model does not depend on them.
         inherited: Measures the inherited accuracy of an architecture.
         on_note: Called with a note on how much the correction changes, or why there is none.
 
     Raises:
         RunFolderError: The trainings of a run to reuse do not compare.
     """
+    space = searched_space(experiment, run)
     trainings = trainings_of(run, experiment, reuse, identity=setup.identity, metric=setup.metric)
     archs = {arch_id: arch for arch_id, arch in trainings.archs.items() if _is_in(space, arch)}
     if len(archs) < MIN_CORRECTING:
@@ -173,7 +175,7 @@ def correction_of(
         seed=int(run.manifest["seed"]),
     )
     if on_note is not None:
-        on_note(f"corrected by {len(archs)} {trainings.kind}: {correction.change()}")
+        on_note(f"corrected by {len(archs)} {trainings.kind}: {correction.change(limits)}")
     return correction
 
 

@@ -104,8 +104,8 @@ def query(
     if is_corrected:
         sources = [RunFolder.open(place) for place in reuse]
         correction = correction_of(
-            run, experiment, space, sources, setup=setup, inherited=lambda arch: inheritance.accuracy(arch)[0],
-            on_note=on_note,
+            run, experiment, sources,
+            setup=setup, limits=space, inherited=lambda arch: inheritance.accuracy(arch)[0], on_note=on_note,
         )  # fmt: skip
     observations = [
         Observation(genome=space.encode(candidate.arch), curve=candidate.curve, status=candidate.status)
