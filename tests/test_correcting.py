@@ -60,6 +60,19 @@ def test_trainings_of_other_runs_count_beside_those_that_judged_the_supernet(mak
         trainings_of(run, OURS, [other], identity=None, metric="accuracy")
 
 
+def test_trainings_that_are_asked_for_count_before_trials_of_the_race_if_there_are_enough(
+    make: Make, run: RunFolder
+) -> None:
+    few, enough = (
+        make(f"first {number}", experiment_with(), dict.fromkeys(range(number, 14), "stopped")) for number in (5, 6)
+    )
+    by_few, by_enough = (
+        trainings_of(run, OURS, [other], identity=IDENTITY, metric="accuracy") for other in (few, enough)
+    )
+    assert (len(by_few.archs), by_few.kind[:6]) == (14, "trials")
+    assert (len(by_enough.archs), by_enough.kind[:9]) == (6, "trainings")
+
+
 def test_a_correction_says_how_far_ranks_moved_and_orders_by_what_it_expects() -> None:
     genomes = spread_over_flops(OURS.space, 40)
     share = np.array([genome[0] / (len(OURS.space.genes[0].options) - 1) for genome in genomes])
@@ -113,9 +126,9 @@ def ranked(tmp_path: Path) -> RunFolder:
 
 
 def train(run: RunFolder, candidates: tuple[Candidate, ...]) -> None:
-    """Appends made-up trials of candidates. Networks with a narrow first stage are the best."""
+    """Appends made-up trials of candidates. Networks with a wide first stage are the best."""
     for number, candidate in enumerate(candidates):
-        own = 0.9 if candidate.arch.stages[0].embed_dim == 8 else 0.5
+        own = 0.9 if candidate.arch.stages[0].embed_dim == 16 else 0.5
         run.append(
             TrialResult(
                 number=number, arch=candidate.arch, status="complete", epochs=2, accuracy=own, cost=candidate.cost,
@@ -138,14 +151,14 @@ def test_a_query_ranks_by_accuracies_that_trainings_correct(
     assert query(ranked, number=6, is_corrected=False, on_note=notes.append) == bare
     assert not notes
     assert [answer.corrected for answer in bare] == [None] * 6
-    assert {answer.arch.stages[0].embed_dim for answer in bare} != {8}
+    assert {answer.arch.stages[0].embed_dim for answer in bare} != {16}
     answers = query(ranked, number=6, on_note=notes.append)
     (note,) = notes
     assert note.startswith("corrected by 12 trials of the race, of 2 epochs from inherited weights: the 12 ranked ")
     corrected = [answer.corrected or 0 for answer in answers]
     assert corrected == sorted(corrected, reverse=True)
-    assert {answer.arch.stages[0].embed_dim for answer in answers} == {8}
-    assert main(["query", str(ranked.path), "--top", "2"]) == 0
+    assert {answer.arch.stages[0].embed_dim for answer in answers} == {16}
+    assert main(["query", str(ranked.path), "--top", "6"]) == 0
     assert f"{answers[0].arch.id}  {corrected[0]:.4f} corrected, " in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         main(["query", str(ranked.path), "--uncorrected", "--reuse", str(ranked.path)])

@@ -9,6 +9,7 @@ from cvt_nas import __version__
 from cvt_nas.cli import archs, data, deploying, runs, searching, spaces, tables, training, watching
 
 _SIZES = "pixels of square images, or height and width as 256x128"
+_OTHER_SIZE = f"instead of the network's own: {_SIZES}"
 _WEIGHTS = "an official .pth, a folder of transformers' CvT or its name on the Hub, a model's folder, RUN:ID, or cvt-13"
 
 
@@ -179,7 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--data", metavar="DIR", help="folder or file of the data set, or a name, as fashion-mnist")
     evaluate.add_argument("--arch", metavar="ARCH", help="of a .pth, where it is none of the published ones")
-    evaluate.add_argument("--image-size", type=_image_size, metavar="N|HxW", help=f"not the network's own: {_SIZES}")
+    evaluate.add_argument("--image-size", type=_image_size, metavar="N|HxW", help=_OTHER_SIZE)
     evaluate.add_argument("--batch-size", type=_positive, default=256, metavar="N")
     evaluate.add_argument("--device", choices=["cpu", "cuda"], help="cuda where there is one, if absent")
     evaluate.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
@@ -194,7 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--to", required=True, type=Path, metavar="CSV", help="where to write a row for each image")
     predict.add_argument("--top", type=_positive, default=5, metavar="N", help="classes of a row; 5 if absent")
     predict.add_argument("--arch", metavar="ARCH", help="of a .pth, where it is none of the published ones")
-    predict.add_argument("--image-size", type=_image_size, metavar="N|HxW", help=f"not the network's own: {_SIZES}")
+    predict.add_argument("--image-size", type=_image_size, metavar="N|HxW", help=_OTHER_SIZE)
     predict.add_argument("--batch-size", type=_positive, default=64, metavar="N")
     predict.add_argument(
         "--num-workers", type=_whole, default=4, metavar="N", help="processes that decode; 4 if absent"

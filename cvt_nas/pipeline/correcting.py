@@ -43,7 +43,8 @@ def trainings_of(
     """Trainings of `run` and of the runs in `reuse`.
 
     There are two kinds: trainings from scratch (`cvt-nas supernet evaluate`, `reuse`), and complete trials of the race,
-    which began with inherited weights. The kinds do not compare, so the result is the kind with more architectures.
+    which began with inherited weights. The kinds do not compare. The result is the kind with more architectures, or the
+    first kind if `reuse` brings enough of it.
 
     Raises:
         RunFolderError: The trainings of a run to reuse do not compare, or it has none.
@@ -67,7 +68,8 @@ def trainings_of(
     raced = {
         trial.arch_id: trial for trial in run.results() if trial.status == "complete" and experiment.training.epochs > 0
     }
-    if len({each.arch.id for each in alone}) >= len(raced):
+    num_alone = len({each.arch.id for each in alone})
+    if num_alone >= len(raced) or (reuse and num_alone >= MIN_CORRECTING):
         return _of_alone(alone, f"trainings from scratch, of {epochs} epochs" if epochs else "trainings from scratch")
     return Trainings(
         archs={arch_id: trial.arch for arch_id, trial in raced.items()},

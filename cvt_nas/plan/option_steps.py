@@ -84,7 +84,7 @@ def option_steps(experiment: Experiment, num_images: Mapping[Split, int]) -> Opt
     """Estimates the steps with each option by drawing steps as the training does.
 
     None if no supernet is trained, if the space has no choices, and for `da-nas`, which drops options on the way.
-    Options of blocks that a subnet lacks do not count.
+    Options of blocks that a subnet lacks do not count. `sampling: front` is drawn as before it has learned anything.
     """
     config = experiment.supernet
     if config is None or experiment.search.weights != "supernet" or config.epochs == 0 or not experiment.space.genes:
