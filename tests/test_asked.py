@@ -8,13 +8,13 @@ import pytest
 from cvt_nas.arch import NAMED_ARCHS, ArchConfig
 from cvt_nas.config import Experiment
 from cvt_nas.errors import ArchError, CvtNasError, RunFolderError
-from cvt_nas.follow.asking import ask_for_trials, ask_to_stop, ask_to_try, parse_arch, text_of
+from cvt_nas.follow.asking import arch_in, ask_for_trials, ask_to_stop, ask_to_try, parse_arch, text_of
 from cvt_nas.propose.asked import Asked
 from cvt_nas.propose.journal import open_journal
 from cvt_nas.propose.proposal import Proposal
 from cvt_nas.propose.race import Race
 from cvt_nas.propose.study import Study
-from cvt_nas.results import Request, TrialResult
+from cvt_nas.results import Candidate, Request, TrialResult
 from cvt_nas.run import RunFolder
 
 pytestmark = pytest.mark.usefixtures("fast_disk")
@@ -226,6 +226,7 @@ def test_an_architecture_is_read_from_choices_its_file_an_id_or_a_name(
         parse_arch(json.dumps(Request(id="", created="", ask="try", arch=archs[1]).to_json()["arch"]), run) == archs[1]
     )
     assert parse_arch(trained.arch_id[:8], run) == trained.arch
+    assert parse_arch(f"{trained.number}", run) == trained.arch
     assert parse_arch("cvt-13", run) == NAMED_ARCHS["cvt-13"]
 
 
@@ -235,7 +236,8 @@ def test_an_architecture_is_read_from_choices_its_file_an_id_or_a_name(
     ("stage9.depth: 2", "stage9.depth: is no choice of the space, which has stage0.embed_dim"),
     ("stage0.depth: [1, 2]", "'stage0.depth: .1, 2.': must be as stage0.depth: 2"),
     ("/etc/passwd", "the architecture cannot be read"),
-    ("abcdef", "no trial with an arch id that begins with 'abcdef'"),
+    ("abcdef", "no architecture with an id that begins with 'abcdef'; it has none yet"),
+    ("12", "no architecture with trial number 12 or an id that begins with '12'; it has none yet"),
     ('{"stages": 3}', "not an architecture"),
     ('{"stages": [', "the architecture cannot be read: not JSON"),
     ('{"stages": ' + "[" * 30_000, "the architecture cannot be read: not JSON"),
@@ -243,6 +245,44 @@ def test_an_architecture_is_read_from_choices_its_file_an_id_or_a_name(
 def test_what_is_no_architecture_is_told_in_words(run: RunFolder, text: str, said: str) -> None:
     with pytest.raises(CvtNasError, match=said):
         parse_arch(text, run)
+
+
+def test_an_id_that_the_run_lacks_is_told_with_those_that_it_has_nearest_first(
+    run: RunFolder, small: Experiment
+) -> None:
+    _, race = opened(run, small)
+    for _ in range(3):
+        end(run, race, asked(race), small)
+    ids = [result.arch_id for result in run.results()]
+    wrong = ids[1][:5] + ("0" if ids[1][5] != "0" else "1")
+    with pytest.raises(RunFolderError, match=f"begins with '{wrong}'; the nearest of its 3 are {ids[1]}, "):
+        arch_in(run, wrong)
+    with pytest.raises(RunFolderError, match="3 architectures with an id that begins with ''; they are "):
+        arch_in(run, "")
+
+
+def test_a_number_that_is_also_the_beginning_of_another_id_is_refused_and_both_are_named(
+    run: RunFolder, small: Experiment
+) -> None:
+    _, race = opened(run, small)
+    proposal = asked(race)
+    end(run, race, proposal, small)
+    numbered = small.space.arch_id(proposal.genome)
+    rng = random.Random(7)
+    while True:
+        genome = small.space.sample_feasible(rng)
+        assert genome is not None
+        if small.space.arch_id(genome).startswith("0") and small.space.arch_id(genome) != numbered:
+            break
+    other, cost = small.space.decode(genome), small.space.cost(genome)
+    run.append_candidate(Candidate(number=0, arch=other, cost=cost, accuracy=0.5, num_images=9, seconds=1.0))
+    assert arch_in(run, other.id[:8]) == other, "a candidate that was ranked is found too"
+    with pytest.raises(
+        RunFolderError, match="2 architectures with trial number 0 or an id that begins with '0'"
+    ) as told:
+        arch_in(run, "0")
+    assert numbered in str(told.value)
+    assert other.id in str(told.value)
 
 
 def test_what_cannot_be_done_is_refused_when_it_is_asked(

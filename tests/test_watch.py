@@ -21,7 +21,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from conftest import small_digits
-from cvt_nas.arch import ArchConfig
+from cvt_nas.arch import ArchConfig, arch_to_dict
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment
 from cvt_nas.errors import CvtNasError
@@ -468,6 +468,31 @@ def test_the_verb_asks_and_tells_what_became_of_it(
     trials, tried = capsys.readouterr().out.splitlines()
     assert trials.endswith("9 trials in all: waiting")
     assert tried.endswith(f"try {arch.id}: refused: for a test")
+
+
+def test_the_verb_takes_an_id_or_a_number_of_this_run_or_of_another(
+    source: RunFolder, digits: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made_up_run(tmp_path / "run", digits, 2, seed=1)
+    known = [result.arch_id for result in run.results()]
+    one, two, three = [result for result in source.results() if result.arch_id not in known][:3]
+
+    def ask(*words: str) -> str:
+        assert main(["ask", str(run.path), *words]) == 2
+        return capsys.readouterr().err
+
+    assert main(["ask", str(run.path), "--try", one.arch_id[:8], "--from", str(source.path)]) == 0
+    assert main(["ask", str(run.path), "--try", str(two.number), "--from", str(source.path)]) == 0
+    assert main(["ask", str(run.path), "--try", json.dumps(arch_to_dict(three.arch))]) == 0
+    assert [request.arch for request in run.requests.all()] == [one.arch, two.arch, three.arch]
+    capsys.readouterr()
+    assert f"{known[0]}: trial 0 has this architecture, " in ask("--try", known[0][:8])
+    assert f"{known[1]}: trial 1 has this architecture, " in ask("--try", "1")
+    assert "an id that begins with 'abcdef'; the nearest of its 2 are " in ask("--try", "abcdef")
+    assert f"{source.path}: no architecture with an id" in ask("--try", "abcdef", "--from", str(source.path))
+    assert "--from" in ask("--from", str(source.path))
+    assert "neither one of cvt-13" in ask("--try", "missing.json")
+    assert len(run.requests.all()) == 3, "nothing that was refused was asked"
 
 
 def test_a_page_beside_that_cannot_be_served_is_told_and_no_error(growing: Growing) -> None:

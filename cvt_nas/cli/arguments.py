@@ -274,7 +274,8 @@ def build_parser() -> argparse.ArgumentParser:
     what = ask.add_mutually_exclusive_group()
     what.add_argument("--stop", action="store_true", help="stop in order, as by Ctrl-C")
     what.add_argument("--trials", type=_positive, metavar="N", help="raise the number of trials to N")
-    what.add_argument("--try", metavar="ARCH", dest="arch", help="train this next: cvt-13, an arch.json, or RUN:ID")
+    what.add_argument("--try", metavar="ARCH", dest="arch", help="train this next: an id, cvt-13, arch.json, or RUN:ID")
+    ask.add_argument("--from", metavar="RUN", dest="source", help="with --try: another run, which has the id")
     _add_json(ask)
 
     compare = add("compare", runs.compare, "fronts of several runs overlaid, hypervolume side by side")

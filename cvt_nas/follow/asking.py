@@ -13,6 +13,7 @@ from cvt_nas.errors import ArchError, RunFolderError
 from cvt_nas.propose.asked import arch_of_genes, genes_of, genome_in
 from cvt_nas.results import Request
 from cvt_nas.run import RunFolder
+from cvt_nas.run.picking import find_arch
 
 _MAX_TRIALS = 1_000_000
 
@@ -74,7 +75,7 @@ def parse_arch(text: str, run: RunFolder) -> ArchConfig:
 
     Args:
         text: Content of an `arch.json`, or choices such as `stage0.depth: 2` in a line each, or a published name such
-            as `cvt-13`, or the beginning of an id in the run. It never names a file.
+            as `cvt-13`, or what `arch_in` takes. It never names a file.
 
     Raises:
         CvtNasError: If it is none of these.
@@ -89,10 +90,25 @@ def parse_arch(text: str, run: RunFolder) -> ArchConfig:
             raise ArchError(f"the architecture cannot be read: not JSON: {error}") from error
     if ":" in text:
         return arch_of_genes(experiment_of(run).space, _choices(text))
-    if not re.fullmatch("[0-9a-f]{2,64}", text):
+    if not looks_like_id(text):
         raise ArchError(f"the architecture cannot be read: give choices such as stage0.depth: 2, one a line, the "
-                        f"content of an arch.json, an id, or one of {', '.join(NAMED_ARCHS)}")  # fmt: skip
-    return run.find(text).arch
+                        f"content of an arch.json, an id, a trial's number, or one of "
+                        f"{', '.join(NAMED_ARCHS)}")  # fmt: skip
+    return arch_in(run, text)
+
+
+def looks_like_id(text: str) -> bool:
+    """Whether `text` may be an arch id, the beginning of one, or the number of a trial."""
+    return re.fullmatch("[0-9a-f]{1,64}", text) is not None
+
+
+def arch_in(run: RunFolder, named: str) -> ArchConfig:
+    """An architecture of a run: of the trial with this number, or of the trial or candidate whose id begins so.
+
+    Raises:
+        RunFolderError: No architecture or several are named so.
+    """
+    return find_arch(run.results(), run.candidates(), named, run.place)
 
 
 def _choices(text: str) -> dict[str, Any]:
