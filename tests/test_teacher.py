@@ -431,4 +431,14 @@ def test_a_plan_measures_the_teacher_and_counts_its_answers(scholar: str, tmp_pa
 def test_a_plan_says_that_it_does_not_count_a_teacher_that_only_the_search_names() -> None:
     found = plan(digits_with("init"), gpus=0, cpus=1)
     assert found.parts["teacher"] == 0.0
-    assert any("what the teacher takes is not counted" in note for note in found.notes)
+    assert any("what the weights of search --init take as a teacher is not counted" in n for n in found.notes)
+
+
+@pytest.mark.parametrize("teacher", ["mine", "init"])
+def test_a_plan_of_a_search_that_trains_nothing_does_not_mention_its_teacher(teacher: str) -> None:
+    idle = digits_with(teacher).changed(
+        training={"epochs": 0, "warmup_epochs": 0}, supernet={"epochs": 0}, search={"weights": "supernet"}
+    )
+    found = plan(idle, gpus=0, cpus=1, is_quick=True)
+    assert found.parts["teacher"] == 0.0
+    assert not any("teach" in note for note in found.notes), found.notes

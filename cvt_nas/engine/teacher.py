@@ -68,6 +68,11 @@ def has_answered(teacher: Teacher, run: RunFolder) -> bool:
     return run.store.exists(run.answers_path(teacher.answers))
 
 
+def trains_anything(setup: TrainingSetup) -> bool:
+    """Whether a network or a supernet is trained, so that a teacher has somebody to teach."""
+    return setup.training.epochs > 0 or (setup.shared is not None and setup.shared.config.epochs > 0)
+
+
 def find_teacher(setup: TrainingSetup, *, init: str | Path | None, run: RunFolder | None) -> Teacher | None:
     """Finds the teacher of the setting `teacher`, and opens and checks it unless `run` has its answers already.
 
@@ -84,8 +89,8 @@ def find_teacher(setup: TrainingSetup, *, init: str | Path | None, run: RunFolde
         ResourceError: The teacher needs a library that is not installed.
         RunFolderError: `run` began with another teacher.
     """
-    named, epochs = setup.training.teacher, setup.training.epochs
-    if named is None or not (epochs or (setup.shared is not None and setup.shared.config.epochs)):
+    named = setup.training.teacher
+    if named is None or not trains_anything(setup):
         return None
     began = None if run is None else run.manifest.get("teacher")
     if run is not None and began is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup, find_teacher
-from cvt_nas.engine.teacher import INIT
+from cvt_nas.engine.teacher import INIT, trains_anything
 from cvt_nas.errors import CvtNasError, ResourceError, first_line
 from cvt_nas.launch.cluster import is_this_machine_alone
 from cvt_nas.launch.devices import WorkersFailedError
@@ -27,6 +27,7 @@ from cvt_nas.plan.values import NOTHING_BEGUN, Begun, Plan
 from cvt_nas.run import RunFolder
 
 _TEACHER_NOT_COUNTED = "what the teacher takes is not counted here; the first lines of the search tell it"
+_INIT_NOT_COUNTED = "training.teacher: init: what the weights of search --init take as a teacher is not counted here"
 
 
 def plan(
@@ -125,8 +126,9 @@ def plan(
         machine = dataclasses.replace(machine, notes=(*notes, *machine.notes))
     seed, num_trials = experiment.search.seed, experiment.search.trials
     where = out if images_per_second is None else None
-    if setup.training.teacher is not None and begun.teacher is None:
-        machine = dataclasses.replace(machine, notes=(*machine.notes, _TEACHER_NOT_COUNTED))
+    if setup.training.teacher is not None and begun.teacher is None and trains_anything(setup):
+        note = _INIT_NOT_COUNTED if setup.training.teacher == INIT else _TEACHER_NOT_COUNTED
+        machine = dataclasses.replace(machine, notes=(*machine.notes, note))
     found = plan_search(
         experiment, machine, num_images,
         num_trials=num_trials, seed=seed, out=where, is_quick=is_quick, begun=begun,
