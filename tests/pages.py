@@ -14,7 +14,13 @@ from cvt_nas.run import RunFolder
 
 
 def made_up_run(
-    path: Path, experiment: Experiment, num_trials: int, *, seed: int = 0, share_complete: float = 0.5, **manifest: Any
+    path: str | Path,
+    experiment: Experiment,
+    num_trials: int,
+    *,
+    seed: int = 0,
+    share_complete: float = 0.5,
+    **manifest: Any,
 ) -> RunFolder:
     """A record such as a search leaves, of accuracies by a formula: more FLOPs help, and stage 0's kv stride 1 does."""
     rng = random.Random(seed)

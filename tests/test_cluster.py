@@ -1,6 +1,7 @@
 """Searches on clusters: two nodes, a head that `ray start` started, the client, and SLURM."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -16,7 +17,8 @@ from ray.cluster_utils import Cluster
 
 from conftest import SPACES, small_digits
 from cvt_nas import search
-from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.arch import arch_to_dict
+from cvt_nas.config import Experiment, load_experiment, parse_experiment
 from cvt_nas.errors import ResourceError
 from cvt_nas.launch.private import on_loopback
 from cvt_nas.run import RunFolder
@@ -108,6 +110,58 @@ def test_a_search_through_ray_s_client_stops_in_order_and_goes_on(tmp_path: Path
     assert [(result.number, result.status) for result in results] == [(number, "complete") for number in range(5)]
     assert "Pareto front" in output
     assert "trials 5/5" in error
+
+
+@pytest.mark.slow
+def test_a_search_through_ray_s_client_takes_what_another_process_asks_and_stops_when_it_is_asked(
+    tmp_path: Path,
+) -> None:
+    space, out = tmp_path / "small.yaml", tmp_path / "run"
+    line = "search: {trials: 3, sampler: random, scheduler: none}"
+    space.write_text(small_digits(**EPOCH, **{"search:": line}))
+    arch = load_experiment(space).space.smallest
+    (tmp_path / "arch.json").write_text(json.dumps(arch_to_dict(arch)))
+
+    def ask(*words: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "cvt_nas.cli", "ask", str(out), *words], env=environment, text=True, check=True,
+            stdout=subprocess.PIPE,
+        ).stdout  # fmt: skip
+
+    with ray_head() as (_, address, environment):
+        process = start_search(space, out, "--address", address, env=environment)
+        wait_for_results(out, 1, process)
+        ask("--trials", "60")
+        ask("--try", str(tmp_path / "arch.json"))
+        wait_for_results(out, 5, process)
+        ask("--stop")
+        _, error = process.communicate(timeout=120)
+        asked = ask()
+    assert process.returncode == 130, error
+    assert "somebody asked for it: stopping in order" in error
+    results = RunFolder.open(out).results()
+    assert f"{len(results)} of 60 trials are done and kept. Go on with: cvt-nas search --space {space}" in error
+    (number,) = [result.number for result in results if result.arch == arch]
+    raised, tried, stopped = asked.splitlines()
+    assert raised.endswith("60 trials in all: done")
+    assert tried.endswith(f"try {arch.id}: taken by trial {number}")
+    assert stopped.endswith("stop in order: done")
+
+
+@pytest.mark.slow
+def test_a_folder_that_the_cluster_does_not_share_is_refused_before_a_search_begins(tmp_path: Path) -> None:
+    space, here = tmp_path / "small.yaml", tmp_path / "here"
+    space.write_text(small_digits(**EPOCH))
+    here.mkdir()
+    with ray_head() as (_, address, environment):
+        words = [sys.executable, "-m", "cvt_nas.cli", "search", "--space", str(space), "--address", address]
+        done = subprocess.run(
+            [*words, "--out", "/proc/self/cwd/run"],  # which each process sees as another folder
+            cwd=here, env={**environment, "PYTHONWARNINGS": "ignore"}, text=True, capture_output=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "cvt-nas: --out /proc/self/cwd/run: is not the same folder here and on the cluster" in done.stderr
+    assert not list(here.iterdir())
 
 
 # what stands in for SLURM's commands and, to stay on this machine's loopback, around Ray's

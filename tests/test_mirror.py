@@ -4,6 +4,8 @@ import itertools
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +22,11 @@ from cvt_nas import load_model, search
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.errors import RunFolderError, StorageError
+from cvt_nas.follow.asking import ask_for_trials, ask_to_try
+from cvt_nas.propose.asked import Asked
+from cvt_nas.propose.journal import open_journal
+from cvt_nas.propose.race import Race
+from cvt_nas.propose.study import Study
 from cvt_nas.results import TrialResult
 from cvt_nas.run import RunFolder, Store
 from cvt_nas.run.mirror import Mirror
@@ -363,7 +370,7 @@ def test_a_lock_in_the_store_never_replaces_the_one_that_is_held(tmp_path: Path,
     assert not {path.name for path in run.path.rglob("*")} & {
         "study.journal.lock", ".manifest.json.7.partial", "trials.jsonl.7.partial",
     }  # fmt: skip
-    assert [path.name for path in run.standalone.path.iterdir()] == ["holder.json"]
+    assert not list(run.standalone.path.glob("*"))
 
 
 def test_a_store_that_is_none_or_does_not_answer_is_one_line(
@@ -405,6 +412,66 @@ def test_a_run_that_another_machine_works_on_is_refused_while_it_shows_life(
         assert time.monotonic() - started > 2
         assert "elsewhere" not in (there / "holder.json").read_text()
     assert not (there / "holder.json").exists()
+
+
+def test_what_is_asked_on_another_machine_is_taken_by_the_search_and_the_answer_is_read_there(
+    url: str, small: Experiment, machines: Any
+) -> None:
+    run = RunFolder.create(url, small.manifest(seed=0, num_trials=4))
+    study = Study(
+        small.space, metrics=small.objectives, sampler="random", num_trials=4, num_epochs=3, seed=0,
+        storage=open_journal(run.journal_path, run.store), recorded=(),
+    )  # fmt: skip
+    race = Race(study, ask_first=Asked(study, run, small.space, is_fixed=False))
+    machines()
+    there = RunFolder.open(url)
+    assert there.path != run.path
+    tried, raised = ask_to_try(there, small.space.smallest), ask_for_trials(there, 9)
+    proposal = race.ask()
+    assert proposal is not None
+    assert small.space.decode(proposal.genome) == small.space.smallest
+    assert race.ask() is not None, "the second request is taken, too"
+    assert run.num_planned == 9
+    there.refresh()
+    answers = there.requests.answers()
+    assert (answers[tried.id].trial, answers[raised.id].refused) == (proposal.number, None)
+
+
+HOLD = """
+import sys
+from cvt_nas.run import RunFolder
+with RunFolder.open(sys.argv[1]).locked():
+    print("held", flush=True)
+    input()
+"""
+
+
+def test_a_follower_on_the_machine_of_a_search_leaves_its_newer_files_until_it_has_ended(
+    tmp_path: Path, machines: Any
+) -> None:
+    url = f"file://{tmp_path}/there"
+    run = RunFolder.create(url, {"name": "old"})
+    words = [sys.executable, "-c", HOLD, url]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        (run.path / "manifest.json").write_text('{"name": "new"}')  # which is sent a moment later
+        assert RunFolder.open(url).manifest["name"] == "new"
+        run.refresh()
+        assert run.manifest["name"] == "new"
+        assert run.is_at_work()
+        holder.kill()
+    run.refresh()
+    assert run.manifest["name"] == "old", "what was not sent gives way to what another machine may have written"
+
+
+def test_a_place_that_only_one_process_sees_is_refused_before_anything_begins(small: Experiment) -> None:
+    with pytest.raises(StorageError, match="memory://runs/x: is seen by one process only; give a path, or a URL"):
+        search(small, out="memory://runs/x", cpus=1)
+    with pytest.raises(StorageError, match="memory://runs/x: is seen by one process only"):
+        search(small, out="memory://runs/x", address="ray://127.0.0.1:1")
+    with pytest.raises(RunFolderError, match="cannot be read: memory://runs/x: is seen by one process only"):
+        RunFolder.open("memory://runs/x")
 
 
 @pytest.mark.slow

@@ -449,6 +449,33 @@ def test_the_page_beside_a_search_ends_with_it(story: Story) -> None:
         requested(story.address_beside)
 
 
+def test_the_page_of_a_run_at_a_url_shows_what_another_machine_adds(
+    digits: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    place = f"file://{tmp_path}/there"
+    run = made_up_run(place, digits, 2)
+    record = run.path / "trials.jsonl"
+    lines = record.read_text().splitlines(keepends=True)
+    record.write_text(lines[0])
+    run.store.push(record)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    with (tmp_path / "log").open("w+") as log, started("watch", place, log=log) as watching:
+        url = wait_until(lambda: re.search(r"^(http://127\S+)$", (tmp_path / "log").read_text(), re.M), "the page")[1]
+        events = Events(url)
+        with record.open("a") as file:
+            file.write(lines[1])
+        run.store.push(record)
+        wait_until(lambda: events.pages and len(events.pages[-1]["data"]["trials"]) == 2, "the second trial arrives")
+        assert post(url, ask="trials", trials="30")[0] == 200
+        assert [request.trials for request in run.requests.all()] == [30]
+        run.requests.answer(run.requests.all()[0])
+        wait_until(lambda: '<td class="prose">done</td>' in events.fragments[-1]["live-requests"], "the answer")
+        watching.send_signal(signal.SIGTERM)
+        assert watching.wait(_SECONDS) == 0
+        events.close()
+
+
 # --- the verbs
 
 

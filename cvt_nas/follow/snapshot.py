@@ -60,7 +60,8 @@ class Snapshots:
 
     def __init__(self, run: RunFolder) -> None:
         self._run, self._begun = run, BegunTrials(run)
-        self._refreshed = self._ready = 0.0
+        self._refreshed = self._ready = self._asked = 0.0
+        self._is_at_work = False
         self._marks = self._marks_of_records()
         parts = run_parts(run)
         self._num_ended = len(run.ended())
@@ -119,7 +120,7 @@ class Snapshots:
 
     def _fragments(self, problem: str | None = None) -> dict[str, str]:
         try:
-            is_at_work = self._run.is_at_work()
+            is_at_work = self._looked_at_work()
             begun = self._begun()
             return {
                 "live-state": html.escape(self._state(begun, is_at_work) if problem is None else problem),
@@ -128,6 +129,13 @@ class Snapshots:
             }
         except Exception as error:
             return {**self.latest.fragments, "live-state": html.escape(first_line(error))}
+
+    def _looked_at_work(self) -> bool:
+        """Whether a search is at work. A store is asked only now and then, since each question is a request to it."""
+        now = time.monotonic()
+        if self._run.url is None or now - self._asked >= _SECONDS_BETWEEN_REFRESHES:
+            self._is_at_work, self._asked = self._run.is_at_work(), now
+        return self._is_at_work
 
     def _state(self, begun: Sequence[BegunTrial], is_at_work: bool) -> str:
         run = self._run

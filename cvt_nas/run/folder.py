@@ -20,7 +20,7 @@ from cvt_nas.results.score import score_name
 from cvt_nas.results.trial import Metric, TrialResult, without_retried
 from cvt_nas.run.confirmations import Confirmations
 from cvt_nas.run.int8 import Int8Figures
-from cvt_nas.run.lock import is_at_work, locked
+from cvt_nas.run.lock import is_at_work, locked, refresh
 from cvt_nas.run.manifest import manifest_text, read_manifest
 from cvt_nas.run.origin import origin
 from cvt_nas.run.picking import find, pick
@@ -93,7 +93,7 @@ class RunFolder:
         Raises StorageError if there is no such store, or it does not answer.
         """
         path, store = path_and_store(place)
-        store.refresh(path)
+        refresh(path, store)
         return cls(path, store)
 
     @property
@@ -175,7 +175,7 @@ class RunFolder:
         Files in folders below it, such as checkpoints, are fetched when they are needed. `standalone` is refreshed
         separately.
         """
-        self.store.refresh(self.path)
+        refresh(self.path, self.store)
 
     @property
     def seconds_spent(self) -> float:

@@ -62,6 +62,30 @@ def is_at_work(folder: Path, store: Store) -> bool:
         return True
 
 
+def refresh(folder: Path, store: Store) -> None:
+    """Fetches the files of a folder, unless another process of this machine works on it.
+
+    That process writes each file here before it sends it. So its files are at least as new as those of the store, and
+    an older one must not replace them.
+    """
+    if store.url_of(folder) is not None and not _is_held_here(folder / "holder.json"):
+        store.refresh(folder)
+
+
+def _is_held_here(holder: Path) -> bool:
+    """Whether another process of this machine works on a run. The mark of its holder is never fetched."""
+    try:
+        tree = json.loads(holder.read_bytes())
+        if tree["host"] != socket.gethostname() or tree["pid"] == os.getpid() or not _is_alive(int(tree["pid"])):
+            return False
+        with FileLock(holder.with_name("lock"), timeout=0):  # the process was killed, and another one has its number
+            return False
+    except Timeout:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 @contextmanager
 def _finished_elsewhere(folder: Path, store: Store) -> Iterator[None]:
     """Leaves whole records at the URL of a run when the block ends, except after a hurried end."""

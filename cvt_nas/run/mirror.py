@@ -30,8 +30,8 @@ _PATIENCE = 60.0  # seconds for which a store may be away
 _SECONDS_BETWEEN_PUSHES = 5.0  # for a growing file whose last line is not urgent
 _GROWING = (".jsonl", ".journal")
 _PIECE = re.compile(r"(.+\.(?:jsonl|journal))\.(\d{12,})")
-# locks of this machine's processes and partial files have no meaning in a store
-_NEVER_READ = re.compile(r"lock|.+\.journal\.lock.*|.+\.partial")
+# locks of this machine's processes, the marks of their holders and partial files are not read from a store like others
+_NEVER_READ = re.compile(r"lock|holder\.json|.+\.journal\.lock.*|.+\.partial")
 # these stores replace an object with one request; elsewhere, a partial file is written and renamed
 _REPLACES_AT_ONCE = {"s3", "s3a", "gs", "gcs", "abfs", "az", "memory"}
 

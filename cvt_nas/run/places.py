@@ -17,7 +17,13 @@ def is_url(place: str | Path) -> bool:
 
 
 def local_folder(url: str) -> Path:
-    """This machine's folder for a run at `url`."""
+    """This machine's folder for a run at `url`.
+
+    Raises:
+        StorageError: It cannot be written, or no other process would see what is written to `url`.
+    """
+    if url.startswith("memory:"):
+        raise StorageError(f"{url}: is seen by one process only; give a path, or a URL such as s3://bucket/run")
     return cache_folder() / "runs" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
