@@ -14,7 +14,7 @@ from cvt_nas.results import TrialResult, distances_to_front, losses_of
 from cvt_nas.run import RunFolder
 
 MIN_TRIALS = 10  # a forest explains nothing with fewer complete trials
-_MAX_TRIALS, _NUM_TREES = 192, 32  # the forest's time grows with the square of its leaves
+_MAX_TRIALS, _NUM_TREES = 192, 16  # the forest's time grows with the square of its leaves
 _TOP = 0.25  # share of best trials that PED-ANOVA compares with all trials
 _MAX_LINES, _LEAST_SHARE = 5, 0.05  # limits on the choices that are told in words
 
@@ -143,7 +143,7 @@ def choices_section(run: RunFolder, choices: pd.DataFrame, importances: pd.DataF
         parts.append(
             "<p>A line is a complete trial. Drag along an axis to keep only those that pass there; the values are "
             "columns of the table of trials, too.</p>"
-            f'<div class="wide"><div style="min-width: {width}px">{plot}</div></div>'
+            f'<div class="wide"><div style="min-width: {width}px; --width: {width}">{plot}</div></div>'
         )
     parts.append("<h3>Which choices matter</h3>")
     if len(importances):

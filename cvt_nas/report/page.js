@@ -69,6 +69,8 @@ function themed(layout) {
       ...layout[name], gridcolor: colour("--grid"), linecolor: colour("--line"), zerolinecolor: colour("--grid"),
       automargin: true,
     };
+    const { title } = found[name]; // without a distance, plotly writes the title over wide labels
+    if (title && name.startsWith("y")) found[name].title = { ...title, standoff: 8 };
   }
   const hasButtons = layout.xaxis !== undefined && !small;
   found.margin = { t: 44, b: 48, r: hasButtons ? 40 : 14, l: small ? 44 : 64, ...layout.margin };

@@ -18,7 +18,7 @@ from cvt_nas.space import SIZE_METRICS
 
 def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFrame) -> dict[str, object]:
     """The data for the scripts of the page."""
-    front, tested = run.front(), run.test_accuracies()
+    front, tested, costs = run.front(), run.test_accuracies(), costs_of(run)
     knee, best = front.knee(), front.best
     measured, memories, known = run.latencies(), run.memories(), run.int8.by_arch()
     confirmed = {result.number: result for result in run.confirmed()}
@@ -49,7 +49,7 @@ def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFr
             "params": result.cost.params,
             "flops": result.cost.flops,
             "latency_ms": result.cost.latency_ms or None,
-            **{metric: result.metric(metric) for metric in costs_of(run) if metric in ("throughput", *SIZE_METRICS)},
+            **{metric: result.metric(metric) for metric in costs if metric in ("throughput", *SIZE_METRICS)},
             "measured_ms": measured.get(result.arch_id),
             "measured_memory_mb": memories.get(result.arch_id),
             "seconds": round(result.seconds, 1),
@@ -78,7 +78,7 @@ def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFr
         "batch": 1 if (deployment := deployment_of(run.manifest)) is None else deployment.batch,
         "place": run.place,
         "rungs": run.rungs,
-        "costs": costs_of(run),
+        "costs": costs,
         "first": first.number if first else (results[0].number if results else None),
         "choices": {"names": list(choices.columns), "labels": [label_of(str(name)) for name in choices.columns]},
         "classes": [of["class"] for of in next(iter(by_class.values()), ())],

@@ -1,5 +1,6 @@
 """The page of one run."""
 
+import datetime
 import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -86,7 +87,7 @@ def run_parts(run: RunFolder) -> PageParts:
     ]
     head = (
         f'<p class="muted">{html.escape(str(manifest.get("dataset", "")))}, started '
-        f"{html.escape(str(manifest.get('created', 'at an unknown time')))}; "
+        f"{html.escape(_time_text(manifest.get('created')))}; "
         f"{html.escape(run.score_name)} is of the search split, "
         f'which no training sees, unless it is called test</p>\n<nav aria-label="sections">'
         + " ".join(_link(name, text) for name, text in _SECTIONS if name != "predictions" or predicted)
@@ -315,6 +316,16 @@ def _weights_told(init: Mapping[str, Any]) -> str:
     """The weights that networks begin with, or the teacher, with notes on them. Empty if there are none."""
     order = [f"sorted by {init['importance']}"] if init.get("importance", "none") != "none" else []
     return ". ".join([*([str(init["path"])] if init else []), *order, *init.get("notes", [])])
+
+
+def _time_text(created: object) -> str:
+    """A time in ISO 8601 as `2026-11-24 22:01 UTC`. Other values as they are."""
+    if created is None:
+        return "at an unknown time"
+    try:
+        return f"{datetime.datetime.fromisoformat(str(created)).astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return str(created)
 
 
 def _what_was_run(run: RunFolder) -> str:

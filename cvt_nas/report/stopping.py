@@ -53,7 +53,8 @@ def would_be_rungs(run: RunFolder, *, reduction_factor: int) -> tuple[Rung, ...]
     rungs = []
     for epoch in range(1, num_epochs):
         losses = np.column_stack([[1 - result.curve[epoch - 1] for result in complete], costs])
-        kept = [complete[index] for index in np.argsort(pareto_ranks(losses), kind="stable")[:num_kept]]
+        ranks = pareto_ranks(losses, num_kept)
+        kept = [complete[index] for index in np.argsort(ranks, kind="stable")[:num_kept]]
         left = ParetoFront.of(kept, metrics).hypervolume(box)
         saved = (1 - num_kept / len(complete)) * (1 - epoch / num_epochs)
         rungs.append(Rung(epoch=epoch, lost=1 - left / whole if whole else 0.0, saved=saved))
