@@ -164,7 +164,7 @@ def stopping_lines(run: RunFolder, hindsight: Hindsight | None) -> list[str]:
             f"{told}; next time: search.scheduler: freeze-thaw, as no rung keeps it"
             if trusted is None
             else told
-            + (f", and one at epoch {trusted.epoch} {trusted.lost:.1%}" if trusted != first else "")
+            + (f", and one at epoch {trusted.epoch} would have lost {trusted.lost:.1%}" if trusted != first else "")
             + f"; next time: search.grace_period: {trusted.epoch}"
         )
     return lines
