@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,8 @@ def time_in_turns(
 def clock_of(*, device: str, threads: int, runtime: str = "torch") -> str:
     """The best clock to time a runtime with.
 
-    A single CPU thread is timed by its CPU time. It is the thread of the caller, except in OpenVINO. Several threads
-    wait for each other, and a GPU is waited for, so they are timed by the wall clock.
+    A single CPU thread is timed by its CPU time. It is the thread of the caller, except in OpenVINO, where it may be
+    another one. Several threads wait for each other, and a GPU is waited for, so they are timed by the wall clock.
     """
     if device != "cpu" or threads != 1:
         return "perf_counter"
@@ -236,12 +237,22 @@ def _run_in_openvino(file: Path, deployment: Mapping[str, Any]) -> Callable[[], 
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",  # the default is bf16 on newer CPUs
+        # pinning moves the caller to another core and back in each call, which takes longer than most parts
+        "ENABLE_CPU_PINNING": False,
     }
-    model = openvino.Core().compile_model(str(file), "CPU", settings)
+    model = _openvino_core().compile_model(str(file), "CPU", settings)
     shape = [side.get_length() if side.is_static else None for side in model.input(0).get_partial_shape()]
     request = model.create_infer_request()
     request.set_input_tensor(openvino.Tensor(_noise(shape, deployment)))
     return request.infer
+
+
+@cache
+def _openvino_core() -> Any:
+    """One for all files, since each one loads the plugin for CPUs again."""
+    import openvino  # pyright: ignore[reportMissingImports]
+
+    return openvino.Core()
 
 
 def _noise(shape: Sequence[Any], deployment: Mapping[str, Any]) -> np.ndarray:
