@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -335,3 +336,17 @@ def test_a_search_goes_by_the_table_of_a_kit_that_ran_where_neither_torch_nor_th
     if sys.platform == "linux":
         assert min(frame["measured_memory_mb"].tolist()) > max(frame["model_mb"].tolist())
     assert {"images/s", "memory MB"} <= {column.header for column in front_table(run).columns}
+
+
+def test_openvino_is_timed_with_the_batch_of_the_deployment_where_a_file_leaves_it_free(tmp_path: Path) -> None:
+    import onnx
+
+    shape = ["batch", 1, 4, 4]
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("images", "found")]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["images"], ["found"])], "relu", *([v] for v in values)
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "relu.onnx")
+    run = run_of(tmp_path / "relu.onnx", {"runtime": "openvino", "device": "cpu", "threads": 1, "batch": 3})
+    (found,) = cast(dict[str, np.ndarray], run()).values()
+    assert found.shape == (3, 1, 4, 4)

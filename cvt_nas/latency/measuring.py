@@ -253,9 +253,7 @@ def _run_in_openvino(file: Path, deployment: Mapping[str, Any]) -> Callable[[], 
 @cache
 def _openvino_core() -> Any:
     """One for all files, since each one loads the plugin for CPUs again."""
-    import openvino  # pyright: ignore[reportMissingImports]
-
-    return openvino.Core()
+    return _module_of("openvino").Core()
 
 
 def _noise(shape: Sequence[Any], deployment: Mapping[str, Any]) -> np.ndarray:
