@@ -342,11 +342,11 @@ def test_openvino_is_timed_with_the_batch_of_the_deployment_where_a_file_leaves_
     import onnx
 
     shape = ["batch", 1, 4, 4]
-    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("images", "found")]
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Relu", ["images"], ["found"])], "relu", *([v] for v in values)
+    given, found = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("images", "found")
     )
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["images"], ["found"])], "relu", [given], [found])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "relu.onnx")
     run = run_of(tmp_path / "relu.onnx", {"runtime": "openvino", "device": "cpu", "threads": 1, "batch": 3})
-    (found,) = cast(dict[str, np.ndarray], run()).values()
-    assert found.shape == (3, 1, 4, 4)
+    (answer,) = cast(dict[str, np.ndarray], run()).values()
+    assert answer.shape == (3, 1, 4, 4)
