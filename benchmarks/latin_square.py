@@ -21,7 +21,10 @@ from scipy.stats import t
 
 from supernet import SPACES, VARIANTS, inherited_of
 
-DEFAULT = ("batches of 64", "batches of 64, half labels", "batches of 64, half labels, fair sampling", "warm start")
+DEFAULT = (
+    "batches of 64", "batches of 64, half labels", "batches of 64, half labels, 2,600 steps",
+    "batches of 64, half labels, fair sampling",
+)  # fmt: skip
 FIGURES = {"of ceiling": "tau over the noise ceiling", "within_bins": "tau within FLOPs bins", "gap": "points behind"}
 
 

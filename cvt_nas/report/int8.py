@@ -11,9 +11,11 @@ NOT_MEASURED = "not measured"
 
 def judged_runtimes(run: RunFolder) -> tuple[Int8Runtime, ...]:
     """Runtimes in whose int8 any network of the run was judged, by name."""
-    found = {runtime for figures in run.int8.by_arch().values() for runtime in figures}
+    found: set[Int8Runtime] = {runtime for figures in run.int8.by_arch().values() for runtime in figures}
     plan = run.confirmations.plan()
-    return tuple(sorted(found | ({plan.runtime} if plan is not None and plan.runtime is not None else set())))
+    if plan is not None and plan.runtime is not None:
+        found.add(plan.runtime)
+    return tuple(sorted(found))
 
 
 def int8_heads(runtimes: tuple[Int8Runtime, ...]) -> list[str]:

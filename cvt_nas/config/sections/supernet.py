@@ -36,7 +36,8 @@ class SupernetConfig(TrainingConfig):
             `teacher`, like the largest. With `kl` and `alpha`, they learn from the largest's answers to the same
             images; `alpha` takes the greater of two alpha-divergences (Wang et al. 2021, arXiv:2102.07954). The
             default is `kl`, or `none` with a `teacher`.
-        distillation_weight: Share of the distillation in the loss. The rest is the loss of the labels.
+        distillation_weight: Share of the distillation in the loss. The rest is the loss of the labels. With 1, subnets
+            stay farther behind what they reach alone.
         distillation_temperature: Divisor of the logits of both subnets before they are compared. The distillation is
             multiplied by its square, which keeps the size of the gradients (Hinton et al. 2015, arXiv:1503.02531).
         distil_from: Weights of the largest subnet whose answers the others learn from. `present` takes its answers of
@@ -60,7 +61,7 @@ class SupernetConfig(TrainingConfig):
     num_random: Annotated[int, Field(ge=0)] = 2
     sampling: Literal["uniform", "fair", "flops", "front"] = "uniform"
     distillation: Literal["none", "kl", "alpha"] = "kl"
-    distillation_weight: Annotated[float, Field(gt=0, le=1)] = 1.0
+    distillation_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     distillation_temperature: Annotated[PositiveFloat, Field(examples=[2.0])] = 1.0
     distil_from: Literal["present", "averaged"] = "present"
     largest_weight: Annotated[PositiveFloat, Field(examples=[2.0])] = 1.0
