@@ -89,7 +89,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cvt_nas.export.exporting.subprocess", subprocess)
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name != "torch" and FORMATS[name].quantise is None])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "torch" and FORMATS[name].int8 is None])
 def test_what_is_exported_answers_as_the_trained_model_for_any_number_of_images(
     run: RunFolder, exported: Callable[[str], Path], name: str
 ) -> None:

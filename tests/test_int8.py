@@ -17,6 +17,7 @@ from cvt_nas.cli import main
 from cvt_nas.config import Experiment, TrainingConfig
 from cvt_nas.data import LoadedData, load_data
 from cvt_nas.engine.int8 import calibration_batches, complaints, judge
+from cvt_nas.engine.quantised import Recipe
 from cvt_nas.errors import ExportError
 from cvt_nas.evaluate import evaluate_model
 from cvt_nas.export import FORMATS, export
@@ -232,7 +233,7 @@ def test_a_network_that_nncf_destroys_is_refused_and_nothing_is_written(
     trained: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     destroyed = functools.partial(quantise_openvino, model_type=None, preset=None, advanced_parameters=None)
-    monkeypatch.setitem(FORMATS, "openvino-int8", dataclasses.replace(FORMATS["openvino-int8"], quantise=destroyed))
+    monkeypatch.setattr("cvt_nas.export.int8.RECIPES", {"openvino-int8": Recipe(quantise=destroyed, file="model.xml")})
     said = "int8 does not answer as fp32 does, so nothing was written: .*openvino: its logits differ"
     with pytest.raises(ExportError, match=said):
         export(trained, "best", tmp_path / "model", format="openvino-int8")

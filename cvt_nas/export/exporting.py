@@ -76,7 +76,7 @@ def export(
         if format != "onnx":
             raise ExportError(f"--opset {opset}: is for --format onnx, not {format}")
         check_opset(opset)
-    if chosen.quantise is None:
+    if chosen.int8 is None:
         for option, value in (("--data", data), ("--max-loss", max_loss), ("--runtime", runtime)):
             if value is not None:
                 raise ExportError(f"{option} {value}: is for formats in int8, not {format}")
@@ -97,7 +97,7 @@ def export(
     rows: list[str] = []
     expected: Logits = model
     try:
-        if chosen.quantise is None:
+        if chosen.int8 is None:
             to.mkdir(parents=True, exist_ok=True)
             chosen.write(model, to, preprocessing, **({} if opset is None else {"opset": opset}))
         else:

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from cvt_nas.model import (
     write_weights,
 )
 from cvt_nas.model.onnx_files import OPSET, any_batch, example_of, write_onnx
-from cvt_nas.model.quantising import Images, quantise_onnx, quantise_openvino
 
 _LEAST_OPSET = 18  # torch's exporter writes 18; it can convert to a higher opset, but not to a lower one
 
@@ -36,10 +35,8 @@ class Format:
     Args:
         write: Writes a network in eval mode, and the content of `preprocessing.json`, to a folder. That of `onnx` also
             takes an `opset`.
-        quantise: Makes `file` from the `model.onnx` that `write` wrote elsewhere, with batches of images for
-            calibration; see `export_int8`. None for formats that are not in int8.
-        file: Name of the file that `quantise` makes.
-        int8: Runtime that `quantise` is for. None for formats that are not in int8.
+        int8: Runtime whose recipe makes the file from the `model.onnx` that `write` wrote elsewhere; see `RECIPES`.
+            None for formats that are not in int8.
         load: Loads the network from such a folder, with only the tools that the format is meant for.
         misfits: Reasons, one line each, why the format cannot hold a network with this content of `preprocessing.json`.
         needs: Packages that are needed to write and check the format.
@@ -56,8 +53,6 @@ class Format:
     extra: str = ""
     tolerance: float = 1e-4
     usage: str
-    quantise: Callable[[Path, Path, Iterable[Images]], None] | None = None
-    file: str = ""
     int8: Int8Runtime | None = None
 
     @property
@@ -187,8 +182,6 @@ logits = model(torch.zeros(1, {channels}, {height}, {width}))""",
     ),
     "onnx-int8": Format(
         write=_write_onnx,
-        quantise=quantise_onnx,
-        file="model.onnx",
         int8="onnxruntime-int8",
         load=load_onnx,
         needs=("onnx", "onnxscript", "onnxruntime"),
@@ -197,8 +190,6 @@ logits = model(torch.zeros(1, {channels}, {height}, {width}))""",
     ),
     "openvino-int8": Format(
         write=_write_onnx,
-        quantise=quantise_openvino,
-        file="model.xml",
         int8="openvino-int8",
         load=load_openvino,
         needs=("onnx", "onnxscript", "openvino", "nncf"),

@@ -11,7 +11,7 @@ import torch
 from cvt_nas.config import parse_experiment
 from cvt_nas.data import ImageData
 from cvt_nas.engine import TrainingSetup
-from cvt_nas.engine.quantised import quantise_and_judge
+from cvt_nas.engine.quantised import RECIPES, quantise_and_judge
 from cvt_nas.errors import ExportError, RunFolderError, StorageError
 from cvt_nas.export.formats import Format
 from cvt_nas.export.hugging_face import write_json
@@ -38,7 +38,7 @@ def export_int8(
 
     Args:
         model: A network of `run`, on the CPU, in eval mode.
-        chosen: A format with `quantise`.
+        chosen: A format in int8.
         preprocessing, data, max_loss, runtime, on_note: See `export`.
 
     Raises:
@@ -46,12 +46,12 @@ def export_int8(
             written then.
         DataError: The data set is missing, or is not the run's.
     """
-    assert chosen.quantise is not None, "the caller has chosen a format in int8"
-    assert chosen.int8 is not None, "it has one"
+    assert chosen.int8 is not None, "the caller has chosen a format in int8"
+    recipe = RECIPES[chosen.int8]
     say = on_note or (lambda _: None)
-    runtimes = runtimes_for(chosen.file, only=runtime)
+    runtimes = runtimes_for(recipe.file, only=runtime)
     if not runtimes:
-        raise ExportError(f"--runtime {runtime}: is not installed, or cannot read {chosen.file}")
+        raise ExportError(f"--runtime {runtime}: is not installed, or cannot read {recipe.file}")
     images, setup = _data_of(run, data, on_note)
     with tempfile.TemporaryDirectory() as scratch:
         fp32, int8 = Path(scratch) / "fp32", Path(scratch) / "int8"
@@ -59,8 +59,8 @@ def export_int8(
         fp32.mkdir()
         chosen.write(model, fp32, preprocessing)
         found = quantise_and_judge(
-            model, fp32 / "model.onnx", int8 / chosen.file,
-            runtime=chosen.int8, quantise=chosen.quantise, runtimes=runtimes, data=images, training=setup.training,
+            model, fp32 / "model.onnx", int8 / recipe.file,
+            runtime=chosen.int8, quantise=recipe.quantise, runtimes=runtimes, data=images, training=setup.training,
             max_loss=max_loss, on_note=on_note,
         )  # fmt: skip
         _keep_figures(found, model.arch.id, run, say)
@@ -71,7 +71,7 @@ def export_int8(
             )
         for judged in found.judgement.judged:
             if judged.why:
-                say(f"{judged.runtime} cannot open this {chosen.file}, a fault of its own: {judged.why}")
+                say(f"{judged.runtime} cannot open this {recipe.file}, a fault of its own: {judged.why}")
         for name in _BESIDE:
             shutil.copy(fp32 / name, int8 / name)
         write_json(int8 / "int8.json", found.to_json())

@@ -5,6 +5,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,16 +13,16 @@ from torch import Tensor, nn
 
 from cvt_nas.arch import ArchConfig, Grid
 from cvt_nas.engine.latency_parts import Input, Timed, memory_size, place, plan_of
+from cvt_nas.engine.quantised import RECIPES
 from cvt_nas.errors import ExportError
 from cvt_nas.export.formats import FORMATS
-from cvt_nas.latency import Deployment, Runtime, measuring
+from cvt_nas.latency import Deployment, Int8Runtime, measuring
 from cvt_nas.model import Block, CvT
 from cvt_nas.model.onnx_files import OPSET
 from cvt_nas.model.pooling import WholeWindows
 from cvt_nas.model.quantising import INPUT
 from cvt_nas.space import SearchSpace
 
-_INT8: dict[Runtime, str] = {"onnxruntime-int8": "onnx-int8", "openvino-int8": "openvino-int8"}  # formats of `export`
 _NUM_CALIBRATED = 8  # batches
 _README = """The networks of {name}, to be timed in {runtime} on the machine where they will run:
 
@@ -107,12 +108,11 @@ def _in_its_precision(file: Path, shape: Sequence[int], deployment: Deployment) 
     """
     if deployment.precision != "int8":
         return file
-    chosen = FORMATS[_INT8[deployment.runtime]]
-    assert chosen.quantise is not None, "it is a format in int8"
-    to = file.with_name(f"{file.stem}-int8{Path(chosen.file).suffix}")
+    recipe = RECIPES[cast(Int8Runtime, deployment.runtime)]  # only these runtimes have that precision
+    to = file.with_name(f"{file.stem}-int8{Path(recipe.file).suffix}")
     rng = np.random.default_rng(0)
     batches = [rng.standard_normal((deployment.batch, *shape), dtype=np.float32) for _ in range(_NUM_CALIBRATED)]
-    chosen.quantise(file, to, batches)
+    recipe.quantise(file, to, batches)
     file.unlink()
     return to
 
