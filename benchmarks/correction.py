@@ -1,17 +1,17 @@
-"""What a few trainings add to a supernet's ranks: 28 supernets, and the networks of the CvT table that they rank.
+"""What a few trainings add to a supernet's ranks: the supernets of `supernet.py`, and the networks that they rank.
 
-Of the 100 networks that every supernet of `tables/supernets.parquet` ranks, some are drawn at random, and the model of
+Of the networks that every supernet of a space ranks, some are drawn at random, and the model of
 `cvt_nas.propose.correction` learns their accuracy after one training of their own, with seed 0. It expects the accuracy
-of the others, whose tau with the mean of three seeds is compared with that of what they inherit. `smoothed` is the same
-model without any training: what it gains is no news of the trainings. The draws are the same for all supernets, and the
-hyperparameters of a supernet are fitted with the first draw.
+of the others. Their tau with the mean of all seeds is compared with that of what they inherit. The rows of 0 trainings
+are the same model without any: their gain does not come from trainings. The draws are the same for all supernets, and
+the hyperparameters of a supernet are fitted with the first draw.
 
     OMP_NUM_THREADS=1 python benchmarks/correction.py
+    OMP_NUM_THREADS=1 python benchmarks/correction.py --space colour
 """
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,26 +23,21 @@ from cvt_nas.propose.surrogate import Surrogate
 from cvt_nas.results import kendall
 from cvt_nas.space import SearchSpace
 from cvt_table import gene_columns
+from supernet import SPACES, file_of, ranked_networks
 
-TABLES = Path(__file__).parent / "tables"
 NUM_TRAINED = (0, 6, 12, 24)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--space", choices=SPACES, default=SPACES[0])
     parser.add_argument("--draws", type=int, default=10, help="of the networks that are trained")
     parser.add_argument("--supernets", type=int, help="the first so many; all where absent")
     options = parser.parse_args()
-    space = load_experiment(TABLES / "cvt-bench.yaml").space
-    genes = gene_columns(space)
-    own = pd.read_parquet(TABLES / "cvt-bench.parquet").sort_values(by="seed").groupby(genes)["acc_8"].apply(list)
-    rows = pd.read_parquet(TABLES / "supernets.parquet").merge(own, left_on=genes, right_index=True)
-    found = list[dict[str, float | str]]()
-    for index, (key, of) in enumerate(rows.groupby(["variant", "seed", "epochs"], sort=False)):
-        if options.supernets is not None and index >= options.supernets:
-            break
+    space, found = load_experiment(file_of(options.space)).space, list[dict[str, float | str]]()
+    for index, (name, of) in enumerate(ranked_networks(options.space)[: options.supernets]):
         for row in gains(of, space, num_draws=options.draws):
-            found.append({"supernet": str(key), **row})
+            found.append({"supernet": name, **row})
         told: Any = pd.DataFrame(found).groupby("trained")[["inherited", "corrected"]].mean()
         print(f"{index + 1} supernets", told.round(4).to_dict(), flush=True)
     table = pd.DataFrame(found)
@@ -54,7 +49,7 @@ def main() -> None:
 
 def gains(of: pd.DataFrame, space: SearchSpace, *, num_draws: int) -> list[dict[str, float]]:
     """Tau of the networks that are not drawn, as inherited and as corrected, for each number of trainings and draw."""
-    standalone = np.array([accuracies[:3] for accuracies in of["acc_8"]])
+    standalone = np.array(of["acc_8"].tolist())
     truth, inherited = standalone.mean(axis=1), of["inherited"].to_numpy()
     untrained = [
         Observation(genome=tuple(genome), curve=(), status="stopped", inherited=accuracy)

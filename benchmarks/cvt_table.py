@@ -2,19 +2,22 @@
 
 Can be stopped at any moment and started again: what is trained is kept, the rest goes on. Seed 0 of every
 network comes first, then seed 1 of each, in an order that makes a part of the table a fair sample of it.
-`--variant` trains the first of them by another schedule, to compare how well early epochs rank them. `--latency` trains
-nothing: it writes how long a forward pass of one image takes on one thread of a CPU, in milliseconds of CPU time.
-`--together` trains the missing seeds of a network at once, see cohort.py, and several networks share a GPU by
+`--variant` trains the first of them by another schedule, to compare how well early epochs rank them. `--int8` also
+quantises each network that it trains, as `cvt-nas export --format onnx-int8` does, and writes its accuracy. `--latency`
+trains nothing: it writes how long a forward pass of one image takes, in milliseconds, on one thread of a CPU or on a
+GPU. `--together` trains the missing seeds of a network at once, see cohort.py, and several networks share a GPU by
 `--processes`. Such rows have no `seconds_per_epoch`, as it is the time of a core.
 
     python benchmarks/cvt_table.py --processes 2
     python benchmarks/cvt_table.py --networks 1000 --seeds 3 --together --device cuda --processes 4
     python benchmarks/cvt_table.py --variant cosine --networks 32 --seeds 1
     python benchmarks/cvt_table.py --latency
+    python benchmarks/cvt_table.py --latency --device cuda
 """
 
 import argparse
 import dataclasses
+import functools
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -32,6 +35,7 @@ from cvt_nas.config import Experiment, load_experiment
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import fit
 from cvt_nas.engine.latency_table import time_networks
+from cvt_nas.engine.quantised import judged_in_int8
 from cvt_nas.run import write_atomically
 from cvt_nas.space import Genome, SearchSpace, spread_over_flops
 
@@ -55,18 +59,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--together", action="store_true", help="train all missing seeds of a network at once")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="with cuda, only --together")
-    parser.add_argument("--latency", action="store_true", help="only measure latency_cpu_ms of what is in the table")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: --together or --latency")
+    parser.add_argument("--int8", action="store_true", help="also write acc_int8, the accuracy in int8 in onnxruntime")
+    parser.add_argument("--latency", action="store_true", help="only measure the latency of what is in the table")
     parser.add_argument("--variant", choices=VARIANTS, default="wsd, averaged weights")
     options = parser.parse_args()
-    if options.device == "cuda" and not options.together:
-        parser.error("--device cuda: needs --together, as seconds_per_epoch is the time of a core")
+    if options.device == "cuda" and not (options.together or options.latency):
+        parser.error("--device cuda: needs --together or --latency, as seconds_per_epoch is the time of a core")
+    if options.int8 and options.together:
+        parser.error("--int8: networks that are trained with --together are not quantised")
     experiment = load_experiment(options.space)
     suffix = "" if not VARIANTS[options.variant] else f".{options.variant.replace(', ', '_').replace(' ', '_')}"
     path = options.space.with_suffix(f"{suffix}.parquet")
     rows = pd.read_parquet(path).to_dict("records") if path.exists() else []
     if options.latency:
-        frame = add_latency(pd.DataFrame(rows), experiment.space)
+        frame = add_latency(pd.DataFrame(rows), experiment.space, torch.device(options.device))
         write_atomically(path, lambda file: frame.to_parquet(file))
         return
     genomes = networks_of(experiment.space, options.networks)
@@ -80,7 +87,7 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(
         options.processes, open_worker, (options.space, options.data, options.variant, options.device)
     ) as pool:
-        train = train_together if options.together else train_row
+        train = train_together if options.together else functools.partial(train_row, in_int8=options.int8)
         for count, found in enumerate(pool.imap_unordered(train, missing), start=1):
             rows += found
             table = pd.DataFrame(rows).sort_values(["seed", "flops", *genes], ignore_index=True)
@@ -95,8 +102,8 @@ def networks_of(space: SearchSpace, number: int) -> list[Genome]:
     return list(dict.fromkeys([*spread_over_flops(space, NUM_NETWORKS), *more]))[:number]
 
 
-def add_latency(table: pd.DataFrame, space: SearchSpace) -> pd.DataFrame:
-    """`table` with the column `latency_cpu_ms`: of torch, eager, fp32, a batch of one image, weights at random.
+def add_latency(table: pd.DataFrame, space: SearchSpace, on: torch.device) -> pd.DataFrame:
+    """`table` with `latency_cpu_ms` or `latency_cuda_ms`: of torch, eager, fp32, one image, weights at random.
 
     See `cvt_nas.latency.measuring`. Printed is Kendall's tau of the even and the odd rounds.
     """
@@ -104,12 +111,13 @@ def add_latency(table: pd.DataFrame, space: SearchSpace) -> pd.DataFrame:
     genes = gene_columns(space)
     genomes = [tuple(row) for row in table[genes].drop_duplicates().to_numpy(dtype=int).tolist()]
     archs = [space.decode(genome) for genome in genomes]
-    turns = time_networks(archs, device=torch.device("cpu"), max_seconds=LATENCY_SECONDS * len(archs))
+    turns = time_networks(archs, device=on, max_seconds=LATENCY_SECONDS * len(archs))
     halves = [np.quantile(turns.seconds[first::2], 0.1, axis=0) for first in (0, 1)]
     tau: Any = kendalltau(*halves)
     print(f"two halves of the rounds: tau {tau.statistic:.3f}, median difference {np.median(turns.noise):.1%}")
     latencies = dict(zip(genomes, 1e3 * turns.low, strict=True))
-    return table.assign(latency_cpu_ms=[latencies[tuple(row)] for row in table[genes].to_numpy(dtype=int).tolist()])
+    found = [latencies[tuple(row)] for row in table[genes].to_numpy(dtype=int).tolist()]
+    return table.assign(**{f"latency_{on.type}_ms": found})
 
 
 def gene_columns(space: SearchSpace) -> list[str]:
@@ -135,13 +143,18 @@ def open_worker(space: Path, root: Path | None, variant: str, on: str) -> None:
     )  # fmt: skip
 
 
-def train_row(task: tuple[Genome, list[int]]) -> list[dict[str, Any]]:
+def train_row(task: tuple[Genome, list[int]], *, in_int8: bool = False) -> list[dict[str, Any]]:
     genome, (seed,) = task
     arch = experiment.space.decode(genome)
     started = time.process_time()  # of one thread: the wall time of an idle core, whatever else the machine does
     *_, last = fit(arch, experiment.training, data, device=device, seed=seed)
     seconds = (time.process_time() - started) / last.number
-    return [row_of(genome, seed, last.curve) | {"seconds_per_epoch": seconds}]
+    row = row_of(genome, seed, last.curve) | {"seconds_per_epoch": seconds}
+    if in_int8:
+        int8 = judged_in_int8(last.model, "onnxruntime-int8", data, experiment.training)
+        print(*int8.faults, sep="\n", end="\n" if int8.faults else "")
+        row["acc_int8"] = int8.accuracy if int8.accuracy is not None and not int8.faults else np.nan
+    return [row]
 
 
 def train_together(task: tuple[Genome, list[int]]) -> list[dict[str, Any]]:

@@ -1,21 +1,21 @@
-"""Which candidate of a supernet is trained next: 28 supernets, and the networks of the CvT table that they rank.
+"""Which candidate of a supernet is trained next: the supernets of `supernet.py`, and the networks that they rank.
 
-Of the 100 networks that every supernet of `tables/supernets.parquet` ranks, some are trained, one after the other. A
-training has the table's accuracy with seed 0. Three rules choose the next network:
+Of the networks that every supernet of a space ranks, some are trained, one after the other. A training has the table's
+accuracy with seed 0. Three rules choose the next network:
 
 - `fixed`: the order of inherited accuracies and costs, which no training changes.
 - `corrected ranks`: the same order, but with the accuracies that the model of `cvt_nas.propose.correction` expects.
 - `expected gain`: the network with the largest expected gain of hypervolume, by the same model.
 
 The last two begin after six trainings (`--after`), and follow the fixed order before that. `random` trains networks in
-random order. The front is drawn by the accuracies with seed 0. What is compared is its hypervolume by the mean of three
-seeds, as a share of the hypervolume of all 100 networks.
+random order. The front is drawn by the accuracies with seed 0. What is compared is its hypervolume by the mean of all
+seeds, as a share of the hypervolume of all networks.
 
     OMP_NUM_THREADS=1 python benchmarks/heirs.py
+    OMP_NUM_THREADS=1 python benchmarks/heirs.py --space colour
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,28 +28,23 @@ from cvt_nas.propose.surrogate import Surrogate
 from cvt_nas.results.pareto import hypervolume, is_non_dominated
 from cvt_nas.space import SearchSpace
 from cvt_table import gene_columns
+from supernet import SPACES, file_of, ranked_networks
 
-TABLES = Path(__file__).parent / "tables"
 NUM_TRAINED = (8, 12, 16, 24, 36)
 RULES = ("random", "fixed", "corrected ranks", "expected gain")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--space", choices=SPACES, default=SPACES[0])
     parser.add_argument("--supernets", type=int, help="the first so many; all where absent")
     parser.add_argument("--after", type=int, default=6, help="trainings before an order changes; at least 1")
     options = parser.parse_args()
-    space = load_experiment(TABLES / "cvt-bench.yaml").space
-    genes = gene_columns(space)
-    own = pd.read_parquet(TABLES / "cvt-bench.parquet").sort_values(by="seed").groupby(genes)["acc_8"].apply(list)
-    rows = pd.read_parquet(TABLES / "supernets.parquet").merge(own, left_on=genes, right_index=True)
-    found = list[dict[str, Any]]()
-    for index, (key, of) in enumerate(rows.groupby(["variant", "seed", "epochs"], sort=False)):
-        if options.supernets is not None and index >= options.supernets:
-            break
+    space, found = load_experiment(file_of(options.space)).space, list[dict[str, Any]]()
+    for index, (name, of) in enumerate(ranked_networks(options.space)[: options.supernets]):
         for rule in RULES:
             found += [
-                {"supernet": str(key), "rule": rule, **row}
+                {"supernet": name, "rule": rule, **row}
                 for row in shares(of, space, rule, seed=index, after=options.after)
             ]
         known: Any = pd.DataFrame(found)
@@ -67,7 +62,7 @@ def shares(of: pd.DataFrame, space: SearchSpace, rule: str, *, seed: int, after:
     """Share of the greatest hypervolume after each number of trainings, by one rule."""
     genomes = [tuple(genome) for genome in of[gene_columns(space)].to_numpy().tolist()]
     inherited = of["inherited"].to_numpy()
-    standalone = np.array([accuracies[:3] for accuracies in of["acc_8"]])
+    standalone = np.array(of["acc_8"].tolist())
     surrogate = Surrogate(space, costs=["params", "flops"], num_epochs=1, seed=0)
     costs = surrogate.scaled_costs(genomes)
 

@@ -120,12 +120,26 @@ def main() -> None:
 
 def file_of(space: str) -> Path:
     """The space file of one of `SPACES`. The table of its trainings lies beside it."""
-    return (TABLES if space == SPACES[0] else TABLES / "spaces") / f"{space}.yaml"
+    return TABLES / ("cvt-bench.yaml" if space == SPACES[0] else f"cvt-bench-{space}.yaml")
 
 
 def inherited_of(space: str) -> Path:
     """The file of what the networks of one of `SPACES` inherit."""
     return TABLES / ("supernets.parquet" if space == SPACES[0] else f"supernets_{space}.parquet")
+
+
+def ranked_networks(space: str) -> list[tuple[str, pd.DataFrame]]:
+    """Of each supernet of one of `SPACES`, its name and the networks that it ranks.
+
+    Their columns are those of the file of inherited accuracies, and `acc_8`: a list, of the seeds that all have.
+    """
+    genes = gene_columns(load_experiment(file_of(space)).space)
+    table = pd.read_parquet(file_of(space).with_suffix(".parquet")).sort_values(by="seed")
+    own = table.groupby(genes)["acc_8"].apply(list)
+    rows = pd.read_parquet(inherited_of(space)).merge(own, left_on=genes, right_index=True)
+    num_seeds = min(map(len, rows["acc_8"]))
+    rows["acc_8"] = rows["acc_8"].map(lambda accuracies: accuracies[:num_seeds])
+    return [(str(key), of) for key, of in rows.groupby(KEY[:-1], sort=False)]
 
 
 def print_misjudged(rows: pd.DataFrame, truth: pd.DataFrame, space: SearchSpace) -> None:

@@ -126,13 +126,15 @@ def test_a_table_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_no_ready_table_says_which_there_are() -> None:
-    with pytest.raises(TableError, match=r"cvt-bunch: .* the ready tables are cvt-bench$"):
+    with pytest.raises(TableError, match=r"cvt-bunch: .* tables are cvt-bench-blocks, .*, cvt-bench$"):
         load_table("cvt-bunch")
 
 
-def test_the_ready_table_is_of_networks_of_its_space() -> None:
-    table, space = load_table("cvt-bench"), load_experiment(ready_tables()["cvt-bench"].with_suffix(".yaml")).space
+@pytest.mark.parametrize("name", ["cvt-bench", "cvt-bench-blocks", "cvt-bench-colour", "cvt-bench-strides"])
+def test_a_ready_table_is_of_networks_of_its_space(name: str) -> None:
+    table, space = load_table(name), load_experiment(ready_tables()[name].with_suffix(".yaml")).space
     assert [gene.options for gene in table.genes] == [tuple(range(len(gene.options))) for gene in space.genes]
+    assert [gene.is_ordinal for gene in table.genes] == [gene.is_ordinal for gene in space.genes]
     for genome in table.genomes[::30]:
         assert table.cost(genome) == space.cost(genome)
 

@@ -37,7 +37,7 @@ def test_seeds_of_a_cohort_have_the_curves_that_fit_gives_them(changes: dict[str
 
 
 def test_a_class_token_and_mean_projections_can_be_stacked() -> None:
-    space, data = load_experiment(SPACES / "spaces" / "colour.yaml").space, digits(32)
+    space, data = load_experiment(SPACES / "cvt-bench-colour.yaml").space, digits(32)
     arch = next(a for a in map(space.decode, networks_of(space, 40)) if a.stages[1].blocks[0].projection == "avg")
     arch, training = dataclasses.replace(arch, num_channels=1), dataclasses.replace(TRAINING, epochs=2)
     *_, together = fit_cohort(arch, training, data, device=CPU, seeds=[0, 1])

@@ -13,6 +13,7 @@ from timm.data.auto_augment import rand_augment_transform
 from conftest import SPACES, small_digits
 from cvt_nas import config, load_experiment
 from cvt_nas.arch import cost_of
+from cvt_nas.bench import ready_tables
 from cvt_nas.config import Experiment
 from cvt_nas.config.experiment import ready_spaces
 from cvt_nas.config.schema import schema
@@ -353,7 +354,8 @@ def test_an_installed_package_has_the_ready_spaces_and_tables(tmp_path: Path) ->
     (wheel,) = tmp_path.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
     assert {f"cvt_nas/search_spaces/{path.name}" for path in SPACES.glob("*.yaml")} <= held
-    assert {"cvt_nas/tables/cvt-bench.parquet", "cvt_nas/tables/cvt-bench.yaml", "cvt_nas/tables/README.md"} <= held
+    assert {f"cvt_nas/tables/{name}{end}" for name in ready_tables() for end in (".parquet", ".yaml")} <= held
+    assert "cvt_nas/tables/README.md" in held
 
 
 def test_an_empty_file_says_what_it_must_hold() -> None:
