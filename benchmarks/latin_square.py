@@ -1,10 +1,11 @@
-"""Which ingredients of a supernet rank better: a Latin square of variants, spaces and seeds.
+"""Which ingredients of a supernet rank better: Latin squares of variants, spaces and seeds.
 
-Each of four variants of `supernet.py` is trained once on each of its four spaces, and once with each of four seeds. So
-no variant is judged on one space, or by one seed. Printed is, for each figure, the mean of each variant over the spaces
-less the mean of all, with a 95 % interval from the residuals of the additive model, which have 6 degrees of freedom
-(Fisher 1935, The Design of Experiments). Cells are in the order of seeds, so that each quarter of them has all variants
-and all spaces. Supernets are kept where `supernet.py` keeps them, so that this can be stopped and continued.
+Each variant of `supernet.py` is trained once on each of its four spaces, and once with each of four seeds. So no
+variant is judged on one space, or by one seed. Every four variants are a square; all squares have the same spaces and
+seeds. For each figure, the script prints the mean of each variant over the spaces, and how far it is from that of
+`REFERENCE`, with a 95 % interval from the residuals of the additive model of variants, spaces and seeds (Fisher 1935,
+The Design of Experiments). Supernets are kept where `supernet.py` keeps them. So this can be stopped and
+continued.
 
     OMP_NUM_THREADS=1 python benchmarks/latin_square.py --colour /tmp/colour.npz --first-seed 100
 """
@@ -24,13 +25,16 @@ from supernet import SPACES, VARIANTS, inherited_of
 DEFAULT = (
     "batches of 64", "batches of 64, half labels", "batches of 64, half labels, 2,600 steps",
     "batches of 64, half labels, fair sampling",
+    "batches of 64, half labels, temperature 2", "batches of 64, half labels, from averaged weights",
+    "batches of 64, half labels, the largest twice", "batches of 64, half labels, kernel maps and norms",
 )  # fmt: skip
+REFERENCE = "batches of 64, half labels"
 FIGURES = {"of ceiling": "tau over the noise ceiling", "within_bins": "tau within FLOPs bins", "gap": "points behind"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variant", action="append", choices=VARIANTS, help="four times")
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="a multiple of four times")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--archs", type=int, default=60)
@@ -38,9 +42,9 @@ def main() -> None:
     parser.add_argument("--colour", type=Path, required=True, help="what colour_images.py makes")
     options = parser.parse_args()
     variants = options.variant or list(DEFAULT)
-    if len(set(variants)) != len(SPACES):
-        parser.error(f"--variant: got {len(set(variants))} variants, must be {len(SPACES)}")
-    cells = square(variants, options.first_seed)
+    if len(set(variants)) != len(variants) or len(variants) % len(SPACES) or REFERENCE not in variants:
+        parser.error(f"--variant: must be a multiple of {len(SPACES)} variants, one of them {REFERENCE!r}")
+    cells = cells_of(variants, options.first_seed)
     for variant, space, seed in cells:
         data = options.colour if space == "colour" else options.data
         subprocess.run(
@@ -52,16 +56,17 @@ def main() -> None:
     rows = pd.DataFrame(figures_of(*cell, options.epochs) for cell in cells)
     print(rows.to_string(index=False))
     for name, meaning in FIGURES.items():
-        print(f"\n{meaning}, mean of all {rows[name].mean():.3f}:")
-        for variant, effect, half in effects_of(rows, name):
-            print(f"  {variant}: {effect:+.3f} (95 %: {effect - half:+.3f} to {effect + half:+.3f})")
+        print(f"\n{meaning}:")
+        for variant, mean, effect, half in effects_of(rows, name):
+            print(f"  {variant}: {mean:.3f}, {effect:+.3f} (95 %: {effect - half:+.3f} to {effect + half:+.3f})")
 
 
-def square(variants: Sequence[str], first_seed: int) -> list[tuple[str, str, int]]:
-    """The cells: variant, space and seed."""
-    size = len(variants)
+def cells_of(variants: Sequence[str], first_seed: int) -> list[tuple[str, str, int]]:
+    """The cells of all squares: variant, space and seed."""
+    size = len(SPACES)
     return [
-        (variants[(row + column) % size], SPACES[row], first_seed + column)
+        (variants[first + (row + column) % size], SPACES[row], first_seed + column)
+        for first in range(0, len(variants), size)
         for column in range(size)
         for row in range(size)
     ]
@@ -77,15 +82,15 @@ def figures_of(variant: str, space: str, seed: int, epochs: int) -> dict[str, ob
     }  # fmt: skip
 
 
-def effects_of(rows: pd.DataFrame, name: str) -> list[tuple[str, float, float]]:
-    """Of each variant, how far its mean is from that of all, and half of the width of the 95 % interval."""
-    size, values = rows["variant"].nunique(), rows[name]
+def effects_of(rows: pd.DataFrame, name: str) -> list[tuple[str, float, float, float]]:
+    """Of each variant: its mean, how far that is from the reference's, and half of the width of the interval."""
+    values, num_variants = rows[name], rows["variant"].nunique()
     parts = [rows.groupby(by)[name].transform("mean") - values.mean() for by in ("variant", "space", "seed")]
     left = values - values.mean() - sum(parts)
-    num_left = len(rows) - 1 - 3 * (size - 1)
-    half = t.ppf(0.975, num_left) * np.sqrt((left**2).sum() / num_left * (1 / size - 1 / len(rows)))
-    means: dict[str, float] = (rows.groupby("variant", sort=False)[name].mean() - values.mean()).to_dict()
-    return [(variant, effect, float(half)) for variant, effect in means.items()]
+    num_left = len(rows) - 1 - (num_variants - 1) - 2 * (len(SPACES) - 1)
+    half = float(t.ppf(0.975, num_left) * np.sqrt((left**2).sum() / num_left * 2 / len(SPACES)))
+    means = {str(variant): float(of[name].to_numpy().mean()) for variant, of in rows.groupby("variant", sort=False)}
+    return [(variant, mean, mean - means[REFERENCE], half) for variant, mean in means.items()]
 
 
 if __name__ == "__main__":

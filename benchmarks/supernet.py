@@ -41,6 +41,7 @@ BASE: dict[str, Any] = {
     "ema_decay": 0.99, "augment": AugmentConfig(flip=True), "num_random": 2, "distillation": "kl",
     "distillation_weight": 1.0,
 }  # fmt: skip
+HALF_LABELS: dict[str, Any] = {"batch_size": 64, "distillation_weight": 0.5}
 OPENING = {"kv_stride": 1, "mlp_ratio": 2, "depth": 3, "embed_dim": 4}  # the epoch of each
 # `warm_epochs` of the largest network by itself, before the supernet's; `steps` in the place of epochs
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -67,14 +68,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "warm start": {"warm_epochs": 4},
     "warm start, opened one by one": {"warm_epochs": 4, "opening": OPENING},
     "batches of 64": {"batch_size": 64},
-    "batches of 64, half labels": {"batch_size": 64, "distillation_weight": 0.5},
-    "batches of 64, half labels, fair sampling": {"batch_size": 64, "distillation_weight": 0.5, "sampling": "fair"},
-    "batches of 64, half labels, 2,600 steps": {"batch_size": 64, "distillation_weight": 0.5, "steps": 2_600},
-    "temperature 2": {"distillation_temperature": 2.0},
-    "temperature 4": {"distillation_temperature": 4.0},
-    "from averaged weights": {"distil_from": "averaged"},
-    "the largest twice": {"largest_weight": 2.0},
-    "the largest by half": {"largest_weight": 0.5},
+    "batches of 64, half labels": HALF_LABELS,
+    "batches of 64, half labels, fair sampling": HALF_LABELS | {"sampling": "fair"},
+    "batches of 64, half labels, 2,600 steps": HALF_LABELS | {"steps": 2_600},
+    "batches of 64, half labels, temperature 2": HALF_LABELS | {"distillation_temperature": 2.0},
+    "batches of 64, half labels, from averaged weights": HALF_LABELS | {"distil_from": "averaged"},
+    "batches of 64, half labels, the largest twice": HALF_LABELS | {"largest_weight": 2.0},
+    "batches of 64, half labels, kernel maps and norms": HALF_LABELS
+    | {"kernel_maps": True, "own_norms": ["kv_stride", "kernel_size"]},
 }
 
 
