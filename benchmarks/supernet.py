@@ -27,7 +27,7 @@ import torch
 from cvt_nas.config import AugmentConfig, SupernetConfig, load_experiment
 from cvt_nas.data import load_data
 from cvt_nas.engine import Inheritance, SharedWeights, fit, train_supernet
-from cvt_nas.results import Choice, Misjudged, judge_supernet, misjudged_choices
+from cvt_nas.results import Choice, ChoiceEffect, choice_effects, judge_supernet
 from cvt_nas.run import write_atomically
 from cvt_nas.space import Genome, SearchSpace, spread_over_flops
 from cvt_nas.supernet import Supernet
@@ -145,7 +145,7 @@ def ranked_networks(space: str) -> list[tuple[str, pd.DataFrame]]:
 
 def print_misjudged(rows: pd.DataFrame, truth: pd.DataFrame, space: SearchSpace) -> None:
     """How many supernets misjudge each choice, and by how much: means over all of them, in points of accuracy."""
-    genes, found = gene_columns(space), list[Misjudged]()
+    genes, found = gene_columns(space), list[ChoiceEffect]()
     own = truth.groupby(genes).agg(flops=("flops", "first"), accuracy=("acc_8", "mean"))
     supernets = [of.merge(own, left_on=genes, right_index=True) for _, of in rows.groupby(KEY, sort=False)]
     for known in supernets:
@@ -154,7 +154,8 @@ def print_misjudged(rows: pd.DataFrame, truth: pd.DataFrame, space: SearchSpace)
             for column, gene in zip(genes, space.genes, strict=True)
         ]
         accuracies = known["inherited"].to_numpy(), known["accuracy"].to_numpy()
-        found += misjudged_choices(*accuracies, known["flops"].tolist(), choices)
+        effects = choice_effects(*accuracies, known["flops"].tolist(), choices)
+        found += [effect for effect in effects if effect.is_misjudged]
     for _, of in pd.DataFrame(found).groupby(["choice", "option"]):
         choice, option, instead_of = of.iloc[0][["choice", "option", "instead_of"]]
         print(

@@ -2,12 +2,21 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from cvt_nas.config import Experiment
+from cvt_nas.report import write_report
 from cvt_nas.report.ranking import misjudged_lines
-from cvt_nas.results import Choice, Misjudged, SupernetQuality, judge_supernet, misjudged_choices
+from cvt_nas.results import Choice, ChoiceEffect, JudgedArch, SupernetQuality, choice_effects, judge_supernet
+from pages import made_up_run
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 NUM_ARCHS = 60
 
@@ -31,16 +40,24 @@ def accuracies(choices: list[Choice], flops: np.ndarray, rng: np.random.Generato
     return truth + rng.normal(0, 0.002, NUM_ARCHS)
 
 
+def misjudged(
+    inherited: np.ndarray, truth: np.ndarray, flops: Sequence[int], choices: list[Choice]
+) -> tuple[ChoiceEffect, ...]:
+    return tuple(effect for effect in choice_effects(inherited, truth, flops, choices) if effect.is_misjudged)
+
+
 def test_a_choice_that_is_worth_more_alone_is_named_with_its_direction(rng: np.random.Generator) -> None:
     choices = drawn(rng)
     flops = np.exp(rng.normal(14, 0.5, NUM_ARCHS))
     truth = accuracies(choices, flops, rng)
     inherited = truth - 0.05 + 0.014 * choices[0].chosen - 0.008 * (choices[2].chosen == 0)
-    found = misjudged_choices(inherited + rng.normal(0, 0.002, NUM_ARCHS), truth, flops.tolist(), choices)
+    found = misjudged(inherited + rng.normal(0, 0.002, NUM_ARCHS), truth, flops.tolist(), choices)
     assert [(each.choice, each.option, each.instead_of) for each in found[:2]] == [
         ("stage0.kv_stride", "2", "1"), ("stage1.projection", "dw_bn", "others"),
     ]  # fmt: skip
     assert found[0].alone == pytest.approx(-0.010, abs=0.002)
+    assert found[0].alone_sd is not None
+    assert abs(found[0].alone + 0.010) < 3 * found[0].alone_sd < 0.006
     assert found[0].inherited == pytest.approx(0.004, abs=0.003)
     assert "stage1.depth" not in {each.choice for each in found}
     assert all(each.p_value < 0.05 for each in found)
@@ -52,7 +69,7 @@ def test_noise_alone_names_a_choice_in_no_more_than_a_twentieth_of_the_cases(rng
         choices = drawn(rng)
         flops = np.exp(rng.normal(14, 0.5, NUM_ARCHS))
         truth = accuracies(choices, flops, rng)
-        named += bool(misjudged_choices(truth + rng.normal(0, 0.004, NUM_ARCHS), truth, flops.tolist(), choices))
+        named += bool(misjudged(truth + rng.normal(0, 0.004, NUM_ARCHS), truth, flops.tolist(), choices))
     assert named <= 18, "5 % of 200, and two standard deviations"
 
 
@@ -61,14 +78,14 @@ def test_what_grows_with_flops_alone_is_no_fault_of_a_choice(rng: np.random.Gene
     flops = 1e6 * np.exp(0.5 * choices[1].chosen + rng.normal(0, 0.1, NUM_ARCHS))
     truth = accuracies(choices, flops, rng)
     inherited = truth + 0.03 * np.log(flops / 1e6) + rng.normal(0, 0.002, NUM_ARCHS)
-    assert "stage1.depth" not in {each.choice for each in misjudged_choices(inherited, truth, flops.tolist(), choices)}
+    assert "stage1.depth" not in {each.choice for each in misjudged(inherited, truth, flops.tolist(), choices)}
 
 
 def test_a_choice_that_follows_from_flops_or_was_never_made_is_left_out(rng: np.random.Generator) -> None:
     chosen = rng.integers(0, 2, NUM_ARCHS)
     choices = [Choice("same", ("1", "2"), True, chosen), Choice("one", ("3",), True, np.zeros(NUM_ARCHS, dtype=int))]
     truth = rng.normal(0.8, 0.01, NUM_ARCHS)
-    assert misjudged_choices(truth + 0.1 * chosen, truth, np.exp(chosen).tolist(), choices) == ()
+    assert choice_effects(truth + 0.1 * chosen, truth, np.exp(chosen).tolist(), choices) == ()
 
 
 def test_the_verdict_keeps_and_tells_them(rng: np.random.Generator) -> None:
@@ -80,16 +97,57 @@ def test_the_verdict_keeps_and_tells_them(rng: np.random.Generator) -> None:
         inherited.tolist(), truth[:, None], flops.astype(int).tolist(), flops.astype(int).tolist(), choices=choices
     )
     assert SupernetQuality.from_json(json.dumps(quality.to_json()), "quality.json") == quality
-    former = {name: value for name, value in quality.to_json().items() if name != "misjudged"}
+    former = {name: value for name, value in quality.to_json().items() if name != "effects"}
+    assert SupernetQuality.from_json(json.dumps(former), "quality.json").effects == quality.misjudged
+    del former["misjudged"]
     assert SupernetQuality.from_json(json.dumps(former), "quality.json").misjudged == ()
-    told = dataclasses.replace(
-        quality,
-        misjudged=(
-            Misjudged(choice="a", option="2", instead_of="1", alone=-0.01, inherited=0.004, p_value=0.0001),
-        ),
-    )  # fmt: skip
+    effect = ChoiceEffect(choice="a", option="2", instead_of="1", alone=-0.01, inherited=0.004, p_value=0.0001)
+    told = dataclasses.replace(quality, effects=(effect, dataclasses.replace(effect, choice="b", p_value=0.06)))
     assert misjudged_lines(told) == [
         "it misjudges a: at the same FLOPs, 2 instead of 1 changes accuracy by -0.0100 in a training of its own, and "
         "by +0.0040 as inherited (p < 0.001)"
     ]
     assert quality.misjudged[0].choice == "stage0.kv_stride"
+
+
+def test_the_page_draws_inherited_accuracies_against_those_alone_and_the_effects_of_choices(
+    rng: np.random.Generator, digits: Experiment, tmp_path: Path, page: "Page", complaints: list[str]
+) -> None:
+    run, choices = made_up_run(tmp_path / "run", digits, 12), drawn(rng)
+    flops = np.exp(rng.normal(14, 0.5, NUM_ARCHS)).astype(int).tolist()
+    truth = accuracies(choices, np.array(flops), rng)
+    inherited = truth - 0.05 + 0.014 * choices[0].chosen
+    archs = [
+        JudgedArch(
+            id=f"arch{index}", options={each.name: each.options[each.chosen[index]] for each in choices},
+            params=flops[index], flops=flops[index], inherited=early, standalone=own,
+        )
+        for index, (early, own) in enumerate(zip(inherited.tolist(), truth.tolist(), strict=True))
+    ]  # fmt: skip
+    write_report(run)
+    assert 'id="supernet"' not in (run.path / "report.html").read_text()
+    run.supernet.path.mkdir(exist_ok=True)
+    run.supernet.write_quality(
+        judge_supernet(inherited.tolist(), truth[:, None], flops, flops, choices=choices, archs=archs)
+    )
+    assert (quality := run.supernet.quality()) is not None
+    assert quality.archs == tuple(archs)
+    write_report(run)
+    page.goto((run.path / "report.html").as_uri())
+    page.get_by_role("link", name="Supernet").click()
+    drawn_figures = "['inherited', 'effects'].map(name => document.querySelector(`[data-figure=${name}]`))"
+    page.wait_for_function(f"{drawn_figures}.every(figure => figure.data)")
+    dots, alone, early = page.evaluate(
+        f"(() => {{ const [dots, effects] = {drawn_figures}; return [dots.data[1], ...effects.data]; }})()"
+    )
+    assert list(zip(dots["x"], dots["y"], strict=True)) == [(arch.inherited, arch.standalone) for arch in archs]
+    assert "stage 0: kv stride" in dots["text"][0]
+    assert alone["y"][-1] == early["y"][-1] == "stage 0: kv stride 2 instead of 1 (misjudged)"
+    assert (alone["x"][-1], early["x"][-1]) == (
+        pytest.approx(100 * quality.effects[0].alone, abs=1e-3),
+        pytest.approx(100 * quality.effects[0].inherited, abs=1e-3),
+    )
+    assert not any("misjudged" in label for label in alone["y"][:-1])
+    page.locator("#supernet summary").first.click()
+    assert page.locator("#supernet table").first.inner_text().count("instead of") == len(quality.effects)
+    assert complaints == []

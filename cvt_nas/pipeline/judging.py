@@ -18,13 +18,14 @@ from cvt_nas.propose.observations import Observation
 from cvt_nas.results import (
     Candidate,
     Choice,
+    JudgedArch,
     Origin,
     Question,
     Reused,
     SupernetQuality,
     answer_of,
+    choice_effects,
     judge_supernet,
-    misjudged_choices,
     questions_of,
 )
 from cvt_nas.results.telling import MIN_TOLD
@@ -85,7 +86,7 @@ class Judged:
         inherited, truth = self.inherited_by_members, self.accuracies.mean(axis=1)
         costs = [member.cost for member in self.members]
         genomes = [space.encode(each.arch) for each in selected]
-        misjudged = misjudged_choices(
+        effects = choice_effects(
             np.concatenate([inherited, [self.inherited[each.arch.id] for each in selected]]),
             np.concatenate([truth, [np.mean(each.accuracies) for each in selected]]),
             [cost.flops for cost in (*costs, *map(space.cost, genomes))],
@@ -115,10 +116,17 @@ class Judged:
             params=[cost.params for cost in costs],
             flops=[cost.flops for cost in costs],
             origin=origin,
-            misjudged=misjudged,
+            effects=effects,
             reused=Reused(sample=num_reused, others=len(selected)) if is_reusing else None,
             correction=judge_correction(space, sample, more, seed=seed),
-        )
+            archs=[
+                JudgedArch(
+                    id=member.arch.id, options=_options(space, member.genome), params=member.cost.params,
+                    flops=member.cost.flops, inherited=float(early), standalone=float(own),
+                )
+                for member, own, early in zip(self.members, truth, inherited, strict=True)
+            ],
+        )  # fmt: skip
 
     @property
     def inherited_by_members(self) -> np.ndarray:
@@ -183,3 +191,7 @@ def _choices(space: SearchSpace, genomes: Sequence[Genome]) -> list[Choice]:
         Choice(gene.name, tuple(str(option) for option in gene.options), gene.is_ordinal, chosen[:, position])
         for position, gene in enumerate(space.genes)
     ]
+
+
+def _options(space: SearchSpace, genome: Genome) -> dict[str, str]:
+    return {gene.name: str(gene.options[index]) for gene, index in zip(space.genes, genome, strict=True)}

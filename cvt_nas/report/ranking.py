@@ -37,6 +37,13 @@ def _seeds_text(number: int) -> str:
 
 def quality_lines(quality: SupernetQuality) -> list[str]:
     """Lines on how well a supernet ranks: what was trained, how scores agree with it, and the verdict."""
+    return [
+        *agreement_lines(quality), *misjudged_lines(quality), *question_lines(quality), quality_verdict(quality),
+    ]  # fmt: skip
+
+
+def agreement_lines(quality: SupernetQuality) -> list[str]:
+    """Lines on what was trained, and how scores agree with it."""
     seeds = _seeds_text(quality.num_seeds)
     lines = [
         f"{quality.num_archs} architectures, evenly over log-FLOPs, were each trained from scratch with {seeds}"
@@ -46,7 +53,7 @@ def quality_lines(quality: SupernetQuality) -> list[str]:
     for name, found in quality.rankers.items():
         regret = ", ".join(f"{value:.4f}" for value in found.regret_at.values())
         lines.append(
-            f"{name:9}: overall {_tau(found.overall)}, within FLOPs bins {_tau(found.within_bins)}, top third "
+            f"{name + ':':10} overall {_tau(found.overall)}, within FLOPs bins {_tau(found.within_bins)}, top third "
             f"{_tau(found.top_third)}; precision at 10 % {found.precision_at_10:.2f}, regret at 1, 5, 10 {regret}"
         )
     if quality.ceiling is not None and quality.between_seeds is not None:
@@ -58,8 +65,7 @@ def quality_lines(quality: SupernetQuality) -> list[str]:
         f"mean accuracy: inherited {quality.inherited:.4f}, after these trainings {quality.standalone:.4f}, "
         f"difference {quality.standalone - quality.inherited:.4f}"
     )
-    lines += [*_more_lines(quality), *misjudged_lines(quality), *question_lines(quality)]
-    return [*lines, quality_verdict(quality)]
+    return lines + _more_lines(quality)
 
 
 def misjudged_lines(quality: SupernetQuality) -> list[str]:

@@ -28,6 +28,7 @@ from cvt_nas.report.published import published_beside
 from cvt_nas.report.random_search import Estimate, estimate_of, random_search_figure, random_search_section
 from cvt_nas.report.ranking import misjudged_lines, quality_verdict, question_lines
 from cvt_nas.report.stopping import Hindsight, hindsight_of, stopping_lines
+from cvt_nas.report.supernet import supernet_figures, supernet_section
 from cvt_nas.report.tables import choices_frame, costs_of, growth_frame
 from cvt_nas.report.text import (
     accuracy_text,
@@ -38,7 +39,7 @@ from cvt_nas.report.text import (
     rank_lines,
     short,
 )
-from cvt_nas.results import DataIdentity, TrialResult
+from cvt_nas.results import DataIdentity, SupernetQuality, TrialResult
 from cvt_nas.run import RunFolder
 
 
@@ -67,6 +68,9 @@ def run_parts(run: RunFolder) -> PageParts:
     predicted = predicted_trials(run)
     if predicted:
         figures["predictions"] = predictions_figure(predicted, run.score_name)
+    quality = run.supernet.quality()
+    if quality is not None:
+        figures |= supernet_figures(quality, run.score_name)
     complete = [result for result in results if result.status == "complete"]
     if len(choices.columns) and len(complete) > 1:
         figures["choices"] = choices_figure(
@@ -75,12 +79,13 @@ def run_parts(run: RunFolder) -> PageParts:
     if len(importances):
         figures["importance"] = importance_figure(importances.head(_MAX_BARS), run.score_name)
     sections = [
-        _at_a_glance(run, results),
+        _at_a_glance(run, results, quality),
         _fronts(run, bool(published)),
         choices_section(run, choices, importances, drawn="choices" in figures),
         _PAIR,
         _progress(run, growth, axes, hindsight, estimate),
         predictions_section(run, predicted),
+        supernet_section(quality, run.score_name),
         _images(run),
         _trials(results, run.score_name, bool(len(choices.columns))),
         _what_was_run(run),
@@ -90,7 +95,11 @@ def run_parts(run: RunFolder) -> PageParts:
         f"{html.escape(_time_text(manifest.get('created')))}; "
         f"{html.escape(run.score_name)} is of the search split, "
         f'which no training sees, unless it is called test</p>\n<nav aria-label="sections">'
-        + " ".join(_link(name, text) for name, text in _SECTIONS if name != "predictions" or predicted)
+        + " ".join(
+            _link(name, text)
+            for name, text in _SECTIONS
+            if (name != "predictions" or predicted) and (name != "supernet" or quality)
+        )
         + "</nav>"
     )
     return PageParts(
@@ -109,6 +118,7 @@ _SECTIONS = (
     ("choices", "Choices"),
     ("progress", "Progress"),
     ("predictions", "Expected"),
+    ("supernet", "Supernet"),
     ("images", "Images"),
     ("trials", "Trials"),
     ("about", "What was run"),
@@ -128,7 +138,7 @@ def _link(name: str, text: str) -> str:
     return f'<a{" class=scripted" * (name in _SCRIPTED)} href="#{name}">{text}</a>'
 
 
-def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
+def _at_a_glance(run: RunFolder, results: Sequence[TrialResult], quality: SupernetQuality | None) -> str:
     front, statuses = run.front(), Counter(result.status for result in results)
     best, knee, tested = front.best, front.knee(), run.test_accuracies()
     lost = sum(statuses[status] for status in ("diverged", "failed", "oom"))
@@ -156,7 +166,7 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult]) -> str:
     )
     notes = [*skipped, *confirmation_lines(run), *(line for line in rank_lines(run) if line.startswith("warning: "))]
     lines = [*latency_lines(run), *narrowing_lines(run)]
-    if (quality := run.supernet.quality()) is not None:
+    if quality is not None:
         (notes if quality.faults else lines).append(quality_verdict(quality))
         lines += question_lines(quality)
         notes += misjudged_lines(quality)

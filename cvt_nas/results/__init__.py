@@ -1,11 +1,11 @@
 """What a search produced, as values: trials, their front, its confirmation, how far its rungs can be trusted."""
 
 from cvt_nas.results.candidate import Candidate
+from cvt_nas.results.choice_effects import Choice, ChoiceEffect, choice_effects
 from cvt_nas.results.confirmation import ConfirmPlan, FailedInInt8, confirm, failed_in_int8, with_memberships
 from cvt_nas.results.identity import DataIdentity
 from cvt_nas.results.int8 import Int8, Judged, Judgement, in_int8, plain_name
 from cvt_nas.results.kendall import kendall
-from cvt_nas.results.misjudged import Choice, Misjudged, misjudged_choices
 from cvt_nas.results.narrowing import DroppedOption, Narrowing, NarrowingStep
 from cvt_nas.results.pareto import (
     HypervolumeBox,
@@ -16,7 +16,7 @@ from cvt_nas.results.pareto import (
     losses_of,
 )
 from cvt_nas.results.prediction import Prediction
-from cvt_nas.results.quality import Correction, Origin, Reused, SupernetQuality, Tau, judge_supernet
+from cvt_nas.results.quality import Correction, JudgedArch, Origin, Reused, SupernetQuality, Tau, judge_supernet
 from cvt_nas.results.request import Request
 from cvt_nas.results.rungs import RankCorrelation, rank_correlations, rung_epochs
 from cvt_nas.results.score import as_title, score_name

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import AliasChoices, Field, TypeAdapter
 
+from cvt_nas.results.choice_effects import Choice, ChoiceEffect, choice_effects
 from cvt_nas.results.kendall import kendall
-from cvt_nas.results.misjudged import Choice, Misjudged, misjudged_choices
 from cvt_nas.results.parsing import parse_json
 from cvt_nas.results.telling import (
     MIN_OF_CEILING,
@@ -99,6 +99,23 @@ class Correction:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class JudgedArch:
+    """An architecture that judges a supernet.
+
+    Args:
+        options: Options in words, by name of the choice.
+        inherited, standalone: Accuracies. The second one is the mean over its trainings.
+    """
+
+    id: str
+    options: Mapping[str, str]
+    params: int
+    flops: int
+    inherited: float
+    standalone: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SupernetQuality:
     """How well a supernet ranks architectures.
 
@@ -111,10 +128,12 @@ class SupernetQuality:
         inherited, standalone: Mean accuracies.
         origin: Origin of the accuracies; None if it is not known.
         between_seeds: Mean tau between the accuracies of two seeds, over all pairs of seeds; None for one seed.
-        misjudged: Choices that the supernet misjudges, the lowest p-value first.
+        effects: How each choice changes both accuracies, the lowest p-value first. Files of earlier versions have only
+            the choices that are misjudged.
         questions: Questions that decide whether the supernet ranks well enough. Files of earlier versions have none.
         reused: Trainings taken from other runs; None if none were offered.
         correction: Correction of the inherited accuracies; None if there are too few architectures.
+        archs: The architectures. Files of earlier versions have none.
     """
 
     num_archs: int
@@ -125,10 +144,16 @@ class SupernetQuality:
     standalone: float
     origin: Origin | None = None
     between_seeds: Tau | None = None
-    misjudged: tuple[Misjudged, ...] = ()
+    effects: Annotated[tuple[ChoiceEffect, ...], Field(validation_alias=AliasChoices("effects", "misjudged"))] = ()
     questions: tuple[Question, ...] = ()
     reused: Reused | None = None
     correction: Correction | None = None
+    archs: tuple[JudgedArch, ...] = ()
+
+    @property
+    def misjudged(self) -> tuple[ChoiceEffect, ...]:
+        """The choices that change the two accuracies differently, beyond chance."""
+        return tuple(effect for effect in self.effects if effect.is_misjudged)
 
     @property
     def verdict(self) -> Verdict:
@@ -186,6 +211,7 @@ class SupernetQuality:
     def to_json(self) -> dict[str, object]:
         return {
             **asdict(self),
+            "misjudged": [asdict(effect) for effect in self.misjudged],
             "questions": [{**asdict(question), "answer": question.answer} for question in self.questions],
             "gap": self.standalone - self.inherited,
             "verdict": self.verdict,
@@ -215,17 +241,18 @@ def judge_supernet(
     flops: Sequence[int],
     origin: Origin | None = None,
     choices: Sequence[Choice] = (),
-    misjudged: tuple[Misjudged, ...] | None = None,
+    effects: tuple[ChoiceEffect, ...] | None = None,
     reused: Reused | None = None,
     correction: Correction | None = None,
+    archs: Sequence[JudgedArch] = (),
 ) -> SupernetQuality:
     """Compares the ranking by inherited accuracies with the ranking by accuracies after own trainings.
 
     Args:
         inherited: Inherited accuracy of each architecture.
         standalone: Accuracies after own trainings, `(archs, seeds)`.
-        choices: Choices that are tested; see `misjudged_choices`.
-        misjudged: Misjudged choices, if they are known already.
+        choices: Choices whose effects are computed; see `choice_effects`.
+        effects: Effects of the choices, if they are known already.
     """
     truth, costs, num_seeds = standalone.mean(axis=1), np.array(flops), standalone.shape[1]
     scores = {"inherited": np.array(inherited), "params": np.array(params), "flops": costs}
@@ -239,10 +266,11 @@ def judge_supernet(
         standalone=float(truth.mean()),
         origin=origin,
         between_seeds=between,
-        misjudged=misjudged_choices(scores["inherited"], truth, flops, choices) if misjudged is None else misjudged,
+        effects=choice_effects(scores["inherited"], truth, flops, choices) if effects is None else effects,
         questions=questions_of(scores["inherited"], standalone, costs),
         reused=reused,
         correction=correction,
+        archs=tuple(archs),
     )
 
 
