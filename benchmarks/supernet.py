@@ -5,8 +5,9 @@ with the table, in `tables/supernets.csv`, a row for each supernet, made anew at
 that has nothing left to train. The truth is the table's: accuracy after 8 epochs of a training of its own, the mean
 over the seeds that every one of these networks has; the ceiling is of that mean (`ceiling_of_mean`). Space, images and
 splits are the same. The seconds are those of one thread of a CPU; on a GPU, which several share, there are none.
-Supernets that are in the file already are not trained again, so that this can be stopped and continued. `--space`
-judges on another space and table, as `cvt_table.py --space` makes them; its supernets are in a file of its own.
+Supernets that are in the file already are not trained again, so that this can be stopped and continued. `largest` is
+what the space's largest network inherits; `largest.py` trains it alone. `--space` judges on another space and table, as
+`cvt_table.py --space` makes them; its supernets are in a file of its own.
 
     OMP_NUM_THREADS=1 python benchmarks/supernet.py --processes 2 --first-seed 100 --epochs 10
     OMP_NUM_THREADS=1 python benchmarks/supernet.py --processes 2 --variant base --seeds 3
@@ -156,7 +157,7 @@ def print_misjudged(rows: pd.DataFrame, truth: pd.DataFrame, space: SearchSpace)
         accuracies = known["inherited"].to_numpy(), known["accuracy"].to_numpy()
         effects = choice_effects(*accuracies, known["flops"].tolist(), choices)
         found += [effect for effect in effects if effect.is_misjudged]
-    for _, of in pd.DataFrame(found).groupby(["choice", "option"]):
+    for _, of in pd.DataFrame(found).groupby(["choice", "option"]) if found else ():
         choice, option, instead_of = of.iloc[0][["choice", "option", "instead_of"]]
         print(
             f"{choice}, {option} instead of {instead_of}: misjudged by {len(of)} of {len(supernets)}; "
@@ -201,11 +202,13 @@ def inherited(task: Task) -> pd.DataFrame:
     shared = SharedWeights(space=space, config=config)
     *_, last = train_supernet(shared, data, device=device, seed=task.seed, initial=initial)
     seconds = time.process_time() - started
-    inheritance, started = Inheritance(last.supernet, config, data, device), time.process_time()
+    inheritance = Inheritance(last.supernet, config, data, device)
+    largest, started = inheritance.accuracy(space.largest)[0], time.process_time()
     accuracies = [inheritance.accuracy(space.decode(genome))[0] for genome in task.genomes]
     seconds_an_arch = (time.process_time() - started) / len(accuracies)
     return pd.DataFrame(task.genomes, columns=gene_columns(space)).assign(
         variant=task.variant, seed=task.seed, epochs=task.epochs, device=task.device, inherited=accuracies,
+        largest=largest,
         seconds=round(seconds, 1) if task.device == "cpu" else np.nan,
         seconds_an_arch=round(seconds_an_arch, 3) if task.device == "cpu" else np.nan,
         **{f"loss_{kind}": round(loss, 4) for kind, loss in last.losses.items()},
