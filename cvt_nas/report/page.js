@@ -38,6 +38,7 @@ const short = (value) => {
 const isKnown = (value) => value !== null && value !== undefined;
 const inFp32 = (score) => (page.data.front_score === page.data.score ? score : `${score} in fp32`); // if the front is in int8
 const percent = (value, digits = 2) => (isKnown(value) ? (100 * value).toFixed(digits) + " %" : "–");
+const percentWithSd = (mean, sd) => (isKnown(sd) ? `${percent(mean)} ± ${percent(sd)}`.replaceAll(" ", "\u00a0") : percent(mean)); // on one line
 
 function quoted(word) { // like Python's shlex.quote
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`;

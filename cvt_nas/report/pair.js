@@ -11,11 +11,10 @@ const percentOr = (value, otherwise) => (isKnown(value) ? percent(value) : other
 // Rows on one network in fp32 and int8 in a runtime: of further trainings, and of the weights that the run keeps.
 function int8RowsOf(trial, runtime) {
   const found = trial.int8?.[runtime], further = trial.further?.runtime === runtime ? trial.further : null;
-  const spread = further && isKnown(further.sd) ? ` ± ${percent(further.sd)}` : "";
   const [fp32Mb, int8Mb] = found?.mb ?? [null, null], [fp32Ms, int8Ms] = found?.ms ?? [null, null];
   return [
     ...(page.data.front_score === page.data.score ? [] : [["further trainings in int8, mean", further?.mean ?? null,
-      further ? percent(further.mean) + spread : trial.failed ? `${trial.failed} failed` : NOT_MEASURED, "points"]]),
+      further ? percentWithSd(further.mean, further.sd) : trial.failed ? `${trial.failed} failed` : NOT_MEASURED, "points"]]),
     ["these weights in fp32", found?.fp32 ?? null, percentOr(found?.fp32, NOT_MEASURED), "points"],
     ["these weights in int8", found?.int8 ?? null, percentOr(found?.int8, found?.faults.length ? "failed" : NOT_MEASURED), "points"],
     ["images that these are judged on", found?.images ?? null, found ? found.images.toLocaleString("en") : NOT_MEASURED, "text"],
@@ -43,10 +42,10 @@ function figuresOf(trial) {
   const measured = isKnown(trial.measured_ms) ? trial.measured_ms : null;
   const batch = page.data.batch === 1 ? "one at a time" : `${page.data.batch} at a time`;
   return [
-    [inFp32(page.data.score), trial.accuracy, percent(trial.accuracy) + (isKnown(trial.sd) ? ` ± ${percent(trial.sd)}` : ""), "points"],
+    [inFp32(page.data.score), trial.accuracy, percentWithSd(trial.accuracy, trial.sd), "points"],
     ["test split", trial.test, percent(trial.test), "points"],
     ["expected at the proposal", trial.predicted ? trial.predicted[0] : null,
-      trial.predicted ? `${(100 * trial.predicted[0]).toFixed(2)} ± ${percent(trial.predicted[1])}` : "–", "points"],
+      trial.predicted ? percentWithSd(...trial.predicted) : "–", "points"],
     ["parameters", trial.params, trial.params.toLocaleString("en"), "ratio"],
     ["weights in fp32", trial.params, `${(4 * trial.params / MB).toPrecision(3)}\u00a0MB`, "ratio"],
     ["weights in fp16", trial.params, `${(2 * trial.params / MB).toPrecision(3)}\u00a0MB`, "ratio"],

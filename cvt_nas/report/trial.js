@@ -100,12 +100,12 @@ function fillArch(trial) {
   const tags = trial.tags.length ? ` (${trial.tags.join(", ")})` : "";
   const said = trial.predicted;
   const figuresOf = [
-    `${inFp32(page.data.score)} ${percent(trial.accuracy)}` + (isKnown(trial.sd) ? ` ± ${percent(trial.sd)}` : ""),
+    `${inFp32(page.data.score)} ${percentWithSd(trial.accuracy, trial.sd)}`,
     isKnown(trial.test) ? `test ${percent(trial.test)}` : null,
     trial.failed ? `failed in int8 in ${trial.failed} further trainings` : null,
     ...page.data.int8.flatMap((runtime) => {
       const found = trial.int8?.[runtime], further = trial.further?.runtime === runtime ? trial.further : null;
-      return [further ? `in int8, ${runtime}, ${percent(further.mean)}` + (isKnown(further.sd) ? ` ± ${percent(further.sd)}` : "") : null,
+      return [further ? `in int8, ${runtime}, ${percentWithSd(further.mean, further.sd)}` : null,
         isKnown(found?.int8) ? `these weights in int8, ${runtime}, ${percent(found.int8)}, in fp32 ${percent(found.fp32)}` : null,
         ...(found?.faults ?? []).map((fault) => `failed in int8: ${fault}`)];
     }),
@@ -113,7 +113,7 @@ function fillArch(trial) {
     isKnown(trial.latency_ms) ? `${trial.latency_ms.toPrecision(3)} ms predicted`
       + (isKnown(trial.measured_ms) ? `, ${trial.measured_ms.toPrecision(3)} measured` : "") : null,
     `${trial.status} after ${trial.epochs} epochs`, `seed ${trial.seed}`,
-    said ? `${percent(said[0])} ± ${percent(said[1])} was expected of it` : null, trial.reason,
+    said ? `${percentWithSd(said[0], said[1])} was expected of it` : null, trial.reason,
   ].filter(isKnown);
   byId("arch").replaceChildren(
     element("h3", {}, "Trial ", String(trial.number), ": ", element("span", { class: "id" }, trial.arch_id), tags),
