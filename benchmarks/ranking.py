@@ -86,14 +86,14 @@ def forward_share(experiment: Any, run: RunFolder, device: torch.device) -> floa
         inside += now() - began if isinstance(module, CvT) else 0.0
 
     candidates = run.candidates()
-    inheritance.accuracy(candidates[0].arch)  # the images are read once
+    inheritance.measure(candidates[0].arch)  # the images are read once
     hooks = [
         torch.nn.modules.module.register_module_forward_pre_hook(before),
         torch.nn.modules.module.register_module_forward_hook(after),
     ]
     started = now()
     for candidate in candidates:
-        inheritance.accuracy(candidate.arch)
+        inheritance.measure(candidate.arch)
     whole = now() - started
     for hook in hooks:
         hook.remove()

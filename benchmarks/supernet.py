@@ -28,7 +28,7 @@ import torch
 from cvt_nas.config import AugmentConfig, SupernetConfig, load_experiment
 from cvt_nas.data import load_data
 from cvt_nas.engine import Inheritance, SharedWeights, fit, train_supernet
-from cvt_nas.results import Choice, ChoiceEffect, choice_effects, judge_supernet
+from cvt_nas.results import Choice, ChoiceEffect, Inherited, choice_effects, judge_supernet, smoothed_accuracies
 from cvt_nas.run import write_atomically
 from cvt_nas.space import Genome, SearchSpace, spread_over_flops
 from cvt_nas.supernet import Supernet
@@ -203,12 +203,13 @@ def inherited(task: Task) -> pd.DataFrame:
     *_, last = train_supernet(shared, data, device=device, seed=task.seed, initial=initial)
     seconds = time.process_time() - started
     inheritance = Inheritance(last.supernet, config, data, device)
-    largest, started = inheritance.accuracy(space.largest)[0], time.process_time()
-    accuracies = [inheritance.accuracy(space.decode(genome))[0] for genome in task.genomes]
-    seconds_an_arch = (time.process_time() - started) / len(accuracies)
+    largest, started = inheritance.measure(space.largest).accuracy, time.process_time()
+    measured = [inheritance.measure(space.decode(genome)) for genome in task.genomes]
+    seconds_an_arch = (time.process_time() - started) / len(measured)
     return pd.DataFrame(task.genomes, columns=gene_columns(space)).assign(
-        variant=task.variant, seed=task.seed, epochs=task.epochs, device=task.device, inherited=accuracies,
-        largest=largest,
+        variant=task.variant, seed=task.seed, epochs=task.epochs, device=task.device,
+        inherited=[each.accuracy for each in measured], brier=[each.brier for each in measured],
+        num_images=measured[0].num_images, largest=largest,
         seconds=round(seconds, 1) if task.device == "cpu" else np.nan,
         seconds_an_arch=round(seconds_an_arch, 3) if task.device == "cpu" else np.nan,
         **{f"loss_{kind}": round(loss, 4) for kind, loss in last.losses.items()},
@@ -221,13 +222,19 @@ def _judged(rows: pd.DataFrame, truth: pd.DataFrame) -> dict[str, Any]:
     own = truth.sort_values(by="seed").groupby(genes).agg({"params": "first", "flops": "first", "acc_8": list})
     known = rows.merge(own, left_on=genes, right_index=True)
     num_seeds = known["acc_8"].map(len).min()
-    quality = judge_supernet(
-        known["inherited"].tolist(), np.array([accuracies[:num_seeds] for accuracies in known["acc_8"]]),
-        known["params"].tolist(), known["flops"].tolist(),
-    )  # fmt: skip
-    ours = quality.rankers["inherited"]
+    alone = np.array([accuracies[:num_seeds] for accuracies in known["acc_8"]])
+    costs = known["params"].tolist(), known["flops"].tolist()
+    quality = judge_supernet(known["inherited"].tolist(), alone, *costs)
+    ours, smoothed = quality.rankers["inherited"], {}
+    if "brier" in known.columns and not known["brier"].hasnans:
+        columns = zip(known["inherited"], known["brier"], strict=True)
+        num_images = int(known["num_images"].iloc[0])
+        found = [Inherited(accuracy=accuracy, num_images=num_images, brier=brier) for accuracy, brier in columns]
+        by = judge_supernet(smoothed_accuracies(found), alone, *costs).rankers["inherited"]
+        smoothed = {"tau_smoothed": by.overall.value, "within_bins_smoothed": by.within_bins.value}
+        smoothed |= {"tau_smoothed_low": by.overall.low, "tau_smoothed_high": by.overall.high}
     return {
-        **rows.drop(columns=[*genes, "inherited"]).iloc[0],
+        **rows.drop(columns=[*genes, "inherited", "brier", "num_images"], errors="ignore").iloc[0],
         "archs": len(known), "seeds": num_seeds,
         "between_seeds": quality.between_seeds.value if quality.between_seeds else np.nan,
         "ceiling": quality.ceiling.value if quality.ceiling else np.nan,
@@ -238,7 +245,7 @@ def _judged(rows: pd.DataFrame, truth: pd.DataFrame) -> dict[str, Any]:
         },
         "tau_low": ours.overall.low, "tau_high": ours.overall.high,
         "precision_at_10": ours.precision_at_10, **{f"regret_at_{k}": ours.regret_at[k] for k in ours.regret_at},
-        "inherited": quality.inherited, "gap": quality.standalone - quality.inherited,
+        "inherited": quality.inherited, "gap": quality.standalone - quality.inherited, **smoothed,
     }  # fmt: skip
 
 

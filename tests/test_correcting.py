@@ -1,5 +1,6 @@
 """Which trainings correct the inherited accuracies of a run, and what a query makes of them, without any training."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from cvt_nas.engine.supernet import supernet_of
 from cvt_nas.errors import RunFolderError
 from cvt_nas.pipeline.correcting import RunCorrection, trainings_of
 from cvt_nas.pipeline.query import query
-from cvt_nas.results import Candidate, TrialResult, kendall
+from cvt_nas.results import Candidate, Inherited, TrialResult, kendall, smoothed_accuracies
 from cvt_nas.run import RunFolder
 from cvt_nas.space import spread_over_flops
 from test_inherit import with_supernet
@@ -81,7 +82,10 @@ def test_a_correction_says_how_far_ranks_moved_and_orders_by_what_it_expects() -
     inherited = truth + 0.1 * share
     correction = RunCorrection(
         space=OURS.space,
-        inherited=dict(zip(genomes, inherited.tolist(), strict=True)),
+        inherited={
+            genome: Inherited(accuracy=accuracy, num_images=100)
+            for genome, accuracy in zip(genomes, inherited.tolist(), strict=True)
+        },
         own=dict(zip(genomes[::2], truth[::2].tolist(), strict=True)),
         seed=0,
     )
@@ -90,7 +94,7 @@ def test_a_correction_says_how_far_ranks_moved_and_orders_by_what_it_expects() -
     order = -np.array([places[genome] for genome in left], dtype=float)
     assert kendall(order, truth[1::2]) > kendall(inherited[1::2], truth[1::2]) + 0.2
     assert correction.change(OURS.space).startswith("the 40 ranked architectures within the limits moved by ")
-    again = correction.expect({left[0]: inherited[1]})
+    again = correction.expect({left[0]: correction.inherited[left[0]]})
     assert again == pytest.approx(correction.expect({genome: correction.inherited[genome] for genome in left})[:1])
 
 
@@ -117,11 +121,8 @@ def ranked(tmp_path: Path) -> RunFolder:
     inheritance = Inheritance(supernet, setup.shared.config, setup.open_data(), device)
     for number, genome in enumerate(spread_over_flops(experiment.space, 12)):
         arch = experiment.space.decode(genome)
-        accuracy, num_images = inheritance.accuracy(arch)
-        cost = experiment.space.cost(genome)
-        run.append_candidate(
-            Candidate(number=number, arch=arch, cost=cost, accuracy=accuracy, num_images=num_images, seconds=1.0)
-        )
+        cost, found = experiment.space.cost(genome), dataclasses.asdict(inheritance.measure(arch))
+        run.append_candidate(Candidate(number=number, arch=arch, cost=cost, seconds=1.0, **found))
     return run
 
 
@@ -162,6 +163,16 @@ def test_a_query_ranks_by_accuracies_that_trainings_correct(
     assert f"{answers[0].arch.id}  {corrected[0]:.4f} corrected, " in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         main(["query", str(ranked.path), "--uncorrected", "--reuse", str(ranked.path)])
+
+
+def test_where_an_earlier_version_ranked_a_part_accuracies_are_not_smoothed(ranked: RunFolder) -> None:
+    candidates = ranked.candidates()
+    accuracies = [each.accuracy for each in candidates]
+    assert smoothed_accuracies(candidates) != accuracies
+    former = dataclasses.replace(candidates[0], brier=None)
+    assert Candidate.from_json(former.to_json()) == former
+    assert Candidate.from_json(candidates[1].to_json()) == candidates[1]
+    assert smoothed_accuracies([former, *candidates[1:]]) == accuracies
 
 
 def test_a_query_takes_trainings_of_another_run(ranked: RunFolder, tmp_path: Path) -> None:

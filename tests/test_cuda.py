@@ -275,8 +275,8 @@ def test_a_supernet_learns_as_on_the_cpu(digits_data: ImageData, precision: str)
     plain = dataclasses.replace(settings, precision="fp32")
     *_, on_cpu = train_supernet(SharedWeights(space=SPACE, config=plain), digits_data, device=CPU, seed=0)
     assert last.losses == pytest.approx(on_cpu.losses, rel=0.15)
-    expected, _ = Inheritance(on_cpu.supernet, plain, digits_data, CPU).accuracy(SPACE.largest)
-    found, _ = Inheritance(last.supernet, settings, digits_data, CUDA).accuracy(SPACE.largest)
+    expected = Inheritance(on_cpu.supernet, plain, digits_data, CPU).measure(SPACE.largest).accuracy
+    found = Inheritance(last.supernet, settings, digits_data, CUDA).measure(SPACE.largest).accuracy
     assert found == pytest.approx(expected, abs=0.1)
     arch, images = SPACE.decode(SPACE.sample(random.Random(0))), torch.randn(8, 1, 8, 8, device=CUDA)
     supernet = last.supernet.eval()

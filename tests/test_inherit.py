@@ -198,7 +198,8 @@ def test_a_query_finds_more_under_new_limits_without_training(
     answers = query(inherited, max_flops=limit, max_params=40_000, number=3, to=tmp_path / "model")
     assert 1 <= len(answers) <= 3
     assert all(answer.cost.flops <= limit and answer.cost.params <= 40_000 for answer in answers)
-    assert [answer.accuracy for answer in answers] == sorted((a.accuracy for a in answers), reverse=True)
+    smoothed = [answer.smoothed for answer in answers]
+    assert smoothed == sorted(smoothed, reverse=True)
     assert load_model(tmp_path / "model").arch == answers[0].arch
     space = with_supernet().space
     most = 20 * latency_ms(space.largest, torch.device("cpu"))
@@ -244,7 +245,7 @@ def test_the_verb_query_prints_what_it_found(
     assert main([*arguments, "--to", str(model), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found) == 2
-    assert set(found[0]) == {"arch_id", "accuracy", "corrected", "params", "flops", "latency_ms"}
+    assert set(found[0]) == {"arch_id", "accuracy", "smoothed", "corrected", "params", "flops", "latency_ms"}
     assert all(answer["params"] <= 4e4 and 0 < answer["latency_ms"] <= 1000 for answer in found)
     assert load_model(model).arch.id == found[0]["arch_id"]
     assert main(arguments) == 0

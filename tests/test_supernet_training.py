@@ -35,6 +35,7 @@ from cvt_nas.engine import (
 )
 from cvt_nas.engine.criterion import Criterion
 from cvt_nas.engine.distillation import alpha_divergence, give_way, loss_of
+from cvt_nas.engine.evaluation import brier_scores
 from cvt_nas.engine.inheritance import save_supernet
 from cvt_nas.engine.memory import Part
 from cvt_nas.engine.optimization import TrainingState
@@ -491,28 +492,46 @@ def test_subnets_inherit_accuracy_once_their_batch_norms_are_measured(digits: Im
     rng = random.Random(0)
     for arch in (space.largest, space.smallest, *(space.decode(space.sample(rng)) for _ in range(4))):
         unmeasured = extract(last.supernet, arch)
-        accuracy, num_images = inheritance.accuracy(arch)
-        assert num_images == digits.num_images("search")
-        assert accuracy > 0.55, arch
-        assert accuracy > evaluate(unmeasured, digits, "search", training=settings, device=CPU) + 0.1
+        found = inheritance.measure(arch)
+        assert found.num_images == digits.num_images("search")
+        assert found.accuracy > 0.55, arch
+        assert found.accuracy > evaluate(unmeasured, digits, "search", training=settings, device=CPU) + 0.1
     assert equal(before, dict(last.supernet.state_dict()))  # never written back
-    accuracy, num_images = inheritance.accuracy(space.smallest, bar=0.99, num_screening_images=100)
-    assert (num_images, accuracy < 0.95) == (256, True)  # a batch, and out of reach
-    assert inheritance.accuracy(space.largest, bar=0.8)[1] == digits.num_images("search")
+    found = inheritance.measure(space.smallest, bar=0.99, num_screening_images=100)
+    assert (found.num_images, found.accuracy < 0.95) == (256, True)  # a batch, and out of reach
+    assert inheritance.measure(space.largest, bar=0.8).num_images == digits.num_images("search")
+
+
+def test_the_brier_score_of_a_subnet_is_that_of_its_probabilities(digits: ImageData) -> None:
+    torch.manual_seed(0)
+    inheritance = Inheritance(Supernet(SPACE), config(), digits, CPU)
+    found, model = inheritance.measure(SPACE.largest), inheritance.model(SPACE.largest)
+    (images, labels), *_ = digits.eval_batches("search", batch_size=2000, device=CPU)
+    with torch.no_grad():
+        probabilities = model(images).softmax(dim=1).double().numpy()
+    distances = ((probabilities - np.eye(10)[labels.numpy()]) ** 2).sum(axis=1)
+    assert found.num_images == len(labels) == digits.num_images("search")
+    assert found.brier == pytest.approx(distances.mean(), abs=1e-5)
+    assert found.accuracy == pytest.approx((probabilities.argmax(axis=1) == labels.numpy()).mean())
+
+
+def test_the_brier_score_is_0_for_sure_right_answers_and_2_for_sure_wrong_ones_and_for_no_numbers() -> None:
+    logits = torch.tensor([[50.0, 0.0], [50.0, 0.0], [torch.nan, 0.0], [0.0, 0.0]])
+    assert brier_scores(logits, torch.tensor([0, 1, 0, 1])).tolist() == pytest.approx([0, 2, 2, 0.5])
 
 
 def test_batch_norms_are_measured_on_training_images_and_accuracy_on_the_search_split(
     digits: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured, rated = list[Tensor](), list[Tensor]()
-    measure, rate = engine_inheritance.recalibrate_batch_norm, engine_inheritance.count_right
+    measure, rate = engine_inheritance.recalibrate_batch_norm, engine_inheritance.logits_of
     monkeypatch.setattr(engine_inheritance, "recalibrate_batch_norm", lambda model, images, *about: (
         measured.extend(images) or measure(model, images, *about)
     ))  # fmt: skip
-    monkeypatch.setattr(engine_inheritance, "count_right", lambda model, images, *about: (
+    monkeypatch.setattr(engine_inheritance, "logits_of", lambda model, images, *about: (
         rated.append(images) or rate(model, images, *about)
     ))  # fmt: skip
-    Inheritance(Supernet(SPACE), config(), digits, CPU).accuracy(SPACE.smallest)
+    Inheritance(Supernet(SPACE), config(), digits, CPU).measure(SPACE.smallest)
     train, search = (
         {tuple(image.flatten().tolist()) for image in images}
         for split in ("train", "search")
@@ -574,12 +593,12 @@ def test_without_memory_for_a_batch_statistics_are_of_its_halves(monkeypatch: py
 
 def test_what_memory_is_not_for_is_read_again(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     supernet, settings = Supernet(SPACE), config()
-    wanted = Inheritance(supernet, settings, digits, CPU).accuracy(SPACE.smallest)
-    assert wanted[1] == digits.num_images("search") > 256
+    wanted = Inheritance(supernet, settings, digits, CPU).measure(SPACE.smallest)
+    assert wanted.num_images == digits.num_images("search") > 256
     monkeypatch.setattr("cvt_nas.engine.inheritance._MAX_KEPT_BYTES", 256 * 64)  # a batch
     inheritance = Inheritance(supernet, settings, digits, CPU)
-    assert inheritance.accuracy(SPACE.smallest, bar=1.1, num_screening_images=100)[1] == 256
-    assert [inheritance.accuracy(SPACE.smallest) for _ in range(2)] == [wanted, wanted]
+    assert inheritance.measure(SPACE.smallest, bar=1.1, num_screening_images=100).num_images == 256
+    assert [inheritance.measure(SPACE.smallest) for _ in range(2)] == [wanted, wanted]
     assert len(inheritance._search) == 1
 
 

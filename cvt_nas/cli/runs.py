@@ -31,15 +31,18 @@ def query(options: argparse.Namespace) -> int:
     )
     if options.json:
         write(json.dumps([
-            {"arch_id": answer.arch.id, "accuracy": answer.accuracy, "corrected": answer.corrected,
-             "params": answer.cost.params, "flops": answer.cost.flops, "latency_ms": answer.latency_ms}
+            {"arch_id": answer.arch.id, "accuracy": answer.inherited.accuracy, "smoothed": answer.smoothed,
+             "corrected": answer.corrected, "params": answer.cost.params, "flops": answer.cost.flops,
+             "latency_ms": answer.latency_ms}
             for answer in answers
         ]))  # fmt: skip
         return 0
     for answer in answers:
         latency = "" if answer.latency_ms is None else f", {answer.latency_ms:.2f} ms"
-        expected = "" if answer.corrected is None else f"{answer.corrected:.4f} corrected, "
-        write(f"{answer.arch.id}  {expected}{answer.accuracy:.4f} inherited, {short(answer.cost.params)} params, "
+        accuracy = f"{answer.inherited.accuracy:.4f} inherited ({answer.smoothed:.4f} smoothed)"
+        if answer.corrected is not None:
+            accuracy = f"{answer.corrected:.4f} corrected, {accuracy}"
+        write(f"{answer.arch.id}  {accuracy}, {short(answer.cost.params)} params, "
               f"{short(answer.cost.flops)} FLOPs{latency}")  # fmt: skip
         write(*(f"    {line}" for line in describe_stages(answer.arch)))
     if options.to is not None:

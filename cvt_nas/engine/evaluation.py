@@ -83,7 +83,7 @@ def class_accuracies(
     model.eval()
     num_right, num_images = torch.zeros(2, model.arch.num_classes, device=device).unbind()
     for images, labels in data.eval_batches(split, batch_size=EVAL_BATCH_SIZE, device=device, as_bytes=True):
-        is_right = _are_right(logits_of(model, images, training, data.prepared), labels)
+        is_right = are_right(logits_of(model, images, training, data.prepared), labels)
         num_right.index_add_(0, labels, is_right.float())
         num_images.index_add_(0, labels, torch.ones_like(is_right, dtype=torch.float32))
     return (num_right / num_images.clamp(min=1)).tolist()
@@ -97,12 +97,22 @@ def count_right(
     prepared: Callable[[Given], Inputs] = _as_given,
 ) -> Int[Tensor, ""]:
     """Number of images of a batch that `model` classifies right; see `logits_of`."""
-    return _are_right(logits_of(model, images, training, prepared), labels).sum()
+    return are_right(logits_of(model, images, training, prepared), labels).sum()
 
 
-def _are_right(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+def are_right(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
     """Whether each image is classified right. NaN is wrong, although `argmax` takes it for the greatest value."""
     return (logits.argmax(dim=1) == labels) & logits.isfinite().all(dim=1)
+
+
+def brier_scores(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """Squared distance of the softmax of each image from its label, 0 to 2. It is 2 for logits that are not finite.
+
+    Source: Brier 1950, Monthly Weather Review 78, 1-3.
+    """
+    probabilities = logits.float().softmax(dim=1)
+    own = probabilities.gather(1, labels[:, None]).squeeze(1)
+    return (probabilities.square().sum(dim=1) - 2 * own + 1).nan_to_num(nan=2.0)
 
 
 def logits_of(

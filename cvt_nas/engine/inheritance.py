@@ -12,12 +12,20 @@ from safetensors.torch import save as safetensors_of
 from cvt_nas.arch import ArchConfig
 from cvt_nas.config import SupernetConfig
 from cvt_nas.data import Batch, ImageData, Split
-from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, answers_of, count_right, recalibrate_batch_norm
+from cvt_nas.engine.evaluation import (
+    EVAL_BATCH_SIZE,
+    answers_of,
+    are_right,
+    brier_scores,
+    logits_of,
+    recalibrate_batch_norm,
+)
 from cvt_nas.engine.metrics import metric_of, score
 from cvt_nas.engine.setup import SharedWeights, TrainingSetup
 from cvt_nas.engine.supernet import supernet_of
 from cvt_nas.errors import ArchError, first_line
 from cvt_nas.model import CvT
+from cvt_nas.results import Inherited
 from cvt_nas.run import write_atomically
 from cvt_nas.supernet import Supernet, extract
 
@@ -67,7 +75,7 @@ class Inheritance:
             split, batch_size=EVAL_BATCH_SIZE, device=self._device, shuffled=True, first=first, as_bytes=True
         )
 
-    def _search_batches(self) -> Iterator[Batch]:
+    def search_batches(self) -> Iterator[Batch]:
         """Batches of the search split. The first ones are kept for all subnets, as far as memory allows."""
         yield from self._search
         first = len(self._search)
@@ -87,10 +95,8 @@ class Inheritance:
         return model
 
     @torch.inference_mode()
-    def accuracy(
-        self, arch: ArchConfig, *, bar: float | None = None, num_screening_images: int = 0
-    ) -> tuple[float, int]:
-        """Returns the accuracy by the setting `metric`, and the number of images it was measured on.
+    def measure(self, arch: ArchConfig, *, bar: float | None = None, num_screening_images: int = 0) -> Inherited:
+        """Measures the accuracy of a subnet by the setting `metric`, and its Brier score if that is `accuracy`.
 
         Args:
             bar: The measurement ends once the accuracy is three standard errors below this value. For other metrics
@@ -99,17 +105,19 @@ class Inheritance:
         """
         model, metric = self.model(arch), metric_of(self._config, self._data)
         if metric != "accuracy":
-            answers = answers_of(model, self._search_batches(), self._config, self._data.prepared)
-            return score(metric, *answers), self._data.num_images("search")
-        num_right, num_images = torch.zeros((), device=self._device), 0
-        for images, labels in self._search_batches():
-            num_right += count_right(model, images, labels, self._config, self._data.prepared)
+            answers = answers_of(model, self.search_batches(), self._config, self._data.prepared)
+            return Inherited(accuracy=score(metric, *answers), num_images=self._data.num_images("search"))
+        num_right, brier, num_images = torch.zeros((), device=self._device), torch.zeros((), device=self._device), 0
+        for images, labels in self.search_batches():
+            logits = logits_of(model, images, self._config, self._data.prepared)
+            num_right += are_right(logits, labels).sum()
+            brier += brier_scores(logits, labels).sum()
             num_images += len(images)
             if bar is not None and num_images >= num_screening_images:
                 share = num_right.item() / num_images
                 if share + 3 * math.sqrt(max(share * (1 - share), 1 / num_images) / num_images) < bar:
                     break
-        return num_right.item() / num_images, num_images
+        return Inherited(accuracy=num_right.item() / num_images, brier=brier.item() / num_images, num_images=num_images)
 
 
 def open_inheritance(setup: TrainingSetup, device: torch.device) -> Inheritance:

@@ -19,6 +19,7 @@ from cvt_nas.arch import ArchConfig
 from cvt_nas.engine import TrainingSetup, keep_trained, open_inheritance, prepare_device
 from cvt_nas.launch.resources import Resources
 from cvt_nas.launch.tasks import get_from_workers
+from cvt_nas.results import Inherited
 
 Token = TypeVar("Token")
 NUM_SCREENING_IMAGES = 2_048
@@ -49,11 +50,11 @@ class _Judge:
         self._inheritance, self._data = open_inheritance(setup, setup.torch_device), setup.open_data()
         self._run = setup.run
 
-    def judge(self, arch: ArchConfig, bar: float | None) -> tuple[float, int, float]:
-        """Returns accuracy, number of images and seconds; see `Inheritance.accuracy`."""
+    def judge(self, arch: ArchConfig, bar: float | None) -> tuple[Inherited, float]:
+        """Returns what `arch` inherits, and seconds; see `Inheritance.measure`."""
         started = time.perf_counter()
-        accuracy, num_images = self._inheritance.accuracy(arch, bar=bar, num_screening_images=NUM_SCREENING_IMAGES)
-        return accuracy, num_images, time.perf_counter() - started
+        found = self._inheritance.measure(arch, bar=bar, num_screening_images=NUM_SCREENING_IMAGES)
+        return found, time.perf_counter() - started
 
     def save(self, arch: ArchConfig) -> None:
         """Keeps the weights of a subnet as the trained weights of its architecture."""
@@ -105,8 +106,8 @@ class Judges(Generic[Token]):
         index = min(range(len(self._workers)), key=lambda index: load[index])
         self._in_hand[self._workers[index].judge.remote(arch, bar)] = index, token
 
-    def next(self) -> tuple[Token, float, int, float] | None:
-        """Waits for the next result: its token, accuracy, images and seconds. None if there are no tasks."""
+    def next(self) -> tuple[Token, Inherited, float] | None:
+        """Waits for the next result: its token, what is inherited, and seconds. None if there are no tasks."""
         if not self._in_hand:
             return None
         (done, *_), _ = ray.wait(list(self._in_hand), num_returns=1)
@@ -119,27 +120,27 @@ class Judges(Generic[Token]):
         get_from_workers([worker.save.remote(arch) for worker, arch in turns])
 
 
-def inherited_accuracies(
+def measure_inherited(
     archs: Sequence[ArchConfig],
     setup: TrainingSetup,
     resources: Resources,
     *,
     stop: threading.Event,
     is_screening: bool = False,
-) -> list[float] | None:
-    """Measures the inherited accuracy of each architecture. Returns None if `stop` is set before the end.
+) -> list[Inherited] | None:
+    """Measures what each architecture inherits. Returns None if `stop` is set before the end.
 
     Args:
         is_screening: Whether to measure only on a part of the search split.
     """
     bar = math.inf if is_screening else None  # out of reach, so each measurement ends after that part
-    found, left = [0.0] * len(archs), iter(enumerate(archs))
+    found, left = dict[int, Inherited](), iter(enumerate(archs))
     with Judges[int](setup, resources) as judges:
         while not stop.is_set():
             for index, arch in itertools.islice(left, judges.num_free):
                 judges.submit(index, arch, bar)
             judged = judges.next()
             if judged is None:
-                return found
-            index, found[index], _, _ = judged
+                return [found[index] for index in range(len(archs))]
+            index, found[index], _ = judged
     return None

@@ -16,7 +16,7 @@ from cvt_nas.pipeline.reuse import Alone, standalone_of, trained_alone
 from cvt_nas.propose.correction import corrected
 from cvt_nas.propose.heirs import MIN_CORRECTING
 from cvt_nas.propose.observations import Observation
-from cvt_nas.results import DataIdentity, kendall
+from cvt_nas.results import DataIdentity, Inherited, kendall, smoothed_accuracies
 from cvt_nas.run import RunFolder
 from cvt_nas.space import ArchSpace, Genome
 
@@ -94,17 +94,17 @@ class RunCorrection:
     """Corrects inherited accuracies by trainings.
 
     Args:
-        inherited: Inherited accuracies of architectures of `space`.
+        inherited: What architectures of `space` inherit.
         own: Accuracies after training, of some of them.
     """
 
     space: ArchSpace
-    inherited: Mapping[Genome, float]
+    inherited: Mapping[Genome, Inherited]
     own: Mapping[Genome, float]
     seed: int
 
-    def expect(self, inherited: Mapping[Genome, float]) -> np.ndarray:
-        """Expected accuracies after training of further architectures, whose inherited accuracies are given."""
+    def expect(self, inherited: Mapping[Genome, Inherited]) -> np.ndarray:
+        """Expected accuracies after training of further architectures."""
         return self._expected(list(inherited), {**self.inherited, **inherited})
 
     def most_accurate(self, genomes: Sequence[Genome]) -> list[Genome]:
@@ -112,7 +112,7 @@ class RunCorrection:
         expected = self._expected(genomes, self.inherited)
         return [genomes[index] for index in np.argsort(-expected, kind="stable")]
 
-    def _expected(self, genomes: Sequence[Genome], inherited: Mapping[Genome, float]) -> np.ndarray:
+    def _expected(self, genomes: Sequence[Genome], inherited: Mapping[Genome, Inherited]) -> np.ndarray:
         observations = [
             Observation(
                 genome=genome,
@@ -120,7 +120,7 @@ class RunCorrection:
                 status="complete" if genome in self.own else "stopped",
                 inherited=accuracy,
             )
-            for genome, accuracy in inherited.items()
+            for genome, accuracy in zip(inherited, smoothed_accuracies([*inherited.values()]), strict=True)
         ]
         return corrected(self.space, observations, genomes, seed=self.seed)
 
@@ -129,7 +129,7 @@ class RunCorrection:
         within = [genome for genome in self.inherited if limits.is_feasible(limits.cost(genome))]
         if len(within) < _MIN_RANKED:
             return f"{len(within)} ranked architectures within the limits are too few to say how much ranks changed"
-        before = np.array([self.inherited[genome] for genome in within])
+        before = np.array(smoothed_accuracies([self.inherited[genome] for genome in within]))
         after = self._expected(within, self.inherited)
         moved = np.abs(np.argsort(np.argsort(-before)) - np.argsort(np.argsort(-after))).mean()
         return (
@@ -145,14 +145,14 @@ def correction_of(
     *,
     setup: TrainingSetup,
     limits: ArchSpace,
-    inherited: Callable[[ArchConfig], float],
+    inherited: Callable[[ArchConfig], Inherited],
     on_note: Callable[[str], None] | None = None,
 ) -> RunCorrection | None:
     """The correction by the trainings of `run` and of `reuse`. None if they are too few.
 
     Args:
         limits: The space within the limits of a query. The model does not depend on them.
-        inherited: Measures the inherited accuracy of an architecture.
+        inherited: Measures what an architecture inherits.
         on_note: Called with a note on how much the correction changes, or why there is none.
 
     Raises:
@@ -168,11 +168,13 @@ def correction_of(
                 f"cvt-nas supernet evaluate trains more"
             )
         return None
-    known = {each.arch: each.accuracy for each in (*run.supernet.inherited(), *measured_whole(run.candidates()))}
+    known: dict[ArchConfig, Inherited] = {
+        each.arch: each for each in (*run.supernet.inherited(), *measured_whole(run.candidates()))
+    }
     known |= {arch: inherited(arch) for arch in archs.values() if arch not in known}
     correction = RunCorrection(
         space=space,
-        inherited={space.encode(arch): accuracy for arch, accuracy in known.items() if _is_in(space, arch)},
+        inherited={space.encode(arch): found for arch, found in known.items() if _is_in(space, arch)},
         own={space.encode(arch): trainings.accuracies[arch_id] for arch_id, arch in archs.items()},
         seed=int(run.manifest["seed"]),
     )

@@ -19,7 +19,7 @@ from cvt_nas.propose.asha import pareto_ranks
 from cvt_nas.propose.journal import open_journal
 from cvt_nas.propose.samplers import derive_seed
 from cvt_nas.propose.study import Proposal, Study
-from cvt_nas.results import ROOM, Candidate, Metric, TrialResult
+from cvt_nas.results import ROOM, Candidate, TrialResult, smoothed_accuracies
 from cvt_nas.results.events import RankingStarted, SupernetEpochDone
 from cvt_nas.space import ArchSpace, Genome
 
@@ -83,7 +83,7 @@ def train_weights(search: Search) -> Generator[SupernetEpochDone, None, bool]:
 
 
 def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarted | Candidate, None, bool]:
-    """Proposes `search.candidates` architectures of `space`, and measures their inherited accuracies.
+    """Proposes `search.candidates` architectures of `space`, and measures what they inherit.
 
     Each candidate is recorded in the run before it is yielded.
 
@@ -123,14 +123,10 @@ def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarte
             judged = judges.next()
             if judged is None:
                 return study.is_done
-            proposal, accuracy, num_images, seconds = judged
+            proposal, found, seconds = judged
+            arch = space.decode(proposal.genome)
             candidate = Candidate(
-                number=proposal.number,
-                arch=space.decode(proposal.genome),
-                cost=proposal.cost,
-                accuracy=accuracy,
-                num_images=num_images,
-                seconds=seconds,
+                number=proposal.number, arch=arch, cost=proposal.cost, seconds=seconds, **dataclasses.asdict(found)
             )
             run.append_candidate(candidate)
             study.tell(candidate)
@@ -139,7 +135,7 @@ def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarte
 
 
 def heirs(experiment: Experiment, candidates: Sequence[Candidate], number: int) -> dict[str, Genome]:
-    """The best `number` candidates by accuracy and cost together, best first, with names for the journal.
+    """The best `number` candidates by smoothed accuracy and cost together, best first, with names for the journal.
 
     Candidates that were given up after a part of the images come last.
     """
@@ -147,7 +143,10 @@ def heirs(experiment: Experiment, candidates: Sequence[Candidate], number: int) 
     numbers = {candidate.number for candidate in whole}
     chosen: list[Candidate] = []
     for group in (whole, [candidate for candidate in candidates if candidate.number not in numbers]):
-        losses = np.array([[_loss_of(candidate, metric) for metric in experiment.objectives] for candidate in group])
+        losses = np.array([
+            [1 - accuracy if metric == "accuracy" else candidate.cost.loss(metric) for metric in experiment.objectives]
+            for candidate, accuracy in zip(group, smoothed_accuracies(group), strict=True)
+        ])  # fmt: skip
         chosen += [group[index] for index in (np.argsort(pareto_ranks(losses)) if group else [])]
     return {f"candidate {found.number}": experiment.space.encode(found.arch) for found in chosen[:number]}
 
@@ -182,10 +181,6 @@ def record_as_trials(search: Search) -> None:
     if members:
         with Judges[None](search.setup, search.resources) as judges:
             judges.save(members)
-
-
-def _loss_of(candidate: Candidate, metric: Metric) -> float:
-    return 1 - candidate.accuracy if metric == "accuracy" else candidate.cost.loss(metric)
 
 
 def measured_whole(candidates: Sequence[Candidate]) -> list[Candidate]:

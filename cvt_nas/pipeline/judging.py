@@ -2,14 +2,14 @@
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from cvt_nas.arch import ArchConfig
 from cvt_nas.config import Experiment
 from cvt_nas.engine import TrainingSetup
-from cvt_nas.launch.judges import inherited_accuracies
+from cvt_nas.launch.judges import measure_inherited
 from cvt_nas.launch.resources import Resources
 from cvt_nas.pipeline.reuse import Alone
 from cvt_nas.pipeline.sample import Member
@@ -18,6 +18,7 @@ from cvt_nas.propose.observations import Observation
 from cvt_nas.results import (
     Candidate,
     Choice,
+    Inherited,
     JudgedArch,
     Origin,
     Question,
@@ -27,6 +28,7 @@ from cvt_nas.results import (
     choice_effects,
     judge_supernet,
     questions_of,
+    smoothed_accuracies,
 )
 from cvt_nas.results.telling import MIN_TOLD
 from cvt_nas.run import RunFolder
@@ -41,13 +43,13 @@ class Judged:
 
     Args:
         accuracies: Accuracies after standalone training, `(members, seeds)`.
-        inherited: Inherited accuracies by id of the architecture.
+        inherited: What architectures inherit, by their id.
         questions: Questions about the supernet, with the answers so far.
     """
 
     members: tuple[Member, ...]
     accuracies: np.ndarray
-    inherited: Mapping[str, float]
+    inherited: Mapping[str, Inherited]
     questions: tuple[Question, ...]
 
     @property
@@ -83,36 +85,41 @@ class Judged:
         """
         ours = {member.arch.id for member in self.members}
         selected = [each for each in others if each.arch.id not in ours]
-        inherited, truth = self.inherited_by_members, self.accuracies.mean(axis=1)
+        known, truth = {**{each.arch.id: each for each in candidates}, **self.inherited}, self.accuracies.mean(axis=1)
+        smoothed = dict(zip(known, smoothed_accuracies([*known.values()]), strict=True))
+        inherited = np.array([smoothed[member.arch.id] for member in self.members])
         costs = [member.cost for member in self.members]
         genomes = [space.encode(each.arch) for each in selected]
         effects = choice_effects(
-            np.concatenate([inherited, [self.inherited[each.arch.id] for each in selected]]),
+            np.concatenate([inherited, [smoothed[each.arch.id] for each in selected]]),
             np.concatenate([truth, [np.mean(each.accuracies) for each in selected]]),
             [cost.flops for cost in (*costs, *map(space.cost, genomes))],
             _choices(space, [*(member.genome for member in self.members), *genomes]),
         )
         sample = [
-            Observation(genome=member.genome, curve=(float(own),), status="complete", inherited=float(early))
-            for member, own, early in zip(self.members, truth, inherited, strict=True)
-        ]
+            Observation(
+                genome=member.genome, curve=(float(own),), status="complete", inherited=smoothed[member.arch.id]
+            )
+            for member, own in zip(self.members, truth, strict=True)
+        ]  # fmt: skip
         more = [
             Observation(
                 genome=genome, curve=(float(np.mean(each.accuracies)),), status="complete",
-                inherited=self.inherited[each.arch.id],
+                inherited=smoothed[each.arch.id],
             )
             for genome, each in zip(genomes, selected, strict=True)
         ]  # fmt: skip
-        known = ours | {each.arch.id for each in selected}
+        trained = ours | {each.arch.id for each in selected}
         more += [
-            Observation(genome=space.encode(each.arch), curve=(), status="stopped", inherited=each.accuracy)
+            Observation(genome=space.encode(each.arch), curve=(), status="stopped", inherited=smoothed[each.arch.id])
             for each in candidates
-            if each.arch.id not in known
+            if each.arch.id not in trained
         ]
         num_reused = sum(bool(member.reused) for member in self.members)
         return judge_supernet(
-            inherited.tolist(),
+            [self.inherited[member.arch.id].accuracy for member in self.members],
             self.accuracies,
+            smoothed=inherited.tolist(),
             params=[cost.params for cost in costs],
             flops=[cost.flops for cost in costs],
             origin=origin,
@@ -128,13 +135,9 @@ class Judged:
             ],
         )  # fmt: skip
 
-    @property
-    def inherited_by_members(self) -> np.ndarray:
-        return np.array([self.inherited[member.arch.id] for member in self.members])
-
 
 def look(
-    whole: Sequence[tuple[Member, tuple[float, ...]]], inherited: Mapping[str, float], *, until_told: bool
+    whole: Sequence[tuple[Member, tuple[float, ...]]], inherited: Mapping[str, Inherited], *, until_told: bool
 ) -> Judged | None:
     """Judges by as few of the first architectures as are enough for an answer, or by all. None if there are fewer than
     8.
@@ -151,10 +154,11 @@ def look(
     return _judged(whole, inherited)
 
 
-def _judged(whole: Sequence[tuple[Member, tuple[float, ...]]], inherited: Mapping[str, float]) -> Judged:
+def _judged(whole: Sequence[tuple[Member, tuple[float, ...]]], inherited: Mapping[str, Inherited]) -> Judged:
     members, accuracies = tuple(member for member, _ in whole), np.array([own for _, own in whole])
     flops = np.array([member.cost.flops for member in members])
-    ours = np.array([inherited[member.arch.id] for member in members])
+    smoothed = dict(zip(inherited, smoothed_accuracies([*inherited.values()]), strict=True))
+    ours = np.array([smoothed[member.arch.id] for member in members])
     return Judged(
         members=members, accuracies=accuracies, inherited=inherited, questions=questions_of(ours, accuracies, flops)
     )
@@ -168,20 +172,17 @@ def inherited_of(
     resources: Resources,
     *,
     stop: threading.Event,
-) -> dict[str, float] | None:
-    """Inherited accuracies by id of the architecture. None if stopped. Earlier measurements are reused."""
-    known = {each.arch.id: each.accuracy for each in run.supernet.inherited()}
+) -> dict[str, Inherited] | None:
+    """What architectures inherit, by their id. None if stopped. Earlier measurements are reused."""
+    known: dict[str, Inherited] = {each.arch.id: each for each in run.supernet.inherited()}
     missing = list({arch.id: arch for arch in archs if arch.id not in known}.values())
-    accuracies = inherited_accuracies(missing, setup, resources, stop=stop) if missing else []
-    if accuracies is None:
+    measured = measure_inherited(missing, setup, resources, stop=stop) if missing else []
+    if measured is None:
         return None
-    num_images = setup.open_data().num_images("search")
-    for arch, accuracy in zip(missing, accuracies, strict=True):
+    for arch, found in zip(missing, measured, strict=True):
         cost = experiment.space.cost(experiment.space.encode(arch))
-        run.supernet.append_inherited(
-            Candidate(number=len(known), arch=arch, cost=cost, accuracy=accuracy, num_images=num_images, seconds=0.0)
-        )
-        known[arch.id] = accuracy
+        run.supernet.append_inherited(Candidate(number=len(known), arch=arch, cost=cost, seconds=0.0, **asdict(found)))
+        known[arch.id] = found
     return known
 
 

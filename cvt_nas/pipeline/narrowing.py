@@ -26,13 +26,13 @@ from jaxtyping import Float
 from cvt_nas.config import Experiment
 from cvt_nas.engine import Phase, TrainingSetup, class_curves
 from cvt_nas.errors import RunFolderError
-from cvt_nas.launch.judges import inherited_accuracies
+from cvt_nas.launch.judges import measure_inherited
 from cvt_nas.launch.resources import Resources
 from cvt_nas.launch.search import Search
 from cvt_nas.launch.tasks import on_worker
 from cvt_nas.pipeline.inherit import train_weights
 from cvt_nas.propose.samplers import derive_seed
-from cvt_nas.results import DroppedOption, Metric, Narrowing, NarrowingStep
+from cvt_nas.results import DroppedOption, Metric, Narrowing, NarrowingStep, smoothed_accuracies
 from cvt_nas.results.events import OptionsDropped, SupernetEpochDone
 from cvt_nas.run import RunFolder
 from cvt_nas.space import ArchSpace, Genome, NarrowedSpace, spread_over_flops
@@ -76,10 +76,10 @@ def train_and_narrow(search: Search) -> Generator[SupernetEpochDone | OptionsDro
         if number > 0 and space.genes:
             genomes = spread_over_flops(space, config.probes, seed=derive_seed(search.seed, number, "probes"))
             archs = [space.decode(genome) for genome in genomes]
-            accuracies = inherited_accuracies(archs, part, resources, stop=search.stop, is_screening=True)
-            if accuracies is None:
+            inherited = measure_inherited(archs, part, resources, stop=search.stop, is_screening=True)
+            if inherited is None:
                 return False
-            effects = contributions(space, genomes, accuracies, experiment.objectives)
+            effects = contributions(space, genomes, smoothed_accuracies(inherited), experiment.objectives)
             space, dropped = without_weakest(space, effects, config.drop_ratio)
         num_left = math.prod(len(gene.options) for gene in space.genes)
         step = NarrowingStep(last_epoch=last_epoch, classes=classes, dropped=dropped, num_left=num_left)

@@ -15,7 +15,7 @@ from cvt_nas.propose.earlier import beliefs_of
 from cvt_nas.propose.journal import open_journal
 from cvt_nas.propose.race import race_of
 from cvt_nas.propose.study import Study
-from cvt_nas.results import TrialResult
+from cvt_nas.results import TrialResult, smoothed_accuracies
 from cvt_nas.results.events import RaceEvent
 from cvt_nas.run import RunFolder
 from cvt_nas.space import Genome
@@ -68,8 +68,11 @@ def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed:
     If the run has candidates, the trials are the anchors and then candidates: the best ones by inherited accuracy and
     cost, or those that the surrogate chooses once it has learned from trials.
     """
-    first, ranked = dict(experiment.anchors), dict[str, Genome]()
+    first, ranked, inherited = dict(experiment.anchors), dict[str, Genome](), dict[Genome, float]()
     if candidates := run.candidates():
+        whole = measured_whole(candidates)
+        genomes = (experiment.space.encode(found.arch) for found in whole)
+        inherited = dict(zip(genomes, smoothed_accuracies(whole), strict=True))
         ranked = heirs(experiment, candidates, len(candidates))
         first |= ranked
         num_trials = min(num_trials, len(set(first.values())))
@@ -83,7 +86,7 @@ def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed:
         seed=seed,
         anchors=first,
         heirs=ranked.keys(),
-        inherited={experiment.space.encode(found.arch): found.accuracy for found in measured_whole(candidates)},
+        inherited=inherited,
         per_second=experiment.search.per == "second",
         beliefs=beliefs_of(experiment, run),
         recorded=run.results(),

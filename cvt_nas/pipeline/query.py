@@ -21,6 +21,7 @@ from cvt_nas.pipeline.correcting import correction_of
 from cvt_nas.pipeline.narrowing import searched_space
 from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.surrogate import Surrogate
+from cvt_nas.results import Inherited, smoothed_accuracies
 from cvt_nas.run import RunFolder
 from cvt_nas.space import Bound, CostMetric, SearchSpace
 
@@ -34,7 +35,8 @@ class Answer:
     """An architecture within the limits.
 
     Args:
-        accuracy: Accuracy on the search split with inherited weights.
+        inherited: What it inherits. Its `accuracy` is that on the search split.
+        smoothed: Accuracy with less noise of the search split; see `smoothed_accuracies`.
         corrected: Expected accuracy after a training of its own, by the trainings of the run; None without a
             correction.
         latency_ms: Median time of a batch of one on the device of the query. None if there is no limit of latency.
@@ -42,7 +44,8 @@ class Answer:
 
     arch: ArchConfig
     cost: Cost
-    accuracy: float
+    inherited: Inherited
+    smoothed: float
     corrected: float | None
     latency_ms: float | None
 
@@ -61,7 +64,7 @@ def query(
     is_corrected: bool = True,
     on_note: Callable[[str], None] | None = None,
 ) -> list[Answer]:
-    """Finds the most accurate architectures within the limits, by inherited accuracy or corrected by trainings.
+    """Finds the most accurate architectures within the limits, by what they inherit, or corrected by trainings.
 
     A model that is fitted to the candidates chooses from thousands of architectures. The chosen ones are then measured
     on the search split. If the run has six trainings or more, the accuracies that are expected after them decide; see
@@ -105,11 +108,11 @@ def query(
         sources = [RunFolder.open(place) for place in reuse]
         correction = correction_of(
             run, experiment, sources,
-            setup=setup, limits=space, inherited=lambda arch: inheritance.accuracy(arch)[0], on_note=on_note,
+            setup=setup, limits=space, inherited=inheritance.measure, on_note=on_note,
         )  # fmt: skip
     observations = [
-        Observation(genome=space.encode(candidate.arch), curve=candidate.curve, status=candidate.status)
-        for candidate in candidates
+        Observation(genome=space.encode(candidate.arch), curve=(accuracy,), status=candidate.status)
+        for candidate, accuracy in zip(candidates, smoothed_accuracies(candidates), strict=True)
     ]
     promising: list[ArchConfig] = []
     if (found := space.sample_feasible(random.Random(0), tries=20_000)) is not None:
@@ -126,9 +129,11 @@ def query(
         latency = None if max_latency_ms is None else latency_ms(arch, device)
         if latency is not None and max_latency_ms is not None and latency > max_latency_ms:
             continue
-        accuracy, _ = inheritance.accuracy(arch)
-        cost = space.cost(space.encode(arch))
-        answers.append(Answer(arch=arch, cost=cost, accuracy=accuracy, corrected=None, latency_ms=latency))
+        inherited, cost = inheritance.measure(arch), space.cost(space.encode(arch))
+        smoothed = smoothed_accuracies([inherited, *candidates])[0]
+        answers.append(Answer(
+            arch=arch, cost=cost, inherited=inherited, smoothed=smoothed, corrected=None, latency_ms=latency
+        ))  # fmt: skip
         if len(answers) == number:
             break
     if not answers:
@@ -136,11 +141,11 @@ def query(
         said = ", ".join(f"{name} up to {limit:g}" for name, limit in limits.items() if limit is not None)
         raise RunFolderError(f"{run.path}: nothing in the space was found with {said or 'any cost'}")
     if correction is not None:
-        expected = correction.expect({space.encode(answer.arch): answer.accuracy for answer in answers})
+        expected = correction.expect({space.encode(answer.arch): answer.inherited for answer in answers})
         answers = [
             dataclasses.replace(answer, corrected=float(value)) for answer, value in zip(answers, expected, strict=True)
         ]
-    answers.sort(key=lambda answer: -(answer.accuracy if answer.corrected is None else answer.corrected))
+    answers.sort(key=lambda answer: -(answer.smoothed if answer.corrected is None else answer.corrected))
     if to is not None:
         save_model(inheritance.model(answers[0].arch), to)
         save_preprocessing(setup.open_data(), to)

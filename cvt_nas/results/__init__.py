@@ -1,6 +1,6 @@
 """What a search produced, as values: trials, their front, its confirmation, how far its rungs can be trusted."""
 
-from cvt_nas.results.candidate import Candidate
+from cvt_nas.results.candidate import Candidate, Inherited, smoothed_accuracies
 from cvt_nas.results.choice_effects import Choice, ChoiceEffect, choice_effects
 from cvt_nas.results.confirmation import ConfirmPlan, FailedInInt8, confirm, failed_in_int8, with_memberships
 from cvt_nas.results.identity import DataIdentity

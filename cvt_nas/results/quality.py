@@ -104,7 +104,7 @@ class JudgedArch:
 
     Args:
         options: Options in words, by name of the choice.
-        inherited, standalone: Accuracies. The second one is the mean over its trainings.
+        inherited, standalone: Accuracies: smoothed, and the mean over its trainings.
     """
 
     id: str
@@ -122,7 +122,8 @@ class SupernetQuality:
     Args:
         num_archs: Number of architectures, evenly over log-FLOPs.
         num_seeds: Number of trainings of each architecture. Their mean counts as the truth.
-        rankers: Quality of the inherited accuracy, and of the scores that it must beat, params and FLOPs.
+        rankers: Quality of the inherited accuracy, smoothed if Brier scores are known (`inherited`) and as measured
+            (`accuracy`), and of the scores that it must beat, params and FLOPs.
         ceiling: Tau, with the mean of the seeds, of a ranker that knows the expected accuracy of each architecture; see
             `ceiling_of_mean`. None for one seed.
         inherited, standalone: Mean accuracies.
@@ -240,6 +241,7 @@ def judge_supernet(
     params: Sequence[int],
     flops: Sequence[int],
     origin: Origin | None = None,
+    smoothed: Sequence[float] | None = None,
     choices: Sequence[Choice] = (),
     effects: tuple[ChoiceEffect, ...] | None = None,
     reused: Reused | None = None,
@@ -251,23 +253,28 @@ def judge_supernet(
     Args:
         inherited: Inherited accuracy of each architecture.
         standalone: Accuracies after own trainings, `(archs, seeds)`.
+        smoothed: The same, smoothed, by which the supernet ranks; see `smoothed_accuracies`.
         choices: Choices whose effects are computed; see `choice_effects`.
         effects: Effects of the choices, if they are known already.
     """
     truth, costs, num_seeds = standalone.mean(axis=1), np.array(flops), standalone.shape[1]
-    scores = {"inherited": np.array(inherited), "params": np.array(params), "flops": costs}
+    accuracies = np.array(inherited)
+    ours = accuracies if smoothed is None else np.array(smoothed)
+    rankers = {"inherited": ours, "accuracy": accuracies, "params": np.array(params), "flops": costs}
+    if smoothed is None:
+        del rankers["accuracy"]
     between = _tau(_between_columns, *standalone.T) if num_seeds > 1 else None
     return SupernetQuality(
         num_archs=len(truth),
         num_seeds=num_seeds,
-        rankers={name: _quality(score, truth, costs) for name, score in scores.items()},
+        rankers={name: _quality(score, truth, costs) for name, score in rankers.items()},
         ceiling=None if between is None else _ceiling_of(between, num_seeds),
         inherited=float(np.mean(inherited)),
         standalone=float(truth.mean()),
         origin=origin,
         between_seeds=between,
-        effects=choice_effects(scores["inherited"], truth, flops, choices) if effects is None else effects,
-        questions=questions_of(scores["inherited"], standalone, costs),
+        effects=choice_effects(ours, truth, flops, choices) if effects is None else effects,
+        questions=questions_of(ours, standalone, costs),
         reused=reused,
         correction=correction,
         archs=tuple(archs),

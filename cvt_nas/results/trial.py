@@ -53,6 +53,7 @@ class _Line(TypedDict, total=False):
     epochs: int
     accuracy: float | None
     num_images: int
+    brier: float
     curve: list[float]
     seconds: float
     train_seconds: float
