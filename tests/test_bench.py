@@ -20,6 +20,7 @@ from cvt_nas.bench import (
     Trace,
     anytime_hypervolume,
     load_table,
+    methods_of,
     ready_tables,
     simulate,
     summarise,
@@ -109,8 +110,19 @@ def test_a_genome_that_is_no_row_stands_for_the_nearest(tmp_path: Path) -> None:
         (lambda f: f.drop(columns="acc_2"), "got acc_1, acc_3, acc_4, must be acc_1 to acc_3"),
         (lambda f: f.assign(acc_1=97.5), r"accuracies must be fractions in \[0, 1\]"),
         (lambda f: f.assign(acc_1=np.nan), r"accuracies must be fractions in \[0, 1\]"),
-        (lambda f: f.assign(g0="wide"), "invalid literal"),
+        (lambda f: f.assign(g0="wide"), "could not convert string to float: 'wide'"),
+        (lambda f: f.assign(g0=f.g0.where(f.g0 != 3)), "row 37: g0: got nan, must be a whole number"),
+        (lambda f: f.assign(g0=10**9), "g0: got 1000000000, must be an option index from 0, below 1,000"),
         (lambda f: f.assign(params=0), "params and flops above 0"),
+        (lambda f: f.assign(params=f.params / 1000), "row 3: params: got 1.001, must be a whole number"),
+        (
+            lambda f: f.assign(flops=f.flops + f.seed),
+            "rows 1, 2 have the same genes, but not the same params and flops",
+        ),
+        (lambda f: pd.concat([f, f.head(1)]), "row 121 has the genes and the seed of an earlier row"),
+        (lambda f: f.assign(seconds_per_epoch=-1.0), "seconds_per_epoch must be numbers above 0, or empty"),
+        (lambda f: f.assign(acc_4=0.0), "got 0 for every accuracy in acc_4"),
+        (lambda f: f.iloc[:0], "has no rows"),
     ],
 )
 def test_a_table_that_makes_no_sense_is_refused(tmp_path: Path, change: Any, message: str) -> None:
@@ -118,6 +130,29 @@ def test_a_table_that_makes_no_sense_is_refused(tmp_path: Path, change: Any, mes
     change(frame()).to_csv(path, index=False)
     with pytest.raises(TableError, match=message):
         load_table(path)
+
+
+def test_the_reference_lies_beyond_costs_that_are_small_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "millions.csv"
+    frame().assign(params=3, flops=3).to_csv(path, index=False)
+    table = load_table(path)
+    assert table.cost_range[1].flops == 4
+    assert table.hypervolume(METRICS) == pytest.approx(table.true_accuracies().max() / 4)
+
+
+@pytest.mark.filterwarnings("error")  # 0 / 0
+def test_a_choice_with_one_option_leaves_a_search_as_it_is(tmp_path: Path) -> None:
+    settings = Settings(metrics=METRICS, budget=80)
+    traces = []
+    for name, more in {"without": {}, "with": {"g3": 0}}.items():
+        frame().assign(**more).to_csv(tmp_path / f"{name}.csv", index=False)
+        traces.append(simulate(load_table(tmp_path / f"{name}.csv"), method("surrogate"), settings, seed=0).trained)
+    assert traces[0] == traces[1]
+
+
+def test_a_method_that_is_named_twice_runs_once() -> None:
+    found = methods_of(["random", "tpe", "random"], ["pareto-asha", "pareto-asha:promote"])
+    assert [str(method) for method in found] == ["random+pareto-asha", "tpe+pareto-asha"]
 
 
 def test_a_table_that_is_not_there_is_one_line(tmp_path: Path) -> None:
@@ -344,7 +379,9 @@ def test_bench_prints_the_names_that_scripts_rely_on(
         (["--scheduler", "hyperband"], "--scheduler: got hyperband, must be one of freeze-thaw, pareto-asha, asha"),
         (["--searcher", "tpe", "--scheduler", "freeze-thaw"], "--scheduler freeze-thaw: goes by what the surrogate"),
         (["--objectives", "accuracy"], "--objectives: got accuracy, must be accuracy and params, flops or both"),
-        (["--objectives", "accuracy,latency"], "--objectives: got latency, must be of accuracy, params, flops"),
+        (["--objectives", "accuracy,latency_ms"], "--objectives: got latency_ms, must be of accuracy, params, flops\n"),
+        (["--budget", "3"], "--budget 3: a full training takes 4 epochs"),
+        (["--plot", "nowhere/plot.html"], "--plot nowhere/plot.html: cannot be written: there is no folder nowhere"),
     ],
 )
 def test_a_mistake_of_a_comparison_is_one_line(

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 from cvt_nas.bench.table import Table
 from cvt_nas.errors import TableError
@@ -16,6 +16,7 @@ from cvt_nas.propose.samplers import SAMPLERS
 from cvt_nas.propose.simulation import Search
 from cvt_nas.propose.study import Study
 from cvt_nas.results import Metric
+from cvt_nas.space import COST_METRICS
 
 SCHEDULERS = ("freeze-thaw", "pareto-asha", "asha", "none")
 
@@ -72,16 +73,17 @@ class Method:
 
 def metrics_of(names: Sequence[str]) -> tuple[Metric, ...]:
     """The objectives, accuracy first. Raises TableError if a name is unknown, or if accuracy is missing or alone."""
+    known: tuple[Metric, ...] = ("accuracy", *COST_METRICS)  # a table has no other costs
     for name in names:
-        if name not in get_args(Metric):
-            raise TableError(f"--objectives: got {name}, must be of {', '.join(get_args(Metric))}")
+        if name not in known:
+            raise TableError(f"--objectives: got {name}, must be of {', '.join(known)}")
     if "accuracy" not in names or len(set(names)) < 2:
         raise TableError(f"--objectives: got {','.join(names)}, must be accuracy and params, flops or both")
-    return tuple(metric for metric in get_args(Metric) if metric in names)
+    return tuple(metric for metric in known if metric in names)
 
 
 def methods_of(samplers: Sequence[str], schedulers: Sequence[str]) -> list[Method]:
-    """Every sampler with every scheduler. A scheduler with `:stop` makes final decisions at rungs.
+    """Every sampler with every scheduler, each pair once. A scheduler with `:stop` makes final decisions at rungs.
 
     Raises TableError if a name is unknown.
     """
@@ -97,7 +99,7 @@ def methods_of(samplers: Sequence[str], schedulers: Sequence[str]) -> list[Metho
         if name == "freeze-thaw" and sampler != "surrogate":
             raise TableError(f"--scheduler freeze-thaw: goes by what the surrogate expects, not with {sampler}")
         methods.append(Method(sampler=sampler, scheduler=name, mode="stop" if mode == "stop" else "promote"))
-    return methods
+    return list(dict.fromkeys(methods))
 
 
 def _study_of(table: Table, sampler: str, metrics: Sequence[Metric], seed: int) -> Source:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cvt_nas.bench.methods import SearchMethod, Settings
 from cvt_nas.bench.table import Table
+from cvt_nas.errors import TableError
 from cvt_nas.propose.simulation import Asked, run_clock
 from cvt_nas.propose.study import Proposal
 from cvt_nas.results import hypervolume, is_non_dominated
@@ -98,7 +99,12 @@ def compare(
 def run_all(
     table: Table, tasks: Sequence[tuple[SearchMethod, int]], settings: Settings, *, processes: int = 1
 ) -> Iterator[Run]:
-    """Runs each method with its seed, in the order of `tasks`; in this process if `processes` is 1."""
+    """Runs each method with its seed, in the order of `tasks`; in this process if `processes` is 1.
+
+    Raises TableError if the budget is too small for a single full training.
+    """
+    if settings.budget < table.num_epochs:
+        raise TableError(f"--budget {settings.budget}: a full training takes {table.num_epochs} epochs")
     if processes == 1:
         yield from (_run_one(table, settings, method, seed) for method, seed in tasks)
         return

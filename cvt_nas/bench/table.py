@@ -8,6 +8,8 @@ A table has one row for each architecture and seed. Its columns are:
 - `seed` and `seconds_per_epoch`, which are optional. Where an architecture has no seconds, they are interpolated over
   FLOPs.
 
+All rows of an architecture have the same params and FLOPs. Other columns are not read.
+
 A search sees one seed of an architecture, drawn at random. It is judged by the mean over the seeds.
 """
 
@@ -29,6 +31,8 @@ from cvt_nas.results import Metric, hypervolume
 from cvt_nas.space import COST_METRICS, Gene, Genome
 
 _REFERENCE = 1.02  # as a multiple of the greatest cost in the table
+_MOST_OPTIONS = 1_000  # of a gene; a column with more holds no indices, but values such as widths
+_MOST_WHOLE = 2**53  # whole numbers up to here are exact as floats
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Table:
     def cost_range(self) -> tuple[Cost, Cost]:
         """Cost 0, and the cost of the reference point."""
         params, flops = (max(getattr(cost, name) for cost in self.costs) for name in ("params", "flops"))
-        return Cost(params=0, flops=0), Cost(params=int(_REFERENCE * params), flops=int(_REFERENCE * flops))
+        return Cost(params=0, flops=0), Cost(params=_beyond(params), flops=_beyond(flops))
 
     def cost(self, genome: Sequence[int]) -> Cost:
         return self.costs[self.rows[self.canonical(genome)]]
@@ -137,10 +141,10 @@ def load_table(path: str | Path) -> Table:
     ready, path = ready_tables(), Path(path)
     if str(path) in ready and not path.is_file():
         path = ready[str(path)]
-    elif not path.suffix and not path.exists():
+    elif not path.exists():
         raise TableError(f"{path}: cannot be read: there is no such file, and the ready tables are {', '.join(ready)}")
     try:
-        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        frame = pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise TableError(f"{path}: cannot be read: {error}") from error
     columns = [str(name) for name in frame.columns]
@@ -152,20 +156,31 @@ def load_table(path: str | Path) -> Table:
         raise TableError(f"{path}: needs a column for each gene (g0, g1, ... or c0, c1, ...), and acc_1 to acc_E")
     if [int(name[4:]) for name in epochs] != list(range(1, len(epochs) + 1)):
         raise TableError(f"{path}: got {', '.join(epochs)}, must be acc_1 to acc_{len(epochs)}")
+    if frame.empty:
+        raise TableError(f"{path}: has no rows")
     try:
-        options = frame[genes].to_numpy(dtype=int)
-        costs = frame[list(COST_METRICS)].to_numpy(dtype=int)
+        options, costs = _whole(frame, genes), _whole(frame, COST_METRICS)
         curves = frame[epochs].to_numpy(dtype=float)
         seconds = frame["seconds_per_epoch"].to_numpy(dtype=float) if "seconds_per_epoch" in columns else None
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise TableError(f"{path}: {error}") from error
     if not ((curves >= 0) & (curves <= 1)).all():  # an empty cell fails, too
         raise TableError(f"{path}: accuracies must be fractions in [0, 1]")
+    if not curves[:, -1].any():
+        raise TableError(f"{path}: got 0 for every accuracy in {epochs[-1]}, must be above 0 somewhere")
+    if seconds is not None and not (np.isnan(seconds) | (np.isfinite(seconds) & (seconds > 0))).all():
+        raise TableError(f"{path}: seconds_per_epoch must be numbers above 0, or empty")
     if (options < 0).any() or (costs <= 0).any():
         raise TableError(f"{path}: genes must be option indices from 0, params and flops above 0")
+    if options.max() >= _MOST_OPTIONS:
+        name = genes[int(np.argmax(options.max(axis=0)))]
+        raise TableError(
+            f"{path}: {name}: got {options.max()}, must be an option index from 0, below {_MOST_OPTIONS:,}"
+        )
     members: dict[Genome, list[int]] = {}
     for index, genome in enumerate(map(tuple, options.tolist())):
         members.setdefault(genome, []).append(index)
+    _check_rows(path, frame, genes, members, costs)
     members = dict(sorted(members.items()))
     firsts = [indices[0] for indices in members.values()]
     return Table(
@@ -181,6 +196,40 @@ def load_table(path: str | Path) -> Table:
         curves=tuple(curves[indices] for indices in members.values()),
         seconds_per_epoch=_seconds_of(list(members.values()), seconds, costs[:, 1]),
     )  # fmt: skip
+
+
+def _whole(frame: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
+    """Whole numbers in the columns `names`, `(rows, names)`. Raises ValueError if a cell is empty or has another value.
+
+    A conversion to integers alone would cut 1.8 million params, written as 1.8, to 1.
+    """
+    values = frame[list(names)].to_numpy(dtype=float)
+    wrong = ~((np.abs(values) <= _MOST_WHOLE) & (values == np.floor(values)))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise ValueError(f"row {row + 1}: {names[column]}: got {values[row, column]:g}, must be a whole number")
+    return values.astype(int)
+
+
+def _check_rows(
+    path: Path, frame: pd.DataFrame, genes: Sequence[str], members: Mapping[Genome, Sequence[int]], costs: np.ndarray
+) -> None:
+    """Raises TableError if rows of an architecture differ in their costs, or if a seed of it is there twice."""
+    for rows in members.values():
+        if (costs[rows] != costs[rows[0]]).any():
+            told = ", ".join(str(row + 1) for row in rows)
+            raise TableError(f"{path}: rows {told} have the same genes, but not the same params and flops")
+    if "seed" not in frame.columns:
+        return
+    is_again = (frame["seed"].notna() & frame.duplicated([*genes, "seed"])).to_numpy()
+    if is_again.any():
+        row = int(np.argmax(is_again))
+        raise TableError(f"{path}: row {row + 1} has the genes and the seed of an earlier row; leave one of them out")
+
+
+def _beyond(cost: int) -> int:
+    """The cost of the reference point, which lies beyond the greatest cost even where that is a small number."""
+    return max(int(_REFERENCE * cost), cost + 1)
 
 
 def _seconds_of(

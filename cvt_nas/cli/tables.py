@@ -9,6 +9,7 @@ from cvt_nas.cli.output import write
 
 def bench(options: argparse.Namespace) -> int:
     from cvt_nas import bench
+    from cvt_nas.errors import TableError
 
     metrics = bench.metrics_of(options.objectives)
     methods = bench.methods_of(options.searcher, options.scheduler)
@@ -20,6 +21,8 @@ def bench(options: argparse.Namespace) -> int:
         grace_period=options.grace_period,
         reduction_factor=options.reduction_factor,
     )
+    if options.plot is not None and not options.plot.parent.is_dir():  # it is written after hours
+        raise TableError(f"--plot {options.plot}: cannot be written: there is no folder {options.plot.parent}")
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     runs = []
     for run in bench.compare(table, methods, settings, seeds=seeds, processes=options.processes):
