@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+from cvt_nas.arch import Cost
 from cvt_nas.config import Experiment
 from cvt_nas.propose.beliefs import Beliefs, Believed, EarlierRun, choices_of
 from cvt_nas.propose.observations import Observation
@@ -32,8 +33,12 @@ def run_of(experiment: Experiment, genomes: list[Genome], *, sign: float = 1.0) 
     )
 
 
+def costs_of(space: SearchSpace, genomes: list[Genome]) -> list[Cost]:
+    return [space.cost(genome) for genome in genomes]
+
+
 def believed_of(beliefs: Beliefs, space: SearchSpace, genomes: list[Genome]) -> np.ndarray:
-    table, costs = np.array(genomes), [space.cost(genome) for genome in genomes]
+    table, costs = np.array(genomes), costs_of(space, genomes)
     return Believed(beliefs, space, table, costs)(table, costs)
 
 
@@ -124,6 +129,16 @@ def front_after(experiment: Experiment, beliefs: Beliefs, number: int, *, seed: 
         losses.append([1 - accuracy, *surrogate.scaled_costs([genome])[0]])
         observations.append(Observation(genome=genome, curve=(accuracy,), status="complete"))
     return hypervolume(np.array(losses))
+
+
+def test_priors_of_options_that_no_network_has_within_the_limits_tell_nothing(digits: Experiment) -> None:
+    place, width = next((p, gene) for p, gene in enumerate(digits.space.genes) if gene.name == "stage2.embed_dim")
+    genomes = [genome for genome in genomes_of(digits.space, 60) if genome[place] < 2]
+    table, costs = np.array(genomes), costs_of(digits.space, genomes)
+    for weights, tells_apart in (([1.0, 1.0, 9.0], False), ([1.0, 9.0, 9.0], True)):
+        believed = Believed(Beliefs(priors={width.name: weights}), digits.space, table, costs)
+        assert believed.tells_apart == tells_apart
+        assert believed(table, costs).any() == tells_apart
 
 
 def test_an_earlier_run_gives_a_search_a_better_beginning(digits: Experiment) -> None:

@@ -223,6 +223,16 @@ CASES = {
         "search: {priors: {kv_stride: {2: often}}, ",
         'my.yaml:41: search.priors.kv_stride.2: got "often", must be a number above 0',
     ),
+    "a prior of an option that is written in two ways": (
+        "search: {",
+        "search: {priors: {kv_stride: {2: 3, 2.0: 5}}, ",
+        "my.yaml:41: search.priors.kv_stride.2.0: repeated, is the option 2 too",
+    ),
+    "a prior of a stage that has no choice": (
+        "search: {",
+        "search: {priors: {depth: [{1: 3}, {}, {}]}, ",
+        "my.yaml:41: search.priors.depth[0]: is fixed in this stage, and leaves nothing to believe; write {}",
+    ),
     "priors of too few stages": (
         "search: {",
         "search: {priors: {kv_stride: [{2: 3}, {2: 3}]}, ",
@@ -519,6 +529,23 @@ def test_priors_are_weights_of_the_options_of_genes() -> None:
     assert experiment.priors["stage0.kv_stride"] == (1.0, 0.5)
     assert "stage1.kv_stride" not in experiment.priors
     assert experiment.priors["stage2.kv_stride"] == (2.0, 1.0)
+
+
+@pytest.mark.parametrize("weights", ["{}", "{2: 1}", "{1: 3, 2: 3}"])
+def test_priors_that_prefer_no_option_have_no_effect(weights: str) -> None:
+    text = BASE.replace("sampler: tpe", f"priors: {{kv_stride: {weights}}}")
+    experiment = parse_experiment(text, "my.yaml")
+    (warning,) = experiment.warnings
+    assert "search.priors.kv_stride: has no effect: the options of each stage have the same weight" in warning
+    assert not experiment.priors
+
+
+def test_a_first_rung_that_no_training_reaches_has_no_effect() -> None:
+    epochs = parse_experiment(BASE, "my.yaml").training.epochs
+    for grace, told in ((epochs - 1, ()), (epochs, ("grace_period", "reduction_factor"))):
+        text = base_with("grace_period: 2", f"grace_period: {grace}")
+        warnings = parse_experiment(text, "my.yaml").warnings
+        assert tuple(warning.partition("search.")[2].partition(":")[0] for warning in warnings) == told
 
 
 def test_priors_that_no_sampler_heeds_have_no_effect() -> None:

@@ -75,7 +75,10 @@ def test_a_run_tells_how_much_it_believed_and_when_it_stopped(tmp_path: Path) ->
     (believed,), (not_believed,) = histories_of_beliefs(right), histories_of_beliefs(wrong)
     assert list(believed.steps) == [5, 10, 11]
     assert believed.stopped_after is None
-    assert believed.steps[11].agreement > 0.8 > 0.1 > not_believed.steps[11].agreement
+    agreement, other = believed.steps[11].agreement, not_believed.steps[11].agreement
+    assert agreement is not None
+    assert other is not None
+    assert agreement > 0.8 > 0.1 > other
     assert not_believed.stopped_after is not None
     (line,) = belief_lines(histories_of_beliefs(wrong))
     assert line.startswith(f"learned from {earlier.path}: ")
@@ -95,7 +98,7 @@ def test_a_belief_has_stopped_when_it_stays_away() -> None:
 
 
 def test_networks_are_compared_by_their_costs_for_the_images_of_this_search(tmp_path: Path) -> None:
-    earlier, experiment = run_of(tmp_path / "earlier", steady, num_complete=4), experiment_of()
+    earlier, experiment = run_of(tmp_path / "earlier", steady, num_complete=5), experiment_of()
     larger = dataclasses.replace(experiment, space=dataclasses.replace(experiment.space, image_size=16))
     sources = read_sources([earlier.path], metric="accuracy")
     run = begin(tmp_path / "run", experiment, sources)
@@ -104,24 +107,50 @@ def test_networks_are_compared_by_their_costs_for_the_images_of_this_search(tmp_
     assert all(cost.flops / flops > 3 for cost, flops in zip(found.costs, own, strict=True))
 
 
-@pytest.mark.parametrize("case", ["no run", "empty", "metric"])
+@pytest.mark.parametrize("case", ["no run", "empty", "few", "twice", "metric"])
 def test_what_cannot_be_learned_from_is_refused(case: str, tmp_path: Path) -> None:
     place = tmp_path / "earlier"
-    message = f"--learn-from {place}: "
+    places, message = [place], f"--learn-from {place}: "
     if case == "no run":
         message = f"{place} holds no run"
     elif case == "empty":
         RunFolder.create(place, MANIFEST)
         message += "has no trial with an accuracy"
+    elif case == "few":
+        run_of(place, steady, num_complete=3, num_stopped=1)
+        message += "got 4 trials with an accuracy, must be at least 5"
+    elif case == "twice":
+        run_of(place, steady, num_complete=5)
+        (tmp_path / "link").symlink_to(place)
+        places, message = [place, tmp_path / "link"], f"--learn-from {tmp_path / 'link'}: is named twice"
     else:
         RunFolder.create(place, {**MANIFEST, "metric": "macro_f1"})
         message += "maximised macro_f1, and this search maximises accuracy"
     with pytest.raises(RunFolderError, match=message):
-        read_sources([place], metric="accuracy")
+        read_sources(places, metric="accuracy")
+
+
+def test_a_search_whose_copy_of_an_earlier_run_was_cut_does_not_go_on(tmp_path: Path) -> None:
+    earlier, experiment = run_of(tmp_path / "earlier", steady, num_complete=6), experiment_of()
+    run = begin(tmp_path / "run", experiment, read_sources([earlier.path], metric="accuracy"))
+    path = run.earlier_path(0)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
+    with pytest.raises(RunFolderError, match=r"0\.jsonl: has 4 trials, and the search began with 6"):
+        beliefs_of(experiment, run)
+
+
+def test_an_earlier_run_that_tells_nothing_changes_nothing_and_is_not_said_to_be_given_up(tmp_path: Path) -> None:
+    earlier, experiment = run_of(tmp_path / "earlier", lambda size: (0.5,) * 4, num_complete=14), experiment_of()
+    warm = begin(tmp_path / "warm", experiment, read_sources([earlier.path], metric="accuracy"))
+    cold = begin(tmp_path / "cold", experiment, [])
+    assert train(experiment, warm, 10) == train(experiment, cold, 10)
+    (line,) = belief_lines(histories_of_beliefs(warm))
+    assert line.startswith(f"learned from {earlier.path}: told nothing: ")
+    assert line in run_page(warm)
 
 
 def test_a_search_that_goes_on_is_told_of_no_other_runs(tmp_path: Path) -> None:
-    earlier, experiment = run_of(tmp_path / "earlier", steady, num_complete=4), experiment_of()
+    earlier, experiment = run_of(tmp_path / "earlier", steady, num_complete=5), experiment_of()
     run = begin(tmp_path / "run", experiment, read_sources([earlier.path], metric="accuracy"))
     check_same_sources(run, [])
     check_same_sources(run, [earlier.path])

@@ -287,7 +287,12 @@ def _build(file: SpaceFile, reader: Reader) -> Experiment:
         da_nas=file.da_nas,
         search=file.search,
         text=reader.text,
-        warnings=without_effect(file, reader, chosen={gene.choice for gene in space.genes}),
+        warnings=without_effect(
+            file,
+            reader,
+            chosen={gene.choice for gene in space.genes},
+            preferred={gene.choice for gene in space.genes if gene.name in priors},
+        ),
     )
 
 

@@ -6,11 +6,14 @@ from cvt_nas.config.reader import Key, Reader, dotted
 from cvt_nas.config.sections import SpaceFile, has_columns, is_streamed
 
 
-def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) -> tuple[str, ...]:
+def without_effect(
+    file: SpaceFile, reader: Reader, *, chosen: Collection[str], preferred: Collection[str]
+) -> tuple[str, ...]:
     """Returns one line for each setting of the file that has no effect.
 
     Args:
         chosen: Choices that the space leaves open.
+        preferred: Choices with an option that `search.priors` prefers to another.
     """
     written = set(reader.lines)
     from_folder = is_streamed(file.data.dataset)
@@ -76,8 +79,12 @@ def without_effect(file: SpaceFile, reader: Reader, *, chosen: Collection[str]) 
             check(("supernet", name), bool(fixed), f"the space has no choice of {fixed}")
     check(("search", "priors"), file.search.sampler != "surrogate", f"the sampler is {file.search.sampler}")
     check(("search", "priors"), file.search.has_supernet, "the trials are the best of the candidates")
+    for choice in file.search.priors:
+        check(("search", "priors", choice), choice not in preferred, "the options of each stage have the same weight")
     check(("search", "per"), file.search.sampler != "surrogate", f"the sampler is {file.search.sampler}")
     for name in ("mode", "grace_period", "reduction_factor"):
         has_rungs = file.search.scheduler in ("pareto-asha", "asha")
         check(("search", name), not has_rungs, f"the scheduler is {file.search.scheduler}")
+        no_rung = has_rungs and 0 < file.training.epochs <= file.search.grace_period
+        check(("search", name), no_rung, f"a training of {file.training.epochs} epochs ends before the first rung")
     return tuple(f"{reader.where}:{reader.lines[key]}: {dotted(key)}: has no effect: {why}" for key, why in found)

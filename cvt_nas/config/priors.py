@@ -9,7 +9,10 @@ from cvt_nas.space import BLOCK_CHOICES, STAGE_CHOICES, SearchSpace
 
 
 def priors_of(section: Mapping[str, Any], space: SearchSpace, reader: Reader) -> dict[str, tuple[float, ...]]:
-    """The weight of each option, by the name of its gene: a mapping for all stages, or a list of one for each."""
+    """The weight of each option, by the name of its gene: a mapping for all stages, or a list of one for each.
+
+    Genes whose options all have the same weight are left out, since nothing follows from it.
+    """
     weights: dict[str, tuple[float, ...]] = {}
     for choice, given in section.items():
         key: Key = ("search", "priors", choice)
@@ -27,9 +30,12 @@ def priors_of(section: Mapping[str, Any], space: SearchSpace, reader: Reader) ->
         for index, of_stage in enumerate(stages):
             known = options[index] if isinstance(given, list) else list(dict.fromkeys(itertools.chain(*options)))
             found = _weights_of(of_stage, known, (*key, index) if isinstance(given, list) else key, reader)
-            for gene in space.genes:
-                if (gene.stage, gene.choice) == (index, choice) and found:
-                    weights[gene.name] = tuple(found.get(option, 1.0) for option in options[index])
+            genes = [gene for gene in space.genes if (gene.stage, gene.choice) == (index, choice)]
+            if isinstance(given, list) and found and not genes:
+                reader.add((*key, index), "is fixed in this stage, and leaves nothing to believe; write {}")
+            told = tuple(found.get(option, 1.0) for option in options[index])
+            if len(set(told)) > 1:
+                weights |= {gene.name: told for gene in genes}
             if not isinstance(given, list) and not found:
                 break  # what is wrong in all stages is told once
     return weights
@@ -47,6 +53,8 @@ def _weights_of(section: Any, options: list[str], key: Key, reader: Reader) -> d
             reader.add((*key, name), f"is no option here, must be {one_of(options)}")
         elif isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
             reader.add((*key, name), f"got {show(weight)}, must be a number above 0")
+        elif option in weights:
+            reader.add((*key, name), f"repeated, is the option {option} too")
         else:
             weights[option] = float(weight)
     return weights if len(reader.problems) == num_problems else {}

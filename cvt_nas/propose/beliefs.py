@@ -22,7 +22,8 @@ from cvt_nas.propose.observations import MAX_FITTED, Observation, curves_of, mos
 from cvt_nas.space import BLOCK_CHOICES, STAGE_CHOICES, Gene, GenomeSpace, Option
 
 PRIORS = "priors"  # name of the user's belief
-_FOLDS = 5
+FEWEST_TRIALS = 5  # of an earlier run that can be believed: each fifth of its trials is left out in turn
+_ROUNDING = 1e-9  # scores of networks that differ by less are equal
 _LEAST_SD = 0.1  # least standard deviation by which logarithms of costs are divided
 
 
@@ -93,16 +94,24 @@ class Trust:
     Args:
         weight, sd: Mean and standard deviation of its weight in the process.
         agreement: Correlation of the belief with the expected accuracy, over networks of the space. For the user's
-            belief, the effect of costs is removed from the expected accuracy.
+            belief, the effect of costs is removed from the expected accuracy. None if the belief is the same for all
+            networks.
     """
 
     weight: float
     sd: float
-    agreement: float
+    agreement: float | None
 
 
 class Believed:
     """Beliefs as features, `(genomes, beliefs)`. Each has mean 0 and standard deviation 1 over the space.
+
+    A belief that does not tell networks apart is 0. An earlier run leads to one if it does not predict its own trials,
+    and priors do if no weight is left of them within the constraints, or none that costs do not explain.
+
+    Attributes:
+        number: Number of beliefs.
+        tells_apart: Whether any belief tells networks apart.
 
     Args:
         sample: Sample of the genomes of the space, `(sample, genes)`.
@@ -115,12 +124,17 @@ class Believed:
         self._priors = _Priors(beliefs.priors, space, sample, costs) if beliefs.priors else None
         self._runs = [_Expected(run, space, beliefs.fixed, sample, costs) for run in beliefs.runs]
         self.number = len(beliefs.names)
+        self._are_flat = [belief.is_flat for belief in self._all]
+        self.tells_apart = not all(self._are_flat)
+
+    @property
+    def _all(self) -> "list[_Expected | _Priors]":
+        return [*self._runs, *([] if self._priors is None else [self._priors])]
 
     def __call__(
         self, genomes: Int[np.ndarray, "genomes genes"], costs: Sequence[Cost]
     ) -> Float[np.ndarray, "genomes beliefs"]:
-        beliefs = [*self._runs, *([] if self._priors is None else [self._priors])]
-        return np.array([belief(genomes, costs) for belief in beliefs]).T.reshape(len(genomes), self.number)
+        return np.array([belief(genomes, costs) for belief in self._all]).T.reshape(len(genomes), self.number)
 
     def judge(
         self, number: int, genomes: Int[np.ndarray, "genomes genes"], costs: Sequence[Cost]
@@ -152,8 +166,8 @@ class Believed:
         beyond = expected - line @ np.linalg.lstsq(line, expected, rcond=None)[0]
         against = [expected] * len(self._runs) + [beyond]
         return [
-            Trust(weight=float(mean), sd=float(sd), agreement=_correlation(column, other))
-            for mean, sd, column, other in zip(means, sds, believed.T, against, strict=False)
+            Trust(weight=float(mean), sd=float(sd), agreement=None if is_flat else _correlation(column, other))
+            for mean, sd, column, other, is_flat in zip(means, sds, believed.T, against, self._are_flat, strict=False)
         ]
 
 
@@ -187,6 +201,7 @@ class _Expected:
         theta = fit_hyperparameters(curves, prior=prior)
         self._posterior, self._skill = CurvePosterior(curves, theta), _skill(curves, theta)
         expected = self._expect(sample, costs)
+        self.is_flat = self._skill == 0
         # a process that expects almost no differences must not have them scaled up
         self._mean, self._sd = expected.mean(), max(expected.std(), curves.scale[1])
 
@@ -210,13 +225,13 @@ def _skill(curves: Curves, theta: np.ndarray) -> float:
     """
     latest = dict(zip(curves.trials.tolist(), curves.values.tolist(), strict=True))
     trials = np.random.default_rng(0).permutation(list(latest))
-    if len(trials) < _FOLDS:
+    if len(trials) < FEWEST_TRIALS:
         return 0.0
     expected = np.zeros(len(trials))
-    for fold in range(_FOLDS):
-        left_out = trials[fold::_FOLDS]
+    for fold in range(FEWEST_TRIALS):
+        left_out = trials[fold::FEWEST_TRIALS]
         posterior = CurvePosterior(curves.where(~np.isin(curves.trials, left_out)), theta)
-        expected[fold::_FOLDS] = posterior.expect(curves.features[left_out])
+        expected[fold::FEWEST_TRIALS] = posterior.expect(curves.features[left_out])
     return max(_correlation(expected, np.array([latest[trial] for trial in trials])), 0.0)
 
 
@@ -255,7 +270,8 @@ class _Priors:
         self._depths = {gene.stage: place for place, gene in enumerate(space.genes) if gene.choice == "depth"}
         score, logs = self._score(sample), np.column_stack([np.ones(len(sample)), _logs(costs)])
         self._line = np.linalg.lstsq(logs, score, rcond=None)[0]
-        self._sd = max(float((score - logs @ self._line).std()), 1e-9)
+        self._sd = float((score - logs @ self._line).std())
+        self.is_flat = self._sd < _ROUNDING
 
     def _score(self, genomes: np.ndarray) -> np.ndarray:
         total = np.zeros(len(genomes))
@@ -268,6 +284,8 @@ class _Priors:
         return total
 
     def __call__(self, genomes: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:
+        if self.is_flat:
+            return np.zeros(len(genomes))
         logs = np.column_stack([np.ones(len(genomes)), _logs(costs)])
         return (self._score(genomes) - logs @ self._line) / self._sd
 

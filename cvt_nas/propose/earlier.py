@@ -10,7 +10,7 @@ from typing import Any
 from cvt_nas.arch import Cost, cost_of
 from cvt_nas.config import Experiment
 from cvt_nas.errors import ArchError, RunFolderError
-from cvt_nas.propose.beliefs import Beliefs, EarlierRun, choices_of
+from cvt_nas.propose.beliefs import FEWEST_TRIALS, Beliefs, EarlierRun, choices_of
 from cvt_nas.results import TrialResult
 from cvt_nas.run import RunFolder, is_url
 from cvt_nas.run.records import Record
@@ -40,11 +40,15 @@ def read_sources(places: Sequence[str | Path], *, metric: str) -> list[Source]:
     """Reads the runs in folders or at URLs.
 
     Raises:
-        RunFolderError: One of them is no run, has no trial with an accuracy, or maximised another metric.
+        RunFolderError: One of them is no run, is named twice, has fewer than five trials with an accuracy, or maximised
+            another metric.
     """
-    sources = []
+    sources, paths = list[Source](), set[Path]()
     for place in places:
         run = RunFolder.open(place)
+        if run.path.resolve() in paths:
+            raise RunFolderError(f"--learn-from {place}: is named twice, and would be believed twice; name it once")
+        paths.add(run.path.resolve())
         theirs = run.manifest.get("metric", "accuracy")
         if theirs != metric:
             raise RunFolderError(
@@ -53,6 +57,11 @@ def read_sources(places: Sequence[str | Path], *, metric: str) -> list[Source]:
         trials = tuple(trial for trial in run.results() if trial.status in ("complete", "stopped") and trial.curve)
         if not trials:
             raise RunFolderError(f"--learn-from {place}: has no trial with an accuracy to learn from")
+        if len(trials) < FEWEST_TRIALS:
+            raise RunFolderError(
+                f"--learn-from {place}: got {len(trials)} trials with an accuracy, must be at least {FEWEST_TRIALS} to "
+                f"learn from; leave it out"
+            )
         sources.append(Source(place=run.place, epochs=run.manifest["epochs"], trials=trials))
     return sources
 
@@ -91,6 +100,11 @@ def _earlier_run(told: Mapping[str, Any], run: RunFolder, number: int, space: Se
     trials = Record(path, run.store, TrialResult.from_json).read()
     if not trials:
         raise RunFolderError(f"{path}: is missing, so that the search cannot go on as it began")
+    if len(trials) != told["trials"]:
+        raise RunFolderError(
+            f"{path}: has {len(trials)} trials, and the search began with {told['trials']}, so that it cannot go on as "
+            f"it began"
+        )
     return EarlierRun(
         name=told["place"],
         choices=tuple(choices_of(trial.arch) for trial in trials),

@@ -78,7 +78,7 @@ class Surrogate:
         with _blas().limit(limits=1, user_api="blas"):
             table = np.array(self._sample, dtype=int).reshape(-1, len(space.genes))
             self._believed = Believed(beliefs, space, table, self._costs_of(self._sample))
-        self._num_initial = NUM_INITIAL // 2 if self._believed.number else NUM_INITIAL
+        self._num_initial = NUM_INITIAL // 2 if self._believed.tells_apart else NUM_INITIAL
         self._prior = prior_of([0 if gene.is_ordinal else len(gene.options) for gene in space.genes], num_epochs)
         self.fitted: dict[int, np.ndarray] = {}
         self._table = None if self._every is None else self._of(self._every)
@@ -208,7 +208,7 @@ class Surrogate:
         within = random.Random(f"{self._seed} {number}").random()
         wanted = low + (high - low) * (_INTERVALS[number % NUM_INITIAL] + within) / NUM_INITIAL
         order = np.argsort(np.abs(logs - wanted), kind="stable")
-        if self._believed.number:
+        if self._believed.tells_apart:
             near, rest = np.split(order, [max(len(order) // NUM_INITIAL, 1)])
             genomes = [self._sample[index] for index in near]
             if sum(o.status == "complete" for o in observations) < _JUDGED_AFTER:
@@ -312,7 +312,7 @@ class Surrogate:
         columns, logs = [], (self._log_costs(costs) - self._log_mean) / self._log_sd
         for position, gene in enumerate(self._space.genes):
             if gene.is_ordinal:
-                columns.append(table[:, [position]] / (len(gene.options) - 1))
+                columns.append(table[:, [position]] / max(len(gene.options) - 1, 1))  # a table may have one option
             else:  # scaled so that the squared distance of two different options is 1
                 columns.append((table[:, [position]] == np.arange(len(gene.options))) / math.sqrt(2))
         return np.hstack([*columns, logs, self._believed(table, costs)])

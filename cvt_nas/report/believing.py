@@ -15,6 +15,14 @@ from cvt_nas.run import RunFolder
 STOPPED = 0.1  # agreement below which a belief counts as given up
 _FEWEST = 3  # complete trials that the model needs
 _FIRST = 5  # trials of the first step; each further step has twice as many
+_RUN_TOLD_NOTHING = (
+    "told nothing: a model of its trials does not predict the ones that are left out of it; the search went on "
+    "without it"
+)
+_PRIORS_TOLD_NOTHING = (
+    "told nothing: within the constraints, they prefer no network to another of the same costs; the search went on "
+    "without them"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,11 +39,17 @@ class History:
 
     @property
     def stopped_after(self) -> int | None:
-        """Number of trials after which the belief was given up for good. None if it was not."""
+        """Number of trials after which the belief was given up for good. None if it was not, or if it told nothing."""
         stopped = None
         for number, trust in self.steps.items():
-            stopped = None if trust.agreement >= STOPPED else number if stopped is None else stopped
+            is_away = trust.agreement is not None and trust.agreement < STOPPED
+            stopped = None if not is_away else number if stopped is None else stopped
         return stopped
+
+    @property
+    def told_nothing(self) -> bool:
+        """Whether the belief was the same for all networks of the space."""
+        return all(trust.agreement is None for trust in self.steps.values())
 
 
 def histories_of_beliefs(run: RunFolder) -> list[History]:
@@ -71,7 +85,10 @@ def belief_lines(histories: Sequence[History]) -> list[str]:
     lines = []
     for history in histories:
         what = "search.priors" if history.name == PRIORS else f"learned from {history.name}"
-        steps = [f"{trust.agreement:.2f} after {number}" for number, trust in history.steps.items()]
+        if history.told_nothing:
+            lines.append(f"{what}: {_PRIORS_TOLD_NOTHING if history.name == PRIORS else _RUN_TOLD_NOTHING}")
+            continue
+        steps = [f"{agreement_text(trust)} after {number}" for number, trust in history.steps.items()]
         (*_, last), stopped = history.steps.values(), history.stopped_after
         beyond = "beyond what follows from costs, " if history.name == PRIORS else ""
         lines.append(
@@ -82,13 +99,17 @@ def belief_lines(histories: Sequence[History]) -> list[str]:
     return lines
 
 
+def agreement_text(trust: Trust) -> str:
+    return "-" if trust.agreement is None else f"{trust.agreement:.2f}"
+
+
 def beliefs_section(run: RunFolder) -> str:
     """The lines and a table of the beliefs as HTML. Empty if the run had no beliefs."""
     histories = histories_of_beliefs(run)
     if not histories:
         return ""
     rows = [
-        (history.name, number, f"{trust.agreement:.2f}", f"{trust.weight:.2f} ± {trust.sd:.2f}")
+        (history.name, number, agreement_text(trust), f"{trust.weight:.2f} ± {trust.sd:.2f}")
         for history in histories
         for number, trust in history.steps.items()
     ]
