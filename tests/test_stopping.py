@@ -9,6 +9,8 @@ import pytest
 
 from conftest import small_digits
 from cvt_nas.config import parse_experiment
+from cvt_nas.report import rank_lines
+from cvt_nas.report.figures import curves_figure
 from cvt_nas.report.stopping import (
     expected_of_stopped,
     first_rung_to_trust,
@@ -24,10 +26,17 @@ NUM_EPOCHS = 4
 Curve = tuple[float, ...]
 
 
-def run_of(path: Path, curve_of: Callable[[float], Curve], *, num_complete: int, num_stopped: int = 0) -> RunFolder:
+def run_of(
+    path: Path,
+    curve_of: Callable[[float], Curve],
+    *,
+    num_complete: int,
+    num_stopped: int = 0,
+    settings: str = "seed: 0",
+) -> RunFolder:
     """A run whose curves follow from a network's FLOPs, as a share of the space's; the last ones were stopped after
     their first epoch."""
-    text = small_digits(**{"  epochs:": f"  epochs: {NUM_EPOCHS}", "search:": "search: {trials: 20, seed: 0}"})
+    text = small_digits(**{"  epochs:": f"  epochs: {NUM_EPOCHS}", "search:": f"search: {{trials: 20, {settings}}}"})
     experiment = parse_experiment(text, "small.yaml")
     space, rng = experiment.space, random.Random(0)
     run = RunFolder.create(path, experiment.manifest(seed=0, num_trials=20))
@@ -79,6 +88,58 @@ def test_where_networks_overtake_at_the_end_no_rung_is_recommended(tmp_path: Pat
     assert stopping_lines(run, hindsight_of(run))[-1].endswith(
         "next time: search.scheduler: freeze-thaw, as no rung keeps it"
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept", "lost"),
+    [
+        (
+            "sampler: tpe",
+            "search.grace_period: 1",
+            "search.scheduler: freeze-thaw with search.sampler: surrogate, as no",
+        ),
+        (
+            "scheduler: none",
+            "with search.scheduler: pareto-asha, search.grace_period: 1",
+            "search.scheduler: freeze-thaw",
+        ),
+        (
+            "scheduler: freeze-thaw",
+            "with search.scheduler: pareto-asha, ",
+            "no rung keeps it, and freeze-thaw has none",
+        ),
+    ],
+)
+def test_what_is_advised_can_be_followed_and_is_not_what_was_done(
+    tmp_path: Path, settings: str, kept: str, lost: str
+) -> None:
+    for name, curve_of, told in (("steady", steady, kept), ("crossing", crossing, lost)):
+        run = run_of(tmp_path / name, curve_of, num_complete=12, settings=settings)
+        assert told in stopping_lines(run, None)[-1]
+
+
+def test_ranks_are_not_blamed_for_what_the_last_ones_lose_as_well(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", steady, num_complete=12)  # the front has all 12, of which a rung keeps 4
+    first, *_ = rungs = would_be_rungs(run, reduction_factor=3)
+    assert first.lost == pytest.approx(first.least)
+    assert first.lost > 0.05
+    assert first_rung_to_trust(rungs) == first
+    assert stopping_lines(run, None)[-1].endswith(
+        f"(with the ranks at the end, {first.least:.1%}: one in 3 is few); next time: search.grace_period: 1"
+    )
+
+
+def test_of_trials_without_hypervolume_no_rung_is_advised(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", lambda size: (0.0,) * NUM_EPOCHS, num_complete=12)
+    assert stopping_lines(run, None) == []
+
+
+def test_a_scheduler_without_rungs_is_neither_warned_of_nor_drawn_with_them(tmp_path: Path) -> None:
+    for settings, is_told in (("scheduler: pareto-asha", True), ("scheduler: freeze-thaw", False)):
+        run = run_of(tmp_path / settings[-6:], crossing, num_complete=12, settings=settings)
+        assert any(line.startswith("warning: ") for line in rank_lines(run)) == is_told
+        assert any("stop the wrong trials" in line for line in rank_lines(run))
+        assert ("shapes" in curves_figure(run).to_dict()["layout"]) == is_told
 
 
 def test_of_stopped_trials_it_says_what_they_saved_and_what_the_best_of_them_promises(tmp_path: Path) -> None:

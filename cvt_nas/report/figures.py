@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from cvt_nas.report.stopping import drawn_rungs
 from cvt_nas.report.text import short
 from cvt_nas.results import TrialResult, as_title
 from cvt_nas.run import RunFolder
@@ -139,7 +140,7 @@ def curves_figure(run: RunFolder) -> go.Figure:
                 opacity=opacity,
                 hovertemplate="trial %{customdata}, epoch %{x}: %{y:.4f}<extra></extra>",
             )
-    for epoch in run.rungs:
+    for epoch in drawn_rungs(run):
         figure.add_vline(
             x=epoch, line={"color": MARK_COLOUR, "width": 1, "dash": "dash"}, annotation_text=f"rung {epoch}",
             annotation_position="top", annotation_font={"color": MARK_COLOUR},

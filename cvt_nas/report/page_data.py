@@ -9,6 +9,7 @@ from cvt_nas.arch import ArchConfig, StageConfig, stage_costs
 from cvt_nas.latency import deployment_of
 from cvt_nas.report.figures import label_of, thinned
 from cvt_nas.report.int8 import int8_data, judged_runtimes
+from cvt_nas.report.stopping import drawn_rungs
 from cvt_nas.report.tables import costs_of
 from cvt_nas.results import TrialResult, plain_name
 from cvt_nas.run import RunFolder
@@ -77,7 +78,7 @@ def page_data(run: RunFolder, results: Sequence[TrialResult], choices: pd.DataFr
         "int8": [plain_name(runtime) for runtime in judged_runtimes(run)],
         "batch": 1 if (deployment := deployment_of(run.manifest)) is None else deployment.batch,
         "place": run.place,
-        "rungs": run.rungs,
+        "rungs": drawn_rungs(run),
         "costs": costs,
         "first": first.number if first else (results[0].number if results else None),
         "choices": {"names": list(choices.columns), "labels": [label_of(str(name)) for name in choices.columns]},

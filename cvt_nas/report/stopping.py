@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.config.sections import SearchConfig
 from cvt_nas.errors import ArchError, RunFolderError, SpaceFileError
-from cvt_nas.propose.asha import losses_of_cost, pareto_ranks
+from cvt_nas.propose.asha import RANKINGS, losses_of_cost, pareto_ranks
 from cvt_nas.propose.earlier import beliefs_of
 from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.surrogate import Surrogate
@@ -32,40 +33,60 @@ class Rung:
 
     Args:
         lost: Share of the hypervolume of the complete trials that the trials which go on lack.
+        least: What `lost` would be with the ranks after the last epoch: so few trials cannot have more hypervolume.
         saved: Share of the epochs of the complete trials that would not be trained.
     """
 
     epoch: int
     lost: float
     saved: float
+    least: float = 0.0
+
+    @property
+    def is_to_trust(self) -> bool:
+        """Whether early ranks lose next to nothing more than the last ones do."""
+        return self.lost - self.least <= _LITTLE
 
 
 def would_be_rungs(run: RunFolder, *, reduction_factor: int) -> tuple[Rung, ...]:
-    """A rung after each epoch but the last, judged by complete trials. Empty if there are fewer than `MIN_TRIALS`."""
+    """A rung after each epoch but the last, judged by complete trials.
+
+    Empty if there are fewer than `MIN_TRIALS`, or if they have no hypervolume.
+    """
     num_epochs = run.manifest["epochs"]
     complete = [r for r in run.results() if r.status == "complete" and len(r.curve) == num_epochs > 1]
     if len(complete) < MIN_TRIALS:
         return ()
     metrics, box = run.metrics, run.box
     whole = ParetoFront.of(complete, metrics).hypervolume(box)
+    if not whole:
+        return ()
     costs = np.array([losses_of_cost(result.cost, metrics) for result in complete])
     num_kept = -(-len(complete) // reduction_factor)
-    rungs = []
-    for epoch in range(1, num_epochs):
+
+    def lost_after(epoch: int) -> float:
         losses = np.column_stack([[1 - result.curve[epoch - 1] for result in complete], costs])
         ranks = pareto_ranks(losses, num_kept)
         kept = [complete[index] for index in np.argsort(ranks, kind="stable")[:num_kept]]
-        left = ParetoFront.of(kept, metrics).hypervolume(box)
-        saved = (1 - num_kept / len(complete)) * (1 - epoch / num_epochs)
-        rungs.append(Rung(epoch=epoch, lost=1 - left / whole if whole else 0.0, saved=saved))
-    return tuple(rungs)
+        return 1 - ParetoFront.of(kept, metrics).hypervolume(box) / whole
+
+    least = lost_after(num_epochs)
+    return tuple(
+        Rung(
+            epoch=epoch,
+            lost=lost_after(epoch),
+            saved=(1 - num_kept / len(complete)) * (1 - epoch / num_epochs),
+            least=least,
+        )
+        for epoch in range(1, num_epochs)
+    )
 
 
 def first_rung_to_trust(rungs: Sequence[Rung]) -> Rung | None:
-    """The earliest rung from which on all rungs lose next to nothing. None if there is none."""
+    """The earliest rung from which on all rungs lose next to nothing by early ranks. None if there is none."""
     trusted = None
     for rung in reversed(rungs):
-        if rung.lost > _LITTLE:
+        if not rung.is_to_trust:
             break
         trusted = rung
     return trusted
@@ -160,11 +181,37 @@ def stopping_lines(run: RunFolder, hindsight: Hindsight | None) -> list[str]:
         told = (
             f"a rung at epoch {first.epoch} would have lost {first.lost:.1%} of the hypervolume of the complete trials"
         )
-        lines.append(
-            f"{told}; next time: search.scheduler: freeze-thaw, as no rung keeps it"
-            if trusted is None
-            else told
-            + (f", and one at epoch {trusted.epoch} would have lost {trusted.lost:.1%}" if trusted != first else "")
-            + f"; next time: search.grace_period: {trusted.epoch}"
-        )
+        if trusted is not None and trusted != first:
+            told += f", and one at epoch {trusted.epoch} would have lost {trusted.lost:.1%}"
+        if first.least > _LITTLE:
+            told += f" (with the ranks at the end, {first.least:.1%}: one in {search.reduction_factor} is few)"
+        lines.append(f"{told}; {_advice(search, trusted)}")
     return lines
+
+
+def _advice(search: SearchConfig, trusted: Rung | None) -> str:
+    """What the next search should change, or what this one had already."""
+    if trusted is not None:
+        grace = f"search.grace_period: {trusted.epoch}"
+        return f"next time: {grace}" if has_rungs(search) else f"with search.scheduler: pareto-asha, {grace} suffices"
+    if search.scheduler == "freeze-thaw":
+        return "no rung keeps it, and freeze-thaw has none"
+    return f"next time: search.{freeze_thaw_for(search)}, as no rung keeps it"
+
+
+def has_rungs(search: SearchConfig) -> bool:
+    """Whether trials were stopped or paused at rungs."""
+    return search.scheduler in RANKINGS
+
+
+def drawn_rungs(run: RunFolder) -> tuple[int, ...]:
+    """The rungs of a run at which its scheduler decided. A scheduler without rungs has none."""
+    try:
+        return run.rungs if has_rungs(experiment_of(run).search) else ()
+    except SpaceFileError:  # the file of another version
+        return run.rungs
+
+
+def freeze_thaw_for(search: SearchConfig) -> str:
+    """The settings with which a search like `search` freezes and thaws. That needs the surrogate."""
+    return "scheduler: freeze-thaw" + ("" if search.sampler == "surrogate" else " with search.sampler: surrogate")

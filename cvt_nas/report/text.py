@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from rich.table import Table
 from rich.text import Text
 
+from cvt_nas.errors import SpaceFileError
 from cvt_nas.escaping import printable
 from cvt_nas.latency import LatencyTable
+from cvt_nas.report.stopping import experiment_of, freeze_thaw_for, has_rungs
 from cvt_nas.report.tables import deciding_epochs
 from cvt_nas.results import Metric, TrialResult, plain_name, rank_correlations
 from cvt_nas.run import RunFolder
@@ -79,20 +81,29 @@ def rank_lines(run: RunFolder) -> list[str]:
                 f"wrong candidates: cvt-nas supernet evaluate tells whether it can be trusted"
             )
         elif faults:
-            lines.append(
-                f"warning: the ranks after epoch {found.epoch} {' and '.join(faults)}; a scheduler that goes by them "
-                f"may stop the wrong trials. Better: search.{_better_than(run, found.epoch)}"
-            )
+            lines.append(_of_misleading(run, found.epoch, " and ".join(faults)))
     return lines
 
 
-def _better_than(run: RunFolder, epoch: int) -> str:
-    """The setting that would be better than a decision after `epoch`."""
+def _of_misleading(run: RunFolder, epoch: int, faults: str) -> str:
+    """A line on ranks that mislead after `epoch`: a warning if trials were stopped by them."""
+    told = f"the ranks after epoch {epoch} {faults}; a scheduler that goes by them may stop the wrong trials"
+    try:
+        search = experiment_of(run).search
+    except SpaceFileError:  # the file of another version
+        return f"warning: {told}. Better: search.{_better_than(run, epoch, 'scheduler: freeze-thaw')}"
+    if has_rungs(search):
+        return f"warning: {told}. Better: search.{_better_than(run, epoch, freeze_thaw_for(search))}"
+    return f"{told}. This search had search.scheduler: {search.scheduler}, which does not"
+
+
+def _better_than(run: RunFolder, epoch: int, no_rungs: str) -> str:
+    """The settings that would be better than a decision after `epoch`. `no_rungs` are those of a search without."""
     later = range(epoch + 1, run.manifest["epochs"])
     for found in rank_correlations(run.results(), later):
         if not (found.is_random or found.curves_cross):
-            return f"grace_period: {found.epoch}, or search.scheduler: freeze-thaw"
-    return "scheduler: freeze-thaw"
+            return f"grace_period: {found.epoch}, or search.{no_rungs}"
+    return no_rungs
 
 
 def p_text(p_value: float) -> str:
