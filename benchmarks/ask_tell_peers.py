@@ -7,8 +7,9 @@ an integer parameter for each ordinal choice have a categorical one for the othe
   is asked for once the one before is trained.
 - `smac-parego`: SMAC3's random forest on ParEGO's scalarisations, one training of a configuration. It is told how many
   trainings the budget is, since it begins with a Sobol design of a quarter of them, or ten for each choice if that is
-  less.
-- `ax`: Ax's default for several objectives, which chooses its own number of first trials; needs seconds a proposal.
+  less. Its default fits a forest, and draws a scalarisation, for every eighth proposal; `smac-parego:1` does for each.
+- `ax`: Ax's default for several objectives, which chooses its own number of first trials; needs seconds a proposal. It
+  is told the reference point by which searches are judged, as its documentation advises where one is known.
 - `neps-moasha`, `neps-primo`: NePS. A configuration goes on from its checkpoint where it is asked for at a later rung.
   PriMO is by priors; here they are at the middle of each choice with little confidence, for want of any. NePS 0.16
   fails where trials of a rung still run, as their losses are missing; so it is asked for one network at a time,
@@ -33,7 +34,7 @@ from cvt_nas.propose.simulation import Outcome
 from cvt_nas.propose.study import Proposal
 from cvt_nas.space import Genome
 
-NAMES = ("pymoo-nsga2", "pymoo-nsga2:20", "smac-parego", "ax", "neps-moasha", "neps-primo")
+NAMES = ("pymoo-nsga2", "pymoo-nsga2:20", "smac-parego", "smac-parego:1", "ax", "neps-moasha", "neps-primo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def start(name: str, table: Table, settings: Settings, *, seed: int) -> AskTell:
     if kind == "pymoo-nsga2":
         optimiser: Optimiser = Nsga2(table, settings, seed, population=int(variant or 100))
     elif kind == "smac-parego":
-        optimiser = ParEgo(table, settings, seed)
+        optimiser = ParEgo(table, settings, seed, retrain_after=int(variant or 8))
     elif kind == "ax":
         optimiser = Ax(table, settings, seed)
     else:
@@ -168,7 +169,7 @@ class Nsga2:
 class ParEgo:
     """Of SMAC3."""
 
-    def __init__(self, table: Table, settings: Settings, seed: int) -> None:
+    def __init__(self, table: Table, settings: Settings, seed: int, *, retrain_after: int) -> None:
         from ConfigSpace import (  # pyright: ignore[reportMissingImports]
             CategoricalHyperparameter,
             ConfigurationSpace,
@@ -198,6 +199,7 @@ class ParEgo:
             _not_called,
             multi_objective_algorithm=ParEGO(scenario),
             intensifier=HyperparameterOptimizationFacade.get_intensifier(scenario, max_config_calls=1),
+            config_selector=HyperparameterOptimizationFacade.get_config_selector(scenario, retrain_after=retrain_after),
             logging_level=False,
             overwrite=True,
         )
@@ -238,7 +240,10 @@ class Ax:
             for gene in table.genes
             if len(gene.options) > 1
         ])  # fmt: skip
-        self._client.configure_optimization(objective=", ".join(f"-{name}" for name in self._names))
+        self._client.configure_optimization(
+            objective=", ".join(f"-{name}" for name in self._names),
+            outcome_constraints=[f"{name} <= 1" for name in self._names],  # on objectives: its reference point
+        )
 
     def ask(self, number: int) -> Question:
         del number
