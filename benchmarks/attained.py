@@ -65,7 +65,7 @@ def attained_figure(
                        f"{len(traces[first])} searches; the table's front in grey</sub>"},
     )  # fmt: skip
     figure.update_annotations(font={"size": 12})
-    figure.update_xaxes(type="log", tickformat=".2s", matches="x")
+    figure.update_xaxes(type="log", tickformat=".2s", nticks=3, matches="x")  # more would overlap in narrow plots
     figure.update_xaxes(title={"text": cost if cost == "params" else "FLOPs"}, row=num_rows)
     figure.update_yaxes(tickformat=".0%", matches="y")
     figure.update_yaxes(title={"text": "accuracy"}, col=1)
