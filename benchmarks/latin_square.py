@@ -29,7 +29,12 @@ DEFAULT = (
     "batches of 64, half labels, the largest twice", "batches of 64, half labels, kernel maps and norms",
 )  # fmt: skip
 REFERENCE = "batches of 64, half labels"
-FIGURES = {"of ceiling": "tau over the noise ceiling", "within_bins": "tau within FLOPs bins", "gap": "points behind"}
+FIGURES = {
+    "tau": "tau",
+    "of ceiling": "tau over the noise ceiling",
+    "within_bins": "tau within FLOPs bins",
+    "gap": "points behind",
+}
 
 
 def main() -> None:

@@ -1,10 +1,13 @@
 """Which score of a supernet's subnets ranks networks best: accuracy, or one with less noise of the search images.
 
 Trains one supernet (half labels, batches of 64, 14 epochs) and takes the logits of its subnets on the search split. For
-each score, the script prints Kendall's tau with the accuracies of the networks' own trainings, overall and within bins
-of FLOPs, and the tau of the score on one half of the images with the score on the other half, a mean of 20 splits.
-`p 0.5` is the mean probability of the right class after the logits are divided by 0.5. `smoothed` is
-`smoothed_accuracies`. `--weights` names a file that keeps the supernet, or one that is there already.
+each score, the script prints Kendall's tau with the accuracies of the networks' own trainings: on the whole split,
+overall and within bins of FLOPs, and on random parts of it, as means of 60 draws of each number of images. `p 0.5` is
+the mean probability of the right class after the logits are divided by 0.5. `smoothed` is `smoothed_accuracies`.
+
+`noise` is the variance of an accuracy in comparisons on the same images, as a share of the binomial variance. It is
+measured over images, by how a network differs from the mean of all. `--weights` names a file that keeps the supernet,
+or one that is there already.
 
     OMP_NUM_THREADS=1 python benchmarks/smoothing.py --space strides --seed 105
 """
@@ -27,7 +30,8 @@ from cvt_nas.results import Inherited, judge_supernet, kendall, smoothed_accurac
 from cvt_table import gene_columns, networks_of
 from supernet import BASE, SPACES, VARIANTS, file_of
 
-EPOCHS, VARIANT, NUM_NETWORKS, NUM_SPLITS = 14, "batches of 64, half labels", 60, 20
+EPOCHS, VARIANT, NUM_NETWORKS = 14, "batches of 64, half labels", 60
+NUM_IMAGES = (125, 250, 500, 1_000, 2_000, 4_000)
 Logits = Float[np.ndarray, "networks images classes"]
 
 
@@ -67,19 +71,32 @@ def main() -> None:
     )
     num_seeds = min(map(len, own["acc_8"]))
     alone = np.array([accuracies[:num_seeds] for accuracies in own["acc_8"]])
-    rng, agreed = np.random.default_rng(0), list[dict[str, float]]()
-    for _ in range(NUM_SPLITS):
-        halves = np.array_split(rng.permutation(len(labels)), 2)
-        one, other = (scores_of(logits[:, half], labels[half]) for half in halves)
-        agreed.append({name: kendall(one[name], other[name]) for name in one})
-    of_halves, rows = pd.DataFrame(agreed).mean(), []
+    rng, parts = np.random.default_rng(0), dict[str, dict[int, float]]()
+    for number in NUM_IMAGES:
+        if number < len(labels):
+            taus = [taus_of(logits, labels, rng.choice(len(labels), number, replace=False), alone) for _ in range(60)]
+            for name, tau in pd.DataFrame(taus).mean().items():
+                parts.setdefault(str(name), {})[number] = float(tau)
+    rows = []
     for name, score in scores_of(logits, labels).items():
         found = judge_supernet(score.tolist(), alone, own["params"].tolist(), own["flops"].tolist())
         ranked = found.rankers["inherited"]
-        rows.append((name, ranked.overall.value, ranked.within_bins.value, of_halves[name]))
-    print(pd.DataFrame(rows, columns=["score", "tau", "within_bins", "halves"]).round(3).to_string(index=False))
-    right = (logits.argmax(axis=2) == labels).mean(axis=1)
-    print(f"standard deviation of the networks' accuracies {right.std():.4f}, alone {alone.mean(axis=1).std():.4f}")
+        whole = {"score": name, "tau": ranked.overall.value, "within_bins": ranked.within_bins.value}
+        rows.append(whole | {str(number): tau for number, tau in parts[name].items()})
+    print(pd.DataFrame(rows).round(3).to_string(index=False))
+    right = logits.argmax(axis=2) == labels
+    accuracies, noise = right.mean(axis=1), (right - right.mean(axis=0)).var(axis=1).mean()
+    print(
+        f"standard deviation of the networks' accuracies {accuracies.std():.4f}, alone {alone.mean(axis=1).std():.4f}; "
+        f"noise {noise / (accuracies * (1 - accuracies)).mean():.2f}"
+    )
+
+
+def taus_of(
+    logits: Logits, labels: Int[np.ndarray, " images"], part: np.ndarray, alone: Float[np.ndarray, "networks seeds"]
+) -> dict[str, float]:
+    truth = alone.mean(axis=1)
+    return {name: kendall(score, truth) for name, score in scores_of(logits[:, part], labels[part]).items()}
 
 
 def scores_of(logits: Logits, labels: Int[np.ndarray, " images"]) -> dict[str, Float[np.ndarray, " networks"]]:

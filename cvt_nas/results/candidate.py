@@ -10,6 +10,9 @@ from cvt_nas.arch import ArchConfig, Cost, arch_from_dict, arch_to_dict
 from cvt_nas.results.trial import Status, check_line, cost_from_json, cost_to_json
 
 _MIN_SMOOTHED = 8  # architectures to which a line is fitted
+# Noise of an accuracy in comparisons on the same images, as a share of the binomial variance. It is from .22 to .51 in
+# benchmarks/smoothing.py. The lower end leaves more to the accuracies.
+_NOISE_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,9 +36,10 @@ def smoothed_accuracies(found: Sequence[Inherited]) -> list[float]:
 
     An image near the border between two classes changes accuracy by a whole image, but the Brier score by little. So a
     line through accuracy and Brier score tells accuracy with less noise. It misses how an architecture differs from the
-    line. The result is a mean of both, weighted by the variance of these differences and by the binomial variance of
-    accuracy. The variance of the differences is what the binomial variance does not explain of the residuals. Where
-    architectures differ little, the line decides; with many images, the accuracies decide.
+    line. The result is a mean of both, weighted by the variance of these differences and by that of the noise, which is
+    a quarter of the binomial variance, since all architectures see the same images. The variance of the differences is
+    what the noise does not explain of the residuals. Where architectures differ little, the line decides; with many
+    images, the accuracies decide.
 
     These are the accuracies themselves if a Brier score is missing, or for fewer than eight architectures.
 
@@ -47,7 +51,7 @@ def smoothed_accuracies(found: Sequence[Inherited]) -> list[float]:
         return accuracies.tolist()
     inputs = np.column_stack([briers, np.ones(len(briers))])
     line = inputs @ np.linalg.lstsq(inputs, accuracies, rcond=None)[0]
-    noise = accuracies * (1 - accuracies) / [each.num_images for each in found]
+    noise = _NOISE_SHARE * accuracies * (1 - accuracies) / [each.num_images for each in found]
     residual = float(((accuracies - line) ** 2).sum()) / (len(found) - inputs.shape[1])
     own = max(residual - float(noise.mean()), 0.0)
     if own == 0:
