@@ -56,7 +56,7 @@ def train(experiment: Experiment, run: RunFolder, number: int, *, sign: float = 
 
 
 def test_a_search_goes_on_by_what_it_keeps_of_an_earlier_run_that_is_gone(tmp_path: Path) -> None:
-    earlier, experiment = run_of(tmp_path / "earlier", steady, num_complete=14), experiment_of()
+    earlier, experiment = run_of(tmp_path / "earlier", steady, num_complete=40), experiment_of()
     sources = read_sources([earlier.path], metric="accuracy")
     whole, cut = (begin(tmp_path / name, experiment, sources) for name in ("whole", "cut"))
     shutil.rmtree(earlier.path)
