@@ -5,7 +5,11 @@ import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
-from cvt_nas.results import Inherited, kendall, smoothed_accuracies
+from cvt_nas.config import Experiment
+from cvt_nas.pipeline.judging import look
+from cvt_nas.pipeline.sample import Member
+from cvt_nas.results import Candidate, Inherited, Origin, kendall, smoothed_accuracies
+from cvt_nas.space import spread_over_flops
 
 
 @pytest.fixture
@@ -73,3 +77,26 @@ def test_few_networks_equal_ones_and_those_without_a_brier_score_keep_their_accu
     assert smoothed_accuracies([*found, Inherited(accuracy=0.5, num_images=100)]) == [*accuracies, 0.5]
     assert smoothed_accuracies([found[0]] * 12) == [accuracies[0]] * 12
     assert smoothed_accuracies([]) == []
+
+
+def test_the_verdict_has_the_answers_by_which_the_evaluation_stopped(
+    rng: np.random.Generator, digits: Experiment
+) -> None:
+    space, expected = digits.space, rng.normal(0.85, 0.01, 60)
+    found, own = measured(rng, expected, 500), np.column_stack([expected, expected]) + rng.normal(0, 0.002, (60, 2))
+    members = [
+        Member(index=index, genome=genome, arch=space.decode(genome), cost=space.cost(genome))
+        for index, genome in enumerate(spread_over_flops(space, 60))
+    ]
+    whole = [(member, tuple(accuracies)) for member, accuracies in zip(members[:40], own.tolist(), strict=False)]
+    inherited = {member.arch.id: each for member, each in zip(members[:40], found, strict=False)}
+    judged = look(whole, inherited, until_told=False)
+    assert judged is not None
+    candidates = [  # of a ranking by an earlier version, which had no Brier scores
+        Candidate(number=index, arch=member.arch, cost=member.cost, accuracy=0.7, num_images=500, seconds=1.0)
+        for index, member in enumerate(members[40:])
+    ]
+    origin = Origin(dataset="digits", num_images=500, epochs=1, seed=0)
+    quality = judged.quality(space, others=[], candidates=candidates, origin=origin, seed=0, is_reusing=False)
+    assert quality.questions == judged.questions
+    assert quality.rankers["inherited"].overall.value > quality.rankers["accuracy"].overall.value

@@ -44,12 +44,14 @@ class Judged:
     Args:
         accuracies: Accuracies after standalone training, `(members, seeds)`.
         inherited: What architectures inherit, by their id.
+        smoothed: Their smoothed accuracies, by which the supernet ranks; see `smoothed_accuracies`.
         questions: Questions about the supernet, with the answers so far.
     """
 
     members: tuple[Member, ...]
     accuracies: np.ndarray
     inherited: Mapping[str, Inherited]
+    smoothed: Mapping[str, float]
     questions: tuple[Question, ...]
 
     @property
@@ -85,34 +87,31 @@ class Judged:
         """
         ours = {member.arch.id for member in self.members}
         selected = [each for each in others if each.arch.id not in ours]
-        known, truth = {**{each.arch.id: each for each in candidates}, **self.inherited}, self.accuracies.mean(axis=1)
-        smoothed = dict(zip(known, smoothed_accuracies([*known.values()]), strict=True))
-        inherited = np.array([smoothed[member.arch.id] for member in self.members])
+        truth = self.accuracies.mean(axis=1)
+        inherited = np.array([self.smoothed[member.arch.id] for member in self.members])
         costs = [member.cost for member in self.members]
         genomes = [space.encode(each.arch) for each in selected]
         effects = choice_effects(
-            np.concatenate([inherited, [smoothed[each.arch.id] for each in selected]]),
+            np.concatenate([inherited, [self.smoothed[each.arch.id] for each in selected]]),
             np.concatenate([truth, [np.mean(each.accuracies) for each in selected]]),
             [cost.flops for cost in (*costs, *map(space.cost, genomes))],
             _choices(space, [*(member.genome for member in self.members), *genomes]),
         )
         sample = [
-            Observation(
-                genome=member.genome, curve=(float(own),), status="complete", inherited=smoothed[member.arch.id]
-            )
-            for member, own in zip(self.members, truth, strict=True)
+            Observation(genome=member.genome, curve=(float(own),), status="complete", inherited=float(early))
+            for member, own, early in zip(self.members, truth, inherited, strict=True)
         ]  # fmt: skip
         more = [
             Observation(
                 genome=genome, curve=(float(np.mean(each.accuracies)),), status="complete",
-                inherited=smoothed[each.arch.id],
+                inherited=self.smoothed[each.arch.id],
             )
             for genome, each in zip(genomes, selected, strict=True)
         ]  # fmt: skip
         trained = ours | {each.arch.id for each in selected}
         more += [
-            Observation(genome=space.encode(each.arch), curve=(), status="stopped", inherited=smoothed[each.arch.id])
-            for each in candidates
+            Observation(genome=space.encode(each.arch), curve=(), status="stopped", inherited=accuracy)
+            for each, accuracy in zip(candidates, smoothed_accuracies(candidates), strict=True)
             if each.arch.id not in trained
         ]
         num_reused = sum(bool(member.reused) for member in self.members)
@@ -147,20 +146,26 @@ def look(
     """
     if len(whole) < MIN_JUDGED:
         return None
+    smoothed = dict(zip(inherited, smoothed_accuracies([*inherited.values()]), strict=True))
     for number in range(MIN_TOLD, len(whole)) if until_told else ():
-        found = _judged(whole[:number], inherited)
+        found = _judged(whole[:number], inherited, smoothed)
         if found.is_told:
             return found
-    return _judged(whole, inherited)
+    return _judged(whole, inherited, smoothed)
 
 
-def _judged(whole: Sequence[tuple[Member, tuple[float, ...]]], inherited: Mapping[str, Inherited]) -> Judged:
+def _judged(
+    whole: Sequence[tuple[Member, tuple[float, ...]]], inherited: Mapping[str, Inherited], smoothed: Mapping[str, float]
+) -> Judged:
     members, accuracies = tuple(member for member, _ in whole), np.array([own for _, own in whole])
     flops = np.array([member.cost.flops for member in members])
-    smoothed = dict(zip(inherited, smoothed_accuracies([*inherited.values()]), strict=True))
     ours = np.array([smoothed[member.arch.id] for member in members])
     return Judged(
-        members=members, accuracies=accuracies, inherited=inherited, questions=questions_of(ours, accuracies, flops)
+        members=members,
+        accuracies=accuracies,
+        inherited=inherited,
+        smoothed=smoothed,
+        questions=questions_of(ours, accuracies, flops),
     )
 
 

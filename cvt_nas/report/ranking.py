@@ -48,7 +48,7 @@ def agreement_lines(quality: SupernetQuality) -> list[str]:
     lines = [
         f"{quality.num_archs} architectures, evenly over log-FLOPs, were each trained from scratch with {seeds}"
         f"{_origin(quality)}",
-        "Kendall's tau-b of three scores with the mean accuracy of these trainings, and 95 % bootstrap intervals:",
+        "Kendall's tau-b of these scores with the mean accuracy of these trainings, and 95 % bootstrap intervals:",
     ]
     for name, found in quality.rankers.items():
         regret = ", ".join(f"{value:.4f}" for value in found.regret_at.values())

@@ -108,9 +108,9 @@ def supernet_section(quality: SupernetQuality | None, score: str) -> str:
     parts = ['<section id="supernet"><h2>How well the supernet ranks</h2>']
     if quality.archs:
         parts += [
-            f"<p>Each dot is an architecture: its {html.escape(score)} with inherited weights, and after training "
-            "alone. Dots on a rising line, straight or not, are ranked alike. Dots above the dashed line gain by "
-            "training alone.</p>",
+            f"<p>Each dot is an architecture: the inherited {html.escape(score)} that ranks it, and the one after "
+            "training alone. Dots on a rising line, straight or not, are ranked alike. Dots above the dashed line gain "
+            "by training alone.</p>",
             figure_html("inherited", f"{score} as inherited and alone; in the table below"),
         ]
     if quality.effects:

@@ -260,9 +260,8 @@ def judge_supernet(
     truth, costs, num_seeds = standalone.mean(axis=1), np.array(flops), standalone.shape[1]
     accuracies = np.array(inherited)
     ours = accuracies if smoothed is None else np.array(smoothed)
-    rankers = {"inherited": ours, "accuracy": accuracies, "params": np.array(params), "flops": costs}
-    if smoothed is None:
-        del rankers["accuracy"]
+    measured = {} if smoothed is None else {"accuracy": accuracies}
+    rankers = {"inherited": ours, **measured, "params": np.array(params), "flops": costs}
     between = _tau(_between_columns, *standalone.T) if num_seeds > 1 else None
     return SupernetQuality(
         num_archs=len(truth),
