@@ -384,7 +384,8 @@ def test_ingredients_of_a_supernet_that_do_nothing_are_named() -> None:
         "search: {",
         "supernet:\n  {epochs: 2, batch_size: 64, lr: 1.0e-3, num_random: 0, distillation: none, kernel_maps: true,\n"
         "   distillation_weight: 0.5, distillation_temperature: 2, distil_from: averaged, ema_decay: 0,\n"
-        "   sampling: flops, own_norms: [kv_stride, kernel_size], opening: {patch_kernel: 1}}\n"
+        "   sampling: flops, own_norms: [kv_stride, kernel_size], own_convs: [patch_stride],\n"
+        "   opening: {patch_kernel: 1}}\n"
         "search: {weights: supernet, candidates: 40, ",
     )
     assert [warning.partition("supernet.")[2] for warning in parse_experiment(text, "my.yaml").warnings] == [
@@ -394,6 +395,7 @@ def test_ingredients_of_a_supernet_that_do_nothing_are_named() -> None:
         "sampling: has no effect: num_random is 0",
         "kernel_maps: has no effect: the space has no choice of kernel_size",
         "own_norms: has no effect: the space has no choice of kernel_size",
+        "own_convs: has no effect: the space has no choice of patch_stride",
         "opening: has no effect: the space has no choice of patch_kernel",
     ]
     text = base_with("search: {", "supernet:\n  {epochs: 2, batch_size: 64, lr: 1.0e-3, sandwich: false, num_random: 4, "

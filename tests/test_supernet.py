@@ -44,12 +44,13 @@ def images_for(arch: ArchConfig, number: int = 3) -> torch.Tensor:
 
 @settings(max_examples=15)
 @given(
-    spaces(), st.randoms(use_true_random=False), st.booleans(), st.sets(st.sampled_from(["kv_stride", "kernel_size"]))
-)
+    spaces(), st.randoms(use_true_random=False), st.booleans(), st.sets(st.sampled_from(["kv_stride", "kernel_size"])),
+    st.sets(st.sampled_from(["kv_stride", "patch_stride"])),
+)  # fmt: skip
 def test_a_subnet_is_its_extracted_model_to_the_last_bit(
-    space: SearchSpace, rng: random.Random, kernel_maps: bool, own_norms: set
+    space: SearchSpace, rng: random.Random, kernel_maps: bool, own_norms: set, own_convs: set
 ) -> None:
-    supernet = randomised(Supernet(space, kernel_maps=kernel_maps, own_norms=own_norms)).eval()
+    supernet = randomised(Supernet(space, kernel_maps=kernel_maps, own_norms=own_norms, own_convs=own_convs)).eval()
     for genome in [space.sample(rng) for _ in range(4)]:
         arch = space.decode(genome)
         images = images_for(arch)
@@ -60,9 +61,13 @@ def test_a_subnet_is_its_extracted_model_to_the_last_bit(
         assert extract(supernet, arch).arch == arch
 
 
-@pytest.mark.parametrize("own_norms", [(), ("kv_stride", "kernel_size")])
-def test_gradients_of_a_subnet_are_those_of_its_model_where_it_is_and_nothing_elsewhere(own_norms: tuple) -> None:
-    supernet = randomised(Supernet(SPACE, own_norms=own_norms)).train()
+@pytest.mark.parametrize(
+    ("own_norms", "own_convs"), [((), ()), (("kv_stride", "kernel_size"), ("kv_stride", "patch_stride"))]
+)
+def test_gradients_of_a_subnet_are_those_of_its_model_where_it_is_and_nothing_elsewhere(
+    own_norms: tuple, own_convs: tuple
+) -> None:
+    supernet = randomised(Supernet(SPACE, own_norms=own_norms, own_convs=own_convs)).train()
     arch = SPACE.smallest
     model, images = extract(supernet, arch), images_for(arch, 8)
     supernet(images, arch).square().sum().backward()
@@ -141,6 +146,42 @@ def test_norms_of_their_own_are_told_apart_by_stride_and_kernel() -> None:
         seen[values] = [state[f"stage0.blocks.0.attn.conv_proj_{p}.bn.weight"] for p in "qk"]
     assert len({tuple(k.tolist()) for _, k in seen.values()}) == 6
     assert len({tuple(q.tolist()) for q, _ in seen.values()}) == 3  # queries have no stride
+
+
+def test_convolutions_of_their_own_are_told_apart_by_stride() -> None:
+    stages = (dataclasses.replace(STAGE, patch_stride=(1, 2)), SPACE.stages[1])
+    space = dataclasses.replace(SPACE, stages=stages)
+    supernet = randomised(Supernet(space, own_convs=("kv_stride", "patch_stride")))
+    chosen = dict(zip([gene.name for gene in space.genes], space.encode(space.largest), strict=True))
+    names = ["stage0.patch_stride", "stage0.block0.kv_stride"]
+    seen = {}
+    for values in itertools.product((0, 1), (0, 1)):
+        arch = space.decode(tuple((chosen | dict(zip(names, values, strict=True))).values()))
+        state = supernet.state_of(arch)
+        seen[values] = [
+            tuple(state[f"stage0.{name}.weight"].flatten().tolist())
+            for name in ("patch_embed.proj", "blocks.0.attn.conv_proj_q.conv", "blocks.0.attn.conv_proj_k.conv")
+        ]
+    assert [len({found[place] for found in seen.values()}) for place in range(3)] == [2, 1, 2]
+    assert all(len({seen[a, 0][0], seen[a, 1][0]}) == 1 for a in (0, 1)), "by the stride of the embedding alone"
+
+
+def test_a_model_lends_its_convolutions_to_every_stride() -> None:
+    stages = (dataclasses.replace(STAGE, patch_stride=(1, 2)), SPACE.stages[1])
+    space = dataclasses.replace(SPACE, stages=stages)
+    supernet = randomised(Supernet(space, own_convs=("kv_stride", "patch_stride")))
+    model = CvT(space.largest)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    supernet.insert(model)
+    for genome in (space.encode(space.largest), space.encode(space.smallest)):
+        for name, tensor in supernet.state_of(space.decode(genome)).items():
+            if name.endswith(("patch_embed.proj.weight", "conv.weight")):
+                whole = model.state_dict()[name]
+                cut = (whole.shape[2] - tensor.shape[2]) // 2
+                end = cut + tensor.shape[2]
+                assert torch.equal(tensor, whole[: len(tensor), : tensor.shape[1], cut:end, cut:end]), name
 
 
 def test_drop_path_is_of_the_largest_alone_unless_told() -> None:

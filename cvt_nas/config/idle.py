@@ -74,7 +74,7 @@ def without_effect(
         check(("supernet", "largest_weight"), not idle.sandwich, no_largest)
         check(("supernet", "sampling"), idle.num_random == 0, "num_random is 0")
         check(("supernet", "kernel_maps"), "kernel_size" not in chosen, "the space has no choice of kernel_size")
-        for name in ("own_norms", "opening"):
+        for name in ("own_norms", "own_convs", "opening"):
             fixed = ", ".join(choice for choice in getattr(idle, name) if choice not in chosen)
             check(("supernet", name), bool(fixed), f"the space has no choice of {fixed}")
     check(("search", "priors"), file.search.sampler != "surrogate", f"the sampler is {file.search.sampler}")

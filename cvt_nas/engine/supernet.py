@@ -350,6 +350,7 @@ def supernet_of(shared: SharedWeights) -> Supernet:
         drop_path_on_all=config.drop_path_on_all,
         kernel_maps=config.kernel_maps,
         own_norms=config.own_norms,
+        own_convs=config.own_convs,
         sync_batch_norm=config.sync_batch_norm,
         regularised=shared.drawn_from.largest,
     )

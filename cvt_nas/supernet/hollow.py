@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cvt_nas.arch import BlockConfig
+from cvt_nas.arch import BlockConfig, StageConfig
 from cvt_nas.model import forward_stage
 from cvt_nas.supernet.cuts import Cut, CutOut
 
@@ -19,8 +19,8 @@ class Hollow:
         self,
         module: nn.Module,
         name: str,
-        block: BlockConfig | None,
-        cut_of: Callable[[str, torch.Size, BlockConfig | None], Cut],
+        of: BlockConfig | StageConfig | None,
+        cut_of: Callable[[str, torch.Size, BlockConfig | StageConfig | None], Cut],
     ) -> None:
         self.module = module
         self._slots: list[tuple[dict[str, Any], str, str, Cut]] = []
@@ -29,7 +29,7 @@ class Hollow:
                 for key, value in values.items():
                     if value is not None:
                         full = ".".join(filter(None, (name, path, key)))
-                        self._slots.append((values, key, full, cut_of(full, value.shape, block)))
+                        self._slots.append((values, key, full, cut_of(full, value.shape, of)))
             if isinstance(part, nn.BatchNorm2d):
                 part.track_running_stats = False  # neither read nor written in training, but read in eval mode
         is_learned = [cut.index is not None and cut.whole.requires_grad for *_, cut in self._slots]

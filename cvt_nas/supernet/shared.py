@@ -1,6 +1,7 @@
 """The shared weights of a space, and the subnets that are cut out of them."""
 
 import contextlib
+import copy
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,9 @@ from cvt_nas.supernet.hollow import Hollow, HollowModel, HollowStage
 from cvt_nas.supernet.ranks import Ranks, SyncedBatchNorm
 
 NormChoice = Literal["kv_stride", "kernel_size"]
+ConvChoice = Literal["kv_stride", "patch_stride"]
 _MAX_CACHED = 4096  # modules without weights, which take tens of kilobytes each
+_CONVOLUTION = re.compile(r"stage(\d+)\.(?:(patch_embed\.proj)|blocks\.\d+\.attn\.conv_proj_[kv]\.conv)")
 _PROJECTION = re.compile(r"stage(\d+)\.blocks\.(\d+)\.attn\.conv_proj_([qkv])")
 
 
@@ -35,7 +38,7 @@ class Supernet(nn.Module):
         space: Its architectures are the subnets.
         drop_path: Rates as in `CvT`. They apply only to the largest subnet, since small ones underfit anyway.
         drop_path_on_all: Whether `drop_path` applies to all subnets.
-        kernel_maps, own_norms, sync_batch_norm: See `SupernetConfig`.
+        kernel_maps, own_norms, own_convs, sync_batch_norm: See `SupernetConfig`.
         regularised: The subnet to which `drop_path` applies, if only a part of the space is trained.
 
     Raises:
@@ -50,6 +53,7 @@ class Supernet(nn.Module):
         drop_path_on_all: bool = False,
         kernel_maps: bool = False,
         own_norms: Collection[NormChoice] = (),
+        own_convs: Collection[ConvChoice] = (),
         sync_batch_norm: bool = False,
         regularised: ArchConfig | None = None,
     ) -> None:
@@ -61,11 +65,17 @@ class Supernet(nn.Module):
             if embedding.pos_embed is not None:
                 embedding.pos_embed = nn.Parameter(resized_positions(embedding.pos_embed.detach(), grid))
         self._drop_path = [drop_path] * len(space.stages) if isinstance(drop_path, int | float) else list(drop_path)
-        self._drop_path_on_all, self._own_norms = drop_path_on_all, frozenset(own_norms)
+        self._drop_path_on_all = drop_path_on_all
+        self._own_norms, self._own_convs = frozenset(own_norms), frozenset(own_convs)
         self._ranks = Ranks() if sync_batch_norm else None
         self._regularised = regularised or self.largest
-        self.kernel_maps, self.norms = nn.ParameterDict(), nn.ModuleDict()
+        self.kernel_maps, self.norms, self.convs = nn.ParameterDict(), nn.ModuleDict(), nn.ModuleDict()
         for name, module in list(self.shared.named_modules()):
+            if (place := _CONVOLUTION.fullmatch(name)) is not None:
+                stage = space.stages[int(place[1])]
+                for stride in stage.patch_stride if place[2] else stage.kv_stride:
+                    if (key := self._conv_key(name, stride)) is not None:
+                        self.convs[key] = copy.deepcopy(module)
             if (place := _PROJECTION.fullmatch(name)) is None:
                 continue
             stage = space.stages[int(place[1])]
@@ -131,7 +141,7 @@ class Supernet(nn.Module):
 
         Weights around a kernel are set to zero, so that subnets with a larger kernel have the same outputs. Weights
         beyond the channels and blocks of `model` do not change, nor does the head if `model` has another number of
-        classes. All batch norms of a projection are set to the batch norm of `model`.
+        classes. Where options have batch norms or convolutions of their own, all are set to those of `model`.
 
         Raises:
             ArchError: `model` has a weight that has no place here.
@@ -148,6 +158,9 @@ class Supernet(nn.Module):
             for key, norm in self.norms.items():
                 if path.endswith(".bn") and key.startswith(_key(f"{path[:-3]}.")):
                     cut_from(norm, last, name, tensor.shape).put(tensor)
+            for key, conv in self.convs.items():
+                if _CONVOLUTION.fullmatch(path) and key.startswith(_key(f"{path}.")):
+                    cut_from(conv, last, name, tensor.shape).put(tensor)
 
     def _hollow_model(self, arch: ArchConfig) -> "HollowModel":
         if arch in self._hollow_models:
@@ -174,7 +187,7 @@ class Supernet(nn.Module):
         name, width, last = f"stage{index}", stage.embed_dim, max(len(stage.blocks) - 1, 1)
         embedding = replace(stage, blocks=(BlockConfig(),))  # blocks do not affect the embedding
         token = f"{name}.cls_token"
-        patch_embed = self._hollow(f"{name}.patch_embed", None, ConvEmbed, embedding, in_channels, grid)
+        patch_embed = self._hollow(f"{name}.patch_embed", embedding, ConvEmbed, embedding, in_channels, grid)
         blocks = []
         for number, block in enumerate(stage.blocks):
             arguments = (block, width, stage.class_token, drop_path * number / last)
@@ -186,7 +199,7 @@ class Supernet(nn.Module):
         )
 
     def _hollow(
-        self, name: str, block: BlockConfig | None, make: Callable[..., nn.Module], *arguments: Any
+        self, name: str, of: BlockConfig | StageConfig | None, make: Callable[..., nn.Module], *arguments: Any
     ) -> "Hollow":
         """The module `name` of a `CvT`, made by `make(*arguments)`. It is cached, since this takes milliseconds."""
         key = (name, *arguments)
@@ -196,20 +209,23 @@ class Supernet(nn.Module):
                 for part in list(module.modules()):
                     if isinstance(part, ConvProjection) and self._ranks is not None:
                         part.bn = SyncedBatchNorm(part.bn.num_features, self._ranks)
-            self._hollows[key] = Hollow(module.train(self.training), name, block, self._cut_of)
+            self._hollows[key] = Hollow(module.train(self.training), name, of, self._cut_of)
         return self._hollows[key]
 
-    def _cut_of(self, name: str, shape: torch.Size, block: BlockConfig | None) -> "Cut":
-        """The place of the tensor `name` of a subnet, with its shape and the block to which it belongs."""
+    def _cut_of(self, name: str, shape: torch.Size, of: BlockConfig | StageConfig | None) -> "Cut":
+        """The place of the tensor `name` of a subnet, with its shape and the block or embedding that it belongs to."""
         path, _, tensor = name.rpartition(".")
-        own_norm, kernel_map = None, None
-        if block is not None and path.endswith(".bn"):
-            own_norm = self._norm_key(path[:-3], block)
-        if block is not None and path.endswith(".conv"):
-            key = _key(f"{path[:-5]}.k{block.kernel_size}")
+        owners, own, kernel_map = self.norms, None, None
+        if isinstance(of, BlockConfig) and path.endswith(".bn"):
+            own = self._norm_key(path[:-3], of)
+        elif of is not None and _CONVOLUTION.fullmatch(path):
+            owners = self.convs
+            own = self._conv_key(path, of.kv_stride if isinstance(of, BlockConfig) else of.patch_stride)
+        if isinstance(of, BlockConfig) and path.endswith(".conv"):
+            key = _key(f"{path[:-5]}.k{of.kernel_size}")
             kernel_map = (self.kernel_maps._parameters, key) if key in self.kernel_maps else None
         try:
-            owner = self.shared.get_submodule(path) if own_norm is None else self.norms[own_norm]
+            owner = self.shared.get_submodule(path) if own is None else owners[own]
         except (AttributeError, KeyError):
             raise ArchError(f"{name}: the supernet of {self.largest.id} has no such weight") from None
         return cut_from(owner, tensor, name, shape, kernel_map)
@@ -220,6 +236,11 @@ class Supernet(nn.Module):
         # the stride of queries is always 1
         stride = f".s{block.kv_stride}" if "kv_stride" in self._own_norms and projection[-1] != "q" else ""
         return _key(f"{projection}{size}{stride}") if size or stride else None
+
+    def _conv_key(self, convolution: str, stride: int) -> str | None:
+        """Name in `convs` of a convolution with this stride; None if it is the shared one."""
+        choice = "patch_stride" if convolution.endswith("patch_embed.proj") else "kv_stride"
+        return _key(f"{convolution}.s{stride}") if choice in self._own_convs else None
 
 
 def extract(supernet: Supernet, arch: ArchConfig) -> CvT:

@@ -52,6 +52,9 @@ class SupernetConfig(TrainingConfig):
             each convolution and size; it starts as the identity (Cai et al. 2020, arXiv:1908.09791, section 3.3).
         own_norms: Choices of a block whose options have separate batch norms, like widths in Yu et al. 2019,
             arXiv:1812.08928.
+        own_convs: Choices whose options have separate convolutions: `kv_stride`, the depth-wise ones of keys and
+            values, and `patch_stride`, those of the token embedding. A convolution sees another distance between
+            tokens at each stride.
         opening: Epoch at which each choice is opened. Before it, every subnet has the largest option.
         sync_batch_norm: Whether the statistics of a batch are taken over all its ranks.
         calibration_images: Training images for the batch norm statistics of a subnet before it is judged.
@@ -69,6 +72,9 @@ class SupernetConfig(TrainingConfig):
     drop_path_on_all: bool = False
     kernel_maps: bool = False
     own_norms: Annotated[list[Literal["kv_stride", "kernel_size"]], Field(examples=[["kv_stride"]])] = field(
+        default_factory=list
+    )
+    own_convs: Annotated[list[Literal["kv_stride", "patch_stride"]], Field(examples=[["kv_stride"]])] = field(
         default_factory=list
     )
     opening: Annotated[
