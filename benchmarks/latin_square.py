@@ -26,7 +26,7 @@ DEFAULT = (
     "batches of 64", "batches of 64, half labels", "batches of 64, half labels, 2,600 steps",
     "batches of 64, half labels, fair sampling",
     "batches of 64, half labels, convolutions a stride", "batches of 64, half labels, from averaged weights",
-    "batches of 64, half labels, the largest twice", "batches of 64, half labels, kernel maps and norms",
+    "batches of 64, half labels, extremes of sizes", "batches of 64, half labels, kernel maps and norms",
 )  # fmt: skip
 REFERENCE = "batches of 64, half labels"
 FIGURES = {

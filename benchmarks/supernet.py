@@ -75,6 +75,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batches of 64, half labels, temperature 2": HALF_LABELS | {"distillation_temperature": 2.0},
     "batches of 64, half labels, from averaged weights": HALF_LABELS | {"distil_from": "averaged"},
     "batches of 64, half labels, the largest twice": HALF_LABELS | {"largest_weight": 2.0},
+    "batches of 64, half labels, extremes of sizes": HALF_LABELS | {"extremes": "sizes"},
     "batches of 64, half labels, convolutions a stride": HALF_LABELS | {"own_convs": ["kv_stride", "patch_stride"]},
     "batches of 64, half labels, kernel maps and norms": HALF_LABELS
     | {"kernel_maps": True, "own_norms": ["kv_stride", "kernel_size"]},

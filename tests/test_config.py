@@ -399,12 +399,13 @@ def test_ingredients_of_a_supernet_that_do_nothing_are_named() -> None:
         "opening: has no effect: the space has no choice of patch_kernel",
     ]
     text = base_with("search: {", "supernet:\n  {epochs: 2, batch_size: 64, lr: 1.0e-3, sandwich: false, num_random: 4, "
-                     "distillation: none,\n   drop_path: 0.1, sampling: front, largest_weight: 2}\n"
+                     "distillation: none,\n   drop_path: 0.1, sampling: front, largest_weight: 2, extremes: sizes}\n"
                      "search: {weights: supernet, candidates: 40, ")  # fmt: skip
     assert [warning.partition("supernet.")[2] for warning in parse_experiment(text, "my.yaml").warnings] == [
         "drop_path: has no effect: without sandwich there is no largest subnet",
         "sampling: has no effect: without sandwich no losses are compared, and front is as flops",
         "largest_weight: has no effect: without sandwich there is no largest subnet",
+        "extremes: has no effect: without sandwich there is no largest subnet",
     ]
     on_all = text.replace("drop_path: 0.1", "drop_path: 0.1, drop_path_on_all: true").replace("front", "flops")
     on_all = on_all.replace(", largest_weight: 2", "")

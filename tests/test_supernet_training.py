@@ -104,6 +104,20 @@ def test_a_step_trains_the_largest_first_then_random_ones_then_the_smallest() ->
     assert [subnet.kind for subnet in without] == ["random", "random"]
 
 
+def test_extremes_of_sizes_draw_strides_and_heads_and_keep_widths_and_depths() -> None:
+    sampler = SubnetSampler(SPACE, config(extremes="sizes", num_random=0), seed=0)
+    steps = [sampler.draw(0, step) for step in range(40)]
+    for place, extreme in ((0, SPACE.largest), (1, SPACE.smallest)):
+        archs = [subnets[place].arch for subnets in steps]
+        sizes = {tuple((s.embed_dim, len(s.blocks), s.blocks[0].mlp_ratio) for s in arch.stages) for arch in archs}
+        assert sizes == {tuple((s.embed_dim, len(s.blocks), s.blocks[0].mlp_ratio) for s in extreme.stages)}
+        assert {arch.stages[0].blocks[0].kv_stride for arch in archs} == {1, 2}
+    assert [s.genome for s in sampler.draw(0, 7)] == [s.genome for s in steps[7]]
+    closed = SubnetSampler(SPACE, config(extremes="sizes", num_random=0, opening={"kv_stride": 1}), seed=0)
+    strides = {s.arch.stages[0].blocks[0].kv_stride for step in range(20) for s in closed.draw(0, step)}
+    assert strides == {1}, "a closed choice is not drawn"
+
+
 def test_a_choice_that_is_not_open_yet_has_its_largest_option() -> None:
     sampler = SubnetSampler(SPACE, config(opening={"depth": 2, "kv_stride": 1}), seed=0)
     for epoch, closed in ((0, {"depth", "kv_stride"}), (1, {"depth"}), (2, set())):
@@ -335,6 +349,7 @@ def test_every_ingredient_changes_what_is_trained(few: ImageData) -> None:
         {"distillation": "alpha"}, {"distillation_weight": 1.0}, {"project_gradients": True}, {"clip_grad_norm": 0.1},
         {"drop_path_on_all": True}, {"kernel_maps": True}, {"own_norms": ["kv_stride"]}, {"opening": {"depth": 1}},
         {"ema_decay": 0.0}, {"distillation_temperature": 2.0}, {"distil_from": "averaged"}, {"largest_weight": 2.0},
+        {"extremes": "sizes"}, {"own_convs": ["kv_stride"]},
     ):  # fmt: skip
         found = state_after(few, dataclasses.replace(settings, **switch))
         assert any(not torch.equal(tensor, found[name]) for name, tensor in plain.items() if name in found), switch

@@ -63,6 +63,8 @@ def without_effect(
     if file.supernet is not None:
         idle = file.supernet
         check(("supernet", "compile"), idle.compile == "blocks", "its subnets change from step to step; graph has one")
+        changes = idle.sandwich and idle.extremes == "sizes" and idle.compile == "graph"
+        check(("supernet", "compile"), changes, "with extremes: sizes, all subnets change from step to step")
         check(("supernet", "drop_path_on_all"), idle.drop_path == 0, "drop_path is 0")
         no_largest = "without sandwich there is no largest subnet"
         check(("supernet", "project_gradients"), not idle.sandwich, no_largest)
@@ -72,6 +74,11 @@ def without_effect(
         for name in ("distillation_weight", "distillation_temperature", "distil_from"):
             check(("supernet", name), idle.distillation == "none", "distillation is none")
         check(("supernet", "largest_weight"), not idle.sandwich, no_largest)
+        check(("supernet", "extremes"), not idle.sandwich, no_largest)
+        drawn = "extremes: sizes draws the strides of the largest subnet"
+        check(
+            ("supernet", "drop_path"), idle.sandwich and idle.extremes == "sizes" and not idle.drop_path_on_all, drawn
+        )
         check(("supernet", "sampling"), idle.num_random == 0, "num_random is 0")
         check(("supernet", "kernel_maps"), "kernel_size" not in chosen, "the space has no choice of kernel_size")
         for name in ("own_norms", "own_convs", "opening"):

@@ -28,7 +28,7 @@ class Subnet:
 
 
 class SubnetSampler:
-    """Draws the subnets of each step by the settings `sandwich`, `num_random`, `sampling` and `opening`.
+    """Draws the subnets of each step by the settings `sandwich`, `extremes`, `num_random`, `sampling` and `opening`.
 
     Random subnets are feasible. The largest and smallest need not be, since they span the range.
     """
@@ -55,11 +55,18 @@ class SubnetSampler:
             ("random", self._random(epoch, first + index, rng)) for index in range(self._config.num_random)
         ]
         if self._config.sandwich:
-            chosen = [("largest", self._largest), *chosen, ("smallest", self._opened(self._smallest, epoch))]
+            largest, smallest = self._largest, self._smallest
+            if self._config.extremes == "sizes":
+                largest = self._opened(self._space.extreme_of_sizes("largest", rng), epoch)
+                smallest = self._space.extreme_of_sizes("smallest", rng)
+            chosen = [("largest", largest), *chosen, ("smallest", self._opened(smallest, epoch))]
         return [Subnet(kind=kind, genome=genome, arch=self._space.decode(genome)) for kind, genome in chosen]
 
     def greediest(self) -> list[Subnet]:
-        """Subnets of a step with the greatest memory: the largest twice, with the answers of the first pass kept."""
+        """Subnets of a step with the greatest memory: the largest twice, with the answers of the first pass kept.
+
+        With `extremes: sizes`, these are the largest with the least strides.
+        """
         kinds: list[Kind] = ["largest", "random"] if self._config.sandwich else ["random"]
         arch = self._space.decode(self._largest)
         return [Subnet(kind=kind, genome=self._largest, arch=arch) for kind in kinds]

@@ -102,7 +102,8 @@ def train_supernet(
     micro_batches = micro_batches_for(
         config, state, data, progress, device, meter=meter, at_most=at_most, on_room=on_room
     )
-    record = recorder_of(device) if config.compile in ("auto", "graph") else None
+    has_fixed = config.sandwich and config.extremes == "all"
+    record = recorder_of(device) if has_fixed and config.compile in ("auto", "graph") else None
     fixed = None
     if record is not None:
         fixed = _FixedSubnets(state, config, record, part=micro_batches.whole_part, meter=meter or meter_of(device))

@@ -18,6 +18,7 @@ from cvt_nas.engine import Teacher, TrainingSetup, measure_teacher
 from cvt_nas.engine.footprint import Footprint, footprint
 from cvt_nas.engine.latency import measure_latency
 from cvt_nas.engine.speed import Speed, measure_loader, measure_supernet, measure_training
+from cvt_nas.engine.subnets import SubnetSampler
 from cvt_nas.errors import ResourceError
 from cvt_nas.launch.judges import num_judges, supernet_workers
 from cvt_nas.launch.private import worker_niceness
@@ -39,6 +40,7 @@ _MOST_WAITING = 1.3  # see `Measured`; if it is greater, a note says so
 _BUSY = "other processes kept the CPUs busy while this was measured; times are of a search beside them"
 _BEGIN = 0.2  # seconds, for Ray and initial weights; "What of a trial is not training" in benchmarks/README.md
 RAY_CPU_SECONDS, _WORKER_CPU_SECONDS = 4.0, 7.0  # to start Ray, and a worker that imports torch
+_STEPS_DRAWN = 32  # of a supernet, for their mean FLOPs
 _STATED_BEGIN, _STATED_START = 2.0, 20.0  # seconds, with GPUs; the start is that of Ray, and of workers
 _SIZES: Mapping[str, tuple[int, int]] = {"imagenet": (1_281_167, 50_000)}  # training and test images, as published
 
@@ -344,12 +346,12 @@ def _room(taken: Footprint, experiment: Experiment, num_devices: int, memory_byt
 
 
 def _flops_of_step(experiment: Experiment) -> float:
-    """FLOPs of all subnets of one step of the supernet. Random subnets count as the median network."""
+    """Mean FLOPs of all subnets of one step of the supernet, over steps that are drawn as the training does."""
     space, config = experiment.space, experiment.supernet
     assert config is not None, "the caller knows that there is a supernet"
-    median = space.cost(three_networks(experiment)["median"]).flops
-    ends = (space.smallest_genome, space.encode(space.largest)) if config.sandwich else ()
-    return config.num_random * median + sum(space.cost(genome).flops for genome in ends)
+    sampler = SubnetSampler(space, config, seed=experiment.search.seed)
+    drawn = [sampler.draw(max(config.epochs - 1, 0), step) for step in range(_STEPS_DRAWN)]
+    return sum(space.cost(subnet.genome).flops for subnets in drawn for subnet in subnets) / _STEPS_DRAWN
 
 
 def sizes_of(experiment: Experiment, setup: TrainingSetup) -> dict[Split, int]:

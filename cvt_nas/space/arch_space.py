@@ -5,13 +5,14 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
 
 from cvt_nas.arch import ArchConfig, Cost
 from cvt_nas.errors import ArchError
-from cvt_nas.space.choices import Gene, Genome, size_of
+from cvt_nas.space.choices import WITHOUT_SIZE, Gene, Genome, size_of
 
 _NUM_BINS = 40  # of log-FLOPs
 
@@ -131,6 +132,14 @@ class ArchSpace(ABC):
     def smallest_genome(self) -> Genome:
         """A genome of `smallest` with absent blocks at their smallest, too."""
         return self._extreme_genome(0)
+
+    def extreme_of_sizes(self, which: Literal["largest", "smallest"], rng: random.Random) -> Genome:
+        """Like `largest` or `smallest_genome`, but with random strides, heads and projections."""
+        extreme = self._extreme_genome(-1 if which == "largest" else 0)
+        return tuple(
+            rng.randrange(len(gene.options)) if gene.choice in WITHOUT_SIZE else option
+            for gene, option in zip(self.genes, extreme, strict=True)
+        )
 
     def _extreme_genome(self, end: int) -> Genome:
         """Every gene at the option of the largest (`end` is -1) or the smallest network (0)."""

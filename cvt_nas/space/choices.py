@@ -220,6 +220,9 @@ class GenomeSpace(Protocol):
         ...
 
 
+WITHOUT_SIZE = frozenset({"patch_stride", "kv_stride", "num_heads", "projection"})
+
+
 def size_of(gene: Gene, index: int) -> float:
     """A key that sorts the options of a gene by how much they add to a network."""
     if gene.choice == "projection":

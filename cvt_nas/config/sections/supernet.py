@@ -27,6 +27,10 @@ class SupernetConfig(TrainingConfig):
             supernet starts with (`--init`).
         sandwich: Whether each step has the largest and the smallest subnet. If not, `label_smoothing` applies to all
             subnets.
+        extremes: What makes a subnet the largest or the smallest of a step. With `all`, it has the largest or smallest
+            option of each choice. With `sizes`, its strides, heads and projections are drawn at random in each step,
+            since their options have no size. So with `all`, coarse strides are mostly trained with the smallest sizes.
+            `sizes` does without the replay of these two subnets on a GPU, see `compile`.
         num_random: Random subnets of a step.
         sampling: How random subnets are drawn. `uniform` draws evenly over the choices. `fair` also takes each option
             of a choice once before any of them again (Chu et al. 2021, arXiv:1907.01845). `flops` draws evenly over
@@ -61,6 +65,7 @@ class SupernetConfig(TrainingConfig):
     """
 
     sandwich: bool = True
+    extremes: Literal["all", "sizes"] = "all"
     num_random: Annotated[int, Field(ge=0)] = 2
     sampling: Literal["uniform", "fair", "flops", "front"] = "uniform"
     distillation: Literal["none", "kl", "alpha"] = "kl"
