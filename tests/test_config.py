@@ -408,8 +408,14 @@ def test_ingredients_of_a_supernet_that_do_nothing_are_named() -> None:
         "extremes: has no effect: without sandwich there is no largest subnet",
     ]
     on_all = text.replace("drop_path: 0.1", "drop_path: 0.1, drop_path_on_all: true").replace("front", "flops")
-    on_all = on_all.replace(", largest_weight: 2", "")
+    on_all = on_all.replace(", largest_weight: 2, extremes: sizes", "")
     assert not parse_experiment(on_all, "my.yaml").warnings
+    text = base_with("search: {", "supernet: {epochs: 2, batch_size: 64, lr: 1.0e-3, drop_path: 0.1, compile: graph, "
+                     "extremes: sizes}\nsearch: {weights: supernet, candidates: 40, ")  # fmt: skip
+    assert [warning.partition("supernet.")[2] for warning in parse_experiment(text, "my.yaml").warnings] == [
+        "compile: has no effect: with extremes: sizes, all subnets change from step to step",
+        "drop_path: has no effect: extremes: sizes draws the strides of the largest subnet",
+    ]
 
 
 def test_learning_from_averaged_weights_needs_weights_that_are_averaged() -> None:

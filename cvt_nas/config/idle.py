@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from cvt_nas.config.reader import Key, Reader, dotted
 from cvt_nas.config.sections import SpaceFile, has_columns, is_streamed
+from cvt_nas.space import UNSIZED_CHOICES
 
 
 def without_effect(
@@ -75,6 +76,8 @@ def without_effect(
             check(("supernet", name), idle.distillation == "none", "distillation is none")
         check(("supernet", "largest_weight"), not idle.sandwich, no_largest)
         check(("supernet", "extremes"), not idle.sandwich, no_largest)
+        is_same = idle.sandwich and idle.extremes == "sizes" and not UNSIZED_CHOICES & set(chosen)
+        check(("supernet", "extremes"), is_same, "the space has no choice of strides, heads or projections")
         drawn = "extremes: sizes draws the strides of the largest subnet"
         check(
             ("supernet", "drop_path"), idle.sandwich and idle.extremes == "sizes" and not idle.drop_path_on_all, drawn

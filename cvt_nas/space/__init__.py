@@ -13,6 +13,7 @@ from cvt_nas.space.choices import (
     SIZE_METRICS,
     STAGE_CHOICES,
     TIMED_METRICS,
+    UNSIZED_CHOICES,
     Bound,
     CostMetric,
     Gene,

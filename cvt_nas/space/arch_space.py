@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from cvt_nas.arch import ArchConfig, Cost
 from cvt_nas.errors import ArchError
-from cvt_nas.space.choices import WITHOUT_SIZE, Gene, Genome, size_of
+from cvt_nas.space.choices import UNSIZED_CHOICES, Gene, Genome, size_of
 
 _NUM_BINS = 40  # of log-FLOPs
 
@@ -137,7 +137,7 @@ class ArchSpace(ABC):
         """Like `largest` or `smallest_genome`, but with random strides, heads and projections."""
         extreme = self._extreme_genome(-1 if which == "largest" else 0)
         return tuple(
-            rng.randrange(len(gene.options)) if gene.choice in WITHOUT_SIZE else option
+            rng.randrange(len(gene.options)) if gene.choice in UNSIZED_CHOICES else option
             for gene, option in zip(self.genes, extreme, strict=True)
         )
 

@@ -220,7 +220,7 @@ class GenomeSpace(Protocol):
         ...
 
 
-WITHOUT_SIZE = frozenset({"patch_stride", "kv_stride", "num_heads", "projection"})
+UNSIZED_CHOICES = frozenset({"patch_stride", "kv_stride", "num_heads", "projection"})
 
 
 def size_of(gene: Gene, index: int) -> float:
