@@ -1,21 +1,27 @@
 """Whether the errors of supernets are noise of their training, or shared: how the mean of several ranks.
 
 The supernets are those that `supernet.py` keeps, whose variants begin with "batches of 64". If their errors were noise,
-the mean over several supernets would rank much better than one, and two supernets would agree with each other no better
-than with the truth. Accuracies are standardised within each supernet. All subsets of a size count, or the first 500.
+the mean over several supernets would rank much better than one, and two supernets would agree with each other no
+better than with the truth. Accuracies are standardised within each supernet. All subsets of a size count, or the first
+500. For strides, heads and projections, the script also prints how networks with the same option are ranked: the mean
+tau over the supernets of a variant, and that of FLOPs.
 
     python benchmarks/shared_errors.py
 """
 
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from cvt_nas.config import load_experiment
 from cvt_nas.results import kendall
+from cvt_nas.space import UNSIZED_CHOICES
 from cvt_table import gene_columns
 from supernet import SPACES, file_of, ranked_networks
+
+MIN_NETWORKS = 20  # of an option, to be ranked
 
 
 def main() -> None:
@@ -32,6 +38,27 @@ def main() -> None:
             subsets = itertools.islice(itertools.combinations(range(scores.shape[1]), size), 500)
             taus = [kendall(scores[:, list(subset)].mean(axis=1), truth.to_numpy()) for subset in subsets]
             print(f"  mean of {size}: tau {np.mean(taus):.3f}")
+        print_by_option(supernets, space)
+
+
+def print_by_option(supernets: Mapping[str, pd.DataFrame], space: str) -> None:
+    experiment = load_experiment(file_of(space))
+    genes = gene_columns(experiment.space)
+    costs = pd.read_parquet(file_of(space).with_suffix(".parquet")).drop_duplicates(genes).set_index(genes)["flops"]
+    rows = []
+    for of in supernets.values():
+        networks = of.assign(truth=of["acc_8"].map(np.mean), flops=costs.loc[of.index]).reset_index()
+        for column, gene in zip(genes, experiment.space.genes, strict=True):
+            for option, same in networks.groupby(column) if gene.choice in UNSIZED_CHOICES else ():
+                if len(same) >= MIN_NETWORKS:
+                    truth = same["truth"].to_numpy()
+                    rows.append({
+                        "choice": gene.name, "option": gene.options[int(str(option))], "networks": len(same),
+                        "variant": of["variant"].iloc[0], "tau": kendall(same["inherited"].to_numpy(), truth),
+                        "tau of FLOPs": kendall(same["flops"].to_numpy(), truth),
+                    })  # fmt: skip
+    by = ["choice", "option", "networks", "variant"]
+    print(pd.DataFrame(rows).pivot_table(["tau", "tau of FLOPs"], by, sort=False).round(3).to_string())
 
 
 if __name__ == "__main__":
