@@ -14,6 +14,7 @@ or one that is there already.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", choices=SPACES, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--calibration-images", type=int, default=2_048, help="for the statistics of batch norms")
     parser.add_argument("--weights", type=Path, help="a file .safetensors")
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST, or the file of colour_images.py")
     options = parser.parse_args()
@@ -49,7 +51,8 @@ def main() -> None:
         experiment.data, root=options.data, image_size=space.image_size, num_channels=space.num_channels,
         num_classes=space.num_classes,
     )  # fmt: skip
-    config = SupernetConfig(epochs=EPOCHS, **(BASE | VARIANTS[VARIANT]))
+    calibration: dict[str, Any] = {"calibration_images": options.calibration_images}
+    config = SupernetConfig(epochs=EPOCHS, **(BASE | VARIANTS[VARIANT] | calibration))
     shared, file = SharedWeights(space=space, config=config), options.weights
     if file is not None and file.exists():
         supernet = open_supernet(shared, file)

@@ -43,6 +43,7 @@ BASE: dict[str, Any] = {
     "distillation_weight": 1.0,
 }  # fmt: skip
 HALF_LABELS: dict[str, Any] = {"batch_size": 64, "distillation_weight": 0.5}
+OWN_CONVS = {"own_convs": ["kv_stride", "patch_stride"]}
 OPENING = {"kv_stride": 1, "mlp_ratio": 2, "depth": 3, "embed_dim": 4}  # the epoch of each
 # `warm_epochs` of the largest network by itself, before the supernet's; `steps` in the place of epochs
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -76,7 +77,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batches of 64, half labels, from averaged weights": HALF_LABELS | {"distil_from": "averaged"},
     "batches of 64, half labels, the largest twice": HALF_LABELS | {"largest_weight": 2.0},
     "batches of 64, half labels, extremes of sizes": HALF_LABELS | {"extremes": "sizes"},
-    "batches of 64, half labels, convolutions a stride": HALF_LABELS | {"own_convs": ["kv_stride", "patch_stride"]},
+    "batches of 64, half labels, convolutions a stride": HALF_LABELS | OWN_CONVS,
+    "batches of 64, half labels, convolutions a stride, 2,600 steps": HALF_LABELS | OWN_CONVS | {"steps": 2_600},
     "batches of 64, half labels, kernel maps and norms": HALF_LABELS
     | {"kernel_maps": True, "own_norms": ["kv_stride", "kernel_size"]},
 }
