@@ -24,6 +24,7 @@ from cvt_nas.results import Inherited
 Token = TypeVar("Token")
 NUM_SCREENING_IMAGES = 2_048
 _IN_HAND = 2  # candidates of a worker, so that it never waits for a proposal
+_IN_HAND_OF_SEVERAL = 3  # of each of several workers, so that it seldom waits for the answer of another one
 _MAX_RESTARTS = 3  # of a worker
 _LEAST_SHARE = 32  # images of a batch, which are enough for batch norm
 
@@ -69,11 +70,12 @@ def num_judges(resources: Resources) -> int:
 class Judges(Generic[Token]):
     """Workers that measure inherited accuracies: one for each GPU, for each trial that shares one, or for each CPU.
 
-    Ray restarts a worker that dies, together with its tasks.
+    Ray restarts a worker that dies, and runs its tasks again in any order. Results still come in the order of `submit`,
+    so what is decided by them depends neither on that nor on which worker is faster.
     """
 
     def __init__(self, setup: TrainingSetup, resources: Resources) -> None:
-        self._in_hand: dict[ray.ObjectRef, tuple[int, Token]] = {}
+        self._in_hand: dict[ray.ObjectRef, tuple[int, Token]] = {}  # in the order of `submit`
         num_workers = num_judges(resources)
         if resources.gpus_per_trial >= 1:
             num_cpus, num_gpus = resources.cpus_per_gpu, 1.0
@@ -93,26 +95,27 @@ class Judges(Generic[Token]):
 
     @property
     def num_in_hand_at_most(self) -> int:
-        return _IN_HAND * len(self._workers)
+        return (_IN_HAND if len(self._workers) == 1 else _IN_HAND_OF_SEVERAL) * len(self._workers)
 
     @property
     def num_free(self) -> int:
-        """Number of further candidates that the workers would take."""
+        """Number of further candidates that can be submitted. It depends on calls alone, not on workers."""
         return self.num_in_hand_at_most - len(self._in_hand)
 
     def submit(self, token: Token, arch: ArchConfig, bar: float | None = None) -> None:
-        """Gives `arch` to the worker with the fewest tasks. `next` returns `token` with the result."""
-        load = Counter(index for index, _ in self._in_hand.values())
+        """Gives `arch` to the worker with the fewest tasks left. `next` returns `token` with the result."""
+        submitted = list(self._in_hand)
+        left = ray.wait(submitted, num_returns=len(submitted), timeout=0)[1] if submitted else []
+        load = Counter(self._in_hand[task][0] for task in left)
         index = min(range(len(self._workers)), key=lambda index: load[index])
         self._in_hand[self._workers[index].judge.remote(arch, bar)] = index, token
 
     def next(self) -> tuple[Token, Inherited, float] | None:
-        """Waits for the next result: its token, what is inherited, and seconds. None if there are no tasks."""
+        """Waits for the result of the oldest task: its token, what is inherited, and seconds. None without tasks."""
         if not self._in_hand:
             return None
-        (done, *_), _ = ray.wait(list(self._in_hand), num_returns=1)
-        _, token = self._in_hand.pop(done)
-        return token, *get_from_workers(done)
+        _, token = self._in_hand.pop(oldest := next(iter(self._in_hand)))
+        return token, *get_from_workers(oldest)
 
     def save(self, archs: Sequence[ArchConfig]) -> None:
         """Keeps the weights of these subnets as the trained weights of their architectures."""

@@ -85,7 +85,10 @@ def train_weights(search: Search) -> Generator[SupernetEpochDone, None, bool]:
 def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarted | Candidate, None, bool]:
     """Proposes `search.candidates` architectures of `space`, and measures what they inherit.
 
-    Each candidate is recorded in the run before it is yielded.
+    Each candidate is recorded in the run before it is yielded. They are recorded in the order of their proposals, and a
+    proposal depends on the same candidates however fast each worker is. If the search is to stop, it does not wait for
+    candidates in hand. They are measured when it goes on, so it goes on as if it had not stopped. All this holds for
+    one number of workers; with another one, more or fewer candidates are in hand.
 
     Returns:
         Whether all candidates are ranked.
@@ -117,11 +120,10 @@ def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarte
     with Judges[Proposal](search.setup, search.resources) as judges:
         while True:
             while judges.num_free and not search.stop.is_set() and (proposal := study.ask()) is not None:
-                # counts only candidates that are surely judged; with one worker, an interruption then changes nothing
+                # counts only candidates that are surely judged
                 bar = bars.below(proposal.cost, before=proposal.number - judges.num_in_hand_at_most + 1)
                 judges.submit(proposal, space.decode(proposal.genome), bar)
-            judged = judges.next()
-            if judged is None:
+            if search.stop.is_set() or (judged := judges.next()) is None:
                 return study.is_done
             proposal, found, seconds = judged
             arch = space.decode(proposal.genome)
