@@ -8,13 +8,21 @@ import pytest
 
 from conftest import small_digits
 from cvt_nas import search
+from cvt_nas.cli import main
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.errors import CvtNasError, RunFolderError
 from cvt_nas.pipeline import open_study
 from cvt_nas.propose.beliefs import Trust
-from cvt_nas.propose.earlier import Source, beliefs_of, check_same_sources, keep_sources, read_sources
+from cvt_nas.propose.earlier import (
+    Source,
+    beliefs_of,
+    check_same_sources,
+    entries_of,
+    keep_sources,
+    read_sources,
+)
 from cvt_nas.report import run_page
-from cvt_nas.report.believing import History, belief_lines, histories_of_beliefs
+from cvt_nas.report.believing import History, beginning_lines, belief_lines, histories_of_beliefs
 from cvt_nas.results import TrialResult
 from cvt_nas.run import RunFolder
 from test_results import MANIFEST
@@ -23,16 +31,18 @@ from test_stopping import run_of, steady
 NUM_EPOCHS = 3
 
 
+def space_file(search_settings: str) -> str:
+    return small_digits(**{"  epochs:": f"  epochs: {NUM_EPOCHS}", "search:": f"search: {{{search_settings}}}"})
+
+
 def experiment_of(search_settings: str = "trials: 12, scheduler: none, seed: 0") -> Experiment:
-    text = small_digits(**{"  epochs:": f"  epochs: {NUM_EPOCHS}", "search:": f"search: {{{search_settings}}}"})
-    return parse_experiment(text, "small.yaml")
+    return parse_experiment(space_file(search_settings), "small.yaml")
 
 
 def begin(path: Path, experiment: Experiment, sources: list[Source]) -> RunFolder:
     run = RunFolder(path)
     keep_sources(sources, run)
-    told = {"learn_from": [source.to_json() for source in sources]}
-    run.begin({**experiment.manifest(seed=0, num_trials=12), **told})
+    run.begin({**experiment.manifest(seed=0, num_trials=12), "learn_from": entries_of(sources, experiment)})
     return run
 
 
@@ -149,6 +159,20 @@ def test_an_earlier_run_that_tells_nothing_changes_nothing_and_is_not_said_to_be
     assert line in run_page(warm)
 
 
+def test_the_first_lines_say_which_earlier_run_has_too_few_trials_to_tell_anything(tmp_path: Path) -> None:
+    few, many = (run_of(tmp_path / f"of {number}", steady, num_complete=number) for number in (7, 40))
+    sources = read_sources([few.path, many.path], metric="accuracy")
+    run = begin(tmp_path / "run", experiment_of(), sources)
+    assert beginning_lines(run.manifest) == [
+        f"{few.path}: 7 trials do not predict each other yet, so they tell nothing; the search goes on without them",
+        f"learns from 40 trials of {many.path}",
+    ]
+    by_earlier_version = {"learn_from": [source.to_json() for source in sources]}
+    assert beginning_lines(by_earlier_version)[0] == f"learns from 7 trials of {few.path}"
+    train(experiment_of(), run, 3)
+    assert [history.told_nothing for history in histories_of_beliefs(run)] == [True, False]
+
+
 def test_a_search_that_goes_on_is_told_of_no_other_runs(tmp_path: Path) -> None:
     earlier, experiment = run_of(tmp_path / "earlier", steady, num_complete=5), experiment_of()
     run = begin(tmp_path / "run", experiment, read_sources([earlier.path], metric="accuracy"))
@@ -164,12 +188,17 @@ def test_a_sampler_that_does_not_learn_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_real_search_begins_with_what_an_earlier_one_taught(
-    finished_run: RunFolder, two_cpus: None, tmp_path: Path
+    finished_run: RunFolder, two_cpus: None, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    experiment = experiment_of("trials: 3, scheduler: none, seed: 0")
-    run = search(experiment, out=tmp_path / "run", learn_from=[finished_run.path], cpus=1, gpus=0)
+    (tmp_path / "small.yaml").write_text(text := space_file("trials: 3, scheduler: none, seed: 0"))
+    experiment, run = parse_experiment(text, "small.yaml"), RunFolder(tmp_path / "run")
+    places = ["--space", str(tmp_path / "small.yaml"), "--out", str(run.path), "--learn-from", str(finished_run.path)]
+    assert main(["search", *places, "--cpus", "1", "--gpus", "0"]) == 0
     (told,) = run.manifest["learn_from"]
     assert told["place"] == str(finished_run.path)
     assert told["trials"] == len(beliefs_of(experiment, run).runs[0].curves) > 0
     assert [result.status for result in run.results()] == ["complete"] * 3
-    assert histories_of_beliefs(run)[0].steps
+    (history,) = histories_of_beliefs(run)
+    assert history.steps
+    assert history.told_nothing == (told["skill"] == 0)
+    assert f"note: {beginning_lines(run.manifest)[0]}\n" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def search(options: argparse.Namespace) -> int:
     from cvt_nas.follow.trackers import check_trackers, trackers
     from cvt_nas.pipeline import search as run_search
     from cvt_nas.plugins import load_plugin
-    from cvt_nas.report import summary, write_report
+    from cvt_nas.report import beginning_lines, summary, write_report
     from cvt_nas.results import FAILURES
     from cvt_nas.results.events import following
 
@@ -63,8 +63,8 @@ def search(options: argparse.Namespace) -> int:
         for what in ("init", "teacher"):
             for note in run.manifest.get(what, {}).get("notes", []):
                 say(console, f"note: {note}")
-        for source in run.manifest.get("learn_from", []):
-            say(console, f"note: learns from {source['trials']} trials of {source['place']}")
+        for line in beginning_lines(run.manifest):
+            say(console, f"note: {line}")
         shown = ConsoleProgress.of(run, console, num_trials=num_trials, deadline=deadline)
         with ExitStack() as stack:
             if options.ui is not None:

@@ -30,7 +30,7 @@ from cvt_nas.plan.planning import plan_of_search
 from cvt_nas.plan.sharing import divide_as_asked
 from cvt_nas.plan.values import Begun, Plan
 from cvt_nas.plugins import is_plugin
-from cvt_nas.propose.earlier import check_same_sources, keep_sources, read_sources
+from cvt_nas.propose.earlier import check_same_sources, entries_of, keep_sources, read_sources
 from cvt_nas.propose.samplers import load_sampler
 from cvt_nas.results import FAILURES
 from cvt_nas.results.events import Follower, following
@@ -196,7 +196,7 @@ def search(
                 **experiment.manifest(seed=seed, num_trials=num_trials),
                 **({} if begins is None else {"init": begins}),
                 **({} if teacher is None else {"teacher": teacher.to_json()}),
-                **({"learn_from": [source.to_json() for source in sources]} if sources else {}),
+                **({"learn_from": entries_of(sources, experiment)} if sources else {}),
                 "time_budget": time_budget,
                 "resources": dataclasses.asdict(resources),
                 **({} if sharing is None else {"sharing": sharing.to_json()}),

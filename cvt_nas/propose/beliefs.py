@@ -171,17 +171,15 @@ class Believed:
         ]
 
 
-class _Expected:
-    """The accuracy that the process of an earlier run expects of networks of this space."""
+class _Process:
+    """The process of the curves of an earlier run, over the choices that its networks have in common with a space.
 
-    def __init__(
-        self,
-        run: EarlierRun,
-        space: GenomeSpace,
-        fixed: Mapping[str, Option],
-        sample: np.ndarray,
-        costs: Sequence[Cost],
-    ) -> None:
+    Attributes:
+        skill: See `_skill`.
+        scale: Standard deviation of its accuracies after a full training.
+    """
+
+    def __init__(self, run: EarlierRun, space: GenomeSpace, fixed: Mapping[str, Option]) -> None:
         columns = [_Column(gene, [of.get(gene.name) for of in run.choices]) for gene in space.genes]
         for name, value in fixed.items():
             theirs = [of.get(name) for of in run.choices]
@@ -199,22 +197,45 @@ class _Expected:
         curves = curves.where(most_telling(curves, MAX_FITTED, np.random.default_rng(0)))
         prior = prior_of([column.num_options for column in self._columns], run.num_epochs)
         theta = fit_hyperparameters(curves, prior=prior)
-        self._posterior, self._skill = CurvePosterior(curves, theta), _skill(curves, theta)
-        expected = self._expect(sample, costs)
-        self.is_flat = self._skill == 0
-        # a process that expects almost no differences must not have them scaled up
-        self._mean, self._sd = expected.mean(), max(expected.std(), curves.scale[1])
+        self._posterior, self.skill = CurvePosterior(curves, theta), _skill(curves, theta)
+        self.scale = curves.scale[1]
 
     def _scaled(self, costs: Sequence[Cost]) -> np.ndarray:
         return (_logs(costs) - self._middle) / self._spread
 
-    def _expect(self, genomes: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:
+    def expect(self, genomes: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:
         places = [genomes[:, place] for place in self._places] + [np.zeros(len(genomes), dtype=int)] * self._num_fixed
         features = [column.ours[options] for column, options in zip(self._columns, places, strict=True)]
         return self._posterior.expect(np.hstack([*features, self._scaled(costs)]))
 
+
+def skill_of(run: EarlierRun, space: GenomeSpace, fixed: Mapping[str, Option]) -> float:
+    """How well the trials of an earlier run predict each other, by the choices of this space.
+
+    It is the correlation that `_skill` computes. With 0, the run tells nothing. It takes one fit of hyperparameters.
+    """
+    return _Process(run, space, fixed).skill
+
+
+class _Expected:
+    """The accuracy that the process of an earlier run expects of networks of this space."""
+
+    def __init__(
+        self,
+        run: EarlierRun,
+        space: GenomeSpace,
+        fixed: Mapping[str, Option],
+        sample: np.ndarray,
+        costs: Sequence[Cost],
+    ) -> None:
+        self._process = _Process(run, space, fixed)
+        self.is_flat = self._process.skill == 0
+        expected = self._process.expect(sample, costs)
+        # a process that expects almost no differences must not have them scaled up
+        self._mean, self._sd = expected.mean(), max(expected.std(), self._process.scale)
+
     def __call__(self, genomes: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:
-        return self._skill * (self._expect(genomes, costs) - self._mean) / self._sd
+        return self._process.skill * (self._process.expect(genomes, costs) - self._mean) / self._sd
 
 
 def _skill(curves: Curves, theta: np.ndarray) -> float:

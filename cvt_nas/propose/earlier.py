@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from cvt_nas.arch import Cost, cost_of
 from cvt_nas.config import Experiment
 from cvt_nas.errors import ArchError, RunFolderError
-from cvt_nas.propose.beliefs import FEWEST_TRIALS, Beliefs, EarlierRun, choices_of
+from cvt_nas.propose.beliefs import FEWEST_TRIALS, Beliefs, EarlierRun, choices_of, skill_of
 from cvt_nas.results import TrialResult
 from cvt_nas.run import RunFolder, is_url
 from cvt_nas.run.records import Record
@@ -32,7 +34,7 @@ class Source:
     trials: tuple[TrialResult, ...]
 
     def to_json(self) -> dict[str, object]:
-        """The entry for a manifest."""
+        """The entry for a manifest, without what `entries_of` adds."""
         return {"place": self.place, "epochs": self.epochs, "trials": len(self.trials)}
 
 
@@ -64,6 +66,17 @@ def read_sources(places: Sequence[str | Path], *, metric: str) -> list[Source]:
             )
         sources.append(Source(place=run.place, epochs=run.manifest["epochs"], trials=trials))
     return sources
+
+
+def entries_of(sources: Sequence[Source], experiment: Experiment) -> list[dict[str, object]]:
+    """Entries of earlier runs for a manifest, with their `skill`, by which the first lines of a search say what they
+    tell. See `skill_of`."""
+    space = experiment.space
+    with threadpool_limits(limits=1, user_api="blas"):  # as in `Surrogate`, so that both find the same
+        return [
+            {**source.to_json(), "skill": skill_of(_as_earlier(source, space), space, _fixed_choices(space))}
+            for source in sources
+        ]
 
 
 def keep_sources(sources: Sequence[Source], run: RunFolder) -> None:
@@ -105,12 +118,16 @@ def _earlier_run(told: Mapping[str, Any], run: RunFolder, number: int, space: Se
             f"{path}: has {len(trials)} trials, and the search began with {told['trials']}, so that it cannot go on as "
             f"it began"
         )
+    return _as_earlier(Source(place=told["place"], epochs=told["epochs"], trials=tuple(trials)), space)
+
+
+def _as_earlier(source: Source, space: SearchSpace) -> EarlierRun:
     return EarlierRun(
-        name=told["place"],
-        choices=tuple(choices_of(trial.arch) for trial in trials),
-        costs=tuple(_cost_here(trial, space) for trial in trials),
-        curves=tuple(trial.curve for trial in trials),
-        num_epochs=told["epochs"],
+        name=source.place,
+        choices=tuple(choices_of(trial.arch) for trial in source.trials),
+        costs=tuple(_cost_here(trial, space) for trial in source.trials),
+        curves=tuple(trial.curve for trial in source.trials),
+        num_epochs=source.epochs,
     )
 
 

@@ -1,6 +1,6 @@
 """Reports on runs for people: a page, plots, tables and lines. All are made from the records alone."""
 
-from cvt_nas.report.believing import belief_lines, histories_of_beliefs
+from cvt_nas.report.believing import beginning_lines, belief_lines, histories_of_beliefs
 from cvt_nas.report.compare import Comparison, compare_page
 from cvt_nas.report.fronts import front_figure
 from cvt_nas.report.pictures import write_pictures

@@ -1,8 +1,9 @@
 """How far the trials of a search confirmed its beliefs, which are the earlier runs and the user's priors."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cvt_nas.errors import ArchError, RunFolderError, SpaceFileError
 from cvt_nas.propose.beliefs import PRIORS, Trust
@@ -77,6 +78,17 @@ def histories_of_beliefs(run: RunFolder) -> list[History]:
     return [
         History(name=name, steps={step: trusts[index] for step, trusts in found.items()})
         for index, name in enumerate(beliefs.names if found else ())
+    ]
+
+
+def beginning_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """One line for each earlier run of a search that begins. It says whether the run can tell anything."""
+    return [
+        f"{source['place']}: {source['trials']} trials do not predict each other yet, so they tell nothing; the search "
+        f"goes on without them"
+        if source.get("skill") == 0
+        else f"learns from {source['trials']} trials of {source['place']}"
+        for source in manifest.get("learn_from", ())
     ]
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, NotRequired
 
 from pydantic import JsonValue, TypeAdapter
 from typing_extensions import TypedDict
@@ -44,6 +44,7 @@ class _Source(TypedDict):
     place: str
     epochs: int
     trials: int
+    skill: NotRequired[float]  # earlier versions did not record it
 
 
 class _Fields(TypedDict, total=False):
