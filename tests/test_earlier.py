@@ -1,6 +1,7 @@
 """Searches that learn from earlier runs: what they keep, refuse, and tell of it."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from conftest import small_digits
 from cvt_nas import search
+from cvt_nas.arch import cost_of
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.errors import CvtNasError, RunFolderError
@@ -138,6 +140,82 @@ def test_what_cannot_be_learned_from_is_refused(case: str, tmp_path: Path) -> No
         message += "maximised macro_f1, and this search maximises accuracy"
     with pytest.raises(RunFolderError, match=message):
         read_sources(places, metric="accuracy")
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Replaces the first `old` in a file, as a user would by hand."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of five trials in full, of four epochs, and one that was stopped after one."""
+    return run_of(tmp_path_factory.mktemp("sound") / "run", steady, num_complete=5, num_stopped=1)
+
+
+EPOCHS = "--learn-from {}: epochs in its manifest: got {}, must be a whole number from 1 to 100,000"
+LENGTH = "--learn-from {}: trial 0: curve: got 4 epochs of a complete trial, and the manifest has epochs {}; "
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        *(
+            ("manifest.json", '"epochs": 4', f'"epochs": {value}', EPOCHS.format("{}", told))
+            for value, told in (
+                ("0", "0"), ("-1", "-1"), ('"4"', "'4'"), ("4.0", "4.0"), ("true", "True"), ("999999", "999999"),
+            )
+        ),
+        ("manifest.json", '"epochs": 4', '"epochs": 3', LENGTH.format("{}", 3)),
+        ("manifest.json", '"epochs": 4', '"epochs": 9', LENGTH.format("{}", 9)),
+        ("manifest.json", '"epochs": 4', '"epochs": null', "{}/manifest.json: epochs: "),
+        ("manifest.json", '"epochs": 4', '"epochs": NaN', "{}/manifest.json: cannot be read: got NaN"),
+        ("manifest.json", '"epochs": 4', '"epoch": 4', "{}/manifest.json: lacks epochs"),
+        ("manifest.json", '"epochs": 4', f'"epoch": {"[" * 100_000}', "{}/manifest.json: cannot be read: is nested"),
+        ("trials.jsonl", '"curve": [', '"curve": [1e308, ', "--learn-from {}: trial 0: curve: got 1e+308, must be fra"),
+        ("trials.jsonl", '"curve": [', '"curve": [-0.5, ', "--learn-from {}: trial 0: curve: got -0.5, must be frac"),
+        ("trials.jsonl", '"curve": [', '"curve": [55, ', "--learn-from {}: trial 0: curve: got 55, must be fractions "),
+        ("trials.jsonl", '"curve": [', '"curve": [0.5, ', "--learn-from {}: trial 0: curve: got 5 epochs of a comple"),
+        ("trials.jsonl", '"curve": [', '"curve": ["0.5", ', "{}/trials.jsonl:1: is no line of such a record: "),
+        ("trials.jsonl", '"curve"', '"latency_ms": 1e308, "curve"', "{}/trials.jsonl:1: is no line of such a record: "),
+        ("trials.jsonl", '"curve"', f'"curve": {"[" * 100_000}', "{}/trials.jsonl:1: damaged: is nested too deeply"),
+    ],
+    ids=lambda value: value[:24],
+)  # fmt: skip
+def test_a_record_that_cannot_be_true_is_refused_with_its_place(
+    sound: RunFolder, tmp_path: Path, file: str, old: str, new: str, message: str
+) -> None:
+    place = shutil.copytree(sound.path, tmp_path / "run")
+    edit(place / file, old, new)
+    with pytest.raises(RunFolderError) as refused:
+        read_sources([place], metric="accuracy")
+    assert str(refused.value).startswith(message.format(place))
+
+
+def test_a_search_goes_on_with_no_number_of_epochs_that_cannot_be_true(sound: RunFolder, tmp_path: Path) -> None:
+    experiment = experiment_of()
+    run = begin(tmp_path / "run", experiment, read_sources([sound.path], metric="accuracy"))
+    edit(run.path / "manifest.json", '"epochs": 4', '"epochs": 0')
+    with pytest.raises(RunFolderError, match=rf"learns from, {sound.path}: epochs in its manifest: got 0"):
+        beliefs_of(experiment, run)
+
+
+def test_costs_of_an_earlier_run_are_counted_again_and_not_believed(sound: RunFolder, tmp_path: Path) -> None:
+    place = shutil.copytree(sound.path, tmp_path / "run")
+    for line in (place / "trials.jsonl").read_text().splitlines():
+        params = json.loads(line)["params"]
+        edit(place / "trials.jsonl", f'"params": {params}', '"params": 0')
+    (source,) = read_sources([place], metric="accuracy")
+    experiment = experiment_of()
+    too_small = dataclasses.replace(source.trials[0].arch, image_size=64)
+    stages = (dataclasses.replace(too_small.stages[0], patch_kernel=33), *too_small.stages[1:])
+    odd = dataclasses.replace(source.trials[0], arch=dataclasses.replace(too_small, stages=stages))
+    source = dataclasses.replace(source, trials=(odd, *source.trials[1:]))  # cannot take the images of the search
+    (found,) = beliefs_of(experiment, begin(tmp_path / "next", experiment, [source])).runs
+    assert found.costs[0] == cost_of(odd.arch)
+    assert found.costs[1].params == cost_of(source.trials[1].arch).params > 0
 
 
 def test_a_search_whose_copy_of_an_earlier_run_was_cut_does_not_go_on(tmp_path: Path) -> None:

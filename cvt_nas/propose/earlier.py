@@ -18,6 +18,8 @@ from cvt_nas.run import RunFolder, is_url
 from cvt_nas.run.records import Record
 from cvt_nas.space import Option, SearchSpace
 
+_MOST_EPOCHS = 100_000  # of a full training, far above any; a model of more would fill the memory
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
@@ -42,8 +44,8 @@ def read_sources(places: Sequence[str | Path], *, metric: str) -> list[Source]:
     """Reads the runs in folders or at URLs.
 
     Raises:
-        RunFolderError: One of them is no run, is named twice, has fewer than five trials with an accuracy, or maximised
-            another metric.
+        RunFolderError: One of them is no run, is named twice, has fewer than five trials with an accuracy, maximised
+            another metric, or has a record that cannot be true.
     """
     sources, paths = list[Source](), set[Path]()
     for place in places:
@@ -64,8 +66,28 @@ def read_sources(places: Sequence[str | Path], *, metric: str) -> list[Source]:
                 f"--learn-from {place}: got {len(trials)} trials with an accuracy, must be at least {FEWEST_TRIALS} to "
                 f"learn from; leave it out"
             )
-        sources.append(Source(place=run.place, epochs=run.manifest["epochs"], trials=trials))
+        source = Source(place=run.place, epochs=run.manifest["epochs"], trials=trials)
+        _check(source, f"--learn-from {place}")
+        sources.append(source)
     return sources
+
+
+def _check(source: Source, where: str) -> None:
+    """Raises RunFolderError if no search can have written this, as after an edit by hand."""
+    epochs = source.epochs
+    if type(epochs) is not int or not 1 <= epochs <= _MOST_EPOCHS:
+        raise RunFolderError(
+            f"{where}: epochs in its manifest: got {epochs!r}, must be a whole number from 1 to {_MOST_EPOCHS:,}"
+        )
+    for trial in source.trials:
+        curve, of_trial = trial.curve, f"{where}: trial {trial.number}: curve"
+        if (wrong := next((value for value in curve if not 0 <= value <= 1), None)) is not None:
+            raise RunFolderError(f"{of_trial}: got {wrong!r}, must be fractions from 0 to 1")
+        if len(curve) > epochs or (trial.status == "complete" and len(curve) < epochs):
+            raise RunFolderError(
+                f"{of_trial}: got {len(curve)} epochs of a {trial.status} trial, and the manifest has epochs {epochs}; "
+                f"a complete trial must have as many, and others no more"
+            )
 
 
 def entries_of(sources: Sequence[Source], experiment: Experiment) -> list[dict[str, object]]:
@@ -118,7 +140,9 @@ def _earlier_run(told: Mapping[str, Any], run: RunFolder, number: int, space: Se
             f"{path}: has {len(trials)} trials, and the search began with {told['trials']}, so that it cannot go on as "
             f"it began"
         )
-    return _as_earlier(Source(place=told["place"], epochs=told["epochs"], trials=tuple(trials)), space)
+    source = Source(place=told["place"], epochs=told["epochs"], trials=tuple(trials))
+    _check(source, f"{run.place}: what it learns from, {source.place}")
+    return _as_earlier(source, space)
 
 
 def _as_earlier(source: Source, space: SearchSpace) -> EarlierRun:
@@ -132,13 +156,13 @@ def _as_earlier(source: Source, space: SearchSpace) -> EarlierRun:
 
 
 def _cost_here(trial: TrialResult, space: SearchSpace) -> Cost:
-    """Cost of the trial's network for the images and classes of this space; its own cost if it cannot take them."""
+    """Cost of the trial's network for the images and classes of this space; for its own if it cannot take them."""
     try:
         arch = dataclasses.replace(
             trial.arch, image_size=space.image_size, num_channels=space.num_channels, num_classes=space.num_classes
         )
     except ArchError:
-        return trial.cost
+        return cost_of(trial.arch)
     return cost_of(arch)
 
 

@@ -32,7 +32,10 @@ def parse_json(adapter: TypeAdapter[T], text: str | bytes, where: str, *, strict
 
 
 def load_finite(text: str | bytes) -> Any:
-    """`json.loads` that raises ValueError at numbers that are not finite. Our records never have any."""
+    """`json.loads` that raises ValueError at numbers that are not finite, and at a text that is nested too deeply.
+
+    Our records never have any of that.
+    """
 
     def refuse(word: str) -> float:
         raise ValueError(f"got {word}, must be a finite number")
@@ -40,7 +43,10 @@ def load_finite(text: str | bytes) -> Any:
     def finite(word: str) -> float:
         return value if math.isfinite(value := float(word)) else refuse(word)
 
-    return json.loads(text, parse_constant=refuse, parse_float=finite)
+    try:
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
 
 
 def first_problem(error: ValidationError) -> str:

@@ -41,7 +41,7 @@ class Record(Generic[T]):
     def _parsed(self, number: int, tree: Mapping[str, Any]) -> T:
         try:
             return self._parse(tree)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RunFolderError(f"{self._path}:{number}: is no line of such a record: {error!r}") from error
 
 
