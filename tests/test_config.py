@@ -13,12 +13,11 @@ from timm.data.auto_augment import rand_augment_transform
 from conftest import SPACES, small_digits
 from cvt_nas import config, load_experiment
 from cvt_nas.arch import cost_of
-from cvt_nas.bench import ready_tables
 from cvt_nas.config import Experiment
-from cvt_nas.config.experiment import ready_spaces
 from cvt_nas.config.schema import schema
 from cvt_nas.data.augment import randaugment_of
 from cvt_nas.errors import SpaceFileError
+from cvt_nas.ready import ready_spaces, ready_tables
 
 BASE = """\
 format: 1

@@ -100,7 +100,7 @@ def test_a_space_around_weights_goes_up_to_their_sizes() -> None:
 def test_a_ready_file_is_adapted_to_other_images(name: str) -> None:
     import yaml
 
-    from cvt_nas.config import ready_spaces
+    from cvt_nas.ready import ready_spaces
 
     look = look_of(4_000, counts=(2_000, 2_000))
     draft = draft_like(yaml.safe_load(ready_spaces()[name].read_text()), look, name="mine", of=name)

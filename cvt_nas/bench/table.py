@@ -18,7 +18,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from jaxtyping import Float
 
 from cvt_nas.arch import Cost
 from cvt_nas.errors import TableError
+from cvt_nas.ready import ready_tables
 from cvt_nas.results import Metric, hypervolume
 from cvt_nas.space import COST_METRICS, Gene, Genome
 
@@ -122,14 +122,6 @@ class Table:
     def hypervolume(self, metrics: Sequence[Metric]) -> float:
         """True hypervolume of all rows."""
         return hypervolume(self.losses(metrics))
-
-
-def ready_tables() -> Mapping[str, Path]:
-    """The tables of this package, by name. The space file of each lies beside it, with suffix `.yaml`."""
-    package = Path(str(resources.files("cvt_nas")))
-    folders = (package / "tables", package.parent / "benchmarks" / "tables")  # installed, and in a checkout
-    files = (file for folder in folders for file in sorted(folder.glob("*.parquet")))
-    return {file.stem: file for file in files if file.with_suffix(".yaml").is_file()}
 
 
 def load_table(path: str | Path) -> Table:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cvt_nas import __version__
 from cvt_nas.cli import archs, data, deploying, runs, searching, spaces, tables, training, watching
+from cvt_nas.ready import ready_tables
 
 _SIZES = "pixels of square images, or height and width as 256x128"
 _OTHER_SIZE = f"instead of the network's own: {_SIZES}"
@@ -166,11 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
     train.add_argument("--seed", type=_seed, default=0, metavar="N")
-    train.add_argument(
-        "--init",
-        metavar="WEIGHTS",
-        help=f"weights to begin with: {_WEIGHTS}",
-    )
+    train.add_argument("--init", metavar="WEIGHTS", help=f"weights to begin with: {_WEIGHTS}")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run folder")
     _add_json(train)
 
@@ -286,7 +283,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_json(compare)
 
     bench = add("bench", tables.bench, "compare searchers and schedulers on a table instead of training")
-    bench.add_argument("--table", required=True, type=Path, metavar="FILE", help="CSV or parquet, or cvt-bench")
+    bench.add_argument(
+        "--table", required=True, type=Path, metavar="FILE",
+        help=f"CSV or parquet, or a ready one: {', '.join(ready_tables())}",
+    )  # fmt: skip
     bench.add_argument("--objectives", type=_list, default=["accuracy", "flops"], metavar="LIST")
     bench.add_argument(
         "--searcher", type=_list, default=["surrogate", "tpe", "nsga2", "random"], metavar="LIST",

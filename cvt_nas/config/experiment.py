@@ -30,6 +30,7 @@ from cvt_nas.config.reader import MAX_LENGTH, Reader, did_you_mean, explain
 from cvt_nas.config.sections import DaNasConfig, DataConfig, SearchConfig, SpaceFile, SupernetConfig, TrainingConfig
 from cvt_nas.errors import ArchError, SpaceFileError
 from cvt_nas.latency import Deployment, LatencyTable
+from cvt_nas.ready import ready_spaces
 from cvt_nas.results import HypervolumeBox, Metric, rung_epochs
 from cvt_nas.space import ALL_COST_METRICS, COST_METRICS, TIMED_METRICS, Genome, SearchSpace
 
@@ -197,14 +198,6 @@ def load_experiment(path: str | Path) -> Experiment:
             reason = f"{reason}, and no ready space has this name{did_you_mean(str(path), list(ready))}"
         raise SpaceFileError([f"{path}: cannot be read: {reason}"]) from error
     return parse_experiment(text, str(path))
-
-
-def ready_spaces() -> Mapping[str, Path]:
-    """Space files that come with the package, by name."""
-    package = Path(str(resources.files("cvt_nas")))
-    folders = (package / "search_spaces", package.parent / "search_spaces")  # installed, and in a checkout
-    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
 def load_recipe(name: str) -> Experiment:

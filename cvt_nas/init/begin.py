@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from cvt_nas.arch import size_text
-from cvt_nas.config import Experiment, parse_experiment, ready_spaces
+from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.config.reader import did_you_mean
 from cvt_nas.errors import ArchError, CvtNasError, SpaceFileError
 from cvt_nas.init.choosing import Draft, Section, draft_around, draft_for, draft_like
@@ -17,6 +17,7 @@ from cvt_nas.init.writing import text_of
 from cvt_nas.model import locate, read_weights
 from cvt_nas.plan.planning import plan as plan_search
 from cvt_nas.plan.values import Plan, duration
+from cvt_nas.ready import ready_spaces
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
