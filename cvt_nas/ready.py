@@ -16,5 +16,9 @@ def ready_spaces() -> Mapping[str, Path]:
 def ready_tables() -> Mapping[str, Path]:
     """The tables that come with the package, by name. The space file of each lies beside it, with suffix `.yaml`."""
     folders = (_PACKAGE / "tables", _PACKAGE.parent / "benchmarks" / "tables")  # installed, and in a checkout
-    files = (file for folder in folders for file in sorted(folder.glob("*.parquet"), key=lambda file: file.stem))
-    return {file.stem: file for file in files if file.with_suffix(".yaml").is_file()}
+    return {
+        file.stem: file
+        for folder in folders
+        for file in sorted(folder.glob("*.parquet"), key=lambda file: file.stem)
+        if file.stem in {described.stem for described in folder.glob("*.yaml")}
+    }
