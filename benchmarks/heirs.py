@@ -8,8 +8,9 @@ accuracy with seed 0. Three rules choose the next network:
 - `expected gain`: the network with the largest expected gain of hypervolume, by the same model.
 
 The last two begin after six trainings (`--after`), and follow the fixed order before that. `random` trains networks in
-random order. The front is drawn by the accuracies with seed 0. What is compared is its hypervolume by the mean of all
-seeds, as a share of the hypervolume of all networks.
+random order. `no supernet` begins in the same random order, and then takes the largest expected gain by trainings and
+costs alone, as a search from scratch does. The front is drawn by the accuracies with seed 0. What is compared is its
+hypervolume by the mean of all seeds, as a share of the hypervolume of all networks.
 
     OMP_NUM_THREADS=1 python benchmarks/heirs.py
     OMP_NUM_THREADS=1 python benchmarks/heirs.py --space colour
@@ -31,7 +32,7 @@ from cvt_table import gene_columns
 from supernet import SPACES, file_of, ranked_networks
 
 NUM_TRAINED = (8, 12, 16, 24, 36)
-RULES = ("random", "fixed", "corrected ranks", "expected gain")
+RULES = ("random", "no supernet", "fixed", "corrected ranks", "expected gain")
 
 
 def main() -> None:
@@ -52,10 +53,10 @@ def main() -> None:
         print(f"{index + 1} supernets\n{table.round(4).to_string()}", flush=True)
     known: Any = pd.DataFrame(found)
     by_supernet = known.set_index(["supernet", "trained", "rule"])["share"].unstack()
-    for rule in ("corrected ranks", "expected gain"):
-        gain = (by_supernet[rule] - by_supernet["fixed"]).groupby("trained")
+    for rule, other in (("corrected ranks", "fixed"), ("expected gain", "fixed"), ("expected gain", "no supernet")):
+        gain = (by_supernet[rule] - by_supernet[other]).groupby("trained")
         told = gain.agg(["mean", "std", "min", "max", lambda gains: (gains > 0).sum(), lambda gains: (gains < 0).sum()])
-        print(f"{rule} - fixed\n{told.round(4).to_string()}")
+        print(f"{rule} - {other}\n{told.round(4).to_string()}")
 
 
 def shares(of: pd.DataFrame, space: SearchSpace, rule: str, *, seed: int, after: int) -> list[dict[str, float]]:
@@ -73,7 +74,7 @@ def shares(of: pd.DataFrame, space: SearchSpace, rule: str, *, seed: int, after:
 
     whole = volume(np.arange(len(genomes)), standalone.mean(axis=1))
     order = np.argsort(pareto_ranks(np.column_stack([1 - inherited, costs])))
-    if rule == "random":
+    if rule in ("random", "no supernet"):
         order = np.random.default_rng(seed).permutation(len(genomes))
     trained, rows = list[int](), []
     while len(trained) < max(NUM_TRAINED):
@@ -86,11 +87,12 @@ def shares(of: pd.DataFrame, space: SearchSpace, rule: str, *, seed: int, after:
                     genome=genome,
                     curve=(float(standalone[index, 0]),) if index in trained else (),
                     status="complete" if index in trained else "stopped",
-                    inherited=float(inherited[index]),
+                    inherited=None if rule == "no supernet" else float(inherited[index]),
                 )
                 for index, genome in enumerate(genomes)
+                if index in trained or rule != "no supernet"
             ]
-            if rule == "expected gain":
+            if rule in ("no supernet", "expected gain"):
                 gains = surrogate.gains(observations, [genomes[index] for index in left])
                 trained.append(int(left[np.argmax(gains)]))
             else:
