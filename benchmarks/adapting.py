@@ -20,14 +20,13 @@ import pandas as pd
 import torch
 
 from cvt_nas.config import SupernetConfig, load_experiment
-from cvt_nas.data import load_data
 from cvt_nas.engine import Inheritance, SharedWeights, fit
 from cvt_nas.engine.inheritance import open_supernet
 from cvt_nas.results import judge_supernet
 from cvt_nas.run import write_atomically
 from cvt_table import gene_columns, networks_of
 from smoothing import EPOCHS, NUM_NETWORKS, VARIANT
-from supernet import BASE, SPACES, VARIANTS, file_of
+from supernet import BASE, SPACES, VARIANTS, data_of, file_of
 
 KEY = ["space", "seed", "network"]
 
@@ -44,10 +43,7 @@ def main() -> None:
     torch.set_num_threads(1)
     experiment = load_experiment(file_of(options.space))
     space, device = experiment.space, torch.device("cpu")
-    data = load_data(
-        experiment.data, root=options.data, image_size=space.image_size, num_channels=space.num_channels,
-        num_classes=space.num_classes,
-    )  # fmt: skip
+    data = data_of(experiment, options.data)
     config = SupernetConfig(epochs=EPOCHS, **(BASE | VARIANTS[VARIANT]))
     supernet = open_supernet(SharedWeights(space=space, config=config), options.weights)
     inheritance, genomes = Inheritance(supernet, config, data, device), networks_of(space, NUM_NETWORKS)

@@ -15,10 +15,9 @@ import pandas as pd
 import torch
 
 from cvt_nas.config import load_experiment
-from cvt_nas.data import load_data
 from cvt_nas.engine import fit
 from cvt_nas.run import write_atomically
-from supernet import SPACES, TABLES, file_of
+from supernet import SPACES, TABLES, data_of, file_of
 
 KEPT = TABLES / "largest.csv"
 
@@ -34,10 +33,7 @@ def main() -> None:
     torch.set_num_threads(1)
     experiment = load_experiment(file_of(options.space))
     space = experiment.space
-    data = load_data(
-        experiment.data, root=options.data, image_size=space.image_size, num_channels=space.num_channels,
-        num_classes=space.num_classes,
-    )  # fmt: skip
+    data = data_of(experiment, options.data)
     rows = pd.read_csv(KEPT).to_dict("records") if KEPT.exists() else []
     done = {(row["space"], row["epochs"], row["seed"]) for row in rows}
     for seed in range(options.first_seed, options.first_seed + options.seeds):

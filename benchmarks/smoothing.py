@@ -23,13 +23,12 @@ from jaxtyping import Float, Int
 from scipy.special import log_softmax
 
 from cvt_nas.config import SupernetConfig, load_experiment
-from cvt_nas.data import load_data
 from cvt_nas.engine import Inheritance, SharedWeights, train_supernet
 from cvt_nas.engine.evaluation import answers_of
 from cvt_nas.engine.inheritance import open_supernet, save_supernet
 from cvt_nas.results import Inherited, judge_supernet, kendall, smoothed_accuracies
 from cvt_table import gene_columns, networks_of
-from supernet import BASE, SPACES, VARIANTS, file_of
+from supernet import BASE, SPACES, VARIANTS, data_of, file_of
 
 EPOCHS, VARIANT, NUM_NETWORKS = 14, "batches of 64, half labels", 60
 NUM_IMAGES = (125, 250, 500, 1_000, 2_000, 4_000)
@@ -47,10 +46,7 @@ def main() -> None:
     torch.set_num_threads(1)
     experiment = load_experiment(file_of(options.space))
     space, device = experiment.space, torch.device("cpu")
-    data = load_data(
-        experiment.data, root=options.data, image_size=space.image_size, num_channels=space.num_channels,
-        num_classes=space.num_classes,
-    )  # fmt: skip
+    data = data_of(experiment, options.data)
     calibration: dict[str, Any] = {"calibration_images": options.calibration_images}
     config = SupernetConfig(epochs=EPOCHS, **(BASE | VARIANTS[VARIANT] | calibration))
     shared, file = SharedWeights(space=space, config=config), options.weights

@@ -25,8 +25,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cvt_nas.config import AugmentConfig, SupernetConfig, load_experiment
-from cvt_nas.data import load_data
+from cvt_nas.config import AugmentConfig, Experiment, SupernetConfig, load_experiment
+from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import Inheritance, SharedWeights, fit, train_supernet
 from cvt_nas.results import Choice, ChoiceEffect, Inherited, choice_effects, judge_supernet, smoothed_accuracies
 from cvt_nas.run import write_atomically
@@ -129,6 +129,15 @@ def file_of(space: str) -> Path:
     return TABLES / ("cvt-bench.yaml" if space == SPACES[0] else f"cvt-bench-{space}.yaml")
 
 
+def data_of(experiment: Experiment, root: Path | None) -> ImageData:
+    """The images of one of `SPACES`."""
+    space = experiment.space
+    return load_data(
+        experiment.data, root=root, image_size=space.image_size, num_channels=space.num_channels,
+        num_classes=space.num_classes,
+    )  # fmt: skip
+
+
 def inherited_of(space: str) -> Path:
     """The file of what the networks of one of `SPACES` inherit."""
     return TABLES / ("supernets.parquet" if space == SPACES[0] else f"supernets_{space}.parquet")
@@ -187,10 +196,7 @@ def inherited(task: Task) -> pd.DataFrame:
     torch.set_num_threads(1)
     experiment = load_experiment(task.file)
     space, device = experiment.space, torch.device(task.device)
-    data = load_data(
-        experiment.data, root=task.data, image_size=space.image_size, num_channels=space.num_channels,
-        num_classes=space.num_classes,
-    )  # fmt: skip
+    data = data_of(experiment, task.data)
     settings = {"epochs": task.epochs, **BASE, **VARIANTS[task.variant]}
     warm_epochs = settings.pop("warm_epochs", 0)
     if steps := settings.pop("steps", None):
