@@ -7,7 +7,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ from test_engine import CPU, tiny_arch, training, weights_of
 from test_inherit import with_supernet
 from test_supernet_training import SPACE, config
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:Synchronization debug mode")]  # warns once a process
 CUDA = torch.device("cuda:0")
 AUGMENTED = AugmentConfig(flip=True, crop_padding=1, mixup=0.2, random_erasing=0.25)
 
@@ -82,6 +82,19 @@ def test_a_training_that_was_cut_off_ends_as_if_it_was_not(
     *_, last = rest(Checkpoint(tmp_path / "checkpoint.pt"))
     assert last.curve == whole.curve
     assert torch.equal(weights_of(last), weights_of(whole))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_attention_to_many_keys_adds_gradients_in_the_same_order_each_time(precision: str) -> None:
+    data = MadeOnTheDevice(num_images=32)
+
+    def weights() -> torch.Tensor:
+        settings = training(epochs=1, batch_size=4, precision=precision, lr=1e-3)
+        *_, last = fit(load_arch("cvt-13"), settings, cast(Any, data), device=CUDA, seed=0)
+        return weights_of(last)
+
+    first = weights()
+    assert all(torch.equal(weights(), first) for _ in range(3))
 
 
 def num_syncs(run: Callable[[], Any]) -> int:
@@ -218,20 +231,25 @@ def test_a_trial_takes_no_more_memory_than_there_is_and_ends_as_if_it_was_told(
 
 
 class MadeOnTheDevice:
-    """Batches of noise, as large as ImageNet's; one of 2,048 is an epoch."""
+    """Batches of the same noise, with images of ImageNet's size. An epoch has `num_images`."""
 
     class_names = tuple(map(str, range(1000)))
-    is_taught = False
+    is_taught = is_multi_label = False
+
+    def __init__(self, num_images: int = 2048) -> None:
+        self._num_images = num_images
 
     def num_images(self, split: str) -> int:
-        return 2048 if split == "train" else 64
+        return self._num_images if split == "train" else 64
 
     def _batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        images = torch.randn(number, 3, 224, 224, device=CUDA).contiguous(memory_format=torch.channels_last)
-        return images, torch.arange(number, device=CUDA) % 1000
+        generator = torch.Generator(CUDA).manual_seed(number)
+        images = torch.randn(number, 3, 224, 224, device=CUDA, generator=generator)
+        return images.contiguous(memory_format=torch.channels_last), torch.arange(number, device=CUDA) % 1000
 
     def train_batches(self, *, batch_size: int, **options: Any) -> Iterator[Any]:
-        yield self._batch(batch_size)
+        for _ in range(self._num_images // batch_size):
+            yield self._batch(batch_size)
 
     def eval_batches(self, split: str, **options: Any) -> Iterator[Any]:
         yield self._batch(self.num_images(split))

@@ -18,9 +18,10 @@ from cvt_nas.engine import (
     evaluate,
     fit,
     learning_rate,
+    optimization,
     progress_reports,
 )
-from cvt_nas.engine.optimization import optimizer_of
+from cvt_nas.engine.optimization import optimizer_of, ordered_sums, prepare_device
 from cvt_nas.model import CvT, build_model, load_model
 from cvt_nas.run import RunFolder
 
@@ -327,3 +328,31 @@ def test_evaluation_is_of_the_averaged_weights_where_ema_is_on(data: ImageData) 
     averaged = train(data, settings)[-1]
     assert not torch.allclose(plain, weights_of(averaged))
     assert averaged.accuracy == evaluate(averaged.model, data, "search", training=settings, device=CPU)
+
+
+@pytest.mark.parametrize("is_possible", [True, False])
+def test_on_a_gpu_operations_without_an_order_are_errors_in_a_pass_and_warnings_outside(
+    is_possible: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = torch.device("cuda:0")
+    monkeypatch.setattr(optimization, "_has_ordered_products", lambda device: is_possible)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # what prepare_device changes
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    precision, warns_inside = torch.get_float32_matmul_precision(), list[bool]()
+
+    def fail() -> None:
+        warns_inside.append(torch.is_deterministic_algorithms_warn_only_enabled())
+        raise ArithmeticError
+
+    try:
+        prepare_device(cuda)
+        with pytest.raises(ArithmeticError), ordered_sums(cuda):
+            fail()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_float32_matmul_precision(precision)
+    assert warns_inside == [not is_possible]
+    with ordered_sums(CPU):
+        assert not torch.are_deterministic_algorithms_enabled()

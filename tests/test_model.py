@@ -17,6 +17,7 @@ from cvt_nas.model import (
     initialise,
     probe_error,
     read_weights,
+    resized_positions,
     save_model,
 )
 from strategies import archs, per_stage
@@ -268,3 +269,15 @@ def test_what_is_no_cvt_lends_no_weights(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(2, 2)}, path)
     with pytest.raises(ArchError, match="is no state dict of a CvT"):
         read_weights(path)
+
+
+@pytest.mark.parametrize("sides", [(9, 5), (3, 4), (5, 7), (1, 14)])
+def test_positions_are_resized_as_torch_interpolates_them_also_under_autocast(sides: tuple[int, int]) -> None:
+    positions = torch.randn(1, 6, 5, 7, requires_grad=True)
+    expected = nn.functional.interpolate(positions, sides, mode="bicubic", align_corners=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = resized_positions(positions, sides)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(expected.shape)
+    (of_found,), (of_expected,) = (torch.autograd.grad((out * weights).sum(), positions) for out in (found, expected))
+    torch.testing.assert_close(of_found, of_expected)

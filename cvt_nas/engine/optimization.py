@@ -1,8 +1,10 @@
 """Parts that all trainings share: optimizer, learning rate, averaged weights and ranks."""
 
+import contextlib
+import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -40,8 +42,7 @@ def times_of(number: int) -> str:
 def prepare_device(device: torch.device) -> None:
     """Lets a GPU multiply in TF32, and makes its sums deterministic, so that a seed fixes the weights.
 
-    Convolutions and attention would otherwise add gradients in the order in which threads end. Attention in fp32 to
-    very many keys still does, since it has no deterministic kernel.
+    Convolutions would otherwise add gradients in the order in which threads end. For attention, see `ordered_sums`.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -49,6 +50,36 @@ def prepare_device(device: torch.device) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         # this safeguard costs a pass over each tensor
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextlib.contextmanager
+def ordered_sums(device: torch.device) -> Iterator[None]:
+    """Context for a forward and backward pass, in which attention on a GPU is deterministic, too.
+
+    Torch makes it so only where operations without a deterministic kernel raise errors. None of CvT is one. Outside,
+    they warn, as users may call others.
+    """
+    if device.type != "cuda" or not _has_ordered_products(device):
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@functools.cache
+def _has_ordered_products(device: torch.device) -> bool:
+    """False if cuBLAS was used before `prepare_device`, or has other settings. Torch refuses its products then."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        torch.mm(torch.ones(2, 2, device=device), torch.ones(2, 2, device=device))
+    except RuntimeError:
+        return False
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return True
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

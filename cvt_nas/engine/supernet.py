@@ -22,7 +22,14 @@ from cvt_nas.engine.distillation import give_way, loss_of
 from cvt_nas.engine.evaluation import autocast
 from cvt_nas.engine.keeper import Keeper, Progress, batches_from, micro_batches_for, num_steps_of
 from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
-from cvt_nas.engine.optimization import State, TrainingState, average_over_ranks, prepare_device, set_learning_rate
+from cvt_nas.engine.optimization import (
+    State,
+    TrainingState,
+    average_over_ranks,
+    ordered_sums,
+    prepare_device,
+    set_learning_rate,
+)
 from cvt_nas.engine.replay import Recorder, ReplayedPass, recorder_of
 from cvt_nas.engine.setup import SharedWeights
 from cvt_nas.engine.subnets import KINDS, Kind, Subnet, SubnetSampler
@@ -224,12 +231,13 @@ def _pass(
     """
     total, answers = torch.zeros((), device=images.device), []
     for number, part in enumerate(parts):
-        with autocast(config, images.device):
-            logits = state.model(images[part.rows], subnet.arch)
-        logits = logits.float()
-        loss = loss_of(logits, targets[part.rows], teacher[number] if teacher else None, config, state.criterion)
-        loss = loss * part.weight
-        state.scaler.scale(loss / divisor).backward()
+        with ordered_sums(images.device):
+            with autocast(config, images.device):
+                logits = state.model(images[part.rows], subnet.arch)
+            logits = logits.float()
+            loss = loss_of(logits, targets[part.rows], teacher[number] if teacher else None, config, state.criterion)
+            loss = loss * part.weight
+            state.scaler.scale(loss / divisor).backward()
         total += loss.detach()
         answers.append(logits.detach())
     return total, *answers

@@ -22,7 +22,14 @@ from cvt_nas.engine.criterion import criterion_of
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast, evaluate
 from cvt_nas.engine.keeper import Keeper, Progress, batches_from, micro_batches_for, num_steps_of
 from cvt_nas.engine.memory import Meter, MicroBatches, Part, Room, meter_of
-from cvt_nas.engine.optimization import State, TrainingState, prepare_device, rank_and_world_size, set_learning_rate
+from cvt_nas.engine.optimization import (
+    State,
+    TrainingState,
+    ordered_sums,
+    prepare_device,
+    rank_and_world_size,
+    set_learning_rate,
+)
 from cvt_nas.engine.replay import ReplayedPass, recorder_of
 from cvt_nas.model import CvT
 
@@ -234,7 +241,7 @@ def _pass(
         kept: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if isinstance(trained, DistributedDataParallel) and not part.is_last:
             kept = trained.no_sync()  # ranks add their gradients once a batch
-        with kept, part.moving_statistics():
+        with kept, part.moving_statistics(), ordered_sums(images.device):
             with autocast(training, images.device):
                 logits = trained(images[part.rows])
             loss = state.criterion(logits.float(), targets[part.rows]) * part.weight

@@ -63,9 +63,20 @@ class ConvEmbed(nn.Module):
 
 
 def resized_positions(positions: Float[Tensor, "1 channels height width"], sides: Sequence[int]) -> Tensor:
+    """`positions` on a map of other `sides`, by bicubic interpolation.
+
+    It multiplies by a matrix for each axis, since the gradient of `F.interpolate` is not deterministic on a GPU.
+    """
     if positions.shape[2:] == tuple(sides):
         return positions
-    return F.interpolate(positions, size=tuple(sides), mode="bicubic", align_corners=False)
+    with torch.autocast(positions.device.type, enabled=False):
+        rows, columns = (_resizing(*sizes, like=positions) for sizes in zip(positions.shape[2:], sides, strict=True))
+        return rows @ positions @ columns.T
+
+
+def _resizing(size: int, wanted: int, *, like: Tensor) -> Float[Tensor, "wanted size"]:
+    identity = torch.eye(size, dtype=like.dtype, device=like.device)
+    return F.interpolate(identity[None, None], size=(wanted, size), mode="bicubic", align_corners=False)[0, 0]
 
 
 def _resize_saved_positions(module: "ConvEmbed", state: dict[str, Tensor], prefix: str, *_: object) -> None:
