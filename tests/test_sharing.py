@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from ray.util.placement_group import placement_group_table
 
 from conftest import Watch, own_processes, small_digits
 from cvt_nas import search
+from cvt_nas.arch import ArchConfig
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.engine.memory import Room
-from cvt_nas.engine.speed import Timing
+from cvt_nas.engine.speed import Speed, Timing
 from cvt_nas.launch.cluster import start_local_ray
 from cvt_nas.launch.resources import Resources, claim_resources
 from cvt_nas.launch.tasks import SharedGpu
@@ -272,3 +274,31 @@ class TestWithALogicalGpu:
             (process,) = own_processes("ray::_Process")
             os.kill(process, signal.SIGKILL)
             assert str(probe.rate(2)).startswith("2 processes failed: ")
+
+    @pytest.mark.slow
+    def test_processes_of_which_one_begins_late_train_for_longer_until_they_overlap(
+        self, tmp_path: Path, small: Experiment, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sharing, "_SECONDS", 0.2)
+
+        class Late(_Process):
+            def open(self, setup: TrainingSetup) -> None:
+                super().open(setup)
+                (tmp_path / str(os.getpid())).touch()
+
+            def train(self, setup: TrainingSetup, arch: ArchConfig, num_processes: int, seconds: float) -> Speed | None:
+                times = [(path.stat().st_ctime_ns, path.name) for path in tmp_path.glob("[0-9]*")]
+                if num_processes == 2 and max(times)[1] == str(os.getpid()):
+                    time.sleep(0.8)
+                return super().train(setup, arch, num_processes, seconds)
+
+        setup = TrainingSetup.of(small, run=RunFolder(tmp_path / "run"), data=None)
+        with (
+            claim_resources(gpus_per_trial="auto", device="cpu") as resources,
+            SharedGpu(Late, num_cpus=2, most=2) as gpu,
+        ):
+            probe = _Probe(small, setup, resources, gpu)
+            assert isinstance(probe.rate(1), float)
+            assert isinstance(probe.rate(2), float)
+            monkeypatch.setattr(sharing, "_TRIES", 1)
+            assert probe.rate(2) == "2 did not train at the same time"

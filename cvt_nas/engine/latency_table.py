@@ -131,6 +131,7 @@ def measure_memory(arch: ArchConfig, deployment: Deployment, device: torch.devic
     with torch.inference_mode(), _threads(deployment.threads or 1):
         if device.type != "cuda":
             return memory_growth(load)
+        torch.cuda.init()  # or there are no statistics to reset
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         run = load()

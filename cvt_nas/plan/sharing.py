@@ -24,6 +24,7 @@ from cvt_nas.run import RunFolder
 GAIN = 0.1
 _MOST = 16  # processes on a GPU, since CUDA alone takes some hundred MiB of its memory for each
 _SECONDS, _SECONDS_OF_LARGEST = 2.0, 0.4
+_TRIES = 3  # to train at the same time, as a new process takes seconds to load what others have loaded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,9 +171,8 @@ def rate_together(processes: Sequence[Sequence[Timing]]) -> float | None:
     Args:
         processes: Batches of each process. They must follow each other without a gap.
     """
-    begins, ends = ([batches[end] for batches in processes] for end in (0, -1))
-    start, end = max(batch.began for batch in begins), min(batch.ended for batch in ends)
-    longest = max(last.ended - first.began for first, last in zip(begins, ends, strict=True))
+    start, end = max(batches[0].began for batches in processes), min(batches[-1].ended for batches in processes)
+    longest = max(batches[-1].ended - batches[0].began for batches in processes)
     if end - start < longest / 2:
         return None
     images = 0.0
@@ -180,6 +180,12 @@ def rate_together(processes: Sequence[Sequence[Timing]]) -> float | None:
         within = min(batch.ended, end) - max(batch.began, start)
         images += batch.num_images * max(within, 0.0) / (batch.ended - batch.began)
     return images / (end - start)
+
+
+def delay_between(processes: Sequence[Sequence[Timing]]) -> float:
+    """Seconds from the first batch of the first process to the first batch of the last."""
+    begins = [batches[0].began for batches in processes]
+    return max(begins) - min(begins)
 
 
 class _Process:
@@ -219,15 +225,20 @@ class _Probe:
                 self._alone = next(iter(rooms), None)
             if None in largest or any(is_starved(room, self._alone) for room in rooms):
                 return f"{number} leave too little memory for the largest network"
-            median = self._gpu.together("train", setup, self._median, number, _SECONDS)
+            delay = 0.0
+            for _ in range(_TRIES):
+                median = self._gpu.together("train", setup, self._median, number, _SECONDS + 2 * delay)
+                if None in median:
+                    return f"{number} leave too little memory for the median network"
+                processes = [speed.batches for speed in median]
+                if (rate := rate_together(processes)) is not None:
+                    return rate
+                delay = delay_between(processes)
         except WorkersFailedError as error:
             if number == 1:
                 raise
             return f"{number} processes failed: {error}"
-        if None in median:
-            return f"{number} leave too little memory for the median network"
-        rate = rate_together([speed.batches for speed in median])
-        return f"{number} did not train at the same time" if rate is None else rate
+        return f"{number} did not train at the same time"
 
 
 def is_starved(room: Room, alone: Room | None) -> bool:
