@@ -37,9 +37,8 @@ from shared import make_photographs, networks
 
 TINY_TEST = "tests/test_ablations.py::test_a_grid_that_patches_cannot_have_is_refused"
 SECONDS_TO_COMPILE = 75  # ours, and that of transformers; or our blocks
-SECONDS_TO_END = 20  # of a search: the front's test accuracies, the report, and Ray
+SECONDS_TO_END = 25  # of a search that is asked to stop: the front's test accuracies, the report, and Ray
 SAMPLES_A_SECOND = 2  # of nvidia-smi
-SECONDS_TO_SHARE = 45  # of a search, before its budget: to find how many trials share the GPU
 
 
 def main() -> None:
@@ -180,21 +179,27 @@ def _search(bench: Bench, name: str, seconds: float) -> dict[str, Any]:
     if run.exists() and any(line["name"] == name for line in _results(bench)):
         run.rename(run.with_name(f"{slug}-before-{time.time_ns()}"))  # it is to be measured anew
     resume = ["--resume"] if (run / "manifest.json").exists() else []
-    if has_gpu and not resume:
-        seconds -= SECONDS_TO_SHARE
     command = [
         sys.executable, "-m", "cvt_nas.cli", "search", "--space", str(space), "--out", str(run), "--json", *resources,
-        "--time-budget", f"{max(seconds, 10):.0f}s", *resume,
+        *resume,
     ]  # fmt: skip
     started, began = time.perf_counter(), time.time()
     with gpu_utilisation(has_gpu) as samples:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        try:
+            output, _ = process.communicate(timeout=max(seconds, 10))
+        except subprocess.TimeoutExpired:
+            process.terminate()  # it stops in order
+            output, _ = process.communicate()
     seconds = time.perf_counter() - started
-    if done.returncode != 0:
+    if process.returncode not in (0, 130):
         if run.exists():
             run.rename(run.with_name(f"{slug}-failed-{time.time_ns()}"))  # the next one begins afresh
-        raise RuntimeError(f"cvt-nas search ended with status {done.returncode}: {gpu.last_line(out / 'gpu.log')}")
-    found, trials = json.loads(done.stdout), (run / "trials.jsonl").read_text().splitlines()
+        raise RuntimeError(f"cvt-nas search ended with status {process.returncode}: {gpu.last_line(out / 'gpu.log')}")
+    found = json.loads(output)
+    if not found["front"]:
+        raise RuntimeError(f"no trial was complete after {seconds:.0f} s")  # another one goes on with this run
+    trials = (run / "trials.jsonl").read_text().splitlines()
     manifest = json.loads((run / "manifest.json").read_text())
     # what shares the GPU was measured before the run was there, by fewer processes and with breaks
     before = max(datetime.datetime.fromisoformat(manifest["created"]).timestamp() - began, 0.0)

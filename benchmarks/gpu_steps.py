@@ -335,6 +335,7 @@ def limited(device: torch.device, limit: int | None) -> Iterator[Callable[[], in
     """Allows this process so many bytes of the GPU, and tells the peak; of a CPU, of what the backward pass needs."""
     if device.type == "cuda":
         gc.collect()
+        torch.cuda.init()  # or there are no statistics to reset
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         if limit is not None:

@@ -288,7 +288,7 @@ def test_a_limit_is_a_share_of_the_gpu_s_memory_and_ends_with_the_measurement(mo
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: shares.append(share))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70, 80))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 15)
-    for name in ("empty_cache", "reset_peak_memory_stats"):
+    for name in ("init", "empty_cache", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda *device: None)
     with gpu_steps.limited(CUDA, None) as peak:
         assert peak() == 15
