@@ -31,11 +31,11 @@ import torch
 import yaml
 
 from cvt_nas.config import DaNasConfig, Experiment, load_experiment
-from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import evaluate
 from cvt_nas.model import load_model
 from cvt_nas.results import hypervolume, is_non_dominated
 from cvt_nas.run import RunFolder
+from supernet import data_of
 
 METHODS = {  # the colours are told apart by the colour-blind, too
     "defaults": ("this tool", "#0072B2"),
@@ -55,8 +55,8 @@ FIRST_VERSION: dict[str, dict[str, Any]] = {
 }
 SUPERNET: dict[str, dict[str, Any]] = {
     "supernet": {
-        "batch_size": 128, "lr": 2.0e-3, "warmup_epochs": 0.5, "num_random": 2,
-        "distillation": "kl", "distillation_weight": 0.5, "augment": {"flip": True},
+        "lr": 2.0e-3, "warmup_epochs": 0.5, "num_random": 2, "distillation": "kl", "distillation_weight": 0.5,
+        "augment": {"flip": True},
     },
     "da_nas": {"probes": 60},
     "search": {"scheduler": "none"},  # so many small trainings as there is time for
@@ -75,10 +75,12 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST, or the file of colour_images.py")
     parser.add_argument("--seconds", type=int, default=900, help="of each search")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(COMPARED))
     parser.add_argument("--share", type=float, default=0.25, help="of the seconds, for supernet and da-nas")
     parser.add_argument("--supernet-epochs", type=int, default=2)
+    parser.add_argument("--supernet-batch-size", type=int, default=128)
     parser.add_argument("--candidates", type=int, default=80, help="that a supernet ranks")
     parser.add_argument("--heirs", type=int, default=36, help="candidates that are trained on, at most")
     parser.add_argument("--heir-epochs", type=int, default=2, help="of each of these")
@@ -106,17 +108,18 @@ def main() -> None:
                 shutil.rmtree(folder, ignore_errors=True)  # what an interruption left: its time cannot be made up
             command = _command(method, folder, seconds, seed, options)
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            front, run = _read(method, seed, folder, experiment)
+            front, run = _read(method, seed, folder, experiment, options.data)
             fronts = pd.concat([fronts, front], ignore_index=True)
             runs = pd.concat([runs, pd.DataFrame([{**run, "seconds": seconds}])], ignore_index=True)
             fronts.to_csv(fronts_path, index=False)
             runs.to_csv(runs_path, index=False)
-    _figure(fronts).write_html(options.to / "fronts.html", include_plotlyjs="cdn")
+    _figure(fronts, experiment.name).write_html(options.to / "fronts.html", include_plotlyjs="cdn")
     print(runs.sort_values(by=["method", "seed"]).to_string(index=False))
 
 
 def _command(method: str, folder: Path, seconds: int, seed: int, options: argparse.Namespace) -> list[str]:
     limits, space = ["--seed", str(seed), "--cpus", str(options.cpus), "--out", str(folder)], options.space
+    limits += [] if options.data is None else ["--data", str(options.data)]
     if method == "glue":
         glue = Path(__file__).parent / "glue.py"
         return [sys.executable, str(glue), "--space", str(space), "--seconds", str(seconds), *limits]
@@ -127,7 +130,8 @@ def _command(method: str, folder: Path, seconds: int, seed: int, options: argpar
         if method in SHARING:
             tree["search"] |= {"weights": method, "candidates": options.candidates, "trials": options.heirs}
             tree["training"]["epochs"] = options.heir_epochs
-            tree["supernet"]["epochs"] = _num_epochs(method, options.supernet_epochs, tree["space"]["num_classes"])
+            epochs = _num_epochs(method, options.supernet_epochs, tree["space"]["num_classes"])
+            tree["supernet"] |= {"epochs": epochs, "batch_size": options.supernet_batch_size}
         space = options.runs / f"{method}.yaml"
         space.write_text(yaml.safe_dump(tree))
     program = [sys.executable, "-m", "cvt_nas.cli", "search", "--space", str(space)]
@@ -145,7 +149,9 @@ def _num_epochs(method: str, of_supernet: int, num_classes: int) -> int:
     return round(of_supernet * sum(config.lengths) / seen)
 
 
-def _read(method: str, seed: int, folder: Path, experiment: Experiment) -> tuple[pd.DataFrame, dict[str, object]]:
+def _read(
+    method: str, seed: int, folder: Path, experiment: Experiment, data_path: Path | None
+) -> tuple[pd.DataFrame, dict[str, object]]:
     """The front by accuracy on the search split, each member with its accuracy on the test split; and the run."""
     if method == "glue":
         trials = json.loads((folder / "trials.json").read_text())
@@ -155,7 +161,7 @@ def _read(method: str, seed: int, folder: Path, experiment: Experiment) -> tuple
         complete = [result.to_json() for result in trials if result.status == "complete"]
     every = pd.DataFrame(complete, columns=["arch_id", "accuracy", "params", "flops"])
     front = every.loc[is_non_dominated(_losses(every, "accuracy", experiment))].sort_values(by="flops")
-    data, device = _data_of(experiment), torch.device("cpu")
+    data, device = data_of(experiment, data_path), torch.device("cpu")
     front["test_accuracy"] = [
         evaluate(load_model(folder / "models" / arch_id), data, "test", training=experiment.training, device=device)
         for arch_id in front["arch_id"]
@@ -179,30 +185,22 @@ def _losses(frame: pd.DataFrame, accuracy: str, experiment: Experiment) -> np.nd
     return np.stack([1 - frame[accuracy], *costs], axis=1).astype(float)
 
 
-def _data_of(experiment: Experiment) -> ImageData:
-    inside = experiment.space
-    return load_data(
-        experiment.data, root=None, image_size=inside.image_size, num_channels=inside.num_channels,
-        num_classes=inside.num_classes,
-    )  # fmt: skip
-
-
-def _figure(front: pd.DataFrame) -> go.Figure:
+def _figure(front: pd.DataFrame, name: str) -> go.Figure:
     figure = go.Figure()
-    for method, (name, color) in METHODS.items():
+    for method, (label, color) in METHODS.items():
         for seed, members in front.loc[front["method"] == method].groupby("seed"):
             # of the members, only what no cheaper one beats on the test split belongs on this plane's line
             accuracies = members["test_accuracy"].to_numpy()
             line = members.loc[accuracies == np.maximum.accumulate(accuracies)]
             figure.add_scatter(
-                x=line["flops"] / 1e6, y=line["test_accuracy"], mode="lines+markers", name=name,
+                x=line["flops"] / 1e6, y=line["test_accuracy"], mode="lines+markers", name=label,
                 legendgroup=method, showlegend=bool(seed == front["seed"].min()), text=line["arch_id"],
                 line={"color": color, "shape": "hv", "width": 1.5},
                 marker={"size": 9, "symbol": ("circle", "square", "diamond")[int(seed) % 3]},
             )  # fmt: skip
     figure.update_layout(
         template="plotly_white",
-        title=f"Fashion-MNIST: fronts of searches with {front['seed'].nunique()} seeds, a symbol each",
+        title=f"{name}: fronts of searches with {front['seed'].nunique()} seeds, a symbol each",
         xaxis={"title": "FLOPs, millions (log scale)", "type": "log", "tickvals": [0.3, 0.5, 1, 2, 3, 5]},
         yaxis={"title": "accuracy on the test split", "tickformat": ".3f"},
         legend={"x": 0.99, "xanchor": "right", "y": 0.02, "yanchor": "bottom"},
