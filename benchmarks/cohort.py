@@ -1,11 +1,12 @@
 """Trains several seeds of one architecture at once: their weights are stacked, and each kernel runs for all of them.
 
-Small networks leave a GPU idle between launches, so that several trainings of one network take hardly longer than one.
-The order of images, augmentations, initial weights, schedule and averages of each seed are those of `fit`. Results
-differ by the order of sums alone.
+Small networks do not fill a GPU, so that several trainings of one network take hardly longer than one. There, steps are
+replayed, as in `fit`. The order of images, augmentations, initial weights, schedule and averages of each seed are those
+of `fit`. Results differ by the order of sums alone.
 """
 
 import copy
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim.swa_utils import AveragedModel
 
 from cvt_nas.arch import ArchConfig
 from cvt_nas.config import TrainingConfig
@@ -22,6 +22,7 @@ from cvt_nas.data import ImageData, seed_all
 from cvt_nas.engine.criterion import Criterion, criterion_of
 from cvt_nas.engine.evaluation import EVAL_BATCH_SIZE, autocast
 from cvt_nas.engine.keeper import num_steps_of
+from cvt_nas.engine.memory import meter_of
 from cvt_nas.engine.metrics import metric_of
 from cvt_nas.engine.optimization import (
     DivergedError,
@@ -30,6 +31,7 @@ from cvt_nas.engine.optimization import (
     prepare_device,
     set_learning_rate,
 )
+from cvt_nas.engine.replay import Pass, ReplayedPass, recorder_of
 from cvt_nas.model import CvT
 
 
@@ -86,6 +88,9 @@ def fit_cohort(
         group["params"] = [getattr(cohort, _flat(names[id(parameter)])) for parameter in group["params"]]
     averaged = averaged_model(cohort, training, num_steps=num_steps)
     evaluated = cohort if averaged is None else averaged.module
+    backward: Pass = functools.partial(_pass, cohort, criterion, training)
+    if (record := recorder_of(device)) is not None:
+        backward = ReplayedPass(backward, cohort, record, meter=meter_of(device))
     for epoch in range(training.epochs):
         cohort.train()
         batches = [
@@ -97,35 +102,30 @@ def fit_cohort(
         worst = torch.zeros((), device=device)
         for step, of_seeds in enumerate(zip(*batches, strict=True)):
             set_learning_rate(optimizer, training, epoch + step / num_steps)
-            loss = _step(cohort, optimizer, averaged, criterion, training, of_seeds)
+            optimizer.zero_grad(set_to_none=True)
+            (loss,) = backward(*map(torch.stack, zip(*of_seeds, strict=True)))
             worst = torch.maximum(worst, loss)
+            optimizer.step()
+            if averaged is not None:
+                averaged.update_parameters(cohort)
         if not worst.isfinite():
             raise DivergedError(epoch + 1)
         yield _accuracies(evaluated, data, training, device=device, number=len(seeds))
 
 
-def _step(
+def _pass(
     cohort: Cohort,
-    optimizer: torch.optim.Optimizer,
-    averaged: AveragedModel | None,
     criterion: Criterion,
     training: TrainingConfig,
-    batches: Sequence[tuple[Tensor, Tensor]],
-) -> Float[Tensor, ""]:
-    """One step of each network. Returns the sum of their losses, whose gradient by each network is that of its own."""
-    optimizer.zero_grad(set_to_none=True)
-    images = torch.stack([images for images, _ in batches])
+    images: Float[Tensor, "networks batch channels height width"],
+    targets: Tensor,
+) -> tuple[Float[Tensor, ""]]:
+    """Adds to each network the gradient of its own loss. Returns the sum of the losses."""
     with autocast(training, images.device):
         logits = cohort(images)
-    loss = sum(
-        (criterion(of.float(), targets) for of, (_, targets) in zip(logits, batches, strict=True)),
-        start=torch.zeros((), device=images.device),
-    )
+    loss = torch.stack([criterion(of.float(), own) for of, own in zip(logits, targets, strict=True)]).sum()
     loss.backward()
-    optimizer.step()
-    if averaged is not None:
-        averaged.update_parameters(cohort)
-    return loss.detach()
+    return (loss.detach(),)
 
 
 @torch.no_grad()

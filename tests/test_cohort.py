@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
-from cohort import fit_cohort
+import cohort
+from cohort import Cohort, fit_cohort
 from cvt_nas.config import DataConfig, TrainingConfig, load_experiment
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import fit
 from cvt_table import networks_of
 from shared import networks
+from test_fast import CallsAgain
 
 CPU, SPACES = torch.device("cpu"), Path(__file__).parent.parent / "benchmarks" / "tables"
 TRAINING = TrainingConfig(epochs=3, batch_size=8, lr=3e-3, warmup_epochs=0.5, weight_decay=0.05, ema_decay=0.5)
@@ -34,6 +36,20 @@ def test_seeds_of_a_cohort_have_the_curves_that_fit_gives_them(changes: dict[str
         assert [found[place] for found in together] == pytest.approx(alone.curve, abs=1.5 / data.num_images("search"))
     assert max(together[-1]) > 0.2, "chance would agree, too"
     assert together[-1][0] != together[-1][1]
+
+
+def test_a_cohort_whose_passes_are_replayed_ends_as_one_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    space, data = load_experiment(SPACES / "cvt-bench.yaml").space, digits()
+
+    def curves() -> list[list[float]]:
+        return list(fit_cohort(space.smallest, TRAINING, data, device=CPU, seeds=[0, 1]))
+
+    expected = curves()
+    graphs = CallsAgain(monkeypatch)
+    monkeypatch.setattr(cohort, "recorder_of", lambda device: graphs.record)
+    monkeypatch.setattr(cohort, "Cohort", lambda models: graphs.watch(Cohort(models)))
+    assert curves() == expected
+    assert (graphs.num_recorded, graphs.num_replayed > 10) == (1, True)
 
 
 def test_a_class_token_and_mean_projections_can_be_stacked() -> None:

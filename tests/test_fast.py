@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from small_device import SmallDevice
 from test_engine import tiny_arch, training, weights_of
 from test_supernet_training import SPACE, config, equal
 
+Model = TypeVar("Model", bound=nn.Module)
 MIXED = AugmentConfig(crop_padding=1, mixup=0.2, random_erasing=0.25)
 
 
@@ -53,17 +54,20 @@ class CallsAgain:
         made_supernet = supernet_engine.supernet_of
 
         def made(*args: Any, **options: Any) -> CvT:
-            self._models.append(model := CvT(*args, **options))
-            return model
+            return self.watch(CvT(*args, **options))
 
         def supernet_of(shared: SharedWeights) -> Supernet:
-            self._models.append(supernet := made_supernet(shared))
-            return supernet
+            return self.watch(made_supernet(shared))
 
         monkeypatch.setattr("cvt_nas.engine.training.CvT", made)
         monkeypatch.setattr("cvt_nas.engine.supernet.supernet_of", supernet_of)
         for room in ("training", "supernet"):
             monkeypatch.setattr(f"cvt_nas.engine.{room}.recorder_of", lambda device: self.record)
+
+    def watch(self, model: Model) -> Model:
+        """The next passes that are recorded are those of `model`."""
+        self._models.append(model)
+        return model
 
     def record(self, run: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
         if self._fails:
