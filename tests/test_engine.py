@@ -337,7 +337,6 @@ def test_on_a_gpu_operations_without_an_order_are_errors_in_a_pass_and_warnings_
     cuda = torch.device("cuda:0")
     monkeypatch.setattr(optimization, "_has_ordered_products", lambda device: is_possible)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # what prepare_device changes
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     precision, warns_inside = torch.get_float32_matmul_precision(), list[bool]()
 
     def fail() -> None:

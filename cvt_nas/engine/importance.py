@@ -11,6 +11,7 @@ from torch import Tensor
 from cvt_nas.arch import ImageSize
 from cvt_nas.data import Batch, ImageData
 from cvt_nas.engine.criterion import Criterion, criterion_of
+from cvt_nas.engine.optimization import ordered_sums, prepare_device
 from cvt_nas.engine.setup import TrainingSetup
 from cvt_nas.model import CvT, Lent, begin_with, magnitudes, sorted_by
 from cvt_nas.run import RunFolder
@@ -106,6 +107,7 @@ def taylor_scores(
 
     Source: Molchanov et al. 2019, arXiv:1906.10771, equation 8.
     """
+    prepare_device(device)
     loss_of = criterion or Criterion("cross_entropy")
     arch = lent.arch.with_image_size(image_size)
     model = begin_with(CvT(arch), lent).to(device).eval()
@@ -122,7 +124,8 @@ def taylor_scores(
     scores = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     for images, labels in batches:
         model.zero_grad(set_to_none=True)
-        loss_of(model(images), labels).backward()
+        with ordered_sums(device):
+            loss_of(model(images), labels).backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 scores[name] += (parameter * parameter.grad).detach().abs()

@@ -17,6 +17,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cvt_nas.config import TrainingConfig
 from cvt_nas.engine.criterion import Criterion
 
+# cuBLAS reads it when it is first used in a process, which may be before a training
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 T = TypeVar("T")
 State = dict[str, Any]  # content of a checkpoint: numbers, text, tensors, and lists and dictionaries of them
 
@@ -46,7 +49,6 @@ def prepare_device(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
         torch.use_deterministic_algorithms(True, warn_only=True)
         # this safeguard costs a pass over each tensor
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
@@ -71,7 +73,7 @@ def ordered_sums(device: torch.device) -> Iterator[None]:
 
 @functools.cache
 def _has_ordered_products(device: torch.device) -> bool:
-    """False if cuBLAS was used before `prepare_device`, or has other settings. Torch refuses its products then."""
+    """False if cuBLAS was used before this module was imported, or has other settings. Torch refuses its products."""
     torch.use_deterministic_algorithms(True)
     try:
         torch.mm(torch.ones(2, 2, device=device), torch.ones(2, 2, device=device))
