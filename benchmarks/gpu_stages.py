@@ -146,7 +146,9 @@ class Reporter:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed or (report.skipped and self._outcome == "passed"):
-            self._outcome, self._why = report.outcome, self._why or _error_of(report.longreprtext)
+            skipped = report.longrepr if isinstance(report.longrepr, tuple) else None  # path, line and reason
+            why = skipped[2] if skipped else _error_of(report.longreprtext)
+            self._outcome, self._why = report.outcome, self._why or why
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         found: dict[str, Any] = {"outcome": self._outcome, "seconds": round(time.perf_counter() - self._started, 2)}

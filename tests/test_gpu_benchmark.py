@@ -119,6 +119,18 @@ def test_the_tests_of_pytest_are_lines_each_and_one_that_counts_them(
     assert not (tmp_path / "now").exists()
 
 
+def test_the_line_of_a_skipped_test_has_the_reason_and_no_path(tmp_path: Path) -> None:
+    reporter = gpu_stages.Reporter(gpu_stages.Bench(setting=setting_of(tmp_path), stage="tests"))
+    where = (str(tmp_path / "test_some.py"), 3, "Skipped: no GPU")
+    reporter.pytest_runtest_logstart("test_some")
+    reporter.pytest_runtest_logreport(
+        SimpleNamespace(failed=False, skipped=True, outcome="skipped", longrepr=where, longreprtext=str(where))
+    )
+    reporter.pytest_runtest_logfinish("test_some")
+    (line,) = gpu.read_lines([tmp_path / "gpu.jsonl"])
+    assert (line["outcome"], line["reason"]) == ("skipped", "Skipped: no GPU")
+
+
 @pytest.mark.slow
 def test_searches_run_by_the_command_line_and_through_ray(tmp_path: Path, own_signals: None) -> None:
     gpu.main(["--device", "cpu", "--tiny", "--stages", "search", "--out", str(tmp_path)])
