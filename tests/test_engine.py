@@ -355,3 +355,23 @@ def test_on_a_gpu_operations_without_an_order_are_errors_in_a_pass_and_warnings_
     assert warns_inside == [not is_possible]
     with ordered_sums(CPU):
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_only_what_torch_says_of_cublas_lets_a_pass_go_on_with_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(error: RuntimeError | None) -> bool:
+        def mm(*matrices: torch.Tensor) -> None:
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr(torch, "mm", mm)
+        return optimization._has_ordered_products.__wrapped__(CPU)
+
+    try:
+        assert found(None)
+        assert not found(RuntimeError("it uses CuBLAS; set CUBLAS_WORKSPACE_CONFIG=:4096:8"))
+        with pytest.raises(torch.OutOfMemoryError):
+            found(torch.OutOfMemoryError("CUDA out of memory"))
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

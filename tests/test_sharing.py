@@ -1,5 +1,6 @@
 """How many trials share a GPU: the decision on made-up rates, and the measurement by real Ray with a logical GPU."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -193,6 +194,17 @@ def one_gpu() -> Iterator[None]:
     ray.shutdown()
 
 
+@contextlib.contextmanager
+def probe_of(kind: type, experiment: Experiment, tmp_path: Path) -> Iterator[_Probe]:
+    """Measures up to two processes of a `kind`."""
+    setup = TrainingSetup.of(experiment, run=RunFolder(tmp_path / "run"), data=None)
+    with (
+        claim_resources(gpus_per_trial="auto", device="cpu") as resources,
+        SharedGpu(kind, num_cpus=2, most=2) as gpu,
+    ):
+        yield _Probe(experiment, setup, resources, gpu)
+
+
 @pytest.mark.usefixtures("one_gpu")
 class TestWithALogicalGpu:
     @pytest.mark.slow  # a minute
@@ -264,12 +276,7 @@ class TestWithALogicalGpu:
         self, tmp_path: Path, small: Experiment, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sharing, "_SECONDS", 0.1)
-        setup = TrainingSetup.of(small, run=RunFolder(tmp_path / "run"), data=None)
-        with (
-            claim_resources(gpus_per_trial="auto", device="cpu") as resources,
-            SharedGpu(_Process, num_cpus=2, most=2) as gpu,
-        ):
-            probe = _Probe(small, setup, resources, gpu)
+        with probe_of(_Process, small, tmp_path) as probe:
             assert isinstance(probe.rate(1), float)
             (process,) = own_processes("ray::_Process")
             os.kill(process, signal.SIGKILL)
@@ -292,12 +299,7 @@ class TestWithALogicalGpu:
                     time.sleep(0.8)
                 return super().train(setup, arch, num_processes, seconds)
 
-        setup = TrainingSetup.of(small, run=RunFolder(tmp_path / "run"), data=None)
-        with (
-            claim_resources(gpus_per_trial="auto", device="cpu") as resources,
-            SharedGpu(Late, num_cpus=2, most=2) as gpu,
-        ):
-            probe = _Probe(small, setup, resources, gpu)
+        with probe_of(Late, small, tmp_path) as probe:
             assert isinstance(probe.rate(1), float)
             assert isinstance(probe.rate(2), float)
             monkeypatch.setattr(sharing, "_TRIES", 1)
