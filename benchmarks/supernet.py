@@ -146,12 +146,15 @@ def inherited_of(space: str) -> Path:
 def ranked_networks(space: str) -> list[tuple[str, pd.DataFrame]]:
     """Of each supernet of one of `SPACES`, its name and the networks that it ranks.
 
-    Their columns are those of the file of inherited accuracies, and `acc_8`: a list, of the seeds that all have.
+    Their columns are those of the file of inherited accuracies, `acc_8`: a list, of the seeds that all have, and
+    `length`: the seconds of a training, as a multiple of their mean over the networks.
     """
     genes = gene_columns(load_experiment(file_of(space)).space)
     table = pd.read_parquet(file_of(space).with_suffix(".parquet")).sort_values(by="seed")
-    own = table.groupby(genes)["acc_8"].apply(list)
+    grouped = table.groupby(genes)
+    own = pd.DataFrame({"acc_8": grouped["acc_8"].apply(list), "length": grouped["seconds_per_epoch"].mean()})
     rows = pd.read_parquet(inherited_of(space)).merge(own, left_on=genes, right_index=True)
+    rows["length"] /= rows["length"].mean()
     num_seeds = min(map(len, rows["acc_8"]))
     rows["acc_8"] = rows["acc_8"].map(lambda accuracies: accuracies[:num_seeds])
     return [(str(key), of) for key, of in rows.groupby(KEY[:-1], sort=False)]

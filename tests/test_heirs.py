@@ -9,7 +9,7 @@ from cvt_nas.arch import ArchConfig
 from cvt_nas.config import Experiment
 from cvt_nas.pipeline import open_study
 from cvt_nas.pipeline.inherit import heirs
-from cvt_nas.propose.heirs import MIN_CORRECTING
+from cvt_nas.propose.heirs import MIN_COMPLETE, NUM_BEST
 from cvt_nas.propose.study import Study
 from cvt_nas.results import Candidate, TrialResult
 from cvt_nas.run import RunFolder
@@ -79,17 +79,32 @@ def test_trainings_correct_which_candidates_are_trained_next(tmp_path: Path) -> 
     run = run_of(experiment, tmp_path / "run")
     order = archs_by_rank(experiment, run)
     trials = trained(experiment, run)
-    assert [trial.arch for trial in trials[:MIN_CORRECTING]] == order[:MIN_CORRECTING]
+    assert trials[0].arch == order[0] == next(iter(experiment.anchor_archs().values()))
+    assert {trial.arch for trial in trials} <= {order[0], *(candidate.arch for candidate in run.candidates())}
     last = len(experiment.space.genes[0].options) - 1
 
     def share_of_last(archs: list[ArchConfig]) -> float:
         return float(np.mean([experiment.space.encode(arch)[0] == last for arch in archs]))
 
-    chosen = [trial.arch for trial in trials[MIN_CORRECTING:]]
-    assert len(chosen) == NUM_TRIALS - MIN_CORRECTING
-    assert set(chosen) <= {candidate.arch for candidate in run.candidates()}
-    assert share_of_last(chosen) < share_of_last(order[MIN_CORRECTING:NUM_TRIALS]) - 0.2
-    assert [trial.predicted is not None for trial in trials] == [n >= MIN_CORRECTING for n in range(NUM_TRIALS)]
+    chosen = [trial.arch for trial in trials[MIN_COMPLETE:]]
+    assert share_of_last(chosen) < share_of_last(order[MIN_COMPLETE:NUM_TRIALS]) - 0.2
+    assert [trial.predicted is not None for trial in trials] == [n >= MIN_COMPLETE for n in range(NUM_TRIALS)]
+
+
+def test_the_cheapest_of_the_best_candidates_are_trained_first(tmp_path: Path) -> None:
+    experiment = experiment_of("surrogate")
+    run = run_of(experiment, tmp_path / "run")
+    best = archs_by_rank(experiment, run)[NUM_ANCHORS : NUM_ANCHORS + NUM_BEST]
+    flops = {candidate.arch: candidate.cost.flops for candidate in run.candidates()}
+    first = [trial.arch for trial in trained(experiment, run)[NUM_ANCHORS:MIN_COMPLETE]]
+    assert first == sorted(best, key=flops.__getitem__)[: MIN_COMPLETE - NUM_ANCHORS]
+
+
+def test_workers_that_are_more_than_the_best_candidates_get_others(tmp_path: Path) -> None:
+    experiment = experiment_of("surrogate")
+    study = study_of(experiment, run_of(experiment, tmp_path / "run"))
+    proposals = [study.ask() for _ in range(NUM_TRIALS)]  # none of them ends
+    assert len({proposal.genome for proposal in proposals if proposal is not None}) == NUM_TRIALS
 
 
 def test_what_is_expected_of_a_candidate_that_is_not_trained_follows_the_trainings_of_others(tmp_path: Path) -> None:

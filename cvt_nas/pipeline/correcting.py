@@ -14,12 +14,12 @@ from cvt_nas.pipeline.inherit import measured_whole
 from cvt_nas.pipeline.narrowing import searched_space
 from cvt_nas.pipeline.reuse import Alone, standalone_of, trained_alone
 from cvt_nas.propose.correction import corrected
-from cvt_nas.propose.heirs import MIN_CORRECTING
 from cvt_nas.propose.observations import Observation
 from cvt_nas.results import DataIdentity, Inherited, kendall, smoothed_accuracies
 from cvt_nas.run import RunFolder
 from cvt_nas.space import ArchSpace, Genome
 
+_MIN_CORRECTING = 6  # trainings
 _MIN_RANKED = 2  # architectures whose order can change
 
 
@@ -69,7 +69,7 @@ def trainings_of(
         trial.arch_id: trial for trial in run.results() if trial.status == "complete" and experiment.training.epochs > 0
     }
     num_alone = len({each.arch.id for each in alone})
-    if num_alone >= len(raced) or (reuse and num_alone >= MIN_CORRECTING):
+    if num_alone >= len(raced) or (reuse and num_alone >= _MIN_CORRECTING):
         return _of_alone(alone, f"trainings from scratch, of {epochs} epochs" if epochs else "trainings from scratch")
     return Trainings(
         archs={arch_id: trial.arch for arch_id, trial in raced.items()},
@@ -161,10 +161,10 @@ def correction_of(
     space = searched_space(experiment, run)
     trainings = trainings_of(run, experiment, reuse, identity=setup.identity, metric=setup.metric)
     archs = {arch_id: arch for arch_id, arch in trainings.archs.items() if _is_in(space, arch)}
-    if len(archs) < MIN_CORRECTING:
+    if len(archs) < _MIN_CORRECTING:
         if on_note is not None:
             on_note(
-                f"not corrected: there are {len(archs)} {trainings.kind}, and it takes {MIN_CORRECTING}; "
+                f"not corrected: there are {len(archs)} {trainings.kind}, and it takes {_MIN_CORRECTING}; "
                 f"cvt-nas supernet evaluate trains more"
             )
         return None

@@ -66,7 +66,7 @@ def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed:
     """The study on a run's journal, which optuna-dashboard can open at the same time.
 
     If the run has candidates, the trials are the anchors and then candidates: the best ones by inherited accuracy and
-    cost, or those that the surrogate chooses once it has learned from trials.
+    cost, or those that the surrogate chooses.
     """
     first, ranked, inherited = dict(experiment.anchors), dict[str, Genome](), dict[Genome, float]()
     if candidates := run.candidates():
@@ -85,7 +85,7 @@ def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed:
         num_epochs=experiment.training.epochs,
         seed=seed,
         anchors=first,
-        heirs=ranked.keys(),
+        heirs=list(ranked),
         inherited=inherited,
         per_second=experiment.search.per == "second",
         beliefs=beliefs_of(experiment, run),

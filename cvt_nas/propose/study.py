@@ -3,7 +3,7 @@
 import contextlib
 import random
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -41,8 +41,8 @@ class Study:
         num_epochs: Number of epochs of a full training.
         seed: Seed of the proposals and of the trainings.
         anchors: Architectures that are proposed first, by name.
-        heirs: Names of the anchors that are ranked candidates of a supernet, which come last. The surrogate changes
-            their order as trials end; see `next_anchor`.
+        heirs: Names of the anchors that are ranked candidates of a supernet, best first. They come last. The surrogate
+            changes their order; see `next_anchor`.
         inherited: Accuracies of architectures with weights of a supernet, before any training of their own.
         per_second: Whether the surrogate maximises its expectation per second of training, rather than per epoch.
         beliefs: Beliefs of the surrogate about the space before the search.
@@ -60,13 +60,13 @@ class Study:
         seed: int,
         storage: BaseStorage | None = None,
         anchors: Mapping[str, Genome] | None = None,
-        heirs: Collection[str] = (),
+        heirs: Sequence[str] = (),
         inherited: Mapping[Genome, float] | None = None,
         per_second: bool = False,
         beliefs: Beliefs = NO_BELIEFS,
         recorded: Sequence[Ended] = (),
     ) -> None:
-        self._space, self._num_trials, self._seed, self._heirs = space, num_trials, seed, frozenset(heirs)
+        self._space, self._num_trials, self._seed, self._heirs = space, num_trials, seed, tuple(heirs)
         self._metrics = tuple(metrics)
         self._seen: set[Genome] = set()
         self._observed: dict[int, tuple[FrozenTrial, Observation]] = {}
