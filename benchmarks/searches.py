@@ -11,7 +11,7 @@ for what is left of its seconds, so that this can be stopped and continued. Noth
     OMP_NUM_THREADS=1 python benchmarks/searches.py --space search_spaces/fashion_mnist.yaml \\
         --to results/fashion_mnist_compared
     OMP_NUM_THREADS=1 python benchmarks/searches.py --space benchmarks/tables/cvt-bench.yaml --seconds 450 \\
-        --methods defaults,supernet,da-nas --share 1 --supernet-epochs 13 --to results/sharing_compared
+        --methods defaults,supernet,da-nas --share 1 --supernet-epochs 13 --heir-lr 1e-3 --to results/sharing_compared
     OMP_NUM_THREADS=1 python benchmarks/searches.py --space benchmarks/schedulers.yaml --seconds 400 --cpus 1 \\
         --methods freeze-thaw,pareto-asha,no-stopping --to results/schedulers_compared
 """
@@ -60,7 +60,6 @@ SUPERNET: dict[str, dict[str, Any]] = {
     },
     "da_nas": {"probes": 60},
     "search": {"scheduler": "none"},  # so many small trainings as there is time for
-    "training": {"lr": 1.0e-3, "warmup_epochs": 0},
 }  # fmt: skip
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
@@ -84,6 +83,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=80, help="that a supernet ranks")
     parser.add_argument("--heirs", type=int, default=36, help="candidates that are trained on, at most")
     parser.add_argument("--heir-epochs", type=int, default=2, help="of each of these")
+    parser.add_argument("--heir-lr", type=float, help="of each of these, without warm-up; absent: as in the file")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--cpus", type=int, default=2)
@@ -130,6 +130,8 @@ def _command(method: str, folder: Path, seconds: int, seed: int, options: argpar
         if method in SHARING:
             tree["search"] |= {"weights": method, "candidates": options.candidates, "trials": options.heirs}
             tree["training"]["epochs"] = options.heir_epochs
+            if options.heir_lr is not None:
+                tree["training"] |= {"lr": options.heir_lr, "warmup_epochs": 0}
             epochs = _num_epochs(method, options.supernet_epochs, tree["space"]["num_classes"])
             tree["supernet"] |= {"epochs": epochs, "batch_size": options.supernet_batch_size}
         space = options.runs / f"{method}.yaml"
