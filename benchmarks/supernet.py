@@ -77,6 +77,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batches of 64, half labels, from averaged weights": HALF_LABELS | {"distil_from": "averaged"},
     "batches of 64, half labels, the largest twice": HALF_LABELS | {"largest_weight": 2.0},
     "batches of 64, half labels, extremes of sizes": HALF_LABELS | {"extremes": "sizes"},
+    "batches of 64, half labels, warm start": HALF_LABELS | {"warm_epochs": 4},
+    "batches of 64, half labels, opened one by one": HALF_LABELS | {"opening": OPENING},
     "batches of 64, half labels, convolutions a stride": HALF_LABELS | OWN_CONVS,
     "batches of 64, half labels, convolutions a stride, 2,600 steps": HALF_LABELS | OWN_CONVS | {"steps": 2_600},
     "batches of 64, half labels, kernel maps and norms": HALF_LABELS
