@@ -100,11 +100,14 @@ def test_the_cheapest_of_the_best_candidates_are_trained_first(tmp_path: Path) -
     assert first == sorted(best, key=flops.__getitem__)[: MIN_COMPLETE - NUM_ANCHORS]
 
 
-def test_workers_that_are_more_than_the_best_candidates_get_others(tmp_path: Path) -> None:
+def test_more_workers_than_best_candidates_train_the_next_ones_by_rank(tmp_path: Path) -> None:
     experiment = experiment_of("surrogate")
-    study = study_of(experiment, run_of(experiment, tmp_path / "run"))
+    run = run_of(experiment, tmp_path / "run")
+    study, order = study_of(experiment, run), archs_by_rank(experiment, run)
     proposals = [study.ask() for _ in range(NUM_TRIALS)]  # none of them ends
-    assert len({proposal.genome for proposal in proposals if proposal is not None}) == NUM_TRIALS
+    archs = [experiment.space.decode(proposal.genome) for proposal in proposals if proposal is not None]
+    assert set(archs[: NUM_ANCHORS + NUM_BEST]) == set(order[: NUM_ANCHORS + NUM_BEST])
+    assert archs[NUM_ANCHORS + NUM_BEST :] == order[NUM_ANCHORS + NUM_BEST : NUM_TRIALS]
 
 
 def test_what_is_expected_of_a_candidate_that_is_not_trained_follows_the_trainings_of_others(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def next_anchor(
     if first not in heirs or not ranked:
         return first, genome, False
     if sum(o.status == "complete" for o in observations) < MIN_COMPLETE:
-        best = [name for name in heirs[:NUM_BEST] if name in ranked] or list(ranked)
+        best = [name for name in heirs[:NUM_BEST] if name in ranked] or list(ranked)[:1]
         costs = surrogate.scaled_costs([ranked[name] for name in best]).sum(axis=1)
         cheapest = best[int(np.argmin(costs))]
         return cheapest, ranked[cheapest], False
