@@ -70,7 +70,7 @@ def trained(experiment: Experiment, run: RunFolder, *, reopened_at: tuple[int, .
 
 def archs_by_rank(experiment: Experiment, run: RunFolder) -> list[ArchConfig]:
     anchors = list(experiment.anchor_archs().values())
-    ranked = [experiment.space.decode(genome) for genome in heirs(experiment, run.candidates(), 99).values()]
+    ranked = [experiment.space.decode(genome) for genome in heirs(experiment, run.candidates()).values()]
     return list(dict.fromkeys([*anchors, *ranked]))
 
 

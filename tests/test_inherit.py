@@ -80,7 +80,7 @@ def test_candidates_are_ranked_and_the_best_trained_on_from_what_they_inherit(in
     by_arch = {candidate.arch.id: candidate for candidate in candidates}
     assert all(trial.inherited == by_arch[trial.arch_id].accuracy for trial in trials)
     assert trials[0].arch == with_supernet().anchor_archs()["cvt-like"]
-    expected = list(heirs(with_supernet(), candidates, 3).values())
+    expected = list(heirs(with_supernet(), candidates).values())[:3]
     space = with_supernet().space
     assert [space.encode(trial.arch) for trial in trials[1:]] == [
         g for g in expected if g != space.encode(trials[0].arch)
@@ -366,10 +366,10 @@ def test_heirs_are_the_best_for_their_cost_and_last_those_that_were_given_up() -
         candidate(2, 0.9, 40, 40),
         candidate(3, 0.95, 1, 1, 50),
     ]
-    found = heirs(experiment, some, 2)
-    assert list(found.values()) == [experiment.space.encode(some[index].arch) for index in (2, 0)]
-    assert list(heirs(experiment, some, 9)) == ["candidate 2", "candidate 0", "candidate 1", "candidate 3"]
-    assert heirs(experiment, [], 3) == {}
+    found = heirs(experiment, some)
+    assert list(found.values()) == [experiment.space.encode(some[index].arch) for index in (2, 0, 1, 3)]
+    assert list(found) == ["candidate 2", "candidate 0", "candidate 1", "candidate 3"]
+    assert heirs(experiment, []) == {}
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,8 @@ def rank_candidates(search: Search, space: ArchSpace) -> Generator[RankingStarte
             yield candidate
 
 
-def heirs(experiment: Experiment, candidates: Sequence[Candidate], number: int) -> dict[str, Genome]:
-    """The best `number` candidates by smoothed accuracy and cost together, best first, with names for the journal.
+def heirs(experiment: Experiment, candidates: Sequence[Candidate]) -> dict[str, Genome]:
+    """The candidates by smoothed accuracy and cost together, best first, with names for the journal.
 
     Candidates that were given up after a part of the images come last.
     """
@@ -150,7 +150,7 @@ def heirs(experiment: Experiment, candidates: Sequence[Candidate], number: int) 
             for candidate, accuracy in zip(group, smoothed_accuracies(group), strict=True)
         ])  # fmt: skip
         chosen += [group[index] for index in (np.argsort(pareto_ranks(losses)) if group else [])]
-    return {f"candidate {found.number}": experiment.space.encode(found.arch) for found in chosen[:number]}
+    return {f"candidate {found.number}": experiment.space.encode(found.arch) for found in chosen}
 
 
 def record_as_trials(search: Search) -> None:

@@ -73,7 +73,7 @@ def open_study(experiment: Experiment, run: RunFolder, *, num_trials: int, seed:
         whole = measured_whole(candidates)
         genomes = (experiment.space.encode(found.arch) for found in whole)
         inherited = dict(zip(genomes, smoothed_accuracies(whole), strict=True))
-        ranked = heirs(experiment, candidates, len(candidates))
+        ranked = heirs(experiment, candidates)
         first |= ranked
         num_trials = min(num_trials, len(set(first.values())))
     return Study(
