@@ -174,6 +174,7 @@ LENGTH = "--learn-from {}: trial 0: curve: got 4 epochs of a complete trial, and
         ("manifest.json", '"epochs": 4', '"epochs": NaN', "{}/manifest.json: cannot be read: got NaN"),
         ("manifest.json", '"epochs": 4', '"epoch": 4', "{}/manifest.json: lacks epochs"),
         ("manifest.json", '"epochs": 4', f'"epoch": {"[" * 100_000}', "{}/manifest.json: cannot be read: is nested"),
+        ("trials.jsonl", '"number": 1,', '"number": 0,', "--learn-from {}: trial 0: is in its record twice, and would"),
         ("trials.jsonl", '"curve": [', '"curve": [1e308, ', "--learn-from {}: trial 0: curve: got 1e+308, must be fra"),
         ("trials.jsonl", '"curve": [', '"curve": [-0.5, ', "--learn-from {}: trial 0: curve: got -0.5, must be frac"),
         ("trials.jsonl", '"curve": [', '"curve": [55, ', "--learn-from {}: trial 0: curve: got 55, must be fractions "),

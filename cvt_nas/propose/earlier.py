@@ -79,7 +79,14 @@ def _check(source: Source, where: str) -> None:
         raise RunFolderError(
             f"{where}: epochs in its manifest: got {epochs!r}, must be a whole number from 1 to {_MOST_EPOCHS:,}"
         )
+    numbers = set[int]()
     for trial in source.trials:
+        if trial.number in numbers:
+            raise RunFolderError(
+                f"{where}: trial {trial.number}: is in its record twice, and would be believed twice; remove one of "
+                f"the lines"
+            )
+        numbers.add(trial.number)
         curve, of_trial = trial.curve, f"{where}: trial {trial.number}: curve"
         if (wrong := next((value for value in curve if not 0 <= value <= 1), None)) is not None:
             raise RunFolderError(f"{of_trial}: got {wrong!r}, must be fractions from 0 to 1")
