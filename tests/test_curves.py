@@ -1,6 +1,9 @@
 """The process of accuracy over architectures and epochs."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -146,3 +149,16 @@ def test_the_prior_has_a_length_for_each_feature(digits: Experiment) -> None:
     prior = prior_of([0 if gene.is_ordinal else len(gene.options) for gene in digits.space.genes], 300)
     assert len(prior) == ordinal + options + 2 + 9
     assert np.exp(prior[-1]) == pytest.approx(30)
+
+
+def test_no_library_of_linear_algebra_has_more_than_one_thread() -> None:
+    code = """
+from threadpoolctl import threadpool_info
+from cvt_nas.propose.curves import one_thread
+with one_thread():
+    import scipy.linalg
+    print(*(blas["num_threads"] for blas in threadpool_info() if blas["user_api"] == "blas"))
+"""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "2")
+    told = subprocess.run([sys.executable, "-c", code], env={**os.environ, **threads}, text=True, capture_output=True)
+    assert set(told.stdout.split()) == {"1"}, told.stderr

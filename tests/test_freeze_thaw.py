@@ -1,8 +1,12 @@
 """Freezing and thawing: who keeps the worker, who waits, and who goes on."""
 
+import itertools
 import random
+import statistics
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +14,10 @@ from conftest import small_digits
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.errors import SpaceFileError
 from cvt_nas.pipeline import open_study
-from cvt_nas.propose.race import Race, race_of
+from cvt_nas.propose import surrogate
+from cvt_nas.propose.asha import Decision
+from cvt_nas.propose.curves import CurvePosterior
+from cvt_nas.propose.race import race_of
 from cvt_nas.propose.study import PartialTrial, Proposal
 from cvt_nas.propose.surrogate import NUM_INITIAL
 from cvt_nas.results import Status, TrialResult
@@ -33,8 +40,10 @@ def curve_of(proposal: Proposal) -> list[float]:
 
 
 def partial_of(proposal: Proposal, num_epochs: int) -> PartialTrial:
+    """A trial whose epochs take seconds by the square of its FLOPs."""
+    seconds = num_epochs * (proposal.cost.flops / 3e5) ** 2
     return PartialTrial(
-        proposal=proposal, curve=tuple(curve_of(proposal)[:num_epochs]), seconds=num_epochs, train_seconds=num_epochs
+        proposal=proposal, curve=tuple(curve_of(proposal)[:num_epochs]), seconds=seconds, train_seconds=seconds
     )
 
 
@@ -48,19 +57,30 @@ def ended(experiment: Experiment, proposal: Proposal, status: Status = "complete
 
 
 class Driver:
-    """A race with one worker, which can be interrupted after any epoch."""
+    """A race that can be interrupted after any epoch."""
 
     def __init__(self, experiment: Experiment, path: Path, *, num_trials: int) -> None:
         self.experiment, self._num_trials = experiment, num_trials
         self.run = RunFolder.create(path, experiment.manifest(seed=0, num_trials=num_trials))
-        self.race, self._epochs = self._open(), dict[int, int]()
+        self._epochs = dict[int, int]()
+        self.reopen()
 
-    def _open(self) -> Race:
+    def reopen(self) -> None:
+        """Goes on as a new process would."""
         self.study = open_study(self.experiment, self.run, num_trials=self._num_trials, seed=0)
-        return race_of(self.experiment, self.study, self.run.results())
+        self.race = race_of(self.experiment, self.study, self.run.results())
+
+    def decide(self, partial: PartialTrial) -> Decision:
+        """Decides about a trial, and stores its progress if it goes on."""
+        decision = self.race.decide(
+            partial.proposal, partial.curve, seconds=partial.seconds, train_seconds=partial.train_seconds
+        )
+        if decision == "go":
+            self.race.report(partial)
+        return decision
 
     def events(self, *, cut_after: tuple[int, ...] = (), cut_before: tuple[int, ...] = ()) -> Iterator[Event]:
-        """Until the race ends; the process ends right after, or right before, the decisions of these numbers."""
+        """Of one worker, until the race ends. The process ends right after, or right before, these decisions."""
         num_decisions, proposal = 0, self.race.ask()
         while proposal is not None:
             self._epochs[proposal.number] = num_epochs = self._epochs.get(proposal.number, 0) + 1
@@ -74,15 +94,13 @@ class Driver:
             is_next = proposal
             if num_decisions in cut_before:
                 self.race.report(partial)
-                self.race = self._open()
+                self.reopen()
                 is_next = self.race.ask()
             else:
-                if self.race.decide(proposal, partial.curve) == "pause":
+                if self.decide(partial) == "pause":
                     is_next = self.race.ask()
-                else:
-                    self.race.report(partial)
                 if num_decisions in cut_after:
-                    self.race = self._open()
+                    self.reopen()
                     is_next = self.race.ask()
             yield proposal.number, num_epochs, "go" if is_next == proposal else "pause"
             proposal = is_next
@@ -130,16 +148,81 @@ def test_trials_that_fail_end_and_those_that_wait_at_the_end_are_handed_over(tmp
             driver.finish(proposal, "diverged")
             continue
         for num_epochs in range(len(driver.study.observed()[proposal.number].curve) + 1, NUM_EPOCHS):
-            if driver.race.decide(proposal, partial_of(proposal, num_epochs).curve) == "pause":
+            if driver.decide(partial_of(proposal, num_epochs)) == "pause":
                 break
         else:
             driver.finish(proposal)
     assert failed == {4, 9, 14, 19}
+    assert driver.race.num_waiting == 0
     waiting = driver.race.end_paused()
     assert waiting
     assert driver.race.has_no_more
     complete = [o for o in driver.study.observed().values() if o.status == "complete"]
     assert len(complete) + len(waiting) + len(failed) == 20
+
+
+@pytest.mark.usefixtures("fast_disk")
+def test_several_workers_train_no_epoch_twice_and_lose_no_trial_when_a_race_is_interrupted(tmp_path: Path) -> None:
+    driver, in_flight, trained = (
+        Driver(experiment_of(), tmp_path / "run", num_trials=20),
+        deque[Proposal](),
+        Counter[int](),
+    )
+    for step in itertools.count(1):
+        while len(in_flight) < 3:
+            is_old, will_be_old = driver.race.has_no_more, driver.race.num_waiting > 0
+            proposal = driver.race.ask()
+            assert not is_old or (proposal is not None) == will_be_old
+            if proposal is None:
+                break
+            in_flight.append(proposal)
+        if not in_flight:
+            break
+        proposal = in_flight.popleft()
+        trained[proposal.number] += 1
+        if trained[proposal.number] == NUM_EPOCHS:
+            driver.finish(proposal)
+        elif driver.decide(partial_of(proposal, trained[proposal.number])) == "go":
+            in_flight.append(proposal)
+        if step % 13 == 0:
+            in_flight.clear()
+            driver.reopen()
+    complete = {result.number for result in driver.run.results()}
+    assert set(trained) == set(range(20))
+    assert complete == {number for number, epochs in trained.items() if epochs == NUM_EPOCHS}
+    assert complete > set(range(NUM_INITIAL))
+    waiting = {
+        proposal.number: len(driver.study.observed()[proposal.number].curve) for proposal in driver.race.end_paused()
+    }
+    assert waiting == {number: epochs for number, epochs in trained.items() if number not in complete}
+    assert waiting
+
+
+@pytest.mark.usefixtures("fast_disk")
+def test_where_seconds_count_costly_networks_get_fewer_epochs(tmp_path: Path) -> None:
+    flops = {}
+    for per in ("epoch", "second"):
+        driver = Driver(experiment_of(f", per: {per}"), tmp_path / per, num_trials=16)
+        trained = [number for number, *_ in driver.events() if number >= NUM_INITIAL]
+        space, observed = driver.experiment.space, driver.study.observed()
+        flops[per] = statistics.mean(space.cost(observed[number].genome).flops for number in trained)
+    assert flops["second"] < 0.9 * flops["epoch"]
+
+
+@pytest.mark.usefixtures("fast_disk")
+def test_a_decision_and_the_next_trial_are_computed_by_one_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[CurvePosterior]()
+
+    def counted(*args: Any, **kwargs: Any) -> CurvePosterior:
+        made.append(CurvePosterior(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(surrogate, "CurvePosterior", counted)
+    events = list(Driver(experiment_of(), tmp_path / "run", num_trials=20).events())
+    assert any(what == "pause" for _, _, what in events)
+    assert 20 < len(made) < len(events)
 
 
 def test_it_goes_by_the_surrogate_alone() -> None:

@@ -24,12 +24,15 @@ Source: Swersky et al. 2014, arXiv:1406.3896, for the kernel of epochs and for f
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from threadpoolctl import ThreadpoolController
 
 # Medians of the log-normal priors of length scales: for an ordinal feature in [0, 1], for an option of a categorical
 # gene, and for the standardised logarithm of a cost. `_LENGTH_SD` is the standard deviation of their logarithms.
@@ -307,3 +310,14 @@ class CurvePosterior:
         parts, prior = self._parts(features)
         sd = np.sqrt(np.maximum(prior - ((parts @ self._explained) * parts).sum(axis=1), 1e-12))
         return self._mean + self._scale * (parts @ self._weights), self._scale * sd
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Limits BLAS to one thread. Matrices of a few hundred rows need one, and more would take cores from trials."""
+    return _blas().limit(limits=1, user_api="blas")
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    import_module("scipy.linalg")  # which brings a BLAS of its own, and only what is loaded is controlled
+    return ThreadpoolController()

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from threadpoolctl import threadpool_limits
-
 from cvt_nas.arch import Cost, cost_of
 from cvt_nas.config import Experiment
 from cvt_nas.errors import ArchError, RunFolderError
 from cvt_nas.propose.beliefs import FEWEST_TRIALS, Beliefs, EarlierRun, choices_of, skill_of
+from cvt_nas.propose.curves import one_thread
 from cvt_nas.results import TrialResult
 from cvt_nas.run import RunFolder, is_url
 from cvt_nas.run.records import Record
@@ -101,7 +100,7 @@ def entries_of(sources: Sequence[Source], experiment: Experiment) -> list[dict[s
     """Entries of earlier runs for a manifest, with their `skill`, by which the first lines of a search say what they
     tell. See `skill_of`."""
     space = experiment.space
-    with threadpool_limits(limits=1, user_api="blas"):  # as in `Surrogate`, so that both find the same
+    with one_thread():  # as in `Surrogate`, so that both find the same
         return [
             {**source.to_json(), "skill": skill_of(_as_earlier(source, space), space, _fixed_choices(space))}
             for source in sources

@@ -9,14 +9,13 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from cvt_nas.arch import Cost
 from cvt_nas.propose.beliefs import NO_BELIEFS, Beliefs, Believed, Trust
-from cvt_nas.propose.curves import CurvePosterior, Curves, fit_hyperparameters, prior_of
+from cvt_nas.propose.curves import CurvePosterior, Curves, fit_hyperparameters, one_thread, prior_of
 from cvt_nas.propose.improvement import expected_hypervolume_improvement
 from cvt_nas.propose.observations import MAX_FITTED, Observation, curves_of, most_telling
 from cvt_nas.results import Prediction, is_non_dominated
@@ -75,13 +74,16 @@ class Surrogate:
         self._sample = sorted(sample, key=lambda genome: space.cost(genome).flops)
         logs = self._log_costs(self._costs_of(self._sample))
         self._log_mean, self._log_sd = logs.mean(axis=0), np.maximum(logs.std(axis=0), 1e-9)
-        with _blas().limit(limits=1, user_api="blas"):
+        with one_thread():
             table = np.array(self._sample, dtype=int).reshape(-1, len(space.genes))
             self._believed = Believed(beliefs, space, table, self._costs_of(self._sample))
         self._num_initial = NUM_INITIAL // 2 if self._believed.tells_apart else NUM_INITIAL
         self._prior = prior_of([0 if gene.is_ordinal else len(gene.options) for gene in space.genes], num_epochs)
         self.fitted: dict[int, np.ndarray] = {}
         self._table = None if self._every is None else self._of(self._every)
+        # the last questions and their answers, since `freeze-thaw` asks the same up to three times in a row
+        self._posterior: tuple[tuple[Observation, ...], CurvePosterior] | None = None
+        self._best_new: tuple[object, tuple[Genome | None, float]] = None, (None, 0.0)
 
     def propose(self, number: int, observations: Sequence[Observation], seen: set[Genome]) -> Genome | None:
         """A feasible genome for trial `number`; None if none was found.
@@ -107,23 +109,30 @@ class Surrogate:
         Returns:
             The genome, its expected addition, and the expected addition of each of the `others`, `(others,)`.
         """
-        with _blas().limit(limits=1, user_api="blas"):
-            candidates = self._candidates(observations, np.random.default_rng((self._seed, number)), seen)
-            known = self._of(others)
-            if candidates is None:
-                return None, 0.0, self._gains(observations, known)
-            num_new, gains = len(candidates.genomes), self._gains(observations, _Candidates.joined(candidates, known))
-        best = int(np.argmax(gains[:num_new]))
-        return candidates.genomes[best], float(gains[best]), gains[num_new:]
+        with one_thread():
+            asked = number, tuple(observations), frozenset(seen)
+            if asked != self._best_new[0]:
+                self._best_new = asked, self._weigh_new(number, observations, seen)
+            return *self._best_new[1], self._gains(observations, self._of(others))
+
+    def _weigh_new(
+        self, number: int, observations: Sequence[Observation], seen: set[Genome]
+    ) -> tuple[Genome | None, float]:
+        candidates = self._candidates(observations, np.random.default_rng((self._seed, number)), seen)
+        if candidates is None:
+            return None, 0.0
+        gains = self._gains(observations, candidates)
+        best = int(np.argmax(gains))
+        return candidates.genomes[best], float(gains[best])
 
     def gains(self, observations: Sequence[Observation], genomes: Sequence[Genome]) -> np.ndarray:
         """Expected addition of each genome to the hypervolume of the front, `(genomes,)`."""
-        with _blas().limit(limits=1, user_api="blas"):
+        with one_thread():
             return self._gains(observations, self._of(genomes))
 
     def predict(self, observations: Sequence[Observation], genomes: Sequence[Genome]) -> list[Prediction]:
         """Predicts the accuracy of each genome after a full training, without the factor `OVERCONFIDENCE`."""
-        with _blas().limit(limits=1, user_api="blas"):
+        with one_thread():
             model = self._model(observations)
             mean, sd = model.predict(self.features(genomes))
         return [
@@ -133,7 +142,7 @@ class Surrogate:
 
     def trust(self, observations: Sequence[Observation]) -> list[Trust]:
         """How far the observations confirm each belief, in the order of `Beliefs.names`."""
-        with _blas().limit(limits=1, user_api="blas"):
+        with one_thread():
             model, features = self._model(observations), self.features(self._sample)
             end = features.shape[1] - self._believed.number
             return self._believed.trust(
@@ -158,7 +167,7 @@ class Surrogate:
 
     def expect(self, observations: Sequence[Observation], genomes: Sequence[Genome]) -> np.ndarray:
         """Expected accuracy of each genome after a full training, `(genomes,)`."""
-        with _blas().limit(limits=1, user_api="blas"):
+        with one_thread():
             return self._model(observations).expect(self.features(genomes))
 
     def _pace(self, observations: Sequence[Observation], features: np.ndarray) -> np.ndarray:
@@ -181,16 +190,17 @@ class Surrogate:
 
         There are fewer if the space has fewer.
         """
-        rng = np.random.default_rng(self._seed)
-        drawn = self._candidates(observations, rng, set())
-        known = {self._space.canonical(o.genome): self._space.cost(o.genome) for o in observations}
-        known = {genome: cost for genome, cost in known.items() if self._space.is_feasible(cost)}
-        costs = {**({} if drawn is None else {g: self._space.cost(g) for g in drawn.genomes}), **known}
-        if not costs:
-            return []
-        candidates = self._of(list(costs), list(costs.values()))
-        expected = self._model(observations).expect(candidates.features)
-        return [candidates.genomes[index] for index in np.argsort(-expected, kind="stable")[:number]]
+        with one_thread():
+            rng = np.random.default_rng(self._seed)
+            drawn = self._candidates(observations, rng, set())
+            known = {self._space.canonical(o.genome): self._space.cost(o.genome) for o in observations}
+            known = {genome: cost for genome, cost in known.items() if self._space.is_feasible(cost)}
+            costs = {**({} if drawn is None else {g: self._space.cost(g) for g in drawn.genomes}), **known}
+            if not costs:
+                return []
+            candidates = self._of(list(costs), list(costs.values()))
+            expected = self._model(observations).expect(candidates.features)
+            return [candidates.genomes[index] for index in np.argsort(-expected, kind="stable")[:number]]
 
     def _initial(self, number: int, observations: Sequence[Observation], seen: set[Genome]) -> Genome | None:
         """The next genome of the initial design: the cheapest first, then one from each interval of log-FLOPs.
@@ -261,6 +271,12 @@ class Surrogate:
         )
 
     def _model(self, observations: Sequence[Observation]) -> CurvePosterior:
+        given = tuple(observations)
+        if self._posterior is None or self._posterior[0] != given:
+            self._posterior = given, self._model_of(given)
+        return self._posterior[1]
+
+    def _model_of(self, observations: Sequence[Observation]) -> CurvePosterior:
         known = [o for o in observations if o.curve or o.inherited is not None or o.status in ("running", "failed")]
         features = self.features([o.genome for o in known])
         curves = curves_of(known, features, self._num_epochs, num_beliefs=self._believed.number)
@@ -324,14 +340,6 @@ class _Candidates:
     features: np.ndarray
     costs: np.ndarray
 
-    @classmethod
-    def joined(cls, one: "_Candidates", other: "_Candidates") -> "_Candidates":
-        return cls(
-            genomes=[*one.genomes, *other.genomes],
-            features=np.vstack([one.features, other.features]),
-            costs=np.vstack([one.costs, other.costs]),
-        )
-
     def where(self, kept: np.ndarray) -> "_Candidates":
         genomes = [genome for genome, keep in zip(self.genomes, kept, strict=True) if keep]
         return _Candidates(genomes=genomes, features=self.features[kept], costs=self.costs[kept])
@@ -357,9 +365,3 @@ def _draw_candidates(parents: np.ndarray, num_options: np.ndarray, rng: np.rando
     kind = rng.random((NUM_CANDIDATES, 1))
     children = np.where(kind < 0.5, mutated, np.where(kind < 0.7, crossed, drawn))
     return np.vstack([children, np.zeros((1, num_genes), dtype=int), num_options - 1])
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    """Controls the threads of BLAS. Matrices of a few hundred rows need one, and more would take cores from trials."""
-    return ThreadpoolController()
