@@ -1,5 +1,6 @@
 """Searches on small tables."""
 
+import itertools
 import json
 import math
 import random
@@ -211,8 +212,13 @@ class TestAsAProblemOfOptunaHub:
         assert 0.5 < problem.share_of_hypervolume(every[:3]) < 1.0
 
 
-@pytest.mark.parametrize("scheduler", ["none", "asha", "pareto-asha"])
-@pytest.mark.parametrize("sampler", ["surrogate", "random"])
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"),
+    [
+        *itertools.product(["surrogate", "random"], ["none", "asha", "pareto-asha"]),
+        ("surrogate", "freeze-thaw"),
+    ],
+)
 def test_a_simulation_spends_its_budget_repeats_itself_and_proposes_nothing_twice(
     table: Table, sampler: str, scheduler: str
 ) -> None:

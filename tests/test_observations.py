@@ -1,9 +1,11 @@
 """The learning curves that trials taught so far."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
-from cvt_nas.propose.observations import Observation, curves_of
+from cvt_nas.propose.observations import Observation, curves_of, most_telling
 
 
 def observation(*curve: float, status: str = "stopped") -> Observation:
@@ -45,3 +47,17 @@ def test_what_a_trial_inherited_is_its_epoch_0() -> None:
     assert curves.trials.tolist() == [0, 1, 1]
     assert curves.epochs.tolist() == [0, 0, 1]
     assert curves.values.tolist() == [0.3, 0.4, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("limit", "epochs"),
+    [(40, {1: 10, 3: 10, 8: 20}), (70, {1: 40, 3: 10, 8: 20}), (100, {1: 40, 2: 30, 3: 10, 8: 20})],
+)
+def test_of_too_many_observations_the_last_of_each_trial_and_then_early_ones_are_kept(
+    limit: int, epochs: dict[int, int]
+) -> None:
+    trials = [observation(*(0.5 + 0.01 * epoch for epoch in range(length))) for length in [8, 8, 3, 1] * 10]
+    curves = curves_of(trials, np.zeros((40, 1)), 8)
+    rng = np.random.default_rng(0)
+    assert Counter(curves.where(most_telling(curves, limit, rng)).epochs.tolist()) == epochs
+    assert most_telling(curves, 200, rng).tolist() == list(range(200))

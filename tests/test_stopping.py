@@ -83,6 +83,20 @@ def test_what_a_rung_loses_is_what_the_networks_that_it_keeps_do_not_have(tmp_pa
     assert first_rung_to_trust(reversed_) == reversed_[1]
 
 
+def test_each_rung_of_a_run_is_told_with_what_it_would_have_lost_and_saved(tmp_path: Path) -> None:
+    for settings, told in (("grace_period: 2", {1, 2}), ("scheduler: none", {1})):
+        run = run_of(tmp_path / settings[-4:], steady, num_complete=12, settings=settings)
+        rungs = would_be_rungs(run, reduction_factor=3)
+        line = stopping_lines(run, None)[-1]
+        for rung in rungs:
+            assert (f"at epoch {rung.epoch} " in line) == (rung.epoch in told)
+        assert line.startswith(
+            f"a rung at epoch 1 would have lost {rungs[0].lost:.1%} of the hypervolume of the complete trials and "
+            f"saved {rungs[0].saved:.0%} of their epochs"
+        )
+        assert (f", one at epoch 2 {rungs[1].lost:.1%} and {rungs[1].saved:.0%}" in line) == (2 in told)
+
+
 def test_where_networks_overtake_at_the_end_no_rung_is_recommended(tmp_path: Path) -> None:
     run = run_of(tmp_path / "late", crossing, num_complete=12)
     assert stopping_lines(run, hindsight_of(run))[-1].endswith(

@@ -176,13 +176,13 @@ def stopping_lines(run: RunFolder, hindsight: Hindsight | None) -> list[str]:
         )
     rungs = would_be_rungs(run, reduction_factor=search.reduction_factor)
     if rungs:
-        trusted = first_rung_to_trust(rungs)
-        first = rungs[0]
+        trusted, first = first_rung_to_trust(rungs), rungs[0]
         told = (
-            f"a rung at epoch {first.epoch} would have lost {first.lost:.1%} of the hypervolume of the complete trials"
+            f"a rung at epoch {first.epoch} would have lost {first.lost:.1%} of the hypervolume of the complete trials "
+            f"and saved {first.saved:.0%} of their epochs"
         )
-        if trusted is not None and trusted != first:
-            told += f", and one at epoch {trusted.epoch} would have lost {trusted.lost:.1%}"
+        others = [rung for rung in rungs[1:] if rung == trusted or rung.epoch in drawn_rungs(run)]
+        told += "".join(f", one at epoch {rung.epoch} {rung.lost:.1%} and {rung.saved:.0%}" for rung in others)
         if first.least > _LITTLE:
             told += f" (with the ranks at the end, {first.least:.1%}: one in {search.reduction_factor} is few)"
         lines.append(f"{told}; {_advice(search, trusted)}")
