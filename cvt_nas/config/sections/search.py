@@ -68,8 +68,9 @@ class SearchConfig:
             the first ones. `taylor` orders by the change of the loss without them, on 1,024 training images (Molchanov
             et al. 2019, arXiv:1906.10771); `magnitude` by the size of their weights; `none` keeps the order.
         candidates: Number of architectures that are ranked by inherited accuracy, if trials inherit weights. Then
-            `trials` of them are trained, the best ones first. After six complete trials, `sampler: surrogate` chooses
-            the next one by what it learned from trials and inherited accuracies together.
+            `trials` of them are trained, the best ones first. `sampler: surrogate` begins with the cheapest of the best
+            twelve. From the third complete trial on, it chooses by what it learned from trials and inherited accuracies
+            together.
         priors: Your beliefs about the options of choices, before anything is trained. The weight of an option says how
             many times as often as by chance it is in good networks, for example 3, or 0.5 for less often. For each
             choice, give a section of weights for all stages, or a list of one section for each stage. Options that it
