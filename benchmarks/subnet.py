@@ -8,10 +8,11 @@ is the first pass of each of the random subnets, in a supernet that has seen non
         --kernel-maps --own-norms kv_stride kernel_size
     OMP_NUM_THREADS=1 python benchmarks/subnet.py --space search_spaces/cvt13.yaml --batch 2 --pairs 3
 
-`--averaged` times whole steps of the training of a supernet instead, with `distil_from: averaged` over `present`. It
-takes the time of the processor.
+`--step` times whole steps of the training of a supernet instead, with a setting over its default. It takes the time of
+the processor, and the same images, and the same subnets where the setting does not change how they are drawn.
 
-    OMP_NUM_THREADS=1 python benchmarks/subnet.py --space benchmarks/tables/cvt-bench.yaml --batch 64 --averaged
+    OMP_NUM_THREADS=1 python benchmarks/subnet.py --space benchmarks/tables/cvt-bench.yaml --batch 64 \
+        --step '{distil_from: averaged}'
 """
 
 import argparse
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import yaml
 
 from cvt_nas.config import SupernetConfig, load_experiment
 from cvt_nas.engine import SharedWeights
@@ -45,14 +47,14 @@ def seconds_of(forward: Callable[[], torch.Tensor], *, backward: bool) -> float:
     return time.perf_counter() - started
 
 
-def time_averaged(space: SearchSpace, options: argparse.Namespace) -> None:
-    """Prints the ratio of the times of a step, with the same subnets and images in both."""
+def time_steps(space: SearchSpace, options: argparse.Namespace) -> None:
+    """Prints the ratio of the times of a step with a setting and without."""
     device, ratios = torch.device(options.device), list[float]()
     images = torch.randn(options.batch, *space.largest.image_shape, device=device)
     targets = torch.randint(space.largest.num_classes, (options.batch,), device=device)
     trained = []
-    for source in ("averaged", "present"):
-        config = SupernetConfig(epochs=1, batch_size=options.batch, ema_decay=0.99, distil_from=source)
+    for setting in (yaml.safe_load(options.step), {}):
+        config = SupernetConfig(epochs=1, batch_size=options.batch, ema_decay=0.99, **setting)
         state = TrainingState.of(supernet_of(SharedWeights(space=space, config=config)), config, device, num_steps=100)
         batches = MicroBatches(config, state.model, device, batch_size=options.batch, meter=None)
         trained.append((config, state, batches, SubnetSampler(space, config, seed=0)))
@@ -67,7 +69,7 @@ def time_averaged(space: SearchSpace, options: argparse.Namespace) -> None:
         ratios.append(seconds[0] / seconds[1])
     ratios = sorted(ratios[2:])  # in the first step there is no average yet
     low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-    print(f"a step from averaged weights: {statistics.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f})")
+    print(f"a step with {options.step}: {statistics.median(ratios):.3f} (quartiles {low:.3f} to {high:.3f})")
 
 
 def main() -> None:
@@ -79,10 +81,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--kernel-maps", action="store_true")
     parser.add_argument("--own-norms", nargs="+", choices=["kv_stride", "kernel_size"], default=())
-    parser.add_argument("--averaged", action="store_true", help="time steps that learn from averaged weights")
+    parser.add_argument("--step", metavar="SETTING", help="of the section supernet, in YAML, whose steps are timed")
     options = parser.parse_args()
-    if options.averaged:
-        time_averaged(load_experiment(options.space).space, options)
+    if options.step:
+        time_steps(load_experiment(options.space).space, options)
         return
     space, device, rng = load_experiment(options.space).space, torch.device(options.device), random.Random(0)
     settings = {"kernel_maps": options.kernel_maps, "own_norms": tuple(options.own_norms)}
