@@ -3,16 +3,19 @@ wrong.
 
 `runs` searches ViT-Bench-101's PiT networks, of which all were trained on three data sets: 20 trainings, one at a time,
 given the accuracies of another data set, the same shuffled, or inverted. `priors` searches the CvT table by
-pareto-asha, given how often options are on its true front, or the inverse of that. Each search is compared with one of
-the same seed that believes nothing.
+pareto-asha, given how often options are on its true front, or the inverse of that. `spaces` searches the CvT table,
+given the trainings of the tables of other spaces, with other data. Each search is compared with one of the same seed
+that believes nothing.
 
     python benchmarks/learning.py runs vit_bench_101_pit.csv --seeds 0-19 --rows runs.csv
     python benchmarks/learning.py priors cvt-bench --seeds 0-19 --rows priors.csv
+    python benchmarks/learning.py spaces cvt-bench --seeds 0-19 --rows spaces.csv
 """
 
 import argparse
+import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +23,11 @@ import numpy as np
 import pandas as pd
 
 from cvt_nas import bench
+from cvt_nas.arch import cost_of
 from cvt_nas.bench.simulation import anytime_hypervolume, simulate
+from cvt_nas.config import load_experiment
 from cvt_nas.propose.asha import RANKINGS, Asha
-from cvt_nas.propose.beliefs import NO_BELIEFS, Beliefs, EarlierRun
+from cvt_nas.propose.beliefs import NO_BELIEFS, Beliefs, EarlierRun, choices_of
 from cvt_nas.propose.race import OnRungs, Race
 from cvt_nas.propose.study import Study
 from cvt_nas.results import is_non_dominated
@@ -31,6 +36,7 @@ from vit_bench_101 import frame_of
 METRICS = ("accuracy", "params", "flops")
 TRAININGS, EPOCHS = (5, 10, 15, 20), (24, 48, 120, 240)
 LEVELS = (0.95, 0.99)
+OTHER_SPACES, TABLES = ("strides", "blocks", "colour"), Path(__file__).parent / "tables"
 # Data set that is searched, data set that is known, and what is done to the accuracies that are known.
 RUNS = (
     ("flower", "c100", "as they are"),
@@ -157,35 +163,76 @@ def compare_runs(path: Path, seeds: Sequence[int]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["searched", "known", "how", "seed", *(f"hv_{number}" for number in TRAININGS)])
 
 
+def run_of_space(name: str, *, shuffled_by: int | None = None) -> EarlierRun:
+    """The first training of each network of a table beside the CvT table, with its costs for the images of that one."""
+    table, space = bench.load_table(f"cvt-bench-{name}"), load_experiment(TABLES / f"cvt-bench-{name}.yaml").space
+    archs, here = [space.decode(genome) for genome in table.genomes], load_experiment(TABLES / "cvt-bench.yaml").space
+    curves = [tuple(map(float, of_seeds[0])) for of_seeds in table.curves]
+    if shuffled_by is not None:
+        curves = [curves[index] for index in np.random.default_rng(shuffled_by).permutation(len(curves))]
+    return EarlierRun(
+        name=name,
+        choices=tuple(choices_of(arch) for arch in archs),
+        costs=tuple(
+            cost_of(dataclasses.replace(arch, image_size=here.image_size, num_channels=here.num_channels))
+            for arch in archs
+        ),
+        curves=tuple(curves),
+        num_epochs=table.num_epochs,
+    )
+
+
 def compare_priors(path: Path, seeds: Sequence[int]) -> pd.DataFrame:
     table = bench.load_table(path)
+    right, wrong = (priors_of(table, is_right=is_right) for is_right in (True, False))
+    return _compared(table, "priors", {"none": nothing, "right": lambda _: right, "wrong": lambda _: wrong}, seeds)
+
+
+def compare_spaces(path: Path, seeds: Sequence[int]) -> pd.DataFrame:
+    runs = {name: run_of_space(name) for name in OTHER_SPACES}
+    given: dict[str, Callable[[int], Beliefs]] = {"none": nothing}
+    given |= {name: lambda _, run=run: Beliefs(runs=(run,)) for name, run in runs.items()}
+    given["all three"] = lambda _: Beliefs(runs=tuple(runs.values()))
+    given["all three, shuffled"] = lambda seed: Beliefs(
+        runs=tuple(run_of_space(name, shuffled_by=seed) for name in OTHER_SPACES)
+    )
+    return _compared(bench.load_table(path), "given", given, seeds)
+
+
+def _compared(
+    table: bench.Table, column: str, given: Mapping[str, Callable[[int], Beliefs]], seeds: Sequence[int]
+) -> pd.DataFrame:
+    """Searches by pareto-asha with four workers; the first of those `given` is what the others are compared with."""
     settings = bench.Settings(metrics=METRICS, budget=max(EPOCHS), num_workers=4)
     at, rows, cold = np.array(EPOCHS) - 1, [], None
-    right, wrong = (priors_of(table, is_right=is_right) for is_right in (True, False))
-    for name, beliefs in {"none": nothing, "right": lambda _: right, "wrong": lambda _: wrong}.items():
+    for name, beliefs in given.items():
         values = searches(table, Believing(beliefs=beliefs, has_rungs=True), settings, seeds)
         reached = np.column_stack([epochs_to(values, level) for level in LEVELS]).astype(float)
         figures = values[:, at], reached
         cold = figures if cold is None else cold
         print(told(f"{name}, hypervolume", figures[0], cold[0], ".4f"))
-        print(told(f"{name}, epochs to {' and '.join(f'{level:.0%}' for level in LEVELS)}", reached, cold[1], ".1f"))
+        levels = " and ".join(f"{level:.0%}" for level in LEVELS)
+        print(told(f"{name}, epochs to {levels}", reached, cold[1], ".1f"), flush=True)
         rows += [
             (name, seed, *shares, *epochs) for seed, shares, epochs in zip(seeds, *figures, strict=True)
         ]  # fmt: skip
-    columns = ["priors", "seed", *(f"hv_{epoch}" for epoch in EPOCHS), *(f"epochs_to_{level:g}" for level in LEVELS)]
+    columns = [column, "seed", *(f"hv_{epoch}" for epoch in EPOCHS), *(f"epochs_to_{level:g}" for level in LEVELS)]
     return pd.DataFrame(rows, columns=columns)
+
+
+COMPARED = {"runs": compare_runs, "priors": compare_priors, "spaces": compare_spaces}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["runs", "priors"])
+    parser.add_argument("what", choices=list(COMPARED))
     parser.add_argument("table", type=Path)
     parser.add_argument("--seeds", default="0-19", help="the first and the last")
     parser.add_argument("--rows", type=Path, help="a CSV to write, a row for each search")
     options = parser.parse_args()
     first, last = map(int, options.seeds.split("-"))
     seeds = range(first, last + 1)
-    found = (compare_runs if options.what == "runs" else compare_priors)(options.table, seeds)
+    found = COMPARED[options.what](options.table, seeds)
     if options.rows is not None:
         found.round(6).to_csv(options.rows, index=False)
 
