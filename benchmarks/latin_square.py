@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,8 @@ def main() -> None:
         parser.error(f"--variant: must be different variants, one of them {REFERENCE!r}")
     cells = cells_of(variants, options.first_seed)
     for variant, space, seed in cells:
+        if judged(variant, space, seed, options.epochs):
+            continue
         data = options.colour if space == "colour" else options.data
         subprocess.run(
             [sys.executable, str(Path(__file__).parent / "supernet.py"), "--space", space, "--variant", variant,
@@ -80,10 +83,14 @@ def cells_of(variants: Sequence[str], first_seed: int) -> list[tuple[str, str, i
     ]
 
 
+def judged(variant: str, space: str, seed: int, epochs: int) -> list[dict[Any, Any]]:
+    """The row of a supernet among those that are judged; empty if it is not."""
+    rows = pd.read_csv(inherited_of(space).with_suffix(".csv"))
+    return rows[(rows["variant"] == variant) & (rows["seed"] == seed) & (rows["epochs"] == epochs)].to_dict("records")
+
+
 def figures_of(variant: str, space: str, seed: int, epochs: int) -> dict[str, object]:
-    judged = pd.read_csv(inherited_of(space).with_suffix(".csv"))
-    is_it = (judged["variant"] == variant) & (judged["seed"] == seed) & (judged["epochs"] == epochs)
-    (found,) = judged.loc[is_it].to_dict("records")
+    (found,) = judged(variant, space, seed, epochs)
     return {
         "variant": variant, "space": space, "seed": seed, "tau": found["tau"], "ceiling": found["ceiling"],
         "of ceiling": found["tau"] / found["ceiling"], "within_bins": found["within_bins"], "gap": 100 * found["gap"],
