@@ -85,7 +85,10 @@ def cells_of(variants: Sequence[str], first_seed: int) -> list[tuple[str, str, i
 
 def judged(variant: str, space: str, seed: int, epochs: int) -> list[dict[Any, Any]]:
     """The row of a supernet among those that are judged; empty if it is not."""
-    rows = pd.read_csv(inherited_of(space).with_suffix(".csv"))
+    path = inherited_of(space).with_suffix(".csv")
+    if not path.exists():
+        return []
+    rows = pd.read_csv(path)
     is_it = (rows["variant"] == variant) & (rows["seed"] == seed) & (rows["epochs"] == epochs)
     return rows.loc[is_it].to_dict("records")
 
