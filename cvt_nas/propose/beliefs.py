@@ -189,7 +189,7 @@ class _Process:
         self._columns = [column for column in columns if column.is_theirs]
         self._places = [place for place, column in enumerate(columns[: len(space.genes)]) if column.is_theirs]
         self._num_fixed = len(self._columns) - len(self._places)
-        logs = _logs(run.costs)
+        logs = log_costs(run.costs)
         self._middle, self._spread = logs.mean(axis=0), np.maximum(logs.std(axis=0), _LEAST_SD)
         features = np.hstack([*(column.theirs for column in self._columns), self._scaled(run.costs)])
         observations = [Observation(genome=(), curve=curve, status="complete") for curve in run.curves]
@@ -201,7 +201,7 @@ class _Process:
         self.scale = curves.scale[1]
 
     def _scaled(self, costs: Sequence[Cost]) -> np.ndarray:
-        return (_logs(costs) - self._middle) / self._spread
+        return (log_costs(costs) - self._middle) / self._spread
 
     def expect(self, genomes: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:
         places = [genomes[:, place] for place in self._places] + [np.zeros(len(genomes), dtype=int)] * self._num_fixed
@@ -289,7 +289,7 @@ class _Priors:
         places = {gene.name: place for place, gene in enumerate(space.genes)}
         self._weights = {places[name]: np.log(weights) for name, weights in priors.items()}
         self._depths = {gene.stage: place for place, gene in enumerate(space.genes) if gene.choice == "depth"}
-        score, logs = self._score(sample), np.column_stack([np.ones(len(sample)), _logs(costs)])
+        score, logs = self._score(sample), np.column_stack([np.ones(len(sample)), log_costs(costs)])
         self._line = np.linalg.lstsq(logs, score, rcond=None)[0]
         self._sd = float((score - logs @ self._line).std())
         self.is_flat = self._sd < _ROUNDING
@@ -307,11 +307,11 @@ class _Priors:
     def __call__(self, genomes: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:
         if self.is_flat:
             return np.zeros(len(genomes))
-        logs = np.column_stack([np.ones(len(genomes)), _logs(costs)])
+        logs = np.column_stack([np.ones(len(genomes)), log_costs(costs)])
         return (self._score(genomes) - logs @ self._line) / self._sd
 
 
-def _logs(costs: Sequence[Cost]) -> np.ndarray:
+def log_costs(costs: Sequence[Cost]) -> np.ndarray:
     return np.log([[cost.params, cost.flops] for cost in costs]).reshape(-1, 2)
 
 

@@ -37,15 +37,14 @@ def expected_hypervolume_improvement(
     reached = np.maximum.accumulate(np.maximum.accumulate(reached, axis=0), axis=1)
     levels, index = np.unique(reached, return_inverse=True)
     index = index.reshape(reached.shape)
-    z = (mean[:, None] - levels[None, :]) / sd[:, None]
-    gains = sd[:, None] * (z * ndtr(z) + np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi))
+    # arrays have a row for each level or cell, so that the sums below run along contiguous rows
+    z = (mean - levels[:, None]) / sd
+    gains = sd * (z * ndtr(z) + np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi))
     lengths = []
     for axis in (0, 1):
-        upper = np.append(edges[axis][1:], 1.0)
-        lengths.append(np.maximum(upper - np.maximum(edges[axis], costs[:, [axis]]), 0.0))
+        upper = np.append(edges[axis][1:], 1.0)[:, None]
+        lengths.append(np.maximum(upper - np.maximum(edges[axis][:, None], costs[:, axis]), 0.0))
     total = np.zeros(len(mean))
-    for row in range(len(edges[0])):
-        concerned = lengths[0][:, row] > 0
-        cells = (lengths[1][concerned] * gains[concerned][:, index[row]]).sum(axis=1)
-        total[concerned] += lengths[0][concerned, row] * cells
+    for length, of_cells in zip(lengths[0], index, strict=True):
+        total += length * np.einsum("jc,jc->c", lengths[1], gains[of_cells])
     return total

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from cvt_nas.arch import Cost
-from cvt_nas.propose.beliefs import NO_BELIEFS, Beliefs, Believed, Trust
+from cvt_nas.propose.beliefs import NO_BELIEFS, Beliefs, Believed, Trust, log_costs
 from cvt_nas.propose.curves import CurvePosterior, Curves, fit_hyperparameters, one_thread, prior_of
 from cvt_nas.propose.improvement import expected_hypervolume_improvement
 from cvt_nas.propose.observations import MAX_FITTED, Observation, curves_of, most_telling
@@ -63,7 +63,6 @@ class Surrogate:
         self._space, self._costs, self._num_epochs, self._seed = space, tuple(costs), num_epochs, seed
         self._per_second = per_second
         least, greatest = space.cost_range
-        self._known_costs: dict[Genome, Cost] = {}
         self._low = np.array([getattr(least, metric) for metric in costs], dtype=float)
         span = np.array([getattr(greatest, metric) for metric in costs], dtype=float) - self._low
         self._span = np.where(span == 0, 1, span)  # params do not vary if only heads or strides are open
@@ -72,18 +71,22 @@ class Surrogate:
         rng = random.Random(f"{seed} sample")
         sample = self._every or [g for _ in range(500) if (g := space.sample_feasible(rng)) is not None]
         self._sample = sorted(sample, key=lambda genome: space.cost(genome).flops)
-        logs = self._log_costs(self._costs_of(self._sample))
+        costs_of_sample = [space.cost(genome) for genome in self._sample]
+        logs = log_costs(costs_of_sample)
         self._log_mean, self._log_sd = logs.mean(axis=0), np.maximum(logs.std(axis=0), 1e-9)
         with one_thread():
             table = np.array(self._sample, dtype=int).reshape(-1, len(space.genes))
-            self._believed = Believed(beliefs, space, table, self._costs_of(self._sample))
+            self._believed = Believed(beliefs, space, table, costs_of_sample)
         self._num_initial = NUM_INITIAL // 2 if self._believed.tells_apart else NUM_INITIAL
         self._prior = prior_of([0 if gene.is_ordinal else len(gene.options) for gene in space.genes], num_epochs)
         self.fitted: dict[int, np.ndarray] = {}
-        self._table = None if self._every is None else self._of(self._every)
+        self._table = None if self._every is None else self._described(self._every)
+        self._places: dict[Genome, int] = {}  # of the genomes that were asked for, in `_asked_for`
+        self._asked_for = self._described([])
         # the last questions and their answers, since `freeze-thaw` asks the same up to three times in a row
         self._posterior: tuple[tuple[Observation, ...], CurvePosterior] | None = None
         self._best_new: tuple[object, tuple[Genome | None, float]] = None, (None, 0.0)
+        self._drawn: tuple[object, _Candidates | None] = None, None
 
     def propose(self, number: int, observations: Sequence[Observation], seen: set[Genome]) -> Genome | None:
         """A feasible genome for trial `number`; None if none was found.
@@ -118,7 +121,7 @@ class Surrogate:
     def _weigh_new(
         self, number: int, observations: Sequence[Observation], seen: set[Genome]
     ) -> tuple[Genome | None, float]:
-        candidates = self._candidates(observations, np.random.default_rng((self._seed, number)), seen)
+        candidates = self._candidates(observations, (self._seed, number), seen)
         if candidates is None:
             return None, 0.0
         gains = self._gains(observations, candidates)
@@ -134,7 +137,7 @@ class Surrogate:
         """Predicts the accuracy of each genome after a full training, without the factor `OVERCONFIDENCE`."""
         with one_thread():
             model = self._model(observations)
-            mean, sd = model.predict(self.features(genomes))
+            mean, sd = model.predict(self._of(genomes).features)
         return [
             Prediction(accuracy=round(float(m), 6), sd=round(float(s), 6), noise_sd=round(model.noise_sd, 6))
             for m, s in zip(mean, sd, strict=True)
@@ -143,7 +146,7 @@ class Surrogate:
     def trust(self, observations: Sequence[Observation]) -> list[Trust]:
         """How far the observations confirm each belief, in the order of `Beliefs.names`."""
         with one_thread():
-            model, features = self._model(observations), self.features(self._sample)
+            model, features = self._model(observations), self._described(self._sample).features
             end = features.shape[1] - self._believed.number
             return self._believed.trust(
                 features[:, end:], model.trust, expected=model.expect(features), costs=features[:, end - 2 : end]
@@ -155,20 +158,20 @@ class Surrogate:
             return np.zeros(0)
         model = self._model(observations)
         mean, sd = model.predict(candidates.features)
-        standing = [o.genome for o in observations if o.status in ("complete", "running")]
+        standing = self._of([o.genome for o in observations if o.status in ("complete", "running")])
         gains = expected_hypervolume_improvement(
             mean,
             OVERCONFIDENCE * sd,
             candidates.costs,
-            front_costs=self.scaled_costs(standing),
-            front_levels=model.expect(self.features(standing)),
+            front_costs=standing.costs,
+            front_levels=model.expect(standing.features),
         )
         return gains / self._pace(observations, candidates.features) if self._per_second else gains
 
     def expect(self, observations: Sequence[Observation], genomes: Sequence[Genome]) -> np.ndarray:
         """Expected accuracy of each genome after a full training, `(genomes,)`."""
         with one_thread():
-            return self._model(observations).expect(self.features(genomes))
+            return self._model(observations).expect(self._of(genomes).features)
 
     def _pace(self, observations: Sequence[Observation], features: np.ndarray) -> np.ndarray:
         """Expected time of an epoch of each candidate, `(candidates,)`, as a multiple of the mean of the trials so far.
@@ -179,7 +182,7 @@ class Surrogate:
         timed = {o.genome: o.epoch_seconds for o in observations if o.epoch_seconds is not None}
         if not timed:
             return np.ones(len(features))
-        logs, costs = np.log(list(timed.values())), self._costs_in(self.features(list(timed)))
+        logs, costs = np.log(list(timed.values())), self._costs_in(self._of(list(timed)).features)
         middle = costs.mean(axis=0)
         inside = (costs - middle).T @ (costs - middle) + 0.1 * np.eye(2)
         slopes = np.linalg.solve(inside, (costs - middle).T @ (logs - logs.mean()))
@@ -191,14 +194,13 @@ class Surrogate:
         There are fewer if the space has fewer.
         """
         with one_thread():
-            rng = np.random.default_rng(self._seed)
-            drawn = self._candidates(observations, rng, set())
+            drawn = self._candidates(observations, (self._seed,), set())
             known = {self._space.canonical(o.genome): self._space.cost(o.genome) for o in observations}
             known = {genome: cost for genome, cost in known.items() if self._space.is_feasible(cost)}
             costs = {**({} if drawn is None else {g: self._space.cost(g) for g in drawn.genomes}), **known}
             if not costs:
                 return []
-            candidates = self._of(list(costs), list(costs.values()))
+            candidates = self._described(list(costs), list(costs.values()))
             expected = self._model(observations).expect(candidates.features)
             return [candidates.genomes[index] for index in np.argsort(-expected, kind="stable")[:number]]
 
@@ -222,9 +224,10 @@ class Surrogate:
             near, rest = np.split(order, [max(len(order) // NUM_INITIAL, 1)])
             genomes = [self._sample[index] for index in near]
             if sum(o.status == "complete" for o in observations) < _JUDGED_AFTER:
-                judged = self._believed.judge(number, np.array(genomes, dtype=int), self._costs_of(genomes))
+                costs = [self._space.cost(genome) for genome in genomes]
+                judged = self._believed.judge(number, np.array(genomes, dtype=int), costs)
             else:
-                judged = self._model(observations).expect(self.features(genomes))
+                judged = self._model(observations).expect(self._described(genomes).features)
             order = np.concatenate([near[np.argsort(-judged, kind="stable")], rest])
         for index in order:
             if (genome := self._space.canonical(self._sample[index])) not in seen:
@@ -236,8 +239,8 @@ class Surrogate:
         """The feasible genome with the largest share of cost space to its right, found by coordinate descent."""
 
         def share(genome: Genome) -> float:
-            feasible = self._space.is_feasible(self._space.cost(genome))
-            return float(np.prod(1 - self.scaled_costs([genome]))) if feasible else -1.0
+            cost = self._space.cost(genome)
+            return float(np.prod(1 - self._scaled([cost]))) if self._space.is_feasible(cost) else -1.0
 
         best = max((self._space.canonical(genome) for genome in self._sample), key=share)
         while True:
@@ -252,23 +255,32 @@ class Surrogate:
             best = better
 
     def _candidates(
-        self, observations: Sequence[Observation], rng: np.random.Generator, seen: set[Genome]
+        self, observations: Sequence[Observation], seed: tuple[int, ...], seen: set[Genome]
     ) -> "_Candidates | None":
+        """Feasible genomes that are not in `seen`. None if there is none."""
         if self._table is not None:
-            kept = np.array([genome not in seen for genome in self._table.genomes])
-            return self._table.where(kept) if kept.any() else None
-        space = self._space
+            kept = [place for place, genome in enumerate(self._table.genomes) if genome not in seen]
+            return self._table.at(kept) if kept else None
         known = [o for o in observations if o.curve]
         losses = np.column_stack([[-o.curve[-1] for o in known], self.scaled_costs([o.genome for o in known])])
-        parents = np.array([o.genome for o, keep in zip(known, is_non_dominated(losses), strict=True) if keep])
-        drawn = _draw_candidates(parents, np.array([len(gene.options) for gene in space.genes]), rng)
-        costs = {g: cost for g, cost in space.costs_of(drawn).items() if g not in seen and space.is_feasible(cost)}
-        return self._of(list(costs), list(costs.values())) if costs else None
+        parents = tuple(o.genome for o, keep in zip(known, is_non_dominated(losses), strict=True) if keep)
+        asked = parents, seed, frozenset(seen)
+        if asked != self._drawn[0]:  # most epochs of a search change neither the front nor what was seen
+            self._drawn = asked, self._draw(parents, seed, seen)
+        return self._drawn[1]
 
-    def _of(self, genomes: Sequence[Genome], costs: Sequence[Cost] | None = None) -> "_Candidates":
-        return _Candidates(
-            genomes=list(genomes), features=self.features(genomes, costs), costs=self.scaled_costs(genomes, costs)
-        )
+    def _draw(self, parents: Sequence[Genome], seed: tuple[int, ...], seen: set[Genome]) -> "_Candidates | None":
+        space, rng = self._space, np.random.default_rng(seed)
+        drawn = _draw_candidates(np.array(parents), np.array([len(gene.options) for gene in space.genes]), rng)
+        costs = {g: cost for g, cost in space.costs_of(drawn).items() if g not in seen and space.is_feasible(cost)}
+        return self._described(list(costs), list(costs.values())) if costs else None
+
+    def _of(self, genomes: Sequence[Genome]) -> "_Candidates":
+        """Genomes with their features and costs. They are kept, since each proposal needs those of all trials."""
+        if new := [genome for genome in dict.fromkeys(genomes) if genome not in self._places]:
+            self._places |= {genome: place for place, genome in enumerate(new, len(self._places))}
+            self._asked_for = self._asked_for.joined(self._described(new))
+        return self._asked_for.at([self._places[genome] for genome in genomes])
 
     def _model(self, observations: Sequence[Observation]) -> CurvePosterior:
         given = tuple(observations)
@@ -278,7 +290,7 @@ class Surrogate:
 
     def _model_of(self, observations: Sequence[Observation]) -> CurvePosterior:
         known = [o for o in observations if o.curve or o.inherited is not None or o.status in ("running", "failed")]
-        features = self.features([o.genome for o in known])
+        features = self._of([o.genome for o in known]).features
         curves = curves_of(known, features, self._num_epochs, num_beliefs=self._believed.number)
         num_known = len(curves.values)
         latest = max((number for number in self.fitted if number <= num_known), default=None)
@@ -297,41 +309,33 @@ class Surrogate:
         end = features.shape[1] - self._believed.number
         return features[:, end - 2 : end]
 
-    def _log_costs(self, costs: Sequence[Cost]) -> np.ndarray:
-        return np.log([[cost.params, cost.flops] for cost in costs]).reshape(-1, 2)
+    def scaled_costs(self, genomes: Sequence[Genome]) -> np.ndarray:
+        """Scaled costs, `(genomes, costs)`: 0 at the least cost of the space and 1 at the greatest."""
+        return self._of(genomes).costs
 
-    def _costs_of(self, genomes: Sequence[Genome]) -> list[Cost]:
-        """Costs of genomes. They are cached, since each proposal needs those of all evaluated genomes."""
-        for genome in genomes:
-            if genome not in self._known_costs:
-                self._known_costs[genome] = self._space.cost(genome)
-        return [self._known_costs[genome] for genome in genomes]
+    def _scaled(self, costs: Sequence[Cost]) -> np.ndarray:
+        values = np.array([[getattr(cost, metric) for metric in self._costs] for cost in costs], dtype=float)
+        return (values.reshape(-1, len(self._costs)) - self._low) / self._span
 
-    def scaled_costs(self, genomes: Sequence[Genome], costs: Sequence[Cost] | None = None) -> np.ndarray:
-        """Scaled costs, `(genomes, costs)`: 0 at the least cost of the space and 1 at the greatest.
+    def _described(self, genomes: Sequence[Genome], costs: Sequence[Cost] | None = None) -> "_Candidates":
+        """Genomes with their features and costs.
+
+        Features are the options in [0, 1], or one-hot if they have no order, then the standardised logarithms of params
+        and FLOPs, then the beliefs.
 
         Args:
             costs: Costs of the genomes, if they are known already.
         """
-        costs = self._costs_of(genomes) if costs is None else costs
-        values = np.array([[getattr(cost, metric) for metric in self._costs] for cost in costs], dtype=float)
-        return (values.reshape(-1, len(self._costs)) - self._low) / self._span
-
-    def features(self, genomes: Sequence[Genome], costs: Sequence[Cost] | None = None) -> np.ndarray:
-        """Features of the process, `(genomes, features)`.
-
-        They are the options in [0, 1], or one-hot if they have no order, then the standardised logarithms of params and
-        FLOPs, then the beliefs.
-        """
-        costs = self._costs_of(genomes) if costs is None else costs
+        costs = [self._space.cost(genome) for genome in genomes] if costs is None else costs
         table = np.array(genomes, dtype=int).reshape(-1, len(self._space.genes))
-        columns, logs = [], (self._log_costs(costs) - self._log_mean) / self._log_sd
+        columns, logs = [], (log_costs(costs) - self._log_mean) / self._log_sd
         for position, gene in enumerate(self._space.genes):
             if gene.is_ordinal:
                 columns.append(table[:, [position]] / max(len(gene.options) - 1, 1))  # a table may have one option
             else:  # scaled so that the squared distance of two different options is 1
                 columns.append((table[:, [position]] == np.arange(len(gene.options))) / math.sqrt(2))
-        return np.hstack([*columns, logs, self._believed(table, costs)])
+        features = np.hstack([*columns, logs, self._believed(table, costs)])
+        return _Candidates(genomes=list(genomes), features=features, costs=self._scaled(costs))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -340,9 +344,14 @@ class _Candidates:
     features: np.ndarray
     costs: np.ndarray
 
-    def where(self, kept: np.ndarray) -> "_Candidates":
-        genomes = [genome for genome, keep in zip(self.genomes, kept, strict=True) if keep]
-        return _Candidates(genomes=genomes, features=self.features[kept], costs=self.costs[kept])
+    def at(self, places: Sequence[int]) -> "_Candidates":
+        rows = np.array(places, dtype=int)
+        genomes = [self.genomes[place] for place in places]
+        return _Candidates(genomes=genomes, features=self.features[rows], costs=self.costs[rows])
+
+    def joined(self, more: "_Candidates") -> "_Candidates":
+        features, costs = (np.vstack([getattr(of, name) for of in (self, more)]) for name in ("features", "costs"))
+        return _Candidates(genomes=self.genomes + more.genomes, features=features, costs=costs)
 
 
 def _draw_candidates(parents: np.ndarray, num_options: np.ndarray, rng: np.random.Generator) -> np.ndarray:
