@@ -165,6 +165,19 @@ def test_a_query_ranks_by_accuracies_that_trainings_correct(
         main(["query", str(ranked.path), "--uncorrected", "--reuse", str(ranked.path)])
 
 
+def test_a_run_without_a_front_points_to_its_ranked_candidates(
+    ranked: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(ranked.path)]) == 0
+    told = capsys.readouterr().out
+    assert f"12 candidates are ranked by their inherited accuracies: cvt-nas query {ranked.path}\n" in told
+    assert "cvt-nas query shows the best of 12 candidates" in (ranked.path / "report.html").read_text()
+    train(ranked, ranked.candidates()[:1])
+    assert main(["report", str(ranked.path)]) == 0
+    assert "cvt-nas query" not in capsys.readouterr().out
+    assert "cvt-nas query shows" not in (ranked.path / "report.html").read_text()
+
+
 def test_where_an_earlier_version_ranked_a_part_accuracies_are_not_smoothed(ranked: RunFolder) -> None:
     candidates = ranked.candidates()
     accuracies = [each.accuracy for each in candidates]

@@ -70,6 +70,9 @@ def print_front(run: "RunFolder", out: str) -> None:
     front = run.front()
     if not front.members:
         say(console, "No trial reached its last epoch, so there is no front yet.")
+        if candidates := run.candidates():
+            best = command("cvt-nas", "query", operand(out))
+            say(console, f"{len(candidates)} candidates are ranked by their inherited accuracies: {best}", style="bold")
         return
     console.print(front_table(run))
     of_search = (*rank_lines(run), *stopping_lines(run, hindsight_of(run)), *belief_lines(histories_of_beliefs(run)))

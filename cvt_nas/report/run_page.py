@@ -172,7 +172,9 @@ def _at_a_glance(run: RunFolder, results: Sequence[TrialResult], quality: Supern
         notes += misjudged_lines(quality)
     told = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
     if not front.members:
-        notes.append("no trial has reached its last epoch yet, so there is no front")
+        note = "no trial has reached its last epoch yet, so there is no front"
+        candidates = run.candidates()
+        notes.append(f"{note}; cvt-nas query shows the best of {len(candidates)} candidates" if candidates else note)
     warnings = "".join(f'<p class="warning">{html.escape(note)}</p>' for note in notes)
     return f'<dl class="cards">{"".join(parts)}</dl>{told}{warnings}'
 
