@@ -23,7 +23,7 @@ from cvt_nas.space import CostMetric, Genome, GenomeSpace
 
 NUM_INITIAL = 10
 REFIT_AFTER = 1.15  # growth of the number of observations after which hyperparameters are fitted again
-MAX_CONDITIONED = 600
+MAX_CONDITIONED = 500
 NUM_CANDIDATES = 1_500
 # Factor on standard deviations. They are too small, because the process treats its estimated length scales as exact.
 # On NAS-Bench-201, unseen networks lay up to 2.1 of its standard deviations away, and one search in ten never tried the
