@@ -1,8 +1,9 @@
-"""How near the estimated noise ceiling of a supernet is to what a perfect ranker reaches.
+"""How near the estimated noise ceiling of a supernet is to what a perfect ranker reaches, and the ceilings of tables.
 
 The perfect ranker knows the expected accuracy of each architecture, and is scored against the mean of some noisy seeds.
 Noise and expected accuracies are drawn like those of the networks of the CvT table that have three seeds: normal ones
 of their standard deviations, or their own residuals and their own means, shrunk by what of their spread is noise.
+First come the ceilings of the four tables, with 95 % intervals by a bootstrap over networks.
 
     OMP_NUM_THREADS=1 python benchmarks/ceiling.py
 """
@@ -18,16 +19,17 @@ from scipy.stats import kendalltau
 
 from cvt_nas.results import ceiling_of_mean
 
-TABLE, NUM_IMAGES = Path(__file__).parent / "tables" / "cvt-bench.parquet", 12_000
+TABLES, NUM_IMAGES = Path(__file__).parent / "tables", 12_000
+NUM_SEEDS = {"cvt-bench": 3, "cvt-bench-strides": 2, "cvt-bench-blocks": 2, "cvt-bench-colour": 2}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=500)
     options = parser.parse_args()
-    accuracies, rng = seeds_of_the_table(), np.random.default_rng(0)
-    pairs = between_seeds(accuracies)
-    print(f"CvT table: {accuracies.shape}, one seed with another {pairs:.4f}, ceiling {ceiling_of_mean(pairs, 3):.4f}")
+    for name in NUM_SEEDS:
+        tell_ceiling(name)
+    accuracies, rng = seeds_of("cvt-bench"), np.random.default_rng(0)
     means = accuracies.mean(axis=1)
     residuals = (accuracies - means[:, None]).ravel() * np.sqrt(3 / 2)
     noise, spread = residuals.std(), means.var(ddof=1)
@@ -57,12 +59,22 @@ def main() -> None:
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3f}".format))
 
 
-def seeds_of_the_table() -> np.ndarray:
-    """Accuracies after 8 epochs of the networks with three seeds, `(archs, 3)`."""
-    table = pd.read_parquet(TABLE)
-    genes = [name for name in table.columns if name.startswith("g")]
+def tell_ceiling(name: str, repeats: int = 1_000) -> None:
+    accuracies, rng = seeds_of(name), np.random.default_rng(0)
+    draws = rng.integers(len(accuracies), size=(repeats, len(accuracies)))
+    pairs = [between_seeds(of) for of in (accuracies, *accuracies[draws])]
+    ceiling, *ceilings = (float(ceiling_of_mean(pair, NUM_SEEDS[name])) for pair in pairs)
+    low, high = np.nanquantile(ceilings, (0.025, 0.975))
+    interval = f"({low:.2f} to {high:.2f})"
+    print(f"{name}: {accuracies.shape}, one seed with another {pairs[0]:.4f}, ceiling {ceiling:.4f} {interval}")
+
+
+def seeds_of(name: str) -> np.ndarray:
+    """Accuracies after 8 epochs of the networks of a table with all seeds, `(archs, seeds)`."""
+    table = pd.read_parquet(TABLES / f"{name}.parquet")
+    genes = [column for column in table.columns if column[0] in "gc" and column[1:].isdigit()]
     found = table.sort_values(by="seed").groupby(genes)["acc_8"].apply(list)
-    return np.array([seeds for seeds in found if len(seeds) == 3])
+    return np.array([seeds for seeds in found if len(seeds) == NUM_SEEDS[name]])
 
 
 def between_seeds(accuracies: np.ndarray) -> float:

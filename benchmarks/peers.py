@@ -6,6 +6,9 @@ A proposal that is no row of the table stands for the nearest; what was proposed
 - `ray-optuna+asha`, `ray-optuna+fifo`: Ray Tune's `OptunaSearch` with a list of metrics and its default sampler,
   and `ASHAScheduler` on accuracy, or none. A trial that the scheduler stops is told to Optuna as complete, with the
   values of its last epoch: so does Tune.
+- `optunahub-tpe`, `optunahub-gp`: OptunaHub's `MultiMetricPruner` around a `MedianPruner`, with Optuna's TPE or GP. It
+  prunes by the non-domination rank of all objectives. `load_module` downloads it, or `OPTUNAHUB_REGISTRY` names a copy
+  of the registry's folder `package`.
 - `syne-tune-moasha`: `MOASHA`, which proposes at random. In 0.16.0 its rungs take the indices of the sorted trials
   for their ranks, so that whom they stop depends on more than the losses; `random+pareto-asha` is near to what it
   means.
@@ -30,6 +33,7 @@ FILE` draws the fronts that one, half and all of the searches of each method att
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -54,7 +58,8 @@ from cvt_nas.results import Metric
 from traces import keep_trace, read_traces
 
 FAST_PEERS = ("ray-optuna+asha", "ray-optuna+fifo", "syne-tune-moasha", "syne-tune-morea", "syne-tune-morea:20")
-PEERS = (*FAST_PEERS, "syne-tune-ehvi", "syne-tune-ehvi:shifted", *ask_tell_peers.NAMES)
+SLOW_PEERS = ("optunahub-tpe", "optunahub-gp", "syne-tune-ehvi", "syne-tune-ehvi:shifted")  # or not installed
+PEERS = (*FAST_PEERS, *SLOW_PEERS, *ask_tell_peers.NAMES)
 TIME_ATTR = "training_iteration"
 EHVI_SHIFT = 3.0  # losses in [0, 1] become rewards in [2, 3]
 
@@ -74,6 +79,8 @@ class Peer:
             return ask_tell_peers.start(self.name, table, settings, seed=seed)
         if kind.startswith("ray-optuna"):
             return _ray_tune(table, settings, kind.partition("+")[2], seed)
+        if kind.startswith("optunahub"):
+            return MultiMetric(table, settings, kind.removeprefix("optunahub-"), seed)
         return _syne_tune(table, settings, kind, variant, seed)
 
 
@@ -153,6 +160,49 @@ def _ray_tune(table: Table, settings: Settings, scheduler: str, seed: int) -> Ra
         reduction_factor=settings.reduction_factor,
     )
     return RayTune(table, settings.metrics, searcher, asha, seed)
+
+
+class MultiMetric:
+    """A sampler of Optuna with OptunaHub's pruner for several objectives."""
+
+    def __init__(self, table: Table, settings: Settings, sampler: str, seed: int) -> None:
+        import optunahub
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        name, root = "pruners/multi_metric_pruner", os.environ.get("OPTUNAHUB_REGISTRY")
+        hub = optunahub.load_module(name) if root is None else optunahub.load_local_module(name, registry_root=root)
+        samplers = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}
+        directions = ["maximize" if metric == "accuracy" else "minimize" for metric in settings.metrics]
+        pruner = hub.MultiMetricPruner(
+            optuna.pruners.MedianPruner(),
+            metric_directions=dict(zip(settings.metrics, directions, strict=True)),
+            joint=True,
+        )
+        self._study = optuna.create_study(directions=directions, sampler=samplers[sampler](seed=seed), pruner=pruner)
+        self._table, self._metrics, self._seed = table, settings.metrics, seed
+        self._wrapped, self._trials = hub.MultiMetricPrunerTrial, list[Any]()
+
+    def ask(self) -> Proposal | None:
+        trial = self._study.ask(distributions_of(self._table))
+        self._trials.append(self._wrapped(trial))
+        return _proposal(self._table, trial.number, trial.params, self._seed)
+
+    def decide(self, proposal: Proposal, curve: tuple[float, ...], *, train_seconds: float) -> Decision:
+        del train_seconds
+        trial = self._trials[proposal.number]
+        trial.report(self._values(curve, proposal.cost), step=len(curve))
+        return "stop" if trial.should_prune() else "go"
+
+    def tell(self, ended: Outcome) -> None:
+        if ended.status == "complete":
+            self._study.tell(ended.number, list(self._values(ended.curve, ended.cost).values()))
+        else:
+            self._study.tell(ended.number, state=optuna.trial.TrialState.PRUNED)
+
+    def _values(self, curve: Sequence[float], cost: Cost) -> dict[str, float]:
+        values = {"accuracy": curve[-1], "params": cost.params, "flops": cost.flops}
+        return {metric: values[metric] for metric in self._metrics}
 
 
 class SyneTune:

@@ -1,8 +1,8 @@
-"""How often a supernet is told wrongly, and by how many architectures the 28 supernets of the tables are told.
+"""How often a supernet is told wrongly, and by how many architectures the supernets of the tables are told.
 
 First, made-up supernets exactly on the bar, where either answer is one too many: normal accuracies, two seeds each, a
 look at every third architecture from 12 to 100. `one look` is what an interval of 1.96 standard errors would have told.
-Then the supernets of `tables/supernets.parquet` and two seeds of the CvT table, the 100 networks in random orders.
+Then the supernets of four spaces with batches of 64, and two seeds of their networks in random orders.
 
     OMP_NUM_THREADS=1 python benchmarks/telling.py
 """
@@ -20,19 +20,21 @@ from cvt_nas.results.telling import MIN_TOLD, of_ceiling, quantile
 from cvt_table import gene_columns
 
 TABLES = Path(__file__).parent / "tables"
+SPACES = ("", "_strides", "_blocks", "_colour")  # as their tables end; the first is the CvT table's
 OPEN = "cannot tell yet"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--supernets", type=int, default=400, help="made-up ones for each row")
-    parser.add_argument("--orders", type=int, default=3, help="of the networks of the table")
+    parser.add_argument("--orders", type=int, default=3, help="of the networks of a table")
     options = parser.parse_args()
     for between in (0.9, 0.76, 0.5):
         told = np.array([on_the_bar(between, seed) for seed in range(options.supernets)])
         yes, no, one_look = told.mean(axis=0)
         print(f"seeds agree by {between}: false yes {yes:.4f}, false no {no:.4f}, one look {one_look:.3f}", flush=True)
-    print(pd.DataFrame(replayed(options.orders)).groupby("verdict")["archs"].describe().to_string())
+    found = pd.DataFrame([row for space in SPACES for row in replayed(space, options.orders)])
+    print(found.groupby(["space", "verdict"])["archs"].describe().to_string())
 
 
 def on_the_bar(between: float, seed: int) -> tuple[bool, bool, bool]:
@@ -56,12 +58,14 @@ def _is_told_by_one_look(question: Question, size: int) -> bool:
     return abs(question.value - question.bar) > 1.96 / quantile(size) * abs(question.value - end)
 
 
-def replayed(num_orders: int) -> list[dict[str, object]]:
-    """When each supernet of the tables is told, in several orders of its networks."""
-    genes = gene_columns(load_experiment(TABLES / "cvt-bench.yaml").space)
-    own = pd.read_parquet(TABLES / "cvt-bench.parquet").sort_values(by="seed").groupby(genes)
+def replayed(space: str, num_orders: int) -> list[dict[str, object]]:
+    """When each supernet of a space is told, in several orders of its networks."""
+    table = f"cvt-bench{space.replace('_', '-')}"
+    genes = gene_columns(load_experiment(TABLES / f"{table}.yaml").space)
+    own = pd.read_parquet(TABLES / f"{table}.parquet").sort_values(by="seed").groupby(genes)
     known = own.agg({"flops": "first", "acc_8": list})
-    rows = pd.read_parquet(TABLES / "supernets.parquet").merge(known, left_on=genes, right_index=True)
+    rows = pd.read_parquet(TABLES / f"supernets{space}.parquet").merge(known, left_on=genes, right_index=True)
+    rows = rows.loc[rows["variant"].str.startswith("batches of 64")]
     found = list[dict[str, object]]()
     for key, of in rows.groupby(["variant", "seed", "epochs"], sort=False):
         inherited, flops = of["inherited"].to_numpy(), of["flops"].to_numpy()
@@ -74,7 +78,7 @@ def replayed(num_orders: int) -> list[dict[str, object]]:
                 answer = answer_of(questions_of(inherited[first], standalone[first], flops[first]))
                 if answer != OPEN:
                     break
-            found.append({"supernet": str(key), "verdict": answer, "archs": size})
+            found.append({"space": table, "supernet": str(key), "verdict": answer, "archs": size})
     return found
 
 

@@ -135,8 +135,9 @@ def next_lines(quality: SupernetQuality, run: str) -> list[str]:
     if quality.verdict == "cannot tell yet":
         return [f"next: {kept}", query]
     return [
-        "next: do not choose by inherited accuracies alone. Train the supernet longer (supernet.epochs; see cvt-nas "
-        "plan), fix the choices that it misjudges, or search with search.weights: scratch",
+        "next: do not choose by inherited accuracies alone. Let the race train more of its candidates (search.trials), "
+        "fix the choices that the supernet misjudges, or search with search.weights: scratch. A longer training brings "
+        "subnets closer to what they reach alone, but need not rank them better",
         query,
     ]
 
