@@ -66,6 +66,54 @@ def test_without_a_scheduler_ray_tune_trains_every_trial_in_full(table: Table) -
     assert trace.num_trials <= len(trace.trained) + 2
 
 
+HUB = '''
+class MultiMetricPruner:
+    """Stands for OptunaHub's, whose registry is not at hand: it prunes even trials after their third epoch."""
+
+    def __init__(self, base_pruner, *, metric_directions, joint):
+        assert joint and metric_directions == {"accuracy": "maximize", "flops": "minimize"}
+
+    def prune(self, study, trial):
+        return trial.number % 2 == 0 and max(map(int, trial.user_attrs["reported"])) == 3
+
+
+class MultiMetricPrunerTrial:
+    def __init__(self, trial):
+        self._trial = trial
+
+    def report(self, values, step):
+        assert list(values) == ["accuracy", "flops"]
+        self._trial.set_user_attr("reported", {**self._trial.user_attrs.get("reported", {}), str(step): values})
+
+    def should_prune(self):
+        return self._trial.study.pruner.prune(self._trial.study, self._trial._get_latest_trial())
+'''
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_a_pruner_of_optunahub_hears_all_objectives_and_its_trials_end_as_pruned(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    module = tmp_path / "pruners" / "multi_metric_pruner"
+    module.mkdir(parents=True)
+    (module / "__init__.py").write_text(HUB)
+    monkeypatch.setenv("OPTUNAHUB_REGISTRY", str(tmp_path))
+    settings = Settings(metrics=METRICS, budget=90, num_workers=2)
+    search = peers.Peer(f"optunahub-{sampler}").start(table, settings, seed=0)
+    assert isinstance(search, peers.MultiMetric)
+    watched = Watched(search)
+    simulate(table, watched, settings, seed=0)
+    trials = {trial.number: trial for trial in search._study.trials}
+    assert {ended.status for ended in watched.outcomes} == {"complete", "stopped"}
+    for ended in watched.outcomes:
+        assert ended.epochs == (3 if ended.number % 2 == 0 else 9)
+        of = trials[ended.number]
+        assert of.state == (TrialState.PRUNED if ended.status == "stopped" else TrialState.COMPLETE)
+        assert of.values == (None if ended.status == "stopped" else [ended.curve[-1], ended.cost.flops])
+        reported = {int(step): values["accuracy"] for step, values in of.user_attrs["reported"].items()}
+        assert reported == {epoch: ended.curve[epoch - 1] for epoch in range(1, min(ended.epochs, 8) + 1)}
+
+
 def test_a_scheduler_of_syne_tune_is_called_as_its_tuner_calls_it(table: Table) -> None:
     calls: list[tuple[str, int, float]] = []
 

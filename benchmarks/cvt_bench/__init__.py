@@ -1,4 +1,7 @@
-"""CvT-Bench as a problem in the manner of OptunaHub: `optunahub.load_local_module("benchmarks/cvt_bench", ...)`."""
+"""CvT-Bench as a problem in the manner of OptunaHub.
+
+From a checkout: `optunahub.load_local_module("cvt_bench", registry_root="benchmarks")`.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
