@@ -7,7 +7,7 @@ import pytest
 
 from cvt_nas.config import Experiment
 from cvt_nas.propose.observations import Observation
-from cvt_nas.propose.surrogate import NUM_INITIAL, Surrogate
+from cvt_nas.propose.surrogate import ENUMERABLE, NUM_INITIAL, Surrogate
 from cvt_nas.space import Genome
 
 
@@ -33,6 +33,33 @@ def test_it_proposes_nothing_twice_and_beats_its_own_initial_design(digits: Expe
         for o in observations
     ]
     assert np.mean(strides[NUM_INITIAL:]) > 0.75 > np.mean(strides[:NUM_INITIAL])
+
+
+def test_what_it_keeps_between_calls_changes_no_answer(digits: Experiment) -> None:
+    space, seen, observations = digits.space, set(), list[Observation]()
+    kept = Surrogate(space, costs=("params", "flops"), num_epochs=2, seed=0)
+    assert space.all_genomes(ENUMERABLE) is None
+    for number in range(NUM_INITIAL):
+        genome = kept.propose(number, observations, seen)
+        assert genome is not None
+        seen.add(genome)
+        observations.append(Observation(genome=genome, curve=(accuracy_of(digits, genome),) * 2, status="complete"))
+    for number in range(NUM_INITIAL, NUM_INITIAL + 6):
+        for accuracy in (None, 0.95):  # as it was, then with a new front
+            if accuracy is not None:
+                observations[number - NUM_INITIAL] = dataclasses.replace(
+                    observations[number - NUM_INITIAL], curve=(accuracy,) * 2
+                )
+            answer = kept.weigh(number, observations, seen, others=[o.genome for o in observations])
+            fresh = Surrogate(space, costs=("params", "flops"), num_epochs=2, seed=0)
+            fresh.fitted |= kept.fitted
+            expected = fresh.weigh(number, observations, seen, others=[o.genome for o in observations])
+            assert answer[:2] == expected[:2]
+            np.testing.assert_array_equal(answer[2], expected[2])
+        genome = answer[0]
+        assert genome is not None
+        seen.add(genome)
+        observations.append(Observation(genome=genome, curve=(accuracy_of(digits, genome),), status="running"))
 
 
 def test_the_initial_design_is_spread_over_the_costs(digits: Experiment) -> None:
