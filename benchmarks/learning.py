@@ -3,9 +3,9 @@ wrong.
 
 `runs` searches ViT-Bench-101's PiT networks, of which all were trained on three data sets: 20 trainings, one at a time,
 given the accuracies of another data set, the same shuffled, or inverted. `priors` searches the CvT table by
-pareto-asha, given how often options are on its true front, or the inverse of that. `spaces` searches the CvT table,
-given the trainings of the tables of other spaces, with other data. Each search is compared with one of the same seed
-that believes nothing.
+pareto-asha, given how often options are on its true front, or that inverted or shuffled. `spaces` searches the CvT
+table, given the trainings of the tables of other spaces, with other data. Each search is compared with one of the same
+seed that believes nothing.
 
     python benchmarks/learning.py runs vit_bench_101_pit.csv --seeds 0-19 --rows runs.csv
     python benchmarks/learning.py priors cvt-bench --seeds 0-19 --rows priors.csv
@@ -102,10 +102,11 @@ def earlier_run(table: bench.Table, how: str, seed: int) -> EarlierRun:
     )
 
 
-def priors_of(table: bench.Table, *, is_right: bool) -> Beliefs:
-    """How many times as often as in the whole table each option is on its front, each count one larger; or the inverse
-    of that."""
+def priors_of(table: bench.Table, how: str, seed: int = 0) -> Beliefs:
+    """How many times as often as in the whole table each option is on its front, each count one larger; the inverse of
+    that; or these numbers shuffled among the options of each gene."""
     genomes, front, priors = np.array(table.genomes), is_non_dominated(table.losses(METRICS)), dict[str, list[float]]()
+    rng = np.random.default_rng(seed)
     for place, gene in enumerate(table.genes):
         number = len(gene.options)
         shares = [
@@ -113,7 +114,7 @@ def priors_of(table: bench.Table, *, is_right: bool) -> Beliefs:
             for found in (genomes[front, place], genomes[:, place])
         ]
         ratio = shares[0] / shares[1]
-        priors[gene.name] = list(ratio if is_right else 1 / ratio)
+        priors[gene.name] = list({"right": ratio, "wrong": 1 / ratio, "shuffled": rng.permutation(ratio)}[how])
     return Beliefs(priors=priors)
 
 
@@ -184,8 +185,9 @@ def run_of_space(name: str, *, shuffled_by: int | None = None) -> EarlierRun:
 
 def compare_priors(path: Path, seeds: Sequence[int]) -> pd.DataFrame:
     table = bench.load_table(path)
-    right, wrong = (priors_of(table, is_right=is_right) for is_right in (True, False))
-    return _compared(table, "priors", {"none": nothing, "right": lambda _: right, "wrong": lambda _: wrong}, seeds)
+    given: dict[str, Callable[[int], Beliefs]] = {"none": nothing}
+    given |= {how: lambda seed, how=how: priors_of(table, how, seed) for how in ("right", "wrong", "shuffled")}
+    return _compared(table, "priors", given, seeds)
 
 
 def compare_spaces(path: Path, seeds: Sequence[int]) -> pd.DataFrame:
