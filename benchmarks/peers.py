@@ -173,7 +173,8 @@ class MultiMetric:
         name, root = "pruners/multi_metric_pruner", os.environ.get("OPTUNAHUB_REGISTRY")
         hub = optunahub.load_module(name) if root is None else optunahub.load_local_module(name, registry_root=root)
         samplers = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}
-        directions = ["maximize" if metric == "accuracy" else "minimize" for metric in settings.metrics]
+        maximize, minimize = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+        directions = [maximize if metric == "accuracy" else minimize for metric in settings.metrics]
         pruner = hub.MultiMetricPruner(
             optuna.pruners.MedianPruner(),
             metric_directions=dict(zip(settings.metrics, directions, strict=True)),
