@@ -99,6 +99,12 @@ def _proposal(table: Table, number: int, config: Mapping[str, Any], seed: int) -
     return Proposal(number=number, genome=genome, cost=table.cost(genome), seed=training_seed)
 
 
+def _values(metrics: Sequence[Metric], curve: Sequence[float], cost: Cost) -> dict[str, float]:
+    """What a trial has reached, by metric."""
+    values = {"accuracy": curve[-1], "params": cost.params, "flops": cost.flops}
+    return {metric: values[metric] for metric in metrics}
+
+
 class RayTune:
     """A searcher and a scheduler of Ray Tune, called as its controller calls them.
 
@@ -130,8 +136,7 @@ class RayTune:
         self.searcher.on_trial_complete(trial.trial_id, result=trial.last_result)
 
     def _report(self, trial: Trial, curve: Sequence[float], cost: Cost) -> str:
-        values = {"accuracy": curve[-1], "params": cost.params, "flops": cost.flops}
-        trial.last_result = {TIME_ATTR: len(curve), **{metric: values[metric] for metric in self._metrics}}
+        trial.last_result = {TIME_ATTR: len(curve), **_values(self._metrics, curve, cost)}
         decision = self.scheduler.on_trial_result(None, trial, trial.last_result)
         if decision != "STOP":
             self.searcher.on_trial_result(trial.trial_id, trial.last_result)
@@ -192,18 +197,14 @@ class MultiMetric:
     def decide(self, proposal: Proposal, curve: tuple[float, ...], *, train_seconds: float) -> Decision:
         del train_seconds
         trial = self._trials[proposal.number]
-        trial.report(self._values(curve, proposal.cost), step=len(curve))
+        trial.report(_values(self._metrics, curve, proposal.cost), step=len(curve))
         return "stop" if trial.should_prune() else "go"
 
     def tell(self, ended: Outcome) -> None:
         if ended.status == "complete":
-            self._study.tell(ended.number, list(self._values(ended.curve, ended.cost).values()))
+            self._study.tell(ended.number, list(_values(self._metrics, ended.curve, ended.cost).values()))
         else:
             self._study.tell(ended.number, state=optuna.trial.TrialState.PRUNED)
-
-    def _values(self, curve: Sequence[float], cost: Cost) -> dict[str, float]:
-        values = {"accuracy": curve[-1], "params": cost.params, "flops": cost.flops}
-        return {metric: values[metric] for metric in self._metrics}
 
 
 class SyneTune:
