@@ -13,6 +13,7 @@ the same on every CPU.
 
 import argparse
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,11 @@ NUM_GENES, NUM_OPTIONS, NUM_EPOCHS, NUM_SEEDS, NOISE = 6, 4, 16, 2, 0.003
 NUM_DIGITS = 6  # the last bits of sums and exponentials differ between CPUs
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slowness", type=float, default=1.0, help="0: curves do not cross")
     parser.add_argument("--to", type=Path, default=Path(__file__).parent / "tables" / "crossing.parquet")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     rng = np.random.default_rng(0)
     genomes = np.array(list(itertools.product(range(NUM_OPTIONS), repeat=NUM_GENES)))
     flops = np.exp(0.3 * genomes @ np.linspace(0.5, 1.5, NUM_GENES))  # from 1 to 220

@@ -12,10 +12,12 @@ import pytest
 from optuna.trial import TrialState
 
 import ask_tell_peers
+import crossing_table
 import peers
 from attained import attained_figure
 from cvt_nas.bench import Settings, Table, load_table, methods_of, simulate
 from test_bench import Watched, frame
+from traces import read_traces
 from vit_bench_101 import frame_of
 
 METRICS = ("accuracy", "flops")
@@ -232,6 +234,15 @@ def test_searches_of_other_settings_or_of_another_table_are_not_taken_for_these(
     with pytest.raises(SystemExit):
         peers.main(_random_searches(other, keep, 1))
     assert f"--keep {keep}: keeps searches of other table; name another file" in capsys.readouterr().err
+
+
+def test_searches_in_the_repository_are_of_the_tables_as_they_are_here(tmp_path: Path) -> None:
+    kept, crossing = Path(__file__).parents[1] / "results" / "peers_compared", tmp_path / "crossing.parquet"
+    crossing_table.main(["--to", str(crossing)])
+    of_crossing = read_traces(kept / "crossing.jsonl", load_table(crossing), Settings(metrics=METRICS, budget=640))
+    settings = Settings(metrics=("accuracy", "params", "flops"), budget=480)
+    of_cvt = read_traces(kept / "cvt-bench.jsonl", load_table("cvt-bench"), settings)
+    assert {("surrogate+none", seed) for seed in range(10)} <= of_crossing.keys() & of_cvt.keys()
 
 
 def test_every_search_attains_the_lowest_surface_and_none_what_lies_above_the_highest(table: Table) -> None:
