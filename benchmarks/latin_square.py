@@ -30,6 +30,7 @@ DEFAULT = (
     "batches of 64, half labels, extremes of sizes", "batches of 64, half labels, kernel maps and norms",
     "batches of 64, half labels, temperature 2", "batches of 64, half labels, the largest twice",
     "batches of 64, half labels, warm start", "batches of 64, half labels, opened one by one",
+    "batches of 64, half labels, each option once a step",
 )  # fmt: skip
 REFERENCE = "batches of 64, half labels"
 FIGURES = {

@@ -76,6 +76,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batches of 64, half labels, temperature 2": HALF_LABELS | {"distillation_temperature": 2.0},
     "batches of 64, half labels, from averaged weights": HALF_LABELS | {"distil_from": "averaged"},
     "batches of 64, half labels, the largest twice": HALF_LABELS | {"largest_weight": 2.0},
+    "batches of 64, half labels, each option once a step": HALF_LABELS | {"num_random": 3, "sampling": "fair"},
     "batches of 64, half labels, extremes of sizes": HALF_LABELS | {"extremes": "sizes"},
     "batches of 64, half labels, warm start": HALF_LABELS | {"warm_epochs": 4},
     "batches of 64, half labels, opened one by one": HALF_LABELS | {"opening": OPENING},
