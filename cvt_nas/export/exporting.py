@@ -42,8 +42,8 @@ def export(
 ) -> TrialResult:
     """Writes one of the run's networks to `to`, with a model card.
 
-    A new process loads the export. Its logits must match those that the trained network had when its training ended. If
-    they do not, the files stay in `to` for inspection.
+    A new process loads the export. Its logits must match those that the trained network had when its training ended, or
+    in int8 those of the file that was judged. If they do not, the files stay in `to` for inspection.
 
     Args:
         pick: See `RunFolder.pick`.

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,24 @@ from jaxtyping import Float
 Images = Float[np.ndarray, "batch channels height width"]
 
 INPUT = "images"  # name of the graph's input in every file that this package writes
-OP_TYPES = ("Conv", "MatMul", "Gemm")
+OP_TYPES = ["Conv", "MatMul", "Gemm"]  # whose nodes are quantised
 
 
-def quantise_onnx(source: Path, to: Path, batches: Iterable[Images], *, op_types: Sequence[str] = OP_TYPES) -> None:
+def quantise_onnx(source: Path, to: Path, batches: Iterable[Images], **settings: Any) -> None:
     """Writes `source` with quantised nodes (QDQ), by onnxruntime's static quantisation.
 
-    Weights are int8 with a scale per output channel. Activations are uint8 with a scale from the smallest and largest
-    value of each tensor. The two products of attention stay in fp32, since they are not products with weights and would
-    be slower in int8. Norms, softmax and sums also stay in fp32. This cost .00 +- .1 points on 15 networks of
-    Fashion-MNIST, and made CvT-13 2.09 times as fast.
+    Weights are int8 with a scale per output channel, and use 7 of the 8 bits. Without VNNI, x86 CPUs add two products
+    in 16 bits, where products with weights of 8 bits saturate. (Source: "Quantize ONNX models" in the documentation of
+    onnxruntime.) Activations are uint8 with a scale from the smallest and largest value of each tensor. The two
+    products of attention stay in fp32, since they are not products with weights and would be slower in int8. Norms,
+    softmax and sums also stay in fp32. With 8 bits, this cost .00 +- .1 points on 15 networks of Fashion-MNIST, and
+    made CvT-13 2.09 times as fast. Weights of 7 bits cost no more; see `benchmarks/README.md`.
 
     Args:
         source: A file with one input, `images`, whose first axis is the batch.
         to: The new file. It replaces an old one, and keeps the metadata of `source`.
         batches: Normalised images for calibration. A few hundred are enough.
-        op_types: ONNX operators whose nodes are quantised.
+        settings: Arguments of `onnxruntime.quantization.quantize_static` that override those above.
 
     Raises:
         ImportError: onnx or onnxruntime is missing.
@@ -53,18 +55,17 @@ def quantise_onnx(source: Path, to: Path, batches: Iterable[Images], *, op_types
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(os.fspath(source), os.fspath(prepared), auto_merge=True)  # else 2.5 times as large
-        quantization.quantize_static(
-            os.fspath(prepared),
-            os.fspath(to),
-            Reader(),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            calibrate_method=quantization.CalibrationMethod.MinMax,
-            op_types_to_quantize=list(op_types),
-            nodes_to_exclude=_products_of_activations(onnx.load(prepared).graph),
-        )
+        usual = {
+            "quant_format": quantization.QuantFormat.QDQ,
+            "per_channel": True,
+            "activation_type": quantization.QuantType.QUInt8,
+            "weight_type": quantization.QuantType.QInt8,
+            "reduce_range": True,
+            "calibrate_method": quantization.CalibrationMethod.MinMax,
+            "op_types_to_quantize": OP_TYPES,
+            "nodes_to_exclude": _products_of_activations(onnx.load(prepared).graph),
+        }
+        quantization.quantize_static(os.fspath(prepared), os.fspath(to), Reader(), **(usual | settings))
     written, told = onnx.load(to), onnx.load(source, load_external_data=False).metadata_props
     known = {entry.key for entry in written.metadata_props}
     written.metadata_props.extend(entry for entry in told if entry.key not in known)
@@ -83,7 +84,7 @@ def quantise_openvino(source: Path, to: Path, batches: Iterable[Images], **setti
     NNCF distinguishes two kinds of networks. Its default also quantises sums and norms, which cost 13 and 1.4 points in
     two networks for the digits. The kind `TRANSFORMER` leaves sums and norms in fp32 and cost nothing. But it begins
     with SmoothQuant, which has destroyed networks for Fashion-MNIST. So this function uses `TRANSFORMER` without
-    SmoothQuant.
+    SmoothQuant. Weights use 7 bits, as in `quantise_onnx`; NNCF's default does so in the first layer alone.
 
     Args:
         source, batches: See `quantise_onnx`.
@@ -98,6 +99,7 @@ def quantise_openvino(source: Path, to: Path, batches: Iterable[Images], **setti
 
     with _quiet():
         import nncf
+        from nncf.quantization.advanced_parameters import OverflowFix
 
         shown = list(batches)
         model = openvino.Core().read_model(source)
@@ -105,7 +107,9 @@ def quantise_openvino(source: Path, to: Path, batches: Iterable[Images], **setti
         no_smoothing = nncf.AdvancedSmoothQuantParameters(matmul=-1)
         usual = {
             "model_type": nncf.ModelType.TRANSFORMER,
-            "advanced_parameters": nncf.AdvancedQuantizationParameters(smooth_quant_alphas=no_smoothing),
+            "advanced_parameters": nncf.AdvancedQuantizationParameters(
+                overflow_fix=OverflowFix.ENABLE, smooth_quant_alphas=no_smoothing
+            ),
         }
         quantised = nncf.quantize(model, calibration, subset_size=len(shown), **(usual | settings))
     for entry in onnx.load(source, load_external_data=False).metadata_props:
