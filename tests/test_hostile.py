@@ -151,7 +151,7 @@ def test_a_hostile_space_file_is_a_clear_error_at_once(text: str, message: str) 
     problems = problems_of(text)
     assert any(message in problem for problem in problems) if message else not problems
     assert sum(map(len, problems)) < 20_000
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 10  # "deep" takes 1 s on one CPU and 2 s on another
     assert not Path("owned").exists()
 
 
