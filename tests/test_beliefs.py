@@ -8,7 +8,7 @@ import pytest
 
 from cvt_nas.arch import Cost
 from cvt_nas.config import Experiment
-from cvt_nas.propose.beliefs import Beliefs, Believed, EarlierRun, choices_of
+from cvt_nas.propose.beliefs import Beliefs, Believed, EarlierRun, choices_of, skill_of
 from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.surrogate import NUM_INITIAL, Surrogate
 from cvt_nas.results import hypervolume
@@ -91,6 +91,26 @@ def test_a_run_whose_accuracies_are_noise_is_not_believed_even_of_its_own_networ
     assert told_of_noise < 0.2
 
 
+def test_a_run_whose_scheduler_stopped_most_trials_is_believed_as_one_without_a_scheduler(digits: Experiment) -> None:
+    """Accuracies rise with the epochs, so that how far trials got would hide how good their networks are."""
+    genomes, num_epochs = genomes_of(digits.space, 60), 9
+    run, rng = run_of(digits, genomes), np.random.default_rng(0)
+    rising = 1 - 0.7 * np.exp(-np.arange(1, num_epochs + 1) / 3)
+    curves = [end * rising + rng.normal(0, 0.002, num_epochs) for (end,) in run.curves]
+    lengths = np.full(len(genomes), num_epochs)
+    for epoch in (1, 3):  # a third of those that are left goes on
+        left = np.flatnonzero(lengths == num_epochs)
+        lengths[sorted(left, key=lambda index: curves[index][epoch - 1])[: 2 * len(left) // 3]] = epoch
+    whole, stopped = (
+        dataclasses.replace(
+            run, num_epochs=num_epochs, curves=tuple(tuple(c[:n]) for c, n in zip(curves, each, strict=True))
+        )
+        for each in ([num_epochs] * len(genomes), lengths)
+    )
+    assert skill_of(whole, digits.space, {}) > 0.8
+    assert skill_of(stopped, digits.space, {}) > 0.6
+
+
 def test_priors_tell_nothing_that_follows_from_costs(digits: Experiment) -> None:
     space, genomes = digits.space, genomes_of(digits.space, 90)
     depth = next(gene for gene in space.genes if gene.choice == "depth")
@@ -115,6 +135,23 @@ def test_priors_of_a_block_count_where_there_is_such_a_block(digits: Experiment)
     with_first = [genome for genome in genomes if genome not in without and genome[place] == 0]
     believed = believed_of(Beliefs(priors={gene.name: [5.0, 1.0]}), space, [*with_first, *without])[:, 0]
     assert believed[: len(with_first)].mean() > believed[len(with_first) :].mean() + 1
+
+
+def test_priors_of_strides_and_kernels_do_not_count_for_linear_projections(digits: Experiment) -> None:
+    stages = [dataclasses.replace(stage, projection=("linear", "dw_bn")) for stage in digits.space.stages]
+    space = dataclasses.replace(digits.space, stages=tuple(stages))
+    stride = next(gene for gene in space.genes if gene.choice == "kv_stride")
+    place, projection = (
+        next(place for place, gene in enumerate(space.genes) if (gene.stage, gene.choice) == (stride.stage, choice))
+        for choice in ("kv_stride", "projection")
+    )
+    linear = [
+        genome for genome in genomes_of(space, 60) if space.genes[projection].options[genome[projection]] == "linear"
+    ]
+    others = [space.canonical((*g[:projection], 1, *g[projection + 1 :])) for g in linear]
+    assert all(genome[place] == 0 for genome in (*linear, *others)), "0 stands for a choice without effect"
+    believed = believed_of(Beliefs(priors={stride.name: [5.0, 1.0]}), space, [*linear, *others])[:, 0]
+    assert believed[len(linear) :].mean() > believed[: len(linear)].mean() + 1
 
 
 def front_after(experiment: Experiment, beliefs: Beliefs, number: int, *, seed: int) -> float:

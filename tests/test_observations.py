@@ -28,6 +28,19 @@ def test_a_failed_trial_counts_as_the_worst_that_was_trained_in_full() -> None:
     assert curves.values.tolist() == [0.7, 0.6, 0.6]
 
 
+def test_a_trial_that_diverged_counts_as_the_worst_whatever_it_reached_before() -> None:
+    trials = [
+        observation(0.5, 0.7, status="complete"),
+        observation(0.5, 0.6, status="complete"),
+        observation(0.65, status="failed"),
+        observation(0.65, 0.9, status="failed"),  # after its last epoch
+    ]
+    curves = curves_of(trials, np.zeros((4, 1)), 2)
+    assert curves.trials.tolist() == [0, 0, 1, 1, 2, 3]
+    assert curves.epochs.tolist() == [1, 2, 1, 2, 2, 2]
+    assert curves.values.tolist() == [0.5, 0.7, 0.5, 0.6, 0.6, 0.6]
+
+
 def test_before_one_is_trained_in_full_a_failed_trial_tells_nothing() -> None:
     curves = curves_of([observation(0.7), observation(status="failed")], np.zeros((2, 1)), 2)
     assert curves.trials.tolist() == [0]
@@ -61,3 +74,13 @@ def test_of_too_many_observations_the_last_of_each_trial_and_then_early_ones_are
     rng = np.random.default_rng(0)
     assert Counter(curves.where(most_telling(curves, limit, rng)).epochs.tolist()) == epochs
     assert most_telling(curves, 200, rng).tolist() == list(range(200))
+
+
+def test_what_trained_networks_inherited_is_kept_before_that_of_others() -> None:
+    """A model learns from these pairs how far inherited accuracies are to be believed."""
+    candidates = [Observation(genome=(0,), curve=(), status="stopped", inherited=0.3)] * 50
+    trained = [Observation(genome=(1,), curve=(0.5, 0.6), status="complete", inherited=0.4)] * 10
+    curves = curves_of([*candidates, *trained], np.zeros((60, 1)), 2)
+    kept = curves.where(most_telling(curves, 40, np.random.default_rng(0)))
+    counts = Counter(zip((kept.trials >= 50).tolist(), kept.epochs.tolist(), strict=True))
+    assert counts == {(True, 2): 10, (True, 0): 10, (False, 0): 20}

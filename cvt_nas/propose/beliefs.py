@@ -242,9 +242,10 @@ def _skill(curves: Curves, theta: np.ndarray) -> float:
     """Cross-validated skill of a process: the correlation of the latest accuracies of trials that are left out with
     what it expects of them. Each fifth of the trials is left out in turn. Negative correlations count as 0.
 
-    A process also remembers random accuracies. Without this factor, a search of the same networks would believe them.
+    Trials are compared with those that went equally far, since accuracies rise with the epochs. A process also
+    remembers random accuracies. Without this factor, a search of the same networks would believe them.
     """
-    latest = dict(zip(curves.trials.tolist(), curves.values.tolist(), strict=True))
+    latest = {trial: place for place, trial in enumerate(curves.trials.tolist())}
     trials = np.random.default_rng(0).permutation(list(latest))
     if len(trials) < FEWEST_TRIALS:
         return 0.0
@@ -253,7 +254,9 @@ def _skill(curves: Curves, theta: np.ndarray) -> float:
         left_out = trials[fold::FEWEST_TRIALS]
         posterior = CurvePosterior(curves.where(~np.isin(curves.trials, left_out)), theta)
         expected[fold::FEWEST_TRIALS] = posterior.expect(curves.features[left_out])
-    return max(_correlation(expected, np.array([latest[trial] for trial in trials])), 0.0)
+    places = np.array([latest[trial] for trial in trials])
+    expected, values = (_centred(each, curves.epochs[places]) for each in (expected, curves.values[places]))
+    return max(_correlation(expected, values), 0.0)
 
 
 class _Column:
@@ -289,6 +292,9 @@ class _Priors:
         places = {gene.name: place for place, gene in enumerate(space.genes)}
         self._weights = {places[name]: np.log(weights) for name, weights in priors.items()}
         self._depths = {gene.stage: place for place, gene in enumerate(space.genes) if gene.choice == "depth"}
+        self._projections = {
+            (gene.stage, gene.block): place for place, gene in enumerate(space.genes) if gene.choice == "projection"
+        }
         score, logs = self._score(sample), np.column_stack([np.ones(len(sample)), log_costs(costs)])
         self._line = np.linalg.lstsq(logs, score, rcond=None)[0]
         self._sd = float((score - logs @ self._line).std())
@@ -297,10 +303,14 @@ class _Priors:
     def _score(self, genomes: np.ndarray) -> np.ndarray:
         total = np.zeros(len(genomes))
         for place, weights in self._weights.items():
-            block, depth = self._genes[place].block, self._depths.get(self._genes[place].stage)
-            has_it = np.ones(len(genomes), dtype=bool)
-            if block is not None and depth is not None:
-                has_it = np.array(self._genes[depth].options)[genomes[:, depth]] > block
+            gene, has_it = self._genes[place], np.ones(len(genomes), dtype=bool)
+            depth = self._depths.get(gene.stage)
+            if gene.block is not None and depth is not None:
+                has_it = np.array(self._genes[depth].options)[genomes[:, depth]] > gene.block
+            of_stage = self._projections.get((gene.stage, None))
+            projection = self._projections.get((gene.stage, gene.block), of_stage)
+            if gene.choice in ("kernel_size", "kv_stride") and projection is not None:
+                has_it &= np.array(self._genes[projection].options)[genomes[:, projection]] != "linear"
             total += np.where(has_it, weights[genomes[:, place]], 0.0)
         return total
 
@@ -313,6 +323,12 @@ class _Priors:
 
 def log_costs(costs: Sequence[Cost]) -> np.ndarray:
     return np.log([[cost.params, cost.flops] for cost in costs]).reshape(-1, 2)
+
+
+def _centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """`values` minus the mean of their group."""
+    _, members = np.unique(groups, return_inverse=True)
+    return values - (np.bincount(members, weights=values) / np.bincount(members))[members]
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -49,9 +49,9 @@ def read_sources(places: Sequence[str | Path], *, metric: str) -> list[Source]:
     sources, paths = list[Source](), set[Path]()
     for place in places:
         run = RunFolder.open(place)
-        if run.path.resolve() in paths:
+        if (resolved := run.path.resolve()) in paths:
             raise RunFolderError(f"--learn-from {place}: is named twice, and would be believed twice; name it once")
-        paths.add(run.path.resolve())
+        paths.add(resolved)
         theirs = run.manifest.get("metric", "accuracy")
         if theirs != metric:
             raise RunFolderError(
@@ -118,11 +118,15 @@ def keep_sources(sources: Sequence[Source], run: RunFolder) -> None:
 def check_same_sources(run: RunFolder, places: Sequence[str | Path]) -> None:
     """Raises RunFolderError if a resumed run is given other earlier runs than it began with."""
     began = [told["place"] for told in run.manifest.get("learn_from", ())]
-    asked = [str(place) if is_url(place) else str(Path(place).absolute()) for place in places]
-    if asked and asked != began:
+    asked = [str(place) for place in places]
+    if asked and [_resolved(place) for place in asked] != [_resolved(place) for place in began]:
         raise RunFolderError(
             f"--learn-from {' '.join(asked)}: {run.path} began with {' '.join(began) or 'none'}; leave it out"
         )
+
+
+def _resolved(place: str) -> str:
+    return place if is_url(place) else str(Path(place).resolve())
 
 
 def beliefs_of(experiment: Experiment, run: RunFolder) -> Beliefs:
@@ -175,5 +179,9 @@ def _cost_here(trial: TrialResult, space: SearchSpace) -> Cost:
 def _fixed_choices(space: SearchSpace) -> dict[str, Option]:
     """Values of the choices that a space fixes, by the names that genes of stages would have."""
     is_open = {f"stage{gene.stage}.{gene.choice}" for gene in space.genes}
-    every = choices_of(space.decode((0,) * len(space.genes)))
+    # a linear projection has neither the kernel nor the stride that the space fixes
+    genome = tuple(
+        next((index for index, option in enumerate(gene.options) if option != "linear"), 0) for gene in space.genes
+    )
+    every = choices_of(space.decode(genome))
     return {name: value for name, value in every.items() if "block" not in name and name not in is_open}

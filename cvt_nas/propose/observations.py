@@ -34,9 +34,10 @@ def curves_of(
 ) -> Curves:
     """Accuracies of all trials after each of their epochs. Inherited accuracies count as accuracies after epoch 0.
 
-    A failed trial counts as the worst trial that was trained in full. Very low accuracies are raised to a limit, since
-    a search need not know how bad the worst trials are. The limit lies below the median of the epoch, by twice the
-    distance from the median to the best, in this epoch or after full trainings, whichever distance is greater.
+    A failed trial counts as the worst trial that was trained in full, whatever it reached before. Very low accuracies
+    are raised to a limit, since a search need not know how bad the worst trials are. The limit lies below the median of
+    the epoch, by twice the distance from the median to the best, in this epoch or after full trainings, whichever
+    distance is greater.
 
     Args:
         features: Features of the trials, one row for each.
@@ -45,14 +46,12 @@ def curves_of(
         (trial, epoch, accuracy)
         for trial, o in enumerate(observations)
         for epoch, accuracy in enumerate((o.inherited, *o.curve[:num_epochs]))
-        if accuracy is not None
+        if accuracy is not None and (o.status != "failed" or epoch == 0)
     ]
     trials, epochs = (np.array([each[place] for each in known], dtype=int) for place in (0, 1))
     values = np.array([accuracy for *_, accuracy in known], dtype=float)
     finals = values[epochs == num_epochs]
-    failed = np.array(
-        [index for index, o in enumerate(observations) if o.status == "failed" and not o.curve], dtype=int
-    )
+    failed = np.array([index for index, o in enumerate(observations) if o.status == "failed"], dtype=int)
     if len(finals):
         trials = np.concatenate([trials, failed])
         epochs = np.concatenate([epochs, np.full(len(failed), num_epochs)])
@@ -74,8 +73,8 @@ def _spread(values: np.ndarray) -> float:
 def most_telling(curves: Curves, limit: int, rng: np.random.Generator) -> np.ndarray:
     """Chooses the `limit` most informative observations, and returns their indices.
 
-    The last observation of each trial comes first. Then come early epochs at growing distances. Trials that went
-    equally far are in random order.
+    The last observation of each trial comes first. Then come early epochs at growing distances. So the inherited
+    accuracies of trained networks come before those of the others. Trials that went equally far are in random order.
     """
     num_known = len(curves.values)
     if num_known <= limit:
@@ -86,7 +85,7 @@ def most_telling(curves: Curves, limit: int, rng: np.random.Generator) -> np.nda
     steps = _fibonacci(curves.num_epochs)
     rank = np.searchsorted(steps, curves.epochs).astype(float)
     rank[~np.isin(curves.epochs, steps)] += len(steps)
-    rank[curves.epochs == last[curves.trials]] = -1
+    rank[(curves.epochs == last[curves.trials]) & (curves.epochs > 0)] = -1
     order = np.lexsort((turn, -last[curves.trials], rank))
     return np.sort(order[:limit])
 
