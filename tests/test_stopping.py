@@ -97,6 +97,20 @@ def test_each_rung_of_a_run_is_told_with_what_it_would_have_lost_and_saved(tmp_p
         assert (f", one at epoch 2 {rungs[1].lost:.1%} and {rungs[1].saved:.0%}" in line) == (2 in told)
 
 
+def test_rungs_of_a_scheduler_that_ranks_by_accuracy_alone_are_judged_by_that(tmp_path: Path) -> None:
+    """It keeps the most accurate third, which are large here, and loses the cheap end of the front."""
+    lines = {
+        scheduler: stopping_lines(
+            run_of(tmp_path / scheduler, steady, num_complete=12, settings=f"scheduler: {scheduler}"), None
+        )[-1]
+        for scheduler in ("pareto-asha", "asha")
+    }
+    lost = {name: float(line.split("lost ")[1].split("%")[0]) for name, line in lines.items()}
+    assert lost["asha"] > lost["pareto-asha"] + 10
+    assert lines["pareto-asha"].endswith("next time: search.grace_period: 1")
+    assert lines["asha"].endswith("next time: search.scheduler: pareto-asha with search.grace_period: 1")
+
+
 def test_where_networks_overtake_at_the_end_no_rung_is_recommended(tmp_path: Path) -> None:
     run = run_of(tmp_path / "late", crossing, num_complete=12)
     assert stopping_lines(run, hindsight_of(run))[-1].endswith(

@@ -12,11 +12,11 @@ import numpy as np
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.config.sections import SearchConfig
 from cvt_nas.errors import ArchError, RunFolderError, SpaceFileError
-from cvt_nas.propose.asha import RANKINGS, losses_of_cost, pareto_ranks
+from cvt_nas.propose.asha import RANKINGS, Ranking, losses_of_cost, pareto_ranks
 from cvt_nas.propose.earlier import beliefs_of
 from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.surrogate import Surrogate
-from cvt_nas.results import FAILURES, ParetoFront, TrialResult
+from cvt_nas.results import ParetoFront, TrialResult
 from cvt_nas.results.rungs import MIN_TRIALS
 from cvt_nas.run import RunFolder
 from cvt_nas.space import ALL_COST_METRICS, TIMED_METRICS, SearchSpace
@@ -48,10 +48,11 @@ class Rung:
         return self.lost - self.least <= _LITTLE
 
 
-def would_be_rungs(run: RunFolder, *, reduction_factor: int) -> tuple[Rung, ...]:
+def would_be_rungs(run: RunFolder, *, reduction_factor: int, ranking: Ranking = pareto_ranks) -> tuple[Rung, ...]:
     """A rung after each epoch but the last, judged by complete trials.
 
-    Empty if there are fewer than `MIN_TRIALS`, or if they have no hypervolume.
+    `ranking` is that of the rungs. What the last ranks lose is always by Pareto ranks. The result is empty if there are
+    fewer than `MIN_TRIALS` complete trials, or if they have no hypervolume.
     """
     num_epochs = run.manifest["epochs"]
     complete = [r for r in run.results() if r.status == "complete" and len(r.curve) == num_epochs > 1]
@@ -64,17 +65,17 @@ def would_be_rungs(run: RunFolder, *, reduction_factor: int) -> tuple[Rung, ...]
     costs = np.array([losses_of_cost(result.cost, metrics) for result in complete])
     num_kept = -(-len(complete) // reduction_factor)
 
-    def lost_after(epoch: int) -> float:
+    def lost_after(epoch: int, ranking: Ranking) -> float:
         losses = np.column_stack([[1 - result.curve[epoch - 1] for result in complete], costs])
-        ranks = pareto_ranks(losses, num_kept)
+        ranks = ranking(losses, num_kept)
         kept = [complete[index] for index in np.argsort(ranks, kind="stable")[:num_kept]]
         return 1 - ParetoFront.of(kept, metrics).hypervolume(box) / whole
 
-    least = lost_after(num_epochs)
+    least = lost_after(num_epochs, pareto_ranks)
     return tuple(
         Rung(
             epoch=epoch,
-            lost=lost_after(epoch),
+            lost=lost_after(epoch, ranking),
             saved=(1 - num_kept / len(complete)) * (1 - epoch / num_epochs),
             least=least,
         )
@@ -109,7 +110,7 @@ def hindsight_of(run: RunFolder) -> Hindsight | None:
     - the space of the run does not contain an architecture of it, or the space file or the beliefs cannot be read
     - latency or throughput is an objective, since a report does not need their table
     """
-    results = [result for result in run.results() if result.curve or result.status in FAILURES]
+    results = run.results()
     num_complete = sum(result.status == "complete" for result in results)
     if num_complete < MIN_TRIALS or any(metric in run.metrics for metric in TIMED_METRICS):
         return None
@@ -144,7 +145,7 @@ def observation_of(result: TrialResult, space: SearchSpace) -> Observation:
     return Observation(
         genome=space.encode(result.arch),
         curve=result.curve,
-        status="failed" if result.status in FAILURES else result.status,
+        status=result.status if result.status in ("complete", "stopped") else "failed",
         inherited=result.inherited,
     )
 
@@ -174,7 +175,8 @@ def stopping_lines(run: RunFolder, hindsight: Hindsight | None) -> list[str]:
             f"stopped after epoch {epoch}: {trials}, which saved {len(here) * (num_epochs - epoch)} epochs; the most "
             f"promising of them, trial {best}, is expected to add {here[best]:.4f} to the hypervolume"
         )
-    rungs = would_be_rungs(run, reduction_factor=search.reduction_factor)
+    ranking = RANKINGS.get(search.scheduler, pareto_ranks)
+    rungs = would_be_rungs(run, reduction_factor=search.reduction_factor, ranking=ranking)
     if rungs:
         trusted, first = first_rung_to_trust(rungs), rungs[0]
         told = (
@@ -185,15 +187,23 @@ def stopping_lines(run: RunFolder, hindsight: Hindsight | None) -> list[str]:
         told += "".join(f", one at epoch {rung.epoch} {rung.lost:.1%} and {rung.saved:.0%}" for rung in others)
         if first.least > _LITTLE:
             told += f" (with the ranks at the end, {first.least:.1%}: one in {search.reduction_factor} is few)"
-        lines.append(f"{told}; {_advice(search, trusted)}")
+        by_costs = would_be_rungs(run, reduction_factor=search.reduction_factor)
+        lines.append(f"{told}; {_advice(search, trusted, first_rung_to_trust(by_costs))}")
     return lines
 
 
-def _advice(search: SearchConfig, trusted: Rung | None) -> str:
-    """What the next search should change, or what this one had already."""
+def _advice(search: SearchConfig, trusted: Rung | None, by_costs: Rung | None) -> str:
+    """What the next search should change, or what this one had already.
+
+    Args:
+        trusted: The first rung to trust by the ranking of the search.
+        by_costs: The same by Pareto ranks.
+    """
     if trusted is not None:
         grace = f"search.grace_period: {trusted.epoch}"
         return f"next time: {grace}" if has_rungs(search) else f"with search.scheduler: pareto-asha, {grace} suffices"
+    if by_costs is not None:
+        return f"next time: search.scheduler: pareto-asha with search.grace_period: {by_costs.epoch}"
     if search.scheduler == "freeze-thaw":
         return "no rung keeps it, and freeze-thaw has none"
     return f"next time: search.{freeze_thaw_for(search)}, as no rung keeps it"
