@@ -210,6 +210,13 @@ class TestAsAProblemOfOptunaHub:
         every = [dict(zip(problem.options, genome, strict=True)) for genome in problem.table.genomes]
         assert problem.share_of_hypervolume(every) == pytest.approx(1.0)
         assert 0.5 < problem.share_of_hypervolume(every[:3]) < 1.0
+        assert problem.share_of_hypervolume([]) == 0.0
+
+    def test_an_unknown_objective_and_a_negative_seed_are_refused(self, cvt_bench: Any) -> None:
+        with pytest.raises(ValueError, match="objectives: got latency, must be accuracy, params, flops"):
+            cvt_bench.CvTBench(("accuracy", "latency"))
+        with pytest.raises(ValueError, match="seed: got -1, must be None or a whole number from 0"):
+            cvt_bench.CvTBench(seed=-1)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from conftest import Watch, own_processes, small_digits
 from cvt_nas import load_model, search
@@ -276,6 +277,23 @@ def test_a_query_of_a_run_without_a_supernet_is_refused(finished_run: RunFolder)
 def test_what_would_be_too_few_to_judge_by_is_not_trained(inherited: RunFolder) -> None:
     with pytest.raises(RunFolderError, match="7 architectures: must be 8 to 500"):
         evaluate_supernet(inherited, num_archs=7)
+
+
+def test_a_space_of_too_few_networks_to_judge_by_is_refused_before_any_is_trained(
+    inherited: RunFolder, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(inherited.path, path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    file = yaml.safe_load(manifest["space_file"])
+    del file["anchors"]
+    for stage in file["space"]["stages"]:
+        stage.update({key: value[0] for key, value in stage.items() if isinstance(value, list)})
+    file["space"]["stages"][2] |= {"kv_stride": [1, 2], "mlp_ratio": [1.0, 2.0, 4.0]}
+    (path / "manifest.json").write_text(json.dumps(manifest | {"space_file": yaml.safe_dump(file)}))
+    with pytest.raises(RunFolderError, match="its space has 6 architectures, too few to judge by: must be 8 or more"):
+        evaluate_supernet(RunFolder.open(path))
+    assert not (path / "standalone").exists()
 
 
 def test_the_page_says_whether_a_supernet_can_be_trusted(inherited: RunFolder) -> None:

@@ -48,7 +48,7 @@ def trial(
         epochs=3,
         accuracy=accuracy,
         cost=Cost(params=params, flops=flops),
-        curve=() if accuracy is None else (0.1, accuracy),
+        curve=() if accuracy is None else (0.1, 0.1, accuracy),
         seconds=1.5,
         train_seconds=1.25,
         seed=7,
@@ -164,6 +164,15 @@ def test_a_damaged_line_is_named(run: RunFolder) -> None:
     run.append(trial(0, 0.5))
     (run.path / "trials.jsonl").write_text("{}}\n" + (run.path / "trials.jsonl").read_text())
     with pytest.raises(RunFolderError, match=r"trials.jsonl:1: damaged: Extra data"):
+        run.results()
+
+
+@pytest.mark.parametrize("change", [{"curve": []}, {"curve": [0.1, 0.5]}, {"accuracy": None}])
+def test_a_complete_trial_that_lacks_accuracies_is_named(run: RunFolder, change: dict[str, object]) -> None:
+    run.append(trial(0, 0.5))
+    path = run.path / "trials.jsonl"
+    path.write_text(path.read_text() + json.dumps(trial(1, 0.5).to_json() | change) + "\n")
+    with pytest.raises(RunFolderError, match=r"trials.jsonl:2: .*a complete trial has an accuracy, and one after each"):
         run.results()
 
 

@@ -137,6 +137,17 @@ def test_the_run_itself_is_refused(run: RunFolder) -> None:
         alone_of([run], run)
 
 
+def test_a_run_that_is_named_twice_is_refused(make: Make, run: RunFolder, tmp_path: Path) -> None:
+    source, link, itself = make("scratch", experiment_with()), tmp_path / "link", tmp_path / "itself"
+    link.symlink_to(source.path)
+    itself.symlink_to(run.path)
+    for again in (source.path, link):
+        with pytest.raises(RunFolderError, match="is named twice, and its trainings would count twice"):
+            alone_of([source, RunFolder.open(again)], run)
+    with pytest.raises(RunFolderError, match="is the run itself"):
+        alone_of([RunFolder.open(itself)], run)
+
+
 def members_of(alone: Sequence[Alone], ended: Sequence[TrialResult] = ()) -> tuple[list[Genome], list[Member]]:
     genomes = spread_over_flops(OURS.space, 12, seed=1)
     return genomes, planned(genomes, OURS.space, alone, ended=ended)

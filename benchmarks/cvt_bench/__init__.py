@@ -4,9 +4,8 @@ From a checkout: `optunahub.load_local_module("cvt_bench", registry_root="benchm
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.study import StudyDirection
@@ -30,6 +29,9 @@ class CvTBench(BaseProblem):
         seed: Of the training that is seen, 0 to 2; the mean of a network's trainings where it is None, or where the
             network was not trained with this seed.
         table: The name of a ready table.
+
+    Raises:
+        ValueError: An objective is unknown, or the seed is below 0.
     """
 
     def __init__(
@@ -39,6 +41,10 @@ class CvTBench(BaseProblem):
         seed: int | None = 0,
         table: str = "cvt-bench",
     ) -> None:
+        if wrong := set(objectives) - set(get_args(Objective)):
+            raise ValueError(f"objectives: got {', '.join(wrong)}, must be {', '.join(get_args(Objective))}")
+        if seed is not None and seed < 0:
+            raise ValueError(f"seed: got {seed}, must be None or a whole number from 0")
         self.table = load_table(table)
         space = load_experiment(ready_tables()[table].with_suffix(".yaml")).space
         self.objectives, self._seed = tuple(objectives), seed
@@ -77,7 +83,7 @@ class CvTBench(BaseProblem):
 
         The reference point is an accuracy of 0 and 1.02 times the greatest cost.
         """
-        rows = np.unique([self._row(params) for params in evaluated])
+        rows = list({self._row(params) for params in evaluated})
         losses = self.table.losses(self.objectives)
         return hypervolume(losses[rows]) / self.table.hypervolume(self.objectives)
 

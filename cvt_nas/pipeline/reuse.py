@@ -42,10 +42,14 @@ def trained_alone(
     ones, only good ones would be left.
 
     Raises:
-        RunFolderError: The trainings of a source do not compare, or it has none.
+        RunFolderError: The trainings of a source do not compare, or it has none. Or it is `run`, or is named twice.
     """
     found: dict[str, Alone] = {}
+    paths = {run.path.resolve(): "is the run itself, whose standalone trainings count anyway"}
     for source in sources:
+        if (reason := paths.get(source.path.resolve())) is not None:
+            raise RunFolderError(f"--reuse {source.place}: {reason}")
+        paths[source.path.resolve()] = "is named twice, and its trainings would count twice; name it once"
         theirs = experiment_of(source)
         _check_compares(source, theirs, experiment, run, identity=identity, metric=metric)
         is_same_space = _space_of(theirs) == _space_of(experiment) and theirs.search.weights != "da-nas"
@@ -117,8 +121,6 @@ def _check_compares(
     source: RunFolder, theirs: Experiment, ours: Experiment, run: RunFolder, *, identity: DataIdentity, metric: str
 ) -> None:
     where = f"--reuse {source.place}"
-    if source.path == run.path:
-        raise RunFolderError(f"{where}: is the run itself, whose standalone trainings count anyway")
     if (known := DataIdentity.of(source.manifest)) is None:
         raise RunFolderError(f"{where}: was begun by an earlier version, so whether its data are the same is unknown")
     if (difference := known.difference(identity)) is not None:

@@ -86,6 +86,10 @@ def evaluate_supernet(
     # the first of a fixed number of draws, so that a larger num_archs only adds architectures
     space = searched_space(experiment, run)
     drawn = spread_over_flops(space, MOST_ARCHS, seed=derive_seed(seed, 0, "quality"))[:num_archs]
+    if len(drawn) < _MIN_ARCHS:
+        raise RunFolderError(
+            f"{run.path}: its space has {len(drawn)} architectures, too few to judge by: must be {_MIN_ARCHS} or more"
+        )
     genomes = [experiment.space.encode(space.decode(genome)) for genome in drawn]
     of_supernet = TrainingSetup.of(experiment, run=run, data=data).checked(run)
     assert of_supernet.identity is not None, "it was just looked at"

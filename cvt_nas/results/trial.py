@@ -286,6 +286,8 @@ class TrialResult:
     def from_json(cls, tree: Mapping[str, Any]) -> Self:
         check_line(tree)
         values = {field.name: tree[field.name] for field in dataclasses.fields(cls) if field.name in tree}
+        if tree["status"] == "complete" and (tree["accuracy"] is None or len(tree["curve"]) != tree["epochs"]):
+            raise ValueError(f"a complete trial has an accuracy, and one after each of its {tree['epochs']} epochs")
         return cls(
             **{
                 **values,
