@@ -10,7 +10,7 @@
     ├── TableError              a table of a benchmark that cannot be read, or makes no sense
     ├── ExportError             an architecture of a run that cannot be exported as asked
     ├── SearchFailedError       a search in which nothing works; the exit status is 1
-    └── TrainingEndedError      a training that has no result
+    └── TrainingEndedError      a training that has no result; the exit status is 1
 
 What only a programming mistake can cause is an `assert`, not one of these.
 """

@@ -173,7 +173,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = add("eval", training.evaluate, "how well a trained network does on the test images, also class by class")
     evaluate.add_argument(
-        "weights", metavar="WEIGHTS", help="a model's folder, one of transformers' CvT, an official .pth, or RUN:ID"
+        "weights",
+        metavar="WEIGHTS",
+        help="a model's folder in any format of export, one of transformers' CvT, an official .pth, or RUN:ID",
     )
     evaluate.add_argument("--data", metavar="DIR", help="folder or file of the data set, or a name, as fashion-mnist")
     evaluate.add_argument("--arch", metavar="ARCH", help="of a .pth, where it is none of the published ones")
@@ -185,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_json(evaluate)
 
     predict = add("predict", training.predict, "what a trained network says of images without labels, as a CSV")
-    predict.add_argument("weights", metavar="MODEL", help="as for eval; also the folder of an export as ONNX")
+    predict.add_argument("weights", metavar="MODEL", help=f"the folder of an export in any format, or {_WEIGHTS}")
     predict.add_argument(
         "images", metavar="IMAGES", help="a folder, a file, a pattern, or a CSV with a column of paths"
     )
@@ -230,7 +232,7 @@ def build_parser() -> argparse.ArgumentParser:
     supernet.add_argument("--plan", action="store_true", help="only say how many it takes to tell, and how long")
     supernet.add_argument("--data", metavar="DIR", help="folder or file of the data set")
     supernet.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
-    supernet.add_argument("--gpus-per-trial", type=float, metavar="X", help="a fraction below 1, or a whole number")
+    supernet.add_argument("--gpus-per-trial", type=_above_0, metavar="X", help="a fraction below 1, or a whole number")
     supernet.add_argument("--cpus", type=_whole, metavar="N", help="CPUs to use; all of them if absent")
     supernet.add_argument("--address", metavar="ADDR", help="Ray cluster to join: auto, or host:port")
     _add_json(supernet)

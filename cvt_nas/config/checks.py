@@ -146,4 +146,6 @@ def _check_da_nas(file: SpaceFile, supernet: SupernetConfig, reader: Reader) -> 
             ("supernet", "epochs"), f"got {supernet.epochs}, too few: each part of da_nas.lengths must have an epoch"
         )
     if supernet.sampling == "front":
-        reader.add(("supernet", "sampling"), "got front, must be uniform or flops: da-nas drops what it learns of")
+        reader.add(
+            ("supernet", "sampling"), "got front, must be uniform, fair or flops: da-nas drops what it learns of"
+        )

@@ -230,6 +230,15 @@ def parse_experiment(text: str, where: str) -> Experiment:
 
 
 _FILE = TypeAdapter(SpaceFile)
+
+_OF_THE_MACHINE = ("micro_batch", "activation_checkpointing", "compile", "checkpoint_minutes")
+# By section: settings that a run may be resumed with other values of. So may its name.
+MAY_CHANGE: Mapping[str, tuple[str, ...]] = {
+    "search": ("trials", "candidates", "confirm", "max_failures", "trial_timeout", "spread_last"),
+    "data": ("show_images",),
+    "training": _OF_THE_MACHINE,
+    "supernet": _OF_THE_MACHINE,
+}
 # a supernet takes these settings from `training`
 _TASK = (
     "loss",
@@ -303,11 +312,8 @@ def _with_task_of_training(file: SpaceFile, reader: Reader) -> SpaceFile:
 def _fingerprint_of(text: str) -> str:
     tree = yaml.safe_load(text)
     tree.pop("name")
-    search = tree.setdefault("search", {})  # an absent section equals one with nothing but ignored settings
-    for name in ("trials", "candidates", "confirm", "max_failures", "trial_timeout", "spread_last"):
-        search.pop(name, None)
-    (tree.get("data") or {}).pop("show_images", None)
-    for name in ("training", "supernet"):
-        for setting in ("micro_batch", "activation_checkpointing", "compile", "checkpoint_minutes"):
-            (tree.get(name) or {}).pop(setting, None)
+    tree.setdefault("search", {})  # an absent section equals one with nothing but settings that may change
+    for section, settings in MAY_CHANGE.items():
+        for setting in settings:
+            (tree.get(section) or {}).pop(setting, None)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]

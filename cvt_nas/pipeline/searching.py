@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from cvt_nas.config import Experiment
+from cvt_nas.config import MAY_CHANGE, Experiment
 from cvt_nas.engine import TrainingSetup, find_teacher, keep_in_order
 from cvt_nas.engine.shown import sample_images
 from cvt_nas.errors import CvtNasError, DataError, RunFolderError, StorageError
@@ -91,7 +91,8 @@ def search(
         resume: Continue the run in `out`. Trials in flight continue from their last epoch. Trials that failed or ran
             out of memory are tried again, anchors first, as new trials of the same architectures.
         reuse_workers: Whether a worker process outlives its trial. Set it to False only to measure what reuse saves.
-        progress: Makes a function that is called with each event of the race (`cvt_nas.results.events`).
+        progress: Called with the run, the resources, the number of trials and the deadline. It returns a context
+            manager of a function, which is called with each event of the race (`cvt_nas.results.events`).
         callbacks: Functions that are also called with each event, one after the other. They run in this process, even
             if the search runs on another machine. An exception in one of them ends the search.
         on_note: Called with notes: about the data, on the progress of the check of images, and on how many trials share
@@ -241,10 +242,10 @@ def search(
 
 def _check_resumes(run: RunFolder, experiment: Experiment, seed: int | None) -> None:
     if not experiment.compares_with(run.manifest):
+        may_change = [f"{section}.{setting}" for section, settings in MAY_CHANGE.items() for setting in settings]
         raise RunFolderError(
             f"{run.path} was started from another version of the space file (kept in its manifest.json): results would "
-            f"not compare; only the number of trials or candidates, search.confirm, max_failures and trial_timeout can "
-            f"change. Write elsewhere by --out DIR"
+            f"not compare; only name and {', '.join(may_change)} can change. Write elsewhere by --out DIR"
         )
     if seed is not None and seed != run.manifest["seed"]:
         raise RunFolderError(f"--seed {seed}: {run.path} was started with seed {run.manifest['seed']}; leave it out")

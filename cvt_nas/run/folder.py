@@ -1,4 +1,4 @@
-"""`RunFolder`, the only code that knows file names under `results/`."""
+"""`RunFolder`: the records of a run, and the names of its files."""
 
 import json
 from collections.abc import Mapping

@@ -53,7 +53,8 @@ class DataConfig:
     """Section `data`: the images, and how they are split.
 
     Args:
-        dataset: The data set. `imagefolder` and `imagenet` read `train/` and `val/` with one folder a class. `table` is
+        dataset: The data set. `imagefolder` and `imagenet` read one folder a class: in `train/`, `val/` and `test/`, or
+            at the root. `table` is
             a CSV, TSV or Parquet file with a path and a label in each row. `npz` is a file like MedMNIST's, and `npy` a
             folder of `train_images.npy`, `train_labels.npy` and so on. `huggingface` is a folder that Hugging Face's
             library has saved or can read, and `hf:NAME` or `hf:NAME:CONFIG` is a set on its hub. `webdataset` is a
