@@ -19,7 +19,6 @@ from cvt_nas.cli import main
 from cvt_nas.config import Experiment, load_experiment, parse_experiment
 from cvt_nas.engine import latency_parts
 from cvt_nas.errors import ResourceError, RunFolderError, SpaceFileError
-from cvt_nas.export.deployed import check_runtime
 from cvt_nas.export.kit import made_up_weights, write_part
 from cvt_nas.latency import Deployment, LatencyTable, deployment
 from cvt_nas.latency.measuring import run_of
@@ -119,7 +118,7 @@ def test_a_runtime_names_the_extra_that_installs_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(deployment._FACTS, "onnxruntime", facts)
     message = r"^deploy.runtime: onnxruntime needs no_such_package: pip install 'cvt-nas\[onnx\]'$"
     with pytest.raises(ResourceError, match=message):
-        check_runtime(Deployment(runtime="onnxruntime", image_size=8))
+        Deployment(runtime="onnxruntime", image_size=8).check_installed()
 
 
 def test_parts_in_int8_are_smaller_and_run(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ _NUM_NAMED = 5
 
 def train(options: argparse.Namespace) -> int:
     from cvt_nas.arch import NAMED_ARCHS
-    from cvt_nas.config import load_experiment, parse_experiment
+    from cvt_nas.config import load_experiment, space_file_of
     from cvt_nas.results import DataIdentity
     from cvt_nas.train import fitted, recipe_for, train
 
@@ -35,7 +35,7 @@ def train(options: argparse.Namespace) -> int:
             if note is not None:
                 print_note(note)
     elif run is not None:
-        experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
+        experiment = space_file_of(run)
         origin = DataIdentity.of(run.manifest)
     elif options.arch in NAMED_ARCHS:
         experiment, data = recipe_for(options.arch, data)
@@ -117,7 +117,7 @@ def _with_training(experiment: "Experiment", options: argparse.Namespace) -> "Ex
 
 def evaluate(options: argparse.Namespace) -> int:
     from cvt_nas.arch import NAMED_ARCHS, size_text
-    from cvt_nas.config import can_be_named, parse_experiment
+    from cvt_nas.config import can_be_named, space_file_of
     from cvt_nas.evaluate import evaluate_model
 
     weights, data, arch, on_error = options.weights, options.data, None, "raise"
@@ -135,7 +135,7 @@ def evaluate(options: argparse.Namespace) -> int:
         if data is None and can_be_named(dataset := run.manifest["dataset"]):
             data = dataset
         weights = run.fetched_model(trained.id)
-        on_error = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json").data.on_error
+        on_error = space_file_of(run).data.on_error
     elif (Path(weights) / "manifest.json").is_file():
         raise ArchError(f"{weights}: is a run; name one of its models, as {weights}:best")
     if options.arch is not None:

@@ -5,7 +5,7 @@ A scalar is fixed, and a list is a choice. All problems of a file are reported a
 """
 
 from cvt_nas.config.experiment import MAY_CHANGE, Experiment, load_experiment, load_recipe, parse_experiment
-from cvt_nas.config.of_run import experiment_of, with_table_of
+from cvt_nas.config.of_run import experiment_of, space_file_of, with_table_of
 from cvt_nas.config.sections import (
     AugmentConfig,
     ConfirmConfig,

@@ -7,7 +7,13 @@ from cvt_nas.run import RunFolder
 
 def experiment_of(run: RunFolder) -> Experiment:
     """The experiment that `run` was started with: its space file, and its latency table if it has one."""
-    return with_table_of(run, parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json"))
+    return with_table_of(run, space_file_of(run))
+
+
+def space_file_of(run: RunFolder) -> Experiment:
+    """The experiment of the space file that `run` keeps, without a latency table. Raises SpaceFileError if another
+    version wrote it."""
+    return parse_experiment(run.manifest.get("space_file", ""), f"{run.path}/manifest.json")
 
 
 def with_table_of(run: RunFolder, experiment: Experiment) -> Experiment:

@@ -35,11 +35,6 @@ class Measured:
         return {**self.latency.to_json(), "measured_memory_mb": self.memory_mb}
 
 
-def check_runtime(deployment: Deployment) -> None:
-    """Raises ResourceError, which tells what to install, if the runtime of a deployment cannot be measured here."""
-    deployment.check_installed()
-
-
 def description_of(deployment: Deployment, device: torch.device) -> str:
     """Name that a table measured here gives its device.
 
@@ -69,7 +64,7 @@ def deployed_table(
     Raises:
         ResourceError: The runtime is not installed or cannot use the device, or the space has too many parts.
     """
-    check_runtime(deployment)
+    deployment.check_installed()
     space, deployment = space.as_deployed, on_device(deployment, device)
     if not deployment.facts.is_graph:
         place = _place_of(deployment, device)
@@ -94,7 +89,7 @@ def measure_deployed(archs: Sequence[ArchConfig], deployment: Deployment, *, dev
     Raises:
         ResourceError: See `deployed_table`.
     """
-    check_runtime(deployment)
+    deployment.check_installed()
     deployment = on_device(deployment, device)
     archs = [replace(arch, image_size=deployment.image_size) for arch in archs]
     if not deployment.facts.is_graph:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cvt_nas.config import parse_experiment
+from cvt_nas.config import space_file_of
 from cvt_nas.data import ImageData
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.engine.quantised import RECIPES, quantise_and_judge
@@ -94,7 +94,7 @@ def _keep_figures(found: Int8, arch_id: str, run: RunFolder, say: Callable[[str]
 def _data_of(
     run: RunFolder, data: str | Path | None, on_note: Callable[[str], None] | None
 ) -> tuple[ImageData, TrainingSetup]:
-    experiment = parse_experiment(run.manifest["space_file"], f"{run.path}/manifest.json")
+    experiment = space_file_of(run)
     setup = TrainingSetup.of(experiment, run=run, data=data).on("cpu", num_threads=torch.get_num_threads(), gpus=0)
     setup = setup.identified(run, on_note=on_note)
     return setup.open_data(), setup

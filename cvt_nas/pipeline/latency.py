@@ -15,7 +15,7 @@ from cvt_nas.arch import ArchConfig
 from cvt_nas.config import Experiment, with_table_of
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import ResourceError, RunFolderError
-from cvt_nas.export.deployed import Measured, check_runtime, deployed_table, description_of, measure_deployed
+from cvt_nas.export.deployed import Measured, deployed_table, description_of, measure_deployed
 from cvt_nas.export.kit import write_kit
 from cvt_nas.latency import Deployment, LatencyTable
 from cvt_nas.launch.resources import Resources
@@ -43,7 +43,7 @@ def check_deployment(experiment: Experiment, table: LatencyTable | None) -> None
     """
     if table is None:
         if experiment.space.deployment is not None:
-            check_runtime(experiment.deployment)
+            experiment.deployment.check_installed()
         return
     if not experiment.goes_by_latency:
         raise RunFolderError(
@@ -143,7 +143,7 @@ def write_kit_of(
             f"deploy.runtime: {deployment.runtime} is not measured by a kit, which runs without torch; "
             f"install cvt-nas there, and run cvt-nas measure local"
         )
-    check_runtime(deployment)
+    deployment.check_installed()
     write_kit(
         folder, experiment.space.as_deployed, deployment,
         name=experiment.name, num_judged=num_judged, seed=seed, on_progress=on_progress,

@@ -14,7 +14,7 @@ from cvt_nas.launch.resources import Resources, claim_resources
 from cvt_nas.launch.search import Search
 from cvt_nas.launch.trials import run_trials
 from cvt_nas.pipeline.inherit import measured_whole
-from cvt_nas.pipeline.judging import Judged, inherited_of, look
+from cvt_nas.pipeline.judging import MIN_JUDGED, Judged, inherited_of, look
 from cvt_nas.pipeline.narrowing import searched_space
 from cvt_nas.pipeline.reuse import trained_alone
 from cvt_nas.pipeline.sample import Member, ended_members, is_over, planned, trainings
@@ -26,8 +26,6 @@ from cvt_nas.results.effort import MOST_ARCHS, Effort, EvaluationPlan, efforts, 
 from cvt_nas.results.events import following
 from cvt_nas.run import RunFolder
 from cvt_nas.space import spread_over_flops
-
-_MIN_ARCHS = 8
 
 
 def evaluate_supernet(
@@ -81,14 +79,14 @@ def evaluate_supernet(
     stop = threading.Event() if stop is None else stop
     experiment = _standalone(experiment_of(run), run, epochs)
     seed = int(run.manifest["seed"])
-    if not _MIN_ARCHS <= num_archs <= MOST_ARCHS:
-        raise RunFolderError(f"{num_archs} architectures: must be {_MIN_ARCHS} to {MOST_ARCHS}")
+    if not MIN_JUDGED <= num_archs <= MOST_ARCHS:
+        raise RunFolderError(f"{num_archs} architectures: must be {MIN_JUDGED} to {MOST_ARCHS}")
     # the first of a fixed number of draws, so that a larger num_archs only adds architectures
     space = searched_space(experiment, run)
     drawn = spread_over_flops(space, MOST_ARCHS, seed=derive_seed(seed, 0, "quality"))[:num_archs]
-    if len(drawn) < _MIN_ARCHS:
+    if len(drawn) < MIN_JUDGED:
         raise RunFolderError(
-            f"{run.path}: its space has {len(drawn)} architectures, too few to judge by: must be {_MIN_ARCHS} or more"
+            f"{run.path}: its space has {len(drawn)} architectures, too few to judge by: must be {MIN_JUDGED} or more"
         )
     genomes = [experiment.space.encode(space.decode(genome)) for genome in drawn]
     of_supernet = TrainingSetup.of(experiment, run=run, data=data).checked(run)

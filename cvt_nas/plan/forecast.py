@@ -130,7 +130,6 @@ def plan_search(
     seed: int,
     out: Path | None,
     is_quick: bool = False,
-    known: Sequence[Proposal] = (),
     begun: Begun = NOTHING_BEGUN,
 ) -> Plan:
     """Forecasts the search of `experiment` on `machine`.
@@ -138,10 +137,9 @@ def plan_search(
     Args:
         out: Folder that the search writes to. None for a search on another machine.
         is_quick: Whether more than `MAX_QUICK_TRIALS` trials are drawn at random, instead of by the file's sampler.
-        known: See `simulate_race`.
     """
     notes = list(machine.notes)
-    sampler: str | None = "random" if known else None
+    sampler: str | None = None
     if is_quick and num_trials > MAX_QUICK_TRIALS and experiment.search.sampler != "random":
         sampler = "random"
         notes.append(f"{num_trials} architectures were drawn at random for this; cvt-nas plan asks the sampler")
@@ -156,9 +154,7 @@ def plan_search(
     if experiment.search.scheduler == "freeze-thaw":
         notes.append("freeze-thaw is counted as if every trial were trained in full; it takes less than that")
     if experiment.training.epochs > 0:
-        race = simulate_race(
-            experiment, machine, num_images, num_trials=num_trials, seed=seed, sampler=sampler, known=known
-        )
+        race = simulate_race(experiment, machine, num_images, num_trials=num_trials, seed=seed, sampler=sampler)
     parts = _parts(experiment, machine, num_images, race, begun)
     disk_bytes = begun.num_bytes + bytes_needed(experiment, num_trials=num_trials, num_slots=machine.num_slots)
     shared_memory_bytes = shared_memory_needed(

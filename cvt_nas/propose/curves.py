@@ -125,10 +125,7 @@ def prior_of(num_options: Sequence[int], num_epochs: int) -> Float[np.ndarray, "
 
 
 def fit_hyperparameters(
-    curves: Curves,
-    *,
-    prior: Float[np.ndarray, " hyperparameters"],
-    start: Float[np.ndarray, " hyperparameters"] | None = None,
+    curves: Curves, *, prior: Float[np.ndarray, " hyperparameters"]
 ) -> Float[np.ndarray, " hyperparameters"]:
     """Logarithms of the hyperparameters at the maximum of the posterior."""
     from scipy.optimize import minimize
@@ -145,7 +142,7 @@ def fit_hyperparameters(
     bounds = np.column_stack([prior - 4 * sds, prior + 4 * sds])
     found = minimize(
         negative_log_posterior,
-        prior if start is None else start,
+        prior,
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cvt_nas.config import space_file_of
 from cvt_nas.errors import ArchError, RunFolderError, SpaceFileError
 from cvt_nas.propose.beliefs import PRIORS, Trust
 from cvt_nas.propose.earlier import beliefs_of
 from cvt_nas.propose.surrogate import Surrogate
 from cvt_nas.report.page import table_html
-from cvt_nas.report.stopping import experiment_of, observation_of
+from cvt_nas.report.stopping import observation_of
 from cvt_nas.run import RunFolder
 
 STOPPED = 0.1  # agreement below which a belief counts as given up
@@ -57,7 +58,7 @@ def histories_of_beliefs(run: RunFolder) -> list[History]:
     """The history of each belief. Empty if the run had no beliefs, if too few trials are complete, or if another
     version wrote its space file."""
     try:
-        experiment = experiment_of(run)
+        experiment = space_file_of(run)
         beliefs, search = beliefs_of(experiment, run), experiment.search
         if not beliefs.names or search.sampler != "surrogate" or search.has_supernet:
             return []

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from cvt_nas.arch import Cost
-from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.config import Experiment, space_file_of
 from cvt_nas.errors import RunFolderError, SpaceFileError
 from cvt_nas.escaping import told
 from cvt_nas.report.attainment import LEVELS, MIN_RUNS, add_surfaces, attainment_surfaces
@@ -188,7 +188,7 @@ def _groups(runs: Sequence[RunFolder]) -> tuple[Group, ...]:
 def _settings_of(run: RunFolder) -> Experiment | str:
     """All settings of a run, without its seed and number of trials. The file's hash if the file cannot be read here."""
     try:
-        experiment = parse_experiment(run.manifest.get("space_file", ""), str(run.path / "manifest.json"))
+        experiment = space_file_of(run)
     except SpaceFileError:
         return run.manifest["fingerprint"]
     search = dataclasses.replace(experiment.search, seed=0, trials=1)

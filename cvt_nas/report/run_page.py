@@ -21,7 +21,7 @@ from cvt_nas.report.figures import (
 )
 from cvt_nas.report.fronts import front_figure
 from cvt_nas.report.int8 import int8_cells, int8_heads, judged_runtimes
-from cvt_nas.report.page import Live, PageParts, figure_html, html_page, table_html
+from cvt_nas.report.page import PageParts, figure_html, html_page, table_html
 from cvt_nas.report.page_data import page_data
 from cvt_nas.report.predictions import predicted_trials, predictions_figure, predictions_section
 from cvt_nas.report.published import published_beside
@@ -43,9 +43,9 @@ from cvt_nas.results import DataIdentity, SupernetQuality, TrialResult
 from cvt_nas.run import RunFolder
 
 
-def run_page(run: RunFolder, *, refresh: int | None = None, live: Live | None = None) -> str:
+def run_page(run: RunFolder, *, refresh: int | None = None) -> str:
     """The whole record of a run as an HTML page; see `html_page`."""
-    return html_page(**run_parts(run)._asdict(), refresh=refresh, live=live)
+    return html_page(**run_parts(run)._asdict(), refresh=refresh)
 
 
 def run_parts(run: RunFolder) -> PageParts:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cvt_nas.config import Experiment, parse_experiment
+from cvt_nas.config import space_file_of
 from cvt_nas.config.sections import SearchConfig
 from cvt_nas.errors import ArchError, RunFolderError, SpaceFileError
 from cvt_nas.propose.asha import RANKINGS, Ranking, losses_of_cost, pareto_ranks
@@ -115,7 +115,7 @@ def hindsight_of(run: RunFolder) -> Hindsight | None:
     if num_complete < MIN_TRIALS or any(metric in run.metrics for metric in TIMED_METRICS):
         return None
     try:
-        experiment = experiment_of(run)
+        experiment = space_file_of(run)
         space, beliefs = experiment.space, beliefs_of(experiment, run)
         observations = [observation_of(result, space) for result in results]
     except (ArchError, RunFolderError, SpaceFileError):  # a file of another version, or an architecture from elsewhere
@@ -150,11 +150,6 @@ def observation_of(result: TrialResult, space: SearchSpace) -> Observation:
     )
 
 
-def experiment_of(run: RunFolder) -> Experiment:
-    """Reads the space file that a run keeps. Raises SpaceFileError if another version wrote it."""
-    return parse_experiment(run.manifest.get("space_file", ""), f"{run.path}/manifest.json")
-
-
 def stopping_lines(run: RunFolder, hindsight: Hindsight | None) -> list[str]:
     """Lines for people: savings and costs of the rungs of a run, and where the next search should have its first one.
 
@@ -162,7 +157,7 @@ def stopping_lines(run: RunFolder, hindsight: Hindsight | None) -> list[str]:
         hindsight: Result of `hindsight_of`.
     """
     try:
-        search = experiment_of(run).search
+        search = space_file_of(run).search
     except SpaceFileError:  # the file of another version
         return []
     lines, num_epochs = [], run.manifest["epochs"]
@@ -217,7 +212,7 @@ def has_rungs(search: SearchConfig) -> bool:
 def drawn_rungs(run: RunFolder) -> tuple[int, ...]:
     """The rungs of a run at which its scheduler decided. A scheduler without rungs has none."""
     try:
-        return run.rungs if has_rungs(experiment_of(run).search) else ()
+        return run.rungs if has_rungs(space_file_of(run).search) else ()
     except SpaceFileError:  # the file of another version
         return run.rungs
 

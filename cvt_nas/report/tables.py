@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cvt_nas.arch import describe_stages
-from cvt_nas.config import parse_experiment
+from cvt_nas.config import space_file_of
 from cvt_nas.errors import ArchError, SpaceFileError
 from cvt_nas.results import (
     HypervolumeBox,
@@ -37,7 +37,7 @@ def costs_of(run: RunFolder) -> tuple[CostMetric, ...]:
 def bounds_of(run: RunFolder) -> Mapping[CostMetric, Bound]:
     """The constraints of the space file of a run. Empty if another version wrote the file."""
     try:
-        return parse_experiment(run.manifest.get("space_file", ""), f"{run.path}/manifest.json").space.bounds
+        return space_file_of(run).space.bounds
     except SpaceFileError:
         return {}
 
@@ -249,7 +249,7 @@ def choices_frame(run: RunFolder) -> pd.DataFrame:
     """
     results = run.results()
     try:
-        space = parse_experiment(run.manifest.get("space_file", ""), str(run.path / "manifest.json")).space
+        space = space_file_of(run).space
         values = [
             [gene.options[index] for gene, index in zip(space.genes, space.encode(result.arch), strict=True)]
             for result in results

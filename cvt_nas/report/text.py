@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from rich.table import Table
 from rich.text import Text
 
+from cvt_nas.config import space_file_of
 from cvt_nas.errors import SpaceFileError
 from cvt_nas.escaping import printable
 from cvt_nas.latency import LatencyTable
-from cvt_nas.report.stopping import experiment_of, freeze_thaw_for, has_rungs
+from cvt_nas.report.stopping import freeze_thaw_for, has_rungs
 from cvt_nas.report.tables import deciding_epochs
 from cvt_nas.results import Metric, TrialResult, plain_name, rank_correlations
 from cvt_nas.run import RunFolder
@@ -89,7 +90,7 @@ def _of_misleading(run: RunFolder, epoch: int, faults: str) -> str:
     """A line on ranks that mislead after `epoch`: a warning if trials were stopped by them."""
     told = f"the ranks after epoch {epoch} {faults}; a scheduler that goes by them may stop the wrong trials"
     try:
-        search = experiment_of(run).search
+        search = space_file_of(run).search
     except SpaceFileError:  # the file of another version
         return f"warning: {told}. Better: search.{_better_than(run, epoch, 'scheduler: freeze-thaw')}"
     if has_rungs(search):
