@@ -77,7 +77,7 @@ def exported(run: RunFolder) -> Callable[[str], Path]:
     @functools.cache
     def folder_of(name: str) -> Path:
         to = run.path.parent / name / "model"
-        assert export(run, "best", to, format=name).arch_id == WIDE.id
+        assert export(run, "best", str(to), format=name).arch_id == WIDE.id
         return to
 
     return folder_of

@@ -31,7 +31,7 @@ _NUM_IMAGES = 3  # differs from the exporters' example, to test that any number 
 def export(
     run: RunFolder,
     pick: str,
-    to: Path,
+    to: str | Path,
     *,
     format: str = "torch",  # noqa: A002
     opset: int | None = None,
@@ -66,7 +66,7 @@ def export(
         DataError: The data set is missing, or is not the run's.
         RunFolderError: `pick` matches nothing in this run.
     """
-    chosen, result = FORMATS[format], run.pick(pick)
+    to, chosen, result = Path(to), FORMATS[format], run.pick(pick)
     source = _weights_of(run, result)
     if chosen.missing:
         raise ExportError(

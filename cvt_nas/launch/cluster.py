@@ -87,7 +87,7 @@ def join_cluster(address: str) -> None:
             f"where it asks for a token, set RAY_AUTH_MODE=token here"
         ) from error
     except ImportError as error:
-        raise ResourceError(f"--address {address}: Ray's client needs pip install 'ray[client]'") from error
+        raise ResourceError(f"--address {address}: Ray's client needs pip install 'cvt-nas[client]'") from error
 
 
 def _check_answers(address: str) -> None:

@@ -59,7 +59,7 @@ def query(
     number: int = 5,
     data: str | Path | None = None,
     device: torch.device | None = None,
-    to: Path | None = None,
+    to: str | Path | None = None,
     reuse: Sequence[str | Path] = (),
     is_corrected: bool = True,
     on_note: Callable[[str], None] | None = None,
@@ -88,6 +88,7 @@ def query(
             Or the trainings to reuse do not compare.
         CvtNasError: The data are missing or not valid.
     """
+    to = None if to is None else Path(to)
     if to is not None and (why := why_no_text(to)):
         raise RunFolderError(f"--to {told(str(to))}: {why}")
     if to is not None and to.exists() and (not to.is_dir() or any(to.iterdir())):
