@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     measure.add_argument("target", metavar="TARGET", help="local, or a new folder to run on another machine")
     measure.add_argument("--space", required=True, metavar="FILE", help="a space file; see its section deploy")
     measure.add_argument("--to", type=Path, metavar="TABLE", help="with local: the file to write the table to")
-    measure.add_argument("--networks", type=_positive, default=12, metavar="N", help="networks to validate the table with; 12 if absent")
+    measure.add_argument("--networks", type=_positive, default=12, metavar="N", help="unseen networks for a check")
     measure.add_argument("--seed", type=_seed, default=0, metavar="N", help="of these networks; 0 if absent")
     _add_json(measure)
 
