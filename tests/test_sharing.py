@@ -163,9 +163,13 @@ def test_where_no_gpu_can_be_measured_auto_is_refused(
 
 @pytest.mark.parametrize("word", ["many", "0", "-1", "inf", "nan", ""])
 def test_a_share_that_is_none_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["search", "--space", "unused.yaml", f"--gpus-per-trial={word}"])
-    assert f"got '{word}', must be auto, a fraction below 1, or a whole number" in capsys.readouterr().err
+    for arguments, told in (
+        (["search", "--space", "unused.yaml"], "must be auto, a fraction below 1, or a whole number"),
+        (["supernet", "evaluate", "unused"], "must be a number above 0"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([*arguments, f"--gpus-per-trial={word}"])
+        assert f"got '{word}', {told}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
