@@ -4,16 +4,18 @@ wrong.
 `runs` searches ViT-Bench-101's PiT networks, of which all were trained on three data sets: 20 trainings, one at a time,
 given the accuracies of another data set, the same shuffled, or inverted. `priors` searches the CvT table by
 pareto-asha, given how often options are on its true front, or that inverted or shuffled. `spaces` searches the CvT
-table, given the trainings of the tables of other spaces, with other data. Each search is compared with one of the same
-seed that believes nothing.
+table, given the trainings of the tables of other spaces, with other data; `searches` gives it what a search by
+pareto-asha leaves of them. Each search is compared with one of the same seed that believes nothing.
 
     python benchmarks/learning.py runs vit_bench_101_pit.csv --seeds 0-19 --rows runs.csv
     python benchmarks/learning.py priors cvt-bench --seeds 0-19 --rows priors.csv
     python benchmarks/learning.py spaces cvt-bench --seeds 0-19 --rows spaces.csv
+    python benchmarks/learning.py searches cvt-bench --seeds 0-19 --rows searches.csv
 """
 
 import argparse
 import dataclasses
+import itertools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,14 +29,16 @@ from cvt_nas.arch import cost_of
 from cvt_nas.bench.simulation import anytime_hypervolume, simulate
 from cvt_nas.config import load_experiment
 from cvt_nas.propose.asha import RANKINGS, Asha
-from cvt_nas.propose.beliefs import NO_BELIEFS, Beliefs, EarlierRun, choices_of
+from cvt_nas.propose.beliefs import NO_BELIEFS, Beliefs, EarlierRun, choices_of, skill_of
 from cvt_nas.propose.race import OnRungs, Race
-from cvt_nas.propose.study import Study
+from cvt_nas.propose.simulation import EpochEnded, run_clock
+from cvt_nas.propose.study import Proposal, Study
 from cvt_nas.results import is_non_dominated
 from vit_bench_101 import frame_of
 
 METRICS = ("accuracy", "params", "flops")
 TRAININGS, EPOCHS = (5, 10, 15, 20), (24, 48, 120, 240)
+EARLIER_EPOCHS = 160
 LEVELS = (0.95, 0.99)
 OTHER_SPACES, TABLES = ("strides", "blocks", "colour"), Path(__file__).parent / "tables"
 # Data set that is searched, data set that is known, and what is done to the accuracies that are known.
@@ -183,11 +187,49 @@ def run_of_space(name: str, *, shuffled_by: int | None = None) -> EarlierRun:
     )
 
 
+def search_of_space(name: str, seed: int) -> EarlierRun:
+    """What a search by pareto-asha of `EARLIER_EPOCHS` leaves of another space: most of its trials were stopped."""
+    run, table = run_of_space(name), bench.load_table(f"cvt-bench-{name}")
+    settings = bench.Settings(metrics=METRICS, budget=EARLIER_EPOCHS, num_workers=4)
+
+    def row_of(proposal: Proposal) -> int:
+        return table.rows[table.canonical(proposal.genome)]
+
+    events = run_clock(
+        Believing(beliefs=nothing, has_rungs=True).start(table, settings, seed=seed),
+        num_slots=settings.num_workers, num_epochs=table.num_epochs,
+        curve_of=lambda proposal: run.curves[row_of(proposal)],
+        epoch_seconds=lambda proposal: table.seconds_per_epoch[row_of(proposal)],
+    )  # fmt: skip
+    epochs = (event for event in events if isinstance(event, EpochEnded))
+    trained = {row_of(event.proposal): event.epochs for event in itertools.islice(epochs, EARLIER_EPOCHS)}
+    return dataclasses.replace(
+        run,
+        choices=tuple(run.choices[row] for row in trained),
+        costs=tuple(run.costs[row] for row in trained),
+        curves=tuple(run.curves[row][:length] for row, length in trained.items()),
+    )
+
+
 def compare_priors(path: Path, seeds: Sequence[int]) -> pd.DataFrame:
     table = bench.load_table(path)
     given: dict[str, Callable[[int], Beliefs]] = {"none": nothing}
     given |= {how: lambda seed, how=how: priors_of(table, how, seed) for how in ("right", "wrong", "shuffled")}
     return _compared(table, "priors", given, seeds)
+
+
+def compare_searches(path: Path, seeds: Sequence[int]) -> pd.DataFrame:
+    space = load_experiment(TABLES / "cvt-bench.yaml").space
+    left = {(name, seed): search_of_space(name, seed) for name in OTHER_SPACES for seed in seeds}
+    for name in OTHER_SPACES:
+        skills = [skill_of(left[name, seed], space, {}) for seed in seeds]
+        whole = skill_of(run_of_space(name), space, {})
+        print(
+            f"{name}, skill: {np.mean(skills):.2f} ({min(skills):.2f} to {max(skills):.2f}), of all in full {whole:.2f}"
+        )
+    given: dict[str, Callable[[int], Beliefs]] = {"none": nothing}
+    given |= {name: lambda seed, name=name: Beliefs(runs=(left[name, seed],)) for name in OTHER_SPACES}
+    return _given(path, given, seeds)
 
 
 def compare_spaces(path: Path, seeds: Sequence[int]) -> pd.DataFrame:
@@ -198,6 +240,10 @@ def compare_spaces(path: Path, seeds: Sequence[int]) -> pd.DataFrame:
     given["all three, shuffled"] = lambda seed: Beliefs(
         runs=tuple(run_of_space(name, shuffled_by=seed) for name in OTHER_SPACES)
     )
+    return _given(path, given, seeds)
+
+
+def _given(path: Path, given: Mapping[str, Callable[[int], Beliefs]], seeds: Sequence[int]) -> pd.DataFrame:
     table, space = bench.load_table(path), load_experiment(TABLES / "cvt-bench.yaml").space
     assert [len(gene.options) for gene in table.genes] == [len(gene.options) for gene in space.genes]
     # genes of a table are g0, g1 and so on; an earlier run knows the choices of the space by their names and values
@@ -225,7 +271,9 @@ def _compared(
     return pd.DataFrame(rows, columns=columns)
 
 
-COMPARED = {"runs": compare_runs, "priors": compare_priors, "spaces": compare_spaces}
+COMPARED = {
+    "runs": compare_runs, "priors": compare_priors, "spaces": compare_spaces, "searches": compare_searches,
+}  # fmt: skip
 
 
 def main() -> None:

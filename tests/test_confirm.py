@@ -55,7 +55,7 @@ def again(first: TrialResult, round_: int, accuracy: float | None, status: Statu
     """A further training of the architecture of `first`."""
     return dataclasses.replace(
         first, number=further_number(first.number, round_), accuracy=accuracy, status=status,
-        curve=() if accuracy is None else (0.1, accuracy),
+        curve=() if accuracy is None else (*first.curve[:-1], accuracy),
     )  # fmt: skip
 
 
