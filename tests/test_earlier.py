@@ -109,6 +109,19 @@ def test_a_belief_has_stopped_when_it_stays_away() -> None:
     assert [stopped(0.5, 0.4, 0.3), stopped(0.5, 0.0, 0.3), stopped(0.5, 0.05, -0.5)] == [None, None, 10]
 
 
+def test_a_fixed_stride_is_not_that_of_a_linear_projection_which_has_none(tmp_path: Path) -> None:
+    earlier, experiment = run_of(tmp_path / "earlier", steady, num_complete=5), experiment_of()
+    stages = [
+        dataclasses.replace(stage, projection=("linear", "dw_bn"), kv_stride=(2,), kernel_size=(3,))
+        for stage in experiment.space.stages
+    ]
+    experiment = dataclasses.replace(experiment, space=dataclasses.replace(experiment.space, stages=tuple(stages)))
+    run = begin(tmp_path / "run", experiment_of(), read_sources([earlier.path], metric="accuracy"))
+    fixed = beliefs_of(experiment, run).fixed
+    for stage in range(3):
+        assert (fixed[f"stage{stage}.kv_stride"], fixed[f"stage{stage}.kernel_size"]) == (2, 3)
+
+
 def test_networks_are_compared_by_their_costs_for_the_images_of_this_search(tmp_path: Path) -> None:
     earlier, experiment = run_of(tmp_path / "earlier", steady, num_complete=5), experiment_of()
     larger = dataclasses.replace(experiment, space=dataclasses.replace(experiment.space, image_size=16))
