@@ -17,12 +17,27 @@ from cvt_nas.errors import SpaceFileError, first_line
 Key = tuple[str | int, ...]
 MAX_LENGTH = 2**20
 _MAX_VALUES = 20_000
+_MAX_DEPTH = 100
 _MAX_WHOLE = 10**18
 _MAX_SHOWN = 100  # characters of a wrong value
 
 
 class _TooManyValuesError(Exception):
     pass
+
+
+class _Loader(yaml.SafeLoader):
+    """Ends at a depth that no space file has. The time that PyYAML takes grows with the square of the depth."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 class Reader:
@@ -51,7 +66,7 @@ class Reader:
             if len(self.text) > MAX_LENGTH:
                 self.add((), f"too long for a space file: {len(self.text):,} characters, at most {MAX_LENGTH:,}")
                 return None
-            node = yaml.compose(self.text, Loader=yaml.SafeLoader)
+            node = yaml.compose(self.text, Loader=_Loader)
             if not isinstance(node, yaml.MappingNode):
                 self.add((), "must hold the keys format, name, space, data, training")
                 return None
