@@ -1,5 +1,7 @@
 """The experiment that a run was started with."""
 
+from functools import lru_cache
+
 from cvt_nas.config.experiment import Experiment, parse_experiment
 from cvt_nas.latency import LatencyTable
 from cvt_nas.run import RunFolder
@@ -13,7 +15,10 @@ def experiment_of(run: RunFolder) -> Experiment:
 def space_file_of(run: RunFolder) -> Experiment:
     """The experiment of the space file that `run` keeps, without a latency table. Raises SpaceFileError if another
     version wrote it."""
-    return parse_experiment(run.manifest.get("space_file", ""), f"{run.path}/manifest.json")
+    return _parsed(run.manifest.get("space_file", ""), f"{run.path}/manifest.json")
+
+
+_parsed = lru_cache(maxsize=16)(parse_experiment)  # a page of many epochs asks for its run's file seventy times
 
 
 def with_table_of(run: RunFolder, experiment: Experiment) -> Experiment:

@@ -178,7 +178,8 @@ def stopping_lines(run: RunFolder, hindsight: Hindsight | None) -> list[str]:
             f"a rung at epoch {first.epoch} would have lost {first.lost:.1%} of the hypervolume of the complete trials "
             f"and saved {first.saved:.0%} of their epochs"
         )
-        others = [rung for rung in rungs[1:] if rung == trusted or rung.epoch in drawn_rungs(run)]
+        drawn = drawn_rungs(run)
+        others = [rung for rung in rungs[1:] if rung == trusted or rung.epoch in drawn]
         told += "".join(f", one at epoch {rung.epoch} {rung.lost:.1%} and {rung.saved:.0%}" for rung in others)
         if first.least > _LITTLE:
             told += f" (with the ranks at the end, {first.least:.1%}: one in {search.reduction_factor} is few)"
