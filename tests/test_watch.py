@@ -210,19 +210,16 @@ def test_new_results_arrive_without_taking_the_reader_from_the_place(
     page.fill("#filter-text", "")
     page.wait_for_selector("[data-figure=front-flops] .main-svg")
     page.wait_for_selector("[data-figure=front-params] .main-svg")
-    zoomed = page.evaluate(
-        """() => {
-            const plot = document.querySelector('[data-figure=front-flops]');
-            plot.scrollIntoView({ behavior: 'instant' });
-            const { left, top, width, height } = plot.querySelector('.nsewdrag').getBoundingClientRect();
-            return [left + width * .3, top + height * .3, left + width * .7, top + height * .7];
-        }"""
-    )
-    page.mouse.move(zoomed[0], zoomed[1])
-    page.mouse.down()
-    page.mouse.move(zoomed[2], zoomed[3], steps=5)
-    page.mouse.up()
     ranges = "JSON.stringify(document.querySelector('[data-figure=front-flops]')._fullLayout.xaxis.range)"
+    whole = page.evaluate(ranges)
+    area = page.locator("[data-figure=front-flops] .nsewdrag")
+    area.hover(position={"x": 100, "y": 100})  # waits until the plot stands still
+    page.mouse.down()
+    box = area.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 300, box["y"] + 250, steps=5)
+    page.mouse.up()
+    page.wait_for_function(f"{ranges} !== {json.dumps(whole)}")
     first = page.evaluate(
         "JSON.stringify(document.querySelector('[data-figure=front-params]')._fullLayout.xaxis.range)"
     )
