@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from cvt_nas.arch.sizes import GREATEST, Grid, ImageSize, checked_size, sides_of, size_text
@@ -98,7 +98,7 @@ class StageConfig:
         return height, width
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ArchConfig:
     """All that is needed to build one network.
 
@@ -157,20 +157,15 @@ class ArchConfig:
         """Number of blocks over all the stages."""
         return sum(len(stage.blocks) for stage in self.stages)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Short hash of the canonical JSON. Equal networks have equal ids on all machines."""
-        return _id_of(self)
+        canonical = json.dumps(arch_to_dict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
     def with_image_size(self, image_size: ImageSize) -> "ArchConfig":
         """The same network for images of another size. Weights stay the same, costs differ."""
         return dataclasses.replace(self, image_size=image_size)
-
-
-@lru_cache(maxsize=65536)
-def _id_of(arch: ArchConfig) -> str:
-    canonical = json.dumps(arch_to_dict(arch), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
 
 def arch_to_dict(arch: ArchConfig) -> dict[str, Any]:
