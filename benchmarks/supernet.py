@@ -28,7 +28,8 @@ import torch
 from cvt_nas.config import AugmentConfig, Experiment, SupernetConfig, load_experiment
 from cvt_nas.data import ImageData, load_data
 from cvt_nas.engine import Inheritance, SharedWeights, fit, train_supernet
-from cvt_nas.results import Choice, ChoiceEffect, Inherited, choice_effects, judge_supernet, smoothed_accuracies
+from cvt_nas.pipeline.judging import choices_of
+from cvt_nas.results import ChoiceEffect, Inherited, choice_effects, judge_supernet, smoothed_accuracies
 from cvt_nas.run import write_atomically
 from cvt_nas.space import Genome, SearchSpace, spread_over_flops
 from cvt_nas.supernet import Supernet
@@ -169,10 +170,7 @@ def print_misjudged(rows: pd.DataFrame, truth: pd.DataFrame, space: SearchSpace)
     own = truth.groupby(genes).agg(flops=("flops", "first"), accuracy=("acc_8", "mean"))
     supernets = [of.merge(own, left_on=genes, right_index=True) for _, of in rows.groupby(KEY, sort=False)]
     for known in supernets:
-        choices = [
-            Choice(gene.name, tuple(map(str, gene.options)), gene.is_ordinal, known[column].to_numpy())
-            for column, gene in zip(genes, space.genes, strict=True)
-        ]
+        choices = choices_of(space, [tuple(genome) for genome in known[genes].to_numpy().tolist()])
         accuracies = known["inherited"].to_numpy(), known["accuracy"].to_numpy()
         effects = choice_effects(*accuracies, known["flops"].tolist(), choices)
         found += [effect for effect in effects if effect.is_misjudged]

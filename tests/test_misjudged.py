@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 NUM_ARCHS = 60
+ALL = np.ones(NUM_ARCHS, dtype=bool)
 
 
 @pytest.fixture
@@ -28,9 +29,9 @@ def rng() -> np.random.Generator:
 
 def drawn(rng: np.random.Generator) -> list[Choice]:
     return [
-        Choice("stage0.kv_stride", ("1", "2"), True, rng.integers(0, 2, NUM_ARCHS)),
-        Choice("stage1.depth", ("1", "2", "3"), True, rng.integers(0, 3, NUM_ARCHS)),
-        Choice("stage1.projection", ("dw_bn", "avg", "linear"), False, rng.integers(0, 3, NUM_ARCHS)),
+        Choice("stage0.kv_stride", ("1", "2"), True, rng.integers(0, 2, NUM_ARCHS), ALL),
+        Choice("stage1.depth", ("1", "2", "3"), True, rng.integers(0, 3, NUM_ARCHS), ALL),
+        Choice("stage1.projection", ("dw_bn", "avg", "linear"), False, rng.integers(0, 3, NUM_ARCHS), ALL),
     ]
 
 
@@ -83,9 +84,26 @@ def test_what_grows_with_flops_alone_is_no_fault_of_a_choice(rng: np.random.Gene
 
 def test_a_choice_that_follows_from_flops_or_was_never_made_is_left_out(rng: np.random.Generator) -> None:
     chosen = rng.integers(0, 2, NUM_ARCHS)
-    choices = [Choice("same", ("1", "2"), True, chosen), Choice("one", ("3",), True, np.zeros(NUM_ARCHS, dtype=int))]
+    never = np.zeros(NUM_ARCHS, dtype=int)
+    choices = [Choice("same", ("1", "2"), True, chosen, ALL), Choice("one", ("3",), True, never, ALL)]
     truth = rng.normal(0.8, 0.01, NUM_ARCHS)
     assert choice_effects(truth + 0.1 * chosen, truth, np.exp(chosen).tolist(), choices) == ()
+
+
+def test_a_choice_of_a_block_does_not_stand_for_depth(rng: np.random.Generator) -> None:
+    named, true = 0, 0
+    for _ in range(40):
+        depth, ratio = rng.integers(1, 4, NUM_ARCHS), rng.integers(0, 2, NUM_ARCHS)
+        has_it = depth > 1
+        chosen = np.where(has_it, ratio, 0)  # as in a canonical genome
+        flops = np.exp(rng.normal(14, 0.5, NUM_ARCHS)).tolist()
+        truth = 0.5 + 0.03 * (depth - 1) + rng.normal(0, 0.005, NUM_ARCHS)
+        inherited = 0.5 + rng.normal(0, 0.005, NUM_ARCHS)
+        choice = Choice("stage0.block1.mlp_ratio", ("1", "2"), True, chosen, has_it)
+        named += bool(misjudged(inherited, truth, flops, [choice]))
+        true += bool(misjudged(inherited, truth + 0.05 * chosen, flops, [choice]))
+    assert named <= 5, "5 % of 40, and two standard deviations; 38 by the zeros of absent blocks"
+    assert true == 40
 
 
 def test_the_verdict_keeps_and_tells_them(rng: np.random.Generator) -> None:

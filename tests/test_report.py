@@ -1,5 +1,6 @@
 import base64
 import csv
+import dataclasses
 import gzip
 import json
 import math
@@ -85,6 +86,28 @@ def test_the_choice_that_decides_is_told_with_its_direction(made_up: RunFolder) 
             accuracies.setdefault(choices.loc[result.number, "stage0.kv_stride"], []).append(result.metric("accuracy"))
     one, two = (f"{np.mean(accuracies[stride]):.2%} of {len(accuracies[stride])} trials" for stride in (1, 2))
     assert f"of accuracy, which is highest with 1 (mean {one}) and lowest with 2 (mean {two})" in line
+
+
+def test_a_choice_of_an_absent_block_is_none_and_does_not_stand_for_depth(digits: Experiment, tmp_path: Path) -> None:
+    tree = yaml.safe_load(digits.text)
+    tree["anchors"] = {}
+    tree["space"]["stages"][2] |= {"depth": [1, 2, 3], "mlp_ratio": [1.0, 2.0], "per_block": ["mlp_ratio"]}
+    run = made_up_run(tmp_path / "run", parse_experiment(yaml.safe_dump(tree), "deep.yaml"), 200, share_complete=1.0)
+    results = [
+        dataclasses.replace(result, accuracy=round(0.5 + 0.1 * len(result.arch.stages[2].blocks), 2))
+        for result in run.results()
+    ]
+    (run.path / "trials.jsonl").write_text("".join(json.dumps(each.to_json()) + "\n" for each in results))
+    run = RunFolder.open(run.path)
+    choices = choices_frame(run)
+    for result in results:
+        blocks = result.arch.stages[2].blocks
+        shown = [choices.loc[result.number, f"stage2.block{block}.mlp_ratio"] for block in range(3)]
+        assert shown == [block.mlp_ratio for block in blocks] + [None] * (3 - len(blocks))
+    found = importance_frame(run, choices).set_index("choice")["accuracy"]
+    assert found["stage2.depth"] > 0.9
+    assert found["stage2.block2.mlp_ratio"] < 0.05
+    write_report(run)
 
 
 def test_what_is_missing_of_the_hypervolume_falls_to_nothing() -> None:

@@ -100,6 +100,15 @@ def test_one_canonical_genome_stands_for_each_architecture(space: SearchSpace) -
     assert sorted(space.all_genomes(limit=3000) or []) == sorted(set(standing.values()))
 
 
+@settings(max_examples=40)
+@given(spaces(), st.randoms(use_true_random=False))
+def test_a_gene_is_active_if_its_other_options_are_other_networks(space: SearchSpace, rng: random.Random) -> None:
+    genome = space.sample(rng)
+    for place, (gene, is_active) in enumerate(zip(space.genes, space.active(genome), strict=True)):
+        others = {(*genome[:place], option, *genome[place + 1 :]) for option in range(len(gene.options))} - {genome}
+        assert [space.decode(other) != space.decode(genome) for other in others] == [is_active] * len(others)
+
+
 def test_a_feasible_sample_is_found_where_few_are(digits: Experiment) -> None:
     least, _ = digits.space.cost_range
     space = SearchSpace(

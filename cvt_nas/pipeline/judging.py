@@ -95,7 +95,7 @@ class Judged:
             np.concatenate([inherited, [self.smoothed[each.arch.id] for each in selected]]),
             np.concatenate([truth, [np.mean(each.accuracies) for each in selected]]),
             [cost.flops for cost in (*costs, *map(space.cost, genomes))],
-            _choices(space, [*(member.genome for member in self.members), *genomes]),
+            choices_of(space, [*(member.genome for member in self.members), *genomes]),
         )
         sample = [
             Observation(genome=member.genome, curve=(float(own),), status="complete", inherited=float(early))
@@ -191,13 +191,15 @@ def inherited_of(
     return known
 
 
-def _choices(space: SearchSpace, genomes: Sequence[Genome]) -> list[Choice]:
-    chosen = np.array(genomes)
+def choices_of(space: SearchSpace, genomes: Sequence[Genome]) -> list[Choice]:
+    """The choices of a space, with the options of each of `genomes`."""
+    chosen, active = np.array(genomes), np.array([space.active(genome) for genome in genomes])
     return [
-        Choice(gene.name, tuple(str(option) for option in gene.options), gene.is_ordinal, chosen[:, position])
-        for position, gene in enumerate(space.genes)
+        Choice(gene.name, tuple(map(str, gene.options)), gene.is_ordinal, chosen[:, place], active[:, place])
+        for place, gene in enumerate(space.genes)
     ]
 
 
 def _options(space: SearchSpace, genome: Genome) -> dict[str, str]:
-    return {gene.name: str(gene.options[index]) for gene, index in zip(space.genes, genome, strict=True)}
+    genes = zip(space.genes, genome, space.active(genome), strict=True)
+    return {gene.name: str(gene.options[index]) for gene, index, is_active in genes if is_active}

@@ -131,11 +131,10 @@ def contributions(
 
 
 def _features(space: ArchSpace, genome: Genome) -> list[float]:
-    """One-hot encoding of the options of a network. Genes of blocks that it lacks are all zero."""
-    depths = [len(stage.blocks) for stage in space.decode(genome).stages]
+    """One-hot encoding of the options of a network. Genes without an effect on it are all zero."""
     return [
-        float(index == option and (gene.block is None or gene.block < depths[gene.stage]))
-        for gene, option in zip(space.genes, genome, strict=True)
+        float(index == option and is_active)
+        for gene, option, is_active in zip(space.genes, genome, space.active(genome), strict=True)
         for index in range(len(gene.options))
     ]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cvt_nas.report.figures import label_of
+from cvt_nas.report.figures import label_of, option_text
 from cvt_nas.report.page import figure_html, table_html
 from cvt_nas.results import TrialResult, distances_to_front, losses_of
 from cvt_nas.run import RunFolder
@@ -26,7 +26,9 @@ def importance_frame(run: RunFolder, choices: pd.DataFrame, *, seed: int = 0) ->
     order. `distance` is the distance to the front in all objectives at once, with costs on a logarithmic scale (see
     `distances_to_front`). `accuracy` and `distance` are computed by fANOVA, which explains the variance over all
     trials. `accuracy_top` and `distance_top` are computed by PED-ANOVA, which compares the best quarter of the trials
-    with all trials. The table is empty if fewer than `MIN_TRIALS` trials are complete.
+    with all trials. Where a choice has no effect, such as that of an absent block, one of its options is drawn at
+    random, so that the choice does not stand for depth. The table is empty if fewer than `MIN_TRIALS`
+    trials are complete.
 
     Source: Hutter et al. 2014, An efficient approach for assessing hyperparameter importance; Watanabe et al. 2023,
     arXiv:2304.10255.
@@ -34,7 +36,7 @@ def importance_frame(run: RunFolder, choices: pd.DataFrame, *, seed: int = 0) ->
     complete = _complete(run)
     complete = complete[:: math.ceil(len(complete) / _MAX_TRIALS) or 1]
     rows = choices.loc[[result.number for result in complete]]
-    rows = rows.loc[:, [rows[name].nunique() > 1 for name in rows.columns]]
+    rows = _filled(rows.loc[:, [rows[name].nunique() > 1 for name in rows.columns]], seed)
     if len(complete) < MIN_TRIALS or rows.shape[1] == 0:
         return pd.DataFrame(columns=["choice", "accuracy", "distance", "accuracy_top", "distance_top"])
     import optuna
@@ -51,6 +53,15 @@ def importance_frame(run: RunFolder, choices: pd.DataFrame, *, seed: int = 0) ->
     frame = pd.DataFrame({"choice": rows.columns, **{k: [v[name] for name in rows.columns] for k, v in shares.items()}})
     order = frame[["accuracy", "distance"]].max(axis=1).sort_values(ascending=False, kind="stable").index
     return frame.loc[order].reset_index(drop=True)
+
+
+def _filled(choices: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """`choices` with a random option of the same column in the place of each None."""
+    rng, filled = np.random.default_rng(seed), choices.copy()
+    for name in choices.columns[choices.isna().any()]:
+        known, is_missing = choices[name].dropna().to_numpy(), choices[name].isna().to_numpy()
+        filled.loc[is_missing, name] = rng.choice(known, size=np.count_nonzero(is_missing))
+    return filled
 
 
 def _complete(run: RunFolder) -> list[TrialResult]:
@@ -92,8 +103,8 @@ def _importances(
 def direction_lines(run: RunFolder, choices: pd.DataFrame, importances: pd.DataFrame) -> list[str]:
     """Sentences on the weightiest choices: the options with the highest accuracy and those nearest the front.
 
-    The means are over the complete trials. They are not adjusted, so another choice that often came with an option may
-    be the cause.
+    The means are over the complete trials in which the choice has an effect. They are not adjusted, so another choice
+    that often came with an option may be the cause.
     """
     if importances.empty:
         return []
@@ -103,7 +114,7 @@ def direction_lines(run: RunFolder, choices: pd.DataFrame, importances: pd.DataF
     lines = []
     for row in importances.head(_MAX_LINES).to_dict("records"):
         chosen = choices.loc[[result.number for result in complete], row["choice"]].to_numpy()
-        taken = {_option_text(option): chosen == option for option in sorted(set(chosen), key=str)}
+        taken = {option_text(option): chosen == option for option in sorted(set(chosen) - {None}, key=str)}
         parts = []
         if row["accuracy"] >= _LEAST_SHARE:
             best, *_, worst = sorted(taken, key=lambda option: -accuracies[taken[option]].mean())
@@ -120,10 +131,6 @@ def direction_lines(run: RunFolder, choices: pd.DataFrame, importances: pd.DataF
         if parts:
             lines.append(f"{label_of(row['choice'])} explains {'; and '.join(parts)}")
     return lines
-
-
-def _option_text(option: object) -> str:
-    return f"{option:g}" if isinstance(option, float) else str(option)
 
 
 def _mean(accuracies: np.ndarray) -> str:

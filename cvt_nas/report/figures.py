@@ -165,6 +165,10 @@ def thinned(curve: Sequence[float]) -> list[tuple[int, float]]:
     return [(epoch, round(curve[epoch - 1], 4)) for epoch in range(len(curve), 0, -step)][::-1]
 
 
+def option_text(option: object) -> str:
+    return f"{option:g}" if isinstance(option, float) else str(option)
+
+
 def choices_figure(choices: pd.DataFrame, results: Sequence[TrialResult], score: str) -> go.Figure:
     """Parallel coordinates of the choices that vary, the costs and the accuracy, with a line for each trial.
 
@@ -176,13 +180,14 @@ def choices_figure(choices: pd.DataFrame, results: Sequence[TrialResult], score:
     accuracies = [result.metric("accuracy") for result in results]
     dimensions: list[dict[str, Any]] = []
     for name in choices.columns:
-        options = sorted(set(choices[name]), key=lambda value: (isinstance(value, str), value))
+        chosen = choices[name].tolist()
+        options = sorted(set(chosen), key=lambda value: (value is None, isinstance(value, str), value))
         place = {option: index for index, option in enumerate(options)}
         dimensions.append({
             "label": label_of(str(name)),
-            "values": [place[value] for value in choices[name]],
+            "values": [place[value] for value in chosen],
             "tickvals": list(range(len(options))),
-            "ticktext": [f"{option:g}" if isinstance(option, float) else str(option) for option in options],
+            "ticktext": ["none" if option is None else option_text(option) for option in options],
         })  # fmt: skip
     metrics: list[CostMetric] = ["params", "flops", *_deployed_costs(results[0])]
     for metric in metrics:

@@ -245,14 +245,19 @@ def growth_frame(ended: Sequence[TrialResult], metrics: Sequence[Metric], box: H
 def choices_frame(run: RunFolder) -> pd.DataFrame:
     """The options of each trial: a row per trial, by number, and a column per gene in which the trials differ.
 
+    An option without an effect on the network is None, such as that of an absent block.
     There are no columns if the architectures do not come from the space of the run, as in a single training.
     """
     results = run.results()
     try:
         space = space_file_of(run).space
+        genomes = [space.encode(result.arch) for result in results]
         values = [
-            [gene.options[index] for gene, index in zip(space.genes, space.encode(result.arch), strict=True)]
-            for result in results
+            [
+                gene.options[index] if is_active else None
+                for gene, index, is_active in zip(space.genes, genome, space.active(genome), strict=True)
+            ]
+            for genome in genomes
         ]
     except (ArchError, SpaceFileError):  # another version's file, or an architecture from elsewhere
         return pd.DataFrame(index=[result.number for result in results])

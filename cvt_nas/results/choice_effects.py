@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 MAX_P = 0.05
 
@@ -17,12 +17,14 @@ class Choice(NamedTuple):
         options: Options in words.
         is_ordinal: Whether accuracy is assumed to rise or fall with the order of the options.
         chosen: Index of the option of each architecture.
+        active: Whether the choice has an effect on each architecture. A choice of a block has none without the block.
     """
 
     name: str
     options: tuple[str, ...]
     is_ordinal: bool
     chosen: Int[np.ndarray, " archs"]
+    active: Bool[np.ndarray, " archs"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,21 +63,24 @@ def choice_effects(
     """The effects of all choices, the lowest p-value first.
 
     Each choice is tested alone, by a linear model of the difference of both accuracies with log-FLOPs and the choice as
-    inputs. So the effect of a choice is its effect among architectures with the same FLOPs. Choices that all
-    architectures share, or that follow from FLOPs, are left out.
+    inputs. So the effect of a choice is its effect among architectures with the same FLOPs. Architectures on which the
+    choice has no effect are left out; there it would stand for depth. Choices that all architectures share, or that
+    follow from FLOPs, are left out.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70, for the correction.
     """
-    found = list[ChoiceEffect]()
+    found, costs = list[ChoiceEffect](), np.array(flops)
     for choice in choices:
-        most = len(choice.options) - 1
+        most, active = len(choice.options) - 1, choice.active
+        chosen = choice.chosen[active]
         if choice.is_ordinal or most == 1:
-            columns = {(most, choice.options[0]): choice.chosen / max(most, 1)}
+            columns = {(most, choice.options[0]): chosen / max(most, 1)}
         else:
-            columns = {(option, "others"): (choice.chosen == option).astype(float) for option in range(most + 1)}
+            columns = {(option, "others"): (chosen == option).astype(float) for option in range(most + 1)}
         for (option, instead_of), column in columns.items():
             alone, ours, difference = (
-                _slope(values, column, flops) for values in (standalone, inherited, inherited - standalone)
+                _slope(values[active], column, costs[active])
+                for values in (standalone, inherited, inherited - standalone)
             )
             if alone is None or ours is None or difference is None:
                 continue
@@ -94,7 +99,7 @@ class _Slope(NamedTuple):
     p_value: float
 
 
-def _slope(values: np.ndarray, column: np.ndarray, flops: Sequence[int]) -> _Slope | None:
+def _slope(values: np.ndarray, column: np.ndarray, flops: np.ndarray) -> _Slope | None:
     """Slope of `values` over `column`, with log-FLOPs as another input. None if it follows from the other inputs."""
     from scipy.stats import t  # the import takes half a second, and workers do not need it
 

@@ -47,6 +47,11 @@ class ArchSpace(ABC):
         """`cost_of(decode(genome))`, with latency if there is a table. Stages are cached."""
 
     @abstractmethod
+    def active(self, genome: Sequence[int]) -> tuple[bool, ...]:
+        """Whether each gene has an effect on the network. Those of absent blocks have none, nor do kernels and strides
+        of linear projections."""
+
+    @abstractmethod
     def canonical(self, genome: Sequence[int]) -> Genome:
         """The genome of the same network with all genes that have no effect at 0."""
 

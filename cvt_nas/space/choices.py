@@ -174,17 +174,21 @@ class StageReader:
             return np.array([self.canonical(tuple(part)) for part in parts.tolist()], dtype=int).reshape(parts.shape)
         return np.where(self._gene_blocks < self.values("depth", parts)[:, None], parts, 0)
 
-    def canonical(self, part: Genome) -> Genome:
-        """`part` with 0 for genes without effect: of absent blocks, and of what a linear projection ignores."""
+    def active(self, part: Genome) -> tuple[bool, ...]:
+        """Whether each gene has an effect. Genes of absent blocks have none, nor what a linear projection ignores."""
         depth = self._value("depth", part)
-        effects = self._present[depth]
-        if self._has_linear:
-            is_linear = [self._block_of(block, part).projection == "linear" for block in range(depth)]
-            effects = tuple(
-                present and not (gene.choice in ("kv_stride", "kernel_size") and self._is_ignored(gene, is_linear))
-                for gene, present in zip(self.genes, effects, strict=True)
-            )
-        return tuple([option if effect else 0 for option, effect in zip(part, effects, strict=True)])
+        present = self._present[depth]
+        if not self._has_linear:
+            return present
+        is_linear = [self._block_of(block, part).projection == "linear" for block in range(depth)]
+        return tuple(
+            is_present and not (gene.choice in ("kv_stride", "kernel_size") and self._is_ignored(gene, is_linear))
+            for gene, is_present in zip(self.genes, present, strict=True)
+        )
+
+    def canonical(self, part: Genome) -> Genome:
+        """`part` with 0 for genes that are not active."""
+        return tuple([option if is_active else 0 for option, is_active in zip(part, self.active(part), strict=True)])
 
     def _is_ignored(self, gene: Gene, is_linear: Sequence[bool]) -> bool:
         return all(is_linear if gene.block is None else is_linear[gene.block : gene.block + 1])

@@ -96,6 +96,10 @@ class NarrowedSpace(ArchSpace):
     def cost(self, genome: Sequence[int]) -> Cost:
         return self.whole.cost(self.widened(genome))
 
+    def active(self, genome: Sequence[int]) -> tuple[bool, ...]:
+        found = self.whole.active(self.widened(genome))
+        return tuple(found[place] for place in self._places)
+
     def canonical(self, genome: Sequence[int]) -> Genome:
         return self._narrowed(self.whole.canonical(self.widened(genome)))
 

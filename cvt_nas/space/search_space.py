@@ -210,6 +210,10 @@ class SearchSpace(ArchSpace):
         blocks = (self._block_cost(block, dim, grid, stage.class_token) for block in stage.blocks)
         return sum(blocks, start=self._embedding_cost(stage, channels, grid)), dim, grid
 
+    def active(self, genome: Sequence[int]) -> tuple[bool, ...]:
+        parts = zip(self._readers, self._parts(genome), strict=True)
+        return tuple(is_active for reader, part in parts for is_active in reader.active(part))
+
     def canonical(self, genome: Sequence[int]) -> Genome:
         return tuple(
             option
