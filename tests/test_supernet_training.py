@@ -59,6 +59,7 @@ SPACE = SearchSpace(
     stages=(STAGE, dataclasses.replace(STAGE, patch_stride=(2,), class_token=True)),
 )  # fmt: skip
 
+ONE_TOKEN = dataclasses.replace(SPACE, image_size=2).smallest  # the grid of keys and values has one
 DIGITS = DataConfig(dataset="digits")
 FEW_DIGITS = DataConfig(dataset="digits", train_fraction=0.12)
 FEW: dict[str, Any] = {"batch_size": 32}
@@ -562,10 +563,11 @@ def test_images_for_batch_norms_are_kept_as_bytes_and_measured_as_in_an_evaluati
     with SmallDevice() as device:
         inheritance = Inheritance(supernet, settings, digits, CPU)
         kept = device.live
-    assert kept == 2 * 256 * 8 * 8, "a byte a pixel, of whole batches"
+    assert kept == 2 * 256 * 8 * 8, "a byte a pixel; 12 images of the last batch are not looked at"
     found, expected = inheritance.model(SPACE.largest), extract(supernet, SPACE.largest)
     batches = digits.eval_batches("train", batch_size=256, device=CPU, shuffled=True)
-    recalibrate_batch_norm(expected, [images for images, _ in itertools.islice(batches, 2)], settings)
+    first, second = (images for images, _ in itertools.islice(batches, 2))
+    assert recalibrate_batch_norm(expected, [first, second[:244]], settings) == 500
     assert equal(dict(found.state_dict()), dict(expected.state_dict()))
 
 
@@ -587,6 +589,19 @@ def test_statistics_are_the_plain_average_over_the_batches_and_drop_path_is_off(
     assert equal(again, dict(model.state_dict()))
     with pytest.raises(ValueError, match="no images"):
         recalibrate_batch_norm(model, [], config())
+
+
+def test_each_image_counts_alike_in_statistics_and_one_that_is_left_over_joins_those_before() -> None:
+    torch.manual_seed(0)
+    model = CvT(ONE_TOKEN)
+    images = torch.randn(33, 1, 2, 2)
+    seen: list[Tensor] = []
+    norm = model.get_submodule("stage0.blocks.0.attn.conv_proj_k.bn")
+    hook = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    assert recalibrate_batch_norm(model, [images[:20], images[20:32], images[32:]], config()) == 33
+    hook.remove()
+    assert [tuple(maps.shape[:1] + maps.shape[2:]) for maps in seen] == [(20, 1, 1), (13, 1, 1)]
+    torch.testing.assert_close(norm.running_mean, torch.cat(seen).mean((0, 2, 3)))
 
 
 def test_without_memory_for_a_batch_statistics_are_of_its_halves(monkeypatch: pytest.MonkeyPatch) -> None:

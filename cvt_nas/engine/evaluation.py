@@ -143,10 +143,11 @@ def recalibrate_batch_norm(
     training: TrainingConfig,
     prepared: Callable[[Given], Inputs] = _as_given,
 ) -> int:
-    """Replaces the statistics of batch norm by their plain average over `batches`.
+    """Replaces the statistics of batch norm by their average over `batches`.
 
-    A subnet does not inherit statistics of its own, so its accuracy means nothing before. If the device runs out of
-    memory, the average is over halves of the batches.
+    A subnet does not inherit statistics of its own, so its accuracy means nothing before. Each image counts alike. A
+    last batch of one image joins the one before, since one image has no variance on a grid of one token. If the device
+    runs out of memory, the average is over halves of the batches.
 
     Args:
         model: Its running means and variances are changed in place, but no weights. It is left in eval mode.
@@ -162,6 +163,9 @@ def recalibrate_batch_norm(
     """
     if not batches:
         raise ValueError("no images to measure the statistics of batch norm on")
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches = [*batches[:-2], torch.cat([*batches[-2:]])]
+    most = max(map(len, batches))
     model.eval()  # all modules except batch norms, so that no path is dropped
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -169,19 +173,21 @@ def recalibrate_batch_norm(
         norm.reset_running_stats()
         norm.train()
     try:
-        for number, images in enumerate(batches, start=1):
+        num_seen = 0
+        for images in batches:
+            num_seen += len(images)
             for norm in norms:
-                norm.momentum = 1 / number  # torch's own cumulative average reads its count from the device
+                norm.momentum = len(images) / num_seen  # torch's own average counts batches
             _answers(model, prepared(images), training)
-        return sum(map(len, batches))
+        return num_seen
     except RuntimeError as error:
-        if max(map(len, batches)) == 1 or not is_out_of_memory(error):
+        if most < 4 or not is_out_of_memory(error):
             raise
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
-    halves = [half for images in batches for half in images.chunk(2)]
+    halves = [part for images in batches for part in images.chunk(max(len(images) // (most // 2), 1))]  # of 2 or more
     return recalibrate_batch_norm(model, halves, training, prepared)
 
 

@@ -62,9 +62,11 @@ class Inheritance:
 
     def __init__(self, supernet: Supernet, config: SupernetConfig, data: ImageData, device: torch.device) -> None:
         self._supernet, self._config, self._data, self._device = supernet, config, data, device
-        num_batches = math.ceil(config.calibration_images / EVAL_BATCH_SIZE)
-        batches = itertools.islice(self._batches("train"), num_batches)
+        num_batches, num_last = divmod(config.calibration_images - 1, EVAL_BATCH_SIZE)
+        batches = itertools.islice(self._batches("train"), num_batches + 1)
         self._calibration = [images for images, _ in batches]  # 294 MiB for 2,048 colour images of 224 pixels
+        if len(self._calibration) > num_batches:
+            self._calibration[num_batches] = self._calibration[num_batches][: num_last + 1]
         self._search: list[Batch] = []
         free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
         self._max_kept_bytes = _MAX_KEPT_BYTES if free_bytes is None else free_bytes // _KEPT_SHARE

@@ -91,7 +91,7 @@ class SupernetConfig(TrainingConfig):
         Field(examples=[{"kernel_size": 10, "depth": 20}]),
     ] = field(default_factory=dict)  # fmt: skip
     sync_batch_norm: bool = False
-    calibration_images: PositiveInt = 2048
+    calibration_images: Annotated[int, Field(ge=2)] = 2048
 
 
 @validated(config=STRICT, frozen=True, kw_only=True)
