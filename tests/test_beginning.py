@@ -21,6 +21,7 @@ from cvt_nas.engine import TrainingSetup, keep_lent, open_lent, progress_reports
 from cvt_nas.engine.importance import taylor_scores
 from cvt_nas.errors import ArchError, CvtNasError, RunFolderError
 from cvt_nas.model import CvT, Lent, begin_with, lend, locate, means, read_weights, save_model, sorted_by
+from cvt_nas.pipeline import verdict
 from cvt_nas.report import run_page
 from cvt_nas.results import Candidate
 from cvt_nas.run import RunFolder
@@ -218,3 +219,24 @@ def test_a_network_that_is_registered_with_timm_is_found_by_its_name(
     assert locate("my_cvt") == tmp_path / "w.pth"
     with pytest.raises(CvtNasError, match="resnet18: timm knows the network, and no weights of it"):
         locate("resnet18")
+
+
+def test_an_evaluation_that_is_killed_before_it_begins_still_begins_with_the_weights(
+    small: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(CvT(small.space.smallest), tmp_path / "model")
+    lent, _ = lend(read_weights(tmp_path / "model"), num_channels=1, num_classes=10)
+    run = RunFolder.create(tmp_path / "run", small.manifest(seed=0, num_trials=2))
+    keep_lent(lent, run, run.init_path)
+    identity = TrainingSetup.of(small, run=run, data=None).checked(run).identity
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for place, name in ((RunFolder, "begin"), (verdict, "keep_lent")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                verdict._open_standalone(run, small, identity, seed=0, num_trainings=16)
+    alone = verdict._open_standalone(RunFolder.open(run.path), small, identity, seed=0, num_trainings=16)
+    assert alone.lends_weights

@@ -65,6 +65,15 @@ def test_the_epochs_that_are_advised_have_as_many_steps_as_were_measured() -> No
     assert enough.advice().startswith("no option of the supernet is in fewer steps")
 
 
+def test_the_epochs_that_are_advised_begin_to_count_when_a_choice_is_opened() -> None:
+    late = option_steps(with_supernet(epochs=12, opening={"depth": 10}), IMAGES)
+    assert late is not None
+    assert late.enough_epochs < 60, "10, and some 25 to 40 for the options of depth"
+    enough = option_steps(with_supernet(epochs=late.enough_epochs, opening={"depth": 10}), IMAGES)
+    assert enough is not None
+    assert min(each.steps for each in enough.rarest.values()) == pytest.approx(ENOUGH_STEPS, rel=0.15)
+
+
 def test_there_is_nothing_to_say_where_no_supernet_is_trained() -> None:
     assert option_steps(parse_experiment(small_digits(), "scratch.yaml"), IMAGES) is None
     assert option_steps(with_supernet(epochs=0), IMAGES) is None

@@ -181,6 +181,20 @@ def test_a_planned_network_that_has_begun_is_not_replaced() -> None:
     assert sum(bool(member.reused) for member in members) >= 8
 
 
+def test_a_network_that_stood_in_for_another_keeps_its_trainings_where_a_larger_sample_plans_it() -> None:
+    spread = spread_over_flops(OURS.space, 12, seed=1)
+    for genome in spread_over_flops(OURS.space, 40, seed=1)[12:]:
+        alone = [Alone(arch=OURS.space.decode(genome), accuracies=(0.7,), is_drawn=True)]
+        few = planned(spread, OURS.space, alone, ended=())
+        begun = [each for each in trainings(few, seed=0, num_seeds=2) if each.genome == genome]
+        if begun:
+            break
+    else:
+        pytest.fail("none of them stands in for another")
+    more = planned([*spread, genome], OURS.space, alone, ended=[trial(OURS, begun[0].number, genome)])
+    assert [each for each in trainings(more, seed=0, num_seeds=2) if each.genome == genome] == begun
+
+
 def test_small_networks_that_end_first_wait_for_those_before_them() -> None:
     genomes, members = members_of([])
     results = [

@@ -7,6 +7,7 @@ import pytest
 
 from cvt_nas.config import Experiment
 from cvt_nas.propose.observations import Observation
+from cvt_nas.propose.study import Study
 from cvt_nas.propose.surrogate import ENUMERABLE, NUM_INITIAL, Surrogate
 from cvt_nas.space import Genome
 
@@ -123,3 +124,21 @@ def test_what_is_expected_of_a_second_is_less_where_epochs_are_long(digits: Expe
     small, large = by_flops[1], by_flops[-2]
     ratios = of_epoch.gains(observations, [small, large]) / of_second.gains(observations, [small, large])
     assert ratios[1] / ratios[0] == pytest.approx(space.cost(large).flops / space.cost(small).flops, rel=0.2)
+
+
+def test_the_only_network_of_a_space_without_choices_is_proposed_once(digits: Experiment) -> None:
+    stages = tuple(
+        dataclasses.replace(
+            stage,
+            **{field.name: values[:1] for field in dataclasses.fields(stage)
+               if isinstance(values := getattr(stage, field.name), tuple)},
+        )
+        for stage in digits.space.stages
+    )  # fmt: skip
+    space = dataclasses.replace(digits.space, stages=stages)
+    assert space.genes == ()
+    study = Study(space, metrics=("accuracy", "flops"), sampler="surrogate", num_trials=3, num_epochs=2, seed=0)
+    asked = study.ask()
+    assert asked is not None
+    assert asked.genome == ()
+    assert study.ask() is None

@@ -45,10 +45,10 @@ def planned(
         alone: Architectures that other runs trained.
         ended: Trainings of this sample that ended before.
     """
+    numbers = {result.arch_id: round_and_trial(result.number)[1] for result in ended}
     costs = [space.cost(genome) for genome in genomes]
     archs = [space.decode(genome) for genome in genomes]
     drawn = {each.arch.id: each for each in alone if each.is_drawn}
-    begun = {result.arch_id for result in ended}
     logs = np.log([cost.flops for cost in costs])
     edges = np.linspace(logs.min(), logs.max(), _NUM_STRATA + 1)[1:-1]
     planned_ids = {arch.id for arch in archs}
@@ -62,10 +62,12 @@ def planned(
     for index, (genome, arch, cost) in enumerate(zip(genomes, archs, costs, strict=True)):
         own = drawn.get(arch.id)
         others = spare.get(int(np.searchsorted(edges, logs[index])), [])
-        if own is None and arch.id not in begun and others:
+        if own is None and arch.id not in numbers and others:
             members.append(_standing_in(others.pop(0), space))
             continue
         reused = () if own is None else own.accuracies
+        # one that stood in for another before, in a smaller sample, keeps the number of its trainings
+        index = numbers.get(arch.id, index)
         members.append(Member(index=index, genome=genome, arch=arch, cost=cost, reused=reused))
     return members
 

@@ -236,9 +236,9 @@ def _open_standalone(
     alone = run.standalone
     alone.refresh()
     if not alone.has_begun:
-        alone.begin({**experiment.manifest(seed=seed, num_trials=num_trainings), "data": identity.to_json()})
-        if run.lends_weights:
+        if run.lends_weights:  # first, since a folder with a manifest is taken to have them
             keep_lent(open_lent(run), alone, alone.init_path)
+        alone.begin({**experiment.manifest(seed=seed, num_trials=num_trainings), "data": identity.to_json()})
         return alone
     if (known := DataIdentity.of(alone.manifest)) is not None:
         known.check_same(identity, str(alone.path))

@@ -7,15 +7,13 @@ by epochs: epochs of a small data set have few steps, and an option among many i
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from cvt_nas.arch import ArchConfig
 from cvt_nas.config import Experiment
 from cvt_nas.data import Split
 from cvt_nas.engine.subnets import SubnetSampler
-from cvt_nas.space import Gene
 
 # Steps with the rarest option in the supernets of the CvT space whose ranks were measured with three seeds. They were
 # trained for 14 epochs of 12,000 images in batches of 64. See "How long to train a supernet" in docs/method.md.
@@ -84,7 +82,8 @@ def option_steps(experiment: Experiment, num_images: Mapping[Split, int]) -> Opt
     """Estimates the steps with each option by drawing steps as the training does.
 
     None if no supernet is trained, if the space has no choices, and for `da-nas`, which drops options on the way.
-    Options of blocks that a subnet lacks do not count. `sampling: front` is drawn as before it has learned anything.
+    Options without an effect on a subnet do not count, such as those of absent blocks. `sampling: front` is drawn as
+    before it has learned anything.
     """
     config = experiment.supernet
     if config is None or experiment.search.weights != "supernet" or config.epochs == 0 or not experiment.space.genes:
@@ -98,24 +97,25 @@ def option_steps(experiment: Experiment, num_images: Mapping[Split, int]) -> Opt
         # the middle one of equal groups of epochs
         epoch = int((math.floor(place * num_epochs) + 0.5) / num_epochs * config.epochs)
         subnets = sampler.draw(epoch, int(place * total) % steps_an_epoch)
-        for index, gene in enumerate(genes):
-            present = {subnet.genome[index] for subnet in subnets if _has(subnet.arch, gene)}
-            found[index][list(present)] += 1
+        drawn = [(subnet.genome, space.active(subnet.genome)) for subnet in subnets]
+        for index in range(len(genes)):
+            found[index][list({genome[index] for genome, active in drawn if active[index]})] += 1
     rarest: dict[str, RarestOption] = {}
     for gene, counts in zip(genes, found, strict=True):
         option = int(np.argmin(counts))
         steps = round(float(counts[option]) / _NUM_DRAWN * total)
         if gene.choice not in rarest or steps < rarest[gene.choice].steps:
             rarest[gene.choice] = RarestOption(gene=gene.name, option=str(gene.options[option]), steps=steps)
-    least = min(each.steps for each in rarest.values())
+    opening = cast(dict[str, float], config.opening)
+    opened = {choice: math.ceil(opening.get(choice, 0)) for choice in rarest}
+    enough_epochs = max(
+        opened[choice] + math.ceil(ENOUGH_STEPS / max(each.steps, 1) * max(config.epochs - opened[choice], 1))
+        for choice, each in rarest.items()
+    )
     return OptionSteps(
         epochs=config.epochs,
         steps=total,
         subnets=config.num_random + (2 if config.sandwich else 0),
         rarest=rarest,
-        enough_epochs=math.ceil(ENOUGH_STEPS / max(least, 1) * config.epochs),
+        enough_epochs=enough_epochs,
     )
-
-
-def _has(arch: ArchConfig, gene: Gene) -> bool:
-    return gene.block is None or gene.block < len(arch.stages[gene.stage].blocks)

@@ -75,7 +75,7 @@ class Surrogate:
         logs = log_costs(costs_of_sample)
         self._log_mean, self._log_sd = logs.mean(axis=0), np.maximum(logs.std(axis=0), 1e-9)
         with one_thread():
-            table = np.array(self._sample, dtype=int).reshape(-1, len(space.genes))
+            table = np.array(self._sample, dtype=int).reshape(len(self._sample), len(space.genes))
             self._believed = Believed(beliefs, space, table, costs_of_sample)
         self._num_initial = NUM_INITIAL // 2 if self._believed.tells_apart else NUM_INITIAL
         self._prior = prior_of([0 if gene.is_ordinal else len(gene.options) for gene in space.genes], num_epochs)
@@ -249,7 +249,7 @@ class Surrogate:
                 for position, gene in enumerate(self._space.genes)
                 for option in range(len(gene.options))
             }
-            better = max(sorted(neighbours), key=share)
+            better = max([best, *sorted(neighbours)], key=share)
             if share(better) <= share(best):
                 return best
             best = better
@@ -327,7 +327,7 @@ class Surrogate:
             costs: Costs of the genomes, if they are known already.
         """
         costs = [self._space.cost(genome) for genome in genomes] if costs is None else costs
-        table = np.array(genomes, dtype=int).reshape(-1, len(self._space.genes))
+        table = np.array(genomes, dtype=int).reshape(len(genomes), len(self._space.genes))
         columns, logs = [], (log_costs(costs) - self._log_mean) / self._log_sd
         for position, gene in enumerate(self._space.genes):
             if gene.is_ordinal:
