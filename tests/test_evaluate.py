@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -697,6 +698,40 @@ def test_images_come_from_a_pattern_or_a_table_and_any_export_answers_alike(
     assert main(["predict", str(model), "list.csv", "--to", "table.csv"]) == 0
     assert rows_of(tmp_path / "table.csv") == rows_of(tmp_path / "pattern.csv")
     assert len(rows_of(tmp_path / "table.csv")) == 2
+
+
+@pytest.mark.parametrize("name", ["path", "file", "filename", "name", "image"])
+def test_a_table_of_paths_alone_is_read(name: str, model: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(f"{name}\n{photos}/class1/0.png\n{photos}/class1/1.png\n")
+    found = predict(model, tmp_path / "list.csv", to=tmp_path / "p.csv", device="cpu")
+    assert (found.num_images, found.damaged) == (2, {})
+
+
+def test_images_in_linked_folders_and_links_that_lead_nowhere_have_rows(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "class1").symlink_to(photos / "class1")
+    (linked / "up").symlink_to(tmp_path)
+    (linked / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    said: list[str] = []
+    found = predict(model, linked, to=tmp_path / "p.csv", device="cpu", on_note=said.append)
+    assert found.num_images == len(list((photos / "class1").iterdir())) + 1
+    assert list(found.damaged) == [str(linked / "gone.png")]
+    assert any("a link that leads up to" in line for line in said)
+
+
+def test_a_name_with_a_line_separator_of_unicode_is_answered_once(model: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in ("a\x85b.png", "c\u2028d.png", 'e,"f.png'):
+        shutil.copy(photos / "class1" / "0.png", folder / name)
+    predict(model, folder, to=tmp_path / "p.csv", device="cpu")
+    whole = (tmp_path / "p.csv").read_bytes()
+    found = predict(model, folder, to=tmp_path / "p.csv", device="cpu", resume=True)
+    assert (found.num_images, found.num_known) == (3, 3)
+    assert (tmp_path / "p.csv").read_bytes() == whole
 
 
 @pytest.mark.parametrize(

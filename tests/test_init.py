@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from cvt_nas.cli import main
+from cvt_nas.cli.data import _name_of
 from cvt_nas.config import load_experiment, parse_experiment
 from cvt_nas.init.choosing import draft_around, draft_for, draft_like
 from cvt_nas.init.looking import DataLook, Host, look_at_data
@@ -140,6 +141,18 @@ def test_three_commands_lead_from_a_folder_to_an_exported_model(
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert main(["init", "my images"]) == 2
     assert "my_images.yaml: is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [("plants-1.5", "plants-1_5"), ("plants", "plants"), ("images.tar", "images"), ("hf:a/b", "hf_a_b")],
+)
+def test_a_name_is_made_from_the_whole_name_of_a_folder(data: str, name: str, tmp_path: Path) -> None:
+    if data.startswith("plants"):
+        (tmp_path / data).mkdir()
+    elif data.endswith(".tar"):
+        (tmp_path / data).touch()
+    assert _name_of(data if ":" in data else str(tmp_path / data)) == name
 
 
 def test_json_tells_what_was_seen_and_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,25 @@ def test_a_packed_folder_is_the_same_data_set_in_small_files(folder: Path, tmp_p
         assert np.abs(found_pixels - np.asarray(expected)).mean() < 6
 
 
+def test_a_small_jpeg_keeps_its_pixels_and_loses_what_it_tells_of_its_owner(folder: Path, tmp_path: Path) -> None:
+    small = folder / "train" / "a" / "small.jpg"
+    told = Image.Exif()
+    told[0x010E] = "secret place"
+    with Image.open(small) as image:
+        image.save(
+            small, quality=95, exif=told, comment=b"secret word", icc_profile=b"a profile of colours", dpi=(72, 72)
+        )
+    assert small.read_bytes().count(b"secret") == 2
+    with Image.open(small) as image:
+        pixels = np.asarray(image)
+    assert pack(folder, tmp_path / "packed", short_side=64).copied == 4
+    packed = tmp_path / "packed" / "train" / "a" / "small.jpg.jpg"
+    assert b"secret" not in packed.read_bytes()
+    with Image.open(packed) as image:
+        assert image.info["icc_profile"] == b"a profile of colours"
+        assert np.array_equal(np.asarray(image), pixels)
+
+
 def test_a_call_that_was_cut_off_is_gone_on_with_and_replaces_nothing(folder: Path, tmp_path: Path) -> None:
     to = tmp_path / "small"
     pack(folder, to, short_side=64)

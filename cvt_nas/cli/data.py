@@ -51,8 +51,9 @@ def init(options: argparse.Namespace) -> int:
 
 def _name_of(data: str) -> str:
     """A name for an experiment, made from the last part of a path, or from a name."""
-    stem = Path(data).resolve().name if Path(data).exists() else data
-    words = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(stem).stem).strip("_-")
+    place = Path(data).resolve()
+    stem = place.name if place.is_dir() else place.stem if place.exists() else data
+    words = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")
     return words or "search"
 
 
@@ -70,7 +71,8 @@ def pack(options: argparse.Namespace) -> int:
     write(
         f"{found.encoded:,} images encoded as JPEG of quality {QUALITY}, at most {options.short_side} pixels on the "
         f"shorter side, turned as their EXIF says, without metadata: a network sees slightly other pixels",
-        f"{found.copied:,} that were small JPEG files are the same bytes; {found.there:,} were there already",
+        f"{found.copied:,} that were small JPEG files keep their pixels, without metadata; {found.there:,} were there "
+        f"already",
         *([f"{len(found.damaged):,} that cannot be read are left out:"] if found.damaged else []),
         *(f"  {path}: {why}" for path, why in found.damaged.items()),
         f"{mib[0]:,.1f} MiB before, {mib[1]:,.1f} after: {options.to}",

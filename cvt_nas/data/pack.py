@@ -27,6 +27,7 @@ QUALITY = 90
 _SETTINGS = ".pack.json"  # hidden, so that it is no part of the data set
 _NUM_NAMED = 5
 _SECONDS_BETWEEN = 2.0
+_START_OF_SCAN, _COMMENT, _APPLICATION = 0xDA, 0xFE, 0xE0  # markers of JPEG segments
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +36,7 @@ class Packed:
 
     Args:
         encoded: Number of images that were decoded, shrunk if they were large, and encoded.
-        copied: Number of JPEG files that were small already and were copied.
+        copied: Number of JPEG files that were small already and were copied without metadata.
         there: Number of images that an earlier call has written.
         damaged: Path below the data set of each unreadable image, and what is wrong with it.
         bytes_before, bytes_after: Bytes of all files that could be read.
@@ -152,8 +153,9 @@ def _packed(path: Path, new: Path, short_side: int) -> str | DataError:
         image = read_image(path, "L" if header.mode in ("1", "L", "F") or header.mode.startswith("I") else "RGB")
     except DataError as error:
         return error
-    if header.format == "JPEG" and min(header.size) <= short_side and not header.turned and header.mode in ("L", "RGB"):
-        _write(new, path.read_bytes())
+    is_small = header.format == "JPEG" and min(header.size) <= short_side and header.mode in ("L", "RGB")
+    if is_small and not header.turned and (content := without_metadata(path.read_bytes())) is not None:
+        _write(new, content)
         return "copied"
     assert isinstance(image, Image.Image), "arrays were refused"
     width, height = image.size
@@ -166,6 +168,28 @@ def _packed(path: Path, new: Path, short_side: int) -> str | DataError:
     Image.fromarray(np.array(image)).save(content, "JPEG", quality=QUALITY)  # without its metadata
     _write(new, content.getvalue())
     return "encoded"
+
+
+def without_metadata(content: bytes) -> bytes | None:
+    """A JPEG file with the same pixels and without EXIF, comments and the like. None if it is built in another way.
+
+    What decoding needs stays: of the application segments, those of JFIF, Adobe's transform and the colour profile.
+
+    Source: ITU-T T.81, annex B, for the segments.
+    """
+    kept, at = [content[:2]], 2
+    while content[at : at + 1] == b"\xff" and at + 4 <= len(content):
+        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+        if marker == _START_OF_SCAN:
+            return b"".join([*kept, content[at:]])
+        if length < 2 or not 0xC0 <= marker < 0xFF:
+            return None
+        segment = content[at : at + 2 + length]
+        is_extra = marker == _COMMENT or marker & 0xF0 == _APPLICATION
+        if not is_extra or segment[4:].startswith((b"JFIF\0", b"Adobe", b"ICC_PROFILE\0")):
+            kept.append(segment)
+        at += len(segment)
+    return None
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 from cvt_nas.arch import ArchConfig, ImageSize
 from cvt_nas.config import TrainingConfig
 from cvt_nas.data.images import Preprocessing
+from cvt_nas.data.kinds.table import read_table
 from cvt_nas.data.reading import read_pixels
 from cvt_nas.data.sources import Mode, mode_of
 from cvt_nas.data.transforms import EvalTransform
-from cvt_nas.data.tree import is_hidden, is_image
+from cvt_nas.data.tree import is_image, itself_and_above, walk
 from cvt_nas.engine import logits_of
 from cvt_nas.engine.network import Network, check_program, open_network
 from cvt_nas.errors import DataError, ResourceError
@@ -95,7 +97,7 @@ def predict(
     names, note = _class_names(network)
     if note is not None:
         say(note)
-    paths = _paths(images)
+    paths = _paths(images, say)
     top = min(top, len(names))
     header = ["path", "error", *(f"{what}_{rank + 1}" for rank in range(top) for what in ("class", "probability"))]
     known = _known(to, header, resume=resume)
@@ -145,15 +147,19 @@ def _class_names(network: Network) -> tuple[tuple[str, ...], str | None]:
     )
 
 
-def _paths(images: str | Path) -> list[str]:
+def _paths(images: str | Path, say: Callable[[str], None]) -> list[str]:
     """The paths of a folder, a file, a pattern or a table. They are sorted by name, or in the order of the table."""
     place = Path(images)
     if place.is_dir():
+        odd = list[str]()
         found = sorted(
-            str(path)
-            for path in place.rglob("*")
-            if is_image(path.name) and path.is_file() and not any(map(is_hidden, path.relative_to(place).parts))
+            str(Path(folder) / name)
+            for folder, names in walk(place, itself_and_above(place.absolute().parent), odd)
+            for name in names
+            if is_image(name)
         )
+        for line in odd:
+            say(line)
     elif place.suffix.lower() in (".csv", ".tsv"):
         found = _of_table(place)
     else:
@@ -164,12 +170,7 @@ def _paths(images: str | Path) -> list[str]:
 
 
 def _of_table(table: Path) -> list[str]:
-    import pandas as pd
-
-    try:
-        frame = pd.read_csv(table, dtype=str, sep=None, engine="python", encoding="utf-8-sig", keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{table}: cannot be read: {error}") from error
+    frame = read_table(table)
     by_name = {str(name).strip().lower(): name for name in frame.columns}
     column = next((by_name[name] for name in _COLUMN if name in by_name), None)
     if column is None:
@@ -185,7 +186,7 @@ def _known(to: Path, header: Sequence[str], *, resume: bool) -> set[str]:
         raise DataError(f"{to}: is there already; go on with it by --resume, or write elsewhere by --to")
     text = to.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
-    rows = list(csv.reader(whole.splitlines(keepends=True)))
+    rows = list(csv.reader(io.StringIO(whole, newline="")))  # splitlines would split at more than a writer quotes
     if not rows:
         to.unlink()
         return set()

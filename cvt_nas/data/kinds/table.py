@@ -60,7 +60,7 @@ def find(config: DataConfig, root: Path, *, on_note: Callable[[str], None] | Non
         DataError: The table cannot be read, its columns are ambiguous, or rows contradict each other.
     """
     del on_note
-    frame = _read_table(root)
+    frame = read_table(root)
     columns = _columns_of(frame, config, root)
     paths = _paths(frame[columns.image], root)
     labels = _labels_in(frame, columns.label, config, root)
@@ -81,7 +81,7 @@ def find(config: DataConfig, root: Path, *, on_note: Callable[[str], None] | Non
     )
 
 
-def _read_table(path: Path) -> "pd.DataFrame":
+def read_table(path: Path) -> "pd.DataFrame":
     """Reads the rows of a table. Values of CSV and TSV files stay text.
 
     Raises:
