@@ -33,6 +33,7 @@ from cvt_nas.propose.asha import Decision
 from cvt_nas.propose.simulation import Outcome, Search
 from cvt_nas.propose.study import Proposal
 from cvt_nas.results import hypervolume
+from cvt_nas.results.rungs import rung_epochs
 
 METRICS = ("accuracy", "flops")
 
@@ -411,3 +412,33 @@ def test_a_mistake_of_a_comparison_is_one_line(
 ) -> None:
     assert main(["bench", "--table", str(table_file), "--budget", "10", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_rungs_that_cannot_be_are_refused_by_the_verb(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--table", "cvt-bench-colour", "--budget", "16", "--reduction-factor", "1"])
+    assert "argument --reduction-factor: got '1', must be at least 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--reduction-factor", "2"], "--reduction-factor: has no effect: the scheduler is none"),
+        (["--scheduler", "asha", "--grace-period", "20"],
+         "--grace-period: has no effect: a training of 8 epochs ends before the first rung"),
+        (["--scheduler", "asha", "--grace-period", "2"], None),
+    ],
+)  # fmt: skip
+def test_settings_of_rungs_without_effect_are_named(
+    words: list[str], said: str | None, capsys: pytest.CaptureFixture
+) -> None:
+    call = ["bench", "--table", "cvt-bench-colour", "--searcher", "random", "--budget", "16", "--seeds", "1"]
+    assert main([*call, *words]) == 0
+    found = capsys.readouterr()
+    assert (said in found.err) if said else ("no effect" not in found.err)
+    assert "    12.5%" in found.out
+
+
+def test_rungs_that_would_never_end_are_refused() -> None:
+    with pytest.raises(ValueError, match="reduction factor 1: at least 1 and 2"):
+        rung_epochs(8, grace_period=1, reduction_factor=1)

@@ -289,21 +289,28 @@ def build_parser() -> argparse.ArgumentParser:
         "--table", required=True, type=Path, metavar="FILE",
         help=f"CSV or parquet, or a ready one: {', '.join(ready_tables())}",
     )  # fmt: skip
-    bench.add_argument("--objectives", type=_list, default=["accuracy", "flops"], metavar="LIST")
+    bench.add_argument(
+        "--objectives", type=_list, default=["accuracy", "flops"], metavar="LIST", help="accuracy,flops if absent"
+    )
     bench.add_argument(
         "--searcher", type=_list, default=["surrogate", "tpe", "nsga2", "random"], metavar="LIST",
-        help="surrogate, tpe, nsga2, gp, random; optuna-NAME is Optuna's as it ships",
+        help="surrogate, tpe, nsga2, gp, random; optuna-NAME is Optuna's as it ships; surrogate,tpe,nsga2,random if "
+             "absent",
     )  # fmt: skip
     bench.add_argument(
         "--scheduler", type=_list, default=["none"], metavar="LIST",
-        help="freeze-thaw, pareto-asha, asha, none; pareto-asha:stop decides for good at a rung",
+        help="freeze-thaw, pareto-asha, asha, none; pareto-asha:stop decides for good at a rung; none if absent",
     )  # fmt: skip
     bench.add_argument("--budget", type=_positive, required=True, metavar="EPOCHS", help="of each search")
-    bench.add_argument("--workers", type=_positive, default=4, metavar="N", help="trials side by side; simulated")
-    bench.add_argument("--seeds", type=_positive, default=10, metavar="N")
-    bench.add_argument("--first-seed", type=_whole, default=0, metavar="N")
-    bench.add_argument("--grace-period", type=_positive, default=1, metavar="EPOCHS", help="of the first rung")
-    bench.add_argument("--reduction-factor", type=_positive, default=3, metavar="N")
+    bench.add_argument(
+        "--workers", type=_positive, default=4, metavar="N", help="trials side by side, simulated; 4 if absent"
+    )
+    bench.add_argument("--seeds", type=_positive, default=10, metavar="N", help="searches by each method; 10 if absent")
+    bench.add_argument("--first-seed", type=_whole, default=0, metavar="N", help="0 if absent")
+    bench.add_argument("--grace-period", type=_positive, metavar="EPOCHS", help="of the first rung; 1 if absent")
+    bench.add_argument(
+        "--reduction-factor", type=_above_1, metavar="N", help="ratio of the epochs of rungs; 3 if absent"
+    )
     bench.add_argument("--processes", type=_positive, default=1, metavar="N", help="searches at the same time")
     bench.add_argument("--plot", type=Path, metavar="FILE", help="HTML page of hypervolume over epochs")
     _add_json(bench)
@@ -364,6 +371,12 @@ def _seed(text: str) -> int:
 def _positive(text: str) -> int:
     if _whole(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, must be at least 1")
+    return int(text)
+
+
+def _above_1(text: str) -> int:
+    if _whole(text) < 2:
+        raise argparse.ArgumentTypeError(f"got {text!r}, must be at least 2")
     return int(text)
 
 

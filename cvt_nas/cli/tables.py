@@ -3,8 +3,9 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 
-from cvt_nas.cli.output import write
+from cvt_nas.cli.output import print_note, write
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -14,13 +15,11 @@ def bench(options: argparse.Namespace) -> int:
     metrics = bench.metrics_of(options.objectives)
     methods = bench.methods_of(options.searcher, options.scheduler)
     table = bench.load_table(options.table)
-    settings = bench.Settings(
-        metrics=metrics,
-        budget=options.budget,
-        num_workers=options.workers,
-        grace_period=options.grace_period,
-        reduction_factor=options.reduction_factor,
-    )
+    rungs = {name: given for name in ("grace_period", "reduction_factor") if (given := getattr(options, name))}
+    settings = bench.Settings(metrics=metrics, budget=options.budget, num_workers=options.workers, **rungs)
+    if why := _why_idle(options.scheduler, table.num_epochs, settings.grace_period):
+        for name in rungs:
+            print_note(f"--{name.replace('_', '-')}: has no effect: {why}")
     if options.plot is not None and not options.plot.parent.is_dir():  # it is written after hours
         raise TableError(f"--plot {options.plot}: cannot be written: there is no folder {options.plot.parent}")
     seeds = range(options.first_seed, options.first_seed + options.seeds)
@@ -36,8 +35,19 @@ def bench(options: argparse.Namespace) -> int:
         write(json.dumps({"table": str(options.table), "objectives": list(metrics), **summary}))
         return 0
     write(f"{'hypervolume after a share of the budget, mean of the seeds':40}")
-    write(f"{'':32}" + "".join(f"{float(f):>9.0%}" for f in next(iter(summary["methods"].values()))["hypervolume"]))
+    write(
+        f"{'':32}" + "".join(f"{100 * float(f):>8g}%" for f in next(iter(summary["methods"].values()))["hypervolume"])
+    )
     for name, found in summary["methods"].items():
         means = [sum(values) / len(values) for values in found["hypervolume"].values()]
         write(f"{name:32}" + "".join(f"{mean:9.4f}" for mean in means))
     return 0
+
+
+def _why_idle(schedulers: Sequence[str], num_epochs: int, grace_period: int) -> str | None:
+    """Why the settings of rungs have no effect. None if they have."""
+    if not any(name.partition(":")[0] in ("pareto-asha", "asha") for name in schedulers):
+        return f"the scheduler is {', '.join(schedulers)}"
+    if num_epochs <= grace_period:
+        return f"a training of {num_epochs} epochs ends before the first rung"
+    return None

@@ -23,6 +23,8 @@ def rung_epochs(
     Args:
         also_late: Whether rungs go on up to the end, as in early versions of this tool.
     """
+    if grace_period < 1 or reduction_factor < 2:
+        raise ValueError(f"grace period {grace_period}, reduction factor {reduction_factor}: at least 1 and 2")
     epochs, epoch = [], grace_period
     while epoch < max_epochs and (also_late or not epochs or epoch * reduction_factor <= max_epochs):
         epochs.append(epoch)
