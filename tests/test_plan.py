@@ -4,6 +4,9 @@ import dataclasses
 import itertools
 import json
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from cvt_nas.engine import TrainingSetup
 from cvt_nas.engine.footprint import Footprint, footprint
 from cvt_nas.engine.speed import measure_loader, measure_supernet, measure_training
 from cvt_nas.model import CvT
+from cvt_nas.plan import measuring
 from cvt_nas.plan.forecast import fit_to_hours, plan_search
 from cvt_nas.plan.machine import Machine, three_networks
 from cvt_nas.plan.measuring import state_machine
@@ -388,3 +392,38 @@ def test_the_page_of_a_run_tells_what_was_expected(tmp_path: Path, plan: Any, to
 def test_gpus_that_are_not_here_cannot_be_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(plan_line(tmp_path, "--gpus", "8")) == 2
     assert "--gpus 8: this machine has none to measure on; give --images-per-second" in capsys.readouterr().err
+
+
+def test_a_measurement_that_does_not_end_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measuring, "_MOST_SECONDS", 0.0)
+    (tmp_path / "small.yaml").write_text(small_digits())
+    assert main(["plan", "--space", str(tmp_path / "small.yaml"), "--gpus", "0", "--cpus", "1"]) == 2
+    assert "the speed of this machine was not measured: a process was killed, or took more than 0 s" in (
+        capsys.readouterr().err
+    )
+
+
+_MEASURING = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from cvt_nas.plan.measuring import _begin
+with ProcessPoolExecutor(2, initializer=_begin, initargs=(0, os.getpid(), 600.0)) as pool:
+    running = [pool.submit(time.sleep, 600) for _ in range(2)]
+    print(*pool._processes, flush=True)
+    running[0].result()
+"""
+
+
+def test_processes_that_measure_end_with_a_parent_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", _MEASURING], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        children = [Path("/proc") / pid for pid in parent.stdout.readline().split()]
+        assert len(children) == 2
+        assert all(child.exists() for child in children)
+        parent.kill()
+    ends = time.monotonic() + 60
+    while any(child.exists() for child in children) and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert not any(child.exists() for child in children)

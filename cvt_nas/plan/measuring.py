@@ -2,11 +2,14 @@
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +33,7 @@ from cvt_nas.space import Genome
 
 SECONDS = 2.0  # per measurement
 QUICK_SECONDS = 0.4  # at the beginning of a search
+_MOST_SECONDS = 300.0  # of a whole measurement on CPUs; under load it takes 30 s
 _MOST_SLOTS = 16  # slots that are measured at once
 _FORWARD_SHARE = 1 / 3  # of a training step, forward and backward; Kaplan et al. 2020, arXiv:2001.08361, section 2.1
 _CPUS_OF_GPU = 16  # CPUs per GPU of machines that are for rent
@@ -100,17 +104,40 @@ def measure_cpus(
 
     The processes are forked, so that they need not import torch. In a Ray worker, that import takes longer than the
     measurement. They have the same niceness as Ray workers.
+
+    Raises:
+        ResourceError: A process was killed, or took more than `_MOST_SECONDS`.
     """
     number, genomes = min(resources.num_slots, _MOST_SLOTS), three_networks(experiment)
     tasks = _tasks(experiment, genomes, setup, resources, seconds, teacher, number)
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    nice = {"initializer": os.nice, "initargs": (worker_niceness(),)}
-    with warnings.catch_warnings(), ProcessPoolExecutor(number, mp_context=context, **nice) as pool:
+    begin = {"initializer": _begin, "initargs": (worker_niceness(), os.getpid(), _MOST_SECONDS)}
+    with warnings.catch_warnings(), ProcessPoolExecutor(number, mp_context=context, **begin) as pool:
         warnings.simplefilter("ignore", DeprecationWarning)  # about a fork beside threads, whose locks it does not hold
         running = [pool.submit(_measure, *task) for task in tasks]
-        slots = [each.result() for each in running]
+        try:
+            slots = [each.result() for each in running]
+        except BrokenProcessPool as error:
+            raise ResourceError(
+                f"the speed of this machine was not measured: a process was killed, or took more than "
+                f"{_MOST_SECONDS:g} s because the CPUs are busy"
+            ) from error
     start = _WORKER_CPU_SECONDS * _mean([slot.waiting for slot in slots])
     return Measured(genomes=genomes, slots=slots, worker_start=start)
+
+
+def _begin(niceness: int, parent: int, most_seconds: float) -> None:
+    """Lowers the priority of a process, which ends with its parent or after `most_seconds`."""
+    os.nice(niceness)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the handlers of a search
+    deadline = time.monotonic() + most_seconds
+
+    def watch() -> None:
+        while os.getppid() == parent and time.monotonic() < deadline:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def measure_workers(

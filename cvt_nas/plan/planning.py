@@ -188,7 +188,7 @@ def plan_of_search(
             is_quick=True,
             begun=begun,
         )
-    except (CvtNasError, RuntimeError, WorkersFailedError) as error:  # a killed process raises RuntimeError
+    except (CvtNasError, RuntimeError, WorkersFailedError) as error:
         if on_note is not None:
             on_note(f"how long the search will take cannot be told: {first_line(error)}")
         return None
