@@ -708,7 +708,7 @@ def test_a_table_of_paths_alone_is_read(name: str, model: Path, photos: Path, tm
 
 
 def test_images_in_linked_folders_and_links_that_lead_nowhere_have_rows(
-    model: Path, photos: Path, tmp_path: Path
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     linked = tmp_path / "linked"
     linked.mkdir()
@@ -720,6 +720,10 @@ def test_images_in_linked_folders_and_links_that_lead_nowhere_have_rows(
     assert found.num_images == len(list((photos / "class1").iterdir())) + 1
     assert list(found.damaged) == [str(linked / "gone.png")]
     assert any("a link that leads up to" in line for line in said)
+    below = linked / "class1" / "below"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    assert predict(model, "..", to=tmp_path / "up.csv", device="cpu").num_images == found.num_images - 1
 
 
 def test_a_name_with_a_line_separator_of_unicode_is_answered_once(model: Path, photos: Path, tmp_path: Path) -> None:

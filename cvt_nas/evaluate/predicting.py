@@ -21,7 +21,7 @@ from cvt_nas.data.kinds.table import read_table
 from cvt_nas.data.reading import read_pixels
 from cvt_nas.data.sources import Mode, mode_of
 from cvt_nas.data.transforms import EvalTransform
-from cvt_nas.data.tree import is_image, itself_and_above, walk
+from cvt_nas.data.tree import is_image, itself_and_above, mark_of, walk
 from cvt_nas.engine import logits_of
 from cvt_nas.engine.network import Network, check_program, open_network
 from cvt_nas.errors import DataError, ResourceError
@@ -151,12 +151,9 @@ def _paths(images: str | Path, say: Callable[[str], None]) -> list[str]:
     """The paths of a folder, a file, a pattern or a table. They are sorted by name, or in the order of the table."""
     place = Path(images)
     if place.is_dir():
-        odd = list[str]()
+        odd, above = list[str](), itself_and_above(place) - {mark_of(place)}
         found = sorted(
-            str(Path(folder) / name)
-            for folder, names in walk(place, itself_and_above(place.absolute().parent), odd)
-            for name in names
-            if is_image(name)
+            str(Path(folder) / name) for folder, names in walk(place, above, odd) for name in names if is_image(name)
         )
         for line in odd:
             say(line)
