@@ -229,6 +229,7 @@ def test_an_evaluation_that_is_killed_before_it_begins_still_begins_with_the_wei
     run = RunFolder.create(tmp_path / "run", small.manifest(seed=0, num_trials=2))
     keep_lent(lent, run, run.init_path)
     identity = TrainingSetup.of(small, run=run, data=None).checked(run).identity
+    assert identity is not None
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt

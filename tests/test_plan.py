@@ -4,9 +4,6 @@ import dataclasses
 import itertools
 import json
 import random
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -403,27 +400,3 @@ def test_a_measurement_that_does_not_end_is_given_up(
     assert "the speed of this machine was not measured: a process was killed, or took more than 0 s" in (
         capsys.readouterr().err
     )
-
-
-_MEASURING = """
-import os, time
-from concurrent.futures import ProcessPoolExecutor
-from cvt_nas.plan.measuring import _begin
-with ProcessPoolExecutor(2, initializer=_begin, initargs=(0, os.getpid(), 600.0)) as pool:
-    running = [pool.submit(time.sleep, 600) for _ in range(2)]
-    print(*pool._processes, flush=True)
-    running[0].result()
-"""
-
-
-def test_processes_that_measure_end_with_a_parent_that_is_killed() -> None:
-    with subprocess.Popen([sys.executable, "-c", _MEASURING], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        children = [Path("/proc") / pid for pid in parent.stdout.readline().split()]
-        assert len(children) == 2
-        assert all(child.exists() for child in children)
-        parent.kill()
-    ends = time.monotonic() + 60
-    while any(child.exists() for child in children) and time.monotonic() < ends:
-        time.sleep(0.1)
-    assert not any(child.exists() for child in children)

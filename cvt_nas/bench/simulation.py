@@ -1,5 +1,6 @@
 """Runs searches on a table, on a simulated clock, and measures the quality of their results."""
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from cvt_nas.bench.methods import SearchMethod, Settings
 from cvt_nas.bench.table import Table
 from cvt_nas.errors import TableError
+from cvt_nas.processes import end_with_parent
 from cvt_nas.propose.simulation import Asked, run_clock
 from cvt_nas.propose.study import Proposal
 from cvt_nas.results import hypervolume, is_non_dominated
@@ -109,7 +111,7 @@ def run_all(
         yield from (_run_one(table, settings, method, seed) for method, seed in tasks)
         return
     with ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=_hold, initargs=(table, settings)
+        processes, mp_context=get_context("spawn"), initializer=_hold, initargs=(table, settings, os.getpid())
     ) as pool:
         yield from pool.map(_run, tasks)
 
@@ -117,7 +119,8 @@ def run_all(
 _held: list[Any] = []
 
 
-def _hold(table: Table, settings: Settings) -> None:
+def _hold(table: Table, settings: Settings, parent: int) -> None:
+    end_with_parent(parent)
     _held[:] = [table, settings]
 
 

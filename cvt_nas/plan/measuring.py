@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from cvt_nas.launch.resources import Resources, check_gpus_per_trial, slots_of
 from cvt_nas.launch.tasks import on_devices
 from cvt_nas.model import CvT
 from cvt_nas.plan.machine import Machine, Name, NetworkSpeed, three_networks
+from cvt_nas.processes import end_with_parent
 from cvt_nas.space import Genome
 
 SECONDS = 2.0  # per measurement
@@ -130,14 +130,7 @@ def _begin(niceness: int, parent: int, most_seconds: float) -> None:
     """Lowers the priority of a process, which ends with its parent or after `most_seconds`."""
     os.nice(niceness)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the handlers of a search
-    deadline = time.monotonic() + most_seconds
-
-    def watch() -> None:
-        while os.getppid() == parent and time.monotonic() < deadline:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent(parent, most_seconds=most_seconds)
 
 
 def measure_workers(
