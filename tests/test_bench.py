@@ -213,11 +213,13 @@ class TestAsAProblemOfOptunaHub:
         assert 0.5 < problem.share_of_hypervolume(every[:3]) < 1.0
         assert problem.share_of_hypervolume([]) == 0.0
 
-    def test_an_unknown_objective_and_a_negative_seed_are_refused(self, cvt_bench: Any) -> None:
+    def test_an_unknown_objective_or_table_and_a_negative_seed_are_refused(self, cvt_bench: Any) -> None:
         with pytest.raises(ValueError, match="objectives: got latency, must be accuracy, params, flops"):
             cvt_bench.CvTBench(("accuracy", "latency"))
         with pytest.raises(ValueError, match="seed: got -1, must be None or a whole number from 0"):
             cvt_bench.CvTBench(seed=-1)
+        with pytest.raises(ValueError, match="table: got .mine.parquet., must be cvt-bench"):
+            cvt_bench.CvTBench(table="mine.parquet")
 
 
 @pytest.mark.parametrize(

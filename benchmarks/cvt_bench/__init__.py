@@ -31,7 +31,7 @@ class CvTBench(BaseProblem):
         table: The name of a ready table.
 
     Raises:
-        ValueError: An objective is unknown, or the seed is below 0.
+        ValueError: An objective or the table is unknown, or the seed is below 0.
     """
 
     def __init__(
@@ -45,6 +45,8 @@ class CvTBench(BaseProblem):
             raise ValueError(f"objectives: got {', '.join(wrong)}, must be {', '.join(get_args(Objective))}")
         if seed is not None and seed < 0:
             raise ValueError(f"seed: got {seed}, must be None or a whole number from 0")
+        if table not in ready_tables():
+            raise ValueError(f"table: got {table!r}, must be {', '.join(ready_tables())}")
         self.table = load_table(table)
         space = load_experiment(ready_tables()[table].with_suffix(".yaml")).space
         self.objectives, self._seed = tuple(objectives), seed

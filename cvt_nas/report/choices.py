@@ -27,8 +27,8 @@ def importance_frame(run: RunFolder, choices: pd.DataFrame, *, seed: int = 0) ->
     `distances_to_front`). `accuracy` and `distance` are computed by fANOVA, which explains the variance over all
     trials. `accuracy_top` and `distance_top` are computed by PED-ANOVA, which compares the best quarter of the trials
     with all trials. Where a choice has no effect, such as that of an absent block, one of its options is drawn at
-    random, so that the choice does not stand for depth. The table is empty if fewer than `MIN_TRIALS`
-    trials are complete.
+    random, so that the choice does not stand for depth. The table is empty if fewer than `MIN_TRIALS` trials are
+    complete.
 
     Source: Hutter et al. 2014, An efficient approach for assessing hyperparameter importance; Watanabe et al. 2023,
     arXiv:2304.10255.
