@@ -3,7 +3,8 @@
 The perfect ranker knows the expected accuracy of each architecture, and is scored against the mean of some noisy seeds.
 Noise and expected accuracies are drawn like those of the networks of the CvT table that have three seeds: normal ones
 of their standard deviations, or their own residuals and their own means, shrunk by what of their spread is noise.
-First come the ceilings of the four tables, with 95 % intervals by a bootstrap over networks.
+First come the ceilings of the four tables, over all networks and within bins of FLOPs, with 95 % intervals by a
+bootstrap over networks.
 
     OMP_NUM_THREADS=1 python benchmarks/ceiling.py
 """
@@ -18,6 +19,7 @@ import pandas as pd
 from scipy.stats import kendalltau
 
 from cvt_nas.results import ceiling_of_mean
+from cvt_nas.results.telling import bins_of
 
 TABLES, NUM_IMAGES = Path(__file__).parent / "tables", 12_000
 NUM_SEEDS = {"cvt-bench": 3, "cvt-bench-strides": 2, "cvt-bench-blocks": 2, "cvt-bench-colour": 2}
@@ -29,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     for name in NUM_SEEDS:
         tell_ceiling(name)
-    accuracies, rng = seeds_of("cvt-bench"), np.random.default_rng(0)
+    (accuracies, _), rng = seeds_of("cvt-bench"), np.random.default_rng(0)
     means = accuracies.mean(axis=1)
     residuals = (accuracies - means[:, None]).ravel() * np.sqrt(3 / 2)
     noise, spread = residuals.std(), means.var(ddof=1)
@@ -60,21 +62,34 @@ def main() -> None:
 
 
 def tell_ceiling(name: str, repeats: int = 1_000) -> None:
-    accuracies, rng = seeds_of(name), np.random.default_rng(0)
-    draws = rng.integers(len(accuracies), size=(repeats, len(accuracies)))
-    pairs = [between_seeds(of) for of in (accuracies, *accuracies[draws])]
-    ceiling, *ceilings = (float(ceiling_of_mean(pair, NUM_SEEDS[name])) for pair in pairs)
-    low, high = np.nanquantile(ceilings, (0.025, 0.975))
-    interval = f"({low:.2f} to {high:.2f})"
-    print(f"{name}: {accuracies.shape}, one seed with another {pairs[0]:.4f}, ceiling {ceiling:.4f} {interval}")
+    accuracies, flops = seeds_of(name)
+    drawn = np.random.default_rng(0).integers(len(flops), size=(repeats, len(flops)))
+    for where, bins in (("", lambda costs: [np.arange(len(costs))]), (" within bins of FLOPs", bins_of)):
+        pairs = [
+            float(np.nanmean([
+                between_seeds(accuracies[rows[members]]) for members in bins(flops[rows]) if len(members) > 1
+            ]))
+            for rows in (np.arange(len(flops)), *drawn)
+        ]  # fmt: skip
+        ceiling, *ceilings = (float(ceiling_of_mean(pair, NUM_SEEDS[name])) for pair in pairs)
+        low, high = np.nanquantile(ceilings, (0.025, 0.975))
+        print(
+            f"{name}{where}: {accuracies.shape}, one seed with another {pairs[0]:.4f}, ceiling {ceiling:.4f} "
+            f"({low:.2f} to {high:.2f})"
+        )
 
 
-def seeds_of(name: str) -> np.ndarray:
-    """Accuracies after 8 epochs of the networks of a table with all seeds, `(archs, seeds)`."""
+def seeds_of(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of the networks of a table with all seeds, accuracies after 8 epochs, `(archs, seeds)`, and FLOPs."""
     table = pd.read_parquet(TABLES / f"{name}.parquet")
     genes = [column for column in table.columns if column[0] in "gc" and column[1:].isdigit()]
-    found = table.sort_values(by="seed").groupby(genes)["acc_8"].apply(list)
-    return np.array([seeds for seeds in found if len(seeds) == NUM_SEEDS[name]])
+    grouped = table.sort_values(by="seed").groupby(genes)
+    found = [
+        (seeds, flops)
+        for seeds, flops in zip(grouped["acc_8"].apply(list), grouped["flops"].first(), strict=True)
+        if len(seeds) == NUM_SEEDS[name]
+    ]
+    return np.array([seeds for seeds, _ in found]), np.array([flops for _, flops in found])
 
 
 def between_seeds(accuracies: np.ndarray) -> float:
