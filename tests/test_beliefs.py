@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,13 +43,20 @@ def believed_of(beliefs: Beliefs, space: SearchSpace, genomes: list[Genome]) -> 
     return Believed(beliefs, space, table, costs)(table, costs)
 
 
+def each_with(space: SearchSpace, **changed: Any) -> SearchSpace:
+    """`space` with the same changes of every stage."""
+    return dataclasses.replace(space, stages=tuple(dataclasses.replace(stage, **changed) for stage in space.stages))
+
+
 def test_choices_have_the_names_and_values_of_genes(digits: Experiment) -> None:
-    by_blocks = [dataclasses.replace(stage, per_block=frozenset({"kv_stride"})) for stage in digits.space.stages]
-    for space in (digits.space, dataclasses.replace(digits.space, stages=tuple(by_blocks))):
+    by_blocks = {"per_block": frozenset({"kv_stride", "projection"})}
+    with_linear = {"projection": ("linear", "dw_bn")}
+    for changed in ({}, by_blocks, with_linear, by_blocks | with_linear):
+        space = each_with(digits.space, **changed)
         for genome in genomes_of(space, 30):
             choices = choices_of(space.decode(genome))
-            for gene, index in zip(space.genes, genome, strict=True):
-                assert choices.get(gene.name, gene.options[0]) == gene.options[index]  # 0 of blocks that are absent
+            for gene, index, is_active in zip(space.genes, genome, space.active(genome), strict=True):
+                assert choices.get(gene.name) == (gene.options[index] if is_active else None)
 
 
 def test_an_earlier_run_tells_of_networks_that_it_has_not_trained(digits: Experiment) -> None:
@@ -58,6 +66,20 @@ def test_an_earlier_run_tells_of_networks_that_it_has_not_trained(digits: Experi
     assert believed.shape == (len(genomes), 1)
     truth = [accuracy_of(digits, genome) for genome in genomes[60:]]
     assert np.corrcoef(believed[60:, 0], truth)[0, 1] > 0.9
+
+
+def test_a_choice_of_an_absent_block_does_not_count_as_its_first_option(digits: Experiment) -> None:
+    space = each_with(digits.space, per_block=frozenset({"kv_stride"}), kv_stride=(1, 2, 4))
+    run = run_of(dataclasses.replace(digits, space=space), genomes_of(space, 60))
+    later = dataclasses.replace(space.stages[-1], kv_stride=space.stages[-1].kv_stride[1:])
+    narrower = dataclasses.replace(space, stages=(*space.stages[:-1], later))
+    genomes = genomes_of(narrower, 60, seed=1)
+    archs = [narrower.decode(genome) for genome in genomes]
+    assert any(len(arch.stages[-1].blocks) < max(later.depth) for arch in archs)
+    there, here = (
+        believed_of(Beliefs(runs=(run,)), each, [each.encode(arch) for arch in archs]) for each in (narrower, space)
+    )
+    np.testing.assert_allclose(there, here)
 
 
 def test_a_run_in_another_space_is_matched_by_values(digits: Experiment) -> None:
@@ -123,8 +145,7 @@ def test_priors_tell_nothing_that_follows_from_costs(digits: Experiment) -> None
 
 
 def test_priors_of_a_block_count_where_there_is_such_a_block(digits: Experiment) -> None:
-    by_blocks = [dataclasses.replace(stage, per_block=frozenset({"kv_stride"})) for stage in digits.space.stages]
-    space = dataclasses.replace(digits.space, stages=tuple(by_blocks))
+    space = each_with(digits.space, per_block=frozenset({"kv_stride"}))
     gene = next(gene for gene in space.genes if gene.block == 1)
     place, depth = (
         space.genes.index(gene),
@@ -138,8 +159,7 @@ def test_priors_of_a_block_count_where_there_is_such_a_block(digits: Experiment)
 
 
 def test_priors_of_strides_and_kernels_do_not_count_for_linear_projections(digits: Experiment) -> None:
-    stages = [dataclasses.replace(stage, projection=("linear", "dw_bn")) for stage in digits.space.stages]
-    space = dataclasses.replace(digits.space, stages=tuple(stages))
+    space = each_with(digits.space, projection=("linear", "dw_bn"))
     stride = next(gene for gene in space.genes if gene.choice == "kv_stride")
     place, projection = (
         next(place for place, gene in enumerate(space.genes) if (gene.stage, gene.choice) == (stride.stage, choice))

@@ -74,6 +74,7 @@ def test_a_narrowed_space_holds_the_networks_of_the_whole_one_that_have_only_wha
         assert space.encode(arch) == genome == space.canonical(genome)
         assert space.cost(genome) == cost_of(arch)
         assert len(space.active(genome)) == len(space.genes)
+        assert space.active_rows(np.array([genome], dtype=int)).tolist() == [list(space.active(genome))]
         assert not any(option for option, is_active in zip(genome, space.active(genome), strict=True) if not is_active)
     drawn = np.array([space.sample(random.Random(number)) for number in range(20)]).reshape(20, -1)
     assert space.costs_of(drawn) == {

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from cvt_nas.arch import Cost
 from cvt_nas.errors import TableError
@@ -73,6 +73,10 @@ class Table:
 
     def cost(self, genome: Sequence[int]) -> Cost:
         return self.costs[self.rows[self.canonical(genome)]]
+
+    def active_rows(self, genomes: Int[np.ndarray, "genomes genes"]) -> Bool[np.ndarray, "genomes genes"]:
+        """True throughout: a table does not tell which choices have no effect."""
+        return np.ones(genomes.shape, dtype=bool)
 
     def costs_of(self, genomes: np.ndarray) -> dict[Genome, Cost]:
         """Costs of the rows nearest to `genomes`, each row once."""

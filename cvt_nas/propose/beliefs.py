@@ -19,11 +19,12 @@ from jaxtyping import Float, Int
 from cvt_nas.arch import ArchConfig, Cost
 from cvt_nas.propose.curves import CurvePosterior, Curves, fit_hyperparameters, prior_of
 from cvt_nas.propose.observations import MAX_FITTED, Observation, curves_of, most_telling
-from cvt_nas.space import BLOCK_CHOICES, STAGE_CHOICES, Gene, GenomeSpace, Option
+from cvt_nas.space import BLOCK_CHOICES, LINEAR_IGNORES, STAGE_CHOICES, Gene, GenomeSpace, Option
 
 PRIORS = "priors"  # name of the user's belief
 FEWEST_TRIALS = 5  # of an earlier run that can be believed: each fifth of its trials is left out in turn
 _ROUNDING = 1e-9  # scores of networks that differ by less are equal
+_NO_EFFECT = -1  # in the place of an option: the last row of a column's features
 _LEAST_SD = 0.1  # least standard deviation by which logarithms of costs are divided
 
 
@@ -72,18 +73,23 @@ def choices_of(arch: ArchConfig) -> dict[str, Option]:
     """Values of a network's choices by the names that genes would have, both of stages and of blocks.
 
     Where the blocks of a stage differ, the value of the stage is their mean. Words have no mean, so the name is absent.
+    So are those of kernels and strides that linear projections ignore.
     """
     values: dict[str, Option] = {}
     for index, stage in enumerate(arch.stages):
         for choice in STAGE_CHOICES:
             values[f"stage{index}.{choice}"] = len(stage.blocks) if choice == "depth" else getattr(stage, choice)
         for choice in BLOCK_CHOICES:
-            of_blocks = [getattr(block, choice) for block in stage.blocks]
-            values |= {f"stage{index}.block{place}.{choice}": value for place, value in enumerate(of_blocks)}
-            if len(set(of_blocks)) == 1:
-                values[f"stage{index}.{choice}"] = of_blocks[0]
-            elif choice != "projection":
-                values[f"stage{index}.{choice}"] = statistics.fmean(of_blocks)
+            of_blocks = {
+                f"stage{index}.block{place}.{choice}": getattr(block, choice)
+                for place, block in enumerate(stage.blocks)
+                if not (block.projection == "linear" and choice in LINEAR_IGNORES)
+            }
+            values |= of_blocks
+            if len(different := set(of_blocks.values())) == 1:
+                (values[f"stage{index}.{choice}"],) = different
+            elif different and choice != "projection":
+                values[f"stage{index}.{choice}"] = statistics.fmean(of_blocks.values())
     return values
 
 
@@ -186,7 +192,7 @@ class _Process:
             if len({*theirs, None}) > 2:  # a value that all of their networks share teaches nothing
                 gene = Gene(name=name, stage=0, block=None, choice=name.rpartition(".")[2], options=(value,))
                 columns.append(_Column(gene, theirs))
-        self._columns = [column for column in columns if column.is_theirs]
+        self._space, self._columns = space, [column for column in columns if column.is_theirs]
         self._places = [place for place, column in enumerate(columns[: len(space.genes)]) if column.is_theirs]
         self._num_fixed = len(self._columns) - len(self._places)
         logs = log_costs(run.costs)
@@ -204,8 +210,9 @@ class _Process:
         return (log_costs(costs) - self._middle) / self._spread
 
     def expect(self, genomes: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:
-        places = [genomes[:, place] for place in self._places] + [np.zeros(len(genomes), dtype=int)] * self._num_fixed
-        features = [column.ours[options] for column, options in zip(self._columns, places, strict=True)]
+        chosen = np.where(self._space.active_rows(genomes), genomes, _NO_EFFECT)[:, self._places]
+        chosen = np.pad(chosen, ((0, 0), (0, self._num_fixed)))  # choices that are fixed have one option
+        features = [column.ours[options] for column, options in zip(self._columns, chosen.T, strict=True)]
         return self._posterior.expect(np.hstack([*features, self._scaled(costs)]))
 
 
@@ -262,7 +269,7 @@ def _skill(curves: Curves, theta: np.ndarray) -> float:
 class _Column:
     """A choice as features, over the values that it has in either space: its rank in [0, 1], or one-hot.
 
-    A network without the choice, because it lacks the block, is in the middle.
+    A network in which the choice has no effect is in the middle. So is the last row of `ours`.
     """
 
     def __init__(self, gene: Gene, theirs: Sequence[Option | None]) -> None:
@@ -270,7 +277,7 @@ class _Column:
         self.is_theirs, self._is_ordinal = bool(known), gene.is_ordinal
         self._options = sorted({*gene.options, *known})
         self.num_options = 0 if gene.is_ordinal else len(self._options)
-        self.ours = np.array([self._features_of(option) for option in gene.options])
+        self.ours = np.array([self._features_of(option) for option in (*gene.options, None)])
         self.theirs = np.array([self._features_of(value) for value in theirs])
 
     def _features_of(self, value: Option | None) -> list[float]:
@@ -288,30 +295,18 @@ class _Priors:
     def __init__(
         self, priors: Mapping[str, Sequence[float]], space: GenomeSpace, sample: np.ndarray, costs: Sequence[Cost]
     ) -> None:
-        self._genes = space.genes
+        self._space = space
         places = {gene.name: place for place, gene in enumerate(space.genes)}
         self._weights = {places[name]: np.log(weights) for name, weights in priors.items()}
-        self._depths = {gene.stage: place for place, gene in enumerate(space.genes) if gene.choice == "depth"}
-        self._projections = {
-            (gene.stage, gene.block): place for place, gene in enumerate(space.genes) if gene.choice == "projection"
-        }
         score, logs = self._score(sample), np.column_stack([np.ones(len(sample)), log_costs(costs)])
         self._line = np.linalg.lstsq(logs, score, rcond=None)[0]
         self._sd = float((score - logs @ self._line).std())
         self.is_flat = self._sd < _ROUNDING
 
     def _score(self, genomes: np.ndarray) -> np.ndarray:
-        total = np.zeros(len(genomes))
+        total, active = np.zeros(len(genomes)), self._space.active_rows(genomes)
         for place, weights in self._weights.items():
-            gene, has_it = self._genes[place], np.ones(len(genomes), dtype=bool)
-            depth = self._depths.get(gene.stage)
-            if gene.block is not None and depth is not None:
-                has_it = np.array(self._genes[depth].options)[genomes[:, depth]] > gene.block
-            of_stage = self._projections.get((gene.stage, None))
-            projection = self._projections.get((gene.stage, gene.block), of_stage)
-            if gene.choice in ("kernel_size", "kv_stride") and projection is not None:
-                has_it &= np.array(self._genes[projection].options)[genomes[:, projection]] != "linear"
-            total += np.where(has_it, weights[genomes[:, place]], 0.0)
+            total += np.where(active[:, place], weights[genomes[:, place]], 0.0)
         return total
 
     def __call__(self, genomes: np.ndarray, costs: Sequence[Cost]) -> np.ndarray:

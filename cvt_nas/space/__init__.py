@@ -10,6 +10,7 @@ from cvt_nas.space.choices import (
     ALL_COST_METRICS,
     BLOCK_CHOICES,
     COST_METRICS,
+    LINEAR_IGNORES,
     SIZE_METRICS,
     STAGE_CHOICES,
     TIMED_METRICS,

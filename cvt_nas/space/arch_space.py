@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from cvt_nas.arch import ArchConfig, Cost
 from cvt_nas.errors import ArchError
@@ -50,6 +50,10 @@ class ArchSpace(ABC):
     def active(self, genome: Sequence[int]) -> tuple[bool, ...]:
         """Whether each gene has an effect on the network. Those of absent blocks have none, nor do kernels and strides
         of linear projections."""
+
+    @abstractmethod
+    def active_rows(self, genomes: Int[np.ndarray, "genomes genes"]) -> Bool[np.ndarray, "genomes genes"]:
+        """`active` of each genome."""
 
     @abstractmethod
     def canonical(self, genome: Sequence[int]) -> Genome:

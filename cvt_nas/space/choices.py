@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from cvt_nas.arch import Activation, BlockConfig, Cost, Projection, StageConfig
 
@@ -20,6 +20,7 @@ SIZE_METRICS: tuple[CostMetric, ...] = ("peak_memory_mb", "model_mb")  # these n
 ALL_COST_METRICS: tuple[CostMetric, ...] = (*COST_METRICS, *TIMED_METRICS, *SIZE_METRICS)
 
 BLOCK_CHOICES = ("kv_stride", "kernel_size", "num_heads", "mlp_ratio", "projection")
+LINEAR_IGNORES = ("kv_stride", "kernel_size")  # a linear projection has neither
 STAGE_CHOICES = ("patch_kernel", "patch_stride", "embed_dim", "depth")
 
 
@@ -63,9 +64,9 @@ class StageSpace:
         )
 
     def block_of(self, **values: Any) -> BlockConfig:
-        """The block with these values. A linear projection has neither kernel nor stride, so theirs are ignored."""
+        """The block with these values, less those that a linear projection ignores."""
         if values["projection"] == "linear":
-            values = {**values, "kv_stride": 1, "kernel_size": 1}
+            values = {**values, **dict.fromkeys(LINEAR_IGNORES, 1)}
         return BlockConfig(**values, activation=self.activation)
 
     @property
@@ -126,11 +127,9 @@ class StageReader:
             for block in range(max(stage.depth))
         ]
         self._blocks: dict[Genome, BlockConfig] = {}
-        self._has_linear = "linear" in stage.projection
         self._gene_blocks = np.array([-1 if gene.block is None else gene.block for gene in genes], dtype=int)
-        self._present = {
-            depth: tuple(gene.block is None or gene.block < depth for gene in genes) for depth in stage.depth
-        }
+        self._is_linear = np.array([projection == "linear" for projection in stage.projection])
+        self._linear_ignores = np.array([gene.choice in LINEAR_IGNORES for gene in genes], dtype=bool)
 
     def _value(self, choice: str, part: Genome) -> Any:
         place = self._places[choice]
@@ -168,30 +167,16 @@ class StageReader:
             self._blocks[options] = self._stage.block_of(**{name: getattr(self._stage, name)[i] for name, i in values})
         return self._blocks[options]
 
-    def canonical_rows(self, parts: Int[np.ndarray, "genomes genes"]) -> Int[np.ndarray, "genomes genes"]:
-        """`canonical` of each row."""
-        if self._has_linear:
-            return np.array([self.canonical(tuple(part)) for part in parts.tolist()], dtype=int).reshape(parts.shape)
-        return np.where(self._gene_blocks < self.values("depth", parts)[:, None], parts, 0)
-
-    def active(self, part: Genome) -> tuple[bool, ...]:
+    def active_rows(self, parts: Int[np.ndarray, "genomes genes"]) -> Bool[np.ndarray, "genomes genes"]:
         """Whether each gene has an effect. Genes of absent blocks have none, nor what a linear projection ignores."""
-        depth = self._value("depth", part)
-        present = self._present[depth]
-        if not self._has_linear:
+        depths = self.values("depth", parts)[:, None]
+        present = self._gene_blocks < depths
+        if not self._is_linear.any():
             return present
-        is_linear = [self._block_of(block, part).projection == "linear" for block in range(depth)]
-        return tuple(
-            is_present and not (gene.choice in ("kv_stride", "kernel_size") and self._is_ignored(gene, is_linear))
-            for gene, is_present in zip(self.genes, present, strict=True)
-        )
-
-    def canonical(self, part: Genome) -> Genome:
-        """`part` with 0 for genes that are not active."""
-        return tuple([option if is_active else 0 for option, is_active in zip(part, self.active(part), strict=True)])
-
-    def _is_ignored(self, gene: Gene, is_linear: Sequence[bool]) -> bool:
-        return all(is_linear if gene.block is None else is_linear[gene.block : gene.block + 1])
+        projections = self.block_options(parts)[:, :, BLOCK_CHOICES.index("projection")]
+        is_linear = self._is_linear[projections] | (np.arange(projections.shape[1]) >= depths)
+        of_gene = np.where(self._gene_blocks < 0, is_linear.all(axis=1)[:, None], is_linear[:, self._gene_blocks])
+        return present & ~(self._linear_ignores & of_gene)
 
 
 class GenomeSpace(Protocol):
@@ -207,6 +192,10 @@ class GenomeSpace(Protocol):
 
     def canonical(self, genome: Sequence[int]) -> Genome:
         """The genome of the same network with all genes that have no effect at 0."""
+        ...
+
+    def active_rows(self, genomes: Int[np.ndarray, "genomes genes"]) -> Bool[np.ndarray, "genomes genes"]:
+        """Whether each gene has an effect on each network."""
         ...
 
     def costs_of(self, genomes: Int[np.ndarray, "genomes genes"]) -> dict[Genome, Cost]:

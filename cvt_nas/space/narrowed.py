@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from cvt_nas.arch import ArchConfig, Cost
 from cvt_nas.errors import ArchError
@@ -103,11 +103,18 @@ class NarrowedSpace(ArchSpace):
     def canonical(self, genome: Sequence[int]) -> Genome:
         return self._narrowed(self.whole.canonical(self.widened(genome)))
 
+    def active_rows(self, genomes: Int[np.ndarray, "genomes genes"]) -> Bool[np.ndarray, "genomes genes"]:
+        return self.whole.active_rows(self._widened_rows(genomes))[:, self._places]
+
     def costs_of(self, genomes: Int[np.ndarray, "genomes genes"]) -> dict[Genome, Cost]:
+        costs = self.whole.costs_of(self._widened_rows(genomes))
+        return {self._narrowed(genome): cost for genome, cost in costs.items()}
+
+    def _widened_rows(self, genomes: Int[np.ndarray, "genomes genes"]) -> Int[np.ndarray, "genomes whole"]:
         widened = np.tile([options[0] for options in self._kept], (len(genomes), 1))
         for column, place in enumerate(self._places):
             widened[:, place] = np.array(self._kept[place])[genomes[:, column]]
-        return {self._narrowed(genome): cost for genome, cost in self.whole.costs_of(widened).items()}
+        return widened
 
     def violation(self, cost: Cost) -> float:
         return self.whole.violation(cost)

@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from cvt_nas.arch import (
     ArchConfig,
@@ -211,19 +211,26 @@ class SearchSpace(ArchSpace):
         return sum(blocks, start=self._embedding_cost(stage, channels, grid)), dim, grid
 
     def active(self, genome: Sequence[int]) -> tuple[bool, ...]:
-        parts = zip(self._readers, self._parts(genome), strict=True)
-        return tuple(is_active for reader, part in parts for is_active in reader.active(part))
+        parts = enumerate(self._parts(genome))
+        return tuple([is_active for index, part in parts for is_active in self._active(index, part)])
+
+    def _active(self, index: int, part: Genome) -> tuple[bool, ...]:
+        key = ("active", index, part)
+        found = self._memo.get(key)
+        if found is None:
+            (row,) = self._readers[index].active_rows(np.array([part], dtype=int)).tolist()
+            found = self._remember(key, tuple(row))
+        return found
+
+    def active_rows(self, genomes: Int[np.ndarray, "genomes genes"]) -> Bool[np.ndarray, "genomes genes"]:
+        readers = zip(self._readers, self._slices, strict=True)
+        return np.hstack([reader.active_rows(genomes[:, part]) for reader, part in readers])
 
     def canonical(self, genome: Sequence[int]) -> Genome:
-        return tuple(
-            option
-            for reader, part in zip(self._readers, self._parts(genome), strict=True)
-            for option in reader.canonical(part)
-        )
+        return tuple([index if is_active else 0 for index, is_active in zip(genome, self.active(genome), strict=True)])
 
     def costs_of(self, genomes: Int[np.ndarray, "genomes genes"]) -> dict[Genome, Cost]:
-        readers = zip(self._readers, self._slices, strict=True)
-        canonical = np.hstack([reader.canonical_rows(genomes[:, part]) for reader, part in readers])
+        canonical = np.where(self.active_rows(genomes), genomes, 0)
         unique = list(dict.fromkeys(map(tuple, canonical.tolist())))
         costs = self._costs_of_rows(np.array(unique, dtype=int).reshape(len(unique), len(self.genes)))
         batch = 0 if self.deployment is None else self.deployment.batch
