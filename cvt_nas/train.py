@@ -38,7 +38,7 @@ def train(
     data: str | Path | None = None,
     num_workers: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     init: str | Path | None = None,
     resume: bool = False,
     origin: DataIdentity | None = None,
@@ -52,6 +52,7 @@ def train(
         num_workers: Number of GPUs, or of processes if `device` is `cpu`, that share each batch by DDP. None for all
             GPUs, or one process if there is no GPU.
         device: None for `cuda` if there is a GPU, and else `cpu`.
+        seed: Seed of the training; 0 if absent. A resumed training keeps its own.
         init: Weights to begin with instead of a fresh initialisation; see `model.locate` and `model.initialise`. If
             they belong to a network of other sizes, `arch` takes the part that it has room for, as a trial of a search
             does.
@@ -73,6 +74,7 @@ def train(
     _check_fits(arch, experiment)
     device, num_workers = _devices(device, num_workers)
     begun = _open_begun(arch, experiment, out, init) if resume else None
+    seed = (seed or 0) if begun is None else begun.seed_again(seed)
     begins = None if begun is None else begun.manifest.get("init")
     weights = None
     if init is not None and begun is None:

@@ -358,14 +358,17 @@ def test_a_training_that_goes_on_does_not_begin_again(
 ) -> None:
     init, options = tmp_path / "weights.pth", {"device": "cpu", "num_workers": 1}
     torch.save(load_file(trained.model_path(arch.id) / "model.safetensors"), init)
-    whole = train(arch, small, out=tmp_path / "whole", init=init, **options)
+    whole = train(arch, small, out=tmp_path / "whole", init=init, seed=3, **options)
     out = tmp_path / "run"
     with pytest.raises(StoppedError):
-        train(arch, small, out=out, init=init, on_report=stop_after(2), **options)
+        train(arch, small, out=out, init=init, seed=3, on_report=stop_after(2), **options)
     init.unlink()
+    with pytest.raises(RunFolderError, match="--seed 0: .*run was started with seed 3; leave it out"):
+        train(arch, small, out=out, seed=0, resume=True, **options)
     with pytest.raises(RunFolderError, match=r"--init other\.pth: .*run began with .*weights\.pth; leave it out"):
         train(arch, small, out=out, init="other.pth", resume=True, **options)
-    assert train(arch, small, out=out, init=init, resume=True, **options).curve == whole.curve
+    again = train(arch, small, out=out, init=init, resume=True, **options)
+    assert (again.curve, again.seed) == (whole.curve, 3)
     assert "init" not in trained.manifest
 
 

@@ -176,6 +176,20 @@ class TestOnTwoCpus:
         assert not run.test_accuracies(), "the test split is for the front of a finished search"
         states = [trial.state for trial in optuna_trials(run)]
         assert TrialState.RUNNING in states, "trials in flight stay open for --resume"
+        planned, stop = list[int](), threading.Event()
+        stop.set()
+
+        def noting(*about: Any) -> Watch:
+            planned.append(about[2])
+            return Watch(lambda event: None)
+
+        nine = parse_experiment(small_digits().replace("trials: 8", "trials: 9"), "nine.yaml")
+        turns: list[tuple[Experiment, dict[str, Any]]] = [
+            (small, {"time_budget": 900}), (nine, {}), (nine, {}), (nine, {"trials": 20}), (nine, {}),
+        ]  # fmt: skip
+        for experiment, asked in turns:
+            search(experiment, out=run.path, cpus=1, **asked, resume=True, stop=stop, progress=noting)
+        assert planned == [500, 9, 9, 20, 20], "as the last command said, or the file where it has changed"
 
     def test_paused_trials_are_promoted_from_their_checkpoints_across_an_interruption(self, tmp_path: Path) -> None:
         line = "search: {trials: 10, sampler: random, mode: promote, grace_period: 1, reduction_factor: 2, seed: 1}"

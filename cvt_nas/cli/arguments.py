@@ -166,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="images a step, instead of the file's; its learning rates are scaled in proportion, unless --lr is given",
     )
     train.add_argument("--gpus", type=_whole, metavar="N", help="GPUs to use; all of them if absent, 0 for the CPU")
-    train.add_argument("--seed", type=_seed, default=0, metavar="N")
+    train.add_argument("--seed", type=_seed, metavar="N", help="0 if absent")
     train.add_argument("--init", metavar="WEIGHTS", help=f"weights to begin with: {_WEIGHTS}")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run folder")
     _add_json(train)
@@ -201,7 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--device", choices=["cpu", "cuda"], help="cuda where there is one, if absent")
     predict.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
-    predict.add_argument("--resume", action="store_true", help="go on with the rows that the CSV has")
+    predict.add_argument("--resume", action="store_true", help="go on with the answers that the CSV has")
     _add_json(predict)
 
     query = add("query", runs.query, "search a trained supernet again under new limits, without training anything")

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from cvt_nas.config import MAY_CHANGE, Experiment
+from cvt_nas.config import MAY_CHANGE, Experiment, space_file_of
 from cvt_nas.engine import TrainingSetup, find_teacher, keep_in_order
 from cvt_nas.engine.shown import sample_images
 from cvt_nas.errors import CvtNasError, DataError, RunFolderError, StorageError
@@ -77,7 +77,8 @@ def search(
         gpus, gpus_per_trial, cpus, address, device: See `claim_resources`. If `gpus_per_trial` is `auto`, the search
             first measures how many trials share a GPU best. A resumed run keeps that number, unless another one is
             given here.
-        trials: Number of trials. It overrides the file.
+        trials: Number of trials. It overrides the file. A resumed run keeps its number unless another one is given, or
+            the file has another one than before.
         time_budget: Seconds in total, over all processes that work on the run. A resumed run keeps its budget
             unless another one is given.
         seed: Seed of the search. It overrides the file.
@@ -124,12 +125,11 @@ def search(
         load_sampler(experiment.search.sampler)  # fails early if it cannot be loaded
     check_deployment(experiment, table)
     check_judging(experiment)
-    num_trials = experiment.search.trials if trials is None else trials
+    of_file = experiment.search.trials
+    num_trials = of_file if trials is None else trials
     place = RunFolder.at(out)
     check_writable(place.path)
     setup = TrainingSetup.of(experiment, run=place, data=data)
-    if setup.shared is not None and num_trials > experiment.search.candidates and experiment.training.epochs > 0:
-        raise CvtNasError(f"{num_trials} trials: more than the {experiment.search.candidates} of search.candidates")
     with ExitStack() as stack:
         run = None
         if resume:
@@ -137,15 +137,19 @@ def search(
             run = place
             stack.enter_context(run.locked())
             refuse_old_stops(run)
-            _check_resumes(run, experiment, seed)
+            _check_resumes(run, experiment)
             check_same_init(run, init)
             check_same_sources(run, learn_from)
             check_same_table(run, table)
-            seed = int(run.manifest["seed"])
+            seed = run.seed_again(seed)
             time_budget = time_budget or run.manifest.get("time_budget")
+            if trials is None and of_file == run.manifest.get("trials_of_file", space_file_of(run).search.trials):
+                num_trials = int(run.manifest["trials"])  # the command that began the run may have said another number
             num_trials = num_trials if setup.shared is not None else run.requests.num_trials(num_trials)
         else:
             place.check_new()
+        if setup.shared is not None and num_trials > experiment.search.candidates and experiment.training.epochs > 0:
+            raise CvtNasError(f"{num_trials} trials: more than the {experiment.search.candidates} of search.candidates")
         seed = experiment.search.seed if seed is None else seed
         setup = setup.checked(run, on_note=on_note)
         identity = setup.identity
@@ -210,6 +214,8 @@ def search(
             place.begin(manifest)
             run = place
             stack.enter_context(run.locked())
+        elif (num_trials, time_budget) != (run.manifest["trials"], run.manifest.get("time_budget")):
+            run.amend_manifest(trials=num_trials, trials_of_file=of_file, time_budget=time_budget)
         setup.save_listing()
         if setup.data.show_images and not run.store.exists(run.samples_path):
             run.store.write(run.samples_path, json.dumps(sample_images(setup.open_data())) + "\n")
@@ -240,12 +246,10 @@ def search(
     return run
 
 
-def _check_resumes(run: RunFolder, experiment: Experiment, seed: int | None) -> None:
+def _check_resumes(run: RunFolder, experiment: Experiment) -> None:
     if not experiment.compares_with(run.manifest):
         may_change = [f"{section}.{setting}" for section, settings in MAY_CHANGE.items() for setting in settings]
         raise RunFolderError(
             f"{run.path} was started from another version of the space file (kept in its manifest.json): results would "
             f"not compare; only name and {', '.join(may_change)} can change. Write elsewhere by --out DIR"
         )
-    if seed is not None and seed != run.manifest["seed"]:
-        raise RunFolderError(f"--seed {seed}: {run.path} was started with seed {run.manifest['seed']}; leave it out")

@@ -192,8 +192,15 @@ class RunFolder:
         return read_manifest(self._manifest_path)
 
     def amend_manifest(self, **entries: object) -> None:
-        """Adds entries to the manifest, or replaces entries before anything is trained."""
+        """Adds entries to the manifest, or replaces them."""
         self.store.write(self._manifest_path, manifest_text({**self.manifest, **entries}))
+
+    def seed_again(self, asked: int | None) -> int:
+        """The seed that the run was started with. Raises RunFolderError if a user asks for another one."""
+        seed = int(self.manifest["seed"])
+        if asked not in (None, seed):
+            raise RunFolderError(f"--seed {asked}: {self.path} was started with seed {seed}; leave it out")
+        return seed
 
     @property
     def has_trained(self) -> bool:
