@@ -109,6 +109,8 @@ def test_a_genome_that_is_no_row_stands_for_the_nearest(tmp_path: Path) -> None:
     [
         (lambda f: f.drop(columns="flops"), "lacks the columns flops"),
         (lambda f: f.drop(columns=["g0", "g1", "c2"]), "needs a column for each gene"),
+        (lambda f: f.drop(columns="g1"), "got the genes g0, c2, must be numbered from 0 to 1"),
+        (lambda f: pd.concat([f, f[["g1"]]], axis=1), "has the column g1 more than once"),
         (lambda f: f.drop(columns="acc_2"), "got acc_1, acc_3, acc_4, must be acc_1 to acc_3"),
         (lambda f: f.assign(acc_1=97.5), r"accuracies must be fractions in \[0, 1\]"),
         (lambda f: f.assign(acc_1=np.nan), r"accuracies must be fractions in \[0, 1\]"),

@@ -150,6 +150,10 @@ def load_table(path: str | Path) -> Table:
         raise TableError(f"{path}: lacks the columns {', '.join(missing)}")
     if not genes or not epochs:
         raise TableError(f"{path}: needs a column for each gene (g0, g1, ... or c0, c1, ...), and acc_1 to acc_E")
+    if twice := [name for name in columns if re.fullmatch(r"(?:[gc]|acc_)\d+\.\d+", name)]:  # so pandas calls them
+        raise TableError(f"{path}: has the column {twice[0].partition('.')[0]} more than once")
+    if [int(name[1:]) for name in genes] != list(range(len(genes))):
+        raise TableError(f"{path}: got the genes {', '.join(genes)}, must be numbered from 0 to {len(genes) - 1}")
     if [int(name[4:]) for name in epochs] != list(range(1, len(epochs) + 1)):
         raise TableError(f"{path}: got {', '.join(epochs)}, must be acc_1 to acc_{len(epochs)}")
     if frame.empty:
