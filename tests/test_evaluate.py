@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import gzip
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -689,6 +691,30 @@ def test_predictions_that_were_cut_off_go_on_and_are_the_same(model: Path, photo
     assert cut.read_text() == text
 
 
+def test_an_image_that_could_not_be_read_is_tried_again(model: Path, photos: Path, tmp_path: Path) -> None:
+    words = ["predict", str(model), str(photos), "--to", str(tmp_path / "p.csv")]
+    assert main(words) == 1
+    assert main([*words, "--resume"]) == 1, "it is still broken"
+    shutil.copy(photos / "class1" / "0.png", photos / "class0" / "broken.png")
+    assert main([*words, "--resume"]) == 0
+    rows = rows_of(tmp_path / "p.csv")
+    assert sorted(row["path"] for row in rows) == sorted(map(str, photos.glob("class*/*.png")))
+    assert not any(row["error"] for row in rows)
+
+
+@pytest.mark.parametrize("top", [1, 3])
+def test_answers_of_another_network_are_not_mixed(top: int, model: Path, photos: Path, tmp_path: Path) -> None:
+    to, before = tmp_path / "p.csv", load_model(model)
+    predict(model, photos / "class1" / "0.png", to=to, top=top, device="cpu")
+    text = to.read_text()
+    with torch.no_grad():
+        before.head.weight.neg_()
+    save_model(before, model)
+    with pytest.raises(DataError, match=r"0\.png has the answer of another network there; write elsewhere by --to"):
+        predict(model, photos / "class1", to=to, top=top, device="cpu", resume=True)
+    assert to.read_text() == text
+
+
 def test_images_come_from_a_pattern_or_a_table_and_any_export_answers_alike(
     model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -698,6 +724,10 @@ def test_images_come_from_a_pattern_or_a_table_and_any_export_answers_alike(
     assert main(["predict", str(model), "list.csv", "--to", "table.csv"]) == 0
     assert rows_of(tmp_path / "table.csv") == rows_of(tmp_path / "pattern.csv")
     assert len(rows_of(tmp_path / "table.csv")) == 2
+    with gzip.open("windows.csv.gz", "wt") as file:
+        file.write("path\n photos\\class1\\0.png\n photos\\class1\\1.png\n")
+    assert main(["predict", str(model), "windows.csv.gz", "--to", "again.csv"]) == 0
+    assert rows_of(tmp_path / "again.csv") == rows_of(tmp_path / "pattern.csv")
 
 
 @pytest.mark.parametrize("name", ["path", "file", "filename", "name", "image"])
@@ -726,15 +756,17 @@ def test_images_in_linked_folders_and_links_that_lead_nowhere_have_rows(
     assert predict(model, "..", to=tmp_path / "up.csv", device="cpu").num_images == found.num_images - 1
 
 
-def test_a_name_with_a_line_separator_of_unicode_is_answered_once(model: Path, photos: Path, tmp_path: Path) -> None:
+def test_a_name_with_a_line_separator_or_in_another_encoding_is_answered_once(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
-    for name in ("a\x85b.png", "c\u2028d.png", 'e,"f.png'):
+    for name in ("a\x85b.png", "c\u2028d.png", 'e,"f.png', os.fsdecode(b"g\xff.png")):
         shutil.copy(photos / "class1" / "0.png", folder / name)
     predict(model, folder, to=tmp_path / "p.csv", device="cpu")
     whole = (tmp_path / "p.csv").read_bytes()
     found = predict(model, folder, to=tmp_path / "p.csv", device="cpu", resume=True)
-    assert (found.num_images, found.num_known) == (3, 3)
+    assert (found.num_images, found.num_known) == (4, 4)
     assert (tmp_path / "p.csv").read_bytes() == whole
 
 

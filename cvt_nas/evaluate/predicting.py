@@ -4,7 +4,7 @@ import csv
 import glob
 import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from cvt_nas.arch import ArchConfig, ImageSize
 from cvt_nas.config import TrainingConfig
 from cvt_nas.data.images import Preprocessing
-from cvt_nas.data.kinds.table import read_table
+from cvt_nas.data.kinds.table import is_table, paths_in, read_table
 from cvt_nas.data.reading import read_pixels
 from cvt_nas.data.sources import Mode, mode_of
 from cvt_nas.data.transforms import EvalTransform
@@ -26,9 +26,12 @@ from cvt_nas.engine import logits_of
 from cvt_nas.engine.network import Network, check_program, open_network
 from cvt_nas.errors import DataError, ResourceError
 from cvt_nas.model import imagenet_classes
+from cvt_nas.run import write_atomically
 
 _COLUMN = ("path", "image", "filename", "file", "filepath", "image_path", "name")  # names of a column of paths
 _SECONDS_BETWEEN = 5.0
+_NUM_CHECKED = 16  # images that are answered once more before a prediction goes on
+_TOLERANCE = 0.02  # of their probabilities, since precisions and devices differ
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,18 +72,19 @@ def predict(
 
     Args:
         weights: See `evaluate_model`.
-        images: A folder, including all folders below it, or a file, or a pattern such as `photos/*.jpg`, or a CSV file
-            with a column of paths. These paths are relative to the CSV file.
+        images: A folder, including all folders below it, or a file, or a pattern such as `photos/*.jpg`, or a CSV, TSV
+            or Parquet file with a column of paths. These paths are relative to that file.
         to: The CSV file to write.
         top: Number of classes in a row.
         arch, image_size, device, precision: See `evaluate_model`.
         num_workers: Number of processes that decode images.
-        resume: Whether to keep the rows of `to` and go on after them.
+        resume: Whether to keep the answers in `to` and go on after them. Images that could not be read are tried again.
+            Some images are answered once more, to tell whether the network is still the same.
         on_note: Called with notes on what had to be assumed, and with the progress.
 
     Raises:
         ArchError, ResourceError: See `evaluate_model`.
-        DataError: If there are no images, or if `to` exists already or has other columns.
+        DataError: If there are no images, or if `to` exists already, has other columns, or answers of another network.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ResourceError("--device cuda: this machine has no GPU")
@@ -105,28 +109,36 @@ def predict(
     model = network.at(arch.image_size, torch_device)
     is_multi_label = network.is_multi_label
     settings, damaged, done, said = TrainingConfig(epochs=0, precision=precision), dict[str, str](), 0, time.monotonic()
-    with to.open("a" if known else "w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        if not known:
-            rows.writerow(header)
-        for found, pixels in _batches(left, preprocessing, batch_size, num_workers):
-            answers: Tensor | None = None
+
+    def answered(asked: Sequence[str]) -> Iterator[list[tuple[str, str | None, Tensor | None]]]:
+        """Batches of paths, each with the reason why it has no answer, or with the probabilities of all classes."""
+        for found, pixels in _batches(asked, preprocessing, batch_size, num_workers):
+            answers: Iterator[Tensor] = iter(())
             if pixels is not None:
                 inputs = _normalised(pixels.to(torch_device), preprocessing)
                 logits = logits_of(model, inputs, settings).float()
-                answers = (logits.sigmoid() if is_multi_label else logits.softmax(dim=1)).cpu()
-            place = 0
-            for path, error in found:
-                if error is not None or answers is None:
+                answers = iter((logits.sigmoid() if is_multi_label else logits.softmax(dim=1)).cpu())
+            yield [(path, error, next(answers) if error is None else None) for path, error in found]
+
+    some = list(known)[:: max(len(known) // _NUM_CHECKED, 1)]
+    for path, _, shares in (each for batch in answered(some) for each in batch):
+        if shares is not None and not _is_same(known[path], shares, names):
+            raise DataError(f"{to}: {path} has the answer of another network there; write elsewhere by --to")
+    with to.open("a" if known else "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = csv.writer(file)
+        if not known:
+            rows.writerow(header)
+        for batch in answered(left):
+            for path, error, shares in batch:
+                if shares is None:
                     damaged[path] = error or ""
                     rows.writerow([path, error])
                     continue
-                values, classes = answers[place].topk(top)
-                place += 1
+                values, classes = shares.topk(top)
                 pairs = zip(classes.tolist(), values.tolist(), strict=True)
                 rows.writerow([path, "", *(cell for at, value in pairs for cell in (names[at], f"{value:.6g}"))])
             file.flush()
-            done += len(found)
+            done += len(batch)
             if time.monotonic() - said >= _SECONDS_BETWEEN:
                 said = time.monotonic()
                 say(f"{done:,} of {len(left):,} images")
@@ -157,7 +169,7 @@ def _paths(images: str | Path, say: Callable[[str], None]) -> list[str]:
         )
         for line in odd:
             say(line)
-    elif place.suffix.lower() in (".csv", ".tsv"):
+    elif is_table(place.name):
         found = _of_table(place)
     else:
         found = [str(place)] if place.is_file() else sorted(filter(is_image, glob.glob(str(images), recursive=True)))
@@ -172,26 +184,47 @@ def _of_table(table: Path) -> list[str]:
     column = next((by_name[name] for name in _COLUMN if name in by_name), None)
     if column is None:
         raise DataError(f"{table}: has no column of paths: name it {_COLUMN[0]}; it has {', '.join(by_name.values())}")
-    return [str(table.parent / path) for path in frame[column] if path]
+    return [str(table.parent / path) for path in paths_in(frame[column], table)]
 
 
-def _known(to: Path, header: Sequence[str], *, resume: bool) -> set[str]:
-    """The paths in the complete rows of the file `to`. A last row that was cut off is removed from the file."""
+def _known(to: Path, header: Sequence[str], *, resume: bool) -> dict[str, dict[str, float]]:
+    """The answers in the file `to`: for each path, the probabilities of the classes in its row.
+
+    A last row that was cut off is removed from the file, and so are the rows of images that could not be read.
+    """
     if not to.exists():
-        return set()
+        return {}
     if not resume:
         raise DataError(f"{to}: is there already; go on with it by --resume, or write elsewhere by --to")
-    text = to.read_text(encoding="utf-8")
+    text = to.read_text(encoding="utf-8", errors="surrogateescape")
     whole = text[: text.rfind("\n") + 1]
     rows = list(csv.reader(io.StringIO(whole, newline="")))  # splitlines would split at more than a writer quotes
     if not rows:
         to.unlink()
-        return set()
+        return {}
     if rows[0] != list(header):
         raise DataError(f"{to}: has other columns than {', '.join(header[:4])}, ...; write elsewhere by --to")
-    if whole != text:
-        to.write_text(whole, encoding="utf-8", newline="")
-    return {row[0] for row in rows[1:]}
+    answers = [row for row in rows if len(row) == len(header)]  # the row of an image that could not be read is shorter
+    try:
+        known = {row[0]: dict(zip(row[2::2], map(float, row[3::2]), strict=True)) for row in answers[1:]}
+    except ValueError as error:
+        raise DataError(f"{to}: was changed since: {error}; write elsewhere by --to") from error
+    if whole != text or len(answers) < len(rows):
+        kept = io.StringIO(newline="")
+        csv.writer(kept).writerows(answers)
+        write_atomically(to, lambda file: file.write(kept.getvalue().encode(errors="surrogateescape")))
+    return known
+
+
+def _is_same(known: Mapping[str, float], shares: Tensor, names: Sequence[str]) -> bool:
+    """Whether probabilities that were written before are those of the same network. Classes may share a name."""
+    now: dict[str, list[float]] = {}
+    for name, share in zip(names, shares.tolist(), strict=True):
+        now.setdefault(name, []).append(share)
+    return all(
+        min((abs(share - before) for share in now.get(name, ())), default=1.0) <= _TOLERANCE
+        for name, before in known.items()
+    )
 
 
 class _Images(Dataset):

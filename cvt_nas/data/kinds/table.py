@@ -62,7 +62,7 @@ def find(config: DataConfig, root: Path, *, on_note: Callable[[str], None] | Non
     del on_note
     frame = read_table(root)
     columns = _columns_of(frame, config, root)
-    paths = _paths(frame[columns.image], root)
+    paths = paths_in(frame[columns.image], root)
     labels = _labels_in(frame, columns.label, config, root)
     roles = _roles_in(frame, columns.split, root)
     kept, repeated = _without_repeats(paths, labels.values, roles, root)
@@ -189,7 +189,8 @@ def _chosen(columns: _Columns, config: DataConfig, root: Path) -> str:
     return f"{root}: {', '.join(parts)}" if parts else ""
 
 
-def _paths(column: Iterable[object], root: Path) -> list[str]:
+def paths_in(column: Iterable[object], root: Path) -> list[str]:
+    """The paths in a column of the table `root`. Raises DataError if a row has none, or if they are URLs."""
     paths = ["" if value is None else str(value).strip() for value in column]
     if empty := [row for row, path in enumerate(paths, start=1) if path in ("", "nan")]:
         raise DataError(f"{root}: {len(empty):,} of {len(paths):,} rows have no path, row {empty[0]:,} the first")
