@@ -1,6 +1,7 @@
 """Networks as they are deployed: the section `deploy`, its costs, tables of other runtimes, and kits that make them."""
 
 import dataclasses
+import errno
 import itertools
 import json
 import random
@@ -18,12 +19,12 @@ from cvt_nas import search
 from cvt_nas.cli import main
 from cvt_nas.config import Experiment, load_experiment, parse_experiment
 from cvt_nas.engine import latency_parts
-from cvt_nas.errors import ResourceError, RunFolderError, SpaceFileError
+from cvt_nas.errors import ResourceError, RunFolderError, SpaceFileError, StorageError
 from cvt_nas.export.kit import made_up_weights, write_part
 from cvt_nas.latency import Deployment, LatencyTable, deployment
 from cvt_nas.latency.measuring import run_of
 from cvt_nas.model import build_model
-from cvt_nas.pipeline.latency import read_table, write_kit_of
+from cvt_nas.pipeline.latency import measure_locally, read_table, write_kit_of
 from cvt_nas.report import front_frame, front_table
 from cvt_nas.results import HypervolumeBox, ParetoFront, TrialResult
 from cvt_nas.space import Genome
@@ -292,6 +293,42 @@ def test_measure_says_where_its_table_goes(tmp_path: Path, capsys: pytest.Captur
     assert "--to: name the file for the table" in capsys.readouterr().err
     assert main(["measure", "kit", "--space", str(file), "--to", "table.json"]) == 2
     assert "python kit/measure.py --to TABLE writes the table there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("to", "why"),
+    [("nowhere/table.json", "there is no folder nowhere"), ("folder", "it is no regular file")],
+)
+def test_a_table_that_could_not_be_written_is_not_measured(
+    to: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cvt_nas.pipeline.latency.deployed_table", lambda *_, **__: pytest.fail("it was measured"))
+    Path("folder").mkdir()
+    Path("deployed.yaml").write_text(SPACE, encoding="utf-8")
+    assert main(["measure", "local", "--space", "deployed.yaml", "--to", to]) == 2
+    assert capsys.readouterr().err.endswith(f"cvt-nas: {to}: cannot be written: {why}\n")
+
+
+def test_a_table_that_is_measured_here_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, to = parse_experiment(SPACE, "deployed.yaml"), tmp_path / "table.json"
+    table = table_for(experiment)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("cvt_nas.pipeline.latency.deployed_table", lambda *_, **__: table)
+    to.write_text("of before", encoding="utf-8")
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(StorageError, match="No space left on device"):
+            measure_locally(experiment, to, num_judged=1, seed=0, on_progress=lambda *_: None)
+    assert to.read_text(encoding="utf-8") == "of before"
+    assert measure_locally(experiment, to, num_judged=1, seed=0, on_progress=lambda *_: None) == table
+    assert read_table(to) == table
+    assert list(tmp_path.iterdir()) == [to]
 
 
 _WITHOUT_TORCH = """

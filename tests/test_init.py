@@ -181,6 +181,18 @@ def test_what_cannot_be_begun_is_refused_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_could_not_be_written_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cvt_nas.init.begin", lambda *_, **__: pytest.fail("it was begun"))
+    assert main(["init", "digits", "--to", "nowhere/mine.yaml"]) == 2
+    assert capsys.readouterr().err == "cvt-nas: nowhere/mine.yaml: cannot be written: there is no folder nowhere\n"
+    Path("folder").mkdir()
+    assert main(["init", "digits", "--to", "folder"]) == 2
+    assert capsys.readouterr().err == "cvt-nas: folder: is there already; write elsewhere by --to FILE\n"
+
+
 def crops(to: Path) -> Path:
     """Twelve classes of thirty crops each: parts of two photographs that come with scikit-learn."""
     from sklearn.datasets import load_sample_image

@@ -1,17 +1,21 @@
 """A folder that was packed: the same classes, splits and labels, from small files."""
 
 import json
+import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from cvt_nas.cli import main
 from cvt_nas.config import DataConfig
 from cvt_nas.data.folders import find_folders
-from cvt_nas.data.pack import pack
+from cvt_nas.data.pack import _new_names, pack
 from cvt_nas.data.reading import read_image
 from cvt_nas.data.streams import StreamedData
 from cvt_nas.errors import DataError
@@ -98,6 +102,37 @@ def test_a_call_that_was_cut_off_is_gone_on_with_and_replaces_nothing(folder: Pa
     found = pack(folder, to, short_side=64)
     assert (found.encoded, found.copied, found.there) == (1, 0, 23)
     assert files_below(to) == {**whole, "val/b/large.jpg": b"mine"}
+
+
+def test_no_image_is_lost_to_one_whose_name_goes_on_with_a_suffix(tmp_path: Path) -> None:
+    names = ("x.jpg", "x.jpg.jpg", "x.png", "y.png", "y.jpg/x.png")
+    for number, name in enumerate(f"{part}/{name}" for part in ("a", "b") for name in names):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(path)
+    found = pack(tmp_path / "data", tmp_path / "small", short_side=8)
+    assert (found.encoded + found.copied, found.there) == (10, 0)
+    paths = [path for path in (tmp_path / "small").rglob("*.jpg") if path.is_file()]
+    assert len({path.read_bytes() for path in paths}) == 10
+    assert pack(tmp_path / "data", tmp_path / "small", short_side=8).there == 10
+
+
+_ENDS = st.lists(st.sampled_from((".jpg", ".png", ".JPG")), min_size=1, max_size=4).map("".join)
+
+
+@given(st.sets(st.builds("a/{}x{}".format, st.sampled_from(("", "x.jpg/", "x.jpg.jpg/")), _ENDS)))
+@example({"a/x.png", "a/x.jpg", "a/x.jpg.jpg"})
+@example({"a/x.png", "a/x.jpg", "a/x.jpg.jpg", "a/x.jpg.jpg.jpg", "a/x.jpg.jpg.png"})
+@example({"a/x.png", "a/x.jpg/x.png", "a/x.png.jpg/x.png"})
+def test_new_names_differ_and_those_that_differ_by_plain_rules_follow_them(drawn: set[str]) -> None:
+    folders = {os.path.dirname(name) for name in drawn}
+    names = sorted(drawn - folders)
+    found = _new_names(names)
+    assert len({*found, *folders}) == len(names) + len(folders)
+    stems = Counter(os.path.splitext(name)[0] for name in names)
+    plain = [f"{name if stems[stem := os.path.splitext(name)[0]] > 1 else stem}.jpg" for name in names]
+    taken = Counter([*plain, *folders])
+    assert all(new == simple for new, simple in zip(found, plain, strict=True) if taken[simple] == 1)
 
 
 @pytest.mark.parametrize("kind", ["other settings", "something else", "inside", "around", "no data"])

@@ -123,6 +123,32 @@ def test_shards_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         open_kind(root)
 
 
+def test_images_of_names_with_a_further_dot_are_counted(tmp_path: Path) -> None:
+    def write_named(*names: str) -> Path:
+        with tarfile.open(tmp_path / "0.tar", "w") as file:
+            for row, name in enumerate(names):
+                for kind, content in (("png", picture(row % 3, row)), ("cls", str(row % 3).encode())):
+                    member = tarfile.TarInfo(f"{name}.{kind}")
+                    member.size = len(content)
+                    file.addfile(member, io.BytesIO(content))
+        return tmp_path
+
+    ends = "WebDataset ends the name of a sample at its first dot; rename those that are to be read"
+    plain, dotted = [f"img{row:02}" for row in range(18)], [f"v1.{row:02}" for row in range(12)]
+    for _ in range(2):  # the second time from the cache
+        report = check_set(write_named(*plain, *dotted))
+        assert report.images is not None
+        assert (report.is_usable, report.images.num_images) == (True, 18)
+        assert f"{tmp_path}: 12 images are ignored, such as 0.tar/v1.00.png: {ends}" in report.notes
+    report = check_set(write_named(*plain, "000.left"))
+    assert f"{tmp_path}: 1 image is ignored, such as 0.tar/000.left.png: {ends}" in report.notes
+    assert not any("ignored" in note for note in check_set(write_named(*plain)).notes)
+    with pytest.raises(
+        DataError, match=rf"no shard holds an image; 12 images are ignored, such as 0.tar/v1.00.png: {ends}"
+    ):
+        open_kind(write_named(*dotted))
+
+
 def test_an_archive_beside_class_folders_is_no_shard(tmp_path: Path) -> None:
     write_images(tmp_path / "train")
     write(tmp_path / "train.tar", range(3))

@@ -23,11 +23,13 @@ def check(options: argparse.Namespace) -> int:
 
 def init(options: argparse.Namespace) -> int:
     from cvt_nas.init import begin
+    from cvt_nas.run import check_target
 
     name = options.name or _name_of(options.data)
     to = Path(options.to or f"{name}.yaml")
     if to.exists():
         raise SpaceFileError([f"{to}: is there already; write elsewhere by --to FILE"])
+    check_target(to)
     found = begin(
         options.data, name=name, hours=options.hours, like=options.like, init=options.init,
         measure=not options.no_measure, on_note=print_note,

@@ -10,7 +10,7 @@ from cvt_nas.cli.output import print_note, write
 
 def bench(options: argparse.Namespace) -> int:
     from cvt_nas import bench
-    from cvt_nas.errors import TableError
+    from cvt_nas.run import check_target
 
     metrics = bench.metrics_of(options.objectives)
     methods = bench.methods_of(options.searcher, options.scheduler)
@@ -20,8 +20,8 @@ def bench(options: argparse.Namespace) -> int:
     if why := _why_idle(options.scheduler, table.num_epochs, settings.grace_period):
         for name in rungs:
             print_note(f"--{name.replace('_', '-')}: has no effect: {why}")
-    if options.plot is not None and not options.plot.parent.is_dir():  # it is written after hours
-        raise TableError(f"--plot {options.plot}: cannot be written: there is no folder {options.plot.parent}")
+    if options.plot is not None:  # it is written after hours
+        check_target(options.plot, called=f"--plot {options.plot}")
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     runs = []
     for run in bench.compare(table, methods, settings, seeds=seeds, processes=options.processes):

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 import numpy as np
@@ -136,10 +136,24 @@ def _begin(root: Path, to: Path, settings: dict[str, object]) -> None:
 
 
 def _new_names(names: Sequence[str]) -> list[str]:
-    """Replaces suffixes by `.jpg`. If two names would become the same, `.jpg` is appended instead."""
+    """Replaces suffixes by `.jpg`. If two names would become the same, `.jpg` is appended instead.
+
+    More of them are appended to a name that another image or a folder has by then.
+    """
     stems = [os.path.splitext(name)[0] for name in names]
     counts = Counter(stems)
-    return [f"{stem if counts[stem] == 1 else name}.jpg" for name, stem in zip(names, stems, strict=True)]
+    simple = [f"{stem if counts[stem] == 1 else name}.jpg" for name, stem in zip(names, stems, strict=True)]
+    folders = {os.path.dirname(name) for name in names}
+    taken = folders.union(*(map(str, PurePath(folder).parents) for folder in folders))
+    found, reserved = [], taken.union(simple)
+    for new in simple:
+        if new in taken:
+            while new in reserved:
+                new += ".jpg"
+            reserved.add(new)
+        taken.add(new)
+        found.append(new)
+    return found
 
 
 def _packed(path: Path, new: Path, short_side: int) -> str | DataError:

@@ -21,7 +21,7 @@ from cvt_nas.latency import Deployment, LatencyTable
 from cvt_nas.launch.resources import Resources
 from cvt_nas.launch.search import Search
 from cvt_nas.launch.tasks import on_device as on_worker
-from cvt_nas.run import RunFolder
+from cvt_nas.run import RunFolder, check_target, write_atomically
 from cvt_nas.space import SearchSpace
 
 
@@ -122,13 +122,18 @@ def _measure_archs(
 def measure_locally(
     experiment: Experiment, to: Path, *, num_judged: int, seed: int, on_progress: Callable[[int, int], None]
 ) -> LatencyTable:
-    """Measures a space on this machine, as its section `deploy` says, and writes the table to a file."""
+    """Measures a space on this machine, as its section `deploy` says, and writes the table to a file.
+
+    Raises:
+        StorageError: The file cannot be written. What can be known before anything is measured is checked then.
+    """
+    check_target(to)
     deployment = told_deployment(experiment)
     table = deployed_table(
         experiment.space, deployment, device=torch.device(deployment.device),
         num_judged=num_judged, seed=seed, on_progress=on_progress,
     )  # fmt: skip
-    to.write_text(json.dumps(table.to_json(), indent=1) + "\n", encoding="utf-8")
+    write_atomically(to, json.dumps(table.to_json(), indent=1) + "\n")
     return table
 
 

@@ -43,6 +43,26 @@ def patiently(action: Callable[[], T], *, seconds: float = 60.0) -> T:
         pause = min(2 * pause, 5.0)
 
 
+def check_target(file: Path, *, called: str = "") -> None:
+    """Checks, before work whose result will be written to `file`, that it can be.
+
+    Args:
+        called: What the message calls the file; its path by default.
+
+    Raises:
+        StorageError: Its folder is missing or cannot be written to, or `file` is something other than a regular file.
+    """
+    folder, why = file.parent, None
+    if not folder.is_dir():
+        why = f"there is no folder {folder}"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        why = f"nothing can be written to {folder}"
+    elif file.exists() and not file.is_file():
+        why = "it is no regular file"
+    if why is not None:
+        raise StorageError(f"{called or file}: cannot be written: {why}")
+
+
 def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -> None:
     """Writes a file so that a crash leaves the old one or the new one, never a part.
 

@@ -18,13 +18,14 @@ from cvt_nas.data.library import library
 from cvt_nas.data.listing import load_records, save_records
 from cvt_nas.data.records import Images, Opener, Records, Role, role_of, split_by_role
 from cvt_nas.data.sources import Encoded
-from cvt_nas.data.tree import SUFFIXES, few, folders_in, in_byte_order, is_hidden
+from cvt_nas.data.tree import SUFFIXES, few, folders_in, in_byte_order, is_hidden, is_image
 from cvt_nas.errors import DataError
+from cvt_nas.escaping import told
 from cvt_nas.run import cache_folder, write_atomically
 
 SUFFIX = ".tar"
 _SAMPLE = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<kind>[^/]+)")  # the library splits names in this way
-_INDEX = 1  # version of the index of shards on disk
+_INDEX = 2  # version of the index of shards on disk
 _NUM_THREADS = 8
 
 
@@ -68,11 +69,13 @@ def _records_of(config: DataConfig, root: Path, shards: Sequence[str]) -> Record
     marked = {role for role in roles.values() if role is not None}
     if marked and (odd := [shard for shard, role in roles.items() if role is None]):
         raise DataError(f"{root}: some shards name a split, but these do not: {few(odd)}")
+    ignored: list[str] = []
     with ThreadPoolExecutor(_NUM_THREADS) as threads:
-        found = list(threads.map(lambda shard: list(_samples_in(folder, shard, config.label_column)), shards))
+        found = list(threads.map(lambda shard: list(_samples_in(folder, shard, config.label_column, ignored)), shards))
     samples = [sample for own in found for sample in own]
+    counted = list(_counted(ignored))
     if not samples:
-        raise DataError(f"{root}: no shard holds an image")
+        raise DataError("; ".join([f"{root}: no shard holds an image", *counted]))
     if lost := [sample.name for sample in samples if sample.label is None]:
         where = "" if config.label_column is None else f" under {config.label_column}"
         raise DataError(
@@ -93,7 +96,7 @@ def _records_of(config: DataConfig, root: Path, shards: Sequence[str]) -> Record
             np.array([sample.extent for sample in samples], dtype=np.int64),
         ),
         opener=opener_of(config, root),
-        notes=labels.notes,
+        notes=(*labels.notes, *(f"{root}: {line}" for line in counted)),
         is_marked=bool(marked),
     )
 
@@ -135,8 +138,21 @@ class _Shards:
         return images.extents[:, 1].tolist()
 
 
-def _samples_in(folder: Path, shard: str, column: str | Sequence[str] | None) -> Iterator[_Sample]:
-    """Yields the samples of a shard in order. Consecutive files with the same name are one sample."""
+def _counted(ignored: Sequence[str]) -> Iterator[str]:
+    if ignored:
+        are = "image is" if len(ignored) == 1 else "images are"
+        yield (
+            f"{len(ignored):,} {are} ignored, such as {told(in_byte_order(ignored)[0])}: WebDataset ends the name of a "
+            f"sample at its first dot; rename those that are to be read"
+        )
+
+
+def _samples_in(folder: Path, shard: str, column: str | Sequence[str] | None, ignored: list[str]) -> Iterator[_Sample]:
+    """Yields the samples of a shard in order. Consecutive files with the same name are one sample.
+
+    Args:
+        ignored: Receives the names of images that are not read, since a further dot ends the name of their sample.
+    """
     try:
         with tarfile.open(folder / shard, "r:") as file:
             key, parts = "", dict[str, tarfile.TarInfo]()
@@ -148,6 +164,8 @@ def _samples_in(folder: Path, shard: str, column: str | Sequence[str] | None) ->
                     yield from _sample_of(file, parts, shard, column)
                     key, parts = match["key"], {}
                 parts[match["kind"].lower()] = member
+                if "." in match["kind"] and is_image(match["kind"]):
+                    ignored.append(f"{shard}/{member.name}")
             yield from _sample_of(file, parts, shard, column)
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{folder / shard}: cannot be read as a tar file that is not compressed: {error}") from error
