@@ -235,6 +235,7 @@ def test_an_architecture_is_read_from_choices_its_file_an_id_or_a_name(
     ("stage0.kv_stride: 2", "is missing"),
     ("stage9.depth: 2", "stage9.depth: is no choice of the space, which has stage0.embed_dim"),
     ("stage0.depth: [1, 2]", "'stage0.depth: .1, 2.': must be as stage0.depth: 2"),
+    ("stage0.depth: 2020-13-45", "stage0.depth: got 2020-13-45: month must be in 1..12"),
     ("/etc/passwd", "the architecture cannot be read"),
     ("abcdef", "no architecture with an id that begins with 'abcdef'; it has none yet"),
     ("12", "no architecture with trial number 12 or an id that begins with '12'; it has none yet"),

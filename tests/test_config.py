@@ -112,6 +112,11 @@ CASES = {
         "  warmup_epochs: 2\n  restarts: [6, 18]",
         "my.yaml:38: training.restarts: got [6, 18], must lie between warmup_epochs, 2, and epochs, 18",
     ),
+    "a rate above the greatest": (
+        "lr: 3.0e-3",
+        "lr: 3.0e-3\n  min_lr: 1.0",
+        "my.yaml:37: training.min_lr: got 1, must not be above lr, 0.003",
+    ),
     "unknown section": (
         "data: {dataset",
         "dada: {}\ndata: {dataset",
@@ -375,6 +380,14 @@ def test_settings_without_effect_are_named() -> None:
     text = base_with("  lr: 3.0e-3", "  lr: 3.0e-3\n  momentum: 0.8")
     assert parse_experiment(text, "my.yaml").warnings == (
         "my.yaml:37: training.momentum: has no effect: AdamW has none",
+    )
+
+
+def test_settings_of_the_labels_have_no_effect_on_a_loss_of_ones_own() -> None:
+    text = base_with("  lr: 3.0e-3", "  lr: 3.0e-3\n  loss: my_parts:loss\n  class_weights: balanced")
+    assert parse_experiment(text, "my.yaml").warnings == (
+        "my.yaml:41: training.label_smoothing: has no effect: my_parts:loss does without",
+        "my.yaml:38: training.class_weights: has no effect: my_parts:loss does without",
     )
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from cvt_nas import build_model, load_arch, load_model
 from cvt_nas.arch import ArchConfig
 from cvt_nas.cli import main
-from cvt_nas.config import Experiment
+from cvt_nas.config import DataConfig, Experiment
 from cvt_nas.data.preprocessing import preprocessing_beside
 from cvt_nas.errors import ArchError, DataError, ResourceError
 from cvt_nas.evaluate import evaluate_model, predict
@@ -646,6 +646,22 @@ def model(tmp_path: Path) -> Path:
         json.dumps({"image_size": 32, "mean": [0.4] * 3, "std": [0.2] * 3, "crop_pct": 0.875, "classes": names})
     )
     return tmp_path / "model"
+
+
+def test_a_table_is_read_by_the_columns_of_the_training(model: Path, photos: Path, tmp_path: Path) -> None:
+    paths = sorted((photos / "class1").glob("*.png"))
+    lines = [
+        f"{path},kind {place % 2},{'train' if place < 2 else 'test'},kind {2 + place % 2},test"
+        for place, path in enumerate(paths)
+    ]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["image,label,split,species,fold", *lines]))
+    found, by_columns = (
+        evaluate_model(model, data=table, device="cpu", read_as=read_as)
+        for read_as in (None, DataConfig(dataset="table", label_column="species", split_column="fold"))
+    )
+    assert (found.class_names, found.num_images) == (("kind 0", "kind 1"), len(paths) - 2)
+    assert (by_columns.class_names, by_columns.num_images) == (("kind 2", "kind 3"), len(paths))
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -507,6 +507,19 @@ def test_repeats_are_one_group_with_a_spread(several: list[RunFolder]) -> None:
     assert second["sd"] is None
 
 
+def test_runs_that_began_with_weights_or_earlier_runs_are_no_repeats(digits: Experiment, tmp_path: Path) -> None:
+    runs = [made_up_run(tmp_path / str(seed), digits, 12, seed=seed) for seed in range(4)]
+    runs[1].amend_manifest(init={"path": "w.pth", "sha256": "ab" * 32})
+    for run in runs[2:]:
+        run.amend_manifest(learn_from=[{"place": "results/before", "epochs": 2, "trials": 9}])
+    found = Comparison.of(runs).summary()["groups"]
+    assert [(group["group"], group["runs"]) for group in found] == [
+        ("digits: surrogate, pareto-asha", 1),
+        ("digits: surrogate, pareto-asha, from w.pth (abababab)", 1),
+        ("digits: surrogate, pareto-asha, learning from results/before", 2),
+    ]
+
+
 def test_runs_of_two_spaces_are_measured_from_one_reference(digits: Experiment, tmp_path: Path) -> None:
     tree = yaml.safe_load(digits.text)
     stage = tree["space"]["stages"][0]

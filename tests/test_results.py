@@ -199,6 +199,10 @@ def test_picks(run: RunFolder) -> None:
     assert run.pick("flops<100").number == 1
     assert run.pick("params < 1e1").number == 0
     assert run.pick("params<1_000").number == 2
+    assert run.pick("params<1.5e+2").number == 2
+    for odd in ("params<1__0", "params<1_"):
+        with pytest.raises(RunFolderError, match="or a limit as flops<4e9"):
+            run.pick(odd)
     assert run.pick(trial(3, 0.4).arch_id[:6]).number == 3
 
 

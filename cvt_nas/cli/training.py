@@ -120,7 +120,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from cvt_nas.config import can_be_named, space_file_of
     from cvt_nas.evaluate import evaluate_model
 
-    weights, data, arch, on_error = options.weights, options.data, None, "raise"
+    weights, data, arch, read_as = options.weights, options.data, None, None
     if re.match("https?://", weights):
         raise ArchError(f"{weights}: is an address; download the weights first, and give their file or folder")
     if not Path(weights).exists():  # then it must be RUN:ID
@@ -135,7 +135,7 @@ def evaluate(options: argparse.Namespace) -> int:
         if data is None and can_be_named(dataset := run.manifest["dataset"]):
             data = dataset
         weights = run.fetched_model(trained.id)
-        on_error = space_file_of(run).data.on_error
+        read_as = space_file_of(run).data
     elif (Path(weights) / "manifest.json").is_file():
         raise ArchError(f"{weights}: is a run; name one of its models, as {weights}:best")
     if options.arch is not None:
@@ -150,7 +150,7 @@ def evaluate(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         device=options.device,
         precision=options.precision,
-        on_error=on_error,
+        read_as=read_as,
         on_note=print_note,
     )
     paths = {}

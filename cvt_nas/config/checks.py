@@ -47,6 +47,9 @@ def check_training(training: TrainingConfig, section: str, space: SpaceSection, 
         reader.add((section, "batch_size"), f"got {training.batch_size}, must be even for mixup and cutmix")
     if training.epochs == 0:
         return
+    for name in ("min_lr", "warmup_lr"):
+        if (rate := getattr(training, name)) > training.lr:
+            reader.add((section, name), f"got {rate:g}, must not be above lr, {training.lr:g}")
     if training.warmup_epochs >= training.epochs:
         reader.add(
             (section, "warmup_epochs"), f"got {training.warmup_epochs:g}, must be below epochs, {training.epochs}"

@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from cvt_nas.config.reader import Key, Reader, dotted
 from cvt_nas.config.sections import SpaceFile, has_columns, is_streamed
+from cvt_nas.plugins import is_plugin
 from cvt_nas.space import UNSIZED_CHOICES
 
 
@@ -33,6 +34,8 @@ def without_effect(
         for setting in ("loss", "label_smoothing", "class_weights"):
             taught = section.teacher is not None and section.teacher_weight == 1
             check((name, setting), taught, "teacher_weight is 1, so the labels do not count")
+        for setting in ("label_smoothing", "class_weights"):
+            check((name, setting), is_plugin(section.loss), f"{section.loss} does without")
         check((name, "warmup_lr"), section.warmup_epochs == 0, "warmup_epochs is 0")
         check((name, "restarts"), section.schedule == "wsd", "the schedule is wsd")
         check((name, "decay_fraction"), section.schedule == "cosine", "the schedule is cosine")

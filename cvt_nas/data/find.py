@@ -101,13 +101,16 @@ def check_outside(folder: Path, dataset: Dataset, root: Path | None) -> None:
             raise DataError(f"--out {folder}: would be read as a class of {place}; write elsewhere by --out")
 
 
-def shape_of(dataset: Dataset, root: Path | None, *, test_only: bool = False) -> tuple[int | None, int]:
+def shape_of(
+    dataset: Dataset, root: Path | None, *, test_only: bool = False, config: DataConfig | None = None
+) -> tuple[int | None, int]:
     """Returns the numbers of channels and of classes of a data set that `find_data` found.
 
     The number of channels is None if images can be read in grey or in colour.
 
     Args:
         test_only: See `load_data`.
+        config: Settings of the data set that name its columns.
 
     Raises:
         DataError: A folder of images has no class folders, or lacks the images that are asked for.
@@ -118,7 +121,7 @@ def shape_of(dataset: Dataset, root: Path | None, *, test_only: bool = False) ->
         arrays = open_arrays(dataset, root)
         return arrays.images["train"].shape[1], len(arrays.class_names)
     if dataset not in ("imagefolder", "imagenet"):
-        return None, len(find_records(DataConfig(dataset=dataset), root, test_only=test_only).class_names)
+        return None, len(find_records(config or DataConfig(dataset=dataset), root, test_only=test_only).class_names)
     assert root is not None, "a folder of images has a place"
     layout = find_layout(root)
     if test_only:

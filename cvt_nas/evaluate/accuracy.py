@@ -23,6 +23,7 @@ from cvt_nas.model import Told, are_indices, listed, match_classes
 
 _TOP = 5
 _SHOWN = 3  # classes in a message
+_COLUMNS = ("image_column", "label_column", "label_separator", "split_column")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +71,7 @@ def evaluate_model(
     device: Literal["cpu", "cuda"] | None = None,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     num_workers: int = 4,
-    on_error: Literal["raise", "skip"] = "raise",
+    read_as: DataConfig | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Top-1 and top-5 accuracy on the test images of a data set. Each image is used once, without augmentation.
@@ -92,7 +93,8 @@ def evaluate_model(
         image_size: The side of squares, or height and width. None for the network's own size.
         device: None for `cuda` if there is a GPU, and else `cpu`.
         num_workers: Number of processes that decode images of a folder.
-        on_error: Whether images that cannot be read are left out. See section `data` of a space file.
+        read_as: Section `data` that the network was trained by. It names the columns of data of the same kind, and
+            says whether images that cannot be read are left out.
         on_note: Called with notes on the data, and with each of the notes of the `Evaluation`.
 
     Raises:
@@ -113,7 +115,7 @@ def evaluate_model(
     beside, source = preprocessing_beside(network.folder)
     network = _named_as_trained(network, data)
     arch = network.arch.with_image_size(image_size or beside.get("image_size", network.arch.image_size))
-    images, dataset = _open_images(arch, network, data, str(path), num_workers, on_error, on_note)
+    images, dataset = _open_images(arch, network, data, str(path), num_workers, read_as, on_note)
     places, note = _places_of(network, images, data, str(path))
     notes = [*network.notes, *([] if note is None else [note])]
     preprocessing = prepared_as(images.preprocessing, beside, source, resized=image_size is not None)
@@ -178,17 +180,21 @@ def _open_images(
     data: str | Path,
     weights: str,
     num_workers: int,
-    on_error: Literal["raise", "skip"],
+    read_as: DataConfig | None,
     on_note: Callable[[str], None] | None,
 ) -> tuple[ImageData, str]:
     dataset, root = find_data(data)
-    channels, num_classes = shape_of(dataset, root, test_only=True)
+    config = DataConfig(dataset=dataset, num_workers=num_workers)
+    if read_as is not None:
+        kept = ("on_error", *(_COLUMNS if dataset == read_as.dataset else ()))
+        config = dataclasses.replace(config, **{setting: getattr(read_as, setting) for setting in kept})
+    channels, num_classes = shape_of(dataset, root, test_only=True, config=config)
     if channels not in (None, arch.num_channels):
         raise DataError(f"--data {data}: {dataset} has {channels} channels, {weights} is for {arch.num_channels}")
     if num_classes != arch.num_classes and not any(network.names.groups):
         raise DataError(f"--data {data}: {dataset} has {num_classes} classes, {weights} is for {arch.num_classes}")
     images, _ = check_data(
-        DataConfig(dataset=dataset, num_workers=num_workers, on_error=on_error),
+        config,
         root=root,
         image_size=arch.image_size,
         num_channels=arch.num_channels,

@@ -117,7 +117,10 @@ def _choices(text: str) -> dict[str, Any]:
         match = re.fullmatch(r"([\w.]+)\s*:\s*([\w.+-]+)", line)
         if match is None:
             raise ArchError(f"the architecture cannot be read: {line[:80]!r}: must be as stage0.depth: 2")
-        found[match[1]] = yaml.safe_load(match[2])
+        try:
+            found[match[1]] = yaml.safe_load(match[2])
+        except ValueError as error:  # what looks like a date and is none
+            raise ArchError(f"{match[1]}: got {match[2]}: {error}") from error
     return found
 
 

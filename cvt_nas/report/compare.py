@@ -166,7 +166,7 @@ def _groups(runs: Sequence[RunFolder]) -> tuple[Group, ...]:
     alike: list[tuple[Any, list[RunFolder]]] = []
     for run in runs:
         # the training of one architecture has the space file of a search, but is not a search
-        settings = (_settings_of(run), run.manifest.get("arch_id"), run.manifest["epochs"])
+        settings = (_settings_of(run), run.manifest.get("arch_id"), run.manifest["epochs"], _began_with(run))
         members = next((members for known, members in alike if known == settings), None)
         if members is None:
             alike.append((settings, [run]))
@@ -175,8 +175,8 @@ def _groups(runs: Sequence[RunFolder]) -> tuple[Group, ...]:
     names = [members[0].manifest["name"] for _, members in alike]
     if len(set(names)) < len(names):
         names = [
-            f"{name}: {_search_of(settings) if arch_id is None else f'training of {arch_id}'}"
-            for name, ((settings, arch_id, _), _) in zip(names, alike, strict=True)
+            f"{name}: {_search_of(settings) if arch_id is None else f'training of {arch_id}'}{''.join(began)}"
+            for name, ((settings, arch_id, _, began), _) in zip(names, alike, strict=True)
         ]
     names = [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names, start=1)]
     return tuple(
@@ -193,6 +193,13 @@ def _settings_of(run: RunFolder) -> Experiment | str:
         return run.manifest["fingerprint"]
     search = dataclasses.replace(experiment.search, seed=0, trials=1)
     return dataclasses.replace(experiment, name="", text="", warnings=(), search=search)
+
+
+def _began_with(run: RunFolder) -> tuple[str, ...]:
+    """The weights and the earlier runs that a run began with, as parts of the name of its group."""
+    init, earlier = run.manifest.get("init"), run.manifest.get("learn_from", ())
+    weights = () if init is None else (f", from {init['path']} ({init.get('sha256', '')[:8]})",)
+    return (*weights, *(f", learning from {told(entry['place'])}" for entry in earlier))
 
 
 def _search_of(settings: Experiment | str) -> str:

@@ -13,6 +13,7 @@ from cvt_nas.results.pareto import ParetoFront
 from cvt_nas.results.trial import Metric, TrialResult
 
 _MAX_LISTED = 5
+_NUMBER = r"[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?"
 
 
 def find(results: Iterable[TrialResult], arch_id: str, place: object) -> TrialResult:
@@ -70,9 +71,7 @@ def pick(front: ParetoFront, what: str, place: object) -> TrialResult | None:
         found = front.knee() if what == "knee" else front.best
         assert found is not None, "a front with members has both"
         return found
-    limit = re.fullmatch(
-        r"\s*(flops|params|latency_ms|peak_memory_mb|model_mb)\s*<\s*([0-9][0-9_]*\.?[0-9]*(?:[eE][0-9]+)?)\s*", what
-    )
+    limit = re.fullmatch(rf"\s*(flops|params|latency_ms|peak_memory_mb|model_mb)\s*<\s*({_NUMBER})\s*", what)
     if limit is None and re.search(r"\W", what):
         raise RunFolderError(
             f"{what!r}: must be knee, best, an arch id, or a limit as flops<4e9, params<20e6 or latency_ms<2"
