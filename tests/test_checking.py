@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from cvt_nas.cli import main
 from cvt_nas.config import DataConfig
-from cvt_nas.data import SPLITS, check_data
+from cvt_nas.data import SPLITS, check_data, load_data
 from cvt_nas.errors import DataError, RunFolderError
 from cvt_nas.results import DataIdentity
 from cvt_nas.results.parsing import parse_json
@@ -45,6 +45,22 @@ def test_skipped_images_are_left_out_of_every_split_and_kept_in_the_identity(tmp
         path.write_bytes(b"")
     with pytest.raises(DataError, match=r"val: no readable image is left of cat"):
         check_data(config, **settings)
+
+
+def test_a_class_without_images_is_told_from_one_whose_images_cannot_be_read(tmp_path: Path) -> None:
+    rows = [f"train/{name}/{number}.png,{name},train" for name in ("cat", "dog", "fish") for number in range(8)]
+    rows += [f"val/{name}/{number}.png,{name},val" for name in ("cat", "dog") for number in range(2)]
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "val", ("cat", "dog"), num=2)
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,split", *rows]))
+    config = DataConfig(dataset="table", num_workers=0)
+    settings: Any = {"root": tmp_path / "labels.csv", "image_size": 16, "num_channels": 3, "num_classes": 3}
+    for skipped in ((), ("val/cat/0.png", "val/cat/1.png")):
+        with pytest.raises(DataError, match=r"its validation images: there is no image of fish$"):
+            load_data(config, skipped=skipped, **settings)
+    skipped = [f"train/fish/{number}.png" for number in range(8)]
+    with pytest.raises(DataError, match=r"its train images: no readable image is left of fish$"):
+        load_data(config, skipped=skipped, **settings)
 
 
 def test_the_same_images_elsewhere_are_the_same_data_and_others_are_told_apart(tmp_path: Path) -> None:

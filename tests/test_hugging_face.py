@@ -156,6 +156,37 @@ def test_a_split_without_labels_is_ignored_and_images_that_are_none_are_named(tm
     assert report.images.damaged == {"validation/4": "no image: it begins as text"}
 
 
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (("cat", "fish"), "have different classes: only one of them has dog"),
+        (("cat", "fish", "dog"), "have their classes in different orders: dog, fish in train, fish, dog in test"),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_splits_whose_classes_were_numbered_apart_are_refused(
+    several: bool, names: tuple[str, ...], what: str, tmp_path: Path
+) -> None:
+    def encoded(num: int, names: tuple[str, ...]) -> Any:
+        feature, labels = datasets.ClassLabel(names=list(names)), [row % len(names) for row in range(num)]
+        if not several:
+            return part(num, labels=labels, feature=feature)
+        return part(num, labels=[[label] for label in labels], feature=datasets.List(feature))
+
+    root = saved(tmp_path / "set", train=encoded(30, NAMES), validation=encoded(9, NAMES), test=encoded(12, names))
+    with pytest.raises(DataError) as error:
+        open_kind(root)
+    assert str(error.value) == f"{root}: splits train and test {what}; give all splits the same ones in one order"
+
+
+def test_class_names_of_a_split_without_labels_say_nothing(tmp_path: Path) -> None:
+    hidden = part(6, labels=[-1] * 6, feature=datasets.ClassLabel(names=["fish", "dog", "cat"]))
+    root = saved(tmp_path / "set", test=hidden, train=part(30))
+    assert open_kind(root).class_names == NAMES
+    numbers = part(12, feature=datasets.Value("int64"))
+    assert open_kind(saved(tmp_path / "numbers", train=part(30), test=numbers)).class_names == NAMES
+
+
 def test_a_training_learns_and_a_worker_has_the_images_that_its_driver_listed(tmp_path: Path) -> None:
     root, run = saved(tmp_path / "set", train=part(48), test=part(12)), tmp_path / "listed"
     accuracy, _ = trained(root, tmp_path / "run", dataset="huggingface")

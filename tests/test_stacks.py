@@ -11,7 +11,7 @@ from cvt_nas.config import AugmentConfig, DataConfig
 from cvt_nas.data import SPLITS, find_data, load_data, shape_of
 from cvt_nas.data.report import check_set
 from cvt_nas.errors import DataError
-from image_folders import CPU, open_kind, sizes, write_images
+from image_folders import CPU, NAMES, open_kind, sizes, write_images
 
 SIZES = {"train": 40, "val": 12, "test": 20}
 
@@ -120,6 +120,43 @@ def test_arrays_that_do_not_fit_are_one_line(
     for place in (write_npz(tmp_path / "set.npz", **arrays), write_npy(tmp_path / "set", **arrays)):
         with pytest.raises(DataError, match=message):
             open_kind(place, num_channels=1)
+
+
+def labelled(labels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    arrays = arrays_of(sizes={name: len(own) for name, own in labels.items()})
+    return {**arrays, **{f"{name}_labels": own for name, own in labels.items()}}
+
+
+@pytest.mark.parametrize("shape", [(20,), (20, 1), (20, 3)])
+@pytest.mark.parametrize("kind", [np.int64, np.float32])
+def test_a_split_without_labels_is_ignored(kind: type, shape: tuple[int, ...], tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "set.npz", **labelled({"train": np.arange(60) % 3, "test": np.full(shape, -1, kind)}))
+    data = open_kind(path, num_channels=1)
+    assert (data.class_names, sizes(data)) == (("0", "1", "2"), [36, 12, 12])
+    assert data.identity().notes[0] == f"{path}: split test has no labels and is ignored"
+    with pytest.raises(DataError, match=r"npz: has no test images, only images that may have been trained on"):
+        open_kind(path, num_channels=1, test_only=True)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_other_negative_labels_are_refused(split: str, tmp_path: Path) -> None:
+    labels = {"train": np.arange(60) % 3, "test": np.arange(20) % 3}
+    labels[split][:3] = -1
+    path = write_npz(tmp_path / "set.npz", **labelled(labels))
+    with pytest.raises(DataError, match=rf"^{path}: 3 of 80 labels are negative; classes count from 0$"):
+        open_kind(path, num_channels=1)
+
+
+def test_a_class_without_training_images_is_refused_unless_only_test_images_are_needed(tmp_path: Path) -> None:
+    labels = {name: np.array(names)[np.arange(40) % 2] for name, names in (("train", NAMES[:2]), ("test", NAMES[1:]))}
+    path = write_npz(tmp_path / "set.npz", **labelled(labels))
+    with pytest.raises(DataError, match=r"^npz: its train images: there is no image of fish$"):
+        open_kind(path, num_channels=1)
+    assert open_kind(path, num_channels=1, test_only=True).num_images("test") == 40
+    tags = {name: np.eye(4, dtype=np.uint8)[np.arange(40) % 2] for name in ("train", "test")}
+    for own in tags.values():
+        own[::4, :2] = 1
+    assert open_kind(write_npz(tmp_path / "tags.npz", **labelled(tags)), 4, num_channels=1).is_multi_label
 
 
 def test_a_space_file_that_names_another_kind_is_told_which_it_is(tmp_path: Path) -> None:

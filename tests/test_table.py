@@ -168,7 +168,7 @@ def test_rows_that_contradict_each_other_or_say_nothing_are_refused_by_name(
     )
     assert refused({"split": "test"}) == "pictures/dog/3.png is in two splits: train and test"
     cow = {"species": "cow", "file": "pictures/cow.png"}
-    assert refused(cow) == "its validation images: no readable image is left of cow"
+    assert refused(cow) == "its validation images: there is no image of cow"
     assert "a single image is left of cow" in refused(cow, split_column="none")
     table = write([*rows, {**rows[0], "file": "./pictures/dog/../dog/3.png"}], tmp_path / "labels.csv")
     data: Any = open_kind(table)

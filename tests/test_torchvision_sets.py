@@ -9,6 +9,8 @@ import torch
 
 from cvt_nas.config import parse_experiment
 from cvt_nas.data import find_data, shape_of
+from cvt_nas.data.kinds.torchvision_sets import records_of_sets
+from cvt_nas.data.records import Files
 from cvt_nas.data.report import check_set
 from cvt_nas.engine import TrainingSetup
 from cvt_nas.errors import DataError
@@ -73,6 +75,46 @@ def test_a_set_without_splits_has_test_images_held_out_and_a_damaged_image_is_na
     (name,) = report.images.damaged
     assert name == "train/13"
     assert "cannot identify image file" in report.images.damaged[name]
+
+
+def test_splits_with_folders_of_other_classes_are_refused() -> None:
+    for split, names in (("train", ("cat", "fox")), ("valid", ("cat", "fox")), ("test", ("cat", "dog", "fox"))):
+        write_images(Path("data/country211") / split, names)
+    with pytest.raises(
+        DataError, match=r"splits train and test have different classes: only one of them has dog; give all splits"
+    ):
+        open_kind("torchvision:Country211")
+
+
+class Own:
+    """A data set of the user's, with names of its classes or without."""
+
+    def __init__(self, labels: list[int], *names: str) -> None:
+        self.labels = labels
+        if names:
+            self.classes = list(names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Any, int]:
+        return np.zeros((8, 8), np.uint8), self.labels[row]
+
+
+def test_own_sets_must_number_their_classes_alike_where_they_name_them() -> None:
+    def found(**sets: Own) -> Any:
+        return records_of_sets(sets, Path(), Files(), place="mine:sets", is_marked=True, on_note=None)
+
+    train = Own([0, 1, 1, 0], "cat", "dog")
+    with pytest.raises(DataError) as error:
+        found(train=train, test=Own([0, 1], "dog", "cat"))
+    assert str(error.value) == (
+        "mine:sets: splits train and test have their classes in different orders: cat, dog in train, dog, cat in test; "
+        "give all splits the same ones in one order"
+    )
+    assert found(train=train, test=Own([0, 1])).class_names == ("cat", "dog")
+    assert found(test=Own([-1, -1], "dog", "cat"), train=train).class_names == ("cat", "dog")
+    assert found(train=Own([0, 1, 2]), test=Own([0, 1])).class_names == ("0", "1", "2")
 
 
 def test_names_of_no_set_and_sets_without_classes_are_refused() -> None:

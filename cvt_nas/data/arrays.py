@@ -33,9 +33,12 @@ from cvt_nas.data.named_sets import source_of
 from cvt_nas.data.records import SPELLINGS, Role, counts_of, tested_of
 from cvt_nas.data.splitting import GUIDED, rows_of_splits
 from cvt_nas.data.stacks import Arrays, are_bytes
+from cvt_nas.data.tree import few
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
 from cvt_nas.run import cache_folder
+
+_FORMAT = 2  # of this node's copies; copies that were read by older rules are not used
 
 
 def open_arrays(dataset: str, root: Path | None) -> Arrays:
@@ -43,7 +46,7 @@ def open_arrays(dataset: str, root: Path | None) -> Arrays:
     read, source = source_of(dataset, root)
     if dataset == "npy" and source is not None and are_bytes(source):
         return read()
-    stamp = "digits" if source is None else _stamp(source)
+    stamp = f"{_FORMAT} digits" if source is None else f"{_FORMAT} {_stamp(source)}"
     cache = cache_folder()
     folder = cache / f"{dataset}-{hashlib.sha256(stamp.encode()).hexdigest()[:10]}"
     if not folder.exists():
@@ -86,6 +89,9 @@ class ArrayData:
         place = config.dataset
         if test_only and tested_of(arrays.images) is None:
             raise DataError(f"{place}: has no test images, only images that may have been trained on")
+        if not (test_only or self.is_multi_label) and len(lost := np.flatnonzero(self.counts == 0)):
+            names = few([self.class_names[label] for label in lost])
+            raise DataError(f"{place}: its train images: there is no image of {names}")
         self._source, self._rows = rows_of_splits(arrays.labels, config, arrays.class_names)
         self.notes = (*arrays.notes, *self._notes(config))
         some = arrays.images["train"][self._rows["train"][:10_000]].astype(np.float32) / 255

@@ -1,7 +1,7 @@
 """Converts the values of a column to labels: class indices, or 0 and 1 for each of several labels."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +72,29 @@ def several(rows: Sequence[Sequence[str]], *, names: tuple[str, ...] = (), notes
     for row, labels in enumerate(rows):
         values[row, [places[label] for label in labels]] = 1
     return Labels(names=names, values=values, notes=notes)
+
+
+def check_alike(names: Mapping[str, Sequence[str]], place: str) -> None:
+    """Checks that the same index means the same class in all splits.
+
+    Args:
+        names: The class names of each split.
+        place: What messages call the data set.
+
+    Raises:
+        DataError: Two splits have different classes, or the same ones in another order.
+    """
+    for split, theirs in names.items():
+        first, own = next(iter(names.items()))
+        if list(theirs) == list(own):
+            continue
+        if odd := [name for name in (*own, *theirs) if (name in own) != (name in theirs)]:
+            what = f"have different classes: only one of them has {few(odd)}"
+        else:
+            pairs = [pair for pair in zip(own, theirs, strict=False) if pair[0] != pair[1]]
+            ours, others = (few([pair[side] for pair in pairs]) for side in (0, 1))
+            what = f"have their classes in different orders: {ours} in {first}, {others} in {split}"
+        raise DataError(f"{place}: splits {first} and {split} {what}; give all splits the same ones in one order")
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:

@@ -104,14 +104,18 @@ def _read(place: Path, names: Iterable[str], read: Callable[[str], np.ndarray]) 
         raise DataError(f"{place}: has no array train_images, but {few(sorted(names)) or 'none'}")
     if lost := [f"{prefix}labels" for prefix in found.values() if f"{prefix}labels" not in names]:
         raise DataError(f"{place}: has no array {few(lost)}")
+    told: dict[Role, np.ndarray] = {role: read(f"{prefix}labels") for role, prefix in found.items()}
     images: dict[Role, np.ndarray] = {}
     notes: list[str] = []
+    unlabelled: list[Role] = [role for role, own in told.items() if role != "train" and _is_unlabelled(own)]
+    for role in unlabelled:
+        notes.append(f"{place}: split {found[role].removesuffix('_')} has no labels and is ignored")
+        del found[role], told[role]
     for role, prefix in found.items():
         raw, called = read(f"{prefix}images"), f"{place}: {prefix}images"
         images[role] = _images(raw, called)
         if raw.dtype != np.uint8 and (brightest := int(images[role].max())) < DIM:
             notes.append(f"{called}: no value is above {brightest} of 255 when read as 8 bits; scale white up")
-    told: dict[Role, np.ndarray] = {role: read(f"{prefix}labels") for role, prefix in found.items()}
     for role, prefix in found.items():
         if len(images[role]) != len(told[role]):
             raise DataError(
@@ -132,12 +136,18 @@ def _read(place: Path, names: Iterable[str], read: Callable[[str], np.ndarray]) 
     )
 
 
+def _is_unlabelled(labels: np.ndarray) -> bool:
+    return labels.dtype.kind in "if" and labels.size > 0 and bool((labels == -1).all())
+
+
 def _labels(arrays: list[np.ndarray], place: str) -> Labels:
     """Reads classes `(images,)` or `(images, 1)`, or 0 and 1 for each label `(images, labels)`."""
     if len({array.shape[1:] for array in arrays}) > 1 or arrays[0].ndim > 2:
         raise DataError(f"{place}: labels have the shapes {few([str(array.shape) for array in arrays])}")
     whole = np.concatenate(arrays)
     if whole.ndim == 1 or whole.shape[1] == 1:
+        if whole.dtype.kind in "if" and (below := int((whole < 0).sum())):
+            raise DataError(f"{place}: {below:,} of {len(whole):,} labels are negative; classes count from 0")
         return labels_of(whole.ravel().tolist(), separator="none", place=f"{place}: labels")
     if not np.isin(whole, (0, 1)).all():
         raise DataError(f"{place}: labels of the shape {whole.shape} must be 0 or 1 for each label of an image")

@@ -39,6 +39,7 @@ from cvt_nas.data.records import Images, Records, Role
 from cvt_nas.data.sources import Mode, mode_of
 from cvt_nas.data.splitting import GUIDED, NO_EFFECT, rows_of_splits
 from cvt_nas.data.transforms import EvalTransform, TrainTransform
+from cvt_nas.data.tree import few
 from cvt_nas.errors import DataError
 from cvt_nas.results import DataIdentity
 
@@ -111,10 +112,12 @@ class StreamedData:
             self._source["test"] = next(iter(self._images))
             self._rows["test"] = np.arange(len(self._images[self._source["test"]].names))
             return
-        for images in self._images.values():
+        for role, images in self._images.items():
             if len(lost := np.flatnonzero(images.counts == 0)):
-                names = ", ".join(self.class_names[label] for label in lost[:5])
-                raise DataError(f"{images.place}: no readable image is left of {names}")
+                absent = lost[self.records.files[role].counts[lost] == 0]
+                what = "there is no image of" if len(absent) else "no readable image is left of"
+                names = few([self.class_names[label] for label in (absent if len(absent) else lost)])
+                raise DataError(f"{images.place}: {what} {names}")
         labels: dict[Role, np.ndarray] = {role: images.labels for role, images in self._images.items()}
         self._source, self._rows = rows_of_splits(labels, config, self.class_names)
 

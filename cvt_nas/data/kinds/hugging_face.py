@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cvt_nas.config import DataConfig
-from cvt_nas.data.labels import USUAL, Labels, labels_of, several
+from cvt_nas.data.labels import USUAL, Labels, check_alike, labels_of, several
 from cvt_nas.data.library import library
 from cvt_nas.data.records import Images, Opener, Records, role_of, split_by_role
 from cvt_nas.data.sources import Encoded
@@ -70,7 +70,9 @@ def find(config: DataConfig, root: Path | None, *, on_note: Callable[[str], None
         del labels[name]
     if not labels:
         raise DataError(f"{place}: column {label!r} holds no labels")
-    found = _labels([value for own in labels.values() for value in own], features[label], config, place)
+    told = {name: sets[name].features[label] for name in labels}
+    check_alike({name: own for name, each in told.items() if (own := _class_names(each)) is not None}, str(place))
+    found = _labels([value for own in labels.values() for value in own], next(iter(told.values())), config, place)
     roles = np.array([role_of(name) for name, own in labels.items() for _ in own], dtype=object)
     names = np.array([f"{name}/{row}" for name, own in labels.items() for row in range(len(own))], dtype=object)
     return Records(

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cvt_nas.config import DataConfig
-from cvt_nas.data.labels import Labels
+from cvt_nas.data.labels import Labels, check_alike
 from cvt_nas.data.records import Images, Opener, Records, Role, split_by_role
 from cvt_nas.data.sources import Decoded
 from cvt_nas.errors import DataError, first_line
@@ -70,14 +70,16 @@ def records_of_sets(
         place: What messages call the data set.
 
     Raises:
-        DataError: Images cannot be read, or have no classes.
+        DataError: Images cannot be read, or have no classes, or splits name their classes differently.
     """
     notes = list[str]()
     values = {name: _values_of(each, place, on_note) for name, each in sets.items()}
     for name in [name for name, own in values.items() if own.ndim == 1 and (own == -1).all()]:
         notes.append(f"{place}: split {name} has no labels and is ignored")
         del values[name]
-    labels = _named(np.concatenate(list(values.values())), next(iter(sets.values())), place)
+    told = {name: _names_of(sets[name], _number_of(own)) for name, own in values.items()}
+    check_alike({name: own for name, own in told.items() if own is not None}, place)
+    labels = _named(np.concatenate(list(values.values())), sets[next(iter(values))], place)
     roles = np.array([role for name, own in values.items() for role in [_role_of(name)] for _ in own], dtype=object)
     names = np.array([f"{name}/{row}" for name, own in values.items() for row in range(len(own))], dtype=object)
     return Records(
@@ -195,11 +197,24 @@ def _values_of(images: ImageSet, place: str, on_note: Callable[[str], None] | No
 
 
 def _named(values: np.ndarray, images: ImageSet, place: str) -> Labels:
-    number = values.shape[1] if values.ndim > 1 else int(values.max()) + 1
     if values.min() < 0 or (values.ndim > 1 and values.max() > 1):
         raise DataError(f"{place}: some images have no label")
+    number = _number_of(values)
+    names = _names_of(images, number)
+    if names is None:
+        return Labels(names=tuple(map(str, range(number))), values=values)
+    return Labels(names=names[:number] if values.ndim > 1 else names, values=values)
+
+
+def _number_of(values: np.ndarray) -> int:
+    """Least number of classes or labels that these values can have."""
+    return values.shape[1] if values.ndim > 1 else int(values.max()) + 1
+
+
+def _names_of(images: ImageSet, number: int) -> tuple[str, ...] | None:
+    """Names of the classes or labels, if the data set has at least `number` of them."""
     for name in ("classes", "categories", "attr_names"):
         names = getattr(images, name, None) or ()
         if len(names) >= number and all(isinstance(each, str) for each in names):
-            return Labels(names=tuple(names[: number if values.ndim > 1 else len(names)]), values=values)
-    return Labels(names=tuple(map(str, range(number))), values=values)
+            return tuple(names)
+    return None
