@@ -227,7 +227,7 @@ def _(desk: Desk) -> str:
 
 @case("a training that begins with classes in another order", before="rows of other classes", after="accuracy 1.0000")
 def _(desk: Desk) -> str:
-    space = desk.space(("lr: 3.0e-3", "lr: 1.0e-9, ema_decay: 0.0"), ("epochs: 2", "epochs: 1"))
+    space = desk.space(("lr: 3.0e-3", "lr: 1.0e-9, warmup_lr: 0.0, ema_decay: 0.0"), ("epochs: 2", "epochs: 1"))
     weights = port(desk, ("fish", "cat", "dog"))
     return desk.run("train", desk.arch(), "--space", space, "--data", desk.images(), "--init", weights,
                     "--gpus", "0", "--out", desk / "run")  # fmt: skip

@@ -118,3 +118,6 @@ def test_learning_rates_go_with_the_batch_size_unless_one_is_given(
     same, note = trained("--batch-size", str(file.batch_size))
     assert (same.lr, same.min_lr) == (file.lr, file.min_lr)
     assert "note: --batch-size" not in note
+
+    least, _ = trained("--lr", "1e-8")
+    assert (least.lr, least.warmup_lr) == (1e-8, 1e-8)

@@ -89,7 +89,8 @@ def train(options: argparse.Namespace) -> int:
 def _with_training(experiment: "Experiment", options: argparse.Namespace) -> "Experiment":
     """The same experiment with the options of the command line in its section `training`.
 
-    Learning rates belong to a batch size. They are scaled in proportion to a new one, unless `--lr` is given.
+    Learning rates belong to a batch size. They are scaled in proportion to a new one, unless `--lr` is given. That
+    is the greatest rate, so others are no greater.
     """
     own = experiment.training
     told = {
@@ -109,6 +110,8 @@ def _with_training(experiment: "Experiment", options: argparse.Namespace) -> "Ex
         rescaled = ", ".join(f"{name} {getattr(own, name):g} becomes {to:g}" for name, to in scaled.items())
         write(f"note: --batch-size {options.batch_size} instead of {own.batch_size}: {rescaled}, in proportion; "
               f"--lr sets it otherwise", file=sys.stderr)  # fmt: skip
+    if options.lr is not None:
+        changes |= {name: options.lr for name in ("min_lr", "warmup_lr") if getattr(own, name) > options.lr}
     if options.epochs is not None:
         lasting = experiment.training.lasting(options.epochs)
         changes |= {name: getattr(lasting, name) for name in ("epochs", "warmup_epochs", "restarts")}

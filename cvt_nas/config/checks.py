@@ -47,7 +47,7 @@ def check_training(training: TrainingConfig, section: str, space: SpaceSection, 
         reader.add((section, "batch_size"), f"got {training.batch_size}, must be even for mixup and cutmix")
     if training.epochs == 0:
         return
-    for name in ("min_lr", "warmup_lr"):
+    for name in ("min_lr", "warmup_lr") if training.warmup_epochs > 0 else ("min_lr",):
         if (rate := getattr(training, name)) > training.lr:
             reader.add((section, name), f"got {rate:g}, must not be above lr, {training.lr:g}")
     if training.warmup_epochs >= training.epochs:
