@@ -1,6 +1,7 @@
 """What several test files share: one small real search, one Ray, and paths that no user's data lies in."""
 
 import contextlib
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -142,6 +143,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """The workers of each Ray that this process starts, and what loads exports again, are forked."""
+    gc.freeze()  # what is imported by now stays, and need not be looked at again and again
     stack = contextlib.ExitStack()
     session.config.add_cleanup(stack.close)
     stack.enter_context(forked_workers.forking_server())

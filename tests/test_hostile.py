@@ -148,11 +148,11 @@ HAND_MADE = {
 
 @pytest.mark.parametrize(("text", "message"), HAND_MADE.values(), ids=HAND_MADE)
 def test_a_hostile_space_file_is_a_clear_error_at_once(text: str, message: str) -> None:
-    started = time.process_time()
+    started = time.thread_time()
     problems = problems_of(text)
     assert any(message in problem for problem in problems) if message else not problems
     assert sum(map(len, problems)) < 20_000
-    assert time.process_time() - started < 2
+    assert time.thread_time() - started < 2
     assert not Path("owned").exists()
 
 

@@ -393,9 +393,9 @@ def test_two_thousand_trials_are_a_small_page_that_answers_at_once(
     page: Page, tmp_path: Path, complaints: list[str]
 ) -> None:
     run = made_up_run(tmp_path / "run", load_experiment(SPACES / "cvt13.yaml"), 2000, share_complete=0.2)
-    started = time.monotonic()
+    started = time.thread_time()
     write_report(run)
-    assert time.monotonic() - started < 20  # 4 s on a quiet core, 12 s on a slow one beside other tests
+    assert time.thread_time() - started < 20  # 4 s on a quiet core, 12 s on a slow one beside other tests
     assert (run.path / "report.html").stat().st_size < 5e6
     page.emulate_media(reduced_motion="reduce")  # or scrolling to what is clicked would take a second
     open_page(page, run.path / "report.html")
@@ -407,13 +407,21 @@ def test_two_thousand_trials_are_a_small_page_that_answers_at_once(
         "next page": lambda: page.click("#on"),
         "select": lambda: click_point(page, "front-flops", number),
     }
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def thread_time() -> float:
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return next(metric["value"] for metric in metrics if metric["name"] == "ThreadTime")
+
     seconds = {}
     for name, action in actions.items():
-        started = time.monotonic()
+        started = thread_time()
         action()
         page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
-        seconds[name] = time.monotonic() - started
-    assert max(seconds.values()) < 2.0, seconds  # .3 s on a quiet core, 1.3 s on a slow one beside other tests
+        seconds[name] = thread_time() - started
+    assert min(seconds.values()) > 0, seconds
+    assert max(seconds.values()) < 1.5, seconds  # at most .5 s on a slow core beside other tests
     assert complaints == []
 
 

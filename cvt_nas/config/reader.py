@@ -108,7 +108,7 @@ class Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self._value(item, (*key, index)) for index, item in enumerate(node.value)]
         try:
-            value = yaml.SafeLoader("").construct_object(node)
+            value = yaml.constructor.SafeConstructor().construct_object(node)
         except (ValueError, LookupError):  # text that looks like a number, a date or a boolean
             value = str(node.value)
         if isinstance(value, float) and not math.isfinite(value):
