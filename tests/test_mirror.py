@@ -28,6 +28,7 @@ from cvt_nas.propose.journal import open_journal
 from cvt_nas.propose.race import Race
 from cvt_nas.propose.study import Study
 from cvt_nas.results import TrialResult
+from cvt_nas.results.candidate import Candidate
 from cvt_nas.run import RunFolder, Store
 from cvt_nas.run.mirror import Mirror
 from cvt_nas.run.places import local_folder
@@ -113,7 +114,8 @@ def test_a_run_that_travels_to_another_machine_finds_its_files_by_their_url(
     assert (there.place, standalone.place, local.place) == (url, f"{url}/standalone", str(tmp_path))
     assert there.path != run.path
     assert not there.has_begun, "it is for who needs it to fetch it"
-    assert there.store.read(there.listing_path) == "names"
+    there.store.fetch(there.listing_path)
+    assert there.listing_path.read_text() == "names"
 
 
 def test_a_journal_is_copied_now_and_then_and_before_what_depends_on_it(tmp_path: Path) -> None:
@@ -387,31 +389,163 @@ def test_a_store_that_is_none_or_does_not_answer_is_one_line(
         Mirror(tmp_path, f"file://{tmp_path}/file/below").push(tmp_path / "file")
 
 
-def test_a_run_that_another_machine_works_on_is_refused_while_it_shows_life(
+def test_a_run_that_another_process_works_on_is_refused_while_its_mark_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machines: Any
 ) -> None:
     monkeypatch.setattr("cvt_nas.run.lock._SECONDS_TO_SHOW_LIFE", 2.5)
     there = tmp_path / "there"
     run = RunFolder.create(f"file://{there}", {"name": "it"})
-    (there / "holder.json").write_text(json.dumps({"host": "elsewhere", "pid": 7}))
-    stopped, ticks = threading.Event(), itertools.count()
+    stopped = threading.Event()
+
+    def beat(number: int) -> None:
+        (there / "holder.json").write_text(json.dumps({"host": "elsewhere", "pid": 7, "id": "8", "beat": number}))
 
     def live() -> None:
-        while not stopped.wait(0.3):
-            (there / "clock.json").write_text(json.dumps({"seconds": next(ticks)}))
+        for number in itertools.count(1):
+            if stopped.wait(0.3):
+                return
+            beat(number)
 
+    beat(0)
     thread = threading.Thread(target=live)
     thread.start()
     with pytest.raises(RunFolderError, match="process 7 on elsewhere is at work on it"), run.locked():
         pass
-    assert "elsewhere" in (there / "holder.json").read_text(), "he still is"
+    assert "elsewhere" in (there / "holder.json").read_text(), "it still is"
     stopped.set()
     thread.join()
     started = time.monotonic()
-    with run.locked():  # he is dead, as far as one who waits can tell
+    with run.locked():  # it is dead, as far as one who waits can tell
         assert time.monotonic() - started > 2
         assert "elsewhere" not in (there / "holder.json").read_text()
     assert not (there / "holder.json").exists()
+
+
+def test_a_holder_shows_life_by_its_lock_alone_also_to_another_cache_of_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machines: Any
+) -> None:
+    monkeypatch.setattr("cvt_nas.run.lock._SECONDS_BETWEEN_BEATS", 0.2)
+    monkeypatch.setattr("cvt_nas.run.lock._SECONDS_TO_SHOW_LIFE", 2.5)
+    url = f"file://{tmp_path}/there"
+    run = RunFolder.create(url, {"name": "it"})
+    with run.locked():
+        machines()
+        with pytest.raises(RunFolderError, match="is at work on it"), RunFolder.open(url).locked():
+            pass
+        run.append_test_accuracy(1, "abc", 0.5, 10)
+    with RunFolder.open(url).locked():
+        pass
+
+
+def test_a_process_whose_run_was_taken_writes_nothing_there_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machines: Any
+) -> None:
+    monkeypatch.setattr("cvt_nas.run.lock._SECONDS_BETWEEN_BEATS", 0.2)
+    there = tmp_path / "there"
+    run = RunFolder.create(f"file://{there}", {"name": "it"})
+    taken = json.dumps({"host": "elsewhere", "pid": 7, "id": "8"})
+
+    def work() -> None:
+        with run.locked():
+            (there / "holder.json").write_text(taken)  # after this one was silent for long
+            for _ in range(600):
+                run.append_test_accuracy(1, "abc", 0.5, 10)
+                time.sleep(0.1)
+
+    with pytest.raises(StorageError, match="another process has taken the run"):
+        work()
+    assert (there / "holder.json").read_text() == taken
+
+
+def test_a_url_with_a_slash_at_its_end_is_the_same_run(tmp_path: Path, machines: Any) -> None:
+    url = f"file://{tmp_path}/there"
+    run = RunFolder.create(url, {"name": "it"})
+    assert RunFolder.open(f"{url}/").path == run.path
+
+
+def test_a_run_that_was_deleted_at_its_url_is_set_aside_and_not_mixed_with_the_next_one(
+    tmp_path: Path, machines: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, there = f"file://{tmp_path}/there", tmp_path / "there"
+    first = RunFolder.create(url, {"name": "first"})
+    cache = str(first.path.parent.parent.parent)
+    with first.locked():
+        first.append_test_accuracy(1, "abc", 0.1, 10)
+        first.model_path("abc").mkdir(parents=True)
+        first.store.write(first.model_path("abc") / "model.safetensors", "first")
+    shutil.rmtree(there)
+    with pytest.raises(RunFolderError, match="the run was deleted or replaced there"), first.locked():
+        pass
+    with pytest.raises(RunFolderError, match="holds no run"):
+        RunFolder.open(url)
+    assert f"kept in {first.path}.1" in caplog.text
+    assert (Path(f"{first.path}.1") / "test.jsonl").read_text()
+    machines()
+    second = RunFolder.create(url, {"name": "second"})
+    with second.locked():
+        second.append_test_accuracy(1, "abc", 0.2, 10)
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    again = RunFolder.open(url)
+    assert (again.path, again.manifest["name"]) == (first.path, "second")
+    assert again.test_accuracies() == second.test_accuracies()
+    assert not again.fetched_model("abc").exists()
+    shutil.rmtree(there)
+    machines()
+    third = RunFolder.create(url, {"name": "third"})
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    again.refresh()
+    assert (again.manifest["name"], again.test_accuracies()) == ("third", third.test_accuracies())
+
+
+def test_what_is_deleted_is_of_this_run_whatever_its_name_is(url: str, tmp_path: Path) -> None:
+    one, two = run_in(tmp_path / "one", f"{url}/lr1"), run_in(tmp_path / "two", f"{url}/lr[1]")
+    for run in (one, two):
+        run.checkpoint_path(3).parent.mkdir()
+        run.store.write(run.checkpoint_path(3), "weights")
+        run.store.write(run.path / "holder.json", "{}")
+    two.store.delete(two.checkpoint_path(3).parent)
+    two.store.delete(two.path / "holder.json")
+    assert one.store.exists(one.checkpoint_path(3))
+    assert one.store.exists(one.path / "holder.json")
+    assert not two.store.exists(two.checkpoint_path(3))
+    assert not two.store.exists(two.path / "holder.json")
+
+
+def test_judgements_of_a_supernet_go_on_where_another_machine_left_them(
+    url: str, small: Experiment, machines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arch, cost = small.space.smallest, small.space.cost_range[0]
+    measured = [
+        Candidate(number=number, arch=arch, cost=cost, accuracy=0.5, num_images=9, seconds=1.0) for number in range(3)
+    ]
+    one = RunFolder.create(url, {"name": "it"})
+    one.supernet.path.mkdir()
+    one.supernet.append_inherited(measured[0])
+    cache = str(one.path.parent.parent.parent)
+    one.store.write(one.supernet.quality_path, "one")
+    machines()
+    two = RunFolder.open(url)
+    assert len(two.supernet.inherited()) == 1
+    two.supernet.append_inherited(measured[1])
+    two.store.write(two.supernet.quality_path, "two")
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    again = RunFolder.open(url)
+    assert len(again.supernet.inherited()) == 2
+    again.supernet.append_inherited(measured[2])
+    assert again.supernet.inherited() == tuple(measured)
+    with pytest.raises(RunFolderError):
+        again.supernet.quality()
+    assert again.supernet.quality_path.read_text() == "two"
+
+
+def test_a_model_whose_fetching_was_interrupted_is_fetched_again(url: str, tmp_path: Path) -> None:
+    one, two = run_in(tmp_path / "one", url), run_in(tmp_path / "two", url)
+    one.model_path("abc").mkdir(parents=True)
+    for name in ("arch.json", "model.safetensors", "probe.safetensors", "preprocessing.json"):
+        one.store.write(one.model_path("abc") / name, name)
+    for path in two.fetched_model("abc").glob("pr*"):
+        path.unlink()
+    assert len(list(two.fetched_model("abc").iterdir())) == 4
 
 
 def test_what_is_asked_on_another_machine_is_taken_by_the_search_and_the_answer_is_read_there(

@@ -275,7 +275,7 @@ class RunFolder:
     def fetched_model(self, arch_id: str) -> Path:
         """Fetches the files of a trained network, and returns its `model_path`."""
         folder = self.model_path(arch_id)
-        if not (folder / "model.safetensors").exists():
+        if not all((folder / name).exists() for name in _MODEL_FILES):
             self.store.fetch(folder)
         return folder
 

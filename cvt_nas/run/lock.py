@@ -1,9 +1,13 @@
 """The lock of a run: one process at a time works on it, on any machine."""
 
 import contextlib
+import itertools
 import json
+import logging
 import os
+import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +19,7 @@ from cvt_nas.errors import CvtNasError, RunFolderError, StorageError
 from cvt_nas.run.files import remove_partials, repair_last_line
 from cvt_nas.run.store import Store
 
+_SECONDS_BETWEEN_BEATS = 5.0  # for the holder's mark at a URL
 _SECONDS_TO_SHOW_LIFE = 15.0
 
 
@@ -32,22 +37,61 @@ def locked(folder: Path, store: Store) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise RunFolderError(f"{folder}: {_described(holder)} is at work on it; wait for its end") from error
+        raise RunFolderError(f"{folder}: {_described(_read(holder))} is at work on it; wait for its end") from error
     except OSError as error:
         raise RunFolderError(f"{folder}: cannot be written: {error.strerror}") from error
     try:
-        _check_holder_elsewhere(folder, store)  # outside of the block that deletes the holder's mark
-        try:
-            store.write(holder, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
+        if store.url_of(folder) is not None:
+            _check_holder_elsewhere(folder, store)
+            if _is_another_run(folder, store):
+                place = store.place_of(folder)
+                raise RunFolderError(f"{place}: the run was deleted or replaced there; begin the command again")
+        with _marked(holder, store):
             store.refresh(folder)
             _mend(folder)
             with _finished_elsewhere(folder, store):
                 yield
-        finally:
-            with contextlib.suppress(StorageError):
-                store.delete(holder)
     finally:
         lock.release()
+
+
+@contextmanager
+def _marked(holder: Path, store: Store) -> Iterator[None]:
+    """Names this process as the holder of a run.
+
+    At a URL, the mark changes every few seconds, which shows other machines that the process lives. If it was silent
+    for so long that another one has taken the run, it writes nothing there any more.
+    """
+    mark = {"host": socket.gethostname(), "pid": os.getpid(), "id": secrets.token_hex(8)}
+    has_ended = threading.Event()
+
+    def is_own() -> bool:
+        return _entry(store.read_newest(holder), "id") in (None, mark["id"])
+
+    def beat() -> None:
+        for number in itertools.count(1):
+            if has_ended.wait(_SECONDS_BETWEEN_BEATS):
+                return
+            with contextlib.suppress(StorageError):  # the next one may reach the store
+                if not is_own():
+                    store.give_up(f"{store.place_of(holder.parent)}: another process has taken the run")
+                    return
+                store.write(holder, json.dumps({**mark, "beat": number}) + "\n")
+
+    store.write(holder, json.dumps(mark) + "\n")
+    beating = threading.Thread(target=beat, daemon=True)
+    if store.url_of(holder) is not None:
+        beating.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        if beating.is_alive():
+            beating.join()
+        holder.unlink(missing_ok=True)
+        with contextlib.suppress(StorageError):
+            if is_own():
+                store.delete(holder)
 
 
 def is_at_work(folder: Path, store: Store) -> bool:
@@ -66,24 +110,52 @@ def refresh(folder: Path, store: Store) -> None:
     """Fetches the files of a folder, unless another process of this machine works on it.
 
     That process writes each file here before it sends it. So its files are at least as new as those of the store, and
-    an older one must not replace them.
+    an older one must not replace them. If the run was deleted or replaced at its URL, the files of the earlier one are
+    set aside.
     """
-    if store.url_of(folder) is not None and not _is_held_here(folder / "holder.json"):
+    if store.url_of(folder) is not None and not is_held_here(folder):
+        if _is_another_run(folder, store):
+            _set_aside(folder, store)
         store.refresh(folder)
 
 
-def _is_held_here(holder: Path) -> bool:
+def is_held_here(folder: Path) -> bool:
     """Whether another process of this machine works on a run. The mark of its holder is never fetched."""
     try:
-        tree = json.loads(holder.read_bytes())
+        tree = json.loads((folder / "holder.json").read_bytes())
         if tree["host"] != socket.gethostname() or tree["pid"] == os.getpid() or not _is_alive(int(tree["pid"])):
             return False
-        with FileLock(holder.with_name("lock"), timeout=0):  # the process was killed, and another one has its number
+        with FileLock(folder / "lock", timeout=0):  # the process was killed, and another one has its number
             return False
     except Timeout:
         return True
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _is_another_run(folder: Path, store: Store) -> bool:
+    """Whether the run at a URL is not the one in this machine's folder: it was deleted there, and perhaps replaced."""
+    manifest = folder / "manifest.json"
+    here = _read(manifest)
+    if (created := _entry(here, "created")) is None:
+        return False
+    there = store.read_newest(manifest)
+    return there is None or (_entry(there, "created"), _entry(there, "id")) != (created, _entry(here, "id"))
+
+
+def _set_aside(folder: Path, store: Store) -> None:
+    with contextlib.suppress(Timeout), FileLock(folder / "lock", timeout=0):
+        if not _is_another_run(folder, store):  # another process was faster
+            return
+        places = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+        aside = next(place for place in places if not place.exists())
+        folder.rename(aside)
+        folder.mkdir()
+        store.forget(folder)
+        logging.getLogger("cvt_nas").warning(
+            "%s: the run there was deleted or replaced; this machine's copy of it is kept in %s",
+            store.place_of(folder), aside,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -99,19 +171,17 @@ def _finished_elsewhere(folder: Path, store: Store) -> Iterator[None]:
 
 
 def _check_holder_elsewhere(folder: Path, store: Store) -> None:
-    """Raises RunFolderError if the clock of a run at a URL moves, which shows that another machine works on it."""
-    if store.url_of(folder) is None:
-        return
-    holder, clock = folder / "holder.json", folder / "clock.json"
+    """Raises RunFolderError if the mark of a run's holder at a URL changes, which shows that the holder lives."""
+    holder = folder / "holder.json"
     told = store.read_newest(holder)
-    if told is None or _host_of(told) == socket.gethostname():
-        return
+    if told is None or (_entry(told, "id") is not None and _entry(told, "id") == _entry(_read(holder), "id")):
+        return  # the mark was written in this folder, whose lock is free
     deadline = time.monotonic() + _SECONDS_TO_SHOW_LIFE
-    before = store.read_newest(clock)
     while time.monotonic() < deadline:
-        if store.read_newest(clock) != before:
-            holder.write_bytes(told)
-            raise RunFolderError(f"{store.place_of(folder)}: {_described(holder)} is at work on it; wait for its end")
+        if (now := store.read_newest(holder)) is None:
+            return
+        if now != told:
+            raise RunFolderError(f"{store.place_of(folder)}: {_described(now)} is at work on it; wait for its end")
         time.sleep(1)
 
 
@@ -133,17 +203,21 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _host_of(told: bytes) -> str | None:
-    """Host in the mark of a holder; None if the mark is torn."""
+def _read(path: Path) -> bytes | None:
     try:
-        return json.loads(told)["host"]
-    except (ValueError, KeyError, TypeError):
+        return path.read_bytes()
+    except OSError:
         return None
 
 
-def _described(holder: Path) -> str:
+def _entry(told: bytes | None, name: str) -> object:
+    """Entry of a JSON object; None if it has none, or is torn."""
     try:
-        tree = json.loads(holder.read_text(encoding="utf-8"))
-        return f"process {tree['pid']} on {tree['host']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has just started
-        return "another process"
+        return json.loads(told or b"{}").get(name)
+    except (ValueError, AttributeError):
+        return None
+
+
+def _described(told: bytes | None) -> str:
+    host, pid = _entry(told, "host"), _entry(told, "pid")
+    return "another process" if host is None or pid is None else f"process {pid} on {host}"  # it has just started

@@ -73,6 +73,7 @@ class Mirror:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.url = folder, url.rstrip("/")
+        self.given_up: str | None = None  # why nothing is written to the URL any more
         self._late: dict[Path, float] = {}
         self._pieces: dict[Path, list[_Piece]] = {}  # pieces of records at the URL
         self._compared: set[Path] = set()  # records whose local copies were compared with the URL
@@ -104,6 +105,7 @@ class Mirror:
     def _put(self, there: str, write: Callable[[str], object]) -> None:
         """Calls `write` for `there`, so that other readers find the old object or the new one."""
         fs, _ = self._fs
+        self._check_not_given_up()
 
         def put() -> None:
             if self._protocol in _REPLACES_AT_ONCE:
@@ -181,6 +183,14 @@ class Mirror:
             for path in list(self._pieces):
                 if path.is_relative_to(folder) and path.exists():
                     self._push_added(path, whole=True)
+
+    def forget(self, folder: Path) -> None:
+        """Forgets what is known of the files below a local folder, which were replaced."""
+        with self._growing, self._lock:
+            for known in (self._late, self._pieces):
+                for path in [path for path in known if path.is_relative_to(folder)]:
+                    del known[path]
+            self._compared = {path for path in self._compared if not path.is_relative_to(folder)}
 
     def pull(self, path: Path) -> None:
         """Fetches a file or a folder over the local one. It does nothing if the URL has none.
@@ -310,10 +320,29 @@ class Mirror:
         return self._patiently(lambda: look(folder))
 
     def delete(self, path: Path) -> None:
-        """Deletes a file or a folder at the URL."""
+        """Deletes a file or a folder at the URL.
+
+        Files are deleted one by one, since `rm` of many file systems takes `[`, `*` and `?` for patterns.
+        """
         fs, _ = self._fs
+        there = self._there(path)
+
+        def delete() -> None:
+            fs.invalidate_cache()
+            found = fs.find(there, withdirs=True, detail=True)
+            for name in sorted(found, reverse=True):  # what is in a folder before the folder
+                if found[name].get("type") != "directory":
+                    self._remove(name)
+                elif self._protocol not in _REPLACES_AT_ONCE:  # they have no folders
+                    fs.rmdir(name)
+
+        self._check_not_given_up()
         if self.exists(path):
-            self._patiently(lambda: fs.rm(self._there(path), recursive=True))
+            self._patiently(delete)
+
+    def _check_not_given_up(self) -> None:
+        if self.given_up is not None:
+            raise StorageError(self.given_up)
 
     def as_ray_storage(self, path: Path) -> RayStorage:
         """Settings with which Ray keeps its own files at `path` of the URL."""

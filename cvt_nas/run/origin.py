@@ -2,6 +2,7 @@
 
 import os
 import platform
+import secrets
 import shlex
 import sys
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ def origin() -> dict[str, object]:
     """Entries of a manifest about the command, the machine and the packages, as plain JSON values."""
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     return {
+        "id": secrets.token_hex(8),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": os.fsencode(command).decode("utf-8", "backslashreplace"),
         "versions": {"python": platform.python_version(), **{name: _version_of(name) for name in _PACKAGES}},

@@ -24,7 +24,7 @@ def local_folder(url: str) -> Path:
     """
     if url.startswith("memory:"):
         raise StorageError(f"{url}: is seen by one process only; give a path, or a URL such as s3://bucket/run")
-    return cache_folder() / "runs" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return cache_folder() / "runs" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:

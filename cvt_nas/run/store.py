@@ -75,14 +75,6 @@ class Store:
             return True
         return self._mirror is not None and self._mirror.holds_files(folder)
 
-    def read(self, path: Path) -> str | None:
-        """Text of a file that any machine may have written; None if there is no such file."""
-        if not self.exists(path):
-            return None
-        if not path.exists():
-            self.fetch(path)
-        return path.read_text(encoding="utf-8")
-
     def read_newest(self, path: Path) -> bytes | None:
         """Current content of a file, from the mirror if there is one; None if there is no such file."""
         if self._mirror is not None:
@@ -97,6 +89,16 @@ class Store:
             path.unlink(missing_ok=True)
         if self._mirror is not None:
             self._mirror.delete(path)
+
+    def forget(self, folder: Path) -> None:
+        """Forgets what is known of the files below `folder`, which were replaced."""
+        if self._mirror is not None:
+            self._mirror.forget(folder)
+
+    def give_up(self, reason: str) -> None:
+        """Makes every later write to the mirror raise StorageError."""
+        if self._mirror is not None:
+            self._mirror.given_up = reason
 
     def finish(self, folder: Path) -> None:
         """Turns the records below `folder` into whole files in the mirror; see `Mirror.finish`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from cvt_nas.results.candidate import Candidate
 from cvt_nas.results.narrowing import Narrowing
 from cvt_nas.results.quality import SupernetQuality
+from cvt_nas.run.lock import is_held_here
 from cvt_nas.run.records import Record
 from cvt_nas.run.store import Store
 
@@ -61,7 +62,7 @@ class SupernetFolder:
 
     def narrowing(self) -> Narrowing | None:
         """Options dropped from the space so far; None if none were. Raises RunFolderError if the file is damaged."""
-        text = self._store.read(path := self._narrowing_path)
+        text = self._newest(path := self._narrowing_path)
         return None if text is None else Narrowing.from_json(text, str(path))
 
     def append_inherited(self, measured: Candidate) -> None:
@@ -70,8 +71,7 @@ class SupernetFolder:
 
     def inherited(self) -> tuple[Candidate, ...]:
         """All records of `append_inherited`, from any machine."""
-        if not self._inherited_path.exists():
-            self._store.fetch(self._inherited_path)
+        self._fetch(self._inherited_path)
         return tuple(self._inherited.read())
 
     def write_quality(self, quality: SupernetQuality) -> None:
@@ -79,5 +79,16 @@ class SupernetFolder:
 
     def quality(self) -> SupernetQuality | None:
         """How well the supernet ranks; None if it was not judged. Raises RunFolderError if the file is damaged."""
-        text = self._store.read(path := self.quality_path)
+        text = self._newest(path := self.quality_path)
         return None if text is None else SupernetQuality.from_json(text, str(path))
+
+    def _newest(self, path: Path) -> str | None:
+        """Text of a file that any machine may have written; None if there is no such file."""
+        self._fetch(path)
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+    def _fetch(self, path: Path) -> None:
+        """Fetches a file, unless another process of this machine works on the run; see `lock.refresh`."""
+        run = self.path.parent
+        if not is_held_here(run) and not is_held_here(run / "standalone"):
+            self._store.fetch(path)
