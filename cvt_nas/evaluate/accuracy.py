@@ -88,7 +88,7 @@ def evaluate_model(
     Args:
         weights: See `read_weights`. It may also be the folder of an export as ONNX or as a program, which runs on the
             CPU.
-        data: See `find_data`. If a folder of images has a folder `val/`, the images of it are used.
+        data: See `find_data`. Of a folder of images, those of `test/` are used, or else those of `val/`, or else all.
         arch: See `load_checkpoint`.
         image_size: The side of squares, or height and width. None for the network's own size.
         device: None for `cuda` if there is a GPU, and else `cpu`.

@@ -37,7 +37,8 @@ def write_weights(model: CvT, folder: Path) -> None:
 
 
 def load_model(folder: str | Path) -> CvT:
-    """Loads a trained network from a folder of `save_model` or of an export, on the CPU, in eval mode.
+    """Loads a trained network from a folder of `save_model` or of an export as `torch` or `timm`, on the CPU, in eval
+    mode.
 
     Raises:
         ArchError: The folder has no `arch.json`, or its weights are missing or belong to another network.

@@ -95,7 +95,7 @@ def front_frame(run: RunFolder) -> pd.DataFrame:
 def trials_frame(run: RunFolder) -> pd.DataFrame:
     """Every trial of the race, by number: `arch_id, status, epochs, accuracy, params, flops, on_front, ...`.
 
-    A column for each choice follows.
+    A column follows for each choice in which trials differ.
     """
     on_front = {member.number for member in run.front().members}
     rows = [

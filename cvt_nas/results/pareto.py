@@ -86,7 +86,7 @@ class ParetoFront:
 
     Args:
         members: One result for each architecture.
-        metrics: The objectives. Accuracy is maximised, costs are minimised.
+        metrics: The objectives. Accuracy and throughput are maximised, other costs are minimised.
     """
 
     members: tuple[TrialResult, ...]

@@ -66,7 +66,8 @@ class TrainingConfig:
         decay_fraction: Share of the epochs in which the schedule `wsd` decays, as 1 - sqrt(progress).
         warmup_epochs: Epochs of a linear warm-up before the peak.
         warmup_lr: Learning rate at which the warm-up starts.
-        weight_decay: Weight decay. It is not applied to norms, biases and the class token.
+        weight_decay: Weight decay. It is not applied to norms, biases, the class token, position embeddings and the
+            matrices by which subnets share kernels.
         momentum: Momentum of SGD.
         loss: The loss. `cross_entropy` is for images with one class each. `binary_cross_entropy` treats each class
             separately, is averaged over classes as in torch and timm, and allows several classes an image. `auto` is
