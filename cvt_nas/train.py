@@ -27,7 +27,7 @@ from cvt_nas.escaping import told, why_no_text
 from cvt_nas.launch.devices import ending_in, training_reports
 from cvt_nas.model import CvT, Lent, Weights, digest_of, initialise, lend, load_model, locate, means, read_weights
 from cvt_nas.results import DataIdentity, TrialResult
-from cvt_nas.run import RunFolder
+from cvt_nas.run import RunFolder, check_target
 
 
 def train(
@@ -66,8 +66,9 @@ def train(
     Raises:
         TrainingEndedError: If the training diverged, ran out of device memory, or lost its workers again and again.
         CvtNasError: If data, devices, folder or weights are not suitable.
-        StorageError: If nothing can be written any more.
+        StorageError: If `out` is a URL, or nothing can be written any more.
     """
+    check_target(out, called=f"--out {out}", makes_folders=True)
     out = Path(out).absolute()
     if why := why_no_text(out):  # trained weights with such a path could not be loaded again
         raise RunFolderError(f"--out {told(str(out))}: {why}")

@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from cvt_nas.config import Experiment, load_experiment, parse_experiment
 from cvt_nas.engine import latency_parts
 from cvt_nas.errors import ResourceError, RunFolderError, SpaceFileError, StorageError
 from cvt_nas.export.kit import made_up_weights, write_part
-from cvt_nas.latency import Deployment, LatencyTable, deployment
+from cvt_nas.latency import Deployment, LatencyTable, deployment, measuring
 from cvt_nas.latency.measuring import run_of
 from cvt_nas.model import build_model
 from cvt_nas.pipeline.latency import measure_locally, read_table, write_kit_of
@@ -308,6 +309,18 @@ def test_a_table_that_could_not_be_written_is_not_measured(
     Path("deployed.yaml").write_text(SPACE, encoding="utf-8")
     assert main(["measure", "local", "--space", "deployed.yaml", "--to", to]) == 2
     assert capsys.readouterr().err.endswith(f"cvt-nas: {to}: cannot be written: {why}\n")
+
+
+@pytest.mark.parametrize(
+    ("to", "why"), [("nowhere/table.json", "there is no folder nowhere"), ("folder", "it is a folder")]
+)
+def test_a_kit_measures_nothing_if_its_table_cannot_be_written(to: str, why: str, tmp_path: Path) -> None:
+    shutil.copy(str(measuring.__file__), tmp_path / "measure.py")  # without a plan, a measurement would fail
+    (tmp_path / "folder").mkdir()
+    words = [sys.executable, "-I", "-c", _WITHOUT_TORCH, "measure.py", "--to", to]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"error: --to {to}: cannot be written: {why}" in done.stderr
 
 
 def test_a_table_that_is_measured_here_is_written_whole_or_not_at_all(

@@ -83,7 +83,7 @@ def test_a_run_an_export_and_its_state_dict_have_the_accuracy_that_the_run_repor
     torch.save(load_model(tmp_path / "model").state_dict(), weights)
     command = ["eval", str(weights), "--arch", str(arch), "--data", "digits", "--device", "cpu"]
     assert main(command) == 0
-    assert "of 360 test images at 8 x 8" in capsys.readouterr().out
+    assert "of 360 images at 8 x 8" in capsys.readouterr().out
     assert main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(expected)
 

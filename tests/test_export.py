@@ -231,6 +231,12 @@ def test_a_refusal_names_the_formats_that_can(
     assert not (tmp_path / "model").exists()
 
 
+def test_an_unknown_format_is_an_error_that_names_the_others(small: Experiment, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="format 'onx': must be one of torch, hf, timm, onnx"):
+        export(run_of(GELU, small, tmp_path / "run"), "best", tmp_path / "model", format="onx")
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_mismatch_fails_says_by_how_much_and_deletes_nothing(
     small: Experiment, tmp_path: Path, executed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from cvt_nas.engine.latency import Latency, device_name, latency_line, latency_o
 from cvt_nas.errors import ExportError, ResourceError
 from cvt_nas.export import FORMATS
 from cvt_nas.export.latency import measure_onnx_latency, profile_latency
+from cvt_nas.latency import LatencyTable
 from cvt_nas.latency.measuring import time_in_turns
 from cvt_nas.model import CvT, build_model
 from strategies import per_stage
@@ -125,6 +127,66 @@ def test_a_processor_has_a_name_where_the_system_tells_none(monkeypatch: pytest.
 
     monkeypatch.setattr(Path, "read_text", missing)
     assert device_name(CPU)
+
+
+def cores(*kinds: str) -> str:
+    """What Linux tells of ARM's cores in `/proc/cpuinfo`."""
+    told = "processor\t: {}\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU part\t: {}\n\n"
+    return "".join(told.format(number, kind) for number, kind in enumerate(kinds))
+
+
+PI_4 = "Raspberry Pi 4 Model B Rev 1.4"
+ON_LINUX = [
+    ({"/proc/cpuinfo": "processor\t: 0\nmodel\t\t: 1\nmodel name\t: AMD EPYC\n"}, "AMD EPYC"),
+    ({"/proc/cpuinfo": f"{cores('0xd08', '0xd08')}Model\t: {PI_4}\n"}, f"{PI_4}, 2 x 0x41 0xd08"),
+    ({"/proc/cpuinfo": cores("0xd08", "0xd08"), "/proc/device-tree/model": f"{PI_4}\0"}, f"{PI_4}, 2 x 0x41 0xd08"),
+    ({"/proc/cpuinfo": cores("0xd40", "0xd40")}, "ARM, 2 x 0x41 0xd40"),
+    ({"/proc/cpuinfo": cores("0xd08", "0xd03", "0xd03")}, "ARM, 1 x 0x41 0xd08, 2 x 0x41 0xd03"),
+    ({"/proc/cpuinfo": f"model name\t: ARMv7 Processor\n{cores('0xd03')}"}, "ARM, 1 x 0x41 0xd03"),
+    ({"/proc/cpuinfo": "processor\t: 0\nisa\t: rv64imafdc\n"}, "unknown processor (riscv64)"),
+]
+
+
+@pytest.mark.parametrize(("files", "name"), ON_LINUX)
+def test_a_processor_is_told_by_its_product_or_by_its_cores(
+    files: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path, **options: Any) -> str:
+        if str(path) not in files:
+            raise FileNotFoundError(path)
+        return files[str(path)]
+
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    monkeypatch.setattr("platform.processor", lambda: "riscv64")
+    assert device_name(CPU) == name
+
+
+def test_a_mac_tells_its_processor_by_sysctl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(path: Path, **options: Any) -> str:
+        raise FileNotFoundError(path)
+
+    program = tmp_path / "sysctl"
+    program.write_text('#!/bin/sh\n[ "$*" = "-n machdep.cpu.brand_string" ] && echo "Apple M2"\n', encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.processor", lambda: "arm")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert device_name(CPU) == "Apple M2"
+    program.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert device_name(CPU) == "unknown processor (arm64)"
+
+
+def test_a_table_is_of_the_same_machine_only_if_its_processor_is_known() -> None:
+    for name, is_same in (("AMD EPYC", True), ("unknown processor (aarch64)", False)):
+        device = f"{name}, onnxruntime 1.23.0, fp32, threads: 1"
+        table = LatencyTable(parts={}, constant_us=0, device=device, error=0.0)
+        assert table.is_of(device) == is_same
+        assert not table.is_of("Intel Xeon, onnxruntime 1.23.0, fp32, threads: 1")
+        assert not table.is_of(None)
 
 
 @pytest.mark.gpu

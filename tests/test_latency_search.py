@@ -1,5 +1,6 @@
 """Latency as a cost of the search: the table of parts, the space that goes by it, and a real search."""
 
+import dataclasses
 import itertools
 import json
 import random
@@ -20,6 +21,7 @@ from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.engine.latency_table import measure_latencies, measure_table
 from cvt_nas.errors import RunFolderError, SpaceFileError
 from cvt_nas.latency import LatencyTable, block_key, embedding_key, head_key
+from cvt_nas.latency.measuring import Turns, table_of
 from cvt_nas.report import front_frame, front_table, write_report
 from cvt_nas.results import ParetoFront, TrialResult
 from cvt_nas.run import RunFolder
@@ -115,6 +117,28 @@ def test_a_table_survives_its_file_and_nothing_else_becomes_one(timed: Experimen
     for tree in ([], {}, {**table.to_json(), "parts": {"block": "slow"}}):
         with pytest.raises(RunFolderError, match="latency_table: is none"):
             LatencyTable.from_json(tree)
+
+
+@pytest.mark.parametrize("least_us", [-3_000, 0])
+def test_a_table_by_which_a_network_takes_no_time_is_refused(timed: Experiment, least_us: int) -> None:
+    table = made_up_table(timed.space)
+    least = timed.with_latency(table).space.cost_range[0].latency_us
+    table = dataclasses.replace(table, constant_us=table.constant_us + least_us - least)
+    message = f"latency_table: the fastest network of the space would take {least_us / 1e3:g} ms; measure it again"
+    with pytest.raises(RunFolderError, match=message):
+        timed.with_latency(table)
+
+
+def test_a_line_by_which_a_network_takes_no_time_gives_way_to_one_through_zero() -> None:
+    counts, wholes_us = (1, 2, 10, 4), (1, 2, 500, 150)
+    plan = {
+        "keys": ["part"], "networks": [{"counts": [count]} for count in counts], "num_fitted": 3, "deployment": None,
+        "space": None,
+    }  # fmt: skip
+    table = table_of(Turns(seconds=np.tile([100, *wholes_us], (6, 1)) / 1e6), plan, device="made up")
+    assert table["constant_us"] == 0
+    assert table["parts"] == {"part": round(sum(wholes_us[:3]) / sum(counts[:3]))}
+    assert min(table["constant_us"] + count * table["parts"]["part"] for count in counts) > 0
 
 
 class OperatorClock(TorchDispatchMode):

@@ -19,6 +19,7 @@ from wandb.proto import wandb_internal_pb2
 from conftest import small_digits
 from cvt_nas import search
 from cvt_nas.arch import ArchConfig, cost_of
+from cvt_nas.cli import main
 from cvt_nas.config import Experiment, parse_experiment
 from cvt_nas.errors import CvtNasError
 from cvt_nas.follow import trackers as module
@@ -247,6 +248,42 @@ def test_two_runs_with_the_same_name_share_an_mlflow_experiment_and_no_trial(
     assert len(client.search_runs([found.experiment_id])) == 2
 
 
+def test_a_trial_in_flight_keeps_its_run_if_a_resume_changes_the_trials_and_the_budget(
+    run: RunFolder, store: str, warned: list[str]
+) -> None:
+    tell(run, [started(4), epoch(4, 1)], warned, mlflow=store)
+    run.amend_manifest(trials=8, trials_of_file=4, time_budget=120.0)
+    tell(RunFolder.open(run.path), [started(4), epoch(4, 2), epoch(4, 3), ended(4, 3)], warned, mlflow=store)
+    assert not warned
+    (found,) = mlflow_runs(store).values()
+    assert mlflow_curve(store, found) == curve_of(4)
+
+
+def test_a_deleted_mlflow_experiment_of_the_same_name_is_refused_before_a_search_begins(
+    run: RunFolder, store: str, warned: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell(run, [started(0)], warned, mlflow=store)
+    client = mlflow_client(store)
+    found = client.get_experiment_by_name("my-run")
+    assert found is not None
+    client.delete_experiment(found.experiment_id)
+    message = (
+        f"--mlflow {store}: its experiment my-run is deleted; restore it by mlflow experiments restore "
+        f"--experiment-id {found.experiment_id}, or give the run another name by --out"
+    )
+    with pytest.raises(CvtNasError) as raised, trackers(run, mlflow=store, warn=warned.append):
+        pass
+    assert str(raised.value) == message
+    (tmp_path / "small.yaml").write_text(small_digits(), encoding="utf-8")
+    out = tmp_path / "new" / "my-run"
+    assert main(["search", "--space", str(tmp_path / "small.yaml"), "--out", str(out), "--mlflow", store]) == 2
+    assert capsys.readouterr().err.endswith(f"cvt-nas: {message}\n")
+    assert not out.exists()
+    client.restore_experiment(found.experiment_id)
+    tell(run, [ended(0, 1)], warned, mlflow=store)
+    assert not warned
+
+
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -379,9 +416,9 @@ def test_what_a_tracker_lacks_is_one_line_before_anything_starts(
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     before = dict(os.environ)
     with pytest.raises(CvtNasError, match=r"^--wandb p: no key: run wandb login, or set WANDB_API_KEY, or WANDB_MODE="):
-        check_trackers(wandb="p")
+        check_trackers(run.place, wandb="p")
     with pytest.raises(CvtNasError, match=r"^--mlflow http://127.0.0.1:1: .*[Cc]onnection.*$"):
-        check_trackers(mlflow="http://127.0.0.1:1", wandb=None, tensorboard=True)
+        check_trackers(run.place, mlflow="http://127.0.0.1:1", wandb=None, tensorboard=True)
     with (
         pytest.raises(CvtNasError, match=r"^--mlflow nonsense://x: .*nonsense.*$"),
         trackers(run, mlflow="nonsense://x"),
@@ -390,9 +427,9 @@ def test_what_a_tracker_lacks_is_one_line_before_anything_starts(
     assert {**os.environ, "MLFLOW_DISABLE_TELEMETRY": ""} == {**before, "MLFLOW_DISABLE_TELEMETRY": ""}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(CvtNasError, match=r"^--mlflow x: needs pip install 'cvt-nas\[mlflow\]'$"):
-        check_trackers(mlflow="x")
+        check_trackers(run.place, mlflow="x")
     with pytest.raises(CvtNasError, match=r"^--wandb x: needs pip install 'cvt-nas\[wandb\]'$"):
-        check_trackers(wandb="x")
+        check_trackers(run.place, wandb="x")
 
 
 # --- a search

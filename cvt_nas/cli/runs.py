@@ -84,8 +84,9 @@ def report(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     from cvt_nas.report import Comparison, compare_page
-    from cvt_nas.run import RunFolder, write_atomically
+    from cvt_nas.run import RunFolder, check_target, write_atomically
 
+    check_target(options.to, called=f"--to {options.to}", makes_folders=True)
     comparison = Comparison.of([RunFolder.open(place) for place in options.runs])
     options.to.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(options.to.absolute(), compare_page(comparison))
@@ -120,7 +121,7 @@ def export(options: argparse.Namespace) -> int:
     result = export(
         run,
         options.pick,
-        to,
+        options.to,
         format=options.format,
         opset=options.opset,
         data=options.data,

@@ -45,7 +45,8 @@ def search(options: argparse.Namespace) -> int:
     if options.ui is not None:
         check_watch()
     tracked = {"tensorboard": options.tensorboard, "mlflow": options.mlflow, "wandb": options.wandb}
-    check_trackers(**tracked)
+    out = options.out or f"results/{experiment.name}"
+    check_trackers(out, **tracked)
     callbacks = [load_plugin(name, "--callback") for name in options.callback]
 
     def warn(message: str) -> None:
@@ -74,7 +75,6 @@ def search(options: argparse.Namespace) -> int:
             track = stack.enter_context(trackers(run, **tracked, warn=warn))
             yield following(stack.enter_context(shown), track)
 
-    out = options.out or f"results/{experiment.name}"
     with SignalledStop(console) as stop:
         run = run_search(
             experiment,

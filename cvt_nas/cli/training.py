@@ -63,7 +63,7 @@ def train(options: argparse.Namespace) -> int:
     result = train(
         arch,
         experiment,
-        out=out,
+        out=options.out or out,
         data=data,
         num_workers=options.gpus,
         seed=options.seed,
@@ -122,7 +122,10 @@ def evaluate(options: argparse.Namespace) -> int:
     from cvt_nas.arch import NAMED_ARCHS, size_text
     from cvt_nas.config import can_be_named, space_file_of
     from cvt_nas.evaluate import evaluate_model
+    from cvt_nas.run import check_target
 
+    if options.to is not None:
+        check_target(options.to, called=f"--to {options.to}", makes_folders=True)
     weights, data, arch, read_as = options.weights, options.data, None, None
     if re.match("https?://", weights):
         raise ArchError(f"{weights}: is an address; download the weights first, and give their file or folder")
@@ -167,7 +170,7 @@ def evaluate(options: argparse.Namespace) -> int:
         return 0
     tops = [] if found.top1 is None else [f"top-1 {found.top1:.4f}", f"top-5 {found.top5:.4f}"]
     others = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.metrics.items()]
-    write(f"{found.arch_id}: {', '.join([*tops, *others])} of {found.num_images:,} test images at "
+    write(f"{found.arch_id}: {', '.join([*tops, *others])} of {found.num_images:,} images at "
           f"{size_text(found.image_size)}")  # fmt: skip
     if paths:
         write("wrote " + ", ".join(quoted(str(path)) for path in paths.values()))

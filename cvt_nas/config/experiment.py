@@ -28,7 +28,7 @@ from cvt_nas.config.idle import without_effect
 from cvt_nas.config.priors import priors_of
 from cvt_nas.config.reader import MAX_LENGTH, Reader, did_you_mean, explain
 from cvt_nas.config.sections import DaNasConfig, DataConfig, SearchConfig, SpaceFile, SupernetConfig, TrainingConfig
-from cvt_nas.errors import ArchError, SpaceFileError
+from cvt_nas.errors import ArchError, RunFolderError, SpaceFileError
 from cvt_nas.latency import Deployment, LatencyTable
 from cvt_nas.ready import ready_spaces
 from cvt_nas.results import HypervolumeBox, Metric, rung_epochs
@@ -96,10 +96,15 @@ class Experiment:
 
         Raises:
             SpaceFileError: No architecture is as fast as the constraints ask.
-            RunFolderError: The table is of another space, or of another deployment.
+            RunFolderError: The table is of another space, or of another deployment. Or the fastest network would take
+                no time by it.
         """
         table.check_fits(self.space.as_deployed.parts(), self.deployment)
         space = dataclasses.replace(self.space, latency=table)
+        if (fastest := space.cost_range[0].latency_ms) <= 0:
+            raise RunFolderError(
+                f"latency_table: the fastest network of the space would take {fastest:g} ms; measure it again"
+            )
         if space.sample_feasible(random.Random(0), tries=20_000) is None:
             least, bounds = space.cost_range[0], space.bounds
             limits = [

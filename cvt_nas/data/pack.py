@@ -22,6 +22,7 @@ from cvt_nas.data.records import Images, Role
 from cvt_nas.data.transforms import resized
 from cvt_nas.errors import DataError
 from cvt_nas.escaping import told
+from cvt_nas.run import check_target
 
 QUALITY = 90
 _SETTINGS = ".pack.json"  # hidden, so that it is no part of the data set
@@ -74,7 +75,9 @@ def pack(
     Raises:
         DataError: `root` is no data set of class folders; `to` is a part of it, or holds something else; or images
             cannot be read and must not be skipped.
+        StorageError: `to` is a URL.
     """
+    check_target(to, called=f"--to {to}", makes_folders=True)
     from joblib import cpu_count
 
     layout = find_layout(root)

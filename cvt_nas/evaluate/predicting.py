@@ -26,7 +26,7 @@ from cvt_nas.engine import logits_of
 from cvt_nas.engine.network import Network, check_program, open_network
 from cvt_nas.errors import DataError, ResourceError
 from cvt_nas.model import imagenet_classes
-from cvt_nas.run import write_atomically
+from cvt_nas.run import check_target, write_atomically
 
 _COLUMN = ("path", "image", "filename", "file", "filepath", "image_path", "name")  # names of a column of paths
 _SECONDS_BETWEEN = 5.0
@@ -85,7 +85,9 @@ def predict(
     Raises:
         ArchError, ResourceError: See `evaluate_model`.
         DataError: If there are no images, or if `to` exists already, has other columns, or answers of another network.
+        StorageError: If `to` cannot be written; see `check_target`.
     """
+    check_target(to)
     if device == "cuda" and not torch.cuda.is_available():
         raise ResourceError("--device cuda: this machine has no GPU")
     say = on_note or (lambda _: None)

@@ -22,7 +22,7 @@ from cvt_nas.export.int8 import card_rows, export_int8
 from cvt_nas.model import CvT, Logits, load_model, probe_error, probe_logits
 from cvt_nas.model.onnx_files import OPSET
 from cvt_nas.results import TrialResult
-from cvt_nas.run import RunFolder
+from cvt_nas.run import RunFolder, check_target
 
 LOGIT_TOLERANCE = 1e-5
 _NUM_IMAGES = 3  # differs from the exporters' example, to test that any number of images works
@@ -60,12 +60,16 @@ def export(
         The trial whose network was exported.
 
     Raises:
-        ExportError: The folder `to` is not empty or cannot be written. The trial has no weights. The format cannot hold
-            the network, needs a missing package or lacks the opset. Or the logits differ, or int8 differs too much
-            from fp32.
+        ExportError: There is no such format. The folder `to` is not empty or cannot be written. The trial has no
+            weights. The format cannot hold the network, needs a missing package or lacks the opset. Or the logits
+            differ, or int8 differs too much from fp32.
         DataError: The data set is missing, or is not the run's.
         RunFolderError: `pick` matches nothing in this run.
+        StorageError: `to` is a URL.
     """
+    check_target(to, called=f"--to {to}", makes_folders=True)
+    if format not in FORMATS:
+        raise ExportError(f"format {format!r}: must be one of {', '.join(FORMATS)}")
     to, chosen, result = Path(to), FORMATS[format], run.pick(pick)
     source = _weights_of(run, result)
     if chosen.missing:

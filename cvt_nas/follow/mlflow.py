@@ -54,8 +54,8 @@ class MLflow(Tracker):
             self._client.set_terminated(run_id, status="KILLED")
 
 
-def check_mlflow(uri: str) -> None:
-    """Raises CvtNasError if no MLflow server answers at `uri`."""
+def check_mlflow(uri: str, run_name: str) -> None:
+    """Raises CvtNasError if no MLflow server answers at `uri`, or its experiment `run_name` is deleted."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # like Ray's usage statistics
     import mlflow
 
@@ -64,9 +64,14 @@ def check_mlflow(uri: str) -> None:
     limits = {name: value for name, value in limits.items() if name not in os.environ}
     os.environ.update(limits)
     try:
-        mlflow.MlflowClient(uri).search_experiments(max_results=1)
+        experiment = mlflow.MlflowClient(uri).get_experiment_by_name(run_name)
     except Exception as error:
         raise CvtNasError(f"--mlflow {uri}: {first_line(error)}") from error
     finally:
         for name in limits:
             del os.environ[name]
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        raise CvtNasError(
+            f"--mlflow {uri}: its experiment {run_name} is deleted; restore it by mlflow experiments restore "
+            f"--experiment-id {experiment.experiment_id}, or give the run another name by --out"
+        )

@@ -13,6 +13,7 @@ from cvt_nas.results.events import EpochDone, RaceEvent, TrialPaused, TrialStart
 from cvt_nas.run import RunFolder
 
 LOST = {"diverged", "failed", "oom"}
+_IDENTITY = ("id", "created", "command", "fingerprint", "seed", "name")  # of a run: `--resume` changes none of them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +35,9 @@ class Tracker(ABC):
     """Keeps the trials that are on a worker, and calls a method for each event. The run's name groups trials."""
 
     def __init__(self, run: RunFolder) -> None:
-        self.run_name = Path(run.place).name
-        self.run_key = hashlib.sha256(json.dumps(run.manifest, sort_keys=True).encode()).hexdigest()[:8]
+        identity = {key: run.manifest.get(key) for key in _IDENTITY}
+        self.run_name = name_of(run.place)
+        self.run_key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
         self._live: dict[int, TrackedTrial] = {}
 
     def __call__(self, event: RaceEvent) -> None:
@@ -83,6 +85,11 @@ class Tracker(ABC):
             self.begin(trial)
             self._live[number] = trial
         return self._live[number]
+
+
+def name_of(place: str | Path) -> str:
+    """Name of the run at a path or URL, as trackers show it."""
+    return Path(place).absolute().name
 
 
 def config_of(number: int, arch: ArchConfig, seed: int) -> dict[str, str | int | float]:

@@ -6,11 +6,12 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from cvt_nas.errors import CvtNasError, first_line
 from cvt_nas.follow.mlflow import MLflow, check_mlflow
 from cvt_nas.follow.tensorboard import TensorBoard
-from cvt_nas.follow.tracker import Tracker
+from cvt_nas.follow.tracker import Tracker, name_of
 from cvt_nas.follow.wandb import Wandb, check_wandb
 from cvt_nas.results.events import Follower, RaceEvent, following
 from cvt_nas.run import RunFolder
@@ -49,7 +50,7 @@ def trackers(
     Raises:
         CvtNasError: See `check_trackers`.
     """
-    check_trackers(mlflow=mlflow, wandb=wandb)
+    check_trackers(run.place, mlflow=mlflow, wandb=wandb)
     makers: list[tuple[str, Callable[[], Tracker]]] = []
     if tensorboard:
         makers.append(("--tensorboard", lambda: TensorBoard(run)))
@@ -61,17 +62,20 @@ def trackers(
         yield following(*[stack.enter_context(_in_thread(name, make, warn)) for name, make in makers])
 
 
-def check_trackers(*, tensorboard: bool = False, mlflow: str | None = None, wandb: str | None = None) -> None:
-    """Checks the trackers before any compute is spent.
+def check_trackers(
+    place: str | Path, *, tensorboard: bool = False, mlflow: str | None = None, wandb: str | None = None
+) -> None:
+    """Checks the trackers of the run at a path or URL before any compute is spent.
 
-    Raises CvtNasError if a package is missing, no MLflow server answers, or there is no key for Weights & Biases.
+    Raises CvtNasError if a package is missing, no MLflow server answers, MLflow's experiment of the run is deleted, or
+    there is no key for Weights & Biases.
     """
     del tensorboard  # its package is always installed
     for package, option in {"mlflow": mlflow, "wandb": wandb}.items():
         if option is not None and importlib.util.find_spec(package) is None:
             raise CvtNasError(f"--{package} {option}: needs pip install 'cvt-nas[{package}]'")
     if mlflow is not None:
-        check_mlflow(mlflow)
+        check_mlflow(mlflow, name_of(place))
     if wandb is not None:
         check_wandb(wandb)
 

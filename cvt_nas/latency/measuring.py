@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +30,7 @@ _TURN_SECONDS, _MIN_PASSES, _MAX_PASSES = 2e-3, 3, 20  # per turn; the median ca
 _MOST_WAITING = 3  # limit of wall time, as a multiple of `max_seconds`
 _MEMORY_PASSES = 5
 PART_SECONDS, WHOLE_SECONDS = 0.1, 0.5  # budget per part, and per whole network
+UNKNOWN_PROCESSOR = "unknown processor"  # how `processor_name` begins if only the architecture is known
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +116,8 @@ def table_of(turns: Turns, plan: Mapping[str, Any], *, device: str) -> dict[str,
 
     The sum of the times of parts is greater than the time of their network: in a network, the start and the end of a
     part overlap with other parts, and a runtime fuses operations across the border of two parts. A line fitted to the
-    first whole networks corrects the sums. The other networks measure how good the correction is.
+    first whole networks corrects the sums. If some network would take no time by it, or a larger sum less time, a line
+    through zero takes its place. The other networks measure how good the correction is.
 
     Args:
         turns: Times of the parts, then of the whole networks, in the order of `plan`.
@@ -128,8 +131,8 @@ def table_of(turns: Turns, plan: Mapping[str, Any], *, device: str) -> dict[str,
     counts = np.array([network["counts"] for network in plan["networks"]], dtype=float)
     sums_us = counts @ parts_us
     scale, constant = np.polyfit(sums_us[:num_fitted], wholes_us[:num_fitted], 1)
-    if scale <= 0:  # if all networks are alike, their times differ by noise alone
-        scale, constant = float(wholes_us.mean() / sums_us.mean()), 0.0
+    if scale <= 0 or (scale * sums_us + constant).min() <= 0:  # such as where networks differ by noise alone
+        scale, constant = float(wholes_us[:num_fitted].mean() / sums_us[:num_fitted].mean()), 0.0
     off = (scale * sums_us + constant)[num_fitted:] / wholes_us[num_fitted:] - 1
     return {
         "parts": {key: round(scale * us) for key, us in zip(keys, parts_us.tolist(), strict=True)},
@@ -263,13 +266,38 @@ def _noise(shape: Sequence[Any], deployment: Mapping[str, Any]) -> np.ndarray:
 
 
 def processor_name() -> str:
-    """Product name of the CPU, or else its architecture."""
+    """Product name of the CPU.
+
+    Linux has none for ARM. There, the name consists of the model of the machine, as far as it is known, and the number
+    of cores of each kind. If only the architecture is known, the name begins with `UNKNOWN_PROCESSOR`.
+    """
+    lines = [line.partition(":") for line in _text_of("/proc/cpuinfo").splitlines()]
+
+    def values(name: str) -> list[str]:
+        return [value.strip() for key, _, value in lines if key.strip() == name]
+
+    if cores := Counter(zip(values("CPU implementer"), values("CPU part"), strict=False)):
+        model = (values("Model") or [_text_of("/proc/device-tree/model").strip("\0\n ")])[0]
+        return ", ".join([model or "ARM", *(f"{number} x {' '.join(kind)}" for kind, number in cores.items())])
+    if names := values("model name"):
+        return names[0]
+    name = _mac_processor() if platform.system() == "Darwin" else platform.processor()
+    return name if " " in name else f"{UNKNOWN_PROCESSOR} ({platform.machine()})"  # one word is an architecture
+
+
+def _text_of(file: str) -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return Path(file).read_text(encoding="utf-8")
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return ""
+
+
+def _mac_processor() -> str:
+    words = ["sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def memory_growth(load: Callable[[], Callable[[], object]]) -> float | None:
@@ -314,6 +342,14 @@ def _print_memory(file: Path, deployment: Mapping[str, Any]) -> None:
     print(json.dumps(memory_growth(lambda: run_of(file, deployment))))
 
 
+def _why_not_writable(file: Path) -> str | None:
+    if file.is_dir():
+        return "it is a folder"
+    if not file.parent.is_dir():
+        return f"there is no folder {file.parent}"
+    return None if os.access(file if file.exists() else file.parent, os.W_OK) else "permission denied"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures the networks of this folder on this machine.")
     parser.add_argument("--to", type=Path, metavar="TABLE", help="file to write the table of latencies to")
@@ -325,6 +361,8 @@ def main() -> None:
         return _print_memory(options.memory, options.deployment)
     if options.to is None:
         parser.error("--to TABLE is missing")
+    if why := _why_not_writable(options.to):
+        parser.error(f"--to {options.to}: cannot be written: {why}")
     folder = Path(__file__).resolve().parent
     try:
         table = measure_kit(folder, max_seconds=options.seconds)

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from cvt_nas.arch import ArchConfig, BlockConfig, Grid, StageConfig, size_text
 from cvt_nas.errors import RunFolderError
 from cvt_nas.latency.deployment import Deployment
+from cvt_nas.latency.measuring import UNKNOWN_PROCESSOR
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +121,10 @@ class LatencyTable:
                 f"latency_table: was measured with {', '.join(differences)} of section deploy; measure again, or "
                 f"change the section"
             )
+
+    def is_of(self, device: str | None) -> bool:
+        """Whether the table was measured on a device of this description. A processor of unknown kind is never it."""
+        return device is not None and device == self.device and not device.startswith(UNKNOWN_PROCESSOR)
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

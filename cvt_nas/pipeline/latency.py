@@ -114,7 +114,7 @@ def _measure_archs(
         deployment, here = table.deployment, None
         with contextlib.suppress(ModuleNotFoundError, ResourceError):
             here = description_of(deployment, setup.torch_device)
-        if here != table.device:
+        if not table.is_of(here):
             return []
     return measure_deployed(archs, deployment, device=setup.torch_device)
 
@@ -141,7 +141,8 @@ def write_kit_of(
     experiment: Experiment, folder: Path, *, num_judged: int, seed: int, on_progress: Callable[[int, int], None]
 ) -> Deployment:
     """Writes a kit that measures a space on another machine; see `write_kit`. Raises ResourceError if the runtime does
-    not run ONNX graphs, or a package is missing here."""
+    not run ONNX graphs, or a package is missing here, and StorageError if `folder` is a URL."""
+    check_target(folder, makes_folders=True)
     deployment = told_deployment(experiment)
     if not deployment.facts.is_graph:
         raise ResourceError(

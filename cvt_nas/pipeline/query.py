@@ -22,7 +22,7 @@ from cvt_nas.pipeline.narrowing import searched_space
 from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.surrogate import Surrogate
 from cvt_nas.results import Inherited, smoothed_accuracies
-from cvt_nas.run import RunFolder
+from cvt_nas.run import RunFolder, check_target
 from cvt_nas.space import Bound, CostMetric, SearchSpace
 
 _MAX_PROMISING = 2_000  # architectures to choose from by latency
@@ -87,8 +87,11 @@ def query(
         RunFolderError: The run has no trained supernet or too few candidates, or nothing was found within the limits.
             Or the trainings to reuse do not compare.
         CvtNasError: The data are missing or not valid.
+        StorageError: `to` is a URL.
     """
-    to = None if to is None else Path(to)
+    if to is not None:
+        check_target(to, called=f"--to {to}", makes_folders=True)
+        to = Path(to)
     if to is not None and (why := why_no_text(to)):
         raise RunFolderError(f"--to {told(str(to))}: {why}")
     if to is not None and to.exists() and (not to.is_dir() or any(to.iterdir())):

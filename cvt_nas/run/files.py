@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing_extensions import Buffer
 
 from cvt_nas.errors import RunFolderError, StorageError
 from cvt_nas.results.parsing import json_text, load_finite
+from cvt_nas.run.places import is_url
 
 _FOR_GOOD = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG,
@@ -43,17 +45,25 @@ def patiently(action: Callable[[], T], *, seconds: float = 60.0) -> T:
         pause = min(2 * pause, 5.0)
 
 
-def check_target(file: Path, *, called: str = "") -> None:
+def check_target(file: str | Path, *, called: str = "", makes_folders: bool = False) -> None:
     """Checks, before work whose result will be written to `file`, that it can be.
 
     Args:
         called: What the message calls the file; its path by default.
+        makes_folders: Whether the work makes the folder of `file`, or a folder at `file`. Then only a URL is refused.
 
     Raises:
-        StorageError: Its folder is missing or cannot be written to, or `file` is something other than a regular file.
+        StorageError: `file` is a URL. Or its folder is missing or cannot be written to, or `file` is something other
+            than a regular file.
     """
-    folder, why = file.parent, None
-    if not folder.is_dir():
+    url = re.sub("^([^/]{2,}:)/(?!/)", r"\1//", str(file))  # a `Path` of a URL has lost a slash
+    file, why = Path(file), None
+    folder = file.parent
+    if is_url(url):
+        called, why = called or url, "only a search writes to a URL; give a path"
+    elif makes_folders:
+        return
+    elif not folder.is_dir():
         why = f"there is no folder {folder}"
     elif not os.access(folder, os.W_OK | os.X_OK):
         why = f"nothing can be written to {folder}"
