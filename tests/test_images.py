@@ -217,7 +217,7 @@ def test_eval_of_a_run_skips_what_the_run_skips(tmp_path: Path, capsys: pytest.C
     (arch_id,) = RunFolder.open(out).test_accuracies()
     assert main(["eval", f"{out}:{arch_id}", "--data", str(root), "--device", "cpu"]) == 0
     told = capsys.readouterr()
-    assert "of 5 test images" in told.out
+    assert "of 5 images" in told.out
     assert "1 of 6 images cannot be read and is skipped: val/dog/1.png" in told.err
     assert main(["eval", str(out / "models" / arch_id), "--data", str(root), "--device", "cpu"]) == 2
 
