@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cvt_nas.plan.measuring import state_machine
 from cvt_nas.plan.values import Begun, Plan
 from cvt_nas.report import write_report
 from cvt_nas.run import RunFolder
+from cvt_nas.run.places import cache_folder
 from small_device import SmallDevice
 from test_results import MANIFEST, trial
 
@@ -327,8 +329,14 @@ def plan_line(tmp_path: Path, *more: str, text: str | None = None) -> list[str]:
     return ["plan", "--space", str(space), *more]
 
 
-def test_the_plan_of_this_machine_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(plan_line(tmp_path, "--cpus", "2", "--gpus", "0", "--json")) == 0
+def test_the_plan_of_this_machine_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, usage = list[Path](), shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: (looked.append(folder), usage(folder))[1])
+    assert main(plan_line(tmp_path, "--cpus", "2", "--gpus", "0", "--out", f"file://{tmp_path}/run", "--json")) == 0
+    assert looked, "a run at a URL keeps a folder on this machine's disk"
+    assert all(folder.is_relative_to(cache_folder()) for folder in looked)
     found = json.loads(capsys.readouterr().out)
     assert found.keys() == KEYS
     assert (found["gpus"], found["slots"], found["gpu_hours"]) == (0, 2, 0)

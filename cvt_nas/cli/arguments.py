@@ -120,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--gpus-per-trial", type=_gpus_per_trial, metavar="X", help="a fraction below 1, a whole number, or auto"
     )
     plan.add_argument("--cpus", type=_whole, metavar="N", help="CPUs to use; all of them if absent")
-    plan.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="where the search would write")
+    plan.add_argument("--out", default="results", metavar="DIR", help="where the search would write, or its URL")
     plan.add_argument("--trials", type=_positive, metavar="N", help="instead of the file's number")
     plan.add_argument(
         "--hours", type=_above_0, metavar="H", help="find the trials, epochs and grace period that end in H hours"

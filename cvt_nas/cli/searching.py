@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from cvt_nas.cli.output import command, nothing_found, print_front, say, write
@@ -129,6 +130,7 @@ def plan(options: argparse.Namespace) -> int:
 
     from cvt_nas.config import load_experiment
     from cvt_nas.plan.planning import plan as plan_search
+    from cvt_nas.run.places import is_url, local_folder
 
     experiment, console = load_experiment(options.space), Console(stderr=True, soft_wrap=True)
     found = plan_search(
@@ -142,7 +144,7 @@ def plan(options: argparse.Namespace) -> int:
         images_per_second=options.images_per_second,
         loader_images_per_second=options.loader_images_per_second,
         gpu_memory=options.gpu_memory,
-        out=options.out,
+        out=local_folder(options.out) if is_url(options.out) else Path(options.out),
         on_note=lambda note: say(console, f"note: {note}"),
     )
     if options.json:

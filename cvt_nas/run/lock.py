@@ -72,7 +72,7 @@ def _marked(holder: Path, store: Store) -> Iterator[None]:
         for number in itertools.count(1):
             if has_ended.wait(_SECONDS_BETWEEN_BEATS):
                 return
-            with contextlib.suppress(StorageError):  # the next one may reach the store
+            with contextlib.suppress(OSError):  # the next one may reach the store
                 if not is_own():
                     store.give_up(f"{store.place_of(holder.parent)}: another process has taken the run")
                     return
