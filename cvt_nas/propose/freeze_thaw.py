@@ -18,10 +18,9 @@ from cvt_nas.propose.observations import Observation
 from cvt_nas.propose.study import PartialTrial, Study
 
 _MARGIN = 40.0  # multiplied by the epochs of a full training, and divided by all epochs so far
-_WORTH = (
-    1e-4  # hypervolume; once no new trial begins, a paused trial goes on if its expected gain an epoch left is more
-)
-# than this share for each epoch of a full training
+# Hypervolume over the epochs of a full training. Once no new trial begins, a paused trial goes on only if it is
+# expected to gain as much for each epoch that is left.
+_WORTH = 1e-4
 
 
 class FreezeThaw:
